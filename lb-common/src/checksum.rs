@@ -1,0 +1,121 @@
+//! Ones' complement checksum arithmetic (RFC 1071), with incremental update (RFC 1624, equation 3).
+//!
+//! Sums are kept unfolded in a `u64`, made of 16-bit words **in the byte order of the host as loaded from the wire**:
+//! ones' complement sums do not depend on byte order (RFC 1071, 2.B), so nothing is swapped.
+
+/// Folds an unfolded sum to 16 bits.
+#[inline(always)]
+pub const fn fold(mut sum: u64) -> u16 {
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// Sum of the 16-bit words of a 4-byte aligned length of bytes, as loaded from memory.
+#[inline(always)]
+pub fn sum4(bytes: [u8; 4]) -> u64 {
+    u32::from_ne_bytes(bytes) as u64
+}
+
+/// Sum of a 16-byte address.
+#[inline(always)]
+pub fn sum16(b: [u8; 16]) -> u64 {
+    sum4([b[0], b[1], b[2], b[3]])
+        + sum4([b[4], b[5], b[6], b[7]])
+        + sum4([b[8], b[9], b[10], b[11]])
+        + sum4([b[12], b[13], b[14], b[15]])
+}
+
+/// Sum of any bytes; an odd last byte is padded with zero.
+pub fn sum_bytes(bytes: &[u8]) -> u64 {
+    let mut sum = 0;
+    let mut words = bytes.chunks_exact(2);
+    for word in &mut words {
+        if let &[a, b] = word {
+            sum += u16::from_ne_bytes([a, b]) as u64;
+        }
+    }
+    if let &[last] = words.remainder() {
+        sum += u16::from_ne_bytes([last, 0]) as u64;
+    }
+    sum
+}
+
+/// The change a rewrite makes: what to feed to [`update`]. `old` and `new` are sums as made by the functions above.
+#[inline(always)]
+pub const fn difference(old: u64, new: u64) -> u64 {
+    // ~old + new, per 16-bit word (RFC 1624): the complement of the folded sum is the sum of the complements.
+    (!fold(old)) as u64 + new
+}
+
+/// The checksum field after its data changed by `difference`. Field values are as loaded from the wire.
+#[inline(always)]
+pub const fn update(checksum: u16, difference: u64) -> u16 {
+    !fold((!checksum) as u64 + difference)
+}
+
+/// [`update`] for UDP: a computed zero is sent as all ones (RFC 768, RFC 8200 8.1).
+#[inline(always)]
+pub const fn update_udp(checksum: u16, difference: u64) -> u16 {
+    match update(checksum, difference) {
+        0 => 0xffff,
+        sum => sum,
+    }
+}
+
+/// The checksum of data with this sum.
+#[inline(always)]
+pub const fn finish(sum: u64) -> u16 {
+    !fold(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn reference(bytes: &[u8]) -> u16 {
+        let mut sum = 0u32;
+        for pair in bytes.chunks(2) {
+            sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !(sum as u16)
+    }
+
+    #[test]
+    fn rfc1071_example() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(fold(sum_bytes(&bytes)).to_ne_bytes(), [0xdd, 0xf2]);
+    }
+
+    proptest! {
+        #[test]
+        fn whole_packet_checksum_agrees_with_the_reference(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            prop_assert_eq!(u16::from_be_bytes(finish(sum_bytes(&bytes)).to_ne_bytes()), reference(&bytes));
+        }
+
+        #[test]
+        fn incremental_update_agrees_with_computing_anew(
+            mut bytes in prop::collection::vec(any::<u8>(), 40..1500), new in any::<[u8; 16]>(), at in 0usize..12,
+        ) {
+            let at = at & !1;
+            let before = finish(sum_bytes(&bytes));
+            let mut old = [0; 16];
+            old.copy_from_slice(&bytes[at..at + 16]);
+            bytes[at..at + 16].copy_from_slice(&new);
+            let updated = update(before, difference(sum16(old), sum16(new)));
+            // 0x0000 and 0xffff are the same number in ones' complement; only an all-zero packet tells them apart.
+            prop_assert_eq!(updated, finish(sum_bytes(&bytes)));
+        }
+
+        #[test]
+        fn a_udp_checksum_is_never_zero(checksum in any::<u16>(), diff in 0u64..0xffff_ffff) {
+            prop_assert_ne!(update_udp(checksum, diff), 0);
+        }
+    }
+}

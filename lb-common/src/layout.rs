@@ -1,0 +1,314 @@
+//! Keys and values of the BPF maps.
+//!
+//! These layouts are an interface: people read them with `bpftool map dump pinned …`, programs may too. Addresses are
+//! byte arrays in network order, as they stand in a packet; **ports and every other number are in host byte order**.
+//! Padding is explicit and always zero, because the kernel compares keys byte by byte. `docs/maps.md` documents each map.
+//!
+//! A change of any layout here must change [`LAYOUT_VERSION`].
+
+use core::mem::{offset_of, size_of};
+
+use crate::family::{Family, V4, V6};
+
+/// Version of everything in this module. Part of the pin path (`<bpffs>/sluice/v1/…`), so that an agent never reuses
+/// a map whose entries it would misread.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// `IPPROTO_TCP`.
+pub const TCP: u8 = 6;
+/// `IPPROTO_UDP`.
+pub const UDP: u8 = 17;
+/// `IPPROTO_SCTP`.
+pub const SCTP: u8 = 132;
+
+/// Key of `SERVICES_V4` and `SERVICES_V6`: an address and port that clients use.
+///
+/// `addr` all zero: any address of this node that takes NodePorts (those in `NODE_ADDRS_V4`/`V6`).
+/// `port` zero and `protocol` zero: the address itself belongs to a service, whatever the port.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct ServiceKey<A> {
+    pub addr: A,
+    pub port: u16,
+    pub protocol: u8,
+    pub pad: u8,
+}
+
+/// Value of `SERVICES_V4` and `SERVICES_V6`: where the endpoints are and how one is chosen.
+///
+/// A service has two ranges of `SLOTS`: one for traffic from outside the cluster, one for traffic from pods and from
+/// this node; they are the same range unless a traffic policy makes them differ. Both live in one entry, so that
+/// replacing it changes both views at once. A range with a count of zero: no endpoint (see [`service_flags`]).
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Names the service port in `SERVICE_NAMES`; the same for all addresses and both families of that port.
+    pub service_id: u32,
+    /// Bits of [`service_flags`].
+    pub flags: u32,
+    /// First slot and number of slots for traffic from outside.
+    pub outside_base: u32,
+    pub outside_count: u32,
+    /// First slot and number of slots for traffic from pods and from this node.
+    pub inside_base: u32,
+    pub inside_count: u32,
+    /// ClientIP session affinity: seconds, 0 when off.
+    pub affinity_seconds: u32,
+    /// One of [`algorithm`].
+    pub algorithm: u8,
+    /// One of [`kind`].
+    pub kind: u8,
+    pub pad: u16,
+}
+
+/// Bits of [`Service::flags`].
+pub mod service_flags {
+    /// No endpoint for traffic from outside: drop instead of reject (a Local policy without local endpoints).
+    pub const OUTSIDE_DROP: u32 = 1 << 0;
+    /// No endpoint for traffic from pods and this node: drop instead of reject.
+    pub const INSIDE_DROP: u32 = 1 << 1;
+    /// `loadBalancerSourceRanges` applies: sources outside `SOURCE_RANGES_V4`/`V6` of this service are dropped.
+    pub const SOURCE_RANGES: u32 = 1 << 2;
+    /// The address is external (NodePort, external IP, load balancer): a Local policy short-circuits for pods.
+    pub const EXTERNAL: u32 = 1 << 3;
+    /// The two ranges differ: the source of a packet must be told apart (pod and node, or outside).
+    pub const POLICY_LOCAL: u32 = 1 << 4;
+}
+
+/// Values of [`Service::algorithm`]: how the slot is chosen.
+pub mod algorithm {
+    /// Uniformly at random over the slots. Weights are repetitions of a backend in the slots.
+    pub const RANDOM: u8 = 0;
+}
+
+/// Values of [`Service::kind`]: which address of the service the entry stands for.
+pub mod kind {
+    pub const CLUSTER_IP: u8 = 1;
+    pub const NODE_PORT: u8 = 2;
+    pub const EXTERNAL_IP: u8 = 3;
+    pub const LOAD_BALANCER: u8 = 4;
+}
+
+/// Value of `BACKENDS_V4` and `BACKENDS_V6`, indexed by backend id: one endpoint of one service port.
+///
+/// Id 0 is never used. An id is not given to another endpoint before every flow that names it is gone.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Backend<A> {
+    pub addr: A,
+    pub port: u16,
+    /// Bits of [`backend_flags`].
+    pub flags: u16,
+    pub service_id: u32,
+}
+
+/// Bits of [`Backend::flags`]. Zero: the endpoint is gone.
+pub mod backend_flags {
+    /// The endpoint exists. Cleared when it is gone: its UDP flows then move to another endpoint with their next packet.
+    pub const PRESENT: u16 = 1 << 0;
+    /// The endpoint runs on this node: packets are handed up the stack instead of being sent out again.
+    pub const LOCAL: u16 = 1 << 1;
+    /// The endpoint takes no new connections (it terminates): open ones go on.
+    pub const DRAINING: u16 = 1 << 2;
+}
+
+/// Key of the flow tables: a packet's 5-tuple as it arrives at the hook.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct FlowKey<A> {
+    pub src_addr: A,
+    pub dst_addr: A,
+    pub src_port: u16,
+    pub dst_port: u16,
+    pub protocol: u8,
+    pub pad: [u8; 3],
+}
+
+/// Value of the flow tables: what becomes of the packet. A connection has two entries, one per direction; the key of
+/// the other one is this entry's rewritten tuple with source and destination exchanged.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Flow<A> {
+    /// `CLOCK_MONOTONIC` at the last packet, in nanoseconds; written at most every [`SEEN_GRANULARITY_NS`].
+    pub last_seen_ns: u64,
+    /// The tuple the packet leaves with.
+    pub new_src_addr: A,
+    pub new_dst_addr: A,
+    pub new_src_port: u16,
+    pub new_dst_port: u16,
+    pub backend_id: u32,
+    pub service_id: u32,
+    /// One of [`direction`].
+    pub direction: u8,
+    /// One of [`deliver`].
+    pub deliver: u8,
+    /// TCP flags (RFC 9293 bit positions) seen so far in this direction, see [`tcp_flags`].
+    pub tcp_seen: u8,
+    pub pad: u8,
+}
+
+/// Values of [`Flow::direction`].
+pub mod direction {
+    /// From the client to the service.
+    pub const REQUEST: u8 = 1;
+    /// From the endpoint to the client.
+    pub const REPLY: u8 = 2;
+}
+
+/// Values of [`Flow::deliver`]: where the rewritten packet goes.
+pub mod deliver {
+    /// On along the path it was on: up the stack at ingress, out at egress.
+    pub const PASS: u8 = 1;
+    /// Out of this node again, by a FIB lookup.
+    pub const ROUTE: u8 = 2;
+}
+
+/// TCP header flags as they stand in byte 13 of the header.
+pub mod tcp_flags {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+}
+
+/// A flow's time stamp is refreshed when it is older than this: writing it on every packet would bounce cache lines.
+pub const SEEN_GRANULARITY_NS: u64 = 2_000_000_000;
+
+/// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what all fragments of one datagram have in common (RFC 791, RFC 8200 4.5).
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct FragmentKey<A> {
+    pub src_addr: A,
+    pub dst_addr: A,
+    /// Identification field as read from the wire, big endian value in host order.
+    pub id: u32,
+    pub protocol: u8,
+    pub pad: [u8; 3],
+}
+
+/// Value of `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports, which only the first fragment carries.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct FragmentPorts {
+    pub src_port: u16,
+    pub dst_port: u16,
+}
+
+/// Key of `SOCKET_PEERS_V4` and `SOCKET_PEERS_V6`: an unconnected UDP socket and an endpoint that it was sent to.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct SocketPeerKey<A> {
+    /// `SO_COOKIE` of the socket.
+    pub cookie: u64,
+    pub addr: A,
+    pub port: u16,
+    pub pad: [u8; 2],
+}
+
+/// Value of `SOCKET_PEERS_V4`/`V6`: under an endpoint's address the service address that the socket asked for; under a
+/// service address the endpoint that it was given (then `backend_id` is set), so that one socket stays with one endpoint.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct SocketPeer<A> {
+    pub addr: A,
+    pub port: u16,
+    pub pad: u16,
+    pub backend_id: u32,
+    pub service_id: u32,
+}
+
+/// Value of the socket storage `CONNECTED`: what a connected socket asked for and what it got.
+/// IPv4 addresses stand in the first four bytes.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct ConnectedPeer {
+    pub service_addr: [u8; 16],
+    pub backend_addr: [u8; 16],
+    pub service_port: u16,
+    pub backend_port: u16,
+    pub backend_id: u32,
+    pub service_id: u32,
+}
+
+/// Value of `NODE_ADDRS_V4` and `NODE_ADDRS_V6`, keyed by an address of this node.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct NodeAddr {
+    /// Interface index of the device that carries the address.
+    pub ifindex: u32,
+    /// Bits of [`node_addr_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`NodeAddr::flags`].
+pub mod node_addr_flags {
+    /// NodePorts are served at this address.
+    pub const NODE_PORTS: u32 = 1 << 0;
+}
+
+/// Value of `DEVICES`, keyed by interface index: what the programs must know of a device that packets leave through.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Source address for packets that are sent out of this device with their source rewritten; zero when it has none.
+    pub addr_v4: [u8; 4],
+    pub addr_v6: [u8; 16],
+    /// In bytes, of the IP packet.
+    pub mtu: u32,
+    /// Bits of [`device_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Device::flags`].
+pub mod device_flags {
+    /// XDP programs may send frames out of this device (`XDP_REDIRECT` to it works).
+    pub const XDP_TARGET: u32 = 1 << 0;
+    /// Frames of this device carry no Ethernet header (ipip, wireguard, tun).
+    pub const NO_ETHERNET: u32 = 1 << 1;
+}
+
+/// Value of `SERVICE_NAMES`, keyed by service id: the service port in the words of the Kubernetes API. Zero padded UTF-8.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct ServiceName {
+    pub namespace: [u8; 64],
+    pub name: [u8; 64],
+    pub port_name: [u8; 64],
+    /// Number of the port in the Service spec.
+    pub port: u16,
+    pub protocol: u8,
+    pub pad: u8,
+}
+
+macro_rules! assert_layout {
+    ($($type:ty : $size:expr, { $($field:ident : $offset:expr),* $(,)? };)*) => { $(
+        const _: () = assert!(size_of::<$type>() == $size);
+        $(const _: () = assert!(offset_of!($type, $field) == $offset);)*
+    )* };
+}
+
+type A4 = <V4 as Family>::Addr;
+type A6 = <V6 as Family>::Addr;
+
+assert_layout! {
+    ServiceKey<A4>: 8, { addr: 0, port: 4, protocol: 6, pad: 7 };
+    ServiceKey<A6>: 20, { addr: 0, port: 16, protocol: 18, pad: 19 };
+    Service: 32, { service_id: 0, flags: 4, outside_base: 8, inside_base: 16, affinity_seconds: 24, algorithm: 28, kind: 29 };
+    Backend<A4>: 12, { addr: 0, port: 4, flags: 6, service_id: 8 };
+    Backend<A6>: 24, { addr: 0, port: 16, flags: 18, service_id: 20 };
+    FlowKey<A4>: 16, { src_addr: 0, dst_addr: 4, src_port: 8, dst_port: 10, protocol: 12 };
+    FlowKey<A6>: 40, { src_addr: 0, dst_addr: 16, src_port: 32, dst_port: 34, protocol: 36 };
+    Flow<A4>: 32, { last_seen_ns: 0, new_src_addr: 8, new_dst_addr: 12, new_src_port: 16, backend_id: 20, direction: 28 };
+    Flow<A6>: 56, { last_seen_ns: 0, new_src_addr: 8, new_dst_addr: 24, new_src_port: 40, backend_id: 44, direction: 52 };
+    FragmentKey<A4>: 16, { id: 8, protocol: 12 };
+    FragmentKey<A6>: 40, { id: 32, protocol: 36 };
+    FragmentPorts: 4, {};
+    SocketPeerKey<A4>: 16, { cookie: 0, addr: 8, port: 12 };
+    SocketPeerKey<A6>: 32, { cookie: 0, addr: 8, port: 24 };
+    SocketPeer<A4>: 16, { addr: 0, port: 4, backend_id: 8 };
+    SocketPeer<A6>: 28, { addr: 0, port: 16, backend_id: 20 };
+    ConnectedPeer: 44, { service_addr: 0, backend_addr: 16, service_port: 32, backend_id: 36 };
+    NodeAddr: 8, { ifindex: 0, flags: 4 };
+    Device: 28, { addr_v4: 0, addr_v6: 4, mtu: 20, flags: 24 };
+    ServiceName: 196, { namespace: 0, name: 64, port_name: 128, port: 192, protocol: 194 };
+}

@@ -1,0 +1,17 @@
+//! What the kernel programs and the agent share.
+//!
+//! * [`layout`]: keys and values of the BPF maps. An interface: `bpftool` shows it, `docs/maps.md` documents it.
+//! * [`family`]: IPv4 and IPv6 behind one trait, so that the pipeline is written once.
+//! * [`reason`]: what a counter counts, and the verdicts of the pipeline.
+//! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
+//! * [`wire`]: header constants and offsets.
+//!
+//! Nothing here does I/O, allocates, or can panic: the same code is compiled for the kernel and tested on the host.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod checksum;
+pub mod family;
+pub mod layout;
+pub mod reason;
+pub mod wire;

@@ -1,0 +1,95 @@
+//! What the programs count. Every packet that is dropped, rejected or could not be translated has one of these reasons.
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $value:literal, $label:literal, $kind:ident;)*) => {
+        /// Index into `COUNTERS`.
+        #[repr(u32)]
+        #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Reason { $($(#[doc = $doc])+ $name = $value,)* }
+
+        impl Reason {
+            /// Every reason, in the order of its number.
+            pub const ALL: &'static [Reason] = &[$(Reason::$name,)*];
+
+            /// The metric label and the word that tools print.
+            pub const fn label(self) -> &'static str {
+                match self { $(Reason::$name => $label,)* }
+            }
+
+            /// What happened to the packet.
+            pub const fn outcome(self) -> Outcome {
+                match self { $(Reason::$name => Outcome::$kind,)* }
+            }
+
+            /// One sentence for people.
+            pub const fn describe(self) -> &'static str {
+                match self { $(Reason::$name => concat!($($doc),+),)* }
+            }
+        }
+    };
+}
+
+/// What became of a counted packet.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Translated and sent on.
+    Translated,
+    /// Left untouched on purpose.
+    Passed,
+    /// Answered with an error.
+    Rejected,
+    /// Dropped.
+    Dropped,
+}
+
+reasons! {
+    /// Translated and handed to an endpoint on this node, or back to a client.
+    Delivered = 0, "delivered", Translated;
+    /// Translated and sent out of this node again.
+    Forwarded = 1, "forwarded", Translated;
+    /// A connection was opened: both flow entries were made.
+    FlowOpened = 2, "flow_opened", Translated;
+    /// A call at a socket was translated.
+    SocketTranslated = 3, "socket_translated", Translated;
+    /// A TCP packet to a service that opens no connection and has none here: left to the kernel.
+    NotOpening = 4, "tcp_without_flow", Passed;
+    /// A later fragment whose first fragment was not seen: left to the kernel.
+    FragmentUnknown = 5, "fragment_unknown", Passed;
+    /// XDP left the packet to the tc program of the same device.
+    LeftToTc = 6, "left_to_tc", Passed;
+    /// The service has no endpoint: refused at the socket.
+    SocketRefused = 7, "socket_no_endpoint", Rejected;
+    /// The service has no endpoint: the packet was answered with an error.
+    NoEndpointRejected = 8, "no_endpoint_rejected", Rejected;
+    /// The packet does not fit the path: the sender was told (fragmentation needed, packet too big).
+    TooBig = 9, "too_big", Rejected;
+    /// The service has no endpoint here and its policy is Local.
+    NoEndpointDropped = 10, "no_endpoint_dropped", Dropped;
+    /// No port was free to rewrite the source to.
+    NoSourcePort = 11, "no_source_port", Dropped;
+    /// The flow table is full.
+    FlowTableFull = 12, "flow_table_full", Dropped;
+    /// No route to the endpoint, or one that refuses (blackhole, prohibit, unreachable).
+    NoRoute = 13, "no_route", Dropped;
+    /// The outgoing device has no address to rewrite the source to.
+    NoSourceAddress = 14, "no_source_address", Dropped;
+    /// TTL or hop limit ran out on a packet to be forwarded.
+    TtlExpired = 15, "ttl_expired", Dropped;
+    /// The packet could not be changed: out of memory or a header that is cut off.
+    RewriteFailed = 16, "rewrite_failed", Dropped;
+    /// A slot or backend that the service entry names is missing from its map: a fault of the agent.
+    MapInconsistent = 17, "map_inconsistent", Dropped;
+    /// The source is outside the service's loadBalancerSourceRanges.
+    SourceRange = 18, "source_range", Dropped;
+}
+
+/// Number of reasons: entries of `COUNTERS`.
+pub const REASONS: usize = Reason::ALL.len();
+
+const _: () = {
+    let mut i = 0;
+    while i < Reason::ALL.len() {
+        assert!(Reason::ALL[i] as usize == i, "reasons are numbered without gaps");
+        i += 1;
+    }
+};

@@ -1,0 +1,32 @@
+//! Header constants: offsets and protocol numbers as they stand on the wire.
+
+/// Length of an Ethernet header without VLAN tags.
+pub const ETHERNET_LEN: usize = 14;
+/// Length of one 802.1Q tag.
+pub const VLAN_LEN: usize = 4;
+/// 802.1Q, customer tag.
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// 802.1ad, service tag.
+pub const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+/// Offset of the checksum in a TCP header (RFC 9293).
+pub const TCP_CHECKSUM: usize = 16;
+/// Offset of the flags byte in a TCP header.
+pub const TCP_FLAGS: usize = 13;
+/// Offset of the checksum in a UDP header (RFC 768).
+pub const UDP_CHECKSUM: usize = 6;
+/// Offset of the checksum in an SCTP common header (RFC 9260); a CRC32c, little endian.
+pub const SCTP_CHECKSUM: usize = 8;
+/// Offset of the checksum in an IPv4 header (RFC 791).
+pub const IPV4_CHECKSUM: usize = 10;
+
+/// IPv6 extension headers that stand between the fixed header and the transport header (RFC 8200, RFC 6275, RFC 4302).
+pub mod ipv6_next {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const NO_NEXT: u8 = 59;
+    pub const DESTINATION: u8 = 60;
+    pub const MOBILITY: u8 = 135;
+}

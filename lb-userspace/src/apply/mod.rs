@@ -1,0 +1,3 @@
+//! From wanted services to map entries.
+
+pub mod tables;

@@ -1,0 +1,68 @@
+//! The maps as the apply engine sees them: a trait that the kernel maps ([`crate::datapath`]) and an in-memory double
+//! (for property tests of the engine) implement.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::layout;
+
+use crate::plan::wanted::IpFamily;
+
+/// `SERVICES_V4`/`V6`: key of either family. An unspecified address stands for "any NodePort address of this node".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceAddress {
+    pub ip: IpAddr,
+    pub port: u16,
+    pub protocol: u8,
+}
+
+/// `BACKENDS_V4`/`V6`: an entry of either family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackendEntry {
+    pub address: SocketAddr,
+    /// Bits of [`layout::backend_flags`]; 0 means "gone".
+    pub flags: u16,
+    pub service_id: u32,
+}
+
+/// How many entries each map holds. Slots and backends are arrays: valid indices are `0..capacity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    pub services_v4: u32,
+    pub services_v6: u32,
+    pub slots: u32,
+    pub backends_v4: u32,
+    pub backends_v6: u32,
+    pub service_names: u32,
+}
+
+/// Why a write failed. Names the map, so that the message can say which option to raise.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    #[error("map {map} is full ({capacity} entries): raise --{option}")]
+    Full { map: &'static str, capacity: u32, option: &'static str },
+    #[error("map {map}: {action}: {source}")]
+    Kernel { map: &'static str, action: &'static str, source: std::io::Error },
+}
+
+/// The service maps. Every write is visible to the programs when the call returns.
+pub trait Tables {
+    fn capacity(&self) -> Capacity;
+
+    fn put_service(&mut self, key: ServiceAddress, value: layout::Service) -> Result<(), TableError>;
+    /// Removing what is not there is not an error.
+    fn remove_service(&mut self, key: ServiceAddress) -> Result<(), TableError>;
+    fn put_service_name(&mut self, service_id: u32, name: &layout::ServiceName) -> Result<(), TableError>;
+    fn remove_service_name(&mut self, service_id: u32) -> Result<(), TableError>;
+    /// Writes `SLOTS[base..base + backend_ids.len()]`.
+    fn write_slots(&mut self, base: u32, backend_ids: &[u32]) -> Result<(), TableError>;
+    fn write_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError>;
+    /// Zeroes the entry.
+    fn clear_backend(&mut self, family: IpFamily, id: u32) -> Result<(), TableError>;
+
+    /// What the maps hold now, read once at start so that ids and ranges survive a restart.
+    fn services(&self) -> Result<Vec<(ServiceAddress, layout::Service)>, TableError>;
+    fn service_names(&self) -> Result<Vec<(u32, layout::ServiceName)>, TableError>;
+    fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError>;
+    /// All entries with flags other than 0, as (id, entry).
+    fn backends(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError>;
+}

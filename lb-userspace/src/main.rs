@@ -1,0 +1,2 @@
+//! `lb`: the agent and the tools around it.
+fn main() {}
