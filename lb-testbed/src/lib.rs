@@ -1,3 +1,4 @@
 //! Placeholder.
 
 pub mod packet;
+pub mod programs;

@@ -178,7 +178,7 @@ impl<'a> Fields<'a> {
             hop_limit: self.option("ttl", number)?.unwrap_or(TTL),
             traffic_class: self.option("tos", number)?.unwrap_or(0),
             flow_label: self.option("flow", number)?.unwrap_or(0),
-            next: self.option("next", number)?,
+            next: self.option("proto", number)?,
             length: self.option("len", number)?,
         })
     }
@@ -388,7 +388,7 @@ impl fmt::Display for Layer {
                 unless(f, "ttl", header.hop_limit, TTL)?;
                 unless(f, "tos", header.traffic_class, 0)?;
                 unless(f, "flow", header.flow_label, 0)?;
-                given(f, "next", header.next)?;
+                given(f, "proto", header.next)?;
                 given(f, "len", header.length)
             }
             Layer::Extension(header) => {

@@ -1,0 +1,1 @@
+//! The programs under test, loaded privately: nothing pinned, nothing attached.
