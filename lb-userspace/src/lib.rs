@@ -14,3 +14,5 @@ pub mod node;
 pub mod plan;
 pub mod serve;
 pub mod source;
+#[cfg(test)]
+mod testing;
