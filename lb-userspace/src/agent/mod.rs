@@ -1,0 +1,5 @@
+//! The agent.
+
+mod lock;
+
+pub use lock::{LockError, NodeLock};
