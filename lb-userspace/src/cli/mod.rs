@@ -89,6 +89,13 @@ pub struct PinArgs {
     pub bpffs: PathBuf,
 }
 
+impl PinArgs {
+    /// The folder above those of all layout versions.
+    pub fn root(&self) -> PathBuf {
+        self.bpffs.join("sluice")
+    }
+}
+
 /// A command line that cannot be followed. Ends `lb` with exit code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
