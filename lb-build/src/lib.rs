@@ -11,7 +11,7 @@ mod error;
 mod fingerprint;
 mod linker;
 mod lock;
-mod progress;
+pub mod progress;
 pub mod toolchain;
 
 use std::{
@@ -27,6 +27,9 @@ pub use toolchain::Toolchain;
 
 /// The target of the kernel programs. Little endian, as is every machine the agent runs on.
 pub const TARGET: &str = "bpfel-unknown-none";
+
+/// The name under which progress is told.
+const TASK: &str = "build-ebpf";
 
 /// Environment variables by which a person steers the build: the toolchain by its rustup name, a linker that is there.
 pub const VARIABLES: [&str; 2] = ["SLUICE_EBPF_TOOLCHAIN", "SLUICE_BPF_LINKER"];
@@ -100,7 +103,7 @@ impl Build {
     }
 
     fn compile(&self, folder: &Path, toolchain: &Toolchain, flags: &[String]) -> Result<PathBuf, BuildError> {
-        say(&format!("compiling the kernel programs with {}", toolchain.name));
+        say(TASK, &format!("compiling the kernel programs with {}", toolchain.name));
         let mut command = toolchain.cargo();
         command
             .current_dir(&self.workspace)
@@ -111,7 +114,7 @@ impl Build {
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
             // A build script's standard output is read by cargo: nothing of the inner cargo may get there.
             .stdout(Stdio::null());
-        progress::timed("compiled", || command::run(&mut command))?;
+        progress::timed(TASK, "compiled", || command::run(&mut command))?;
         Ok(folder.join(TARGET).join("ebpf").join("lb-ebpf"))
     }
 }

@@ -5,22 +5,21 @@
 
 use std::{
     env, fs,
-    io::{BufRead as _, BufReader},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Stdio,
-    time::{Duration, Instant},
 };
 
-use crate::{BuildError, Toolchain, command::spawn_error, create_folder, lock, progress::say};
+use crate::{
+    BuildError, TASK, Toolchain,
+    command::spawn_error,
+    create_folder, lock,
+    progress::{say, timed, watched},
+};
 
 pub(crate) const VERSION: &str = "0.13.0";
 
 /// LLVM versions that [`VERSION`] can be built for; each has a feature `llvm-<major>`.
 pub(crate) const LLVM_MAJORS: [&str; 3] = ["21", "22", "23"];
-
-/// While the linker is built, a line of progress appears this often.
-const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// The path of the linker for `toolchain`, which is built below `cache` unless it is there.
 pub(crate) fn provide(cache: &Path, toolchain: &Toolchain) -> Result<PathBuf, BuildError> {
@@ -42,11 +41,14 @@ pub(crate) fn provide(cache: &Path, toolchain: &Toolchain) -> Result<PathBuf, Bu
 }
 
 fn build(folder: &Path, toolchain: &Toolchain) -> Result<(), BuildError> {
-    say(&format!(
-        "building bpf-linker {VERSION} for LLVM {} once, into {} (about a minute)",
-        toolchain.llvm,
-        folder.display()
-    ));
+    say(
+        TASK,
+        &format!(
+            "building bpf-linker {VERSION} for LLVM {} once, into {} (about a minute)",
+            toolchain.llvm,
+            folder.display()
+        ),
+    );
     let library_folder = folder.join("lib");
     create_folder(&library_folder)?;
     let library = library_folder.join("libLLVM.so");
@@ -63,34 +65,15 @@ fn build(folder: &Path, toolchain: &Toolchain) -> Result<(), BuildError> {
         .arg(folder)
         .env("LLVM_PREFIX", folder)
         .env("RUSTFLAGS", format!("-Clink-arg=-Wl,-rpath,{}", toolchain.sysroot.join("lib").display()))
-        .env_remove("RUSTC_BOOTSTRAP")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+        .env_remove("RUSTC_BOOTSTRAP");
 
-    let start = Instant::now();
-    let mut child = command.spawn().map_err(|source| spawn_error(&command, source))?;
-    let mut output = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        let mut reported = start;
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if reported.elapsed() >= REPORT_EVERY {
-                reported = Instant::now();
-                say(&format!("  {:3} s {}", start.elapsed().as_secs(), line.trim()));
-            }
-            output.push(line);
-        }
-    }
-    let status = child.wait().map_err(|source| spawn_error(&command, source))?;
-    if status.success() {
-        say(&format!("built bpf-linker in {} s", start.elapsed().as_secs()));
-        return Ok(());
-    }
-    let tail = output.len().saturating_sub(30);
-    Err(BuildError::Linker {
-        version: VERSION,
-        llvm: toolchain.llvm.clone(),
-        reason: format!("cargo install ended with {status}"),
-        output: output.split_off(tail).join("\n"),
+    timed(TASK, "built bpf-linker", || {
+        let ended = watched(TASK, &mut command).map_err(|source| spawn_error(&command, source))?;
+        ended.map_err(|failure| BuildError::Linker {
+            version: VERSION,
+            llvm: toolchain.llvm.clone(),
+            reason: format!("cargo install ended with {}", failure.status),
+            output: failure.tail,
+        })
     })
 }

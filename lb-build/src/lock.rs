@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use crate::{BuildError, progress::say};
+use crate::{BuildError, TASK, progress::say};
 
 /// Held until it is dropped. Waits for whoever has it, and says so.
 pub(crate) fn exclusive(path: &Path, what: &str) -> Result<File, BuildError> {
@@ -18,7 +18,7 @@ pub(crate) fn exclusive(path: &Path, what: &str) -> Result<File, BuildError> {
     match file.try_lock() {
         Ok(()) => return Ok(file),
         Err(TryLockError::WouldBlock) => {
-            say(&format!("waiting for another process to finish {what} ({})", path.display()));
+            say(TASK, &format!("waiting for another process to finish {what} ({})", path.display()));
         }
         Err(TryLockError::Error(source)) => return Err(BuildError::file("lock", path, source)),
     }

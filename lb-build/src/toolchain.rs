@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    BuildError,
+    BuildError, TASK,
     command::{output, without_cargo_environment},
     linker,
     progress::{say, timed},
@@ -181,10 +181,10 @@ fn provide_rust_src(name: &str, sysroot: &Path, rustup: bool) -> Result<(), Stri
     if !rustup {
         return Err("it has no rust-src (distributions have it as a package `rust-src`)".to_owned());
     }
-    say(&format!("adding rust-src to {name}"));
+    say(TASK, &format!("adding rust-src to {name}"));
     let mut command = Command::new("rustup");
     command.args(["component", "add", "rust-src", "--toolchain", name]);
-    timed("added rust-src", || output(&mut command))
+    timed(TASK, "added rust-src", || output(&mut command))
         .map(drop)
         .map_err(|reason| format!("it has no rust-src and rustup could not add it: {reason}"))
 }
