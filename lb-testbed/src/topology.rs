@@ -244,7 +244,14 @@ impl Builder<'_> {
         let host = self.host(&name, &name, v4, v6)?;
         host.place.sysctl(&["net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1"])?;
         self.plug_in(segment, &host)?;
-        host.place.ip(&format!("route add default via {CLIENT_V4}\nroute add default via {CLIENT_V6}\n"))?;
+        // Without the unreachable routes, requests to a Service that does not exist (yet) would vanish at the default
+        // gateway, and whoever waits for the Service would wait for time-outs.
+        host.place.ip(&format!(
+            "route add default via {CLIENT_V4}\n\
+             route add default via {CLIENT_V6}\n\
+             route add unreachable {SERVICE_CIDR_V4}\n\
+             route add unreachable {SERVICE_CIDR_V6}\n"
+        ))?;
         let bpffs = self.id.folder().join(&name).join("bpf");
         fs::create_dir_all(&bpffs)?;
         {
