@@ -100,6 +100,11 @@ impl Agent {
     /// Ends it as the kernel does when memory is short. The data path goes on.
     pub fn kill(self) {}
 
+    /// Lets it outlive this process.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+
     /// Runs `lb` with these arguments on the agent's node, on its maps, and returns what it printed.
     pub fn lb(&self, arguments: &[&str]) -> Result<String> {
         lb(&self.lb, &self.place, &self.bpffs, arguments)

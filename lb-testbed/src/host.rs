@@ -1,6 +1,6 @@
 //! A host of the testbed (client, node or pod) with what can be done on it: serve, ask, load, transfer.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,14 @@ use crate::report::{Exchange, LoadReport, TransferReport};
 pub const HTTP_PORT: u16 = 8080;
 pub const UDP_PORT: u16 = 5353;
 pub const TRANSFER_PORT: u16 = 9000;
+
+/// Ports of the servers of one process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listen {
+    pub http: Vec<u16>,
+    pub udp: Vec<u16>,
+    pub transfer: Vec<u16>,
+}
 
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -87,15 +95,26 @@ impl Host {
         SocketAddr::new(self.address(family), port)
     }
 
-    /// Starts the HTTP, UDP and transfer servers on this host's addresses; they answer as `name`. Returns once they listen.
+    /// Starts servers of every kind at the testbed's own ports; they answer as `name`. Returns once they listen.
     pub fn serve(&self, name: &str) -> Result<Process> {
-        let listen = |port| Family::BOTH.map(|family| self.at(family, port).to_string());
-        let log = File::create(self.logs.join(format!("{}-servers.log", self.name)))?;
+        self.serve_at(
+            name,
+            &Listen { http: vec![HTTP_PORT], udp: vec![UDP_PORT], transfer: vec![TRANSFER_PORT] },
+        )
+    }
+
+    /// Starts servers at these ports of both addresses of this host.
+    pub fn serve_at(&self, name: &str, listen: &Listen) -> Result<Process> {
+        let log = self.logs.join(format!("{}-servers.log", self.name));
+        let log = OpenOptions::new().create(true).append(true).open(log)?;
         let mut command = self.tool("serve")?;
         command.args(["--name", name]);
-        for (option, port) in [("--http", HTTP_PORT), ("--udp", UDP_PORT), ("--transfer", TRANSFER_PORT)] {
-            for address in listen(port) {
-                command.args([option, &address]);
+        let kinds = [("--http", &listen.http), ("--udp", &listen.udp), ("--transfer", &listen.transfer)];
+        for (option, ports) in kinds {
+            for port in ports {
+                for family in Family::BOTH {
+                    command.args([option, &self.at(family, *port).to_string()]);
+                }
             }
         }
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
@@ -155,6 +174,13 @@ impl Host {
 /// A child process that is killed when dropped.
 #[derive(Debug)]
 pub struct Process(pub(crate) Child);
+
+impl Process {
+    /// Lets it outlive this process.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {

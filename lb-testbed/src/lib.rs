@@ -7,6 +7,7 @@
 //! [`run::remove_everything_of`], takes it all away: from `drop`, after a panic, on Ctrl-C, and for runs whose process died.
 
 pub mod agent;
+pub mod controllers;
 pub mod host;
 pub mod manifests;
 pub mod pattern;

@@ -71,7 +71,8 @@ impl Protocol {
 /// A port of a Service together with the number its endpoints listen on.
 #[derive(Debug, Clone)]
 pub struct Port {
-    pub name: &'static str,
+    /// Empty for the only port of a Service.
+    pub name: String,
     pub protocol: Protocol,
     pub port: u16,
     pub target: u16,
@@ -79,12 +80,12 @@ pub struct Port {
 }
 
 impl Port {
-    pub fn tcp(name: &'static str, port: u16, target: u16) -> Self {
-        Self { name, protocol: Protocol::Tcp, port, target, node_port: None }
+    pub fn tcp(name: &str, port: u16, target: u16) -> Self {
+        Self { name: name.to_owned(), protocol: Protocol::Tcp, port, target, node_port: None }
     }
 
-    pub fn udp(name: &'static str, port: u16, target: u16) -> Self {
-        Self { name, protocol: Protocol::Udp, port, target, node_port: None }
+    pub fn udp(name: &str, port: u16, target: u16) -> Self {
+        Self { name: name.to_owned(), protocol: Protocol::Udp, port, target, node_port: None }
     }
 
     pub fn node_port(self, port: u16) -> Self {
@@ -95,6 +96,7 @@ impl Port {
 /// A dual-stack Service and its endpoints: what the API server and its controllers would hold.
 #[derive(Debug, Clone)]
 pub struct Service {
+    pub namespace: String,
     pub name: String,
     pub cluster_ips: Vec<IpAddr>,
     pub ports: Vec<Port>,
@@ -127,7 +129,7 @@ impl Service {
         json!({
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": { "name": self.name, "namespace": "default" },
+            "metadata": { "name": self.name, "namespace": self.namespace },
             "spec": {
                 "type": if node_ports { "NodePort" } else { "ClusterIP" },
                 "selector": { "app": self.name },
@@ -143,39 +145,40 @@ impl Service {
     /// One EndpointSlice per family of the Service.
     pub fn slices(&self, pods: &[&Pod]) -> Vec<Value> {
         let families = self.cluster_ips.iter().map(|ip| Family::of(*ip));
-        families.map(|family| endpoint_slice(&self.name, family, &self.ports, pods)).collect()
+        families.map(|family| self.slice(family, pods)).collect()
     }
-}
 
-/// What the EndpointSlice controller makes of a Service and its pods, for one family.
-pub fn endpoint_slice(service: &str, family: Family, ports: &[Port], pods: &[&Pod]) -> Value {
-    let ports: Vec<_> = ports
-        .iter()
-        .map(|port| json!({ "name": port.name, "protocol": port.protocol.as_str(), "port": port.target }))
-        .collect();
-    let endpoints: Vec<_> = pods
-        .iter()
-        .map(|pod| {
-            json!({
-                "addresses": [pod.host.address(family).to_string()],
-                "conditions": { "ready": true, "serving": true, "terminating": false },
-                "nodeName": pod.node,
-                "targetRef": { "kind": "Pod", "name": pod.host.name, "namespace": "default" },
+    /// What the EndpointSlice controller makes of the Service and its pods, for one family.
+    pub fn slice(&self, family: Family, pods: &[&Pod]) -> Value {
+        let ports: Vec<_> = self
+            .ports
+            .iter()
+            .map(|port| json!({ "name": port.name, "protocol": port.protocol.as_str(), "port": port.target }))
+            .collect();
+        let endpoints: Vec<_> = pods
+            .iter()
+            .map(|pod| {
+                json!({
+                    "addresses": [pod.host.address(family).to_string()],
+                    "conditions": { "ready": true, "serving": true, "terminating": false },
+                    "nodeName": pod.node,
+                    "targetRef": { "kind": "Pod", "name": pod.host.name, "namespace": self.namespace },
+                })
             })
+            .collect();
+        json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("{}-{}", self.name, family.to_string().to_lowercase()),
+                "namespace": self.namespace,
+                "labels": { "kubernetes.io/service-name": self.name },
+            },
+            "addressType": family.to_string(),
+            "ports": ports,
+            "endpoints": endpoints,
         })
-        .collect();
-    json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": format!("{service}-{}", family.to_string().to_lowercase()),
-            "namespace": "default",
-            "labels": { "kubernetes.io/service-name": service },
-        },
-        "addressType": family.to_string(),
-        "ports": ports,
-        "endpoints": endpoints,
-    })
+    }
 }
 
 /// The Node object of a testbed node.

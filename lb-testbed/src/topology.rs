@@ -159,6 +159,8 @@ impl Topology {
 
 impl Drop for Topology {
     fn drop(&mut self) {
+        // After Ctrl-C the signal handler does this, and ends the process.
+        let _creating = run::creating();
         if let Err(error) = run::remove_everything_of(&self.id) {
             eprintln!("{error:#}");
         }

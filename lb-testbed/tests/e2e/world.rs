@@ -120,6 +120,7 @@ impl World {
         let number = self.next;
         let at = |to| node_port(number, to);
         let service = Service {
+            namespace: "default".to_owned(),
             name: format!("case-{number}"),
             cluster_ips: vec![
                 Ipv4Addr::new(10, 96, 1 + (number >> 8) as u8, number as u8).into(),

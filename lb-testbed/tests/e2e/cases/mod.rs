@@ -3,6 +3,7 @@
 mod changes;
 mod cluster_ip;
 mod datagrams;
+mod examples;
 mod lifecycle;
 mod node_port;
 mod scale;
@@ -69,6 +70,7 @@ pub const CASES: &[Case] = &[
     each("endpoint_added", Where::Routed, changes::endpoint_added),
     each("endpoint_removed_under_load", Where::Both, changes::endpoint_removed_under_load),
     each("service_deleted", Where::Routed, changes::service_deleted),
+    once("examples_are_served", Where::Routed, examples::examples_are_served),
     once("bad_manifest_harms_nobody_else", Where::Routed, changes::bad_manifest_harms_nobody_else),
     each("agent_restarts_under_load", Where::Both, lifecycle::agent_restarts_under_load),
     once("second_agent_is_refused", Where::Routed, lifecycle::second_agent_is_refused),

@@ -34,6 +34,7 @@ pub fn a_thousand_services(world: &mut World, family: Family) -> Result<()> {
     let mut objects = Vec::new();
     for n in 0..COUNT {
         let service = Service {
+            namespace: "default".to_owned(),
             name: format!("number-{n}"),
             cluster_ips: vec![address(family, n)],
             ports: vec![Port::tcp("http", 80, HTTP_PORT).node_port(node_port(n))],
