@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use anyhow::{Context, Result};
 use lb_common::layout::{self, algorithm, backend_flags, device_flags, kind, node_addr_flags, service_flags};
 use lb_userspace::apply::tables::{BackendEntry, ServiceAddress, Tables};
+use lb_userspace::config::MapSizes;
 use lb_userspace::datapath::{Datapath, LoadOptions, ProgramStatistics, ServiceTables};
 use lb_userspace::plan::wanted::IpFamily;
 
@@ -139,7 +140,17 @@ pub struct Subject {
 impl Subject {
     /// Loads the programs on empty maps, and tells them of the devices and addresses of the world.
     pub fn load(limits: &Limits, world: &World) -> Result<Self> {
-        let options = LoadOptions::default();
+        let sizes = MapSizes {
+            max_services: limits.services,
+            max_slots: limits.slots,
+            max_backends: limits.backends,
+            max_flows: limits.flows,
+            max_half_open: limits.half_open,
+            max_fragments: 4096,
+            max_socket_peers: 64,
+        };
+        let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
+        let options = LoadOptions { sizes, snat_ports, log_level: 0 };
         let datapath = Datapath::load_private(&options).context("cannot load the programs")?;
         for device in DEVICES {
             let ifindex = world.ifindex(device.name).context("no such device")?;
@@ -274,11 +285,9 @@ fn xdp_context(ifindex: u32, length: usize) -> Vec<u8> {
 
 /// `struct __sk_buff` with nothing but `ifindex` set: the kernel refuses most other fields.
 fn skb_context(ifindex: u32) -> Vec<u8> {
-    /// Size of the structure in Linux 5.15, the oldest supported; the fields that newer kernels added are at its end.
-    const SIZE: usize = 192;
-    /// Offset of `ifindex`, the eleventh field.
-    const IFINDEX: usize = 40;
-    let mut context = vec![0; SIZE];
-    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    context
+    /// `ifindex` is the eleventh field; the kernel takes those that are not given as zero.
+    const FIELDS_BEFORE: usize = 10;
+    let mut fields = [0; FIELDS_BEFORE + 1];
+    fields[FIELDS_BEFORE] = ifindex;
+    fields.into_iter().flat_map(u32::to_ne_bytes).collect()
 }

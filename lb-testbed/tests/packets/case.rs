@@ -61,6 +61,17 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    pub fn of_programs(&self) -> lb_testbed::programs::Limits {
+        lb_testbed::programs::Limits {
+            flows: self.flows,
+            half_open: self.half_open,
+            snat_ports: self.first_snat_port..=self.last_snat_port,
+            ..Default::default()
+        }
+    }
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Service {

@@ -9,9 +9,9 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, bail, ensure};
 use lb_testbed::packet::{Link, build, diff, dissect, parse, render};
 use lb_testbed::programs::world::{self, Place, World};
-use lb_testbed::programs::{Action, Endpoint, ServiceEntry, Subject};
+use lb_testbed::programs::{Action, Endpoint, Limits, ServiceEntry, Subject};
 
-use crate::case::{Hook, Limits, Mode};
+use crate::case::{Hook, Mode};
 use crate::model::{Judgement, Model, Service, Towards, Tuple, Way};
 use crate::run::{Found, send};
 
@@ -36,18 +36,14 @@ const SERVICES: [(&str, u16, u8, &[(&str, u16)], bool); 12] = [
     ("vip", 83, 17, &[], true),
 ];
 
-pub fn limits() -> Limits {
-    Limits::default()
-}
-
-pub fn run(mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
+pub fn run(mode: Mode, world: &World) -> Result<()> {
     let packets = setting("SLUICE_FUZZ_PACKETS")?.unwrap_or(20_000);
     let first = setting("SLUICE_FUZZ_SEED")?.unwrap_or(1);
     let mut made = Tally::default();
     for round in 0..packets.div_ceil(ROUND) {
         let seed = first + round;
         let length = ROUND.min(packets - round * ROUND);
-        self::round(seed, length, mode, world, subject, &mut made)
+        self::round(seed, length, mode, world, &mut made)
             .with_context(|| format!("run again with SLUICE_FUZZ_SEED={seed} SLUICE_FUZZ_PACKETS={ROUND}"))?;
     }
     // A generator that no longer reaches some outcome would let everything pass.
@@ -67,14 +63,15 @@ fn setting(name: &str) -> Result<Option<u64>> {
     }
 }
 
-fn round(seed: u64, length: u64, mode: Mode, world: &World, subject: &mut Subject, made: &mut Tally) -> Result<()> {
-    let mut model = Model::new(Link::Ethernet, services(), limits().first_snat_port);
-    subject.clear()?;
+fn round(seed: u64, length: u64, mode: Mode, world: &World, made: &mut Tally) -> Result<()> {
+    let limits = Limits::default();
+    let mut model = Model::new(Link::Ethernet, services(), *limits.snat_ports.start());
+    let mut subject = Subject::load(&limits, world)?;
     subject.serve(&entries())?;
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     for number in 0..length {
         let (bytes, way, device) = generate(&mut dice, &model, mode);
-        let outcome = one(&bytes, way, device, mode, &mut model, world, subject).with_context(|| {
+        let outcome = one(&bytes, way, device, mode, &mut model, world, &mut subject).with_context(|| {
             format!("packet {number} on {device}, {way:?}\n  {}", render(&dissect(&bytes, Link::Ethernet)))
         })?;
         *made.entry(outcome).or_default() += 1;
@@ -222,8 +219,8 @@ impl Dice {
         self.below(100) < chance
     }
 
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
     }
 }
 
@@ -238,7 +235,7 @@ fn generate(dice: &mut Dice, model: &Model, mode: Mode) -> (Vec<u8>, Way, &'stat
     let own = mac(world::device(device).map(|device| device.mac));
     let (from, to) = if way == Way::In { (outside, own) } else { (own, outside) };
     let tag = if mode == Mode::Xdp && way == Way::In && dice.percent(5) {
-        *dice.pick(&["vlan 7 / ", "qinq 3 / vlan 4100 / ", "qinq 1 / qinq 2 / vlan 3 / "])
+        dice.pick(&["vlan 7 / ", "qinq 3 / vlan 4100 / ", "qinq 1 / qinq 2 / vlan 3 / "])
     } else {
         ""
     };
@@ -255,7 +252,7 @@ fn of_a_flow(dice: &mut Dice, model: &Model) -> Option<(Tuple, Way)> {
         return None;
     }
     known.sort_by_key(|tuple| (tuple.protocol, tuple.source, tuple.destination));
-    let tuple = **dice.pick(&known);
+    let tuple = *dice.pick(&known);
     let flow = model.flows[&tuple];
     let way = if flow.reply && !flow.routed && !dice.percent(5) || dice.percent(2) { Way::Out } else { Way::In };
     // Only towards places: to others the model knows no route.
@@ -265,12 +262,12 @@ fn of_a_flow(dice: &mut Dice, model: &Model) -> Option<(Tuple, Way)> {
 /// A packet that may open a connection.
 fn fresh(dice: &mut Dice) -> (Tuple, Way) {
     let v6 = dice.percent(50);
-    let client = *dice.pick(&["client", "client", "client2", "stranger", "far", "remote"]);
-    let (name, port, protocol, ..) = *dice.pick(&SERVICES);
-    let name = if name == "unspecified" { *dice.pick(&["nic", "wan", "pod0"]) } else { name };
-    let name = if dice.percent(4) { *dice.pick(&["remote", "client2", "nic", "vip2"]) } else { name };
-    let port = if dice.percent(5) { *dice.pick(&[0, 1, 22, 53, 80, 8080, 65535]) } else { port };
-    let protocol = if dice.percent(4) { *dice.pick(&[6, 17, 132, 1]) } else { protocol };
+    let client = dice.pick(&["client", "client", "client2", "stranger", "far", "remote"]);
+    let (name, port, protocol, ..) = dice.pick(&SERVICES);
+    let name = if name == "unspecified" { dice.pick(&["nic", "wan", "pod0"]) } else { name };
+    let name = if dice.percent(4) { dice.pick(&["remote", "client2", "nic", "vip2"]) } else { name };
+    let port = if dice.percent(5) { dice.pick(&[0, 1, 22, 53, 80, 8080, 65535]) } else { port };
+    let protocol = if dice.percent(4) { dice.pick(&[6, 17, 132, 1]) } else { protocol };
     let source = if dice.percent(50) { 40_000 + dice.below(16) } else { dice.below(65_536) } as u16;
     let tuple = Tuple { protocol, source: socket(client, source, v6), destination: socket(name, port, v6) };
     (tuple, if dice.percent(4) { Way::Out } else { Way::In })
@@ -287,7 +284,7 @@ fn ip_text(dice: &mut Dice, tuple: &Tuple) -> String {
         1..20 => dice.below(64),
         _ => dice.below(400),
     };
-    let piece = dice.percent(8).then(|| *dice.pick(&["0-24", "0-64", "0-8", "24-64", "64-2000", "24-2000"]));
+    let piece = dice.percent(8).then(|| dice.pick(&["0-24", "0-64", "0-8", "24-64", "64-2000", "24-2000"]));
     // Few identifications, so that the pieces of a datagram meet.
     let id = if piece.is_some() { dice.below(4) } else { dice.below(65_536) };
     if v6 {
@@ -320,8 +317,8 @@ fn ip_text(dice: &mut Dice, tuple: &Tuple) -> String {
     let (source, destination) = (tuple.source.port(), tuple.destination.port());
     let transport = match tuple.protocol {
         6 => {
-            let flags = *dice.pick(&["S", "S", "S", "S", "A", "A", "PA", "PA", "FA", "R", "RA", "SA", "SEC", "-", "SF"]);
-            let options = *dice.pick(&["", "", " mss=1460", " options=0x0101080a0000000100000002"]);
+            let flags = dice.pick(&["S", "S", "S", "S", "A", "A", "PA", "PA", "FA", "R", "RA", "SA", "SEC", "-", "SF"]);
+            let options = dice.pick(&["", "", " mss=1460", " options=0x0101080a0000000100000002"]);
             format!("tcp {source} > {destination} {flags} seq={} ack={}{options}{checksum}", dice.below(1 << 32), dice.below(1 << 32))
         }
         17 => format!("udp {source} > {destination}{checksum}"),

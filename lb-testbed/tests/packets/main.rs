@@ -11,40 +11,13 @@ mod model;
 mod run;
 mod text;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use lb_testbed::programs::Subject;
+use anyhow::Result;
 use lb_testbed::programs::world::World;
 use libtest_mimic::{Arguments, Failed, Trial};
-
-use crate::case::Limits;
-
-/// The namespace and the programs in it, loaded once for each set of limits. All cases take turns.
-struct Stage {
-    world: World,
-    subjects: HashMap<Limits, Subject>,
-}
-
-impl Stage {
-    fn subject(&mut self, limits: &Limits) -> Result<(&World, &mut Subject)> {
-        if !self.subjects.contains_key(limits) {
-            let limits_of_maps = lb_testbed::programs::Limits {
-                flows: limits.flows,
-                half_open: limits.half_open,
-                snat_ports: limits.first_snat_port..=limits.last_snat_port,
-                ..Default::default()
-            };
-            self.subjects.insert(limits.clone(), Subject::load(&limits_of_maps, &self.world)?);
-        }
-        let subject = self.subjects.get_mut(limits).context("inserted above")?;
-        subject.clear()?;
-        Ok((&self.world, subject))
-    }
-}
 
 fn main() -> ExitCode {
     match trials() {
@@ -58,42 +31,32 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<ExitCode> {
     let mut arguments = Arguments::from_args();
-    // The cases share programs and counters.
+    // libtest-mimic then runs every case on this thread, which is in the namespace.
     arguments.test_threads = Some(1);
     let cases = case::read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packets/cases"))?;
-    let stage = if arguments.list { None } else { Some(Stage { world: World::enter()?, subjects: HashMap::new() }) };
-    let stage = Arc::new(Mutex::new(stage));
+    let world = Arc::new(if arguments.list { None } else { Some(World::enter()?) });
     let mut trials = Vec::new();
     for (concern, case) in cases {
         let case = Arc::new(case);
         for &family in &case.families {
             for &mode in &case.modes {
-                let (case, stage) = (case.clone(), stage.clone());
+                let (case, world) = (case.clone(), world.clone());
                 let name = format!("{concern}: {} ({family}, {mode})", case.case);
                 trials.push(Trial::test(name, move || {
-                    on_stage(&stage, |stage| {
-                        let (world, subject) = stage.subject(&case.limits)?;
-                        run::run(&case, family, mode, world, subject)
-                    })
+                    result(world.as_ref().as_ref(), |world| run::run(&case, family, mode, world))
                 }));
             }
         }
     }
     for mode in fuzz::MODES {
-        let stage = stage.clone();
+        let world = world.clone();
         trials.push(Trial::test(format!("fuzz: generated packets agree with the model ({mode})"), move || {
-            on_stage(&stage, |stage| {
-                let (world, subject) = stage.subject(&fuzz::limits())?;
-                fuzz::run(mode, world, subject)
-            })
+            result(world.as_ref().as_ref(), |world| fuzz::run(mode, world))
         }));
     }
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }
 
-fn on_stage(stage: &Mutex<Option<Stage>>, action: impl FnOnce(&mut Stage) -> Result<()>) -> Result<(), Failed> {
-    // A case that panicked says so itself; the maps are cleared before the next one.
-    let mut stage = stage.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let stage = stage.as_mut().ok_or("cases are only listed")?;
-    action(stage).map_err(|error| format!("{error:#}").into())
+fn result(world: Option<&World>, run: impl FnOnce(&World) -> Result<()>) -> Result<(), Failed> {
+    run(world.ok_or("cases are only listed")?).map_err(|error| format!("{error:#}").into())
 }

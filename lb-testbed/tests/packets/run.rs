@@ -12,9 +12,10 @@ use lb_testbed::programs::{Action, Endpoint, Flow, Hook, ServiceEntry, Subject};
 use crate::case::{self, Case, Family, Mode, Out, Step};
 use crate::text::Names;
 
-/// Runs a case for one family and mode on programs with empty maps.
-pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
-    let mut scene = Scene { mode, world, subject, names: Names { v6: family == Family::V6, ..Names::default() } };
+/// Runs a case for one family and mode, on programs of its own with empty maps.
+pub fn run(case: &Case, family: Family, mode: Mode, world: &World) -> Result<()> {
+    let mut subject = Subject::load(&case.limits.of_programs(), world)?;
+    let mut scene = Scene { mode, world, subject: &mut subject, names: Names::new(family == Family::V6) };
     scene.serve(&case.services)?;
     for (i, step) in case.steps.iter().enumerate() {
         let place = || format!("step {}: {}", i + 1, step.packet);

@@ -9,13 +9,16 @@ use lb_testbed::packet::{dissect, render, split_layers, Link};
 use lb_testbed::programs::world;
 
 /// What the names of a running case stand for.
-#[derive(Default)]
 pub struct Names {
     captured: HashMap<String, String>,
-    pub v6: bool,
+    v6: bool,
 }
 
 impl Names {
+    pub fn new(v6: bool) -> Self {
+        Self { captured: HashMap::new(), v6 }
+    }
+
     pub fn set(&mut self, name: &str, value: String) {
         self.captured.insert(name.into(), value);
     }
