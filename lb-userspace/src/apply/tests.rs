@@ -116,6 +116,7 @@ impl Spec {
             port: self.port,
             algorithm: Algorithm::Random,
             affinity_seconds: self.affinity,
+            source_ranges: SourceRanges::default(),
             frontends,
             v4: lists(IpFamily::V4, &self.v4),
             v6: lists(IpFamily::V6, &self.v6),
