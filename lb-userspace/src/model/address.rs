@@ -29,7 +29,9 @@ pub(super) fn parse_cidr(text: &str) -> Option<IpNet> {
     let length: u8 = length.parse().ok()?;
     let mapped = address.contains(':');
     match parse_ip(address)? {
-        IpAddr::V4(v4) if mapped => Ipv4Net::new(v4, length.checked_sub(96)?).ok().map(|net| net.trunc().into()),
+        IpAddr::V4(v4) if mapped => {
+            Ipv4Net::new(v4, length.checked_sub(96)?).ok().map(|net| net.trunc().into())
+        }
         ip => IpNet::new(ip, length).ok().map(|net| net.trunc()),
     }
 }

@@ -3,9 +3,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
 
+use super::ObjectName;
 use super::address::{parse_cidr, parse_ip};
 use super::convert::{Converted, Problems};
-use super::ObjectName;
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The cluster autoscaler is about to remove the node (KEP-3836).

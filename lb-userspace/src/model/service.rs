@@ -211,12 +211,7 @@ fn vip(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
 }
 
 /// A VIP of a family that the Service has; the other family's are left out (proxy/serviceport.go does the same).
-fn vip_of_family(
-    field: &str,
-    text: &str,
-    cluster_ips: &[IpAddr],
-    problems: &mut Problems,
-) -> Option<IpAddr> {
+fn vip_of_family(field: &str, text: &str, cluster_ips: &[IpAddr], problems: &mut Problems) -> Option<IpAddr> {
     let ip = vip(field, text, problems)?;
     let family = IpFamily::of(&ip);
     if cluster_ips.iter().all(|other| IpFamily::of(other) != family) {
@@ -230,11 +225,7 @@ fn vip_of_family(
     Some(ip)
 }
 
-fn external_ips(
-    spec: &v1::ServiceSpec,
-    cluster_ips: &[IpAddr],
-    problems: &mut Problems,
-) -> Box<[IpAddr]> {
+fn external_ips(spec: &v1::ServiceSpec, cluster_ips: &[IpAddr], problems: &mut Problems) -> Box<[IpAddr]> {
     let mut ips: Vec<_> = (spec.external_ips.iter().flatten().enumerate())
         .filter_map(|(index, text)| {
             vip_of_family(&format!("spec.externalIPs[{index}]"), text, cluster_ips, problems)
@@ -252,7 +243,8 @@ fn load_balancer_ips(
 ) -> Box<[IpAddr]> {
     let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let mut ips = Vec::new();
-    for (index, ingress) in balancer.iter().flat_map(|balancer| balancer.ingress.iter().flatten()).enumerate() {
+    for (index, ingress) in balancer.iter().flat_map(|balancer| balancer.ingress.iter().flatten()).enumerate()
+    {
         let field = |name: &str| format!("status.loadBalancer.ingress[{index}].{name}");
         let Some(text) = ingress.ip.as_deref().filter(|text| !text.is_empty()) else { continue };
         match ingress.ip_mode.as_deref() {
@@ -290,7 +282,10 @@ fn source_ranges(spec: &v1::ServiceSpec, problems: &mut Problems) -> SourceRange
             }
         }
     }
-    SourceRanges { v4: restriction(v4, invalid, Ipv4Net::prefix_len), v6: restriction(v6, invalid, Ipv6Net::prefix_len) }
+    SourceRanges {
+        v4: restriction(v4, invalid, Ipv4Net::prefix_len),
+        v6: restriction(v6, invalid, Ipv6Net::prefix_len),
+    }
 }
 
 fn restriction<N: Ord>(mut ranges: Vec<N>, invalid: bool, length: fn(&N) -> u8) -> Option<Box<[N]>> {

@@ -1,9 +1,9 @@
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1;
 
+use super::ObjectName;
 use super::address::parse_cidr;
 use super::convert::{Converted, Problems};
-use super::ObjectName;
 
 /// The ranges of a ServiceCIDR (KEP-1880): addresses in them belong to Services or to nobody.
 pub fn service_cidrs(object: &v1::ServiceCIDR) -> Converted<Box<[IpNet]>> {

@@ -68,7 +68,10 @@ impl Slice {
 
     /// The slices that the control plane's mirroring controller would make of a legacy `Endpoints` object: one for each
     /// subset and family. A slash cannot stand in the name of a real slice.
-    pub fn from_endpoints(object: &v1::Endpoints, this_node: &str) -> (Vec<(ObjectName, Slice)>, Vec<Problem>) {
+    pub fn from_endpoints(
+        object: &v1::Endpoints,
+        this_node: &str,
+    ) -> (Vec<(ObjectName, Slice)>, Vec<Problem>) {
         let service = object_name(&object.metadata);
         let mut problems = Problems::of("Endpoints", &service);
         let mut slices = Vec::new();
@@ -255,7 +258,8 @@ fn subset_endpoints(
     problems: &mut Problems,
 ) -> Vec<Endpoint> {
     let mut endpoints = Vec::new();
-    let lists = [("addresses", true, &subset.addresses), ("notReadyAddresses", false, &subset.not_ready_addresses)];
+    let lists =
+        [("addresses", true, &subset.addresses), ("notReadyAddresses", false, &subset.not_ready_addresses)];
     for (list, ready, addresses) in lists {
         for (address_index, endpoint) in addresses.iter().flatten().enumerate() {
             let field = format!("subsets[{index}].{list}[{address_index}].ip");

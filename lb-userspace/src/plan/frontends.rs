@@ -4,9 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::wanted::{
-    Candidates, EndpointList, Frontend, FrontendAddress, FrontendKind, IpFamily, WhenEmpty,
-};
+use super::wanted::{Candidates, EndpointList, Frontend, FrontendAddress, FrontendKind, IpFamily, WhenEmpty};
 use crate::model::{Service, ServicePort, TrafficPolicy};
 
 /// An address that a Service port asks for.

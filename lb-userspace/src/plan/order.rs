@@ -1,1 +1,1 @@
-//! x
+//! Placeholder of the property test.

@@ -124,7 +124,10 @@ impl Planner {
         }
         let mut changes = Changes {
             node_changed: self.node != before.node,
-            service_cidrs_changed: before.service_cidrs.as_ref().is_some_and(|cidrs| *cidrs != self.service_cidrs()),
+            service_cidrs_changed: before
+                .service_cidrs
+                .as_ref()
+                .is_some_and(|cidrs| *cidrs != self.service_cidrs()),
             ..Changes::default()
         };
         let mut raised = BTreeSet::new();

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::wanted::{
-    Candidates, EndpointList, EndpointLists, Frontend, FrontendAddress, FrontendKind, IpFamily, WantedEndpoint,
-    WantedService, WhenEmpty,
+    Candidates, EndpointList, EndpointLists, Frontend, FrontendAddress, FrontendKind, IpFamily,
+    WantedEndpoint, WantedService, WhenEmpty,
 };
 
 /// ```text
@@ -39,7 +39,8 @@ fn write_lists(f: &mut fmt::Formatter<'_>, family: &str, lists: &EndpointLists) 
     let pick = |indices: &[u32]| -> Vec<&WantedEndpoint> {
         indices.iter().filter_map(|index| lists.endpoints.get(*index as usize)).collect()
     };
-    let draining: Vec<&WantedEndpoint> = lists.endpoints.iter().filter(|endpoint| endpoint.draining).collect();
+    let draining: Vec<&WantedEndpoint> =
+        lists.endpoints.iter().filter(|endpoint| endpoint.draining).collect();
     for (name, endpoints) in
         [("cluster", pick(&lists.cluster)), ("local", pick(&lists.local)), ("draining", draining)]
     {
