@@ -25,7 +25,7 @@ pub(super) enum Key {
 #[derive(Debug, Default)]
 pub(super) struct Parsed {
     /// Each as the event that tells of it.
-    pub objects: Vec<(Key, Event, Place)>,
+    pub objects: Vec<(Key, Event, Arc<Place>)>,
     pub problems: Vec<Problem>,
     /// Some document or object could not be read at all: what it was is not known.
     pub incomplete: bool,
@@ -40,12 +40,12 @@ pub(super) fn parse(file: &Arc<Path>, text: &str, this_node: &str) -> Parsed {
         let place = Place { file: file.clone(), document: number, line: first_line };
         let value = if json { read_json(&text[range]) } else { read_yaml(&text[range], first_line) };
         match value {
-            Ok(value) => Reader { place, this_node, parsed: &mut parsed }.document(value),
+            Ok(value) => Reader { place: place.into(), this_node, parsed: &mut parsed }.document(value),
             Err((line, reason)) => {
                 parsed.incomplete = true;
                 parsed.problems.push(Problem {
                     severity: Severity::Error,
-                    place: Some(Place { line: line.unwrap_or(first_line), ..place }),
+                    place: Some(Place { line: line.unwrap_or(first_line), ..place }.into()),
                     object: "".into(),
                     field: "".into(),
                     reason: reason.into(),
@@ -118,7 +118,7 @@ fn read_json(document: &str) -> Result<Value, Unreadable> {
 
 /// Takes the objects out of one document.
 struct Reader<'a> {
-    place: Place,
+    place: Arc<Place>,
     this_node: &'a str,
     parsed: &'a mut Parsed,
 }
@@ -137,30 +137,37 @@ impl Reader<'_> {
         match (version.as_str(), kind.as_str()) {
             ("v1", "Service") => self.object(value, &kind, |reader, service| {
                 let converted = Service::from_api(&service);
-                reader.take(converted, Key::Service, |name, service| Event::Service(name, Some(service)));
+                reader.take(converted, Key::Service, |place, name, service| {
+                    Event::Service(name, Some(Arc::new(Service { place, ..service })))
+                });
             }),
             ("v1", "Endpoints") => self.object(value, &kind, |reader, endpoints: core::v1::Endpoints| {
                 let (slices, problems) = Slice::from_endpoints(&endpoints, reader.this_node);
                 reader.complain(problems);
                 for (name, slice) in slices {
-                    reader.keep(Key::Slice(name.clone()), Event::Slice(name, Some(slice.into())));
+                    let slice = Slice { place: Some(reader.place.clone()), ..slice };
+                    reader.keep(Key::Slice(name.clone()), Event::Slice(name, Some(Arc::new(slice))));
                 }
             }),
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.object(value, &kind, |reader, slice: discovery::v1::EndpointSlice| {
                     let converted = Slice::from_api(&slice, reader.this_node);
-                    reader.take(converted, Key::Slice, |name, slice| Event::Slice(name, Some(slice)));
+                    reader.take(converted, Key::Slice, |place, name, slice| {
+                        Event::Slice(name, Some(Arc::new(Slice { place, ..slice })))
+                    });
                 });
             }
             ("networking.k8s.io/v1", "ServiceCIDR") => {
                 self.object(value, &kind, |reader, cidr: networking::v1::ServiceCIDR| {
                     let converted = model::service_cidrs(&cidr);
-                    reader.take(converted, Key::ServiceCidr, |name, cidrs| Event::ServiceCidr(name, Some(cidrs)));
+                    reader.take(converted, Key::ServiceCidr, |_, name, cidrs| {
+                        Event::ServiceCidr(name, Some(cidrs.into()))
+                    });
                 });
             }
             ("v1", "Node") => self.object(value, &kind, |reader, node: core::v1::Node| {
                 if node.metadata.name.as_deref() == Some(reader.this_node) {
-                    reader.take(Node::from_api(&node), |_| Key::Node, |_, node| Event::Node(Some(node)));
+                    reader.take(Node::from_api(&node), |_| Key::Node, |_, _, node| Event::Node(Some(Arc::new(node))));
                 }
             }),
             (_, "Service" | "Endpoints" | "EndpointSlice" | "ServiceCIDR" | "Node") => self.complain_one(
@@ -234,15 +241,16 @@ impl Reader<'_> {
         }
     }
 
-    fn take<T, S: From<T>>(
+    fn take<T>(
         &mut self,
         converted: Converted<T>,
         key: impl FnOnce(ObjectName) -> Key,
-        event: impl FnOnce(ObjectName, S) -> Event,
+        event: impl FnOnce(Option<Arc<Place>>, ObjectName, T) -> Event,
     ) {
         self.complain(converted.problems);
         if let Some(value) = converted.value {
-            self.keep(key(converted.name.clone()), event(converted.name, value.into()));
+            let event = event(Some(self.place.clone()), converted.name.clone(), value);
+            self.keep(key(converted.name), event);
         }
     }
 

@@ -30,7 +30,7 @@ pub struct Folder {
 struct File {
     /// None: too fresh to rely on.
     stamp: Option<Stamp>,
-    objects: BTreeMap<Key, (Event, Place)>,
+    objects: BTreeMap<Key, (Event, Arc<Place>)>,
     problems: Vec<Problem>,
 }
 
@@ -116,7 +116,7 @@ impl Folder {
 
     /// The objects of all files. One that is in several files counts in the first of them.
     fn merge(&self, reports: &mut BTreeMap<Arc<Path>, Vec<Problem>>) -> BTreeMap<Key, Event> {
-        let mut merged: BTreeMap<&Key, &(Event, Place)> = BTreeMap::new();
+        let mut merged: BTreeMap<&Key, &(Event, Arc<Place>)> = BTreeMap::new();
         for (path, file) in &self.files {
             let problems = reports.entry(path.clone()).or_default();
             problems.extend(file.problems.iter().cloned());
@@ -226,7 +226,7 @@ fn deletion(key: &Key) -> Event {
     }
 }
 
-fn duplicate(key: &Key, place: Place, first: &Place) -> Problem {
+fn duplicate(key: &Key, place: Arc<Place>, first: &Place) -> Problem {
     let object = match key {
         Key::Node => "Node".to_owned(),
         Key::ServiceCidr(name) => format!("ServiceCIDR {}", name.name()),
