@@ -258,3 +258,161 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use k8s_openapi::api::core::v1;
+    use kube::core::Status;
+    use serde_json::json;
+    use tokio::sync::mpsc::Receiver;
+
+    use super::*;
+    use crate::model::Service;
+
+    type Convert = fn(&v1::Service) -> Converted<Service>;
+    type Make = fn(ObjectName, Option<Service>) -> Event;
+
+    /// A follower of Services, and what it sends.
+    struct Case {
+        follower: Follower<'static, Convert, Make>,
+        events: Receiver<Event>,
+    }
+
+    impl Case {
+        fn new(optional: bool) -> Self {
+            let (sender, events) = mpsc::channel(64);
+            let kind = Kind {
+                part: Part::Services,
+                plural: "services",
+                singular: "Service",
+                optional,
+                convert: Service::from_api as Convert,
+                event: (|name, service| Event::Service(name, service.map(Arc::new))) as Make,
+            };
+            // Lives as long as the test process: the follower borrows its sender.
+            Self { follower: Follower::new(kind, Box::leak(Box::new(sender))), events }
+        }
+
+        async fn take(&mut self, item: watcher::Result<watcher::Event<v1::Service>>) -> Vec<String> {
+            assert!(self.follower.take(item).await.is_ok());
+            let mut told = Vec::new();
+            while let Ok(event) = self.events.try_recv() {
+                told.push(match event {
+                    Event::Service(name, Some(service)) => format!("{name} = {:?}", service.cluster_ips),
+                    Event::Service(name, None) => format!("{name} is gone"),
+                    Event::Report(origin, problems) => {
+                        let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+                        format!("{origin:?}: {problems:?}")
+                            .replace("ObjectName(\"default/web\")", "default/web")
+                    }
+                    other => format!("{other:?}"),
+                });
+            }
+            told
+        }
+
+        async fn all(&mut self, items: Vec<watcher::Event<v1::Service>>) -> Vec<String> {
+            let mut told = Vec::new();
+            for item in items {
+                told.extend(self.take(Ok(item)).await);
+            }
+            told
+        }
+    }
+
+    fn service(name: &str, ip: &str) -> v1::Service {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"}, "spec": {"clusterIP": ip}
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn refused(code: u16, message: &str) -> kube::Error {
+        kube::Error::Api(Box::new(Status { code, message: message.to_owned(), ..Status::default() }))
+    }
+
+    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+
+    #[tokio::test]
+    async fn a_new_list_deletes_only_what_it_lacks_and_only_when_it_is_complete() {
+        let mut case = Case::new(false);
+        let listed =
+            vec![Init, InitApply(service("a", "10.96.0.1")), InitApply(service("b", "10.96.0.2")), InitDone];
+        assert_eq!(
+            case.all(listed).await,
+            ["default/a = [10.96.0.1]", "default/b = [10.96.0.2]", "Synced(Services)"]
+        );
+        assert_eq!(
+            case.all(vec![Apply(service("c", "10.96.0.3")), Delete(service("c", "10.96.0.3"))]).await,
+            ["default/c = [10.96.0.3]", "default/c is gone"]
+        );
+        // The list breaks off, twice, before it shows `a`.
+        assert_eq!(
+            case.all(vec![Init, InitApply(service("b", "10.96.0.2")), Init, Init]).await,
+            ["default/b = [10.96.0.2]"]
+        );
+        assert_eq!(
+            case.all(vec![InitApply(service("b", "10.96.0.9")), InitDone]).await,
+            ["default/b = [10.96.0.9]", "default/a is gone"]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_reported_when_it_begins_and_when_it_ends() {
+        let mut case = Case::new(false);
+        let forbidden = || watcher::Error::InitialListFailed(refused(403, "services is forbidden"));
+        assert_eq!(
+            case.take(Err(forbidden())).await,
+            [
+                "Watch(\"services\"): [\"cannot list services: services is forbidden: allow the agent's account the verbs \
+             list and watch on services (deploy/ has the ClusterRole)\"]"
+            ]
+        );
+        assert_eq!(case.all(vec![Init]).await, [""; 0]);
+        assert_eq!(case.take(Err(forbidden())).await, [""; 0], "once is enough, and nothing has synced");
+        let told = case.take(Err(watcher::Error::InitialListFailed(refused(500, "etcd is away")))).await;
+        assert!(
+            told.len() == 1 && told[0].contains("etcd is away: check that the API server is reachable"),
+            "{told:?}"
+        );
+        assert_eq!(case.all(vec![Init, InitDone]).await, ["Synced(Services)", "Watch(\"services\"): []"]);
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_fell_behind_is_no_failure() {
+        let mut case = Case::new(false);
+        let gone = Status { code: 410, ..Status::default() };
+        assert_eq!(case.take(Err(watcher::Error::WatchError(Box::new(gone)))).await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_kind_that_the_cluster_may_lack_does_not_hold_up_the_start() {
+        let mut case = Case::new(true);
+        let missing = || watcher::Error::InitialListFailed(refused(404, "not found"));
+        let told = case.take(Err(missing())).await;
+        assert!(told.len() == 2 && told[1] == "Synced(Services)", "{told:?}");
+        assert_eq!(case.take(Err(missing())).await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn problems_of_an_object_end_with_them_or_with_it() {
+        let mut case = Case::new(false);
+        let wrong = || Apply(service("web", "10.96.0"));
+        let told = case.all(vec![wrong()]).await;
+        assert!(
+            told[0].starts_with("Object(\"Service\", default/web): [\"Service default/web: spec.clusterIP: "),
+            "{told:?}"
+        );
+        assert_eq!(
+            case.all(vec![Apply(service("web", "10.96.0.1"))]).await,
+            ["Object(\"Service\", default/web): []", "default/web = [10.96.0.1]"]
+        );
+        case.all(vec![wrong()]).await;
+        assert_eq!(
+            case.all(vec![Delete(service("web", "10.96.0"))]).await,
+            ["Object(\"Service\", default/web): []", "default/web is gone"]
+        );
+    }
+}
