@@ -1,13 +1,12 @@
 //! One watch, kept up for ever.
 
 use std::collections::HashSet;
-use std::fmt::Debug;
+use std::time::Duration;
 
-use futures::StreamExt;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Resource};
-use serde::de::DeserializeOwned;
+use futures::{Stream, StreamExt};
+use kube::runtime::watcher;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::super::{Event, Origin, Part};
 use crate::model::{Converted, ObjectName, Problem, Severity};
@@ -27,28 +26,45 @@ pub(super) struct Kind<C, E> {
 /// The receiver of the events is gone.
 struct Closed;
 
-/// Lists and watches until nobody listens. After each new list (a restart, a 410, a lost connection) what it lacks is
+/// A watch that is taken up again where it broke off says nothing until an object changes. But a failed attempt follows
+/// upon another after at most 30 seconds and a jitter (`watcher::DefaultBackoff`) and 30 seconds in which no connection
+/// came about: when there was none for longer, one succeeded.
+const SILENCE_MEANS_RECOVERED: Duration = Duration::from_secs(150);
+
+/// What is wrong with the watch itself.
+struct Failure {
+    /// HTTP status; none if there was no answer.
+    code: Option<u16>,
+    /// When it was seen last.
+    last: Instant,
+}
+
+/// Follows a watch until nobody listens. After each new list (a restart, a 410, a lost connection) what it lacks is
 /// deleted, and nothing before it is complete.
 pub(super) async fn follow<K, T, C, E>(
-    api: Api<K>,
-    config: watcher::Config,
+    stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
     kind: Kind<C, E>,
     events: &mpsc::Sender<Event>,
 ) where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     C: Fn(&K) -> Converted<T>,
     E: Fn(ObjectName, Option<T>) -> Event,
 {
-    let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut stream = std::pin::pin!(stream);
     let mut follower = Follower::new(kind, events);
     loop {
-        let item = tokio::select! {
-            () = events.closed() => return,
-            item = stream.next() => item,
+        let recovered = follower.failure.as_ref().map(|failure| failure.last + SILENCE_MEANS_RECOVERED);
+        let done = tokio::select! {
+            () = events.closed() => Err(Closed),
+            item = stream.next() => match item {
+                Some(item) => follower.take(item).await,
+                // The stream has no end of its own.
+                None => Err(Closed),
+            },
+            () = sleep_until(recovered.unwrap_or_else(Instant::now)), if recovered.is_some() => {
+                follower.recover().await
+            }
         };
-        // The stream has no end of its own.
-        let Some(item) = item else { return };
-        if follower.take(item).await.is_err() {
+        if done.is_err() {
             return;
         }
     }
@@ -64,7 +80,7 @@ struct Follower<'a, C, E> {
     /// The objects that something was reported of.
     reported: HashSet<ObjectName>,
     /// What was reported of the watch itself.
-    failure: Option<Problem>,
+    failure: Option<Failure>,
     synced: bool,
 }
 
@@ -115,8 +131,11 @@ impl<'a, C, E> Follower<'a, C, E> {
                 self.delete(name).await?;
             }
         }
+        self.recover().await
+    }
+
+    async fn recover(&mut self) -> Result<(), Closed> {
         if self.failure.take().is_some() {
-            tracing::info!(resource = self.kind.plural, "the API server answers again");
             self.send(Event::Report(Origin::Watch(self.kind.plural), Vec::new())).await?;
         }
         Ok(())
@@ -175,9 +194,9 @@ impl<'a, C, E> Follower<'a, C, E> {
             // The watch was too far behind: the watcher lists anew.
             return Ok(());
         }
-        let problem = failure(error, code, self.kind.plural);
-        if self.failure.as_ref() != Some(&problem) {
-            self.failure = Some(problem.clone());
+        let known = self.failure.replace(Failure { code, last: Instant::now() });
+        if known.is_none_or(|known| known.code != code) {
+            let problem = describe(error, code, self.kind.plural);
             self.send(Event::Report(Origin::Watch(self.kind.plural), vec![problem])).await?;
         }
         if self.kind.optional && matches!(code, Some(NOT_FOUND | FORBIDDEN)) {
@@ -206,7 +225,7 @@ fn status_code(error: &watcher::Error) -> Option<u16> {
     }
 }
 
-fn failure(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
+fn describe(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
     let verb = match error {
         watcher::Error::InitialListFailed(_) => "list",
         _ => "watch",
@@ -230,10 +249,13 @@ fn failure(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
     };
     let reason = match error {
         watcher::Error::WatchError(status) => status.message.clone(),
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.message.clone(),
-        other => with_causes(other),
+        watcher::Error::InitialListFailed(inner)
+        | watcher::Error::WatchStartFailed(inner)
+        | watcher::Error::WatchFailed(inner) => match inner {
+            kube::Error::Api(status) => status.message.clone(),
+            other => with_causes(other),
+        },
+        other @ watcher::Error::NoResourceVersion => other.to_string(),
     };
     Problem {
         severity,
@@ -414,5 +436,15 @@ mod tests {
             case.all(vec![Delete(service("web", "10.96.0"))]).await,
             ["Object(\"Service\", default/web): []", "default/web is gone"]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_silent_after_failures_has_recovered() {
+        let Case { follower: Follower { kind, events: sender, .. }, mut events } = Case::new(false);
+        let failing =
+            futures::stream::iter([Err(watcher::Error::WatchStartFailed(refused(503, "starting")))]);
+        tokio::spawn(follow(failing.chain(futures::stream::pending()), kind, sender));
+        assert!(matches!(events.recv().await, Some(Event::Report(_, problems)) if problems.len() == 1));
+        assert!(matches!(events.recv().await, Some(Event::Report(_, problems)) if problems.is_empty()));
     }
 }
