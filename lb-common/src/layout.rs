@@ -113,7 +113,7 @@ pub mod backend_flags {
 }
 
 /// Key of the flow tables: a packet's 5-tuple as it arrives at the hook.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowKey<A> {
     pub src_addr: A,
@@ -121,7 +121,8 @@ pub struct FlowKey<A> {
     pub src_port: u16,
     pub dst_port: u16,
     pub protocol: u8,
-    pub pad: [u8; 3],
+    pub pad: u8,
+    pub reserved: u16,
 }
 
 /// Value of the flow tables: what becomes of the packet. A connection has two entries, one per direction; the key of
@@ -175,7 +176,7 @@ pub mod tcp_flags {
 pub const SEEN_GRANULARITY_NS: u64 = 2_000_000_000;
 
 /// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what all fragments of one datagram have in common (RFC 791, RFC 8200 4.5).
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FragmentKey<A> {
     pub src_addr: A,
@@ -183,7 +184,8 @@ pub struct FragmentKey<A> {
     /// Identification field as read from the wire, big endian value in host order.
     pub id: u32,
     pub protocol: u8,
-    pub pad: [u8; 3],
+    pub pad: u8,
+    pub reserved: u16,
 }
 
 /// Value of `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports, which only the first fragment carries.

@@ -9,8 +9,14 @@ pub const ETHERTYPE_VLAN: u16 = 0x8100;
 /// 802.1ad, service tag.
 pub const ETHERTYPE_QINQ: u16 = 0x88a8;
 
+/// Length of a TCP header without options (RFC 9293).
+pub const TCP_LEN: usize = 20;
+/// Length of a UDP header (RFC 768).
+pub const UDP_LEN: usize = 8;
 /// Offset of the checksum in a TCP header (RFC 9293).
 pub const TCP_CHECKSUM: usize = 16;
+/// Offset of the byte whose upper half is the length of the TCP header in 32-bit words.
+pub const TCP_DATA_OFFSET: usize = 12;
 /// Offset of the flags byte in a TCP header.
 pub const TCP_FLAGS: usize = 13;
 /// Offset of the checksum in a UDP header (RFC 768).

@@ -1,25 +1,119 @@
-//! The kernel programs.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+//! The kernel programs of Sluice. This file holds their entry points and nothing else.
+//!
+//! | folder or file | concern |
+//! |---|---|
+//! | `xdp/ tc/ cgroup/` | one folder per hook family: adapts its context, consumes the verdict |
+//! | `pipeline.rs` | the way of a packet, written once |
+//! | `packet.rs service.rs flow.rs route.rs nat.rs icmp.rs` | its steps, one file each |
+//! | `maps.rs settings.rs count.rs` | what the programs share with the agent |
+#![no_std]
+#![no_main]
 
-#[cfg(target_arch = "bpf")]
-mod bpf {
-    use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+mod aligned;
+mod cgroup;
+mod count;
+mod flow;
+mod frame;
+mod icmp;
+mod maps;
+mod nat;
+mod packet;
+mod pipeline;
+mod route;
+mod service;
+mod settings;
+mod socket;
+mod tc;
+mod verdict;
+mod xdp;
 
-    #[xdp]
-    pub fn lb_xdp(_ctx: XdpContext) -> u32 {
-        xdp_action::XDP_PASS
-    }
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
+use tc::Way;
 
-    #[panic_handler]
-    fn panic(_info: &core::panic::PanicInfo) -> ! {
-        loop {}
-    }
-
-    #[unsafe(link_section = "license")]
-    #[unsafe(no_mangle)]
-    static LICENSE: [u8; 4] = *b"GPL\0";
+/// NICs whose driver hands over complete checksums.
+#[xdp]
+pub fn lb_xdp(context: XdpContext) -> u32 {
+    xdp::ingress(context)
 }
 
-/// The host's tools (rust-analyzer, `cargo check --workspace`) see an empty program.
-#[cfg(not(target_arch = "bpf"))]
-fn main() {}
+/// The cost of touching a packet at all, for benchmarks: parse, swap the MAC addresses, send back.
+#[xdp]
+pub fn lb_floor(context: XdpContext) -> u32 {
+    xdp::floor(context)
+}
+
+/// Every device, ingress.
+#[classifier]
+pub fn lb_tc_ingress(context: TcContext) -> i32 {
+    tc::with_ethernet(context, Way::In)
+}
+
+/// Every device, egress.
+#[classifier]
+pub fn lb_tc_egress(context: TcContext) -> i32 {
+    tc::with_ethernet(context, Way::Out)
+}
+
+/// Devices without Ethernet headers, ingress.
+#[classifier]
+pub fn lb_tc_ingress_l3(context: TcContext) -> i32 {
+    tc::without_ethernet(context, Way::In)
+}
+
+/// Devices without Ethernet headers, egress.
+#[classifier]
+pub fn lb_tc_egress_l3(context: TcContext) -> i32 {
+    tc::without_ethernet(context, Way::Out)
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn lb_connect4(context: SockAddrContext) -> i32 {
+    cgroup::connect4(&context)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn lb_connect6(context: SockAddrContext) -> i32 {
+    cgroup::connect6(&context)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn lb_sendmsg4(context: SockAddrContext) -> i32 {
+    cgroup::sendmsg4(&context)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn lb_sendmsg6(context: SockAddrContext) -> i32 {
+    cgroup::sendmsg6(&context)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn lb_recvmsg4(context: SockAddrContext) -> i32 {
+    cgroup::recvmsg4(&context)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn lb_recvmsg6(context: SockAddrContext) -> i32 {
+    cgroup::recvmsg6(&context)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn lb_getpeername4(context: SockAddrContext) -> i32 {
+    cgroup::getpeername4(&context)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn lb_getpeername6(context: SockAddrContext) -> i32 {
+    cgroup::getpeername6(&context)
+}
+
+/// Needed by the compiler; the build refuses an object in which any path leads here.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// Dual licensed; the kernel wants a name it knows for the helpers that only GPL programs may call.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

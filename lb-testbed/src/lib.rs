@@ -1,1 +1,54 @@
-//! Placeholder.
+//! A Kubernetes cluster of two nodes on one machine: network namespaces for nodes, pods and an outside client, real
+//! servers and clients as processes in them, and the Sluice agent as a child process on each node.
+//!
+//! The end-to-end tests and `cargo xtask demo` are written with it. Read [`topology`] first, it has the picture.
+//!
+//! Everything that one [`Topology`] makes carries the name of its [`RunId`], and one function,
+//! [`run::remove_everything_of`], takes it all away: from `drop`, after a panic, on Ctrl-C, and for runs whose process died.
+
+pub mod agent;
+pub mod controllers;
+pub mod host;
+pub mod manifests;
+pub mod pattern;
+pub mod place;
+pub mod report;
+pub mod run;
+pub mod topology;
+
+use std::fmt;
+use std::net::IpAddr;
+
+pub use agent::{Agent, AgentOptions};
+pub use host::Host;
+pub use manifests::ManifestDir;
+pub use place::Place;
+pub use run::RunId;
+pub use topology::{Datapath, Topology, Underlay};
+
+/// IPv4 or IPv6: nearly every case is run with both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}

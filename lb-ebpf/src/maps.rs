@@ -1,0 +1,193 @@
+//! Every map: what its key and value mean, who writes it, and when entries leave.
+//!
+//! Sizes here are defaults; the agent sets others at load time. `docs/maps.md` documents the same maps for people who
+//! read them with `bpftool`.
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::macros::btf_map;
+use lb_common::family::{Family, V4, V6};
+use lb_common::layout::{
+    Backend, ConnectedPeer, Device, Flow, FlowKey, FragmentKey, FragmentPorts, NodeAddr, Service, ServiceKey,
+    ServiceName, SocketPeer, SocketPeerKey,
+};
+use lb_common::reason::REASONS;
+
+use crate::packet::Packet;
+use crate::route::Route;
+
+const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+pub type Services<A> = HashMap<ServiceKey<A>, Service, 65_536, SPARSE>;
+pub type Backends<A> = Array<Backend<A>, 262_144, MMAPABLE>;
+pub type Flows<A> = HashMap<FlowKey<A>, Flow<A>, 262_144>;
+pub type HalfOpen<A> = LruHashMap<FlowKey<A>, Flow<A>, 65_536>;
+pub type Fragments<A> = LruHashMap<FragmentKey<A>, FragmentPorts, 8_192>;
+pub type SocketPeers<A> = LruHashMap<SocketPeerKey<A>, SocketPeer<A>, 65_536>;
+pub type NodeAddrs<A> = HashMap<A, NodeAddr, 4_096, SPARSE>;
+
+/// Addresses and ports that clients use → endpoints. Written by the agent; leaves with its Service.
+#[btf_map]
+pub static SERVICES_V4: Services<[u8; 4]> = HashMap::new();
+#[btf_map]
+pub static SERVICES_V6: Services<[u8; 16]> = HashMap::new();
+
+/// Ranges of backend ids that service entries point at; both families. Written by the agent through `mmap`; a range is
+/// used again only some seconds after the last service entry that named it was replaced.
+#[btf_map]
+pub static SLOTS: Array<u32, 1_048_576, MMAPABLE> = Array::new();
+
+/// Backend id → endpoint. Written by the agent through `mmap`; an id is used again only when no flow names it.
+#[btf_map]
+pub static BACKENDS_V4: Backends<[u8; 4]> = Array::new();
+#[btf_map]
+pub static BACKENDS_V6: Backends<[u8; 16]> = Array::new();
+
+/// Open connections, two entries each. Written by the packet programs; swept by the agent when idle or closed.
+#[btf_map]
+pub static FLOWS_V4: Flows<[u8; 4]> = HashMap::new();
+#[btf_map]
+pub static FLOWS_V6: Flows<[u8; 16]> = HashMap::new();
+
+/// Connections that were not answered in both directions yet, so that a flood of them evicts its own kind alone.
+/// Written by the packet programs; promoted to the flow table, else evicted as the least recently used.
+#[btf_map]
+pub static HALF_OPEN_V4: HalfOpen<[u8; 4]> = LruHashMap::new();
+#[btf_map]
+pub static HALF_OPEN_V6: HalfOpen<[u8; 16]> = LruHashMap::new();
+
+/// Datagram identity → ports, for fragments after the first. Written by the packet programs; least recently used leave.
+#[btf_map]
+pub static FRAGMENTS_V4: Fragments<[u8; 4]> = LruHashMap::new();
+#[btf_map]
+pub static FRAGMENTS_V6: Fragments<[u8; 16]> = LruHashMap::new();
+
+/// Unconnected UDP sockets: which endpoint they were given, and which service an endpoint's reply stands for.
+/// Written by the socket programs; least recently used leave.
+#[btf_map]
+pub static SOCKET_PEERS_V4: SocketPeers<[u8; 4]> = LruHashMap::new();
+#[btf_map]
+pub static SOCKET_PEERS_V6: SocketPeers<[u8; 16]> = LruHashMap::new();
+
+/// What a connected socket asked for. Written by the connect programs; leaves with the socket.
+#[btf_map]
+pub static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
+
+/// Addresses of this node. Written by the agent as addresses come and go.
+#[btf_map]
+pub static NODE_ADDRS_V4: NodeAddrs<[u8; 4]> = HashMap::new();
+#[btf_map]
+pub static NODE_ADDRS_V6: NodeAddrs<[u8; 16]> = HashMap::new();
+
+/// Interface index → what the programs must know of the device. Written by the agent as devices come and go.
+#[btf_map]
+pub static DEVICES: HashMap<u32, Device, 4_096, SPARSE> = HashMap::new();
+
+/// Service id → its name in the API. Written by the agent, read by people and tools only.
+#[btf_map]
+pub static SERVICE_NAMES: HashMap<u32, ServiceName, 65_536, SPARSE> = HashMap::new();
+
+/// Packets by reason (`lb_common::reason`), per CPU. Written by the programs, never reset.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
+
+/// What a packet program builds up. Kept here because a stack of 512 bytes has no room for it, and because the verifier
+/// allows misaligned access (addresses copied as words) in map values but not on the stack. Written and read within one run of a program:
+/// packet programs run with softirqs disabled and do not nest.
+#[repr(C)]
+pub struct Scratch<F: Family> {
+    pub packet: Packet<F>,
+    pub route: Route,
+    pub reply_key: FlowKey<F::Addr>,
+    pub flow: Flow<F::Addr>,
+}
+
+#[btf_map]
+pub static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
+
+/// The maps of one address family.
+pub trait Maps: Family {
+    fn services() -> &'static Services<Self::Addr>;
+    fn backends() -> &'static Backends<Self::Addr>;
+    fn flows() -> &'static Flows<Self::Addr>;
+    fn half_open() -> &'static HalfOpen<Self::Addr>;
+    fn fragments() -> &'static Fragments<Self::Addr>;
+    fn socket_peers() -> &'static SocketPeers<Self::Addr>;
+    fn node_addrs() -> &'static NodeAddrs<Self::Addr>;
+    fn scratch() -> Option<&'static mut Scratch<Self>>;
+    /// The address of a device to which sources are rewritten.
+    fn device_addr(device: &Device) -> Self::Addr;
+}
+
+macro_rules! family_maps {
+    ($family:ty, $addr:ident, $services:ident, $backends:ident, $flows:ident, $half_open:ident, $fragments:ident,
+     $socket_peers:ident, $node_addrs:ident, $scratch:ident) => {
+        impl Maps for $family {
+            #[inline(always)]
+            fn services() -> &'static Services<Self::Addr> {
+                &$services
+            }
+            #[inline(always)]
+            fn backends() -> &'static Backends<Self::Addr> {
+                &$backends
+            }
+            #[inline(always)]
+            fn flows() -> &'static Flows<Self::Addr> {
+                &$flows
+            }
+            #[inline(always)]
+            fn half_open() -> &'static HalfOpen<Self::Addr> {
+                &$half_open
+            }
+            #[inline(always)]
+            fn fragments() -> &'static Fragments<Self::Addr> {
+                &$fragments
+            }
+            #[inline(always)]
+            fn socket_peers() -> &'static SocketPeers<Self::Addr> {
+                &$socket_peers
+            }
+            #[inline(always)]
+            fn node_addrs() -> &'static NodeAddrs<Self::Addr> {
+                &$node_addrs
+            }
+            #[inline(always)]
+            fn scratch() -> Option<&'static mut Scratch<Self>> {
+                // SAFETY: the only reference to this CPU's entry: see `Scratch`.
+                $scratch.get_ptr_mut(0).map(|pointer| unsafe { &mut *pointer })
+            }
+            #[inline(always)]
+            fn device_addr(device: &Device) -> Self::Addr {
+                device.$addr
+            }
+        }
+    };
+}
+
+family_maps!(
+    V4,
+    addr_v4,
+    SERVICES_V4,
+    BACKENDS_V4,
+    FLOWS_V4,
+    HALF_OPEN_V4,
+    FRAGMENTS_V4,
+    SOCKET_PEERS_V4,
+    NODE_ADDRS_V4,
+    SCRATCH_V4
+);
+family_maps!(
+    V6,
+    addr_v6,
+    SERVICES_V6,
+    BACKENDS_V6,
+    FLOWS_V6,
+    HALF_OPEN_V6,
+    FRAGMENTS_V6,
+    SOCKET_PEERS_V6,
+    NODE_ADDRS_V6,
+    SCRATCH_V6
+);

@@ -1,0 +1,218 @@
+//! From bytes to a [`Packet`]: link layer, IP header, transport ports. Nothing here changes a packet.
+
+use lb_common::family::{Family, V4, V6};
+use lb_common::layout::{FlowKey, FragmentKey, TCP, UDP};
+use lb_common::wire::{
+    ETHERNET_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, TCP_FLAGS, TCP_LEN, UDP_LEN, VLAN_LEN, ipv6_next,
+};
+
+use crate::frame::Frame;
+use crate::maps::Maps;
+
+/// IPv6 extension headers looked behind; more than any real packet carries.
+const MAX_EXTENSION_HEADERS: usize = 6;
+/// VLAN tags looked behind: 802.1ad outside 802.1Q.
+const MAX_VLAN_TAGS: usize = 2;
+
+/// Which part of a datagram this is.
+#[derive(Copy, Clone, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fragment {
+    Whole,
+    /// Carries the ports: later ones are recognized by it.
+    First,
+    /// Has no transport header.
+    Later,
+}
+
+/// What the pipeline knows of a packet.
+#[repr(C)]
+pub struct Packet<F: Family> {
+    /// The 5-tuple as it arrived. For a later fragment the ports are those of its first.
+    pub key: FlowKey<F::Addr>,
+    /// Offset of the IP header.
+    pub l3: usize,
+    /// Offset of the transport header.
+    pub l4: usize,
+    /// Length of the IP packet in bytes, from its header.
+    pub length: usize,
+    /// Identification of the datagram, for fragments.
+    pub id: u32,
+    pub fragment: Fragment,
+    /// Byte 13 of the TCP header; 0 for other protocols and later fragments.
+    pub tcp_flags: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+}
+
+impl<F: Family> Packet<F> {
+    /// The key under which all fragments of this datagram are found.
+    #[inline(always)]
+    pub fn fragment_key(&self) -> FragmentKey<F::Addr> {
+        FragmentKey {
+            src_addr: self.key.src_addr,
+            dst_addr: self.key.dst_addr,
+            id: self.id,
+            protocol: self.key.protocol,
+            pad: 0,
+            reserved: 0,
+        }
+    }
+}
+
+/// EtherType in host order and offset of the network header of an Ethernet frame.
+#[inline(always)]
+pub fn ethernet<K: Frame>(frame: &K) -> Option<(u16, usize)> {
+    let mut ethertype = u16::from_be(frame.load::<u16>(ETHERNET_LEN - 2)?);
+    let mut offset = ETHERNET_LEN;
+    for _ in 0..MAX_VLAN_TAGS {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        ethertype = u16::from_be(frame.load::<u16>(offset + 2)?);
+        offset += VLAN_LEN;
+    }
+    Some((ethertype, offset))
+}
+
+/// IP header without options.
+#[repr(C)]
+#[derive(Copy, Clone)]
+struct Ipv4Header {
+    version_length: u8,
+    tos: u8,
+    total_length: [u8; 2],
+    id: [u8; 2],
+    fragment: [u8; 2],
+    ttl: u8,
+    protocol: u8,
+    checksum: [u8; 2],
+    src: [u8; 4],
+    dst: [u8; 4],
+}
+
+#[repr(C)]
+#[derive(Copy, Clone)]
+struct Ipv6Header {
+    version_class_label: [u8; 4],
+    payload_length: [u8; 2],
+    next_header: u8,
+    hop_limit: u8,
+    src: [u8; 16],
+    dst: [u8; 16],
+}
+
+/// Reading the IP header of a family.
+pub trait Parse: Maps + crate::icmp::Report {
+    /// Fills everything but ports and TCP flags; nothing when the header is not sound.
+    fn network<K: Frame>(frame: &K, l3: usize, packet: &mut Packet<Self>) -> Option<()>
+    where
+        Self: Sized;
+}
+
+impl Parse for V4 {
+    #[inline(always)]
+    fn network<K: Frame>(frame: &K, l3: usize, packet: &mut Packet<V4>) -> Option<()> {
+        const MORE_FRAGMENTS: u16 = 0x2000;
+        const OFFSET: u16 = 0x1fff;
+        let header = frame.load::<Ipv4Header>(l3)?;
+        let header_length = ((header.version_length & 0xf) as usize) * 4;
+        let length = u16::from_be_bytes(header.total_length) as usize;
+        if header.version_length >> 4 != 4 || header_length < V4::HEADER_LEN || length < header_length {
+            return None;
+        }
+        packet.key.src_addr = header.src;
+        packet.key.dst_addr = header.dst;
+        packet.key.protocol = header.protocol;
+        packet.l4 = l3 + header_length;
+        packet.length = length;
+        packet.id = u16::from_be_bytes(header.id) as u32;
+        packet.ttl = header.ttl;
+        let bits = u16::from_be_bytes(header.fragment);
+        packet.fragment = match (bits & OFFSET, bits & MORE_FRAGMENTS) {
+            (0, 0) => Fragment::Whole,
+            (0, _) => Fragment::First,
+            _ => Fragment::Later,
+        };
+        Some(())
+    }
+}
+
+impl Parse for V6 {
+    #[inline(always)]
+    fn network<K: Frame>(frame: &K, l3: usize, packet: &mut Packet<V6>) -> Option<()> {
+        let header = frame.load::<Ipv6Header>(l3)?;
+        if header.version_class_label[0] >> 4 != 6 {
+            return None;
+        }
+        packet.key.src_addr = header.src;
+        packet.key.dst_addr = header.dst;
+        packet.length = u16::from_be_bytes(header.payload_length) as usize + V6::HEADER_LEN;
+        packet.ttl = header.hop_limit;
+        let mut protocol = header.next_header;
+        let mut l4 = l3 + V6::HEADER_LEN;
+        let mut fragment = Fragment::Whole;
+        for _ in 0..MAX_EXTENSION_HEADERS {
+            match protocol {
+                ipv6_next::HOP_BY_HOP | ipv6_next::ROUTING | ipv6_next::DESTINATION | ipv6_next::MOBILITY => {
+                    let [next, length] = frame.load::<[u8; 2]>(l4)?;
+                    protocol = next;
+                    l4 += (length as usize + 1) * 8;
+                }
+                ipv6_next::AUTHENTICATION => {
+                    let [next, length] = frame.load::<[u8; 2]>(l4)?;
+                    protocol = next;
+                    l4 += (length as usize + 2) * 4;
+                }
+                ipv6_next::FRAGMENT => {
+                    // RFC 8200 4.5: next header, reserved, offset (13 bits) and M flag, identification.
+                    let [next, _, high, low, i0, i1, i2, i3] = frame.load::<[u8; 8]>(l4)?;
+                    protocol = next;
+                    l4 += 8;
+                    packet.id = u32::from_be_bytes([i0, i1, i2, i3]);
+                    if high != 0 || low & 0xf8 != 0 {
+                        fragment = Fragment::Later;
+                        break; // what follows is payload
+                    }
+                    if low & 1 != 0 {
+                        fragment = Fragment::First;
+                    }
+                }
+                _ => break,
+            }
+        }
+        packet.key.protocol = protocol;
+        packet.l4 = l4;
+        packet.fragment = fragment;
+        Some(())
+    }
+}
+
+/// Reads the packet whose IP header starts at `l3`. Nothing: it is none that a Service could be asked with.
+#[inline(always)]
+pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -> Option<()> {
+    packet.l3 = l3;
+    F::network(frame, l3, packet)?;
+    packet.key.pad = 0;
+    packet.key.reserved = 0;
+    packet.tcp_flags = 0;
+    let protocol = packet.key.protocol;
+    if protocol != TCP && protocol != UDP {
+        return None;
+    }
+    if packet.fragment == Fragment::Later {
+        // SAFETY: the value is copied at once; entries are written whole.
+        let ports = unsafe { F::fragments().get(&packet.fragment_key()) }?;
+        packet.key.src_port = ports.src_port;
+        packet.key.dst_port = ports.dst_port;
+        return Some(());
+    }
+    // The whole header must be there, so that a rewrite cannot fail half-way.
+    if protocol == TCP {
+        packet.tcp_flags = frame.load::<[u8; TCP_LEN]>(packet.l4)?[TCP_FLAGS];
+    }
+    let [s0, s1, d0, d1, ..] = frame.load::<[u8; UDP_LEN]>(packet.l4)?;
+    packet.key.src_port = u16::from_be_bytes([s0, s1]);
+    packet.key.dst_port = u16::from_be_bytes([d0, d1]);
+    Some(())
+}

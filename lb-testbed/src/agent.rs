@@ -1,0 +1,194 @@
+//! `lb agent` as a child process on a node.
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::host::Process;
+use crate::place::Place;
+use crate::topology::{self, CLUSTER_CIDRS, Datapath, Node, Topology};
+
+/// `/healthz` of every agent, in its node's namespace.
+const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
+/// An agent that has not synced by then has failed. Loading the programs takes seconds on a busy machine.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// Tells which `lb` to run instead of building one.
+const LB_VARIABLE: &str = "SLUICE_LB";
+
+/// Options beyond those that the node determines.
+#[derive(Debug, Clone, Default)]
+pub struct AgentOptions {
+    pub arguments: Vec<String>,
+}
+
+/// A running agent. Dropping it kills the process and leaves what it loaded, as a crash would.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    lb: PathBuf,
+    place: Place,
+    bpffs: PathBuf,
+    log: PathBuf,
+}
+
+impl Agent {
+    /// Starts the agent of a node and waits until it is synced and its maps are written.
+    pub fn start(topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Self> {
+        let lb = program()?.to_owned();
+        let log = topology.folder().join(format!("{}-agent.log", node.host.name));
+        let output = OpenOptions::new().create(true).append(true).open(&log)?;
+        let mode = match topology.datapath {
+            Datapath::Tc => "tc",
+            Datapath::Xdp => "xdp",
+        };
+        let mut command = node.host.place.command(&lb)?;
+        command
+            .arg("agent")
+            .arg("--manifests")
+            .arg(topology.manifests.path())
+            .args(["--node-name", &node.host.name])
+            .arg("--cgroup")
+            .arg(node.host.place.cgroup())
+            .arg("--bpffs")
+            .arg(&node.bpffs)
+            .args(["--devices", "auto", "--mode", mode])
+            .args(["--cluster-cidr", CLUSTER_CIDRS])
+            .args(["--health-bind", &HEALTH.to_string()])
+            .args(&options.arguments)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        let child = command.spawn().with_context(|| format!("start {}", lb.display()))?;
+        let mut agent = Self {
+            process: Process(child),
+            lb,
+            place: node.host.place.clone(),
+            bpffs: node.bpffs.clone(),
+            log,
+        };
+        agent.wait_until_healthy()?;
+        Ok(agent)
+    }
+
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// Ends it as Kubernetes does and waits. The data path goes on.
+    pub fn stop(mut self) -> Result<()> {
+        let pid = Pid::from_child(&self.process.0);
+        kill_process(pid, Signal::TERM).context("send SIGTERM to the agent")?;
+        let status = self.process.0.wait()?;
+        if !status.success() {
+            bail!("the agent ended with {status} on SIGTERM\n{}", tail(&self.log));
+        }
+        Ok(())
+    }
+
+    /// Ends it as the kernel does when memory is short. The data path goes on.
+    pub fn kill(self) {}
+
+    /// Lets it outlive this process.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+
+    /// Runs `lb` with these arguments on the agent's node, on its maps, and returns what it printed.
+    pub fn lb(&self, arguments: &[&str]) -> Result<String> {
+        lb(&self.lb, &self.place, &self.bpffs, arguments)
+    }
+
+    fn wait_until_healthy(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            if let Some(status) = self.process.0.try_wait()? {
+                return Err(self.failed(&format!("ended at once with {status}")));
+            }
+            match self.place.inside(health)? {
+                Ok(200) => return Ok(()),
+                Ok(status) if Instant::now() > deadline => {
+                    return Err(self.failed(&format!("answers /healthz with {status} for a minute")));
+                }
+                Err(error) if Instant::now() > deadline => {
+                    return Err(self.failed(&format!("does not answer /healthz: {error:#}")));
+                }
+                _ => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn failed(&self, what: &str) -> anyhow::Error {
+        anyhow!("the agent of {} {what}\n{}", self.place.netns(), tail(&self.log))
+    }
+}
+
+/// Removes everything that agents put on a node: `lb cleanup`.
+pub fn cleanup(node: &Node) -> Result<String> {
+    lb(program()?, &node.host.place, &node.bpffs, &["cleanup"])
+}
+
+fn lb(program: &Path, place: &Place, bpffs: &Path, arguments: &[&str]) -> Result<String> {
+    let mut command = place.command(program)?;
+    crate::place::run(command.args(arguments).arg("--bpffs").arg(bpffs))
+}
+
+/// Status of `GET /healthz` in the network namespace of the calling thread.
+fn health() -> Result<u16> {
+    let limit = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&HEALTH, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let status = response.split(' ').nth(1).context("no status line")?;
+    status.parse().with_context(|| format!("the status {status:?}"))
+}
+
+/// The last lines of a log, for a failure message.
+pub fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_else(|error| format!("{}: {error}", log.display()));
+    let lines: Vec<_> = text.lines().collect();
+    let from = lines.len().saturating_sub(40);
+    format!("--- {}\n{}\n---", log.display(), lines[from..].join("\n"))
+}
+
+/// The `lb` program: that of `SLUICE_LB`, else built once by this process.
+pub fn program() -> Result<&'static Path> {
+    static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match PROGRAM.get_or_init(|| find_or_build().map_err(|error| format!("{error:#}"))) {
+        Ok(path) => Ok(path),
+        Err(error) => bail!("{error}"),
+    }
+}
+
+fn find_or_build() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(LB_VARIABLE) {
+        let path = PathBuf::from(path);
+        if !path.is_file() {
+            bail!("{LB_VARIABLE}={} is not a file", path.display());
+        }
+        return Ok(path);
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--package", "lb-userspace", "--bin", "lb"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .status()
+        .context("start cargo to build lb")?;
+    if !status.success() {
+        bail!("cargo could not build lb ({status}); {LB_VARIABLE}=PATH takes one that is built");
+    }
+    topology::sibling_program("lb")
+}

@@ -1,0 +1,214 @@
+//! A host of the testbed (client, node or pod) with what can be done on it: serve, ask, load, transfer.
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
+
+use crate::Family;
+use crate::place::Place;
+use crate::report::{Exchange, LoadReport, TransferReport};
+
+/// Ports of the servers in every pod.
+pub const HTTP_PORT: u16 = 8080;
+pub const UDP_PORT: u16 = 5353;
+pub const TRANSFER_PORT: u16 = 9000;
+
+/// Ports of the servers of one process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listen {
+    pub http: Vec<u16>,
+    pub udp: Vec<u16>,
+    pub transfer: Vec<u16>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Host {
+    pub name: String,
+    pub place: Place,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+    tool: PathBuf,
+    logs: PathBuf,
+}
+
+/// How datagrams are sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Datagrams {
+    /// One connected socket (`connect`, `send`), else one unconnected socket (`sendto`).
+    pub connected: bool,
+    pub count: u32,
+    /// Bytes of payload.
+    pub size: usize,
+    /// Never fragment; a path that is too narrow is then an error.
+    pub dont_fragment: bool,
+}
+
+/// Protocol of [`Host::start_load`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadKind {
+    /// HTTP, each request on a connection of its own.
+    NewConnections,
+    /// HTTP, all requests on one connection.
+    OneConnection,
+    /// UDP, each request on a socket of its own.
+    NewSockets,
+    /// UDP, all requests on one connected socket.
+    OneSocket,
+}
+
+impl LoadKind {
+    fn argument(self) -> &'static str {
+        match self {
+            Self::NewConnections => "new-connections",
+            Self::OneConnection => "one-connection",
+            Self::NewSockets => "new-sockets",
+            Self::OneSocket => "one-socket",
+        }
+    }
+}
+
+impl Host {
+    pub(crate) fn new(
+        name: &str,
+        place: Place,
+        v4: Ipv4Addr,
+        v6: Ipv6Addr,
+        tool: &Path,
+        logs: PathBuf,
+    ) -> Self {
+        Self { name: name.to_owned(), place, v4, v6, tool: tool.to_owned(), logs }
+    }
+
+    pub fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4.into(),
+            Family::V6 => self.v6.into(),
+        }
+    }
+
+    pub fn at(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address(family), port)
+    }
+
+    /// Starts servers of every kind at the testbed's own ports; they answer as `name`. Returns once they listen.
+    pub fn serve(&self, name: &str) -> Result<Process> {
+        self.serve_at(
+            name,
+            &Listen { http: vec![HTTP_PORT], udp: vec![UDP_PORT], transfer: vec![TRANSFER_PORT] },
+        )
+    }
+
+    /// Starts servers at these ports of both addresses of this host.
+    pub fn serve_at(&self, name: &str, listen: &Listen) -> Result<Process> {
+        let log = self.logs.join(format!("{}-servers.log", self.name));
+        let log = OpenOptions::new().create(true).append(true).open(log)?;
+        let mut command = self.tool("serve")?;
+        command.args(["--name", name]);
+        let kinds = [("--http", &listen.http), ("--udp", &listen.udp), ("--transfer", &listen.transfer)];
+        for (option, ports) in kinds {
+            for port in ports {
+                for family in Family::BOTH {
+                    command.args([option, &self.at(family, *port).to_string()]);
+                }
+            }
+        }
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
+        let output = child.stdout.take().context("the servers have no standard output")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        if line.trim() != "ready" {
+            bail!("the servers of {} did not start: see {}", self.name, self.logs.display());
+        }
+        Ok(Process(child))
+    }
+
+    /// Sends `count` HTTP requests to each address, one connection each.
+    pub fn get(&self, targets: &[SocketAddr], count: u32) -> Result<Vec<Exchange>> {
+        let mut command = self.tool("get")?;
+        command.args(["--count", &count.to_string()]);
+        command.args(targets.iter().map(SocketAddr::to_string));
+        json_of(&mut command)
+    }
+
+    /// Sends datagrams from one socket.
+    pub fn ask(&self, target: SocketAddr, datagrams: Datagrams) -> Result<Vec<Exchange>> {
+        let mut command = self.tool("ask")?;
+        command.args(["--count", &datagrams.count.to_string(), "--size", &datagrams.size.to_string()]);
+        if datagrams.connected {
+            command.arg("--connected");
+        }
+        if datagrams.dont_fragment {
+            command.arg("--dont-fragment");
+        }
+        json_of(command.arg(target.to_string()))
+    }
+
+    /// Sends `bytes` to a transfer server and receives as many from it, over one connection.
+    pub fn transfer(&self, target: SocketAddr, bytes: u64) -> Result<TransferReport> {
+        json_of(self.tool("transfer")?.args(["--bytes", &bytes.to_string(), &target.to_string()]))
+    }
+
+    /// Starts requests at a steady rate, until [`Load::finish`].
+    pub fn start_load(&self, kind: LoadKind, target: SocketAddr, per_second: u32) -> Result<Load> {
+        let mut command = self.tool("load")?;
+        command.args(["--kind", kind.argument(), "--rate", &per_second.to_string(), &target.to_string()]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        // The first line says that the first request was sent.
+        let mut output = BufReader::new(child.stdout.take().context("the load has no standard output")?);
+        output.read_line(&mut String::new())?;
+        Ok(Load { child: Process(child), output })
+    }
+
+    fn tool(&self, command: &str) -> Result<Command> {
+        let mut tool = self.place.command(&self.tool)?;
+        tool.arg(command);
+        Ok(tool)
+    }
+}
+
+/// A child process that is killed when dropped.
+#[derive(Debug)]
+pub struct Process(pub(crate) Child);
+
+impl Process {
+    /// Lets it outlive this process.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Requests that go on until [`Load::finish`].
+#[derive(Debug)]
+pub struct Load {
+    child: Process,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Load {
+    /// Stops sending, waits for the answers that are due, and returns what happened.
+    pub fn finish(mut self) -> Result<LoadReport> {
+        drop(self.child.0.stdin.take());
+        serde_json::from_reader(&mut self.output).context("read the report of the load")
+    }
+}
+
+fn json_of<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", output.status);
+    }
+    serde_json::from_slice(&output.stdout).with_context(|| format!("read what {command:?} printed"))
+}

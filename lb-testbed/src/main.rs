@@ -1,0 +1,54 @@
+//! `lb-testbed`: the servers and clients of the testbed, one process each. Clients print JSON ([`lb_testbed::report`]).
+
+mod tool;
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Servers and clients of the Sluice testbed")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve HTTP, UDP and transfers; print "ready" when all listen
+    Serve(tool::serve::Options),
+    /// Send HTTP requests, one connection each
+    Get {
+        #[arg(long, default_value_t = 1)]
+        count: u32,
+        #[arg(required = true)]
+        targets: Vec<SocketAddr>,
+    },
+    /// Send datagrams from one socket and wait for the answer to each
+    Ask(tool::ask::Options),
+    /// Send requests at a steady rate until standard input ends
+    Load(tool::load::Options),
+    /// Send and receive many bytes over one TCP connection
+    Transfer {
+        #[arg(long)]
+        bytes: u64,
+        target: SocketAddr,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Serve(options) => tool::serve::run(options).await,
+        Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
+        Command::Ask(options) => print(&tool::ask::run(&options)?),
+        Command::Load(options) => print(&tool::load::run(&options).await?),
+        Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),
+    }
+}
+
+fn print(report: &impl serde::Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(report)?);
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! The folder of Kubernetes YAML that the agents watch, and the objects that go into it.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::Family;
+use crate::topology::{Node, Pod};
+
+/// A folder of manifests. Files appear, change and vanish in one step, as those of a mounted ConfigMap do.
+#[derive(Debug)]
+pub struct ManifestDir {
+    folder: PathBuf,
+    /// Beside the watched folder, on the same file system, so that renaming is atomic.
+    staging: PathBuf,
+}
+
+impl ManifestDir {
+    pub fn create(parent: &Path) -> Result<Self> {
+        let dir = Self { folder: parent.join("manifests"), staging: parent.join("staging") };
+        fs::create_dir_all(&dir.folder)?;
+        fs::create_dir_all(&dir.staging)?;
+        Ok(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Creates or replaces a file with these objects.
+    pub fn write(&self, file: &str, objects: &[Value]) -> Result<()> {
+        let mut text = String::new();
+        for object in objects {
+            text.push_str("---\n");
+            text.push_str(&serde_saphyr::to_string(object).context("write an object as YAML")?);
+        }
+        self.write_text(file, &text)
+    }
+
+    /// Creates or replaces a file with this text.
+    pub fn write_text(&self, file: &str, text: &str) -> Result<()> {
+        let staged = self.staging.join(file);
+        fs::write(&staged, text)?;
+        fs::rename(&staged, self.folder.join(file))
+            .with_context(|| format!("put the manifest {file} in place"))
+    }
+
+    pub fn remove(&self, file: &str) -> Result<()> {
+        fs::remove_file(self.folder.join(file)).with_context(|| format!("remove the manifest {file}"))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+}
+
+/// A port of a Service together with the number its endpoints listen on.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// Empty for the only port of a Service.
+    pub name: String,
+    pub protocol: Protocol,
+    pub port: u16,
+    pub target: u16,
+    pub node_port: Option<u16>,
+}
+
+impl Port {
+    pub fn tcp(name: &str, port: u16, target: u16) -> Self {
+        Self { name: name.to_owned(), protocol: Protocol::Tcp, port, target, node_port: None }
+    }
+
+    pub fn udp(name: &str, port: u16, target: u16) -> Self {
+        Self { name: name.to_owned(), protocol: Protocol::Udp, port, target, node_port: None }
+    }
+
+    pub fn node_port(self, port: u16) -> Self {
+        Self { node_port: Some(port), ..self }
+    }
+}
+
+/// A dual-stack Service and its endpoints: what the API server and its controllers would hold.
+#[derive(Debug, Clone)]
+pub struct Service {
+    pub namespace: String,
+    pub name: String,
+    pub cluster_ips: Vec<IpAddr>,
+    pub ports: Vec<Port>,
+}
+
+impl Service {
+    /// The Service and an EndpointSlice per family with these pods, all ready.
+    pub fn with_endpoints(&self, pods: &[&Pod]) -> Vec<Value> {
+        let mut objects = vec![self.object()];
+        objects.extend(self.slices(pods));
+        objects
+    }
+
+    pub fn object(&self) -> Value {
+        let ports: Vec<_> = self
+            .ports
+            .iter()
+            .map(|port| {
+                let mut value = json!({
+                    "name": port.name, "protocol": port.protocol.as_str(), "port": port.port, "targetPort": port.target,
+                });
+                if let Some(node_port) = port.node_port {
+                    value["nodePort"] = node_port.into();
+                }
+                value
+            })
+            .collect();
+        let node_ports = self.ports.iter().any(|port| port.node_port.is_some());
+        let families: Vec<_> = self.cluster_ips.iter().map(|ip| Family::of(*ip).to_string()).collect();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": { "name": self.name, "namespace": self.namespace },
+            "spec": {
+                "type": if node_ports { "NodePort" } else { "ClusterIP" },
+                "selector": { "app": self.name },
+                "clusterIP": self.cluster_ips[0].to_string(),
+                "clusterIPs": self.cluster_ips.iter().map(IpAddr::to_string).collect::<Vec<_>>(),
+                "ipFamilies": families,
+                "ipFamilyPolicy": if families.len() == 2 { "RequireDualStack" } else { "SingleStack" },
+                "ports": ports,
+            },
+        })
+    }
+
+    /// One EndpointSlice per family of the Service.
+    pub fn slices(&self, pods: &[&Pod]) -> Vec<Value> {
+        let families = self.cluster_ips.iter().map(|ip| Family::of(*ip));
+        families.map(|family| self.slice(family, pods)).collect()
+    }
+
+    /// What the EndpointSlice controller makes of the Service and its pods, for one family.
+    pub fn slice(&self, family: Family, pods: &[&Pod]) -> Value {
+        let ports: Vec<_> = self
+            .ports
+            .iter()
+            .map(|port| json!({ "name": port.name, "protocol": port.protocol.as_str(), "port": port.target }))
+            .collect();
+        let endpoints: Vec<_> = pods
+            .iter()
+            .map(|pod| {
+                json!({
+                    "addresses": [pod.host.address(family).to_string()],
+                    "conditions": { "ready": true, "serving": true, "terminating": false },
+                    "nodeName": pod.node,
+                    "targetRef": { "kind": "Pod", "name": pod.host.name, "namespace": self.namespace },
+                })
+            })
+            .collect();
+        json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("{}-{}", self.name, family.to_string().to_lowercase()),
+                "namespace": self.namespace,
+                "labels": { "kubernetes.io/service-name": self.name },
+            },
+            "addressType": family.to_string(),
+            "ports": ports,
+            "endpoints": endpoints,
+        })
+    }
+}
+
+/// The Node object of a testbed node.
+pub fn node(node: &Node) -> Value {
+    let cidrs = [node.pod_cidr_v4(), node.pod_cidr_v6()];
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": { "name": node.host.name, "labels": { "kubernetes.io/hostname": node.host.name } },
+        "spec": { "podCIDR": cidrs[0], "podCIDRs": cidrs },
+        "status": { "addresses": [
+            { "type": "InternalIP", "address": node.host.v4.to_string() },
+            { "type": "InternalIP", "address": node.host.v6.to_string() },
+            { "type": "Hostname", "address": node.host.name },
+        ]},
+    })
+}

@@ -1,0 +1,58 @@
+//! The bytes that large transfers carry: a stream that both ends compute, so that the receiver compares every byte and
+//! a rewrite that damages or swaps data cannot go unnoticed behind a checksum that was "fixed" to match.
+
+/// The 8-byte word number `index` of the stream (SplitMix64: no word repeats within any transfer made here).
+fn word(index: u64) -> [u8; 8] {
+    let mut z = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)).to_le_bytes()
+}
+
+/// Fills `buffer` with the stream from byte `offset` on.
+pub fn fill(buffer: &mut [u8], offset: u64) {
+    let mut position = offset;
+    let mut rest = buffer;
+    while !rest.is_empty() {
+        let skip = (position % 8) as usize;
+        let source = &word(position / 8)[skip..];
+        let length = source.len().min(rest.len());
+        let (now, later) = rest.split_at_mut(length);
+        now.copy_from_slice(&source[..length]);
+        position += length as u64;
+        rest = later;
+    }
+}
+
+/// Offset in the stream of the first byte of `received` that is not what [`fill`] puts there.
+pub fn first_difference(received: &[u8], offset: u64) -> Option<u64> {
+    let mut expected = vec![0; received.len()];
+    fill(&mut expected, offset);
+    let index = expected.iter().zip(received).position(|(a, b)| a != b)?;
+    Some(offset + index as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_join_to_the_same_stream() {
+        let mut whole = [0; 100];
+        fill(&mut whole, 0);
+        let mut pieces = [0; 100];
+        for (start, end) in [(0, 3), (3, 8), (8, 41), (41, 100)] {
+            fill(&mut pieces[start..end], start as u64);
+        }
+        assert_eq!(whole, pieces);
+    }
+
+    #[test]
+    fn a_changed_byte_is_found_where_it_is() {
+        let mut bytes = [0; 64];
+        fill(&mut bytes, 1000);
+        assert_eq!(first_difference(&bytes, 1000), None);
+        bytes[33] ^= 1;
+        assert_eq!(first_difference(&bytes, 1000), Some(1033));
+    }
+}

@@ -1,0 +1,146 @@
+//! Where a process runs: a network namespace and a cgroup.
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{fs, thread};
+
+use anyhow::{Context, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::run::creating;
+
+/// A network namespace by its `ip netns` name, and a directory of the cgroup-v2 hierarchy.
+#[derive(Debug, Clone)]
+pub struct Place {
+    netns: String,
+    cgroup: PathBuf,
+}
+
+impl Place {
+    /// Makes both. Who calls it answers for their removal, see [`crate::run`].
+    pub fn create(netns: String, cgroup: PathBuf) -> Result<Self> {
+        let _creating = creating();
+        fs::create_dir_all(&cgroup).with_context(|| format!("create the cgroup {}", cgroup.display()))?;
+        run(Command::new("ip").args(["netns", "add", &netns]))?;
+        Ok(Self { netns, cgroup })
+    }
+
+    pub fn netns(&self) -> &str {
+        &self.netns
+    }
+
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// A command that will run here. Only the network namespace changes: `/sys` stays the machine's, because the mount
+    /// that `ip netns exec` puts over it hides the cgroup file systems below.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        let namespace = self.open_netns()?;
+        let procs = self.cgroup.join("cgroup.procs");
+        let mut procs = OpenOptions::new()
+            .write(true)
+            .open(&procs)
+            .with_context(|| format!("open {}", procs.display()))?;
+        let mut command = Command::new(program);
+        // SAFETY: between fork and exec the closure makes two system calls on descriptors opened before the fork, and
+        // allocates nothing. "0" stands for the process that writes it.
+        unsafe {
+            command.pre_exec(move || {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                procs.write_all(b"0")
+            });
+        }
+        Ok(command)
+    }
+
+    /// Runs a command here to its end and returns what it printed.
+    pub fn run<S: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<String> {
+        run(self.command(program)?.args(arguments)).with_context(|| format!("in {}", self.netns))
+    }
+
+    /// Runs the `ip` commands of `script`, one a line, by one process.
+    pub fn ip(&self, script: &str) -> Result<()> {
+        let mut child = self
+            .command("ip")?
+            .args(["-batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start ip (is iproute2 installed?)")?;
+        let mut input = child.stdin.take().context("ip has no standard input")?;
+        input.write_all(script.as_bytes())?;
+        drop(input);
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("ip in {}: {}\n{script}", self.netns, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// Sets kernel parameters of this network namespace, given as `net/ipv4/ip_forward=1`. Fails for what is not there.
+    pub fn sysctl(&self, settings: &[&str]) -> Result<()> {
+        self.inside(|| {
+            for setting in settings {
+                let (name, value) =
+                    setting.split_once('=').with_context(|| format!("{setting} has no value"))?;
+                fs::write(Path::new("/proc/sys").join(name), value)
+                    .with_context(|| format!("set {setting}"))?;
+            }
+            Ok(())
+        })?
+    }
+
+    /// Runs `work` on a thread of this process that is in the network namespace (but not in the cgroup).
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let namespace = self.open_netns()?;
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                        .map_err(io::Error::from)
+                        .with_context(|| format!("enter the network namespace {}", self.netns))?;
+                    Ok(work())
+                })
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn open_netns(&self) -> Result<File> {
+        let path = Path::new(NETNS_DIR).join(&self.netns);
+        File::open(&path).with_context(|| format!("open the network namespace {}", path.display()))
+    }
+}
+
+/// Where `ip netns` keeps its names.
+pub const NETNS_DIR: &str = "/run/netns";
+
+/// Runs a command to its end; a failure shows the command and what it wrote to standard error.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {} (is it installed?)", command.get_program().display()))?;
+    if !output.status.success() {
+        let arguments: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
+        bail!(
+            "{} {}: {}: {}",
+            command.get_program().display(),
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

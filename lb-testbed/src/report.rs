@@ -1,0 +1,98 @@
+//! What the client processes print as JSON and the tests read: requests, their answers and their failures.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What a server says in its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// Name of the pod that answers.
+    pub pod: String,
+    /// The client's address as the server's socket shows it: the source address after all rewriting.
+    pub client: SocketAddr,
+    /// The request carried the bytes of [`crate::pattern`] (true for requests without a body).
+    pub intact: bool,
+}
+
+/// A request that was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    pub greeting: Greeting,
+    /// With whom the client believes it speaks: `getpeername` of a connected socket, the source that `recvfrom` gave
+    /// for an unconnected one. Must be the address that was asked.
+    pub peer: SocketAddr,
+}
+
+/// Why a request was not answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// `ECONNREFUSED`: an endpoint's RST, an ICMP unreachable, or the socket hook.
+    Refused,
+    /// `ECONNRESET`, or the server closed the connection early.
+    Reset,
+    /// No answer within the time limit.
+    TimedOut,
+    /// `EMSGSIZE`: the path's MTU is smaller than the datagram, and the kernel was told so.
+    TooBig,
+    Other,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::ConnectionRefused => FailureKind::Refused,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
+                FailureKind::Reset
+            }
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => FailureKind::TimedOut,
+            _ if error.raw_os_error() == Some(libc::EMSGSIZE) => FailureKind::TooBig,
+            _ => FailureKind::Other,
+        };
+        Self { kind, message: error.to_string() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:?})", self.message, self.kind)
+    }
+}
+
+/// One request and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// The address that was asked.
+    pub target: SocketAddr,
+    pub result: Result<Answer, Failure>,
+}
+
+/// Many requests over some time, see [`crate::Host::start_load`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadReport {
+    pub requests: u64,
+    pub failures: u64,
+    /// Answers by pod.
+    pub by_pod: BTreeMap<String, u64>,
+    /// The first few failures, each with the time since the start.
+    pub examples: Vec<String>,
+    pub slowest_milliseconds: u64,
+}
+
+/// A large transfer both ways over one TCP connection; every byte is compared with [`crate::pattern`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferReport {
+    pub sent: u64,
+    pub received: u64,
+    /// `Err` says which end found what.
+    pub intact: Result<(), String>,
+}

@@ -1,0 +1,249 @@
+//! Names of everything a run makes, and how it is all removed again.
+//!
+//! A run is named `slc-<pid>-<n>`. Its namespaces, its cgroup and its folder carry that name, so removal needs nothing
+//! but the name: it works from `drop`, from the signal handler, and from a later process when the first one was killed.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fmt, fs, process, thread};
+
+use anyhow::{Context, Result, bail};
+use rustix::mount::UnmountFlags;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::place::{self, NETNS_DIR};
+
+/// First part of every name.
+const PREFIX: &str = "slc";
+/// Folders of all runs: pins, manifests, logs.
+const RUNS_DIR: &str = "/run/sluice-testbed";
+/// A file of this name in a run's folder keeps [`sweep_dead`] away from it.
+const KEEP_MARK: &str = "keep";
+
+/// Runs of this process that still exist; the signal handler removes them.
+static ALIVE: Mutex<Vec<RunId>> = Mutex::new(Vec::new());
+
+/// Held while something is created, and by the signal handler from the start of the removal to the end of the process:
+/// nothing can come into being behind its back.
+static CREATING: Mutex<()> = Mutex::new(());
+
+/// Waits out nothing normally; while the process is being ended by a signal, forever.
+pub(crate) fn creating() -> MutexGuard<'static, ()> {
+    CREATING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Name of one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunId(String);
+
+impl RunId {
+    /// A name that no other run has. From now on Ctrl-C removes what carries it.
+    pub fn claim() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        static SIGNALS: Once = Once::new();
+        let mut failed = None;
+        SIGNALS.call_once(|| failed = remove_all_on_signal().err());
+        if let Some(error) = failed {
+            return Err(error.context("install the handler for Ctrl-C"));
+        }
+        let _creating = creating();
+        let id = Self(format!("{PREFIX}-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        fs::create_dir_all(id.folder()).with_context(|| format!("create {}", id.folder().display()))?;
+        alive().push(id.clone());
+        Ok(id)
+    }
+
+    /// Folder for pins, manifests and logs.
+    pub fn folder(&self) -> PathBuf {
+        Path::new(RUNS_DIR).join(&self.0)
+    }
+
+    /// The run's directory in the cgroup-v2 hierarchy; every process of the run is below it.
+    pub fn cgroup(&self) -> Result<PathBuf> {
+        Ok(cgroup2_root()?.join(&self.0))
+    }
+
+    /// Name of the run's network namespace for `role`.
+    pub fn netns(&self, role: &str) -> String {
+        format!("{}-{role}", self.0)
+    }
+
+    /// Leaves the run in place when this process ends, until somebody calls [`remove_kept`].
+    pub fn keep(&self) -> Result<()> {
+        fs::write(self.folder().join(KEEP_MARK), "").context("mark the run as kept")?;
+        alive().retain(|other| other != self);
+        Ok(())
+    }
+
+    fn is_kept(&self) -> bool {
+        self.folder().join(KEEP_MARK).exists()
+    }
+
+    /// The process that made the run, by the name.
+    fn pid(&self) -> Option<u32> {
+        self.0.split('-').nth(1)?.parse().ok()
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn alive() -> MutexGuard<'static, Vec<RunId>> {
+    ALIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes processes, mounts, namespaces, cgroups and files of a run. Goes on past failures and returns the first one.
+pub fn remove_everything_of(id: &RunId) -> Result<()> {
+    let mut result = Ok(());
+    let mut note = |step: Result<()>| {
+        if result.is_ok() {
+            result = step;
+        }
+    };
+    let cgroup = id.cgroup()?;
+    if cgroup.exists() {
+        // Kills every process below at once (kernel 5.14), whatever it forked.
+        note(fs::write(cgroup.join("cgroup.kill"), "1").context("kill the processes of the run"));
+        note(remove_cgroup(&cgroup));
+    }
+    // A private BPF file system: unmounting drops the pins, and with them programs, links and maps.
+    for mount in mounts_below(&id.folder())? {
+        note(
+            rustix::mount::unmount(&mount, UnmountFlags::DETACH)
+                .with_context(|| format!("unmount {}", mount.display())),
+        );
+    }
+    for name in names_in(Path::new(NETNS_DIR)).into_iter().filter(|name| belongs_to(name, id)) {
+        note(place::run(Command::new("ip").args(["netns", "delete", &name])).map(drop));
+    }
+    if id.folder().exists() {
+        note(fs::remove_dir_all(id.folder()).with_context(|| format!("remove {}", id.folder().display())));
+    }
+    // Goes when the last run went; somebody else's run in it is no failure.
+    let _ = fs::remove_dir(RUNS_DIR);
+    alive().retain(|other| other != id);
+    result.with_context(|| format!("remove what {id} left"))
+}
+
+/// Removes the runs of processes that are gone (killed before they could clean up), except those that were kept.
+pub fn sweep_dead() -> Result<()> {
+    for id in existing() {
+        let dead = id.pid().is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
+        if dead && !id.is_kept() {
+            remove_everything_of(&id)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the runs that were kept with [`RunId::keep`] and returns their names.
+pub fn remove_kept() -> Result<Vec<RunId>> {
+    let kept: Vec<_> = existing().into_iter().filter(RunId::is_kept).collect();
+    for id in &kept {
+        remove_everything_of(id)?;
+    }
+    Ok(kept)
+}
+
+/// Runs of which anything exists: each makes its folder first and loses it last.
+fn existing() -> Vec<RunId> {
+    let ours = |name: &String| name.split('-').count() == 3 && name.starts_with(&format!("{PREFIX}-"));
+    names_in(Path::new(RUNS_DIR)).into_iter().filter(ours).map(RunId).collect()
+}
+
+fn belongs_to(netns: &str, id: &RunId) -> bool {
+    netns.strip_prefix(&id.0).is_some_and(|rest| rest.starts_with('-'))
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Where the machine's cgroup-v2 hierarchy is mounted.
+pub fn cgroup2_root() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").context("read /proc/mounts")?;
+    let of_type = |line: &str| {
+        let mut fields = line.split(' ');
+        let (path, kind) = (fields.nth(1)?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path))
+    };
+    mounts
+        .lines()
+        .find_map(of_type)
+        .context("no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+}
+
+/// Mount points below `folder`, the innermost first.
+fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/mounts").context("read /proc/mounts")?;
+    let mut below: Vec<_> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1).map(PathBuf::from))
+        .filter(|path| path.starts_with(folder))
+        .collect();
+    below.reverse();
+    Ok(below)
+}
+
+/// Removes a cgroup and those below it. Killed processes leave a cgroup a moment after the kill: EBUSY until then.
+fn remove_cgroup(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = fs::remove_dir(path) {
+        if Instant::now() > deadline {
+            bail!("remove the cgroup {}: {error}", path.display());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// On the first Ctrl-C (or hang-up, or SIGTERM) removes all runs and ends the process as the signal would have.
+fn remove_all_on_signal() -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            eprintln!("\ninterrupted: removing the namespaces");
+            let _creating = creating();
+            let ids = alive().clone();
+            for id in ids {
+                if let Err(error) = remove_everything_of(&id) {
+                    eprintln!("{error:#}");
+                }
+            }
+            process::exit(128 + signal);
+        }
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_owns_its_own_namespaces_only() {
+        let id = RunId("slc-12-1".to_owned());
+        assert!(belongs_to("slc-12-1-node1", &id));
+        assert!(!belongs_to("slc-12-10-node1", &id));
+        assert!(!belongs_to("slc-12-1", &id));
+    }
+
+    #[test]
+    fn the_maker_is_read_from_the_name() {
+        assert_eq!(RunId("slc-4711-2".to_owned()).pid(), Some(4711));
+        assert_eq!(RunId("slc-x-2".to_owned()).pid(), None);
+    }
+}

@@ -1,0 +1,77 @@
+//! UDP requests from one socket, connected or not.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use lb_testbed::pattern;
+use lb_testbed::report::{Answer, Exchange, Failure};
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
+};
+
+/// Datagrams are not retransmitted: what is not here by then is lost.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+#[derive(Args)]
+pub struct Options {
+    #[arg(long, default_value_t = 1)]
+    count: u32,
+    /// Bytes of payload
+    #[arg(long, default_value_t = 32)]
+    size: usize,
+    /// Use connect and send instead of sendto
+    #[arg(long)]
+    connected: bool,
+    /// Fail rather than fragment
+    #[arg(long)]
+    dont_fragment: bool,
+    target: SocketAddr,
+}
+
+pub fn run(options: &Options) -> Result<Vec<Exchange>> {
+    let target = options.target;
+    let socket = UdpSocket::bind(any_address(target))?;
+    socket.set_read_timeout(Some(ANSWER_LIMIT))?;
+    if options.dont_fragment {
+        match target {
+            SocketAddr::V4(_) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO)?,
+            SocketAddr::V6(_) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DO)?,
+        }
+    }
+    if options.connected
+        && let Err(error) = socket.connect(target)
+    {
+        return Ok(vec![Exchange { target, result: Err(error.into()) }]);
+    }
+    let mut question = vec![0; options.size];
+    pattern::fill(&mut question, 0);
+    let one = || -> Result<Answer, Failure> {
+        let mut answer = vec![0; 65536];
+        let (length, peer) = if options.connected {
+            socket.send(&question)?;
+            (socket.recv(&mut answer)?, socket.peer_addr()?)
+        } else {
+            socket.send_to(&question, target)?;
+            socket.recv_from(&mut answer)?
+        };
+        parse(&answer[..length], peer)
+    };
+    Ok((0..options.count).map(|_| Exchange { target, result: one() }).collect())
+}
+
+/// The unspecified address of the target's family, any port.
+pub fn any_address(target: SocketAddr) -> SocketAddr {
+    match target {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+/// Reads an answer of the UDP server.
+pub fn parse(answer: &[u8], peer: SocketAddr) -> Result<Answer, Failure> {
+    let greeting = serde_json::from_slice(answer).map_err(|error| Failure::from(io::Error::other(error)))?;
+    Ok(Answer { greeting, peer })
+}

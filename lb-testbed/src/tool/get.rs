@@ -1,0 +1,77 @@
+//! HTTP/1.1 requests.
+
+use std::io;
+use std::net::SocketAddr;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use lb_testbed::report::{Answer, Exchange, Failure, Greeting};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::REQUEST_LIMIT;
+
+/// `count` requests to each target, each on a connection of its own.
+pub async fn run(targets: &[SocketAddr], count: u32) -> Vec<Exchange> {
+    let mut exchanges = Vec::new();
+    for &target in targets {
+        for _ in 0..count {
+            let result = timeout(REQUEST_LIMIT, one(target)).await.unwrap_or_else(|_| Err(timed_out()));
+            exchanges.push(Exchange { target, result });
+        }
+    }
+    exchanges
+}
+
+/// One request on a new connection.
+pub async fn one(target: SocketAddr) -> Result<Answer, Failure> {
+    Connection::open(target).await?.request().await
+}
+
+pub fn timed_out() -> Failure {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()
+}
+
+/// An open HTTP connection.
+pub struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    peer: SocketAddr,
+}
+
+impl Connection {
+    pub async fn open(target: SocketAddr) -> Result<Self, Failure> {
+        let stream = TcpStream::connect(target).await?;
+        let peer = stream.peer_addr()?;
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http_failure)?;
+        // Ends with the connection; what goes wrong on it shows in the request.
+        tokio::spawn(connection);
+        Ok(Self { sender, peer })
+    }
+
+    pub async fn request(&mut self) -> Result<Answer, Failure> {
+        let request = Request::get("/")
+            .header("host", "testbed")
+            .body(Empty::new())
+            .map_err(|error| Failure::from(io::Error::other(error)))?;
+        let response = self.sender.send_request(request).await.map_err(http_failure)?;
+        let body = response.into_body().collect().await.map_err(http_failure)?.to_bytes();
+        let greeting: Greeting =
+            serde_json::from_slice(&body).map_err(|error| Failure::from(io::Error::other(error)))?;
+        Ok(Answer { greeting, peer: self.peer })
+    }
+}
+
+/// The I/O error behind a hyper error, where there is one.
+fn http_failure(error: hyper::Error) -> Failure {
+    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+    let kind = match source {
+        Some(source) => source.kind(),
+        None if error.is_incomplete_message() || error.is_canceled() => io::ErrorKind::ConnectionReset,
+        None => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error.to_string()).into()
+}

@@ -1,0 +1,86 @@
+//! Large transfers over TCP: the client sends a stream, the server checks it and sends one back, the client checks that.
+//!
+//! On the wire: the client's length as 8 bytes big endian, that many bytes of [`pattern`]; then from the server one byte
+//! (0: all was right) and as many bytes of the pattern.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use lb_testbed::pattern;
+use lb_testbed::report::TransferReport;
+
+/// A transfer that makes no progress for so long has failed.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
+const CHUNK: usize = 128 * 1024;
+
+pub fn client(target: SocketAddr, bytes: u64) -> TransferReport {
+    let mut report = TransferReport { sent: 0, received: 0, intact: Ok(()) };
+    if let Err(error) = transfer(target, bytes, &mut report) {
+        report.intact = Err(error.to_string());
+    }
+    report
+}
+
+fn transfer(target: SocketAddr, bytes: u64, report: &mut TransferReport) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&target, super::REQUEST_LIMIT)?;
+    limit(&stream)?;
+    stream.write_all(&bytes.to_be_bytes())?;
+    send(&mut stream, bytes, &mut report.sent)?;
+    let mut verdict = [0];
+    stream.read_exact(&mut verdict)?;
+    if verdict != [0] {
+        return Err(io::Error::other("the server received other bytes than were sent"));
+    }
+    receive(&mut stream, bytes, &mut report.received)
+}
+
+pub fn serve(listener: &TcpListener) {
+    for stream in listener.incoming().flatten() {
+        // The client reports what goes wrong.
+        thread::spawn(move || answer(stream));
+    }
+}
+
+fn answer(mut stream: TcpStream) -> io::Result<()> {
+    limit(&stream)?;
+    let mut length = [0; 8];
+    stream.read_exact(&mut length)?;
+    let length = u64::from_be_bytes(length);
+    let intact = receive(&mut stream, length, &mut 0).is_ok();
+    stream.write_all(&[u8::from(!intact)])?;
+    send(&mut stream, length, &mut 0)
+}
+
+fn limit(stream: &TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(STALL_LIMIT))?;
+    stream.set_write_timeout(Some(STALL_LIMIT))
+}
+
+fn send(stream: &mut TcpStream, bytes: u64, sent: &mut u64) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    while *sent < bytes {
+        let length = (bytes - *sent).min(CHUNK as u64) as usize;
+        pattern::fill(&mut chunk[..length], *sent);
+        stream.write_all(&chunk[..length])?;
+        *sent += length as u64;
+    }
+    Ok(())
+}
+
+fn receive(stream: &mut TcpStream, bytes: u64, received: &mut u64) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    while *received < bytes {
+        let wanted = (bytes - *received).min(CHUNK as u64) as usize;
+        let length = stream.read(&mut chunk[..wanted])?;
+        if length == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the stream ended early"));
+        }
+        if let Some(offset) = pattern::first_difference(&chunk[..length], *received) {
+            return Err(io::Error::other(format!("byte {offset} is not what was sent")));
+        }
+        *received += length as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,369 @@
+//! The cluster: an outside client, two nodes on one Ethernet segment, two pods on each, IPv4 and IPv6 everywhere.
+//!
+//! ```text
+//!   client                node1                              node2
+//!   10.10.0.1             10.10.0.11                         10.10.0.12
+//!   fd00:10::1            fd00:10::11                        fd00:10::12
+//!      eth0                  eth0   (flannel.1, .v6)            eth0
+//!        │                     │        veth-pod1 veth-pod2       │       veth-pod3 veth-pod4
+//!   ─────┴───────── br0 ───────┴──────       │         │  ────────┘            │         │
+//!            (namespace "net")             pod1      pod2                     pod3      pod4
+//!                                      10.244.1.11  .12                   10.244.2.11  .12
+//!                                   fd00:244:1::11  ::12               fd00:244:2::11  ::12
+//! ```
+//!
+//! Nodes forward with strict reverse-path filtering. A pod has its node's end of the veth as gateway, as the `ptp` CNI
+//! plug-in does it. Pods of the other node are reached by plain routes, or through VXLAN devices with static neighbour
+//! and forwarding entries, as flannel sets them up, one device per family.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::host::Host;
+use crate::manifests::ManifestDir;
+use crate::place::{self, Place};
+use crate::run::{self, RunId};
+
+/// How pods of one node reach those of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Underlay {
+    /// The nodes have routes to each other's pod CIDR.
+    Routed,
+    /// Pod traffic between nodes travels in VXLAN; the MTU of pods is smaller than that of the underlay.
+    Vxlan,
+}
+
+/// Which programs will handle packets from the underlay; veth devices must be prepared for XDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Datapath {
+    /// tc, with all offloads as the kernel sets them: segments of up to 64 KiB, checksums partial.
+    Tc,
+    /// XDP, with complete checksums in every frame and peers that take what `XDP_TX` sends.
+    Xdp,
+}
+
+/// Everything that clients outside send to Services of these addresses goes to node1 as packets.
+pub const SERVICE_CIDR_V4: &str = "10.96.0.0/16";
+pub const SERVICE_CIDR_V6: &str = "fd00:96::/108";
+/// All pods of the cluster.
+pub const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:244::/32";
+
+const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 10, 0, 1);
+const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 1);
+
+/// VXLAN adds 50 bytes over IPv4 and 70 over IPv6; a pod's only device must fit both.
+const VXLAN_MTU_V4: u32 = 1450;
+const VXLAN_MTU_V6: u32 = 1430;
+
+/// A node: the agent runs here, and host-network clients.
+#[derive(Debug)]
+pub struct Node {
+    pub host: Host,
+    /// Mount point of the BPF file system of this node alone.
+    pub bpffs: PathBuf,
+    /// Addresses of the VXLAN devices, which are the sources of what this node itself sends to pods of the other node.
+    overlay_v4: Ipv4Addr,
+    overlay_v6: Ipv6Addr,
+    /// Addresses of the node's ends of the pods' devices.
+    gateway_v4: Ipv4Addr,
+    gateway_v6: Ipv6Addr,
+    number: u8,
+}
+
+impl Node {
+    /// Every address of this node: what an endpoint may see as the client when the node rewrites the source.
+    pub fn addresses(&self) -> [std::net::IpAddr; 6] {
+        [
+            self.host.v4.into(),
+            self.host.v6.into(),
+            self.overlay_v4.into(),
+            self.overlay_v6.into(),
+            self.gateway_v4.into(),
+            self.gateway_v6.into(),
+        ]
+    }
+
+    pub fn pod_cidr_v4(&self) -> String {
+        format!("10.244.{}.0/24", self.number)
+    }
+
+    pub fn pod_cidr_v6(&self) -> String {
+        format!("fd00:244:{}::/64", self.number)
+    }
+}
+
+/// A pod; its servers are started by the test with [`Host::serve`].
+#[derive(Debug)]
+pub struct Pod {
+    pub host: Host,
+    /// Name of the node that it runs on.
+    pub node: String,
+}
+
+/// The cluster. Dropping it removes everything.
+#[derive(Debug)]
+pub struct Topology {
+    pub client: Host,
+    pub nodes: [Node; 2],
+    pub pods: [Pod; 4],
+    pub manifests: ManifestDir,
+    pub underlay: Underlay,
+    pub datapath: Datapath,
+    id: RunId,
+}
+
+impl Topology {
+    /// Builds it. `tool` is the `lb-testbed` program, which is every server and client.
+    pub fn build(underlay: Underlay, datapath: Datapath, tool: &Path) -> Result<Self> {
+        run::sweep_dead()?;
+        let id = RunId::claim()?;
+        let built = Builder { id: &id, underlay, datapath, tool }.build();
+        match built {
+            Ok((client, nodes, pods)) => {
+                let manifests = ManifestDir::create(&id.folder())?;
+                Ok(Self { client, nodes, pods, manifests, underlay, datapath, id })
+            }
+            Err(error) => {
+                let _ = run::remove_everything_of(&id);
+                Err(error.context("build the testbed (it needs root)"))
+            }
+        }
+    }
+
+    pub fn id(&self) -> &RunId {
+        &self.id
+    }
+
+    /// Where logs of servers and agents are.
+    pub fn folder(&self) -> PathBuf {
+        self.id.folder()
+    }
+
+    /// Pods of a node, by the node's index.
+    pub fn pods_of(&self, node: usize) -> &[Pod] {
+        &self.pods[node * 2..node * 2 + 2]
+    }
+
+    /// Lets the cluster outlive this process; [`run::remove_kept`] removes it.
+    pub fn keep(self) -> Result<()> {
+        self.id.keep()?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        // After Ctrl-C the signal handler does this, and ends the process.
+        let _creating = run::creating();
+        if let Err(error) = run::remove_everything_of(&self.id) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+struct Builder<'a> {
+    id: &'a RunId,
+    underlay: Underlay,
+    datapath: Datapath,
+    tool: &'a Path,
+}
+
+impl Builder<'_> {
+    fn build(&self) -> Result<(Host, [Node; 2], [Pod; 4])> {
+        let segment = self.segment()?;
+        let client = self.host("client", "client", CLIENT_V4, CLIENT_V6)?;
+        self.plug_in(&segment, &client)?;
+        let nodes = [self.node(&segment, 1)?, self.node(&segment, 2)?];
+        self.connect_nodes(&nodes[0], &nodes[1])?;
+        self.connect_nodes(&nodes[1], &nodes[0])?;
+        client.place.ip(&format!(
+            "route add {SERVICE_CIDR_V4} via {}\nroute add {SERVICE_CIDR_V6} via {}\n",
+            nodes[0].host.v4, nodes[0].host.v6
+        ))?;
+        let pods = [
+            self.pod(&nodes[0], 1)?,
+            self.pod(&nodes[0], 2)?,
+            self.pod(&nodes[1], 3)?,
+            self.pod(&nodes[1], 4)?,
+        ];
+        Ok((client, nodes, pods))
+    }
+
+    fn host(&self, name: &str, cgroup: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Host> {
+        let place = Place::create(self.id.netns(name), self.id.cgroup()?.join(cgroup))?;
+        place.sysctl(&[
+            // Addresses work at once, not after a second of duplicate address detection.
+            "net/ipv6/conf/all/accept_dad=0",
+            "net/ipv6/conf/default/accept_dad=0",
+            "net/ipv6/conf/default/disable_ipv6=0",
+            "net/ipv6/conf/all/disable_ipv6=0",
+            "net/ipv4/conf/all/rp_filter=1",
+            "net/ipv4/conf/default/rp_filter=1",
+        ])?;
+        place.ip("link set lo up\n")?;
+        Ok(Host::new(name, place, v4, v6, self.tool, self.id.folder()))
+    }
+
+    /// The Ethernet segment: a bridge in a namespace of its own.
+    fn segment(&self) -> Result<Place> {
+        let place = Place::create(self.id.netns("net"), self.id.cgroup()?.join("net"))?;
+        // Without snooping neighbour solicitations reach everybody from the first one on.
+        place.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up\n")?;
+        Ok(place)
+    }
+
+    /// Gives a host its `eth0` on the segment.
+    fn plug_in(&self, segment: &Place, host: &Host) -> Result<()> {
+        let port = format!("port-{}", host.name);
+        segment.ip(&format!(
+            "link add {port} type veth peer name eth0 netns {}\nlink set {port} master br0 up\n",
+            host.place.netns()
+        ))?;
+        host.place.ip(&format!(
+            "link set eth0 up\naddress add {}/24 dev eth0\naddress add {}/64 dev eth0 nodad\n",
+            host.v4, host.v6
+        ))?;
+        if self.datapath == Datapath::Xdp {
+            // A packet of a local socket has only a partial checksum, and so has what GRO merged: without the offload
+            // the kernel completes it before the frame leaves for the XDP program of the next device.
+            host.place.run("ethtool", ["--offload", "eth0", "tx", "off"])?;
+            // A veth device takes frames of XDP_TX only when its receiving side runs NAPI, which GRO turns on.
+            segment.run("ethtool", ["--offload", &port, "tx", "off", "gro", "on"])?;
+        }
+        Ok(())
+    }
+
+    fn node(&self, segment: &Place, number: u8) -> Result<Node> {
+        let name = format!("node{number}");
+        let v4 = Ipv4Addr::new(10, 10, 0, 10 + number);
+        let v6 = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 0x10 + u16::from(number));
+        let host = self.host(&name, &name, v4, v6)?;
+        host.place.sysctl(&["net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1"])?;
+        self.plug_in(segment, &host)?;
+        // Without the unreachable routes, requests to a Service that does not exist (yet) would vanish at the default
+        // gateway, and whoever waits for the Service would wait for time-outs.
+        host.place.ip(&format!(
+            "route add default via {CLIENT_V4}\n\
+             route add default via {CLIENT_V6}\n\
+             route add unreachable {SERVICE_CIDR_V4}\n\
+             route add unreachable {SERVICE_CIDR_V6}\n"
+        ))?;
+        let bpffs = self.id.folder().join(&name).join("bpf");
+        fs::create_dir_all(&bpffs)?;
+        {
+            let _creating = run::creating();
+            place::run(Command::new("mount").args(["-t", "bpf", "none"]).arg(&bpffs))?;
+        }
+        let pods6 = |last| Ipv6Addr::new(0xfd00, 0x244, number.into(), 0, 0, 0, 0, last);
+        Ok(Node {
+            host,
+            bpffs,
+            overlay_v4: Ipv4Addr::new(10, 244, number, 0),
+            overlay_v6: pods6(0),
+            gateway_v4: Ipv4Addr::new(10, 244, number, 1),
+            gateway_v6: pods6(1),
+            number,
+        })
+    }
+
+    fn pod(&self, node: &Node, number: u8) -> Result<Pod> {
+        let name = format!("pod{number}");
+        let last = 10 + (number - 1) % 2 + 1;
+        let v4 = Ipv4Addr::new(10, 244, node.number, last);
+        let last6 = 0x10 + u16::from((number - 1) % 2 + 1);
+        let v6 = Ipv6Addr::new(0xfd00, 0x244, node.number.into(), 0, 0, 0, 0, last6);
+        let host = self.host(&name, &format!("{}/{name}", node.host.name), v4, v6)?;
+        let mtu = match self.underlay {
+            Underlay::Routed => 1500,
+            Underlay::Vxlan => VXLAN_MTU_V6,
+        };
+        let device = format!("veth-{name}");
+        let (gateway_v4, gateway_v6) = (node.gateway_v4, node.gateway_v6);
+        node.host.place.ip(&format!(
+            "link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
+             link set {device} up\n\
+             address add {gateway_v4}/32 dev {device}\n\
+             address add {gateway_v6}/128 dev {device} nodad\n\
+             route add {v4}/32 dev {device}\n\
+             route add {v6}/128 dev {device}\n",
+            host.place.netns()
+        ))?;
+        host.place.ip(&format!(
+            "link set eth0 up\n\
+             address add {v4}/32 dev eth0\n\
+             address add {v6}/128 dev eth0 nodad\n\
+             route add {gateway_v4}/32 dev eth0\n\
+             route add {gateway_v6}/128 dev eth0\n\
+             route add default via {gateway_v4} dev eth0\n\
+             route add default via {gateway_v6} dev eth0\n"
+        ))?;
+        Ok(Pod { host, node: node.host.name.clone() })
+    }
+
+    /// Makes the pods of `other` reachable from `node`.
+    fn connect_nodes(&self, node: &Node, other: &Node) -> Result<()> {
+        let (cidr_v4, cidr_v6) = (other.pod_cidr_v4(), other.pod_cidr_v6());
+        let (v4, v6) = (other.host.v4, other.host.v6);
+        let mut script = String::new();
+        match self.underlay {
+            Underlay::Routed => {
+                write!(script, "route add {cidr_v4} via {v4}\nroute add {cidr_v6} via {v6}\n")?;
+            }
+            Underlay::Vxlan => {
+                let (own_mac, mac) = (vtep_mac(node, 4), vtep_mac(other, 4));
+                let (own_v4, peer_v4) = (node.overlay_v4, other.overlay_v4);
+                write!(
+                    script,
+                    "link add flannel.1 address {own_mac} mtu {VXLAN_MTU_V4} type vxlan id 1 local {} dev eth0 dstport 8472 nolearning\n\
+                     address add {own_v4}/32 dev flannel.1\n\
+                     link set flannel.1 up\n\
+                     neighbour add {peer_v4} lladdr {mac} dev flannel.1 nud permanent\n\
+                     route add {cidr_v4} via {peer_v4} dev flannel.1 onlink\n",
+                    node.host.v4
+                )?;
+                let (own_mac, mac) = (vtep_mac(node, 6), vtep_mac(other, 6));
+                let (own_v6, peer_v6) = (node.overlay_v6, other.overlay_v6);
+                write!(
+                    script,
+                    "link add flannel-v6.1 address {own_mac} mtu {VXLAN_MTU_V6} type vxlan id 1 local {} dev eth0 dstport 8472 nolearning udp6zerocsumrx\n\
+                     address add {own_v6}/128 dev flannel-v6.1 nodad\n\
+                     link set flannel-v6.1 up\n\
+                     neighbour add {peer_v6} lladdr {mac} dev flannel-v6.1 nud permanent\n\
+                     route add {cidr_v6} via {peer_v6} dev flannel-v6.1 onlink\n",
+                    node.host.v6
+                )?;
+            }
+        }
+        node.host.place.ip(&script)?;
+        if self.underlay == Underlay::Vxlan {
+            let forwarding = |device: &str, family: u8, to: &dyn std::fmt::Display| {
+                let script =
+                    format!("fdb add {} dev {device} dst {to} self permanent\n", vtep_mac(other, family));
+                node.host.place.run("bridge", script.split_whitespace()).map(drop)
+            };
+            forwarding("flannel.1", 4, &v4)?;
+            forwarding("flannel-v6.1", 6, &v6)?;
+        }
+        Ok(())
+    }
+}
+
+/// MAC address of a node's VXLAN device for a family (locally administered).
+fn vtep_mac(node: &Node, family: u8) -> String {
+    format!("02:00:00:00:{family:02x}:{:02x}", node.number)
+}
+
+/// Path of a program that cargo built beside the running one.
+pub fn sibling_program(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("find the running program")?;
+    let folder = own.parent().context("the running program has no folder")?;
+    // Test programs are in `deps/`.
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    Ok(folder.join(name))
+}

@@ -1,0 +1,76 @@
+//! TCP to a ClusterIP: from pods and nodes (translated at the socket) and from outside (translated as packets).
+
+use anyhow::Result;
+use lb_testbed::Family;
+use lb_testbed::host::HTTP_PORT;
+
+use crate::check::{answered, spread_over};
+use crate::world::{To, World};
+
+pub fn plain_traffic_is_untouched(world: &mut World, family: Family) -> Result<()> {
+    let (here, there) = (&world.pod(1).host, &world.pod(3).host);
+    let exchanges = here.get(&[there.at(family, HTTP_PORT)], 5)?;
+    answered(&exchanges, &[3], &[here.address(family)])
+}
+
+pub fn pod_same_node(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[1])?;
+    let pod = &world.pod(2).host;
+    let exchanges = pod.get(&[service.cluster_ip(family, To::Http)], 5)?;
+    answered(&exchanges, &[1], &[pod.address(family)])
+}
+
+pub fn pod_other_node(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[3])?;
+    let pod = &world.pod(2).host;
+    let exchanges = pod.get(&[service.cluster_ip(family, To::Http)], 5)?;
+    answered(&exchanges, &[3], &[pod.address(family)])
+}
+
+pub fn pod_to_itself(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[1])?;
+    let pod = &world.pod(1).host;
+    let exchanges = pod.get(&[service.cluster_ip(family, To::Http)], 5)?;
+    answered(&exchanges, &[1], &[pod.address(family)])
+}
+
+/// A program that opens only IPv6 sockets asks for `::ffff:10.96.…`, and sees that as its peer.
+pub fn mapped_address(world: &mut World) -> Result<()> {
+    let service = world.publish(&[1, 3])?;
+    let mut target = service.cluster_ip(Family::V4, To::Http);
+    if let std::net::IpAddr::V4(ip) = target.ip() {
+        target.set_ip(ip.to_ipv6_mapped().into());
+    }
+    let pod = &world.pod(2).host;
+    answered(&pod.get(&[target], 10)?, &[1, 3], &[pod.v4.into()])
+}
+
+pub fn host(world: &mut World, family: Family) -> Result<()> {
+    for pod in [1, 3] {
+        let service = world.publish(&[pod])?;
+        let node = world.node(0);
+        let exchanges = node.host.get(&[service.cluster_ip(family, To::Http)], 5)?;
+        answered(&exchanges, &[pod], &node.addresses())?;
+    }
+    Ok(())
+}
+
+/// The client has a route for the Service network by way of the first node.
+pub fn outside(world: &mut World, family: Family) -> Result<()> {
+    let local = world.publish(&[1])?;
+    let remote = world.publish(&[3])?;
+    let client = world.client();
+    let exchanges = client.get(&[local.cluster_ip(family, To::Http)], 5)?;
+    answered(&exchanges, &[1], &[client.address(family)])?;
+    let exchanges = client.get(&[remote.cluster_ip(family, To::Http)], 5)?;
+    answered(&exchanges, &[3], &world.node(0).addresses())
+}
+
+/// 60 requests miss one of three endpoints at random once in 10^10 runs.
+pub fn requests_are_spread(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[1, 3, 4])?;
+    let target = service.cluster_ip(family, To::Http);
+    spread_over(&world.pod(2).host.get(&[target], 60)?, &[1, 3, 4])?;
+    let target = service.node_port(world.node(1), family, To::Http);
+    spread_over(&world.client().get(&[target], 60)?, &[1, 3, 4])
+}

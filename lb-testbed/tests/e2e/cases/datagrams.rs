@@ -1,0 +1,91 @@
+//! UDP: connected and unconnected sockets, fragments, and a path that is narrower than the client's own link.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+use lb_testbed::Family;
+use lb_testbed::host::{Datagrams, Host};
+use lb_testbed::report::FailureKind;
+use lb_testbed::topology::Underlay;
+
+use crate::check::{answered, failed_as};
+use crate::world::{To, World};
+
+/// Two sizes from a connected and from an unconnected socket: the one names its peer by `getpeername`, the other by `recvfrom`.
+fn ask_both_ways(
+    client: &Host,
+    target: SocketAddr,
+    sizes: &[usize],
+    pods: &[usize],
+    seen: &[IpAddr],
+) -> Result<()> {
+    for connected in [true, false] {
+        for &size in sizes {
+            let datagrams = Datagrams { connected, count: 5, size, dont_fragment: false };
+            answered(&client.ask(target, datagrams)?, pods, seen)?;
+        }
+    }
+    Ok(())
+}
+
+pub fn pod_to_cluster_ip(world: &mut World, family: Family) -> Result<()> {
+    for endpoint in [1, 3] {
+        let service = world.publish(&[endpoint])?;
+        let pod = &world.pod(2).host;
+        let target = service.cluster_ip(family, To::Udp);
+        ask_both_ways(pod, target, &[32, 1300], &[endpoint], &[pod.address(family)])?;
+    }
+    Ok(())
+}
+
+pub fn host_to_cluster_ip(world: &mut World, family: Family) -> Result<()> {
+    for endpoint in [1, 3] {
+        let service = world.publish(&[endpoint])?;
+        let node = world.node(0);
+        let target = service.cluster_ip(family, To::Udp);
+        ask_both_ways(&node.host, target, &[32, 1300], &[endpoint], &node.addresses())?;
+    }
+    Ok(())
+}
+
+pub fn outside_to_node_port(world: &mut World, family: Family) -> Result<()> {
+    let client = world.client().clone();
+    // Without an overlay, datagrams that fill the Ethernet MTU to the byte pass too.
+    let full = match (world.topology.underlay, family) {
+        (Underlay::Vxlan, _) => 1300,
+        (Underlay::Routed, Family::V4) => 1500 - 20 - 8,
+        (Underlay::Routed, Family::V6) => 1500 - 40 - 8,
+    };
+    let service = world.publish(&[1])?;
+    let local = service.node_port(world.node(0), family, To::Udp);
+    ask_both_ways(&client, local, &[32, full], &[1], &[client.address(family)])?;
+    let remote = service.node_port(world.node(1), family, To::Udp);
+    ask_both_ways(&client, remote, &[32, full], &[1], &world.node(1).addresses())
+}
+
+/// Only the first fragment has ports; the others follow it to the same endpoint.
+pub fn fragments(world: &mut World, family: Family) -> Result<()> {
+    let client = world.client().clone();
+    let service = world.publish(&[1])?;
+    let local = service.node_port(world.node(0), family, To::Udp);
+    ask_both_ways(&client, local, &[4000], &[1], &[client.address(family)])?;
+    let remote = service.node_port(world.node(1), family, To::Udp);
+    ask_both_ways(&client, remote, &[4000], &[1], &world.node(1).addresses())
+}
+
+/// The overlay is narrower than the client's link: a datagram that must not be fragmented is answered with "fragmentation
+/// needed" or "packet too big", which the client's kernel reports as EMSGSIZE, and the size it allows passes.
+pub fn path_mtu_is_told(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[3])?;
+    let target = service.node_port(world.node(0), family, To::Udp);
+    let ask = |size| {
+        let datagrams = Datagrams { connected: true, count: 1, size, dont_fragment: true };
+        world.client().ask(target, datagrams)
+    };
+    let (overlay, headers) = match family {
+        Family::V4 => (1450, 20 + 8),
+        Family::V6 => (1430, 40 + 8),
+    };
+    failed_as(&ask(overlay - headers + 1)?, FailureKind::TooBig)?;
+    answered(&ask(overlay - headers)?, &[3], &world.node(0).addresses())
+}

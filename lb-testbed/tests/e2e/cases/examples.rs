@@ -1,0 +1,60 @@
+//! The manifests of `deploy/examples`, from every side.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use lb_testbed::Family;
+use lb_testbed::controllers;
+use lb_testbed::host::{Datagrams, Listen};
+use lb_testbed::manifests::Protocol;
+
+use crate::check::{answered_by, eventually};
+use crate::world::World;
+
+pub fn examples_are_served(world: &mut World) -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    // Replicas are placed on pods 1, 3 and 4; pod 2 is a client.
+    let hosts = [1, 3, 4];
+    let services = controllers::apply(&folder, hosts.len())?;
+    let mut servers = Vec::new();
+    for (index, listen) in controllers::listeners(&services) {
+        let host = &world.pod(hosts[index]).host;
+        // The pods serve some of these ports already.
+        let listen =
+            Listen { http: listen.http.into_iter().filter(|port| *port != 8080).collect(), ..listen };
+        servers.push(host.serve_at(&host.name, &listen)?);
+    }
+    for applied in &services {
+        let pods: Vec<_> = applied.pods.iter().map(|index| world.pod(hosts[*index])).collect();
+        applied.publish(&world.topology.manifests, &pods)?;
+    }
+    for applied in &services {
+        let numbers: Vec<_> = applied.pods.iter().map(|index| hosts[*index]).collect();
+        for (port, family) in
+            applied.service.ports.iter().flat_map(|port| Family::BOTH.map(|family| (port, family)))
+        {
+            let mut routes = Vec::new();
+            let ip = applied.cluster_ip(family).context("a dual-stack Service")?;
+            routes.push((&world.pod(2).host, (ip, port.port).into()));
+            routes.push((&world.node(1).host, (ip, port.port).into()));
+            if let Some(node_port) = port.node_port {
+                routes.extend(
+                    world.topology.nodes.iter().map(|n| (world.client(), n.host.at(family, node_port))),
+                );
+            }
+            for (client, target) in routes {
+                let datagrams = Datagrams { count: 3, size: 32, ..Datagrams::default() };
+                let what = || format!("{} from {}", applied.service.name, client.name);
+                eventually(|| match port.protocol {
+                    Protocol::Tcp => answered_by(&client.get(&[target], 3)?, &numbers),
+                    Protocol::Udp => answered_by(&client.ask(target, datagrams)?, &numbers),
+                })
+                .with_context(what)?;
+            }
+        }
+    }
+    for applied in &services {
+        applied.withdraw(&world.topology.manifests)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! The agent starts, dies, comes back and is cleaned up.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use lb_testbed::agent::{Agent, AgentOptions, cleanup};
+use lb_testbed::host::LoadKind;
+use lb_testbed::{Datapath, Family};
+
+use crate::check::{answered_by, eventually, refused, without_failure};
+use crate::world::{To, World};
+
+/// Without this, an XDP run could pass with tc doing all the work, and the other way round.
+pub fn attached_as_asked(world: &mut World) -> Result<()> {
+    for node in &world.topology.nodes {
+        let link = node.host.place.run("ip", ["-details", "link", "show", "dev", "eth0"])?;
+        let xdp = link.contains("prog/xdp");
+        ensure!(xdp == (world.topology.datapath == Datapath::Xdp), "{}: {link}", node.host.name);
+        ensure!(!link.contains("xdpgeneric"), "generic XDP on {}: {link}", node.host.name);
+        let all = node.host.place.run("ip", ["link", "show"])?;
+        ensure!(all.matches("prog/xdp").count() <= 1, "XDP on a device that is no NIC: {all}");
+    }
+    Ok(())
+}
+
+/// SIGTERM and SIGKILL: the data path goes on without an agent, and through the start of the next one.
+pub fn agent_restarts_under_load(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[1, 3])?;
+    let inside = service.cluster_ip(family, To::Http);
+    let outside = |to| service.node_port(world.node(0), family, to);
+    let (pod, client) = (&world.pod(2).host, world.client());
+    let loads = [
+        ("pod, new connections", pod.start_load(LoadKind::NewConnections, inside, 100)?),
+        ("pod, one connection", pod.start_load(LoadKind::OneConnection, inside, 100)?),
+        ("outside, new connections", client.start_load(LoadKind::NewConnections, outside(To::Http), 100)?),
+        ("outside, one connection", client.start_load(LoadKind::OneConnection, outside(To::Http), 100)?),
+        ("outside, new sockets", client.start_load(LoadKind::NewSockets, outside(To::Udp), 100)?),
+        ("outside, one socket", client.start_load(LoadKind::OneSocket, outside(To::Udp), 100)?),
+    ];
+    let outside = outside(To::Http);
+    for node in 0..2 {
+        world.take_agent(node)?.stop()?;
+        answered_by(&world.client().get(&[outside], 5)?, &[1, 3])?;
+        answered_by(&world.pod(2).host.get(&[inside], 5)?, &[1, 3])?;
+        world.start_agent(node)?;
+    }
+    for node in 0..2 {
+        world.take_agent(node)?.kill();
+        answered_by(&world.client().get(&[outside], 5)?, &[1, 3])?;
+        answered_by(&world.pod(2).host.get(&[inside], 5)?, &[1, 3])?;
+        world.start_agent(node)?;
+    }
+    for (what, load) in loads {
+        without_failure(what, &load.finish()?)?;
+    }
+    // The new agents took over: they apply changes.
+    world.set_endpoints(&service, &[4])?;
+    world.wait_until_served(&service, &[4])
+}
+
+pub fn second_agent_is_refused(world: &mut World) -> Result<()> {
+    let second = Agent::start(&world.topology, world.node(0), &AgentOptions::default());
+    ensure!(second.is_err(), "two agents run on one node");
+    let service = world.publish(&[1, 3])?;
+    answered_by(&world.pod(2).host.get(&[service.cluster_ip(Family::V4, To::Http)], 5)?, &[1, 3])
+}
+
+/// After `lb cleanup` the node is as if no agent had ever run, and a new agent can start.
+pub fn cleanup_removes_everything(world: &mut World) -> Result<()> {
+    let service = world.publish(&[1, 3])?;
+    let outside = service.node_port(world.node(0), Family::V4, To::Http);
+    answered_by(&world.client().get(&[outside], 3)?, &[1, 3])?;
+    world.take_agent(0)?.stop()?;
+    cleanup(world.node(0))?;
+    let left: Vec<_> = fs::read_dir(&world.node(0).bpffs)?.flatten().map(|entry| entry.path()).collect();
+    ensure!(left.is_empty(), "left in the BPF file system: {left:?}");
+    // Links are freed after their last pin, not with it.
+    eventually(|| refused(&world.client().get(&[outside], 1)?))?;
+    let links = world.node(0).host.place.run("ip", ["link", "show"])?;
+    ensure!(!links.contains("prog/xdp"), "still attached: {links}");
+    let filters = world.node(0).host.place.run("tc", ["filter", "show", "dev", "eth0", "ingress"])?;
+    ensure!(filters.trim().is_empty(), "still attached: {filters}");
+    world.start_agent(0)?;
+    world.wait_until_served(&service, &[1, 3])
+}

@@ -1,0 +1,79 @@
+//! The cases, one file per kind of traffic or change.
+
+mod changes;
+mod cluster_ip;
+mod datagrams;
+mod examples;
+mod lifecycle;
+mod node_port;
+mod scale;
+mod transfers;
+
+use anyhow::Result;
+use lb_testbed::Family;
+
+use crate::world::World;
+
+/// A case, to be run with each data path.
+pub struct Case {
+    pub name: &'static str,
+    pub place: Where,
+    pub run: Run,
+}
+
+/// The underlays that matter to a case.
+pub enum Where {
+    /// The path does not cross nodes, or the overlay makes no difference.
+    Routed,
+    /// Only an overlay has it.
+    Vxlan,
+    Both,
+}
+
+pub enum Run {
+    EachFamily(fn(&mut World, Family) -> Result<()>),
+    Once(fn(&mut World) -> Result<()>),
+}
+
+const fn each(name: &'static str, place: Where, run: fn(&mut World, Family) -> Result<()>) -> Case {
+    Case { name, place, run: Run::EachFamily(run) }
+}
+
+const fn once(name: &'static str, place: Where, run: fn(&mut World) -> Result<()>) -> Case {
+    Case { name, place, run: Run::Once(run) }
+}
+
+/// In the order they run: what is simple first, because all else builds on it.
+pub const CASES: &[Case] = &[
+    once("attached_as_asked", Where::Routed, lifecycle::attached_as_asked),
+    each("plain_traffic_is_untouched", Where::Both, cluster_ip::plain_traffic_is_untouched),
+    each("pod_to_cluster_ip_same_node", Where::Routed, cluster_ip::pod_same_node),
+    each("pod_to_cluster_ip_other_node", Where::Both, cluster_ip::pod_other_node),
+    each("pod_to_itself", Where::Routed, cluster_ip::pod_to_itself),
+    once("pod_with_mapped_address", Where::Routed, cluster_ip::mapped_address),
+    each("host_to_cluster_ip", Where::Both, cluster_ip::host),
+    each("outside_to_cluster_ip", Where::Both, cluster_ip::outside),
+    each("requests_are_spread", Where::Routed, cluster_ip::requests_are_spread),
+    each("outside_to_node_port_local", Where::Routed, node_port::outside_local),
+    each("outside_to_node_port_remote", Where::Both, node_port::outside_remote),
+    each("pod_to_node_port", Where::Routed, node_port::pod),
+    each("host_to_node_port", Where::Both, node_port::host),
+    each("udp_pod_to_cluster_ip", Where::Both, datagrams::pod_to_cluster_ip),
+    each("udp_host_to_cluster_ip", Where::Both, datagrams::host_to_cluster_ip),
+    each("udp_outside_to_node_port", Where::Both, datagrams::outside_to_node_port),
+    each("udp_fragments", Where::Routed, datagrams::fragments),
+    each("udp_path_mtu_is_told", Where::Vxlan, datagrams::path_mtu_is_told),
+    each("transfer_pod_to_cluster_ip", Where::Both, transfers::pod_to_cluster_ip),
+    each("transfer_outside_to_node_port", Where::Both, transfers::outside_to_node_port),
+    each("one_address_two_protocols", Where::Routed, changes::one_address_two_protocols),
+    each("no_endpoint_is_refused", Where::Routed, changes::no_endpoint_is_refused),
+    each("endpoint_added", Where::Routed, changes::endpoint_added),
+    each("endpoint_removed_under_load", Where::Both, changes::endpoint_removed_under_load),
+    each("service_deleted", Where::Routed, changes::service_deleted),
+    once("examples_are_served", Where::Routed, examples::examples_are_served),
+    once("bad_manifest_harms_nobody_else", Where::Routed, changes::bad_manifest_harms_nobody_else),
+    each("agent_restarts_under_load", Where::Both, lifecycle::agent_restarts_under_load),
+    once("second_agent_is_refused", Where::Routed, lifecycle::second_agent_is_refused),
+    each("a_thousand_services", Where::Routed, scale::a_thousand_services),
+    once("cleanup_removes_everything", Where::Routed, lifecycle::cleanup_removes_everything),
+];

@@ -1,0 +1,59 @@
+//! TCP to NodePorts. The client's address reaches a local endpoint as it is; on the way to another node it becomes the
+//! node's, so that the reply comes back.
+
+use anyhow::Result;
+use lb_testbed::Family;
+
+use crate::check::answered;
+use crate::world::{To, World};
+
+pub fn outside_local(world: &mut World, family: Family) -> Result<()> {
+    for (node, pod) in [(0, 1), (1, 3)] {
+        let service = world.publish(&[pod])?;
+        let client = world.client();
+        let exchanges = client.get(&[service.node_port(world.node(node), family, To::Http)], 5)?;
+        answered(&exchanges, &[pod], &[client.address(family)])?;
+    }
+    Ok(())
+}
+
+pub fn outside_remote(world: &mut World, family: Family) -> Result<()> {
+    for (node, pod) in [(0, 3), (1, 1)] {
+        let service = world.publish(&[pod])?;
+        let node = world.node(node);
+        let exchanges = world.client().get(&[service.node_port(node, family, To::Http)], 5)?;
+        answered(&exchanges, &[pod], &node.addresses())?;
+    }
+    Ok(())
+}
+
+/// At its own node a pod is translated at the socket; at the other node it comes as packets. In both cases endpoints
+/// on either node answer, and the reply finds its way even if the endpoint could answer the pod directly.
+pub fn pod(world: &mut World, family: Family) -> Result<()> {
+    let client = 2;
+    for endpoint in [1, 3] {
+        let service = world.publish(&[endpoint])?;
+        let pod = &world.pod(client).host;
+        for node in &world.topology.nodes {
+            let mut seen = vec![pod.address(family)];
+            seen.extend(node.addresses());
+            let exchanges = pod.get(&[service.node_port(node, family, To::Http)], 5)?;
+            answered(&exchanges, &[endpoint], &seen)?;
+        }
+    }
+    Ok(())
+}
+
+/// A process of a node asks its own node and the other one.
+pub fn host(world: &mut World, family: Family) -> Result<()> {
+    for endpoint in [1, 3] {
+        let service = world.publish(&[endpoint])?;
+        let client = world.node(0);
+        for node in &world.topology.nodes {
+            let seen: Vec<_> = client.addresses().into_iter().chain(node.addresses()).collect();
+            let exchanges = client.host.get(&[service.node_port(node, family, To::Http)], 5)?;
+            answered(&exchanges, &[endpoint], &seen)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! A thousand Services at once.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::{Result, ensure};
+use lb_testbed::Family;
+use lb_testbed::host::HTTP_PORT;
+use lb_testbed::manifests::{Port, Service};
+use lb_testbed::report::Exchange;
+
+use crate::check::{answered_by, eventually};
+use crate::world::World;
+
+const COUNT: u16 = 1000;
+const FILE: &str = "a-thousand.yaml";
+
+/// Service number `n` has one endpoint, and it is the right one that answers.
+fn endpoint(n: u16) -> usize {
+    usize::from(n) % 4 + 1
+}
+
+fn address(family: Family, n: u16) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 96, 100 + (n >> 8) as u8, n as u8).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 100, n).into(),
+    }
+}
+
+fn node_port(n: u16) -> u16 {
+    31500 + n
+}
+
+pub fn a_thousand_services(world: &mut World, family: Family) -> Result<()> {
+    let mut objects = Vec::new();
+    for n in 0..COUNT {
+        let service = Service {
+            namespace: "default".to_owned(),
+            name: format!("number-{n}"),
+            cluster_ips: vec![address(family, n)],
+            ports: vec![Port::tcp("http", 80, HTTP_PORT).node_port(node_port(n))],
+        };
+        objects.extend(service.with_endpoints(&[world.pod(endpoint(n))]));
+    }
+    world.topology.manifests.write(FILE, &objects)?;
+    let inside: Vec<_> = (0..COUNT).map(|n| SocketAddr::new(address(family, n), 80)).collect();
+    let outside: Vec<_> = (0..COUNT).map(|n| world.node(0).host.at(family, node_port(n))).collect();
+    eventually(|| each_by_its_own(&world.pod(2).host.get(&inside, 1)?))?;
+    each_by_its_own(&world.client().get(&outside, 1)?)?;
+    world.topology.manifests.remove(FILE)?;
+    eventually(|| {
+        let answered = world.client().get(&outside, 1)?.iter().filter(|one| one.result.is_ok()).count();
+        ensure!(answered == 0, "{answered} of the deleted Services still answer");
+        Ok(())
+    })
+}
+
+fn each_by_its_own(exchanges: &[Exchange]) -> Result<()> {
+    ensure!(exchanges.len() == usize::from(COUNT), "{} requests", exchanges.len());
+    for (n, exchange) in (0..COUNT).zip(exchanges) {
+        answered_by(std::slice::from_ref(exchange), &[endpoint(n)])?;
+    }
+    Ok(())
+}

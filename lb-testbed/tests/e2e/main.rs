@@ -1,0 +1,90 @@
+//! End to end: real agents, real sockets, real servers, in network namespaces. Needs root.
+//!
+//! Every case runs with tc and default offloads, and with XDP; those that cross nodes also over a VXLAN overlay; nearly all
+//! with IPv4 and IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs a part, `--list` names them all.
+
+mod cases;
+mod check;
+mod world;
+
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use lb_testbed::{Datapath, Underlay};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::cases::{CASES, Case, Run, Where};
+use crate::world::World;
+
+/// The cluster of the case before: cases that can share it do. One at a time, for the machine's sake.
+static WORLD: Mutex<Option<World>> = Mutex::new(None);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Parallel cases would only tear down each other's cluster.
+    arguments.test_threads = Some(1);
+    let mut trials = Vec::new();
+    for datapath in [Datapath::Tc, Datapath::Xdp] {
+        for underlay in [Underlay::Routed, Underlay::Vxlan] {
+            for case in CASES.iter().filter(|case| case.runs_on(underlay)) {
+                trials.extend(trials_of(case, datapath, underlay));
+            }
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // Statics are not dropped by themselves.
+    drop(WORLD.lock().unwrap_or_else(PoisonError::into_inner).take());
+    conclusion.exit_code()
+}
+
+fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec<Trial> {
+    let name = format!("{datapath:?}::{underlay:?}::{}", case.name).to_lowercase();
+    match case.run {
+        Run::Once(run) => {
+            vec![Trial::test(name, move || in_world(datapath, underlay, run))]
+        }
+        Run::EachFamily(run) => lb_testbed::Family::BOTH
+            .into_iter()
+            .map(|family| {
+                let name = format!("{name}::{}", family.to_string().to_lowercase());
+                Trial::test(name, move || in_world(datapath, underlay, |world| run(world, family)))
+            })
+            .collect(),
+    }
+}
+
+/// Runs a case in the cluster it needs. After a failure the cluster is thrown away, so that it cannot spoil the next case.
+fn in_world(
+    datapath: Datapath,
+    underlay: Underlay,
+    run: impl FnOnce(&mut World) -> anyhow::Result<()>,
+) -> Result<(), Failed> {
+    let mut slot = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if !slot.as_ref().is_some_and(|world| world.is(datapath, underlay)) {
+        *slot = None;
+        *slot = Some(World::build(datapath, underlay).map_err(|error| format!("{error:#}"))?);
+    }
+    let Some(world) = slot.as_mut() else { unreachable!("just built") };
+    let result = panic::catch_unwind(AssertUnwindSafe(|| run(world).and_then(|()| world.reset())));
+    let message = match result {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => format!("{error:#}\n{}", world.logs()),
+        Err(panic) => {
+            *slot = None;
+            panic::resume_unwind(panic)
+        }
+    };
+    *slot = None;
+    Err(message.into())
+}
+
+impl Case {
+    fn runs_on(&self, underlay: Underlay) -> bool {
+        match self.place {
+            Where::Routed => underlay == Underlay::Routed,
+            Where::Vxlan => underlay == Underlay::Vxlan,
+            Where::Both => true,
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! A cluster with agents and servers, and the Services that cases publish in it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use lb_testbed::agent::{self, Agent, AgentOptions};
+use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, TRANSFER_PORT, UDP_PORT};
+use lb_testbed::manifests::{self, Port, Service};
+use lb_testbed::topology::{Node, Pod};
+use lb_testbed::{Datapath, Family, Topology, Underlay};
+
+use crate::check::{answered_by, eventually};
+
+/// Ports of every published Service.
+const HTTP: u16 = 80;
+const UDP: u16 = 53;
+const TRANSFER: u16 = 9000;
+
+pub struct World {
+    pub topology: Topology,
+    agents: [Option<Agent>; 2],
+    _servers: Vec<Process>,
+    published: Vec<String>,
+    next: u16,
+}
+
+/// A port of a published Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    Http,
+    Udp,
+    Transfer,
+}
+
+/// A Service of a case, with addresses and nodePorts of its own.
+#[derive(Debug, Clone)]
+pub struct Published {
+    pub service: Service,
+    number: u16,
+}
+
+impl Published {
+    pub fn cluster_ip(&self, family: Family, to: To) -> SocketAddr {
+        let port = match to {
+            To::Http => HTTP,
+            To::Udp => UDP,
+            To::Transfer => TRANSFER,
+        };
+        let wanted = |ip: &&IpAddr| Family::of(**ip) == family;
+        let ip = self.service.cluster_ips.iter().find(wanted).expect("published Services are dual-stack");
+        SocketAddr::new(*ip, port)
+    }
+
+    pub fn node_port(&self, node: &Node, family: Family, to: To) -> SocketAddr {
+        node.host.at(family, node_port(self.number, to))
+    }
+
+    fn file(&self) -> String {
+        format!("{}.yaml", self.service.name)
+    }
+}
+
+fn node_port(number: u16, to: To) -> u16 {
+    30000 + number * 3 + to as u16
+}
+
+impl World {
+    pub fn build(datapath: Datapath, underlay: Underlay) -> Result<Self> {
+        // Before the topology: nothing is left half built when it cannot be compiled.
+        agent::program()?;
+        let tool = Path::new(env!("CARGO_BIN_EXE_lb-testbed"));
+        let topology = Topology::build(underlay, datapath, tool)?;
+        let servers = topology.pods.iter().map(|pod| pod.host.serve(&pod.host.name));
+        let servers = servers.collect::<Result<_>>()?;
+        let nodes: Vec<_> = topology.nodes.iter().map(manifests::node).collect();
+        topology.manifests.write("nodes.yaml", &nodes)?;
+        let mut world =
+            Self { topology, agents: [None, None], _servers: servers, published: Vec::new(), next: 0 };
+        for node in 0..2 {
+            world.start_agent(node)?;
+        }
+        Ok(world)
+    }
+
+    pub fn is(&self, datapath: Datapath, underlay: Underlay) -> bool {
+        (self.topology.datapath, self.topology.underlay) == (datapath, underlay)
+    }
+
+    pub fn client(&self) -> &Host {
+        &self.topology.client
+    }
+
+    pub fn node(&self, index: usize) -> &Node {
+        &self.topology.nodes[index]
+    }
+
+    /// By the number in its name: `pod(1)` and `pod(2)` run on the first node, `pod(3)` and `pod(4)` on the second.
+    pub fn pod(&self, number: usize) -> &Pod {
+        &self.topology.pods[number - 1]
+    }
+
+    pub fn agent(&self, node: usize) -> Result<&Agent> {
+        self.agents[node].as_ref().with_context(|| format!("no agent runs on node{}", node + 1))
+    }
+
+    pub fn take_agent(&mut self, node: usize) -> Result<Agent> {
+        self.agents[node].take().with_context(|| format!("no agent runs on node{}", node + 1))
+    }
+
+    pub fn start_agent(&mut self, node: usize) -> Result<()> {
+        let options = AgentOptions::default();
+        self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], &options)?);
+        Ok(())
+    }
+
+    /// A Service with a ClusterIP of each family and a nodePort for each of its three ports, not published yet.
+    pub fn new_service(&mut self) -> Published {
+        self.next += 1;
+        let number = self.next;
+        let at = |to| node_port(number, to);
+        let service = Service {
+            namespace: "default".to_owned(),
+            name: format!("case-{number}"),
+            cluster_ips: vec![
+                Ipv4Addr::new(10, 96, 1 + (number >> 8) as u8, number as u8).into(),
+                Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 1, number).into(),
+            ],
+            ports: vec![
+                Port::tcp("http", HTTP, HTTP_PORT).node_port(at(To::Http)),
+                Port::udp("udp", UDP, UDP_PORT).node_port(at(To::Udp)),
+                Port::tcp("transfer", TRANSFER, TRANSFER_PORT).node_port(at(To::Transfer)),
+            ],
+        };
+        Published { service, number }
+    }
+
+    /// Publishes a new Service with these pods as endpoints and waits until both nodes serve it.
+    pub fn publish(&mut self, pods: &[usize]) -> Result<Published> {
+        let published = self.new_service();
+        self.set_endpoints(&published, pods)?;
+        self.wait_until_served(&published, pods)?;
+        Ok(published)
+    }
+
+    /// Writes a Service and its slices; does not wait.
+    pub fn set_endpoints(&mut self, published: &Published, pods: &[usize]) -> Result<()> {
+        let pods: Vec<_> = pods.iter().map(|number| self.pod(*number)).collect();
+        let file = published.file();
+        self.topology.manifests.write(&file, &published.service.with_endpoints(&pods))?;
+        if !self.published.contains(&file) {
+            self.published.push(file);
+        }
+        Ok(())
+    }
+
+    pub fn delete(&mut self, published: &Published) -> Result<()> {
+        let file = published.file();
+        self.published.retain(|other| *other != file);
+        self.topology.manifests.remove(&file)
+    }
+
+    /// Removes what cases published, so that each starts from the same cluster.
+    pub fn reset(&mut self) -> Result<()> {
+        self.published.drain(..).try_for_each(|file| self.topology.manifests.remove(&file))
+    }
+
+    /// Waits until both nodes answer for the Service's ClusterIPs, all ports, from these pods alone.
+    pub fn wait_until_served(&self, published: &Published, pods: &[usize]) -> Result<()> {
+        for node in &self.topology.nodes {
+            let http = Family::BOTH.map(|family| published.cluster_ip(family, To::Http));
+            eventually(|| answered_by(&node.host.get(&http, 8)?, pods))?;
+            for family in Family::BOTH {
+                let datagrams = Datagrams { count: 1, size: 32, ..Datagrams::default() };
+                let target = published.cluster_ip(family, To::Udp);
+                eventually(|| answered_by(&node.host.ask(target, datagrams)?, pods))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The ends of the agents' logs, for a failure.
+    pub fn logs(&self) -> String {
+        let logs =
+            self.topology.nodes.iter().map(|node| {
+                agent::tail(&self.topology.folder().join(format!("{}-agent.log", node.host.name)))
+            });
+        logs.collect::<Vec<_>>().join("\n")
+    }
+}
