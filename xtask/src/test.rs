@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
+    build_ebpf,
     k8s::{self, Program},
     process::{cargo, is_root, run_and_read},
 };
@@ -63,6 +64,10 @@ impl Part {
         matches!(self, Self::Packets | Self::E2e | Self::Cluster)
     }
 
+    fn compiles_the_agent(self) -> bool {
+        self != Self::Fmt
+    }
+
     /// Formatting and clippy pass or fail as a whole.
     fn is_one_check(self) -> bool {
         matches!(self, Self::Fmt | Self::Clippy)
@@ -109,6 +114,9 @@ pub fn run(options: &Options) -> Result<()> {
         .filter(|part| options.filter.is_none() || !part.is_one_check() || options.only.contains(part))
         .collect();
 
+    if parts.iter().any(|part| part.compiles_the_agent()) {
+        build_ebpf::ensure()?;
+    }
     let mut results = Vec::new();
     for part in parts {
         println!("\n── {} ──", part.name());
