@@ -12,5 +12,8 @@ pub mod datapath;
 pub mod model;
 pub mod node;
 pub mod plan;
+pub mod preflight;
 pub mod serve;
 pub mod source;
+#[cfg(test)]
+mod testing;

@@ -1,1 +1,50 @@
-fn main() {}
+//! `cargo xtask …`: what is done in this workspace, in Rust instead of scripts. One file per task.
+
+mod build_ebpf;
+mod k8s;
+mod process;
+mod run;
+mod test;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "What is done in this workspace")]
+enum Task {
+    /// Build the kernel programs (finds a toolchain and makes the linker when it is the first time)
+    BuildEbpf(build_ebpf::Options),
+    /// Build lb and run it as root: `cargo xtask run agent --manifests deploy/examples`
+    Run(run::Options),
+    /// Run the tests: formatting, lints, unit, packet, end-to-end and cluster tests
+    Test(test::Options),
+    /// Check the rules of this repository (links, documentation of maps, manifests); part of `test`
+    Tidy,
+    /// Build the Kubernetes programs that the cluster tests need, into target/k8s
+    K8s(k8s::Options),
+}
+
+fn main() -> Result<()> {
+    match Task::parse() {
+        Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Run(options) => run::run(&options),
+        Task::Test(options) => test::run(&options),
+        Task::Tidy => test::run(&test::Options::tidy()),
+        Task::K8s(options) => k8s::run(&options),
+    }
+}
+
+/// Root folder of the workspace, wherever cargo was started from.
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Where builds put what they make.
+fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}

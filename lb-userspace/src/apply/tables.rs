@@ -1,6 +1,7 @@
 //! The maps as the apply engine sees them: a trait that the kernel maps ([`crate::datapath`]) and an in-memory double
 //! (for property tests of the engine) implement.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::layout;
@@ -13,6 +14,23 @@ pub struct ServiceAddress {
     pub ip: IpAddr,
     pub port: u16,
     pub protocol: u8,
+}
+
+impl fmt::Display for ServiceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            layout::TCP => "TCP",
+            layout::UDP => "UDP",
+            layout::SCTP => "SCTP",
+            _ => "protocol?",
+        };
+        if self.ip.is_unspecified() {
+            let family = if self.ip.is_ipv4() { "IPv4" } else { "IPv6" };
+            write!(f, "{family} nodePort {} {protocol}", self.port)
+        } else {
+            write!(f, "{} {protocol}", SocketAddr::new(self.ip, self.port))
+        }
+    }
 }
 
 /// `BACKENDS_V4`/`V6`: an entry of either family.
@@ -35,6 +53,26 @@ pub struct Capacity {
     pub service_names: u32,
 }
 
+/// A map whose size an option of the agent sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SizedMap {
+    pub name: &'static str,
+    pub option: &'static str,
+}
+
+impl SizedMap {
+    pub const SERVICES_V4: Self = Self { name: "SERVICES_V4", option: "max-services" };
+    pub const SERVICES_V6: Self = Self { name: "SERVICES_V6", option: "max-services" };
+    pub const SERVICE_NAMES: Self = Self { name: "SERVICE_NAMES", option: "max-services" };
+    pub const SLOTS: Self = Self { name: "SLOTS", option: "max-slots" };
+    pub const BACKENDS_V4: Self = Self { name: "BACKENDS_V4", option: "max-backends" };
+    pub const BACKENDS_V6: Self = Self { name: "BACKENDS_V6", option: "max-backends" };
+
+    pub fn full(self, capacity: u32) -> TableError {
+        TableError::Full { map: self.name, capacity, option: self.option }
+    }
+}
+
 /// Why a write failed. Names the map, so that the message can say which option to raise.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
@@ -44,7 +82,7 @@ pub enum TableError {
     Kernel { map: &'static str, action: &'static str, source: std::io::Error },
 }
 
-/// The service maps. Every write is visible to the programs when the call returns.
+/// The service maps. Every write is visible to the programs when the call returns; one that fails has changed nothing.
 pub trait Tables {
     fn capacity(&self) -> Capacity;
 

@@ -1,1 +1,298 @@
-//! Placeholder, replaced by its owner.
+//! The command line: what a person types, and what `lb` prints for it.
+//!
+//! Reading ([`crate::datapath`]) and rendering ([`view`]) are separate: everything in [`view`] is a pure function.
+
+pub mod cleanup;
+pub mod get;
+pub mod view;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::{self, Config, ConfigFile, FileError, Machine, MapSizes};
+
+/// Heading of the arguments of `lb agent` that are not settings.
+pub const GENERAL: &str = "Configuration";
+
+/// Sluice: Kubernetes Service load balancing in eBPF, in place of kube-proxy
+///
+/// `lb agent` runs on every node; it keeps the kernel's maps equal to the Services of the cluster. The other commands
+/// read the same maps: they work on a node, as root, and need neither the API server nor a running agent.
+#[derive(Debug, Parser)]
+#[command(name = "lb", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  lb agent                                      In a cluster, as a DaemonSet does
+  lb agent --manifests ./manifests              Without a cluster: Services from YAML files
+  lb agent --config sluice.yaml --print-config  What would be in effect, and why
+  lb get services -n shop                       The Service addresses of one namespace
+  lb get flows web -o wide                      Open connections of the Service `web`
+  lb cleanup --dry-run                          What would be removed from this node";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent of this node
+    Agent(Box<AgentArgs>),
+    /// Show what is in the kernel's maps
+    #[command(subcommand, after_help = GET_EXAMPLES)]
+    Get(get::Get),
+    /// Remove everything that Sluice ever put on this node: programs, maps and filters, of any version
+    ///
+    /// Open connections through Services break. An agent that runs must be ended first.
+    Cleanup(cleanup::CleanupArgs),
+    /// Print the version
+    Version,
+}
+
+const GET_EXAMPLES: &str = "\
+Examples:
+  lb get services                       All Service addresses, with the number of endpoints of each
+  lb get backends -n shop web           The endpoints of one Service
+  lb get flows -o json                  Connections that are translated packet by packet, for programs";
+
+#[derive(Debug, Args)]
+#[command(after_help = AGENT_EXAMPLES)]
+pub struct AgentArgs {
+    /// Take settings from this YAML file; its keys are the flags in camelCase, as in --print-config
+    #[arg(long, env = "SLUICE_CONFIG", value_name = "FILE", help_heading = GENERAL)]
+    pub config: Option<PathBuf>,
+
+    /// Print the effective settings as such a file, with the origin of each, and exit
+    #[arg(long, help_heading = GENERAL)]
+    pub print_config: bool,
+
+    #[command(flatten)]
+    pub settings: Config,
+}
+
+const AGENT_EXAMPLES: &str = "\
+Every setting can be given as a flag, in the environment, or in the file of --config; the first of these wins.
+Lists are separated by commas.
+
+Examples:
+  lb agent --kubeconfig /etc/kubernetes/kubeconfig --node-name worker-1
+  lb agent --manifests ./manifests --devices 'eth*' --mode tc
+  SLUICE_LOG_LEVEL=debug lb agent --config /etc/sluice/config.yaml";
+
+/// Where the maps are: shared by all commands that read or remove them.
+#[derive(Debug, Clone, Args)]
+pub struct PinArgs {
+    /// BPF file system that the agent uses (its --bpffs)
+    #[arg(long, env = "SLUICE_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+}
+
+impl PinArgs {
+    /// The folder above those of all layout versions.
+    pub fn root(&self) -> PathBuf {
+        self.bpffs.join("sluice")
+    }
+}
+
+/// A command line that cannot be followed. Ends `lb` with exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum UsageError {
+    /// Prints itself, also `--help` and `--version`.
+    #[error(transparent)]
+    Arguments(#[from] clap::Error),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Invocation {
+    Run(Command),
+    /// `lb agent --print-config`: the text to print.
+    PrintConfig(String),
+}
+
+/// Understands a command line (the first of `args` is the program), the environment and the configuration file.
+pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Result<Invocation, UsageError> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let command = command(machine);
+    let matches = command.clone().try_get_matches_from(&args)?;
+    let file = match matches.subcommand_matches("agent").and_then(|agent| agent.get_one::<PathBuf>("config"))
+    {
+        Some(path) => Some(ConfigFile::read(path, &agent_of(&command))?),
+        None => None,
+    };
+
+    // The file's values become the defaults of the flags, and the command line is read again.
+    let (command, matches) = match &file {
+        Some(file) => {
+            let command = command.mut_subcommand("agent", |agent| file.as_defaults(agent));
+            let matches = command.clone().try_get_matches_from(&args)?;
+            (command, matches)
+        }
+        None => (command, matches),
+    };
+    if let Some(agent) = matches.subcommand_matches("agent").filter(|agent| agent.get_flag("print_config")) {
+        return Ok(Invocation::PrintConfig(config::effective_yaml(
+            &agent_of(&command),
+            agent,
+            file.as_ref(),
+        )));
+    }
+    Ok(Invocation::Run(Cli::from_arg_matches(&matches)?.command))
+}
+
+fn command(machine: &Machine) -> clap::Command {
+    Cli::command().mut_subcommand("agent", |agent| {
+        config::with_machine_defaults(MapSizes::with_memory_in_help(agent), machine)
+    })
+}
+
+fn agent_of(command: &clap::Command) -> clap::Command {
+    command.find_subcommand("agent").cloned().unwrap_or_default()
+}
+
+/// `lb agent` as clap knows it, without the defaults of this machine.
+#[cfg(test)]
+pub fn agent_command() -> clap::Command {
+    agent_of(&Cli::command())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::assert_golden;
+
+    fn machine() -> Machine {
+        Machine { host_name: "worker-1".into(), cgroup_root: Some("/sys/fs/cgroup".into()) }
+    }
+
+    fn run(args: &[&str]) -> Result<Invocation, UsageError> {
+        parse(args.iter().map(OsString::from), &machine())
+    }
+
+    fn settings(args: &[&str]) -> Config {
+        match run(args) {
+            Ok(Invocation::Run(Command::Agent(agent))) => agent.settings,
+            other => panic!("not an agent: {other:?}"),
+        }
+    }
+
+    fn printed(args: &[&str]) -> String {
+        match run(args) {
+            Ok(Invocation::PrintConfig(text)) => text,
+            other => panic!("no configuration: {other:?}"),
+        }
+    }
+
+    fn usage_error(args: &[&str]) -> String {
+        run(args).unwrap_err().to_string()
+    }
+
+    fn help(args: &[&str]) -> String {
+        // No terminal, no environment: the same text everywhere.
+        let mut command = command(&machine()).term_width(100);
+        if args.len() > 1 {
+            command = args[1..].iter().fold(command, |command, name| {
+                let mut sub = command.find_subcommand(name).cloned().unwrap_or_default();
+                sub.set_bin_name(format!("lb {name}"));
+                sub.term_width(100)
+            });
+        }
+        command.mut_args(|arg| arg.hide_env_values(true)).render_long_help().to_string()
+    }
+
+    #[test]
+    fn the_command_is_well_formed() {
+        command(&machine()).debug_assert();
+    }
+
+    #[test]
+    fn help_of_lb() {
+        assert_golden("help.txt", &help(&["lb"]));
+    }
+
+    #[test]
+    fn help_of_lb_agent() {
+        assert_golden("help-agent.txt", &help(&["lb", "agent"]));
+    }
+
+    #[test]
+    fn defaults() {
+        let settings = settings(&["lb", "agent"]);
+        assert_eq!(settings.node_name, "worker-1");
+        assert_eq!(settings.cgroup, Some("/sys/fs/cgroup".into()));
+        assert_eq!(settings.health_bind, "0.0.0.0:10256".parse().unwrap());
+        assert_eq!(settings.cluster_cidr, config::Cidrs::default());
+        assert!(!settings.wait_lock);
+    }
+
+    #[test]
+    fn the_effective_configuration_is_printed() {
+        assert_golden(
+            "print-config.yaml",
+            &printed(&["lb", "agent", "--print-config", "--devices=eth*,ens3"]),
+        );
+    }
+
+    #[test]
+    fn a_printed_configuration_says_the_same_when_it_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sluice.yaml");
+        let args = [
+            "lb",
+            "agent",
+            "--node-name=0x10",
+            "--manifests=/etc/a b",
+            "--devices=*,eth?",
+            "--cluster-cidr=10.0.0.0/8,fd00::/8",
+            "--health-bind=[::]:10256",
+            "--log-level=info,lb_userspace::plan=debug",
+            "--wait-lock",
+            "--mode=tc",
+            "--max-flows=16",
+        ];
+        std::fs::write(&path, printed(&[&args[..], &["--print-config"]].concat())).unwrap();
+        let config = format!("--config={}", path.display());
+        assert_eq!(settings(&["lb", "agent", &config]), settings(&args));
+    }
+
+    #[test]
+    fn a_flag_overrides_the_file_and_the_file_overrides_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sluice.yaml");
+        std::fs::write(&path, "mode: xdp\nnodeName: from-file\nmaxSlots: 4096\n").unwrap();
+        let config = format!("--config={}", path.display());
+        let settings = settings(&["lb", "agent", &config, "--mode=tc"]);
+        assert_eq!(settings.mode, config::AttachMode::Tc);
+        assert_eq!(settings.node_name, "from-file");
+        assert_eq!(settings.maps.max_slots, 4096);
+
+        let text = printed(&["lb", "agent", &config, "--mode=tc", "--print-config"]);
+        assert!(text.contains("\nmode: tc  # flag --mode\n"), "{text}");
+        assert!(text.contains(&format!("\nnodeName: from-file  # {}:2\n", path.display())), "{text}");
+        assert!(text.contains("\nbpffs: /sys/fs/bpf  # default\n"), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        assert_eq!(
+            usage_error(&["lb", "agent", "--config", "/nonexistent/sluice.yaml"]),
+            "cannot read the configuration file /nonexistent/sluice.yaml"
+        );
+    }
+
+    #[test]
+    fn a_wrong_flag_names_the_nearest_right_one() {
+        assert!(usage_error(&["lb", "agent", "--node-nam", "x"]).contains("'--node-name'"));
+        assert!(usage_error(&["lb", "get", "servces"]).contains("'services'"));
+    }
+
+    #[test]
+    fn manifests_and_kubeconfig_exclude_each_other() {
+        let error = usage_error(&["lb", "agent", "--manifests=a", "--kubeconfig=b"]);
+        assert!(error.contains("cannot be used with"), "{error}");
+    }
+}

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+pub use crate::model::SourceRanges;
+
 /// IPv4 or IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IpFamily {
@@ -72,7 +74,9 @@ pub struct WantedService {
     pub algorithm: Algorithm,
     /// ClientIP affinity: its time-out in seconds.
     pub affinity_seconds: Option<u32>,
-    /// Sorted and free of duplicates.
+    /// Sources that may use the [`FrontendKind::LoadBalancer`] frontends; others are dropped.
+    pub source_ranges: SourceRanges,
+    /// Sorted; no address and port twice. Never empty.
     pub frontends: Vec<Frontend>,
     /// Endpoint lists of each family.
     pub v4: EndpointLists,
@@ -155,6 +159,7 @@ pub enum WhenEmpty {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EndpointLists {
     /// Every endpoint that keeps its connections, sorted by address: those in the lists, and those that only drain.
+    /// Empty when no frontend is of this family.
     pub endpoints: Vec<WantedEndpoint>,
     /// Eligible under the Cluster policy.
     pub cluster: Vec<u32>,

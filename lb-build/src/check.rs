@@ -1,0 +1,76 @@
+//! Is the object one that the agent can load? Caught here, a mistake has a name; caught by the kernel's verifier, it has
+//! a page of register states.
+
+use std::{fs, path::Path};
+
+use object::{File, Object as _, ObjectSection as _, ObjectSymbol as _};
+
+use crate::BuildError;
+
+/// Sections that must hold at least one program: one for each hook that the agent attaches to.
+pub const PROGRAM_SECTIONS: [&str; 0] = [];
+
+/// Parts of symbol names that only code for a panic has. The kernel cannot panic on our behalf: each of these is an
+/// `unwrap`, an index or an arithmetic check that the compiler could not prove away.
+const PANIC_SYMBOLS: [&str; 5] =
+    ["panic", "rust_begin_unwind", "unwrap_failed", "expect_failed", "slice_index_fail"];
+
+/// Checks the object at `path`: machine, licence, BTF, programs, no path to a panic, nothing undefined.
+///
+/// # Errors
+/// [`BuildError::Object`] lists all that is wrong.
+pub fn object(path: &Path) -> Result<(), BuildError> {
+    let data = fs::read(path).map_err(|source| BuildError::file("read", path, source))?;
+    let problems = problems(&data);
+    if problems.is_empty() { Ok(()) } else { Err(BuildError::Object { object: path.to_owned(), problems }) }
+}
+
+fn problems(data: &[u8]) -> Vec<String> {
+    let file = match File::parse(data) {
+        Ok(file) => file,
+        Err(error) => return vec![format!("it is no ELF object: {error}")],
+    };
+    let mut problems = Vec::new();
+    if file.architecture() != object::Architecture::Bpf || !file.is_little_endian() {
+        problems.push(format!("it is made for {:?}, not for little-endian BPF", file.architecture()));
+    }
+    let size = |name: &str| file.section_by_name(name).map_or(0, |section| section.size());
+    for section in ["license", ".BTF", ".BTF.ext"].into_iter().chain(PROGRAM_SECTIONS) {
+        if size(section) == 0 {
+            problems.push(format!("section {section} is missing or empty"));
+        }
+    }
+    for symbol in file.symbols() {
+        let Ok(name) = symbol.name() else { continue };
+        if PANIC_SYMBOLS.iter().any(|part| name.contains(part)) {
+            problems.push(format!("{name}: a panic can be reached; use `get`, masks and checked arithmetic"));
+        } else if symbol.is_undefined() && !name.is_empty() {
+            problems.push(format!("{name} is called and defined nowhere"));
+        }
+    }
+    problems
+}
+
+/// Names of the functions in program sections of an object, with their section: what there is to load.
+///
+/// # Errors
+/// [`BuildError`] when the file cannot be read or is no ELF object.
+pub fn programs(path: &Path) -> Result<Vec<(String, String)>, BuildError> {
+    let data = fs::read(path).map_err(|source| BuildError::file("read", path, source))?;
+    let file = File::parse(&*data).map_err(|error| BuildError::Object {
+        object: path.to_owned(),
+        problems: vec![format!("it is no ELF object: {error}")],
+    })?;
+    let mut programs: Vec<_> = file
+        .symbols()
+        .filter(|symbol| symbol.is_global() && symbol.kind() == object::SymbolKind::Text)
+        .filter_map(|symbol| {
+            let section = file.section_by_index(symbol.section_index()?).ok()?;
+            let section = section.name().ok()?;
+            // Subprograms are in .text; what can be attached stands in a section of its hook's name.
+            (section != ".text").then(|| Some((symbol.name().ok()?.to_owned(), section.to_owned())))?
+        })
+        .collect();
+    programs.sort();
+    Ok(programs)
+}

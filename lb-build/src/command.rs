@@ -1,0 +1,117 @@
+//! Running other programs, cargo inside cargo above all.
+
+use std::{env, process::Command};
+
+use crate::BuildError;
+
+/// Variables of cargo's own that a person sets to steer it (network, registries, colours) and that must go on to an inner
+/// cargo. Everything else that begins with `CARGO` was set by the outer cargo for its own build.
+const KEPT: [&str; 8] = [
+    "CARGO_HOME",
+    "CARGO_HTTP_",
+    "CARGO_MAKEFLAGS",
+    "CARGO_NET_",
+    "CARGO_REGISTR",
+    "CARGO_SOURCE_",
+    "CARGO_TERM_",
+    "CARGO_UNSTABLE_",
+];
+
+/// Variables with other names that cargo and rustup set, or that would change what the compiler does.
+const DROPPED: [&str; 17] = [
+    "DEBUG",
+    "HOST",
+    "LLVM_PREFIX",
+    "NUM_JOBS",
+    "OPT_LEVEL",
+    "OUT_DIR",
+    "PROFILE",
+    "RUSTC",
+    "RUSTC_BOOTSTRAP",
+    "RUSTC_LINKER",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "RUSTC_WRAPPER",
+    "RUSTDOC",
+    "RUSTDOCFLAGS",
+    "RUSTFLAGS",
+    "RUSTUP_TOOLCHAIN",
+    "TARGET",
+];
+
+/// Removes from `command` what an outer cargo put into the environment: an inner cargo would take the outer build's
+/// compiler, flags and target directory for its own.
+pub fn without_cargo_environment(command: &mut Command) -> &mut Command {
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_of_outer_cargo) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn is_of_outer_cargo(name: &str) -> bool {
+    (name.starts_with("CARGO") && !KEPT.iter().any(|kept| name.starts_with(kept))) || DROPPED.contains(&name)
+}
+
+/// Runs to the end; anything but success is an error.
+pub(crate) fn run(command: &mut Command) -> Result<(), BuildError> {
+    let status = command.status().map_err(|source| spawn_error(command, source))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(BuildError::Failed { command: text(command), status: status.to_string() })
+    }
+}
+
+/// Standard output of a command that succeeded, or the reason in words.
+pub(crate) fn output(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("cannot run {}: {error}", program(command)))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        let reason = String::from_utf8_lossy(&output.stderr);
+        let reason = reason.lines().find(|line| line.contains("error")).unwrap_or_default();
+        Err(format!("{} failed ({}) {reason}", text(command), output.status))
+    }
+}
+
+pub(crate) fn spawn_error(command: &Command, source: std::io::Error) -> BuildError {
+    BuildError::Spawn { program: program(command), source }
+}
+
+fn program(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}
+
+fn text(command: &Command) -> String {
+    let mut text = program(command);
+    for arg in command.get_args() {
+        text.push(' ');
+        text.push_str(&arg.to_string_lossy());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_outer_cargo;
+
+    #[test]
+    fn an_inner_cargo_keeps_what_the_person_set_and_loses_what_the_outer_cargo_set() {
+        for name in
+            ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_TERM_COLOR", "CARGO_REGISTRIES_X_INDEX", "PATH"]
+        {
+            assert!(!is_of_outer_cargo(name), "{name} must be kept");
+        }
+        for name in [
+            "CARGO",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_MANIFEST_DIR",
+            "CARGO_TARGET_DIR",
+            "RUSTFLAGS",
+            "RUSTUP_TOOLCHAIN",
+        ] {
+            assert!(is_of_outer_cargo(name), "{name} must be removed");
+        }
+    }
+}

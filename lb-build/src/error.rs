@@ -1,0 +1,48 @@
+//! What can keep the kernel programs from being built.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Each message names what failed, why, and what the person can do.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error(
+        "no Rust toolchain can compile the kernel programs:\n{}\n\
+         remedy: `rustup toolchain install nightly --component rust-src` (needs the network once)",
+        .reasons.iter().map(|reason| format!("  - {reason}")).collect::<Vec<_>>().join("\n")
+    )]
+    NoToolchain { reasons: Vec<String> },
+
+    #[error(
+        "cannot build bpf-linker {version}: {reason}\n{output}\n\
+         remedy: it is fetched from crates.io and needs the network once, and a C compiler to link with (Debian: \
+         `apt-get install gcc libc6-dev`); or name one built for LLVM {llvm} in SLUICE_BPF_LINKER"
+    )]
+    Linker { version: &'static str, llvm: String, reason: String, output: String },
+
+    #[error("SLUICE_BPF_LINKER names {}, which is not a file\nremedy: correct or unset it", .0.display())]
+    NamedLinkerMissing(PathBuf),
+
+    #[error("cannot run {program}: {source}\nremedy: install it or add its folder to PATH")]
+    Spawn { program: String, source: io::Error },
+
+    #[error(
+        "{command} failed ({status}); its messages stand above\n\
+         remedy: correct what they name; if crates could not be downloaded, `cargo fetch` once with the network"
+    )]
+    Failed { command: String, status: String },
+
+    #[error("cannot {action} {}: {source}", .path.display())]
+    File { action: &'static str, path: PathBuf, source: io::Error },
+
+    #[error("{} is not what the agent can load:\n{}", .object.display(), .problems.iter().map(|p| format!("  - {p}")).collect::<Vec<_>>().join("\n"))]
+    Object { object: PathBuf, problems: Vec<String> },
+}
+
+impl BuildError {
+    pub(crate) fn file(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::File { action, path: path.to_owned(), source }
+    }
+}

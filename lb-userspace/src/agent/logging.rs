@@ -1,0 +1,25 @@
+//! The log: lines on stderr, for people or for programs.
+
+use std::io::{IsTerminal, stderr};
+
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{LogFilter, LogFormat};
+
+/// Sets the log up for the whole process. A second call changes nothing.
+pub fn start(filter: &LogFilter, format: LogFormat) {
+    let registry = tracing_subscriber::registry().with(filter.to_env_filter());
+    let result = match format {
+        LogFormat::Text => registry
+            .with(fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal()).with_target(false))
+            .try_init(),
+        LogFormat::Json => {
+            registry.with(fmt::layer().json().flatten_event(true).with_writer(stderr)).try_init()
+        }
+    };
+    if result.is_err() {
+        tracing::debug!("the log is set up already");
+    }
+}

@@ -1,0 +1,11 @@
+//! The agent.
+
+mod lock;
+#[expect(dead_code)]
+mod logging;
+mod network;
+mod reconciler;
+
+pub use lock::{LockError, NodeLock};
+pub use network::{Attachment, Hooks, HostTables, Network, Step, Wanted};
+pub use reconciler::{Outcome, Reconciler};

@@ -1,0 +1,252 @@
+//! From events to maps: the planner and the engine, and what is to be said about both.
+//!
+//! No I/O but the maps, no clock: the main loop brings time and events, and logs the [`Outcome`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use crate::apply::tables::Tables;
+use crate::apply::{ApplyError, Engine, NamedByFlows};
+use crate::model::Problem;
+use crate::plan::Planner;
+use crate::plan::wanted::ServicePortId;
+use crate::serve::Pending;
+use crate::source::Event;
+
+#[derive(Debug)]
+pub struct Reconciler<T> {
+    planner: Planner,
+    engine: Engine<T>,
+    /// Service ports that the maps do not hold as they are wanted.
+    unsettled: BTreeMap<ServicePortId, Unsettled>,
+}
+
+#[derive(Debug)]
+struct Unsettled {
+    since: Instant,
+    /// What was last said about it.
+    message: String,
+}
+
+/// What happened, for the log.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Service ports that were written and removed.
+    pub changed: usize,
+    pub removed: usize,
+    /// Every source has been read in full, for the first time: the maps hold everything and nothing else.
+    pub complete: bool,
+    pub node_changed: bool,
+    /// Problems of the input that are new, and those that are gone.
+    pub raised: Vec<Problem>,
+    pub resolved: Vec<Problem>,
+    /// What could not be written, each said once.
+    pub failed: Vec<String>,
+    /// What failed before and has been written now.
+    pub settled: Vec<ServicePortId>,
+}
+
+impl<T: Tables> Reconciler<T> {
+    pub fn new(planner: Planner, engine: Engine<T>) -> Self {
+        Self { planner, engine, unsettled: BTreeMap::new() }
+    }
+
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// Takes events in and brings the maps up to date.
+    pub fn absorb(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Outcome {
+        let changes = self.planner.update(events);
+        let mut errors = Vec::new();
+        // What is removed makes room, and frees addresses, for what comes.
+        for id in &changes.removed {
+            errors.extend(self.engine.remove(id, now).err());
+        }
+        for wanted in &changes.changed {
+            errors.extend(self.engine.apply(wanted, now).err());
+        }
+        if changes.complete {
+            errors.extend(self.engine.finish_sync(now));
+        } else if !changes.removed.is_empty() || !changes.changed.is_empty() {
+            errors.extend(self.engine.tick(now));
+        }
+        let (failed, settled) = self.take_note(errors, now);
+        Outcome {
+            changed: changes.changed.len(),
+            removed: changes.removed.len(),
+            complete: changes.complete,
+            node_changed: changes.node_changed,
+            raised: changes.raised,
+            resolved: changes.resolved,
+            failed,
+            settled,
+        }
+    }
+
+    /// Tries again what failed, and reuses what is past its grace period. To be called about every second.
+    pub fn tick(&mut self, now: Instant) -> Outcome {
+        let errors = self.engine.tick(now);
+        let (failed, settled) = self.take_note(errors, now);
+        Outcome { failed, settled, ..Outcome::default() }
+    }
+
+    /// Whether ids wait for a sweep of the flow tables.
+    pub fn wants_sweep(&self) -> bool {
+        self.engine.wants_sweep()
+    }
+
+    /// The flow tables were swept, beginning at `started`, and name these ids.
+    pub fn swept(&mut self, started: Instant, named: &NamedByFlows) {
+        self.engine.swept(started, named);
+    }
+
+    /// What has been waiting longest to get into the maps.
+    pub fn pending(&self) -> Option<Pending> {
+        let oldest = self.unsettled.values().min_by_key(|unsettled| unsettled.since)?;
+        Some(Pending { since: oldest.since, what: oldest.message.clone() })
+    }
+
+    /// Compares what fails now with what was said before. An error that a later step of the same batch repaired is
+    /// not worth a word.
+    fn take_note(&mut self, errors: Vec<ApplyError>, now: Instant) -> (Vec<String>, Vec<ServicePortId>) {
+        let failing: BTreeSet<&ServicePortId> = self.engine.unsettled().collect();
+        let settled: Vec<ServicePortId> =
+            self.unsettled.keys().filter(|id| !failing.contains(id)).cloned().collect();
+        for id in &settled {
+            self.unsettled.remove(id);
+        }
+        // The last error of a service port is the one that counts.
+        let last: BTreeMap<&ServicePortId, &ApplyError> = errors
+            .iter()
+            .map(|error| (error.service(), error))
+            .filter(|(id, _)| failing.contains(id))
+            .collect();
+        let mut failed = Vec::new();
+        for (id, error) in last {
+            let message = error.to_string();
+            let known = self.unsettled.get_mut(id);
+            if known.as_ref().is_none_or(|known| known.message != message) {
+                failed.push(message.clone());
+            }
+            match known {
+                Some(known) => known.message = message,
+                None => drop(self.unsettled.insert(id.clone(), Unsettled { since: now, message })),
+            }
+        }
+        (failed, settled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use k8s_openapi::api::core::v1;
+
+    use super::*;
+    use crate::apply::memory::Memory;
+    use crate::model::Service;
+    use crate::plan::Settings;
+    use crate::source::Part;
+
+    const GRACE: Duration = Duration::from_secs(1);
+
+    fn service(name: &str, cluster_ip: &str) -> Event {
+        let object: v1::Service = serde_json::from_value(serde_json::json!({
+            "metadata": { "namespace": "default", "name": name },
+            "spec": { "clusterIP": cluster_ip, "clusterIPs": [cluster_ip], "ports": [{ "port": 80 }] },
+        }))
+        .unwrap();
+        let converted = Service::from_api(&object);
+        Event::Service(converted.name, converted.value.map(Arc::new))
+    }
+
+    fn gone(name: &str) -> Event {
+        match service(name, "10.96.0.1") {
+            Event::Service(name, _) => Event::Service(name, None),
+            other => other,
+        }
+    }
+
+    fn synced() -> impl Iterator<Item = Event> {
+        Part::ALL.into_iter().map(Event::Synced)
+    }
+
+    fn reconciler(memory: &Memory, now: Instant) -> Reconciler<Memory> {
+        let engine = Engine::adopt(memory.clone(), &NamedByFlows::default(), GRACE, now).unwrap();
+        Reconciler::new(Planner::new(Settings::default()), engine)
+    }
+
+    #[test]
+    fn nothing_is_written_or_pruned_before_every_source_has_synced() {
+        let now = Instant::now();
+        let memory = Memory::roomy(now);
+        let mut before = reconciler(&memory, now);
+        before.absorb([service("old", "10.96.0.9")].into_iter().chain(synced()), now);
+        let left = memory.state().services.clone();
+        assert!(!left.is_empty());
+
+        let mut agent = reconciler(&memory, now);
+        let outcome = agent.absorb([service("new", "10.96.0.10"), Event::Synced(Part::Services)], now);
+        assert!(!outcome.complete);
+        assert_eq!(memory.state().services, left);
+
+        let outcome = agent.absorb(synced(), now);
+        assert!(outcome.complete);
+        assert_eq!((outcome.changed, outcome.failed), (1, vec![]));
+        assert!(memory.state().services.keys().all(|address| address.ip.to_string() == "10.96.0.10"));
+        assert_eq!(agent.pending(), None);
+    }
+
+    #[test]
+    fn an_address_that_changes_hands_in_one_batch_is_no_failure() {
+        let now = Instant::now();
+        let memory = Memory::roomy(now);
+        reconciler(&memory, now).absorb([service("old", "10.96.0.9")].into_iter().chain(synced()), now);
+        // While no agent ran the Service was renamed: its address is held by what is about to be pruned.
+        let mut agent = reconciler(&memory, now);
+        let outcome = agent.absorb([service("new", "10.96.0.9")].into_iter().chain(synced()), now);
+        assert_eq!((outcome.failed, outcome.settled), (vec![], vec![]));
+        assert_eq!(agent.pending(), None);
+    }
+
+    #[test]
+    fn a_failure_is_said_once_and_tried_again() {
+        let now = Instant::now();
+        let memory = Memory::roomy(now);
+        let mut agent = reconciler(&memory, now);
+        agent.absorb(synced(), now);
+
+        memory.state_mut().capacity.service_names = 0;
+        drop(agent);
+        let mut agent = reconciler(&memory, now);
+        let outcome = agent.absorb([service("web", "10.96.0.10")].into_iter().chain(synced()), now);
+        assert_eq!(outcome.failed.len(), 1, "{outcome:?}");
+        assert!(outcome.failed[0].contains("raise --max-services"), "{outcome:?}");
+        assert_eq!(agent.pending().unwrap().since, now);
+
+        let later = now + Duration::from_secs(5);
+        assert_eq!(agent.tick(later), Outcome::default());
+        assert_eq!(agent.pending().unwrap().since, now);
+
+        // The Service goes away: nothing is wanted any more.
+        let outcome = agent.absorb([gone("web")], later);
+        assert_eq!(outcome.settled.len(), 1, "{outcome:?}");
+        assert_eq!(agent.pending(), None);
+    }
+
+    #[test]
+    fn a_write_that_fails_is_settled_by_a_later_tick() {
+        let now = Instant::now();
+        let memory = Memory::roomy(now);
+        let mut agent = reconciler(&memory, now);
+        agent.absorb(synced(), now);
+        memory.state_mut().fail_after = Some(0);
+        let outcome = agent.absorb([service("web", "10.96.0.10")], now);
+        // The tick at the end of the batch has tried it again already.
+        assert_eq!((outcome.failed, outcome.settled), (vec![], vec![]));
+        assert_eq!(memory.state().services.keys().filter(|address| address.port == 80).count(), 1);
+    }
+}

@@ -1,0 +1,719 @@
+//! What the engine makes of sequences of wanted services, restarts, failures and full maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use lb_common::layout::{backend_flags, service_flags};
+use proptest::prelude::*;
+
+use super::engine::{Engine, NamedByFlows};
+use super::entry::{parse_service_name, service_address, slot_ranges};
+use super::error::ApplyError;
+use super::memory::Memory;
+use super::tables::{Capacity, TableError};
+use crate::plan::wanted::*;
+
+const GRACE: Duration = Duration::from_secs(1);
+
+fn engine(memory: &Memory) -> Engine<Memory> {
+    let (named, now) = (memory.state().named_by_flows(), memory.state().now);
+    Engine::adopt(memory.clone(), &named, GRACE, now).expect("the maps can be read")
+}
+
+fn id(number: u8) -> ServicePortId {
+    ServicePortId {
+        namespace: "default".into(),
+        name: format!("web-{number}"),
+        port_name: if number.is_multiple_of(2) { String::new() } else { "http".into() },
+        protocol: Protocol::Tcp,
+    }
+}
+
+/// A service port as a test describes it: endpoints are numbers, and everything is derived from numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Spec {
+    number: u8,
+    port: u16,
+    /// Number → (local, draining).
+    v4: BTreeMap<u8, (bool, bool)>,
+    v6: BTreeMap<u8, (bool, bool)>,
+    node_port: bool,
+    dual: bool,
+    local_policy: bool,
+    affinity: Option<u32>,
+    /// An address that several services may claim.
+    shared: Option<u8>,
+}
+
+fn spec(number: u8, endpoints: &[u8]) -> Spec {
+    Spec {
+        number,
+        port: 80,
+        v4: endpoints.iter().map(|endpoint| (*endpoint, (false, false))).collect(),
+        v6: BTreeMap::new(),
+        node_port: false,
+        dual: false,
+        local_policy: false,
+        affinity: None,
+        shared: None,
+    }
+}
+
+fn endpoint_address(family: IpFamily, number: u8) -> SocketAddr {
+    match family {
+        IpFamily::V4 => SocketAddr::new(Ipv4Addr::new(10, 1, 0, number).into(), 8080),
+        IpFamily::V6 => SocketAddr::new(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into()).into(), 8080),
+    }
+}
+
+fn lists(family: IpFamily, endpoints: &BTreeMap<u8, (bool, bool)>) -> EndpointLists {
+    let mut lists = EndpointLists::default();
+    for (index, (number, (local, draining))) in (0..).zip(endpoints) {
+        let address = endpoint_address(family, *number);
+        lists.endpoints.push(WantedEndpoint { address, local: *local, draining: *draining });
+        if !draining {
+            lists.cluster.push(index);
+            if *local {
+                lists.local.push(index);
+            }
+        }
+    }
+    lists
+}
+
+impl Spec {
+    fn wanted(&self) -> WantedService {
+        let cluster = Candidates { list: EndpointList::Cluster, when_empty: WhenEmpty::Reject };
+        let local = Candidates { list: EndpointList::Local, when_empty: WhenEmpty::Drop };
+        let outside = if self.local_policy { local } else { cluster };
+        let mut frontends = Vec::new();
+        for family in IpFamily::BOTH.into_iter().take(if self.dual { 2 } else { 1 }) {
+            let [cluster_ip, shared_ip]: [IpAddr; 2] = match family {
+                IpFamily::V4 => [
+                    Ipv4Addr::new(10, 96, 0, self.number).into(),
+                    Ipv4Addr::new(192, 0, 2, self.shared.unwrap_or(0)).into(),
+                ],
+                IpFamily::V6 => {
+                    [0, 1].map(|net| Ipv6Addr::new(0xfd96, net, 0, 0, 0, 0, 0, self.number.into()).into())
+                }
+            };
+            let mut frontend = |address, port, kind, outside| {
+                frontends.push(Frontend { address, port, kind, outside, inside: cluster });
+            };
+            frontend(FrontendAddress::Ip(cluster_ip), self.port, FrontendKind::ClusterIp, cluster);
+            if self.node_port {
+                let port = 30000 + u16::from(self.number);
+                frontend(FrontendAddress::Node(family), port, FrontendKind::NodePort, outside);
+            }
+            if self.shared.is_some() && family == IpFamily::V4 {
+                frontend(FrontendAddress::Ip(shared_ip), 443, FrontendKind::ExternalIp, outside);
+            }
+        }
+        frontends.sort();
+        WantedService {
+            id: id(self.number),
+            port: self.port,
+            algorithm: Algorithm::Random,
+            affinity_seconds: self.affinity,
+            source_ranges: SourceRanges::default(),
+            frontends,
+            v4: lists(IpFamily::V4, &self.v4),
+            v6: lists(IpFamily::V6, &self.v6),
+        }
+    }
+}
+
+/// What a client of the maps gets, without ids and positions: this is what must equal the wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Meaning {
+    entries: BTreeMap<String, String>,
+    backends: BTreeSet<String>,
+    names: BTreeSet<String>,
+}
+
+fn wish<'a>(services: impl IntoIterator<Item = &'a WantedService>) -> Meaning {
+    let mut meaning = Meaning { entries: BTreeMap::new(), backends: BTreeSet::new(), names: BTreeSet::new() };
+    for wanted in services {
+        meaning.names.insert(format!("{} {}", wanted.id, wanted.port));
+        for frontend in &wanted.frontends {
+            let family = frontend.address.family();
+            let lists = wanted.endpoints(family);
+            let view = |candidates: Candidates| {
+                let indices = match candidates.list {
+                    EndpointList::Cluster => &lists.cluster,
+                    EndpointList::Local => &lists.local,
+                };
+                let addresses: Vec<_> =
+                    indices.iter().map(|i| lists.endpoints[*i as usize].address).collect();
+                let drop = addresses.is_empty() && candidates.when_empty == WhenEmpty::Drop;
+                format!("{addresses:?} {drop}")
+            };
+            let (outside, inside) = (view(frontend.outside), view(frontend.inside));
+            let differ = outside != inside;
+            let text = format!(
+                "{} kind {} affinity {} outside {outside} inside {inside} external {} local {differ}",
+                wanted.id,
+                frontend.kind as u8,
+                wanted.affinity_seconds.unwrap_or(0),
+                frontend.kind != FrontendKind::ClusterIp,
+            );
+            meaning.entries.insert(service_address(frontend, wanted.id.protocol).to_string(), text);
+            for endpoint in &lists.endpoints {
+                let WantedEndpoint { address, local, draining } = endpoint;
+                meaning.backends.insert(format!("{} {address} local {local} draining {draining}", wanted.id));
+            }
+        }
+    }
+    meaning
+}
+
+fn meaning(memory: &Memory) -> Meaning {
+    let state = memory.state();
+    let ids: BTreeMap<u32, (ServicePortId, u16)> =
+        state.names.iter().map(|(id, name)| (*id, parse_service_name(name).expect("a name"))).collect();
+    let entries = state.services.iter().map(|(address, service)| {
+        let family = IpFamily::of(&address.ip);
+        let drops =
+            [service_flags::OUTSIDE_DROP, service_flags::INSIDE_DROP].map(|flag| service.flags & flag != 0);
+        let ranges = slot_ranges(service);
+        let [outside, inside] = [0, 1].map(|side: usize| {
+            let slots = &state.slots[ranges[side].base as usize..][..ranges[side].count as usize];
+            let addresses: Vec<_> = slots.iter().map(|id| state.backends[family][id].address).collect();
+            format!("{addresses:?} {}", drops[side])
+        });
+        let text = format!(
+            "{} kind {} affinity {} outside {outside} inside {inside} external {} local {}",
+            ids[&service.service_id].0,
+            service.kind,
+            service.affinity_seconds,
+            service.flags & service_flags::EXTERNAL != 0,
+            service.flags & service_flags::POLICY_LOCAL != 0,
+        );
+        (address.to_string(), text)
+    });
+    let backends =
+        IpFamily::BOTH.into_iter().flat_map(|family| state.backends[family].values()).map(|backend| {
+            let [local, draining] =
+                [backend_flags::LOCAL, backend_flags::DRAINING].map(|flag| backend.flags & flag != 0);
+            // The name comes after the backends: it may have failed.
+            let service = ids.get(&backend.service_id).map_or_else(|| "?".into(), |(id, _)| id.to_string());
+            format!("{service} {} local {local} draining {draining}", backend.address)
+        });
+    Meaning {
+        entries: entries.collect(),
+        backends: backends.collect(),
+        names: ids.values().map(|(id, port)| format!("{id} {port}")).collect(),
+    }
+}
+
+/// Every id and slot that is taken is referred to by an entry, and the records say what the maps hold.
+fn assert_nothing_leaks(engine: &Engine<Memory>, memory: &Memory) {
+    let state = memory.state();
+    let writer = &engine.writer;
+    assert_eq!(writer.service_ids.in_use(), engine.services.len());
+    let named = engine.services.values().filter(|installed| installed.named_port.is_some()).count();
+    assert_eq!(named, state.names.len());
+    assert_eq!(writer.owners.len(), state.services.len());
+    let mut slots = BTreeSet::new();
+    for family in IpFamily::BOTH {
+        assert_eq!(writer.backend_ids[family].in_use(), state.backends[family].len());
+        let entries = state.services.keys().filter(|key| IpFamily::of(&key.ip) == family).count();
+        assert_eq!(writer.entry_count[family] as usize, entries);
+    }
+    for range in state.services.values().flat_map(slot_ranges) {
+        slots.extend(range.base..range.base + range.count);
+    }
+    let held: u64 = engine
+        .services
+        .values()
+        .flat_map(|installed| IpFamily::BOTH.map(|family| &installed.families[family].ranges))
+        .flatten()
+        .map(|slots| u64::from(slots.count()))
+        .sum();
+    assert_eq!(held, slots.len() as u64, "a range that no entry refers to");
+    assert!(writer.slots.in_use() >= held && writer.slots.in_use() * 3 <= held * 4, "size classes only");
+}
+
+#[test]
+fn a_service_is_one_entry_per_address_and_an_unchanged_one_is_not_written() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let mut spec = Spec { node_port: true, dual: true, ..spec(1, &[1, 2, 3]) };
+    spec.v6 = [(1, (true, false))].into();
+    engine.apply(&spec.wanted(), now).expect("applied");
+    assert_eq!(meaning(&memory), wish([&spec.wanted()]));
+    assert_eq!(memory.state().services.len(), 4);
+    assert_nothing_leaks(&engine, &memory);
+
+    // 3 + 1 backends, 2 ranges, 1 name, 4 entries.
+    assert_eq!(memory.state().writes, 11);
+    engine.apply(&spec.wanted(), now).expect("applied");
+    assert_eq!(memory.state().writes, 11);
+}
+
+#[test]
+fn a_change_of_flags_is_one_write() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let mut spec = spec(1, &[1, 2, 3]);
+    engine.apply(&spec.wanted(), now).expect("applied");
+    let before = memory.state().writes;
+    spec.v4.insert(2, (true, false));
+    engine.apply(&spec.wanted(), now).expect("applied");
+    assert_eq!(memory.state().writes, before + 1);
+    assert_eq!(meaning(&memory), wish([&spec.wanted()]));
+}
+
+#[test]
+fn a_family_without_changes_is_not_written() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let mut spec = Spec { dual: true, v6: [(1, (false, false))].into(), ..spec(1, &[1]) };
+    engine.apply(&spec.wanted(), now).expect("applied");
+    let before = memory.state().writes;
+    spec.v4.insert(2, (false, false));
+    engine.apply(&spec.wanted(), now).expect("applied");
+    // A backend, its slots, and the IPv4 entry.
+    assert_eq!(memory.state().writes, before + 3);
+}
+
+#[test]
+fn equal_lists_share_one_range() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let mut spec = Spec { node_port: true, local_policy: true, ..spec(1, &[]) };
+    spec.v4 = [(1, (true, false)), (2, (true, false))].into();
+    engine.apply(&spec.wanted(), now).expect("applied");
+    assert_eq!(engine.writer.slots.in_use(), 2);
+    spec.v4.insert(3, (false, false));
+    engine.apply(&spec.wanted(), now).expect("applied");
+    assert_eq!(engine.writer.slots.in_use(), 5);
+    assert_eq!(meaning(&memory), wish([&spec.wanted()]));
+}
+
+#[test]
+fn a_restarted_engine_writes_nothing_and_prunes_what_is_gone() {
+    let memory = Memory::roomy(Instant::now());
+    let now = memory.state().now;
+    let specs: Vec<_> =
+        (1..=5).map(|number| Spec { node_port: true, ..spec(number, &[number, 100]) }).collect();
+    let mut first = engine(&memory);
+    for spec in &specs {
+        first.apply(&spec.wanted(), now).expect("applied");
+    }
+    drop(first);
+
+    let before = memory.state().writes;
+    let mut second = engine(&memory);
+    for spec in &specs[1..] {
+        second.apply(&spec.wanted(), now).expect("applied");
+    }
+    assert_eq!(
+        memory.state().writes,
+        before,
+        "nothing changed, and nothing is pruned before the first full state"
+    );
+    assert!(second.finish_sync(now).is_empty());
+    assert_eq!(meaning(&memory), wish(&specs[1..].iter().map(Spec::wanted).collect::<Vec<_>>()));
+    assert_nothing_leaks(&second, &memory);
+}
+
+#[test]
+fn an_id_is_reused_only_after_a_sweep_without_a_hit() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let start = memory.state().now;
+    let wanted = spec(1, &[1]).wanted();
+    engine.apply(&wanted, start).expect("applied");
+    let address = *memory.state().services.keys().next().expect("an entry");
+    memory.state_mut().connect(&address, 0);
+    engine.apply(&spec(1, &[2]).wanted(), start).expect("applied");
+    assert_eq!(memory.state().backend_ids(IpFamily::V4), [2].into());
+    assert!(engine.wants_sweep());
+
+    let later = start + 2 * GRACE;
+    memory.state_mut().now = later;
+    assert!(engine.tick(later).is_empty());
+    let named = memory.state().named_by_flows();
+    engine.swept(later, &named);
+    engine.apply(&wanted, later).expect("applied");
+    assert_eq!(
+        memory.state().backend_ids(IpFamily::V4),
+        [3].into(),
+        "a flow names 1, and 2 is new in quarantine"
+    );
+
+    memory.state_mut().flows.clear();
+    let later = later + 2 * GRACE;
+    memory.state_mut().now = later;
+    let named = memory.state().named_by_flows();
+    engine.swept(later, &named);
+    assert!(!engine.wants_sweep());
+    engine.apply(&spec(1, &[4]).wanted(), later).expect("applied");
+    assert_eq!(memory.state().backend_ids(IpFamily::V4), [1].into());
+}
+
+#[test]
+fn a_restarted_engine_does_not_reuse_ids_that_flows_name() {
+    let memory = Memory::roomy(Instant::now());
+    let now = memory.state().now;
+    let mut first = engine(&memory);
+    first.apply(&spec(1, &[1]).wanted(), now).expect("applied");
+    let address = *memory.state().services.keys().next().expect("an entry");
+    memory.state_mut().connect(&address, 0);
+    first.remove(&id(1), now).expect("removed");
+    drop(first);
+    memory.state_mut().forget_graces();
+    let mut second = engine(&memory);
+    second.apply(&spec(2, &[2]).wanted(), now).expect("applied");
+    assert_eq!(memory.state().backend_ids(IpFamily::V4), [2].into());
+    assert_eq!(memory.state().names.keys().copied().collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_full_map_leaves_the_service_as_it_was_and_the_others_go_on() {
+    let start = Instant::now();
+    let capacity = Capacity {
+        services_v4: 3,
+        services_v6: 0,
+        slots: 6,
+        backends_v4: 6,
+        backends_v6: 1,
+        service_names: 10,
+    };
+    let memory = Memory::new(capacity, GRACE, start);
+    let mut engine = engine(&memory);
+    engine.apply(&spec(1, &[1, 2]).wanted(), start).expect("applied");
+    engine.apply(&spec(2, &[3]).wanted(), start).expect("applied");
+    let before = meaning(&memory);
+
+    // Backends: 5 usable, 3 used.
+    let large = spec(1, &[1, 2, 4, 5, 6]).wanted();
+    let error = engine.apply(&large, start).expect_err("no room");
+    assert_eq!(
+        error.to_string(),
+        "service port default/web-1:http TCP: map BACKENDS_V4 is full (6 entries): raise --max-backends"
+    );
+    assert_eq!(meaning(&memory), before);
+    assert_eq!(engine.unsettled().collect::<Vec<_>>(), [&id(1)]);
+
+    // Slots: 6, 3 used.
+    let error = engine.apply(&spec(1, &[1, 2, 4, 5]).wanted(), start).expect_err("no room");
+    assert!(error.to_string().contains("SLOTS is full (6 entries): raise --max-slots"), "{error}");
+    assert_eq!(meaning(&memory), before);
+
+    // Entries: 3, 2 used.
+    let error = engine.apply(&Spec { node_port: true, ..spec(3, &[]) }.wanted(), start).expect_err("no room");
+    assert!(error.to_string().contains("SERVICES_V4 is full (3 entries): raise --max-services"), "{error}");
+    assert_eq!(meaning(&memory), before);
+    engine.apply(&spec(4, &[7]).wanted(), start).expect("others go on");
+
+    // 2 and 4 go: room for the entries of 3 at once, for slots and backends of 1 after the grace period.
+    engine.remove(&id(2), start).expect("removed");
+    engine.remove(&id(4), start).expect("removed");
+    assert_eq!(engine.tick(start).len(), 1, "slots are still in their grace period");
+    let later = start + GRACE;
+    memory.state_mut().now = later;
+    engine.swept(later, &NamedByFlows::default());
+    assert!(engine.tick(later).is_empty());
+    let third = Spec { node_port: true, ..spec(3, &[]) }.wanted();
+    assert_eq!(meaning(&memory), wish([&spec(1, &[1, 2, 4, 5]).wanted(), &third]));
+    assert_eq!(engine.unsettled().count(), 0);
+}
+
+#[test]
+fn the_first_service_keeps_an_address_and_the_second_gets_it_when_it_is_free() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let [first, second] = [1, 2].map(|number| Spec { shared: Some(7), ..spec(number, &[number]) }.wanted());
+    engine.apply(&first, now).expect("applied");
+    let error = engine.apply(&second, now).expect_err("taken");
+    assert!(matches!(&error, ApplyError::Taken { owner, .. } if *owner == first.id), "{error}");
+    assert_eq!(memory.state().services.len(), 3, "the other address of the second one is served");
+    engine.remove(&first.id, now).expect("removed");
+    assert!(engine.tick(now).is_empty());
+    assert_eq!(meaning(&memory), wish([&second]));
+}
+
+#[test]
+fn leftovers_that_are_not_whole_are_cleaned() {
+    let memory = Memory::roomy(Instant::now());
+    let now = memory.state().now;
+    let specs = [1, 2].map(|number| spec(number, &[number]).wanted());
+    let mut first = engine(&memory);
+    for wanted in &specs {
+        first.apply(wanted, now).expect("applied");
+    }
+    drop(first);
+    {
+        let mut state = memory.state_mut();
+        // A backend of no service, an entry of no service, an entry with slots of another service, a broken name.
+        let mut orphan = state.backends.v4[&1];
+        orphan.service_id = 77;
+        orphan.address = endpoint_address(IpFamily::V4, 200);
+        state.backends.v4.insert(50, orphan);
+        let (address, value) =
+            state.services.iter().next().map(|(address, value)| (*address, *value)).expect("one");
+        let elsewhere = |port| super::tables::ServiceAddress { port, ..address };
+        state.services.insert(elsewhere(1), lb_common::layout::Service { service_id: 77, ..value });
+        state.services.insert(elsewhere(2), lb_common::layout::Service { service_id: 2, ..value });
+        state.services.insert(elsewhere(3), lb_common::layout::Service { outside_base: 5000, ..value });
+        let mut broken = state.names[&1];
+        broken.protocol = 99;
+        state.names.insert(60, broken);
+    }
+    let rebuilt = memory_without_history(&memory);
+    let mut second = engine(&rebuilt);
+    assert_eq!(meaning(&rebuilt), wish(&specs));
+    for wanted in &specs {
+        second.apply(wanted, now).expect("applied");
+    }
+    assert!(second.finish_sync(now).is_empty());
+    assert_nothing_leaks(&second, &rebuilt);
+}
+
+/// The same maps, as a double that has just begun to look.
+fn memory_without_history(memory: &Memory) -> Memory {
+    let state = memory.state();
+    let fresh = Memory::new(state.capacity, state.grace, state.now);
+    {
+        let mut to = fresh.state_mut();
+        to.names = state.names.clone();
+        to.slots = state.slots.clone();
+        to.backends = state.backends.clone();
+        for (address, value) in &state.services {
+            to.plant(*address, *value);
+        }
+    }
+    fresh
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Apply(Spec),
+    Remove(u8),
+    Restart,
+    Pass(u16),
+    Connect(u8, u8),
+    CloseFlows(u8),
+    Sweep,
+    FailAfter(u8),
+}
+
+fn endpoints() -> impl Strategy<Value = BTreeMap<u8, (bool, bool)>> {
+    proptest::collection::btree_map(1u8..9, (any::<bool>(), proptest::bool::weighted(0.2)), 0..6)
+}
+
+fn any_spec() -> impl Strategy<Value = Spec> {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let options = (proptest::option::of(1u32..3), proptest::option::weighted(0.2, 0u8..2));
+    (1u8..6, 80u16..82, endpoints(), endpoints(), flags, options).prop_map(
+        |(number, port, v4, v6, (node_port, dual, local_policy), (affinity, shared))| Spec {
+            number,
+            port,
+            v4,
+            v6,
+            node_port,
+            dual,
+            local_policy,
+            affinity,
+            shared,
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => any_spec().prop_map(Step::Apply),
+        2 => (1u8..6).prop_map(Step::Remove),
+        1 => Just(Step::Restart),
+        3 => (1u16..1500).prop_map(Step::Pass),
+        3 => (any::<u8>(), any::<u8>()).prop_map(|(service, pick)| Step::Connect(service, pick)),
+        1 => any::<u8>().prop_map(Step::CloseFlows),
+        2 => Just(Step::Sweep),
+        2 => (0u8..8).prop_map(Step::FailAfter),
+    ]
+}
+
+/// An agent with its maps, and what it was told.
+struct World {
+    memory: Memory,
+    engine: Engine<Memory>,
+    wanted: BTreeMap<u8, Spec>,
+}
+
+impl World {
+    fn new(capacity: Option<Capacity>) -> Self {
+        let now = Instant::now();
+        let memory =
+            capacity.map_or_else(|| Memory::roomy(now), |capacity| Memory::new(capacity, GRACE, now));
+        let engine = engine(&memory);
+        Self { memory, engine, wanted: BTreeMap::new() }
+    }
+
+    fn now(&self) -> Instant {
+        self.memory.state().now
+    }
+
+    fn take(&mut self, step: Step) {
+        let now = self.now();
+        // Errors are what the engine remembers; the property is about where it ends.
+        match step {
+            Step::Apply(spec) => {
+                let _ = self.engine.apply(&spec.wanted(), now);
+                self.wanted.insert(spec.number, spec);
+            }
+            Step::Remove(number) => {
+                let _ = self.engine.remove(&id(number), now);
+                self.wanted.remove(&number);
+            }
+            Step::Restart => self.restart(),
+            Step::Pass(milliseconds) => {
+                self.memory.state_mut().now += Duration::from_millis(milliseconds.into());
+                let now = self.now();
+                let _ = self.engine.tick(now);
+            }
+            Step::Connect(service, pick) => {
+                let mut state = self.memory.state_mut();
+                let addresses: Vec<_> = state.services.keys().copied().collect();
+                if let Some(address) = addresses.get(usize::from(service) % addresses.len().max(1)) {
+                    state.connect(address, pick.into());
+                }
+            }
+            Step::CloseFlows(modulus) => {
+                let mut index = 0;
+                self.memory.state_mut().flows.retain(|_| {
+                    index += 1;
+                    index % (usize::from(modulus) + 1) != 0
+                });
+            }
+            Step::Sweep => {
+                let named = self.memory.state().named_by_flows();
+                self.engine.swept(now, &named);
+            }
+            Step::FailAfter(writes) => self.memory.state_mut().fail_after = Some(writes.into()),
+        }
+    }
+
+    fn restart(&mut self) {
+        self.memory.state_mut().forget_graces();
+        let (named, now) = (self.memory.state().named_by_flows(), self.now());
+        self.engine = match Engine::adopt(self.memory.clone(), &named, GRACE, now) {
+            Ok(engine) => engine,
+            // A failed write at start: the agent starts again.
+            Err(_) => {
+                self.memory.state_mut().forget_graces();
+                engine(&self.memory)
+            }
+        };
+        for spec in self.wanted.values() {
+            let _ = self.engine.apply(&spec.wanted(), now);
+        }
+        let _ = self.engine.finish_sync(now);
+    }
+
+    /// Lets time pass without failures until the engine has done what it can.
+    fn settle(&mut self) {
+        self.memory.state_mut().fail_after = None;
+        self.memory.state_mut().flows.clear();
+        for _ in 0..6 {
+            self.take(Step::Pass(1500));
+            self.take(Step::Sweep);
+        }
+        self.take(Step::Pass(1500));
+    }
+
+    /// Whether two services want one address: then one of them is not fully served, whichever was first.
+    fn contested(&self) -> bool {
+        let mut seen = BTreeSet::new();
+        !self.wanted.values().filter_map(|spec| spec.shared).all(|shared| seen.insert(shared))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Whatever happens on the way, with any write failing: in the end the maps say exactly what is wanted, nothing
+    /// leaks, and a restart writes nothing. The double checks every single write on the way.
+    #[test]
+    fn the_maps_become_what_is_wanted(steps in proptest::collection::vec(step(), 1..60)) {
+        let mut world = World::new(None);
+        for step in steps {
+            world.take(step);
+        }
+        world.settle();
+        let wanted: Vec<_> = world.wanted.values().map(Spec::wanted).collect();
+        if !world.contested() {
+            prop_assert_eq!(world.engine.unsettled().collect::<Vec<_>>(), Vec::<&ServicePortId>::new());
+            prop_assert_eq!(meaning(&world.memory), wish(&wanted));
+        }
+        assert_nothing_leaks(&world.engine, &world.memory);
+        prop_assert!(!world.engine.wants_sweep());
+
+        let before = world.memory.state().writes;
+        world.restart();
+        prop_assert_eq!(world.memory.state().writes, before);
+        assert_nothing_leaks(&world.engine, &world.memory);
+
+        for number in 0..6 {
+            world.take(Step::Remove(number));
+        }
+        world.settle();
+        assert_nothing_leaks(&world.engine, &world.memory);
+        prop_assert_eq!(world.engine.writer.slots.in_use(), 0);
+        prop_assert_eq!(meaning(&world.memory), wish([]));
+    }
+
+    /// In maps that are too small: what does not fit is reported as that, everything else is served, and when the rest
+    /// is removed, each service port alone fits again.
+    #[test]
+    fn full_maps_are_survived(steps in proptest::collection::vec(step(), 1..60)) {
+        let capacity = Capacity {
+            services_v4: 6,
+            services_v6: 4,
+            slots: 24,
+            backends_v4: 12,
+            backends_v6: 10,
+            service_names: 5,
+        };
+        let mut world = World::new(Some(capacity));
+        for step in steps {
+            world.take(step);
+        }
+        world.settle();
+        assert_nothing_leaks(&world.engine, &world.memory);
+        let unsettled: BTreeSet<_> = world.engine.unsettled().cloned().collect();
+        for spec in world.wanted.values().filter(|spec| !unsettled.contains(&id(spec.number))) {
+            let (all, one) = (meaning(&world.memory), wish([&spec.wanted()]));
+            for (address, text) in one.entries {
+                prop_assert_eq!(all.entries.get(&address), Some(&text));
+            }
+        }
+        let last = world.wanted.keys().next_back().copied();
+        for number in (0..6).filter(|number| Some(*number) != last) {
+            world.take(Step::Remove(number));
+        }
+        world.settle();
+        let wanted: Vec<_> = world.wanted.values().map(Spec::wanted).collect();
+        prop_assert_eq!(meaning(&world.memory), wish(&wanted));
+        assert_nothing_leaks(&world.engine, &world.memory);
+    }
+}
+
+#[test]
+fn a_full_map_is_told_from_other_failures() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    memory.state_mut().fail_after = Some(2);
+    let error = engine.apply(&spec(1, &[1, 2, 3]).wanted(), now).expect_err("the third write fails");
+    assert!(matches!(error, ApplyError::Table { source: TableError::Kernel { .. }, .. }), "{error}");
+    assert!(engine.tick(now).is_empty(), "tried again without waiting for room");
+    assert_eq!(meaning(&memory), wish([&spec(1, &[1, 2, 3]).wanted()]));
+}

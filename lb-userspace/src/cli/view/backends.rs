@@ -1,0 +1,102 @@
+//! `lb get backends`: one row per endpoint of a Service port.
+
+use std::net::SocketAddr;
+
+use lb_common::layout::backend_flags;
+use serde::Serialize;
+
+use super::{Backends, Filter, Names, Row, ServicePort, protocol_name};
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendRow {
+    #[serde(flatten)]
+    pub service: ServicePort,
+    pub protocol: String,
+    pub address: SocketAddr,
+    /// ready, or draining: keeps its connections and gets no new ones.
+    pub state: &'static str,
+    /// Runs on this node.
+    pub local: bool,
+    pub id: u32,
+}
+
+/// The rows, sorted by Service and address.
+pub fn backend_rows(backends: &Backends, names: &Names, filter: &Filter) -> Vec<BackendRow> {
+    let mut rows: Vec<BackendRow> = backends
+        .iter()
+        .filter(|(_, entry)| entry.flags & backend_flags::PRESENT != 0)
+        .map(|(&(_, id), entry)| BackendRow {
+            service: ServicePort::of(entry.service_id, names),
+            protocol: names
+                .get(&entry.service_id)
+                .map(|name| protocol_name(name.protocol))
+                .unwrap_or_default(),
+            address: entry.address,
+            state: if entry.flags & backend_flags::DRAINING == 0 { "ready" } else { "draining" },
+            local: entry.flags & backend_flags::LOCAL != 0,
+            id,
+        })
+        .filter(|row| filter.accepts(&row.service))
+        .collect();
+    rows.sort_by(|a, b| {
+        (&a.service, &a.protocol, a.address, a.id).cmp(&(&b.service, &b.protocol, b.address, b.id))
+    });
+    rows
+}
+
+impl Row for BackendRow {
+    const PLURAL: &'static str = "backends";
+
+    fn columns(wide: bool) -> Vec<&'static str> {
+        let mut columns = vec!["SERVICE", "PROTOCOL", "ENDPOINT", "STATE", "NODE"];
+        if wide {
+            columns.push("ID");
+        }
+        columns
+    }
+
+    fn cells(&self, wide: bool) -> Vec<String> {
+        let mut cells = vec![
+            self.service.label(),
+            self.protocol.clone(),
+            self.address.to_string(),
+            self.state.into(),
+            if self.local { "this" } else { "other" }.into(),
+        ];
+        if wide {
+            cells.push(self.id.to_string());
+        }
+        cells
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Output, fixture, render};
+    use super::*;
+    use crate::plan::wanted::IpFamily;
+    use crate::testing::assert_golden;
+
+    fn rows() -> Vec<BackendRow> {
+        let mut backends = fixture::backends();
+        // Gone, its id not yet free: no endpoint any more.
+        backends.insert((IpFamily::V4, 9), fixture::backend("10.244.9.9:80", 0, 1));
+        backend_rows(&backends, &fixture::names(), &Filter::default())
+    }
+
+    #[test]
+    fn table() {
+        assert_golden("backends.txt", &render(&rows(), Output::Table).unwrap());
+    }
+
+    #[test]
+    fn wide_table() {
+        assert_golden("backends-wide.txt", &render(&rows(), Output::Wide).unwrap());
+    }
+
+    #[test]
+    fn json() {
+        assert_golden("backends.json", &render(&rows()[..1], Output::Json).unwrap());
+    }
+}

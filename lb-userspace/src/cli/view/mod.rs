@@ -1,0 +1,168 @@
+//! What the tools print, as pure functions of what stands in the maps.
+
+mod backends;
+mod flows;
+mod output;
+mod services;
+mod table;
+
+pub use backends::{BackendRow, backend_rows};
+pub use flows::{FlowEntry, FlowRow, flow_rows};
+pub use output::{Output, OutputError, render};
+pub use services::{ServiceRow, service_rows};
+pub use table::Table;
+
+use std::collections::HashMap;
+
+use lb_common::layout::{self, ServiceName};
+use serde::Serialize;
+
+use crate::apply::tables::BackendEntry;
+use crate::plan::wanted::IpFamily;
+
+/// `SERVICE_NAMES` by service id.
+pub type Names = HashMap<u32, ServiceName>;
+
+/// `BACKENDS_V4` and `BACKENDS_V6` by family and backend id.
+pub type Backends = HashMap<(IpFamily, u32), BackendEntry>;
+
+/// A Service port in the words of the API.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    pub namespace: String,
+    pub name: String,
+    /// Empty for the only port of a Service.
+    pub port_name: String,
+    pub port: u16,
+}
+
+impl ServicePort {
+    /// The Service port with this id. A name can be missing for a moment, while the agent adds or removes the Service.
+    pub fn of(service_id: u32, names: &Names) -> Self {
+        match names.get(&service_id) {
+            Some(name) => Self {
+                namespace: text(&name.namespace),
+                name: text(&name.name),
+                port_name: text(&name.port_name),
+                port: name.port,
+            },
+            None => Self {
+                namespace: "?".into(),
+                name: format!("id-{service_id}"),
+                port_name: String::new(),
+                port: 0,
+            },
+        }
+    }
+
+    /// `namespace/name:port`, the port by its name if it has one.
+    pub fn label(&self) -> String {
+        let Self { namespace, name, port_name, port } = self;
+        match port_name.as_str() {
+            "" => format!("{namespace}/{name}:{port}"),
+            port_name => format!("{namespace}/{name}:{port_name}"),
+        }
+    }
+}
+
+/// Which Services are shown.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    pub namespace: Option<String>,
+    pub service: Option<String>,
+}
+
+impl Filter {
+    pub fn accepts(&self, port: &ServicePort) -> bool {
+        self.namespace.as_ref().is_none_or(|namespace| *namespace == port.namespace)
+            && self.service.as_ref().is_none_or(|service| *service == port.name)
+    }
+}
+
+/// A row of a table, and an object of the JSON and YAML output.
+pub trait Row: Serialize {
+    /// What the rows are, for "no … found".
+    const PLURAL: &'static str;
+
+    fn columns(wide: bool) -> Vec<&'static str>;
+    fn cells(&self, wide: bool) -> Vec<String>;
+}
+
+/// A zero-padded name. The agent writes UTF-8; anything else is shown as it can be.
+fn text(padded: &[u8]) -> String {
+    let end = padded.iter().position(|&byte| byte == 0).unwrap_or(padded.len());
+    String::from_utf8_lossy(&padded[..end]).into_owned()
+}
+
+fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        layout::TCP => "TCP".into(),
+        layout::UDP => "UDP".into(),
+        layout::SCTP => "SCTP".into(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod fixture {
+    use super::*;
+
+    pub fn name(namespace: &str, name: &str, port_name: &str, port: u16, protocol: u8) -> ServiceName {
+        let mut value =
+            ServiceName { namespace: [0; 64], name: [0; 64], port_name: [0; 64], port, protocol, pad: 0 };
+        value.namespace[..namespace.len()].copy_from_slice(namespace.as_bytes());
+        value.name[..name.len()].copy_from_slice(name.as_bytes());
+        value.port_name[..port_name.len()].copy_from_slice(port_name.as_bytes());
+        value
+    }
+
+    pub fn names() -> Names {
+        HashMap::from([
+            (1, name("default", "web", "http", 80, layout::TCP)),
+            (2, name("kube-system", "kube-dns", "dns", 53, layout::UDP)),
+            (3, name("shop", "cart", "", 8080, layout::TCP)),
+        ])
+    }
+
+    pub fn backend(address: &str, flags: u16, service_id: u32) -> BackendEntry {
+        BackendEntry { address: address.parse().unwrap(), flags, service_id }
+    }
+
+    pub fn backends() -> Backends {
+        use layout::backend_flags::{DRAINING, LOCAL, PRESENT};
+        HashMap::from([
+            ((IpFamily::V4, 1), backend("10.244.1.2:8080", PRESENT | LOCAL, 1)),
+            ((IpFamily::V4, 2), backend("10.244.2.2:8080", PRESENT, 1)),
+            ((IpFamily::V4, 3), backend("10.244.2.3:8080", PRESENT | DRAINING, 1)),
+            ((IpFamily::V6, 1), backend("[fd00:10:244:1::2]:8080", PRESENT | LOCAL, 1)),
+            ((IpFamily::V4, 4), backend("10.244.2.10:53", PRESENT, 2)),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_ports_are_labelled_by_name_or_number() {
+        let names = fixture::names();
+        assert_eq!(ServicePort::of(1, &names).label(), "default/web:http");
+        assert_eq!(ServicePort::of(3, &names).label(), "shop/cart:8080");
+        assert_eq!(ServicePort::of(9, &names).label(), "?/id-9:0");
+    }
+
+    #[test]
+    fn filters_match_exactly() {
+        let port = ServicePort::of(1, &fixture::names());
+        let filter = |namespace: Option<&str>, service: Option<&str>| Filter {
+            namespace: namespace.map(Into::into),
+            service: service.map(Into::into),
+        };
+        assert!(filter(None, None).accepts(&port));
+        assert!(filter(Some("default"), Some("web")).accepts(&port));
+        assert!(!filter(Some("shop"), Some("web")).accepts(&port));
+        assert!(!filter(None, Some("we")).accepts(&port));
+    }
+}

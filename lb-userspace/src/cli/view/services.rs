@@ -1,0 +1,251 @@
+//! `lb get services`: one row per address that a Service has.
+
+use lb_common::layout::{self, service_flags};
+use serde::Serialize;
+
+use super::{Backends, Filter, Names, Row, ServicePort, protocol_name};
+use crate::apply::tables::ServiceAddress;
+use crate::plan::wanted::IpFamily;
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRow {
+    #[serde(flatten)]
+    pub service: ServicePort,
+    pub protocol: String,
+    /// ClusterIP, NodePort, ExternalIP or LoadBalancer: what this address is.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// `0.0.0.0` and `[::]` stand for every address of this node that takes NodePorts.
+    pub address: String,
+    /// Endpoints of traffic from pods and from this node.
+    pub endpoints: Vec<String>,
+    /// Endpoints of traffic from outside the cluster.
+    pub outside_endpoints: Vec<String>,
+    /// What happens to traffic when there is no endpoint, from inside and from outside.
+    pub no_endpoint: &'static str,
+    pub outside_no_endpoint: &'static str,
+    pub algorithm: String,
+    /// 0: no session affinity.
+    pub affinity_seconds: u32,
+    pub source_ranges: bool,
+    pub id: u32,
+}
+
+/// The rows, sorted by Service, type and address. `slots` is the whole array `SLOTS`.
+pub fn service_rows(
+    services: &[(ServiceAddress, layout::Service)],
+    names: &Names,
+    slots: &[u32],
+    backends: &Backends,
+    filter: &Filter,
+) -> Vec<ServiceRow> {
+    let mut rows: Vec<(ServiceRow, ServiceAddress)> = services
+        .iter()
+        // Port 0: the address itself, for packets to ports that the Service does not have.
+        .filter(|(key, _)| key.port != 0)
+        .map(|(key, value)| (row(key, value, names, slots, backends), *key))
+        .filter(|(row, _)| filter.accepts(&row.service))
+        .collect();
+    rows.sort_by(|(a, a_key), (b, b_key)| {
+        (&a.service, &a.protocol, a.kind, a_key).cmp(&(&b.service, &b.protocol, b.kind, b_key))
+    });
+    rows.into_iter().map(|(row, _)| row).collect()
+}
+
+fn row(
+    key: &ServiceAddress,
+    value: &layout::Service,
+    names: &Names,
+    slots: &[u32],
+    backends: &Backends,
+) -> ServiceRow {
+    let family = IpFamily::of(&key.ip);
+    let endpoints = |base: u32, count: u32| {
+        let range = base as usize..(base as usize).saturating_add(count as usize);
+        let mut ids = slots.get(range).unwrap_or_default().to_vec();
+        // Weights and tables repeat a backend.
+        ids.sort_unstable();
+        ids.dedup();
+        let mut addresses: Vec<_> =
+            ids.iter().filter_map(|&id| Some(backends.get(&(family, id))?.address)).collect();
+        addresses.sort_unstable();
+        addresses.iter().map(ToString::to_string).collect()
+    };
+    let when_empty = |drop: u32| if value.flags & drop == 0 { "reject" } else { "drop" };
+    ServiceRow {
+        service: ServicePort::of(value.service_id, names),
+        protocol: protocol_name(key.protocol),
+        kind: kind_name(value.kind),
+        address: std::net::SocketAddr::new(key.ip, key.port).to_string(),
+        endpoints: endpoints(value.inside_base, value.inside_count),
+        outside_endpoints: endpoints(value.outside_base, value.outside_count),
+        no_endpoint: when_empty(service_flags::INSIDE_DROP),
+        outside_no_endpoint: when_empty(service_flags::OUTSIDE_DROP),
+        algorithm: algorithm_name(value.algorithm),
+        affinity_seconds: value.affinity_seconds,
+        source_ranges: value.flags & service_flags::SOURCE_RANGES != 0,
+        id: value.service_id,
+    }
+}
+
+fn kind_name(kind: u8) -> &'static str {
+    match kind {
+        layout::kind::CLUSTER_IP => "ClusterIP",
+        layout::kind::NODE_PORT => "NodePort",
+        layout::kind::EXTERNAL_IP => "ExternalIP",
+        layout::kind::LOAD_BALANCER => "LoadBalancer",
+        _ => "unknown",
+    }
+}
+
+fn algorithm_name(algorithm: u8) -> String {
+    match algorithm {
+        layout::algorithm::RANDOM => "random".into(),
+        other => format!("unknown ({other})"),
+    }
+}
+
+impl ServiceRow {
+    /// The number of endpoints; both numbers where a traffic policy makes them differ.
+    fn endpoint_count(&self) -> String {
+        let (inside, outside) = (self.endpoints.len(), self.outside_endpoints.len());
+        if self.endpoints == self.outside_endpoints {
+            inside.to_string()
+        } else {
+            format!("{inside} ({outside} from outside)")
+        }
+    }
+}
+
+impl Row for ServiceRow {
+    const PLURAL: &'static str = "services";
+
+    fn columns(wide: bool) -> Vec<&'static str> {
+        let mut columns = vec!["SERVICE", "TYPE", "ADDRESS", "PROTOCOL", "ENDPOINTS"];
+        if wide {
+            columns.extend(["ALGORITHM", "AFFINITY", "NO-ENDPOINT", "ID", "ENDPOINT-ADDRESSES"]);
+        }
+        columns
+    }
+
+    fn cells(&self, wide: bool) -> Vec<String> {
+        let mut cells = vec![
+            self.service.label(),
+            self.kind.into(),
+            self.address.clone(),
+            self.protocol.clone(),
+            self.endpoint_count(),
+        ];
+        if wide {
+            let affinity = match self.affinity_seconds {
+                0 => String::new(),
+                seconds => format!("{seconds}s"),
+            };
+            let no_endpoint = match (self.no_endpoint, self.outside_no_endpoint) {
+                (inside, outside) if inside == outside => inside.into(),
+                (inside, outside) => format!("{inside} ({outside} from outside)"),
+            };
+            let addresses = match self.endpoint_count().contains("outside") {
+                false => self.endpoints.join(","),
+                true => format!(
+                    "{} (from outside: {})",
+                    self.endpoints.join(","),
+                    self.outside_endpoints.join(",")
+                ),
+            };
+            cells.extend([self.algorithm.clone(), affinity, no_endpoint, self.id.to_string(), addresses]);
+        }
+        cells
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Output, fixture, render};
+    use super::*;
+    use crate::testing::assert_golden;
+
+    fn address(ip: &str, port: u16, protocol: u8) -> ServiceAddress {
+        ServiceAddress { ip: ip.parse().unwrap(), port, protocol }
+    }
+
+    fn service(
+        service_id: u32,
+        kind: u8,
+        inside: (u32, u32),
+        outside: (u32, u32),
+        flags: u32,
+    ) -> layout::Service {
+        layout::Service {
+            service_id,
+            flags,
+            outside_base: outside.0,
+            outside_count: outside.1,
+            inside_base: inside.0,
+            inside_count: inside.1,
+            affinity_seconds: if service_id == 3 { 10_800 } else { 0 },
+            algorithm: layout::algorithm::RANDOM,
+            kind,
+            pad: 0,
+        }
+    }
+
+    fn rows(filter: &Filter) -> Vec<ServiceRow> {
+        use layout::kind::{CLUSTER_IP, LOAD_BALANCER, NODE_PORT};
+        use service_flags::{EXTERNAL, OUTSIDE_DROP, POLICY_LOCAL};
+        let local = EXTERNAL | OUTSIDE_DROP | POLICY_LOCAL;
+        let services = [
+            (address("0.0.0.0", 30088, layout::TCP), service(1, NODE_PORT, (1, 2), (3, 1), local)),
+            (address("10.96.0.10", 80, layout::TCP), service(1, CLUSTER_IP, (1, 2), (1, 2), 0)),
+            (address("10.96.0.10", 0, 0), service(1, CLUSTER_IP, (0, 0), (0, 0), 0)),
+            (address("fd00:10:96::10", 80, layout::TCP), service(1, CLUSTER_IP, (4, 1), (4, 1), 0)),
+            (address("::", 30088, layout::TCP), service(1, NODE_PORT, (4, 1), (4, 1), EXTERNAL)),
+            (address("10.96.0.2", 53, layout::UDP), service(2, CLUSTER_IP, (5, 3), (5, 3), 0)),
+            (address("192.0.2.7", 8080, layout::TCP), service(3, LOAD_BALANCER, (0, 0), (0, 0), EXTERNAL)),
+        ];
+        // 1, 2: cluster list of web; 3: its local list; 4: IPv6; 5 to 7: kube-dns, one backend with weight 3.
+        let slots = [0, 1, 2, 1, 1, 4, 4, 4];
+        service_rows(&services, &fixture::names(), &slots, &fixture::backends(), filter)
+    }
+
+    #[test]
+    fn table() {
+        assert_golden("services.txt", &render(&rows(&Filter::default()), Output::Table).unwrap());
+    }
+
+    #[test]
+    fn wide_table() {
+        assert_golden("services-wide.txt", &render(&rows(&Filter::default()), Output::Wide).unwrap());
+    }
+
+    #[test]
+    fn json() {
+        let filter = Filter { namespace: None, service: Some("web".into()) };
+        assert_golden("services.json", &render(&rows(&filter), Output::Json).unwrap());
+    }
+
+    #[test]
+    fn yaml_says_what_json_says() {
+        let rows = rows(&Filter::default());
+        let yaml: serde_json::Value = serde_saphyr::from_str(&render(&rows, Output::Yaml).unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&render(&rows, Output::Json).unwrap()).unwrap();
+        assert_eq!(yaml, json);
+    }
+
+    #[test]
+    fn filtered_by_namespace() {
+        let filter = Filter { namespace: Some("shop".into()), service: None };
+        let rows = rows(&filter);
+        assert_eq!(rows.iter().map(|row| row.service.label()).collect::<Vec<_>>(), ["shop/cart:8080"]);
+    }
+
+    #[test]
+    fn slots_outside_the_array_are_no_endpoints() {
+        let key = address("10.96.0.10", 80, layout::TCP);
+        let value = service(1, layout::kind::CLUSTER_IP, (u32::MAX, u32::MAX), (0, 9), 0);
+        let rows =
+            service_rows(&[(key, value)], &fixture::names(), &[1], &fixture::backends(), &Filter::default());
+        assert!(rows[0].endpoints.is_empty() && rows[0].outside_endpoints.is_empty());
+    }
+}

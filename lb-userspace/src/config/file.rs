@@ -1,0 +1,287 @@
+//! The YAML file of `--config`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+
+use super::settings;
+
+/// Why a configuration file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("cannot read the configuration file {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}: {reason}", path.display())]
+    Syntax { path: PathBuf, reason: String },
+    #[error("{}:{line}: unknown key {key:?}{}", path.display(), nearest.as_ref().map(|n| format!(", did you mean {n:?}?")).unwrap_or_default())]
+    UnknownKey { path: PathBuf, line: u64, key: String, nearest: Option<String> },
+    #[error("{}:{line}: {key}: {reason}", path.display())]
+    Value { path: PathBuf, line: u64, key: String, reason: String },
+}
+
+/// Keys and values of a configuration file, each known to be acceptable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFile {
+    path: PathBuf,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    /// Id of the clap argument.
+    arg: String,
+    line: u64,
+    value: String,
+}
+
+impl ConfigFile {
+    /// Reads and checks a file against the arguments of `lb agent`.
+    pub fn read(path: &Path, agent: &clap::Command) -> Result<Self, FileError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text, agent)
+    }
+
+    /// As [`Self::read`], of a text; `path` is for messages.
+    pub fn parse(path: &Path, text: &str, agent: &clap::Command) -> Result<Self, FileError> {
+        let path = path.to_owned();
+        let options = serde_saphyr::options! {
+            // YAML 1.2: `off` and `no` are words. `datapathLog: off` must not become `false`.
+            strict_booleans: true,
+            with_snippet: false,
+        };
+        // None: nothing but comments.
+        let document: Option<Document> = serde_saphyr::from_str_with_options(text, options)
+            .map_err(|error| FileError::Syntax { path: path.clone(), reason: error.to_string() })?;
+
+        let mut entries = Vec::new();
+        for (key, Spanned { value, referenced, .. }) in document.unwrap_or_default().0 {
+            let line = referenced.line();
+            let Some(setting) = settings(agent).find(|setting| setting.key == key) else {
+                let nearest = nearest(&key, settings(agent).map(|setting| setting.key));
+                return Err(FileError::UnknownKey { path, line, key, nearest });
+            };
+            // A key without a value is a key that is not set.
+            let Scalar(Some(value)) = value else { continue };
+            if let Err(reason) = check(agent, setting.arg, &value) {
+                return Err(FileError::Value { path, line, key, reason });
+            }
+            entries.push(Entry { arg: setting.arg.get_id().to_string(), line, value });
+        }
+        Ok(Self { path, entries })
+    }
+
+    /// Lets the file's values stand in for the defaults of the flags.
+    pub fn as_defaults(&self, agent: clap::Command) -> clap::Command {
+        agent.mut_args(|arg| match self.entry(arg.get_id().as_str()) {
+            Some(entry) => arg.default_value(entry.value.clone()),
+            None => arg,
+        })
+    }
+
+    /// Where a setting's value stands, if it is in this file.
+    pub fn origin(&self, arg: &str) -> Option<String> {
+        self.entry(arg).map(|entry| format!("{}:{}", self.path.display(), entry.line))
+    }
+
+    fn entry(&self, arg: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.arg == arg)
+    }
+}
+
+/// Runs a value through the parser of its flag. The error is clap's, without the name of the flag.
+fn check(agent: &clap::Command, arg: &clap::Arg, value: &str) -> Result<(), String> {
+    let flag = format!("--{}={value}", arg.get_long().unwrap_or_default());
+    // The environment must not play a part: only this one value is looked at.
+    let alone = agent.clone().mut_args(|arg| arg.env(None::<&str>));
+    let Err(error) = alone.try_get_matches_from(["agent", &flag]) else { return Ok(()) };
+    let text = error.render().to_string();
+    let text = text.split("\n\nFor more information").next().unwrap_or_default();
+    let text = text.trim_start_matches("error: ");
+    // "invalid value 'X' for '--flag <VALUE>': reason": the key says which flag.
+    let text =
+        match text.split_once(" for '--").and_then(|(before, rest)| Some((before, rest.split_once('\'')?.1)))
+        {
+            Some((before, after)) => format!("{before}{after}"),
+            None => text.to_owned(),
+        };
+    Err(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// The known key that `key` was probably meant to be.
+fn nearest(key: &str, known: impl Iterator<Item = String>) -> Option<String> {
+    // People write flags (node-name), environment variables (NODE_NAME) and other spellings of capitals.
+    let plain = |text: &str| text.replace(['-', '_'], "").to_lowercase();
+    known
+        .map(|candidate| (strsim::jaro_winkler(&plain(key), &plain(&candidate)), candidate))
+        .filter(|(similarity, _)| *similarity > 0.8)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, candidate)| candidate)
+}
+
+/// The file as it stands: keys in their order, with the place of each value.
+#[derive(Default)]
+struct Document(Vec<(String, Spanned<Scalar>)>);
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Document;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a mapping of settings, like `devices: auto`")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Document, M::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Document(entries))
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+/// A value in the words of a flag: lists become comma-separated.
+struct Scalar(Option<String>);
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Words;
+        impl<'de> Visitor<'de> for Words {
+            type Value = Scalar;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value or a list of values")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {
+                Ok(Scalar(Some(text.to_owned())))
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
+                Ok(Scalar(Some(value.to_string())))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
+                Ok(Scalar(Some(value.to_string())))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
+                Ok(Scalar(Some(value.to_string())))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
+                Ok(Scalar(Some(value.to_string())))
+            }
+
+            fn visit_unit<E>(self) -> Result<Scalar, E> {
+                Ok(Scalar(None))
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Scalar, S::Error> {
+                let mut items = Vec::new();
+                while let Some(Scalar(item)) = list.next_element()? {
+                    let item = item.ok_or_else(|| S::Error::custom("a list item has no value"))?;
+                    items.push(item);
+                }
+                Ok(Scalar(Some(items.join(","))))
+            }
+        }
+        deserializer.deserialize_any(Words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::agent_command;
+
+    fn parse(text: &str) -> Result<ConfigFile, FileError> {
+        ConfigFile::parse(Path::new("sluice.yaml"), text, &agent_command())
+    }
+
+    fn message(text: &str) -> String {
+        parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn values_are_kept_in_the_words_of_the_flags() {
+        let file = parse(
+            "# a comment\nnodeName: worker-1\ndevices: [eth*, 'ens3']\nclusterCidr:\n- 10.244.0.0/16\n- fd00::/56\n\
+             datapathLog: off\nmaxFlows: 1000000\nwaitLock: true\nkubeconfig:\nhealthBind: '[::]:10256'\n",
+        )
+        .unwrap();
+        let entries: Vec<_> = file.entries.iter().map(|e| (e.arg.as_str(), e.value.as_str())).collect();
+        assert_eq!(
+            entries,
+            [
+                ("node_name", "worker-1"),
+                ("devices", "eth*,ens3"),
+                ("cluster_cidr", "10.244.0.0/16,fd00::/56"),
+                ("datapath_log", "off"),
+                ("max_flows", "1000000"),
+                ("wait_lock", "true"),
+                ("health_bind", "[::]:10256"),
+            ]
+        );
+        assert_eq!(file.origin("node_name").as_deref(), Some("sluice.yaml:2"));
+        assert_eq!(file.origin("kubeconfig"), None);
+    }
+
+    #[test]
+    fn an_empty_file_sets_nothing() {
+        for text in ["", "\n", "# only a comment\n", "---\n"] {
+            assert_eq!(parse(text).unwrap().entries, [], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_right_one() {
+        assert_eq!(
+            message("mode: tc\nnodename: x\n"),
+            "sluice.yaml:2: unknown key \"nodename\", did you mean \"nodeName\"?"
+        );
+        assert_eq!(
+            message("node-name: x\n"),
+            "sluice.yaml:1: unknown key \"node-name\", did you mean \"nodeName\"?"
+        );
+        assert_eq!(
+            message("device: x\n"),
+            "sluice.yaml:1: unknown key \"device\", did you mean \"devices\"?"
+        );
+        assert_eq!(message("frobnicate: 1\n"), "sluice.yaml:1: unknown key \"frobnicate\"");
+        assert_eq!(message("config: x\n").split(',').next(), Some("sluice.yaml:1: unknown key \"config\""));
+    }
+
+    #[test]
+    fn a_wrong_value_names_key_value_and_accepted_form() {
+        assert_eq!(
+            message("bpffs: /sys/fs/bpf\nmode: xpd\n"),
+            "sluice.yaml:2: mode: invalid value 'xpd' [possible values: auto, xdp, tc]"
+        );
+        assert_eq!(
+            message("snatPorts: 70000-80000\n"),
+            "sluice.yaml:1: snatPorts: invalid value '70000-80000': \"70000-80000\" is not a port range; give two ports like \
+             `61000-65535`, the smaller one first, none below 1024"
+        );
+        assert_eq!(
+            message("maxFlows: -1\n"),
+            "sluice.yaml:1: maxFlows: invalid value '-1': -1 is not in 16..=16777216"
+        );
+        assert!(message("waitLock: maybe\n").contains("waitLock: invalid value 'maybe'"));
+    }
+
+    #[test]
+    fn what_is_no_mapping_of_settings_is_refused_with_its_place() {
+        assert!(message("- a\n- b\n").starts_with("sluice.yaml: "));
+        assert!(message("devices: {a: b}\n").contains("line 1"));
+        assert!(message("mode: tc\nmode: xdp\n").contains("duplicate"));
+        assert!(message("mode: [tc\n").starts_with("sluice.yaml: "));
+    }
+}

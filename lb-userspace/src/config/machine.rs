@@ -1,0 +1,77 @@
+//! Defaults that depend on the machine: its name and where its cgroup-v2 hierarchy is mounted.
+
+use std::path::{Path, PathBuf};
+
+/// What the defaults of `--node-name` and `--cgroup` are taken from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    pub host_name: String,
+    /// None: cgroup-v2 is not mounted.
+    pub cgroup_root: Option<PathBuf>,
+}
+
+impl Machine {
+    pub fn detect() -> Self {
+        let host_name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        Self { host_name, cgroup_root: cgroup_root(&mountinfo, is_hierarchy_root) }
+    }
+}
+
+/// The kernel gives every cgroup but the root of the hierarchy a `cgroup.type` file (Documentation/admin-guide/cgroup-v2.rst).
+fn is_hierarchy_root(mount_point: &Path) -> bool {
+    mount_point.join("cgroup.procs").exists() && !mount_point.join("cgroup.type").exists()
+}
+
+/// The best cgroup2 mount in the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+///
+/// Its place differs: `/sys/fs/cgroup`, `/sys/fs/cgroup/unified` beside v1 controllers, or anywhere else. In a container
+/// `/sys/fs/cgroup` is the container's own subtree, so a mount of the root of the host's hierarchy is preferred.
+fn cgroup_root(mountinfo: &str, is_hierarchy_root: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let mounts: Vec<PathBuf> = mountinfo
+        .lines()
+        .filter_map(|line| {
+            // 36 35 0:31 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw
+            let (mount, filesystem) = line.split_once(" - ")?;
+            let mount_point = mount.split(' ').nth(4)?;
+            filesystem.starts_with("cgroup2 ").then(|| PathBuf::from(unescape(mount_point)))
+        })
+        .collect();
+    mounts.iter().find(|mount| is_hierarchy_root(mount)).or(mounts.first()).cloned()
+}
+
+/// The kernel writes space, tab, newline and backslash in mount points as `\040` and the like.
+fn unescape(field: &str) -> String {
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+30 25 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro,mode=755
+31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:10 - cgroup2 cgroup2 rw,nsdelegate
+32 30 0:28 / /sys/fs/cgroup/cpu rw,nosuid shared:11 - cgroup cgroup rw,cpu";
+
+    const CONTAINER: &str = "\
+812 790 0:31 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw
+813 780 0:31 /../../.. /host/sys/fs\\040root/cgroup rw,nosuid - cgroup2 cgroup rw";
+
+    #[test]
+    fn beside_v1_controllers() {
+        assert_eq!(cgroup_root(HYBRID, |_| true), Some("/sys/fs/cgroup/unified".into()));
+    }
+
+    #[test]
+    fn the_hosts_root_is_preferred_to_the_containers_own() {
+        let root = cgroup_root(CONTAINER, |mount| mount.starts_with("/host"));
+        assert_eq!(root, Some("/host/sys/fs root/cgroup".into()));
+    }
+
+    #[test]
+    fn a_subtree_is_better_than_nothing() {
+        assert_eq!(cgroup_root(CONTAINER, |_| false), Some("/sys/fs/cgroup".into()));
+        assert_eq!(cgroup_root("25 1 8:1 / / rw - ext4 /dev/sda1 rw", |_| true), None);
+    }
+}

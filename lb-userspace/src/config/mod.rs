@@ -1,0 +1,253 @@
+//! Configuration of the agent.
+//!
+//! There is one schema: the fields of [`Config`]. clap makes the flags and the environment variables of it; a key of the
+//! YAML file is the name of the flag in camelCase, and its value is parsed as the flag's would be. A file works by
+//! replacing the defaults of the flags, so the precedence is: flag, environment, file, default.
+
+mod file;
+mod machine;
+mod print;
+mod sizes;
+mod values;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+pub use file::{ConfigFile, FileError};
+pub use machine::Machine;
+pub use print::effective_yaml;
+pub use sizes::MapSizes;
+pub use values::{
+    AttachMode, Cidrs, DatapathLog, Devices, ExternalIps, LogFilter, LogFormat, NodePortAddresses, PortRange,
+    ValueError,
+};
+
+/// Everything an agent can be told.
+#[derive(Debug, Clone, PartialEq, clap::Args)]
+pub struct Config {
+    /// Kubeconfig of the API server. Default: the service account of the pod
+    #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE", help_heading = "Kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Take Services, EndpointSlices and Nodes from the YAML and JSON files in this folder instead of an API server; changes are followed
+    #[arg(
+        long,
+        env = "SLUICE_MANIFESTS",
+        value_name = "DIR",
+        conflicts_with = "kubeconfig",
+        help_heading = "Kubernetes"
+    )]
+    pub manifests: Option<PathBuf>,
+
+    /// Name of this node's Node object. Default: the host name
+    #[arg(
+        long,
+        env = "SLUICE_NODE_NAME",
+        value_name = "NAME",
+        required = false, // the machine's name is its default, see with_machine_defaults()
+        hide_default_value = true,
+        help_heading = "Kubernetes"
+    )]
+    pub node_name: String,
+
+    /// Networks of all pods of the cluster; sources inside count as pods for traffic policies. Default: the pod networks of this node
+    #[arg(
+        long,
+        env = "SLUICE_CLUSTER_CIDR",
+        value_name = "CIDRS",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Kubernetes"
+    )]
+    pub cluster_cidr: Cidrs,
+
+    /// Which spec.externalIPs of Services to serve: `allow` all, `deny` all, or those inside CIDRs (CVE-2020-8554)
+    #[arg(
+        long,
+        env = "SLUICE_EXTERNAL_IPS",
+        value_name = "POLICY",
+        default_value = "allow",
+        help_heading = "Kubernetes"
+    )]
+    pub external_ips: ExternalIps,
+
+    /// Devices to take packets from: `auto` (NICs, bonds and overlay tunnels, also those that appear later) or name patterns like `eth*,ens3`
+    #[arg(
+        long,
+        env = "SLUICE_DEVICES",
+        value_name = "PATTERNS",
+        default_value = "auto",
+        help_heading = "Data path"
+    )]
+    pub devices: Devices,
+
+    /// By which hook: XDP where it is safe and tc elsewhere, XDP wherever possible, or tc only
+    #[arg(
+        long,
+        env = "SLUICE_MODE",
+        value_name = "MODE",
+        value_enum,
+        default_value = "auto",
+        help_heading = "Data path"
+    )]
+    pub mode: AttachMode,
+
+    /// Node addresses that serve NodePorts: `all` but loopback, `primary` (those in the Node object), or those inside CIDRs
+    #[arg(
+        long,
+        env = "SLUICE_NODEPORT_ADDRESSES",
+        value_name = "ADDRESSES",
+        default_value = "all",
+        help_heading = "Data path"
+    )]
+    pub nodeport_addresses: NodePortAddresses,
+
+    /// Ports for rewritten sources; keep them out of net.ipv4.ip_local_port_range and of --service-node-port-range
+    #[arg(
+        long,
+        env = "SLUICE_SNAT_PORTS",
+        value_name = "FIRST-LAST",
+        default_value = "61000-65535",
+        help_heading = "Data path"
+    )]
+    pub snat_ports: PortRange,
+
+    /// cgroup-v2 folder whose processes are served at their sockets. Default: the root of the hierarchy, wherever it is mounted
+    #[arg(
+        long,
+        env = "SLUICE_CGROUP",
+        value_name = "DIR",
+        hide_default_value = true,
+        help_heading = "Data path"
+    )]
+    pub cgroup: Option<PathBuf>,
+
+    /// BPF file system that keeps maps and programs alive while no agent runs
+    #[arg(
+        long,
+        env = "SLUICE_BPFFS",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf",
+        help_heading = "Data path"
+    )]
+    pub bpffs: PathBuf,
+
+    /// Wait until the agent that runs on this node has ended, instead of refusing to start (for rolling updates)
+    #[arg(
+        long,
+        env = "SLUICE_WAIT_LOCK",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        action = clap::ArgAction::Set,
+        help_heading = "Operation"
+    )]
+    pub wait_lock: bool,
+
+    /// Address of /healthz and /livez
+    #[arg(
+        long,
+        env = "SLUICE_HEALTH_BIND",
+        value_name = "ADDR:PORT",
+        default_value = "0.0.0.0:10256",
+        help_heading = "Operation"
+    )]
+    pub health_bind: SocketAddr,
+
+    /// Level of the log on stderr (off, error, warn, info, debug, trace), also per module: `info,lb_userspace::plan=debug`
+    #[arg(
+        long,
+        env = "SLUICE_LOG_LEVEL",
+        value_name = "LEVEL",
+        default_value = "info",
+        help_heading = "Operation"
+    )]
+    pub log_level: LogFilter,
+
+    /// Log lines for people or for programs
+    #[arg(
+        long,
+        env = "SLUICE_LOG_FORMAT",
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "text",
+        help_heading = "Operation"
+    )]
+    pub log_format: LogFormat,
+
+    /// Log of the kernel programs; fixed when they are loaded, `off` costs nothing, anything else slows every packet down
+    #[arg(
+        long,
+        env = "SLUICE_DATAPATH_LOG",
+        value_name = "LEVEL",
+        value_enum,
+        default_value = "off",
+        help_heading = "Operation"
+    )]
+    pub datapath_log: DatapathLog,
+
+    #[command(flatten)]
+    pub maps: MapSizes,
+}
+
+/// Id, key, flag and environment variable of one setting, as clap knows it.
+struct Setting<'a> {
+    arg: &'a clap::Arg,
+    /// The key in the file: the flag in camelCase.
+    key: String,
+}
+
+/// The settings among the arguments of `lb agent`, in the order of the help.
+fn settings(agent: &clap::Command) -> impl Iterator<Item = Setting<'_>> {
+    agent
+        .get_arguments()
+        .filter(|arg| arg.get_help_heading().is_some_and(|h| h != crate::cli::GENERAL))
+        .filter_map(|arg| Some(Setting { arg, key: camel_case(arg.get_long()?) }))
+}
+
+fn camel_case(flag: &str) -> String {
+    let mut words = flag.split('-');
+    let mut key = words.next().unwrap_or_default().to_owned();
+    for word in words {
+        let mut letters = word.chars();
+        key.extend(letters.next().map(|first| first.to_ascii_uppercase()));
+        key.push_str(letters.as_str());
+    }
+    key
+}
+
+/// Fills in the defaults that depend on the machine.
+pub fn with_machine_defaults(agent: clap::Command, machine: &Machine) -> clap::Command {
+    // mut_args() keeps the order of the arguments, mut_arg() does not.
+    agent.mut_args(|arg| match (arg.get_id().as_str(), &machine.cgroup_root) {
+        ("node_name", _) => arg.default_value(machine.host_name.clone()),
+        ("cgroup", Some(root)) => arg.default_value(root.as_os_str().to_owned()),
+        _ => arg,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_flags_in_camel_case() {
+        assert_eq!(camel_case("devices"), "devices");
+        assert_eq!(camel_case("max-half-open"), "maxHalfOpen");
+    }
+
+    #[test]
+    fn every_setting_can_be_given_by_flag_environment_and_file() {
+        let agent = crate::cli::agent_command();
+        for setting in settings(&agent) {
+            let variable = setting.arg.get_env().expect("an environment variable").to_string_lossy();
+            let flag = setting.arg.get_long().unwrap();
+            assert_eq!(variable, format!("SLUICE_{}", flag.replace('-', "_").to_uppercase()));
+            assert!(setting.arg.get_help().is_some(), "{flag} has no help");
+        }
+        assert!(settings(&agent).count() >= 20);
+    }
+}

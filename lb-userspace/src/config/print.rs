@@ -1,0 +1,135 @@
+//! `lb agent --print-config`: the effective configuration as a file that `--config` takes.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+
+use super::{ConfigFile, settings};
+
+/// Width of the comments.
+const COLUMNS: usize = 100;
+
+/// The effective settings as YAML, each with its explanation and where its value comes from.
+///
+/// `agent` and `matches` are the command and its matches after the file's defaults were put in.
+pub fn effective_yaml(agent: &clap::Command, matches: &ArgMatches, file: Option<&ConfigFile>) -> String {
+    let mut text = String::from(
+        "# The effective configuration of `lb agent`. A flag overrides the environment, which overrides the file.\n",
+    );
+    let mut heading = "";
+    for setting in settings(agent) {
+        let id = setting.arg.get_id().as_str();
+        if let Some(next) = setting.arg.get_help_heading().filter(|next| *next != heading) {
+            heading = next;
+            let _ = write!(text, "\n## {heading}\n");
+        }
+        text.push('\n');
+        let help = setting.arg.get_help().map(ToString::to_string).unwrap_or_default();
+        for line in wrap(&help, COLUMNS) {
+            let _ = writeln!(text, "# {line}");
+        }
+        let choices: Vec<_> =
+            setting.arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+        if !choices.is_empty() && !setting.arg.is_hide_possible_values_set() {
+            let _ = writeln!(text, "# One of: {}.", choices.join(", "));
+        }
+
+        let origin = match matches.value_source(id) {
+            Some(ValueSource::CommandLine) => {
+                format!("flag --{}", setting.arg.get_long().unwrap_or_default())
+            }
+            Some(ValueSource::EnvVariable) => {
+                format!("environment {}", setting.arg.get_env().unwrap_or_default().to_string_lossy())
+            }
+            _ => file.and_then(|file| file.origin(id)).unwrap_or_else(|| "default".to_owned()),
+        };
+        let values: Vec<&OsStr> = matches.get_raw(id).into_iter().flatten().collect();
+        match values.first().map(|value| value.to_string_lossy()).filter(|value| !value.is_empty()) {
+            Some(value) => {
+                let _ = writeln!(text, "{}: {}  # {origin}", setting.key, yaml(&value));
+            }
+            None => {
+                let _ = writeln!(text, "# {}: not set", setting.key);
+            }
+        }
+    }
+    text
+}
+
+/// A value as YAML: a list in brackets, numbers and booleans plain, strings quoted where YAML needs it.
+fn yaml(value: &str) -> String {
+    match value.split(',').map(str::trim).filter(|item| !item.is_empty()).collect::<Vec<_>>().as_slice() {
+        [one] => scalar(one, ""),
+        items => {
+            format!("[{}]", items.iter().map(|item| scalar(item, ",[]{}")).collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+/// One scalar, quoted if it could be taken for anything else or holds one of `special`.
+fn scalar(text: &str, special: &str) -> String {
+    let number = text.parse::<u64>().is_ok_and(|number| number.to_string() == text);
+    let word = |c: char| c.is_ascii_alphanumeric() || "/._-+=:*?,[]{}~".contains(c);
+    let starts_plain = text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/');
+    let ambiguous = ["true", "false", "null", "yes", "no", "on"].contains(&text.to_lowercase().as_str())
+        || text.parse::<f64>().is_ok()
+        // Other spellings of numbers: 0x10, 0o17, 1_000.
+        || (text.starts_with(|c: char| c.is_ascii_digit())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
+        || text.ends_with(':');
+    let plain = starts_plain && text.chars().all(word) && !text.contains(|c| special.contains(c));
+    if number || matches!(text, "true" | "false") || (plain && !ambiguous) {
+        text.to_owned()
+    } else {
+        // A JSON string is a double-quoted YAML scalar (YAML 1.2, chapter 1.3).
+        serde_json::Value::from(text).to_string()
+    }
+}
+
+/// Breaks a text into lines of at most `columns` characters, at spaces.
+fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scalars_survive_yaml() {
+        for (value, expected) in [
+            ("auto", "auto"),
+            ("10256", "10256"),
+            ("false", "false"),
+            ("0.0.0.0:10256", "0.0.0.0:10256"),
+            ("[::]:10256", "\"[::]:10256\""),
+            ("0010", "\"0010\""),
+            ("1e3", "\"1e3\""),
+            ("eth*,*0", "[eth*, \"*0\"]"),
+            ("0x10", "\"0x10\""),
+            ("61000-65535", "61000-65535"),
+            ("no", "\"no\""),
+            ("a b", "\"a b\""),
+        ] {
+            assert_eq!(yaml(value), expected);
+        }
+    }
+
+    #[test]
+    fn wrapping_breaks_at_spaces_only() {
+        assert_eq!(wrap("aa bb cc", 5), ["aa bb", "cc"]);
+        assert_eq!(wrap("abcdefgh i", 3), ["abcdefgh", "i"]);
+    }
+}

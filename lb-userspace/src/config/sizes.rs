@@ -1,0 +1,192 @@
+//! Sizes of the BPF maps, and what they cost.
+
+use std::mem::size_of;
+
+use lb_common::family::{Family, V4, V6};
+use lb_common::layout;
+
+/// How many entries each map can hold. Where a map exists per family, each of the two gets this size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
+pub struct MapSizes {
+    /// Service addresses (a Service has one per port, family and kind), and Service ports by name
+    #[arg(
+        long,
+        env = "SLUICE_MAX_SERVICES",
+        value_name = "N",
+        default_value_t = 65_536,
+        value_parser = size(),
+        help_heading = "Map sizes"
+    )]
+    pub max_services: u32,
+
+    /// Slots: the endpoints of all Service ports, counted once per Service port, policy and family; allow for as many again while they change
+    #[arg(
+        long,
+        env = "SLUICE_MAX_SLOTS",
+        value_name = "N",
+        default_value_t = 1_048_576,
+        value_parser = size(),
+        help_heading = "Map sizes"
+    )]
+    pub max_slots: u32,
+
+    /// Endpoints of all Service ports
+    #[arg(
+        long,
+        env = "SLUICE_MAX_BACKENDS",
+        value_name = "N",
+        default_value_t = 262_144,
+        value_parser = size(),
+        help_heading = "Map sizes"
+    )]
+    pub max_backends: u32,
+
+    /// Flow entries: two for each connection that is translated packet by packet
+    #[arg(
+        long,
+        env = "SLUICE_MAX_FLOWS",
+        value_name = "N",
+        default_value_t = 262_144,
+        value_parser = size(),
+        help_heading = "Map sizes"
+    )]
+    pub max_flows: u32,
+
+    /// Flow entries of connections whose handshake is not complete; a SYN flood fills these and no others
+    #[arg(
+        long,
+        env = "SLUICE_MAX_HALF_OPEN",
+        value_name = "N",
+        default_value_t = 65_536,
+        value_parser = size(),
+        help_heading = "Map sizes"
+    )]
+    pub max_half_open: u32,
+
+    /// Datagrams whose fragments are under way
+    #[arg(
+        long,
+        env = "SLUICE_MAX_FRAGMENTS",
+        value_name = "N",
+        default_value_t = 8_192,
+        value_parser = size(),
+        help_heading = "Map sizes"
+    )]
+    pub max_fragments: u32,
+
+    /// Service addresses that unconnected UDP sockets talk to, two entries each
+    #[arg(
+        long,
+        env = "SLUICE_MAX_SOCKET_PEERS",
+        value_name = "N",
+        default_value_t = 65_536,
+        value_parser = size(),
+        help_heading = "Map sizes"
+    )]
+    pub max_socket_peers: u32,
+}
+
+/// Hash maps of fewer entries are of no use; 16 million are about 2 GiB of flows.
+fn size() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(16..=16_777_216)
+}
+
+type A4 = <V4 as Family>::Addr;
+type A6 = <V6 as Family>::Addr;
+
+/// Bytes that one entry of a hash map takes: `struct htab_elem` and a bucket beside key and value, each rounded up to
+/// eight (kernel/bpf/hashtab.c, `htab_map_mem_usage`).
+const fn hash_entry(key: usize, value: usize) -> usize {
+    const HTAB_ELEM: usize = 48;
+    const BUCKET: usize = 16;
+    HTAB_ELEM + BUCKET + key.next_multiple_of(8) + value.next_multiple_of(8)
+}
+
+/// Elements of an array map are rounded up to eight bytes (kernel/bpf/arraymap.c).
+const fn array_entry(value: usize) -> usize {
+    value.next_multiple_of(8)
+}
+
+impl MapSizes {
+    /// Names of the flags and the bytes that one of each costs, both families together.
+    pub const ENTRY_BYTES: [(&str, usize); 7] = {
+        use layout::*;
+        let service = hash_entry(size_of::<ServiceKey<A4>>(), size_of::<Service>())
+            + hash_entry(size_of::<ServiceKey<A6>>(), size_of::<Service>())
+            + hash_entry(size_of::<u32>(), size_of::<ServiceName>());
+        let backend = array_entry(size_of::<Backend<A4>>()) + array_entry(size_of::<Backend<A6>>());
+        let flow = hash_entry(size_of::<FlowKey<A4>>(), size_of::<Flow<A4>>())
+            + hash_entry(size_of::<FlowKey<A6>>(), size_of::<Flow<A6>>());
+        let fragment = hash_entry(size_of::<FragmentKey<A4>>(), size_of::<FragmentPorts>())
+            + hash_entry(size_of::<FragmentKey<A6>>(), size_of::<FragmentPorts>());
+        let peer = hash_entry(size_of::<SocketPeerKey<A4>>(), size_of::<SocketPeer<A4>>())
+            + hash_entry(size_of::<SocketPeerKey<A6>>(), size_of::<SocketPeer<A6>>());
+        [
+            ("max_services", service),
+            ("max_slots", array_entry(size_of::<u32>())),
+            ("max_backends", backend),
+            ("max_flows", flow),
+            ("max_half_open", flow),
+            ("max_fragments", fragment),
+            ("max_socket_peers", peer),
+        ]
+    };
+
+    /// Adds what each size costs to its help.
+    pub fn with_memory_in_help(agent: clap::Command) -> clap::Command {
+        agent.mut_args(|arg| {
+            let cost = Self::ENTRY_BYTES.into_iter().find(|(id, _)| arg.get_id() == id);
+            let default =
+                arg.get_default_values().first().and_then(|value| value.to_str()?.parse::<usize>().ok());
+            let (Some((_, bytes)), Some(entries)) = (cost, default) else { return arg };
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            arg.help(format!("{help} ({bytes} bytes each, {} MiB)", mebibytes(entries * bytes)))
+        })
+    }
+
+    /// Kernel memory of all maps when they are full, in bytes.
+    pub fn memory(&self) -> usize {
+        let sizes = [
+            self.max_services,
+            self.max_slots,
+            self.max_backends,
+            self.max_flows,
+            self.max_half_open,
+            self.max_fragments,
+            self.max_socket_peers,
+        ];
+        sizes.iter().zip(Self::ENTRY_BYTES).map(|(&entries, (_, bytes))| entries as usize * bytes).sum()
+    }
+}
+
+/// Rounded up.
+pub fn mebibytes(bytes: usize) -> usize {
+    bytes.div_ceil(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_follow_the_kernels_rounding() {
+        assert_eq!(hash_entry(20, 32), 48 + 16 + 24 + 32);
+        assert_eq!(array_entry(4), 8);
+        assert_eq!(mebibytes(1), 1);
+        assert_eq!(mebibytes(3 << 20), 3);
+    }
+
+    #[test]
+    fn memory_is_the_sum_over_all_maps() {
+        let sizes = MapSizes {
+            max_services: 0,
+            max_slots: 2,
+            max_backends: 3,
+            max_flows: 0,
+            max_half_open: 0,
+            max_fragments: 0,
+            max_socket_peers: 0,
+        };
+        assert_eq!(sizes.memory(), 2 * 8 + 3 * (16 + 24));
+    }
+}

@@ -1,0 +1,255 @@
+//! The types of the settings: each parses from one string, whether that comes from a flag, the environment or the file.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use tracing_subscriber::EnvFilter;
+
+/// Why a value is not accepted. The message completes "invalid value 'X' for KEY: …" and says what is accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    #[error(
+        "{0:?} is not an interface name pattern; give `auto` or patterns like `eth*,ens3` \
+         (at most 15 characters each, no `/` and no spaces)"
+    )]
+    DevicePattern(String),
+    #[error("{0:?} is not a network; give CIDRs like `10.244.0.0/16,fd00:10:244::/56`")]
+    Cidr(String),
+    #[error("{0:?} is not `all`, `primary` or a list of CIDRs like `192.168.1.0/24,2001:db8::/64`")]
+    NodePortAddresses(String),
+    #[error("{0:?} is not `allow`, `deny` or a list of CIDRs like `203.0.113.0/24`")]
+    ExternalIps(String),
+    #[error(
+        "{0:?} is not a port range; give two ports like `61000-65535`, the smaller one first, none below 1024"
+    )]
+    PortRange(String),
+    #[error("{0}; give a level like `info`, or directives like `info,lb_userspace::plan=debug`")]
+    LogFilter(String),
+}
+
+/// Splits a comma-separated list; spaces around the items do not matter, empty items are dropped.
+fn items(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// Which network devices the packet programs are attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Devices {
+    /// Every device that packets for this node can arrive on.
+    Auto,
+    /// The devices whose names match one of these patterns (`*` and `?`).
+    Matching(Vec<String>),
+}
+
+impl FromStr for Devices {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text.trim() == "auto" {
+            return Ok(Self::Auto);
+        }
+        let patterns: Vec<String> = items(text).map(str::to_owned).collect();
+        // IFNAMSIZ is 16 with the closing zero; dev_valid_name() refuses `/` and white space.
+        let valid =
+            |p: &String| p.len() < libc::IFNAMSIZ && !p.contains(|c: char| c == '/' || c.is_whitespace());
+        match patterns.iter().find(|pattern| !valid(pattern)) {
+            Some(wrong) => Err(ValueError::DevicePattern(wrong.clone())),
+            None if patterns.is_empty() => Err(ValueError::DevicePattern(text.to_owned())),
+            None => Ok(Self::Matching(patterns)),
+        }
+    }
+}
+
+/// By which hook the packet programs take packets from a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum AttachMode {
+    /// XDP where the driver hands over complete checksums, tc everywhere else.
+    Auto,
+    /// XDP on every device that can do it, also where the checksums may be incomplete (a warning says so).
+    Xdp,
+    /// tc only.
+    Tc,
+}
+
+/// Networks, of both families.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cidrs(pub Vec<IpNet>);
+
+impl FromStr for Cidrs {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        items(text)
+            .map(|item| item.parse().map_err(|_| ValueError::Cidr(item.to_owned())))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+/// Which addresses of this node serve NodePorts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    All,
+    /// The addresses in the Node object.
+    Primary,
+    /// Those inside one of the networks; a family without a network: all of it.
+    Within(Vec<IpNet>),
+}
+
+impl FromStr for NodePortAddresses {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text.trim() {
+            "all" => Ok(Self::All),
+            "primary" => Ok(Self::Primary),
+            list => match list.parse::<Cidrs>() {
+                Ok(Cidrs(networks)) if !networks.is_empty() => Ok(Self::Within(networks)),
+                _ => Err(ValueError::NodePortAddresses(text.to_owned())),
+            },
+        }
+    }
+}
+
+/// Which `spec.externalIPs` of Services are served (CVE-2020-8554: whoever may create a Service may claim any address).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExternalIps {
+    Allow,
+    Deny,
+    Within(Vec<IpNet>),
+}
+
+impl FromStr for ExternalIps {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match text.trim() {
+            "allow" => Ok(Self::Allow),
+            "deny" => Ok(Self::Deny),
+            list => match list.parse::<Cidrs>() {
+                Ok(Cidrs(networks)) if !networks.is_empty() => Ok(Self::Within(networks)),
+                _ => Err(ValueError::ExternalIps(text.to_owned())),
+            },
+        }
+    }
+}
+
+/// Ports that a rewritten source gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortRange(pub RangeInclusive<u16>);
+
+impl FromStr for PortRange {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        text.split_once('-')
+            .and_then(|(first, last)| Some(first.trim().parse().ok()?..=last.trim().parse().ok()?))
+            .filter(|range| *range.start() >= 1024 && !range.is_empty())
+            .map(Self)
+            .ok_or_else(|| ValueError::PortRange(text.to_owned()))
+    }
+}
+
+/// Directives for `tracing_subscriber::EnvFilter`, known to be valid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    pub fn to_env_filter(&self) -> EnvFilter {
+        EnvFilter::new(&self.0)
+    }
+}
+
+impl fmt::Display for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        // A bare word that is no level would be taken as the name of a module and silence everything else.
+        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+        if let Some(word) = items(text).find(|item| !item.contains('=') && !LEVELS.contains(item)) {
+            return Err(ValueError::LogFilter(format!("{word:?} is not a log level")));
+        }
+        match EnvFilter::try_new(text) {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(error) => Err(ValueError::LogFilter(error.to_string())),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What the kernel programs tell about single packets. Anything but `off` costs time per packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum DatapathLog {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_auto_or_patterns() {
+        assert_eq!("auto".parse(), Ok(Devices::Auto));
+        assert_eq!("eth*, ens3,".parse(), Ok(Devices::Matching(vec!["eth*".into(), "ens3".into()])));
+        for wrong in ["", ",", "a/b", "a b", "sixteencharacter"] {
+            assert!(matches!(wrong.parse::<Devices>(), Err(ValueError::DevicePattern(_))), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn networks_of_both_families() {
+        let Cidrs(networks) = "10.244.0.0/16, fd00::/8".parse().unwrap();
+        assert_eq!(networks.iter().map(IpNet::to_string).collect::<Vec<_>>(), ["10.244.0.0/16", "fd00::/8"]);
+        assert_eq!("".parse(), Ok(Cidrs(vec![])));
+        assert_eq!("10.0.0.0/8,10.0.0.0/33".parse::<Cidrs>(), Err(ValueError::Cidr("10.0.0.0/33".into())));
+        assert_eq!("10.0.0.1".parse::<Cidrs>(), Err(ValueError::Cidr("10.0.0.1".into())));
+    }
+
+    #[test]
+    fn words_and_networks() {
+        assert_eq!("all".parse(), Ok(NodePortAddresses::All));
+        assert_eq!("primary".parse(), Ok(NodePortAddresses::Primary));
+        assert!(matches!("192.168.0.0/16".parse(), Ok(NodePortAddresses::Within(n)) if n.len() == 1));
+        assert!("".parse::<NodePortAddresses>().is_err());
+        assert!("primary,10.0.0.0/8".parse::<NodePortAddresses>().is_err());
+        assert_eq!("deny".parse(), Ok(ExternalIps::Deny));
+        assert!("everything".parse::<ExternalIps>().unwrap_err().to_string().contains("`allow`, `deny`"));
+    }
+
+    #[test]
+    fn port_ranges() {
+        assert_eq!("61000-65535".parse(), Ok(PortRange(61000..=65535)));
+        assert_eq!("2000 - 2000".parse(), Ok(PortRange(2000..=2000)));
+        for wrong in ["61000", "65535-61000", "80-2000", "61000-65536", "-", "a-b"] {
+            assert_eq!(wrong.parse::<PortRange>(), Err(ValueError::PortRange(wrong.into())));
+        }
+    }
+
+    #[test]
+    fn log_levels_and_directives() {
+        assert_eq!(
+            "info,lb_userspace::plan=debug".parse::<LogFilter>().unwrap().to_string(),
+            "info,lb_userspace::plan=debug"
+        );
+        assert!("inof".parse::<LogFilter>().unwrap_err().to_string().contains("\"inof\" is not a log level"));
+        assert!("info,x=loud".parse::<LogFilter>().is_err());
+    }
+}

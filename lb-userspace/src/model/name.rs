@@ -1,0 +1,31 @@
+use std::fmt;
+use std::sync::Arc;
+
+/// `namespace/name` of an object, as one shared string: it stands in several indices, and a copy costs no memory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName(Arc<str>);
+
+impl ObjectName {
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self(format!("{namespace}/{name}").into())
+    }
+
+    pub fn namespace(&self) -> &str {
+        self.split().0
+    }
+
+    pub fn name(&self) -> &str {
+        self.split().1
+    }
+
+    fn split(&self) -> (&str, &str) {
+        // A namespace is a DNS label: the first slash ends it.
+        self.0.split_once('/').unwrap_or(("", &self.0))
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

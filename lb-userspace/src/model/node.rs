@@ -1,0 +1,80 @@
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1;
+
+use super::ObjectName;
+use super::address::{parse_cidr, parse_ip};
+use super::convert::{Converted, Problems};
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// The cluster autoscaler is about to remove the node (KEP-3836).
+const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// What the API says of the node this process runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Node {
+    pub zone: Option<Box<str>>,
+    pub pod_cidrs: Box<[IpNet]>,
+    /// `InternalIP` addresses, then `ExternalIP` ones, in the order of the API: the first of a family is the primary one.
+    pub addresses: Box<[IpAddr]>,
+    /// Load balancers shall send new connections here: the Node is neither deleted nor about to be.
+    pub eligible: bool,
+}
+
+impl Node {
+    pub fn from_api(node: &v1::Node) -> Converted<Self> {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let mut problems = Problems::of("Node", name);
+        let spec = node.spec.as_ref();
+        let value = Self {
+            zone: (node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL)))
+                .filter(|zone| !zone.is_empty())
+                .map(|zone| zone.as_str().into()),
+            pod_cidrs: spec.map(|spec| pod_cidrs(spec, &mut problems)).unwrap_or_default(),
+            addresses: addresses(node, &mut problems),
+            eligible: node.metadata.deletion_timestamp.is_none()
+                && !spec.is_some_and(|spec| {
+                    spec.taints.iter().flatten().any(|taint| taint.key == TO_BE_DELETED_TAINT)
+                }),
+        };
+        Converted { name: ObjectName::new("", name), value: Some(value), problems: problems.into_vec() }
+    }
+}
+
+fn pod_cidrs(spec: &v1::NodeSpec, problems: &mut Problems) -> Box<[IpNet]> {
+    let texts = match spec.pod_cidrs.as_deref() {
+        Some(list) if !list.is_empty() => list,
+        _ => spec.pod_cidr.as_slice(),
+    };
+    let mut cidrs = Vec::new();
+    for (index, text) in texts.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
+        match parse_cidr(text) {
+            Some(cidr) => cidrs.push(cidr),
+            None => problems.error(
+                format_args!("spec.podCIDRs[{index}]"),
+                format_args!("`{text}` is not a CIDR"),
+                "correct it; pods in it are taken for outside clients",
+            ),
+        }
+    }
+    cidrs.into()
+}
+
+fn addresses(node: &v1::Node, problems: &mut Problems) -> Box<[IpAddr]> {
+    let listed = node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+    let mut addresses = Vec::new();
+    for wanted in ["InternalIP", "ExternalIP"] {
+        for (index, address) in listed.iter().enumerate().filter(|(_, address)| address.type_ == wanted) {
+            match parse_ip(&address.address) {
+                Some(ip) => addresses.push(ip),
+                None => problems.error(
+                    format_args!("status.addresses[{index}].address"),
+                    format_args!("`{}` is not an IP address", address.address),
+                    "correct it; it is left out",
+                ),
+            }
+        }
+    }
+    addresses.into()
+}

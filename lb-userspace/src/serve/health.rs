@@ -1,0 +1,215 @@
+//! What `/healthz` and `/livez` answer, as pure functions of the agent's state.
+//!
+//! The answers have the keys of kube-proxy's (pkg/proxy/healthcheck/proxy_health.go), plus a reason.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use hyper::StatusCode;
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+
+/// The main loop shows a sign of life about every second. One that takes this long is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+/// A change that is not in the maps after this time makes the node a bad place to send traffic to.
+/// kube-proxy: twice its sync period of 30 s.
+const PENDING_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the agent's main loop knows of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    pub progress: Progress,
+    /// Last sign of life of the main loop.
+    pub alive: Instant,
+    /// When the maps were last brought up to date.
+    pub last_updated: Option<SystemTime>,
+    /// Since when something wanted is not in the maps, and what.
+    pub pending: Option<Pending>,
+    /// Load balancers may send new connections to this node (KEP-3836): its Node is there and stays.
+    pub node_eligible: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// Not ready: the maps are as an earlier agent left them. Says what is awaited.
+    Starting(String),
+    /// Every source was read in full once and the maps were written.
+    Serving,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    pub since: Instant,
+    pub what: String,
+}
+
+impl State {
+    pub fn starting(awaited: impl Into<String>) -> Self {
+        Self {
+            progress: Progress::Starting(awaited.into()),
+            alive: Instant::now(),
+            last_updated: None,
+            pending: None,
+            node_eligible: true,
+        }
+    }
+
+    /// `/healthz`: whether this node serves the Services of the cluster now. For load balancers and readiness probes.
+    pub fn healthz(&self, now: Instant, wall_clock: SystemTime) -> Report {
+        let trouble = match &self.progress {
+            Progress::Starting(awaited) => Some(awaited.clone()),
+            Progress::Serving => self.stuck(now).or_else(|| self.overdue(now)),
+        };
+        let ineligible =
+            (!self.node_eligible).then(|| "the Node is missing or about to be deleted".to_owned());
+        Report::new(self, Some(self.node_eligible), trouble.or(ineligible), wall_clock)
+    }
+
+    /// `/livez`: whether a restart would help. It would not help a full map or an API server that is away.
+    pub fn livez(&self, now: Instant, wall_clock: SystemTime) -> Report {
+        Report::new(self, None, self.stuck(now), wall_clock)
+    }
+
+    fn stuck(&self, now: Instant) -> Option<String> {
+        let silent = now.saturating_duration_since(self.alive);
+        (silent > STUCK_AFTER).then(|| format!("the main loop has not moved for {} s", silent.as_secs()))
+    }
+
+    fn overdue(&self, now: Instant) -> Option<String> {
+        let pending = self.pending.as_ref()?;
+        let waiting = now.saturating_duration_since(pending.since);
+        (waiting > PENDING_LIMIT)
+            .then(|| format!("not in the maps for {} s: {}", waiting.as_secs(), pending.what))
+    }
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// RFC 3339; null before the first time.
+    last_updated: Option<String>,
+    current_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl Report {
+    fn new(
+        state: &State,
+        node_eligible: Option<bool>,
+        reason: Option<String>,
+        wall_clock: SystemTime,
+    ) -> Self {
+        Self {
+            last_updated: state.last_updated.map(rfc3339),
+            current_time: rfc3339(wall_clock),
+            node_eligible,
+            healthy: reason.is_none(),
+            reason,
+        }
+    }
+
+    pub fn status(&self) -> StatusCode {
+        if self.healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    }
+}
+
+/// In milliseconds; a clock outside the years that RFC 3339 can say is shown as the beginning of Unix time.
+fn rfc3339(time: SystemTime) -> String {
+    let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let timestamp = i64::try_from(millis).ok().and_then(|millis| Timestamp::from_millisecond(millis).ok());
+    timestamp.unwrap_or_default().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wall_clock(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn serving(now: Instant) -> State {
+        State {
+            progress: Progress::Serving,
+            alive: now,
+            last_updated: Some(wall_clock(1_700_000_000)),
+            pending: None,
+            node_eligible: true,
+        }
+    }
+
+    fn json(report: &Report) -> serde_json::Value {
+        serde_json::to_value(report).unwrap()
+    }
+
+    #[test]
+    fn healthy_answers_have_the_keys_of_kube_proxy() {
+        let now = Instant::now();
+        let report = serving(now).healthz(now, wall_clock(1_700_000_001));
+        assert_eq!(report.status(), StatusCode::OK);
+        assert_eq!(
+            json(&report),
+            serde_json::json!({
+                "lastUpdated": "2023-11-14T22:13:20Z",
+                "currentTime": "2023-11-14T22:13:21Z",
+                "nodeEligible": true,
+                "healthy": true,
+            })
+        );
+    }
+
+    #[test]
+    fn before_the_first_sync_it_lives_and_is_not_healthy() {
+        let state = State::starting("waiting for Services");
+        let healthz = state.healthz(state.alive, wall_clock(0));
+        assert_eq!(healthz.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(json(&healthz)["reason"], "waiting for Services");
+        assert_eq!(json(&healthz)["lastUpdated"], serde_json::Value::Null);
+        assert_eq!(state.livez(state.alive, wall_clock(0)).status(), StatusCode::OK);
+    }
+
+    #[test]
+    fn a_node_about_to_be_deleted_is_alive_and_not_eligible() {
+        let now = Instant::now();
+        let state = State { node_eligible: false, ..serving(now) };
+        let healthz = state.healthz(now, wall_clock(0));
+        assert_eq!(healthz.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(json(&healthz)["nodeEligible"], false);
+        let livez = state.livez(now, wall_clock(0));
+        assert_eq!(livez.status(), StatusCode::OK);
+        assert!(json(&livez).get("nodeEligible").is_none());
+    }
+
+    #[test]
+    fn a_stuck_main_loop_fails_both() {
+        let now = Instant::now();
+        let state = serving(now);
+        let in_time = now + STUCK_AFTER;
+        assert_eq!(state.livez(in_time, wall_clock(0)).status(), StatusCode::OK);
+        let late = in_time + Duration::from_secs(1);
+        assert_eq!(state.livez(late, wall_clock(0)).status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            json(&state.healthz(late, wall_clock(0)))["reason"],
+            "the main loop has not moved for 31 s"
+        );
+    }
+
+    #[test]
+    fn a_change_that_waits_too_long_is_not_a_reason_to_restart() {
+        let now = Instant::now();
+        let late = now + PENDING_LIMIT + Duration::from_secs(1);
+        let pending = Pending { since: now, what: "service port default/web TCP: map SLOTS is full".into() };
+        let state = State { pending: Some(pending), ..serving(late) };
+        assert_eq!(state.healthz(now + PENDING_LIMIT, wall_clock(0)).status(), StatusCode::OK);
+        assert_eq!(
+            json(&state.healthz(late, wall_clock(0)))["reason"],
+            "not in the maps for 61 s: service port default/web TCP: map SLOTS is full"
+        );
+        assert_eq!(state.livez(late, wall_clock(0)).status(), StatusCode::OK);
+    }
+}

@@ -1,0 +1,31 @@
+//! `cargo xtask build-ebpf`: the kernel programs, and what is in them.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use lb_build::Build;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Copy the object to this file too
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Architecture of the machine that will load the programs
+    #[arg(long, default_value = std::env::consts::ARCH)]
+    arch: String,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let build = Build { workspace: crate::workspace().to_owned(), arch: options.arch.clone() };
+    let programs = build.run()?;
+    if let Some(output) = &options.output {
+        fs::copy(&programs.object, output).with_context(|| format!("cannot write {}", output.display()))?;
+    }
+    let size = fs::metadata(&programs.object)?.len();
+    let state = if programs.rebuilt { "built" } else { "up to date" };
+    println!("{} ({} KiB, {state})", programs.object.display(), size / 1024);
+    for (name, section) in lb_build::check::programs(&programs.object)? {
+        println!("  {section:<20} {name}");
+    }
+    Ok(())
+}

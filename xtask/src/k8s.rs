@@ -1,0 +1,169 @@
+//! `cargo xtask k8s`: a real Kubernetes API server (and on request the other programs) for the tests, built from its Go
+//! modules and kept below `target/k8s/`.
+//!
+//! Kubernetes is not made to be a dependency: its go.mod replaces its own parts by folders. A module of our own that requires it
+//! and replaces the same parts by their published versions builds the unchanged programs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use lb_build::progress::{say, timed, watched};
+
+const TASK: &str = "k8s";
+
+/// The release that `semantics.md` was written against.
+const VERSION: &str = "1.37.2";
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Programs to build
+    #[arg(value_enum, default_value = "kube-apiserver")]
+    programs: Vec<Program>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Program {
+    KubeApiserver,
+    KubeControllerManager,
+    KubeProxy,
+    Kubectl,
+}
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::KubeApiserver => "kube-apiserver",
+            Self::KubeControllerManager => "kube-controller-manager",
+            Self::KubeProxy => "kube-proxy",
+            Self::Kubectl => "kubectl",
+        }
+    }
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let folder = provide(&options.programs)?;
+    for program in &options.programs {
+        println!("{}", folder.join(program.name()).display());
+    }
+    Ok(())
+}
+
+/// The folder with the programs, which are built first unless they are there.
+pub fn provide(programs: &[Program]) -> Result<PathBuf> {
+    let root = crate::target().join("k8s").join(VERSION);
+    let bin = root.join("bin");
+    let missing: Vec<_> =
+        programs.iter().copied().filter(|program| !bin.join(program.name()).is_file()).collect();
+    if missing.is_empty() {
+        return Ok(bin);
+    }
+    fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
+    let lock = fs::File::create(root.join("lock"))?;
+    lock.lock()?;
+    let module = root.join("module");
+    write_module(&module)?;
+    for program in missing {
+        build(program, &module, &bin)?;
+    }
+    Ok(bin)
+}
+
+fn write_module(folder: &Path) -> Result<()> {
+    if folder.join("go.sum").is_file() {
+        return Ok(());
+    }
+    fs::create_dir_all(folder)?;
+    say(TASK, &format!("fetching the Go modules of Kubernetes {VERSION}"));
+    let own = fs::read_to_string(download(folder)?).context("cannot read the go.mod of Kubernetes")?;
+    fs::write(folder.join("go.mod"), go_mod(&own))?;
+    fs::write(folder.join("tools.go"), tools_go())?;
+    timed(TASK, "resolved the modules", || go(folder, &["mod", "tidy"]))
+}
+
+/// Path of Kubernetes' own go.mod in Go's cache.
+fn download(folder: &Path) -> Result<PathBuf> {
+    let module = format!("k8s.io/kubernetes@v{VERSION}");
+    let output =
+        command(folder).args(["mod", "download", "-json", &module]).stderr(Stdio::inherit()).output();
+    let output = output.context("cannot run `go`\nremedy: install Go 1.26 or later (https://go.dev/dl)")?;
+    let json = String::from_utf8_lossy(&output.stdout);
+    let path = json.lines().find_map(|line| line.trim().strip_prefix("\"GoMod\": \"")?.strip_suffix("\","));
+    match path {
+        Some(path) if output.status.success() => Ok(path.into()),
+        _ => bail!(
+            "`go mod download {module}` failed: {json}\nremedy: it needs the network (proxy.golang.org) once"
+        ),
+    }
+}
+
+/// Our go.mod, from the `go` line and the replaced parts in Kubernetes' own.
+fn go_mod(kubernetes: &str) -> String {
+    let minor = VERSION.strip_prefix("1.").unwrap_or(VERSION);
+    let go = kubernetes.lines().find(|line| line.starts_with("go ")).unwrap_or("go 1.26");
+    let mut text =
+        format!("module sluice.test/k8s\n\n{go}\n\nrequire k8s.io/kubernetes v{VERSION}\n\nreplace (\n");
+    for line in kubernetes.lines() {
+        if let Some((module, _)) = line.trim().trim_start_matches("replace ").split_once(" => ./staging/") {
+            text.push_str(&format!("\t{module} => {module} v0.{minor}\n"));
+        }
+    }
+    text.push_str(")\n");
+    text
+}
+
+/// Imports all programs, so that one `go mod tidy` resolves what any of them needs.
+fn tools_go() -> String {
+    let imports = Program::value_variants()
+        .iter()
+        .map(|program| format!("\t_ \"k8s.io/kubernetes/cmd/{}\"\n", program.name()))
+        .collect::<String>();
+    format!("//go:build tools\n\npackage tools\n\nimport (\n{imports})\n")
+}
+
+fn build(program: Program, module: &Path, bin: &Path) -> Result<()> {
+    let name = program.name();
+    say(TASK, &format!("building {name} {VERSION} (some minutes the first time)"));
+    let ldflags = format!("-s -w -X k8s.io/component-base/version.gitVersion=v{VERSION}");
+    let output = bin.join(name);
+    // Built under another name: an interrupted build must not look finished.
+    let unfinished = bin.join(format!("{name}.unfinished"));
+    let unfinished_arg = unfinished.display().to_string();
+    let package = format!("k8s.io/kubernetes/cmd/{name}");
+    timed(TASK, &format!("built {name}"), || {
+        go(module, &["build", "-v", "-trimpath", "-ldflags", &ldflags, "-o", &unfinished_arg, &package])
+    })?;
+    fs::rename(&unfinished, &output).with_context(|| format!("cannot write {}", output.display()))
+}
+
+fn go(module: &Path, args: &[&str]) -> Result<()> {
+    watched(TASK, command(module).args(args))
+        .context("cannot run `go`\nremedy: install Go 1.26 or later (https://go.dev/dl)")?
+        .map_err(|failure| anyhow::anyhow!("`go {}` failed: {failure}", args.join(" ")))
+}
+
+fn command(module: &Path) -> Command {
+    let mut command = Command::new("go");
+    command.current_dir(module).env("CGO_ENABLED", "0").env("GOFLAGS", "-mod=mod").env("GOWORK", "off");
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::go_mod;
+
+    #[test]
+    fn the_parts_that_kubernetes_replaces_by_folders_come_from_their_releases() {
+        let own = "module k8s.io/kubernetes\n\ngo 1.26.0\n\nrequire (\n\tk8s.io/api v0.0.0\n)\n\nreplace (\n\
+                   \tk8s.io/api => ./staging/src/k8s.io/api\n\tk8s.io/client-go => ./staging/src/k8s.io/client-go\n)\n";
+        assert_eq!(
+            go_mod(own),
+            "module sluice.test/k8s\n\ngo 1.26.0\n\nrequire k8s.io/kubernetes v1.37.2\n\nreplace (\n\
+             \tk8s.io/api => k8s.io/api v0.37.2\n\tk8s.io/client-go => k8s.io/client-go v0.37.2\n)\n"
+        );
+    }
+}

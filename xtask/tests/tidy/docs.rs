@@ -1,0 +1,84 @@
+//! Documentation: what it links to exists, and what must be documented is.
+
+use std::path::Path;
+
+use crate::{assert_none, root, text_files};
+
+#[test]
+fn links_in_markdown_lead_somewhere() {
+    let mut problems = Vec::new();
+    for file in text_files().iter().filter(|file| file.has_extension("md")) {
+        let folder = root().join(&file.path).parent().map(Path::to_owned).unwrap_or_default();
+        for target in links(&file.text) {
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let linked = if path.is_empty() { root().join(&file.path) } else { folder.join(path) };
+            if !linked.exists() {
+                problems.push(format!("{}: {target} does not exist", file.path.display()));
+            } else if !anchor.is_empty() && linked.extension().is_some_and(|extension| extension == "md") {
+                let text = std::fs::read_to_string(&linked).expect("a readable document");
+                if !text.lines().filter_map(heading_anchor).any(|found| found == anchor) {
+                    problems.push(format!("{}: {target} names no heading", file.path.display()));
+                }
+            }
+        }
+    }
+    assert_none("dead links", &problems);
+}
+
+/// Targets of `[text](target)` that lie in this repository, outside of code blocks.
+fn links(markdown: &str) -> Vec<&str> {
+    let outside_of_code = markdown.split("```").step_by(2);
+    outside_of_code
+        .flat_map(|part| part.split("](").skip(1))
+        .filter_map(|rest| rest.split([')', ' ']).next())
+        .filter(|target| !target.contains("://") && !target.starts_with("mailto:") && !target.is_empty())
+        .collect()
+}
+
+/// The anchor that GitHub gives a heading.
+fn heading_anchor(line: &str) -> Option<String> {
+    let heading = line.strip_prefix('#')?.trim_start_matches('#').trim();
+    let keeps = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    Some(heading.to_lowercase().chars().filter(keeps).map(|c| if c == ' ' { '-' } else { c }).collect())
+}
+
+#[test]
+fn every_map_is_documented() {
+    let read = |path: &str| {
+        std::fs::read_to_string(root().join(path))
+            .unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
+    };
+    let (sources, documentation) = (read("lb-ebpf/src/maps.rs"), read("docs/maps.md"));
+    let maps = map_names(&sources);
+    assert!(!maps.is_empty(), "no map found in lb-ebpf/src/maps.rs");
+    let problems: Vec<_> = maps
+        .iter()
+        .filter(|map| !documentation.contains(&format!("`{map}`")))
+        .map(|map| format!("docs/maps.md does not describe `{map}`"))
+        .collect();
+    assert_none("maps are an interface", &problems);
+}
+
+/// Names of the statics under `#[map]` or `#[btf_map]`.
+fn map_names(source: &str) -> Vec<&str> {
+    source
+        .split("map]\n")
+        .skip(1)
+        .filter_map(|rest| {
+            let (_, name) = rest.split_once("static ")?;
+            name.split(':').next().map(str::trim)
+        })
+        .collect()
+}
+
+#[test]
+fn links_anchors_and_maps_are_found() {
+    let markdown =
+        "See [a](docs/a.md#the-maps), [b](https://x.test), ![c](c.svg \"title\").\n```\n[d](d)\n```\n[e](#f)";
+    assert_eq!(links(markdown), ["docs/a.md#the-maps", "c.svg", "#f"]);
+    assert_eq!(heading_anchor("## The maps: `lb get`").as_deref(), Some("the-maps-lb-get"));
+    assert_eq!(heading_anchor("no heading"), None);
+    let source =
+        "#[btf_map]\npub static A: Array<u32, 1> = Array::new();\n\n/// B.\n#[map]\nstatic B_2: X = X;\n";
+    assert_eq!(map_names(source), ["A", "B_2"]);
+}

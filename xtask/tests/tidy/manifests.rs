@@ -1,0 +1,128 @@
+//! Kubernetes manifests: what `kubectl apply` would refuse is refused here.
+
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
+    networking::v1::IngressClass,
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{assert_none, root, text_files};
+
+#[test]
+fn manifests_hold_valid_objects_and_nothing_unknown() {
+    let mut problems = Vec::new();
+    let mut count = 0;
+    for file in
+        text_files().iter().filter(|file| file.path.starts_with("deploy") && file.has_extension("yaml"))
+    {
+        let path = file.path.display();
+        match serde_saphyr::from_multiple::<Value>(&file.text) {
+            Ok(documents) => {
+                count += documents.len();
+                for (number, document) in documents.iter().enumerate() {
+                    problems.extend(
+                        check(document).into_iter().map(|p| format!("{path}, document {}: {p}", number + 1)),
+                    );
+                }
+            }
+            Err(error) => problems.push(format!("{path}: {error}")),
+        }
+    }
+    assert!(count > 5, "the manifests in deploy/ were not found");
+    assert_none("manifests", &problems);
+}
+
+fn check(object: &Value) -> Vec<String> {
+    let field = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default();
+    match (field("apiVersion"), field("kind")) {
+        ("v1", "Namespace") => check_as::<Namespace>(object),
+        ("v1", "ConfigMap") => check_as::<ConfigMap>(object),
+        ("v1", "ServiceAccount") => check_as::<ServiceAccount>(object),
+        ("v1", "Service") => check_as::<Service>(object),
+        ("v1", "Endpoints") => check_as::<Endpoints>(object),
+        ("v1", "Node") => check_as::<Node>(object),
+        ("v1", "Pod") => check_as::<Pod>(object),
+        ("apps/v1", "DaemonSet") => check_as::<DaemonSet>(object),
+        ("apps/v1", "Deployment") => check_as::<Deployment>(object),
+        ("discovery.k8s.io/v1", "EndpointSlice") => check_as::<EndpointSlice>(object),
+        ("networking.k8s.io/v1", "IngressClass") => check_as::<IngressClass>(object),
+        ("rbac.authorization.k8s.io/v1", "ClusterRole") => check_as::<ClusterRole>(object),
+        ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => check_as::<ClusterRoleBinding>(object),
+        // A client-side file; its one risk, a resource that is not there, has a test of its own.
+        ("kustomize.config.k8s.io/v1beta1", "Kustomization") => Vec::new(),
+        (version, kind) => vec![format!("{version} {kind:?} is no kind that this test knows: add it")],
+    }
+}
+
+/// What is read as `T` and written again must still hold every field: the API's types drop those they do not know.
+fn check_as<T: DeserializeOwned + Serialize>(object: &Value) -> Vec<String> {
+    match serde_json::from_value::<T>(object.clone()).and_then(serde_json::to_value) {
+        Ok(known) => {
+            let mut unknown = Vec::new();
+            lost(object, &known, "", &mut unknown);
+            unknown
+        }
+        Err(error) => vec![error.to_string()],
+    }
+}
+
+fn lost(given: &Value, known: &Value, path: &str, unknown: &mut Vec<String>) {
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => {
+            for (name, value) in given {
+                let path = format!("{path}.{name}");
+                match known.get(name) {
+                    Some(known) => lost(value, known, &path, unknown),
+                    None if value.is_null() => {}
+                    None => unknown.push(format!("unknown field {path}")),
+                }
+            }
+        }
+        (Value::Array(given), Value::Array(known)) => {
+            for (number, (given, known)) in given.iter().zip(known).enumerate() {
+                lost(given, known, &format!("{path}[{number}]"), unknown);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn kustomize_takes_every_manifest() {
+    let read =
+        |name: &str| std::fs::read_to_string(root().join("deploy").join(name)).expect("a readable file");
+    let kustomization: Value = serde_saphyr::from_str(&read("kustomization.yaml")).expect("YAML");
+    let mut listed: Vec<_> = kustomization["resources"]
+        .as_array()
+        .expect("a list of resources")
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
+    listed.sort();
+    let mut present: Vec<_> = std::fs::read_dir(root().join("deploy"))
+        .expect("the folder deploy")
+        .filter_map(|entry| entry.expect("a readable entry").file_name().into_string().ok())
+        .filter(|name| name.ends_with(".yaml") && name != "kustomization.yaml")
+        .collect();
+    present.sort();
+    assert_eq!(listed, present);
+}
+
+#[test]
+fn a_misspelt_field_and_a_wrong_type_are_found() {
+    let object = |spec: &str| {
+        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {spec}\n");
+        serde_saphyr::from_str::<Value>(&text).expect("YAML")
+    };
+    assert_eq!(check(&object("{ports: [{port: 80, nodePort: 30088}]}")), Vec::<String>::new());
+    assert_eq!(
+        check(&object("{ports: [{port: 80, nodeport: 30088}]}")),
+        ["unknown field .spec.ports[0].nodeport"]
+    );
+    assert_eq!(check(&object("{ports: [{port: eighty}]}")).len(), 1);
+}
