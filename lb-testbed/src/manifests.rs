@@ -1,8 +1,8 @@
 //! The folder of Kubernetes YAML that the agents watch, and the objects that go into it.
 
-use std::{fmt, fs};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};

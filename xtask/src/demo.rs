@@ -52,7 +52,9 @@ const ASKED: u32 = 6;
 
 pub fn run(options: &Options) -> Result<()> {
     if !is_root() {
-        bail!("the demo makes network namespaces and loads BPF programs: run it as root (sudo -E cargo xtask demo)");
+        bail!(
+            "the demo makes network namespaces and loads BPF programs: run it as root (sudo -E cargo xtask demo)"
+        );
     }
     if options.remove {
         for id in run::remove_kept()? {
@@ -61,7 +63,8 @@ pub fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     let mut screen = Screen::new();
-    screen.title("Sluice in network namespaces: two nodes with a real agent each, four pods, a client outside");
+    screen
+        .title("Sluice in network namespaces: two nodes with a real agent each, four pods, a client outside");
     let tool = build(&mut screen)?;
     let mut demo = Demo::set_up(options, screen, &tool)?;
     demo.start_agents()?;
@@ -78,7 +81,10 @@ fn build(screen: &mut Screen) -> Result<PathBuf> {
     if !cargo().arg("build").args(packages).status()?.success() {
         bail!("the build failed, see above");
     }
-    screen.line(&format!("the agent with its kernel programs, and the servers and clients: {:.1} s", screen.seconds()));
+    screen.line(&format!(
+        "the agent with its kernel programs, and the servers and clients: {:.1} s",
+        screen.seconds()
+    ));
     Ok(crate::target().join("debug").join("lb-testbed"))
 }
 
@@ -150,7 +156,9 @@ impl Demo {
         };
         let rows: Vec<_> = self.services.iter().map(row).collect();
         self.screen.table(&["SERVICE", "TYPE", "CLUSTER-IPS", "PORTS", "ENDPOINTS"], &rows);
-        self.screen.line("from deploy/examples; the demo assigns addresses and makes EndpointSlices as a cluster would");
+        self.screen.line(
+            "from deploy/examples; the demo assigns addresses and makes EndpointSlices as a cluster would",
+        );
     }
 
     fn start_agents(&mut self) -> Result<()> {
@@ -163,7 +171,9 @@ impl Demo {
             let by = if links.contains("prog/xdp") { "XDP" } else { "tc" };
             let name = &node.host.name;
             self.screen.toned(
-                &format!("{name}: programs loaded, Services in the maps after {took:.1} s; packets of eth0 by {by}"),
+                &format!(
+                    "{name}: programs loaded, Services in the maps after {took:.1} s; packets of eth0 by {by}"
+                ),
                 Tone::Good,
             );
             self.agents.push(agent);
@@ -295,14 +305,18 @@ impl Demo {
         let (pod, client) = (&self.topology.pods[CLIENT_POD].host, &self.topology.client);
         let loads = [
             ("pod → ClusterIP, a connection each", pod.start_load(LoadKind::NewConnections, inside, 200)?),
-            ("outside → NodePort, a connection each", client.start_load(LoadKind::NewConnections, outside, 200)?),
+            (
+                "outside → NodePort, a connection each",
+                client.start_load(LoadKind::NewConnections, outside, 200)?,
+            ),
             ("outside → NodePort, one connection", client.start_load(LoadKind::OneConnection, outside, 200)?),
         ];
         thread::sleep(Duration::from_secs(1));
         let begin = Instant::now();
         for name in ["web", "web-nodeport"] {
             let applied = self.find(name)?;
-            let left: Vec<_> = applied.pods.iter().copied().filter(|index| REPLICAS[*index] != leaving).collect();
+            let left: Vec<_> =
+                applied.pods.iter().copied().filter(|index| REPLICAS[*index] != leaving).collect();
             applied.publish(&self.topology.manifests, &pods(&self.topology, &left))?;
         }
         let gone = || -> Result<bool> {
@@ -338,7 +352,9 @@ impl Demo {
             self.check(failed.then(|| format!("{what}: {report:?}")));
         }
         if left {
-            self.screen.line(&format!("{took} ms after its EndpointSlice changed, 60 new requests found the other two"));
+            self.screen.line(&format!(
+                "{took} ms after its EndpointSlice changed, 60 new requests found the other two"
+            ));
         }
         self.check((!left).then(|| format!("{leaving_name} is still asked 10 s after it left")));
         Ok(())
@@ -383,7 +399,8 @@ impl Demo {
         if count == 0 {
             self.screen.toned(&format!("{} checks, all right, in {seconds:.1} s", self.checks), Tone::Good);
         } else {
-            self.screen.toned(&format!("{count} of {} checks failed, in {seconds:.1} s", self.checks), Tone::Bad);
+            self.screen
+                .toned(&format!("{count} of {} checks failed, in {seconds:.1} s", self.checks), Tone::Bad);
             self.problems.iter().for_each(|problem| self.screen.line(problem));
             self.agents.iter().for_each(|one| println!("{}", agent::tail(one.log())));
         }
@@ -405,14 +422,16 @@ impl Demo {
         let inside = web_address(self.find("web")?)?;
         let outside = self.topology.nodes[0].host.at(Family::V4, node_port(self.find("web-nodeport")?)?);
         println!("\n{id} is left running. To look around:");
-        self.screen.line(&format!("ip netns exec {} curl http://{outside}/", self.topology.client.place.netns()));
+        self.screen
+            .line(&format!("ip netns exec {} curl http://{outside}/", self.topology.client.place.netns()));
         self.screen.line(&format!(
             "sh -c 'echo $$ > {}/cgroup.procs; exec ip netns exec {} curl http://{inside}/'",
             pod.place.cgroup().display(),
             pod.place.netns()
         ));
         self.screen.line(&format!("ip netns exec {netns} {lb} get flows --bpffs {bpffs}"));
-        self.screen.line(&format!("ls {bpffs}/sluice/*; less {}/node1-agent.log", self.topology.folder().display()));
+        self.screen
+            .line(&format!("ls {bpffs}/sluice/*; less {}/node1-agent.log", self.topology.folder().display()));
         self.screen.line(&format!("edit the YAML in {}", self.topology.manifests.path().display()));
         println!("To remove it: cargo xtask demo --remove");
         let Self { agents, servers, topology, .. } = self;
@@ -471,7 +490,11 @@ fn find_pin(folder: &Path, name: &str) -> Option<PathBuf> {
 
 /// What bpftool prints of a map, if there is a bpftool.
 fn dump(map: &Path) -> Option<String> {
-    let output =
-        Command::new("bpftool").args(["map", "dump", "pinned"]).arg(map).stderr(Stdio::null()).output().ok()?;
+    let output = Command::new("bpftool")
+        .args(["map", "dump", "pinned"])
+        .arg(map)
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -92,7 +92,8 @@ impl Screen {
             cells.chain([headers[column].len()]).max().unwrap_or(0)
         };
         let widths: Vec<_> = (0..headers.len()).map(width).collect();
-        let header: Vec<_> = headers.iter().zip(&widths).map(|(text, width)| format!("{text:width$}")).collect();
+        let header: Vec<_> =
+            headers.iter().zip(&widths).map(|(text, width)| format!("{text:width$}")).collect();
         println!("{INDENT}{}", self.dim(header.join("  ").trim_end()));
         for row in rows {
             let cells = row.iter().zip(&widths).map(|(cell, width)| {
