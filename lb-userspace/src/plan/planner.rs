@@ -484,3 +484,31 @@ fn orphan(name: &ObjectName, slice: &Slice) -> Problem {
         remedy: "create it, or delete the slice; it is not used".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::wanted::Protocol;
+
+    #[test]
+    fn nothing_is_programmed_before_every_part_has_synced() {
+        let name = ObjectName::new("default", "web");
+        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+        let service = Service {
+            cluster_ips: ["10.96.0.10".parse().unwrap()].into(),
+            ports: [port].into(),
+            ..Service::default()
+        };
+        let mut planner = Planner::new(Settings::default());
+        assert!(planner.update([Event::Service(name, Some(service.into()))]).is_empty());
+        for part in [Part::Services, Part::Slices, Part::Node] {
+            assert!(planner.update([Event::Synced(part)]).is_empty());
+        }
+        assert_eq!(planner.awaited().collect::<Vec<_>>(), [Part::ServiceCidrs]);
+        let first = planner.update([Event::Synced(Part::ServiceCidrs)]);
+        assert!(first.complete);
+        assert_eq!(first.changed.len(), 1);
+        // A source that is started again says so again.
+        assert!(planner.update(Part::ALL.map(Event::Synced)).is_empty());
+    }
+}
