@@ -27,6 +27,7 @@ mod claims;
 mod endpoints;
 mod frontends;
 mod planner;
+mod problems;
 mod render;
 pub mod wanted;
 

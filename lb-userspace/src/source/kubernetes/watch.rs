@@ -118,7 +118,8 @@ impl<'a, C, E> Follower<'a, C, E> {
             }
             watcher::Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
-                let gone: Vec<ObjectName> = self.known.difference(&listed).cloned().collect();
+                let told = self.known.union(&self.reported);
+                let gone: Vec<ObjectName> = told.filter(|name| !listed.contains(name)).cloned().collect();
                 for name in gone {
                     self.delete(name).await?;
                 }
@@ -431,11 +432,11 @@ mod tests {
             case.all(vec![Apply(service("web", "10.96.0.1"))]).await,
             ["Object(\"Service\", default/web): []", "default/web = [10.96.0.1]"]
         );
-        case.all(vec![wrong()]).await;
-        assert_eq!(
-            case.all(vec![Delete(service("web", "10.96.0"))]).await,
-            ["Object(\"Service\", default/web): []", "default/web is gone"]
-        );
+        for end in [vec![Delete(service("web", "10.96.0"))], vec![Init, InitDone]] {
+            case.all(vec![wrong()]).await;
+            let told = case.all(end).await;
+            assert_eq!(told[..2], ["Object(\"Service\", default/web): []", "default/web is gone"]);
+        }
     }
 
     #[tokio::test(start_paused = true)]
