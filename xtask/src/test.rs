@@ -146,7 +146,11 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
             tests(cargo().args(args), options)
         }
         Part::Packets => tests(cargo().args(["test", "-p", "lb-testbed", "--test", "packets"]), options),
-        Part::E2e => tests(cargo().args(["test", "-p", "lb-testbed", "--test", "e2e"]), options),
+        Part::E2e => {
+            // The testbed's own tests first: what they find broken explains every other failure.
+            let args = ["test", "-p", "lb-testbed", "--test", "testbed", "--test", "e2e", "--no-fail-fast"];
+            tests(cargo().args(args), options)
+        }
         Part::Cluster => {
             let bin = k8s::provide(&[Program::KubeApiserver])?;
             let args = ["test", "-p", "lb-testbed", "--test", "cluster"];
@@ -163,7 +167,19 @@ fn clippy() -> Result<Tally> {
     let mut kernel_programs = toolchain.cargo();
     kernel_programs
         .current_dir(crate::workspace())
-        .args(["clippy", "-p", "lb-ebpf", "--no-deps", "--target", lb_build::TARGET, "-Z", "build-std=core"])
+        // The profile of the real build, so that what was compiled for it is used again.
+        .args([
+            "clippy",
+            "-p",
+            "lb-ebpf",
+            "--no-deps",
+            "--profile",
+            "ebpf",
+            "--target",
+            lb_build::TARGET,
+            "-Z",
+            "build-std=core",
+        ])
         .arg("--target-dir")
         .arg(crate::target().join("ebpf"))
         .args(["--", "-D", "warnings"]);
