@@ -15,7 +15,7 @@ use lb_userspace::plan::wanted::IpFamily;
 use super::world::{DEVICES, World};
 
 /// Sizes of maps and ranges.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Limits {
     pub services: u32,
     pub backends: u32,
@@ -226,6 +226,14 @@ impl Subject {
         self.backends.insert((service_id, endpoint.address), id);
         self.next_backend += 1;
         Ok(id)
+    }
+
+    /// Forgets services, endpoints and connections. Counters go on.
+    pub fn clear(&mut self) -> Result<()> {
+        self.serve(&[])?;
+        self.datapath.forget_flows()?;
+        (self.next_backend, self.next_slot) = (1, 0);
+        Ok(())
     }
 
     /// Gives a packet on a device to a program, `repeat` times.

@@ -13,7 +13,7 @@ use lb_testbed::programs::{Action, Endpoint, Limits, ServiceEntry, Subject};
 
 use crate::case::{Hook, Mode};
 use crate::model::{Judgement, Model, Service, Towards, Tuple, Way};
-use crate::run::{Found, send};
+use crate::run::{Found, can_be_an_skb, send};
 
 pub const MODES: [Mode; 2] = [Mode::Xdp, Mode::Tc];
 
@@ -36,14 +36,14 @@ const SERVICES: [(&str, u16, u8, &[(&str, u16)], bool); 12] = [
     ("vip", 83, 17, &[], true),
 ];
 
-pub fn run(mode: Mode, world: &World) -> Result<()> {
+pub fn run(mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
     let packets = setting("SLUICE_FUZZ_PACKETS")?.unwrap_or(20_000);
     let first = setting("SLUICE_FUZZ_SEED")?.unwrap_or(1);
     let mut made = Tally::default();
     for round in 0..packets.div_ceil(ROUND) {
         let seed = first + round;
         let length = ROUND.min(packets - round * ROUND);
-        self::round(seed, length, mode, world, &mut made)
+        self::round(seed, length, mode, world, subject, &mut made)
             .with_context(|| format!("run again with SLUICE_FUZZ_SEED={seed} SLUICE_FUZZ_PACKETS={ROUND}"))?;
     }
     // A generator that no longer reaches some outcome would let everything pass.
@@ -63,15 +63,14 @@ fn setting(name: &str) -> Result<Option<u64>> {
     }
 }
 
-fn round(seed: u64, length: u64, mode: Mode, world: &World, made: &mut Tally) -> Result<()> {
-    let limits = Limits::default();
-    let mut model = Model::new(Link::Ethernet, services(), *limits.snat_ports.start());
-    let mut subject = Subject::load(&limits, world)?;
+fn round(seed: u64, length: u64, mode: Mode, world: &World, subject: &mut Subject, made: &mut Tally) -> Result<()> {
+    let mut model = Model::new(Link::Ethernet, services(), *Limits::default().snat_ports.start());
+    subject.clear()?;
     subject.serve(&entries())?;
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     for number in 0..length {
         let (bytes, way, device) = generate(&mut dice, &model, mode);
-        let outcome = one(&bytes, way, device, mode, &mut model, world, &mut subject).with_context(|| {
+        let outcome = one(&bytes, way, device, mode, &mut model, world, subject).with_context(|| {
             format!("packet {number} on {device}, {way:?}\n  {}", render(&dissect(&bytes, Link::Ethernet)))
         })?;
         *made.entry(outcome).or_default() += 1;
@@ -350,5 +349,8 @@ fn damage(dice: &mut Dice, bytes: &mut Vec<u8>, mode: Mode) {
     if dice.percent(5) {
         let length = 14 + dice.below(bytes.len() - 13);
         bytes.truncate(length);
+    }
+    if mode == Mode::Tc && !can_be_an_skb(bytes) {
+        bytes.resize(14 + 40, 0);
     }
 }

@@ -11,13 +11,37 @@ mod model;
 mod run;
 mod text;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use lb_testbed::programs::world::World;
+use lb_testbed::programs::{Limits, Subject};
 use libtest_mimic::{Arguments, Failed, Trial};
+
+/// The namespace and the programs in it, loaded once for each set of limits. All cases take turns.
+struct Stage {
+    world: World,
+    subjects: HashMap<Limits, Subject>,
+}
+
+impl Stage {
+    /// The programs with empty maps.
+    fn subject(&mut self, limits: Limits) -> Result<(&World, &mut Subject)> {
+        let subject = match self.subjects.entry(limits) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(place) => {
+                let subject = Subject::load(place.key(), &self.world)?;
+                place.insert(subject)
+            }
+        };
+        subject.clear()?;
+        Ok((&self.world, subject))
+    }
+}
 
 fn main() -> ExitCode {
     match trials() {
@@ -34,29 +58,40 @@ fn trials() -> Result<ExitCode> {
     // libtest-mimic then runs every case on this thread, which is in the namespace.
     arguments.test_threads = Some(1);
     let cases = case::read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packets/cases"))?;
-    let world = Arc::new(if arguments.list { None } else { Some(World::enter()?) });
+    let stage = if arguments.list { None } else { Some(Stage { world: World::enter()?, subjects: HashMap::new() }) };
+    let stage = Arc::new(Mutex::new(stage));
     let mut trials = Vec::new();
     for (concern, case) in cases {
         let case = Arc::new(case);
         for &family in &case.families {
             for &mode in &case.modes {
-                let (case, world) = (case.clone(), world.clone());
+                let (case, stage) = (case.clone(), stage.clone());
                 let name = format!("{concern}: {} ({family}, {mode})", case.case);
                 trials.push(Trial::test(name, move || {
-                    result(world.as_ref().as_ref(), |world| run::run(&case, family, mode, world))
+                    on_stage(&stage, case.limits.of_programs(), |world, subject| {
+                        run::run(&case, family, mode, world, subject)
+                    })
                 }));
             }
         }
     }
     for mode in fuzz::MODES {
-        let world = world.clone();
+        let stage = stage.clone();
         trials.push(Trial::test(format!("fuzz: generated packets agree with the model ({mode})"), move || {
-            result(world.as_ref().as_ref(), |world| fuzz::run(mode, world))
+            on_stage(&stage, Limits::default(), |world, subject| fuzz::run(mode, world, subject))
         }));
     }
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }
 
-fn result(world: Option<&World>, run: impl FnOnce(&World) -> Result<()>) -> Result<(), Failed> {
-    run(world.ok_or("cases are only listed")?).map_err(|error| format!("{error:#}").into())
+fn on_stage(
+    stage: &Mutex<Option<Stage>>,
+    limits: Limits,
+    run: impl FnOnce(&World, &mut Subject) -> Result<()>,
+) -> Result<(), Failed> {
+    // A case that panicked leaves its entries in the maps; they are cleared before the next.
+    let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
+    let stage = stage.as_mut().ok_or("cases are only listed")?;
+    let run = stage.subject(limits).and_then(|(world, subject)| run(world, subject));
+    run.map_err(|error| format!("{error:#}").into())
 }

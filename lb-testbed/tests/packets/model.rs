@@ -353,14 +353,15 @@ impl View {
         };
         let ip = &bytes[l3..];
         let mut view = if v6 { Self::v6(ip)? } else { Self::v4(ip)? };
-        // What the IP header calls the packet must be there, and hold the transport header.
+        // The transport header must be there, within what the IP header calls the packet. (Its payload may be cut off:
+        // the endpoint finds out.)
         let transport = match (view.part, view.protocol) {
             (Part::Later, TCP | UDP) => 0,
             (_, TCP) => 20,
             (_, UDP) => 8,
             _ => return None,
         };
-        if view.length > ip.len() || view.l4 + transport > view.length {
+        if view.l4 + transport > view.length.min(ip.len()) {
             return None;
         }
         view.tagged = tags > 0;

@@ -23,6 +23,10 @@ impl Names {
         self.captured.insert(name.into(), value);
     }
 
+    pub fn forget(&mut self, name: &str) {
+        self.captured.remove(name);
+    }
+
     /// Replaces every name that is known; others stay as they are.
     pub fn fill(&self, text: &str) -> String {
         let mut filled = String::new();
@@ -53,7 +57,6 @@ impl Names {
     /// Takes the values of the names that are still open in `expected` from the packet that was found. Fails when it
     /// does not have the layers that are expected.
     pub fn capture(&mut self, expected: &str, found: &[u8], link: Link) -> Result<()> {
-        self.captured.remove("_");
         let found_layers = dissect(found, link);
         let found = split_layers(&render(&found_layers));
         let expected = split_layers(expected);
