@@ -1,7 +1,7 @@
 //! From bytes to a [`Packet`]: link layer, IP header, transport ports. Nothing here changes a packet.
 
 use lb_common::family::{Family, V4, V6};
-use lb_common::layout::{FlowKey, FragmentKey, TCP, UDP};
+use lb_common::layout::{FlowKey, FragmentKey, TCP, UDP, tcp_flags};
 use lb_common::wire::{
     ETHERNET_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, TCP_FLAGS, TCP_LEN, UDP_LEN, VLAN_LEN, ipv6_next,
 };
@@ -46,6 +46,13 @@ pub struct Packet<F: Family> {
 }
 
 impl<F: Family> Packet<F> {
+    /// TCP: the first segment of a connection. A SYN together with FIN or RST is none (RFC 9293 3.10.7.2).
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        const OPENING: u8 = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN;
+        self.tcp_flags & OPENING == tcp_flags::SYN
+    }
+
     /// The key under which all fragments of this datagram are found.
     #[inline(always)]
     pub fn fragment_key(&self) -> FragmentKey<F::Addr> {

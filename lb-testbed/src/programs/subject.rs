@@ -27,7 +27,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { services: 64, backends: 1024, slots: 1024, flows: 4096, half_open: 4096, snat_ports: 61_000..=65_535 }
+        Self {
+            services: 64,
+            backends: 1024,
+            slots: 1024,
+            flows: 4096,
+            half_open: 4096,
+            snat_ports: 61_000..=65_535,
+        }
     }
 }
 
@@ -176,7 +183,11 @@ impl Subject {
         let mut gone_services: Vec<ServiceAddress> = self.services.keys().copied().collect();
         let mut gone_backends: Vec<(u32, SocketAddr)> = self.backends.keys().copied().collect();
         for entry in entries {
-            let address = ServiceAddress { ip: entry.address.ip(), port: entry.address.port(), protocol: entry.protocol };
+            let address = ServiceAddress {
+                ip: entry.address.ip(),
+                port: entry.address.port(),
+                protocol: entry.protocol,
+            };
             gone_services.retain(|known| *known != address);
             let next_id = self.services.len() as u32 + 1;
             let service_id = *self.services.entry(address).or_insert(next_id);
@@ -239,11 +250,14 @@ impl Subject {
     /// Gives a packet on a device to a program, `repeat` times.
     pub fn run(&mut self, hook: Hook, ifindex: u32, packet: &[u8], repeat: u32) -> Result<Run> {
         let context = if hook.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex) };
-        let run = self
-            .datapath
-            .test_run(hook.program(), packet, &context, repeat)
-            .with_context(|| format!("BPF_PROG_TEST_RUN of {} with {} bytes", hook.program(), packet.len()))?;
-        Ok(Run { action: Action::of(hook, run.return_code), packet: run.packet, nanoseconds: run.nanoseconds })
+        let run = self.datapath.test_run(hook.program(), packet, &context, repeat).with_context(|| {
+            format!("BPF_PROG_TEST_RUN of {} with {} bytes", hook.program(), packet.len())
+        })?;
+        Ok(Run {
+            action: Action::of(hook, run.return_code),
+            packet: run.packet,
+            nanoseconds: run.nanoseconds,
+        })
     }
 
     /// Every counter, by its label.

@@ -54,7 +54,14 @@ const fn mac(last: u8) -> Mac {
 pub const NIC: &str = "nic";
 
 pub const DEVICES: [Device; 5] = [
-    Device { name: NIC, mac: mac(1), mtu: 1500, addresses: ["192.0.2.1", "2001:db8:2::1"], xdp_target: true, ethernet: true },
+    Device {
+        name: NIC,
+        mac: mac(1),
+        mtu: 1500,
+        addresses: ["192.0.2.1", "2001:db8:2::1"],
+        xdp_target: true,
+        ethernet: true,
+    },
     Device {
         name: "wan",
         mac: mac(0x11),
@@ -95,24 +102,44 @@ pub const PLACES: [Place; 12] = [
     // A second one.
     Place { name: "client2", addresses: ["192.0.2.10", "2001:db8:2::10"], device: NIC, mac: Some(mac(10)) },
     // A client behind a router.
-    Place { name: "stranger", addresses: ["203.0.113.7", "2001:db8:113::7"], device: NIC, mac: Some(mac(0xfe)) },
+    Place {
+        name: "stranger",
+        addresses: ["203.0.113.7", "2001:db8:113::7"],
+        device: NIC,
+        mac: Some(mac(0xfe)),
+    },
     // An endpoint on another node, which routes to it.
     Place { name: "remote", addresses: ["10.244.2.5", "fd00:10:244:2::5"], device: NIC, mac: Some(mac(2)) },
     Place { name: "remote2", addresses: ["10.244.2.6", "fd00:10:244:2::6"], device: NIC, mac: Some(mac(2)) },
     // An endpoint behind the other network device, whose MTU is smaller.
     Place { name: "far", addresses: ["198.51.100.5", "2001:db8:51::5"], device: "wan", mac: Some(mac(0x15)) },
     // An endpoint in an overlay network.
-    Place { name: "overlay", addresses: ["10.244.3.5", "fd00:10:244:3::5"], device: "vxlan0", mac: Some(mac(0x33)) },
+    Place {
+        name: "overlay",
+        addresses: ["10.244.3.5", "fd00:10:244:3::5"],
+        device: "vxlan0",
+        mac: Some(mac(0x33)),
+    },
     // An endpoint whose neighbour entry was never resolved.
     Place { name: "silent", addresses: ["192.0.2.77", "2001:db8:2::77"], device: NIC, mac: None },
     // An endpoint on this node.
-    Place { name: "local", addresses: ["10.244.1.5", "fd00:10:244:1::5"], device: "pod0", mac: Some(mac(0x25)) },
+    Place {
+        name: "local",
+        addresses: ["10.244.1.5", "fd00:10:244:1::5"],
+        device: "pod0",
+        mac: Some(mac(0x25)),
+    },
     // Two ends of traffic through tun0. `BPF_PROG_TEST_RUN` takes the EtherType from bytes 12 and 13 of whatever it is
     // given (`eth_type_trans`), which without an Ethernet header are part of the source address: these make it come out
     // as IPv4 (0800) and IPv6 (86dd).
     Place { name: "tunnel", addresses: ["8.0.0.9", "2001:db8:86dd::9"], device: "tun0", mac: None },
     Place { name: "pod", addresses: ["8.0.1.5", "2001:db8:86dd:1::5"], device: "pod0", mac: Some(mac(0x27)) },
-    Place { name: "local2", addresses: ["10.244.1.6", "fd00:10:244:1::6"], device: "pod0", mac: Some(mac(0x26)) },
+    Place {
+        name: "local2",
+        addresses: ["10.244.1.6", "fd00:10:244:1::6"],
+        device: "pod0",
+        mac: Some(mac(0x26)),
+    },
 ];
 
 /// Addresses that are nobody's: Service addresses, and one without a route.
@@ -128,7 +155,9 @@ impl World {
     /// only the calling thread and those it starts afterwards move.
     pub fn enter() -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
-            bail!("packet cases load programs into the kernel and make a network namespace: run them as root");
+            bail!(
+                "packet cases load programs into the kernel and make a network namespace: run them as root"
+            );
         }
         // SAFETY: unshare(2) of a network namespace changes no memory; open descriptors stay valid.
         let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -162,7 +191,9 @@ fn set_up() -> Result<()> {
         let mac = mac_text(mac);
         match name {
             "tun0" => ip(&format!("tuntap add dev {name} mode tun"))?,
-            "vxlan0" => ip(&format!("link add {name} address {mac} type vxlan id 7 dstport 4789 local 192.0.2.1 dev nic nolearning"))?,
+            "vxlan0" => ip(&format!(
+                "link add {name} address {mac} type vxlan id 7 dstport 4789 local 192.0.2.1 dev nic nolearning"
+            ))?,
             _ => ip(&format!("link add {name} address {mac} type veth peer name {name}-peer"))?,
         }
         ip(&format!("link set {name} mtu {mtu} up"))?;
@@ -246,7 +277,10 @@ fn mac_text(mac: Mac) -> String {
 }
 
 fn ip(arguments: &str) -> Result<()> {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().context("cannot run ip (install iproute2)")?;
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .context("cannot run ip (install iproute2)")?;
     if !output.status.success() {
         bail!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -218,9 +218,13 @@ pub fn read_all(folder: &Path) -> Result<Vec<(String, Case)>> {
     for path in files(folder)? {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let concern = path.strip_prefix(folder).unwrap_or(&path).with_extension("").display().to_string();
-        let read: Vec<Case> = serde_saphyr::from_multiple(&text).with_context(|| path.display().to_string())?;
+        let read: Vec<Case> =
+            serde_saphyr::from_multiple(&text).with_context(|| path.display().to_string())?;
         for case in read {
-            if cases.iter().any(|(known, other): &(String, Case)| *known == concern && other.case == case.case) {
+            if cases
+                .iter()
+                .any(|(known, other): &(String, Case)| *known == concern && other.case == case.case)
+            {
                 bail!("{}: two cases are named `{}`", path.display(), case.case);
             }
             cases.push((concern.clone(), case));

@@ -47,9 +47,14 @@ pub fn run(mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
             .with_context(|| format!("run again with SLUICE_FUZZ_SEED={seed} SLUICE_FUZZ_PACKETS={ROUND}"))?;
     }
     // A generator that no longer reaches some outcome would let everything pass.
-    for (outcome, least) in [("untouched", 10), ("dropped", 40), ("delivered", 20), ("forwarded", 20), ("answered", 60)] {
+    for (outcome, least) in
+        [("untouched", 10), ("dropped", 40), ("delivered", 20), ("forwarded", 20), ("answered", 60)]
+    {
         let count = made.get(outcome).copied().unwrap_or(0);
-        ensure!(packets < 1000 || count * least >= packets, "only {count} of {packets} packets were {outcome}: {made:?}");
+        ensure!(
+            packets < 1000 || count * least >= packets,
+            "only {count} of {packets} packets were {outcome}: {made:?}"
+        );
     }
     Ok(())
 }
@@ -63,7 +68,14 @@ fn setting(name: &str) -> Result<Option<u64>> {
     }
 }
 
-fn round(seed: u64, length: u64, mode: Mode, world: &World, subject: &mut Subject, made: &mut Tally) -> Result<()> {
+fn round(
+    seed: u64,
+    length: u64,
+    mode: Mode,
+    world: &World,
+    subject: &mut Subject,
+    made: &mut Tally,
+) -> Result<()> {
     let mut model = Model::new(Link::Ethernet, services(), *Limits::default().snat_ports.start());
     subject.clear()?;
     subject.serve(&entries())?;
@@ -80,20 +92,33 @@ fn round(seed: u64, length: u64, mode: Mode, world: &World, subject: &mut Subjec
 
 /// Sends one packet and compares. Returns the outcome for the tally.
 fn one(
-    bytes: &[u8], way: Way, device: &'static str, mode: Mode, model: &mut Model, world: &World, subject: &mut Subject,
+    bytes: &[u8],
+    way: Way,
+    device: &'static str,
+    mode: Mode,
+    model: &mut Model,
+    world: &World,
+    subject: &mut Subject,
 ) -> Result<&'static str> {
     let before = subject.counters()?;
     let hook = if way == Way::In { Hook::Ingress } else { Hook::Egress };
     let found = send(subject, world, mode, hook, device, bytes)?;
     let after = subject.counters()?;
-    let mut counted: BTreeMap<&str, u64> = after.iter().map(|(label, n)| (*label, n - before[label])).collect();
+    let mut counted: BTreeMap<&str, u64> =
+        after.iter().map(|(label, n)| (*label, n - before[label])).collect();
     counted.retain(|_, count| *count > 0);
 
     let mut judgement = model.judge(bytes, way);
     let mut counters = Vec::new();
     if let Judgement::Opens(endpoints) = &judgement {
-        let tuple = model.tuple_of(&found.packet).context("a connection should open, but the packet has no ports now")?;
-        ensure!(found.packet != bytes, "a connection should open, but the packet is untouched: {:?}", found.action);
+        let tuple = model
+            .tuple_of(&found.packet)
+            .context("a connection should open, but the packet has no ports now")?;
+        ensure!(
+            found.packet != bytes,
+            "a connection should open, but the packet is untouched: {:?}",
+            found.action
+        );
         judgement = model.opened(bytes, &endpoints.clone(), tuple).map_err(anyhow::Error::msg)?;
         counters.push("flow_opened");
     }
@@ -127,7 +152,11 @@ fn one(
             "forwarded"
         }
         Judgement::Answered { kind, code, word, counter } => {
-            ensure!(found.action == Action::Redirect && !found.by_xdp, "tc should answer, but: {:?}", found.action);
+            ensure!(
+                found.action == Action::Redirect && !found.by_xdp,
+                "tc should answer, but: {:?}",
+                found.action
+            );
             let text = model.answer(bytes, *kind, *code, *word).context("not answerable")?;
             let expected = [&bytes[6..12], &bytes[..6], &bytes[12..14], &build(&parse(&text)?)].concat();
             same(&expected, &found.packet, model)?;
@@ -148,7 +177,13 @@ fn one(
 }
 
 fn check_forwarded(
-    bytes: &[u8], to: Tuple, towards: Towards, device: &str, mode: Mode, found: &Found, model: &Model,
+    bytes: &[u8],
+    to: Tuple,
+    towards: Towards,
+    device: &str,
+    mode: Mode,
+    found: &Found,
+    model: &Model,
 ) -> Result<()> {
     let out = world::device(towards.device).context("no such device")?;
     let by_xdp = mode == Mode::Xdp && out.xdp_target && towards.mac.is_some();
@@ -225,11 +260,14 @@ impl Dice {
 
 /// A packet, which way it goes, and the device it is on.
 fn generate(dice: &mut Dice, model: &Model, mode: Mode) -> (Vec<u8>, Way, &'static str) {
-    let (tuple, way) = if dice.percent(55) { of_a_flow(dice, model) } else { None }.unwrap_or_else(|| fresh(dice));
+    let (tuple, way) =
+        if dice.percent(55) { of_a_flow(dice, model) } else { None }.unwrap_or_else(|| fresh(dice));
     let ends = (tuple.source.ip(), tuple.destination.ip());
     let neighbour = world::place_at(if way == Way::In { ends.0 } else { ends.1 });
     let device = neighbour.map_or(world::NIC, |place| place.device);
-    let mac = |mac: Option<[u8; 6]>| mac.unwrap_or([2, 0, 0, 0, 0, 0x99]).map(|byte| format!("{byte:02x}")).join(":");
+    let mac = |mac: Option<[u8; 6]>| {
+        mac.unwrap_or([2, 0, 0, 0, 0, 0x99]).map(|byte| format!("{byte:02x}")).join(":")
+    };
     let outside = mac(neighbour.and_then(|place: &Place| place.mac));
     let own = mac(world::device(device).map(|device| device.mac));
     let (from, to) = if way == Way::In { (outside, own) } else { (own, outside) };
@@ -240,7 +278,7 @@ fn generate(dice: &mut Dice, model: &Model, mode: Mode) -> (Vec<u8>, Way, &'stat
     };
     let text = format!("eth {from} > {to} / {tag}{}", ip_text(dice, &tuple));
     let mut bytes = build(&parse(&text).expect("the generator writes packets that can be read"));
-    damage(dice, &mut bytes, mode);
+    damage(dice, &mut bytes, mode, way);
     (bytes, way, device)
 }
 
@@ -253,7 +291,8 @@ fn of_a_flow(dice: &mut Dice, model: &Model) -> Option<(Tuple, Way)> {
     known.sort_by_key(|tuple| (tuple.protocol, tuple.source, tuple.destination));
     let tuple = *dice.pick(&known);
     let flow = model.flows[&tuple];
-    let way = if flow.reply && !flow.routed && !dice.percent(5) || dice.percent(2) { Way::Out } else { Way::In };
+    let way =
+        if flow.reply && !flow.routed && !dice.percent(5) || dice.percent(2) { Way::Out } else { Way::In };
     // Only towards places: to others the model knows no route.
     world::place_at(flow.to.destination.ip()).map(|_| (tuple, way))
 }
@@ -276,7 +315,8 @@ fn fresh(dice: &mut Dice) -> (Tuple, Way) {
 fn ip_text(dice: &mut Dice, tuple: &Tuple) -> String {
     let v6 = tuple.source.is_ipv6();
     let ttl = if dice.percent(4) { dice.below(3) } else { 1 + dice.below(255) };
-    let mut ip = format!("ip {} > {} ttl={ttl} tos={}", tuple.source.ip(), tuple.destination.ip(), dice.below(256));
+    let mut ip =
+        format!("ip {} > {} ttl={ttl} tos={}", tuple.source.ip(), tuple.destination.ip(), dice.below(256));
     let mut headers = String::new();
     let length = match dice.below(40) {
         0 => 1300 + dice.below(200),
@@ -316,9 +356,14 @@ fn ip_text(dice: &mut Dice, tuple: &Tuple) -> String {
     let (source, destination) = (tuple.source.port(), tuple.destination.port());
     let transport = match tuple.protocol {
         6 => {
-            let flags = dice.pick(&["S", "S", "S", "S", "A", "A", "PA", "PA", "FA", "R", "RA", "SA", "SEC", "-", "SF"]);
+            let flags = dice
+                .pick(&["S", "S", "S", "S", "A", "A", "PA", "PA", "FA", "R", "RA", "SA", "SEC", "-", "SF"]);
             let options = dice.pick(&["", "", " mss=1460", " options=0x0101080a0000000100000002"]);
-            format!("tcp {source} > {destination} {flags} seq={} ack={}{options}{checksum}", dice.below(1 << 32), dice.below(1 << 32))
+            format!(
+                "tcp {source} > {destination} {flags} seq={} ack={}{options}{checksum}",
+                dice.below(1 << 32),
+                dice.below(1 << 32)
+            )
         }
         17 => format!("udp {source} > {destination}{checksum}"),
         132 => format!("sctp {source} > {destination} tag={}", dice.below(1 << 32)),
@@ -331,7 +376,7 @@ fn ip_text(dice: &mut Dice, tuple: &Tuple) -> String {
 
 /// Changes some bytes, or cuts the packet, once in a while. Keeps what `BPF_PROG_TEST_RUN` needs and, in tc mode, what
 /// makes no tag: those never reach tc in the bytes of a packet.
-fn damage(dice: &mut Dice, bytes: &mut Vec<u8>, mode: Mode) {
+fn damage(dice: &mut Dice, bytes: &mut Vec<u8>, mode: Mode, way: Way) {
     if dice.percent(12) {
         for _ in 0..1 + dice.below(3) {
             let headers = bytes.len().min(100);
@@ -340,7 +385,8 @@ fn damage(dice: &mut Dice, bytes: &mut Vec<u8>, mode: Mode) {
             let is_tag = |at: usize| (12..14).contains(&at);
             // An address that changes would need a route that the model does not know.
             let ip = 14 + 4 * usize::from(matches!(bytes[12..14], [0x81, 0x00] | [0x88, 0xa8]));
-            let is_address = (ip + 8..ip + 40).contains(&at) && bytes[12] == 0x86 || (ip + 12..ip + 20).contains(&at) && bytes[12] == 0x08;
+            let is_address = (ip + 8..ip + 40).contains(&at) && bytes[12] == 0x86
+                || (ip + 12..ip + 20).contains(&at) && bytes[12] == 0x08;
             if !(is_tag(at) && mode == Mode::Tc) && !is_address {
                 bytes[at] = value;
             }
@@ -350,7 +396,7 @@ fn damage(dice: &mut Dice, bytes: &mut Vec<u8>, mode: Mode) {
         let length = 14 + dice.below(bytes.len() - 13);
         bytes.truncate(length);
     }
-    if mode == Mode::Tc && !can_be_an_skb(bytes) {
+    if (mode == Mode::Tc || way == Way::Out) && !can_be_an_skb(bytes) {
         bytes.resize(14 + 40, 0);
     }
 }

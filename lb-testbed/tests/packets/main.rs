@@ -58,7 +58,8 @@ fn trials() -> Result<ExitCode> {
     // libtest-mimic then runs every case on this thread, which is in the namespace.
     arguments.test_threads = Some(1);
     let cases = case::read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packets/cases"))?;
-    let stage = if arguments.list { None } else { Some(Stage { world: World::enter()?, subjects: HashMap::new() }) };
+    let stage =
+        if arguments.list { None } else { Some(Stage { world: World::enter()?, subjects: HashMap::new() }) };
     let stage = Arc::new(Mutex::new(stage));
     let mut trials = Vec::new();
     for (concern, case) in cases {
@@ -77,9 +78,10 @@ fn trials() -> Result<ExitCode> {
     }
     for mode in fuzz::MODES {
         let stage = stage.clone();
-        trials.push(Trial::test(format!("fuzz: generated packets agree with the model ({mode})"), move || {
-            on_stage(&stage, Limits::default(), |world, subject| fuzz::run(mode, world, subject))
-        }));
+        trials
+            .push(Trial::test(format!("fuzz: generated packets agree with the model ({mode})"), move || {
+                on_stage(&stage, Limits::default(), |world, subject| fuzz::run(mode, world, subject))
+            }));
     }
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }

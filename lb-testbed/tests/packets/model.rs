@@ -85,11 +85,19 @@ pub enum Judgement {
     Untouched(Vec<&'static str>),
     Dropped(&'static str),
     /// It gets this tuple. Routed: with one hop less and to this place.
-    Rewritten { to: Tuple, routed: Option<Towards> },
+    Rewritten {
+        to: Tuple,
+        routed: Option<Towards>,
+    },
     /// It opens a connection to one of these endpoints.
     Opens(Vec<SocketAddr>),
     /// Its sender gets an error, after the headers that are quoted: type, code, and the word that follows.
-    Answered { kind: u8, code: u8, word: u32, counter: &'static str },
+    Answered {
+        kind: u8,
+        code: u8,
+        word: u32,
+        counter: &'static str,
+    },
 }
 
 /// The way out to an address.
@@ -145,13 +153,16 @@ impl Model {
         }
         let Some(service) = self.service(&tuple) else { return untouched() };
         if view.protocol == TCP && !opening {
-            return Judgement::Untouched(vec!["tcp_without_flow"]);
+            // Tagged, it is counted where it comes by without its tag.
+            return Judgement::Untouched(if view.tagged { vec![] } else { vec!["tcp_without_flow"] });
         }
         if service.endpoints.is_empty() {
             return match service.drop {
                 true => Judgement::Dropped("no_endpoint_dropped"),
                 false if view.tagged => Judgement::Untouched(vec!["left_to_tc"]),
-                false if view.part == Part::Later || view.protocol == TCP => Judgement::Dropped("no_endpoint_rejected"),
+                false if view.part == Part::Later || view.protocol == TCP => {
+                    Judgement::Dropped("no_endpoint_rejected")
+                }
                 false => answer(&view, if view.v6 { (1, 4) } else { (3, 3) }, 0, "no_endpoint_rejected"),
             };
         }
@@ -165,7 +176,15 @@ impl Model {
         Judgement::Opens(endpoints)
     }
 
-    fn judge_flow(&mut self, view: &View, bytes: &[u8], tuple: Tuple, flow: Flow, flags: u8, way: Way) -> Judgement {
+    fn judge_flow(
+        &mut self,
+        view: &View,
+        bytes: &[u8],
+        tuple: Tuple,
+        flow: Flow,
+        flags: u8,
+        way: Way,
+    ) -> Judgement {
         if way == Way::Out && (!flow.reply || flow.routed) {
             return Judgement::Untouched(Vec::new());
         }
@@ -203,7 +222,8 @@ impl Model {
             return Err(format!("the source is {}, it should be {expected}", to.source));
         }
         let taken = self.flows.contains_key(&to.reversed());
-        let may_keep_port = local && !self.flows.contains_key(&Tuple { source: tuple.source, ..to }.reversed());
+        let may_keep_port =
+            local && !self.flows.contains_key(&Tuple { source: tuple.source, ..to }.reversed());
         if may_keep_port && to.source != tuple.source {
             return Err("the client's port was changed without need".into());
         }
@@ -267,7 +287,8 @@ impl Model {
             put(&mut new, view.l4, &to.source.port().to_be_bytes());
             put(&mut new, view.l4 + 2, &to.destination.port().to_be_bytes());
             // What changed under the transport checksum: addresses (in the pseudo header) and ports.
-            let change = sum(&new[source_at..source_at + 2 * width]) - sum(&bytes[source_at..source_at + 2 * width])
+            let change = sum(&new[source_at..source_at + 2 * width])
+                - sum(&bytes[source_at..source_at + 2 * width])
                 + sum(&new[view.l4..view.l4 + 4])
                 - sum(&bytes[view.l4..view.l4 + 4]);
             let at = view.l4 + if view.protocol == TCP { 16 } else { 6 };
@@ -292,7 +313,8 @@ impl Model {
     /// The ICMP error that answers a packet, from its IP header on.
     pub fn answer(&self, bytes: &[u8], kind: u8, code: u8, word: u32) -> Option<String> {
         let view = View::of(bytes, self.link)?;
-        let quoted: String = bytes[view.l3..view.l3 + view.quote()].iter().map(|byte| format!("{byte:02x}")).collect();
+        let quoted: String =
+            bytes[view.l3..view.l3 + view.quote()].iter().map(|byte| format!("{byte:02x}")).collect();
         let own = if view.v6 { "" } else { " tos=192 df" };
         Some(format!(
             "ip {} > {}{own} / icmp {kind}.{code} rest={word:#010x} / 0x{quoted}",
@@ -313,7 +335,9 @@ impl Model {
             checksums.extend((view.protocol == TCP).then_some(view.l4 + 16));
         }
         for at in checksums {
-            if found.len() >= at + 2 && matches!((be16(expected, at), be16(&found, at)), (0, 0xffff) | (0xffff, 0)) {
+            if found.len() >= at + 2
+                && matches!((be16(expected, at), be16(&found, at)), (0, 0xffff) | (0xffff, 0))
+            {
                 put(&mut found, at, &expected[at..at + 2]);
             }
         }
@@ -398,7 +422,8 @@ impl View {
         if ip.len() < 40 || ip[0] >> 4 != 6 {
             return None;
         }
-        let address = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&ip[at..at + 16]).expect("sixteen bytes"));
+        let address =
+            |at: usize| IpAddr::from(<[u8; 16]>::try_from(&ip[at..at + 16]).expect("sixteen bytes"));
         let mut view = Self {
             l3: 0,
             l4: 40,

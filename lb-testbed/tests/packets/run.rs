@@ -49,7 +49,12 @@ pub struct Found {
 
 /// Sends a frame through the programs as the kernel would: on a device in XDP mode, what XDP passes goes through tc.
 pub fn send(
-    subject: &mut Subject, world: &World, mode: Mode, at: case::Hook, device: &str, sent: &[u8],
+    subject: &mut Subject,
+    world: &World,
+    mode: Mode,
+    at: case::Hook,
+    device: &str,
+    sent: &[u8],
 ) -> Result<Found> {
     let ifindex = world.ifindex(device).with_context(|| format!("no device {device}"))?;
     let mut run = |hook, packet: &[u8]| subject.run(hook, ifindex, packet, 1);
@@ -156,12 +161,14 @@ impl Scene<'_> {
         let mut layers = parse(&self.names.fill(text))?;
         if self.link() == Link::Ethernet && !matches!(layers.first(), Some(Layer::Ethernet(_))) {
             let own = world::device(device).with_context(|| format!("no device {device}"))?.mac;
-            let (source, destination) = layers.first().and_then(Layer::addresses).context("the text has no IP header")?;
+            let (source, destination) =
+                layers.first().and_then(Layer::addresses).context("the text has no IP header")?;
             let neighbour = match at {
                 case::Hook::Ingress => source,
                 case::Hook::Egress => destination,
             };
-            let neighbour = world::place_at(neighbour).and_then(|place| place.mac).unwrap_or([2, 0, 0, 0, 0, 0x99]);
+            let neighbour =
+                world::place_at(neighbour).and_then(|place| place.mac).unwrap_or([2, 0, 0, 0, 0, 0x99]);
             let (source, destination) = match at {
                 case::Hook::Ingress => (neighbour, own),
                 case::Hook::Egress => (own, neighbour),
@@ -192,7 +199,14 @@ impl Scene<'_> {
         Ok(())
     }
 
-    fn check_packet(&mut self, step: &Step, sent: &[u8], found: &Found, device: &str, link: Link) -> Result<()> {
+    fn check_packet(
+        &mut self,
+        step: &Step,
+        sent: &[u8],
+        found: &Found,
+        device: &str,
+        link: Link,
+    ) -> Result<()> {
         let expected = match &step.packet_out {
             None => sent.to_vec(),
             Some(text) => {
@@ -213,7 +227,10 @@ impl Scene<'_> {
             }
         };
         if found.packet != expected {
-            bail!("the packet is not the expected one\n{}", diff(&dissect(&expected, link), &dissect(&found.packet, link)));
+            bail!(
+                "the packet is not the expected one\n{}",
+                diff(&dissect(&expected, link), &dissect(&found.packet, link))
+            );
         }
         if verify(sent, link).is_empty() {
             let wrong = verify(&found.packet, link);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use lb_testbed::packet::layer::Mac;
-use lb_testbed::packet::{dissect, render, split_layers, Link};
+use lb_testbed::packet::{Link, dissect, render, split_layers};
 use lb_testbed::programs::world;
 
 /// What the names of a running case stand for.
@@ -48,7 +48,8 @@ impl Names {
             return Some(value.clone());
         }
         if let Some(name) = name.strip_suffix(".mac") {
-            let mac: Mac = world::device(name).map(|device| device.mac).or_else(|| world::place(name)?.mac)?;
+            let mac: Mac =
+                world::device(name).map(|device| device.mac).or_else(|| world::place(name)?.mac)?;
             return Some(mac.map(|byte| format!("{byte:02x}")).join(":"));
         }
         world::address(name, self.v6).map(|address| address.to_string())
@@ -77,7 +78,8 @@ impl Names {
                 } else {
                     found.iter().find_map(|found| found.strip_prefix(&word[..at]))
                 };
-                let value = value.with_context(|| format!("no value for ${name}: found layer `{}`", found.join(" ")))?;
+                let value = value
+                    .with_context(|| format!("no value for ${name}: found layer `{}`", found.join(" ")))?;
                 self.set(name, value.into());
             }
         }
@@ -88,6 +90,8 @@ impl Names {
 /// The name behind the `$` that `text` starts with.
 fn name_at(text: &str) -> &str {
     let name = &text[1..];
-    let end = name.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '.' && letter != '_').unwrap_or(name.len());
+    let end = name
+        .find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '.' && letter != '_')
+        .unwrap_or(name.len());
     &name[..end]
 }
