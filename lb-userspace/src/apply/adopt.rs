@@ -5,6 +5,7 @@
 //! and, if something else wrote to the maps, entries that lead nowhere. All of that is removed here, before anything is
 //! given out again.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -93,11 +94,12 @@ impl<T: Tables> Reader<T> {
                 continue;
             };
             let known = &mut installed.families[family].backends;
-            if known.contains_key(&backend.address) {
-                stale.push(id);
-            } else {
-                known.insert(backend.address, InstalledBackend { id, flags: backend.flags });
-                owners.insert(id, backend.service_id);
+            match known.entry(backend.address) {
+                Entry::Vacant(new) => {
+                    new.insert(InstalledBackend { id, flags: backend.flags });
+                    owners.insert(id, backend.service_id);
+                }
+                Entry::Occupied(_) => stale.push(id),
             }
         }
         Ok((owners, stale))

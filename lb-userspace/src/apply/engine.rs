@@ -246,7 +246,11 @@ impl<T: Tables> Engine<T> {
         }
         let (id, mut installed) = match self.services.remove_entry(&wanted.id) {
             Some(known) => known,
-            None => (Arc::new(wanted.id.clone()), Installed::new(self.writer.take_service_id(&wanted.id)?)),
+            None => {
+                let id = Arc::new(wanted.id.clone());
+                let service_id = self.writer.take_service_id(&id)?;
+                (id, Installed::new(service_id))
+            }
         };
         installed.adopted = false;
         let result = self.writer.apply(&id, &mut installed, wanted, now);
@@ -264,9 +268,8 @@ impl<T: Tables> Engine<T> {
         match self.writer.remove(&mut installed, now) {
             Ok(()) => Ok(()),
             Err(source) => {
-                let service = ServicePortId::clone(&id);
-                self.services.insert(id, installed);
-                Err(ApplyError::Table { service, source })
+                self.services.insert(id.clone(), installed);
+                Err(ApplyError::Table { service: id, source })
             }
         }
     }
@@ -300,7 +303,7 @@ struct Draft {
 }
 
 impl<T: Tables> Writer<T> {
-    fn take_service_id(&mut self, service: &ServicePortId) -> Result<u32, ApplyError> {
+    fn take_service_id(&mut self, service: &Arc<ServicePortId>) -> Result<u32, ApplyError> {
         self.service_ids.take().ok_or_else(|| ApplyError::Table {
             service: service.clone(),
             source: SizedMap::SERVICE_NAMES.full(self.capacity.service_names),
@@ -314,9 +317,9 @@ impl<T: Tables> Writer<T> {
         wanted: &WantedService,
         now: Instant,
     ) -> Result<(), ApplyError> {
-        let table_error = |source| ApplyError::Table { service: wanted.id.clone(), source };
+        let table_error = |source| ApplyError::Table { service: id.clone(), source };
         let name = entry::service_name(&wanted.id, wanted.port)
-            .ok_or_else(|| ApplyError::NameTooLong { service: wanted.id.clone() })?;
+            .ok_or_else(|| ApplyError::NameTooLong { service: id.clone() })?;
 
         let mut draft = Draft::default();
         let mut taken = None;
@@ -347,8 +350,8 @@ impl<T: Tables> Writer<T> {
                 let address = entry::service_address(frontend, wanted.id.protocol);
                 match self.owners.get(&address) {
                     Some(owner) if owner != id => {
-                        let (service, owner) = (wanted.id.clone(), ServicePortId::clone(owner));
-                        *taken = Some(ApplyError::Taken { service, address, owner });
+                        *taken =
+                            Some(ApplyError::Taken { service: id.clone(), address, owner: owner.clone() });
                     }
                     _ => frontends.push((address, frontend)),
                 }

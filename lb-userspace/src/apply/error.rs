@@ -1,5 +1,7 @@
 //! Why a service port is not, or not fully, as it is wanted.
 
+use std::sync::Arc;
+
 use super::tables::{ServiceAddress, TableError};
 use crate::plan::wanted::ServicePortId;
 
@@ -10,15 +12,15 @@ pub enum ApplyError {
     /// freed. After another error it may be between the old and the new state (each address has one of the two, whole);
     /// it is tried again with the next tick.
     #[error("service port {service}: {source}")]
-    Table { service: ServicePortId, source: TableError },
+    Table { service: Arc<ServicePortId>, source: TableError },
     #[error(
         "service port {service}: {address} is not served, {owner} holds it: change one of the two (it is taken over as soon as it is free)"
     )]
-    Taken { service: ServicePortId, address: ServiceAddress, owner: ServicePortId },
+    Taken { service: Arc<ServicePortId>, address: ServiceAddress, owner: Arc<ServicePortId> },
     #[error(
         "service port {service}: namespace, name and port name can have 64 bytes each: shorten them (Kubernetes allows 63)"
     )]
-    NameTooLong { service: ServicePortId },
+    NameTooLong { service: Arc<ServicePortId> },
 }
 
 impl ApplyError {

@@ -434,7 +434,7 @@ fn the_first_service_keeps_an_address_and_the_second_gets_it_when_it_is_free() {
     let [first, second] = [1, 2].map(|number| Spec { shared: Some(7), ..spec(number, &[number]) }.wanted());
     engine.apply(&first, now).expect("applied");
     let error = engine.apply(&second, now).expect_err("taken");
-    assert!(matches!(&error, ApplyError::Taken { owner, .. } if *owner == first.id), "{error}");
+    assert!(matches!(&error, ApplyError::Taken { owner, .. } if **owner == first.id), "{error}");
     assert_eq!(memory.state().services.len(), 3, "the other address of the second one is served");
     engine.remove(&first.id, now).expect("removed");
     assert!(engine.tick(now).is_empty());

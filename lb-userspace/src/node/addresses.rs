@@ -1,0 +1,192 @@
+//! Which addresses of this host take NodePorts, and the source addresses of what leaves through a device. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use lb_common::layout::{self, device_flags, node_addr_flags};
+
+use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeState, Scope};
+
+impl DeviceAddress {
+    /// A global address with neighbours: the prefix leaves room for others.
+    pub fn is_in_a_subnet(&self) -> bool {
+        let full = if self.ip.is_ipv4() { 32 } else { 128 };
+        self.scope == Scope::Global && self.prefix_len < full
+    }
+}
+
+/// Option `--nodeport-addresses`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum NodePortAddresses {
+    /// Every local address, as kube-proxy in its iptables mode, but neither loopback (`localhost:nodePort` is served at the
+    /// socket) nor link-local ones: nothing that comes from a link-local address can be forwarded to an endpoint (RFC 3927
+    /// 2.7, RFC 4291 2.5.6).
+    #[default]
+    All,
+    /// Only the addresses of the Node object, or, without one, those this host speaks with by default.
+    Primary,
+    /// Only those inside of these; a family that is not mentioned: all of it, as above.
+    Within(Vec<IpNet>),
+}
+
+impl NodePortAddresses {
+    fn takes(&self, ip: IpAddr, primary: &[IpAddr]) -> bool {
+        let ordinary = !is_loopback(ip) && !is_link_local(ip);
+        match self {
+            Self::All => ordinary,
+            Self::Primary => primary.contains(&ip),
+            Self::Within(nets) => {
+                let mut family = nets.iter().filter(|net| net.addr().is_ipv4() == ip.is_ipv4()).peekable();
+                if family.peek().is_none() {
+                    ordinary
+                } else {
+                    !is_loopback(ip) && family.any(|net| net.contains(&ip))
+                }
+            }
+        }
+    }
+}
+
+/// What `NODE_ADDRS` shall hold: every address of this host, with a flag on those that take NodePorts.
+///
+/// `node_addresses` are those of the Node object, empty when it is not known. An address that stands on several devices
+/// (pod gateways do) is listed once, with the first.
+pub fn node_addresses(
+    node: &NodeState,
+    options: &NodePortAddresses,
+    node_addresses: &[IpAddr],
+) -> Vec<(IpAddr, layout::NodeAddr)> {
+    let main = [node.main_v4.map(IpAddr::V4), node.main_v6.map(IpAddr::V6)].into_iter().flatten();
+    let mut primary = node_addresses.to_vec();
+    for ip in main {
+        if !node_addresses.iter().any(|known| known.is_ipv4() == ip.is_ipv4()) {
+            primary.push(ip);
+        }
+    }
+    let mut found = BTreeMap::new();
+    for device in &node.devices {
+        for address in &device.addresses {
+            let flags = if options.takes(address.ip, &primary) { node_addr_flags::NODE_PORTS } else { 0 };
+            found.entry(address.ip).or_insert(layout::NodeAddr { ifindex: device.index, flags });
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// What `DEVICES` shall hold: an entry for every device a packet can leave through, also where no program is attached (the
+/// VLAN above a NIC, a pod's veth).
+///
+/// `xdp_target`: whether XDP may send frames out of the device with that index.
+pub fn device_table(node: &NodeState, xdp_target: impl Fn(u32) -> bool) -> Vec<(u32, layout::Device)> {
+    let entry = |device: &DeviceInfo| {
+        let main = [node.main_v4.map(IpAddr::V4), node.main_v6.map(IpAddr::V6)];
+        let [v4, v6] = [true, false].map(|is_v4| source(device, is_v4).or(main[usize::from(!is_v4)]));
+        let mut flags = 0;
+        if xdp_target(device.index) {
+            flags |= device_flags::XDP_TARGET;
+        }
+        if device.link_layer == LinkLayer::None {
+            flags |= device_flags::NO_ETHERNET;
+        }
+        let addr_v4 = if let Some(IpAddr::V4(ip)) = v4 { ip.octets() } else { [0; 4] };
+        let addr_v6 = if let Some(IpAddr::V6(ip)) = v6 { ip.octets() } else { [0; 16] };
+        (device.index, layout::Device { addr_v4, addr_v6, mtu: device.mtu, flags })
+    };
+    node.devices.iter().filter(|device| device.up && !device.loopback).map(entry).collect()
+}
+
+/// The address the kernel would choose for what leaves through a device: its first of global scope (`inet_select_addr`,
+/// net/ipv4/devinet.c); deprecated and secondary ones come last in the list.
+fn source(device: &DeviceInfo, is_v4: bool) -> Option<IpAddr> {
+    let global = |address: &&DeviceAddress| address.scope == Scope::Global && address.ip.is_ipv4() == is_v4;
+    device.addresses.iter().find(global).map(|address| address.ip)
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.is_loopback()
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{device, node};
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn example() -> NodeState {
+        let mut state = node(vec![
+            DeviceInfo { loopback: true, ..device(1, "lo", None, &["127.0.0.1/8", "::1/128"]) },
+            device(2, "eth0", None, &["192.0.2.7/24", "192.0.2.8/24", "2001:db8::7/64", "fe80::1/64"]),
+            device(3, "flannel.1", Some("vxlan"), &["10.244.1.0/32", "fe80::1/64"]),
+            device(4, "dns", Some("dummy"), &["169.254.20.10/32"]),
+            device(5, "vetha", Some("veth"), &["10.244.1.1/32"]),
+            device(6, "vethb", Some("veth"), &["10.244.1.1/32"]),
+        ]);
+        state.main_v4 = Some("192.0.2.7".parse().expect("valid"));
+        state.main_v6 = Some("2001:db8::7".parse().expect("valid"));
+        state
+    }
+
+    /// The addresses that take NodePorts.
+    fn with_node_ports(options: &NodePortAddresses, of_node: &[IpAddr]) -> Vec<String> {
+        let all = node_addresses(&example(), options, of_node);
+        assert_eq!(all.len(), 9, "every address is listed, and once");
+        all.into_iter().filter(|(_, value)| value.flags != 0).map(|(ip, _)| ip.to_string()).collect()
+    }
+
+    #[test]
+    fn node_port_addresses() {
+        use NodePortAddresses::{All, Primary, Within};
+        let nets = |texts: &[&str]| Within(texts.iter().map(|text| text.parse().expect("a CIDR")).collect());
+        let all = ["10.244.1.0", "10.244.1.1", "192.0.2.7", "192.0.2.8", "2001:db8::7"];
+        for (options, of_node, expected) in [
+            (All, vec![], all.to_vec()),
+            (Primary, vec![], vec!["192.0.2.7", "2001:db8::7"]),
+            (Primary, vec![ip("192.0.2.8")], vec!["192.0.2.8", "2001:db8::7"]),
+            (nets(&["192.0.2.0/24"]), vec![], vec!["192.0.2.7", "192.0.2.8", "2001:db8::7"]),
+            (nets(&["192.0.2.8/32", "::/0"]), vec![], vec!["192.0.2.8", "2001:db8::7", "fe80::1"]),
+            (nets(&["127.0.0.0/8", "fc00::/7"]), vec![], vec![]),
+            (nets(&[]), vec![], all.to_vec()),
+        ] {
+            assert_eq!(with_node_ports(&options, &of_node), expected, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_on_several_devices_is_listed_with_the_first() {
+        let all: BTreeMap<_, _> =
+            node_addresses(&example(), &NodePortAddresses::All, &[]).into_iter().collect();
+        assert_eq!(all[&ip("10.244.1.1")].ifindex, 5);
+        assert_eq!(all[&ip("fe80::1")].ifindex, 2);
+    }
+
+    #[test]
+    fn packets_leave_with_the_address_of_the_device_or_the_main_one() {
+        let mut state = example();
+        state.devices[2].mtu = 1450;
+        state
+            .devices
+            .push(DeviceInfo { link_layer: LinkLayer::None, ..device(7, "wg0", Some("wireguard"), &[]) });
+        state.devices.push(DeviceInfo { up: false, ..device(8, "eth1", None, &["198.51.100.1/24"]) });
+        let table: BTreeMap<_, _> = device_table(&state, |index| index == 2).into_iter().collect();
+        let of = |index: u32| {
+            (IpAddr::from(table[&index].addr_v4).to_string(), IpAddr::from(table[&index].addr_v6).to_string())
+        };
+        assert_eq!(of(2), ("192.0.2.7".into(), "2001:db8::7".into()));
+        assert_eq!(of(3), ("10.244.1.0".into(), "2001:db8::7".into()));
+        assert_eq!(of(7), ("192.0.2.7".into(), "2001:db8::7".into()));
+        assert_eq!((table[&2].flags, table[&7].flags), (device_flags::XDP_TARGET, device_flags::NO_ETHERNET));
+        assert_eq!((table[&2].mtu, table[&3].mtu), (1500, 1450));
+        assert!(!table.contains_key(&1) && !table.contains_key(&8), "neither loopback nor what is down");
+    }
+}

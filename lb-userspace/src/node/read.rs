@@ -1,0 +1,188 @@
+//! Netlink messages to our own types.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use futures::TryStreamExt;
+use rtnetlink::Handle;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+use super::driver::Drivers;
+use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeError, NodeState, Scope};
+
+/// Reads everything. `drivers` remembers the answers of NICs (index and name → driver).
+pub async fn node_state(
+    handle: &Handle,
+    drivers: &mut HashMap<(u32, String), Option<String>>,
+) -> Result<NodeState, NodeError> {
+    let error = |what| move |source| NodeError::Read { what, source: Box::new(source) };
+    let links: Vec<_> = handle.link().get().execute().try_collect().await.map_err(error("links"))?;
+    let addresses: Vec<_> =
+        handle.address().get().execute().try_collect().await.map_err(error("addresses"))?;
+
+    let mut devices: Vec<_> = links.iter().filter_map(device).collect();
+    devices.sort_by_key(|device| device.index);
+    for (index, address) in addresses.iter().filter_map(device_address) {
+        if let Some(device) = devices.iter_mut().find(|device| device.index == index) {
+            device.addresses.push(address);
+        }
+    }
+    let ask = Drivers::open().map_err(NodeError::Socket)?;
+    let mut known = HashMap::new();
+    for device in &mut devices {
+        // The kernel's order is kept among equals: it is the order in which the kernel itself would choose.
+        device.addresses.sort_by_key(|address| (address.deprecated, address.secondary));
+        if device.kind.is_none() && !device.loopback {
+            let key = (device.index, device.name.clone());
+            device.driver = drivers.remove(&key).unwrap_or_else(|| ask.of(&device.name));
+            known.insert(key, device.driver.clone());
+        }
+    }
+    *drivers = known;
+
+    let [main_v4, main_v6] =
+        [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()]
+            .map(|far_away| default_source(far_away).or_else(|| likely_source(&devices, far_away.is_ipv4())));
+    let main_v4 = main_v4.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
+    let main_v6 = main_v6.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None });
+    Ok(NodeState { devices, main_v4, main_v6 })
+}
+
+/// The source address the kernel would choose for a destination that no specific route leads to. `destination` is an
+/// address for documentation (RFC 5737, RFC 3849). Connecting a UDP socket sends nothing.
+fn default_source(destination: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr =
+        if destination.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(SocketAddr::new(destination, 9)).ok()?;
+    let source = socket.local_addr().ok()?.ip();
+    let usable = !source.is_unspecified() && !source.is_loopback();
+    usable.then_some(source)
+}
+
+/// Without a default route: a global address of the first device that looks most like a way out. Gateways of pods have no
+/// subnet, or stand on bridges.
+fn likely_source(devices: &[DeviceInfo], is_v4: bool) -> Option<IpAddr> {
+    let carried = devices.iter().filter(|device| device.up && !device.loopback).flat_map(|device| {
+        let inward = matches!(device.kind.as_deref(), Some("bridge" | "dummy"));
+        device.addresses.iter().map(move |address| (inward, address))
+    });
+    carried
+        .filter(|(_, address)| address.ip.is_ipv4() == is_v4 && address.scope == Scope::Global)
+        .min_by_key(|(inward, address)| (address.deprecated, !address.is_in_a_subnet(), *inward))
+        .map(|(_, address)| address.ip)
+}
+
+/// `None`: a device without a name is none.
+fn device(message: &LinkMessage) -> Option<DeviceInfo> {
+    let flags = message.header.flags;
+    let mut info = DeviceInfo {
+        index: message.header.index,
+        name: String::new(),
+        kind: None,
+        driver: None,
+        link_layer: link_layer(message.header.link_layer_type.into()),
+        loopback: flags.contains(LinkFlags::Loopback),
+        up: flags.contains(LinkFlags::Up),
+        master: None,
+        lower: None,
+        lower_elsewhere: false,
+        mtu: 0,
+        addresses: Vec::new(),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => info.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => info.mtu = *mtu,
+            LinkAttribute::Controller(index) => info.master = Some(*index),
+            LinkAttribute::Link(index) => info.lower = Some(*index).filter(|index| *index != 0),
+            LinkAttribute::LinkNetNsId(_) => info.lower_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                info.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    if info.lower_elsewhere || info.lower == Some(info.index) {
+        info.lower = None; // An index of another namespace says nothing here.
+    }
+    (!info.name.is_empty()).then_some(info)
+}
+
+/// Numbers of linux/if_arp.h that libc lacks.
+const ARPHRD_RAWIP: u16 = 519;
+const ARPHRD_IP6GRE: u16 = 823;
+
+/// From an `ARPHRD_` number.
+fn link_layer(arphrd: u16) -> LinkLayer {
+    match arphrd {
+        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => LinkLayer::Ethernet,
+        libc::ARPHRD_NONE
+        | libc::ARPHRD_TUNNEL
+        | libc::ARPHRD_TUNNEL6
+        | libc::ARPHRD_SIT
+        | libc::ARPHRD_IPGRE
+        | ARPHRD_IP6GRE
+        | ARPHRD_RAWIP
+        | libc::ARPHRD_PPP => LinkLayer::None,
+        other => LinkLayer::Other(other),
+    }
+}
+
+/// Index of the device, and the address. `None`: not usable (yet).
+fn device_address(message: &AddressMessage) -> Option<(u32, DeviceAddress)> {
+    let header = &message.header;
+    let mut flags = AddressFlags::from_bits_retain(header.flags.bits().into());
+    let (mut local, mut address) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            // On a point-to-point device `Address` is the other end, and `Local` this one.
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let optimistic = flags.contains(AddressFlags::Optimistic);
+    if flags.contains(AddressFlags::Dadfailed) || (flags.contains(AddressFlags::Tentative) && !optimistic) {
+        return None;
+    }
+    let address = DeviceAddress {
+        ip: local.or(address)?,
+        prefix_len: header.prefix_len,
+        scope: match header.scope {
+            AddressScope::Host | AddressScope::Nowhere => Scope::Host,
+            AddressScope::Link => Scope::Link,
+            _ => Scope::Global,
+        },
+        deprecated: flags.contains(AddressFlags::Deprecated),
+        secondary: flags.contains(AddressFlags::Secondary),
+    };
+    Some((header.index, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::device;
+    use super::*;
+
+    #[test]
+    fn without_a_default_route_the_main_address_is_one_that_leads_out() {
+        let devices = [
+            DeviceInfo { loopback: true, ..device(1, "lo", None, &["10.9.9.9/32"]) },
+            device(2, "veth1", Some("veth"), &["10.244.0.1/32"]),
+            device(3, "docker0", Some("bridge"), &["172.17.0.1/16"]),
+            device(4, "eth0", Some("veth"), &["fe80::1/64", "172.18.0.2/16"]),
+        ];
+        assert_eq!(likely_source(&devices, true).map(|ip| ip.to_string()).as_deref(), Some("172.18.0.2"));
+        assert_eq!(likely_source(&devices, false), None);
+        assert_eq!(
+            likely_source(&devices[..2], true).map(|ip| ip.to_string()).as_deref(),
+            Some("10.244.0.1")
+        );
+    }
+}
