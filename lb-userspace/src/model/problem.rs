@@ -7,7 +7,7 @@ use std::sync::Arc;
 pub struct Problem {
     pub severity: Severity,
     /// Where the object was read, if from a manifest folder.
-    pub place: Option<Place>,
+    pub place: Option<Arc<Place>>,
     /// Kind, namespace and name, such as `Service default/web`; empty when a file could not be read that far.
     pub object: Arc<str>,
     /// Path of the field inside the object, such as `spec.ports[1].nodePort`; empty when it is the whole object.

@@ -1,9 +1,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1;
 
+use super::Place;
 use super::address::{parse_cidr, parse_ip, why_unusable};
 use super::convert::{Converted, Problems, has_label, object_name};
 use crate::plan::wanted::{IpFamily, Protocol};
@@ -21,6 +23,8 @@ const AFFINITY_MAX_SECONDS: i32 = 86_400;
 pub struct Service {
     /// `metadata.creationTimestamp` in seconds since 1970; none in a manifest folder. The older Service wins a conflict.
     pub created: Option<i64>,
+    /// Where it was read, if from a manifest folder.
+    pub place: Option<Arc<Place>>,
     /// At most one of each family. A family without one is not served at all.
     pub cluster_ips: Box<[IpAddr]>,
     pub ports: Box<[ServicePort]>,
@@ -104,6 +108,7 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
         policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), problems);
     Service {
         created: service.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+        place: None,
         ports: ports(spec, problems),
         external_ips: external_ips(spec, &cluster_ips, problems),
         load_balancer_ips: load_balancer_ips(service, &cluster_ips, problems),

@@ -1,10 +1,11 @@
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::{core::v1, discovery};
 
 use super::address::{parse_ip, why_unusable};
 use super::convert::{Converted, Problems, has_label, object_name};
-use super::{ObjectName, Problem};
+use super::{ObjectName, Place, Problem};
 use crate::plan::wanted::{IpFamily, Protocol};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -17,6 +18,8 @@ const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slice {
     pub service: ObjectName,
+    /// Where it was read, if from a manifest folder.
+    pub place: Option<Arc<Place>>,
     pub ports: Box<[SlicePort]>,
     pub endpoints: Box<[Endpoint]>,
     /// The different sets of zones that the endpoints are meant for. See [`Endpoint::zone_hints`].
@@ -85,6 +88,7 @@ impl Slice {
                     let name = format!("Endpoints/{}/{index}/{suffix}", service.name());
                     let slice = Slice {
                         service: service.clone(),
+                        place: None,
                         ports: ports.clone(),
                         endpoints,
                         zone_sets: Box::default(),
@@ -135,6 +139,7 @@ fn convert(
         .collect();
     Some(Slice {
         service: ObjectName::new(name.namespace(), service),
+        place: None,
         ports: slice_ports(slice, problems),
         endpoints,
         zone_sets: zone_sets.into(),

@@ -1,1 +1,267 @@
-//! x
+//! The semantics of Services as data: `cases/*.txt`, a file for each section, a case for each rule.
+//!
+//! ```text
+//! === name of the case, in the words of the rule
+//! # Where the rule comes from, and what to look at.
+//! service web: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
+//! slice web-1 of web: {ports: [{port: 8080}], endpoints: [10.0.0.1 @here, 10.0.0.2 @there terminating]}
+//! =>
+//! the plan as `WantedService` is displayed, and a line `! …` for each problem
+//! then
+//! the objects afterwards: those not named any more are gone
+//! =>
+//! what changed (`+ id`, `- id`), and the plan again
+//! ```
+//!
+//! A step is YAML, each key an object in short: the fields of its `spec` (`labels`, `status`, `created` and `namespace`
+//! too), or for slices the fields of the slice, with endpoints as words: an address, then `@NODE`, `unready`,
+//! `notserving`, `terminating` (which implies `unready`, as in Kubernetes), `zones=A,B`, `nodes=A,B`. The objects go
+//! through the reader of manifest folders. This node is called `here`.
+//!
+//! With `BLESS=1` in the environment the files are rewritten with what comes out; read the difference before you keep it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::wanted::{ServicePortId, WantedService};
+use super::{Changes, HealthCheck, Planner, Settings};
+use crate::model::{ObjectName, Problem, Severity};
+use crate::source::manifests;
+
+#[test]
+fn every_case_gives_its_plan() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/plan/cases");
+    let bless = std::env::var_os("BLESS").is_some();
+    let mut failures = String::new();
+    let mut count = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let mut blessed = String::new();
+        for (number, case) in text.split_inclusive("\n=== ").enumerate() {
+            let body = case.strip_suffix("=== ").unwrap_or(case);
+            let body = if number == 0 {
+                body.strip_prefix("=== ").expect("a file begins with a case")
+            } else {
+                body
+            };
+            let (name, steps) = body.split_once('\n').expect("a case has a body");
+            let actual = run(steps);
+            count += 1;
+            if actual.trim_end() != steps.trim_end() {
+                let file = path.file_name().unwrap().to_string_lossy();
+                write!(failures, "\n{file}: {name}\n{}", difference(steps, &actual)).unwrap();
+            }
+            write!(blessed, "=== {name}\n{}\n\n", actual.trim_end()).unwrap();
+        }
+        if bless {
+            fs::write(&path, blessed.trim_end().to_owned() + "\n").unwrap();
+        }
+    }
+    assert!(count > 0);
+    assert!(bless || failures.is_empty(), "{failures}\n(`-` expected, `+` what came out)");
+}
+
+/// Plays the steps of a case and writes them down again, with what came out.
+fn run(steps: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut source = manifests::Folder::new(folder.path().to_owned(), "here".into());
+    let mut state = State::default();
+    let mut planner = None;
+    let mut written = String::new();
+    for (number, step) in steps.split("\nthen\n").enumerate() {
+        let input = step.split("\n=>").next().unwrap();
+        let (objects, settings) = expand(input);
+        fs::write(folder.path().join("objects.json"), objects.to_string()).unwrap();
+        let planner = planner.get_or_insert_with(|| Planner::new(settings));
+        let changes = planner.update(source.scan().unwrap());
+        let told = if number == 0 { String::new() } else { state.told(&changes) };
+        state.apply(changes);
+        assert_eq!(state.services.values().cloned().collect::<Vec<_>>(), sorted(planner.everything()));
+        assert_eq!(state.problems, planner.problems().into_iter().collect::<Vec<_>>());
+        let then = if number == 0 { "" } else { "then\n" };
+        writeln!(written, "{then}{}\n=>\n{told}{}", input.trim_end(), state.text()).unwrap();
+        written = written.trim_end().to_owned() + "\n";
+    }
+    written
+}
+
+fn sorted(services: impl Iterator<Item = WantedService>) -> Vec<WantedService> {
+    services.map(|service| (service.id.clone(), service)).collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
+/// What somebody who applies the changes has.
+#[derive(Default)]
+struct State {
+    services: BTreeMap<ServicePortId, WantedService>,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
+    problems: Vec<Problem>,
+}
+
+impl State {
+    fn apply(&mut self, changes: Changes) {
+        for service in changes.changed {
+            self.services.insert(service.id.clone(), service);
+        }
+        for id in changes.removed {
+            self.services.remove(&id).expect("only what is there is removed");
+        }
+        for (name, health_check) in changes.health_checks {
+            match health_check {
+                Some(health_check) => drop(self.health_checks.insert(name, health_check)),
+                None => drop(self.health_checks.remove(&name).expect("only what is there is closed")),
+            }
+        }
+        for problem in changes.resolved {
+            let index = self.problems.iter().position(|told| *told == problem);
+            self.problems.remove(index.expect("only what was raised is resolved"));
+        }
+        for problem in changes.raised {
+            assert!(!self.problems.contains(&problem), "raised twice: {problem}");
+            self.problems.push(problem);
+        }
+        self.problems.sort();
+    }
+
+    fn told(&self, changes: &Changes) -> String {
+        let mut told = String::new();
+        for service in &changes.changed {
+            writeln!(told, "+ {}", service.id).unwrap();
+        }
+        for id in &changes.removed {
+            writeln!(told, "- {id}").unwrap();
+        }
+        if told.is_empty() { "no change\n".to_owned() } else { told }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for service in self.services.values() {
+            writeln!(text, "{service}").unwrap();
+        }
+        for (name, HealthCheck { port, local_endpoints }) in &self.health_checks {
+            writeln!(text, "{name} health check on {port}: {local_endpoints} local").unwrap();
+        }
+        for problem in &self.problems {
+            let sign = if problem.severity == Severity::Error { "!" } else { "?" };
+            writeln!(text, "{sign} {}", Problem { place: None, ..problem.clone() }).unwrap();
+        }
+        if text.is_empty() { "nothing\n".to_owned() } else { text }
+    }
+}
+
+/// The lines that differ, with those around them.
+fn difference(expected: &str, actual: &str) -> String {
+    let (expected, actual): (Vec<_>, Vec<_>) =
+        (expected.trim_end().lines().collect(), actual.trim_end().lines().collect());
+    let same = expected.iter().zip(&actual).take_while(|(old, new)| old == new).count();
+    let same_end = expected[same..]
+        .iter()
+        .rev()
+        .zip(actual[same..].iter().rev())
+        .take_while(|(old, new)| old == new)
+        .count();
+    let mut text = String::new();
+    for line in &expected[same..expected.len() - same_end] {
+        writeln!(text, "- {line}").unwrap();
+    }
+    for line in &actual[same..actual.len() - same_end] {
+        writeln!(text, "+ {line}").unwrap();
+    }
+    text
+}
+
+/// The objects that a step stands for, as a `List`, and the settings it asks for.
+fn expand(step: &str) -> (Value, Settings) {
+    let mut settings = Settings::default();
+    let parsed: Option<Map<String, Value>> =
+        serde_saphyr::from_str(step).unwrap_or_else(|error| panic!("{error}\n{step}"));
+    let mut items = Vec::new();
+    for (key, value) in parsed.unwrap_or_default() {
+        match key.split_whitespace().collect::<Vec<_>>()[..] {
+            ["service", name] => items.push(service(name, value)),
+            ["slice", name, "of", of] => items.push(slice(name, of, value)),
+            ["endpoints", name] => items.push(
+                json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}, "subsets": value}),
+            ),
+            ["node"] => items.push(node(value)),
+            ["cidr", name] => items.push(json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name}, "spec": {"cidrs": value}
+            })),
+            ["allowed", "external", "IPs"] => {
+                settings.allowed_external_ips = serde_json::from_value(value).unwrap();
+            }
+            _ => panic!("no such object: {key}"),
+        }
+    }
+    (json!({"apiVersion": "v1", "kind": "List", "items": items}), settings)
+}
+
+fn metadata(name: &str, fields: &mut Map<String, Value>) -> Map<String, Value> {
+    let mut metadata = Map::new();
+    metadata.insert("name".into(), name.into());
+    for (short, long) in [("labels", "labels"), ("created", "creationTimestamp"), ("namespace", "namespace")]
+    {
+        if let Some(value) = fields.remove(short) {
+            metadata.insert(long.into(), value);
+        }
+    }
+    metadata
+}
+
+fn service(name: &str, value: Value) -> Value {
+    let Value::Object(mut spec) = value else { panic!("{name}: not a mapping") };
+    let metadata = metadata(name, &mut spec);
+    let status = spec.remove("status");
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": status})
+}
+
+fn slice(name: &str, of: &str, value: Value) -> Value {
+    let Value::Object(mut slice) = value else { panic!("{name}: not a mapping") };
+    let mut metadata = metadata(name, &mut slice);
+    let labels = metadata.entry("labels").or_insert_with(|| json!({}));
+    labels["kubernetes.io/service-name"] = of.into();
+    slice.insert("metadata".into(), metadata.into());
+    slice.insert("apiVersion".into(), "discovery.k8s.io/v1".into());
+    slice.insert("kind".into(), "EndpointSlice".into());
+    slice.entry("addressType").or_insert_with(|| "IPv4".into());
+    for endpoint in slice.get_mut("endpoints").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(words) = endpoint.as_str() {
+            *endpoint = endpoint_of(words);
+        }
+    }
+    slice.into()
+}
+
+fn endpoint_of(words: &str) -> Value {
+    let mut words = words.split_whitespace();
+    let mut endpoint = json!({"addresses": [words.next()], "conditions": {}});
+    let names = |list: &str| list.split(',').map(|name| json!({"name": name})).collect::<Vec<_>>();
+    for word in words {
+        match word.split_once('=') {
+            Some(("zones", zones)) => endpoint["hints"]["forZones"] = names(zones).into(),
+            Some(("nodes", nodes)) => endpoint["hints"]["forNodes"] = names(nodes).into(),
+            None if word == "unready" => endpoint["conditions"]["ready"] = false.into(),
+            None if word == "notserving" => endpoint["conditions"]["serving"] = false.into(),
+            None if word == "terminating" => {
+                endpoint["conditions"]["ready"] = false.into();
+                endpoint["conditions"]["terminating"] = true.into();
+            }
+            None if word.starts_with('@') => endpoint["nodeName"] = word[1..].into(),
+            _ => panic!("unknown word {word}"),
+        }
+    }
+    endpoint
+}
+
+fn node(value: Value) -> Value {
+    let mut labels = json!({});
+    if let Some(zone) = value.get("zone") {
+        labels["topology.kubernetes.io/zone"] = zone.clone();
+    }
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "here", "labels": labels}, "spec": value})
+}

@@ -57,7 +57,9 @@ pub(super) fn choose<'a>(
     let mut lists = EndpointLists::default();
     for (index, candidate) in candidates.iter().enumerate() {
         let eligible = in_cluster[index] || in_local[index];
-        if !eligible && !candidate.keeps_connections(port.protocol) {
+        // Under a Local policy alone the endpoints of other nodes, thousands perhaps, are no business of this node.
+        let concerns_node = uses.cluster || candidate.endpoint.local;
+        if !eligible && !(concerns_node && candidate.keeps_connections(port.protocol)) {
             continue;
         }
         let position = u32::try_from(lists.endpoints.len()).unwrap_or(u32::MAX);

@@ -316,13 +316,13 @@ impl Planner {
         let mut plan = ServicePlan::default();
         let slices = self.slices.get(name).map_or(&[][..], Vec::as_slice);
         let Some(service) = self.services.get(name) else {
-            plan.problems.extend(slices.iter().map(|(slice, _)| orphan(slice, name)));
+            plan.problems.extend(slices.iter().map(|(slice_name, slice)| orphan(slice_name, slice)));
             return plan;
         };
         for ip in &service.external_ips {
             if !frontends::is_allowed(ip, &self.settings.allowed_external_ips) {
                 plan.problems.insert(problem(
-                    name,
+                    (name, service),
                     "spec.externalIPs".to_owned(),
                     format!("{ip} is not among the external IPs that this cluster allows"),
                     "use an allowed address, or have the operator allow it (--allow-external-ips)",
@@ -354,7 +354,7 @@ impl Planner {
         for one in &asked {
             match self.claims.owner(&claim(one, port)) {
                 Some(owner) if owner.service != *name || owner.port != index => {
-                    problems.insert(taken(name, (index, port), one, owner));
+                    problems.insert(taken((name, service), (index, port), one, owner));
                 }
                 _ => owned.push(one),
             }
@@ -429,18 +429,23 @@ fn local_ready_addresses<'a>(slices: impl Iterator<Item = &'a Slice>) -> u32 {
     u32::try_from(addresses.len()).unwrap_or(u32::MAX)
 }
 
-fn problem(service: &ObjectName, field: String, reason: String, remedy: &str) -> Problem {
+fn problem((name, service): (&ObjectName, &Service), field: String, reason: String, remedy: &str) -> Problem {
     Problem {
         severity: Severity::Error,
-        place: None,
-        object: format!("Service {service}").into(),
+        place: service.place.clone(),
+        object: format!("Service {name}").into(),
         field: field.into(),
         reason: reason.into(),
         remedy: remedy.into(),
     }
 }
 
-fn taken(name: &ObjectName, (index, port): (u16, &ServicePort), asked: &Asked, owner: &Claimant) -> Problem {
+fn taken(
+    (name, service): (&ObjectName, &Service),
+    (index, port): (u16, &ServicePort),
+    asked: &Asked,
+    owner: &Claimant,
+) -> Problem {
     let protocol = port.protocol;
     let (field, what) = match (asked.kind, asked.address) {
         (FrontendKind::NodePort, _) => {
@@ -462,20 +467,20 @@ fn taken(name: &ObjectName, (index, port): (u16, &ServicePort), asked: &Asked, o
         format!("Service {}", owner.service)
     };
     problem(
-        name,
+        (name, service),
         field,
         format!("{what} is held by {holder}"),
         "choose another one; until then, or until the other gives it up, it is not served for this Service",
     )
 }
 
-fn orphan(slice: &ObjectName, service: &ObjectName) -> Problem {
+fn orphan(name: &ObjectName, slice: &Slice) -> Problem {
     Problem {
         severity: Severity::Note,
-        place: None,
-        object: format!("EndpointSlice {slice}").into(),
+        place: slice.place.clone(),
+        object: format!("EndpointSlice {name}").into(),
         field: "metadata.labels[kubernetes.io/service-name]".into(),
-        reason: format!("there is no Service {service}").into(),
+        reason: format!("there is no Service {}", slice.service).into(),
         remedy: "create it, or delete the slice; it is not used".into(),
     }
 }

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use crate::model::{Node, ObjectName, Problem, Service, Slice};
 
 /// Something changed. An object that is `None` is gone.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     Service(ObjectName, Option<Arc<Service>>),
     Slice(ObjectName, Option<Arc<Slice>>),

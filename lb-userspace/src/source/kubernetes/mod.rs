@@ -1,1 +1,115 @@
-//! x
+//! The API server as the source: one watch for each kind of object. Objects become [model](crate::model) types as they
+//! come from the stream and are dropped at once.
+
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Node as ApiNode, Service as ApiService};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::watcher;
+use kube::{Api, Client, Config};
+use tokio::sync::mpsc;
+
+use super::{Event, Part};
+use crate::model::{self, Node, Service, Slice};
+use watch::{Kind, follow};
+
+#[derive(Debug, thiserror::Error)]
+pub enum KubernetesError {
+    #[error("kubeconfig {}: {source}: give --kubeconfig a file that kubectl works with", path.display())]
+    Kubeconfig { path: PathBuf, source: Box<kube::config::KubeconfigError> },
+    #[error(
+        "not in a cluster ({source}): run as a pod with a service account, or give --kubeconfig FILE or --manifests DIR"
+    )]
+    InCluster { source: Box<kube::config::InClusterError> },
+    #[error(
+        "the client for {url} cannot be made: {source}: check certificates and credentials of the kubeconfig"
+    )]
+    Client { url: String, source: Box<kube::Error> },
+}
+
+/// A client for the cluster of a kubeconfig file, or for the one this process runs in.
+pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, KubernetesError> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let broken =
+                |source| KubernetesError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+            let file = Kubeconfig::read_from(path).map_err(broken)?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(broken)?
+        }
+        None => {
+            Config::incluster().map_err(|source| KubernetesError::InCluster { source: Box::new(source) })?
+        }
+    };
+    // A watch is silent for minutes. The watcher has time-outs of its own; this one would break it off each time.
+    config.read_timeout = None;
+    let url = config.cluster_url.to_string();
+    Client::try_from(config).map_err(|source| KubernetesError::Client { url, source: Box::new(source) })
+}
+
+/// Not for other proxies (KEP-2447). The EndpointSlice controller copies the label to the slices.
+const FOR_THIS_PROXY: &str = "!service.kubernetes.io/service-proxy-name";
+
+/// Sends what the cluster holds and then every change of it, until nobody listens any more.
+pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Event>) {
+    let services = follow(
+        Api::<ApiService>::all(client.clone()),
+        watcher::Config::default().labels(FOR_THIS_PROXY).fields("spec.clusterIP!=None"),
+        Kind {
+            part: Part::Services,
+            plural: "services",
+            singular: "Service",
+            optional: false,
+            convert: |service: &ApiService| Service::from_api(service),
+            event: |name, service: Option<Service>| Event::Service(name, service.map(Arc::new)),
+        },
+        &events,
+    );
+    let node_of_slices = this_node.clone();
+    let slices = follow(
+        Api::<EndpointSlice>::all(client.clone()),
+        watcher::Config::default().labels(&format!("{FOR_THIS_PROXY},!service.kubernetes.io/headless")),
+        Kind {
+            part: Part::Slices,
+            plural: "endpointslices.discovery.k8s.io",
+            singular: "EndpointSlice",
+            optional: false,
+            convert: move |slice: &EndpointSlice| Slice::from_api(slice, &node_of_slices),
+            event: |name, slice: Option<Slice>| Event::Slice(name, slice.map(Arc::new)),
+        },
+        &events,
+    );
+    let node = follow(
+        Api::<ApiNode>::all(client.clone()),
+        watcher::Config::default().fields(&format!("metadata.name={this_node}")),
+        Kind {
+            part: Part::Node,
+            plural: "nodes",
+            singular: "Node",
+            optional: false,
+            convert: |node: &ApiNode| Node::from_api(node),
+            event: |_, node: Option<Node>| Event::Node(node.map(Arc::new)),
+        },
+        &events,
+    );
+    let service_cidrs = follow(
+        Api::<ServiceCIDR>::all(client),
+        watcher::Config::default(),
+        Kind {
+            part: Part::ServiceCidrs,
+            plural: "servicecidrs.networking.k8s.io",
+            singular: "ServiceCIDR",
+            // Served by Kubernetes 1.33 and newer; without it addresses that belong to no Service are not known.
+            optional: true,
+            convert: |cidr: &ServiceCIDR| model::service_cidrs(cidr),
+            event: |name, cidrs: Option<Box<[IpNet]>>| Event::ServiceCidr(name, cidrs.map(Arc::from)),
+        },
+        &events,
+    );
+    tokio::join!(services, slices, node, service_cidrs);
+}
