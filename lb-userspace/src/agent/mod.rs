@@ -7,5 +7,5 @@ mod network;
 mod reconciler;
 
 pub use lock::{LockError, NodeLock};
-pub use network::{Attachment, Hooks, HostTables, Network, Step, Wanted};
+pub use network::{Attached, HostTables, Network, Step, Wanted};
 pub use reconciler::{Outcome, Reconciler};

@@ -163,6 +163,7 @@ pub fn agent_command() -> clap::Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::devices::AttachMode;
     use crate::testing::assert_golden;
 
     fn machine() -> Machine {
@@ -266,7 +267,7 @@ mod tests {
         std::fs::write(&path, "mode: xdp\nnodeName: from-file\nmaxSlots: 4096\n").unwrap();
         let config = format!("--config={}", path.display());
         let settings = settings(&["lb", "agent", &config, "--mode=tc"]);
-        assert_eq!(settings.mode, config::AttachMode::Tc);
+        assert_eq!(settings.mode, AttachMode::Tc);
         assert_eq!(settings.node_name, "from-file");
         assert_eq!(settings.maps.max_slots, 4096);
 
