@@ -27,7 +27,8 @@ pub struct Engine<T> {
     pub(super) writer: Writer<T>,
 }
 
-/// Ids that the flow tables name, collected by a sweep over them.
+/// Ids that entries written by the programs name, collected by a sweep over all tables that hold such: flows, half-open
+/// flows and socket peers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NamedByFlows {
     pub services: HashSet<u32>,
@@ -207,7 +208,7 @@ impl<T: Tables> Engine<T> {
             || IpFamily::BOTH.iter().any(|&family| writer.backend_ids[family].has_retired())
     }
 
-    /// All flow tables were read, beginning at `started`; `named` holds every id found there. Frees the ids that were
+    /// All tables of [`NamedByFlows`] were read, beginning at `started`; `named` holds every id found there. Frees the ids that were
     /// withdrawn a grace period before and that no flow names.
     pub fn swept(&mut self, started: Instant, named: &NamedByFlows) {
         let writer = &mut self.writer;

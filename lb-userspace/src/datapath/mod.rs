@@ -1,1 +1,177 @@
-//! Placeholder, replaced by its owner.
+//! The kernel side: loads the programs, holds their maps, attaches them. aya is imported nowhere else.
+//!
+//! Everything that must outlive an agent is pinned below [`Pins`]: maps, and links, which keep programs attached. A
+//! second agent finds the pins, reuses the maps and puts its own programs into the links without a gap.
+
+pub mod flows;
+pub mod inspect;
+mod links;
+mod maps;
+mod programs;
+mod sys;
+mod table;
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use lb_common::layout::{Device, LAYOUT_VERSION, NodeAddr};
+
+pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
+pub use self::links::AttachError;
+use self::links::Links;
+pub use self::maps::ServiceTables;
+use self::maps::{HostMaps, MapHandles};
+use self::programs::Programs;
+pub use self::programs::{Features, LoadError, LoadOptions, ProgramStatistics};
+pub use self::sys::{TestRun, monotonic_ns};
+
+/// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    pub fn new(bpffs: &Path) -> Self {
+        Self { root: bpffs.join("sluice").join(format!("v{LAYOUT_VERSION}")) }
+    }
+
+    /// The versioned folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    fn create(&self) -> io::Result<()> {
+        std::fs::create_dir_all(self.maps())?;
+        std::fs::create_dir_all(self.links())
+    }
+}
+
+/// The loaded programs and their maps.
+pub struct Datapath {
+    programs: Programs,
+    maps: MapHandles,
+    links: Option<Links>,
+}
+
+impl Datapath {
+    /// Loads the programs on the maps pinned by an earlier agent, or on new ones, which are pinned.
+    /// Nothing is attached yet: an earlier agent's programs go on until [`Datapath::attach_device`] replaces them.
+    pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, LoadError> {
+        pins.create().map_err(|source| LoadError::PinFolder { path: pins.root().to_owned(), source })?;
+        let programs = Programs::load(options, Some(pins))?;
+        let maps = programs.map_handles()?;
+        Ok(Self { programs, maps, links: Some(Links::new(pins.links())) })
+    }
+
+    /// Loads the programs on maps of their own, for tests, benchmarks and `lb explain`. They cannot be attached.
+    pub fn load_private(options: &LoadOptions) -> Result<Self, LoadError> {
+        let programs = Programs::load(options, None)?;
+        let maps = programs.map_handles()?;
+        Ok(Self { programs, maps, links: None })
+    }
+
+    /// The kernel features that were found, for the log.
+    pub fn features(&self) -> &Features {
+        &self.programs.features
+    }
+
+    /// The maps of services and endpoints.
+    pub fn tables(&self) -> Result<ServiceTables, LoadError> {
+        self.maps.service_tables()
+    }
+
+    /// The maps, for reading.
+    pub fn maps(&self) -> inspect::Maps {
+        inspect::Maps::of(&self.maps)
+    }
+
+    /// Attaches the socket programs to a cgroup-v2 folder, or replaces what is attached there.
+    pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), AttachError> {
+        let links = self.links.as_mut().ok_or(AttachError::Private)?;
+        links.attach_cgroup(&self.programs, cgroup)
+    }
+
+    /// Attaches to a device, or replaces what is attached. With `xdp`, XDP and tc; else tc alone. `layer3`: the device's
+    /// frames start with the IP header. Says what was done.
+    pub fn attach_device(
+        &mut self,
+        ifindex: u32,
+        name: &str,
+        xdp: bool,
+        layer3: bool,
+    ) -> Result<String, AttachError> {
+        let links = self.links.as_mut().ok_or(AttachError::Private)?;
+        links.attach_device(&mut self.programs, ifindex, name, xdp, layer3)
+    }
+
+    /// Detaches from a device; it may be gone.
+    pub fn detach_device(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        self.links()?.detach_device(ifindex)
+    }
+
+    /// Interface indices that an earlier agent attached to.
+    pub fn attached_devices(&mut self) -> Result<Vec<u32>, AttachError> {
+        self.links()?.attached_devices()
+    }
+
+    fn links(&mut self) -> Result<&mut Links, AttachError> {
+        self.links.as_mut().ok_or(AttachError::Private)
+    }
+
+    pub fn put_device(&self, ifindex: u32, device: &Device) -> io::Result<()> {
+        self.host().put_device(ifindex, device)
+    }
+
+    pub fn remove_device(&self, ifindex: u32) -> io::Result<()> {
+        self.host().remove_device(ifindex)
+    }
+
+    pub fn put_node_address(&self, address: IpAddr, value: &NodeAddr) -> io::Result<()> {
+        self.host().put_address(address, value)
+    }
+
+    pub fn remove_node_address(&self, address: IpAddr) -> io::Result<()> {
+        self.host().remove_address(address)
+    }
+
+    fn host(&self) -> HostMaps<'_> {
+        HostMaps(&self.maps)
+    }
+
+    /// Removes flows that are over, and tells which ids the others name. `now_ns`: see [`monotonic_ns`].
+    pub fn sweep_flows(&self, now_ns: u64, timeouts: &FlowTimeouts) -> io::Result<FlowSweep> {
+        flows::sweep(&self.maps, now_ns, timeouts)
+    }
+
+    /// Runs a program on a packet without attaching it (`BPF_PROG_TEST_RUN`), `repeat` times. `context`: a
+    /// `struct xdp_md` or `struct __sk_buff` as bytes, or empty.
+    pub fn test_run(&self, program: &str, packet: &[u8], context: &[u8], repeat: u32) -> io::Result<TestRun> {
+        sys::test_run(self.program(program)?, packet, context, repeat)
+    }
+
+    /// Size and verification cost of each program.
+    pub fn program_statistics(&self) -> io::Result<Vec<ProgramStatistics>> {
+        self.programs.statistics()
+    }
+
+    fn program(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
+        self.programs
+            .get(name)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no program {name}")))
+    }
+}

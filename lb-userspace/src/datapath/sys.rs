@@ -25,7 +25,12 @@ fn attributes() -> bpf_attr {
 fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_long> {
     // SAFETY: the attributes are valid for the whole size given; what their pointers point to is upheld by the callers below.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command as libc::c_long, std::ptr::from_mut(attributes), size_of::<bpf_attr>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_mut(attributes),
+            size_of::<bpf_attr>(),
+        )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -59,7 +64,12 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 }
 
 /// Attaches a program (`BPF_LINK_CREATE`). `target` is a device's index or a cgroup's descriptor.
-pub fn create_link(program: BorrowedFd<'_>, target: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
+pub fn create_link(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attributes = attributes();
     attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
     attributes.link_create.__bindgen_anon_2.target_fd = target;
@@ -242,6 +252,17 @@ pub fn netns_cookie() -> Option<u64> {
     (result == 0).then_some(cookie)
 }
 
+/// Name of a device of this network namespace.
+pub fn device_name(ifindex: u32) -> Option<String> {
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the call demands.
+    let result = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
+    if result.is_null() {
+        return None;
+    }
+    Some(std::ffi::CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy().into_owned())
+}
+
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of flow time stamps.
 pub fn monotonic_ns() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -251,4 +272,44 @@ pub fn monotonic_ns() -> u64 {
 /// Number of possible CPUs: how many values a per-CPU entry has.
 pub fn possible_cpus() -> io::Result<usize> {
     aya::util::nr_cpus().map_err(|(_, error)| error)
+}
+
+/// Copies all entries of a hash map or an array to another of the same shape but of another size. What the other has no
+/// room for is left out.
+pub fn copy_entries(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let (info, room) = (map_info(from)?, map_info(to)?.max_entries as usize);
+    let mut key = vec![0u8; info.key_size as usize];
+    let mut next = key.clone();
+    let mut value = vec![0u8; info.value_size as usize];
+    let mut first = true;
+    for _ in 0..room.min(info.max_entries as usize) {
+        let mut attributes = attributes();
+        attributes.__bindgen_anon_2.map_fd = from.as_raw_fd() as u32;
+        attributes.__bindgen_anon_2.key = if first { 0 } else { key.as_ptr() as u64 };
+        attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+        match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        first = false;
+        key.copy_from_slice(&next);
+        match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut bytes_element(from, &key, value.as_mut_ptr())) {
+            Ok(_) => {
+                bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut bytes_element(to, &key, value.as_mut_ptr()))?;
+            }
+            // It left meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn bytes_element(map: BorrowedFd<'_>, key: &[u8], value: *mut u8) -> bpf_attr {
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attributes.__bindgen_anon_2.key = key.as_ptr() as u64;
+    attributes.__bindgen_anon_2.__bindgen_anon_1.value = value as u64;
+    attributes
 }

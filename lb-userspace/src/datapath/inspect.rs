@@ -1,0 +1,91 @@
+//! Reading the maps, for tools and tests. Plain values; nothing is rendered here.
+
+use std::io;
+use std::net::IpAddr;
+
+use lb_common::layout::{Device, NodeAddr, Service, ServiceName};
+use lb_common::reason::Reason;
+
+use super::Pins;
+use super::flows::{self, FlowEntry};
+use super::maps::{MapAddress, MapHandles, ServiceTables};
+use super::sys;
+use super::table::Table;
+use crate::apply::tables::{BackendEntry, ServiceAddress, TableError, Tables as _};
+use crate::plan::wanted::IpFamily;
+
+/// The maps of an agent, or of privately loaded programs.
+#[derive(Debug, Clone)]
+pub struct Maps(MapHandles);
+
+impl Maps {
+    /// Opens what an agent has pinned; no agent needs to run. Fails with `NotFound` when there is nothing.
+    pub fn open(pins: &Pins) -> io::Result<Self> {
+        MapHandles::open(pins).map(Self)
+    }
+
+    pub(super) fn of(maps: &MapHandles) -> Self {
+        Self(maps.clone())
+    }
+
+    fn tables(&self) -> io::Result<ServiceTables> {
+        ServiceTables::new(&self.0)
+    }
+
+    pub fn services(&self) -> io::Result<Vec<(ServiceAddress, Service)>> {
+        self.tables()?.services().map_err(unwrap)
+    }
+
+    pub fn service_names(&self) -> io::Result<Vec<(u32, ServiceName)>> {
+        self.tables()?.service_names().map_err(unwrap)
+    }
+
+    pub fn backends(&self, family: IpFamily) -> io::Result<Vec<(u32, BackendEntry)>> {
+        self.tables()?.backends(family).map_err(unwrap)
+    }
+
+    /// Backend ids in a range of slots.
+    pub fn slots(&self, base: u32, count: u32) -> io::Result<Vec<u32>> {
+        self.tables()?.read_slots(base, count).map_err(unwrap)
+    }
+
+    /// Open and half-open flows of both families.
+    pub fn flows(&self) -> io::Result<Vec<FlowEntry>> {
+        flows::read(&self.0)
+    }
+
+    /// Packets by reason, summed over the CPUs.
+    pub fn counters(&self) -> io::Result<Vec<(Reason, u64)>> {
+        let map = self.0.fd("COUNTERS")?;
+        let cpus = sys::possible_cpus()?;
+        Reason::ALL
+            .iter()
+            .map(|reason| Ok((*reason, sys::lookup_per_cpu(map, *reason as u32, cpus)?.iter().sum())))
+            .collect()
+    }
+
+    /// Addresses of this node.
+    pub fn node_addresses(&self) -> io::Result<Vec<(IpAddr, NodeAddr)>> {
+        let mut addresses = Vec::new();
+        self.node_addresses_of::<[u8; 4]>(&mut addresses)?;
+        self.node_addresses_of::<[u8; 16]>(&mut addresses)?;
+        Ok(addresses)
+    }
+
+    fn node_addresses_of<A: MapAddress>(&self, addresses: &mut Vec<(IpAddr, NodeAddr)>) -> io::Result<()> {
+        let table: Table<A, NodeAddr> = self.0.table(&format!("NODE_ADDRS_{}", A::SUFFIX))?;
+        table.for_each(|address, value| addresses.push((address.to_ip(), *value)))
+    }
+
+    /// Devices by interface index.
+    pub fn devices(&self) -> io::Result<Vec<(u32, Device)>> {
+        let table: Table<u32, Device> = self.0.table("DEVICES")?;
+        let mut devices = Vec::new();
+        table.for_each(|ifindex, device| devices.push((*ifindex, *device)))?;
+        Ok(devices)
+    }
+}
+
+fn unwrap(error: TableError) -> io::Error {
+    io::Error::other(error)
+}
