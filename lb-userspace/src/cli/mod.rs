@@ -10,6 +10,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use lb_common::layout::LAYOUT_VERSION;
+
+pub use cleanup::CleanupError;
+pub use get::ReadError;
 
 use crate::config::{self, Config, ConfigFile, FileError, Machine, MapSizes};
 
@@ -148,6 +152,11 @@ fn command(machine: &Machine) -> clap::Command {
     Cli::command().mut_subcommand("agent", |agent| {
         config::with_machine_defaults(MapSizes::with_memory_in_help(agent), machine)
     })
+}
+
+/// What `lb version` prints.
+pub fn version() -> String {
+    format!("lb {} (map layout {LAYOUT_VERSION})\n", env!("CARGO_PKG_VERSION"))
 }
 
 fn agent_of(command: &clap::Command) -> clap::Command {
