@@ -8,7 +8,18 @@ use object::{File, Object as _, ObjectSection as _, ObjectSymbol as _};
 use crate::BuildError;
 
 /// Sections that must hold at least one program: one for each hook that the agent attaches to.
-pub const PROGRAM_SECTIONS: [&str; 0] = [];
+const PROGRAM_SECTIONS: [&str; 10] = [
+    "xdp",
+    "classifier",
+    "cgroup/connect4",
+    "cgroup/connect6",
+    "cgroup/sendmsg4",
+    "cgroup/sendmsg6",
+    "cgroup/recvmsg4",
+    "cgroup/recvmsg6",
+    "cgroup/getpeername4",
+    "cgroup/getpeername6",
+];
 
 /// Parts of symbol names that only code for a panic has. The kernel cannot panic on our behalf: each of these is an
 /// `unwrap`, an index or an arithmetic check that the compiler could not prove away.
@@ -73,4 +84,65 @@ pub fn programs(path: &Path) -> Result<Vec<(String, String)>, BuildError> {
         .collect();
     programs.sort();
     Ok(programs)
+}
+
+#[cfg(test)]
+mod tests {
+    use object::{
+        Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope,
+        write::{Object, Symbol, SymbolSection},
+    };
+
+    use super::{PROGRAM_SECTIONS, problems};
+
+    /// An object that has everything, for `architecture`.
+    fn complete(architecture: Architecture) -> Object<'static> {
+        let mut object = Object::new(BinaryFormat::Elf, architecture, Endianness::Little);
+        for name in ["license", ".BTF", ".BTF.ext"].into_iter().chain(PROGRAM_SECTIONS) {
+            let section = object.add_section(Vec::new(), name.into(), SectionKind::Data);
+            object.append_section_data(section, b"GPL\0", 1);
+        }
+        object
+    }
+
+    fn add_symbol(object: &mut Object, name: &str, section: SymbolSection) {
+        object.add_symbol(Symbol {
+            name: name.into(),
+            value: 0,
+            size: 8,
+            kind: SymbolKind::Text,
+            scope: SymbolScope::Linkage,
+            weak: false,
+            section,
+            flags: SymbolFlags::None,
+        });
+    }
+
+    #[test]
+    fn an_object_with_everything_has_no_problems() {
+        let object = complete(Architecture::Bpf);
+        assert_eq!(problems(&object.write().expect("an object")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_panic_path_and_a_missing_function_are_named() {
+        let mut object = complete(Architecture::Bpf);
+        let text = object.add_section(Vec::new(), b".text".to_vec(), SectionKind::Text);
+        add_symbol(&mut object, "_ZN4core9panicking18panic_bounds_check17h0E", SymbolSection::Section(text));
+        add_symbol(&mut object, "memcpy", SymbolSection::Section(text));
+        add_symbol(&mut object, "memcmp", SymbolSection::Undefined);
+        let problems = problems(&object.write().expect("an object"));
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems.iter().any(|problem| problem.contains("panic_bounds_check")), "{problems:?}");
+        assert!(problems.iter().any(|problem| problem.starts_with("memcmp is called")), "{problems:?}");
+    }
+
+    #[test]
+    fn missing_parts_and_other_machines_are_named() {
+        let empty = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
+        assert_eq!(problems(&empty.write().expect("an object")).len(), 3 + PROGRAM_SECTIONS.len());
+        let host = problems(&complete(Architecture::X86_64).write().expect("an object"));
+        assert!(matches!(&host[..], [problem] if problem.contains("X86_64")), "{host:?}");
+        assert!(matches!(&problems(b"no object")[..], [problem] if problem.starts_with("it is no ELF")));
+    }
 }

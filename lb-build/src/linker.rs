@@ -63,6 +63,8 @@ fn build(folder: &Path, toolchain: &Toolchain) -> Result<(), BuildError> {
         .args(["--no-default-features", "--features", &format!("llvm-{}", toolchain.llvm_major())])
         .arg("--root")
         .arg(folder)
+        // Its debug information takes time and is of no use here.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
         .env("LLVM_PREFIX", folder)
         .env("RUSTFLAGS", format!("-Clink-arg=-Wl,-rpath,{}", toolchain.sysroot.join("lib").display()))
         .env_remove("RUSTC_BOOTSTRAP");

@@ -53,34 +53,32 @@ reasons! {
     SocketTranslated = 3, "socket_translated", Translated;
     /// A TCP packet to a service that opens no connection and has none here: left to the kernel.
     NotOpening = 4, "tcp_without_flow", Passed;
-    /// A later fragment whose first fragment was not seen: left to the kernel.
-    FragmentUnknown = 5, "fragment_unknown", Passed;
     /// XDP left the packet to the tc program of the same device.
-    LeftToTc = 6, "left_to_tc", Passed;
+    LeftToTc = 5, "left_to_tc", Passed;
     /// The service has no endpoint: refused at the socket.
-    SocketRefused = 7, "socket_no_endpoint", Rejected;
+    SocketRefused = 6, "socket_no_endpoint", Rejected;
     /// The service has no endpoint: the packet was answered with an error.
-    NoEndpointRejected = 8, "no_endpoint_rejected", Rejected;
+    NoEndpointRejected = 7, "no_endpoint_rejected", Rejected;
     /// The packet does not fit the path: the sender was told (fragmentation needed, packet too big).
-    TooBig = 9, "too_big", Rejected;
+    TooBig = 8, "too_big", Rejected;
     /// The service has no endpoint here and its policy is Local.
-    NoEndpointDropped = 10, "no_endpoint_dropped", Dropped;
+    NoEndpointDropped = 9, "no_endpoint_dropped", Dropped;
     /// No port was free to rewrite the source to.
-    NoSourcePort = 11, "no_source_port", Dropped;
+    NoSourcePort = 10, "no_source_port", Dropped;
     /// The flow table is full.
-    FlowTableFull = 12, "flow_table_full", Dropped;
+    FlowTableFull = 11, "flow_table_full", Dropped;
     /// No route to the endpoint, or one that refuses (blackhole, prohibit, unreachable).
-    NoRoute = 13, "no_route", Dropped;
+    NoRoute = 12, "no_route", Dropped;
     /// The outgoing device has no address to rewrite the source to.
-    NoSourceAddress = 14, "no_source_address", Dropped;
+    NoSourceAddress = 13, "no_source_address", Dropped;
     /// TTL or hop limit ran out on a packet to be forwarded.
-    TtlExpired = 15, "ttl_expired", Dropped;
+    TtlExpired = 14, "ttl_expired", Dropped;
     /// The packet could not be changed: out of memory or a header that is cut off.
-    RewriteFailed = 16, "rewrite_failed", Dropped;
+    RewriteFailed = 15, "rewrite_failed", Dropped;
     /// A slot or backend that the service entry names is missing from its map: a fault of the agent.
-    MapInconsistent = 17, "map_inconsistent", Dropped;
+    MapInconsistent = 16, "map_inconsistent", Dropped;
     /// The source is outside the service's loadBalancerSourceRanges.
-    SourceRange = 18, "source_range", Dropped;
+    SourceRange = 17, "source_range", Dropped;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

@@ -5,7 +5,7 @@
 //! | `xdp/ tc/ cgroup/` | one folder per hook family: adapts its context, consumes the verdict |
 //! | `pipeline.rs` | the way of a packet, written once |
 //! | `packet.rs service.rs flow.rs route.rs nat.rs icmp.rs` | its steps, one file each |
-//! | `maps.rs settings.rs count.rs` | what the programs share with the agent |
+//! | `maps.rs settings.rs count.rs log.rs` | what the programs share with the agent |
 #![no_std]
 #![no_main]
 
@@ -15,6 +15,7 @@ mod count;
 mod flow;
 mod frame;
 mod icmp;
+mod log;
 mod maps;
 mod nat;
 mod packet;
@@ -32,8 +33,14 @@ use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use tc::Way;
 
 /// NICs whose driver hands over complete checksums.
-#[xdp]
+#[xdp(frags)]
 pub fn lb_xdp(context: XdpContext) -> u32 {
+    xdp::ingress(context)
+}
+
+/// The same for kernels without multi-buffer XDP (before 5.18): frames of one buffer only.
+#[xdp]
+pub fn lb_xdp_linear(context: XdpContext) -> u32 {
     xdp::ingress(context)
 }
 

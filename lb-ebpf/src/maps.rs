@@ -6,6 +6,7 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
+use aya_log_ebpf::macro_support::{Argument, IpFormatter};
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
     Backend, ConnectedPeer, Device, Flow, FlowKey, FragmentKey, FragmentPorts, NodeAddr, Service, ServiceKey,
@@ -109,7 +110,7 @@ pub static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
 pub static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 
 /// The maps of one address family.
-pub trait Maps: Family {
+pub trait Maps: Family<Addr: IpFormatter + Argument> {
     fn services() -> &'static Services<Self::Addr>;
     fn backends() -> &'static Backends<Self::Addr>;
     fn flows() -> &'static Flows<Self::Addr>;

@@ -15,6 +15,7 @@ use crate::count::count;
 use crate::flow::{self, Opening};
 use crate::frame::Frame;
 use crate::icmp;
+use crate::log;
 use crate::maps::Scratch;
 use crate::nat::{self, Header};
 use crate::packet::{Fragment, Packet};
@@ -44,6 +45,7 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
             Err(verdict) => return verdict,
         },
     };
+    log::translated::<F>(&packet.key, flow);
     remember_fragments(packet);
     let forwarded = flow.deliver == deliver::ROUTE;
     if nat::rewrite(frame, packet, flow, forwarded).is_none() {
@@ -66,6 +68,7 @@ pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
         return Verdict::Pass;
     }
     found.touch(packet);
+    log::translated::<F>(&packet.key, found.flow);
     remember_fragments(packet);
     if nat::rewrite(frame, packet, found.flow, false).is_none() {
         return Verdict::Drop(Reason::RewriteFailed);
@@ -113,6 +116,7 @@ fn connect<'a, F: Header, K: Frame>(
     match flow::open(frame, packet, &opening, reply_key, flow) {
         Ok(flow) => {
             count(Reason::FlowOpened);
+            log::opened::<F>(&packet.key, flow);
             Ok(flow)
         }
         Err(reason) => Err(Verdict::Drop(reason)),

@@ -127,7 +127,7 @@ impl Host {
         Ok(Process(child))
     }
 
-    /// Sends `count` HTTP requests to each address, one connection each.
+    /// Sends `count` HTTP requests to each address, one connection each. Stops early after a few that nobody answers.
     pub fn get(&self, targets: &[SocketAddr], count: u32) -> Result<Vec<Exchange>> {
         let mut command = self.tool("get")?;
         command.args(["--count", &count.to_string()]);

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use lb_testbed::{Datapath, Topology, Underlay};
 
 #[derive(Parser)]
 #[command(about = "Servers and clients of the Sluice testbed")]
@@ -29,6 +30,8 @@ enum Command {
     Ask(tool::ask::Options),
     /// Send requests at a steady rate until standard input ends
     Load(tool::load::Options),
+    /// Build a cluster without agents, print its name, and remove it on Ctrl-C
+    Up,
     /// Send and receive many bytes over one TCP connection
     Transfer {
         #[arg(long)]
@@ -44,8 +47,16 @@ async fn main() -> Result<()> {
         Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
         Command::Ask(options) => print(&tool::ask::run(&options)?),
         Command::Load(options) => print(&tool::load::run(&options).await?),
+        Command::Up => up().await,
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),
     }
+}
+
+async fn up() -> Result<()> {
+    let cluster = Topology::build(Underlay::Routed, Datapath::Tc, &std::env::current_exe()?)?;
+    println!("{}", cluster.id());
+    // The testbed's own handler removes the cluster and ends the process.
+    std::future::pending().await
 }
 
 fn print(report: &impl serde::Serialize) -> Result<()> {

@@ -1,8 +1,8 @@
 //! The folder of Kubernetes YAML that the agents watch, and the objects that go into it.
 
-use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -65,6 +65,12 @@ impl Protocol {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
         }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }
 

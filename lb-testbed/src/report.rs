@@ -58,13 +58,18 @@ impl From<io::Error> for Failure {
             _ if error.raw_os_error() == Some(libc::EMSGSIZE) => FailureKind::TooBig,
             _ => FailureKind::Other,
         };
-        Self { kind, message: error.to_string() }
+        // The system's own words for a read time-out are "resource temporarily unavailable".
+        let message = match kind {
+            FailureKind::TimedOut => "no answer in time".to_owned(),
+            _ => error.to_string(),
+        };
+        Self { kind, message }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({:?})", self.message, self.kind)
+        f.write_str(&self.message)
     }
 }
 

@@ -137,7 +137,11 @@ pub fn sweep_dead() -> Result<()> {
     for id in existing() {
         let dead = id.pid().is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
         if dead && !id.is_kept() {
-            remove_everything_of(&id)?;
+            let removed = remove_everything_of(&id);
+            // Two processes may sweep the same run at once; what counts is that it is gone.
+            if id.folder().exists() {
+                removed?;
+            }
         }
     }
     Ok(())

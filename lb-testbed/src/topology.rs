@@ -244,7 +244,13 @@ impl Builder<'_> {
         let v4 = Ipv4Addr::new(10, 10, 0, 10 + number);
         let v6 = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 0x10 + u16::from(number));
         let host = self.host(&name, &name, v4, v6)?;
-        host.place.sysctl(&["net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1"])?;
+        host.place.sysctl(&[
+            "net/ipv4/ip_forward=1",
+            "net/ipv6/conf/all/forwarding=1",
+            // Every request to nowhere is told so, not only the first of a second.
+            "net/ipv4/icmp_ratelimit=0",
+            "net/ipv6/icmp/ratelimit=0",
+        ])?;
         self.plug_in(segment, &host)?;
         // Without the unreachable routes, requests to a Service that does not exist (yet) would vanish at the default
         // gateway, and whoever waits for the Service would wait for time-outs.

@@ -1,11 +1,15 @@
 //! The testbed itself, without an agent: if plain traffic fails here, no other end-to-end result means anything. Needs root.
 
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, TRANSFER_PORT, UDP_PORT};
 use lb_testbed::report::Exchange;
-use lb_testbed::{Datapath, Family, Topology, Underlay};
+use lb_testbed::{Datapath, Family, Topology, Underlay, run};
+use rustix::process::{Pid, Signal};
 
 fn tool() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_lb-testbed"))
@@ -35,6 +39,45 @@ fn assert_reaches(client: &Host, addresses: &[IpAddr], server: &Host) {
     }
 }
 
+/// Namespaces, cgroups, mounts and folders all carry the name of the run.
+fn assert_nothing_left(id: &str) {
+    let cgroups = run::cgroup2_root().expect("a cgroup-v2 hierarchy");
+    for folder in [Path::new("/run/netns"), Path::new("/run/sluice-testbed"), &cgroups] {
+        let names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let left: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with(id)).collect();
+        assert!(left.is_empty(), "left in {}: {left:?}", folder.display());
+    }
+    let mounts = fs::read_to_string("/proc/mounts").expect("mounts");
+    assert!(!mounts.contains(id), "still mounted: {mounts}");
+}
+
+/// A process that holds a cluster, and the cluster's name.
+fn cluster_of_another_process() -> (Child, String) {
+    let mut child = Command::new(tool()).arg("up").stdout(Stdio::piped()).spawn().expect("lb-testbed up");
+    let mut id = String::new();
+    let output = child.stdout.take().expect("a pipe");
+    BufReader::new(output).read_line(&mut id).expect("the name of the cluster");
+    (child, id.trim().to_owned())
+}
+
+#[test]
+fn an_interrupted_cluster_removes_itself() {
+    let (mut child, id) = cluster_of_another_process();
+    rustix::process::kill_process(Pid::from_child(&child), Signal::INT).expect("Ctrl-C");
+    let status = child.wait().expect("the end of it");
+    assert_eq!(status.code(), Some(130));
+    assert_nothing_left(&id);
+}
+
+#[test]
+fn a_killed_cluster_is_removed_by_the_next_one() {
+    let (mut child, id) = cluster_of_another_process();
+    child.kill().expect("SIGKILL");
+    child.wait().expect("the end of it");
+    run::sweep_dead().expect("a sweep");
+    assert_nothing_left(&id);
+}
+
 fn plain_traffic_flows(underlay: Underlay, datapath: Datapath) {
     let topology = Topology::build(underlay, datapath, tool()).expect("a testbed");
     let pods = topology.pods.iter().map(|pod| &pod.host);
@@ -59,9 +102,7 @@ fn plain_traffic_flows(underlay: Underlay, datapath: Datapath) {
     drop(servers);
     let id = topology.id().to_string();
     drop(topology);
-    let left = std::fs::read_dir("/run/netns").expect("namespaces").flatten();
-    let left: Vec<_> = left.filter(|entry| entry.file_name().to_string_lossy().starts_with(&id)).collect();
-    assert!(left.is_empty(), "left behind: {left:?}");
+    assert_nothing_left(&id);
 }
 
 #[test]

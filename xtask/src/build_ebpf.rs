@@ -1,9 +1,9 @@
 //! `cargo xtask build-ebpf`: the kernel programs, and what is in them.
 
-use std::{fs, path::PathBuf};
+use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use lb_build::Build;
+use lb_build::{Build, Programs};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -11,13 +11,17 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Architecture of the machine that will load the programs
-    #[arg(long, default_value = std::env::consts::ARCH)]
+    #[arg(long, default_value = env::consts::ARCH)]
     arch: String,
 }
 
+/// Builds them before a task runs cargo for something that contains them: cargo would do it too, but show nothing of it.
+pub fn ensure() -> Result<()> {
+    build(env::consts::ARCH).map(drop)
+}
+
 pub fn run(options: &Options) -> Result<()> {
-    let build = Build { workspace: crate::workspace().to_owned(), arch: options.arch.clone() };
-    let programs = build.run()?;
+    let programs = build(&options.arch)?;
     if let Some(output) = &options.output {
         fs::copy(&programs.object, output).with_context(|| format!("cannot write {}", output.display()))?;
     }
@@ -28,4 +32,8 @@ pub fn run(options: &Options) -> Result<()> {
         println!("  {section:<20} {name}");
     }
     Ok(())
+}
+
+fn build(arch: &str) -> Result<Programs> {
+    Ok(Build { workspace: crate::workspace().to_owned(), arch: arch.to_owned() }.run()?)
 }

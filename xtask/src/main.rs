@@ -1,6 +1,7 @@
 //! `cargo xtask …`: what is done in this workspace, in Rust instead of scripts. One file per task.
 
 mod build_ebpf;
+mod demo;
 mod k8s;
 mod process;
 mod run;
@@ -9,6 +10,7 @@ mod test;
 use std::{
     env,
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use anyhow::Result;
@@ -21,6 +23,8 @@ enum Task {
     BuildEbpf(build_ebpf::Options),
     /// Build lb and run it as root: `cargo xtask run agent --manifests deploy/examples`
     Run(run::Options),
+    /// Show Sluice at work: two nodes, four pods and real traffic in network namespaces, on this machine alone
+    Demo(demo::Options),
     /// Run the tests: formatting, lints, unit, packet, end-to-end and cluster tests
     Test(test::Options),
     /// Check the rules of this repository (links, documentation of maps, manifests); part of `test`
@@ -29,10 +33,21 @@ enum Task {
     K8s(k8s::Options),
 }
 
-fn main() -> Result<()> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    match run(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Run(options) => run::run(&options),
+        Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Tidy => test::run(&test::Options::tidy()),
         Task::K8s(options) => k8s::run(&options),

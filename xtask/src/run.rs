@@ -4,7 +4,10 @@ use std::{os::unix::process::CommandExt as _, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{cargo, is_root};
+use crate::{
+    build_ebpf,
+    process::{cargo, is_root},
+};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -17,6 +20,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
+    build_ebpf::ensure()?;
     let profile = if options.release { "release" } else { "dev" };
     if !cargo().args(["build", "-p", "lb-userspace", "--bin", "lb", "--profile", profile]).status()?.success()
     {

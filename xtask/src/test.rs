@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
+    build_ebpf,
     k8s::{self, Program},
     process::{cargo, is_root, run_and_read},
 };
@@ -63,6 +64,10 @@ impl Part {
         matches!(self, Self::Packets | Self::E2e | Self::Cluster)
     }
 
+    fn compiles_the_agent(self) -> bool {
+        self != Self::Fmt
+    }
+
     /// Formatting and clippy pass or fail as a whole.
     fn is_one_check(self) -> bool {
         matches!(self, Self::Fmt | Self::Clippy)
@@ -109,6 +114,9 @@ pub fn run(options: &Options) -> Result<()> {
         .filter(|part| options.filter.is_none() || !part.is_one_check() || options.only.contains(part))
         .collect();
 
+    if parts.iter().any(|part| part.compiles_the_agent()) {
+        build_ebpf::ensure()?;
+    }
     let mut results = Vec::new();
     for part in parts {
         println!("\n── {} ──", part.name());
@@ -138,7 +146,11 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
             tests(cargo().args(args), options)
         }
         Part::Packets => tests(cargo().args(["test", "-p", "lb-testbed", "--test", "packets"]), options),
-        Part::E2e => tests(cargo().args(["test", "-p", "lb-testbed", "--test", "e2e"]), options),
+        Part::E2e => {
+            // The testbed's own tests first: what they find broken explains every other failure.
+            let args = ["test", "-p", "lb-testbed", "--test", "testbed", "--test", "e2e", "--no-fail-fast"];
+            tests(cargo().args(args), options)
+        }
         Part::Cluster => {
             let bin = k8s::provide(&[Program::KubeApiserver])?;
             let args = ["test", "-p", "lb-testbed", "--test", "cluster"];
@@ -155,7 +167,19 @@ fn clippy() -> Result<Tally> {
     let mut kernel_programs = toolchain.cargo();
     kernel_programs
         .current_dir(crate::workspace())
-        .args(["clippy", "-p", "lb-ebpf", "--no-deps", "--target", lb_build::TARGET, "-Z", "build-std=core"])
+        // The profile of the real build, so that what was compiled for it is used again.
+        .args([
+            "clippy",
+            "-p",
+            "lb-ebpf",
+            "--no-deps",
+            "--profile",
+            "ebpf",
+            "--target",
+            lb_build::TARGET,
+            "-Z",
+            "build-std=core",
+        ])
         .arg("--target-dir")
         .arg(crate::target().join("ebpf"))
         .args(["--", "-D", "warnings"]);

@@ -16,6 +16,7 @@ use lb_common::layout::UDP;
 use crate::count::count;
 use crate::frame::Frame;
 use crate::icmp;
+use crate::log;
 use crate::maps::Maps;
 use crate::nat::Header;
 use crate::packet::{Packet, ethernet, parse};
@@ -203,12 +204,11 @@ fn ingress<F: Header>(skb: *mut __sk_buff, l3: usize) -> i32 {
     if parse(&frame, l3, &mut scratch.packet).is_none() {
         return TC_ACT_UNSPEC;
     }
-    match pipeline::ingress(&frame, scratch) {
-        Verdict::Answer(error) => {
-            action(icmp::answer(&frame, skb, &scratch.packet, error, scratch.route.mtu()))
-        }
-        verdict => action(verdict),
-    }
+    let verdict = match pipeline::ingress(&frame, scratch) {
+        Verdict::Answer(error) => icmp::answer(&frame, skb, &scratch.packet, error, scratch.route.mtu()),
+        verdict => verdict,
+    };
+    action(&scratch.packet, verdict)
 }
 
 #[inline(always)]
@@ -218,17 +218,19 @@ fn egress<F: Header>(skb: *mut __sk_buff, l3: usize) -> i32 {
     if parse(&frame, l3, &mut scratch.packet).is_none() {
         return TC_ACT_UNSPEC;
     }
-    action(pipeline::egress(&frame, &scratch.packet))
+    let verdict = pipeline::egress(&frame, &scratch.packet);
+    action(&scratch.packet, verdict)
 }
 
 /// `TC_ACT_UNSPEC` lets the next program of the device, a CNI's perhaps, have the packet too.
 #[inline(always)]
-fn action(verdict: Verdict) -> i32 {
+fn action<F: Maps>(packet: &Packet<F>, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass | Verdict::LeaveToTc | Verdict::Answer(_) => TC_ACT_UNSPEC,
         Verdict::Sent(action) => action,
         Verdict::Drop(reason) => {
             count(reason);
+            log::dropped::<F>(&packet.key, reason);
             TC_ACT_SHOT
         }
     }

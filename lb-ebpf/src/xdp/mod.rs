@@ -12,6 +12,7 @@ use lb_common::wire::ETHERNET_LEN;
 
 use crate::count::count;
 use crate::frame::Frame;
+use crate::log;
 use crate::maps::{DEVICES, Maps};
 use crate::nat::Header;
 use crate::packet::{Packet, ethernet, parse};
@@ -137,6 +138,7 @@ fn run<F: Header>(frame: &XdpFrame, l3: usize) -> u32 {
         Verdict::Sent(action) => action as u32,
         Verdict::Drop(reason) => {
             count(reason);
+            log::dropped::<F>(&scratch.packet.key, reason);
             xdp_action::XDP_DROP
         }
     }

@@ -59,7 +59,15 @@ pub fn run(options: &Options) -> Result<Vec<Exchange>> {
         };
         parse(&answer[..length], peer)
     };
-    Ok((0..options.count).map(|_| Exchange { target, result: one() }).collect())
+    let mut exchanges = Vec::new();
+    let mut lost = 0;
+    // Nobody answers when three in a row are lost; the others would only take their time.
+    while exchanges.len() < options.count as usize && lost < 3 {
+        let result = one();
+        lost = if result.is_ok() { 0 } else { lost + 1 };
+        exchanges.push(Exchange { target, result });
+    }
+    Ok(exchanges)
 }
 
 /// The unspecified address of the target's family, any port.

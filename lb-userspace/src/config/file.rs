@@ -211,6 +211,19 @@ mod tests {
     }
 
     #[test]
+    fn the_file_of_the_daemonset_is_accepted() {
+        let manifest = include_str!("../../../deploy/config.yaml");
+        let (_, indented) = manifest.split_once("  config.yaml: |\n").expect("the key config.yaml");
+        let text: String = indented
+            .lines()
+            .map_while(|line| line.strip_prefix("    "))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let file = parse(&text).unwrap();
+        assert!(file.entries.iter().any(|entry| entry.arg == "wait_lock" && entry.value == "true"), "{text}");
+    }
+
+    #[test]
     fn values_are_kept_in_the_words_of_the_flags() {
         let file = parse(
             "# a comment\nnodeName: worker-1\ndevices: [eth*, 'ens3']\nclusterCidr:\n- 10.244.0.0/16\n- fd00::/56\n\

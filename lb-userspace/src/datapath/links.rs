@@ -147,7 +147,7 @@ impl Links {
     }
 
     fn attach_xdp(&self, programs: &Programs, ifindex: u32) -> io::Result<()> {
-        let program = program_fd(programs, "lb_xdp")?;
+        let program = program_fd(programs, programs.xdp_name())?;
         let here = |link: BorrowedFd<'_>| {
             // SAFETY: the active member for links of this type. Zero: the device is gone.
             sys::link_info(link).is_ok_and(|info| unsafe { info.__bindgen_anon_1.xdp.ifindex } == ifindex)

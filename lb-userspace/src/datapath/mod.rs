@@ -24,7 +24,7 @@ use self::links::Links;
 pub use self::maps::ServiceTables;
 use self::maps::{HostMaps, MapHandles};
 use self::programs::Programs;
-pub use self::programs::{Features, LoadError, LoadOptions, ProgramStatistics};
+pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics};
 pub use self::sys::{TestRun, monotonic_ns};
 
 /// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
@@ -162,6 +162,11 @@ impl Datapath {
     /// `struct xdp_md` or `struct __sk_buff` as bytes, or empty.
     pub fn test_run(&self, program: &str, packet: &[u8], context: &[u8], repeat: u32) -> io::Result<TestRun> {
         sys::test_run(self.program(program)?, packet, context, repeat)
+    }
+
+    /// The programs' own log; it can be taken once.
+    pub fn take_log(&mut self) -> Result<DatapathLog, LoadError> {
+        self.programs.take_log()
     }
 
     /// Size and verification cost of each program.

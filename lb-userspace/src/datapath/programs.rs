@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{CgroupSockAddr, Program, ProgramFd, SchedClassifier, Xdp};
 use aya::{Btf, Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
 use aya_obj::Object;
 use aya_obj::generated::bpf_attach_type;
 
@@ -16,6 +17,10 @@ use crate::config::MapSizes;
 
 /// The compiled kernel programs (lb-ebpf), put here by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
+
+/// The XDP program, and its variant for kernels without multi-buffer frames.
+const XDP: &str = "lb_xdp";
+const XDP_LINEAR: &str = "lb_xdp_linear";
 
 /// Maps that no other program reads and that need not outlive the programs.
 const UNPINNED: [&str; 4] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS", ".rodata"];
@@ -35,6 +40,8 @@ pub struct LoadOptions {
 pub struct Features {
     /// Major and minor version.
     pub kernel: (u32, u32),
+    /// XDP programs take frames of several buffers (5.18), as jumbo frames are; else drivers refuse large MTUs.
+    pub xdp_frags: bool,
     /// tc programs attach as links (tcx, 6.6); else as clsact filters.
     pub tcx: bool,
     /// `bpf_fib_lookup` tells the source address of a route (6.7); else the device's primary address is used.
@@ -50,6 +57,7 @@ impl Features {
         let kernel = kernel_version();
         Self {
             kernel,
+            xdp_frags: kernel >= (5, 18),
             tcx: kernel >= (6, 6),
             fib_source: kernel >= (6, 7),
             set_retval: kernel >= (5, 18),
@@ -60,6 +68,10 @@ impl Features {
     /// What is lost on this kernel, a sentence each.
     pub fn missing(&self) -> Vec<&'static str> {
         let mut missing = Vec::new();
+        if !self.xdp_frags {
+            missing
+                .push("no multi-buffer XDP (Linux 5.18): devices with jumbo frames are served by tc alone");
+        }
         if !self.tcx {
             missing.push(
                 "no tcx (Linux 6.6): tc programs attach as clsact filters, which other agents may remove",
@@ -101,6 +113,8 @@ pub enum LoadError {
     Load(#[from] Box<aya::EbpfError>),
     #[error("the kernel refuses program {program}: {source}")]
     Verify { program: String, source: Box<aya::programs::ProgramError> },
+    #[error("the log of the kernel programs: {0}")]
+    Log(String),
     #[error("map {map}: {source}")]
     Map { map: String, source: io::Error },
     #[error(
@@ -137,6 +151,9 @@ pub struct ProgramStatistics {
     /// Bytes of machine code.
     pub machine_code_bytes: u32,
 }
+
+/// Reader of the programs' log: readable (`AsFd`) when there are records, [`EbpfLogger::flush`] passes them on.
+pub type DatapathLog = EbpfLogger<&'static dyn log::Log>;
 
 /// The loaded programs.
 pub struct Programs {
@@ -200,7 +217,8 @@ impl Programs {
         for map in &outgrown {
             map.copy_into_successor()?;
         }
-        for (name, program) in ebpf.programs_mut() {
+        let xdp_of_other_kernels = if features.xdp_frags { XDP_LINEAR } else { XDP };
+        for (name, program) in ebpf.programs_mut().filter(|(name, _)| *name != xdp_of_other_kernels) {
             load_program(program)
                 .map_err(|source| LoadError::Verify { program: name.to_owned(), source: Box::new(source) })?;
         }
@@ -211,6 +229,11 @@ impl Programs {
         self.ebpf.program(name).and_then(|program| program_fd(program)).map(AsFd::as_fd)
     }
 
+    /// Name of the XDP program for this kernel.
+    pub fn xdp_name(&self) -> &'static str {
+        if self.features.xdp_frags { XDP } else { XDP_LINEAR }
+    }
+
     /// A tc program, for attaching it as a clsact filter.
     pub fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, aya::programs::ProgramError> {
         match self.ebpf.program_mut(name) {
@@ -219,9 +242,9 @@ impl Programs {
         }
     }
 
-    /// The programs' own log records, for `tracing`.
-    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    /// The programs' own log, written through the `log` crate, which `tracing` collects. Once only.
+    pub fn take_log(&mut self) -> Result<DatapathLog, LoadError> {
+        EbpfLogger::init(&mut self.ebpf).map_err(|error| LoadError::Log(error.to_string()))
     }
 
     pub fn map_handles(&self) -> Result<MapHandles, LoadError> {

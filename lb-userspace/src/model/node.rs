@@ -78,3 +78,56 @@ fn addresses(node: &v1::Node, problems: &mut Problems) -> Box<[IpAddr]> {
     }
     addresses.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn node(mut object: Value) -> Node {
+        object["metadata"]["name"] = "here".into();
+        let node: v1::Node = serde_json::from_value(json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": object["metadata"], "spec": object["spec"], "status": object["status"],
+        }))
+        .unwrap();
+        Node::from_api(&node).value.unwrap()
+    }
+
+    #[test]
+    fn pod_cidrs_of_both_families_or_the_single_old_one() {
+        let cidrs =
+            |spec| node(json!({"spec": spec})).pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            cidrs(json!({"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24", "fd00::/64"]})),
+            ["10.0.0.0/24", "fd00::/64"]
+        );
+        assert_eq!(cidrs(json!({"podCIDR": "10.0.0.0/24"})), ["10.0.0.0/24"]);
+        assert_eq!(cidrs(json!({"podCIDR": ""})), [""; 0]);
+    }
+
+    #[test]
+    fn internal_addresses_come_first() {
+        let addresses = json!([
+            {"type": "Hostname", "address": "here"},
+            {"type": "ExternalIP", "address": "203.0.113.1"},
+            {"type": "InternalIP", "address": "192.0.2.1"},
+            {"type": "InternalIP", "address": "fd00::1"},
+        ]);
+        let addresses = node(json!({"status": {"addresses": addresses}})).addresses;
+        assert_eq!(
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["192.0.2.1", "fd00::1", "203.0.113.1"]
+        );
+    }
+
+    #[test]
+    fn a_node_that_is_about_to_go_is_not_eligible() {
+        assert!(node(json!({})).eligible);
+        assert!(node(json!({"spec": {"taints": [{"key": "other", "effect": "NoSchedule"}]}})).eligible);
+        let taint = json!({"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"});
+        assert!(!node(json!({"spec": {"taints": [taint]}})).eligible);
+        assert!(!node(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})).eligible);
+    }
+}

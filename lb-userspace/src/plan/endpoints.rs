@@ -59,7 +59,8 @@ pub(super) fn choose<'a>(
         let eligible = in_cluster[index] || in_local[index];
         // Under a Local policy alone the endpoints of other nodes, thousands perhaps, are no business of this node.
         let concerns_node = uses.cluster || candidate.endpoint.local;
-        if !eligible && !(concerns_node && candidate.keeps_connections(port.protocol)) {
+        let drains = !eligible && concerns_node && candidate.keeps_connections(port.protocol);
+        if !(eligible || drains) {
             continue;
         }
         let position = u32::try_from(lists.endpoints.len()).unwrap_or(u32::MAX);
@@ -72,7 +73,7 @@ pub(super) fn choose<'a>(
         lists.endpoints.push(WantedEndpoint {
             address: candidate.address,
             local: candidate.endpoint.local,
-            draining: !eligible,
+            draining: drains,
         });
     }
     Choice { lists, reachable }

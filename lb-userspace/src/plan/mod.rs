@@ -8,12 +8,26 @@
 //! - `endpoints`: which endpoints those policies make eligible (KEP-1669, 1672, 2086, 2433, 4444);
 //! - `wanted`: the result.
 //!
+//! ```no_run
+//! # use lb_userspace::{plan::{Planner, Settings}, source::{Event, manifests}};
+//! # async fn agent(apply: impl Fn(lb_userspace::plan::Changes)) {
+//! let (sender, mut events) = tokio::sync::mpsc::channel(1024);
+//! tokio::spawn(manifests::watch("/etc/sluice".into(), "node-1".into(), sender));
+//! let mut planner = Planner::new(Settings::default());
+//! let mut batch: Vec<Event> = Vec::new();
+//! while events.recv_many(&mut batch, 1024).await > 0 {
+//!     apply(planner.update(batch.drain(..)));
+//! }
+//! # }
+//! ```
+//!
 //! **Invariant:** the answers depend on the objects, never on the order in which they came. A property test holds it.
 
 mod claims;
 mod endpoints;
 mod frontends;
 mod planner;
+mod problems;
 mod render;
 pub mod wanted;
 

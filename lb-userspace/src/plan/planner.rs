@@ -7,8 +7,9 @@ use ipnet::IpNet;
 use super::claims::{Claim, Claimant, Claims};
 use super::endpoints::{self, Uses};
 use super::frontends::{self, Asked};
-use super::wanted::{Algorithm, FrontendAddress, FrontendKind, IpFamily, ServicePortId, WantedService};
-use crate::model::{Node, ObjectName, Problem, Service, ServicePort, Severity, Slice, TrafficPolicy};
+use super::problems;
+use super::wanted::{Algorithm, FrontendKind, IpFamily, ServicePortId, WantedService};
+use crate::model::{Node, ObjectName, Problem, Service, ServicePort, Slice, TrafficPolicy};
 use crate::source::{Event, Origin, Part};
 
 /// What the operator decides.
@@ -316,17 +317,14 @@ impl Planner {
         let mut plan = ServicePlan::default();
         let slices = self.slices.get(name).map_or(&[][..], Vec::as_slice);
         let Some(service) = self.services.get(name) else {
-            plan.problems.extend(slices.iter().map(|(slice_name, slice)| orphan(slice_name, slice)));
+            plan.problems.extend(
+                slices.iter().map(|(slice_name, slice)| problems::slice_without_service(slice_name, slice)),
+            );
             return plan;
         };
         for ip in &service.external_ips {
             if !frontends::is_allowed(ip, &self.settings.allowed_external_ips) {
-                plan.problems.insert(problem(
-                    (name, service),
-                    "spec.externalIPs".to_owned(),
-                    format!("{ip} is not among the external IPs that this cluster allows"),
-                    "use an allowed address, or have the operator allow it (--allow-external-ips)",
-                ));
+                plan.problems.insert(problems::external_ip_refused((name, service), ip));
             }
         }
         for (index, port) in (0..).zip(&service.ports) {
@@ -347,14 +345,14 @@ impl Planner {
         service: &Service,
         (index, port): (u16, &ServicePort),
         zone: Option<&str>,
-        problems: &mut BTreeSet<Problem>,
+        told: &mut BTreeSet<Problem>,
     ) -> Option<WantedService> {
         let asked = frontends::asked(service, port, &self.settings.allowed_external_ips);
         let mut owned = Vec::with_capacity(asked.len());
         for one in &asked {
             match self.claims.owner(&claim(one, port)) {
                 Some(owner) if owner.service != *name || owner.port != index => {
-                    problems.insert(taken((name, service), (index, port), one, owner));
+                    told.insert(problems::address_taken((name, service), (index, port), one, owner));
                 }
                 _ => owned.push(one),
             }
@@ -429,58 +427,30 @@ fn local_ready_addresses<'a>(slices: impl Iterator<Item = &'a Slice>) -> u32 {
     u32::try_from(addresses.len()).unwrap_or(u32::MAX)
 }
 
-fn problem((name, service): (&ObjectName, &Service), field: String, reason: String, remedy: &str) -> Problem {
-    Problem {
-        severity: Severity::Error,
-        place: service.place.clone(),
-        object: format!("Service {name}").into(),
-        field: field.into(),
-        reason: reason.into(),
-        remedy: remedy.into(),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::wanted::Protocol;
 
-fn taken(
-    (name, service): (&ObjectName, &Service),
-    (index, port): (u16, &ServicePort),
-    asked: &Asked,
-    owner: &Claimant,
-) -> Problem {
-    let protocol = port.protocol;
-    let (field, what) = match (asked.kind, asked.address) {
-        (FrontendKind::NodePort, _) => {
-            (format!("spec.ports[{index}].nodePort"), format!("node port {}/{protocol}", asked.port))
+    #[test]
+    fn nothing_is_programmed_before_every_part_has_synced() {
+        let name = ObjectName::new("default", "web");
+        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+        let service = Service {
+            cluster_ips: ["10.96.0.10".parse().unwrap()].into(),
+            ports: [port].into(),
+            ..Service::default()
+        };
+        let mut planner = Planner::new(Settings::default());
+        assert!(planner.update([Event::Service(name, Some(service.into()))]).is_empty());
+        for part in [Part::Services, Part::Slices, Part::Node] {
+            assert!(planner.update([Event::Synced(part)]).is_empty());
         }
-        (kind, FrontendAddress::Ip(ip)) => {
-            let field = match kind {
-                FrontendKind::ExternalIp => "spec.externalIPs",
-                FrontendKind::LoadBalancer => "status.loadBalancer.ingress",
-                FrontendKind::ClusterIp | FrontendKind::NodePort => "spec.clusterIPs",
-            };
-            (field.to_owned(), format!("{ip} port {}/{protocol}", asked.port))
-        }
-        (_, FrontendAddress::Node(_)) => ("spec.ports".to_owned(), format!("port {}/{protocol}", asked.port)),
-    };
-    let holder = if owner.service == *name {
-        format!("spec.ports[{}] of the same Service", owner.port)
-    } else {
-        format!("Service {}", owner.service)
-    };
-    problem(
-        (name, service),
-        field,
-        format!("{what} is held by {holder}"),
-        "choose another one; until then, or until the other gives it up, it is not served for this Service",
-    )
-}
-
-fn orphan(name: &ObjectName, slice: &Slice) -> Problem {
-    Problem {
-        severity: Severity::Note,
-        place: slice.place.clone(),
-        object: format!("EndpointSlice {name}").into(),
-        field: "metadata.labels[kubernetes.io/service-name]".into(),
-        reason: format!("there is no Service {}", slice.service).into(),
-        remedy: "create it, or delete the slice; it is not used".into(),
+        assert_eq!(planner.awaited().collect::<Vec<_>>(), [Part::ServiceCidrs]);
+        let first = planner.update([Event::Synced(Part::ServiceCidrs)]);
+        assert!(first.complete);
+        assert_eq!(first.changed.len(), 1);
+        // A source that is started again says so again.
+        assert!(planner.update(Part::ALL.map(Event::Synced)).is_empty());
     }
 }

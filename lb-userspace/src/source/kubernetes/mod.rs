@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Node as ApiNode, Service as ApiService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config};
 use tokio::sync::mpsc;
 
@@ -52,14 +52,21 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, KubernetesErro
     Client::try_from(config).map_err(|source| KubernetesError::Client { url, source: Box::new(source) })
 }
 
+/// A directive for the log filter. The client library logs each failed attempt, several times a second; what is wrong is
+/// reported as a [`Problem`](crate::model::Problem), once.
+pub const LOG_FILTER: &str = "kube_client=off,kube_runtime=off";
+
 /// Not for other proxies (KEP-2447). The EndpointSlice controller copies the label to the slices.
 const FOR_THIS_PROXY: &str = "!service.kubernetes.io/service-proxy-name";
 
 /// Sends what the cluster holds and then every change of it, until nobody listens any more.
 pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Event>) {
     let services = follow(
-        Api::<ApiService>::all(client.clone()),
-        watcher::Config::default().labels(FOR_THIS_PROXY).fields("spec.clusterIP!=None"),
+        watcher(
+            Api::<ApiService>::all(client.clone()),
+            watcher::Config::default().labels(FOR_THIS_PROXY).fields("spec.clusterIP!=None"),
+        )
+        .default_backoff(),
         Kind {
             part: Part::Services,
             plural: "services",
@@ -72,8 +79,11 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
     );
     let node_of_slices = this_node.clone();
     let slices = follow(
-        Api::<EndpointSlice>::all(client.clone()),
-        watcher::Config::default().labels(&format!("{FOR_THIS_PROXY},!service.kubernetes.io/headless")),
+        watcher(
+            Api::<EndpointSlice>::all(client.clone()),
+            watcher::Config::default().labels(&format!("{FOR_THIS_PROXY},!service.kubernetes.io/headless")),
+        )
+        .default_backoff(),
         Kind {
             part: Part::Slices,
             plural: "endpointslices.discovery.k8s.io",
@@ -85,8 +95,11 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
         &events,
     );
     let node = follow(
-        Api::<ApiNode>::all(client.clone()),
-        watcher::Config::default().fields(&format!("metadata.name={this_node}")),
+        watcher(
+            Api::<ApiNode>::all(client.clone()),
+            watcher::Config::default().fields(&format!("metadata.name={this_node}")),
+        )
+        .default_backoff(),
         Kind {
             part: Part::Node,
             plural: "nodes",
@@ -98,8 +111,7 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
         &events,
     );
     let service_cidrs = follow(
-        Api::<ServiceCIDR>::all(client),
-        watcher::Config::default(),
+        watcher(Api::<ServiceCIDR>::all(client), watcher::Config::default()).default_backoff(),
         Kind {
             part: Part::ServiceCidrs,
             plural: "servicecidrs.networking.k8s.io",

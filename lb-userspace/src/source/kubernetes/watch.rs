@@ -1,13 +1,12 @@
 //! One watch, kept up for ever.
 
 use std::collections::HashSet;
-use std::fmt::Debug;
+use std::time::Duration;
 
-use futures::StreamExt;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Resource};
-use serde::de::DeserializeOwned;
+use futures::{Stream, StreamExt};
+use kube::runtime::watcher;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::super::{Event, Origin, Part};
 use crate::model::{Converted, ObjectName, Problem, Severity};
@@ -27,28 +26,45 @@ pub(super) struct Kind<C, E> {
 /// The receiver of the events is gone.
 struct Closed;
 
-/// Lists and watches until nobody listens. After each new list (a restart, a 410, a lost connection) what it lacks is
+/// A watch that is taken up again where it broke off says nothing until an object changes. But a failed attempt follows
+/// upon another after at most 30 seconds and a jitter (`watcher::DefaultBackoff`) and 30 seconds in which no connection
+/// came about: when there was none for longer, one succeeded.
+const SILENCE_MEANS_RECOVERED: Duration = Duration::from_secs(150);
+
+/// What is wrong with the watch itself.
+struct Failure {
+    /// HTTP status; none if there was no answer.
+    code: Option<u16>,
+    /// When it was seen last.
+    last: Instant,
+}
+
+/// Follows a watch until nobody listens. After each new list (a restart, a 410, a lost connection) what it lacks is
 /// deleted, and nothing before it is complete.
 pub(super) async fn follow<K, T, C, E>(
-    api: Api<K>,
-    config: watcher::Config,
+    stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
     kind: Kind<C, E>,
     events: &mpsc::Sender<Event>,
 ) where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     C: Fn(&K) -> Converted<T>,
     E: Fn(ObjectName, Option<T>) -> Event,
 {
-    let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut stream = std::pin::pin!(stream);
     let mut follower = Follower::new(kind, events);
     loop {
-        let item = tokio::select! {
-            () = events.closed() => return,
-            item = stream.next() => item,
+        let recovered = follower.failure.as_ref().map(|failure| failure.last + SILENCE_MEANS_RECOVERED);
+        let done = tokio::select! {
+            () = events.closed() => Err(Closed),
+            item = stream.next() => match item {
+                Some(item) => follower.take(item).await,
+                // The stream has no end of its own.
+                None => Err(Closed),
+            },
+            () = sleep_until(recovered.unwrap_or_else(Instant::now)), if recovered.is_some() => {
+                follower.recover().await
+            }
         };
-        // The stream has no end of its own.
-        let Some(item) = item else { return };
-        if follower.take(item).await.is_err() {
+        if done.is_err() {
             return;
         }
     }
@@ -64,7 +80,7 @@ struct Follower<'a, C, E> {
     /// The objects that something was reported of.
     reported: HashSet<ObjectName>,
     /// What was reported of the watch itself.
-    failure: Option<Problem>,
+    failure: Option<Failure>,
     synced: bool,
 }
 
@@ -102,7 +118,8 @@ impl<'a, C, E> Follower<'a, C, E> {
             }
             watcher::Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
-                let gone: Vec<ObjectName> = self.known.difference(&listed).cloned().collect();
+                let told = self.known.union(&self.reported);
+                let gone: Vec<ObjectName> = told.filter(|name| !listed.contains(name)).cloned().collect();
                 for name in gone {
                     self.delete(name).await?;
                 }
@@ -115,8 +132,11 @@ impl<'a, C, E> Follower<'a, C, E> {
                 self.delete(name).await?;
             }
         }
+        self.recover().await
+    }
+
+    async fn recover(&mut self) -> Result<(), Closed> {
         if self.failure.take().is_some() {
-            tracing::info!(resource = self.kind.plural, "the API server answers again");
             self.send(Event::Report(Origin::Watch(self.kind.plural), Vec::new())).await?;
         }
         Ok(())
@@ -175,9 +195,9 @@ impl<'a, C, E> Follower<'a, C, E> {
             // The watch was too far behind: the watcher lists anew.
             return Ok(());
         }
-        let problem = failure(error, code, self.kind.plural);
-        if self.failure.as_ref() != Some(&problem) {
-            self.failure = Some(problem.clone());
+        let known = self.failure.replace(Failure { code, last: Instant::now() });
+        if known.is_none_or(|known| known.code != code) {
+            let problem = describe(error, code, self.kind.plural);
             self.send(Event::Report(Origin::Watch(self.kind.plural), vec![problem])).await?;
         }
         if self.kind.optional && matches!(code, Some(NOT_FOUND | FORBIDDEN)) {
@@ -206,7 +226,7 @@ fn status_code(error: &watcher::Error) -> Option<u16> {
     }
 }
 
-fn failure(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
+fn describe(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
     let verb = match error {
         watcher::Error::InitialListFailed(_) => "list",
         _ => "watch",
@@ -230,10 +250,13 @@ fn failure(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
     };
     let reason = match error {
         watcher::Error::WatchError(status) => status.message.clone(),
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.message.clone(),
-        other => with_causes(other),
+        watcher::Error::InitialListFailed(inner)
+        | watcher::Error::WatchStartFailed(inner)
+        | watcher::Error::WatchFailed(inner) => match inner {
+            kube::Error::Api(status) => status.message.clone(),
+            other => with_causes(other),
+        },
+        other @ watcher::Error::NoResourceVersion => other.to_string(),
     };
     Problem {
         severity,
@@ -257,4 +280,172 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use k8s_openapi::api::core::v1;
+    use kube::core::Status;
+    use serde_json::json;
+    use tokio::sync::mpsc::Receiver;
+
+    use super::*;
+    use crate::model::Service;
+
+    type Convert = fn(&v1::Service) -> Converted<Service>;
+    type Make = fn(ObjectName, Option<Service>) -> Event;
+
+    /// A follower of Services, and what it sends.
+    struct Case {
+        follower: Follower<'static, Convert, Make>,
+        events: Receiver<Event>,
+    }
+
+    impl Case {
+        fn new(optional: bool) -> Self {
+            let (sender, events) = mpsc::channel(64);
+            let kind = Kind {
+                part: Part::Services,
+                plural: "services",
+                singular: "Service",
+                optional,
+                convert: Service::from_api as Convert,
+                event: (|name, service| Event::Service(name, service.map(Arc::new))) as Make,
+            };
+            // Lives as long as the test process: the follower borrows its sender.
+            Self { follower: Follower::new(kind, Box::leak(Box::new(sender))), events }
+        }
+
+        async fn take(&mut self, item: watcher::Result<watcher::Event<v1::Service>>) -> Vec<String> {
+            assert!(self.follower.take(item).await.is_ok());
+            let mut told = Vec::new();
+            while let Ok(event) = self.events.try_recv() {
+                told.push(match event {
+                    Event::Service(name, Some(service)) => format!("{name} = {:?}", service.cluster_ips),
+                    Event::Service(name, None) => format!("{name} is gone"),
+                    Event::Report(origin, problems) => {
+                        let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+                        format!("{origin:?}: {problems:?}")
+                            .replace("ObjectName(\"default/web\")", "default/web")
+                    }
+                    other => format!("{other:?}"),
+                });
+            }
+            told
+        }
+
+        async fn all(&mut self, items: Vec<watcher::Event<v1::Service>>) -> Vec<String> {
+            let mut told = Vec::new();
+            for item in items {
+                told.extend(self.take(Ok(item)).await);
+            }
+            told
+        }
+    }
+
+    fn service(name: &str, ip: &str) -> v1::Service {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"}, "spec": {"clusterIP": ip}
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn refused(code: u16, message: &str) -> kube::Error {
+        kube::Error::Api(Box::new(Status { code, message: message.to_owned(), ..Status::default() }))
+    }
+
+    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+
+    #[tokio::test]
+    async fn a_new_list_deletes_only_what_it_lacks_and_only_when_it_is_complete() {
+        let mut case = Case::new(false);
+        let listed =
+            vec![Init, InitApply(service("a", "10.96.0.1")), InitApply(service("b", "10.96.0.2")), InitDone];
+        assert_eq!(
+            case.all(listed).await,
+            ["default/a = [10.96.0.1]", "default/b = [10.96.0.2]", "Synced(Services)"]
+        );
+        assert_eq!(
+            case.all(vec![Apply(service("c", "10.96.0.3")), Delete(service("c", "10.96.0.3"))]).await,
+            ["default/c = [10.96.0.3]", "default/c is gone"]
+        );
+        // The list breaks off, twice, before it shows `a`.
+        assert_eq!(
+            case.all(vec![Init, InitApply(service("b", "10.96.0.2")), Init, Init]).await,
+            ["default/b = [10.96.0.2]"]
+        );
+        assert_eq!(
+            case.all(vec![InitApply(service("b", "10.96.0.9")), InitDone]).await,
+            ["default/b = [10.96.0.9]", "default/a is gone"]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_reported_when_it_begins_and_when_it_ends() {
+        let mut case = Case::new(false);
+        let forbidden = || watcher::Error::InitialListFailed(refused(403, "services is forbidden"));
+        assert_eq!(
+            case.take(Err(forbidden())).await,
+            [
+                "Watch(\"services\"): [\"cannot list services: services is forbidden: allow the agent's account the verbs \
+             list and watch on services (deploy/ has the ClusterRole)\"]"
+            ]
+        );
+        assert_eq!(case.all(vec![Init]).await, [""; 0]);
+        assert_eq!(case.take(Err(forbidden())).await, [""; 0], "once is enough, and nothing has synced");
+        let told = case.take(Err(watcher::Error::InitialListFailed(refused(500, "etcd is away")))).await;
+        assert!(
+            told.len() == 1 && told[0].contains("etcd is away: check that the API server is reachable"),
+            "{told:?}"
+        );
+        assert_eq!(case.all(vec![Init, InitDone]).await, ["Synced(Services)", "Watch(\"services\"): []"]);
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_fell_behind_is_no_failure() {
+        let mut case = Case::new(false);
+        let gone = Status { code: 410, ..Status::default() };
+        assert_eq!(case.take(Err(watcher::Error::WatchError(Box::new(gone)))).await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_kind_that_the_cluster_may_lack_does_not_hold_up_the_start() {
+        let mut case = Case::new(true);
+        let missing = || watcher::Error::InitialListFailed(refused(404, "not found"));
+        let told = case.take(Err(missing())).await;
+        assert!(told.len() == 2 && told[1] == "Synced(Services)", "{told:?}");
+        assert_eq!(case.take(Err(missing())).await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn problems_of_an_object_end_with_them_or_with_it() {
+        let mut case = Case::new(false);
+        let wrong = || Apply(service("web", "10.96.0"));
+        let told = case.all(vec![wrong()]).await;
+        assert!(
+            told[0].starts_with("Object(\"Service\", default/web): [\"Service default/web: spec.clusterIP: "),
+            "{told:?}"
+        );
+        assert_eq!(
+            case.all(vec![Apply(service("web", "10.96.0.1"))]).await,
+            ["Object(\"Service\", default/web): []", "default/web = [10.96.0.1]"]
+        );
+        for end in [vec![Delete(service("web", "10.96.0"))], vec![Init, InitDone]] {
+            case.all(vec![wrong()]).await;
+            let told = case.all(end).await;
+            assert_eq!(told[..2], ["Object(\"Service\", default/web): []", "default/web is gone"]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_silent_after_failures_has_recovered() {
+        let Case { follower: Follower { kind, events: sender, .. }, mut events } = Case::new(false);
+        let failing =
+            futures::stream::iter([Err(watcher::Error::WatchStartFailed(refused(503, "starting")))]);
+        tokio::spawn(follow(failing.chain(futures::stream::pending()), kind, sender));
+        assert!(matches!(events.recv().await, Some(Event::Report(_, problems)) if problems.len() == 1));
+        assert!(matches!(events.recv().await, Some(Event::Report(_, problems)) if problems.is_empty()));
+    }
 }

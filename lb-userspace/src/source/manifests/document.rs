@@ -1,12 +1,13 @@
 //! From the text of a file to objects.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use k8s_openapi::api::{core, discovery, networking};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
+use serde_path_to_error::{Path, Segment};
 
 use crate::model::{self, Converted, Node, ObjectName, Place, Problem, Service, Severity, Slice};
 use crate::source::Event;
@@ -32,7 +33,7 @@ pub(super) struct Parsed {
 }
 
 /// Reads a file. `this_node` selects the Node object and decides which endpoints are local.
-pub(super) fn parse(file: &Arc<Path>, text: &str, this_node: &str) -> Parsed {
+pub(super) fn parse(file: &Arc<FilePath>, text: &str, this_node: &str) -> Parsed {
     let mut parsed = Parsed::default();
     let json = file.extension().is_some_and(|extension| extension == "json");
     let documents = if json { vec![(1, 0..text.len())] } else { documents(text) };
@@ -198,16 +199,15 @@ impl Reader<'_> {
         }
     }
 
-    /// Makes the API type of a value. A part that does not fit the type is reported and left out: the element of a
-    /// list that it is in, or else the field.
+    /// Makes the API type of a value. A part that does not fit the type is reported, and something that fits and means
+    /// nothing takes its place.
     fn object<T: DeserializeOwned>(
         &mut self,
         mut value: Value,
         kind: &str,
         use_it: impl FnOnce(&mut Self, T),
     ) {
-        let name = name_of(&value);
-        let object = format!("{kind} {name}");
+        let object = format!("{kind} {}", name_of(&value));
         if value.pointer("/metadata/name").and_then(Value::as_str).is_none_or(str::is_empty) {
             self.complain_one(
                 object,
@@ -217,27 +217,36 @@ impl Reader<'_> {
             );
             return;
         }
+        let mut misfits: Vec<String> = Vec::new();
         loop {
             let error = match serde_path_to_error::deserialize::<_, T>(&value) {
-                Ok(api_object) => return use_it(self, api_object),
+                Ok(api_object) => {
+                    let told = self.parsed.problems.len();
+                    use_it(self, api_object);
+                    // Nor do the stand-ins mean anything to the conversion: once is enough.
+                    let told = self.parsed.problems.split_off(told).into_iter();
+                    self.parsed.problems.extend(told.filter(|problem| !is_in(&problem.field, &misfits)));
+                    return;
+                }
                 Err(error) => error,
             };
             let field = error.path().to_string();
-            let left_out = leave_out(&mut value, &field);
+            let replaced = misfits.len() < MISFITS_PER_OBJECT && put_stand_in::<T>(&mut value, error.path());
             self.complain_one(
                 object.clone(),
                 &field,
                 error.inner().to_string(),
-                if left_out {
-                    "correct it; this part is left out"
+                if replaced {
+                    "correct it; the rest is served"
                 } else {
                     "correct it; the object is not read"
                 },
             );
-            if !left_out {
+            if !replaced {
                 self.parsed.incomplete = true;
                 return;
             }
+            misfits.push(field);
         }
     }
 
@@ -286,26 +295,223 @@ fn name_of(value: &Value) -> String {
     }
 }
 
-/// Removes the innermost list element around `path` (such as `spec.ports[1].port`), or the field itself if it is in no
-/// list. False if there is nothing to remove.
-fn leave_out(value: &mut Value, path: &str) -> bool {
-    let steps: Vec<&str> = path.split(['.', '[']).map(|step| step.trim_end_matches(']')).collect();
-    let innermost_element = steps.iter().rposition(|step| step.parse::<usize>().is_ok());
-    let target = innermost_element.unwrap_or(steps.len() - 1);
-    let parent = steps[..target].iter().try_fold(value, |value, step| match value {
-        Value::Array(elements) => elements.get_mut(step.parse::<usize>().ok()?),
-        Value::Object(fields) => fields.get_mut(*step),
+/// After so many parts of a wrong type the object as a whole is taken for something else.
+const MISFITS_PER_OBJECT: usize = 16;
+
+/// Replaces the part at `path` by a value that the type takes there. None of these values means anything valid, where
+/// something has to be said: left out, a range of sources, or a label, would open or proxy what it should not.
+fn put_stand_in<T: DeserializeOwned>(value: &mut Value, path: &Path) -> bool {
+    let stand_ins = [json!("?"), json!(0), json!(false), json!(["?"]), json!({}), Value::Null];
+    stand_ins.into_iter().any(|stand_in| {
+        let Some(part) = part_at(value, path) else { return false };
+        *part = stand_in;
+        let remaining = serde_path_to_error::deserialize::<_, T>(&*value).err();
+        remaining.is_none_or(|error| !is_in(&error.path().to_string(), &[path.to_string()]))
+    })
+}
+
+fn part_at<'a>(value: &'a mut Value, path: &Path) -> Option<&'a mut Value> {
+    path.iter().try_fold(value, |value, segment| match (value, segment) {
+        (Value::Array(elements), Segment::Seq { index }) => elements.get_mut(*index),
+        (Value::Object(fields), Segment::Map { key }) => fields.get_mut(key),
         _ => None,
-    });
-    match parent {
-        Some(Value::Array(elements)) => match steps[target].parse() {
-            Ok(index) if index < elements.len() => {
-                elements.remove(index);
-                true
-            }
-            _ => false,
-        },
-        Some(Value::Object(fields)) => fields.remove(steps[target]).is_some(),
-        _ => false,
+    })
+}
+
+/// Whether a field is one of those, or inside one.
+fn is_in(field: &str, outer: &[String]) -> bool {
+    outer.iter().any(|outer| {
+        field.strip_prefix(outer.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The objects and problems of a file, a line each.
+    fn read(file: &str, text: &str) -> Vec<String> {
+        let parsed = parse(&FilePath::new(file).into(), text, "here");
+        let objects = parsed.objects.iter().map(|(key, _, place)| format!("{key:?} at {place}"));
+        let problems = parsed.problems.iter().map(|problem| problem.to_string());
+        objects.chain(problems).map(|line| line.replace("ObjectName(\"", "").replace("\")", "")).collect()
+    }
+
+    #[test]
+    fn several_documents_and_kinds_that_do_not_matter() {
+        let text = "\
+# The web shop.
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  clusterIP: 10.96.0.10
+  ports:
+  - port: 80
+--- # nothing in this one
+---
+apiVersion: v1
+kind: Node
+metadata: {name: elsewhere}
+---
+{apiVersion: v1, kind: Node, metadata: {name: here}}
+...
+";
+        assert_eq!(
+            read("web.yaml", text),
+            ["Service(shop/web) at web.yaml: document 2 (line 6)", "Node at web.yaml: document 5 (line 19)"]
+        );
+    }
+
+    #[test]
+    fn a_document_marker_inside_a_text_does_not_count() {
+        let text = "\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: web}
+data:
+  text: |
+    ---
+    more
+---\r
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: kubernetes}
+spec: {cidrs: [10.96.0.0/12]}
+";
+        assert_eq!(read("web.yaml", text), ["ServiceCidr(/kubernetes) at web.yaml: document 2 (line 8)"]);
+    }
+
+    #[test]
+    fn lists_of_kubectl_and_of_the_api_server() {
+        let items = r#"{"metadata": {"name": "a"}, "spec": {"clusterIP": "None"}}"#;
+        let list = format!(r#"{{"apiVersion": "v1", "kind": "ServiceList", "items": [{items}]}}"#);
+        assert_eq!(read("a.json", &list), ["Service(default/a) at a.json: document 1 (line 1)"]);
+        let text = "\
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: None}}
+- {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a-1, labels: {kubernetes.io/service-name: a}}, addressType: IPv4}
+";
+        assert_eq!(
+            read("a.yml", text),
+            [
+                "Service(default/a) at a.yml: document 1 (line 1)",
+                "Slice(default/a-1) at a.yml: document 1 (line 1)"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_error_names_file_document_line_object_field_and_reason() {
+        let text = "\
+apiVersion: v1
+kind: Service
+metadata: {name: good}
+spec: {clusterIP: None}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web
+spec: {clusterIP: 10.96.0.10}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  clusterIP: 10.96.0.10
+  ports: [{port: 80, nodePort: high}, {port: 99999}]
+---
+apiVersion: discovery.k8s.io/v1beta1
+kind: EndpointSlice
+metadata: {name: old}
+---
+kind: Service
+apiVersion: v1
+metadata: {namespace: shop}
+---
+just: something
+";
+        assert_eq!(
+            read("web.yaml", text),
+            [
+                "Service(default/good) at web.yaml: document 1 (line 1)",
+                "Service(default/web) at web.yaml: document 3 (line 10)",
+                "web.yaml: document 2 (line 9): is not YAML: while parsing a flow mapping, did not find expected ',' \
+                 or '}': correct it; until then what the file said before stays, and the other documents are served",
+                "web.yaml: document 3 (line 10): Service default/web: spec.ports[0].nodePort: invalid type: string \
+                 \"high\", expected i32: correct it; the rest is served",
+                "web.yaml: document 3 (line 10): Service default/web: spec.ports[1].port: 99999 is not a port number: \
+                 use a number from 1 to 65535",
+                "web.yaml: document 4 (line 17): EndpointSlice default/old: apiVersion: `discovery.k8s.io/v1beta1` is \
+                 not a version of EndpointSlice that is served here: use v1 (discovery.k8s.io/v1 for EndpointSlice, \
+                 networking.k8s.io/v1 for ServiceCIDR); it is not served",
+                "web.yaml: document 5 (line 21): Service shop/without a name: metadata.name: is missing: write one; \
+                 the object is not served",
+                "web.yaml: document 6 (line 25): kind: is missing: this is not a Kubernetes object: write apiVersion \
+                 and kind; the document is not used",
+            ]
+        );
+    }
+
+    #[test]
+    fn json_that_does_not_parse() {
+        assert_eq!(
+            read("a.json", "{\n  \"kind\": \n}"),
+            [
+                "a.json: document 1 (line 3): is not JSON: expected value at line 3 column 1: correct it; until then what \
+              the file said before stays, and the other documents are served"
+            ]
+        );
+    }
+
+    #[test]
+    fn parts_of_a_wrong_type_are_told_once_and_do_not_open_anything() {
+        const OTHER_PROXY: &str = ", labels: {service.kubernetes.io/service-proxy-name: 5}";
+        let text = |label| {
+            format!(
+                "\
+apiVersion: v1
+kind: Service
+metadata: {{name: web, creationTimestamp: yesterday{label}}}
+spec:
+  clusterIP: 10.96.0.10
+  loadBalancerSourceRanges: 10.0.0.0/8
+  ports: [x, {{port: http}}, {{port: 80, protocol: 6}}]
+"
+            )
+        };
+        let told = |field: &str, reason: &str| {
+            format!(
+                "a.yaml: document 1 (line 1): Service default/web: {field}: {reason}: correct it; the rest is served"
+            )
+        };
+        let integer = |number| format!("invalid type: integer `{number}`, expected a string");
+        let string = |text, expected| format!("invalid type: string \"{text}\", expected {expected}");
+        let expected = [
+            told(
+                "metadata.creationTimestamp",
+                "failed to parse four digit integer as year: invalid digit, expected 0-9 but got y",
+            ),
+            told("metadata.labels.service.kubernetes.io/service-proxy-name", &integer(5)),
+            told("spec.loadBalancerSourceRanges", &string("10.0.0.0/8", "a sequence")),
+            told("spec.ports[0]", &string("x", "ServicePort")),
+            told("spec.ports[1].port", &string("http", "i32")),
+            told("spec.ports[2].protocol", &integer(6)),
+        ];
+        assert_eq!(read("a.yaml", &text(OTHER_PROXY))[1..], expected);
+        let parsed = parse(&FilePath::new("a.yaml").into(), &text(""), "here");
+        let [(_, Event::Service(_, Some(service)), _)] = &parsed.objects[..] else { panic!("{parsed:?}") };
+        assert!(service.ports.is_empty());
+        assert_eq!(service.source_ranges.v4.as_deref(), Some(&[][..]), "nobody may come in");
+        let parsed = parse(&FilePath::new("a.yaml").into(), &text(OTHER_PROXY), "here");
+        let [(_, Event::Service(_, Some(service)), _)] = &parsed.objects[..] else { panic!("{parsed:?}") };
+        assert!(service.cluster_ips.is_empty(), "the other proxy serves it");
     }
 }

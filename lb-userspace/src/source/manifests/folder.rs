@@ -253,3 +253,172 @@ fn unreadable(path: &Path, error: &io::Error) -> Problem {
         remedy: "make it readable for the agent; until then what it said before stays".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn service(name: &str, ip: &str) -> String {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}}}\n"
+        )
+    }
+
+    /// A folder of its own, and what is told of it.
+    struct Case {
+        folder: tempfile::TempDir,
+        scanner: Folder,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let scanner = Folder::new(folder.path().to_owned(), "here".into());
+            Self { folder, scanner }
+        }
+
+        fn path(&self, file: &str) -> PathBuf {
+            self.folder.path().join(file)
+        }
+
+        fn write(&self, file: &str, text: &str) {
+            fs::create_dir_all(self.path(file).parent().unwrap()).unwrap();
+            fs::write(self.path(file), text).unwrap();
+        }
+
+        /// The events of a scan, in short.
+        fn scan(&mut self) -> Vec<String> {
+            let root = format!("{}/", self.folder.path().display());
+            let events = self.scanner.scan().unwrap();
+            let told = events.into_iter().filter_map(|event| match event {
+                Event::Service(name, Some(service)) => Some(format!("{name} = {:?}", service.cluster_ips)),
+                Event::Service(name, None) => Some(format!("{name} is gone")),
+                Event::Report(Origin::File(file), problems) => {
+                    let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+                    Some(format!("{}: [{}]", file.display(), problems.join("; ")))
+                }
+                Event::Synced(_) => None,
+                other => panic!("{other:?}"),
+            });
+            told.map(|line| line.replace(&root, "")).collect()
+        }
+    }
+
+    #[test]
+    fn the_first_scan_ends_with_synced_even_if_the_folder_is_empty() {
+        let mut case = Case::new();
+        assert_eq!(case.scanner.scan().unwrap(), Part::ALL.map(Event::Synced));
+        assert_eq!(case.scanner.scan().unwrap(), []);
+    }
+
+    #[test]
+    fn only_what_changed_is_told() {
+        let mut case = Case::new();
+        case.write("a.yaml", &[service("a", "10.0.0.1"), service("b", "10.0.0.2")].join("---\n"));
+        case.write("deep/er/c.yml", &service("c", "10.0.0.3"));
+        case.write("notes.txt", "not: [yaml");
+        case.write(".hidden.yaml", "not: [yaml");
+        assert_eq!(
+            case.scan(),
+            ["default/a = [10.0.0.1]", "default/b = [10.0.0.2]", "default/c = [10.0.0.3]"]
+        );
+        assert_eq!(case.scan(), [""; 0]);
+        case.write("a.yaml", &[service("a", "10.0.0.1"), service("b", "10.0.0.4")].join("---\n"));
+        assert_eq!(case.scan(), ["default/b = [10.0.0.4]"]);
+        fs::remove_dir_all(case.path("deep")).unwrap();
+        assert_eq!(case.scan(), ["default/c is gone"]);
+        fs::rename(case.path("a.yaml"), case.path("z.yaml")).unwrap();
+        // Only the place of the objects is another one.
+        assert_eq!(case.scan(), ["default/a = [10.0.0.1]", "default/b = [10.0.0.4]"]);
+        fs::remove_file(case.path("z.yaml")).unwrap();
+        assert_eq!(case.scan(), ["default/a is gone", "default/b is gone"]);
+    }
+
+    #[test]
+    fn a_file_that_does_not_parse_any_more_keeps_its_last_good_objects() {
+        let mut case = Case::new();
+        case.write("a.yaml", &[service("a", "10.0.0.1"), service("b", "10.0.0.2")].join("---\n"));
+        case.scan();
+        case.write("a.yaml", &[service("a", "10.0.0.9"), "kind: [".to_owned()].join("---\n"));
+        let told = case.scan();
+        assert_eq!(told[0], "default/a = [10.0.0.9]");
+        assert!(told[1].starts_with("a.yaml: [a.yaml: document 2 (line 3): is not YAML: "), "{told:?}");
+        assert_eq!(told.len(), 2, "{told:?}");
+        case.write("a.yaml", &service("a", "10.0.0.9"));
+        assert_eq!(case.scan(), ["default/b is gone", "a.yaml: []"]);
+    }
+
+    #[test]
+    fn the_first_of_two_files_with_one_object_is_served() {
+        let mut case = Case::new();
+        case.write("2.yaml", &service("a", "10.0.0.2"));
+        case.write("3.yaml", &[service("b", "10.0.0.3"), service("b", "10.0.0.4")].join("---\n"));
+        assert_eq!(
+            case.scan(),
+            [
+                "default/a = [10.0.0.2]",
+                "default/b = [10.0.0.3]",
+                "3.yaml: [3.yaml: document 2 (line 2): Service default/b: is in 3.yaml: document 1 (line 1) already: \
+                 delete one of them; the first is served]",
+            ]
+        );
+        case.write("1.yaml", &service("a", "10.0.0.1"));
+        assert_eq!(
+            case.scan(),
+            [
+                "default/a = [10.0.0.1]",
+                "2.yaml: [2.yaml: document 1 (line 1): Service default/a: is in 1.yaml: document 1 (line 1) already: \
+                 delete one of them; the first is served]",
+            ]
+        );
+        fs::remove_file(case.path("1.yaml")).unwrap();
+        assert_eq!(case.scan(), ["default/a = [10.0.0.2]", "2.yaml: []"]);
+    }
+
+    /// <https://github.com/kubernetes/kubernetes/blob/v1.34.0/pkg/volume/util/atomic_writer.go>
+    #[test]
+    fn a_config_map_mount_switches_all_files_at_once() {
+        let mut case = Case::new();
+        case.write("..1/a.yaml", &service("a", "10.0.0.1"));
+        symlink("..1", case.path("..data")).unwrap();
+        symlink("..data/a.yaml", case.path("a.yaml")).unwrap();
+        assert_eq!(case.scan(), ["default/a = [10.0.0.1]"]);
+        case.write("..2/a.yaml", &service("a", "10.0.0.2"));
+        symlink("..2", case.path("..data_tmp")).unwrap();
+        fs::rename(case.path("..data_tmp"), case.path("..data")).unwrap();
+        fs::remove_dir_all(case.path("..1")).unwrap();
+        assert_eq!(case.scan(), ["default/a = [10.0.0.2]"]);
+    }
+
+    #[test]
+    fn a_link_back_to_the_folder_is_not_followed_for_ever() {
+        let mut case = Case::new();
+        case.write("deep/a.yaml", &service("a", "10.0.0.1"));
+        symlink("..", case.path("deep/up")).unwrap();
+        assert_eq!(case.scan(), ["default/a = [10.0.0.1]"]);
+    }
+
+    #[test]
+    fn a_folder_that_vanishes_takes_nothing_with_it() {
+        let mut case = Case::new();
+        case.write("a.yaml", &service("a", "10.0.0.1"));
+        case.scan();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::rename(case.folder.path(), elsewhere.path().join("moved")).unwrap();
+        let told = case.scan();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("cannot be read"), "{told:?}");
+        fs::rename(elsewhere.path().join("moved"), case.folder.path()).unwrap();
+        let told = case.scan();
+        assert!(told.len() == 1 && told[0].ends_with(": []"), "{told:?}");
+    }
+
+    #[test]
+    fn a_folder_that_does_not_exist_is_an_error_at_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Folder::new(folder.path().join("none"), "here".into()).scan().unwrap_err();
+        assert!(error.to_string().contains("/none cannot be read: "), "{error}");
+    }
+}

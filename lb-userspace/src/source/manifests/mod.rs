@@ -103,3 +103,53 @@ async fn settle(woken: &mut mpsc::Receiver<()>) {
 fn is_change(kind: EventKind) -> bool {
     !matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::source::Part;
+
+    async fn next(events: &mut mpsc::Receiver<Event>) -> Event {
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, events.recv())
+            .await
+            .expect("a change is noticed")
+            .expect("the watch goes on")
+    }
+
+    #[tokio::test]
+    async fn changes_are_noticed_and_the_watch_ends_with_its_listener() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = |ip: &str| {
+            format!("{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{clusterIP: {ip}}}}}")
+        };
+        let (sender, mut events) = mpsc::channel(16);
+        let watcher = tokio::spawn(watch(folder.path().to_owned(), "here".into(), sender));
+        for part in Part::ALL {
+            assert_eq!(next(&mut events).await, Event::Synced(part));
+        }
+        // As an editor does it: another file takes the place of the old one. And in a folder made later.
+        let deep = folder.path().join("deep");
+        fs::create_dir(&deep).unwrap();
+        for ip in ["10.96.0.1", "10.96.0.2"] {
+            fs::write(deep.join("new"), service(ip)).unwrap();
+            fs::rename(deep.join("new"), deep.join("web.yaml")).unwrap();
+            let Event::Service(_, Some(service)) = next(&mut events).await else { panic!("no Service") };
+            assert_eq!(service.cluster_ips[0].to_string(), ip);
+        }
+        fs::remove_file(deep.join("web.yaml")).unwrap();
+        assert!(matches!(next(&mut events).await, Event::Service(_, None)));
+        drop(events);
+        watcher.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_does_not_exist_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let (sender, _events) = mpsc::channel(1);
+        let error = watch(folder.path().join("none"), "here".into(), sender).await.unwrap_err();
+        assert!(matches!(error, ManifestError::Folder { .. }), "{error:?}");
+    }
+}

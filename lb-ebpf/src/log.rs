@@ -1,0 +1,80 @@
+//! What the programs say for debugging, through aya-log. The level is a read-only global set before loading
+//! (`--datapath-log`): when it is off the verifier removes every call in this file, and nothing is paid.
+//!
+//! Each function is a subprogram of its own, so that its temporaries do not weigh on the pipeline's stack.
+
+use aya_log_ebpf::macro_support::{Level, level_enabled};
+use aya_log_ebpf::{debug, trace, warn};
+use lb_common::layout::{Flow, FlowKey};
+use lb_common::reason::Reason;
+
+use crate::maps::Maps;
+
+/// A packet was dropped (`warn`).
+#[inline(always)]
+pub fn dropped<F: Maps>(key: &FlowKey<F::Addr>, reason: Reason) {
+    if level_enabled(Level::Warn) {
+        say_dropped::<F>(key, reason as u32);
+    }
+}
+
+#[inline(never)]
+fn say_dropped<F: Maps>(key: &FlowKey<F::Addr>, reason: u32) {
+    warn!(
+        (),
+        "dropped, reason {}: protocol {} {:i} {} -> {:i} {}",
+        reason,
+        key.protocol,
+        key.src_addr,
+        key.src_port,
+        key.dst_addr,
+        key.dst_port
+    );
+}
+
+/// A connection was opened (`debug`).
+#[inline(always)]
+pub fn opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+    if level_enabled(Level::Debug) {
+        say_opened::<F>(key, flow);
+    }
+}
+
+#[inline(never)]
+fn say_opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+    debug!(
+        (),
+        "opened: service {} backend {} protocol {} {:i} {} -> {:i} {}",
+        flow.service_id,
+        flow.backend_id,
+        key.protocol,
+        key.src_addr,
+        key.src_port,
+        flow.new_dst_addr,
+        flow.new_dst_port
+    );
+}
+
+/// A packet of a known connection was translated (`trace`: one line per packet).
+#[inline(always)]
+pub fn translated<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+    if level_enabled(Level::Trace) {
+        say_translated::<F>(key, flow);
+    }
+}
+
+#[inline(never)]
+fn say_translated<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+    trace!(
+        (),
+        "translated: {:i} {} -> {:i} {} became {:i} {} -> {:i} {}",
+        key.src_addr,
+        key.src_port,
+        key.dst_addr,
+        key.dst_port,
+        flow.new_src_addr,
+        flow.new_src_port,
+        flow.new_dst_addr,
+        flow.new_dst_port
+    );
+}

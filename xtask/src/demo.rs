@@ -1,0 +1,501 @@
+//! `cargo xtask demo`: the whole product on one machine, with no cluster. Namespaces stand for the machines; the agents,
+//! the kernel programs, the servers, the clients and every packet are real.
+
+mod screen;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use lb_testbed::controllers::{self, Applied};
+use lb_testbed::host::{Datagrams, LoadKind, Process};
+use lb_testbed::manifests::{self, Protocol};
+use lb_testbed::report::Exchange;
+use lb_testbed::topology::Pod;
+use lb_testbed::{Agent, AgentOptions, Datapath, Family, Host, Topology, Underlay, agent, run};
+
+use self::screen::{Cell, Screen, Tone};
+use crate::process::{cargo, is_root};
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Leave everything running and say how to look around
+    #[arg(long)]
+    keep: bool,
+    /// Remove what an earlier --keep left running, and do nothing else
+    #[arg(long, conflicts_with = "keep")]
+    remove: bool,
+    /// Which programs translate packets
+    #[arg(long, value_enum, default_value = "tc")]
+    mode: Mode,
+    /// Let pods of different nodes speak through VXLAN, as an overlay CNI does
+    #[arg(long)]
+    overlay: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Mode {
+    Tc,
+    Xdp,
+}
+
+/// Pods that carry the replicas; the remaining one is a client.
+const REPLICAS: [usize; 3] = [0, 2, 3];
+const CLIENT_POD: usize = 1;
+/// Requests to each address.
+const ASKED: u32 = 6;
+
+pub fn run(options: &Options) -> Result<()> {
+    if !is_root() {
+        bail!(
+            "the demo makes network namespaces and loads BPF programs: run it as root (sudo -E cargo xtask demo)"
+        );
+    }
+    if options.remove {
+        for id in run::remove_kept()? {
+            println!("removed {id}");
+        }
+        return Ok(());
+    }
+    let mut screen = Screen::new();
+    screen
+        .title("Sluice in network namespaces: two nodes with a real agent each, four pods, a client outside");
+    let tool = build(&mut screen)?;
+    let mut demo = Demo::set_up(options, screen, &tool)?;
+    demo.start_agents()?;
+    demo.requests()?;
+    demo.spread()?;
+    demo.removal_under_load()?;
+    demo.maps()?;
+    demo.finish(options.keep)
+}
+
+fn build(screen: &mut Screen) -> Result<PathBuf> {
+    screen.heading("Build");
+    let packages = ["--package", "lb-userspace", "--package", "lb-testbed", "--bins"];
+    if !cargo().arg("build").args(packages).status()?.success() {
+        bail!("the build failed, see above");
+    }
+    screen.line(&format!(
+        "the agent with its kernel programs, and the servers and clients: {:.1} s",
+        screen.seconds()
+    ));
+    Ok(crate::target().join("debug").join("lb-testbed"))
+}
+
+struct Demo {
+    screen: Screen,
+    // Dropped in this order: processes before the namespaces they run in.
+    agents: Vec<Agent>,
+    servers: Vec<Process>,
+    services: Vec<Applied>,
+    topology: Topology,
+    checks: u32,
+    problems: Vec<String>,
+}
+
+impl Demo {
+    fn set_up(options: &Options, mut screen: Screen, tool: &Path) -> Result<Self> {
+        screen.heading("Cluster");
+        let underlay = if options.overlay { Underlay::Vxlan } else { Underlay::Routed };
+        let datapath = match options.mode {
+            Mode::Tc => Datapath::Tc,
+            Mode::Xdp => Datapath::Xdp,
+        };
+        let topology = Topology::build(underlay, datapath, tool)?;
+        let services = controllers::apply(&crate::workspace().join("deploy/examples"), REPLICAS.len())?;
+        let mut servers = Vec::new();
+        for (index, listen) in controllers::listeners(&services) {
+            let host = &topology.pods[REPLICAS[index]].host;
+            servers.push(host.serve_at(&host.name, &listen)?);
+        }
+        let nodes: Vec<_> = topology.nodes.iter().map(manifests::node).collect();
+        topology.manifests.write("nodes.yaml", &nodes)?;
+        for applied in &services {
+            applied.publish(&topology.manifests, &pods(&topology, &applied.pods))?;
+        }
+        let demo =
+            Self { screen, agents: Vec::new(), servers, services, topology, checks: 0, problems: Vec::new() };
+        demo.show_cluster();
+        Ok(demo)
+    }
+
+    fn show_cluster(&self) {
+        let topology = &self.topology;
+        let row = |host: &Host, is: String| -> Vec<Cell> {
+            vec![host.name.as_str().into(), is.into(), host.v4.to_string().into(), host.v6.to_string().into()]
+        };
+        let mut rows = vec![row(&topology.client, "client outside the cluster".to_owned())];
+        rows.extend(topology.nodes.iter().map(|node| row(&node.host, "node".to_owned())));
+        for (index, pod) in topology.pods.iter().enumerate() {
+            let role = if index == CLIENT_POD { "a client" } else { "HTTP and UDP servers" };
+            rows.push(row(&pod.host, format!("pod on {}, {role}", pod.node)));
+        }
+        self.screen.table(&["HOST", "IS", "IPV4", "IPV6"], &rows);
+        println!();
+        let row = |applied: &Applied| -> Vec<Cell> {
+            let service = &applied.service;
+            let join = |texts: Vec<String>| if texts.is_empty() { "-".to_owned() } else { texts.join(" ") };
+            let port = |port: &manifests::Port| match port.node_port {
+                Some(node_port) => format!("{}:{node_port}/{}", port.port, port.protocol),
+                None => format!("{}/{}", port.port, port.protocol),
+            };
+            let endpoints = pods(&self.topology, &applied.pods);
+            vec![
+                format!("{}/{}", service.namespace, service.name).into(),
+                applied.kind.as_str().into(),
+                join(service.cluster_ips.iter().map(IpAddr::to_string).collect()).into(),
+                join(service.ports.iter().map(port).collect()).into(),
+                join(endpoints.iter().map(|pod| pod.host.name.clone()).collect()).into(),
+            ]
+        };
+        let rows: Vec<_> = self.services.iter().map(row).collect();
+        self.screen.table(&["SERVICE", "TYPE", "CLUSTER-IPS", "PORTS", "ENDPOINTS"], &rows);
+        self.screen.line(
+            "from deploy/examples; the demo assigns addresses and makes EndpointSlices as a cluster would",
+        );
+    }
+
+    fn start_agents(&mut self) -> Result<()> {
+        self.screen.heading("Agents");
+        for node in &self.topology.nodes {
+            let begin = Instant::now();
+            let agent = Agent::start(&self.topology, node, &AgentOptions::default())?;
+            let took = begin.elapsed().as_secs_f32();
+            let links = node.host.place.run("ip", ["-details", "link", "show", "dev", "eth0"])?;
+            let by = if links.contains("prog/xdp") { "XDP" } else { "tc" };
+            let name = &node.host.name;
+            self.screen.toned(
+                &format!(
+                    "{name}: programs loaded, Services in the maps after {took:.1} s; packets of eth0 by {by}"
+                ),
+                Tone::Good,
+            );
+            self.agents.push(agent);
+        }
+        Ok(())
+    }
+
+    /// Every kind of client to every kind of address, IPv4 and IPv6.
+    fn requests(&mut self) -> Result<()> {
+        self.screen.heading("Requests");
+        let mut rows = Vec::new();
+        for service in ["web", "web-nodeport", "shop", "ingress-controller", "echo"] {
+            let applied = self.find(service)?.clone();
+            for port in &applied.service.ports {
+                for family in Family::BOTH {
+                    let ip = applied.cluster_ip(family).context("the examples are dual-stack")?;
+                    let mut targets = Vec::new();
+                    if service == "web" || service == "echo" {
+                        targets.push((self.topology.pods[CLIENT_POD].host.clone(), (ip, port.port).into()));
+                        targets.push((self.topology.nodes[0].host.clone(), (ip, port.port).into()));
+                    }
+                    if let Some(node_port) = port.node_port {
+                        for node in &self.topology.nodes {
+                            targets.push((self.topology.client.clone(), node.host.at(family, node_port)));
+                        }
+                    }
+                    for (client, target) in targets {
+                        rows.push(self.request(&applied, port.protocol, &client, target)?);
+                    }
+                }
+            }
+        }
+        self.screen.table(&["FROM", "SERVICE", "ADDRESS", "ANSWERED BY", "WHO SAW THE CLIENT AS", ""], &rows);
+        Ok(())
+    }
+
+    fn request(
+        &mut self,
+        applied: &Applied,
+        protocol: Protocol,
+        client: &Host,
+        target: SocketAddr,
+    ) -> Result<Vec<Cell>> {
+        let exchanges = match protocol {
+            Protocol::Tcp => client.get(&[target], ASKED)?,
+            Protocol::Udp => {
+                client.ask(target, Datagrams { count: ASKED, size: 32, ..Datagrams::default() })?
+            }
+        };
+        let answers = || exchanges.iter().flat_map(|exchange| &exchange.result);
+        let join = |texts: BTreeSet<String>| texts.into_iter().collect::<Vec<_>>().join(" ");
+        let by = join(answers().map(|answer| answer.greeting.pod.clone()).collect());
+        let seen = join(answers().map(|answer| answer.greeting.client.ip().to_string()).collect());
+        let problem = exchanges.iter().find_map(|exchange| self.problem(applied, client, exchange));
+        let verdict = Cell::verdict(problem.as_deref());
+        self.check(problem.map(|problem| format!("{} to {target}: {problem}", client.name)));
+        let name = applied.service.name.as_str();
+        Ok(vec![
+            client.name.as_str().into(),
+            name.into(),
+            format!("{} {target}", scheme(protocol)).into(),
+            by.into(),
+            seen.into(),
+            verdict,
+        ])
+    }
+
+    /// What is wrong with an exchange: no answer, the wrong pod, the wrong peer, or a client address that it must not show.
+    fn problem(&self, applied: &Applied, client: &Host, exchange: &Exchange) -> Option<String> {
+        let answer = match &exchange.result {
+            Ok(answer) => answer,
+            Err(failure) => return Some(failure.to_string()),
+        };
+        let endpoints = pods(&self.topology, &applied.pods);
+        let Some(pod) = endpoints.iter().find(|pod| pod.host.name == answer.greeting.pod) else {
+            return Some(format!("{} is no endpoint", answer.greeting.pod));
+        };
+        if answer.peer != exchange.target {
+            return Some(format!("the client sees the peer {}", answer.peer));
+        }
+        let seen = answer.greeting.client.ip();
+        let family = Family::of(seen);
+        // A packet that entered at the endpoint's own node shows the client itself; one that was sent on to the other
+        // node, and requests of a node's own processes, show an address of a node.
+        let entry = self.topology.nodes.iter().find(|node| node.host.address(family) == exchange.target.ip());
+        let own = client.address(family) == seen;
+        let nodes = self.topology.nodes.iter();
+        let of_node = nodes.clone().any(|node| node.addresses().contains(&seen));
+        let right = match entry {
+            Some(node) if node.host.name == pod.node => own,
+            Some(node) => node.addresses().contains(&seen),
+            None => own || (of_node && nodes.clone().any(|node| node.host.name == client.name)),
+        };
+        (!right).then(|| format!("{} saw the client as {seen}", pod.host.name))
+    }
+
+    fn spread(&mut self) -> Result<()> {
+        const COUNT: u32 = 300;
+        self.screen.heading(&format!("Spread of {COUNT} requests from a pod to web"));
+        let applied = self.find("web")?.clone();
+        let target = web_address(&applied)?;
+        let exchanges = self.topology.pods[CLIENT_POD].host.get(&[target], COUNT)?;
+        for pod in pods(&self.topology, &applied.pods) {
+            let name = &pod.host.name;
+            let count = exchanges
+                .iter()
+                .flat_map(|exchange| &exchange.result)
+                .filter(|answer| answer.greeting.pod == *name)
+                .count();
+            self.screen.line(&format!("{name}  {:<50}  {count}", "█".repeat(count / 4)));
+            // A fair share is 100 with a standard deviation of 8.
+            self.checks += 1;
+            if !(50..=150).contains(&count) {
+                self.problems.push(format!("{name} got {count} of {COUNT} requests"));
+            }
+        }
+        let answered = exchanges.iter().filter(|exchange| exchange.result.is_ok()).count();
+        let all = answered == COUNT as usize;
+        self.check((!all).then(|| format!("{answered} of {COUNT} requests were answered")));
+        Ok(())
+    }
+
+    /// Requests run while one of three endpoints leaves; none may fail, and none may reach it afterwards.
+    fn removal_under_load(&mut self) -> Result<()> {
+        let leaving = *REPLICAS.last().context("there are replicas")?;
+        let leaving_name = self.topology.pods[leaving].host.name.clone();
+        self.screen.heading(&format!("{leaving_name} leaves under load"));
+        let inside = web_address(self.find("web")?)?;
+        let outside = self.topology.nodes[0].host.at(Family::V4, node_port(self.find("web-nodeport")?)?);
+        let (pod, client) = (&self.topology.pods[CLIENT_POD].host, &self.topology.client);
+        let loads = [
+            ("pod → ClusterIP, a connection each", pod.start_load(LoadKind::NewConnections, inside, 200)?),
+            (
+                "outside → NodePort, a connection each",
+                client.start_load(LoadKind::NewConnections, outside, 200)?,
+            ),
+            ("outside → NodePort, one connection", client.start_load(LoadKind::OneConnection, outside, 200)?),
+        ];
+        thread::sleep(Duration::from_secs(1));
+        let begin = Instant::now();
+        for name in ["web", "web-nodeport"] {
+            let applied = self.find(name)?;
+            let left: Vec<_> =
+                applied.pods.iter().copied().filter(|index| REPLICAS[*index] != leaving).collect();
+            applied.publish(&self.topology.manifests, &pods(&self.topology, &left))?;
+        }
+        let gone = || -> Result<bool> {
+            let exchanges = [pod.get(&[inside], 30)?, client.get(&[outside], 30)?].concat();
+            let by_others = |exchange: &Exchange| {
+                exchange.result.as_ref().is_ok_and(|answer| answer.greeting.pod != leaving_name)
+            };
+            Ok(exchanges.len() == 60 && exchanges.iter().all(by_others))
+        };
+        let mut left = false;
+        while !left && begin.elapsed() < Duration::from_secs(10) {
+            left = gone()?;
+        }
+        let took = begin.elapsed().as_millis();
+        thread::sleep(Duration::from_secs(1));
+        let mut rows = Vec::new();
+        let mut reports = Vec::new();
+        for (what, load) in loads {
+            let report = load.finish()?;
+            let tone = if report.failures == 0 { Tone::Good } else { Tone::Bad };
+            let by: Vec<_> = report.by_pod.iter().map(|(pod, count)| format!("{pod} {count}")).collect();
+            rows.push(vec![
+                what.into(),
+                report.requests.to_string().into(),
+                Cell::new(report.failures.to_string(), tone),
+                by.join("  ").into(),
+            ]);
+            reports.push((what, report));
+        }
+        self.screen.table(&["LOAD", "REQUESTS", "FAILED", "ANSWERED BY"], &rows);
+        for (what, report) in reports {
+            let failed = report.failures > 0 || report.requests == 0;
+            self.check(failed.then(|| format!("{what}: {report:?}")));
+        }
+        if left {
+            self.screen.line(&format!(
+                "{took} ms after its EndpointSlice changed, 60 new requests found the other two"
+            ));
+        }
+        self.check((!left).then(|| format!("{leaving_name} is still asked 10 s after it left")));
+        Ok(())
+    }
+
+    fn maps(&mut self) -> Result<()> {
+        self.screen.heading("Maps of node1");
+        let Some(agent) = self.agents.first() else { bail!("no agent runs") };
+        let services = agent.lb(&["get", "services"])?;
+        for (command, output) in [
+            ("lb get services", services.clone()),
+            ("lb get backends", agent.lb(&["get", "backends"])?),
+            ("lb get flows", agent.lb(&["get", "flows"])?),
+        ] {
+            self.screen.toned(command, Tone::Good);
+            self.screen.excerpt(&output, 12);
+            println!();
+        }
+        let bpffs = &self.topology.nodes[0].bpffs;
+        if let Some(map) = find_pin(bpffs, "services_v4")
+            && let Some(dump) = dump(&map)
+        {
+            self.screen.toned(&format!("bpftool map dump pinned {}", map.display()), Tone::Good);
+            self.screen.excerpt(&dump, 22);
+        }
+        let missing = self
+            .services
+            .iter()
+            .filter(|applied| applied.kind != "ExternalName")
+            .find(|applied| !services.contains(&applied.service.name))
+            .map(|applied| format!("lb get services does not show {}", applied.service.name));
+        self.check(missing);
+        let alias = services.contains("database");
+        self.check(alias.then(|| "the ExternalName Service has map entries".to_owned()));
+        Ok(())
+    }
+
+    fn finish(self, keep: bool) -> Result<()> {
+        println!();
+        let seconds = self.screen.seconds();
+        let count = self.problems.len();
+        if count == 0 {
+            self.screen.toned(&format!("{} checks, all right, in {seconds:.1} s", self.checks), Tone::Good);
+        } else {
+            self.screen
+                .toned(&format!("{count} of {} checks failed, in {seconds:.1} s", self.checks), Tone::Bad);
+            self.problems.iter().for_each(|problem| self.screen.line(problem));
+            self.agents.iter().for_each(|one| println!("{}", agent::tail(one.log())));
+        }
+        if keep {
+            self.keep()?;
+        }
+        if count > 0 {
+            bail!("the demo found {count} problems");
+        }
+        Ok(())
+    }
+
+    fn keep(self) -> Result<()> {
+        let node = &self.topology.nodes[0];
+        let (id, netns) = (self.topology.id(), node.host.place.netns());
+        let lb = agent::program()?.display();
+        let bpffs = node.bpffs.display();
+        let pod = &self.topology.pods[CLIENT_POD].host;
+        let inside = web_address(self.find("web")?)?;
+        let outside = self.topology.nodes[0].host.at(Family::V4, node_port(self.find("web-nodeport")?)?);
+        println!("\n{id} is left running. To look around:");
+        self.screen
+            .line(&format!("ip netns exec {} curl http://{outside}/", self.topology.client.place.netns()));
+        self.screen.line(&format!(
+            "sh -c 'echo $$ > {}/cgroup.procs; exec ip netns exec {} curl http://{inside}/'",
+            pod.place.cgroup().display(),
+            pod.place.netns()
+        ));
+        self.screen.line(&format!("ip netns exec {netns} {lb} get flows --bpffs {bpffs}"));
+        self.screen
+            .line(&format!("ls {bpffs}/sluice/*; less {}/node1-agent.log", self.topology.folder().display()));
+        self.screen.line(&format!("edit the YAML in {}", self.topology.manifests.path().display()));
+        println!("To remove it: cargo xtask demo --remove");
+        let Self { agents, servers, topology, .. } = self;
+        agents.into_iter().for_each(Agent::keep);
+        servers.into_iter().for_each(Process::keep);
+        topology.keep()
+    }
+
+    fn find(&self, name: &str) -> Result<&Applied> {
+        let found = self.services.iter().find(|applied| applied.service.name == name);
+        found.with_context(|| format!("deploy/examples has no Service {name}"))
+    }
+
+    fn check(&mut self, problem: Option<String>) {
+        self.checks += 1;
+        self.problems.extend(problem);
+    }
+}
+
+/// Pods by the numbers that [`Applied`] uses.
+fn pods<'a>(topology: &'a Topology, numbers: &[usize]) -> Vec<&'a Pod> {
+    numbers.iter().map(|index| &topology.pods[REPLICAS[*index]]).collect()
+}
+
+fn scheme(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "http",
+        Protocol::Udp => "udp ",
+    }
+}
+
+fn web_address(applied: &Applied) -> Result<SocketAddr> {
+    let ip = applied.cluster_ip(Family::V4).context("web has no IPv4 address")?;
+    let port = applied.service.ports.first().context("web has no port")?;
+    Ok((ip, port.port).into())
+}
+
+fn node_port(applied: &Applied) -> Result<u16> {
+    applied.service.ports.first().and_then(|port| port.node_port).context("web-nodeport has no nodePort")
+}
+
+/// A pinned map whose file name is this, in any case of letters, below the folder.
+fn find_pin(folder: &Path, name: &str) -> Option<PathBuf> {
+    for entry in fs::read_dir(folder).ok()?.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if let Some(found) = find_pin(&path, name) {
+                return Some(found);
+            }
+        } else if entry.file_name().eq_ignore_ascii_case(name) {
+            return Some(path);
+        }
+    }
+    None
+}
+
+/// What bpftool prints of a map, if there is a bpftool.
+fn dump(map: &Path) -> Option<String> {
+    let output = Command::new("bpftool")
+        .args(["map", "dump", "pinned"])
+        .arg(map)
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
