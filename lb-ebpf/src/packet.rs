@@ -118,7 +118,7 @@ impl Parse for V4 {
         let header = frame.load::<Ipv4Header>(l3)?;
         let header_length = ((header.version_length & 0xf) as usize) * 4;
         let length = u16::from_be_bytes(header.total_length) as usize;
-        if header.version_length >> 4 != 4 || header_length < V4::HEADER_LEN || length < header_length {
+        if header.version_length >> 4 != 4 || header_length < V4::HEADER_LEN {
             return None;
         }
         packet.key.src_addr = header.src;
@@ -197,7 +197,14 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
     packet.key.reserved = 0;
     packet.tcp_flags = 0;
     let protocol = packet.key.protocol;
-    if protocol != TCP && protocol != UDP {
+    let transport = match (protocol, packet.fragment) {
+        (TCP | UDP, Fragment::Later) => 0,
+        (TCP, _) => TCP_LEN,
+        (UDP, _) => UDP_LEN,
+        _ => return None,
+    };
+    // Bytes behind the end of the IP packet are padding, not ports. (Of GRO-merged packets over 64 KiB it says 0.)
+    if packet.l4 + transport > packet.l3 + packet.length && frame.segment_payload() == 0 {
         return None;
     }
     if packet.fragment == Fragment::Later {

@@ -90,7 +90,10 @@ fn connect<'a, F: Header, K: Frame>(
     let key = &packet.key;
     let service = service::find::<F>(key.dst_addr, key.dst_port, key.protocol).ok_or(Verdict::Pass)?;
     if key.protocol == TCP && packet.tcp_flags & OPENS != tcp_flags::SYN {
-        count(Reason::NotOpening);
+        // What XDP passes on comes by again in tc, and is counted there.
+        if K::COMPLETE {
+            count(Reason::NotOpening);
+        }
         return Err(Verdict::Pass);
     }
     let (backend_id, backend) = match service::select::<F>(service, Client::Outside) {
