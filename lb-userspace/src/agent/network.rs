@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use lb_common::layout::{Device, NodeAddr, device_flags};
 
+use crate::datapath::Attached;
 use crate::node::devices::{Choice, Programs};
 
 /// What the programs shall know, and where they shall be. By interface index and by address.
@@ -29,15 +30,6 @@ impl Wanted {
             addresses: addresses.into_iter().collect(),
         }
     }
-}
-
-/// What was attached to a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attached {
-    /// With XDP; it may have been asked for in vain.
-    pub xdp: bool,
-    /// The hooks, and what had to be left out, for the log.
-    pub how: String,
 }
 
 /// The data path, as far as it knows the host.
