@@ -108,6 +108,9 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
 
     let pins = Pins::new(&config.bpffs);
     let mut datapath = load(config, &pins)?;
+    if config.datapath_log != DatapathLog::Off {
+        logging::follow_datapath(datapath.take_log()?);
+    }
     let adopt = |error: Box<dyn std::error::Error + Send + Sync>| AgentError::Adopt(error);
     let flows =
         datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()).map_err(|e| adopt(e.into()))?;
