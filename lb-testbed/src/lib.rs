@@ -13,6 +13,7 @@ pub mod manifests;
 pub mod packet;
 pub mod pattern;
 pub mod place;
+#[cfg(feature = "programs")]
 pub mod programs;
 pub mod report;
 pub mod run;
