@@ -26,6 +26,8 @@ const LB_VARIABLE: &str = "SLUICE_LB";
 /// Options beyond those that the node determines.
 #[derive(Debug, Clone, Default)]
 pub struct AgentOptions {
+    /// API server to take the objects from, in place of the testbed's manifests.
+    pub kubeconfig: Option<PathBuf>,
     pub arguments: Vec<String>,
 }
 
@@ -42,6 +44,13 @@ pub struct Agent {
 impl Agent {
     /// Starts the agent of a node and waits until it is synced and its maps are written.
     pub fn start(topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Self> {
+        let mut agent = Self::spawn(topology, node, options)?;
+        agent.wait_until_healthy()?;
+        Ok(agent)
+    }
+
+    /// Starts the agent of a node and does not wait.
+    pub fn spawn(topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Self> {
         let lb = program()?.to_owned();
         let log = topology.folder().join(format!("{}-agent.log", node.host.name));
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
@@ -49,11 +58,15 @@ impl Agent {
             Datapath::Tc => "tc",
             Datapath::Xdp => "xdp",
         };
+        let (source, path) = match &options.kubeconfig {
+            Some(path) => ("--kubeconfig", path.as_path()),
+            None => ("--manifests", topology.manifests.path()),
+        };
         let mut command = node.host.place.command(&lb)?;
         command
             .arg("agent")
-            .arg("--manifests")
-            .arg(topology.manifests.path())
+            .arg(source)
+            .arg(path)
             .args(["--node-name", &node.host.name])
             .arg("--cgroup")
             .arg(node.host.place.cgroup())
@@ -67,15 +80,13 @@ impl Agent {
             .stdout(output.try_clone()?)
             .stderr(output);
         let child = command.spawn().with_context(|| format!("start {}", lb.display()))?;
-        let mut agent = Self {
+        Ok(Self {
             process: Process(child),
             lb,
             place: node.host.place.clone(),
             bpffs: node.bpffs.clone(),
             log,
-        };
-        agent.wait_until_healthy()?;
-        Ok(agent)
+        })
     }
 
     pub fn log(&self) -> &Path {
@@ -110,7 +121,8 @@ impl Agent {
         lb(&self.lb, &self.place, &self.bpffs, arguments)
     }
 
-    fn wait_until_healthy(&mut self) -> Result<()> {
+    /// Waits until it is synced and its maps are written.
+    pub fn wait_until_healthy(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
             if let Some(status) = self.process.0.try_wait()? {
