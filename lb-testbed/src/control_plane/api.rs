@@ -16,7 +16,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::discovery::{Scope, pinned_kind};
 use kube::{Client, Config};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::place::Place;
 
@@ -104,11 +104,15 @@ impl Api {
             ..PatchParams::default()
         };
         self.call(async |client| {
-            let (api, object) = locate(client, object).await?;
+            let (api, mut object) = locate(client, object).await?;
             let name = name_of(&object)?;
+            let status = object.data.as_object_mut().and_then(|fields| fields.remove("status"));
             api.patch(&name, &params, &Patch::Apply(&object)).await?;
-            if object.data.get("status").is_some() {
-                api.patch_status(&name, &params, &Patch::Apply(&object)).await?;
+            if let Some(status) = status {
+                // Not applied: the API server refuses the two addresses of one type that every dual-stack Node has
+                // (https://github.com/kubernetes/kubernetes/issues/121896).
+                let params = PatchParams { dry_run, ..PatchParams::default() };
+                api.patch_status(&name, &params, &Patch::Merge(json!({ "status": status }))).await?;
             }
             Ok(())
         })

@@ -82,6 +82,8 @@ impl ControlPlane {
             .args(["--secure-port", &PORT.to_string()])
             .args(["--service-cluster-ip-range", &format!("{SERVICE_CIDR_V4},{SERVICE_CIDR_V6}")])
             .args(["--authorization-mode", "RBAC"])
+            // As kubeadm sets it: the agent's DaemonSet is.
+            .arg("--allow-privileged")
             .args(["--service-account-issuer", "https://kubernetes.default.svc"])
             .arg("--tls-cert-file")
             .arg(file(CERTIFICATE))

@@ -16,8 +16,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use crate::cases::{CASES, Run};
 use crate::world::World;
 
-/// The cluster of all cases, until one of them fails.
-static WORLD: Mutex<Option<World>> = Mutex::new(None);
+/// The cluster of all cases until one of them fails, or why there is none.
+static WORLD: Mutex<Option<Result<World, String>>> = Mutex::new(None);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -33,10 +33,8 @@ fn main() -> ExitCode {
 /// Runs a case. After a failure the cluster is thrown away, so that it cannot spoil the next case.
 fn in_world(run: Run) -> Result<(), Failed> {
     let mut slot = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
-    let world = match slot.as_mut() {
-        Some(world) => world,
-        None => slot.insert(World::build().map_err(|error| format!("{error:#}"))?),
-    };
+    let world = slot.get_or_insert_with(|| World::build().map_err(|error| format!("{error:#}")));
+    let world = world.as_mut().map_err(|error| error.clone())?;
     let message = match panic::catch_unwind(AssertUnwindSafe(|| run(world).and_then(|()| world.reset()))) {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => format!("{error:#}\n{}", world.logs()),
