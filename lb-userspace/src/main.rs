@@ -1,2 +1,87 @@
 //! `lb`: the agent and the tools around it.
-fn main() {}
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use lb_userspace::agent::{self, AgentError};
+use lb_userspace::cli::{self, CleanupError, Command, Invocation, ReadError, UsageError};
+use lb_userspace::config::Machine;
+
+/// A command line or a configuration file that cannot be followed; anything else that fails is 1.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let invocation = match cli::parse(std::env::args_os(), &Machine::detect()) {
+        Ok(invocation) => invocation,
+        Err(UsageError::Arguments(error)) => {
+            // Also --help and --version, which are no failure. Nobody may be reading.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+        }
+        Err(error) => {
+            report(&error.into());
+            return ExitCode::from(USAGE);
+        }
+    };
+    match execute(invocation) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(invocation: Invocation) -> anyhow::Result<()> {
+    match invocation {
+        Invocation::PrintConfig(text) => print(&text),
+        Invocation::Run(Command::Agent(args)) => Ok(runtime()?.block_on(agent::run(&args.settings))?),
+        Invocation::Run(Command::Get(get)) => print(&get.run()?),
+        Invocation::Run(Command::Cleanup(args)) => {
+            Ok(runtime()?.block_on(cli::cleanup::run(&args, &mut std::io::stdout().lock()))?)
+        }
+        Invocation::Run(Command::Version) => print(&cli::version()),
+    }
+}
+
+/// The main thread does the work; another one follows the sources and answers probes, also while the first is busy.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(1).enable_all().build().context("cannot start the event loop")
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        // `lb get flows | head`.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
+}
+
+/// Prints an error with its causes, and what a person can do.
+fn report(error: &anyhow::Error) {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Many messages contain their cause already.
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    let _ = writeln!(std::io::stderr(), "error: {text}");
+    if let Some(hint) = error.chain().find_map(hint) {
+        let _ = writeln!(std::io::stderr(), "hint: {hint}");
+    }
+}
+
+fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<AgentError>() {
+        error.hint()
+    } else if let Some(error) = error.downcast_ref::<ReadError>() {
+        error.hint()
+    } else if let Some(error) = error.downcast_ref::<CleanupError>() {
+        error.hint()
+    } else {
+        None
+    }
+}

@@ -9,7 +9,7 @@ use lb_testbed::control_plane::documents;
 use lb_testbed::manifests::Service;
 use serde_json::{Value, json};
 
-use crate::world::{ACCOUNT, World, deploy, inside};
+use crate::world::{ACCOUNT, ONE_DATAGRAM, World, cluster_ip, deploy};
 
 pub type Run = fn(&mut World) -> Result<()>;
 
@@ -112,18 +112,7 @@ fn connections_follow_ports(world: &mut World) -> Result<()> {
     }
     world.apply(&after.object())?;
     world.serves(&after, &[1, 3])?;
-    world.serves_no_more(&before)?;
-    // One port fewer; the slices still have it.
-    let mut fewer = after.clone();
-    let removed = fewer.ports.remove(0);
-    world.apply(&fewer.object())?;
-    for family in Family::BOTH {
-        world.silent_outside(
-            world.node().host.at(family, removed.node_port.context("a port with a nodePort")?),
-        )?;
-    }
-    world.apply(&after.object())?;
-    world.serves(&after, &[1, 3])
+    world.serves_no_more(&before)
 }
 
 /// The order in which Service and slices come and go does not matter.
@@ -156,19 +145,15 @@ fn connections_follow_the_type(world: &mut World) -> Result<()> {
     world.serves_no_more(&service)?;
     world.apply(&service.object())?;
     world.serves(&service, &[1, 3])?;
-    let mut cluster_ip = service.clone();
-    cluster_ip.ports.iter_mut().for_each(|port| port.node_port = None);
-    world.apply(&cluster_ip.object())?;
-    for family in Family::BOTH {
-        for target in world.outside(&service, family) {
-            world.silent_outside(target)?;
-        }
-    }
-    world.serves(&cluster_ip, &[1, 3])?;
+    let mut inside_only = service.clone();
+    inside_only.ports.iter_mut().for_each(|port| port.node_port = None);
+    world.apply(&inside_only.object())?;
+    world.serves_no_more_outside(&service)?;
+    world.serves(&inside_only, &[1, 3])?;
     world.apply(&external)?;
     world.serves_no_more(&service)?;
-    world.apply(&cluster_ip.object())?;
-    world.serves(&cluster_ip, &[1, 3])?;
+    world.apply(&inside_only.object())?;
+    world.serves(&inside_only, &[1, 3])?;
     finish(loads)
 }
 
@@ -260,13 +245,11 @@ fn api_server_is_reached_through_its_own_service(world: &mut World) -> Result<()
 
 fn has_no_endpoint(world: &World, service: &Service) -> Result<()> {
     for family in Family::BOTH {
-        let inside = inside(service, family);
-        eventually(|| refused(&world.pod(2).host.get(&inside[..1], 1)?))?;
-        for target in world.outside(service, family) {
-            world.silent_outside(target)?;
-        }
+        let target = cluster_ip(service, family);
+        eventually(|| refused(&world.pod(2).host.get(&[target.http], 1)?))?;
+        eventually(|| refused(&world.pod(2).host.ask(target.udp, ONE_DATAGRAM)?))?;
     }
-    Ok(())
+    world.serves_no_more_outside(service)
 }
 
 fn with_label_of_another_proxy(object: &Value) -> Value {

@@ -1,14 +1,14 @@
 //! A cluster whose first node runs an agent that takes its objects from a real API server, which runs on the client's host.
 
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::agent::{self, Agent, AgentOptions};
 use lb_testbed::check::{answered_by, eventually, spread_over, unanswered};
 use lb_testbed::control_plane::{Api, ControlPlane, documents};
-use lb_testbed::host::{Datagrams, HTTP_PORT, Load, LoadKind, Process, UDP_PORT};
+use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Load, LoadKind, Process, UDP_PORT};
 use lb_testbed::manifests::{self, Port, Service};
 use lb_testbed::topology::{Node, Pod};
 use lb_testbed::{Datapath, Family, Topology, Underlay};
@@ -16,10 +16,8 @@ use serde_json::Value;
 
 /// Namespace and name of the service account of `deploy/rbac.yaml`.
 pub const ACCOUNT: (&str, &str) = ("sluice", "sluice");
-/// Indices of the ports of every Service.
-const HTTP: usize = 0;
-const UDP: usize = 1;
-const DATAGRAMS: Datagrams = Datagrams { connected: false, count: 3, size: 32, dont_fragment: false };
+pub const ONE_DATAGRAM: Datagrams = Datagrams { connected: false, count: 1, size: 32, dont_fragment: false };
+const DATAGRAMS: Datagrams = Datagrams { count: 3, ..ONE_DATAGRAM };
 
 pub struct World {
     pub topology: Topology,
@@ -157,14 +155,10 @@ impl World {
 
     /// Waits until each of these pods, and no other, answers at all addresses of a Service, from a pod and from outside.
     pub fn serves(&self, service: &Service, pods: &[usize]) -> Result<()> {
-        let (pod, client) = (&self.pod(2).host, &self.topology.client);
         for family in Family::BOTH {
-            let (inside, outside) = (inside(service, family), self.outside(service, family));
-            eventually(|| spread_over(&pod.get(&[inside[HTTP]], 20)?, pods))?;
-            eventually(|| answered_by(&pod.ask(inside[UDP], DATAGRAMS)?, pods))?;
-            if let [http, udp] = outside[..] {
-                eventually(|| spread_over(&client.get(&[http], 20)?, pods))?;
-                eventually(|| answered_by(&client.ask(udp, DATAGRAMS)?, pods))?;
+            answer(&self.pod(2).host, cluster_ip(service, family), pods)?;
+            if let Some(target) = self.node_port(service, family) {
+                answer(&self.topology.client, target, pods)?;
             }
         }
         Ok(())
@@ -173,31 +167,25 @@ impl World {
     /// Waits until nobody answers at any address of a Service.
     pub fn serves_no_more(&self, service: &Service) -> Result<()> {
         for family in Family::BOTH {
-            for target in inside(service, family) {
-                self.silent_inside(target)?;
-            }
-            for target in self.outside(service, family) {
-                self.silent_outside(target)?;
-            }
+            silence(&self.pod(2).host, cluster_ip(service, family))?;
+        }
+        self.serves_no_more_outside(service)
+    }
+
+    /// Waits until nobody answers at the nodePorts of a Service.
+    pub fn serves_no_more_outside(&self, service: &Service) -> Result<()> {
+        for family in Family::BOTH {
+            let target = self.node_port(service, family).context("a Service without nodePorts")?;
+            silence(&self.topology.client, target)?;
         }
         Ok(())
-    }
-
-    /// Waits until nobody answers here to a pod.
-    pub fn silent_inside(&self, target: SocketAddr) -> Result<()> {
-        eventually(|| unanswered(&self.pod(2).host.get(&[target], 1)?))
-    }
-
-    /// Waits until nobody answers here to the client.
-    pub fn silent_outside(&self, target: SocketAddr) -> Result<()> {
-        eventually(|| unanswered(&self.topology.client.get(&[target], 1)?))
     }
 
     /// Starts requests to a Service from a pod and from outside, on new connections and on one.
     pub fn start_loads(&self, service: &Service) -> Result<Vec<(&'static str, Load)>> {
         let (pod, client) = (&self.pod(2).host, &self.topology.client);
-        let inside = inside(service, Family::V4)[HTTP];
-        let outside = self.outside(service, Family::V6)[HTTP];
+        let inside = cluster_ip(service, Family::V4).http;
+        let outside = self.node_port(service, Family::V6).context("a Service without nodePorts")?.http;
         Ok(vec![
             ("pod, new connections", pod.start_load(LoadKind::NewConnections, inside, 20)?),
             ("pod, one connection", pod.start_load(LoadKind::OneConnection, inside, 20)?),
@@ -206,10 +194,10 @@ impl World {
         ])
     }
 
-    /// NodePorts at the node of the agent, in the order of the ports.
-    pub fn outside(&self, service: &Service, family: Family) -> Vec<SocketAddr> {
-        let node_ports = service.ports.iter().filter_map(|port| port.node_port);
-        node_ports.map(|port| self.node().host.at(family, port)).collect()
+    fn node_port(&self, service: &Service, family: Family) -> Option<Target> {
+        let [http, udp] = [0, 1].map(|port| service.ports[port].node_port);
+        let at = |port| self.node().host.at(family, port);
+        Some(Target { http: at(http?), udp: at(udp?) })
     }
 
     /// What the agents have logged so far.
@@ -237,10 +225,30 @@ impl World {
     }
 }
 
-/// ClusterIP and port of a family, in the order of the ports.
-pub fn inside(service: &Service, family: Family) -> Vec<SocketAddr> {
-    let ips = service.cluster_ips.iter().filter(|ip| Family::of(**ip) == family);
-    ips.flat_map(|ip| service.ports.iter().map(|port| SocketAddr::new(*ip, port.port))).collect()
+/// The two ports of a Service at one address.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    pub http: SocketAddr,
+    pub udp: SocketAddr,
+}
+
+pub fn cluster_ip(service: &Service, family: Family) -> Target {
+    let wanted = |ip: &&IpAddr| Family::of(**ip) == family;
+    let ip = service.cluster_ips.iter().find(wanted).expect("the Services of these tests are dual-stack");
+    let [http, udp] = [0, 1].map(|port| SocketAddr::new(*ip, service.ports[port].port));
+    Target { http, udp }
+}
+
+/// Waits until each of these pods, and no other, answers to a client.
+fn answer(client: &Host, target: Target, pods: &[usize]) -> Result<()> {
+    eventually(|| spread_over(&client.get(&[target.http], 20)?, pods))?;
+    eventually(|| answered_by(&client.ask(target.udp, DATAGRAMS)?, pods))
+}
+
+/// Waits until nobody answers to a client.
+fn silence(client: &Host, target: Target) -> Result<()> {
+    eventually(|| unanswered(&client.get(&[target.http], 1)?))?;
+    eventually(|| unanswered(&client.ask(target.udp, ONE_DATAGRAM)?))
 }
 
 /// The manifests for a cluster.

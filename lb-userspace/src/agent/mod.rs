@@ -1,11 +1,249 @@
-//! The agent.
+//! The agent: one loop that brings events, the state of the host and time to those who know what to do with them.
+//!
+//! ```text
+//! source ─ events ─► Reconciler (planner, engine) ─► service maps
+//! node ─ devices, addresses ─► Network ─► attachments, host maps
+//! clock ─► retries, flow sweeps          all of it ─► log, /healthz
+//! ```
+//!
+//! **Invariant:** whenever this process ends, however it ends, the data path goes on as it is.
 
+mod host;
 mod lock;
-#[expect(dead_code)]
 mod logging;
+mod main_loop;
 mod network;
 mod reconciler;
+mod stop;
 
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::apply::Engine;
+use crate::config::{Config, DatapathLog, ExternalIps};
+use crate::datapath::{AttachError, Datapath, FlowTimeouts, LoadError, LoadOptions, Pins, monotonic_ns};
+use crate::node::sysctl::Sysctls;
+use crate::node::{self, NodeError};
+use crate::plan::{Planner, Settings};
+use crate::preflight::{self, PreflightError};
+use crate::serve::{self, BindError, State};
+use crate::source::Event;
+use crate::source::kubernetes::{self, KubernetesError};
+use crate::source::manifests::{self, ManifestError};
 pub use lock::{LockError, NodeLock};
-pub use network::{Attachment, Hooks, HostTables, Network, Step, Wanted};
-pub use reconciler::{Outcome, Reconciler};
+use main_loop::MainLoop;
+use network::Network;
+use reconciler::Reconciler;
+use stop::Stop;
+
+/// Longer than a packet can be in the hands of a program: what nothing refers to any more is reused after this time.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often the lock is tried while another agent holds it.
+const LOCK_RETRY: Duration = Duration::from_millis(200);
+/// Events that may wait in the channel before a source has to pause.
+const EVENT_QUEUE: usize = 1024;
+
+/// Why the agent cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("cannot listen to signals")]
+    Signals(#[source] io::Error),
+    #[error(transparent)]
+    Health(#[from] BindError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+    #[error(transparent)]
+    Manifests(#[from] ManifestError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error("cannot read what an earlier agent left")]
+    Adopt(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the source of Services has ended by itself")]
+    SourceEnded,
+}
+
+impl AgentError {
+    /// What a person can do, where the message does not say it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Preflight(error) => Some(error.hint()),
+            Self::Lock(LockError::Held { .. }) => {
+                Some("end it first, or give --wait-lock to start when it has ended".into())
+            }
+            Self::Adopt(_) => Some("`lb cleanup` removes it; open connections break then".into()),
+            _ => None,
+        }
+    }
+}
+
+/// Runs until a signal comes. Needs a runtime with a thread beside the caller's, which answers probes meanwhile.
+pub async fn run(config: &Config) -> Result<(), AgentError> {
+    logging::start(&config.log_level, config.log_format);
+    let mut stop = Stop::listen().map_err(AgentError::Signals)?;
+    preflight::may_load()?;
+    preflight::check_bpffs(&config.bpffs)?;
+    let cgroup = preflight::check_cgroup(config.cgroup.as_deref())?;
+    info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "Sluice starts");
+
+    let Some(_lock) = wait_for_lock(config, &mut stop).await? else { return Ok(()) };
+    let listener = serve::bind(config.health_bind).await?;
+    let (health, probes) = watch::channel(State::starting("the kernel programs are being loaded"));
+    tokio::spawn(serve::serve(listener, probes));
+
+    let (events, source) = start_source(config).await?;
+    let node = node::watch::watch().await?;
+
+    let pins = Pins::new(&config.bpffs);
+    let mut datapath = load(config, &pins)?;
+    let adopt = |error: Box<dyn std::error::Error + Send + Sync>| AgentError::Adopt(error);
+    let flows =
+        datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()).map_err(|e| adopt(e.into()))?;
+    let engine = Engine::adopt(datapath.tables()?, &flows.named, GRACE, Instant::now())
+        .map_err(|e| adopt(e.into()))?;
+    let maps = datapath.maps();
+    let network = Network::adopt(
+        maps.devices().map_err(|e| adopt(e.into()))?,
+        maps.node_addresses().map_err(|e| adopt(e.into()))?,
+        datapath.attached_devices()?,
+    );
+    enable_forwarding();
+    datapath.attach_cgroup(cgroup)?;
+    info!(cgroup = %cgroup.display(), "sockets of processes in this cgroup are served");
+
+    MainLoop {
+        config,
+        datapath,
+        reconciler: Reconciler::new(Planner::new(planner_settings(config)), engine),
+        network,
+        node,
+        health,
+        left: Default::default(),
+    }
+    .run(events, source, stop)
+    .await
+}
+
+/// `None`: asked to stop while waiting.
+async fn wait_for_lock(config: &Config, stop: &mut Stop) -> Result<Option<NodeLock>, AgentError> {
+    let path = config.bpffs.join("sluice");
+    let mut told = false;
+    loop {
+        match NodeLock::acquire(&path) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err(LockError::Held { holder, .. }) if config.wait_lock => {
+                if !told {
+                    info!("waiting for {holder} to end");
+                    told = true;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            signal = stop.requested() => {
+                info!("{signal}: not started");
+                return Ok(None);
+            }
+            () = tokio::time::sleep(LOCK_RETRY) => {}
+        }
+    }
+}
+
+/// The task ends by itself only with an error.
+async fn start_source(
+    config: &Config,
+) -> Result<(mpsc::Receiver<Event>, JoinHandle<Result<(), AgentError>>), AgentError> {
+    let (sender, events) = mpsc::channel(EVENT_QUEUE);
+    let node_name: Arc<str> = config.node_name.as_str().into();
+    let task = match &config.manifests {
+        Some(folder) => {
+            info!(folder = %folder.display(), "Services come from manifests");
+            let folder = folder.clone();
+            tokio::spawn(async move { Ok(manifests::watch(folder, node_name, sender).await?) })
+        }
+        None => {
+            let client = kubernetes::connect(config.kubeconfig.as_deref()).await?;
+            info!("Services come from the Kubernetes API");
+            tokio::spawn(async move {
+                kubernetes::watch(client, node_name, sender).await;
+                Ok(())
+            })
+        }
+    };
+    Ok((events, task))
+}
+
+fn load(config: &Config, pins: &Pins) -> Result<Datapath, LoadError> {
+    let started = Instant::now();
+    let datapath = Datapath::load(pins, &load_options(config))?;
+    let features = datapath.features();
+    let (major, minor) = features.kernel;
+    info!(
+        kernel = format!("{major}.{minor}"),
+        pins = %pins.root().display(),
+        map_memory_mib = config.maps.memory() >> 20,
+        seconds = started.elapsed().as_secs_f32(),
+        "kernel programs are loaded"
+    );
+    for missing in features.missing() {
+        warn!("this kernel has {missing}");
+    }
+    Ok(datapath)
+}
+
+fn load_options(config: &Config) -> LoadOptions {
+    let ports = &config.snat_ports.0;
+    LoadOptions {
+        sizes: config.maps,
+        snat_ports: (*ports.start(), *ports.end()),
+        log_level: match config.datapath_log {
+            DatapathLog::Off => 0,
+            DatapathLog::Error => 1,
+            DatapathLog::Warn => 2,
+            DatapathLog::Info => 3,
+            DatapathLog::Debug => 4,
+            DatapathLog::Trace => 5,
+        },
+    }
+}
+
+fn planner_settings(config: &Config) -> Settings {
+    match &config.external_ips {
+        ExternalIps::Allow => Settings::default(),
+        ExternalIps::Deny => Settings { allowed_external_ips: Vec::new() },
+        ExternalIps::Within(networks) => Settings { allowed_external_ips: networks.clone() },
+    }
+}
+
+/// Packets that are translated and passed up for a pod of this node are forwarded by the kernel.
+fn enable_forwarding() {
+    let sysctls = Sysctls::default();
+    match sysctls.enable_forwarding() {
+        Ok(changes) => {
+            for node::sysctl::Change { name, before, after } in changes {
+                info!(sysctl = name, before, after, "changed, so that packets for pods are forwarded");
+            }
+        }
+        Err(error) => warn!("packets for pods of this node may not be forwarded: {error}"),
+    }
+    if let Ok(forwarding) = sysctls.forwarding()
+        && !forwarding.strict_rp_filter.is_empty()
+    {
+        warn!(
+            devices = forwarding.strict_rp_filter.join(","),
+            "strict reverse path filtering (rp_filter=1) drops packets whose replies would leave by another device"
+        );
+    }
+}

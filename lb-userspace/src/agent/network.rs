@@ -6,41 +6,46 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lb_common::layout::{Device, NodeAddr};
+use lb_common::layout::{Device, NodeAddr, device_flags};
 
-/// How a device is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hooks {
-    /// XDP, and tc for what XDP leaves.
-    XdpAndTc,
-    Tc,
-}
-
-/// A device that packets for this node arrive on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attachment {
-    pub name: String,
-    pub hooks: Hooks,
-    /// No Ethernet header: programs start at the IP header.
-    pub layer3: bool,
-    /// Why this device and these hooks, for the log.
-    pub reason: String,
-}
+use crate::node::devices::{Choice, Programs};
 
 /// What the programs shall know, and where they shall be. By interface index and by address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
-    pub attachments: BTreeMap<u32, Attachment>,
+    /// Devices to attach to.
+    pub attachments: BTreeMap<u32, Choice>,
+    /// Without [`device_flags::XDP_TARGET`]: whether XDP is there turns out when it is attached.
     pub devices: BTreeMap<u32, Device>,
     pub addresses: BTreeMap<IpAddr, NodeAddr>,
+}
+
+impl Wanted {
+    pub fn new(choices: &[Choice], devices: Vec<(u32, Device)>, addresses: Vec<(IpAddr, NodeAddr)>) -> Self {
+        let taken = choices.iter().filter(|choice| choice.programs != Programs::None);
+        Self {
+            attachments: taken.map(|choice| (choice.index, choice.clone())).collect(),
+            devices: devices.into_iter().collect(),
+            addresses: addresses.into_iter().collect(),
+        }
+    }
+}
+
+/// What was attached to a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// With XDP; it may have been asked for in vain.
+    pub xdp: bool,
+    /// The hooks, and what had to be left out, for the log.
+    pub how: String,
 }
 
 /// The data path, as far as it knows the host.
 pub trait HostTables {
     type Error: std::error::Error;
 
-    /// Attaches, or replaces what is attached. Says what was done: hooks, and what had to be left out.
-    fn attach(&mut self, ifindex: u32, attachment: &Attachment) -> Result<String, Self::Error>;
+    /// Attaches, or replaces what is attached.
+    fn attach(&mut self, choice: &Choice) -> Result<Attached, Self::Error>;
     /// Detaching from a device that is gone is not an error.
     fn detach(&mut self, ifindex: u32) -> Result<(), Self::Error>;
     fn put_device(&mut self, ifindex: u32, device: &Device) -> Result<(), Self::Error>;
@@ -52,23 +57,61 @@ pub trait HostTables {
 /// What the data path holds.
 #[derive(Debug, Default)]
 pub struct Network {
-    held: Wanted,
+    devices: BTreeMap<u32, Device>,
+    addresses: BTreeMap<IpAddr, NodeAddr>,
+    attachments: BTreeMap<u32, Attachment>,
     /// What could not be done, by what it is about, with what was said about it.
     failed: BTreeMap<String, String>,
+}
+
+/// What is attached to a device.
+#[derive(Debug)]
+enum Attachment {
+    /// By an earlier agent, whose programs are still there.
+    Adopted,
+    Ours {
+        choice: Choice,
+        xdp: bool,
+    },
+}
+
+impl Attachment {
+    fn is(&self, wanted: &Choice) -> bool {
+        match self {
+            Self::Adopted => false,
+            Self::Ours { choice, .. } => {
+                (&choice.name, choice.programs, choice.ethernet)
+                    == (&wanted.name, wanted.programs, wanted.ethernet)
+            }
+        }
+    }
+
+    fn has_xdp(&self) -> bool {
+        matches!(self, Self::Ours { xdp: true, .. })
+    }
 }
 
 /// What happened, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    Attached { name: String, how: String, reason: String },
-    Detached { name: String },
+    Attached { device: String, how: String, reason: String },
+    Detached { device: String },
     Failed { what: String, reason: String },
 }
 
 impl Network {
-    /// `devices` and `addresses`: what an earlier agent left in the maps. What it attached is attached anew.
-    pub fn adopt(devices: BTreeMap<u32, Device>, addresses: BTreeMap<IpAddr, NodeAddr>) -> Self {
-        Self { held: Wanted { attachments: BTreeMap::new(), devices, addresses }, failed: BTreeMap::new() }
+    /// What an earlier agent left: entries of the maps, and the devices that its programs are attached to.
+    pub fn adopt(
+        devices: impl IntoIterator<Item = (u32, Device)>,
+        addresses: impl IntoIterator<Item = (IpAddr, NodeAddr)>,
+        attached: impl IntoIterator<Item = u32>,
+    ) -> Self {
+        Self {
+            devices: devices.into_iter().collect(),
+            addresses: addresses.into_iter().collect(),
+            attachments: attached.into_iter().map(|ifindex| (ifindex, Attachment::Adopted)).collect(),
+            failed: BTreeMap::new(),
+        }
     }
 
     /// Nothing is left to be tried again.
@@ -79,56 +122,66 @@ impl Network {
     pub fn converge<H: HostTables>(&mut self, wanted: &Wanted, host: &mut H) -> Vec<Step> {
         let mut round =
             Round { failed: std::mem::take(&mut self.failed), failing: BTreeMap::new(), steps: Vec::new() };
-        let held = &mut self.held;
-
         // The programs must know a device and its addresses before they see packets of it.
-        update(&mut held.devices, &wanted.devices, |ifindex, device| {
-            let done = match device {
-                Some(device) => host.put_device(*ifindex, device),
-                None => host.remove_device(*ifindex),
-            };
-            round.check(|| format!("map entry of interface {ifindex}"), done).is_some()
-        });
-        update(&mut held.addresses, &wanted.addresses, |address, value| {
+        self.write_devices(wanted, host, &mut round);
+        update(&mut self.addresses, &wanted.addresses, |address, value| {
             let done = match value {
                 Some(value) => host.put_address(*address, value),
                 None => host.remove_address(*address),
             };
             round.check(|| format!("map entry of node address {address}"), done).is_some()
         });
-
-        let gone: Vec<u32> = held
-            .attachments
-            .keys()
-            .filter(|ifindex| !wanted.attachments.contains_key(ifindex))
-            .copied()
-            .collect();
-        for ifindex in gone {
-            let name = held.attachments[&ifindex].name.clone();
-            if round.check(|| format!("detach from {name}"), host.detach(ifindex)).is_some() {
-                held.attachments.remove(&ifindex);
-                round.steps.push(Step::Detached { name });
-            }
-        }
-        for (ifindex, attachment) in &wanted.attachments {
-            if held.attachments.get(ifindex).is_some_and(|held| held.same_programs(attachment)) {
-                continue;
-            }
-            let done = host.attach(*ifindex, attachment);
-            if let Some(how) = round.check(|| format!("attach to {}", attachment.name), done) {
-                held.attachments.insert(*ifindex, attachment.clone());
-                let Attachment { name, reason, .. } = attachment.clone();
-                round.steps.push(Step::Attached { name, how, reason });
-            }
-        }
+        self.detach(wanted, host, &mut round);
+        self.attach(wanted, host, &mut round);
+        // Now it is known where XDP is.
+        self.write_devices(wanted, host, &mut round);
         self.failed = round.failing;
         round.steps
     }
-}
 
-impl Attachment {
-    fn same_programs(&self, other: &Self) -> bool {
-        self.name == other.name && self.hooks == other.hooks && self.layer3 == other.layer3
+    fn write_devices<H: HostTables>(&mut self, wanted: &Wanted, host: &mut H, round: &mut Round) {
+        let mut devices = wanted.devices.clone();
+        for (ifindex, device) in &mut devices {
+            if self.attachments.get(ifindex).is_some_and(Attachment::has_xdp) {
+                device.flags |= device_flags::XDP_TARGET;
+            }
+        }
+        update(&mut self.devices, &devices, |ifindex, device| {
+            let done = match device {
+                Some(device) => host.put_device(*ifindex, device),
+                None => host.remove_device(*ifindex),
+            };
+            round.check(|| format!("map entry of interface {ifindex}"), done).is_some()
+        });
+    }
+
+    fn detach<H: HostTables>(&mut self, wanted: &Wanted, host: &mut H, round: &mut Round) {
+        let unwanted = |ifindex: &&u32| !wanted.attachments.contains_key(ifindex);
+        let gone: Vec<u32> = self.attachments.keys().filter(unwanted).copied().collect();
+        for ifindex in gone {
+            let device = match self.attachments.get(&ifindex) {
+                Some(Attachment::Ours { choice, .. }) => choice.name.clone(),
+                _ => format!("interface {ifindex}"),
+            };
+            if round.check(|| format!("detach from {device}"), host.detach(ifindex)).is_some() {
+                self.attachments.remove(&ifindex);
+                round.steps.push(Step::Detached { device });
+            }
+        }
+    }
+
+    fn attach<H: HostTables>(&mut self, wanted: &Wanted, host: &mut H, round: &mut Round) {
+        for (ifindex, choice) in &wanted.attachments {
+            if self.attachments.get(ifindex).is_some_and(|attachment| attachment.is(choice)) {
+                continue;
+            }
+            let done = host.attach(choice);
+            if let Some(Attached { xdp, how }) = round.check(|| format!("attach to {}", choice.name), done) {
+                self.attachments.insert(*ifindex, Attachment::Ours { choice: choice.clone(), xdp });
+                let (device, reason) = (choice.name.clone(), choice.reason.clone());
+                round.steps.push(Step::Attached { device, how, reason });
+            }
+        }
     }
 }
 
@@ -213,14 +266,17 @@ mod tests {
     impl HostTables for Host {
         type Error = io::Error;
 
-        fn attach(&mut self, ifindex: u32, attachment: &Attachment) -> io::Result<String> {
-            self.call(format!("attach {ifindex} {:?}", attachment.hooks)).map(|()| "tc".into())
+        fn attach(&mut self, choice: &Choice) -> io::Result<Attached> {
+            self.call(format!("attach {} {}", choice.index, choice.programs))?;
+            let xdp = choice.programs == Programs::XdpAndTc;
+            Ok(Attached { xdp, how: choice.programs.to_string() })
         }
         fn detach(&mut self, ifindex: u32) -> io::Result<()> {
             self.call(format!("detach {ifindex}"))
         }
-        fn put_device(&mut self, ifindex: u32, _: &Device) -> io::Result<()> {
-            self.call(format!("put device {ifindex}"))
+        fn put_device(&mut self, ifindex: u32, device: &Device) -> io::Result<()> {
+            let xdp = if device.flags & device_flags::XDP_TARGET == 0 { "" } else { " XDP" };
+            self.call(format!("put device {ifindex} mtu {}{xdp}", device.mtu))
         }
         fn remove_device(&mut self, ifindex: u32) -> io::Result<()> {
             self.call(format!("remove device {ifindex}"))
@@ -233,8 +289,8 @@ mod tests {
         }
     }
 
-    fn attachment(name: &str, hooks: Hooks) -> Attachment {
-        Attachment { name: name.into(), hooks, layer3: false, reason: "a NIC".into() }
+    fn choice(index: u32, name: &str, programs: Programs) -> Choice {
+        Choice { index, name: name.into(), programs, ethernet: true, reason: "NIC".into() }
     }
 
     fn device(mtu: u32) -> Device {
@@ -242,21 +298,24 @@ mod tests {
     }
 
     fn wanted() -> Wanted {
-        Wanted {
-            attachments: BTreeMap::from([(2, attachment("eth0", Hooks::Tc))]),
-            devices: BTreeMap::from([(2, device(1500))]),
-            addresses: BTreeMap::from([("192.0.2.1".parse().unwrap(), NodeAddr { ifindex: 2, flags: 1 })]),
-        }
+        let choices = [choice(1, "lo", Programs::None), choice(2, "eth0", Programs::Tc)];
+        let address = ("192.0.2.1".parse().unwrap(), NodeAddr { ifindex: 2, flags: 1 });
+        Wanted::new(&choices, vec![(2, device(1500))], vec![address])
     }
+
+    const NO_CALLS: [String; 0] = [];
 
     #[test]
     fn programs_are_attached_when_they_know_the_device() {
         let (mut network, mut host) = (Network::default(), Host::default());
         let steps = network.converge(&wanted(), &mut host);
-        assert_eq!(host.take_calls(), ["put device 2", "put address 192.0.2.1 flags 1", "attach 2 Tc"]);
-        assert_eq!(steps, [Step::Attached { name: "eth0".into(), how: "tc".into(), reason: "a NIC".into() }]);
+        assert_eq!(
+            host.take_calls(),
+            ["put device 2 mtu 1500", "put address 192.0.2.1 flags 1", "attach 2 tc"]
+        );
+        assert_eq!(steps, [Step::Attached { device: "eth0".into(), how: "tc".into(), reason: "NIC".into() }]);
         assert_eq!(network.converge(&wanted(), &mut host), []);
-        assert_eq!(host.take_calls(), [] as [String; 0]);
+        assert_eq!(host.take_calls(), NO_CALLS);
     }
 
     #[test]
@@ -267,27 +326,47 @@ mod tests {
 
         let mut changed = wanted();
         changed.devices.insert(2, device(9000));
-        changed.attachments.insert(3, attachment("vxlan0", Hooks::Tc));
+        changed.attachments.insert(3, choice(3, "vxlan0", Programs::Tc));
         network.converge(&changed, &mut host);
-        assert_eq!(host.take_calls(), ["put device 2", "attach 3 Tc"]);
+        assert_eq!(host.take_calls(), ["put device 2 mtu 9000", "attach 3 tc"]);
 
-        changed.attachments.insert(2, attachment("eth0", Hooks::XdpAndTc));
         changed.attachments.remove(&3);
         changed.addresses.clear();
         let steps = network.converge(&changed, &mut host);
-        assert_eq!(host.take_calls(), ["remove address 192.0.2.1", "detach 3", "attach 2 XdpAndTc"]);
-        assert_eq!(steps[0], Step::Detached { name: "vxlan0".into() });
+        assert_eq!(host.take_calls(), ["remove address 192.0.2.1", "detach 3"]);
+        assert_eq!(steps, [Step::Detached { device: "vxlan0".into() }]);
     }
 
     #[test]
-    fn what_an_earlier_agent_left_is_corrected() {
-        let stale = "198.51.100.1".parse().unwrap();
-        let mut addresses = wanted().addresses;
-        addresses.insert(stale, NodeAddr { ifindex: 9, flags: 1 });
-        let devices = BTreeMap::from([(2, device(1500)), (9, device(1500))]);
+    fn redirects_go_to_a_device_once_xdp_is_on_it() {
+        let (mut network, mut host) = (Network::default(), Host::default());
+        let mut xdp = wanted();
+        xdp.attachments.insert(2, choice(2, "eth0", Programs::XdpAndTc));
+        network.converge(&xdp, &mut host);
+        assert_eq!(
+            host.take_calls(),
+            [
+                "put device 2 mtu 1500",
+                "put address 192.0.2.1 flags 1",
+                "attach 2 XDP and tc",
+                "put device 2 mtu 1500 XDP"
+            ]
+        );
+        network.converge(&xdp, &mut host);
+        assert_eq!(host.take_calls(), NO_CALLS);
+    }
+
+    #[test]
+    fn what_an_earlier_agent_left_is_taken_over_or_removed() {
+        let stale = ("198.51.100.1".parse().unwrap(), NodeAddr { ifindex: 9, flags: 1 });
+        let devices = [(2, device(1500)), (9, device(1500))];
+        let mut network = Network::adopt(devices, wanted().addresses.into_iter().chain([stale]), [2, 9]);
         let mut host = Host::default();
-        Network::adopt(devices, addresses).converge(&wanted(), &mut host);
-        assert_eq!(host.take_calls(), ["remove device 9", "remove address 198.51.100.1", "attach 2 Tc"]);
+        network.converge(&wanted(), &mut host);
+        assert_eq!(
+            host.take_calls(),
+            ["remove device 9", "remove address 198.51.100.1", "detach 9", "attach 2 tc"]
+        );
     }
 
     #[test]
@@ -301,11 +380,11 @@ mod tests {
         host.fail = None;
         host.take_calls();
         assert_eq!(network.converge(&wanted(), &mut host).len(), 1);
-        assert_eq!(host.take_calls(), ["attach 2 Tc"]);
+        assert_eq!(host.take_calls(), ["attach 2 tc"]);
         assert!(network.is_settled());
 
         // Failing again after it had worked is news.
-        network.held.attachments.clear();
+        network.attachments.clear();
         host.fail = Some("attach");
         assert_eq!(network.converge(&wanted(), &mut host), [failed]);
     }

@@ -91,11 +91,6 @@ impl<T: Tables> Reconciler<T> {
         Outcome { failed, settled, ..Outcome::default() }
     }
 
-    /// Whether ids wait for a sweep of the flow tables.
-    pub fn wants_sweep(&self) -> bool {
-        self.engine.wants_sweep()
-    }
-
     /// The flow tables were swept, beginning at `started`, and name these ids.
     pub fn swept(&mut self, started: Instant, named: &NamedByFlows) {
         self.engine.swept(started, named);

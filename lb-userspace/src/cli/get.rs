@@ -1,9 +1,19 @@
 //! `lb get`: reads the pinned maps and prints them.
 
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::PinArgs;
-use super::view::{Filter, Output};
+use super::view::{
+    Backends, Filter, Names, Output, OutputError, Row, Slots, backend_rows, flow_rows, render, service_rows,
+};
+use crate::datapath::inspect::Maps;
+use crate::datapath::{Pins, monotonic_ns};
+use crate::plan::wanted::IpFamily;
+use crate::preflight::{self, PreflightError};
 
 #[derive(Debug, Subcommand)]
 pub enum Get {
@@ -18,6 +28,80 @@ pub enum Get {
     /// Connections from processes on this node are translated once, at their socket, and have no flow.
     #[command(visible_alias = "flow")]
     Flows(GetArgs),
+}
+
+/// Why nothing can be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    #[error("there are no maps of Sluice in {}", .0.display())]
+    NoMaps(PathBuf),
+    #[error("cannot read the maps in {}", path.display())]
+    Maps { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+impl ReadError {
+    /// What a person can do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Preflight(error) => Some(error.hint()),
+            Self::NoMaps(_) => Some(
+                "no agent of this version has run here: start `lb agent`, or give its --bpffs; \
+                 `lb cleanup --dry-run` lists what other versions left"
+                    .into(),
+            ),
+            Self::Maps { .. } | Self::Output(_) => None,
+        }
+    }
+}
+
+impl Get {
+    /// The text to print.
+    pub fn run(&self) -> Result<String, ReadError> {
+        match self {
+            Self::Services(args) => {
+                let (services, names, slots, backends) = args.read(|maps| {
+                    let services = maps.services()?;
+                    let mut slots = Slots::new();
+                    for (_, service) in &services {
+                        for range in [
+                            (service.inside_base, service.inside_count),
+                            (service.outside_base, service.outside_count),
+                        ] {
+                            if !slots.contains_key(&range) {
+                                slots.insert(range, maps.slots(range.0, range.1)?);
+                            }
+                        }
+                    }
+                    Ok((services, names(maps)?, slots, backends(maps)?))
+                })?;
+                args.print(&service_rows(&services, &names, &slots, &backends, &args.filter()))
+            }
+            Self::Backends(args) => {
+                let (backends, names) = args.read(|maps| Ok((backends(maps)?, names(maps)?)))?;
+                args.print(&backend_rows(&backends, &names, &args.filter()))
+            }
+            Self::Flows(args) => {
+                let (flows, names) = args.read(|maps| Ok((maps.flows()?, names(maps)?)))?;
+                args.print(&flow_rows(&flows, &names, monotonic_ns(), &args.filter()))
+            }
+        }
+    }
+}
+
+fn names(maps: &Maps) -> io::Result<Names> {
+    Ok(maps.service_names()?.into_iter().collect())
+}
+
+fn backends(maps: &Maps) -> io::Result<Backends> {
+    let mut backends = HashMap::new();
+    for family in IpFamily::BOTH {
+        backends.extend(maps.backends(family)?.into_iter().map(|(id, entry)| ((family, id), entry)));
+    }
+    Ok(backends)
 }
 
 #[derive(Debug, Args)]
@@ -39,6 +123,21 @@ pub struct GetArgs {
 }
 
 impl GetArgs {
+    fn read<T>(&self, read: impl FnOnce(&Maps) -> io::Result<T>) -> Result<T, ReadError> {
+        preflight::may_read()?;
+        preflight::check_bpffs(&self.pins.bpffs)?;
+        let pins = Pins::new(&self.pins.bpffs);
+        let path = pins.root().to_owned();
+        Maps::open(&pins).and_then(|maps| read(&maps)).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => ReadError::NoMaps(path),
+            _ => ReadError::Maps { path, source },
+        })
+    }
+
+    fn print<R: Row>(&self, rows: &[R]) -> Result<String, ReadError> {
+        Ok(render(rows, self.output)?)
+    }
+
     fn filter(&self) -> Filter {
         // `namespace/name` as in the tables.
         match self.service.as_deref().and_then(|service| service.split_once('/')) {

@@ -10,6 +10,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use lb_common::layout::LAYOUT_VERSION;
+
+pub use cleanup::CleanupError;
+pub use get::ReadError;
 
 use crate::config::{self, Config, ConfigFile, FileError, Machine, MapSizes};
 
@@ -150,6 +154,11 @@ fn command(machine: &Machine) -> clap::Command {
     })
 }
 
+/// What `lb version` prints.
+pub fn version() -> String {
+    format!("lb {} (map layout {LAYOUT_VERSION})\n", env!("CARGO_PKG_VERSION"))
+}
+
 fn agent_of(command: &clap::Command) -> clap::Command {
     command.find_subcommand("agent").cloned().unwrap_or_default()
 }
@@ -163,6 +172,7 @@ pub fn agent_command() -> clap::Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::devices::AttachMode;
     use crate::testing::assert_golden;
 
     fn machine() -> Machine {
@@ -266,7 +276,7 @@ mod tests {
         std::fs::write(&path, "mode: xdp\nnodeName: from-file\nmaxSlots: 4096\n").unwrap();
         let config = format!("--config={}", path.display());
         let settings = settings(&["lb", "agent", &config, "--mode=tc"]);
-        assert_eq!(settings.mode, config::AttachMode::Tc);
+        assert_eq!(settings.mode, AttachMode::Tc);
         assert_eq!(settings.node_name, "from-file");
         assert_eq!(settings.maps.max_slots, 4096);
 

@@ -17,10 +17,10 @@ pub use file::{ConfigFile, FileError};
 pub use machine::Machine;
 pub use print::effective_yaml;
 pub use sizes::MapSizes;
-pub use values::{
-    AttachMode, Cidrs, DatapathLog, Devices, ExternalIps, LogFilter, LogFormat, NodePortAddresses, PortRange,
-    ValueError,
-};
+pub use values::{Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, ValueError};
+
+use crate::node::addresses::NodePortAddresses;
+use crate::node::devices::{AttachMode, DevicePatterns};
 
 /// Everything an agent can be told.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
@@ -79,7 +79,7 @@ pub struct Config {
         default_value = "auto",
         help_heading = "Data path"
     )]
-    pub devices: Devices,
+    pub devices: DevicePatterns,
 
     /// By which hook: XDP where it is safe and tc elsewhere, XDP wherever possible, or tc only
     #[arg(

@@ -4,8 +4,12 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use clap::builder::PossibleValue;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
+
+use crate::node::addresses::NodePortAddresses;
+use crate::node::devices::{AttachMode, DevicePatterns};
 
 /// Why a value is not accepted. The message completes "invalid value 'X' for KEY: …" and says what is accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,16 +38,7 @@ fn items(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
-/// Which network devices the packet programs are attached to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Devices {
-    /// Every device that packets for this node can arrive on.
-    Auto,
-    /// The devices whose names match one of these patterns (`*` and `?`).
-    Matching(Vec<String>),
-}
-
-impl FromStr for Devices {
+impl FromStr for DevicePatterns {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
@@ -57,20 +52,25 @@ impl FromStr for Devices {
         match patterns.iter().find(|pattern| !valid(pattern)) {
             Some(wrong) => Err(ValueError::DevicePattern(wrong.clone())),
             None if patterns.is_empty() => Err(ValueError::DevicePattern(text.to_owned())),
-            None => Ok(Self::Matching(patterns)),
+            None => Ok(Self::Globs(patterns)),
         }
     }
 }
 
-/// By which hook the packet programs take packets from a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum AttachMode {
-    /// XDP where the driver hands over complete checksums, tc everywhere else.
-    Auto,
-    /// XDP on every device that can do it, also where the checksums may be incomplete (a warning says so).
-    Xdp,
-    /// tc only.
-    Tc,
+impl clap::ValueEnum for AttachMode {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Auto, Self::Xdp, Self::Tc]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Auto => PossibleValue::new("auto")
+                .help("XDP where the driver hands over complete checksums, tc everywhere else"),
+            Self::Xdp => PossibleValue::new("xdp")
+                .help("XDP on every device that can do it, also where checksums may be incomplete (a warning says so)"),
+            Self::Tc => PossibleValue::new("tc").help("tc only"),
+        })
+    }
 }
 
 /// Networks, of both families.
@@ -86,16 +86,6 @@ impl FromStr for Cidrs {
             .collect::<Result<_, _>>()
             .map(Self)
     }
-}
-
-/// Which addresses of this node serve NodePorts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    All,
-    /// The addresses in the Node object.
-    Primary,
-    /// Those inside one of the networks; a family without a network: all of it.
-    Within(Vec<IpNet>),
 }
 
 impl FromStr for NodePortAddresses {
@@ -207,10 +197,13 @@ mod tests {
 
     #[test]
     fn devices_are_auto_or_patterns() {
-        assert_eq!("auto".parse(), Ok(Devices::Auto));
-        assert_eq!("eth*, ens3,".parse(), Ok(Devices::Matching(vec!["eth*".into(), "ens3".into()])));
+        assert_eq!("auto".parse(), Ok(DevicePatterns::Auto));
+        assert_eq!("eth*, ens3,".parse(), Ok(DevicePatterns::Globs(vec!["eth*".into(), "ens3".into()])));
         for wrong in ["", ",", "a/b", "a b", "sixteencharacter"] {
-            assert!(matches!(wrong.parse::<Devices>(), Err(ValueError::DevicePattern(_))), "{wrong:?}");
+            assert!(
+                matches!(wrong.parse::<DevicePatterns>(), Err(ValueError::DevicePattern(_))),
+                "{wrong:?}"
+            );
         }
     }
 

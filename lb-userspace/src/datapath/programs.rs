@@ -23,7 +23,7 @@ const XDP: &str = "lb_xdp";
 const XDP_LINEAR: &str = "lb_xdp_linear";
 
 /// Maps that no other program reads and that need not outlive the programs.
-const UNPINNED: [&str; 4] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS", ".rodata"];
+const UNPINNED: [&str; 3] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS"];
 
 /// What is set before the programs are loaded.
 #[derive(Debug, Clone)]
@@ -186,7 +186,8 @@ impl Programs {
         let mut outgrown = Vec::new();
         if let Some(pins) = pins {
             for (name, map) in &object.maps {
-                if UNPINNED.contains(&name.as_str()) {
+                // Constants (.rodata, .rodata.cst16) belong to one load; names with a dot cannot be pinned anyway.
+                if name.starts_with('.') || UNPINNED.contains(&name.as_str()) {
                     continue;
                 }
                 let path = pins.map(name);

@@ -41,6 +41,17 @@ pub enum CleanupError {
     Incomplete { failed: usize, total: usize, first: String },
 }
 
+impl CleanupError {
+    /// What a person can do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Preflight(error) => Some(error.hint()),
+            Self::Lock(LockError::Held { .. }) => Some("end it first: it would put everything back".into()),
+            _ => None,
+        }
+    }
+}
+
 /// Something that is there because an agent put it there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Item {

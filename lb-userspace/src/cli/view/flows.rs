@@ -9,26 +9,7 @@ use lb_common::layout::{self, tcp_flags};
 use serde::Serialize;
 
 use super::{Filter, Names, Row, ServicePort, protocol_name};
-
-/// An entry of one of the flow tables: one direction of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlowEntry {
-    pub protocol: u8,
-    pub src: SocketAddr,
-    pub dst: SocketAddr,
-    pub new_src: SocketAddr,
-    pub new_dst: SocketAddr,
-    pub backend_id: u32,
-    pub service_id: u32,
-    /// One of [`layout::direction`].
-    pub direction: u8,
-    /// One of [`layout::deliver`].
-    pub deliver: u8,
-    pub tcp_seen: u8,
-    pub last_seen_ns: u64,
-    /// From the table of connections whose handshake is not complete.
-    pub half_open: bool,
-}
+use crate::datapath::FlowEntry;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -170,15 +151,17 @@ impl Row for FlowRow {
 mod tests {
     use super::super::{Output, fixture, render};
     use super::*;
+    use crate::plan::wanted::IpFamily;
     use crate::testing::assert_golden;
 
     const SECOND: u64 = 1_000_000_000;
 
     /// Both entries of a connection, as the programs write them.
     fn pair(client: &str, address: &str, source: &str, endpoint: &str) -> [FlowEntry; 2] {
-        let [client, address, source, endpoint] =
+        let [client, address, source, endpoint]: [SocketAddr; 4] =
             [client, address, source, endpoint].map(|a| a.parse().unwrap());
         let request = FlowEntry {
+            family: IpFamily::of(&client.ip()),
             protocol: layout::TCP,
             src: client,
             dst: address,
@@ -199,7 +182,7 @@ mod tests {
             new_dst: client,
             direction: layout::direction::REPLY,
             last_seen_ns: 88 * SECOND,
-            ..request
+            ..request.clone()
         };
         [request, reply]
     }
@@ -218,7 +201,8 @@ mod tests {
         v6[1].tcp_seen |= tcp_flags::FIN;
         let mut dns = pair("198.51.100.9:5353", "192.0.2.1:30053", "192.0.2.1:61002", "10.244.2.10:53");
         dns.iter_mut().for_each(|entry| (entry.protocol, entry.service_id) = (layout::UDP, 2));
-        let orphan = pair("198.51.100.99:1", "192.0.2.1:30053", "192.0.2.1:61003", "10.244.2.10:53")[1];
+        let orphan =
+            pair("198.51.100.99:1", "192.0.2.1:30053", "192.0.2.1:61003", "10.244.2.10:53")[1].clone();
         let entries: Vec<FlowEntry> = [v4, opening, v6, dns].into_iter().flatten().chain([orphan]).collect();
         flow_rows(&entries, &fixture::names(), 100 * SECOND, &Filter::default())
     }
@@ -241,14 +225,15 @@ mod tests {
     #[test]
     fn states_of_tcp() {
         let [request, reply] = pair("1.1.1.1:1", "2.2.2.2:2", "1.1.1.1:1", "3.3.3.3:3");
-        let with = |entry: FlowEntry, flag: u8| FlowEntry { tcp_seen: entry.tcp_seen | flag, ..entry };
+        let with =
+            |entry: &FlowEntry, flag: u8| FlowEntry { tcp_seen: entry.tcp_seen | flag, ..entry.clone() };
         let fin = tcp_flags::FIN;
         assert_eq!(state(&request, Some(&reply)), "established");
-        assert_eq!(state(&FlowEntry { half_open: true, ..request }, Some(&reply)), "opening");
-        assert_eq!(state(&with(request, fin), Some(&reply)), "closing");
-        assert_eq!(state(&request, Some(&with(reply, fin))), "closing");
-        assert_eq!(state(&with(request, fin), Some(&with(reply, fin))), "closed");
-        assert_eq!(state(&request, Some(&with(reply, tcp_flags::RST))), "closed");
+        assert_eq!(state(&FlowEntry { half_open: true, ..request.clone() }, Some(&reply)), "opening");
+        assert_eq!(state(&with(&request, fin), Some(&reply)), "closing");
+        assert_eq!(state(&request, Some(&with(&reply, fin))), "closing");
+        assert_eq!(state(&with(&request, fin), Some(&with(&reply, fin))), "closed");
+        assert_eq!(state(&request, Some(&with(&reply, tcp_flags::RST))), "closed");
         assert_eq!(state(&request, None), "request-only");
     }
 

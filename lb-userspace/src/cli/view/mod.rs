@@ -7,7 +7,7 @@ mod services;
 mod table;
 
 pub use backends::{BackendRow, backend_rows};
-pub use flows::{FlowEntry, FlowRow, flow_rows};
+pub use flows::{FlowRow, flow_rows};
 pub use output::{Output, OutputError, render};
 pub use services::{ServiceRow, service_rows};
 pub use table::Table;
@@ -22,6 +22,9 @@ use crate::plan::wanted::IpFamily;
 
 /// `SERVICE_NAMES` by service id.
 pub type Names = HashMap<u32, ServiceName>;
+
+/// Backend ids in ranges of `SLOTS`, by first slot and number of slots.
+pub type Slots = HashMap<(u32, u32), Vec<u32>>;
 
 /// `BACKENDS_V4` and `BACKENDS_V6` by family and backend id.
 pub type Backends = HashMap<(IpFamily, u32), BackendEntry>;

@@ -3,7 +3,7 @@
 use lb_common::layout::{self, service_flags};
 use serde::Serialize;
 
-use super::{Backends, Filter, Names, Row, ServicePort, protocol_name};
+use super::{Backends, Filter, Names, Row, ServicePort, Slots, protocol_name};
 use crate::apply::tables::ServiceAddress;
 use crate::plan::wanted::IpFamily;
 
@@ -32,11 +32,11 @@ pub struct ServiceRow {
     pub id: u32,
 }
 
-/// The rows, sorted by Service, type and address. `slots` is the whole array `SLOTS`.
+/// The rows, sorted by Service, type and address. `slots` holds every range that `services` name.
 pub fn service_rows(
     services: &[(ServiceAddress, layout::Service)],
     names: &Names,
-    slots: &[u32],
+    slots: &Slots,
     backends: &Backends,
     filter: &Filter,
 ) -> Vec<ServiceRow> {
@@ -57,13 +57,12 @@ fn row(
     key: &ServiceAddress,
     value: &layout::Service,
     names: &Names,
-    slots: &[u32],
+    slots: &Slots,
     backends: &Backends,
 ) -> ServiceRow {
     let family = IpFamily::of(&key.ip);
     let endpoints = |base: u32, count: u32| {
-        let range = base as usize..(base as usize).saturating_add(count as usize);
-        let mut ids = slots.get(range).unwrap_or_default().to_vec();
+        let mut ids = slots.get(&(base, count)).cloned().unwrap_or_default();
         // Weights and tables repeat a backend.
         ids.sort_unstable();
         ids.dedup();
@@ -204,8 +203,12 @@ mod tests {
             (address("10.96.0.2", 53, layout::UDP), service(2, CLUSTER_IP, (5, 3), (5, 3), 0)),
             (address("192.0.2.7", 8080, layout::TCP), service(3, LOAD_BALANCER, (0, 0), (0, 0), EXTERNAL)),
         ];
-        // 1, 2: cluster list of web; 3: its local list; 4: IPv6; 5 to 7: kube-dns, one backend with weight 3.
-        let slots = [0, 1, 2, 1, 1, 4, 4, 4];
+        let slots = Slots::from([
+            ((1, 2), vec![2, 1]), // the cluster list of web
+            ((3, 1), vec![1]),    // its local list
+            ((4, 1), vec![1]),
+            ((5, 3), vec![4, 4, 4]), // kube-dns: one backend of weight 3
+        ]);
         service_rows(&services, &fixture::names(), &slots, &fixture::backends(), filter)
     }
 
@@ -238,14 +241,5 @@ mod tests {
         let filter = Filter { namespace: Some("shop".into()), service: None };
         let rows = rows(&filter);
         assert_eq!(rows.iter().map(|row| row.service.label()).collect::<Vec<_>>(), ["shop/cart:8080"]);
-    }
-
-    #[test]
-    fn slots_outside_the_array_are_no_endpoints() {
-        let key = address("10.96.0.10", 80, layout::TCP);
-        let value = service(1, layout::kind::CLUSTER_IP, (u32::MAX, u32::MAX), (0, 9), 0);
-        let rows =
-            service_rows(&[(key, value)], &fixture::names(), &[1], &fixture::backends(), &Filter::default());
-        assert!(rows[0].endpoints.is_empty() && rows[0].outside_endpoints.is_empty());
     }
 }

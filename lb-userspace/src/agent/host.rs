@@ -1,0 +1,48 @@
+//! The data path as the keeper of what it knows of the host.
+
+use std::io;
+use std::net::IpAddr;
+
+use lb_common::layout::{Device, NodeAddr};
+
+use super::network::{Attached, HostTables};
+use crate::datapath::{AttachError, Datapath};
+use crate::node::devices::{Choice, Programs};
+
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Map(#[from] io::Error),
+}
+
+impl HostTables for Datapath {
+    type Error = HostError;
+
+    fn attach(&mut self, choice: &Choice) -> Result<Attached, HostError> {
+        let xdp = choice.programs == Programs::XdpAndTc;
+        let how = self.attach_device(choice.index, &choice.name, xdp, !choice.ethernet)?;
+        Ok(Attached { xdp: xdp && how.starts_with("XDP"), how })
+    }
+
+    fn detach(&mut self, ifindex: u32) -> Result<(), HostError> {
+        Ok(self.detach_device(ifindex)?)
+    }
+
+    fn put_device(&mut self, ifindex: u32, device: &Device) -> Result<(), HostError> {
+        Ok(Datapath::put_device(self, ifindex, device)?)
+    }
+
+    fn remove_device(&mut self, ifindex: u32) -> Result<(), HostError> {
+        Ok(Datapath::remove_device(self, ifindex)?)
+    }
+
+    fn put_address(&mut self, address: IpAddr, value: &NodeAddr) -> Result<(), HostError> {
+        Ok(self.put_node_address(address, value)?)
+    }
+
+    fn remove_address(&mut self, address: IpAddr) -> Result<(), HostError> {
+        Ok(self.remove_node_address(address)?)
+    }
+}

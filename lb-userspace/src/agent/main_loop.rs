@@ -1,0 +1,200 @@
+//! The loop, and what it says in the log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, error, info, warn};
+
+use super::AgentError;
+use super::network::{Network, Step, Wanted};
+use super::reconciler::{Outcome, Reconciler};
+use super::stop::Stop;
+use crate::config::Config;
+use crate::datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
+use crate::model::Severity;
+use crate::node::NodeState;
+use crate::node::addresses::{device_table, node_addresses};
+use crate::node::devices::{DeviceOptions, Programs, choose};
+use crate::serve::{Progress, State};
+use crate::source::Event;
+
+/// Retries, and a sign of life.
+const TICK: Duration = Duration::from_secs(1);
+/// Flows that are over are removed this often.
+const SWEEP: Duration = Duration::from_secs(10);
+/// Events taken in at once. What is queued is planned together; what comes meanwhile is the next batch.
+const BATCH: usize = 4096;
+
+pub struct MainLoop<'a> {
+    pub config: &'a Config,
+    pub datapath: Datapath,
+    pub reconciler: Reconciler<ServiceTables>,
+    pub network: Network,
+    pub node: watch::Receiver<Arc<NodeState>>,
+    pub health: watch::Sender<State>,
+    /// Devices that are left alone, and why: each is said once.
+    pub left: BTreeMap<String, String>,
+}
+
+impl MainLoop<'_> {
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut source: JoinHandle<Result<(), AgentError>>,
+        mut stop: Stop,
+    ) -> Result<(), AgentError> {
+        self.follow_host();
+        self.report_awaited();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut swept = Instant::now();
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                signal = stop.requested() => {
+                    info!("{signal}: the agent ends; programs and maps stay, and connections go on");
+                    return Ok(());
+                }
+                ended = &mut source => {
+                    return Err(match ended {
+                        Ok(Err(error)) => error,
+                        _ => AgentError::SourceEnded,
+                    });
+                }
+                _ = events.recv_many(&mut batch, BATCH) => self.follow_events(std::mem::take(&mut batch)),
+                Ok(()) = self.node.changed() => self.follow_host(),
+                _ = tick.tick() => {
+                    let outcome = self.reconciler.tick(Instant::now());
+                    self.say(&outcome);
+                    if !self.network.is_settled() {
+                        self.follow_host();
+                    }
+                    if swept.elapsed() >= SWEEP {
+                        self.sweep();
+                        swept = Instant::now();
+                    }
+                    self.report();
+                }
+            }
+        }
+    }
+
+    fn follow_events(&mut self, batch: Vec<Event>) {
+        let started = Instant::now();
+        let events = batch.len();
+        let outcome = self.reconciler.absorb(batch, started);
+        self.say(&outcome);
+        if outcome.node_changed {
+            self.follow_host();
+        }
+        if outcome.complete {
+            let services = outcome.changed;
+            info!(services, seconds = started.elapsed().as_secs_f32(), "all Service ports are in the maps");
+            self.health.send_modify(|state| state.progress = Progress::Serving);
+        } else if outcome.changed + outcome.removed > 0 {
+            let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            debug!(
+                events,
+                changed = outcome.changed,
+                removed = outcome.removed,
+                micros,
+                "maps are up to date"
+            );
+        }
+        self.report_awaited();
+        self.report();
+    }
+
+    /// Attaches where packets arrive, and tells the programs about devices and addresses.
+    fn follow_host(&mut self) {
+        let state = Arc::clone(&self.node.borrow_and_update());
+        let options = DeviceOptions { patterns: self.config.devices.clone(), mode: self.config.mode };
+        let choices = choose(&state, &options);
+        for choice in choices.iter().filter(|choice| choice.programs == Programs::None) {
+            if self.left.get(&choice.name) != Some(&choice.reason) {
+                info!("{} is left alone: {}", choice.name, choice.reason);
+                self.left.insert(choice.name.clone(), choice.reason.clone());
+            }
+        }
+        self.left.retain(|name, _| state.devices.iter().any(|device| device.name == *name));
+
+        let of_node = self.reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
+        let addresses = node_addresses(&state, &self.config.nodeport_addresses, of_node);
+        let wanted = Wanted::new(&choices, device_table(&state, |_| false), addresses);
+        for step in self.network.converge(&wanted, &mut self.datapath) {
+            match step {
+                Step::Attached { device, how, reason } => {
+                    self.left.remove(&device);
+                    info!("attached to {device} by {how}: {reason}");
+                }
+                Step::Detached { device } => info!("detached from {device}"),
+                Step::Failed { what, reason } => error!("cannot {what}, trying again: {reason}"),
+            }
+        }
+    }
+
+    /// Removes flows that are over, and lets the engine reuse the ids that no flow names any more.
+    fn sweep(&mut self) {
+        let started = Instant::now();
+        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()) {
+            Ok(sweep) => {
+                self.reconciler.swept(started, &sweep.named);
+                debug!(
+                    open = sweep.open,
+                    half_open = sweep.half_open,
+                    expired = sweep.expired,
+                    "flows are swept"
+                );
+            }
+            Err(error) => {
+                warn!("cannot sweep the flow tables, trying again in {} s: {error}", SWEEP.as_secs())
+            }
+        }
+    }
+
+    fn say(&self, outcome: &Outcome) {
+        for problem in &outcome.raised {
+            match problem.severity {
+                Severity::Error => warn!("{problem}"),
+                Severity::Note => info!("{problem}"),
+            }
+        }
+        for problem in &outcome.resolved {
+            info!("resolved: {}", problem.object);
+        }
+        for failure in &outcome.failed {
+            error!("{failure}");
+        }
+        for service in &outcome.settled {
+            info!("service port {service} is in the maps now");
+        }
+    }
+
+    fn report_awaited(&self) {
+        let awaited: Vec<String> = self.reconciler.planner().awaited().map(|part| part.to_string()).collect();
+        if !awaited.is_empty() {
+            let text = format!("waiting for {}", awaited.join(", "));
+            self.health.send_modify(|state| state.progress = Progress::Starting(text));
+        }
+    }
+
+    /// Tells the probes how it stands.
+    fn report(&self) {
+        let planner = self.reconciler.planner();
+        // A manifest folder need not have a Node.
+        let node_eligible = planner.node().map_or(self.config.manifests.is_some(), |node| node.eligible);
+        let pending = self.reconciler.pending();
+        self.health.send_modify(|state| {
+            state.alive = Instant::now();
+            state.node_eligible = node_eligible;
+            if pending.is_none() && state.progress == Progress::Serving {
+                state.last_updated = Some(SystemTime::now());
+            }
+            state.pending = pending;
+        });
+    }
+}
