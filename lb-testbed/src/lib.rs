@@ -7,6 +7,9 @@
 //! [`run::remove_everything_of`], takes it all away: from `drop`, after a panic, on Ctrl-C, and for runs whose process died.
 
 pub mod agent;
+pub mod check;
+#[cfg(feature = "control-plane")]
+pub mod control_plane;
 pub mod controllers;
 pub mod host;
 pub mod manifests;
@@ -23,6 +26,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 pub use agent::{Agent, AgentOptions};
+#[cfg(feature = "control-plane")]
+pub use control_plane::ControlPlane;
 pub use host::Host;
 pub use manifests::ManifestDir;
 pub use place::Place;
