@@ -45,10 +45,17 @@ fn problems(data: &[u8]) -> Vec<String> {
     if file.architecture() != object::Architecture::Bpf || !file.is_little_endian() {
         problems.push(format!("it is made for {:?}, not for little-endian BPF", file.architecture()));
     }
-    let size = |name: &str| file.section_by_name(name).map_or(0, |section| section.size());
-    for section in ["license", ".BTF", ".BTF.ext"].into_iter().chain(PROGRAM_SECTIONS) {
-        if size(section) == 0 {
-            problems.push(format!("section {section} is missing or empty"));
+    let filled: Vec<_> = file
+        .sections()
+        .filter(|section| section.size() > 0)
+        .filter_map(|section| section.name().map(str::to_owned).ok())
+        .collect();
+    for wanted in ["license", ".BTF", ".BTF.ext"].into_iter().chain(PROGRAM_SECTIONS) {
+        // `xdp.frags` serves the hook `xdp` too.
+        let serves =
+            |name: &String| name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest == ".frags");
+        if !filled.iter().any(serves) {
+            problems.push(format!("section {wanted} is missing or empty"));
         }
     }
     for symbol in file.symbols() {

@@ -200,8 +200,9 @@ pub struct FragmentPorts {
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct SocketPeerKey<A> {
-    /// `SO_COOKIE` of the socket.
-    pub cookie: u64,
+    /// `SO_COOKIE` of the socket, low and high half. A `u64` would align the key to 8 bytes: hidden padding after an IPv6
+    /// address, with whatever the stack held, and no lookup would ever match.
+    pub cookie: [u32; 2],
     pub addr: A,
     pub port: u16,
     pub pad: [u8; 2],
@@ -306,7 +307,7 @@ assert_layout! {
     FragmentKey<A6>: 40, { id: 32, protocol: 36 };
     FragmentPorts: 4, {};
     SocketPeerKey<A4>: 16, { cookie: 0, addr: 8, port: 12 };
-    SocketPeerKey<A6>: 32, { cookie: 0, addr: 8, port: 24 };
+    SocketPeerKey<A6>: 28, { cookie: 0, addr: 8, port: 24 };
     SocketPeer<A4>: 16, { addr: 0, port: 4, backend_id: 8 };
     SocketPeer<A6>: 28, { addr: 0, port: 16, backend_id: 20 };
     ConnectedPeer: 44, { service_addr: 0, backend_addr: 16, service_port: 32, backend_id: 36 };

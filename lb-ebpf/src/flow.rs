@@ -75,7 +75,7 @@ pub fn find<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
     if flow.direction == direction::REQUEST {
         let stale = if packet.key.protocol == TCP {
             // A client that uses its port again. As long as the old connection lives the endpoint itself answers.
-            packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+            packet.opens()
                 && (flow.tcp_seen & (tcp_flags::FIN | tcp_flags::RST) != 0
                     || peer_closed::<F>(flow, packet.key.protocol)
                     || !crate::service::still_serves::<F>(flow.backend_id, flow.service_id))
@@ -89,6 +89,12 @@ pub fn find<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
         }
     }
     Some(found)
+}
+
+/// The entry for a reply of an endpoint. Nothing is judged or removed here: requests decide about that.
+#[inline(always)]
+pub fn find_reply<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
+    lookup::<F>(&packet.key).filter(|found| found.flow.direction == direction::REPLY)
 }
 
 /// Whether the other side of a TCP connection has closed or reset it.

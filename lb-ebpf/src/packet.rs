@@ -1,7 +1,7 @@
 //! From bytes to a [`Packet`]: link layer, IP header, transport ports. Nothing here changes a packet.
 
 use lb_common::family::{Family, V4, V6};
-use lb_common::layout::{FlowKey, FragmentKey, TCP, UDP};
+use lb_common::layout::{FlowKey, FragmentKey, TCP, UDP, tcp_flags};
 use lb_common::wire::{
     ETHERNET_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, TCP_FLAGS, TCP_LEN, UDP_LEN, VLAN_LEN, ipv6_next,
 };
@@ -46,6 +46,13 @@ pub struct Packet<F: Family> {
 }
 
 impl<F: Family> Packet<F> {
+    /// TCP: the first segment of a connection. A SYN together with FIN or RST is none (RFC 9293 3.10.7.2).
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        const OPENING: u8 = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN;
+        self.tcp_flags & OPENING == tcp_flags::SYN
+    }
+
     /// The key under which all fragments of this datagram are found.
     #[inline(always)]
     pub fn fragment_key(&self) -> FragmentKey<F::Addr> {
@@ -118,7 +125,7 @@ impl Parse for V4 {
         let header = frame.load::<Ipv4Header>(l3)?;
         let header_length = ((header.version_length & 0xf) as usize) * 4;
         let length = u16::from_be_bytes(header.total_length) as usize;
-        if header.version_length >> 4 != 4 || header_length < V4::HEADER_LEN || length < header_length {
+        if header.version_length >> 4 != 4 || header_length < V4::HEADER_LEN {
             return None;
         }
         packet.key.src_addr = header.src;
@@ -197,7 +204,14 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
     packet.key.reserved = 0;
     packet.tcp_flags = 0;
     let protocol = packet.key.protocol;
-    if protocol != TCP && protocol != UDP {
+    let transport = match (protocol, packet.fragment) {
+        (TCP | UDP, Fragment::Later) => 0,
+        (TCP, _) => TCP_LEN,
+        (UDP, _) => UDP_LEN,
+        _ => return None,
+    };
+    // Bytes behind the end of the IP packet are padding, not ports. (Of GRO-merged packets over 64 KiB it says 0.)
+    if packet.l4 + transport > packet.l3 + packet.length && frame.segment_payload() == 0 {
         return None;
     }
     if packet.fragment == Fragment::Later {

@@ -7,7 +7,7 @@
 //! ```
 
 use aya_ebpf::bindings::BPF_ANY;
-use lb_common::layout::{Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver, direction, tcp_flags};
+use lb_common::layout::{Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver};
 use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
@@ -63,8 +63,8 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
 /// A packet that leaves this node: an endpoint's reply gets the service's address back.
 #[inline(always)]
 pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
-    let Some(found) = flow::find(packet) else { return Verdict::Pass };
-    if found.flow.direction != direction::REPLY || found.flow.deliver != deliver::PASS {
+    let Some(found) = flow::find_reply(packet) else { return Verdict::Pass };
+    if found.flow.deliver != deliver::PASS {
         return Verdict::Pass;
     }
     found.touch(packet);
@@ -86,11 +86,13 @@ fn connect<'a, F: Header, K: Frame>(
     reply_key: &mut FlowKey<F::Addr>,
     flow: &'a mut Flow<F::Addr>,
 ) -> Result<&'a Flow<F::Addr>, Verdict> {
-    const OPENS: u8 = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN;
     let key = &packet.key;
     let service = service::find::<F>(key.dst_addr, key.dst_port, key.protocol).ok_or(Verdict::Pass)?;
-    if key.protocol == TCP && packet.tcp_flags & OPENS != tcp_flags::SYN {
-        count(Reason::NotOpening);
+    if key.protocol == TCP && !packet.opens() {
+        // What XDP passes on comes by again in tc, and is counted there.
+        if K::COMPLETE {
+            count(Reason::NotOpening);
+        }
         return Err(Verdict::Pass);
     }
     let (backend_id, backend) = match service::select::<F>(service, Client::Outside) {

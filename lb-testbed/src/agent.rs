@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,27 +45,8 @@ impl Agent {
         let lb = program()?.to_owned();
         let log = topology.folder().join(format!("{}-agent.log", node.host.name));
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
-        let mode = match topology.datapath {
-            Datapath::Tc => "tc",
-            Datapath::Xdp => "xdp",
-        };
-        let mut command = node.host.place.command(&lb)?;
-        command
-            .arg("agent")
-            .arg("--manifests")
-            .arg(topology.manifests.path())
-            .args(["--node-name", &node.host.name])
-            .arg("--cgroup")
-            .arg(node.host.place.cgroup())
-            .arg("--bpffs")
-            .arg(&node.bpffs)
-            .args(["--devices", "auto", "--mode", mode])
-            .args(["--cluster-cidr", CLUSTER_CIDRS])
-            .args(["--health-bind", &HEALTH.to_string()])
-            .args(&options.arguments)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output);
+        let mut command = command(&lb, topology, node)?;
+        command.args(&options.arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = command.spawn().with_context(|| format!("start {}", lb.display()))?;
         let mut agent = Self {
             process: Process(child),
@@ -76,6 +57,24 @@ impl Agent {
         };
         agent.wait_until_healthy()?;
         Ok(agent)
+    }
+
+    /// Starts an agent that must not come up, and returns its exit status and what it said.
+    pub fn start_refused(topology: &Topology, node: &Node) -> Result<(ExitStatus, String)> {
+        let mut command = command(program()?, topology, node)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Process(command.spawn()?);
+        let deadline = Instant::now() + START_LIMIT;
+        while process.0.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                bail!("the second agent runs on instead of ending");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let mut said = String::new();
+        process.0.stdout.take().context("no standard output")?.read_to_string(&mut said)?;
+        process.0.stderr.take().context("no standard error")?.read_to_string(&mut said)?;
+        Ok((process.0.wait()?, said))
     }
 
     pub fn log(&self) -> &Path {
@@ -132,6 +131,28 @@ impl Agent {
     fn failed(&self, what: &str) -> anyhow::Error {
         anyhow!("the agent of {} {what}\n{}", self.place.netns(), tail(&self.log))
     }
+}
+
+/// The command line of a node's agent.
+fn command(lb: &Path, topology: &Topology, node: &Node) -> Result<Command> {
+    let mode = match topology.datapath {
+        Datapath::Tc => "tc",
+        Datapath::Xdp => "xdp",
+    };
+    let mut command = node.host.place.command(lb)?;
+    command
+        .arg("agent")
+        .arg("--manifests")
+        .arg(topology.manifests.path())
+        .args(["--node-name", &node.host.name])
+        .arg("--cgroup")
+        .arg(node.host.place.cgroup())
+        .arg("--bpffs")
+        .arg(&node.bpffs)
+        .args(["--devices", "auto", "--mode", mode])
+        .args(["--cluster-cidr", CLUSTER_CIDRS])
+        .args(["--health-bind", &HEALTH.to_string()]);
+    Ok(command)
 }
 
 /// Removes everything that agents put on a node: `lb cleanup`.

@@ -147,9 +147,10 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
 }
 
 #[inline(always)]
-fn cookie(context: &SockAddrContext) -> u64 {
+fn cookie(context: &SockAddrContext) -> [u32; 2] {
     // SAFETY: the context is the program's own.
-    unsafe { bpf_get_socket_cookie(context.as_ptr()) }
+    let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
+    [cookie as u32, (cookie >> 32) as u32]
 }
 
 /// One datagram of an unconnected socket. The socket stays with the endpoint it was given while that takes new clients.

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use lb_common::layout::{Flow, FlowKey, TCP, direction, tcp_flags};
+use lb_common::layout::{Flow, FlowKey, FragmentKey, FragmentPorts, TCP, direction, tcp_flags};
 
 use super::maps::{MapAddress, MapHandles};
 use super::sys::Plain;
@@ -183,6 +183,33 @@ where
         debug_assert!(flow.direction == direction::REQUEST || flow.direction == direction::REPLY);
         sweep.named.add(A::FAMILY, flow.service_id, flow.backend_id);
     })
+}
+
+/// Empties the flow tables and what is remembered of fragments. Connections that are translated break.
+pub fn forget(maps: &MapHandles) -> io::Result<()> {
+    forget_family::<[u8; 4]>(maps)?;
+    forget_family::<[u8; 16]>(maps)
+}
+
+fn forget_family<A: MapAddress>(maps: &MapHandles) -> io::Result<()>
+where
+    FlowKey<A>: Plain,
+    Flow<A>: Plain,
+    FragmentKey<A>: Plain,
+{
+    for name in ["FLOWS", "HALF_OPEN"] {
+        remove_all(&maps.table::<FlowKey<A>, Flow<A>>(&format!("{name}_{}", A::SUFFIX))?)?;
+    }
+    remove_all(&maps.table::<FragmentKey<A>, FragmentPorts>(&format!("FRAGMENTS_{}", A::SUFFIX))?)
+}
+
+fn remove_all<K: Plain, V: Plain>(table: &Table<K, V>) -> io::Result<()> {
+    let mut keys = Vec::new();
+    table.for_each(|key, _| keys.push(*key))?;
+    for key in keys {
+        table.remove(&key)?;
+    }
+    Ok(())
 }
 
 /// Every entry of the flow tables of both families.

@@ -158,6 +158,11 @@ impl Datapath {
         flows::sweep(&self.maps, now_ns, timeouts)
     }
 
+    /// Empties the flow tables, for tests and benchmarks that begin anew. Connections that are translated break.
+    pub fn forget_flows(&self) -> io::Result<()> {
+        flows::forget(&self.maps)
+    }
+
     /// Runs a program on a packet without attaching it (`BPF_PROG_TEST_RUN`), `repeat` times. `context`: a
     /// `struct xdp_md` or `struct __sk_buff` as bytes, or empty.
     pub fn test_run(&self, program: &str, packet: &[u8], context: &[u8], repeat: u32) -> io::Result<TestRun> {

@@ -1,5 +1,7 @@
 //! Kubernetes manifests: what `kubectl apply` would refuse is refused here.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
     core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
@@ -10,7 +12,7 @@ use k8s_openapi::api::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{assert_none, root, text_files};
+use crate::{assert_none, text_files};
 
 #[test]
 fn manifests_hold_valid_objects_and_nothing_unknown() {
@@ -92,25 +94,25 @@ fn lost(given: &Value, known: &Value, path: &str, unknown: &mut Vec<String>) {
 }
 
 #[test]
-fn kustomize_takes_every_manifest() {
-    let read =
-        |name: &str| std::fs::read_to_string(root().join("deploy").join(name)).expect("a readable file");
-    let kustomization: Value = serde_saphyr::from_str(&read("kustomization.yaml")).expect("YAML");
-    let mut listed: Vec<_> = kustomization["resources"]
-        .as_array()
-        .expect("a list of resources")
-        .iter()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect();
-    listed.sort();
-    let mut present: Vec<_> = std::fs::read_dir(root().join("deploy"))
-        .expect("the folder deploy")
-        .filter_map(|entry| entry.expect("a readable entry").file_name().into_string().ok())
-        .filter(|name| name.ends_with(".yaml") && name != "kustomization.yaml")
-        .collect();
-    present.sort();
-    assert_eq!(listed, present);
+fn kustomizations_take_every_manifest_of_their_folder() {
+    let files = text_files();
+    let kustomizations: Vec<_> =
+        files.iter().filter(|file| file.path.ends_with("kustomization.yaml")).collect();
+    assert!(!kustomizations.is_empty(), "there is no kustomization.yaml");
+    for kustomization in kustomizations {
+        let folder = kustomization.path.parent().expect("a folder");
+        let content: Value = serde_saphyr::from_str(&kustomization.text).expect("YAML");
+        let resources = content["resources"].as_array().expect("a list of resources");
+        let listed: BTreeSet<_> =
+            resources.iter().filter_map(Value::as_str).map(|name| folder.join(name)).collect();
+        let present: BTreeSet<_> = files
+            .iter()
+            .filter(|file| file.path.parent() == Some(folder) && file.has_extension("yaml"))
+            .filter(|file| file.path != kustomization.path)
+            .map(|file| file.path.clone())
+            .collect();
+        assert_eq!(listed, present, "{}", kustomization.path.display());
+    }
 }
 
 #[test]

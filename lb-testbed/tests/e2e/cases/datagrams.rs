@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lb_testbed::Family;
 use lb_testbed::host::{Datagrams, Host};
 use lb_testbed::report::FailureKind;
@@ -22,7 +22,8 @@ fn ask_both_ways(
     for connected in [true, false] {
         for &size in sizes {
             let datagrams = Datagrams { connected, count: 5, size, dont_fragment: false };
-            answered(&client.ask(target, datagrams)?, pods, seen)?;
+            let what = || format!("{} from {}, {datagrams:?}", target, client.name);
+            answered(&client.ask(target, datagrams)?, pods, seen).with_context(what)?;
         }
     }
     Ok(())

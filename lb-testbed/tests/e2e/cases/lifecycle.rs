@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use lb_testbed::agent::{Agent, AgentOptions, cleanup};
+use lb_testbed::agent::{Agent, cleanup};
 use lb_testbed::host::LoadKind;
 use lb_testbed::{Datapath, Family};
 
@@ -59,8 +59,10 @@ pub fn agent_restarts_under_load(world: &mut World, family: Family) -> Result<()
 }
 
 pub fn second_agent_is_refused(world: &mut World) -> Result<()> {
-    let second = Agent::start(&world.topology, world.node(0), &AgentOptions::default());
-    ensure!(second.is_err(), "two agents run on one node");
+    let (status, said) = Agent::start_refused(&world.topology, world.node(0))?;
+    ensure!(!status.success(), "two agents run on one node");
+    let first = world.agent(0)?.pid().to_string();
+    ensure!(said.contains(&first), "the refusal does not name the process {first}: {said}");
     let service = world.publish(&[1, 3])?;
     answered_by(&world.pod(2).host.get(&[service.cluster_ip(Family::V4, To::Http)], 5)?, &[1, 3])
 }
@@ -72,7 +74,12 @@ pub fn cleanup_removes_everything(world: &mut World) -> Result<()> {
     answered_by(&world.client().get(&[outside], 3)?, &[1, 3])?;
     world.take_agent(0)?.stop()?;
     cleanup(world.node(0))?;
-    let left: Vec<_> = fs::read_dir(&world.node(0).bpffs)?.flatten().map(|entry| entry.path()).collect();
+    // The kernel's own maps.debug and progs.debug are in every BPF file system.
+    let left: Vec<_> = fs::read_dir(&world.node(0).bpffs)?
+        .flatten()
+        .map(|entry| entry.file_name())
+        .filter(|name| !name.to_string_lossy().ends_with(".debug"))
+        .collect();
     ensure!(left.is_empty(), "left in the BPF file system: {left:?}");
     // Links are freed after their last pin, not with it.
     eventually(|| refused(&world.client().get(&[outside], 1)?))?;

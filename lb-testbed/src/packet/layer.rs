@@ -1,0 +1,258 @@
+//! What a packet is made of: one struct per header, with every field that may be wrong left open to be wrong.
+//!
+//! A field of type `Option` or [`Checksum`] is normally derived from the rest of the packet (`None`, `Correct`);
+//! giving it a value puts that value on the wire, whatever the truth is.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// IP protocol numbers (IANA), for headers that the builder and the parser know.
+pub mod protocol {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const ICMP_V6: u8 = 58;
+    pub const NO_NEXT: u8 = 59;
+    pub const DESTINATION: u8 = 60;
+    pub const SCTP: u8 = 132;
+    /// RFC 3692: for experiments. What data without a transport header gets.
+    pub const EXPERIMENT: u8 = 253;
+}
+
+/// EtherTypes (IEEE 802).
+pub mod ethertype {
+    pub const IPV4: u16 = 0x0800;
+    pub const VLAN: u16 = 0x8100;
+    pub const IPV6: u16 = 0x86dd;
+    pub const QINQ: u16 = 0x88a8;
+    /// IEEE 802 "local experimental 1": what data directly in a frame gets.
+    pub const EXPERIMENT: u16 = 0x88b5;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layer {
+    Ethernet(Ethernet),
+    Vlan(Vlan),
+    Ipv4(Ipv4),
+    Ipv6(Ipv6),
+    Extension(Extension),
+    Fragment(FragmentHeader),
+    Tcp(Tcp),
+    Udp(Udp),
+    Sctp(Sctp),
+    Icmp(Icmp),
+    /// Ports of a transport header whose rest is cut off or does not make sense; what follows is data.
+    Ports(Ports),
+    /// Payload.
+    Data(Vec<u8>),
+    /// Bytes after the end of the IP packet: the padding of a short frame.
+    Trailer(Vec<u8>),
+}
+
+/// The first bytes on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    Ethernet,
+    /// The packet starts with its IP header (ipip, wireguard, tun).
+    None,
+}
+
+/// A checksum: right, or wrong on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checksum {
+    #[default]
+    Correct,
+    /// The right one plus [`Checksum::FAULT`] in ones' complement (CRC32c: exclusive or). A rewrite that updates the
+    /// checksum incrementally keeps the fault, one that computes it anew hides it.
+    Faulty,
+    /// This value. An IPv4 UDP checksum of zero means that there is none (RFC 768).
+    Exactly(u32),
+}
+
+impl Checksum {
+    pub const FAULT: u16 = 0x0101;
+}
+
+pub type Mac = [u8; 6];
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ethernet {
+    pub source: Mac,
+    pub destination: Mac,
+    pub ethertype: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vlan {
+    /// 802.1ad service tag instead of an 802.1Q customer tag.
+    pub service: bool,
+    /// Priority, drop eligible indicator and VLAN id, as on the wire.
+    pub tci: u16,
+    pub ethertype: Option<u16>,
+}
+
+/// Which part of a datagram a packet carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The layers that follow describe the whole datagram; this packet carries bytes `from..to` of what they make, and
+    /// offset and "more fragments" are set accordingly. Only for building.
+    Piece { from: usize, to: usize },
+    /// The layers that follow describe just this packet.
+    Raw { offset: u16, more: bool },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ipv4 {
+    pub source: Ipv4Addr,
+    pub destination: Ipv4Addr,
+    pub ttl: u8,
+    pub tos: u8,
+    pub id: u16,
+    pub dont_fragment: bool,
+    /// The reserved bit of the flags (RFC 3514).
+    pub evil: bool,
+    pub part: Part,
+    /// A multiple of four bytes, at most 40.
+    pub options: Vec<u8>,
+    pub protocol: Option<u8>,
+    pub length: Option<u16>,
+    pub checksum: Checksum,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ipv6 {
+    pub source: Ipv6Addr,
+    pub destination: Ipv6Addr,
+    pub hop_limit: u8,
+    pub traffic_class: u8,
+    /// 20 bits.
+    pub flow_label: u32,
+    pub next: Option<u8>,
+    pub length: Option<u16>,
+}
+
+/// An IPv6 extension header of the common form (RFC 6564), or an authentication header (RFC 4302).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extension {
+    /// Its protocol number.
+    pub kind: u8,
+    pub next: Option<u8>,
+    /// What follows the length field. A multiple of 8 plus 6; in an authentication header a multiple of 4 plus 2.
+    pub body: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FragmentHeader {
+    pub next: Option<u8>,
+    pub id: u32,
+    pub part: Part,
+    /// The reserved byte and the two reserved bits.
+    pub reserved: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tcp {
+    pub source: u16,
+    pub destination: u16,
+    pub seq: u32,
+    pub ack: u32,
+    /// Eight flags and the four reserved bits above them.
+    pub flags: u16,
+    pub window: u16,
+    pub urgent: u16,
+    /// A multiple of four bytes, at most 40.
+    pub options: Vec<u8>,
+    pub checksum: Checksum,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Udp {
+    pub source: u16,
+    pub destination: u16,
+    pub length: Option<u16>,
+    pub checksum: Checksum,
+}
+
+/// The common header of SCTP; chunks are data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sctp {
+    pub source: u16,
+    pub destination: u16,
+    pub tag: u32,
+    pub checksum: Checksum,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Icmp {
+    pub v6: bool,
+    pub kind: u8,
+    pub code: u8,
+    /// The four bytes after the checksum: id and sequence of an echo, MTU, or unused.
+    pub rest: [u8; 4],
+    pub checksum: Checksum,
+    /// Carry only that many bytes of what follows (the quoted packet). Only for building.
+    pub quote: Option<usize>,
+}
+
+impl Icmp {
+    /// Whether messages of this type quote the packet that caused them (RFC 792, RFC 4443).
+    pub fn quotes(v6: bool, kind: u8) -> bool {
+        if v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 4 | 5 | 11 | 12) }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ports {
+    pub protocol: u8,
+    pub source: u16,
+    pub destination: u16,
+}
+
+impl Layer {
+    /// The IP protocol number that announces this layer; `None` when it cannot follow an IP header.
+    pub fn protocol(&self) -> Option<u8> {
+        match self {
+            Layer::Extension(header) => Some(header.kind),
+            Layer::Fragment(_) => Some(protocol::FRAGMENT),
+            Layer::Tcp(_) => Some(protocol::TCP),
+            Layer::Udp(_) => Some(protocol::UDP),
+            Layer::Sctp(_) => Some(protocol::SCTP),
+            Layer::Icmp(icmp) => Some(if icmp.v6 { protocol::ICMP_V6 } else { protocol::ICMP }),
+            Layer::Ports(ports) => Some(ports.protocol),
+            Layer::Data(_) => Some(protocol::EXPERIMENT),
+            Layer::Ipv4(_) => Some(4),
+            Layer::Ipv6(_) => Some(41),
+            Layer::Ethernet(_) | Layer::Vlan(_) | Layer::Trailer(_) => None,
+        }
+    }
+
+    /// The EtherType that announces this layer.
+    pub fn ethertype(&self) -> u16 {
+        match self {
+            Layer::Vlan(vlan) => {
+                if vlan.service {
+                    ethertype::QINQ
+                } else {
+                    ethertype::VLAN
+                }
+            }
+            Layer::Ipv4(_) => ethertype::IPV4,
+            Layer::Ipv6(_) => ethertype::IPV6,
+            _ => ethertype::EXPERIMENT,
+        }
+    }
+
+    /// Addresses of an IP header.
+    pub fn addresses(&self) -> Option<(IpAddr, IpAddr)> {
+        match self {
+            Layer::Ipv4(ip) => Some((ip.source.into(), ip.destination.into())),
+            Layer::Ipv6(ip) => Some((ip.source.into(), ip.destination.into())),
+            _ => None,
+        }
+    }
+}

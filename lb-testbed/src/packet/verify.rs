@@ -1,0 +1,101 @@
+//! Names everything that a receiver would object to.
+
+use super::dissect::dissect;
+use super::layer::{Checksum, Extension, Layer, Link, Part, protocol};
+
+/// Checks every length and checksum of a packet from scratch. Returns what is wrong, outermost first.
+///
+/// Checksums of fragments and of cut-off quotations cannot be judged and are not. An IPv4 header checksum always can.
+pub fn verify(bytes: &[u8], link: Link) -> Vec<String> {
+    let layers = dissect(bytes, link);
+    let mut wrong = Vec::new();
+    let mut whole = true;
+    let mut quoted = "";
+    for (i, layer) in layers.iter().enumerate() {
+        let mut report = |what: String| wrong.push(format!("{quoted}{what}"));
+        let next = layers.get(i + 1);
+        match layer {
+            Layer::Ipv4(header) => {
+                if let Some(length) = header.length {
+                    whole = false;
+                    if quoted.is_empty() {
+                        report(format!("IPv4 total length {length} is more than there is"));
+                    }
+                }
+                whole &= header.part == Part::Whole;
+                if header.checksum != Checksum::Correct {
+                    report("IPv4 header checksum is wrong".into());
+                }
+                if matches!(header.part, Part::Whole | Part::Raw { offset: 0, .. }) && quoted.is_empty() {
+                    if let Some(problem) = header.protocol.and_then(|kind| transport_missing(kind, next)) {
+                        report(problem);
+                    }
+                }
+            }
+            Layer::Ipv6(header) => {
+                if let Some(length) = header.length {
+                    whole = false;
+                    if quoted.is_empty() {
+                        report(format!("IPv6 payload length {length} is more than there is"));
+                    }
+                }
+                if let Some(problem) = header.next.and_then(|kind| transport_missing(kind, next)) {
+                    report(problem);
+                }
+            }
+            Layer::Extension(Extension { next: Some(kind), .. }) => {
+                if let Some(problem) = transport_missing(*kind, next) {
+                    report(problem);
+                }
+            }
+            Layer::Fragment(header) => whole &= header.part == Part::Whole,
+            Layer::Tcp(header) if whole && header.checksum != Checksum::Correct => {
+                report("TCP checksum is wrong".into());
+            }
+            Layer::Udp(header) if whole => {
+                let over_v6 =
+                    layers[..i].iter().rev().find_map(Layer::addresses).is_some_and(|(ip, _)| ip.is_ipv6());
+                match header.checksum {
+                    Checksum::Correct => {}
+                    Checksum::Exactly(0) if !over_v6 => {}
+                    Checksum::Exactly(0) => report("UDP checksum is zero, which IPv6 does not allow".into()),
+                    _ => report("UDP checksum is wrong".into()),
+                }
+                if let Some(length) = header.length {
+                    report(format!("UDP length {length} is not the length of the datagram"));
+                }
+            }
+            Layer::Sctp(header) if whole && header.checksum != Checksum::Correct => {
+                report("SCTP CRC32c is wrong".into());
+            }
+            Layer::Icmp(header) => {
+                if whole && header.checksum != Checksum::Correct {
+                    report("ICMP checksum is wrong".into());
+                }
+                if matches!(next, Some(Layer::Ipv4(_) | Layer::Ipv6(_))) {
+                    quoted = "quoted ";
+                }
+            }
+            Layer::Ports(_) if quoted.is_empty() && whole => report("transport header is cut off".into()),
+            Layer::Data(_) if i == 0 => report("not even a link header".into()),
+            _ => {}
+        }
+    }
+    wrong
+}
+
+/// A header that is announced but not there (too short or malformed).
+fn transport_missing(kind: u8, next: Option<&Layer>) -> Option<String> {
+    let name = match kind {
+        protocol::TCP => "TCP",
+        protocol::UDP => "UDP",
+        protocol::SCTP => "SCTP",
+        protocol::ICMP | protocol::ICMP_V6 => "ICMP",
+        protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION | protocol::FRAGMENT => {
+            "IPv6 extension"
+        }
+        _ => return None,
+    };
+    matches!(next, None | Some(Layer::Data(_) | Layer::Trailer(_)))
+        .then(|| format!("{name} header is cut off"))
+}

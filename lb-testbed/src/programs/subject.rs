@@ -1,0 +1,315 @@
+//! The programs under test, loaded privately: nothing pinned, nothing attached.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+
+use anyhow::{Context, Result};
+use lb_common::layout::{self, algorithm, backend_flags, device_flags, kind, node_addr_flags, service_flags};
+use lb_userspace::apply::tables::{BackendEntry, ServiceAddress, Tables};
+use lb_userspace::config::MapSizes;
+use lb_userspace::datapath::{Datapath, LoadOptions, ProgramStatistics, ServiceTables};
+use lb_userspace::plan::wanted::IpFamily;
+
+use super::world::{DEVICES, World};
+
+/// Sizes of maps and ranges.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Limits {
+    pub services: u32,
+    pub backends: u32,
+    pub slots: u32,
+    pub flows: u32,
+    pub half_open: u32,
+    pub snat_ports: RangeInclusive<u16>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            services: 64,
+            backends: 1024,
+            slots: 1024,
+            flows: 4096,
+            half_open: 4096,
+            snat_ports: 61_000..=65_535,
+        }
+    }
+}
+
+/// Where a packet is given to a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    Xdp,
+    TcIngress,
+    TcEgress,
+    /// On devices without Ethernet header.
+    TcIngressL3,
+    TcEgressL3,
+    /// The least that an XDP program can do with a packet: what the others are measured against.
+    Floor,
+}
+
+impl Hook {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Xdp => "lb_xdp",
+            Self::TcIngress => "lb_tc_ingress",
+            Self::TcEgress => "lb_tc_egress",
+            Self::TcIngressL3 => "lb_tc_ingress_l3",
+            Self::TcEgressL3 => "lb_tc_egress_l3",
+            Self::Floor => "lb_floor",
+        }
+    }
+
+    fn is_xdp(self) -> bool {
+        matches!(self, Self::Xdp | Self::Floor)
+    }
+}
+
+/// What a program does with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// On, along the path it was on.
+    Pass,
+    Drop,
+    /// Out of the device it came in by (XDP).
+    Tx,
+    Redirect,
+    /// Anything else: an error.
+    Other(u32),
+}
+
+impl Action {
+    /// `enum xdp_action` and `TC_ACT_*` (include/uapi/linux/bpf.h, pkt_cls.h). A tc program passes a packet on with
+    /// `TC_ACT_UNSPEC`, so that the next program of the device has it too.
+    fn of(hook: Hook, code: u32) -> Self {
+        match (hook.is_xdp(), code) {
+            (true, 1) | (false, 2) => Self::Drop,
+            (true, 2) | (false, u32::MAX) => Self::Pass,
+            (true, 3) => Self::Tx,
+            (true, 4) | (false, 7) => Self::Redirect,
+            (_, code) => Self::Other(code),
+        }
+    }
+}
+
+/// The outcome of a run.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub action: Action,
+    pub packet: Vec<u8>,
+    /// Mean over the repetitions.
+    pub nanoseconds: u32,
+}
+
+/// A Service port at one address, as the programs see it.
+#[derive(Debug, Clone)]
+pub struct ServiceEntry {
+    /// Unspecified: at every address of the node.
+    pub address: SocketAddr,
+    pub protocol: u8,
+    pub backends: Vec<Endpoint>,
+    /// With no backend, packets are dropped instead of rejected.
+    pub drop: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub local: bool,
+}
+
+/// A flow entry, as cases write it.
+#[derive(Debug, Clone)]
+pub struct Flow {
+    text: String,
+    pub half_open: bool,
+}
+
+impl fmt::Display for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The loaded programs, and what the test has put into their maps.
+pub struct Subject {
+    datapath: Datapath,
+    tables: ServiceTables,
+    services: HashMap<ServiceAddress, u32>,
+    backends: HashMap<(u32, SocketAddr), u32>,
+    next_backend: u32,
+    next_slot: u32,
+}
+
+impl Subject {
+    /// Loads the programs on empty maps, and tells them of the devices and addresses of the world.
+    pub fn load(limits: &Limits, world: &World) -> Result<Self> {
+        let sizes = MapSizes {
+            max_services: limits.services,
+            max_slots: limits.slots,
+            max_backends: limits.backends,
+            max_flows: limits.flows,
+            max_half_open: limits.half_open,
+            max_fragments: 4096,
+            max_socket_peers: 64,
+        };
+        let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
+        let options = LoadOptions { sizes, snat_ports, log_level: 0 };
+        let datapath = Datapath::load_private(&options).context("cannot load the programs")?;
+        for device in DEVICES {
+            let ifindex = world.ifindex(device.name).context("no such device")?;
+            let [v4, v6] = device.addresses;
+            let (v4, v6): (Ipv4Addr, Ipv6Addr) = (v4.parse()?, v6.parse()?);
+            let mut flags = 0;
+            flags |= if device.xdp_target { device_flags::XDP_TARGET } else { 0 };
+            flags |= if device.ethernet { 0 } else { device_flags::NO_ETHERNET };
+            let entry = layout::Device { addr_v4: v4.octets(), addr_v6: v6.octets(), mtu: device.mtu, flags };
+            datapath.put_device(ifindex, &entry)?;
+            for address in [IpAddr::V4(v4), IpAddr::V6(v6)] {
+                let entry = layout::NodeAddr { ifindex, flags: node_addr_flags::NODE_PORTS };
+                datapath.put_node_address(address, &entry)?;
+            }
+        }
+        let tables = datapath.tables()?;
+        let (services, backends) = (HashMap::new(), HashMap::new());
+        Ok(Self { datapath, tables, services, backends, next_backend: 1, next_slot: 0 })
+    }
+
+    /// Makes these the services, as the agent would: what stays keeps its ids, what goes is marked gone.
+    pub fn serve(&mut self, entries: &[ServiceEntry]) -> Result<()> {
+        let mut gone_services: Vec<ServiceAddress> = self.services.keys().copied().collect();
+        let mut gone_backends: Vec<(u32, SocketAddr)> = self.backends.keys().copied().collect();
+        for entry in entries {
+            let address = ServiceAddress {
+                ip: entry.address.ip(),
+                port: entry.address.port(),
+                protocol: entry.protocol,
+            };
+            gone_services.retain(|known| *known != address);
+            let next_id = self.services.len() as u32 + 1;
+            let service_id = *self.services.entry(address).or_insert(next_id);
+            let mut slots = Vec::new();
+            for endpoint in &entry.backends {
+                gone_backends.retain(|known| *known != (service_id, endpoint.address));
+                slots.push(self.backend(service_id, *endpoint)?);
+            }
+            let count = slots.len() as u32;
+            self.tables.write_slots(self.next_slot, &slots)?;
+            let drop = service_flags::OUTSIDE_DROP | service_flags::INSIDE_DROP;
+            let service = layout::Service {
+                service_id,
+                flags: if entry.drop { drop } else { 0 },
+                outside_base: self.next_slot,
+                outside_count: count,
+                inside_base: self.next_slot,
+                inside_count: count,
+                affinity_seconds: 0,
+                algorithm: algorithm::RANDOM,
+                kind: if entry.address.ip().is_unspecified() { kind::NODE_PORT } else { kind::CLUSTER_IP },
+                pad: 0,
+            };
+            self.tables.put_service(address, service)?;
+            self.next_slot += count;
+        }
+        for address in gone_services {
+            self.services.remove(&address);
+            self.tables.remove_service(address)?;
+        }
+        for key in gone_backends {
+            if let Some(id) = self.backends.remove(&key) {
+                self.tables.clear_backend(IpFamily::of(&key.1.ip()), id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn backend(&mut self, service_id: u32, endpoint: Endpoint) -> Result<u32> {
+        if let Some(id) = self.backends.get(&(service_id, endpoint.address)) {
+            return Ok(*id);
+        }
+        let id = self.next_backend;
+        let flags = backend_flags::PRESENT | if endpoint.local { backend_flags::LOCAL } else { 0 };
+        let entry = BackendEntry { address: endpoint.address, flags, service_id };
+        self.tables.write_backend(IpFamily::of(&endpoint.address.ip()), id, entry)?;
+        self.backends.insert((service_id, endpoint.address), id);
+        self.next_backend += 1;
+        Ok(id)
+    }
+
+    /// Forgets services, endpoints and connections. Counters go on.
+    pub fn clear(&mut self) -> Result<()> {
+        self.serve(&[])?;
+        self.datapath.forget_flows()?;
+        (self.next_backend, self.next_slot) = (1, 0);
+        Ok(())
+    }
+
+    /// Gives a packet on a device to a program, `repeat` times.
+    pub fn run(&mut self, hook: Hook, ifindex: u32, packet: &[u8], repeat: u32) -> Result<Run> {
+        let context = if hook.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex) };
+        let run = self.datapath.test_run(hook.program(), packet, &context, repeat).with_context(|| {
+            format!("BPF_PROG_TEST_RUN of {} with {} bytes", hook.program(), packet.len())
+        })?;
+        Ok(Run {
+            action: Action::of(hook, run.return_code),
+            packet: run.packet,
+            nanoseconds: run.nanoseconds,
+        })
+    }
+
+    /// Every counter, by its label.
+    pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let counters = self.datapath.maps().counters()?;
+        Ok(counters.into_iter().map(|(reason, count)| (reason.label(), count)).collect())
+    }
+
+    /// Every flow entry.
+    pub fn flows(&self) -> Result<Vec<Flow>> {
+        let entries = self.datapath.maps().flows()?;
+        Ok(entries
+            .into_iter()
+            .map(|entry| {
+                let protocol = match entry.protocol {
+                    layout::TCP => "tcp",
+                    layout::UDP => "udp",
+                    layout::SCTP => "sctp",
+                    _ => "?",
+                };
+                let end = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
+                let direction = if entry.direction == layout::direction::REPLY { "reply" } else { "request" };
+                let deliver = if entry.deliver == layout::deliver::ROUTE { "route" } else { "pass" };
+                let stage = if entry.half_open { " half-open" } else { "" };
+                let text = format!(
+                    "{protocol} {} > {} => {} > {} {direction} {deliver}{stage}",
+                    end(entry.src),
+                    end(entry.dst),
+                    end(entry.new_src),
+                    end(entry.new_dst),
+                );
+                Flow { text, half_open: entry.half_open }
+            })
+            .collect())
+    }
+
+    /// Size and verification cost of each program.
+    pub fn statistics(&self) -> Result<Vec<ProgramStatistics>> {
+        Ok(self.datapath.program_statistics()?)
+    }
+}
+
+/// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+fn xdp_context(ifindex: u32, length: usize) -> Vec<u8> {
+    [0, length as u32, 0, ifindex, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect()
+}
+
+/// `struct __sk_buff` with nothing but `ifindex` set: the kernel refuses most other fields.
+fn skb_context(ifindex: u32) -> Vec<u8> {
+    /// `ifindex` is the eleventh field; the kernel takes those that are not given as zero.
+    const FIELDS_BEFORE: usize = 10;
+    let mut fields = [0; FIELDS_BEFORE + 1];
+    fields[FIELDS_BEFORE] = ifindex;
+    fields.into_iter().flat_map(u32::to_ne_bytes).collect()
+}

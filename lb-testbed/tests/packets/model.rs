@@ -1,0 +1,541 @@
+//! What the programs should do with a packet, written from the documents and from nothing else.
+//!
+//! It finds the headers by itself, knows the routes of [`world`] by itself, and keeps the connections it has seen in
+//! plain maps. Where a program chooses (endpoint, source port), the model checks the choice and takes it over.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use lb_testbed::packet::layer::{Link, Mac};
+use lb_testbed::programs::world;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// Headers end within this many bytes of the frame, or the packet is none of ours.
+const HEADERS_WITHIN: usize = 512;
+/// Errors quote at most so much, or are not sent.
+const QUOTE_MAX: usize = 128;
+const MAX_EXTENSION_HEADERS: usize = 6;
+const MAX_VLAN_TAGS: usize = 2;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// Protocol, source and destination of a packet where it is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    pub protocol: u8,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+}
+
+impl Tuple {
+    fn reversed(self) -> Self {
+        Self { source: self.destination, destination: self.source, ..self }
+    }
+}
+
+/// One direction of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Flow {
+    pub to: Tuple,
+    pub reply: bool,
+    pub routed: bool,
+    /// A FIN or RST went by in this direction.
+    closed: bool,
+}
+
+/// Where the headers of a packet are, when it is one that a Service could be asked with.
+#[derive(Debug, Clone, Copy)]
+struct View {
+    l3: usize,
+    l4: usize,
+    v6: bool,
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    ttl: u8,
+    id: u32,
+    part: Part,
+    /// Length of the IP packet.
+    length: usize,
+    tagged: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Whole,
+    First,
+    Later,
+}
+
+/// Where a packet enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    In,
+    Out,
+}
+
+/// What should happen to a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    /// Nothing, and these counters.
+    Untouched(Vec<&'static str>),
+    Dropped(&'static str),
+    /// It gets this tuple. Routed: with one hop less and to this place.
+    Rewritten {
+        to: Tuple,
+        routed: Option<Towards>,
+    },
+    /// It opens a connection to one of these endpoints.
+    Opens(Vec<SocketAddr>),
+    /// Its sender gets an error, after the headers that are quoted: type, code, and the word that follows.
+    Answered {
+        kind: u8,
+        code: u8,
+        word: u32,
+        counter: &'static str,
+    },
+}
+
+/// The way out to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Towards {
+    pub device: &'static str,
+    /// Link-layer address of the next hop, when it is known.
+    pub mac: Option<Mac>,
+}
+
+/// The state of the model.
+pub struct Model {
+    link: Link,
+    services: HashMap<(u8, SocketAddr), Service>,
+    pub flows: HashMap<Tuple, Flow>,
+    fragments: HashMap<(IpAddr, IpAddr, u8, u32), (u16, u16)>,
+    first_snat_port: u16,
+}
+
+/// A Service port at one address; at the unspecified address: at every address of the node.
+#[derive(Debug, Clone)]
+pub struct Service {
+    pub endpoints: Vec<SocketAddr>,
+    pub drop: bool,
+}
+
+impl Model {
+    pub fn new(link: Link, services: HashMap<(u8, SocketAddr), Service>, first_snat_port: u16) -> Self {
+        Self { link, services, flows: HashMap::new(), fragments: HashMap::new(), first_snat_port }
+    }
+
+    /// What should happen to a packet at a device. Changes no state but what the packet itself closes or says of its
+    /// fragments; [`Model::opened`] takes over a new connection.
+    pub fn judge(&mut self, bytes: &[u8], way: Way) -> Judgement {
+        let untouched = || Judgement::Untouched(Vec::new());
+        let Some(view) = View::of(bytes, self.link) else { return untouched() };
+        let Some(tuple) = self.tuple(&view, bytes) else { return untouched() };
+        let flags = if view.protocol == TCP && view.part != Part::Later { bytes[view.l4 + 13] } else { 0 };
+        let opening = flags & (SYN | ACK | RST | FIN) == SYN;
+
+        if let Some(flow) = self.flows.get(&tuple).copied() {
+            let other = flow.to.reversed();
+            let over = flow.closed || self.flows.get(&other).is_none_or(|other| other.closed);
+            if way == Way::In && !flow.reply && view.protocol == TCP && opening && over {
+                self.flows.remove(&tuple);
+                self.flows.remove(&other);
+            } else {
+                return self.judge_flow(&view, bytes, tuple, flow, flags, way);
+            }
+        }
+        if way == Way::Out {
+            return untouched();
+        }
+        let Some(service) = self.service(&tuple) else { return untouched() };
+        if view.protocol == TCP && !opening {
+            // Tagged, it is counted where it comes by without its tag.
+            return Judgement::Untouched(if view.tagged { vec![] } else { vec!["tcp_without_flow"] });
+        }
+        if service.endpoints.is_empty() {
+            return match service.drop {
+                true => Judgement::Dropped("no_endpoint_dropped"),
+                false if view.tagged => Judgement::Untouched(vec!["left_to_tc"]),
+                false if view.part == Part::Later || view.protocol == TCP => {
+                    Judgement::Dropped("no_endpoint_rejected")
+                }
+                false => answer(&view, if view.v6 { (1, 4) } else { (3, 3) }, 0, "no_endpoint_rejected"),
+            };
+        }
+        // Every endpoint must be able to take it; the worlds of the fuzz give services of one kind each.
+        let endpoints = service.endpoints.clone();
+        if endpoints.iter().any(|endpoint| !is_local(*endpoint)) {
+            if let Some(obstacle) = obstacle(&view, endpoints[0].ip()) {
+                return obstacle;
+            }
+        }
+        Judgement::Opens(endpoints)
+    }
+
+    fn judge_flow(
+        &mut self,
+        view: &View,
+        bytes: &[u8],
+        tuple: Tuple,
+        flow: Flow,
+        flags: u8,
+        way: Way,
+    ) -> Judgement {
+        if way == Way::Out && (!flow.reply || flow.routed) {
+            return Judgement::Untouched(Vec::new());
+        }
+        let routed = if flow.routed {
+            if let Some(obstacle) = obstacle(view, flow.to.destination.ip()) {
+                return obstacle;
+            }
+            route(flow.to.destination.ip())
+        } else {
+            None
+        };
+        if flags & (FIN | RST) != 0 {
+            self.flows.entry(tuple).and_modify(|flow| flow.closed = true);
+        }
+        self.remember_fragment(view, bytes);
+        Judgement::Rewritten { to: flow.to, routed }
+    }
+
+    /// A packet that opens a connection left with this tuple: checks that the choice was one the program had, and notes
+    /// the connection. `Err` says what is wrong with the choice.
+    pub fn opened(&mut self, bytes: &[u8], endpoints: &[SocketAddr], to: Tuple) -> Result<Judgement, String> {
+        let view = View::of(bytes, self.link).ok_or("not a packet of ours")?;
+        let tuple = self.tuple(&view, bytes).ok_or("no ports")?;
+        if !endpoints.contains(&to.destination) {
+            return Err(format!("{} is no endpoint of the service", to.destination));
+        }
+        let local = is_local(to.destination);
+        let way = route(to.destination.ip());
+        let expected = match (local, way) {
+            (true, _) => tuple.source.ip(),
+            (false, Some(way)) => device_address(way.device, view.v6),
+            (false, None) => return Err("there is no route to the endpoint".into()),
+        };
+        if to.source.ip() != expected {
+            return Err(format!("the source is {}, it should be {expected}", to.source));
+        }
+        let taken = self.flows.contains_key(&to.reversed());
+        let may_keep_port =
+            local && !self.flows.contains_key(&Tuple { source: tuple.source, ..to }.reversed());
+        if may_keep_port && to.source != tuple.source {
+            return Err("the client's port was changed without need".into());
+        }
+        if !(local && to.source == tuple.source) && to.source.port() < self.first_snat_port {
+            return Err(format!("source port {} is outside the range", to.source.port()));
+        }
+        if taken {
+            return Err(format!("{:?} is already taken", to.reversed()));
+        }
+        let flags = if view.protocol == TCP && view.part != Part::Later { bytes[view.l4 + 13] } else { 0 };
+        let request = Flow { to, reply: false, routed: !local, closed: flags & (FIN | RST) != 0 };
+        let reply = Flow { to: tuple.reversed(), reply: true, routed: !local, closed: false };
+        self.flows.insert(tuple, request);
+        self.flows.insert(to.reversed(), reply);
+        self.remember_fragment(&view, bytes);
+        Ok(Judgement::Rewritten { to, routed: if local { None } else { way } })
+    }
+
+    fn service(&self, tuple: &Tuple) -> Option<&Service> {
+        if let Some(service) = self.services.get(&(tuple.protocol, tuple.destination)) {
+            return Some(service);
+        }
+        let own = world::DEVICES.iter().flat_map(|device| device.addresses);
+        if !own.into_iter().any(|text| text.parse() == Ok(tuple.destination.ip())) {
+            return None;
+        }
+        let any: IpAddr = if tuple.destination.is_ipv6() { [0u16; 8].into() } else { [0u8; 4].into() };
+        self.services.get(&(tuple.protocol, SocketAddr::new(any, tuple.destination.port())))
+    }
+
+    fn tuple(&self, view: &View, bytes: &[u8]) -> Option<Tuple> {
+        let (source, destination) = if view.part == Part::Later {
+            *self.fragments.get(&view.fragment())?
+        } else {
+            (be16(bytes, view.l4), be16(bytes, view.l4 + 2))
+        };
+        Some(Tuple {
+            protocol: view.protocol,
+            source: SocketAddr::new(view.source, source),
+            destination: SocketAddr::new(view.destination, destination),
+        })
+    }
+
+    fn remember_fragment(&mut self, view: &View, bytes: &[u8]) {
+        if view.part == Part::First {
+            self.fragments.insert(view.fragment(), (be16(bytes, view.l4), be16(bytes, view.l4 + 2)));
+        }
+    }
+
+    /// The packet with another tuple and, when it is forwarded, one hop less. Every checksum keeps the error it had.
+    pub fn rewritten(&self, bytes: &[u8], to: Tuple, forwarded: bool) -> Option<Vec<u8>> {
+        let view = View::of(bytes, self.link)?;
+        let mut new = bytes.to_vec();
+        let (source_at, width) = if view.v6 { (view.l3 + 8, 16) } else { (view.l3 + 12, 4) };
+        put(&mut new, source_at, &octets(to.source.ip()));
+        put(&mut new, source_at + width, &octets(to.destination.ip()));
+        if forwarded {
+            new[view.l3 + if view.v6 { 7 } else { 8 }] -= 1;
+        }
+        if view.part != Part::Later {
+            put(&mut new, view.l4, &to.source.port().to_be_bytes());
+            put(&mut new, view.l4 + 2, &to.destination.port().to_be_bytes());
+            // What changed under the transport checksum: addresses (in the pseudo header) and ports.
+            let change = sum(&new[source_at..source_at + 2 * width])
+                - sum(&bytes[source_at..source_at + 2 * width])
+                + sum(&new[view.l4..view.l4 + 4])
+                - sum(&bytes[view.l4..view.l4 + 4]);
+            let at = view.l4 + if view.protocol == TCP { 16 } else { 6 };
+            let old = be16(bytes, at);
+            if view.protocol == UDP && old == 0 {
+                // RFC 768: there is none.
+            } else {
+                let checksum = adjusted(old, change);
+                let checksum = if view.protocol == UDP && checksum == 0 { 0xffff } else { checksum };
+                put(&mut new, at, &checksum.to_be_bytes());
+            }
+        }
+        if !view.v6 {
+            let header = view.l3..view.l4;
+            let change = sum(&new[header.clone()]) - sum(&bytes[header]);
+            let checksum = adjusted(be16(bytes, view.l3 + 10), change);
+            put(&mut new, view.l3 + 10, &checksum.to_be_bytes());
+        }
+        Some(new)
+    }
+
+    /// The ICMP error that answers a packet, from its IP header on.
+    pub fn answer(&self, bytes: &[u8], kind: u8, code: u8, word: u32) -> Option<String> {
+        let view = View::of(bytes, self.link)?;
+        let quoted: String =
+            bytes[view.l3..view.l3 + view.quote()].iter().map(|byte| format!("{byte:02x}")).collect();
+        let own = if view.v6 { "" } else { " tos=192 df" };
+        Some(format!(
+            "ip {} > {}{own} / icmp {kind}.{code} rest={word:#010x} / 0x{quoted}",
+            view.destination, view.source
+        ))
+    }
+
+    /// Whether two packets are the same but for the two ways to write zero in ones' complement, in the checksums.
+    pub fn same(&self, expected: &[u8], found: &[u8]) -> bool {
+        let Some(view) = View::of(expected, self.link) else { return expected == found };
+        let mut found = found.to_vec();
+        let mut checksums = vec![];
+        if !view.v6 {
+            checksums.push(view.l3 + 10);
+        }
+        if view.part != Part::Later {
+            // A UDP checksum is never zero by accident: there is one way only.
+            checksums.extend((view.protocol == TCP).then_some(view.l4 + 16));
+        }
+        for at in checksums {
+            if found.len() >= at + 2
+                && matches!((be16(expected, at), be16(&found, at)), (0, 0xffff) | (0xffff, 0))
+            {
+                put(&mut found, at, &expected[at..at + 2]);
+            }
+        }
+        expected == found
+    }
+
+    /// The tuple of a packet that left.
+    pub fn tuple_of(&self, bytes: &[u8]) -> Option<Tuple> {
+        let view = View::of(bytes, self.link)?;
+        if view.part == Part::Later {
+            return None;
+        }
+        self.tuple(&view, bytes)
+    }
+}
+
+impl View {
+    fn of(bytes: &[u8], link: Link) -> Option<Self> {
+        let mut l3 = 0;
+        let mut tags = 0;
+        let v6 = match link {
+            Link::None => bytes.first()? >> 4 == 6,
+            Link::Ethernet => {
+                l3 = 14;
+                let mut kind = (bytes.len() >= l3).then(|| be16(bytes, 12))?;
+                while matches!(kind, 0x8100 | 0x88a8) && tags < MAX_VLAN_TAGS {
+                    kind = (bytes.len() >= l3 + 4).then(|| be16(bytes, l3 + 2))?;
+                    l3 += 4;
+                    tags += 1;
+                }
+                match kind {
+                    0x0800 => false,
+                    0x86dd => true,
+                    _ => return None,
+                }
+            }
+        };
+        let ip = &bytes[l3..];
+        let mut view = if v6 { Self::v6(ip)? } else { Self::v4(ip)? };
+        // The transport header must be there, within what the IP header calls the packet. (Its payload may be cut off:
+        // the endpoint finds out.)
+        let transport = match (view.part, view.protocol) {
+            (Part::Later, TCP | UDP) => 0,
+            (_, TCP) => 20,
+            (_, UDP) => 8,
+            _ => return None,
+        };
+        if view.l4 + transport > view.length.min(ip.len()) {
+            return None;
+        }
+        view.tagged = tags > 0;
+        view.l3 = l3;
+        view.l4 += l3;
+        (view.l4 + transport <= HEADERS_WITHIN).then_some(view)
+    }
+
+    fn v4(ip: &[u8]) -> Option<Self> {
+        if ip.len() < 20 || ip[0] >> 4 != 4 || ip[0] & 0xf < 5 {
+            return None;
+        }
+        let field = be16(ip, 6);
+        Some(Self {
+            l3: 0,
+            l4: usize::from(ip[0] & 0xf) * 4,
+            v6: false,
+            source: IpAddr::from([ip[12], ip[13], ip[14], ip[15]]),
+            destination: IpAddr::from([ip[16], ip[17], ip[18], ip[19]]),
+            protocol: ip[9],
+            ttl: ip[8],
+            id: be16(ip, 4).into(),
+            part: match (field & 0x1fff, field & 0x2000) {
+                (0, 0) => Part::Whole,
+                (0, _) => Part::First,
+                _ => Part::Later,
+            },
+            length: be16(ip, 2).into(),
+            tagged: false,
+        })
+    }
+
+    fn v6(ip: &[u8]) -> Option<Self> {
+        if ip.len() < 40 || ip[0] >> 4 != 6 {
+            return None;
+        }
+        let address =
+            |at: usize| IpAddr::from(<[u8; 16]>::try_from(&ip[at..at + 16]).expect("sixteen bytes"));
+        let mut view = Self {
+            l3: 0,
+            l4: 40,
+            v6: true,
+            source: address(8),
+            destination: address(24),
+            protocol: ip[6],
+            ttl: ip[7],
+            id: 0,
+            part: Part::Whole,
+            length: 40 + usize::from(be16(ip, 4)),
+            tagged: false,
+        };
+        for _ in 0..MAX_EXTENSION_HEADERS {
+            let header = ip.get(view.l4..).unwrap_or_default();
+            match view.protocol {
+                0 | 43 | 60 | 135 if header.len() >= 2 => view.l4 += (usize::from(header[1]) + 1) * 8,
+                51 if header.len() >= 2 => view.l4 += (usize::from(header[1]) + 2) * 4,
+                44 if header.len() >= 8 => {
+                    view.l4 += 8;
+                    view.id = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+                    let field = be16(header, 2);
+                    if field & !7 != 0 {
+                        view.part = Part::Later;
+                        view.protocol = header[0];
+                        break;
+                    }
+                    if field & 1 == 1 {
+                        view.part = Part::First;
+                    }
+                }
+                0 | 43 | 60 | 135 | 51 | 44 => return None,
+                _ => break,
+            }
+            view.protocol = header[0];
+        }
+        Some(view)
+    }
+
+    /// Bytes of the packet that an error about it quotes: IP header, and the transport header without options.
+    fn quote(&self) -> usize {
+        self.l4 - self.l3 + if self.protocol == TCP { 20 } else { 8 }
+    }
+
+    fn fragment(&self) -> (IpAddr, IpAddr, u8, u32) {
+        (self.source, self.destination, self.protocol, self.id)
+    }
+}
+
+/// An ICMP error, or a drop when the headers to quote are too long.
+fn answer(view: &View, (kind, code): (u8, u8), word: u32, counter: &'static str) -> Judgement {
+    if view.quote() > QUOTE_MAX {
+        return Judgement::Dropped("rewrite_failed");
+    }
+    Judgement::Answered { kind, code, word, counter }
+}
+
+/// What keeps a packet from being forwarded to an address.
+fn obstacle(view: &View, to: IpAddr) -> Option<Judgement> {
+    if view.tagged {
+        // XDP cannot send it on: the tag would have to go. The VLAN device's own program sees it next, without tag.
+        return Some(Judgement::Untouched(vec!["left_to_tc"]));
+    }
+    let Some(way) = route(to) else { return Some(Judgement::Dropped("no_route")) };
+    let mtu = world::device(way.device).map_or(1500, |device| device.mtu);
+    let (judgement, counter) = if view.length > mtu as usize {
+        (answer(view, if view.v6 { (2, 0) } else { (3, 4) }, mtu, "too_big"), "too_big")
+    } else if view.ttl <= 1 {
+        (answer(view, if view.v6 { (3, 0) } else { (11, 0) }, 0, "ttl_expired"), "ttl_expired")
+    } else {
+        return None;
+    };
+    // RFC 1122 3.2.2: no error about a fragment other than the first.
+    Some(if view.part == Part::Later { Judgement::Dropped(counter) } else { judgement })
+}
+
+/// The route to an address, as [`world`] draws it: every place has one; other addresses are looked up by their network.
+pub fn route(to: IpAddr) -> Option<Towards> {
+    world::place_at(to).map(|place| Towards { device: place.device, mac: place.mac })
+}
+
+fn is_local(endpoint: SocketAddr) -> bool {
+    world::place_at(endpoint.ip()).is_some_and(|place| place.device == "pod0")
+}
+
+fn device_address(device: &str, v6: bool) -> IpAddr {
+    world::address(device, v6).expect("every device of the world has an address of each family")
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
+}
+
+fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// The plain sum of the 16-bit words of an even number of bytes.
+fn sum(bytes: &[u8]) -> i64 {
+    bytes.chunks(2).map(|pair| i64::from(be16(pair, 0))).sum()
+}
+
+/// A checksum after the sum under it changed: the checksum is minus the sum, modulo ffff.
+///
+/// Of the two ways to write zero it takes 0000, as RFC 1624 equation 3 does, except where nothing but ffff can come out.
+fn adjusted(old: u16, change: i64) -> u16 {
+    (i64::from(old) - change).rem_euclid(0xffff) as u16
+}

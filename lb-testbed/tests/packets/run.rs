@@ -1,0 +1,314 @@
+//! Runs one case: every step's packet through the programs, and everything that is visible afterwards compared.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, bail, ensure};
+use lb_testbed::packet::layer::{Ethernet, Layer, Link, Mac};
+use lb_testbed::packet::{build, diff, dissect, parse, verify};
+use lb_testbed::programs::world::{self, World};
+use lb_testbed::programs::{Action, Endpoint, Flow, Hook, ServiceEntry, Subject};
+
+use crate::case::{self, Case, Family, Mode, Out, Step};
+use crate::text::Names;
+
+/// Runs a case for one family and mode, on programs with empty maps.
+pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
+    let mut scene = Scene { mode, world, subject, names: Names::new(family == Family::V6) };
+    scene.serve(&case.services)?;
+    for (i, step) in case.steps.iter().enumerate() {
+        let place = || format!("step {}: {}", i + 1, step.packet);
+        if let Some(services) = &step.services {
+            scene.serve(services).with_context(place)?;
+        }
+        let [first, last] = step.for_each.unwrap_or([0, 0]);
+        for number in first..=last {
+            scene.names.set("i", number.to_string());
+            scene.step(step).with_context(place)?;
+        }
+    }
+    Ok(())
+}
+
+struct Scene<'a> {
+    mode: Mode,
+    world: &'a World,
+    subject: &'a mut Subject,
+    names: Names,
+}
+
+/// What came of a packet.
+pub struct Found {
+    pub action: Action,
+    pub packet: Vec<u8>,
+    /// XDP left it to tc untouched; `action` is what tc made of it.
+    pub left_to_tc: bool,
+    /// The program that decided.
+    pub by_xdp: bool,
+}
+
+/// Sends a frame through the programs as the kernel would: on a device in XDP mode, what XDP passes goes through tc.
+pub fn send(
+    subject: &mut Subject,
+    world: &World,
+    mode: Mode,
+    at: case::Hook,
+    device: &str,
+    sent: &[u8],
+) -> Result<Found> {
+    let ifindex = world.ifindex(device).with_context(|| format!("no device {device}"))?;
+    let mut run = |hook, packet: &[u8]| subject.run(hook, ifindex, packet, 1);
+    match (at, mode) {
+        (case::Hook::Ingress, Mode::Xdp) => {
+            let xdp = run(Hook::Xdp, sent)?;
+            let untouched = xdp.packet == sent;
+            // The tag of a VLAN is taken off before tc, and the VLAN device's own programs see the packet next.
+            if xdp.action != Action::Pass || is_tagged(sent) || !can_be_an_skb(sent) {
+                return Ok(Found { action: xdp.action, packet: xdp.packet, left_to_tc: false, by_xdp: true });
+            }
+            let tc = run(Hook::TcIngress, &xdp.packet)?;
+            let idle = tc.action == Action::Pass && tc.packet == xdp.packet;
+            ensure!(untouched || idle, "tc changed or took a packet that XDP had finished");
+            let action = if untouched { tc.action } else { xdp.action };
+            Ok(Found { action, packet: tc.packet, left_to_tc: untouched && !idle, by_xdp: idle })
+        }
+        (case::Hook::Ingress, Mode::Tc) => run(Hook::TcIngress, sent).map(Found::by_tc),
+        (case::Hook::Egress, Mode::Xdp | Mode::Tc) => run(Hook::TcEgress, sent).map(Found::by_tc),
+        (case::Hook::Ingress, Mode::L3) => run(Hook::TcIngressL3, sent).map(Found::by_tc),
+        (case::Hook::Egress, Mode::L3) => run(Hook::TcEgressL3, sent).map(Found::by_tc),
+    }
+}
+
+/// `BPF_PROG_TEST_RUN` makes no skb of an IP packet that is shorter than its header (Linux 6.17, net/bpf/test_run.c,
+/// `bpf_prog_test_run_skb`).
+pub fn can_be_an_skb(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        Some([0x08, 0x00]) => frame.len() >= 14 + 20,
+        Some([0x86, 0xdd]) => frame.len() >= 14 + 40,
+        Some(_) => frame.len() > 14,
+        None => false,
+    }
+}
+
+fn is_tagged(frame: &[u8]) -> bool {
+    matches!(frame.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]))
+}
+
+impl Scene<'_> {
+    /// Makes these the services.
+    fn serve(&mut self, services: &[case::Service]) -> Result<()> {
+        let mut entries = Vec::new();
+        for service in services {
+            let mut backends = Vec::new();
+            for backend in &service.backends {
+                let address = self.socket_address(&backend.address, backend.port)?;
+                backends.push(Endpoint { address, local: is_local(address) });
+            }
+            entries.push(ServiceEntry {
+                address: self.socket_address(&service.address, service.port)?,
+                protocol: service.protocol.number(),
+                backends,
+                drop: service.drop,
+            });
+        }
+        self.subject.serve(&entries)
+    }
+
+    fn socket_address(&self, name: &str, port: u16) -> Result<SocketAddr> {
+        let text = self.names.fill(name);
+        Ok(SocketAddr::new(text.parse().with_context(|| format!("`{text}` is no address"))?, port))
+    }
+
+    fn step(&mut self, step: &Step) -> Result<()> {
+        self.names.forget("_");
+        let device = match (&step.on, self.mode) {
+            (Some(device), _) => device.clone(),
+            (None, Mode::L3) => "tun0".to_owned(),
+            (None, _) => world::NIC.to_owned(),
+        };
+        let mut sent = self.frame(&step.packet, &device, step.at)?;
+        if step.cut {
+            let link = if self.link() == Link::Ethernet { 14 } else { 0 };
+            sent.truncate(link + self.names.fill("$i").parse::<usize>()?);
+            if self.mode != Mode::Xdp && !can_be_an_skb(&sent) {
+                return Ok(());
+            }
+        }
+        let link = self.link();
+        let counters = self.subject.counters()?;
+        let found = send(self.subject, self.world, self.mode, step.at, &device, &sent)?;
+        let counted = self.subject.counters()?;
+
+        self.check_action(step, &device, &found)?;
+        ensure!(
+            self.mode != Mode::Xdp || step.at == case::Hook::Egress || found.left_to_tc == step.left_to_tc,
+            "XDP {} the packet to tc",
+            if found.left_to_tc { "left" } else { "did not leave" },
+        );
+        if step.out != Out::Drop {
+            self.check_packet(step, &sent, &found, &device, link)?;
+        }
+        self.check_counters(step, &counters, &counted)?;
+        self.check_flows(step)
+    }
+
+    fn link(&self) -> Link {
+        if self.mode == Mode::L3 { Link::None } else { Link::Ethernet }
+    }
+
+    /// The bytes of a packet on a device: with a link header of that device, unless the text has one.
+    fn frame(&self, text: &str, device: &str, at: case::Hook) -> Result<Vec<u8>> {
+        let mut layers = parse(&self.names.fill(text))?;
+        if self.link() == Link::Ethernet && !matches!(layers.first(), Some(Layer::Ethernet(_))) {
+            let own = world::device(device).with_context(|| format!("no device {device}"))?.mac;
+            let (source, destination) =
+                layers.first().and_then(Layer::addresses).context("the text has no IP header")?;
+            let neighbour = match at {
+                case::Hook::Ingress => source,
+                case::Hook::Egress => destination,
+            };
+            let neighbour =
+                world::place_at(neighbour).and_then(|place| place.mac).unwrap_or([2, 0, 0, 0, 0, 0x99]);
+            let (source, destination) = match at {
+                case::Hook::Ingress => (neighbour, own),
+                case::Hook::Egress => (own, neighbour),
+            };
+            layers.insert(0, Layer::Ethernet(Ethernet { source, destination, ethertype: None }));
+        }
+        Ok(build(&layers))
+    }
+
+    fn check_action(&self, step: &Step, device: &str, found: &Found) -> Result<()> {
+        let expected = match &step.out {
+            Out::Pass => Action::Pass,
+            Out::Drop => Action::Drop,
+            Out::Forward(place) => {
+                let place = world::place(place).with_context(|| format!("no place {place}"))?;
+                if !found.by_xdp {
+                    Action::Redirect
+                } else if place.device == device {
+                    Action::Tx
+                } else {
+                    Action::Redirect
+                }
+            }
+            Out::Answer(_) if found.by_xdp => Action::Tx,
+            Out::Answer(_) => Action::Redirect,
+        };
+        ensure!(found.action == expected, "expected {expected:?}, found {:?}", found.action);
+        Ok(())
+    }
+
+    fn check_packet(
+        &mut self,
+        step: &Step,
+        sent: &[u8],
+        found: &Found,
+        device: &str,
+        link: Link,
+    ) -> Result<()> {
+        let expected = match &step.packet_out {
+            None => sent.to_vec(),
+            Some(text) => {
+                let filled = self.names.fill(text);
+                self.names.capture(&filled, &found.packet, link)?;
+                let mut layers = parse(&self.names.fill(&filled))?;
+                if link == Link::Ethernet && !matches!(layers.first(), Some(Layer::Ethernet(_))) {
+                    let inner = layers;
+                    layers = link_layers(sent);
+                    if let Some((source, destination)) = self.link_addresses(step, device, found) {
+                        if let Some(Layer::Ethernet(header)) = layers.first_mut() {
+                            (header.source, header.destination) = (source, destination);
+                        }
+                    }
+                    layers.extend(inner);
+                }
+                build(&layers)
+            }
+        };
+        if found.packet != expected {
+            bail!(
+                "the packet is not the expected one\n{}",
+                diff(&dissect(&expected, link), &dissect(&found.packet, link))
+            );
+        }
+        if verify(sent, link).is_empty() {
+            let wrong = verify(&found.packet, link);
+            ensure!(wrong.is_empty(), "the packet that leaves is not sound: {}", wrong.join("; "));
+        }
+        Ok(())
+    }
+
+    /// Link-layer addresses of what is sent on; `None` when the kernel fills them in later, or does not change them.
+    fn link_addresses(&self, step: &Step, device: &str, found: &Found) -> Option<(Mac, Mac)> {
+        let place = match &step.out {
+            Out::Forward(place) if found.by_xdp => world::place(place)?,
+            Out::Answer(place) => world::place(place)?,
+            _ => return None,
+        };
+        let out_of = if matches!(step.out, Out::Answer(_)) { device } else { place.device };
+        Some((world::device(out_of)?.mac, place.mac?))
+    }
+
+    fn check_counters(&self, step: &Step, before: &Counters, after: &Counters) -> Result<()> {
+        let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
+        for label in &step.counts {
+            ensure!(after.contains_key(label.as_str()), "there is no counter {label}");
+            *expected.entry(label).or_default() += 1;
+        }
+        if step.left_to_tc && self.mode == Mode::Xdp {
+            expected.insert("left_to_tc", 1);
+        }
+        let found: BTreeMap<&str, u64> = after
+            .iter()
+            .map(|(label, count)| (*label, count - before.get(label).copied().unwrap_or(0)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        ensure!(found == expected, "counters went up by {found:?}, expected {expected:?}");
+        Ok(())
+    }
+
+    fn check_flows(&self, step: &Step) -> Result<()> {
+        if step.flows.is_none() && step.flow_numbers.is_none() {
+            return Ok(());
+        }
+        let flows = self.subject.flows()?;
+        if let Some([open, half_open]) = step.flow_numbers {
+            let found_half_open = flows.iter().filter(|flow| flow.half_open).count();
+            let found = [flows.len() - found_half_open, found_half_open];
+            ensure!(found == [open, half_open], "flow entries [open, half-open]: found {found:?}");
+        }
+        if let Some(expected) = &step.flows {
+            let mut expected: Vec<String> = expected.iter().map(|text| self.names.fill(text)).collect();
+            let mut found: Vec<String> = flows.iter().map(Flow::to_string).collect();
+            expected.sort();
+            found.sort();
+            ensure!(
+                expected == found,
+                "flow entries\n  expected\n    {}\n  found\n    {}",
+                expected.join("\n    "),
+                found.join("\n    ")
+            );
+        }
+        Ok(())
+    }
+}
+
+type Counters = BTreeMap<&'static str, u64>;
+
+impl Found {
+    fn by_tc(run: lb_testbed::programs::Run) -> Self {
+        Self { action: run.action, packet: run.packet, left_to_tc: false, by_xdp: false }
+    }
+}
+
+/// Ethernet header and VLAN tags of a frame, without the EtherTypes that follow from the next layer.
+fn link_layers(frame: &[u8]) -> Vec<Layer> {
+    let mut layers = dissect(frame, Link::Ethernet);
+    layers.retain(|layer| matches!(layer, Layer::Ethernet(_) | Layer::Vlan(_)));
+    layers
+}
+
+fn is_local(address: SocketAddr) -> bool {
+    world::place_at(address.ip()).is_some_and(|place| place.device == "pod0")
+}
