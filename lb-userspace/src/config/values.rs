@@ -159,6 +159,7 @@ impl LogFilter {
     fn directives(&self) -> String {
         let text = self.0.trim();
         let plain = match text {
+            "off" => text.to_owned(),
             level if LEVELS.contains(&level) => format!("error,kube_client=off,lb_userspace={level}"),
             directives => directives.to_owned(),
         };
@@ -254,6 +255,7 @@ mod tests {
         let directives = |text: &str| text.parse::<LogFilter>().unwrap().directives();
         assert_eq!(directives("debug"), "lb_ebpf=trace,error,kube_client=off,lb_userspace=debug");
         assert_eq!(directives("error"), "lb_ebpf=trace,error,kube_client=off,lb_userspace=error");
+        assert_eq!(directives("off"), "lb_ebpf=trace,off");
         assert_eq!(directives("debug,kube=info"), "lb_ebpf=trace,debug,kube=info");
     }
 
