@@ -7,6 +7,8 @@
 //! [`run::remove_everything_of`], takes it all away: from `drop`, after a panic, on Ctrl-C, and for runs whose process died.
 
 pub mod agent;
+pub mod check;
+pub mod control_plane;
 pub mod controllers;
 pub mod host;
 pub mod manifests;
@@ -22,6 +24,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 pub use agent::{Agent, AgentOptions};
+pub use control_plane::ControlPlane;
 pub use host::Host;
 pub use manifests::ManifestDir;
 pub use place::Place;
