@@ -164,7 +164,7 @@ impl MainLoop<'_> {
             }
         }
         for problem in &outcome.resolved {
-            info!("resolved: {}", problem.object);
+            info!("resolved: {}: {}", problem.object, problem.reason);
         }
         for failure in &outcome.failed {
             error!("{failure}");

@@ -174,6 +174,9 @@ async fn start_source(
         Some(folder) => {
             info!(folder = %folder.display(), "Services come from manifests");
             let folder = folder.clone();
+            // Before anything is loaded; what goes wrong later ends the agent from within the main loop.
+            std::fs::read_dir(&folder)
+                .map_err(|source| ManifestError::Folder { path: folder.clone(), source })?;
             tokio::spawn(async move { Ok(manifests::watch(folder, node_name, sender).await?) })
         }
         None => {

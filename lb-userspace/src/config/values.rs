@@ -153,13 +153,14 @@ impl LogFilter {
         EnvFilter::new(self.directives())
     }
 
-    /// A plain level is meant for the agent, not for every library in it. The kernel programs' log has a level of its
+    /// A plain level is meant for the agent, not for every library in it; least of all for the API client, which reports
+    /// each failed request without saying what it was about (the source does). The kernel programs' log has a level of its
     /// own (`--datapath-log`): all that comes from there is wanted.
     fn directives(&self) -> String {
         let text = self.0.trim();
         let plain = match text {
-            "off" | "error" => text.to_owned(),
-            level if LEVELS.contains(&level) => format!("warn,lb_userspace={level}"),
+            "off" => text.to_owned(),
+            level if LEVELS.contains(&level) => format!("error,kube_client=off,lb_userspace={level}"),
             directives => directives.to_owned(),
         };
         format!("lb_ebpf=trace,{plain}")
@@ -252,8 +253,9 @@ mod tests {
     #[test]
     fn a_plain_level_is_the_agents() {
         let directives = |text: &str| text.parse::<LogFilter>().unwrap().directives();
-        assert_eq!(directives("debug"), "lb_ebpf=trace,warn,lb_userspace=debug");
-        assert_eq!(directives("error"), "lb_ebpf=trace,error");
+        assert_eq!(directives("debug"), "lb_ebpf=trace,error,kube_client=off,lb_userspace=debug");
+        assert_eq!(directives("error"), "lb_ebpf=trace,error,kube_client=off,lb_userspace=error");
+        assert_eq!(directives("off"), "lb_ebpf=trace,off");
         assert_eq!(directives("debug,kube=info"), "lb_ebpf=trace,debug,kube=info");
     }
 
