@@ -21,6 +21,7 @@ pub mod programs;
 pub mod report;
 pub mod run;
 pub mod topology;
+mod xdp_pass;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -28,6 +28,7 @@ use crate::host::Host;
 use crate::manifests::ManifestDir;
 use crate::place::{self, Place};
 use crate::run::{self, RunId};
+use crate::xdp_pass;
 
 /// How pods of one node reach those of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,7 +216,24 @@ impl Builder<'_> {
         let place = Place::create(self.id.netns("net"), self.id.cgroup()?.join("net"))?;
         // Without snooping neighbour solicitations reach everybody from the first one on.
         place.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up\n")?;
+        if self.datapath == Datapath::Xdp {
+            let program = self.pass_program();
+            self.mount_bpffs(program.parent().context("the program is pinned in a folder")?)?;
+            xdp_pass::load_and_pin(&program)?;
+        }
         Ok(place)
+    }
+
+    /// Where the program for the ends of the segment's links is pinned.
+    fn pass_program(&self) -> PathBuf {
+        self.id.folder().join("net").join("bpf").join("pass")
+    }
+
+    /// Mounts a BPF file system that nobody else uses.
+    fn mount_bpffs(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        let _creating = run::creating();
+        place::run(Command::new("mount").args(["-t", "bpf", "none"]).arg(folder)).map(drop)
     }
 
     /// Gives a host its `eth0` on the segment.
@@ -233,8 +251,9 @@ impl Builder<'_> {
             // A packet of a local socket has only a partial checksum, and so has what GRO merged: without the offload
             // the kernel completes it before the frame leaves for the XDP program of the next device.
             host.place.run("ethtool", ["--offload", "eth0", "tx", "off"])?;
-            // A veth device takes frames of XDP_TX only when its receiving side runs NAPI, which GRO turns on.
-            segment.run("ethtool", ["--offload", &port, "tx", "off", "gro", "on"])?;
+            segment.run("ethtool", ["--offload", &port, "tx", "off"])?;
+            // Without a program at the other end of the link frames of XDP_TX do not arrive.
+            segment.ip(&format!("link set {port} xdpdrv pinned {}\n", self.pass_program().display()))?;
         }
         Ok(())
     }
@@ -261,11 +280,7 @@ impl Builder<'_> {
              route add unreachable {SERVICE_CIDR_V6}\n"
         ))?;
         let bpffs = self.id.folder().join(&name).join("bpf");
-        fs::create_dir_all(&bpffs)?;
-        {
-            let _creating = run::creating();
-            place::run(Command::new("mount").args(["-t", "bpf", "none"]).arg(&bpffs))?;
-        }
+        self.mount_bpffs(&bpffs)?;
         let pods6 = |last| Ipv6Addr::new(0xfd00, 0x244, number.into(), 0, 0, 0, 0, last);
         Ok(Node {
             host,
