@@ -242,9 +242,14 @@ impl Subject {
     /// Forgets services, endpoints and connections. Counters go on.
     pub fn clear(&mut self) -> Result<()> {
         self.serve(&[])?;
-        self.datapath.forget_flows()?;
+        self.forget_flows()?;
         (self.next_backend, self.next_slot) = (1, 0);
         Ok(())
+    }
+
+    /// Forgets connections.
+    pub fn forget_flows(&mut self) -> Result<()> {
+        Ok(self.datapath.forget_flows()?)
     }
 
     /// Gives a packet on a device to a program, `repeat` times.
