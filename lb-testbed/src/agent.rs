@@ -26,6 +26,8 @@ const LB_VARIABLE: &str = "SLUICE_LB";
 /// Options beyond those that the node determines.
 #[derive(Debug, Clone, Default)]
 pub struct AgentOptions {
+    /// API server to take the objects from, in place of the testbed's manifests.
+    pub kubeconfig: Option<PathBuf>,
     pub arguments: Vec<String>,
 }
 
@@ -42,26 +44,31 @@ pub struct Agent {
 impl Agent {
     /// Starts the agent of a node and waits until it is synced and its maps are written.
     pub fn start(topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Self> {
+        let mut agent = Self::spawn(topology, node, options)?;
+        agent.wait_until_healthy()?;
+        Ok(agent)
+    }
+
+    /// Starts the agent of a node and does not wait.
+    pub fn spawn(topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Self> {
         let lb = program()?.to_owned();
         let log = topology.folder().join(format!("{}-agent.log", node.host.name));
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
-        let mut command = command(&lb, topology, node)?;
-        command.args(&options.arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let mut command = command(&lb, topology, node, options)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = command.spawn().with_context(|| format!("start {}", lb.display()))?;
-        let mut agent = Self {
+        Ok(Self {
             process: Process(child),
             lb,
             place: node.host.place.clone(),
             bpffs: node.bpffs.clone(),
             log,
-        };
-        agent.wait_until_healthy()?;
-        Ok(agent)
+        })
     }
 
     /// Starts an agent that must not come up, and returns its exit status and what it said.
     pub fn start_refused(topology: &Topology, node: &Node) -> Result<(ExitStatus, String)> {
-        let mut command = command(program()?, topology, node)?;
+        let mut command = command(program()?, topology, node, &AgentOptions::default())?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process(command.spawn()?);
         let deadline = Instant::now() + START_LIMIT;
@@ -109,7 +116,8 @@ impl Agent {
         lb(&self.lb, &self.place, &self.bpffs, arguments)
     }
 
-    fn wait_until_healthy(&mut self) -> Result<()> {
+    /// Waits until it is synced and its maps are written.
+    pub fn wait_until_healthy(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
             if let Some(status) = self.process.0.try_wait()? {
@@ -134,7 +142,11 @@ impl Agent {
 }
 
 /// The command line of a node's agent.
-fn command(lb: &Path, topology: &Topology, node: &Node) -> Result<Command> {
+fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Command> {
+    let (source, path) = match &options.kubeconfig {
+        Some(path) => ("--kubeconfig", path.as_path()),
+        None => ("--manifests", topology.manifests.path()),
+    };
     let mode = match topology.datapath {
         Datapath::Tc => "tc",
         Datapath::Xdp => "xdp",
@@ -142,8 +154,8 @@ fn command(lb: &Path, topology: &Topology, node: &Node) -> Result<Command> {
     let mut command = node.host.place.command(lb)?;
     command
         .arg("agent")
-        .arg("--manifests")
-        .arg(topology.manifests.path())
+        .arg(source)
+        .arg(path)
         .args(["--node-name", &node.host.name])
         .arg("--cgroup")
         .arg(node.host.place.cgroup())
@@ -151,7 +163,8 @@ fn command(lb: &Path, topology: &Topology, node: &Node) -> Result<Command> {
         .arg(&node.bpffs)
         .args(["--devices", "auto", "--mode", mode])
         .args(["--cluster-cidr", CLUSTER_CIDRS])
-        .args(["--health-bind", &HEALTH.to_string()]);
+        .args(["--health-bind", &HEALTH.to_string()])
+        .args(&options.arguments);
     Ok(command)
 }
 

@@ -7,12 +7,16 @@
 //! [`run::remove_everything_of`], takes it all away: from `drop`, after a panic, on Ctrl-C, and for runs whose process died.
 
 pub mod agent;
+pub mod check;
+#[cfg(feature = "control-plane")]
+pub mod control_plane;
 pub mod controllers;
 pub mod host;
 pub mod manifests;
 pub mod packet;
 pub mod pattern;
 pub mod place;
+#[cfg(feature = "programs")]
 pub mod programs;
 pub mod report;
 pub mod run;
@@ -22,6 +26,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 pub use agent::{Agent, AgentOptions};
+#[cfg(feature = "control-plane")]
+pub use control_plane::ControlPlane;
 pub use host::Host;
 pub use manifests::ManifestDir;
 pub use place::Place;

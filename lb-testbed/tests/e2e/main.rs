@@ -4,14 +4,13 @@
 //! with IPv4 and IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs a part, `--list` names them all.
 
 mod cases;
-mod check;
 mod world;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
-use lb_testbed::{Datapath, Underlay};
+use lb_testbed::{Datapath, Underlay, check};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::cases::{CASES, Case, Run, Where};

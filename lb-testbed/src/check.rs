@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::report::{Answer, Exchange, FailureKind, LoadReport, TransferReport};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use lb_testbed::report::{Answer, Exchange, FailureKind, LoadReport, TransferReport};
 
 /// How long a change may take to show. Generous: the machine may be busy, and only failures wait so long.
 const LIMIT: Duration = Duration::from_secs(15);

@@ -1,0 +1,158 @@
+//! A client of the API server that does one thing at a time: `kubectl apply`, `kubectl delete`, `kubectl auth can-i`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::{
+    Api as KubeApi, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, ValidationDirective,
+};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::discovery::{Scope, pinned_kind};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+
+use crate::place::Place;
+
+/// Who owns the fields of what is applied.
+const FIELD_MANAGER: &str = "testbed";
+/// Longer than any answer takes; only a server that hangs is given up.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Speaks with the API server as the user of a kubeconfig, from the network namespace of a place.
+#[derive(Debug)]
+pub struct Api {
+    place: Place,
+    kubeconfig: Kubeconfig,
+}
+
+impl Api {
+    pub(super) fn new(place: &Place, kubeconfig: &Path) -> Result<Self> {
+        let kubeconfig = Kubeconfig::read_from(kubeconfig)
+            .with_context(|| format!("read the kubeconfig {}", kubeconfig.display()))?;
+        Ok(Self { place: place.clone(), kubeconfig })
+    }
+
+    /// Creates or changes an object so that it has exactly these fields, beside those that the server sets itself.
+    pub fn apply(&self, object: &Value) -> Result<()> {
+        self.patch(object, false)
+    }
+
+    /// Says whether [`Self::apply`] would succeed.
+    pub fn check(&self, object: &Value) -> Result<()> {
+        self.patch(object, true)
+    }
+
+    pub fn delete(&self, object: &Value) -> Result<()> {
+        self.call(async |client| {
+            let (api, object) = locate(client, object).await?;
+            api.delete(&name_of(&object)?, &DeleteParams::default()).await?;
+            Ok(())
+        })
+        .with_context(|| format!("delete {}", describe(object)))
+    }
+
+    /// Whether this user may do this.
+    pub fn may(&self, verb: &str, group: &str, resource: &str) -> Result<bool> {
+        let attributes = ResourceAttributes {
+            verb: Some(verb.to_owned()),
+            group: Some(group.to_owned()),
+            resource: Some(resource.to_owned()),
+            ..ResourceAttributes::default()
+        };
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() },
+            ..Default::default()
+        };
+        let answer = self
+            .call(async |client| Ok(KubeApi::all(client).create(&PostParams::default(), &review).await?))?;
+        Ok(answer.status.context("the access review has no result")?.allowed)
+    }
+
+    /// A new token of a service account.
+    pub(super) fn token(&self, namespace: &str, name: &str) -> Result<String> {
+        let answer = self.call(async |client| {
+            let accounts = KubeApi::<ServiceAccount>::namespaced(client, namespace);
+            let request = TokenRequest::default();
+            Ok(accounts.create_token_request(name, &PostParams::default(), &request).await?)
+        });
+        let answer = answer.with_context(|| format!("get a token for {namespace}/{name}"))?;
+        answer.status.and_then(|status| status.token).context("the answer has no token")
+    }
+
+    pub(super) fn is_ready(&self) -> Result<()> {
+        self.call(async |client| {
+            let request = hyper::Request::get("/readyz").body(Vec::new())?;
+            let answer = client.request_text(request).await?;
+            ensure!(answer == "ok", "/readyz: {answer}");
+            Ok(())
+        })
+    }
+
+    fn patch(&self, object: &Value, dry_run: bool) -> Result<()> {
+        let params = PatchParams {
+            dry_run,
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            // Names the field that no such object has, instead of dropping it.
+            field_validation: Some(ValidationDirective::Strict),
+            ..PatchParams::default()
+        };
+        self.call(async |client| {
+            let (api, mut object) = locate(client, object).await?;
+            let name = name_of(&object)?;
+            let status = object.data.as_object_mut().and_then(|fields| fields.remove("status"));
+            api.patch(&name, &params, &Patch::Apply(&object)).await?;
+            if let Some(status) = status {
+                // Not applied: the API server refuses the two addresses of one type that every dual-stack Node has
+                // (https://github.com/kubernetes/kubernetes/issues/121896).
+                let params = PatchParams { dry_run, ..PatchParams::default() };
+                api.patch_status(&name, &params, &Patch::Merge(json!({ "status": status }))).await?;
+            }
+            Ok(())
+        })
+        .with_context(|| format!("apply {}", describe(object)))
+    }
+
+    /// Runs `work` with a client. Its connection ends with it: the next call starts anew, also after the server did.
+    fn call<T: Send>(&self, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
+        self.place.inside(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let options = KubeConfigOptions::default();
+                let mut config = Config::from_custom_kubeconfig(self.kubeconfig.clone(), &options).await?;
+                config.connect_timeout = Some(LIMIT);
+                config.read_timeout = Some(LIMIT);
+                work(Client::try_from(config)?).await
+            })
+        })?
+    }
+}
+
+/// The resource that an object belongs to, and the object as kube has it.
+async fn locate(client: Client, object: &Value) -> Result<(KubeApi<DynamicObject>, DynamicObject)> {
+    let object: DynamicObject = serde_json::from_value(object.clone()).context("not a Kubernetes object")?;
+    let types = object.types.as_ref().context("an object without apiVersion and kind")?;
+    let kind = GroupVersionKind::try_from(types)?;
+    let (resource, capabilities) = pinned_kind(&client, &kind).await?;
+    let api = match (capabilities.scope, object.metadata.namespace.as_deref()) {
+        (Scope::Cluster, _) => KubeApi::all_with(client, &resource),
+        (Scope::Namespaced, Some(namespace)) => KubeApi::namespaced_with(client, namespace, &resource),
+        (Scope::Namespaced, None) => KubeApi::default_namespaced_with(client, &resource),
+    };
+    Ok((api, object))
+}
+
+fn name_of(object: &DynamicObject) -> Result<String> {
+    object.metadata.name.clone().context("an object without a name")
+}
+
+fn describe(object: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    format!("{} {}", text(&object["kind"]), text(&object["metadata"]["name"]))
+}

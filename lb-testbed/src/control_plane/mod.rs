@@ -1,0 +1,222 @@
+//! A real Kubernetes API server and its etcd as child processes on a host of the testbed. There are no controllers: who
+//! wants EndpointSlices writes them.
+//!
+//! `cargo xtask k8s` builds `kube-apiserver` and says where it is; the tests find it by the environment variable
+//! `SLUICE_K8S_BIN`. etcd is the distribution's.
+
+mod api;
+
+use std::fs::{self, OpenOptions};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+pub use api::Api;
+
+use crate::agent::tail;
+use crate::host::{Host, Process};
+use crate::topology::{SERVICE_CIDR_V4, SERVICE_CIDR_V6};
+
+/// Tells the folder with `kube-apiserver`.
+const BIN_VARIABLE: &str = "SLUICE_K8S_BIN";
+/// The API server is ready in 5 s on an idle machine.
+const START_LIMIT: Duration = Duration::from_secs(90);
+const PORT: u16 = 6443;
+/// On the loopback device of the host's network namespace, so the ports are free.
+const ETCD_CLIENTS: &str = "http://127.0.0.1:2379";
+const ETCD_PEERS: &str = "http://127.0.0.1:2380";
+/// The ClusterIP that the API server gives to the Service `kubernetes` of itself: the first of the range.
+const OWN_CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+const OWN_SERVICE_PORT: u16 = 443;
+/// Token of a user who may do everything.
+const ADMIN_TOKEN: &str = "admin-of-the-testbed";
+
+/// The API server with its etcd. Dropping it kills both.
+#[derive(Debug)]
+pub struct ControlPlane {
+    host: Host,
+    folder: PathBuf,
+    _etcd: Process,
+    /// `None` while it is stopped.
+    api_server: Option<Process>,
+}
+
+impl ControlPlane {
+    /// Starts both on `host` with their files in `folder`, and waits until the API server is ready.
+    pub fn start(host: &Host, folder: &Path) -> Result<Self> {
+        api_server_program()?;
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        write_credentials(host, folder)?;
+        let mut etcd = host.place.command("etcd")?;
+        etcd.arg("--data-dir").arg(folder.join("etcd")).args([
+            "--listen-client-urls",
+            ETCD_CLIENTS,
+            "--advertise-client-urls",
+            ETCD_CLIENTS,
+            "--listen-peer-urls",
+            ETCD_PEERS,
+            "--initial-advertise-peer-urls",
+            ETCD_PEERS,
+            "--initial-cluster",
+            &format!("default={ETCD_PEERS}"),
+        ]);
+        let etcd = spawn(&mut etcd, &folder.join("etcd.log")).context("Debian has it in `etcd-server`")?;
+        let mut control_plane =
+            Self { host: host.clone(), folder: folder.to_owned(), _etcd: etcd, api_server: None };
+        control_plane.start_api_server()?;
+        Ok(control_plane)
+    }
+
+    /// Starts the API server again, with all the objects it had, and waits until it is ready.
+    pub fn start_api_server(&mut self) -> Result<()> {
+        let file = |name| self.folder.join(name);
+        let mut command = self.host.place.command(api_server_program()?)?;
+        command
+            .args(["--etcd-servers", ETCD_CLIENTS])
+            .args(["--bind-address", &self.host.v4.to_string()])
+            .args(["--secure-port", &PORT.to_string()])
+            .args(["--service-cluster-ip-range", &format!("{SERVICE_CIDR_V4},{SERVICE_CIDR_V6}")])
+            .args(["--authorization-mode", "RBAC"])
+            // As kubeadm sets it: the agent's DaemonSet is.
+            .arg("--allow-privileged")
+            .args(["--service-account-issuer", "https://kubernetes.default.svc"])
+            .arg("--tls-cert-file")
+            .arg(file(CERTIFICATE))
+            .arg("--tls-private-key-file")
+            .arg(file(PRIVATE_KEY))
+            .arg("--service-account-signing-key-file")
+            .arg(file(PRIVATE_KEY))
+            .arg("--service-account-key-file")
+            .arg(file(PUBLIC_KEY))
+            .arg("--token-auth-file")
+            .arg(file(TOKENS));
+        self.api_server = Some(spawn(&mut command, &self.log())?);
+        self.wait_until_ready()
+    }
+
+    /// Ends it as a crash would: all watches break, and nothing answers. What it stored stays.
+    pub fn stop_api_server(&mut self) {
+        self.api_server = None;
+    }
+
+    /// A client that may do everything.
+    pub fn admin(&self) -> Result<Api> {
+        Api::new(&self.host.place, &self.kubeconfig("admin", &self.address(), ADMIN_TOKEN)?)
+    }
+
+    /// A client with the rights of a service account, as a pod that runs under it has them.
+    pub fn service_account(&self, namespace: &str, name: &str) -> Result<Api> {
+        Api::new(&self.host.place, &self.kubeconfig_of(namespace, name, &self.address())?)
+    }
+
+    /// Writes a kubeconfig with a token of a service account, for the API server at this address.
+    pub fn kubeconfig_of(&self, namespace: &str, name: &str, at: &SocketAddr) -> Result<PathBuf> {
+        let token = self.admin()?.token(namespace, name)?;
+        self.kubeconfig(&format!("{namespace}-{name}-{}", at.ip()), at, &token)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (self.host.v4, PORT).into()
+    }
+
+    /// Where a Service proxy makes it appear: the ClusterIP of `kubernetes`.
+    pub fn service_address(&self) -> SocketAddr {
+        (OWN_CLUSTER_IP, OWN_SERVICE_PORT).into()
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("kube-apiserver.log")
+    }
+
+    fn kubeconfig(&self, name: &str, at: &SocketAddr, token: &str) -> Result<PathBuf> {
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "testbed", "cluster": {
+                "server": format!("https://{at}"),
+                "certificate-authority": self.folder.join(CERTIFICATE),
+            }}],
+            "users": [{ "name": name, "user": { "token": token } }],
+            "contexts": [{ "name": "testbed", "context": { "cluster": "testbed", "user": name } }],
+            "current-context": "testbed",
+        });
+        let path = self.folder.join(format!("{name}.kubeconfig"));
+        fs::write(&path, serde_saphyr::to_string(&config)?)
+            .with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        let admin = self.admin()?;
+        loop {
+            let Some(Process(child)) = &mut self.api_server else { bail!("the API server was not started") };
+            if let Some(status) = child.try_wait()? {
+                bail!("kube-apiserver ended with {status}\n{}", tail(&self.log()));
+            }
+            match admin.is_ready() {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error.context(format!("kube-apiserver is not ready\n{}", tail(&self.log()))));
+                }
+                Err(_) => thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+}
+
+/// Files of [`write_credentials`].
+const CERTIFICATE: &str = "server.crt";
+const PRIVATE_KEY: &str = "server.key";
+const PUBLIC_KEY: &str = "server.pub";
+const TOKENS: &str = "tokens.csv";
+
+/// One key for everything: the API server's certificate, which is its own authority, and the tokens it signs.
+fn write_credentials(host: &Host, folder: &Path) -> Result<()> {
+    let names = [IpAddr::from(host.v4), OWN_CLUSTER_IP.into()].map(|ip| ip.to_string());
+    let own = rcgen::generate_simple_self_signed(names).context("make a certificate")?;
+    let files = [
+        (CERTIFICATE, own.cert.pem()),
+        (PRIVATE_KEY, own.signing_key.serialize_pem()),
+        (PUBLIC_KEY, own.signing_key.public_key_pem()),
+        (TOKENS, format!("{ADMIN_TOKEN},admin,admin,system:masters\n")),
+    ];
+    for (name, content) in files {
+        let path = folder.join(name);
+        fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn api_server_program() -> Result<PathBuf> {
+    let remedy = format!(
+        "run `cargo xtask test --only cluster`, or build it with `cargo xtask k8s` and set {BIN_VARIABLE}"
+    );
+    let Some(folder) = std::env::var_os(BIN_VARIABLE) else {
+        bail!("{BIN_VARIABLE} does not say where kube-apiserver is: {remedy}");
+    };
+    let program = PathBuf::from(folder).join("kube-apiserver");
+    if !program.is_file() {
+        bail!("{} does not exist: {remedy}", program.display());
+    }
+    Ok(program)
+}
+
+fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
+    let output = OpenOptions::new().create(true).append(true).open(log)?;
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    let child = command.spawn().with_context(|| format!("start {}", command.get_program().display()))?;
+    Ok(Process(child))
+}
+
+/// The documents of a manifest file.
+pub fn documents(path: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    serde_saphyr::from_multiple(&text).with_context(|| format!("parse {}", path.display()))
+}

@@ -1,0 +1,263 @@
+//! The cases, in the order they run.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use lb_testbed::Family;
+use lb_testbed::check::{eventually, refused, without_failure};
+use lb_testbed::control_plane::documents;
+use lb_testbed::manifests::Service;
+use serde_json::{Value, json};
+
+use crate::world::{ACCOUNT, ONE_DATAGRAM, World, cluster_ip, deploy};
+
+pub type Run = fn(&mut World) -> Result<()>;
+
+pub const CASES: &[(&str, Run)] = &[
+    ("manifests_are_accepted", manifests_are_accepted),
+    ("agent_has_the_rights_it_needs_and_no_more", agent_has_the_rights_it_needs_and_no_more),
+    ("connections_follow_endpoints", connections_follow_endpoints),
+    ("connections_follow_ports", connections_follow_ports),
+    ("connections_follow_the_service", connections_follow_the_service),
+    ("connections_follow_the_type", connections_follow_the_type),
+    ("service_of_another_proxy_is_left_alone", service_of_another_proxy_is_left_alone),
+    ("api_server_goes_away_and_comes_back", api_server_goes_away_and_comes_back),
+    ("changes_while_no_agent_runs_are_made_up_for", changes_while_no_agent_runs_are_made_up_for),
+    ("agent_starts_before_the_api_server", agent_starts_before_the_api_server),
+    ("api_server_is_reached_through_its_own_service", api_server_is_reached_through_its_own_service),
+];
+
+/// Those of `deploy/` and the examples, with every field name right.
+fn manifests_are_accepted(world: &mut World) -> Result<()> {
+    let mut files = 0;
+    for folder in [deploy(), deploy().join("examples")] {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            // A kustomization is for kubectl, not for the API server.
+            if path.extension().is_none_or(|extension| extension != "yaml")
+                || path.file_name().is_some_and(|name| name == "kustomization.yaml")
+            {
+                continue;
+            }
+            for object in documents(&path)? {
+                // What is in a namespace can be checked only when the namespace is there.
+                let accepted = match object["kind"] == "Namespace" {
+                    true => world.admin.apply(&object),
+                    false => world.admin.check(&object),
+                };
+                accepted.with_context(|| path.display().to_string())?;
+            }
+            files += 1;
+        }
+    }
+    ensure!(files >= 8, "only {files} files were found");
+    let wrong = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "wrong" },
+        "spec": { "externalname": "db.example.com", "type": "ExternalName" },
+    });
+    ensure!(world.admin.check(&wrong).is_err(), "a wrong field name is not noticed");
+    Ok(())
+}
+
+fn agent_has_the_rights_it_needs_and_no_more(world: &mut World) -> Result<()> {
+    // The agent has started, so it could read all that it must.
+    let log = world.agent_log()?;
+    ensure!(!log.contains("forbidden") && !log.contains("cannot list"), "refused something:\n{log}");
+    let (namespace, name) = ACCOUNT;
+    let agent = world.control_plane.service_account(namespace, name)?;
+    let rights = [
+        ("watch", "", "services", true),
+        ("create", "events.k8s.io", "events", true),
+        ("update", "", "services", false),
+        ("update", "discovery.k8s.io", "endpointslices", false),
+        ("patch", "", "nodes", false),
+        ("get", "", "secrets", false),
+        ("list", "", "pods", false),
+    ];
+    for (verb, group, resource, expected) in rights {
+        ensure!(
+            agent.may(verb, group, resource)? == expected,
+            "the agent may {}{verb} {resource}",
+            if expected { "not " } else { "" }
+        );
+    }
+    Ok(())
+}
+
+/// Pods 1 and 2 are on the node of the agent, 3 and 4 on the other.
+fn connections_follow_endpoints(world: &mut World) -> Result<()> {
+    let other = world.publish(&[1, 4])?;
+    let loads = world.start_loads(&other)?;
+    let service = world.publish(&[1])?;
+    world.set_endpoints(&service, &[1, 3])?;
+    world.serves(&service, &[1, 3])?;
+    world.set_endpoints(&service, &[3])?;
+    world.serves(&service, &[3])?;
+    world.delete_endpoints(&service)?;
+    has_no_endpoint(world, &service)?;
+    world.set_endpoints(&service, &[4, 1])?;
+    world.serves(&service, &[1, 4])?;
+    // The API server has a slice that names no pod, as after a scale-down to zero.
+    world.set_endpoints(&service, &[])?;
+    has_no_endpoint(world, &service)?;
+    finish(loads)
+}
+
+fn connections_follow_ports(world: &mut World) -> Result<()> {
+    let before = world.publish(&[1, 3])?;
+    let mut after = before.clone();
+    for port in &mut after.ports {
+        port.port += 1000;
+        port.node_port = port.node_port.map(|number| number + 1000);
+    }
+    world.apply(&after.object())?;
+    world.serves(&after, &[1, 3])?;
+    world.serves_no_more(&before)
+}
+
+/// The order in which Service and slices come and go does not matter.
+fn connections_follow_the_service(world: &mut World) -> Result<()> {
+    let service = world.publish(&[1, 3])?;
+    world.delete(&service.object())?;
+    world.serves_no_more(&service)?;
+    world.apply(&service.object())?;
+    world.serves(&service, &[1, 3])?;
+    // Recreated between two looks of the agent: another object of the same name.
+    world.delete(&service.object())?;
+    let mut successor = world.new_service();
+    successor.name = service.name.clone();
+    world.apply(&successor.object())?;
+    world.serves(&successor, &[1, 3])?;
+    world.serves_no_more(&service)
+}
+
+fn connections_follow_the_type(world: &mut World) -> Result<()> {
+    let other = world.publish(&[3])?;
+    let loads = world.start_loads(&other)?;
+    let service = world.publish(&[1, 3])?;
+    let external = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": service.name, "namespace": service.namespace },
+        "spec": { "type": "ExternalName", "externalName": "db.example.com" },
+    });
+    world.apply(&external)?;
+    world.serves_no_more(&service)?;
+    world.apply(&service.object())?;
+    world.serves(&service, &[1, 3])?;
+    let mut inside_only = service.clone();
+    inside_only.ports.iter_mut().for_each(|port| port.node_port = None);
+    world.apply(&inside_only.object())?;
+    world.serves_no_more_outside(&service)?;
+    world.serves(&inside_only, &[1, 3])?;
+    world.apply(&external)?;
+    world.serves_no_more(&service)?;
+    world.apply(&inside_only.object())?;
+    world.serves(&inside_only, &[1, 3])?;
+    finish(loads)
+}
+
+/// KEP-2447. The EndpointSlice controller copies the label to the slices.
+fn service_of_another_proxy_is_left_alone(world: &mut World) -> Result<()> {
+    let service = world.new_service();
+    let plain: Vec<_> = std::iter::once(service.object()).chain(world.slices(&service, &[1, 3])).collect();
+    let labelled: Vec<_> = plain.iter().map(with_label_of_another_proxy).collect();
+    labelled.iter().try_for_each(|object| world.apply(object))?;
+    // Once this one is served, the agent has had the chance to serve the other.
+    world.publish(&[4])?;
+    world.serves_no_more(&service)?;
+    plain.iter().try_for_each(|object| world.apply(object))?;
+    world.serves(&service, &[1, 3])?;
+    labelled.iter().try_for_each(|object| world.apply(object))?;
+    world.serves_no_more(&service)
+}
+
+fn api_server_goes_away_and_comes_back(world: &mut World) -> Result<()> {
+    let service = world.publish(&[1, 3])?;
+    let loads = world.start_loads(&service)?;
+    let log = world.agent_log()?;
+    world.control_plane.stop_api_server();
+    world.agent_says("check that the API server is reachable", &log)?;
+    world.serves(&service, &[1, 3])?;
+    // The kubelet would restart an agent that is unhealthy for so little.
+    world.agent()?.wait_until_healthy()?;
+    world.control_plane.start_api_server()?;
+    world.set_endpoints(&service, &[1, 3, 4])?;
+    world.serves(&service, &[1, 3, 4])?;
+    let later = world.publish(&[3])?;
+    world.delete(&later.object())?;
+    world.serves_no_more(&later)?;
+    finish(loads)
+}
+
+/// What exists is served through the restart, and what changed in between is made up for.
+fn changes_while_no_agent_runs_are_made_up_for(world: &mut World) -> Result<()> {
+    let stays = world.publish(&[1, 3])?;
+    let changes = world.publish(&[1])?;
+    let goes = world.publish(&[1, 3])?;
+    let comes = world.new_service();
+    let loads = world.start_loads(&stays)?;
+    world.stop_agent()?;
+    world.set_endpoints(&changes, &[4])?;
+    world.delete(&goes.object())?;
+    world.apply(&comes.object())?;
+    world.set_endpoints(&comes, &[3])?;
+    world.serves(&stays, &[1, 3])?;
+    world.start_agent()?;
+    world.serves(&changes, &[4])?;
+    world.serves_no_more(&goes)?;
+    world.serves(&comes, &[3])?;
+    finish(loads)
+}
+
+/// An agent that cannot ask what exists must not take it away.
+fn agent_starts_before_the_api_server(world: &mut World) -> Result<()> {
+    let stays = world.publish(&[1, 3])?;
+    let goes = world.publish(&[1, 4])?;
+    let loads = world.start_loads(&stays)?;
+    world.stop_agent()?;
+    world.delete(&goes.object())?;
+    let log = world.agent_log()?;
+    world.control_plane.stop_api_server();
+    world.spawn_agent()?;
+    world.agent_says("cannot list services", &log)?;
+    world.serves(&stays, &[1, 3])?;
+    world.serves(&goes, &[1, 4])?;
+    world.control_plane.start_api_server()?;
+    world.agent()?.wait_until_healthy()?;
+    world.serves_no_more(&goes)?;
+    world.set_endpoints(&stays, &[1, 3, 4])?;
+    world.serves(&stays, &[1, 3, 4])?;
+    finish(loads)
+}
+
+/// As pods reach it, and agents that are given no other address: the Service `kubernetes` that the API server publishes.
+fn api_server_is_reached_through_its_own_service(world: &mut World) -> Result<()> {
+    let (namespace, name) = ACCOUNT;
+    let address = world.control_plane.service_address();
+    world.kubeconfig = world.control_plane.kubeconfig_of(namespace, name, &address)?;
+    world.stop_agent()?;
+    world.start_agent()?;
+    let service = world.publish(&[1, 3])?;
+    world.set_endpoints(&service, &[4])?;
+    world.serves(&service, &[4])
+}
+
+fn has_no_endpoint(world: &World, service: &Service) -> Result<()> {
+    for family in Family::BOTH {
+        let target = cluster_ip(service, family);
+        eventually(|| refused(&world.pod(2).host.get(&[target.http], 1)?))?;
+        eventually(|| refused(&world.pod(2).host.ask(target.udp, ONE_DATAGRAM)?))?;
+    }
+    world.serves_no_more_outside(service)
+}
+
+fn with_label_of_another_proxy(object: &Value) -> Value {
+    let mut object = object.clone();
+    object["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = "another".into();
+    object
+}
+
+fn finish(loads: Vec<(&'static str, lb_testbed::host::Load)>) -> Result<()> {
+    loads.into_iter().try_for_each(|(what, load)| without_failure(what, &load.finish()?))
+}
