@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod check;
+#[cfg(feature = "control-plane")]
 pub mod control_plane;
 pub mod controllers;
 pub mod host;
@@ -15,6 +16,7 @@ pub mod manifests;
 pub mod packet;
 pub mod pattern;
 pub mod place;
+#[cfg(feature = "programs")]
 pub mod programs;
 pub mod report;
 pub mod run;
@@ -24,6 +26,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 pub use agent::{Agent, AgentOptions};
+#[cfg(feature = "control-plane")]
 pub use control_plane::ControlPlane;
 pub use host::Host;
 pub use manifests::ManifestDir;

@@ -109,6 +109,7 @@ fn without_the_right_to_use_bpf_the_capability_is_named() {
     }
 }
 
+/// Needs root: without it the missing capability is named first.
 #[test]
 fn without_a_bpf_file_system_the_remedy_is_named() {
     let dir = tempfile::tempdir().unwrap();

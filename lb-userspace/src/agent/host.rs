@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use lb_common::layout::{Device, NodeAddr};
 
-use super::network::{Attached, HostTables};
-use crate::datapath::{AttachError, Datapath};
+use super::network::HostTables;
+use crate::datapath::{AttachError, Attached, Datapath};
 use crate::node::devices::{Choice, Programs};
 
 #[derive(Debug, thiserror::Error)]
@@ -22,8 +22,7 @@ impl HostTables for Datapath {
 
     fn attach(&mut self, choice: &Choice) -> Result<Attached, HostError> {
         let xdp = choice.programs == Programs::XdpAndTc;
-        let how = self.attach_device(choice.index, &choice.name, xdp, !choice.ethernet)?;
-        Ok(Attached { xdp: xdp && how.starts_with("XDP"), how })
+        Ok(self.attach_device(choice.index, &choice.name, xdp, !choice.ethernet)?)
     }
 
     fn detach(&mut self, ifindex: u32) -> Result<(), HostError> {

@@ -1,12 +1,14 @@
 //! The log: lines on stderr, for people or for programs.
 
 use std::io::{IsTerminal, stderr};
+use std::time::Duration;
 
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFilter, LogFormat};
+use crate::datapath::DatapathLog;
 
 /// Sets the log up for the whole process. A second call changes nothing.
 pub fn start(filter: &LogFilter, format: LogFormat) {
@@ -22,4 +24,18 @@ pub fn start(filter: &LogFilter, format: LogFormat) {
     if result.is_err() {
         tracing::debug!("the log is set up already");
     }
+}
+
+/// The ring buffer of the kernel programs' log is emptied this often.
+const DATAPATH_LOG_PERIOD: Duration = Duration::from_millis(50);
+
+/// Passes on what the kernel programs say, as long as the runtime lives.
+pub fn follow_datapath(mut log: DatapathLog) {
+    tokio::spawn(async move {
+        let mut period = tokio::time::interval(DATAPATH_LOG_PERIOD);
+        loop {
+            period.tick().await;
+            log.flush();
+        }
+    });
 }

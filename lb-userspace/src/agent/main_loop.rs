@@ -70,7 +70,7 @@ impl MainLoop<'_> {
                 _ = tick.tick() => {
                     let outcome = self.reconciler.tick(Instant::now());
                     self.say(&outcome);
-                    if !self.network.is_settled() {
+                    if self.network.pending().is_some() {
                         self.follow_host();
                     }
                     if swept.elapsed() >= SWEEP {
@@ -125,7 +125,7 @@ impl MainLoop<'_> {
         let of_node = self.reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
         let addresses = node_addresses(&state, &self.config.nodeport_addresses, of_node);
         let wanted = Wanted::new(&choices, device_table(&state, |_| false), addresses);
-        for step in self.network.converge(&wanted, &mut self.datapath) {
+        for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {
                 Step::Attached { device, how, reason } => {
                     self.left.remove(&device);
@@ -151,7 +151,7 @@ impl MainLoop<'_> {
                 );
             }
             Err(error) => {
-                warn!("cannot sweep the flow tables, trying again in {} s: {error}", SWEEP.as_secs())
+                warn!("cannot sweep the flow tables, trying again in {} s: {error}", SWEEP.as_secs());
             }
         }
     }
@@ -164,7 +164,7 @@ impl MainLoop<'_> {
             }
         }
         for problem in &outcome.resolved {
-            info!("resolved: {}", problem.object);
+            info!("resolved: {}: {}", problem.object, problem.reason);
         }
         for failure in &outcome.failed {
             error!("{failure}");
@@ -187,7 +187,8 @@ impl MainLoop<'_> {
         let planner = self.reconciler.planner();
         // A manifest folder need not have a Node.
         let node_eligible = planner.node().map_or(self.config.manifests.is_some(), |node| node.eligible);
-        let pending = self.reconciler.pending();
+        let pending = [self.reconciler.pending(), self.network.pending()];
+        let pending = pending.into_iter().flatten().min_by_key(|pending| pending.since);
         self.health.send_modify(|state| {
             state.alive = Instant::now();
             state.node_eligible = node_eligible;

@@ -108,6 +108,9 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
 
     let pins = Pins::new(&config.bpffs);
     let mut datapath = load(config, &pins)?;
+    if config.datapath_log != DatapathLog::Off {
+        logging::follow_datapath(datapath.take_log()?);
+    }
     let adopt = |error: Box<dyn std::error::Error + Send + Sync>| AgentError::Adopt(error);
     let flows =
         datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()).map_err(|e| adopt(e.into()))?;
@@ -171,6 +174,9 @@ async fn start_source(
         Some(folder) => {
             info!(folder = %folder.display(), "Services come from manifests");
             let folder = folder.clone();
+            // Before anything is loaded; what goes wrong later ends the agent from within the main loop.
+            std::fs::read_dir(&folder)
+                .map_err(|source| ManifestError::Folder { path: folder.clone(), source })?;
             tokio::spawn(async move { Ok(manifests::watch(folder, node_name, sender).await?) })
         }
         None => {

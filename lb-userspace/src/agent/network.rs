@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use lb_common::layout::{Device, NodeAddr, device_flags};
 
+use crate::datapath::Attached;
 use crate::node::devices::{Choice, Programs};
+use crate::serve::Pending;
 
 /// What the programs shall know, and where they shall be. By interface index and by address.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -29,15 +32,6 @@ impl Wanted {
             addresses: addresses.into_iter().collect(),
         }
     }
-}
-
-/// What was attached to a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attached {
-    /// With XDP; it may have been asked for in vain.
-    pub xdp: bool,
-    /// The hooks, and what had to be left out, for the log.
-    pub how: String,
 }
 
 /// The data path, as far as it knows the host.
@@ -61,7 +55,14 @@ pub struct Network {
     addresses: BTreeMap<IpAddr, NodeAddr>,
     attachments: BTreeMap<u32, Attachment>,
     /// What could not be done, by what it is about, with what was said about it.
-    failed: BTreeMap<String, String>,
+    failed: BTreeMap<String, Failure>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    since: Instant,
+    /// What was last said about it.
+    reason: String,
 }
 
 /// What is attached to a device.
@@ -114,14 +115,15 @@ impl Network {
         }
     }
 
-    /// Nothing is left to be tried again.
-    pub fn is_settled(&self) -> bool {
-        self.failed.is_empty()
+    /// What has been waiting longest to be done. None: nothing is left to be tried again.
+    pub fn pending(&self) -> Option<Pending> {
+        let (what, failure) = self.failed.iter().min_by_key(|(_, failure)| failure.since)?;
+        Some(Pending { since: failure.since, what: format!("{what}: {}", failure.reason) })
     }
 
-    pub fn converge<H: HostTables>(&mut self, wanted: &Wanted, host: &mut H) -> Vec<Step> {
-        let mut round =
-            Round { failed: std::mem::take(&mut self.failed), failing: BTreeMap::new(), steps: Vec::new() };
+    pub fn converge<H: HostTables>(&mut self, wanted: &Wanted, host: &mut H, now: Instant) -> Vec<Step> {
+        let failed = std::mem::take(&mut self.failed);
+        let mut round = Round { now, failed, failing: BTreeMap::new(), steps: Vec::new() };
         // The programs must know a device and its addresses before they see packets of it.
         self.write_devices(wanted, host, &mut round);
         update(&mut self.addresses, &wanted.addresses, |address, value| {
@@ -187,9 +189,10 @@ impl Network {
 
 /// One pass over all differences.
 struct Round {
+    now: Instant,
     /// What failed in the last round.
-    failed: BTreeMap<String, String>,
-    failing: BTreeMap<String, String>,
+    failed: BTreeMap<String, Failure>,
+    failing: BTreeMap<String, Failure>,
     steps: Vec<Step>,
 }
 
@@ -212,10 +215,12 @@ impl Round {
             }
             cause = next.source();
         }
-        if self.failed.get(&what) != Some(&reason) {
+        let before = self.failed.get(&what);
+        if before.is_none_or(|before| before.reason != reason) {
             self.steps.push(Step::Failed { what: what.clone(), reason: reason.clone() });
         }
-        self.failing.insert(what, reason);
+        let since = before.map_or(self.now, |before| before.since);
+        self.failing.insert(what, Failure { since, reason });
         None
     }
 }
@@ -237,6 +242,7 @@ fn update<K: Ord + Copy, V: Clone + PartialEq>(
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::time::Duration;
 
     use super::*;
 
@@ -303,36 +309,40 @@ mod tests {
         Wanted::new(&choices, vec![(2, device(1500))], vec![address])
     }
 
+    fn now() -> Instant {
+        Instant::now()
+    }
+
     const NO_CALLS: [String; 0] = [];
 
     #[test]
     fn programs_are_attached_when_they_know_the_device() {
         let (mut network, mut host) = (Network::default(), Host::default());
-        let steps = network.converge(&wanted(), &mut host);
+        let steps = network.converge(&wanted(), &mut host, now());
         assert_eq!(
             host.take_calls(),
             ["put device 2 mtu 1500", "put address 192.0.2.1 flags 1", "attach 2 tc"]
         );
         assert_eq!(steps, [Step::Attached { device: "eth0".into(), how: "tc".into(), reason: "NIC".into() }]);
-        assert_eq!(network.converge(&wanted(), &mut host), []);
+        assert_eq!(network.converge(&wanted(), &mut host, now()), []);
         assert_eq!(host.take_calls(), NO_CALLS);
     }
 
     #[test]
     fn only_what_differs_is_written() {
         let (mut network, mut host) = (Network::default(), Host::default());
-        network.converge(&wanted(), &mut host);
+        network.converge(&wanted(), &mut host, now());
         host.take_calls();
 
         let mut changed = wanted();
         changed.devices.insert(2, device(9000));
         changed.attachments.insert(3, choice(3, "vxlan0", Programs::Tc));
-        network.converge(&changed, &mut host);
+        network.converge(&changed, &mut host, now());
         assert_eq!(host.take_calls(), ["put device 2 mtu 9000", "attach 3 tc"]);
 
         changed.attachments.remove(&3);
         changed.addresses.clear();
-        let steps = network.converge(&changed, &mut host);
+        let steps = network.converge(&changed, &mut host, now());
         assert_eq!(host.take_calls(), ["remove address 192.0.2.1", "detach 3"]);
         assert_eq!(steps, [Step::Detached { device: "vxlan0".into() }]);
     }
@@ -342,7 +352,7 @@ mod tests {
         let (mut network, mut host) = (Network::default(), Host::default());
         let mut xdp = wanted();
         xdp.attachments.insert(2, choice(2, "eth0", Programs::XdpAndTc));
-        network.converge(&xdp, &mut host);
+        network.converge(&xdp, &mut host, now());
         assert_eq!(
             host.take_calls(),
             [
@@ -352,7 +362,7 @@ mod tests {
                 "put device 2 mtu 1500 XDP"
             ]
         );
-        network.converge(&xdp, &mut host);
+        network.converge(&xdp, &mut host, now());
         assert_eq!(host.take_calls(), NO_CALLS);
     }
 
@@ -362,7 +372,7 @@ mod tests {
         let devices = [(2, device(1500)), (9, device(1500))];
         let mut network = Network::adopt(devices, wanted().addresses.into_iter().chain([stale]), [2, 9]);
         let mut host = Host::default();
-        network.converge(&wanted(), &mut host);
+        network.converge(&wanted(), &mut host, now());
         assert_eq!(
             host.take_calls(),
             ["remove device 9", "remove address 198.51.100.1", "detach 9", "attach 2 tc"]
@@ -372,20 +382,23 @@ mod tests {
     #[test]
     fn a_failure_is_said_once_and_tried_again() {
         let (mut network, mut host) = (Network::default(), Host { fail: Some("attach"), ..Host::default() });
-        let failed = Step::Failed { what: "attach to eth0".into(), reason: "injected".into() };
-        assert_eq!(network.converge(&wanted(), &mut host), [failed.clone()]);
-        assert!(!network.is_settled());
-        assert_eq!(network.converge(&wanted(), &mut host), []);
+        let failed =
+            |steps: &[Step]| matches!(steps, [Step::Failed { what, .. }] if what == "attach to eth0");
+        let start = now();
+        assert!(failed(&network.converge(&wanted(), &mut host, start)));
+        assert_eq!(network.converge(&wanted(), &mut host, start + Duration::from_secs(9)), []);
+        let pending = Pending { since: start, what: "attach to eth0: injected".into() };
+        assert_eq!(network.pending(), Some(pending));
 
         host.fail = None;
         host.take_calls();
-        assert_eq!(network.converge(&wanted(), &mut host).len(), 1);
+        assert_eq!(network.converge(&wanted(), &mut host, now()).len(), 1);
         assert_eq!(host.take_calls(), ["attach 2 tc"]);
-        assert!(network.is_settled());
+        assert_eq!(network.pending(), None);
 
         // Failing again after it had worked is news.
         network.attachments.clear();
         host.fail = Some("attach");
-        assert_eq!(network.converge(&wanted(), &mut host), [failed]);
+        assert!(failed(&network.converge(&wanted(), &mut host, now())));
     }
 }

@@ -1,6 +1,7 @@
 //! `lb get`: reads the pinned maps and prints them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::path::PathBuf;
 
@@ -71,8 +72,8 @@ impl Get {
                             (service.inside_base, service.inside_count),
                             (service.outside_base, service.outside_count),
                         ] {
-                            if !slots.contains_key(&range) {
-                                slots.insert(range, maps.slots(range.0, range.1)?);
+                            if let Entry::Vacant(unread) = slots.entry(range) {
+                                unread.insert(maps.slots(range.0, range.1)?);
                             }
                         }
                     }

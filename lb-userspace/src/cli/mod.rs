@@ -108,6 +108,9 @@ pub enum UsageError {
     Arguments(#[from] clap::Error),
     #[error(transparent)]
     File(#[from] FileError),
+    /// clap sees this by itself, but not when one of the two stands in the file.
+    #[error("kubeconfig and manifests are both set: Services come from one of them")]
+    TwoSources,
 }
 
 /// What is to be done.
@@ -145,7 +148,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Res
             file.as_ref(),
         )));
     }
-    Ok(Invocation::Run(Cli::from_arg_matches(&matches)?.command))
+    match Cli::from_arg_matches(&matches)?.command {
+        Command::Agent(agent)
+            if agent.settings.kubeconfig.is_some() && agent.settings.manifests.is_some() =>
+        {
+            Err(UsageError::TwoSources)
+        }
+        command => Ok(Invocation::Run(command)),
+    }
 }
 
 fn command(machine: &Machine) -> clap::Command {
@@ -304,5 +314,11 @@ mod tests {
     fn manifests_and_kubeconfig_exclude_each_other() {
         let error = usage_error(&["lb", "agent", "--manifests=a", "--kubeconfig=b"]);
         assert!(error.contains("cannot be used with"), "{error}");
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sluice.yaml");
+        std::fs::write(&path, "kubeconfig: b\n").unwrap();
+        let config = format!("--config={}", path.display());
+        assert!(usage_error(&["lb", "agent", &config, "--manifests=a"]).contains("both set"));
     }
 }

@@ -142,13 +142,28 @@ impl FromStr for PortRange {
     }
 }
 
-/// Directives for `tracing_subscriber::EnvFilter`, known to be valid.
+/// A level for the agent, or directives for `tracing_subscriber::EnvFilter`; known to be valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFilter(String);
 
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 impl LogFilter {
     pub fn to_env_filter(&self) -> EnvFilter {
-        EnvFilter::new(&self.0)
+        EnvFilter::new(self.directives())
+    }
+
+    /// A plain level is meant for the agent, not for every library in it; least of all for the API client, which reports
+    /// each failed request without saying what it was about (the source does). The kernel programs' log has a level of its
+    /// own (`--datapath-log`): all that comes from there is wanted.
+    fn directives(&self) -> String {
+        let text = self.0.trim();
+        let plain = match text {
+            "off" => text.to_owned(),
+            level if LEVELS.contains(&level) => format!("error,kube_client=off,lb_userspace={level}"),
+            directives => directives.to_owned(),
+        };
+        format!("lb_ebpf=trace,{plain}")
     }
 }
 
@@ -163,7 +178,6 @@ impl FromStr for LogFilter {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         // A bare word that is no level would be taken as the name of a module and silence everything else.
-        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
         if let Some(word) = items(text).find(|item| !item.contains('=') && !LEVELS.contains(item)) {
             return Err(ValueError::LogFilter(format!("{word:?} is not a log level")));
         }
@@ -234,6 +248,15 @@ mod tests {
         for wrong in ["61000", "65535-61000", "80-2000", "61000-65536", "-", "a-b"] {
             assert_eq!(wrong.parse::<PortRange>(), Err(ValueError::PortRange(wrong.into())));
         }
+    }
+
+    #[test]
+    fn a_plain_level_is_the_agents() {
+        let directives = |text: &str| text.parse::<LogFilter>().unwrap().directives();
+        assert_eq!(directives("debug"), "lb_ebpf=trace,error,kube_client=off,lb_userspace=debug");
+        assert_eq!(directives("error"), "lb_ebpf=trace,error,kube_client=off,lb_userspace=error");
+        assert_eq!(directives("off"), "lb_ebpf=trace,off");
+        assert_eq!(directives("debug,kube=info"), "lb_ebpf=trace,debug,kube=info");
     }
 
     #[test]

@@ -51,6 +51,15 @@ fn cgroup_hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// What was attached to a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// With XDP. It may have been asked for in vain: tc does all the work then.
+    pub xdp: bool,
+    /// The hooks, and why XDP had to be left out, for the log.
+    pub how: String,
+}
+
 /// The attachments of one agent.
 pub struct Links {
     folder: PathBuf,
@@ -119,13 +128,12 @@ impl Links {
         name: &str,
         xdp: bool,
         layer3: bool,
-    ) -> Result<String, AttachError> {
-        let mut done = Vec::new();
+    ) -> Result<Attached, AttachError> {
+        let mut attached = Attached { xdp: false, how: String::new() };
         if xdp {
             match self.attach_xdp(programs, ifindex) {
-                Ok(()) => done.push("XDP".to_owned()),
-                // tc does all the work then; the reason is for the log.
-                Err(error) => done.push(format!("no XDP: {}", xdp_reason(&error))),
+                Ok(()) => attached = Attached { xdp: true, how: "XDP and ".into() },
+                Err(error) => attached.how = format!("(no XDP: {}) ", xdp_reason(&error)),
             }
         } else {
             remove_pin(&self.pin_path("xdp", ifindex))?;
@@ -142,8 +150,8 @@ impl Links {
                 attach_clsact(programs, hook, program, name)?;
             }
         }
-        done.push(if programs.features.tcx { "tcx".to_owned() } else { "clsact".to_owned() });
-        Ok(done.join(" + "))
+        attached.how.push_str(if programs.features.tcx { "tcx" } else { "clsact" });
+        Ok(attached)
     }
 
     fn attach_xdp(&self, programs: &Programs, ifindex: u32) -> io::Result<()> {

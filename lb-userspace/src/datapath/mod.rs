@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use lb_common::layout::{Device, LAYOUT_VERSION, NodeAddr};
 
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
-pub use self::links::AttachError;
 use self::links::Links;
+pub use self::links::{AttachError, Attached};
 pub use self::maps::ServiceTables;
 use self::maps::{HostMaps, MapHandles};
 use self::programs::Programs;
@@ -107,14 +107,14 @@ impl Datapath {
     }
 
     /// Attaches to a device, or replaces what is attached. With `xdp`, XDP and tc; else tc alone. `layer3`: the device's
-    /// frames start with the IP header. Says what was done.
+    /// frames start with the IP header.
     pub fn attach_device(
         &mut self,
         ifindex: u32,
         name: &str,
         xdp: bool,
         layer3: bool,
-    ) -> Result<String, AttachError> {
+    ) -> Result<Attached, AttachError> {
         let links = self.links.as_mut().ok_or(AttachError::Private)?;
         links.attach_device(&mut self.programs, ifindex, name, xdp, layer3)
     }

@@ -195,7 +195,7 @@ impl Programs {
                 if let Some(pinned) = reusable(&path, map)? {
                     match wanted {
                         Some((_, size)) if *size != pinned.capacity => {
-                            outgrown.push(Outgrown::set_aside(path.clone(), pinned.fd)?)
+                            outgrown.push(Outgrown::set_aside(path.clone(), pinned.fd)?);
                         }
                         _ => {}
                     }

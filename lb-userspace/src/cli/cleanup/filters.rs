@@ -1,6 +1,7 @@
 //! Filters on clsact queueing disciplines, by rtnetlink.
 
 use std::fmt;
+use std::future::ready;
 use std::io;
 
 use futures::{StreamExt, TryStreamExt};
@@ -29,6 +30,19 @@ impl fmt::Display for Filter {
     }
 }
 
+/// A clsact queueing discipline on which there are no filters but ours: an agent made it, or nobody misses it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Qdisc {
+    device: String,
+    index: i32,
+}
+
+impl fmt::Display for Qdisc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "clsact on {}", self.device)
+    }
+}
+
 pub(super) struct Netlink(Handle);
 
 impl Netlink {
@@ -38,31 +52,43 @@ impl Netlink {
         Ok(Self(handle))
     }
 
-    /// The filters of ours on every device of this network namespace.
-    pub async fn ours(&self) -> io::Result<Vec<Filter>> {
-        let mut filters = Vec::new();
+    /// What is ours on the devices of this network namespace, in an order in which it can be removed.
+    pub async fn ours(&self) -> io::Result<(Vec<Filter>, Vec<Qdisc>)> {
+        let (mut filters, mut qdiscs) = (Vec::new(), Vec::new());
         let mut links = self.0.link().get().execute();
         while let Some(link) = links.try_next().await.map_err(io::Error::other)? {
             let Ok(index) = i32::try_from(link.header.index) else { continue };
             let name = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.as_str()),
+                LinkAttribute::IfName(name) => Some(name.clone()),
                 _ => None,
             });
-            for ingress in [true, false] {
-                let request = self.0.traffic_filter(index).get();
-                let request = if ingress { request.ingress() } else { request.egress() };
-                let mut answers = std::pin::pin!(request.execute());
-                while let Some(answer) = answers.next().await {
-                    // A device without clsact has no filters; one may also vanish while it is looked at.
-                    let Ok(message) = answer else { break };
-                    if let Some(program) = program_of_ours(&message) {
-                        let device = name.unwrap_or("?").to_owned();
-                        filters.push(Filter { device, program, header: message.header });
-                    }
-                }
+            let device = name.unwrap_or_else(|| format!("interface {index}"));
+            let mut messages = self.filters_of(index, true).await;
+            messages.extend(self.filters_of(index, false).await);
+            let ours = ours_among(&device, &messages);
+            if !ours.is_empty() && ours.len() == messages.len() {
+                qdiscs.push(Qdisc { device, index });
             }
+            filters.extend(ours);
         }
-        Ok(filters)
+        Ok((filters, qdiscs))
+    }
+
+    async fn filters_of(&self, index: i32, ingress: bool) -> Vec<TcMessage> {
+        let request = self.0.traffic_filter(index).get();
+        let request = if ingress { request.ingress() } else { request.egress() };
+        // A device without clsact answers with an error; one may also vanish while it is looked at.
+        let answers: Vec<TcMessage> =
+            request.execute().filter_map(|answer| ready(answer.ok())).collect().await;
+        // Without a handle it is the head of a list of filters, not a filter.
+        answers.into_iter().filter(|message| message.header.handle != TcHandle::UNSPEC).collect()
+    }
+
+    /// Removes an empty clsact queueing discipline.
+    pub async fn remove_qdisc(&self, qdisc: &Qdisc) -> io::Result<()> {
+        let mut request = self.0.qdisc().del(qdisc.index);
+        request.message_mut().header.parent = TcHandle::CLSACT;
+        request.execute().await.map_err(io::Error::other)
     }
 
     pub async fn remove(&self, filter: &Filter) -> io::Result<()> {
@@ -81,6 +107,14 @@ impl Netlink {
         }
         Ok(())
     }
+}
+
+fn ours_among(device: &str, messages: &[TcMessage]) -> Vec<Filter> {
+    let filter = |message: &TcMessage| {
+        let program = program_of_ours(message)?;
+        Some(Filter { device: device.to_owned(), program, header: message.header.clone() })
+    };
+    messages.iter().filter_map(filter).collect()
 }
 
 /// The name of the program that a filter runs, if it is one of ours.
@@ -116,6 +150,16 @@ mod tests {
         assert_eq!(program_of_ours(&filter("lb_tc_ingress", 0xfff2)).as_deref(), Some("lb_tc_ingress"));
         assert_eq!(program_of_ours(&filter("cil_from_netdev", 0xfff2)), None);
         assert_eq!(program_of_ours(&TcMessage::default()), None);
+    }
+
+    #[test]
+    fn filters_of_others_stay() {
+        let messages = [filter("cil_from_netdev", 0xfff2), filter("lb_tc_ingress", 0xfff2)];
+        let ours = ours_among("eth0", &messages);
+        assert_eq!(
+            ours.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["lb_tc_ingress on eth0 (ingress)"]
+        );
     }
 
     #[test]

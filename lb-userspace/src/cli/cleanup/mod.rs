@@ -59,6 +59,7 @@ enum Item {
     Pin(PathBuf),
     Folder(PathBuf),
     Filter(filters::Filter),
+    Qdisc(filters::Qdisc),
 }
 
 impl fmt::Display for Item {
@@ -67,6 +68,7 @@ impl fmt::Display for Item {
             Self::Pin(path) => write!(f, "pin    {}", path.display()),
             Self::Folder(path) => write!(f, "folder {}", path.display()),
             Self::Filter(filter) => write!(f, "filter {filter}"),
+            Self::Qdisc(qdisc) => write!(f, "qdisc  {qdisc}"),
         }
     }
 }
@@ -83,9 +85,10 @@ pub async fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), Cle
     };
 
     let netlink = filters::Netlink::open().map_err(CleanupError::Filters)?;
-    let filters = netlink.ours().await.map_err(CleanupError::Filters)?;
+    let (filters, qdiscs) = netlink.ours().await.map_err(CleanupError::Filters)?;
     // Filters first: they hold programs, which hold maps.
     let mut items: Vec<Item> = filters.into_iter().map(Item::Filter).collect();
+    items.extend(qdiscs.into_iter().map(Item::Qdisc));
     items.extend(pins::below(&root)?);
 
     let mut failed: Vec<String> = Vec::new();
@@ -95,6 +98,7 @@ pub async fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), Cle
             Item::Pin(path) => std::fs::remove_file(path),
             Item::Folder(path) => std::fs::remove_dir(path),
             Item::Filter(filter) => netlink.remove(filter).await,
+            Item::Qdisc(qdisc) => netlink.remove_qdisc(qdisc).await,
         };
         // Nobody may be reading: removing goes on.
         let _ = match (&result, args.dry_run) {
