@@ -3,10 +3,11 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::agent::{self, Agent, AgentOptions};
-use lb_testbed::check::{answered_by, eventually, spread_over, unanswered};
+use lb_testbed::check::{answered_by, eventually, eventually_within, spread_over, unanswered};
 use lb_testbed::control_plane::{self, Api, ControlPlane, documents};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Load, LoadKind, Process, UDP_PORT};
 use lb_testbed::manifests::{self, Port, Service};
@@ -19,6 +20,9 @@ pub const ACCOUNT: (&str, &str) = ("sluice", "sluice");
 /// From a connected socket: it is told when nobody is there.
 pub const ONE_DATAGRAM: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
 const DATAGRAMS: Datagrams = Datagrams { connected: false, count: 3, ..ONE_DATAGRAM };
+
+/// How long a watch may take to come back after a short outage: the pauses between attempts grow meanwhile.
+const WATCH_LIMIT: Duration = Duration::from_secs(60);
 
 pub struct World {
     pub topology: Topology,
@@ -208,11 +212,12 @@ impl World {
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
 
-    /// Waits until the agent has said this since its log was `before`.
-    pub fn agent_says(&self, text: &str, before: &str) -> Result<()> {
-        eventually(|| {
+    /// Waits until the agent has logged a line with all these words since its log was `before`.
+    pub fn agent_says(&self, words: &[&str], before: &str) -> Result<()> {
+        eventually_within(WATCH_LIMIT, || {
             let log = self.agent_log()?;
-            ensure!(log[before.len()..].contains(text), "the agent did not say {text:?}");
+            let said = |line: &str| words.iter().all(|word| line.contains(word));
+            ensure!(log[before.len()..].lines().any(said), "the agent did not say {words:?}");
             Ok(())
         })
     }
