@@ -30,6 +30,8 @@ pub struct World {
     pub admin: Api,
     /// Of the agent; says where it looks for the API server.
     pub kubeconfig: PathBuf,
+    /// The settings of `deploy/config.yaml`.
+    config: PathBuf,
     agent: Option<Agent>,
     _servers: Vec<Process>,
     /// What [`Self::reset`] deletes.
@@ -56,11 +58,14 @@ impl World {
         }
         let (namespace, name) = ACCOUNT;
         let kubeconfig = control_plane.kubeconfig_of(namespace, name, &control_plane.address())?;
+        let config = topology.folder().join("config.yaml");
+        fs::write(&config, settings()?)?;
         let mut world = Self {
             topology,
             control_plane,
             admin,
             kubeconfig,
+            config,
             agent: None,
             _servers: servers,
             applied: Vec::new(),
@@ -87,7 +92,10 @@ impl World {
 
     /// Starts the agent and does not wait.
     pub fn spawn_agent(&mut self) -> Result<()> {
-        let options = AgentOptions { kubeconfig: Some(self.kubeconfig.clone()), ..AgentOptions::default() };
+        let options = AgentOptions {
+            kubeconfig: Some(self.kubeconfig.clone()),
+            arguments: vec![format!("--config={}", self.config.display())],
+        };
         self.agent = Some(Agent::spawn(&self.topology, self.node(), &options)?);
         Ok(())
     }
@@ -261,6 +269,13 @@ fn silence(client: &Host, target: Target) -> Result<()> {
 /// The manifests for a cluster.
 pub fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+/// What the DaemonSet's agents find in the file of their `--config`.
+fn settings() -> Result<String> {
+    let maps = documents(&deploy().join("config.yaml"))?;
+    let settings = maps.iter().find_map(|map| map["data"]["config.yaml"].as_str());
+    settings.map(str::to_owned).context("deploy/config.yaml has no settings")
 }
 
 fn same(one: &Value, other: &Value) -> bool {
