@@ -1,5 +1,6 @@
 //! `cargo xtask …`: what is done in this workspace, in Rust instead of scripts. One file per task.
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod k8s;
@@ -27,6 +28,9 @@ enum Task {
     Demo(demo::Options),
     /// Run the tests: formatting, lints, unit, packet, end-to-end and cluster tests
     Test(test::Options),
+    /// Measure: the figures of docs/benchmarks.md
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Check the rules of this repository (links, documentation of maps, manifests); part of `test`
     Tidy,
     /// Build the Kubernetes programs that the cluster tests need, into target/k8s
@@ -49,6 +53,7 @@ fn run(task: Task) -> Result<()> {
         Task::Run(options) => run::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Bench(bench) => bench::run(&bench),
         Task::Tidy => test::run(&test::Options::tidy()),
         Task::K8s(options) => k8s::run(&options),
     }

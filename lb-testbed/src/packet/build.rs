@@ -47,7 +47,7 @@ fn build_from(layers: &[Layer], pseudo: Option<Pseudo>) -> Vec<u8> {
             bytes.extend([0x40 | (header_len / 4) as u8, header.tos]);
             bytes.extend(length.to_be_bytes());
             bytes.extend(header.id.to_be_bytes());
-            bytes.extend((flags | offset / 8).to_be_bytes());
+            bytes.extend((flags | (offset / 8)).to_be_bytes());
             bytes.extend([
                 header.ttl,
                 header.protocol.unwrap_or_else(|| announced_protocol(rest, protocol::EXPERIMENT)),

@@ -304,10 +304,10 @@ fn announce(layers: &mut [Layer]) {
         let announced = next.and_then(Layer::protocol);
         match layer {
             Layer::Ethernet(header) => {
-                drop_if(&mut header.ethertype, next.map_or(ethertype::EXPERIMENT, Layer::ethertype))
+                drop_if(&mut header.ethertype, next.map_or(ethertype::EXPERIMENT, Layer::ethertype));
             }
             Layer::Vlan(tag) => {
-                drop_if(&mut tag.ethertype, next.map_or(ethertype::EXPERIMENT, Layer::ethertype))
+                drop_if(&mut tag.ethertype, next.map_or(ethertype::EXPERIMENT, Layer::ethertype));
             }
             Layer::Ipv4(header) => drop_if(&mut header.protocol, announced.unwrap_or(protocol::EXPERIMENT)),
             Layer::Ipv6(header) => drop_if(&mut header.next, announced.unwrap_or(protocol::NO_NEXT)),

@@ -31,8 +31,10 @@ pub struct ParseError {
 const TTL: u8 = 64;
 const WINDOW: u16 = 0x2000;
 const FLAGS: &str = "FSRPAUEC";
-/// ICMP messages by name: (name, IPv4 type and code, IPv6 type and code).
-const ICMP_NAMES: [(&str, (u8, u8), (u8, u8)); 6] = [
+/// Type and code of an ICMP message.
+type IcmpKind = (u8, u8);
+/// ICMP messages by name: name, IPv4 and IPv6 form.
+const ICMP_NAMES: [(&str, IcmpKind, IcmpKind); 6] = [
     ("echo", (8, 0), (128, 0)),
     ("echo-reply", (0, 0), (129, 0)),
     ("too-big", (3, 4), (2, 0)),
@@ -145,7 +147,7 @@ impl<'a> Fields<'a> {
             "trailer" => Layer::Trailer(hex(self.word()?)?),
             _ if name.starts_with("0x") => Layer::Data(hex(name)?),
             _ if name.len() > 1 && name.starts_with('"') && name.ends_with('"') => {
-                Layer::Data(name[1..name.len() - 1].as_bytes().to_vec())
+                Layer::Data(name.as_bytes()[1..name.len() - 1].to_vec())
             }
             _ => match EXTENSION_NAMES.iter().find(|(known, _)| *known == name) {
                 Some((_, kind)) => Layer::Extension(self.extension(*kind)?),

@@ -26,10 +26,11 @@ pub fn verify(bytes: &[u8], link: Link) -> Vec<String> {
                 if header.checksum != Checksum::Correct {
                     report("IPv4 header checksum is wrong".into());
                 }
-                if matches!(header.part, Part::Whole | Part::Raw { offset: 0, .. }) && quoted.is_empty() {
-                    if let Some(problem) = header.protocol.and_then(|kind| transport_missing(kind, next)) {
-                        report(problem);
-                    }
+                if matches!(header.part, Part::Whole | Part::Raw { offset: 0, .. })
+                    && quoted.is_empty()
+                    && let Some(problem) = header.protocol.and_then(|kind| transport_missing(kind, next))
+                {
+                    report(problem);
                 }
             }
             Layer::Ipv6(header) => {

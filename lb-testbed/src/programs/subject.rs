@@ -242,15 +242,29 @@ impl Subject {
     /// Forgets services, endpoints and connections. Counters go on.
     pub fn clear(&mut self) -> Result<()> {
         self.serve(&[])?;
-        self.datapath.forget_flows()?;
+        self.forget_flows()?;
         (self.next_backend, self.next_slot) = (1, 0);
         Ok(())
     }
 
+    /// Forgets connections.
+    pub fn forget_flows(&mut self) -> Result<()> {
+        Ok(self.datapath.forget_flows()?)
+    }
+
     /// Gives a packet on a device to a program, `repeat` times.
     pub fn run(&mut self, hook: Hook, ifindex: u32, packet: &[u8], repeat: u32) -> Result<Run> {
-        let context = if hook.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex) };
-        let run = self.datapath.test_run(hook.program(), packet, &context, repeat).with_context(|| {
+        let context = if hook.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex, 0) };
+        self.run_in(hook, &context, packet, repeat)
+    }
+
+    /// Gives a packet to a tc program that was merged from segments with a payload of that many bytes.
+    pub fn run_merged(&mut self, hook: Hook, ifindex: u32, packet: &[u8], segment: u32) -> Result<Run> {
+        self.run_in(hook, &skb_context(ifindex, segment), packet, 1)
+    }
+
+    fn run_in(&mut self, hook: Hook, context: &[u8], packet: &[u8], repeat: u32) -> Result<Run> {
+        let run = self.datapath.test_run(hook.program(), packet, context, repeat).with_context(|| {
             format!("BPF_PROG_TEST_RUN of {} with {} bytes", hook.program(), packet.len())
         })?;
         Ok(Run {
@@ -305,11 +319,12 @@ fn xdp_context(ifindex: u32, length: usize) -> Vec<u8> {
     [0, length as u32, 0, ifindex, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect()
 }
 
-/// `struct __sk_buff` with nothing but `ifindex` set: the kernel refuses most other fields.
-fn skb_context(ifindex: u32) -> Vec<u8> {
-    /// `ifindex` is the eleventh field; the kernel takes those that are not given as zero.
-    const FIELDS_BEFORE: usize = 10;
-    let mut fields = [0; FIELDS_BEFORE + 1];
-    fields[FIELDS_BEFORE] = ifindex;
-    fields.into_iter().flat_map(u32::to_ne_bytes).collect()
+/// `struct __sk_buff` with only `ifindex` and `gso_size` set: the kernel refuses most other fields.
+fn skb_context(ifindex: u32, gso_size: u32) -> Vec<u8> {
+    const IFINDEX: usize = 40;
+    const GSO_SIZE: usize = 176;
+    let mut context = vec![0; GSO_SIZE + 8];
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&gso_size.to_ne_bytes());
+    context
 }

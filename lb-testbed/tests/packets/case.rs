@@ -117,6 +117,9 @@ pub struct Step {
     /// The packet, from its IP header on, or from `eth`.
     #[serde(rename = "in")]
     pub packet: String,
+    /// The packet was merged from segments with a payload of so many bytes (GRO); tc only.
+    #[serde(default)]
+    pub merged_from: Option<u32>,
     /// `pass`, `drop`, `forward PLACE`, `answer PLACE`.
     pub out: Out,
     /// What leaves; without it, what came in.

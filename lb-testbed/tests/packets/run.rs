@@ -136,7 +136,17 @@ impl Scene<'_> {
         }
         let link = self.link();
         let counters = self.subject.counters()?;
-        let found = send(self.subject, self.world, self.mode, step.at, &device, &sent)?;
+        let found = match step.merged_from {
+            None => send(self.subject, self.world, self.mode, step.at, &device, &sent)?,
+            Some(segment) => {
+                ensure!(
+                    self.mode == Mode::Tc && step.at == case::Hook::Ingress,
+                    "merged-from is for tc at ingress"
+                );
+                let ifindex = self.world.ifindex(&device).with_context(|| format!("no device {device}"))?;
+                Found::by_tc(self.subject.run_merged(Hook::TcIngress, ifindex, &sent, segment)?)
+            }
+        };
         let counted = self.subject.counters()?;
 
         self.check_action(step, &device, &found)?;
@@ -216,10 +226,10 @@ impl Scene<'_> {
                 if link == Link::Ethernet && !matches!(layers.first(), Some(Layer::Ethernet(_))) {
                     let inner = layers;
                     layers = link_layers(sent);
-                    if let Some((source, destination)) = self.link_addresses(step, device, found) {
-                        if let Some(Layer::Ethernet(header)) = layers.first_mut() {
-                            (header.source, header.destination) = (source, destination);
-                        }
+                    if let Some((source, destination)) = self.link_addresses(step, device, found)
+                        && let Some(Layer::Ethernet(header)) = layers.first_mut()
+                    {
+                        (header.source, header.destination) = (source, destination);
                     }
                     layers.extend(inner);
                 }

@@ -1,0 +1,211 @@
+//! What was measured, for people and for programs.
+
+use std::fmt::Write as _;
+use std::path::Path as FilePath;
+
+use anyhow::{Context, Result};
+use lb_userspace::datapath::ProgramStatistics;
+use serde::Serialize;
+
+use crate::paths::{Path, Sample};
+
+/// What stands between these lines of a document is written by [`Report::write_into`].
+const BEGIN: &str = "<!-- begin: cargo xtask bench programs --write-docs -->";
+const END: &str = "<!-- end: cargo xtask bench programs -->";
+
+/// All rounds of one path with a number of Services loaded.
+pub struct Figures {
+    path: Path,
+    services: usize,
+    samples: Vec<Sample>,
+}
+
+impl Figures {
+    pub fn new(path: &Path, services: usize) -> Self {
+        Self { path: *path, services, samples: Vec::new() }
+    }
+
+    pub fn add(&mut self, sample: Sample) {
+        self.samples.push(sample);
+    }
+}
+
+/// Everything, in the form in which it is written as JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    kernel: String,
+    cpu: String,
+    rounds: usize,
+    paths: Vec<Line>,
+    programs: Vec<Program>,
+}
+
+/// Nanoseconds per packet.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    hook: &'static str,
+    case: &'static str,
+    family: &'static str,
+    protocol: &'static str,
+    services: usize,
+    /// Medians over the rounds.
+    median: f64,
+    floor_median: f64,
+    /// Median of the differences within the rounds, and the smallest and largest of them.
+    above_floor: f64,
+    above_floor_min: f64,
+    above_floor_max: f64,
+    /// Above the floor; for XDP only.
+    target: Option<u32>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Program {
+    name: String,
+    verified_instructions: u32,
+    translated_bytes: u32,
+    machine_code_bytes: u32,
+}
+
+impl Report {
+    pub fn new(rounds: usize, figures: Vec<Figures>, statistics: Vec<ProgramStatistics>) -> Result<Self> {
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").context("/proc/cpuinfo")?;
+        let model = cpuinfo
+            .lines()
+            .find(|line| line.starts_with("model name"))
+            .and_then(|line| line.split_once(": "));
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let programs = statistics.into_iter().map(|program| Program {
+            name: program.name,
+            verified_instructions: program.verified_instructions,
+            translated_bytes: program.translated_bytes,
+            machine_code_bytes: program.machine_code_bytes,
+        });
+        Ok(Self {
+            kernel: release,
+            cpu: model.map_or("unknown", |(_, name)| name).to_owned(),
+            rounds,
+            paths: figures.into_iter().map(Line::of).collect(),
+            programs: programs.collect(),
+        })
+    }
+
+    pub fn json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+
+    /// Markdown that reads well in a terminal too.
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "Linux {}, {}; {} rounds, medians; in brackets the smallest and largest difference of a round.\n",
+            self.kernel, self.cpu, self.rounds
+        );
+        for hook in ["XDP", "tc"] {
+            let _ = writeln!(text, "\n{hook}: nanoseconds per packet above the floor program");
+            let _ = writeln!(
+                text,
+                "({:.0} ns; an XDP program, so for tc the skb of the test run is in the figures)\n",
+                self.floor(hook)
+            );
+            let _ = writeln!(
+                text,
+                "| {:<42} | {:<8} | {:>17} | {:>17} | {:>6} |",
+                "path", "packet", "1 Service", "100,000 Services", "target"
+            );
+            let _ = writeln!(
+                text,
+                "|{}|{}|{}:|{}:|{}:|",
+                "-".repeat(44),
+                "-".repeat(10),
+                "-".repeat(18),
+                "-".repeat(18),
+                "-".repeat(7)
+            );
+            let lines: Vec<&Line> = self.paths.iter().filter(|line| line.hook == hook).collect();
+            for pair in lines.chunks(2) {
+                let [few, many] = pair else { continue };
+                let packet = format!("{} {}", few.family, few.protocol);
+                let target = few.target.map_or("–".to_owned(), |target| target.to_string());
+                let _ = writeln!(
+                    text,
+                    "| {:<42} | {packet:<8} | {:>17} | {:>17} | {target:>6} |",
+                    few.case,
+                    few.cell(),
+                    many.cell()
+                );
+            }
+        }
+        text += "\nSize of the programs\n\n";
+        let _ = writeln!(
+            text,
+            "| {:<18} | {:>21} | {:>15} | {:>18} |",
+            "program", "verified instructions", "eBPF bytes", "machine code bytes"
+        );
+        let _ = writeln!(
+            text,
+            "|{}|{}:|{}:|{}:|",
+            "-".repeat(20),
+            "-".repeat(22),
+            "-".repeat(16),
+            "-".repeat(19)
+        );
+        for program in &self.programs {
+            let _ = writeln!(
+                text,
+                "| {:<18} | {:>21} | {:>15} | {:>18} |",
+                program.name,
+                program.verified_instructions,
+                program.translated_bytes,
+                program.machine_code_bytes
+            );
+        }
+        text
+    }
+
+    fn floor(&self, hook: &str) -> f64 {
+        median(self.paths.iter().filter(|line| line.hook == hook).map(|line| line.floor_median).collect())
+    }
+
+    /// Puts the table between the marks of a document.
+    pub fn write_into(&self, path: &FilePath) -> Result<()> {
+        let place = || path.display().to_string();
+        let text = std::fs::read_to_string(path).with_context(place)?;
+        let (before, rest) =
+            text.split_once(BEGIN).with_context(|| format!("{}: no line `{BEGIN}`", place()))?;
+        let (_, after) = rest.split_once(END).with_context(|| format!("{}: no line `{END}`", place()))?;
+        std::fs::write(path, format!("{before}{BEGIN}\n{}{END}{after}", self.table())).with_context(place)
+    }
+}
+
+impl Line {
+    fn of(figures: Figures) -> Self {
+        let Figures { path, services, samples } = figures;
+        let mut differences: Vec<f64> = samples.iter().map(|sample| sample.path - sample.floor).collect();
+        differences.sort_by(f64::total_cmp);
+        Self {
+            hook: path.hook_name(),
+            case: path.kind.describe(),
+            family: path.family(),
+            protocol: path.protocol_name(),
+            services,
+            median: median(samples.iter().map(|sample| sample.path).collect()),
+            floor_median: median(samples.iter().map(|sample| sample.floor).collect()),
+            above_floor: median(differences.clone()),
+            above_floor_min: differences.first().copied().unwrap_or_default(),
+            above_floor_max: differences.last().copied().unwrap_or_default(),
+            target: (path.hook_name() == "XDP").then(|| path.kind.target(path.v6)),
+        }
+    }
+
+    fn cell(&self) -> String {
+        format!("{:.0} [{:.0}–{:.0}]", self.above_floor, self.above_floor_min, self.above_floor_max)
+    }
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}

@@ -1,0 +1,17 @@
+//! `cargo xtask bench`: the figures of docs/benchmarks.md, one file per group.
+
+mod programs;
+
+use anyhow::Result;
+
+#[derive(clap::Subcommand)]
+pub enum Bench {
+    /// Nanoseconds per packet of each path through the kernel programs, without a network
+    Programs(programs::Options),
+}
+
+pub fn run(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Programs(options) => programs::run(options),
+    }
+}
