@@ -49,7 +49,6 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts both on `host` with their files in `folder`, and waits until the API server is ready.
     pub fn start(host: &Host, folder: &Path) -> Result<Self> {
-        api_server_program()?;
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         write_credentials(host, folder)?;
         let mut etcd = host.place.command("etcd")?;
@@ -75,7 +74,7 @@ impl ControlPlane {
     /// Starts the API server again, with all the objects it had, and waits until it is ready.
     pub fn start_api_server(&mut self) -> Result<()> {
         let file = |name| self.folder.join(name);
-        let mut command = self.host.place.command(api_server_program()?)?;
+        let mut command = self.host.place.command(program()?)?;
         command
             .args(["--etcd-servers", ETCD_CLIENTS])
             .args(["--bind-address", &self.host.v4.to_string()])
@@ -194,7 +193,8 @@ fn write_credentials(host: &Host, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn api_server_program() -> Result<PathBuf> {
+/// The `kube-apiserver` program.
+pub fn program() -> Result<PathBuf> {
     let remedy = format!(
         "run `cargo xtask test --only cluster`, or build it with `cargo xtask k8s` and set {BIN_VARIABLE}"
     );

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use lb_testbed::agent::{self, Agent, AgentOptions};
 use lb_testbed::check::{answered_by, eventually, spread_over, unanswered};
-use lb_testbed::control_plane::{Api, ControlPlane, documents};
+use lb_testbed::control_plane::{self, Api, ControlPlane, documents};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Load, LoadKind, Process, UDP_PORT};
 use lb_testbed::manifests::{self, Port, Service};
 use lb_testbed::topology::{Node, Pod};
@@ -16,8 +16,9 @@ use serde_json::Value;
 
 /// Namespace and name of the service account of `deploy/rbac.yaml`.
 pub const ACCOUNT: (&str, &str) = ("sluice", "sluice");
-pub const ONE_DATAGRAM: Datagrams = Datagrams { connected: false, count: 1, size: 32, dont_fragment: false };
-const DATAGRAMS: Datagrams = Datagrams { count: 3, ..ONE_DATAGRAM };
+/// From a connected socket: it is told when nobody is there.
+pub const ONE_DATAGRAM: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
+const DATAGRAMS: Datagrams = Datagrams { connected: false, count: 3, ..ONE_DATAGRAM };
 
 pub struct World {
     pub topology: Topology,
@@ -34,7 +35,8 @@ pub struct World {
 
 impl World {
     pub fn build() -> Result<Self> {
-        // Before the topology: nothing is left half built when it cannot be compiled.
+        // Before the topology: nothing is left half built when one is missing.
+        control_plane::program()?;
         agent::program()?;
         let tool = Path::new(env!("CARGO_BIN_EXE_lb-testbed"));
         let topology = Topology::build(Underlay::Routed, Datapath::Tc, tool)?;

@@ -53,6 +53,20 @@ fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec
     }
 }
 
+/// Clusters that could not be built: the first case says why, the others need not wait for the same.
+static BROKEN: Mutex<Vec<(Datapath, Underlay)>> = Mutex::new(Vec::new());
+
+fn build(datapath: Datapath, underlay: Underlay) -> Result<World, String> {
+    let mut broken = BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if broken.contains(&(datapath, underlay)) {
+        return Err("the cluster could not be built, see the first case of this kind".to_owned());
+    }
+    World::build(datapath, underlay).map_err(|error| {
+        broken.push((datapath, underlay));
+        format!("{error:#}")
+    })
+}
+
 /// Runs a case in the cluster it needs. After a failure the cluster is thrown away, so that it cannot spoil the next case.
 fn in_world(
     datapath: Datapath,
@@ -62,7 +76,7 @@ fn in_world(
     let mut slot = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     if !slot.as_ref().is_some_and(|world| world.is(datapath, underlay)) {
         *slot = None;
-        *slot = Some(World::build(datapath, underlay).map_err(|error| format!("{error:#}"))?);
+        *slot = Some(build(datapath, underlay)?);
     }
     let Some(world) = slot.as_mut() else { unreachable!("just built") };
     let result = panic::catch_unwind(AssertUnwindSafe(|| run(world).and_then(|()| world.reset())));

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::{Event, Part};
 use crate::model::{self, Node, Service, Slice};
-use watch::{Kind, follow};
+use watch::{Kind, Pauses, follow};
 
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
@@ -66,7 +66,7 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
             Api::<ApiService>::all(client.clone()),
             watcher::Config::default().labels(FOR_THIS_PROXY).fields("spec.clusterIP!=None"),
         )
-        .default_backoff(),
+        .backoff(Pauses::default()),
         Kind {
             part: Part::Services,
             plural: "services",
@@ -83,7 +83,7 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
             Api::<EndpointSlice>::all(client.clone()),
             watcher::Config::default().labels(&format!("{FOR_THIS_PROXY},!service.kubernetes.io/headless")),
         )
-        .default_backoff(),
+        .backoff(Pauses::default()),
         Kind {
             part: Part::Slices,
             plural: "endpointslices.discovery.k8s.io",
@@ -99,7 +99,7 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
             Api::<ApiNode>::all(client.clone()),
             watcher::Config::default().fields(&format!("metadata.name={this_node}")),
         )
-        .default_backoff(),
+        .backoff(Pauses::default()),
         Kind {
             part: Part::Node,
             plural: "nodes",
@@ -111,7 +111,7 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
         &events,
     );
     let service_cidrs = follow(
-        watcher(Api::<ServiceCIDR>::all(client), watcher::Config::default()).default_backoff(),
+        watcher(Api::<ServiceCIDR>::all(client), watcher::Config::default()).backoff(Pauses::default()),
         Kind {
             part: Part::ServiceCidrs,
             plural: "servicecidrs.networking.k8s.io",

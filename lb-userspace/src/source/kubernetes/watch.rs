@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -26,8 +27,27 @@ pub(super) struct Kind<C, E> {
 /// The receiver of the events is gone.
 struct Closed;
 
+/// Pauses after failed attempts, as client-go has them: from 0.8 s, each twice as long, up to 30 s and as much of jitter; from
+/// 0.8 s again after two minutes without a failure. `default_backoff()` would begin anew with every item of the stream, and
+/// every attempt to list has one before it fails: each agent would ask an API server that is down once a second.
+#[derive(Default)]
+pub(super) struct Pauses(watcher::DefaultBackoff);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next()
+    }
+}
+
+impl Backoff for Pauses {
+    /// Called for every item. The two minutes are counted in `next`.
+    fn reset(&mut self) {}
+}
+
 /// A watch that is taken up again where it broke off says nothing until an object changes. But a failed attempt follows
-/// upon another after at most 30 seconds and a jitter (`watcher::DefaultBackoff`) and 30 seconds in which no connection
+/// upon another after at most 30 seconds and a jitter ([`Pauses`]) and 30 seconds in which no connection
 /// came about: when there was none for longer, one succeeded.
 const SILENCE_MEANS_RECOVERED: Duration = Duration::from_secs(150);
 
@@ -357,6 +377,17 @@ mod tests {
     }
 
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+
+    #[test]
+    fn pauses_grow_also_when_each_attempt_begins_with_an_item() {
+        let mut pauses = Pauses::default();
+        for attempt in 0..6 {
+            let pause = pauses.next().unwrap();
+            assert!(pause >= Duration::from_millis(800 << attempt), "{attempt}: {pause:?}");
+            assert!(pause <= Duration::from_secs(60), "{attempt}: {pause:?}");
+            pauses.reset();
+        }
+    }
 
     #[tokio::test]
     async fn a_new_list_deletes_only_what_it_lacks_and_only_when_it_is_complete() {
