@@ -147,9 +147,10 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         Some(path) => ("--kubeconfig", path.as_path()),
         None => ("--manifests", topology.manifests.path()),
     };
-    let mode = match topology.datapath {
-        Datapath::Tc => "tc",
-        Datapath::Xdp => "xdp",
+    let (mode, tc_attach) = match topology.datapath {
+        Datapath::Tc => ("tc", "auto"),
+        Datapath::Clsact => ("tc", "clsact"),
+        Datapath::Xdp => ("xdp", "auto"),
     };
     let mut command = node.host.place.command(lb)?;
     command
@@ -161,7 +162,7 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         .arg(node.host.place.cgroup())
         .arg("--bpffs")
         .arg(&node.bpffs)
-        .args(["--devices", "auto", "--mode", mode])
+        .args(["--devices", "auto", "--mode", mode, "--tc-attach", tc_attach])
         .args(["--cluster-cidr", CLUSTER_CIDRS])
         .args(["--health-bind", &HEALTH.to_string()])
         .args(&options.arguments);

@@ -44,6 +44,8 @@ pub enum Underlay {
 pub enum Datapath {
     /// tc, with all offloads as the kernel sets them: segments of up to 64 KiB, checksums partial.
     Tc,
+    /// The same, attached as on kernels before 6.6.
+    Clsact,
     /// XDP, with complete checksums in every frame and peers that take what `XDP_TX` sends.
     Xdp,
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use lb_common::layout::{self, algorithm, backend_flags, device_flags, kind, node_addr_flags, service_flags};
 use lb_userspace::apply::tables::{BackendEntry, ServiceAddress, Tables};
 use lb_userspace::config::MapSizes;
-use lb_userspace::datapath::{Datapath, LoadOptions, ProgramStatistics, ServiceTables};
+use lb_userspace::datapath::{Datapath, LoadOptions, ProgramStatistics, ServiceTables, TcAttach};
 use lb_userspace::plan::wanted::IpFamily;
 
 use super::world::{DEVICES, World};
@@ -157,7 +157,7 @@ impl Subject {
             max_socket_peers: 64,
         };
         let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
-        let options = LoadOptions { sizes, snat_ports, log_level: 0 };
+        let options = LoadOptions { sizes, snat_ports, log_level: 0, tc_attach: TcAttach::Auto };
         let datapath = Datapath::load_private(&options).context("cannot load the programs")?;
         for device in DEVICES {
             let ifindex = world.ifindex(device.name).context("no such device")?;

@@ -1,6 +1,6 @@
 //! End to end: real agents, real sockets, real servers, in network namespaces. Needs root.
 //!
-//! Every case runs with tc and default offloads, and with XDP; those that cross nodes also over a VXLAN overlay; nearly all
+//! Every case runs with tc and default offloads, and with XDP, some also with clsact filters; those that cross nodes also over a VXLAN overlay; nearly all
 //! with IPv4 and IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs a part, `--list` names them all.
 
 mod cases;
@@ -19,6 +19,16 @@ use crate::world::World;
 /// The cluster of the case before: cases that can share it do. One at a time, for the machine's sake.
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
 
+/// Cases that also run with filters in place of links: the programs are the same, attaching them is not.
+const OF_CLSACT: [&str; 6] = [
+    "attached_as_asked",
+    "outside_to_node_port_local",
+    "outside_to_node_port_remote",
+    "udp_outside_to_node_port",
+    "agent_restarts_under_load",
+    "cleanup_removes_everything",
+];
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Parallel cases would only tear down each other's cluster.
@@ -30,6 +40,9 @@ fn main() -> ExitCode {
                 trials.extend(trials_of(case, datapath, underlay));
             }
         }
+    }
+    for case in CASES.iter().filter(|case| OF_CLSACT.contains(&case.name)) {
+        trials.extend(trials_of(case, Datapath::Clsact, Underlay::Routed));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Statics are not dropped by themselves.

@@ -222,6 +222,7 @@ fn load_options(config: &Config) -> LoadOptions {
             DatapathLog::Debug => 4,
             DatapathLog::Trace => 5,
         },
+        tc_attach: config.tc_attach,
     }
 }
 

@@ -19,6 +19,7 @@ pub use print::effective_yaml;
 pub use sizes::MapSizes;
 pub use values::{Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, ValueError};
 
+use crate::datapath::TcAttach;
 use crate::node::addresses::NodePortAddresses;
 use crate::node::devices::{AttachMode, DevicePatterns};
 
@@ -91,6 +92,17 @@ pub struct Config {
         help_heading = "Data path"
     )]
     pub mode: AttachMode,
+
+    /// How tc programs are attached: as links, which nobody else removes, or as filters
+    #[arg(
+        long,
+        env = "SLUICE_TC_ATTACH",
+        value_name = "HOW",
+        value_enum,
+        default_value = "auto",
+        help_heading = "Data path"
+    )]
+    pub tc_attach: TcAttach,
 
     /// Node addresses that serve NodePorts: `all` but loopback, `primary` (those in the Node object), or those inside CIDRs
     #[arg(

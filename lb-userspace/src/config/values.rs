@@ -8,6 +8,7 @@ use clap::builder::PossibleValue;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
+use crate::datapath::TcAttach;
 use crate::node::addresses::NodePortAddresses;
 use crate::node::devices::{AttachMode, DevicePatterns};
 
@@ -69,6 +70,20 @@ impl clap::ValueEnum for AttachMode {
             Self::Xdp => PossibleValue::new("xdp")
                 .help("XDP on every device that can do it, also where checksums may be incomplete (a warning says so)"),
             Self::Tc => PossibleValue::new("tc").help("tc only"),
+        })
+    }
+}
+
+impl clap::ValueEnum for TcAttach {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Auto, Self::Tcx, Self::Clsact]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Auto => PossibleValue::new("auto").help("tcx where the kernel has it (6.6), else clsact"),
+            Self::Tcx => PossibleValue::new("tcx").help("links, before the programs of others"),
+            Self::Clsact => PossibleValue::new("clsact").help("filters, as older CNIs use them; priority 1"),
         })
     }
 }

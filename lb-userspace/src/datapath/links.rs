@@ -140,7 +140,7 @@ impl Links {
         }
         for hook in &TC_HOOKS {
             let program = hook.programs[usize::from(layer3)];
-            if programs.features.tcx {
+            if programs.tcx {
                 self.attach_tcx(programs, hook, program, ifindex).map_err(|source| AttachError::Device {
                     hook: hook.name,
                     device: name.to_owned(),
@@ -148,9 +148,14 @@ impl Links {
                 })?;
             } else {
                 attach_clsact(programs, hook, program, name)?;
+                // An earlier agent may have attached the other way; a packet that both see is translated by the first.
+                remove_pin(&self.pin_path(hook.name, ifindex))?;
             }
         }
-        attached.how.push_str(if programs.features.tcx { "tcx" } else { "clsact" });
+        if programs.tcx {
+            detach_clsact(ifindex);
+        }
+        attached.how.push_str(if programs.tcx { "tcx" } else { "clsact" });
         Ok(attached)
     }
 

@@ -24,7 +24,7 @@ pub use self::links::{AttachError, Attached};
 pub use self::maps::ServiceTables;
 use self::maps::{HostMaps, MapHandles};
 use self::programs::Programs;
-pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics};
+pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, TcAttach};
 pub use self::sys::{TestRun, monotonic_ns};
 
 /// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.

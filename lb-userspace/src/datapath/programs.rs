@@ -33,6 +33,19 @@ pub struct LoadOptions {
     pub snat_ports: (u16, u16),
     /// Level of the programs' own log: 0 off, 1 error … 5 trace.
     pub log_level: u8,
+    pub tc_attach: TcAttach,
+}
+
+/// How tc programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TcAttach {
+    /// As links (tcx) where the kernel has them, else as filters.
+    #[default]
+    Auto,
+    /// As links, before the programs of others; fails where the kernel has none.
+    Tcx,
+    /// As filters of a clsact queueing discipline, on any kernel.
+    Clsact,
 }
 
 /// What this kernel has beyond the oldest one supported (5.15).
@@ -159,6 +172,8 @@ pub type DatapathLog = EbpfLogger<&'static dyn log::Log>;
 pub struct Programs {
     ebpf: Ebpf,
     pub features: Features,
+    /// tc programs are attached as links, not as filters.
+    pub tcx: bool,
 }
 
 impl Programs {
@@ -223,7 +238,12 @@ impl Programs {
             load_program(program)
                 .map_err(|source| LoadError::Verify { program: name.to_owned(), source: Box::new(source) })?;
         }
-        Ok(Self { ebpf, features })
+        let tcx = match options.tc_attach {
+            TcAttach::Auto => features.tcx,
+            TcAttach::Tcx => true,
+            TcAttach::Clsact => false,
+        };
+        Ok(Self { ebpf, features, tcx })
     }
 
     pub fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {

@@ -16,6 +16,9 @@ pub fn attached_as_asked(world: &mut World) -> Result<()> {
         let link = node.host.place.run("ip", ["-details", "link", "show", "dev", "eth0"])?;
         let xdp = link.contains("prog/xdp");
         ensure!(xdp == (world.topology.datapath == Datapath::Xdp), "{}: {link}", node.host.name);
+        let filters = node.host.place.run("tc", ["filter", "show", "dev", "eth0", "ingress"])?;
+        let clsact = filters.contains("lb_tc_ingress");
+        ensure!(clsact == (world.topology.datapath == Datapath::Clsact), "{}: {filters}", node.host.name);
         ensure!(!link.contains("xdpgeneric"), "generic XDP on {}: {link}", node.host.name);
         let all = node.host.place.run("ip", ["link", "show"])?;
         ensure!(all.matches("prog/xdp").count() <= 1, "XDP on a device that is no NIC: {all}");
