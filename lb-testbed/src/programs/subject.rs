@@ -254,7 +254,8 @@ impl Subject {
 
     /// Gives a packet on a device to a program, `repeat` times.
     pub fn run(&mut self, hook: Hook, ifindex: u32, packet: &[u8], repeat: u32) -> Result<Run> {
-        let context = if hook.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex, 0) };
+        let context =
+            if hook.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex, 0) };
         self.run_in(hook, &context, packet, repeat)
     }
 
