@@ -11,12 +11,19 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// Repeats `attempt` until it succeeds; after [`LIMIT`] returns its last error.
-pub fn eventually(mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
+pub fn eventually(attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    eventually_within(LIMIT, attempt)
+}
+
+/// Repeats `attempt` until it succeeds; after `limit` returns its last error.
+pub fn eventually_within(limit: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + limit;
     loop {
         match attempt() {
             Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > deadline => return Err(error.context("still so after 15 s")),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("still so after {} s", limit.as_secs())));
+            }
             Err(_) => thread::sleep(Duration::from_millis(50)),
         }
     }

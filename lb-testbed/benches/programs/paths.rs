@@ -18,12 +18,15 @@ use crate::report::median;
 
 /// Links of a chain: runs per call. Less than the largest hop count.
 const CHAIN: u32 = 200;
-/// Calls per round and path.
-const CALLS: usize = 60;
-/// Calls that open connections anew: each leaves two entries per run behind.
-const OPENING_CALLS: usize = 30;
+/// Runs per call of a path that needs no chain: enough that what the first ones wait for memory does not count.
+const LOOP: u32 = 20_000;
+/// Calls per round and path. A repeated run of an XDP program is slow to set up and take down: the kernel patches its
+/// dispatcher and waits for RCU (net/bpf/test_run.c, `bpf_prog_change_xdp`), some 20 ms that no figure contains.
+const CALLS: usize = 8;
 /// Port of the Service that a chain begins with.
 const PORT: u16 = 9000;
+/// Two local endpoints that are each other's Service: a packet of a connection goes to and fro between them.
+const LOOP_PORTS: [u16; 2] = [9001, 9002];
 /// First port of the chain of local endpoints; the next link is the next port.
 const LOCAL_PORT: u16 = 20_000;
 
@@ -52,6 +55,11 @@ impl Kind {
 
     fn routed(self) -> bool {
         matches!(self, Self::EstablishedRouted | Self::FirstRouted)
+    }
+
+    /// Runs per call.
+    fn runs(self) -> u32 {
+        if matches!(self, Self::NotOurs | Self::EstablishedLocal) { LOOP } else { CHAIN }
     }
 
     fn opens(self) -> bool {
@@ -123,6 +131,7 @@ impl Path {
     fn packet(&self, source: u16, opening: bool) -> Result<Vec<u8>> {
         let destination = match self.kind {
             Kind::NotOurs => address(NIC, 22, self.v6),
+            Kind::EstablishedLocal => address("local", LOOP_PORTS[0], self.v6),
             kind if kind.routed() => address("vip", PORT, self.v6),
             _ => address("vip2", PORT, self.v6),
         };
@@ -193,7 +202,6 @@ impl Stage {
     /// One round of a path: the floor and the path in turns.
     pub fn measure(&mut self, path: &Path) -> Result<Sample> {
         self.subject.forget_flows()?;
-        let calls = if path.kind.opens() { OPENING_CALLS } else { CALLS };
         let port = self.port();
         if matches!(path.kind, Kind::EstablishedLocal | Kind::EstablishedRouted) {
             self.establish(path, port)?;
@@ -207,11 +215,11 @@ impl Stage {
         };
         let before = self.subject.counters()?;
         let (mut floor, mut measured) = (Vec::new(), Vec::new());
-        for _ in 0..calls {
+        for _ in 0..CALLS {
             let source = if path.kind.opens() { self.port() } else { port };
             let packet = path.packet(source, path.kind.opens())?;
-            floor.push(f64::from(self.run(Hook::Floor, &packet)?.nanoseconds));
-            measured.push(f64::from(self.run(path.hook, &packet)?.nanoseconds));
+            floor.push(f64::from(self.run(Hook::Floor, &packet, path.kind.runs())?.nanoseconds));
+            measured.push(f64::from(self.run(path.hook, &packet, path.kind.runs())?.nanoseconds));
         }
         // The figures mean something only if every run took the path.
         let after = self.subject.counters()?;
@@ -220,7 +228,7 @@ impl Stage {
             .map(|(label, count)| (*label, count - before[label]))
             .filter(|(_, count)| *count > 0)
             .collect();
-        let runs = calls as u64 * u64::from(CHAIN);
+        let runs = CALLS as u64 * u64::from(path.kind.runs());
         let all: Vec<(&str, u64)> = expected.into_iter().map(|label| (label, runs)).collect();
         ensure!(
             counted == all,
@@ -231,21 +239,23 @@ impl Stage {
 
     /// Opens the connections of a chain and has them answered, where that can be.
     fn establish(&mut self, path: &Path, port: u16) -> Result<()> {
-        let last = self.run(path.hook, &path.packet(port, true)?)?.packet;
+        // Both directions of a loop, or every link of a chain.
+        let opening = if path.kind == Kind::EstablishedLocal { 2 } else { CHAIN };
+        let last = self.run(path.hook, &path.packet(port, true)?, opening)?.packet;
         if path.protocol == TCP {
             // The client's acknowledgement is the answer.
-            self.run(path.hook, &path.packet(port, false)?)?;
+            self.run(path.hook, &path.packet(port, false)?, opening)?;
         } else if path.kind == Kind::EstablishedLocal {
-            // The last link's endpoint answers; the answer walks the chain back.
+            // The endpoint answers, to and fro.
             let (from, to) = ends(&last).context("the chain ends without ports")?;
-            self.run(path.hook, &path.between(to, from, false)?)?;
+            self.run(path.hook, &path.between(to, from, false)?, opening)?;
         }
         // An answer through rewritten sources would go to this node itself, where the chain ends: those stay half open.
         Ok(())
     }
 
-    fn run(&mut self, hook: Hook, packet: &[u8]) -> Result<lb_testbed::programs::Run> {
-        let run = self.subject.run(hook, self.ifindex, packet, CHAIN)?;
+    fn run(&mut self, hook: Hook, packet: &[u8], runs: u32) -> Result<lb_testbed::programs::Run> {
+        let run = self.subject.run(hook, self.ifindex, packet, runs)?;
         ensure!(
             !matches!(run.action, Action::Drop | Action::Other(_)),
             "the last packet was not sent: {:?}",
@@ -276,6 +286,8 @@ fn chains(v6: bool, protocol: u8) -> Vec<ServiceEntry> {
         service(remote, remote, false),
         service(address("vip2", PORT, v6), local(0), true),
     ];
+    let [here, there] = LOOP_PORTS.map(|port| address("local", port, v6));
+    chains.extend([service(here, there, true), service(there, here, true)]);
     chains.extend((0..CHAIN as u16).map(|link| service(local(link), local(link + 1), true)));
     chains
 }

@@ -172,19 +172,30 @@ fn service_of_another_proxy_is_left_alone(world: &mut World) -> Result<()> {
     world.serves_no_more(&service)
 }
 
+/// As the agent reports them.
+const WATCHES: [&str; 2] = ["cannot watch services", "cannot watch endpointslices"];
+
 fn api_server_goes_away_and_comes_back(world: &mut World) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let loads = world.start_loads(&service)?;
     let log = world.agent_log()?;
     world.control_plane.stop_api_server();
-    world.agent_says("check that the API server is reachable", &log)?;
+    for watch in WATCHES {
+        world.agent_says(&[watch, "check that the API server is reachable"], &log)?;
+    }
     world.serves(&service, &[1, 3])?;
     // The kubelet would restart an agent that is unhealthy for so little.
     world.agent()?.wait_until_healthy()?;
     world.control_plane.start_api_server()?;
+    let later = world.new_service();
+    world.apply(&later.object())?;
+    world.set_endpoints(&later, &[3])?;
     world.set_endpoints(&service, &[1, 3, 4])?;
+    for watch in WATCHES {
+        world.agent_says(&["resolved", watch], &log)?;
+    }
     world.serves(&service, &[1, 3, 4])?;
-    let later = world.publish(&[3])?;
+    world.serves(&later, &[3])?;
     world.delete(&later.object())?;
     world.serves_no_more(&later)?;
     finish(loads)
@@ -220,7 +231,7 @@ fn agent_starts_before_the_api_server(world: &mut World) -> Result<()> {
     let log = world.agent_log()?;
     world.control_plane.stop_api_server();
     world.spawn_agent()?;
-    world.agent_says("cannot list services", &log)?;
+    world.agent_says(&["cannot list services"], &log)?;
     world.serves(&stays, &[1, 3])?;
     world.serves(&goes, &[1, 4])?;
     world.control_plane.start_api_server()?;

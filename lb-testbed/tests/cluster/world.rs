@@ -3,10 +3,11 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::agent::{self, Agent, AgentOptions};
-use lb_testbed::check::{answered_by, eventually, spread_over, unanswered};
+use lb_testbed::check::{answered_by, eventually, eventually_within, spread_over, unanswered};
 use lb_testbed::control_plane::{self, Api, ControlPlane, documents};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Load, LoadKind, Process, UDP_PORT};
 use lb_testbed::manifests::{self, Port, Service};
@@ -20,12 +21,17 @@ pub const ACCOUNT: (&str, &str) = ("sluice", "sluice");
 pub const ONE_DATAGRAM: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
 const DATAGRAMS: Datagrams = Datagrams { connected: false, count: 3, ..ONE_DATAGRAM };
 
+/// How long a watch may take to come back after a short outage: the pauses between attempts grow meanwhile.
+const WATCH_LIMIT: Duration = Duration::from_secs(60);
+
 pub struct World {
     pub topology: Topology,
     pub control_plane: ControlPlane,
     pub admin: Api,
     /// Of the agent; says where it looks for the API server.
     pub kubeconfig: PathBuf,
+    /// The settings of `deploy/config.yaml`.
+    config: PathBuf,
     agent: Option<Agent>,
     _servers: Vec<Process>,
     /// What [`Self::reset`] deletes.
@@ -52,11 +58,14 @@ impl World {
         }
         let (namespace, name) = ACCOUNT;
         let kubeconfig = control_plane.kubeconfig_of(namespace, name, &control_plane.address())?;
+        let config = topology.folder().join("config.yaml");
+        fs::write(&config, settings()?)?;
         let mut world = Self {
             topology,
             control_plane,
             admin,
             kubeconfig,
+            config,
             agent: None,
             _servers: servers,
             applied: Vec::new(),
@@ -83,7 +92,10 @@ impl World {
 
     /// Starts the agent and does not wait.
     pub fn spawn_agent(&mut self) -> Result<()> {
-        let options = AgentOptions { kubeconfig: Some(self.kubeconfig.clone()), ..AgentOptions::default() };
+        let options = AgentOptions {
+            kubeconfig: Some(self.kubeconfig.clone()),
+            arguments: vec![format!("--config={}", self.config.display())],
+        };
         self.agent = Some(Agent::spawn(&self.topology, self.node(), &options)?);
         Ok(())
     }
@@ -208,11 +220,12 @@ impl World {
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
 
-    /// Waits until the agent has said this since its log was `before`.
-    pub fn agent_says(&self, text: &str, before: &str) -> Result<()> {
-        eventually(|| {
+    /// Waits until the agent has logged a line with all these words since its log was `before`.
+    pub fn agent_says(&self, words: &[&str], before: &str) -> Result<()> {
+        eventually_within(WATCH_LIMIT, || {
             let log = self.agent_log()?;
-            ensure!(log[before.len()..].contains(text), "the agent did not say {text:?}");
+            let said = |line: &str| words.iter().all(|word| line.contains(word));
+            ensure!(log[before.len()..].lines().any(said), "the agent did not say {words:?}");
             Ok(())
         })
     }
@@ -256,6 +269,13 @@ fn silence(client: &Host, target: Target) -> Result<()> {
 /// The manifests for a cluster.
 pub fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+/// What the DaemonSet's agents find in the file of their `--config`.
+fn settings() -> Result<String> {
+    let maps = documents(&deploy().join("config.yaml"))?;
+    let settings = maps.iter().find_map(|map| map["data"]["config.yaml"].as_str());
+    settings.map(str::to_owned).context("deploy/config.yaml has no settings")
 }
 
 fn same(one: &Value, other: &Value) -> bool {
