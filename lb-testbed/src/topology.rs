@@ -59,9 +59,8 @@ pub const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:244::/32";
 const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 10, 0, 1);
 const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 1);
 
-/// VXLAN adds 50 bytes over IPv4 and 70 over IPv6; a pod's only device must fit both.
-const VXLAN_MTU_V4: u32 = 1450;
-const VXLAN_MTU_V6: u32 = 1430;
+/// VXLAN adds 50 bytes over IPv4 and 70 over IPv6; a pod's only device must fit both, and so the overlay has one MTU.
+pub const OVERLAY_MTU: u32 = 1430;
 
 /// A node: the agent runs here, and host-network clients.
 #[derive(Debug)]
@@ -304,7 +303,7 @@ impl Builder<'_> {
         let host = self.host(&name, &format!("{}/{name}", node.host.name), v4, v6)?;
         let mtu = match self.underlay {
             Underlay::Routed => 1500,
-            Underlay::Vxlan => VXLAN_MTU_V6,
+            Underlay::Vxlan => OVERLAY_MTU,
         };
         let device = format!("veth-{name}");
         let (gateway_v4, gateway_v6) = (node.gateway_v4, node.gateway_v6);
@@ -343,7 +342,7 @@ impl Builder<'_> {
                 let (own_v4, peer_v4) = (node.overlay_v4, other.overlay_v4);
                 write!(
                     script,
-                    "link add flannel.1 address {own_mac} mtu {VXLAN_MTU_V4} type vxlan id 1 local {} dev eth0 dstport 8472 nolearning\n\
+                    "link add flannel.1 address {own_mac} mtu {OVERLAY_MTU} type vxlan id 1 local {} dev eth0 dstport 8472 nolearning\n\
                      address add {own_v4}/32 dev flannel.1\n\
                      link set flannel.1 up\n\
                      neighbour add {peer_v4} lladdr {mac} dev flannel.1 nud permanent\n\
@@ -354,7 +353,7 @@ impl Builder<'_> {
                 let (own_v6, peer_v6) = (node.overlay_v6, other.overlay_v6);
                 write!(
                     script,
-                    "link add flannel-v6.1 address {own_mac} mtu {VXLAN_MTU_V6} type vxlan id 1 local {} dev eth0 dstport 8472 nolearning udp6zerocsumrx\n\
+                    "link add flannel-v6.1 address {own_mac} mtu {OVERLAY_MTU} type vxlan id 1 local {} dev eth0 dstport 8472 nolearning udp6zerocsumrx\n\
                      address add {own_v6}/128 dev flannel-v6.1 nodad\n\
                      link set flannel-v6.1 up\n\
                      neighbour add {peer_v6} lladdr {mac} dev flannel-v6.1 nud permanent\n\

@@ -4,9 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
 use lb_testbed::Family;
+use lb_testbed::Underlay;
 use lb_testbed::host::{Datagrams, Host};
 use lb_testbed::report::FailureKind;
-use lb_testbed::topology::Underlay;
+use lb_testbed::topology::OVERLAY_MTU;
 
 use crate::check::{answered, failed_as};
 use crate::world::{To, World};
@@ -83,10 +84,11 @@ pub fn path_mtu_is_told(world: &mut World, family: Family) -> Result<()> {
         let datagrams = Datagrams { connected: true, count: 1, size, dont_fragment: true };
         world.client().ask(target, datagrams)
     };
-    let (overlay, headers) = match family {
-        Family::V4 => (1450, 20 + 8),
-        Family::V6 => (1430, 40 + 8),
+    let headers = match family {
+        Family::V4 => 20 + 8,
+        Family::V6 => 40 + 8,
     };
+    let overlay = OVERLAY_MTU as usize;
     failed_as(&ask(overlay - headers + 1)?, FailureKind::TooBig)?;
     answered(&ask(overlay - headers)?, &[3], &world.node(0).addresses())
 }
