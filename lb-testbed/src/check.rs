@@ -1,6 +1,7 @@
 //! What cases assert about answers. Failures are errors with the whole exchange in the message.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,19 @@ pub fn spread_over(exchanges: &[Exchange], pods: &[usize]) -> Result<()> {
         let by_it =
             |exchange: &&Exchange| answer_of(exchange).is_ok_and(|answer| answer.greeting.pod == name);
         ensure!(exchanges.iter().any(|exchange| by_it(&exchange)), "{name} got none of {}", exchanges.len());
+    }
+    Ok(())
+}
+
+/// Each of these pods answered a fair number of times.
+pub fn evenly_over(exchanges: &[Exchange], pods: &[usize], fair: RangeInclusive<usize>) -> Result<()> {
+    answered_by(exchanges, pods)?;
+    for number in pods {
+        let name = format!("pod{number}");
+        let by_it =
+            |exchange: &&Exchange| answer_of(exchange).is_ok_and(|answer| answer.greeting.pod == name);
+        let count = exchanges.iter().filter(by_it).count();
+        ensure!(fair.contains(&count), "{name} got {count} of {} requests, not {fair:?}", exchanges.len());
     }
     Ok(())
 }

@@ -53,7 +53,7 @@ pub const CASES: &[Case] = &[
     once("pod_with_mapped_address", Where::Routed, cluster_ip::mapped_address),
     each("host_to_cluster_ip", Where::Both, cluster_ip::host),
     each("outside_to_cluster_ip", Where::Both, cluster_ip::outside),
-    each("requests_are_spread", Where::Routed, cluster_ip::requests_are_spread),
+    each("requests_are_spread", Where::Both, cluster_ip::requests_are_spread),
     each("outside_to_node_port_local", Where::Routed, node_port::outside_local),
     each("outside_to_node_port_remote", Where::Both, node_port::outside_remote),
     each("pod_to_node_port", Where::Routed, node_port::pod),
