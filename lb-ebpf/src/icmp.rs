@@ -17,6 +17,7 @@ use crate::verdict::Verdict;
 
 /// What the sender is told. Carries no data: what the compiler leaves undefined in the other variants, the verifier rejects.
 #[derive(Copy, Clone)]
+#[repr(u32)] // as wide as the other payloads of a verdict: parts of words cannot be copied aligned
 pub enum Error {
     /// Fragmentation needed, or packet too big: the path takes only IP packets up to [`Route::mtu`].
     TooBig,

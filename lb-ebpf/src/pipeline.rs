@@ -31,10 +31,10 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
     let flow = match flow::find(packet) {
         Some(found) => {
             if found.flow.deliver == deliver::ROUTE {
-                if let Err(verdict) =
-                    find_way(frame, packet, route, found.flow.new_src_addr, found.flow.new_dst_addr)
-                {
-                    return verdict;
+                match find_way(frame, packet, route, found.flow.new_src_addr, found.flow.new_dst_addr) {
+                    Ok(true) => {}
+                    Ok(false) => return Verdict::LeaveToTc,
+                    Err(verdict) => return verdict,
                 }
             }
             found.touch(packet);
@@ -109,8 +109,9 @@ fn connect<'a, F: Header, K: Frame>(
         masquerade: false,
         deliver: deliver::PASS,
     };
+    let mut can_finish = true;
     if backend.flags & backend_flags::LOCAL == 0 {
-        find_way(frame, packet, route, F::UNSPECIFIED, backend.addr)?;
+        can_finish = find_way(frame, packet, route, F::UNSPECIFIED, backend.addr)?;
         opening.source = route.source::<F>().ok_or(Verdict::Drop(Reason::NoSourceAddress))?;
         opening.masquerade = true;
         opening.deliver = deliver::ROUTE;
@@ -119,13 +120,14 @@ fn connect<'a, F: Header, K: Frame>(
         Ok(flow) => {
             count(Reason::FlowOpened);
             log::opened::<F>(&packet.key, flow);
-            Ok(flow)
+            // The endpoint stays chosen: were tc to choose again, those that XDP can reach would be taken more often.
+            if can_finish { Ok(flow) } else { Err(Verdict::LeaveToTc) }
         }
         Err(reason) => Err(Verdict::Drop(reason)),
     }
 }
 
-/// Finds the way of a packet to `dst`, or the reason why it cannot be sent there by this program.
+/// Finds the way of a packet to `dst`, and whether this program can send it there, or the reason why nobody can.
 #[inline(always)]
 fn find_way<F: Header, K: Frame>(
     frame: &K,
@@ -133,14 +135,13 @@ fn find_way<F: Header, K: Frame>(
     route: &mut Route,
     src: F::Addr,
     dst: F::Addr,
-) -> Result<(), Verdict> {
+) -> Result<bool, Verdict> {
     match route.find::<F, K>(frame, src, dst, packet.key.protocol, longest(frame, packet)) {
         Next::None if K::COMPLETE => Err(Verdict::Drop(Reason::NoRoute)),
         Next::None => Err(Verdict::LeaveToTc),
         Next::TooBig => Err(Verdict::Answer(icmp::Error::TooBig)),
         _ if packet.ttl <= 1 => Err(Verdict::Answer(icmp::Error::TimeExceeded)),
-        next if frame.can_send(packet, route, next) => Ok(()),
-        _ => Err(Verdict::LeaveToTc),
+        next => Ok(frame.can_send(packet, route, next)),
     }
 }
 

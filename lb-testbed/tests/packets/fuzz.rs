@@ -132,6 +132,15 @@ fn one(
             counters.extend(labels);
             "untouched"
         }
+        Judgement::OpensForTc => {
+            ensure!(found.action == Action::Pass, "it should pass, but: {:?}", found.action);
+            same(bytes, &found.packet, model)?;
+            counters.extend(["flow_opened", "left_to_tc"]);
+            // The packet does not show which endpoint was chosen.
+            subject.forget_flows()?;
+            model.forget_flows();
+            "untouched"
+        }
         Judgement::Dropped(label) => {
             ensure!(found.action == Action::Drop, "it should be dropped ({label}), but: {:?}", found.action);
             counters.push(label);

@@ -91,6 +91,8 @@ pub enum Judgement {
     },
     /// It opens a connection to one of these endpoints.
     Opens(Vec<SocketAddr>),
+    /// It opens a connection and is left, untouched, to the tc program of a device that the tests do not run.
+    OpensForTc,
     /// Its sender gets an error, after the headers that are quoted: type, code, and the word that follows.
     Answered {
         kind: u8,
@@ -127,6 +129,12 @@ pub struct Service {
 impl Model {
     pub fn new(link: Link, services: HashMap<(u8, SocketAddr), Service>, first_snat_port: u16) -> Self {
         Self { link, services, flows: HashMap::new(), fragments: HashMap::new(), first_snat_port }
+    }
+
+    /// No connection is known any more, and no datagram that is under way.
+    pub fn forget_flows(&mut self) {
+        self.flows.clear();
+        self.fragments.clear();
     }
 
     /// What should happen to a packet at a device. Changes no state but what the packet itself closes or says of its
@@ -168,10 +176,13 @@ impl Model {
         }
         // The fuzz gives each Service endpoints of one kind: what holds for the first holds for all.
         let endpoints = service.endpoints.clone();
-        if !is_local(endpoints[0])
-            && let Some(obstacle) = obstacle(&view, endpoints[0].ip())
-        {
-            return obstacle;
+        if !is_local(endpoints[0]) {
+            match obstacle(&view, endpoints[0].ip()) {
+                Some(_) if view.tagged => return left_to_tc(),
+                Some(obstacle) => return obstacle,
+                None if view.tagged => return Judgement::OpensForTc,
+                None => {}
+            }
         }
         Judgement::Opens(endpoints)
     }
@@ -189,6 +200,9 @@ impl Model {
             return Judgement::Untouched(Vec::new());
         }
         let routed = if flow.routed {
+            if view.tagged {
+                return left_to_tc();
+            }
             if let Some(obstacle) = obstacle(view, flow.to.destination.ip()) {
                 return obstacle;
             }
@@ -481,12 +495,13 @@ fn answer(view: &View, (kind, code): (u8, u8), word: u32, counter: &'static str)
     Judgement::Answered { kind, code, word, counter }
 }
 
+/// XDP cannot send a tagged frame on: the tag would have to go. The VLAN device's own program sees it next, without tag.
+fn left_to_tc() -> Judgement {
+    Judgement::Untouched(vec!["left_to_tc"])
+}
+
 /// What keeps a packet from being forwarded to an address.
 fn obstacle(view: &View, to: IpAddr) -> Option<Judgement> {
-    if view.tagged {
-        // XDP cannot send it on: the tag would have to go. The VLAN device's own program sees it next, without tag.
-        return Some(Judgement::Untouched(vec!["left_to_tc"]));
-    }
     let Some(way) = route(to) else { return Some(Judgement::Dropped("no_route")) };
     let mtu = world::device(way.device).map_or(1500, |device| device.mtu);
     let (judgement, counter) = if view.length > mtu as usize {
