@@ -169,6 +169,12 @@ impl MainLoop<'_> {
         for failure in &outcome.failed {
             error!("{failure}");
         }
+        for service in &outcome.withheld {
+            warn!(
+                "{service}: its load-balancer addresses are not served: loadBalancerSourceRanges are not enforced by this \
+                 version; its ClusterIPs and nodePorts are served"
+            );
+        }
         for service in &outcome.settled {
             info!("service port {service} is in the maps now");
         }

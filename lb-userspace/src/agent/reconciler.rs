@@ -9,7 +9,7 @@ use crate::apply::tables::Tables;
 use crate::apply::{ApplyError, Engine, NamedByFlows};
 use crate::model::Problem;
 use crate::plan::Planner;
-use crate::plan::wanted::ServicePortId;
+use crate::plan::wanted::{FrontendKind, IpFamily, ServicePortId, WantedService};
 use crate::serve::Pending;
 use crate::source::Event;
 
@@ -19,6 +19,8 @@ pub struct Reconciler<T> {
     engine: Engine<T>,
     /// Service ports that the maps do not hold as they are wanted.
     unsettled: BTreeMap<ServicePortId, Unsettled>,
+    /// Service ports whose guarded addresses are not served, see [`without_guarded_addresses`].
+    withheld: BTreeSet<ServicePortId>,
 }
 
 #[derive(Debug)]
@@ -44,11 +46,29 @@ pub struct Outcome {
     pub failed: Vec<String>,
     /// What failed before and has been written now.
     pub settled: Vec<ServicePortId>,
+    /// Service ports whose load-balancer addresses are left out because of their source ranges, each said once.
+    pub withheld: Vec<ServicePortId>,
+}
+
+/// Leaves out the load-balancer addresses of families with `loadBalancerSourceRanges`, and tells whether there were any.
+/// The programs do not look at the ranges; serving everybody what a few may use would be worse than serving nobody.
+fn without_guarded_addresses(mut wanted: WantedService) -> (WantedService, bool) {
+    let before = wanted.frontends.len();
+    let ranges = &wanted.source_ranges;
+    wanted.frontends.retain(|frontend| {
+        let guarded = match frontend.address.family() {
+            IpFamily::V4 => ranges.v4.is_some(),
+            IpFamily::V6 => ranges.v6.is_some(),
+        };
+        !(guarded && frontend.kind == FrontendKind::LoadBalancer)
+    });
+    let withheld = wanted.frontends.len() < before;
+    (wanted, withheld)
 }
 
 impl<T: Tables> Reconciler<T> {
     pub fn new(planner: Planner, engine: Engine<T>) -> Self {
-        Self { planner, engine, unsettled: BTreeMap::new() }
+        Self { planner, engine, unsettled: BTreeMap::new(), withheld: BTreeSet::new() }
     }
 
     pub fn planner(&self) -> &Planner {
@@ -61,19 +81,28 @@ impl<T: Tables> Reconciler<T> {
         let mut errors = Vec::new();
         // What is removed makes room, and frees addresses, for what comes.
         for id in &changes.removed {
+            self.withheld.remove(id);
             errors.extend(self.engine.remove(id, now).err());
         }
-        for wanted in &changes.changed {
-            errors.extend(self.engine.apply(wanted, now).err());
+        let changed = changes.changed.len();
+        let mut withheld = Vec::new();
+        for wanted in changes.changed {
+            let (wanted, guarded) = without_guarded_addresses(wanted);
+            if !guarded {
+                self.withheld.remove(&wanted.id);
+            } else if self.withheld.insert(wanted.id.clone()) {
+                withheld.push(wanted.id.clone());
+            }
+            errors.extend(self.engine.apply(&wanted, now).err());
         }
         if changes.complete {
             errors.extend(self.engine.finish_sync(now));
-        } else if !changes.removed.is_empty() || !changes.changed.is_empty() {
+        } else if !changes.removed.is_empty() || changed > 0 {
             errors.extend(self.engine.tick(now));
         }
         let (failed, settled) = self.take_note(errors, now);
         Outcome {
-            changed: changes.changed.len(),
+            changed,
             removed: changes.removed.len(),
             complete: changes.complete,
             node_changed: changes.node_changed,
@@ -81,6 +110,7 @@ impl<T: Tables> Reconciler<T> {
             resolved: changes.resolved,
             failed,
             settled,
+            withheld,
         }
     }
 
@@ -172,6 +202,41 @@ mod tests {
     fn reconciler(memory: &Memory, now: Instant) -> Reconciler<Memory> {
         let engine = Engine::adopt(memory.clone(), &NamedByFlows::default(), GRACE, now).unwrap();
         Reconciler::new(Planner::new(Settings::default()), engine)
+    }
+
+    #[test]
+    fn load_balancer_addresses_with_source_ranges_are_not_open_to_everybody() {
+        let now = Instant::now();
+        let memory = Memory::roomy(now);
+        let mut agent = reconciler(&memory, now);
+        let guarded = |ranges: serde_json::Value| {
+            let object: v1::Service = serde_json::from_value(serde_json::json!({
+                "metadata": { "namespace": "default", "name": "guarded" },
+                "spec": {
+                    "type": "LoadBalancer", "clusterIP": "10.96.0.20", "clusterIPs": ["10.96.0.20"],
+                    "ports": [{ "port": 80, "nodePort": 30020 }], "loadBalancerSourceRanges": ranges,
+                },
+                "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.20" }] } },
+            }))
+            .unwrap();
+            let converted = Service::from_api(&object);
+            Event::Service(converted.name, converted.value.map(Arc::new))
+        };
+        let served = || {
+            let mut served: Vec<_> =
+                memory.state().services.keys().map(|address| address.ip.to_string()).collect();
+            served.sort();
+            served
+        };
+
+        let outcome =
+            agent.absorb([guarded(serde_json::json!(["192.0.2.0/24"]))].into_iter().chain(synced()), now);
+        assert_eq!(outcome.withheld.len(), 1);
+        assert_eq!(served(), ["0.0.0.0", "10.96.0.20"]);
+        let outcome = agent.absorb([guarded(serde_json::json!(["192.0.2.0/25"]))], now);
+        assert_eq!(outcome.withheld, [], "said once");
+        agent.absorb([guarded(serde_json::json!([]))], now);
+        assert_eq!(served(), ["0.0.0.0", "10.96.0.20", "203.0.113.20"]);
     }
 
     #[test]
