@@ -128,7 +128,7 @@ impl<A: Copy + 'static> Found<A> {
         if packet.tcp_flags & !self.flow.tcp_seen != 0 {
             // SAFETY: see `lookup`; one byte. A concurrent packet's flag may be lost: the sender repeats what was not acknowledged.
             unsafe {
-                (&raw mut (*self.pointer).tcp_seen).write_volatile(self.flow.tcp_seen | packet.tcp_flags)
+                (&raw mut (*self.pointer).tcp_seen).write_volatile(self.flow.tcp_seen | packet.tcp_flags);
             };
         }
         if self.stage == Stage::HalfOpen && self.answered(packet) {

@@ -157,9 +157,13 @@ fn build<F: Parse, K: Frame>(
     }
     let grown = F::HEADER_LEN + ICMP_LEN;
     // SAFETY: the helpers check the lengths; packet pointers are read anew after them.
-    if unsafe { bpf_skb_change_tail(skb, (l3 + quoted) as u32, 0) } != 0
-        || unsafe { bpf_skb_change_head(skb, grown as u32, 0) } != 0
-    {
+    let cut = unsafe { bpf_skb_change_tail(skb, (l3 + quoted) as u32, 0) };
+    if cut != 0 {
+        return None;
+    }
+    // SAFETY: as above.
+    let shifted = unsafe { bpf_skb_change_head(skb, grown as u32, 0) };
+    if shifted != 0 {
         return None;
     }
     // What was at 0 is at `grown` now; the new headers overwrite the old link header.

@@ -21,6 +21,7 @@ pub fn set_port(context: &SockAddrContext, port: u16) {
 
 #[inline(always)]
 fn words(context: &SockAddrContext) -> [u32; 4] {
+    // SAFETY: only the address of a context field is taken.
     let field = unsafe { &raw const (*context.sock_addr).user_ip6 }.cast::<u32>();
     // SAFETY: context fields, always readable in IPv6 programs, word by word.
     unsafe {
@@ -35,6 +36,7 @@ fn words(context: &SockAddrContext) -> [u32; 4] {
 
 #[inline(always)]
 fn set_words(context: &SockAddrContext, words: [u32; 4]) {
+    // SAFETY: only the address of a context field is taken.
     let field = unsafe { &raw mut (*context.sock_addr).user_ip6 }.cast::<u32>();
     // SAFETY: context fields that IPv6 programs may write, word by word.
     unsafe {

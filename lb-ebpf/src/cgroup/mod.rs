@@ -160,12 +160,12 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     let Some(service) = find::<F, S>(context, addr, port, UDP) else { return ALLOW };
     let mut key = SocketPeerKey { cookie: cookie(context), addr, port, pad: [0; 2] };
     // SAFETY: copied at once; entries are written whole.
-    if let Some(known) = unsafe { F::socket_peers().get(&key) } {
-        if service::takes_new::<F>(known.backend_id, service.service_id) {
-            S::set_address(context, known.addr);
-            address::set_port(context, known.port);
-            return ALLOW;
-        }
+    if let Some(known) = unsafe { F::socket_peers().get(&key) }
+        && service::takes_new::<F>(known.backend_id, service.service_id)
+    {
+        S::set_address(context, known.addr);
+        address::set_port(context, known.port);
+        return ALLOW;
     }
     let (backend_id, backend) = match service::select::<F>(service, Client::Inside) {
         Ok(selected) => selected,
