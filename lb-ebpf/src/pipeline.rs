@@ -87,12 +87,15 @@ fn connect<'a, F: Header, K: Frame>(
     flow: &'a mut Flow<F::Addr>,
 ) -> Result<&'a Flow<F::Addr>, Verdict> {
     let key = &packet.key;
+    // What opens nothing and has no flow may belong to kube-proxy and is passed on. XDP need not even look whether it goes
+    // to a service: it comes by again in tc, and is counted there.
+    let opens = key.protocol != TCP || packet.opens();
+    if !opens && !K::COMPLETE {
+        return Err(Verdict::Pass);
+    }
     let service = service::find::<F>(key.dst_addr, key.dst_port, key.protocol).ok_or(Verdict::Pass)?;
-    if key.protocol == TCP && !packet.opens() {
-        // What XDP passes on comes by again in tc, and is counted there.
-        if K::COMPLETE {
-            count(Reason::NotOpening);
-        }
+    if !opens {
+        count(Reason::NotOpening);
         return Err(Verdict::Pass);
     }
     let (backend_id, backend) = match service::select::<F>(service, Client::Outside) {

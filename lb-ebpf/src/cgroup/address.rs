@@ -163,12 +163,12 @@ impl SocketAddress<V6> for In6 {
 impl Wide for Mapped {
     #[inline(always)]
     fn wide(context: &SockAddrContext) -> [u8; 16] {
-        bytes(words(context))
+        In6::wide(context)
     }
 
     #[inline(always)]
     fn set_wide(context: &SockAddrContext, addr: &[u8; 16]) {
-        set_words(context, from_bytes(*addr));
+        In6::set_wide(context, addr);
     }
 }
 
