@@ -148,6 +148,22 @@ pub struct Flow<A> {
     pub pad: u8,
 }
 
+impl<A: Copy> Flow<A> {
+    /// The key of the other direction of this connection: what its packets look like when they arrive.
+    #[inline(always)]
+    pub fn other_key(&self, protocol: u8) -> FlowKey<A> {
+        FlowKey {
+            src_addr: self.new_dst_addr,
+            dst_addr: self.new_src_addr,
+            src_port: self.new_dst_port,
+            dst_port: self.new_src_port,
+            protocol,
+            pad: 0,
+            reserved: 0,
+        }
+    }
+}
+
 /// Values of [`Flow::direction`].
 pub mod direction {
     /// From the client to the service.

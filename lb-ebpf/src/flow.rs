@@ -42,20 +42,6 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// The key of the other direction of a connection: what its packets look like when they arrive.
-#[inline(always)]
-pub fn other_key<F: Maps>(flow: &Flow<F::Addr>, protocol: u8) -> FlowKey<F::Addr> {
-    FlowKey {
-        src_addr: flow.new_dst_addr,
-        dst_addr: flow.new_src_addr,
-        src_port: flow.new_dst_port,
-        dst_port: flow.new_src_port,
-        protocol,
-        pad: 0,
-        reserved: 0,
-    }
-}
-
 #[inline(always)]
 fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
     let (pointer, stage) = match F::flows().get_ptr_mut(key) {
@@ -100,7 +86,7 @@ pub fn find_reply<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
 /// Whether the other side of a TCP connection has closed or reset it.
 #[inline(always)]
 fn peer_closed<F: Maps>(flow: &Flow<F::Addr>, protocol: u8) -> bool {
-    match lookup::<F>(&other_key::<F>(flow, protocol)) {
+    match lookup::<F>(&flow.other_key(protocol)) {
         Some(peer) => peer.flow.tcp_seen & (tcp_flags::FIN | tcp_flags::RST) != 0,
         None => true,
     }
@@ -108,7 +94,7 @@ fn peer_closed<F: Maps>(flow: &Flow<F::Addr>, protocol: u8) -> bool {
 
 #[inline(always)]
 fn remove<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
-    let other = other_key::<F>(flow, key.protocol);
+    let other = flow.other_key(key.protocol);
     // An entry is in one of the two tables; that the other has none is no error.
     let _ = F::flows().remove(&other);
     let _ = F::half_open().remove(&other);
@@ -151,7 +137,7 @@ impl<A: Copy + 'static> Found<A> {
 /// Moves both entries of a connection to the flow table. On a full table they stay where they are.
 #[inline(always)]
 fn promote<F: Maps>(packet: &Packet<F>, flow: &Flow<F::Addr>) {
-    let other_key = other_key::<F>(flow, packet.key.protocol);
+    let other_key = flow.other_key(packet.key.protocol);
     // SAFETY: see `lookup`.
     let Some(other) = (unsafe { F::half_open().get(&other_key) }) else { return };
     if F::flows().insert(&other_key, other, BPF_NOEXIST as u64).is_err() {

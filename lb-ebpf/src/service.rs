@@ -73,11 +73,17 @@ pub fn still_serves<F: Maps>(backend_id: u32, service_id: u32) -> bool {
     }
 }
 
-/// Whether the endpoint of a flow may take one more connection of the same client.
+/// Whether the endpoint that a client was given before, of this id and address, may be given to it again. The address is
+/// compared because ids are used again, by another endpoint of the same service perhaps.
 #[inline(always)]
-pub fn takes_new<F: Maps>(backend_id: u32, service_id: u32) -> bool {
+pub fn takes_new<F: Maps>(backend_id: u32, service_id: u32, addr: F::Addr, port: u16) -> bool {
     match backend::<F>(backend_id) {
-        Some(backend) => backend.service_id == service_id && backend.flags & backend_flags::DRAINING == 0,
+        Some(backend) => {
+            backend.service_id == service_id
+                && backend.flags & backend_flags::DRAINING == 0
+                && backend.port == port
+                && backend.addr == addr
+        }
         None => false,
     }
 }

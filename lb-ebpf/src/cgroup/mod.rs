@@ -161,7 +161,7 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     let mut key = SocketPeerKey { cookie: cookie(context), addr, port, pad: [0; 2] };
     // SAFETY: copied at once; entries are written whole.
     if let Some(known) = unsafe { F::socket_peers().get(&key) }
-        && service::takes_new::<F>(known.backend_id, service.service_id)
+        && service::takes_new::<F>(known.backend_id, service.service_id, known.addr, known.port)
     {
         S::set_address(context, known.addr);
         address::set_port(context, known.port);

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use lb_common::layout::{Flow, FlowKey, FragmentKey, FragmentPorts, TCP, direction, tcp_flags};
+use lb_common::layout::{Flow, FlowKey, FragmentKey, FragmentPorts, TCP, tcp_flags};
 
 use super::maps::{MapAddress, MapHandles};
 use super::sys::Plain;
@@ -113,19 +113,6 @@ pub fn sweep(maps: &MapHandles, now_ns: u64, timeouts: &FlowTimeouts) -> io::Res
     Ok(sweep)
 }
 
-/// The key of the other direction of a connection, as the programs form it (lb-ebpf/src/flow.rs, `other_key`).
-fn other_key<A: Copy>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
-    FlowKey {
-        src_addr: flow.new_dst_addr,
-        dst_addr: flow.new_src_addr,
-        src_port: flow.new_dst_port,
-        dst_port: flow.new_src_port,
-        protocol: key.protocol,
-        pad: 0,
-        reserved: 0,
-    }
-}
-
 fn sweep_family<A: MapAddress>(
     maps: &MapHandles,
     now_ns: u64,
@@ -147,7 +134,7 @@ where
         sweep.open += 1;
         let silent = silent_for(flow);
         if silent >= shortest {
-            let other = other_key(key, flow);
+            let other = flow.other_key(key.protocol);
             let expired = match open.get(&other) {
                 // A connection is as young as its last packet in either direction.
                 Ok(Some(peer)) => {
@@ -180,7 +167,6 @@ where
     }
     half_open.for_each(|_, flow| {
         sweep.half_open += 1;
-        debug_assert!(flow.direction == direction::REQUEST || flow.direction == direction::REPLY);
         sweep.named.add(A::FAMILY, flow.service_id, flow.backend_id);
     })
 }
