@@ -10,9 +10,9 @@ use core::mem::{offset_of, size_of};
 
 use crate::family::{Family, V4, V6};
 
-/// Version of everything in this module. Part of the pin path (`<bpffs>/sluice/v1/…`), so that an agent never reuses
+/// Version of everything in this module. Part of the pin path (`<bpffs>/sluice/v2/…`), so that an agent never reuses
 /// a map whose entries it would misread.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// `IPPROTO_TCP`.
 pub const TCP: u8 = 6;
@@ -23,8 +23,7 @@ pub const SCTP: u8 = 132;
 
 /// Key of `SERVICES_V4` and `SERVICES_V6`: an address and port that clients use.
 ///
-/// `addr` all zero: any address of this node that takes NodePorts (those in `NODE_ADDRS_V4`/`V6`).
-/// `port` zero and `protocol` zero: the address itself belongs to a service, whatever the port.
+/// `addr` all zero: any address of this node that takes NodePorts (see [`address_flags::NODE_PORTS`]).
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct ServiceKey<A> {
@@ -73,6 +72,10 @@ pub mod service_flags {
     pub const EXTERNAL: u32 = 1 << 3;
     /// The two ranges differ: the source of a packet must be told apart (pod and node, or outside).
     pub const POLICY_LOCAL: u32 = 1 << 4;
+    /// The range for traffic from outside is the Local list of endpoints ([`super::backend_flags::IN_LOCAL`]).
+    pub const OUTSIDE_LOCAL: u32 = 1 << 5;
+    /// The range for traffic from pods and this node is the Local list of endpoints.
+    pub const INSIDE_LOCAL: u32 = 1 << 6;
 }
 
 /// Values of [`Service::algorithm`]: how the slot is chosen.
@@ -108,8 +111,11 @@ pub mod backend_flags {
     pub const PRESENT: u16 = 1 << 0;
     /// The endpoint runs on this node: packets are handed up the stack instead of being sent out again.
     pub const LOCAL: u16 = 1 << 1;
-    /// The endpoint takes no new connections (it terminates): open ones go on.
-    pub const DRAINING: u16 = 1 << 2;
+    /// In the Cluster list: new connections under the Cluster policy may be given to it. An endpoint in neither list drains:
+    /// it takes no new connections and keeps the open ones.
+    pub const IN_CLUSTER: u16 = 1 << 2;
+    /// In the Local list: the same for the Local policy.
+    pub const IN_LOCAL: u16 = 1 << 3;
 }
 
 /// Key of the flow tables: a packet's 5-tuple as it arrives at the hook.
@@ -249,20 +255,85 @@ pub struct ConnectedPeer {
     pub service_id: u32,
 }
 
-/// Value of `NODE_ADDRS_V4` and `NODE_ADDRS_V6`, keyed by an address of this node.
+/// Value of `ADDRESSES_V4` and `ADDRESSES_V6`, keyed by an address that packets to be looked at may have as destination: an
+/// address of this node, of a Service, or of both. A destination that is not in this map is nobody's business here.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct NodeAddr {
-    /// Interface index of the device that carries the address.
+pub struct KnownAddress {
+    /// Interface index of the device that carries the address; 0 when it is none of this node's.
     pub ifindex: u32,
-    /// Bits of [`node_addr_flags`].
+    /// Bits of [`address_flags`].
     pub flags: u32,
 }
 
-/// Bits of [`NodeAddr::flags`].
-pub mod node_addr_flags {
-    /// NodePorts are served at this address.
+/// Bits of [`KnownAddress::flags`].
+pub mod address_flags {
+    /// NodePorts are served at this address of the node.
     pub const NODE_PORTS: u32 = 1 << 0;
+    /// An address of this node.
+    pub const NODE: u32 = 1 << 1;
+    /// An address of a Service: echo requests to it are answered, unless the node has it too.
+    pub const SERVICE: u32 = 1 << 2;
+    /// A ClusterIP: ports that its Service does not have are rejected.
+    pub const CLUSTER_IP: u32 = 1 << 3;
+    /// The bits that follow from the node's devices; the others follow from Services.
+    pub const OF_NODE: u32 = NODE_PORTS | NODE;
+}
+
+/// Values of `NETWORKS_V4` and `NETWORKS_V6`, whose keys are prefix lengths and addresses.
+pub mod network_flags {
+    /// Addresses of pods: they count as inside the cluster.
+    pub const PODS: u32 = 1 << 0;
+    /// A ServiceCIDR: what is sent to an address in it that no Service has is dropped.
+    pub const SERVICES: u32 = 1 << 1;
+}
+
+/// What follows the prefix length in a key of `SOURCE_RANGES_V4`/`V6`: a network whose addresses may use the load-balancer
+/// addresses of a service port with [`service_flags::SOURCE_RANGES`]. Prefix lengths count the id: 32 for everybody.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct SourceRange<A> {
+    pub service_id: u32,
+    pub addr: A,
+}
+
+/// Key of `NAMESPACES`: a network namespace (`SO_NETNS_COOKIE`). Its value: the addresses its processes speak with, for programs
+/// at sockets, which do not see a source address yet; all zero when it has none of a family.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceAddrs {
+    pub addr_v4: [u8; 4],
+    pub addr_v6: [u8; 16],
+}
+
+/// Key of `AFFINITY`: a client of a service port (ClientIP session affinity).
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct AffinityKey {
+    /// The source address of packets, IPv4 in the first four bytes; the cookie of the network namespace of sockets, in the first
+    /// eight bytes, low byte first: a pod.
+    pub client: [u8; 16],
+    pub service_id: u32,
+    /// One of [`affinity_client`].
+    pub client_kind: u32,
+}
+
+/// Values of [`AffinityKey::client_kind`]: what stands in [`AffinityKey::client`], and the family of the connection.
+pub mod affinity_client {
+    pub const ADDRESS_V4: u32 = 1;
+    pub const ADDRESS_V6: u32 = 2;
+    pub const NAMESPACE_V4: u32 = 3;
+    pub const NAMESPACE_V6: u32 = 4;
+}
+
+/// Value of `AFFINITY`: the endpoint the client was given last.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// `CLOCK_MONOTONIC` at the last new connection, in nanoseconds.
+    pub last_used_ns: u64,
+    pub backend_id: u32,
+    pub pad: u32,
 }
 
 /// Value of `DEVICES`, keyed by interface index: what the programs must know of a device that packets leave through.
@@ -284,6 +355,8 @@ pub mod device_flags {
     pub const XDP_TARGET: u32 = 1 << 0;
     /// Frames of this device carry no Ethernet header (ipip, wireguard, tun).
     pub const NO_ETHERNET: u32 = 1 << 1;
+    /// The device leads to a pod (`--pod-interfaces`): what arrives by it comes from this node's pods, replies to them leave by it.
+    pub const POD: u32 = 1 << 2;
 }
 
 /// Value of `SERVICE_NAMES`, keyed by service id: the service port in the words of the Kubernetes API. Zero padded UTF-8.
@@ -327,7 +400,12 @@ assert_layout! {
     SocketPeer<A4>: 16, { addr: 0, port: 4, backend_id: 8 };
     SocketPeer<A6>: 28, { addr: 0, port: 16, backend_id: 20 };
     ConnectedPeer: 44, { service_addr: 0, backend_addr: 16, service_port: 32, backend_id: 36 };
-    NodeAddr: 8, { ifindex: 0, flags: 4 };
+    KnownAddress: 8, { ifindex: 0, flags: 4 };
+    SourceRange<A4>: 8, { service_id: 0, addr: 4 };
+    SourceRange<A6>: 20, { service_id: 0, addr: 4 };
+    NamespaceAddrs: 20, { addr_v4: 0, addr_v6: 4 };
+    AffinityKey: 24, { client: 0, service_id: 16, client_kind: 20 };
+    Affinity: 16, { last_used_ns: 0, backend_id: 8 };
     Device: 28, { addr_v4: 0, addr_v6: 4, mtu: 20, flags: 24 };
     ServiceName: 196, { namespace: 0, name: 64, port_name: 128, port: 192, protocol: 194 };
 }

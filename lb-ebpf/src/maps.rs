@@ -4,13 +4,13 @@
 //! read them with `bpftool`.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::macro_support::{Argument, IpFormatter};
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
-    Backend, ConnectedPeer, Device, Flow, FlowKey, FragmentKey, FragmentPorts, NodeAddr, Service, ServiceKey,
-    ServiceName, SocketPeer, SocketPeerKey,
+    Affinity, AffinityKey, Backend, ConnectedPeer, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
+    KnownAddress, NamespaceAddrs, Service, ServiceKey, ServiceName, SocketPeer, SocketPeerKey, SourceRange,
 };
 use lb_common::reason::REASONS;
 
@@ -26,7 +26,9 @@ pub type Flows<A> = HashMap<FlowKey<A>, Flow<A>, 262_144>;
 pub type HalfOpen<A> = LruHashMap<FlowKey<A>, Flow<A>, 65_536>;
 pub type Fragments<A> = LruHashMap<FragmentKey<A>, FragmentPorts, 8_192>;
 pub type SocketPeers<A> = LruHashMap<SocketPeerKey<A>, SocketPeer<A>, 65_536>;
-pub type NodeAddrs<A> = HashMap<A, NodeAddr, 4_096, SPARSE>;
+pub type Addresses<A> = HashMap<A, KnownAddress, 65_536, SPARSE>;
+pub type Networks<A> = LpmTrie<A, u32, 4_096>;
+pub type SourceRanges<A> = LpmTrie<SourceRange<A>, u32, 65_536>;
 
 /// Addresses and ports that clients use → endpoints. Written by the agent; leaves with its Service.
 #[btf_map]
@@ -75,11 +77,31 @@ pub static SOCKET_PEERS_V6: SocketPeers<[u8; 16]> = LruHashMap::new();
 #[btf_map]
 pub static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
 
-/// Addresses of this node. Written by the agent as addresses come and go.
+/// Addresses of this node and of Services: destinations that are looked at. Written by the agent; leaves with the address.
 #[btf_map]
-pub static NODE_ADDRS_V4: NodeAddrs<[u8; 4]> = HashMap::new();
+pub static ADDRESSES_V4: Addresses<[u8; 4]> = HashMap::new();
 #[btf_map]
-pub static NODE_ADDRS_V6: NodeAddrs<[u8; 16]> = HashMap::new();
+pub static ADDRESSES_V6: Addresses<[u8; 16]> = HashMap::new();
+
+/// Networks of pods and of Services. Written by the agent when it has read everything, and as they change.
+#[btf_map]
+pub static NETWORKS_V4: Networks<[u8; 4]> = LpmTrie::new();
+#[btf_map]
+pub static NETWORKS_V6: Networks<[u8; 16]> = LpmTrie::new();
+
+/// `loadBalancerSourceRanges` by service id. Written by the agent before the service entry that refers to it; leaves after it.
+#[btf_map]
+pub static SOURCE_RANGES_V4: SourceRanges<[u8; 4]> = LpmTrie::new();
+#[btf_map]
+pub static SOURCE_RANGES_V6: SourceRanges<[u8; 16]> = LpmTrie::new();
+
+/// Cookie of a network namespace → the addresses of its pod. Written by the agent as pods come and go.
+#[btf_map]
+pub static NAMESPACES: HashMap<u64, NamespaceAddrs, 4_096, SPARSE> = HashMap::new();
+
+/// ClientIP session affinity, both families. Written by the programs; least recently used leave.
+#[btf_map]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65_536> = LruHashMap::new();
 
 /// Interface index → what the programs must know of the device. Written by the agent as devices come and go.
 #[btf_map]
@@ -117,7 +139,9 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
     fn half_open() -> &'static HalfOpen<Self::Addr>;
     fn fragments() -> &'static Fragments<Self::Addr>;
     fn socket_peers() -> &'static SocketPeers<Self::Addr>;
-    fn node_addrs() -> &'static NodeAddrs<Self::Addr>;
+    fn addresses() -> &'static Addresses<Self::Addr>;
+    fn networks() -> &'static Networks<Self::Addr>;
+    fn source_ranges() -> &'static SourceRanges<Self::Addr>;
     fn scratch() -> Option<&'static mut Scratch<Self>>;
     /// The address of a device to which sources are rewritten.
     fn device_addr(device: &Device) -> Self::Addr;
@@ -125,7 +149,7 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
 
 macro_rules! family_maps {
     ($family:ty, $addr:ident, $services:ident, $backends:ident, $flows:ident, $half_open:ident, $fragments:ident,
-     $socket_peers:ident, $node_addrs:ident, $scratch:ident) => {
+     $socket_peers:ident, $addresses:ident, $networks:ident, $source_ranges:ident, $scratch:ident) => {
         impl Maps for $family {
             #[inline(always)]
             fn services() -> &'static Services<Self::Addr> {
@@ -152,8 +176,16 @@ macro_rules! family_maps {
                 &$socket_peers
             }
             #[inline(always)]
-            fn node_addrs() -> &'static NodeAddrs<Self::Addr> {
-                &$node_addrs
+            fn addresses() -> &'static Addresses<Self::Addr> {
+                &$addresses
+            }
+            #[inline(always)]
+            fn networks() -> &'static Networks<Self::Addr> {
+                &$networks
+            }
+            #[inline(always)]
+            fn source_ranges() -> &'static SourceRanges<Self::Addr> {
+                &$source_ranges
             }
             #[inline(always)]
             fn scratch() -> Option<&'static mut Scratch<Self>> {
@@ -177,7 +209,9 @@ family_maps!(
     HALF_OPEN_V4,
     FRAGMENTS_V4,
     SOCKET_PEERS_V4,
-    NODE_ADDRS_V4,
+    ADDRESSES_V4,
+    NETWORKS_V4,
+    SOURCE_RANGES_V4,
     SCRATCH_V4
 );
 family_maps!(
@@ -189,6 +223,8 @@ family_maps!(
     HALF_OPEN_V6,
     FRAGMENTS_V6,
     SOCKET_PEERS_V6,
-    NODE_ADDRS_V6,
+    ADDRESSES_V6,
+    NETWORKS_V6,
+    SOURCE_RANGES_V6,
     SCRATCH_V6
 );

@@ -1,7 +1,7 @@
 //! Is this address a Service's, and which endpoint is taken.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use lb_common::layout::{Backend, Service, ServiceKey, backend_flags, node_addr_flags, service_flags};
+use lb_common::layout::{Backend, Service, ServiceKey, address_flags, backend_flags, service_flags};
 use lb_common::reason::Reason;
 
 use crate::aligned::Aligned;
@@ -43,8 +43,8 @@ pub fn at_node_port<F: Maps>(port: u16, protocol: u8) -> Option<&'static Service
 #[inline(always)]
 pub fn takes_node_ports<F: Maps>(addr: &F::Addr) -> bool {
     // SAFETY: only flags, one aligned word, are read.
-    match unsafe { F::node_addrs().get(addr) } {
-        Some(entry) => entry.flags & node_addr_flags::NODE_PORTS != 0,
+    match unsafe { F::addresses().get(addr) } {
+        Some(entry) => entry.flags & address_flags::NODE_PORTS != 0,
         None => false,
     }
 }
@@ -80,7 +80,7 @@ pub fn takes_new<F: Maps>(backend_id: u32, service_id: u32, addr: F::Addr, port:
     match backend::<F>(backend_id) {
         Some(backend) => {
             backend.service_id == service_id
-                && backend.flags & backend_flags::DRAINING == 0
+                && backend.flags & backend_flags::IN_CLUSTER != 0
                 && backend.port == port
                 && backend.addr == addr
         }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result};
-use lb_common::layout::{self, algorithm, backend_flags, device_flags, kind, node_addr_flags, service_flags};
+use lb_common::layout::{self, address_flags, algorithm, backend_flags, device_flags, kind, service_flags};
 use lb_userspace::apply::tables::{BackendEntry, ServiceAddress, Tables};
 use lb_userspace::config::MapSizes;
 use lb_userspace::datapath::{Datapath, LoadOptions, ProgramStatistics, ServiceTables, TcAttach};
@@ -169,7 +169,8 @@ impl Subject {
             let entry = layout::Device { addr_v4: v4.octets(), addr_v6: v6.octets(), mtu: device.mtu, flags };
             datapath.put_device(ifindex, &entry)?;
             for address in [IpAddr::V4(v4), IpAddr::V6(v6)] {
-                let entry = layout::NodeAddr { ifindex, flags: node_addr_flags::NODE_PORTS };
+                let entry =
+                    layout::KnownAddress { ifindex, flags: address_flags::NODE | address_flags::NODE_PORTS };
                 datapath.put_node_address(address, &entry)?;
             }
         }
@@ -231,7 +232,8 @@ impl Subject {
             return Ok(*id);
         }
         let id = self.next_backend;
-        let flags = backend_flags::PRESENT | if endpoint.local { backend_flags::LOCAL } else { 0 };
+        let local = if endpoint.local { backend_flags::LOCAL | backend_flags::IN_LOCAL } else { 0 };
+        let flags = backend_flags::PRESENT | backend_flags::IN_CLUSTER | local;
         let entry = BackendEntry { address: endpoint.address, flags, service_id };
         self.tables.write_backend(IpFamily::of(&endpoint.address.ip()), id, entry)?;
         self.backends.insert((service_id, endpoint.address), id);

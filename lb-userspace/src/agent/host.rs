@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use lb_common::layout::{Device, NodeAddr};
+use lb_common::layout::{Device, KnownAddress};
 
 use super::network::HostTables;
 use crate::datapath::{AttachError, Attached, Datapath};
@@ -37,7 +37,7 @@ impl HostTables for Datapath {
         Ok(Datapath::remove_device(self, ifindex)?)
     }
 
-    fn put_address(&mut self, address: IpAddr, value: &NodeAddr) -> Result<(), HostError> {
+    fn put_address(&mut self, address: IpAddr, value: &KnownAddress) -> Result<(), HostError> {
         Ok(self.put_node_address(address, value)?)
     }
 

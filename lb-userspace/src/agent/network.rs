@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use lb_common::layout::{Device, NodeAddr, device_flags};
+use lb_common::layout::{Device, KnownAddress, device_flags};
 
 use crate::datapath::Attached;
 use crate::node::devices::{Choice, Programs};
@@ -20,11 +20,15 @@ pub struct Wanted {
     pub attachments: BTreeMap<u32, Choice>,
     /// Without [`device_flags::XDP_TARGET`]: whether XDP is there turns out when it is attached.
     pub devices: BTreeMap<u32, Device>,
-    pub addresses: BTreeMap<IpAddr, NodeAddr>,
+    pub addresses: BTreeMap<IpAddr, KnownAddress>,
 }
 
 impl Wanted {
-    pub fn new(choices: &[Choice], devices: Vec<(u32, Device)>, addresses: Vec<(IpAddr, NodeAddr)>) -> Self {
+    pub fn new(
+        choices: &[Choice],
+        devices: Vec<(u32, Device)>,
+        addresses: Vec<(IpAddr, KnownAddress)>,
+    ) -> Self {
         let taken = choices.iter().filter(|choice| choice.programs != Programs::None);
         Self {
             attachments: taken.map(|choice| (choice.index, choice.clone())).collect(),
@@ -44,7 +48,7 @@ pub trait HostTables {
     fn detach(&mut self, ifindex: u32) -> Result<(), Self::Error>;
     fn put_device(&mut self, ifindex: u32, device: &Device) -> Result<(), Self::Error>;
     fn remove_device(&mut self, ifindex: u32) -> Result<(), Self::Error>;
-    fn put_address(&mut self, address: IpAddr, value: &NodeAddr) -> Result<(), Self::Error>;
+    fn put_address(&mut self, address: IpAddr, value: &KnownAddress) -> Result<(), Self::Error>;
     fn remove_address(&mut self, address: IpAddr) -> Result<(), Self::Error>;
 }
 
@@ -52,7 +56,7 @@ pub trait HostTables {
 #[derive(Debug, Default)]
 pub struct Network {
     devices: BTreeMap<u32, Device>,
-    addresses: BTreeMap<IpAddr, NodeAddr>,
+    addresses: BTreeMap<IpAddr, KnownAddress>,
     attachments: BTreeMap<u32, Attachment>,
     /// What could not be done, by what it is about, with what was said about it.
     failed: BTreeMap<String, Failure>,
@@ -104,7 +108,7 @@ impl Network {
     /// What an earlier agent left: entries of the maps, and the devices that its programs are attached to.
     pub fn adopt(
         devices: impl IntoIterator<Item = (u32, Device)>,
-        addresses: impl IntoIterator<Item = (IpAddr, NodeAddr)>,
+        addresses: impl IntoIterator<Item = (IpAddr, KnownAddress)>,
         attached: impl IntoIterator<Item = u32>,
     ) -> Self {
         Self {
@@ -287,7 +291,7 @@ mod tests {
         fn remove_device(&mut self, ifindex: u32) -> io::Result<()> {
             self.call(format!("remove device {ifindex}"))
         }
-        fn put_address(&mut self, address: IpAddr, value: &NodeAddr) -> io::Result<()> {
+        fn put_address(&mut self, address: IpAddr, value: &KnownAddress) -> io::Result<()> {
             self.call(format!("put address {address} flags {}", value.flags))
         }
         fn remove_address(&mut self, address: IpAddr) -> io::Result<()> {
@@ -305,7 +309,7 @@ mod tests {
 
     fn wanted() -> Wanted {
         let choices = [choice(1, "lo", Programs::None), choice(2, "eth0", Programs::Tc)];
-        let address = ("192.0.2.1".parse().unwrap(), NodeAddr { ifindex: 2, flags: 1 });
+        let address = ("192.0.2.1".parse().unwrap(), KnownAddress { ifindex: 2, flags: 1 });
         Wanted::new(&choices, vec![(2, device(1500))], vec![address])
     }
 
@@ -368,7 +372,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_agent_left_is_taken_over_or_removed() {
-        let stale = ("198.51.100.1".parse().unwrap(), NodeAddr { ifindex: 9, flags: 1 });
+        let stale = ("198.51.100.1".parse().unwrap(), KnownAddress { ifindex: 9, flags: 1 });
         let devices = [(2, device(1500)), (9, device(1500))];
         let mut network = Network::adopt(devices, wanted().addresses.into_iter().chain([stale]), [2, 9]);
         let mut host = Host::default();

@@ -364,8 +364,8 @@ impl<T: Tables> Writer<T> {
             let lists = wanted.endpoints(family);
 
             let mut ids = Vec::with_capacity(lists.endpoints.len());
-            for endpoint in &lists.endpoints {
-                let flags = entry::backend_flags(endpoint);
+            for (index, endpoint) in (0..).zip(&lists.endpoints) {
+                let flags = entry::backend_flags(lists, index, endpoint);
                 let backend = match known.backends.get(&endpoint.address) {
                     Some(&InstalledBackend { id, flags: before }) => {
                         if flags != before {

@@ -6,8 +6,8 @@ use lb_common::layout::{self, backend_flags, service_flags};
 
 use super::tables::ServiceAddress;
 use crate::plan::wanted::{
-    Algorithm, Candidates, Frontend, FrontendAddress, FrontendKind, IpFamily, Protocol, ServicePortId,
-    WantedEndpoint, WantedService, WhenEmpty,
+    Algorithm, Candidates, EndpointList, EndpointLists, Frontend, FrontendAddress, FrontendKind, IpFamily,
+    Protocol, ServicePortId, WantedEndpoint, WantedService, WhenEmpty,
 };
 
 /// A range of slots as a service entry names it. An empty one is `0, 0`.
@@ -45,6 +45,8 @@ pub fn service(
         (inside_drop, service_flags::INSIDE_DROP),
         (frontend.kind != FrontendKind::ClusterIp, service_flags::EXTERNAL),
         ((outside, outside_drop) != (inside, inside_drop), service_flags::POLICY_LOCAL),
+        (frontend.outside.list == EndpointList::Local, service_flags::OUTSIDE_LOCAL),
+        (frontend.inside.list == EndpointList::Local, service_flags::INSIDE_LOCAL),
     ] {
         if set {
             flags |= flag;
@@ -74,13 +76,17 @@ pub fn slot_ranges(entry: &layout::Service) -> [SlotRange; 2] {
     ]
 }
 
-pub fn backend_flags(endpoint: &WantedEndpoint) -> u16 {
+/// The flags of the endpoint with this index in the lists of its family.
+pub fn backend_flags(lists: &EndpointLists, index: u32, endpoint: &WantedEndpoint) -> u16 {
     let mut flags = backend_flags::PRESENT;
-    if endpoint.local {
-        flags |= backend_flags::LOCAL;
-    }
-    if endpoint.draining {
-        flags |= backend_flags::DRAINING;
+    for (set, flag) in [
+        (endpoint.local, backend_flags::LOCAL),
+        (lists.cluster.binary_search(&index).is_ok(), backend_flags::IN_CLUSTER),
+        (lists.local.binary_search(&index).is_ok(), backend_flags::IN_LOCAL),
+    ] {
+        if set {
+            flags |= flag;
+        }
     }
     flags
 }

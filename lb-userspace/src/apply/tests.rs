@@ -194,8 +194,8 @@ fn meaning(memory: &Memory) -> Meaning {
     });
     let backends =
         IpFamily::BOTH.into_iter().flat_map(|family| state.backends[family].values()).map(|backend| {
-            let [local, draining] =
-                [backend_flags::LOCAL, backend_flags::DRAINING].map(|flag| backend.flags & flag != 0);
+            let local = backend.flags & backend_flags::LOCAL != 0;
+            let draining = backend.flags & (backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL) == 0;
             // The name comes after the backends: it may have failed.
             let service = ids.get(&backend.service_id).map_or_else(|| "?".into(), |(id, _)| id.to_string());
             format!("{service} {} local {local} draining {draining}", backend.address)

@@ -113,7 +113,9 @@ impl MapSizes {
         use layout::*;
         let service = hash_entry(size_of::<ServiceKey<A4>>(), size_of::<Service>())
             + hash_entry(size_of::<ServiceKey<A6>>(), size_of::<Service>())
-            + hash_entry(size_of::<u32>(), size_of::<ServiceName>());
+            + hash_entry(size_of::<u32>(), size_of::<ServiceName>())
+            + hash_entry(size_of::<A4>(), size_of::<KnownAddress>())
+            + hash_entry(size_of::<A6>(), size_of::<KnownAddress>());
         let backend = array_entry(size_of::<Backend<A4>>()) + array_entry(size_of::<Backend<A6>>());
         let flow = hash_entry(size_of::<FlowKey<A4>>(), size_of::<Flow<A4>>())
             + hash_entry(size_of::<FlowKey<A6>>(), size_of::<Flow<A6>>());

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use lb_common::layout::{Device, NodeAddr, Service, ServiceName};
+use lb_common::layout::{Device, KnownAddress, Service, ServiceName, address_flags};
 use lb_common::reason::Reason;
 
 use super::Pins;
@@ -64,17 +64,25 @@ impl Maps {
             .collect()
     }
 
-    /// Addresses of this node.
-    pub fn node_addresses(&self) -> io::Result<Vec<(IpAddr, NodeAddr)>> {
+    /// Addresses of this node, with the flags that follow from its devices.
+    pub fn node_addresses(&self) -> io::Result<Vec<(IpAddr, KnownAddress)>> {
         let mut addresses = Vec::new();
         self.node_addresses_of::<[u8; 4]>(&mut addresses)?;
         self.node_addresses_of::<[u8; 16]>(&mut addresses)?;
         Ok(addresses)
     }
 
-    fn node_addresses_of<A: MapAddress>(&self, addresses: &mut Vec<(IpAddr, NodeAddr)>) -> io::Result<()> {
-        let table: Table<A, NodeAddr> = self.0.table(&format!("NODE_ADDRS_{}", A::SUFFIX))?;
-        table.for_each(|address, value| addresses.push((address.to_ip(), *value)))
+    fn node_addresses_of<A: MapAddress>(
+        &self,
+        addresses: &mut Vec<(IpAddr, KnownAddress)>,
+    ) -> io::Result<()> {
+        let table: Table<A, KnownAddress> = self.0.table(&format!("ADDRESSES_{}", A::SUFFIX))?;
+        table.for_each(|address, value| {
+            if value.flags & address_flags::NODE != 0 {
+                let flags = value.flags & address_flags::OF_NODE;
+                addresses.push((address.to_ip(), KnownAddress { flags, ..*value }));
+            }
+        })
     }
 
     /// Devices by interface index.

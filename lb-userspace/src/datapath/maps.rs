@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use lb_common::layout::{self, Backend, Device, NodeAddr, Service, ServiceKey, ServiceName};
+use lb_common::layout::{
+    self, Backend, Device, KnownAddress, Service, ServiceKey, ServiceName, address_flags,
+};
 
 use super::Pins;
 use super::programs::LoadError;
@@ -314,8 +316,8 @@ impl HostMaps<'_> {
         self.0.table("DEVICES")
     }
 
-    fn addresses<A: MapAddress>(&self) -> io::Result<Table<A, NodeAddr>> {
-        self.0.table(&format!("NODE_ADDRS_{}", A::SUFFIX))
+    fn addresses<A: MapAddress>(&self) -> io::Result<Table<A, KnownAddress>> {
+        self.0.table(&format!("ADDRESSES_{}", A::SUFFIX))
     }
 
     pub fn put_device(&self, ifindex: u32, device: &Device) -> io::Result<()> {
@@ -326,18 +328,47 @@ impl HostMaps<'_> {
         self.devices()?.remove(&ifindex).map(drop)
     }
 
-    pub fn put_address(&self, address: IpAddr, value: &NodeAddr) -> io::Result<()> {
-        match address {
-            IpAddr::V4(ip) => self.addresses()?.put(&ip.octets(), value),
-            IpAddr::V6(ip) => self.addresses()?.put(&ip.octets(), value),
-        }
+    /// Writes what the node knows of an address; what Services know of it stays.
+    pub fn put_address(&self, address: IpAddr, value: &KnownAddress) -> io::Result<()> {
+        self.update_address(address, |known| KnownAddress {
+            ifindex: value.ifindex,
+            flags: known.flags & !address_flags::OF_NODE | value.flags,
+        })
     }
 
     pub fn remove_address(&self, address: IpAddr) -> io::Result<()> {
+        self.update_address(address, |known| KnownAddress {
+            ifindex: 0,
+            flags: known.flags & !address_flags::OF_NODE,
+        })
+    }
+
+    fn update_address(
+        &self,
+        address: IpAddr,
+        change: impl FnOnce(KnownAddress) -> KnownAddress,
+    ) -> io::Result<()> {
         match address {
-            IpAddr::V4(ip) => self.addresses()?.remove(&ip.octets()),
-            IpAddr::V6(ip) => self.addresses()?.remove(&ip.octets()),
+            IpAddr::V4(ip) => update_address(&self.addresses()?, &ip.octets(), change),
+            IpAddr::V6(ip) => update_address(&self.addresses()?, &ip.octets(), change),
         }
-        .map(drop)
+    }
+}
+
+/// Changes an entry of `ADDRESSES`, which the node and Services share, and removes it when nothing is left. One thread writes
+/// the map: nobody comes between reading and writing.
+fn update_address<A: Plain>(
+    addresses: &Table<A, KnownAddress>,
+    address: &A,
+    change: impl FnOnce(KnownAddress) -> KnownAddress,
+) -> io::Result<()> {
+    let known = addresses.get(address)?.unwrap_or(KnownAddress { ifindex: 0, flags: 0 });
+    let changed = change(known);
+    if changed.flags == 0 {
+        addresses.remove(address).map(drop)
+    } else if changed != known {
+        addresses.put(address, &changed)
+    } else {
+        Ok(())
     }
 }

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use lb_common::layout::{Device, LAYOUT_VERSION, NodeAddr};
+use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION};
 
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
 use self::links::Links;
@@ -141,7 +141,7 @@ impl Datapath {
         self.host().remove_device(ifindex)
     }
 
-    pub fn put_node_address(&self, address: IpAddr, value: &NodeAddr) -> io::Result<()> {
+    pub fn put_node_address(&self, address: IpAddr, value: &KnownAddress) -> io::Result<()> {
         self.host().put_address(address, value)
     }
 

@@ -314,6 +314,7 @@ fn map_fd(map: &aya::maps::Map) -> BorrowedFd<'_> {
         | Map::PerCpuArray(data)
         | Map::HashMap(data)
         | Map::LruHashMap(data)
+        | Map::LpmTrie(data)
         | Map::SkStorage(data)
         | Map::RingBuf(data)
         | Map::Unsupported(data) => data.fd().as_fd(),
@@ -322,11 +323,13 @@ fn map_fd(map: &aya::maps::Map) -> BorrowedFd<'_> {
 }
 
 /// The maps whose size the configuration sets.
-fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 15] {
+fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 17] {
     [
         ("SERVICES_V4", sizes.max_services),
         ("SERVICES_V6", sizes.max_services),
         ("SERVICE_NAMES", sizes.max_services),
+        ("ADDRESSES_V4", sizes.max_services),
+        ("ADDRESSES_V6", sizes.max_services),
         ("SLOTS", sizes.max_slots),
         ("BACKENDS_V4", sizes.max_backends),
         ("BACKENDS_V6", sizes.max_backends),

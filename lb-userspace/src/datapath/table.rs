@@ -37,7 +37,7 @@ plain!(
     layout::FragmentKey<[u8; 4]>,
     layout::FragmentKey<[u8; 16]>,
     layout::FragmentPorts,
-    layout::NodeAddr,
+    layout::KnownAddress,
     layout::Device,
     layout::ServiceName,
     layout::Backend<[u8; 4]>,

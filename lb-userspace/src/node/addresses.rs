@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::layout::{self, device_flags, node_addr_flags};
+use lb_common::layout::{self, address_flags, device_flags};
 
 use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeState, Scope};
 
@@ -48,7 +48,7 @@ impl NodePortAddresses {
     }
 }
 
-/// What `NODE_ADDRS` shall hold: every address of this host, with a flag on those that take NodePorts.
+/// What `ADDRESSES` shall hold of this node: every address of this host, with a flag on those that take NodePorts.
 ///
 /// `node_addresses` are those of the Node object, empty when it is not known. An address that stands on several devices
 /// (pod gateways do) is listed once, with the first.
@@ -56,7 +56,7 @@ pub fn node_addresses(
     node: &NodeState,
     options: &NodePortAddresses,
     node_addresses: &[IpAddr],
-) -> Vec<(IpAddr, layout::NodeAddr)> {
+) -> Vec<(IpAddr, layout::KnownAddress)> {
     let main = [node.main_v4.map(IpAddr::V4), node.main_v6.map(IpAddr::V6)].into_iter().flatten();
     let mut primary = node_addresses.to_vec();
     for ip in main {
@@ -67,8 +67,11 @@ pub fn node_addresses(
     let mut found = BTreeMap::new();
     for device in &node.devices {
         for address in &device.addresses {
-            let flags = if options.takes(address.ip, &primary) { node_addr_flags::NODE_PORTS } else { 0 };
-            found.entry(address.ip).or_insert(layout::NodeAddr { ifindex: device.index, flags });
+            let mut flags = address_flags::NODE;
+            if options.takes(address.ip, &primary) {
+                flags |= address_flags::NODE_PORTS;
+            }
+            found.entry(address.ip).or_insert(layout::KnownAddress { ifindex: device.index, flags });
         }
     }
     found.into_iter().collect()

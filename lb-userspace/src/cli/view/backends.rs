@@ -33,7 +33,11 @@ pub fn backend_rows(backends: &Backends, names: &Names, filter: &Filter) -> Vec<
                 .map(|name| protocol_name(name.protocol))
                 .unwrap_or_default(),
             address: entry.address,
-            state: if entry.flags & backend_flags::DRAINING == 0 { "ready" } else { "draining" },
+            state: if entry.flags & (backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL) == 0 {
+                "draining"
+            } else {
+                "ready"
+            },
             local: entry.flags & backend_flags::LOCAL != 0,
             id,
         })

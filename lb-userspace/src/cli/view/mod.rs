@@ -133,13 +133,13 @@ pub(super) mod fixture {
     }
 
     pub fn backends() -> Backends {
-        use layout::backend_flags::{DRAINING, LOCAL, PRESENT};
+        use layout::backend_flags::{IN_CLUSTER, IN_LOCAL, LOCAL, PRESENT};
         HashMap::from([
-            ((IpFamily::V4, 1), backend("10.244.1.2:8080", PRESENT | LOCAL, 1)),
-            ((IpFamily::V4, 2), backend("10.244.2.2:8080", PRESENT, 1)),
-            ((IpFamily::V4, 3), backend("10.244.2.3:8080", PRESENT | DRAINING, 1)),
-            ((IpFamily::V6, 1), backend("[fd00:10:244:1::2]:8080", PRESENT | LOCAL, 1)),
-            ((IpFamily::V4, 4), backend("10.244.2.10:53", PRESENT, 2)),
+            ((IpFamily::V4, 1), backend("10.244.1.2:8080", PRESENT | LOCAL | IN_CLUSTER | IN_LOCAL, 1)),
+            ((IpFamily::V4, 2), backend("10.244.2.2:8080", PRESENT | IN_CLUSTER, 1)),
+            ((IpFamily::V4, 3), backend("10.244.2.3:8080", PRESENT, 1)),
+            ((IpFamily::V6, 1), backend("[fd00:10:244:1::2]:8080", PRESENT | LOCAL | IN_CLUSTER, 1)),
+            ((IpFamily::V4, 4), backend("10.244.2.10:53", PRESENT | IN_CLUSTER, 2)),
         ])
     }
 }
