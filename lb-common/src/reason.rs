@@ -79,6 +79,8 @@ reasons! {
     MapInconsistent = 16, "map_inconsistent", Dropped;
     /// The source is outside the service's loadBalancerSourceRanges.
     SourceRange = 17, "source_range", Dropped;
+    /// A process of the node asked for a port that is a NodePort.
+    NodePortProtected = 18, "node_port_protected", Rejected;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

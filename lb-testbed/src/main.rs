@@ -28,6 +28,10 @@ enum Command {
     },
     /// Send datagrams from one socket and wait for the answer to each
     Ask(tool::ask::Options),
+    /// Keep one connection or connected socket, and use it when standard input says so
+    Hold(tool::hold::Options),
+    /// Bind addresses and say which could be bound
+    Bind(tool::bind::Options),
     /// Send requests at a steady rate until standard input ends
     Load(tool::load::Options),
     /// Build a cluster without agents, print its name, and remove it on Ctrl-C
@@ -46,6 +50,8 @@ async fn main() -> Result<()> {
         Command::Serve(options) => tool::serve::run(options).await,
         Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
         Command::Ask(options) => print(&tool::ask::run(&options)?),
+        Command::Hold(options) => tool::hold::run(&options).await,
+        Command::Bind(options) => print(&tool::bind::run(&options)),
         Command::Load(options) => print(&tool::load::run(&options).await?),
         Command::Up => up().await,
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),

@@ -13,12 +13,14 @@ use super::AgentError;
 use super::network::{Network, Step, Wanted};
 use super::reconciler::{Outcome, Reconciler};
 use super::stop::Stop;
-use crate::config::Config;
+use crate::config::{Config, TerminateSockets};
 use crate::datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
 use crate::model::Severity;
 use crate::node::NodeState;
 use crate::node::addresses::{device_table, node_addresses};
 use crate::node::devices::{DeviceOptions, Programs, choose};
+use crate::node::namespaces::follow::Follower;
+use crate::plan::wanted::Protocol;
 use crate::serve::{Progress, State};
 use crate::source::Event;
 
@@ -35,6 +37,7 @@ pub struct MainLoop<'a> {
     pub reconciler: Reconciler<ServiceTables>,
     pub network: Network,
     pub node: watch::Receiver<Arc<NodeState>>,
+    pub namespaces: Follower,
     pub health: watch::Sender<State>,
     /// Devices that are left alone, and why: each is said once.
     pub left: BTreeMap<String, String>,
@@ -67,9 +70,11 @@ impl MainLoop<'_> {
                 }
                 _ = events.recv_many(&mut batch, BATCH) => self.follow_events(std::mem::take(&mut batch)),
                 Ok(()) = self.node.changed() => self.follow_host(),
+                Ok(()) = self.namespaces.addresses.changed() => self.follow_host(),
                 _ = tick.tick() => {
                     let outcome = self.reconciler.tick(Instant::now());
                     self.say(&outcome);
+                    self.close_sockets(&outcome);
                     if self.network.pending().is_some() {
                         self.follow_host();
                     }
@@ -88,6 +93,7 @@ impl MainLoop<'_> {
         let events = batch.len();
         let outcome = self.reconciler.absorb(batch, started);
         self.say(&outcome);
+        self.close_sockets(&outcome);
         if outcome.node_changed {
             self.follow_host();
         }
@@ -124,7 +130,8 @@ impl MainLoop<'_> {
 
         let of_node = self.reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
         let addresses = node_addresses(&state, &self.config.nodeport_addresses, of_node);
-        let wanted = Wanted::new(&choices, device_table(&state, |_| false), addresses);
+        let namespaces = Arc::clone(&self.namespaces.addresses.borrow_and_update());
+        let wanted = Wanted::new(&choices, device_table(&state, |_| false), addresses, namespaces);
         for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {
                 Step::Attached { device, how, reason } => {
@@ -134,6 +141,18 @@ impl MainLoop<'_> {
                 Step::Detached { device } => info!("detached from {device}"),
                 Step::Failed { what, reason } => error!("cannot {what}, trying again: {reason}"),
             }
+        }
+    }
+
+    /// Sees to it that sockets that stand at an endpoint that is gone are closed; once also those that an earlier agent left.
+    fn close_sockets(&self, outcome: &Outcome) {
+        let lost = match self.config.terminate_sockets {
+            TerminateSockets::None => return,
+            TerminateSockets::Udp => outcome.lost.contains(&Protocol::Udp),
+            TerminateSockets::All => !outcome.lost.is_empty(),
+        };
+        if lost || outcome.complete {
+            self.namespaces.visit();
         }
     }
 

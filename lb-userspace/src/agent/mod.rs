@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source ─ events ─► Reconciler (planner, engine) ─► service maps
-//! node ─ devices, addresses ─► Network ─► attachments, host maps
+//! node ─ devices, addresses, namespaces ─► Network ─► attachments, host maps
 //! clock ─► retries, flow sweeps          all of it ─► log, /healthz
 //! ```
 //!
@@ -14,6 +14,7 @@ mod logging;
 mod main_loop;
 mod network;
 mod reconciler;
+mod sockets;
 mod stop;
 
 use std::io;
@@ -25,8 +26,9 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::apply::Engine;
-use crate::config::{Config, DatapathLog, ExternalIps};
+use crate::config::{Config, DatapathLog, ExternalIps, TerminateSockets};
 use crate::datapath::{AttachError, Datapath, FlowTimeouts, LoadError, LoadOptions, Pins, monotonic_ns};
+use crate::node::namespaces::follow::follow;
 use crate::node::sysctl::Sysctls;
 use crate::node::{self, NodeError};
 use crate::plan::{Planner, Settings};
@@ -39,6 +41,7 @@ pub use lock::{LockError, NodeLock};
 use main_loop::MainLoop;
 use network::Network;
 use reconciler::Reconciler;
+use sockets::StaleSockets;
 use stop::Stop;
 
 /// Longer than a packet can be in the hands of a program: what nothing refers to any more is reused after this time.
@@ -71,6 +74,8 @@ pub enum AgentError {
     Attach(#[from] AttachError),
     #[error("cannot read what an earlier agent left")]
     Adopt(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("cannot follow network namespaces")]
+    Namespaces(#[source] io::Error),
     #[error("the source of Services has ended by itself")]
     SourceEnded,
 }
@@ -120,11 +125,18 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
     let network = Network::adopt(
         maps.devices().map_err(|e| adopt(e.into()))?,
         maps.node_addresses().map_err(|e| adopt(e.into()))?,
+        maps.namespaces().map_err(|e| adopt(e.into()))?,
         datapath.attached_devices()?,
     );
     enable_forwarding();
     datapath.attach_cgroup(cgroup)?;
     info!(cgroup = %cgroup.display(), "sockets of processes in this cgroup are served");
+
+    let stale = |endpoints| StaleSockets::new(endpoints, config.terminate_sockets == TerminateSockets::All);
+    let namespaces = datapath
+        .endpoints()
+        .and_then(|endpoints| follow(config.netns_dir.clone(), stale(endpoints)))
+        .map_err(AgentError::Namespaces)?;
 
     MainLoop {
         config,
@@ -132,6 +144,7 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         reconciler: Reconciler::new(Planner::new(planner_settings(config)), engine),
         network,
         node,
+        namespaces,
         health,
         left: Default::default(),
     }
@@ -223,6 +236,7 @@ fn load_options(config: &Config) -> LoadOptions {
             DatapathLog::Trace => 5,
         },
         tc_attach: config.tc_attach,
+        protect_node_ports: config.protect_node_ports,
     }
 }
 

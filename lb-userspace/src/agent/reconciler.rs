@@ -9,7 +9,7 @@ use crate::apply::tables::Tables;
 use crate::apply::{ApplyError, Engine, NamedByFlows};
 use crate::model::Problem;
 use crate::plan::Planner;
-use crate::plan::wanted::{FrontendKind, IpFamily, ServicePortId, WantedService};
+use crate::plan::wanted::{FrontendKind, IpFamily, Protocol, ServicePortId, WantedService};
 use crate::serve::Pending;
 use crate::source::Event;
 
@@ -46,6 +46,8 @@ pub struct Outcome {
     pub failed: Vec<String>,
     /// What failed before and has been written now.
     pub settled: Vec<ServicePortId>,
+    /// Protocols of the service ports that lost an endpoint.
+    pub lost: BTreeSet<Protocol>,
     /// Service ports whose load-balancer addresses are left out because of their source ranges, each said once.
     pub withheld: Vec<ServicePortId>,
 }
@@ -110,6 +112,7 @@ impl<T: Tables> Reconciler<T> {
             resolved: changes.resolved,
             failed,
             settled,
+            lost: self.engine.take_lost(),
             withheld,
         }
     }
@@ -118,7 +121,7 @@ impl<T: Tables> Reconciler<T> {
     pub fn tick(&mut self, now: Instant) -> Outcome {
         let errors = self.engine.tick(now);
         let (failed, settled) = self.take_note(errors, now);
-        Outcome { failed, settled, ..Outcome::default() }
+        Outcome { failed, settled, lost: self.engine.take_lost(), ..Outcome::default() }
     }
 
     /// The flow tables were swept, beginning at `started`, and name these ids.

@@ -1,7 +1,7 @@
 //! The engine: records of what the maps hold, and the changes that lead from there to what is wanted.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::error::ApplyError;
 use super::ids::{IdPool, settled_before};
 use super::slots::SlotPool;
 use super::tables::{BackendEntry, Capacity, ServiceAddress, SizedMap, TableError, Tables};
-use crate::plan::wanted::{Candidates, EndpointList, IpFamily, ServicePortId, WantedService};
+use crate::plan::wanted::{Candidates, EndpointList, IpFamily, Protocol, ServicePortId, WantedService};
 
 /// Keeps the service maps equal to what is wanted. Never sleeps and has no clock: time is an argument.
 ///
@@ -219,6 +219,11 @@ impl<T: Tables> Engine<T> {
         }
     }
 
+    /// Protocols of the service ports that have lost an endpoint since this was asked last.
+    pub fn take_lost(&mut self) -> BTreeSet<Protocol> {
+        std::mem::take(&mut self.writer.lost)
+    }
+
     /// Service ports that are not, or not fully, as they are wanted.
     pub fn unsettled(&self) -> impl Iterator<Item = &ServicePortId> {
         self.pending.keys().map(Arc::as_ref)
@@ -266,7 +271,7 @@ impl<T: Tables> Engine<T> {
     fn try_remove(&mut self, id: &ServicePortId, now: Instant) -> Result<(), ApplyError> {
         let Some((id, mut installed)) = self.services.remove_entry(id) else { return Ok(()) };
         installed.adopted = false;
-        match self.writer.remove(&mut installed, now) {
+        match self.writer.remove(&id, &mut installed, now) {
             Ok(()) => Ok(()),
             Err(source) => {
                 self.services.insert(id.clone(), installed);
@@ -291,6 +296,8 @@ pub(super) struct Writer<T> {
     pub slots: SlotPool,
     /// Something was freed since the last tick.
     pub freed: bool,
+    /// See [`Engine::take_lost`].
+    pub lost: BTreeSet<Protocol>,
 }
 
 /// What is to be written for one service port. Its ids and ranges are taken, and nothing is published yet.
@@ -327,7 +334,7 @@ impl<T: Tables> Writer<T> {
         let result = self
             .prepare(id, installed, wanted, &mut draft, &mut taken)
             .and_then(|()| self.install(id, installed, &mut draft, &name))
-            .and_then(|()| self.withdraw(installed, Some(wanted), &draft.entries, now));
+            .and_then(|()| self.withdraw(id, installed, Some(wanted), &draft.entries, now));
         self.discard(draft);
         self.retire_unused_slots(installed, now);
         result.map_err(table_error)?;
@@ -513,6 +520,7 @@ impl<T: Tables> Writer<T> {
     /// Removes the entries that are not in `entries`, then the backends that are not wanted: from here on their UDP flows move to another endpoint.
     fn withdraw(
         &mut self,
+        id: &ServicePortId,
         installed: &mut Installed,
         wanted: Option<&WantedService>,
         entries: &BTreeMap<ServiceAddress, layout::Service>,
@@ -539,10 +547,11 @@ impl<T: Tables> Writer<T> {
                 .filter(|(address, _)| !kept.contains(address))
                 .map(|(address, backend)| (*address, backend.id))
                 .collect();
-            for (address, id) in gone {
-                self.tables.clear_backend(family, id)?;
+            for (address, backend_id) in gone {
+                self.tables.clear_backend(family, backend_id)?;
                 record.backends.remove(&address);
-                self.backend_ids[family].retire(id, now);
+                self.backend_ids[family].retire(backend_id, now);
+                self.lost.insert(id.protocol);
             }
         }
         Ok(())
@@ -567,8 +576,13 @@ impl<T: Tables> Writer<T> {
     }
 
     /// Removes everything of a service port.
-    fn remove(&mut self, installed: &mut Installed, now: Instant) -> Result<(), TableError> {
-        self.withdraw(installed, None, &BTreeMap::new(), now)?;
+    fn remove(
+        &mut self,
+        id: &ServicePortId,
+        installed: &mut Installed,
+        now: Instant,
+    ) -> Result<(), TableError> {
+        self.withdraw(id, installed, None, &BTreeMap::new(), now)?;
         self.tables.remove_service_name(installed.service_id)?;
         self.service_ids.retire(installed.service_id, now);
         Ok(())

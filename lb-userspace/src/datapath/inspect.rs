@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use lb_common::layout::{Device, KnownAddress, Service, ServiceName, address_flags};
+use lb_common::layout::{Device, KnownAddress, NamespaceAddrs, Service, ServiceName, address_flags};
 use lb_common::reason::Reason;
 
 use super::Pins;
@@ -83,6 +83,14 @@ impl Maps {
                 addresses.push((address.to_ip(), KnownAddress { flags, ..*value }));
             }
         })
+    }
+
+    /// Addresses of pods and of this node, by the cookie of their network namespace.
+    pub fn namespaces(&self) -> io::Result<Vec<(u64, NamespaceAddrs)>> {
+        let table: Table<u64, NamespaceAddrs> = self.0.table("NAMESPACES")?;
+        let mut namespaces = Vec::new();
+        table.for_each(|cookie, addresses| namespaces.push((*cookie, *addresses)))?;
+        Ok(namespaces)
     }
 
     /// Devices by interface index.

@@ -3,6 +3,7 @@
 //! Everything that must outlive an agent is pinned below [`Pins`]: maps, and links, which keep programs attached. A
 //! second agent finds the pins, reuses the maps and puts its own programs into the links without a gap.
 
+mod endpoints;
 pub mod flows;
 pub mod inspect;
 mod links;
@@ -16,8 +17,9 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION};
+use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION, NamespaceAddrs};
 
+pub use self::endpoints::Endpoints;
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
 use self::links::Links;
 pub use self::links::{AttachError, Attached};
@@ -147,6 +149,19 @@ impl Datapath {
 
     pub fn remove_node_address(&self, address: IpAddr) -> io::Result<()> {
         self.host().remove_address(address)
+    }
+
+    pub fn put_namespace(&self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
+        self.host().put_namespace(cookie, addresses)
+    }
+
+    pub fn remove_namespace(&self, cookie: u64) -> io::Result<()> {
+        self.host().remove_namespace(cookie)
+    }
+
+    /// What connected sockets were given, for a thread of its own.
+    pub fn endpoints(&self) -> io::Result<Endpoints> {
+        Endpoints::new(&self.programs, &self.maps)
     }
 
     fn host(&self) -> HostMaps<'_> {
