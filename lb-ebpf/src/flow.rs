@@ -37,26 +37,53 @@ pub struct Found<A: 'static> {
 
 /// The clock of flow time stamps: `CLOCK_MONOTONIC` at tick resolution, in nanoseconds. A few ns to read.
 #[inline(always)]
-fn now() -> u64 {
+pub fn now() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-#[inline(always)]
-fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
-    let (pointer, stage) = match F::flows().get_ptr_mut(key) {
-        Some(pointer) => (pointer, Stage::Open),
-        None => (F::half_open().get_ptr_mut(key)?, Stage::HalfOpen),
-    };
-    // SAFETY: a map value, valid until the program ends; after its creation only `last_seen_ns` and `tcp_seen` change,
-    // each one aligned word or byte.
-    Some(Found { flow: unsafe { &*pointer }, pointer, stage })
+impl<A> Found<A> {
+    #[inline(always)]
+    fn new(pointer: *mut Flow<A>, stage: Stage) -> Self {
+        // SAFETY: a map value, valid until the program ends; after its creation only `last_seen_ns` and `tcp_seen` change,
+        // each one aligned word or byte.
+        Self { flow: unsafe { &*pointer }, pointer, stage }
+    }
 }
 
-/// The entry for a packet, or nothing when it belongs to no connection or opens a new one over the remains of an old one.
+#[inline(always)]
+fn open_entry<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
+    F::flows().get_ptr_mut(key).map(|pointer| Found::new(pointer, Stage::Open))
+}
+
+#[inline(always)]
+fn half_open_entry<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
+    F::half_open().get_ptr_mut(key).map(|pointer| Found::new(pointer, Stage::HalfOpen))
+}
+
+#[inline(always)]
+fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
+    match open_entry::<F>(key) {
+        Some(found) => Some(found),
+        None => half_open_entry::<F>(key),
+    }
+}
+
+/// The entry for a packet of an established connection.
 #[inline(always)]
 pub fn find<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
-    let found = lookup::<F>(&packet.key)?;
+    open_entry::<F>(&packet.key).and_then(|found| unless_stale(packet, found))
+}
+
+/// The entry for a packet of a connection in the making.
+#[inline(always)]
+pub fn find_half_open<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
+    half_open_entry::<F>(&packet.key).and_then(|found| unless_stale(packet, found))
+}
+
+/// Removes the entry and returns nothing when the packet opens a connection over the remains of an old one.
+#[inline(always)]
+fn unless_stale<F: Maps>(packet: &Packet<F>, found: Found<F::Addr>) -> Option<Found<F::Addr>> {
     let flow = found.flow;
     if flow.direction == direction::REQUEST {
         let stale = if packet.key.protocol == TCP {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `xdp/ tc/ cgroup/` | one folder per hook family: adapts its context, consumes the verdict |
 //! | `pipeline.rs` | the way of a packet, written once |
-//! | `packet.rs service.rs flow.rs route.rs nat.rs icmp.rs` | its steps, one file each |
+//! | `packet.rs flow.rs service.rs client.rs select.rs route.rs nat.rs icmp.rs` | its steps, one file each |
 //! | `maps.rs settings.rs count.rs log.rs` | what the programs share with the agent |
 #![no_std]
 #![no_main]
@@ -15,6 +15,7 @@
 
 mod aligned;
 mod cgroup;
+mod client;
 mod count;
 mod flow;
 mod frame;
@@ -25,6 +26,7 @@ mod nat;
 mod packet;
 mod pipeline;
 mod route;
+mod select;
 mod service;
 mod settings;
 mod socket;

@@ -124,6 +124,8 @@ pub struct Scratch<F: Family> {
     pub route: Route,
     pub reply_key: FlowKey<F::Addr>,
     pub flow: Flow<F::Addr>,
+    /// The client, in the words of session affinity.
+    pub client: AffinityKey,
 }
 
 #[btf_map]
@@ -145,6 +147,8 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
     fn scratch() -> Option<&'static mut Scratch<Self>>;
     /// The address of a device to which sources are rewritten.
     fn device_addr(device: &Device) -> Self::Addr;
+    /// The address of a network namespace.
+    fn namespace_addr(addrs: &NamespaceAddrs) -> Self::Addr;
 }
 
 macro_rules! family_maps {
@@ -195,6 +199,10 @@ macro_rules! family_maps {
             #[inline(always)]
             fn device_addr(device: &Device) -> Self::Addr {
                 device.$addr
+            }
+            #[inline(always)]
+            fn namespace_addr(addrs: &NamespaceAddrs) -> Self::Addr {
+                addrs.$addr
             }
         }
     };

@@ -2,15 +2,21 @@
 //!
 //! ```text
 //! parse ─► flow hit? ── yes ─────────────────────────────► rewrite ─► pass, or send along a route
-//!             └ no ─► service hit? ── no ─► pass
-//!                        └ yes ─► select ─► open flow pair ─► rewrite ─► …
+//!             └ no ─► known destination? ── no ─► pass (or drop: an address of Services that none has)
+//!                        └ yes ─► service hit? ── no ─► pass (or reject: a port that the ClusterIP does not have)
+//!                                    └ yes ─► allowed? ─► select ─► open flow pair ─► rewrite ─► …
 //! ```
 
 use aya_ebpf::bindings::BPF_ANY;
-use lb_common::layout::{Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver};
+#[cfg(doc)]
+use lb_common::layout::address_flags;
+use lb_common::layout::{
+    AffinityKey, Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver, service_flags,
+};
 use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
+use crate::client::{self, Client};
 use crate::count::count;
 use crate::flow::{self, Opening};
 use crate::frame::Frame;
@@ -20,16 +26,17 @@ use crate::maps::Scratch;
 use crate::nat::{self, Header};
 use crate::packet::{Fragment, Packet};
 use crate::route::{Next, Route};
-use crate::service::{self, Client, Refusal};
+use crate::select::{self, Eligible, Refusal, select};
+use crate::service::{self, Destination};
 use crate::verdict::Verdict;
 
 /// A packet that arrives at this node, parsed into `scratch`.
 #[inline(always)]
 pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
-    let Scratch { packet, route, reply_key, flow: new } = scratch;
+    let Scratch { packet, route, reply_key, flow: new, client } = scratch;
     let packet = &*packet;
-    let flow = match flow::find(packet) {
-        Some(found) => {
+    let flow = match find_flow(packet) {
+        Ok(found) => {
             if found.flow.deliver == deliver::ROUTE {
                 match find_way(frame, packet, route, found.flow.new_src_addr, found.flow.new_dst_addr) {
                     Ok(true) => {}
@@ -40,10 +47,13 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
             found.touch(packet);
             found.flow
         }
-        None => match connect(frame, packet, route, reply_key, new) {
-            Ok(flow) => flow,
-            Err(verdict) => return verdict,
-        },
+        Err(flags) => {
+            let opened = connect(frame, packet, flags, route, client, reply_key, new);
+            match opened {
+                Ok(flow) => flow,
+                Err(verdict) => return verdict,
+            }
+        }
     };
     log::translated::<F>(&packet.key, flow);
     remember_fragments(packet);
@@ -77,28 +87,64 @@ pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
     Verdict::Pass
 }
 
-/// A packet of no known connection: perhaps it opens one to a service.
+/// The entry of the packet's connection, or what is known of its destination (bits of [`address_flags`]). The tables are asked in
+/// the order in which packets are frequent: those of open connections, those that are none of ours, the rest.
+#[inline(always)]
+fn find_flow<F: Header>(packet: &Packet<F>) -> Result<flow::Found<F::Addr>, u32> {
+    if let Some(found) = flow::find(packet) {
+        return Ok(found);
+    }
+    let flags = service::known::<F>(&packet.key.dst_addr);
+    if flags == 0 {
+        return Err(0);
+    }
+    flow::find_half_open(packet).ok_or(flags)
+}
+
+/// A packet of no known connection, whose destination is known by `flags`: perhaps it opens one to a service.
 #[inline(always)]
 fn connect<'a, F: Header, K: Frame>(
     frame: &K,
     packet: &Packet<F>,
+    flags: u32,
     route: &mut Route,
+    client: &mut AffinityKey,
     reply_key: &mut FlowKey<F::Addr>,
     flow: &'a mut Flow<F::Addr>,
 ) -> Result<&'a Flow<F::Addr>, Verdict> {
     let key = &packet.key;
+    if flags == 0 {
+        return Err(match service::at_unknown::<F>(key.dst_addr) {
+            Destination::Unassigned => Verdict::Drop(Reason::UnassignedAddress),
+            _ => Verdict::Pass,
+        });
+    }
     // What opens nothing and has no flow may belong to kube-proxy and is passed on. XDP need not even look whether it goes
     // to a service: it comes by again in tc, and is counted there.
     let opens = key.protocol != TCP || packet.opens();
     if !opens && !K::COMPLETE {
         return Err(Verdict::Pass);
     }
-    let service = service::find::<F>(key.dst_addr, key.dst_port, key.protocol).ok_or(Verdict::Pass)?;
+    let service = match service::at_known::<F>(flags, key.dst_addr, key.dst_port, key.protocol) {
+        Destination::Service(service) => service,
+        Destination::UnknownPort if opens => return Err(Verdict::Answer(icmp::Error::UnknownPort)),
+        _ => return Err(Verdict::Pass),
+    };
     if !opens {
         count(Reason::NotOpening);
         return Err(Verdict::Pass);
     }
-    let (backend_id, backend) = match service::select::<F>(service, Client::Outside) {
+    if !client::is_allowed::<F>(service, key.src_addr) {
+        return Err(Verdict::Drop(Reason::SourceRange));
+    }
+    // Only a service whose ranges differ makes it necessary to know who asks.
+    let asks = if service.flags & service_flags::POLICY_LOCAL != 0 {
+        client::of_source::<F>(key.src_addr)
+    } else {
+        Client::Outside
+    };
+    select::name_by_address::<F>(client, service, key.src_addr);
+    let (backend_id, backend) = match select::<F>(service, &Eligible::of(service, asks), client) {
         Ok(selected) => selected,
         Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
         Err(Refusal::Reject) => return Err(Verdict::Answer(icmp::Error::PortUnreachable)),
@@ -113,7 +159,8 @@ fn connect<'a, F: Header, K: Frame>(
         deliver: deliver::PASS,
     };
     let mut can_finish = true;
-    if backend.flags & backend_flags::LOCAL == 0 {
+    // The reply must pass here again: that of an endpoint on another node would not, nor that of one which is the client itself.
+    if backend.flags & backend_flags::LOCAL == 0 || backend.addr == key.src_addr {
         can_finish = find_way(frame, packet, route, F::UNSPECIFIED, backend.addr)?;
         opening.source = route.source::<F>().ok_or(Verdict::Drop(Reason::NoSourceAddress))?;
         opening.masquerade = true;
