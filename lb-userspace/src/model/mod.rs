@@ -17,7 +17,7 @@ mod slice;
 pub use convert::Converted;
 pub use name::ObjectName;
 pub use node::Node;
-pub use problem::{Place, Problem, Severity};
+pub use problem::{Place, Problem, ProblemKind, Severity};
 pub use service::{Service, ServicePort, SourceRanges, TrafficPolicy};
 pub use service_cidr::service_cidrs;
 pub use slice::{Endpoint, NodeHint, Slice, SlicePort};

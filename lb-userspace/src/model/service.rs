@@ -5,9 +5,9 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1;
 
-use super::Place;
 use super::address::{parse_cidr, parse_ip, why_unusable};
 use super::convert::{Converted, Problems, has_label, object_name};
+use super::{Place, ProblemKind};
 use crate::plan::wanted::{IpFamily, Protocol};
 
 /// Any value: another proxy serves the Service (KEP-2447).
@@ -77,25 +77,25 @@ impl Service {
 
 fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
     let Some(spec) = &service.spec else {
-        problems.error("spec", "is missing", "write one; the Service is not served");
+        problems.error(ProblemKind::Missing, "spec", "is missing", "write one; the Service is not served");
         return Service::default();
     };
     if has_label(&service.metadata, PROXY_NAME_LABEL) {
         return Service::default();
     }
-    let load_balancer = match spec.type_.as_deref() {
-        Some("ExternalName") => return Service::default(),
-        None | Some("ClusterIP" | "NodePort") => false,
-        Some("LoadBalancer") => true,
-        Some(other) => {
-            problems.error(
-                "spec.type",
+    let load_balancer =
+        match spec.type_.as_deref() {
+            Some("ExternalName") => return Service::default(),
+            None | Some("ClusterIP" | "NodePort") => false,
+            Some("LoadBalancer") => true,
+            Some(other) => {
+                problems.error(ProblemKind::UnknownValue, "spec.type",
                 format_args!("`{other}` is not a type of Service"),
                 "use ClusterIP, NodePort, LoadBalancer or ExternalName; it is served as its other fields say",
             );
-            false
-        }
-    };
+                false
+            }
+        };
     let first = spec.cluster_ips.iter().flatten().next().or(spec.cluster_ip.as_ref());
     if first.is_some_and(|first| first == "None") {
         return Service::default();
@@ -135,6 +135,7 @@ fn cluster_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]>
         let Some(ip) = vip(&field, text, problems) else { return };
         if found.iter().any(|other| IpFamily::of(other) == IpFamily::of(&ip)) {
             problems.error(
+                ProblemKind::Duplicate,
                 &field,
                 format_args!("{text} is the second address of its family"),
                 "give one address of each family; this one is left out",
@@ -154,6 +155,7 @@ fn cluster_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]>
     }
     if found.is_empty() && list.is_empty() && spec.cluster_ip.as_deref().is_none_or(str::is_empty) {
         problems.error(
+            ProblemKind::Missing,
             "spec.clusterIP",
             "is not set, and there is no API server to choose it",
             "write the address that clients shall use, or None; the Service is not served",
@@ -173,6 +175,7 @@ fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> 
         let name = port.name.as_deref().unwrap_or_default();
         if !names.insert((name, protocol)) {
             problems.error(
+                ProblemKind::Duplicate,
                 field("name"),
                 format_args!("`{name}` is the name of another {protocol} port of this Service"),
                 "name each port differently; this one is left out",
@@ -181,6 +184,7 @@ fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> 
         }
         if !numbers.insert((number, protocol)) {
             problems.error(
+                ProblemKind::Duplicate,
                 field("port"),
                 format_args!("{number} is the number of another {protocol} port of this Service"),
                 "number each port differently; this one is left out",
@@ -201,11 +205,17 @@ fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> 
 /// An address that clients can use.
 fn vip(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
     let Some(ip) = parse_ip(text) else {
-        problems.error(field, format_args!("`{text}` is not an IP address"), "correct it; it is left out");
+        problems.error(
+            ProblemKind::InvalidAddress,
+            field,
+            format_args!("`{text}` is not an IP address"),
+            "correct it; it is left out",
+        );
         return None;
     };
     if let Some(why) = why_unusable(&ip) {
         problems.error(
+            ProblemKind::InvalidAddress,
             field,
             format_args!("{text} {why}"),
             "use an address that is routed to the nodes; it is left out",
@@ -221,6 +231,7 @@ fn vip_of_family(field: &str, text: &str, cluster_ips: &[IpAddr], problems: &mut
     let family = IpFamily::of(&ip);
     if cluster_ips.iter().all(|other| IpFamily::of(other) != family) {
         problems.error(
+            ProblemKind::WrongFamily,
             field,
             format_args!("{text} is of a family that the Service has no cluster address of"),
             "make the Service dual-stack (spec.ipFamilyPolicy); the address is left out",
@@ -257,6 +268,7 @@ fn load_balancer_ips(
             // The load balancer terminates connections or translates itself (KEP-1860).
             Some("Proxy") => {}
             Some(other) => problems.error(
+                ProblemKind::UnknownValue,
                 field("ipMode"),
                 format_args!("`{other}` is not a mode"),
                 "use VIP or Proxy; the address is left out",
@@ -280,6 +292,7 @@ fn source_ranges(spec: &v1::ServiceSpec, problems: &mut Problems) -> SourceRange
             None => {
                 invalid = true;
                 problems.error(
+                    ProblemKind::InvalidCidr,
                     format_args!("spec.loadBalancerSourceRanges[{index}]"),
                     format_args!("`{text}` is not a CIDR"),
                     "write it as 192.0.2.0/24; it lets nobody in",
@@ -308,6 +321,7 @@ fn affinity_seconds(spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<u
         Some("ClientIP") => {}
         Some(other) => {
             problems.error(
+                ProblemKind::UnknownValue,
                 "spec.sessionAffinity",
                 format_args!("`{other}` is not a kind of affinity"),
                 "use None or ClientIP; there is none until then",
@@ -321,6 +335,7 @@ fn affinity_seconds(spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<u
         Some(seconds @ 1..=AFFINITY_MAX_SECONDS) => Some(seconds.unsigned_abs()),
         Some(other) => {
             problems.error(
+                ProblemKind::OutOfRange,
                 "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
                 format_args!("{other} is not a time-out"),
                 format_args!("use 1 to {AFFINITY_MAX_SECONDS}; it is {AFFINITY_DEFAULT_SECONDS} until then"),
@@ -336,6 +351,7 @@ fn policy(field: &str, value: Option<&str>, problems: &mut Problems) -> TrafficP
         Some("Local") => TrafficPolicy::Local,
         Some(other) => {
             problems.error(
+                ProblemKind::UnknownValue,
                 field,
                 format_args!("`{other}` is not a traffic policy"),
                 "use Cluster or Local; it is Cluster until then",

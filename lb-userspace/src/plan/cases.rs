@@ -6,7 +6,8 @@
 //! service web: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
 //! slice web-1 of web: {ports: [{port: 8080}], endpoints: [10.0.0.1 @here, 10.0.0.2 @there terminating]}
 //! =>
-//! the plan as `WantedService` is displayed, and a line `! …` for each problem
+//! the plan as `WantedService` is displayed, and a line for each problem:
+//! ! kind: object: field: reason: remedy (`?` for those that are notes)
 //! then
 //! the objects afterwards: those not named any more are gone
 //! =>
@@ -148,7 +149,8 @@ impl State {
         }
         for problem in &self.problems {
             let sign = if problem.severity == Severity::Error { "!" } else { "?" };
-            writeln!(text, "{sign} {}", Problem { place: None, ..problem.clone() }).unwrap();
+            writeln!(text, "{sign} {}: {}", problem.kind, Problem { place: None, ..problem.clone() })
+                .unwrap();
         }
         if text.is_empty() { "nothing\n".to_owned() } else { text }
     }
