@@ -6,6 +6,7 @@
 //! would have filled in (a protocol, a policy) is filled in here too, because a manifest folder has no API server.
 
 mod address;
+mod contradictions;
 mod convert;
 mod name;
 mod node;

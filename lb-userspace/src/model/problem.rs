@@ -78,7 +78,7 @@ impl fmt::Display for ProblemKind {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
-    /// Part of what was asked for is not served.
+    /// Part of what was asked for is not served, or is hardly what was meant.
     Error,
     /// Nothing is wrong for sure: the state often passes by itself, or is meant.
     Note,

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1;
 
 use super::address::{parse_cidr, parse_ip, why_unusable};
 use super::convert::{Converted, Problems, has_label, object_name};
-use super::{Place, ProblemKind};
+use super::{Place, ProblemKind, contradictions};
 use crate::plan::wanted::{IpFamily, Protocol};
 
 /// Any value: another proxy serves the Service (KEP-2447).
@@ -83,19 +83,16 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
     if has_label(&service.metadata, PROXY_NAME_LABEL) {
         return Service::default();
     }
-    let load_balancer =
-        match spec.type_.as_deref() {
-            Some("ExternalName") => return Service::default(),
-            None | Some("ClusterIP" | "NodePort") => false,
-            Some("LoadBalancer") => true,
-            Some(other) => {
-                problems.error(ProblemKind::UnknownValue, "spec.type",
-                format_args!("`{other}` is not a type of Service"),
-                "use ClusterIP, NodePort, LoadBalancer or ExternalName; it is served as its other fields say",
-            );
-                false
-            }
-        };
+    match spec.type_.as_deref() {
+        Some("ExternalName") => return Service::default(),
+        None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer") => {}
+        Some(other) => problems.error(
+            ProblemKind::UnknownValue,
+            "spec.type",
+            format_args!("`{other}` is not a type of Service"),
+            "use ClusterIP, NodePort, LoadBalancer or ExternalName; it is served as its other fields say",
+        ),
+    }
     let first = spec.cluster_ips.iter().flatten().next().or(spec.cluster_ip.as_ref());
     if first.is_some_and(|first| first == "None") {
         return Service::default();
@@ -104,13 +101,12 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
     if cluster_ips.is_empty() {
         return Service::default();
     }
-    let external_policy =
-        policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), problems);
-    Service {
+    let external_ips = external_ips(spec, &cluster_ips, problems);
+    let external_policy = external_policy(spec, &external_ips, problems);
+    let converted = Service {
         created: service.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
         place: None,
         ports: ports(spec, problems),
-        external_ips: external_ips(spec, &cluster_ips, problems),
         load_balancer_ips: load_balancer_ips(service, &cluster_ips, problems),
         source_ranges: source_ranges(spec, problems),
         affinity_seconds: affinity_seconds(spec, problems),
@@ -120,12 +116,36 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
             problems,
         ),
         external_policy,
-        health_check_node_port: spec
-            .health_check_node_port
-            .filter(|port| *port != 0 && load_balancer && external_policy == TrafficPolicy::Local)
-            .and_then(|port| problems.port("spec.healthCheckNodePort", port)),
+        health_check_node_port: health_check_node_port(spec, external_policy, problems),
+        external_ips,
         cluster_ips,
+    };
+    contradictions::report(spec, &converted, problems);
+    converted
+}
+
+/// The policy counts where an address of the Service is external (`ExternallyAccessible` in pkg/api/v1/service/util.go).
+fn external_policy(
+    spec: &v1::ServiceSpec,
+    external_ips: &[IpAddr],
+    problems: &mut Problems,
+) -> TrafficPolicy {
+    let policy = policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), problems);
+    match spec.type_.as_deref() {
+        None | Some("" | "ClusterIP") if external_ips.is_empty() => TrafficPolicy::Cluster,
+        _ => policy,
     }
+}
+
+/// Only a load balancer with policy Local asks for one (KEP-3836).
+fn health_check_node_port(
+    spec: &v1::ServiceSpec,
+    external_policy: TrafficPolicy,
+    problems: &mut Problems,
+) -> Option<u16> {
+    let asks = spec.type_.as_deref() == Some("LoadBalancer") && external_policy == TrafficPolicy::Local;
+    let port = spec.health_check_node_port.filter(|port| asks && *port != 0)?;
+    problems.port("spec.healthCheckNodePort", port)
 }
 
 fn cluster_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]> {

@@ -110,7 +110,13 @@ fn convert(
     if has_label(&slice.metadata, HEADLESS_LABEL) || has_label(&slice.metadata, PROXY_NAME_LABEL) {
         return None;
     }
-    let Some(service) = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL)) else {
+    let Some(service) = slice
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(SERVICE_LABEL))
+        .filter(|service| !service.is_empty())
+    else {
         problems.note(
             ProblemKind::Missing,
             format_args!("metadata.labels[{SERVICE_LABEL}]"),
