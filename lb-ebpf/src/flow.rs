@@ -12,6 +12,7 @@ use lb_common::reason::Reason;
 use crate::frame::Frame;
 use crate::maps::Maps;
 use crate::packet::Packet;
+use crate::record::recording;
 use crate::settings::{SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 use crate::socket;
 
@@ -121,6 +122,9 @@ fn peer_closed<F: Maps>(flow: &Flow<F::Addr>, protocol: u8) -> bool {
 
 #[inline(always)]
 fn remove<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+    if recording() {
+        return;
+    }
     let other = flow.other_key(key.protocol);
     // An entry is in one of the two tables; that the other has none is no error.
     let _ = F::flows().remove(&other);
@@ -133,6 +137,9 @@ impl<A: Copy + 'static> Found<A> {
     /// Notes that a packet of this direction went by; promotes the connection when this packet proves both sides alive.
     #[inline(always)]
     pub fn touch<F: Maps<Addr = A>>(&self, packet: &Packet<F>) {
+        if recording() {
+            return;
+        }
         let now = now();
         if now.wrapping_sub(self.flow.last_seen_ns) > SEEN_GRANULARITY_NS {
             // SAFETY: see `lookup`; one aligned word.
@@ -243,6 +250,9 @@ pub fn open<'a, F: Maps, K: Frame>(
     flow.new_dst_port = opening.backend_port;
     flow.direction = direction::REQUEST;
     flow.tcp_seen = packet.tcp_flags;
+    if recording() {
+        return Ok(flow);
+    }
     if F::half_open().insert(&packet.key, &*flow, BPF_ANY as u64).is_err() {
         let _ = F::half_open().remove(&*reply_key);
         return Err(Reason::FlowTableFull);
@@ -258,6 +268,9 @@ fn claim<F: Maps, K: Frame>(
     flow: &Flow<F::Addr>,
     masquerade: bool,
 ) -> Result<bool, Reason> {
+    if recording() {
+        return Ok(lookup::<F>(key).is_none());
+    }
     match F::half_open().insert(key, flow, BPF_NOEXIST as u64) {
         Ok(()) => {}
         Err(EEXIST) => return Ok(false),

@@ -5,7 +5,7 @@
 //! | `xdp/ tc/ cgroup/` | one folder per hook family: adapts its context, consumes the verdict |
 //! | `pipeline.rs` | the way of a packet, written once |
 //! | `packet.rs flow.rs service.rs client.rs select.rs route.rs nat.rs icmp.rs` | its steps, one file each |
-//! | `maps.rs settings.rs count.rs log.rs` | what the programs share with the agent |
+//! | `maps.rs settings.rs count.rs record.rs log.rs` | what the programs share with the agent |
 #![no_std]
 #![no_main]
 #![expect(
@@ -25,6 +25,7 @@ mod maps;
 mod nat;
 mod packet;
 mod pipeline;
+mod record;
 mod route;
 mod select;
 mod service;

@@ -10,7 +10,8 @@ use aya_log_ebpf::macro_support::{Argument, IpFormatter};
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, ConnectedPeer, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    KnownAddress, NamespaceAddrs, Service, ServiceKey, ServiceName, SocketPeer, SocketPeerKey, SourceRange,
+    KnownAddress, NamespaceAddrs, Record, Service, ServiceKey, ServiceName, SocketPeer, SocketPeerKey,
+    SourceRange,
 };
 use lb_common::reason::REASONS;
 
@@ -114,6 +115,10 @@ pub static SERVICE_NAMES: HashMap<u32, ServiceName, 65_536, SPARSE> = HashMap::n
 /// Packets by reason (`lb_common::reason`), per CPU. Written by the programs, never reset.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
+
+/// What a recording program decided, see `record.rs`. Not pinned: `lb explain` has one of its own.
+#[btf_map]
+pub static RECORD: Array<Record, 1> = Array::new();
 
 /// What a packet program builds up. Kept here because a stack of 512 bytes has no room for it, and because the verifier
 /// allows misaligned access (addresses copied as words) in map values but not on the stack. Written and read within one run of a program:

@@ -11,7 +11,8 @@ use aya_ebpf::bindings::BPF_ANY;
 #[cfg(doc)]
 use lb_common::layout::address_flags;
 use lb_common::layout::{
-    AffinityKey, Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver, service_flags,
+    AffinityKey, Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver, record_client, record_source,
+    service_flags,
 };
 use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
@@ -25,6 +26,7 @@ use crate::log;
 use crate::maps::Scratch;
 use crate::nat::{self, Header};
 use crate::packet::{Fragment, Packet};
+use crate::record::{self, note};
 use crate::route::{Next, Route};
 use crate::select::{self, Eligible, Refusal, select};
 use crate::service::{self, Destination};
@@ -45,6 +47,11 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
                 }
             }
             found.touch(packet);
+            note(|record| {
+                record.known_flow = 1;
+                record.service_id = found.flow.service_id;
+                record.backend_id = found.flow.backend_id;
+            });
             found.flow
         }
         Err(flags) => {
@@ -134,17 +141,30 @@ fn connect<'a, F: Header, K: Frame>(
         count(Reason::NotOpening);
         return Err(Verdict::Pass);
     }
+    note(|record| {
+        record.service_id = service.service_id;
+        record.kind = service.kind as u32;
+        record.flags = service.flags;
+    });
     if !client::is_allowed::<F>(service, key.src_addr) {
         return Err(Verdict::Drop(Reason::SourceRange));
     }
-    // Only a service whose ranges differ makes it necessary to know who asks.
-    let asks = if service.flags & service_flags::POLICY_LOCAL != 0 {
+    let client_is_here = record::from_socket();
+    // Only a service whose ranges differ makes it necessary to know who asks; and a record, for people.
+    let asks = if client_is_here {
+        Client::Inside
+    } else if service.flags & service_flags::POLICY_LOCAL != 0 || record::recording() {
         client::of_source::<F>(key.src_addr)
     } else {
         Client::Outside
     };
+    let eligible = Eligible::of(service, asks);
+    note(|record| {
+        record.client = if asks == Client::Inside { record_client::INSIDE } else { record_client::OUTSIDE };
+        (record.slot_base, record.slot_count) = eligible.slots();
+    });
     select::name_by_address::<F>(client, service, key.src_addr);
-    let (backend_id, backend) = match select::<F>(service, &Eligible::of(service, asks), client) {
+    let (backend_id, backend) = match select::<F>(service, &eligible, client) {
         Ok(selected) => selected,
         Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
         Err(Refusal::Reject) => return Err(Verdict::Answer(icmp::Error::PortUnreachable)),
@@ -159,8 +179,12 @@ fn connect<'a, F: Header, K: Frame>(
         deliver: deliver::PASS,
     };
     let mut can_finish = true;
-    // The reply must pass here again: that of an endpoint on another node would not, nor that of one which is the client itself.
-    if backend.flags & backend_flags::LOCAL == 0 || backend.addr == key.src_addr {
+    let way = reply_way(backend.addr == key.src_addr, backend.flags, client_is_here);
+    note(|record| {
+        record.backend_id = backend_id;
+        record.source = way;
+    });
+    if way == record_source::ENDPOINT_ELSEWHERE || way == record_source::HAIRPIN {
         can_finish = find_way(frame, packet, route, F::UNSPECIFIED, backend.addr)?;
         opening.source = route.source::<F>().ok_or(Verdict::Drop(Reason::NoSourceAddress))?;
         opening.masquerade = true;
@@ -174,6 +198,21 @@ fn connect<'a, F: Header, K: Frame>(
             if can_finish { Ok(flow) } else { Err(Verdict::LeaveToTc) }
         }
         Err(reason) => Err(Verdict::Drop(reason)),
+    }
+}
+
+/// Whether the source must be rewritten, and why: one of [`record_source`]. The reply must pass this node again. That of an
+/// endpoint or to a client on this node does by itself; that of an endpoint which is the client itself would never leave it.
+#[inline(always)]
+fn reply_way(hairpin: bool, endpoint: u16, client_is_here: bool) -> u32 {
+    if hairpin {
+        record_source::HAIRPIN
+    } else if endpoint & backend_flags::LOCAL != 0 {
+        record_source::KEPT_ENDPOINT_HERE
+    } else if client_is_here {
+        record_source::KEPT_CLIENT_HERE
+    } else {
+        record_source::ENDPOINT_ELSEWHERE
     }
 }
 
@@ -216,7 +255,7 @@ fn longest<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
 /// The ports of a first fragment, for those that follow.
 #[inline(always)]
 fn remember_fragments<F: Header>(packet: &Packet<F>) {
-    if packet.fragment == Fragment::First {
+    if packet.fragment == Fragment::First && !record::recording() {
         let ports = FragmentPorts { src_port: packet.key.src_port, dst_port: packet.key.dst_port };
         // On failure the rest of the datagram is passed on untouched, as if its first fragment had not been seen.
         let _ = F::fragments().insert(&packet.fragment_key(), &ports, BPF_ANY as u64);

@@ -11,6 +11,7 @@ use crate::aligned::Aligned;
 use crate::client::Client;
 use crate::flow::now;
 use crate::maps::{AFFINITY, Maps, SLOTS};
+use crate::record::{note, recording};
 use crate::service::backend;
 
 /// Why no endpoint is taken.
@@ -75,6 +76,12 @@ impl Eligible {
         Self { base, count, list, drop: service.flags & drop != 0 }
     }
 
+    /// First slot and number of slots.
+    #[inline(always)]
+    pub fn slots(&self) -> (u32, u32) {
+        (self.base, self.count)
+    }
+
     /// The endpoint with this id, if it is one of them now. Ids are used again, by another endpoint of the same service perhaps:
     /// it is eligible as well.
     #[inline(always)]
@@ -106,7 +113,7 @@ pub fn select<F: Maps>(
     let slot = eligible.base.wrapping_add(index);
     let id = *SLOTS.get(slot).ok_or(Refusal::Drop(Reason::MapInconsistent))?;
     let backend = backend::<F>(id).ok_or(Refusal::Drop(Reason::MapInconsistent))?;
-    if service.affinity_seconds != 0 {
+    if service.affinity_seconds != 0 && !recording() {
         let affinity = Aligned(Affinity { last_used_ns: now(), backend_id: id, pad: 0 });
         // The map forgets the least recently used by itself; on failure the next connection is given any endpoint.
         let _ = AFFINITY.insert(client_key, &affinity.0, BPF_ANY as u64);
@@ -130,7 +137,10 @@ fn recall<F: Maps>(
         return None;
     }
     let backend = eligible.get::<F>(service, known.backend_id)?;
-    // SAFETY: as above; one aligned word.
-    unsafe { (&raw mut (*affinity).last_used_ns).write_volatile(now) };
+    if !recording() {
+        // SAFETY: as above; one aligned word.
+        unsafe { (&raw mut (*affinity).last_used_ns).write_volatile(now) };
+    }
+    note(|record| record.by_affinity = 1);
     Some((known.backend_id, backend))
 }

@@ -22,3 +22,7 @@ pub static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 /// Cookie of the network namespace the agent runs in: there `localhost:nodePort` is served. Zero: nowhere.
 #[unsafe(no_mangle)]
 pub static NODE_NETNS_COOKIE: Global<u64> = Global::new(0);
+
+/// The programs record what they decide instead of acting (`lb explain`), see `record.rs`.
+#[unsafe(no_mangle)]
+pub static RECORDING: Global<u8> = Global::new(0);
