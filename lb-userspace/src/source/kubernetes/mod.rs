@@ -1,6 +1,7 @@
 //! The API server as the source: one watch for each kind of object. Objects become [model](crate::model) types as they
 //! come from the stream and are dropped at once.
 
+pub mod events;
 mod watch;
 
 use std::path::{Path, PathBuf};
