@@ -112,7 +112,11 @@ impl MainLoop<'_> {
     /// Attaches where packets arrive, and tells the programs about devices and addresses.
     fn follow_host(&mut self) {
         let state = Arc::clone(&self.node.borrow_and_update());
-        let options = DeviceOptions { patterns: self.config.devices.clone(), mode: self.config.mode };
+        let options = DeviceOptions {
+            patterns: self.config.devices.clone(),
+            pods: self.config.pod_interfaces.clone(),
+            mode: self.config.mode,
+        };
         let choices = choose(&state, &options);
         for choice in choices.iter().filter(|choice| choice.programs == Programs::None) {
             if self.left.get(&choice.name) != Some(&choice.reason) {
@@ -124,7 +128,7 @@ impl MainLoop<'_> {
 
         let of_node = self.reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
         let addresses = node_addresses(&state, &self.config.nodeport_addresses, of_node);
-        let wanted = Wanted::new(&choices, device_table(&state, |_| false), addresses);
+        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses);
         for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {
                 Step::Attached { device, how, reason } => {
