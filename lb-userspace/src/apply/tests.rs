@@ -1,5 +1,7 @@
 //! What the engine makes of sequences of wanted services, restarts, failures and full maps.
 
+mod transitions;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -5,7 +5,7 @@ use k8s_openapi::api::{core::v1, discovery};
 
 use super::address::{parse_ip, why_unusable};
 use super::convert::{Converted, Problems, has_label, object_name};
-use super::{ObjectName, Place, Problem};
+use super::{ObjectName, Place, Problem, ProblemKind};
 use crate::plan::wanted::{IpFamily, Protocol};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -110,8 +110,15 @@ fn convert(
     if has_label(&slice.metadata, HEADLESS_LABEL) || has_label(&slice.metadata, PROXY_NAME_LABEL) {
         return None;
     }
-    let Some(service) = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL)) else {
+    let Some(service) = slice
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(SERVICE_LABEL))
+        .filter(|service| !service.is_empty())
+    else {
         problems.note(
+            ProblemKind::Missing,
             format_args!("metadata.labels[{SERVICE_LABEL}]"),
             "is missing",
             "name the Service whose endpoints these are; the slice is not used",
@@ -124,6 +131,7 @@ fn convert(
         "FQDN" => return None,
         other => {
             problems.error(
+                ProblemKind::UnknownValue,
                 "addressType",
                 format_args!("`{other}` is not a type of address"),
                 "use IPv4 or IPv6; the slice is not used",
@@ -178,6 +186,7 @@ fn convert_endpoint(
     )?;
     if IpFamily::of(&address) != family {
         problems.error(
+            ProblemKind::WrongFamily,
             format_args!("endpoints[{index}].addresses[0]"),
             format_args!("{address} is not of the slice's addressType"),
             "put it into a slice of its own family; the endpoint is left out",
@@ -225,6 +234,7 @@ fn zone_set<'a>(
 fn address(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
     let Some(ip) = parse_ip(text) else {
         problems.error(
+            ProblemKind::InvalidAddress,
             field,
             format_args!("`{text}` is not an IP address"),
             "correct it; the endpoint is left out",
@@ -233,6 +243,7 @@ fn address(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
     };
     if let Some(why) = why_unusable(&ip) {
         problems.error(
+            ProblemKind::InvalidAddress,
             field,
             format_args!("{text} {why}"),
             "use the address of the pod or host; the endpoint is left out",
