@@ -141,7 +141,11 @@ impl MainLoop<'_> {
     /// Attaches where packets arrive, and tells the programs about devices and addresses.
     fn follow_host(&mut self) {
         let state = Arc::clone(&self.node.borrow_and_update());
-        let options = DeviceOptions { patterns: self.config.devices.clone(), mode: self.config.mode };
+        let options = DeviceOptions {
+            patterns: self.config.devices.clone(),
+            pods: self.config.pod_interfaces.clone(),
+            mode: self.config.mode,
+        };
         let choices = choose(&state, &options);
         for choice in choices.iter().filter(|choice| choice.programs == Programs::None) {
             if self.left.get(&choice.name) != Some(&choice.reason) {
@@ -158,7 +162,7 @@ impl MainLoop<'_> {
             let before = std::mem::replace(&mut wanted.addresses, listen);
             before != wanted.addresses
         });
-        let wanted = Wanted::new(&choices, device_table(&state, |_| false), addresses);
+        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses);
         for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {
                 Step::Attached { device, how, reason } => {

@@ -17,6 +17,7 @@ mod reconciler;
 mod stop;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,7 +27,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::apply::Engine;
-use crate::config::{Config, DatapathLog, ExternalIps};
+use crate::config::{Config, DatapathLog, ExternalIps, SocketHooks};
 use crate::datapath::{AttachError, Datapath, FlowTimeouts, LoadError, LoadOptions, Pins, monotonic_ns};
 use crate::node::sysctl::Sysctls;
 use crate::node::{self, NodeError};
@@ -98,7 +99,10 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     let mut stop = Stop::listen().map_err(AgentError::Signals)?;
     preflight::may_load()?;
     preflight::check_bpffs(&config.bpffs)?;
-    let cgroup = preflight::check_cgroup(config.cgroup.as_deref())?;
+    let cgroup = match config.socket_hooks {
+        SocketHooks::Off => None,
+        SocketHooks::All | SocketHooks::Host => Some(preflight::check_cgroup(config.cgroup.as_deref())?),
+    };
     info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "Sluice starts");
 
     let started = SystemTime::now();
@@ -128,8 +132,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
         datapath.attached_devices()?,
     );
     enable_forwarding();
-    datapath.attach_cgroup(cgroup)?;
-    info!(cgroup = %cgroup.display(), "sockets of processes in this cgroup are served");
+    serve_sockets(config, cgroup, &mut datapath)?;
 
     let counters = datapath.maps();
     let metrics = Arc::new(Metrics::new(Box::new(move || counters.counters())));
@@ -238,6 +241,29 @@ fn load(config: &Config, pins: &Pins) -> Result<Datapath, LoadError> {
     Ok(datapath)
 }
 
+/// Attaches the socket programs to `cgroup`, or takes those of an earlier agent away.
+fn serve_sockets(config: &Config, cgroup: Option<&Path>, datapath: &mut Datapath) -> Result<(), AttachError> {
+    match cgroup {
+        Some(cgroup) => {
+            datapath.attach_cgroup(cgroup)?;
+            let whose =
+                if config.socket_hooks == SocketHooks::Host { "of this network namespace " } else { "" };
+            info!(cgroup = %cgroup.display(), "sockets of processes {whose}in this cgroup are served");
+        }
+        None => {
+            datapath.detach_cgroup()?;
+            info!("no sockets are served: processes of the host itself reach no Service");
+        }
+    }
+    if config.socket_hooks != SocketHooks::All && config.pod_interfaces.0.is_empty() {
+        warn!(
+            "pods of this node reach no Service: their sockets are not served (--socket-hooks), and their packets are not \
+             seen; name their devices with --pod-interfaces"
+        );
+    }
+    Ok(())
+}
+
 fn load_options(config: &Config) -> LoadOptions {
     let ports = &config.snat_ports.0;
     LoadOptions {
@@ -252,6 +278,7 @@ fn load_options(config: &Config) -> LoadOptions {
             DatapathLog::Trace => 5,
         },
         tc_attach: config.tc_attach,
+        host_sockets_only: config.socket_hooks == SocketHooks::Host,
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use lb_common::layout::{self, address_flags, device_flags};
 
+use super::devices::Choice;
 use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeState, Scope};
 
 impl DeviceAddress {
@@ -108,16 +109,15 @@ pub fn listen_addresses(
 }
 
 /// What `DEVICES` shall hold: an entry for every device a packet can leave through, also where no program is attached (the
-/// VLAN above a NIC, a pod's veth).
-///
-/// `xdp_target`: whether XDP may send frames out of the device with that index.
-pub fn device_table(node: &NodeState, xdp_target: impl Fn(u32) -> bool) -> Vec<(u32, layout::Device)> {
+/// VLAN above a NIC, a pod's veth). Whether XDP may send frames out of it turns out when XDP is attached.
+pub fn device_table(node: &NodeState, choices: &[Choice]) -> Vec<(u32, layout::Device)> {
+    let pods: BTreeSet<u32> = choices.iter().filter(|choice| choice.pod).map(|choice| choice.index).collect();
     let entry = |device: &DeviceInfo| {
         let main = [node.main_v4.map(IpAddr::V4), node.main_v6.map(IpAddr::V6)];
         let [v4, v6] = [true, false].map(|is_v4| source(device, is_v4).or(main[usize::from(!is_v4)]));
         let mut flags = 0;
-        if xdp_target(device.index) {
-            flags |= device_flags::XDP_TARGET;
+        if pods.contains(&device.index) {
+            flags |= device_flags::POD;
         }
         if device.link_layer == LinkLayer::None {
             flags |= device_flags::NO_ETHERNET;
@@ -149,6 +149,7 @@ fn is_link_local(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::devices::{DeviceOptions, PodInterfaces, choose};
     use super::super::testing::{device, node};
     use super::*;
 
@@ -227,14 +228,19 @@ mod tests {
             .devices
             .push(DeviceInfo { link_layer: LinkLayer::None, ..device(7, "wg0", Some("wireguard"), &[]) });
         state.devices.push(DeviceInfo { up: false, ..device(8, "eth1", None, &["198.51.100.1/24"]) });
-        let table: BTreeMap<_, _> = device_table(&state, |index| index == 2).into_iter().collect();
+        let options = DeviceOptions { pods: PodInterfaces(vec!["vetha".into()]), ..DeviceOptions::default() };
+        let choices = choose(&state, &options);
+        let table: BTreeMap<_, _> = device_table(&state, &choices).into_iter().collect();
         let of = |index: u32| {
             (IpAddr::from(table[&index].addr_v4).to_string(), IpAddr::from(table[&index].addr_v6).to_string())
         };
         assert_eq!(of(2), ("192.0.2.7".into(), "2001:db8::7".into()));
         assert_eq!(of(3), ("10.244.1.0".into(), "2001:db8::7".into()));
         assert_eq!(of(7), ("192.0.2.7".into(), "2001:db8::7".into()));
-        assert_eq!((table[&2].flags, table[&7].flags), (device_flags::XDP_TARGET, device_flags::NO_ETHERNET));
+        assert_eq!(
+            [2, 5, 6, 7].map(|index| table[&index].flags),
+            [0, device_flags::POD, 0, device_flags::NO_ETHERNET]
+        );
         assert_eq!((table[&2].mtu, table[&3].mtu), (1500, 1450));
         assert!(!table.contains_key(&1) && !table.contains_key(&8), "neither loopback nor what is down");
     }
