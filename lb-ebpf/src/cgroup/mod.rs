@@ -22,7 +22,7 @@ use crate::count::count;
 use crate::maps::{CONNECTED, Maps, NAMESPACES};
 use crate::select::{self, Eligible, Refusal};
 use crate::service::{self, Destination};
-use crate::settings::{HAS_SET_RETVAL, NODE_NETNS_COOKIE};
+use crate::settings::{HAS_SET_RETVAL, HOST_SOCKETS_ONLY, NODE_NETNS_COOKIE};
 
 /// The call goes on, with the address as it stands now.
 const ALLOW: i32 = 1;
@@ -150,6 +150,13 @@ fn in_node_namespace(context: &SockAddrContext) -> bool {
     node != 0 && namespace(context) == node
 }
 
+/// Whether a call of this socket is translated at all. What was translated before is shown as the Service in any case, so that
+/// a socket does not change its peer when an agent starts that serves fewer.
+#[inline(always)]
+fn is_served(context: &SockAddrContext) -> bool {
+    HOST_SOCKETS_ONLY.load() == 0 || in_node_namespace(context)
+}
+
 /// The transport protocol of the call, if Services know it.
 #[inline(always)]
 fn protocol(context: &SockAddrContext) -> Option<u8> {
@@ -184,6 +191,9 @@ fn refuse(refusal: Refusal) -> i32 {
 
 #[inline(always)]
 fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
+    if !is_served(context) {
+        return ALLOW;
+    }
     let Some(protocol) = protocol(context) else { return ALLOW };
     let (addr, port) = (S::address(context), address::port(context));
     let service = match find::<F, S>(context, addr, port, protocol) {
@@ -226,6 +236,9 @@ fn cookie(context: &SockAddrContext) -> [u32; 2] {
 /// One datagram of an unconnected socket. The socket stays with the endpoint it was given while that takes new clients.
 #[inline(always)]
 fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
+    if !is_served(context) {
+        return ALLOW;
+    }
     let (addr, port) = (S::address(context), address::port(context));
     let service = match find::<F, S>(context, addr, port, UDP) {
         Some(Ok(service)) => service,
