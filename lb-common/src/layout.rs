@@ -149,7 +149,8 @@ pub struct Flow<A> {
     pub direction: u8,
     /// One of [`deliver`].
     pub deliver: u8,
-    /// TCP flags (RFC 9293 bit positions) seen so far in this direction, see [`tcp_flags`].
+    /// TCP flags (RFC 9293 bit positions) seen so far in this direction, see [`tcp_flags`]; of SCTP what corresponds to
+    /// them, see [`crate::sctp::signals`].
     pub tcp_seen: u8,
     pub pad: u8,
 }

@@ -79,6 +79,8 @@ reasons! {
     MapInconsistent = 16, "map_inconsistent", Dropped;
     /// The source is outside the service's loadBalancerSourceRanges.
     SourceRange = 17, "source_range", Dropped;
+    /// An SCTP packet in fragments whose ports would change: its checksum cannot be known before the last fragment.
+    SctpFragment = 18, "sctp_fragment", Dropped;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

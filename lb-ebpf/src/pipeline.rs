@@ -7,7 +7,7 @@
 //! ```
 
 use aya_ebpf::bindings::BPF_ANY;
-use lb_common::layout::{Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver};
+use lb_common::layout::{Flow, FlowKey, FragmentPorts, SCTP, TCP, backend_flags, deliver};
 use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
@@ -46,11 +46,11 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
         },
     };
     log::translated::<F>(&packet.key, flow);
-    remember_fragments(packet);
     let forwarded = flow.deliver == deliver::ROUTE;
-    if nat::rewrite(frame, packet, flow, forwarded).is_none() {
-        return Verdict::Drop(Reason::RewriteFailed);
+    if let Err(reason) = nat::rewrite(frame, packet, flow, forwarded) {
+        return Verdict::Drop(reason);
     }
+    remember_fragments(packet);
     if forwarded {
         count(Reason::Forwarded);
         frame.send(packet, route)
@@ -69,10 +69,10 @@ pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
     }
     found.touch(packet);
     log::translated::<F>(&packet.key, found.flow);
-    remember_fragments(packet);
-    if nat::rewrite(frame, packet, found.flow, false).is_none() {
-        return Verdict::Drop(Reason::RewriteFailed);
+    if let Err(reason) = nat::rewrite(frame, packet, found.flow, false) {
+        return Verdict::Drop(reason);
     }
+    remember_fragments(packet);
     count(Reason::Delivered);
     Verdict::Pass
 }
@@ -89,7 +89,7 @@ fn connect<'a, F: Header, K: Frame>(
     let key = &packet.key;
     // What opens nothing and has no flow may belong to kube-proxy and is passed on. XDP need not even look whether it goes
     // to a service: it comes by again in tc, and is counted there.
-    let opens = key.protocol != TCP || packet.opens();
+    let opens = packet.opens();
     if !opens && !K::COMPLETE {
         return Err(Verdict::Pass);
     }
@@ -154,6 +154,10 @@ fn longest<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
     let segment = frame.segment_payload();
     if segment == 0 {
         return packet.length;
+    }
+    if packet.key.protocol == SCTP {
+        // Its segments have lengths of their own (GSO_BY_FRAGS). With 0 the kernel leaves the check to who takes the packet apart.
+        return 0;
     }
     let transport = if packet.key.protocol == TCP {
         match frame.load::<[u8; 2]>(packet.l4 + TCP_DATA_OFFSET) {

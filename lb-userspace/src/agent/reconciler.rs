@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::apply::tables::{ServiceAddress, Tables};
-use crate::apply::{ApplyError, Engine, NamedByFlows};
-use crate::model::Problem;
-use crate::plan::Planner;
+use crate::apply::{ApplyError, Engine, MapUsage, NamedByFlows};
+use crate::model::{ObjectName, Problem, Trigger};
 use crate::plan::wanted::ServicePortId;
+use crate::plan::{HealthCheck, Planner};
 use crate::serve::Pending;
 use crate::source::Event;
 
@@ -38,6 +38,9 @@ pub struct Outcome {
     pub complete: bool,
     pub node_changed: bool,
     pub service_cidrs_changed: bool,
+    pub health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
+    /// What led to the changes of endpoints.
+    pub triggers: Vec<Trigger>,
     /// Problems of the input that are new, and those that are gone.
     pub raised: Vec<Problem>,
     pub resolved: Vec<Problem>,
@@ -80,6 +83,8 @@ impl<T: Tables> Reconciler<T> {
             complete: changes.complete,
             node_changed: changes.node_changed,
             service_cidrs_changed: changes.service_cidrs_changed,
+            health_checks: changes.health_checks,
+            triggers: changes.triggers,
             raised: changes.raised,
             resolved: changes.resolved,
             failed,
@@ -102,6 +107,11 @@ impl<T: Tables> Reconciler<T> {
     /// Whether a packet with this destination is served by an entry of this service port, see [`Engine::serves`].
     pub fn serves(&self, service_id: u32, destination: ServiceAddress) -> bool {
         self.engine.serves(service_id, destination)
+    }
+
+    /// How full the maps are.
+    pub fn usage(&self) -> Vec<MapUsage> {
+        self.engine.usage()
     }
 
     /// What has been waiting longest to get into the maps.
@@ -241,6 +251,12 @@ mod tests {
         assert!(outcome.complete);
         assert_eq!((outcome.changed, outcome.failed), (1, vec![]));
         assert!(memory.state().services.keys().all(|address| address.ip.to_string() == "10.96.0.10"));
+        let used = agent.usage().into_iter().filter(|usage| usage.entries > 0);
+        assert_eq!(
+            used.map(|usage| (usage.map, usage.entries)).collect::<Vec<_>>(),
+            [("SERVICES_V4", 1), ("SERVICE_NAMES", 1)],
+            "what was pruned is not counted"
+        );
         assert_eq!(agent.pending(), None);
     }
 

@@ -44,6 +44,14 @@ impl NamedByFlows {
     }
 }
 
+/// Entries of a map that hold something, without those that wait to be reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapUsage {
+    pub map: &'static str,
+    pub entries: u64,
+    pub capacity: u32,
+}
+
 /// One of something for each family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PerFamily<T> {
@@ -189,6 +197,9 @@ impl<T: Tables> Engine<T> {
         let writer = &mut self.writer;
         writer.freed |= writer.slots.expire(now, writer.grace);
         let room = std::mem::take(&mut writer.freed);
+        // Of changes that failed half-way and wait for room now. If this fails too there is always a next tick, and a mark too
+        // many does no harm.
+        let _ = writer.marks.tidy(&mut writer.tables);
         let due: Vec<_> =
             self.pending.iter().filter(|(_, p)| room || !p.needs_room).map(|(id, _)| id.clone()).collect();
         let mut errors = Vec::new();
@@ -233,6 +244,24 @@ impl<T: Tables> Engine<T> {
             let owner = self.writer.owners.get(address).and_then(|owner| self.services.get(owner));
             owner.is_some_and(|installed| installed.service_id == service_id)
         })
+    }
+
+    /// How full the maps are.
+    pub fn usage(&self) -> Vec<MapUsage> {
+        let Writer { capacity, entry_count, backend_ids, slots, source_range_count, .. } = &self.writer;
+        let backends = |family| backend_ids[family].in_use() as u64;
+        [
+            (SizedMap::SERVICES_V4, u64::from(entry_count.v4), capacity.services_v4),
+            (SizedMap::SERVICES_V6, u64::from(entry_count.v6), capacity.services_v6),
+            (SizedMap::SERVICE_NAMES, self.services.len() as u64, capacity.service_names),
+            (SizedMap::SLOTS, slots.in_use(), capacity.slots),
+            (SizedMap::BACKENDS_V4, backends(IpFamily::V4), capacity.backends_v4),
+            (SizedMap::BACKENDS_V6, backends(IpFamily::V6), capacity.backends_v6),
+            (SizedMap::SOURCE_RANGES_V4, source_range_count.v4.into(), capacity.source_ranges_v4),
+            (SizedMap::SOURCE_RANGES_V6, source_range_count.v6.into(), capacity.source_ranges_v6),
+        ]
+        .map(|(map, entries, capacity)| MapUsage { map: map.name, entries, capacity })
+        .into()
     }
 
     /// Service ports that are not, or not fully, as they are wanted.

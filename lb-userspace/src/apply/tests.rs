@@ -875,8 +875,9 @@ proptest! {
             backends_v4: 12,
             backends_v6: 10,
             service_names: 5,
-            source_ranges_v4: 6,
-            source_ranges_v6: 4,
+            // Three old ones of a service port and three new ones fit.
+            source_ranges_v4: 8,
+            source_ranges_v6: 6,
         };
         let mut world = World::new(Some(capacity));
         for step in steps {
