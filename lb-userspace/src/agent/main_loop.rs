@@ -178,7 +178,8 @@ impl MainLoop<'_> {
     /// Removes flows that are over, and lets the engine reuse the ids that no flow names any more.
     fn sweep(&mut self) {
         let started = Instant::now();
-        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()) {
+        let serves = |service_id, destination| self.reconciler.serves(service_id, destination);
+        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default(), serves) {
             Ok(sweep) => {
                 self.reconciler.swept(started, &sweep.named);
                 self.metrics.set_flows(sweep.open, sweep.half_open);
@@ -212,12 +213,6 @@ impl MainLoop<'_> {
         }
         for failure in &outcome.failed {
             error!("{failure}");
-        }
-        for service in &outcome.withheld {
-            warn!(
-                "{service}: its load-balancer addresses are not served: loadBalancerSourceRanges are not enforced by this \
-                 version; its ClusterIPs and nodePorts are served"
-            );
         }
         for service in &outcome.settled {
             info!("service port {service} is in the maps now");
