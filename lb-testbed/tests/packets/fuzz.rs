@@ -244,7 +244,8 @@ fn entries() -> Vec<ServiceEntry> {
             address: *endpoint,
             local: world::place_at(endpoint.ip()).is_some_and(|place| place.device == "pod0"),
         });
-        entries.push(ServiceEntry { address, protocol, backends: backends.collect(), drop: service.drop });
+        let entry = ServiceEntry::new(address, protocol, backends.collect());
+        entries.push(ServiceEntry { drop: service.drop, ..entry });
     }
     entries
 }
