@@ -13,6 +13,7 @@ mod lock;
 mod logging;
 mod main_loop;
 mod network;
+mod networks;
 mod reconciler;
 mod stop;
 
@@ -131,6 +132,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     let network = Network::adopt(
         maps.devices().map_err(|e| adopt(e.into()))?,
         maps.node_addresses().map_err(|e| adopt(e.into()))?,
+        maps.networks().map_err(|e| adopt(e.into()))?,
         datapath.attached_devices()?,
     );
     enable_forwarding();
