@@ -4,9 +4,9 @@
 //! |---|---|
 //! | `xdp/ tc/ cgroup/` | one folder per hook family: adapts its context, consumes the verdict |
 //! | `pipeline.rs` | the way of a packet, written once |
-//! | `packet.rs service.rs flow.rs route.rs nat.rs icmp.rs` | its steps, one file each |
+//! | `packet.rs flow.rs service.rs client.rs select.rs route.rs nat.rs icmp.rs` | its steps, one file each |
 //! | `connected.rs` | what connected sockets were given, for the agent to read |
-//! | `maps.rs settings.rs count.rs log.rs` | what the programs share with the agent |
+//! | `maps.rs settings.rs count.rs record.rs log.rs` | what the programs share with the agent |
 #![no_std]
 #![no_main]
 #![expect(
@@ -16,6 +16,7 @@
 
 mod aligned;
 mod cgroup;
+mod client;
 mod connected;
 mod count;
 mod flow;
@@ -26,7 +27,9 @@ mod maps;
 mod nat;
 mod packet;
 mod pipeline;
+mod record;
 mod route;
+mod select;
 mod service;
 mod settings;
 mod socket;

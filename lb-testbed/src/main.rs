@@ -17,7 +17,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve HTTP, UDP and transfers; print "ready" when all listen
+    /// Serve HTTP, UDP, SCTP and transfers; print "ready" when all listen
     Serve(tool::serve::Options),
     /// Send HTTP requests, one connection each
     Get {
@@ -32,6 +32,8 @@ enum Command {
     Hold(tool::hold::Options),
     /// Bind addresses and say which could be bound
     Bind(tool::bind::Options),
+    /// Open SCTP associations over a raw socket and ask a question over each
+    Associate(tool::sctp::Options),
     /// Send requests at a steady rate until standard input ends
     Load(tool::load::Options),
     /// Build a cluster without agents, print its name, and remove it on Ctrl-C
@@ -52,6 +54,7 @@ async fn main() -> Result<()> {
         Command::Ask(options) => print(&tool::ask::run(&options)?),
         Command::Hold(options) => tool::hold::run(&options).await,
         Command::Bind(options) => print(&tool::bind::run(&options)),
+        Command::Associate(options) => print(&tool::sctp::run(&options)),
         Command::Load(options) => print(&tool::load::run(&options).await?),
         Command::Up => up().await,
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),

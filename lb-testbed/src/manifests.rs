@@ -57,6 +57,7 @@ impl ManifestDir {
 pub enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 impl Protocol {
@@ -64,6 +65,7 @@ impl Protocol {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         }
     }
 }
@@ -92,6 +94,10 @@ impl Port {
 
     pub fn udp(name: &str, port: u16, target: u16) -> Self {
         Self { name: name.to_owned(), protocol: Protocol::Udp, port, target, node_port: None }
+    }
+
+    pub fn sctp(name: &str, port: u16, target: u16) -> Self {
+        Self { name: name.to_owned(), protocol: Protocol::Sctp, port, target, node_port: None }
     }
 
     pub fn node_port(self, port: u16) -> Self {

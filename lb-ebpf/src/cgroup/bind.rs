@@ -6,13 +6,14 @@
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::family::{Family, V4, V6};
+use lb_common::layout::address_flags;
 use lb_common::reason::Reason;
 
 use super::address::{self, In4, In6, Mapped, SocketAddress, is_mapped};
 use super::{ALLOW, REFUSE, in_node_namespace, protocol};
 use crate::count::count;
 use crate::maps::Maps;
-use crate::service::{at_node_port, takes_node_ports};
+use crate::service::{at_node_port, known};
 use crate::settings::{HAS_SET_RETVAL, PROTECT_NODE_PORTS};
 
 const EADDRINUSE: i32 = 98;
@@ -57,5 +58,5 @@ fn decide(context: &SockAddrContext, taken: impl Fn(&SockAddrContext, u16, u8) -
 fn is_node_port<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext, port: u16, protocol: u8) -> bool {
     let addr = S::address(context);
     at_node_port::<F>(port, protocol).is_some()
-        && (addr == F::UNSPECIFIED || S::is_loopback(&addr) || takes_node_ports::<F>(&addr))
+        && (addr == F::UNSPECIFIED || S::is_loopback(&addr) || known::<F>(&addr) & address_flags::NODE_PORTS != 0)
 }

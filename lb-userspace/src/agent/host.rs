@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, NamespaceAddrs};
 
 use super::network::HostTables;
@@ -51,5 +52,13 @@ impl HostTables for Datapath {
 
     fn remove_namespace(&mut self, cookie: u64) -> Result<(), HostError> {
         Ok(Datapath::remove_namespace(self, cookie)?)
+    }
+
+    fn put_network(&mut self, network: IpNet, flags: u32) -> Result<(), HostError> {
+        Ok(Datapath::put_network(self, network, flags)?)
+    }
+
+    fn remove_network(&mut self, network: IpNet) -> Result<(), HostError> {
+        Ok(Datapath::remove_network(self, network)?)
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,18 +12,20 @@ use tracing::{debug, error, info, warn};
 
 use super::AgentError;
 use super::network::{Network, Step, Wanted};
+use super::networks::network_table;
 use super::reconciler::{Outcome, Reconciler};
 use super::stop::Stop;
 use crate::config::{Config, TerminateSockets};
 use crate::datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
 use crate::model::Severity;
 use crate::node::NodeState;
-use crate::node::addresses::{device_table, node_addresses};
+use crate::node::addresses::{device_table, listen_addresses, node_addresses};
 use crate::node::devices::{DeviceOptions, Programs, choose};
 use crate::node::namespaces::follow::Follower;
 use crate::plan::wanted::Protocol;
-use crate::serve::{Progress, State};
+use crate::serve::{Metrics, Progress, ServiceHealth, State};
 use crate::source::Event;
+use crate::source::kubernetes::events::{Notice, Recorder};
 
 /// Retries, and a sign of life.
 const TICK: Duration = Duration::from_secs(1);
@@ -39,6 +42,12 @@ pub struct MainLoop<'a> {
     pub node: watch::Receiver<Arc<NodeState>>,
     pub namespaces: Follower,
     pub health: watch::Sender<State>,
+    pub service_health: watch::Sender<ServiceHealth>,
+    pub metrics: Arc<Metrics>,
+    /// None when the objects come from manifests.
+    pub recorder: Option<Recorder>,
+    /// Triggers before this time were served by an earlier agent.
+    pub started: SystemTime,
     /// Devices that are left alone, and why: each is said once.
     pub left: BTreeMap<String, String>,
 }
@@ -83,6 +92,7 @@ impl MainLoop<'_> {
                         swept = Instant::now();
                     }
                     self.report();
+                    self.measure();
                 }
             }
         }
@@ -91,15 +101,32 @@ impl MainLoop<'_> {
     fn follow_events(&mut self, batch: Vec<Event>) {
         let started = Instant::now();
         let events = batch.len();
+        self.metrics.received(&batch);
         let outcome = self.reconciler.absorb(batch, started);
         self.say(&outcome);
+        if !outcome.health_checks.is_empty() {
+            self.service_health.send_modify(|wanted| {
+                for (service, check) in &outcome.health_checks {
+                    match check {
+                        Some(check) => drop(wanted.checks.insert(service.clone(), *check)),
+                        None => drop(wanted.checks.remove(service)),
+                    }
+                }
+            });
+        }
         self.close_sockets(&outcome);
-        if outcome.node_changed {
+        if outcome.node_changed || outcome.service_cidrs_changed || outcome.complete {
             self.follow_host();
         }
         if outcome.complete {
             let services = outcome.changed;
             info!(services, seconds = started.elapsed().as_secs_f32(), "all Service ports are in the maps");
+            if self.pod_networks().is_empty() {
+                info!(
+                    "no pod networks are known (neither --cluster-cidr nor podCIDRs of this Node): traffic policies and source \
+                     rewriting take pods for clients outside the cluster"
+                );
+            }
             self.health.send_modify(|state| state.progress = Progress::Serving);
         } else if outcome.changed + outcome.removed > 0 {
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -111,14 +138,35 @@ impl MainLoop<'_> {
                 "maps are up to date"
             );
         }
+        if outcome.complete || outcome.changed + outcome.removed > 0 {
+            self.metrics.synced(started.elapsed(), SystemTime::now());
+        }
+        // What could not be written is not served yet.
+        if self.reconciler.planner().is_synced() && self.reconciler.pending().is_none() {
+            let now = SystemTime::now();
+            for trigger in outcome.triggers.into_iter().filter(|trigger| trigger.at > self.started) {
+                self.metrics.programmed(trigger, now);
+            }
+        }
         self.report_awaited();
         self.report();
     }
 
-    /// Attaches where packets arrive, and tells the programs about devices and addresses.
+    /// Networks whose addresses are pods.
+    fn pod_networks(&self) -> &[IpNet] {
+        let configured = &self.config.cluster_cidr.0;
+        let of_node = self.reconciler.planner().node().map(|node| &*node.pod_cidrs).unwrap_or_default();
+        if configured.is_empty() { of_node } else { configured }
+    }
+
+    /// Attaches where packets arrive, and tells the programs about devices, addresses and networks.
     fn follow_host(&mut self) {
         let state = Arc::clone(&self.node.borrow_and_update());
-        let options = DeviceOptions { patterns: self.config.devices.clone(), mode: self.config.mode };
+        let options = DeviceOptions {
+            patterns: self.config.devices.clone(),
+            pods: self.config.pod_interfaces.clone(),
+            mode: self.config.mode,
+        };
         let choices = choose(&state, &options);
         for choice in choices.iter().filter(|choice| choice.programs == Programs::None) {
             if self.left.get(&choice.name) != Some(&choice.reason) {
@@ -131,7 +179,16 @@ impl MainLoop<'_> {
         let of_node = self.reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
         let addresses = node_addresses(&state, &self.config.nodeport_addresses, of_node);
         let namespaces = Arc::clone(&self.namespaces.addresses.borrow_and_update());
-        let wanted = Wanted::new(&choices, device_table(&state, |_| false), addresses, namespaces);
+        let listen = listen_addresses(&self.config.nodeport_addresses, &addresses);
+        self.service_health.send_if_modified(|wanted| {
+            let before = std::mem::replace(&mut wanted.addresses, listen);
+            before != wanted.addresses
+        });
+        // What is sent to an address of a ServiceCIDR that no Service has is dropped: first all Services must be in the maps.
+        let planner = self.reconciler.planner();
+        let networks =
+            planner.is_synced().then(|| network_table(self.pod_networks(), &planner.service_cidrs()));
+        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses, networks, namespaces);
         for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {
                 Step::Attached { device, how, reason } => {
@@ -159,9 +216,11 @@ impl MainLoop<'_> {
     /// Removes flows that are over, and lets the engine reuse the ids that no flow names any more.
     fn sweep(&mut self) {
         let started = Instant::now();
-        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()) {
+        let serves = |service_id, destination| self.reconciler.serves(service_id, destination);
+        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default(), serves) {
             Ok(sweep) => {
                 self.reconciler.swept(started, &sweep.named);
+                self.metrics.set_flows(sweep.open, sweep.half_open);
                 debug!(
                     open = sweep.open,
                     half_open = sweep.half_open,
@@ -177,22 +236,21 @@ impl MainLoop<'_> {
 
     fn say(&self, outcome: &Outcome) {
         for problem in &outcome.raised {
+            self.metrics.raised(problem);
+            if let (Some(recorder), Some(notice)) = (&self.recorder, Notice::of_problem(problem)) {
+                recorder.tell(notice);
+            }
             match problem.severity {
                 Severity::Error => warn!("{problem}"),
                 Severity::Note => info!("{problem}"),
             }
         }
         for problem in &outcome.resolved {
+            self.metrics.resolved(problem);
             info!("resolved: {}: {}", problem.object, problem.reason);
         }
         for failure in &outcome.failed {
             error!("{failure}");
-        }
-        for service in &outcome.withheld {
-            warn!(
-                "{service}: its load-balancer addresses are not served: loadBalancerSourceRanges are not enforced by this \
-                 version; its ClusterIPs and nodePorts are served"
-            );
         }
         for service in &outcome.settled {
             info!("service port {service} is in the maps now");
@@ -205,6 +263,14 @@ impl MainLoop<'_> {
             let text = format!("waiting for {}", awaited.join(", "));
             self.health.send_modify(|state| state.progress = Progress::Starting(text));
         }
+    }
+
+    /// What changes with nearly every event is counted once a second.
+    fn measure(&self) {
+        let maps = self.reconciler.usage();
+        let endpoints =
+            maps.iter().filter(|usage| usage.map.starts_with("BACKENDS_")).map(|usage| usage.entries).sum();
+        self.metrics.set_served(self.reconciler.planner().service_count(), endpoints, maps);
     }
 
     /// Tells the probes how it stands.

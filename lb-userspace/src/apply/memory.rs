@@ -4,15 +4,17 @@
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use lb_common::layout;
+use ipnet::IpNet;
+use lb_common::layout::{self, address_flags, service_flags};
 
 use super::engine::{NamedByFlows, PerFamily};
-use super::entry::slot_ranges;
+use super::entry::{parse_service_name, slot_ranges};
 use super::tables::{BackendEntry, Capacity, ServiceAddress, TableError, Tables};
-use crate::plan::wanted::IpFamily;
+use crate::plan::wanted::{IpFamily, ServicePortId};
 
 /// A handle: clones share the maps, so that they outlive an engine as pinned maps outlive an agent.
 #[derive(Debug, Clone)]
@@ -25,6 +27,11 @@ pub struct State {
     pub names: BTreeMap<u32, layout::ServiceName>,
     pub slots: Vec<u32>,
     pub backends: PerFamily<BTreeMap<u32, BackendEntry>>,
+    /// Flags of Services, by address.
+    pub marks: BTreeMap<IpAddr, u32>,
+    pub source_ranges: BTreeSet<(u32, IpNet)>,
+    /// Who may use the load balancer addresses of service ports, as a test says; checked at every write about such.
+    pub guards: HashMap<ServicePortId, Guard>,
     /// Ids of open flows, one element per flow: (family, service id, backend id).
     pub flows: Vec<(IpFamily, u32, u32)>,
     /// Writes that succeeded.
@@ -40,6 +47,9 @@ pub struct State {
     backend_left: PerFamily<HashMap<u32, Instant>>,
 }
 
+/// Source ranges of each family; `None`: everybody.
+pub type Guard = PerFamily<Option<BTreeSet<IpNet>>>;
+
 impl Memory {
     pub fn new(capacity: Capacity, grace: Duration, now: Instant) -> Self {
         Self(Rc::new(RefCell::new(State {
@@ -48,6 +58,9 @@ impl Memory {
             names: BTreeMap::new(),
             slots: vec![0; capacity.slots as usize],
             backends: PerFamily::default(),
+            marks: BTreeMap::new(),
+            source_ranges: BTreeSet::new(),
+            guards: HashMap::new(),
             flows: Vec::new(),
             writes: 0,
             fail_after: None,
@@ -68,6 +81,8 @@ impl Memory {
             backends_v4: 100,
             backends_v6: 100,
             service_names: 100,
+            source_ranges_v4: 100,
+            source_ranges_v6: 100,
         };
         Self::new(capacity, Duration::from_secs(1), now)
     }
@@ -122,6 +137,39 @@ impl State {
         Ok(())
     }
 
+    fn guard(&self, service_id: u32) -> Option<&Guard> {
+        let (id, _) = parse_service_name(self.names.get(&service_id)?)?;
+        self.guards.get(&id)
+    }
+
+    /// Nobody else may use a guarded address from the moment it is there, and everybody who may can.
+    fn check_new_guard(&self, key: ServiceAddress, value: &layout::Service) {
+        let Some(guard) = self.guard(value.service_id).filter(|_| value.kind == layout::kind::LOAD_BALANCER)
+        else {
+            return;
+        };
+        let wanted = &guard[IpFamily::of(&key.ip)];
+        let flagged = value.flags & service_flags::SOURCE_RANGES != 0;
+        assert_eq!(flagged, wanted.is_some(), "{key}: open to everybody, or closed for no reason");
+        for sources in wanted.iter().flatten() {
+            assert!(self.source_ranges.contains(&(value.service_id, *sources)), "{key}: closed to {sources}");
+        }
+    }
+
+    /// A range that goes away closes an address to nobody who may use it.
+    fn check_gone_guard(&self, service_id: u32, sources: IpNet) {
+        let Some(guard) = self.guard(service_id) else { return };
+        let family = IpFamily::of(&sources.addr());
+        let wanted = guard[family].as_ref();
+        for (key, service) in self.services.iter().filter(|(_, service)| service.service_id == service_id) {
+            let guarded = service.flags & service_flags::SOURCE_RANGES != 0;
+            assert!(
+                !guarded || IpFamily::of(&key.ip) != family || wanted.is_some_and(|w| !w.contains(&sources)),
+                "{key}: closed to {sources} now"
+            );
+        }
+    }
+
     fn cover(&mut self, value: &layout::Service) {
         for range in slot_ranges(value) {
             for slot in range.base..range.base + range.count {
@@ -145,6 +193,15 @@ impl State {
     }
 }
 
+/// What `ADDRESSES` must say of the address of an entry.
+pub fn marks_needed(service: &layout::Service) -> u32 {
+    match service.kind {
+        layout::kind::NODE_PORT => 0,
+        layout::kind::CLUSTER_IP => address_flags::SERVICE | address_flags::CLUSTER_IP,
+        _ => address_flags::SERVICE,
+    }
+}
+
 impl Tables for Memory {
     fn capacity(&self) -> Capacity {
         self.state().capacity
@@ -163,6 +220,9 @@ impl Tables for Memory {
             "the engine counts entries itself"
         );
         assert!(state.names.contains_key(&value.service_id), "{key}: an entry without a name");
+        let (marks, needed) = (state.marks.get(&key.ip).copied().unwrap_or(0), marks_needed(&value));
+        assert_eq!(marks & needed, needed, "{key}: an entry whose address is not marked");
+        state.check_new_guard(key, &value);
         for range in slot_ranges(&value) {
             assert!(range.count > 0 || range.base == 0, "{key}: an empty range has base 0");
             for slot in range.base..range.base + range.count {
@@ -278,6 +338,45 @@ impl Tables for Memory {
         Ok(())
     }
 
+    fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        assert!(!ip.is_unspecified() && flags & !address_flags::OF_SERVICES == 0, "{ip}: flags {flags:#x}");
+        assert_ne!(state.marks.get(&ip).copied().unwrap_or(0), flags, "{ip}: marked without need");
+        for (key, service) in state.services.iter().filter(|(key, _)| key.ip == ip) {
+            let needed = marks_needed(service);
+            assert_eq!(flags & needed, needed, "{key}: the address would lose its mark");
+        }
+        state.write("ADDRESSES")?;
+        match flags {
+            0 => drop(state.marks.remove(&ip)),
+            _ => drop(state.marks.insert(ip, flags)),
+        }
+        Ok(())
+    }
+
+    fn put_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        assert_eq!(sources, sources.trunc());
+        let (capacity, v4) = match sources {
+            IpNet::V4(_) => (state.capacity.source_ranges_v4, true),
+            IpNet::V6(_) => (state.capacity.source_ranges_v6, false),
+        };
+        let held = state.source_ranges.iter().filter(|(_, net)| net.addr().is_ipv4() == v4).count();
+        assert!(held < capacity as usize, "the engine counts source ranges itself");
+        state.write("SOURCE_RANGES")?;
+        let new = state.source_ranges.insert((service_id, sources));
+        assert!(new, "{sources} of service {service_id}: written without need");
+        Ok(())
+    }
+
+    fn remove_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        state.check_gone_guard(service_id, sources);
+        state.write("SOURCE_RANGES")?;
+        state.source_ranges.remove(&(service_id, sources));
+        Ok(())
+    }
+
     fn services(&self) -> Result<Vec<(ServiceAddress, layout::Service)>, TableError> {
         Ok(self.state().services.iter().map(|(key, value)| (*key, *value)).collect())
     }
@@ -292,6 +391,14 @@ impl Tables for Memory {
 
     fn backends(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError> {
         Ok(self.state().backends[family].iter().map(|(id, entry)| (*id, *entry)).collect())
+    }
+
+    fn marked_addresses(&self) -> Result<Vec<(IpAddr, u32)>, TableError> {
+        Ok(self.state().marks.iter().map(|(ip, flags)| (*ip, *flags)).collect())
+    }
+
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>, TableError> {
+        Ok(self.state().source_ranges.iter().copied().collect())
     }
 }
 

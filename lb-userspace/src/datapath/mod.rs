@@ -17,10 +17,12 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION, NamespaceAddrs};
 
 pub use self::endpoints::Endpoints;
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
+pub use self::inspect::{AffinityClient, AffinityEntry};
 use self::links::Links;
 pub use self::links::{AttachError, Attached};
 pub use self::maps::ServiceTables;
@@ -28,6 +30,7 @@ use self::maps::{HostMaps, MapHandles};
 use self::programs::Programs;
 pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, TcAttach};
 pub use self::sys::{TestRun, monotonic_ns};
+use crate::apply::tables::ServiceAddress;
 
 /// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +111,11 @@ impl Datapath {
         links.attach_cgroup(&self.programs, cgroup)
     }
 
+    /// Detaches the socket programs from where they are attached, if they are.
+    pub fn detach_cgroup(&mut self) -> Result<(), AttachError> {
+        self.links()?.detach_cgroup()
+    }
+
     /// Attaches to a device, or replaces what is attached. With `xdp`, XDP and tc; else tc alone. `layer3`: the device's
     /// frames start with the IP header.
     pub fn attach_device(
@@ -164,16 +172,30 @@ impl Datapath {
         Endpoints::new(&self.programs, &self.maps)
     }
 
+    pub fn put_network(&self, network: IpNet, flags: u32) -> io::Result<()> {
+        self.host().put_network(network, flags)
+    }
+
+    pub fn remove_network(&self, network: IpNet) -> io::Result<()> {
+        self.host().remove_network(network)
+    }
+
     fn host(&self) -> HostMaps<'_> {
         HostMaps(&self.maps)
     }
 
-    /// Removes flows that are over, and tells which ids the others name. `now_ns`: see [`monotonic_ns`].
-    pub fn sweep_flows(&self, now_ns: u64, timeouts: &FlowTimeouts) -> io::Result<FlowSweep> {
-        flows::sweep(&self.maps, now_ns, timeouts)
+    /// Removes flows that are over, and those of service ports that are not served any more at the address that the client
+    /// uses. Tells which ids the others name. `now_ns`: see [`monotonic_ns`].
+    pub fn sweep_flows(
+        &self,
+        now_ns: u64,
+        timeouts: &FlowTimeouts,
+        serves: impl Fn(u32, ServiceAddress) -> bool,
+    ) -> io::Result<FlowSweep> {
+        flows::sweep(&self.maps, now_ns, timeouts, &serves)
     }
 
-    /// Empties the flow tables, for tests and benchmarks that begin anew. Connections that are translated break.
+    /// Forgets connections and session affinity, for tests and benchmarks that begin anew. Connections that are translated break.
     pub fn forget_flows(&self) -> io::Result<()> {
         flows::forget(&self.maps)
     }

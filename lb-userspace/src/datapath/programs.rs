@@ -24,7 +24,7 @@ const XDP: &str = "lb_xdp";
 const XDP_LINEAR: &str = "lb_xdp_linear";
 
 /// Maps that no other program reads and that need not outlive the programs.
-const UNPINNED: [&str; 3] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS"];
+const UNPINNED: [&str; 4] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS", "RECORD"];
 
 /// What is set before the programs are loaded.
 #[derive(Debug, Clone)]
@@ -37,6 +37,8 @@ pub struct LoadOptions {
     pub tc_attach: TcAttach,
     /// Processes of this network namespace may not bind NodePorts.
     pub protect_node_ports: bool,
+    /// Socket programs translate for processes of this network namespace only.
+    pub host_sockets_only: bool,
 }
 
 /// How tc programs are attached.
@@ -202,6 +204,7 @@ impl Programs {
         let set_retval = u8::from(features.set_retval);
         let protect_node_ports = u8::from(options.protect_node_ports);
         let netns_cookie = features.netns_cookie.unwrap_or(0);
+        let host_sockets_only = u8::from(options.host_sockets_only);
 
         let mut loader = EbpfLoader::new();
         loader
@@ -212,6 +215,7 @@ impl Programs {
             .override_global("HAS_SET_RETVAL", &set_retval, true)
             .override_global("PROTECT_NODE_PORTS", &protect_node_ports, true)
             .override_global("NODE_NETNS_COOKIE", &netns_cookie, true)
+            .override_global("HOST_SOCKETS_ONLY", &host_sockets_only, true)
             .override_global("AYA_LOG_LEVEL", &options.log_level, false);
         let mut sizes: Vec<(&str, u32)> = map_sizes(&options.sizes).to_vec();
         let mut outgrown = Vec::new();
@@ -342,14 +346,19 @@ fn map_fd(map: &aya::maps::Map) -> BorrowedFd<'_> {
     }
 }
 
+/// Addresses that a node may have in each family.
+const NODE_ADDRESSES: u32 = 1024;
+
 /// The maps whose size the configuration sets.
-fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 17] {
+fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 20] {
+    // The engine keeps to the limit for addresses of Services; those of the node have room beside them.
+    let addresses = sizes.max_services + NODE_ADDRESSES;
     [
         ("SERVICES_V4", sizes.max_services),
         ("SERVICES_V6", sizes.max_services),
         ("SERVICE_NAMES", sizes.max_services),
-        ("ADDRESSES_V4", sizes.max_services),
-        ("ADDRESSES_V6", sizes.max_services),
+        ("ADDRESSES_V4", addresses),
+        ("ADDRESSES_V6", addresses),
         ("SLOTS", sizes.max_slots),
         ("BACKENDS_V4", sizes.max_backends),
         ("BACKENDS_V6", sizes.max_backends),
@@ -361,6 +370,9 @@ fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 17] {
         ("FRAGMENTS_V6", sizes.max_fragments),
         ("SOCKET_PEERS_V4", sizes.max_socket_peers),
         ("SOCKET_PEERS_V6", sizes.max_socket_peers),
+        ("SOURCE_RANGES_V4", sizes.max_source_ranges),
+        ("SOURCE_RANGES_V6", sizes.max_source_ranges),
+        ("AFFINITY", sizes.max_affinity),
         ("AYA_LOGS", 1 << 17),
     ]
 }

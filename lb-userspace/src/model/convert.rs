@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{ObjectName, Problem, Severity};
+use super::{ObjectName, Problem, ProblemKind, Severity};
 use crate::plan::wanted::Protocol;
 
 /// What became of an API object. No value: nothing of it concerns the proxy.
@@ -44,15 +44,33 @@ impl Problems {
         Self { object: format!("{kind} {name}").into(), told: Vec::new(), untold: 0 }
     }
 
-    pub fn error(&mut self, field: impl Display, reason: impl Display, remedy: impl Display) {
-        self.add(Severity::Error, field, reason, remedy);
+    pub fn error(
+        &mut self,
+        kind: ProblemKind,
+        field: impl Display,
+        reason: impl Display,
+        remedy: impl Display,
+    ) {
+        self.add((Severity::Error, kind), field, reason, remedy);
     }
 
-    pub fn note(&mut self, field: impl Display, reason: impl Display, remedy: impl Display) {
-        self.add(Severity::Note, field, reason, remedy);
+    pub fn note(
+        &mut self,
+        kind: ProblemKind,
+        field: impl Display,
+        reason: impl Display,
+        remedy: impl Display,
+    ) {
+        self.add((Severity::Note, kind), field, reason, remedy);
     }
 
-    fn add(&mut self, severity: Severity, field: impl Display, reason: impl Display, remedy: impl Display) {
+    fn add(
+        &mut self,
+        (severity, kind): (Severity, ProblemKind),
+        field: impl Display,
+        reason: impl Display,
+        remedy: impl Display,
+    ) {
         if self.told.len() == TOLD_PER_OBJECT {
             self.untold += 1;
             return;
@@ -62,18 +80,20 @@ impl Problems {
             place: None,
             object: self.object.clone(),
             field: field.to_string().into(),
+            kind,
             reason: reason.to_string().into(),
             remedy: remedy.to_string().into(),
         });
     }
 
     pub fn into_vec(mut self) -> Vec<Problem> {
-        if self.untold > 0 {
+        if let (1.., Some(kind)) = (self.untold, self.told.last().map(|last| last.kind)) {
             self.told.push(Problem {
                 severity: Severity::Error,
                 place: None,
                 object: self.object,
                 field: "".into(),
+                kind,
                 reason: format!("{} more parts are invalid", self.untold).into(),
                 remedy: "correct those above first".into(),
             });
@@ -85,7 +105,12 @@ impl Problems {
     pub fn port(&mut self, field: impl Display, number: i32) -> Option<u16> {
         let port = u16::try_from(number).ok().filter(|port| *port != 0);
         if port.is_none() {
-            self.error(field, format_args!("{number} is not a port number"), "use a number from 1 to 65535");
+            self.error(
+                ProblemKind::OutOfRange,
+                field,
+                format_args!("{number} is not a port number"),
+                "use a number from 1 to 65535",
+            );
         }
         port
     }
@@ -98,6 +123,7 @@ impl Problems {
             Some("SCTP") => Some(Protocol::Sctp),
             Some(other) => {
                 self.error(
+                    ProblemKind::UnknownValue,
                     field,
                     format_args!("`{other}` is not a protocol that Services know"),
                     "use TCP, UDP or SCTP; this port is left out",

@@ -6,6 +6,7 @@
 //! would have filled in (a protocol, a policy) is filled in here too, because a manifest folder has no API server.
 
 mod address;
+mod contradictions;
 mod convert;
 mod name;
 mod node;
@@ -17,7 +18,7 @@ mod slice;
 pub use convert::Converted;
 pub use name::ObjectName;
 pub use node::Node;
-pub use problem::{Place, Problem, Severity};
+pub use problem::{Place, Problem, ProblemKind, Severity};
 pub use service::{Service, ServicePort, SourceRanges, TrafficPolicy};
 pub use service_cidr::service_cidrs;
-pub use slice::{Endpoint, NodeHint, Slice, SlicePort};
+pub use slice::{Endpoint, NodeHint, Slice, SlicePort, Trigger};

@@ -3,9 +3,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
 
-use super::ObjectName;
 use super::address::{parse_cidr, parse_ip};
 use super::convert::{Converted, Problems};
+use super::{ObjectName, ProblemKind};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The cluster autoscaler is about to remove the node (KEP-3836).
@@ -52,6 +52,7 @@ fn pod_cidrs(spec: &v1::NodeSpec, problems: &mut Problems) -> Box<[IpNet]> {
         match parse_cidr(text) {
             Some(cidr) => cidrs.push(cidr),
             None => problems.error(
+                ProblemKind::InvalidCidr,
                 format_args!("spec.podCIDRs[{index}]"),
                 format_args!("`{text}` is not a CIDR"),
                 "correct it; pods in it are taken for outside clients",
@@ -69,6 +70,7 @@ fn addresses(node: &v1::Node, problems: &mut Problems) -> Box<[IpAddr]> {
             match parse_ip(&address.address) {
                 Some(ip) => addresses.push(ip),
                 None => problems.error(
+                    ProblemKind::InvalidAddress,
                     format_args!("status.addresses[{index}].address"),
                     format_args!("`{}` is not an IP address", address.address),
                     "correct it; it is left out",

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1;
 
-use super::Place;
 use super::address::{parse_cidr, parse_ip, why_unusable};
 use super::convert::{Converted, Problems, has_label, object_name};
+use super::{Place, ProblemKind, contradictions};
 use crate::plan::wanted::{IpFamily, Protocol};
 
 /// Any value: another proxy serves the Service (KEP-2447).
@@ -77,25 +77,22 @@ impl Service {
 
 fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
     let Some(spec) = &service.spec else {
-        problems.error("spec", "is missing", "write one; the Service is not served");
+        problems.error(ProblemKind::Missing, "spec", "is missing", "write one; the Service is not served");
         return Service::default();
     };
     if has_label(&service.metadata, PROXY_NAME_LABEL) {
         return Service::default();
     }
-    let load_balancer = match spec.type_.as_deref() {
+    match spec.type_.as_deref() {
         Some("ExternalName") => return Service::default(),
-        None | Some("ClusterIP" | "NodePort") => false,
-        Some("LoadBalancer") => true,
-        Some(other) => {
-            problems.error(
-                "spec.type",
-                format_args!("`{other}` is not a type of Service"),
-                "use ClusterIP, NodePort, LoadBalancer or ExternalName; it is served as its other fields say",
-            );
-            false
-        }
-    };
+        None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer") => {}
+        Some(other) => problems.error(
+            ProblemKind::UnknownValue,
+            "spec.type",
+            format_args!("`{other}` is not a type of Service"),
+            "use ClusterIP, NodePort, LoadBalancer or ExternalName; it is served as its other fields say",
+        ),
+    }
     let first = spec.cluster_ips.iter().flatten().next().or(spec.cluster_ip.as_ref());
     if first.is_some_and(|first| first == "None") {
         return Service::default();
@@ -104,13 +101,12 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
     if cluster_ips.is_empty() {
         return Service::default();
     }
-    let external_policy =
-        policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), problems);
-    Service {
+    let external_ips = external_ips(spec, &cluster_ips, problems);
+    let external_policy = external_policy(spec, &external_ips, problems);
+    let converted = Service {
         created: service.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
         place: None,
         ports: ports(spec, problems),
-        external_ips: external_ips(spec, &cluster_ips, problems),
         load_balancer_ips: load_balancer_ips(service, &cluster_ips, problems),
         source_ranges: source_ranges(spec, problems),
         affinity_seconds: affinity_seconds(spec, problems),
@@ -120,12 +116,36 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
             problems,
         ),
         external_policy,
-        health_check_node_port: spec
-            .health_check_node_port
-            .filter(|port| *port != 0 && load_balancer && external_policy == TrafficPolicy::Local)
-            .and_then(|port| problems.port("spec.healthCheckNodePort", port)),
+        health_check_node_port: health_check_node_port(spec, external_policy, problems),
+        external_ips,
         cluster_ips,
+    };
+    contradictions::report(spec, &converted, problems);
+    converted
+}
+
+/// The policy counts where an address of the Service is external (`ExternallyAccessible` in pkg/api/v1/service/util.go).
+fn external_policy(
+    spec: &v1::ServiceSpec,
+    external_ips: &[IpAddr],
+    problems: &mut Problems,
+) -> TrafficPolicy {
+    let policy = policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), problems);
+    match spec.type_.as_deref() {
+        None | Some("" | "ClusterIP") if external_ips.is_empty() => TrafficPolicy::Cluster,
+        _ => policy,
     }
+}
+
+/// Only a load balancer with policy Local asks for one (KEP-3836).
+fn health_check_node_port(
+    spec: &v1::ServiceSpec,
+    external_policy: TrafficPolicy,
+    problems: &mut Problems,
+) -> Option<u16> {
+    let asks = spec.type_.as_deref() == Some("LoadBalancer") && external_policy == TrafficPolicy::Local;
+    let port = spec.health_check_node_port.filter(|port| asks && *port != 0)?;
+    problems.port("spec.healthCheckNodePort", port)
 }
 
 fn cluster_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]> {
@@ -135,6 +155,7 @@ fn cluster_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]>
         let Some(ip) = vip(&field, text, problems) else { return };
         if found.iter().any(|other| IpFamily::of(other) == IpFamily::of(&ip)) {
             problems.error(
+                ProblemKind::Duplicate,
                 &field,
                 format_args!("{text} is the second address of its family"),
                 "give one address of each family; this one is left out",
@@ -154,6 +175,7 @@ fn cluster_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]>
     }
     if found.is_empty() && list.is_empty() && spec.cluster_ip.as_deref().is_none_or(str::is_empty) {
         problems.error(
+            ProblemKind::Missing,
             "spec.clusterIP",
             "is not set, and there is no API server to choose it",
             "write the address that clients shall use, or None; the Service is not served",
@@ -173,6 +195,7 @@ fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> 
         let name = port.name.as_deref().unwrap_or_default();
         if !names.insert((name, protocol)) {
             problems.error(
+                ProblemKind::Duplicate,
                 field("name"),
                 format_args!("`{name}` is the name of another {protocol} port of this Service"),
                 "name each port differently; this one is left out",
@@ -181,6 +204,7 @@ fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> 
         }
         if !numbers.insert((number, protocol)) {
             problems.error(
+                ProblemKind::Duplicate,
                 field("port"),
                 format_args!("{number} is the number of another {protocol} port of this Service"),
                 "number each port differently; this one is left out",
@@ -201,11 +225,17 @@ fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> 
 /// An address that clients can use.
 fn vip(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
     let Some(ip) = parse_ip(text) else {
-        problems.error(field, format_args!("`{text}` is not an IP address"), "correct it; it is left out");
+        problems.error(
+            ProblemKind::InvalidAddress,
+            field,
+            format_args!("`{text}` is not an IP address"),
+            "correct it; it is left out",
+        );
         return None;
     };
     if let Some(why) = why_unusable(&ip) {
         problems.error(
+            ProblemKind::InvalidAddress,
             field,
             format_args!("{text} {why}"),
             "use an address that is routed to the nodes; it is left out",
@@ -221,6 +251,7 @@ fn vip_of_family(field: &str, text: &str, cluster_ips: &[IpAddr], problems: &mut
     let family = IpFamily::of(&ip);
     if cluster_ips.iter().all(|other| IpFamily::of(other) != family) {
         problems.error(
+            ProblemKind::WrongFamily,
             field,
             format_args!("{text} is of a family that the Service has no cluster address of"),
             "make the Service dual-stack (spec.ipFamilyPolicy); the address is left out",
@@ -257,6 +288,7 @@ fn load_balancer_ips(
             // The load balancer terminates connections or translates itself (KEP-1860).
             Some("Proxy") => {}
             Some(other) => problems.error(
+                ProblemKind::UnknownValue,
                 field("ipMode"),
                 format_args!("`{other}` is not a mode"),
                 "use VIP or Proxy; the address is left out",
@@ -280,6 +312,7 @@ fn source_ranges(spec: &v1::ServiceSpec, problems: &mut Problems) -> SourceRange
             None => {
                 invalid = true;
                 problems.error(
+                    ProblemKind::InvalidCidr,
                     format_args!("spec.loadBalancerSourceRanges[{index}]"),
                     format_args!("`{text}` is not a CIDR"),
                     "write it as 192.0.2.0/24; it lets nobody in",
@@ -308,6 +341,7 @@ fn affinity_seconds(spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<u
         Some("ClientIP") => {}
         Some(other) => {
             problems.error(
+                ProblemKind::UnknownValue,
                 "spec.sessionAffinity",
                 format_args!("`{other}` is not a kind of affinity"),
                 "use None or ClientIP; there is none until then",
@@ -321,6 +355,7 @@ fn affinity_seconds(spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<u
         Some(seconds @ 1..=AFFINITY_MAX_SECONDS) => Some(seconds.unsigned_abs()),
         Some(other) => {
             problems.error(
+                ProblemKind::OutOfRange,
                 "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
                 format_args!("{other} is not a time-out"),
                 format_args!("use 1 to {AFFINITY_MAX_SECONDS}; it is {AFFINITY_DEFAULT_SECONDS} until then"),
@@ -336,6 +371,7 @@ fn policy(field: &str, value: Option<&str>, problems: &mut Problems) -> TrafficP
         Some("Local") => TrafficPolicy::Local,
         Some(other) => {
             problems.error(
+                ProblemKind::UnknownValue,
                 field,
                 format_args!("`{other}` is not a traffic policy"),
                 "use Cluster or Local; it is Cluster until then",

@@ -1,9 +1,9 @@
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1;
 
-use super::ObjectName;
 use super::address::parse_cidr;
 use super::convert::{Converted, Problems};
+use super::{ObjectName, ProblemKind};
 
 /// The ranges of a ServiceCIDR (KEP-1880): addresses in them belong to Services or to nobody.
 pub fn service_cidrs(object: &v1::ServiceCIDR) -> Converted<Box<[IpNet]>> {
@@ -15,6 +15,7 @@ pub fn service_cidrs(object: &v1::ServiceCIDR) -> Converted<Box<[IpNet]>> {
         match parse_cidr(text) {
             Some(cidr) => cidrs.push(cidr),
             None => problems.error(
+                ProblemKind::InvalidCidr,
                 format_args!("spec.cidrs[{index}]"),
                 format_args!("`{text}` is not a CIDR"),
                 "correct it; it is left out",

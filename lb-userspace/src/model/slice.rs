@@ -1,15 +1,20 @@
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use k8s_openapi::api::{core::v1, discovery};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 
 use super::address::{parse_ip, why_unusable};
 use super::convert::{Converted, Problems, has_label, object_name};
-use super::{ObjectName, Place, Problem};
+use super::{ObjectName, Place, Problem, ProblemKind};
 use crate::plan::wanted::{IpFamily, Protocol};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// RFC 3339, with nanoseconds (`EndpointsLastChangeTriggerTime`, k8s.io/api/core/v1).
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// The EndpointSlice controller copies the labels of the Service.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
@@ -24,6 +29,16 @@ pub struct Slice {
     pub endpoints: Box<[Endpoint]>,
     /// The different sets of zones that the endpoints are meant for. See [`Endpoint::zone_hints`].
     pub zone_sets: Box<[Box<[Box<str>]>]>,
+    /// What brought the slice into this state; none: its author did not say.
+    pub trigger: Option<Trigger>,
+}
+
+/// When a pod or Service changed so that the EndpointSlice controller wrote the slice, by the clock of the controller. What lies
+/// between that and the change of the maps is the latency that a cluster is judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Trigger {
+    pub family: IpFamily,
+    pub at: SystemTime,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +107,7 @@ impl Slice {
                         ports: ports.clone(),
                         endpoints,
                         zone_sets: Box::default(),
+                        trigger: None,
                     };
                     slices.push((ObjectName::new(service.namespace(), &name), slice));
                 }
@@ -110,8 +126,15 @@ fn convert(
     if has_label(&slice.metadata, HEADLESS_LABEL) || has_label(&slice.metadata, PROXY_NAME_LABEL) {
         return None;
     }
-    let Some(service) = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL)) else {
+    let Some(service) = slice
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(SERVICE_LABEL))
+        .filter(|service| !service.is_empty())
+    else {
         problems.note(
+            ProblemKind::Missing,
             format_args!("metadata.labels[{SERVICE_LABEL}]"),
             "is missing",
             "name the Service whose endpoints these are; the slice is not used",
@@ -124,6 +147,7 @@ fn convert(
         "FQDN" => return None,
         other => {
             problems.error(
+                ProblemKind::UnknownValue,
                 "addressType",
                 format_args!("`{other}` is not a type of address"),
                 "use IPv4 or IPv6; the slice is not used",
@@ -143,7 +167,15 @@ fn convert(
         ports: slice_ports(slice, problems),
         endpoints,
         zone_sets: zone_sets.into(),
+        trigger: trigger(&slice.metadata, family),
     })
+}
+
+/// An annotation that cannot be read says nothing of the endpoints: it is ignored, as kube-proxy does.
+fn trigger(metadata: &ObjectMeta, family: IpFamily) -> Option<Trigger> {
+    let text = metadata.annotations.as_ref()?.get(TRIGGER_ANNOTATION)?;
+    let at: Timestamp = text.parse().ok()?;
+    Some(Trigger { family, at: at.into() })
 }
 
 fn slice_ports(slice: &discovery::v1::EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]> {
@@ -178,6 +210,7 @@ fn convert_endpoint(
     )?;
     if IpFamily::of(&address) != family {
         problems.error(
+            ProblemKind::WrongFamily,
             format_args!("endpoints[{index}].addresses[0]"),
             format_args!("{address} is not of the slice's addressType"),
             "put it into a slice of its own family; the endpoint is left out",
@@ -225,6 +258,7 @@ fn zone_set<'a>(
 fn address(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
     let Some(ip) = parse_ip(text) else {
         problems.error(
+            ProblemKind::InvalidAddress,
             field,
             format_args!("`{text}` is not an IP address"),
             "correct it; the endpoint is left out",
@@ -233,6 +267,7 @@ fn address(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
     };
     if let Some(why) = why_unusable(&ip) {
         problems.error(
+            ProblemKind::InvalidAddress,
             field,
             format_args!("{text} {why}"),
             "use the address of the pod or host; the endpoint is left out",

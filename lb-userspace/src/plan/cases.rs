@@ -6,7 +6,8 @@
 //! service web: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
 //! slice web-1 of web: {ports: [{port: 8080}], endpoints: [10.0.0.1 @here, 10.0.0.2 @there terminating]}
 //! =>
-//! the plan as `WantedService` is displayed, and a line `! …` for each problem
+//! the plan as `WantedService` is displayed, and a line for each problem:
+//! ! kind: object: field: reason: remedy (`?` for those that are notes)
 //! then
 //! the objects afterwards: those not named any more are gone
 //! =>
@@ -16,21 +17,23 @@
 //! A step is YAML, each key an object in short: the fields of its `spec` (`labels`, `status`, `created` and `namespace`
 //! too), or for slices the fields of the slice, with endpoints as words: an address, then `@NODE`, `unready`,
 //! `notserving`, `terminating` (which implies `unready`, as in Kubernetes), `zones=A,B`, `nodes=A,B`. The objects go
-//! through the reader of manifest folders. This node is called `here`.
+//! through the reader of manifest folders, and through that of API servers, which must agree. This node is called `here`; `node` has the fields of its `spec`, and `zone` and
+//! `addresses`.
 //!
 //! With `BLESS=1` in the environment the files are rewritten with what comes out; read the difference before you keep it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
-use super::wanted::{ServicePortId, WantedService};
+use super::wanted::{IpFamily, ServicePortId, WantedService};
 use super::{Changes, HealthCheck, Planner, Settings};
-use crate::model::{ObjectName, Problem, Severity};
-use crate::source::manifests;
+use crate::model::{Node, ObjectName, Problem, Severity};
+use crate::source::{kubernetes, manifests};
 
 #[test]
 fn every_case_gives_its_plan() {
@@ -77,17 +80,51 @@ fn run(steps: &str) -> String {
         let input = step.split("\n=>").next().unwrap();
         let (objects, settings) = expand(input);
         fs::write(folder.path().join("objects.json"), objects.to_string()).unwrap();
+        let from_api_server = plan_from_api_server(&objects, settings.clone());
         let planner = planner.get_or_insert_with(|| Planner::new(settings));
         let changes = planner.update(source.scan().unwrap());
         let told = if number == 0 { String::new() } else { state.told(&changes) };
+        if changes.node_changed {
+            state.node = planner.node().cloned();
+        }
+        if changes.service_cidrs_changed {
+            state.service_cidrs = planner.service_cidrs();
+        }
         state.apply(changes);
+        assert_eq!((state.node.as_ref(), &state.service_cidrs), (planner.node(), &planner.service_cidrs()));
         assert_eq!(state.services.values().cloned().collect::<Vec<_>>(), sorted(planner.everything()));
         assert_eq!(state.problems, planner.problems().into_iter().collect::<Vec<_>>());
+        if let Some((services, problems)) = from_api_server {
+            assert_eq!(services, sorted(planner.everything()), "from an API server, {input}");
+            assert_eq!(problems, without_places(planner.problems()), "from an API server, {input}");
+        }
         let then = if number == 0 { "" } else { "then\n" };
         writeln!(written, "{then}{}\n=>\n{told}{}", input.trim_end(), state.text()).unwrap();
         written = written.trim_end().to_owned() + "\n";
     }
     written
+}
+
+/// What a fresh start with the same objects in an API server gives; none if it could not hold them.
+fn plan_from_api_server(
+    objects: &Value,
+    settings: Settings,
+) -> Option<(Vec<WantedService>, BTreeSet<Problem>)> {
+    let items = objects["items"].as_array().unwrap();
+    // It would have made slices of them.
+    if items.iter().any(|item| item["kind"] == "Endpoints") {
+        return None;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let events = runtime.block_on(kubernetes::list(items, "here".into())).ok()?;
+    let mut planner = Planner::new(settings);
+    assert!(planner.update(events).complete);
+    Some((sorted(planner.everything()), without_places(planner.problems())))
+}
+
+/// An API server has no files.
+fn without_places(problems: BTreeSet<Problem>) -> BTreeSet<Problem> {
+    problems.into_iter().map(|problem| Problem { place: None, ..problem }).collect()
 }
 
 fn sorted(services: impl Iterator<Item = WantedService>) -> Vec<WantedService> {
@@ -100,6 +137,9 @@ struct State {
     services: BTreeMap<ServicePortId, WantedService>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     problems: Vec<Problem>,
+    /// What the planner answers of the node and of ServiceCIDRs: taken over when it says that they changed.
+    node: Option<Node>,
+    service_cidrs: Vec<IpNet>,
 }
 
 impl State {
@@ -143,12 +183,24 @@ impl State {
         for service in self.services.values() {
             writeln!(text, "{service}").unwrap();
         }
-        for (name, HealthCheck { port, local_endpoints }) in &self.health_checks {
-            writeln!(text, "{name} health check on {port}: {local_endpoints} local").unwrap();
+        for (name, check) in &self.health_checks {
+            let count = |(family, word)| Some(format!("{} local {word}", check.local_endpoints(family)?));
+            let counts: Vec<_> =
+                [(IpFamily::V4, "IPv4"), (IpFamily::V6, "IPv6")].into_iter().filter_map(count).collect();
+            writeln!(text, "{name} health check on {}: {}", check.port, counts.join(", ")).unwrap();
+        }
+        if let Some(Node { zone, pod_cidrs, addresses, eligible }) = &self.node {
+            let zone = zone.as_deref().unwrap_or("none");
+            write!(text, "node: zone {zone}, pods {pod_cidrs:?}, addresses {addresses:?}").unwrap();
+            writeln!(text, "{}", if *eligible { "" } else { ", not for load balancers" }).unwrap();
+        }
+        if !self.service_cidrs.is_empty() {
+            writeln!(text, "ServiceCIDRs {:?}", self.service_cidrs).unwrap();
         }
         for problem in &self.problems {
             let sign = if problem.severity == Severity::Error { "!" } else { "?" };
-            writeln!(text, "{sign} {}", Problem { place: None, ..problem.clone() }).unwrap();
+            writeln!(text, "{sign} {}: {}", problem.kind, Problem { place: None, ..problem.clone() })
+                .unwrap();
         }
         if text.is_empty() { "nothing\n".to_owned() } else { text }
     }
@@ -184,7 +236,7 @@ fn expand(step: &str) -> (Value, Settings) {
     for (key, value) in parsed.unwrap_or_default() {
         match key.split_whitespace().collect::<Vec<_>>()[..] {
             ["service", name] => items.push(service(name, value)),
-            ["slice", name, "of", of] => items.push(slice(name, of, value)),
+            ["slice", name, "of", of] => items.push(slice(name, of.trim_matches('\''), value)),
             ["endpoints", name] => items.push(
                 json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}, "subsets": value}),
             ),
@@ -263,5 +315,7 @@ fn node(value: Value) -> Value {
     if let Some(zone) = value.get("zone") {
         labels["topology.kubernetes.io/zone"] = zone.clone();
     }
-    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "here", "labels": labels}, "spec": value})
+    let status = json!({"addresses": value.get("addresses")});
+    let metadata = json!({"name": "here", "labels": labels});
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": value, "status": status})
 }

@@ -12,8 +12,8 @@ use proptest::sample::select;
 use super::wanted::{Protocol, ServicePortId, WantedService};
 use super::{Changes, HealthCheck, Planner, Settings};
 use crate::model::{
-    Endpoint, Node, NodeHint, ObjectName, Problem, Service, ServicePort, Severity, Slice, SlicePort,
-    SourceRanges, TrafficPolicy,
+    Endpoint, Node, NodeHint, ObjectName, Problem, ProblemKind, Service, ServicePort, Severity, Slice,
+    SlicePort, SourceRanges, TrafficPolicy,
 };
 use crate::source::{Event, Origin, Part};
 
@@ -100,6 +100,7 @@ prop_compose! {
             place: None,
             ports: ports.into_iter().map(|(name, protocol, port)| SlicePort { name: name.into(), protocol, port }).collect(),
             endpoints: endpoints.into(),
+            trigger: None,
             zone_sets: ["a", "b"].map(|zone| [zone.into()].into()).into(),
         }
     }
@@ -118,6 +119,7 @@ fn report() -> impl Strategy<Value = Event> {
             place: None,
             object: format!("Service {name}").into(),
             field: "".into(),
+            kind: ProblemKind::Duplicate,
             reason: (*reason).into(),
             remedy: "".into(),
         };

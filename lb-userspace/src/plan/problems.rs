@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use super::claims::Claimant;
 use super::frontends::Asked;
 use super::wanted::{FrontendAddress, FrontendKind};
-use crate::model::{ObjectName, Problem, Service, ServicePort, Severity, Slice};
+use crate::model::{ObjectName, Problem, ProblemKind, Service, ServicePort, Severity, Slice};
 
 /// The operator does not let Services claim this address.
 pub(super) fn external_ip_refused(service: (&ObjectName, &Service), ip: &IpAddr) -> Problem {
     problem(
         service,
-        "spec.externalIPs".to_owned(),
+        ("spec.externalIPs".to_owned(), ProblemKind::NotAllowed),
         format!("{ip} is not among the external IPs that this cluster allows"),
         "use an allowed address, or have the operator allow it (--allow-external-ips)",
     )
@@ -41,7 +41,7 @@ pub(super) fn address_taken(
     };
     problem(
         (name, service),
-        field,
+        (field, ProblemKind::AddressTaken),
         format!("{what} is held by {holder}"),
         "choose another one; until then, or until the other gives it up, it is not served for this Service",
     )
@@ -54,17 +54,24 @@ pub(super) fn slice_without_service(name: &ObjectName, slice: &Slice) -> Problem
         place: slice.place.clone(),
         object: format!("EndpointSlice {name}").into(),
         field: "metadata.labels[kubernetes.io/service-name]".into(),
+        kind: ProblemKind::NoService,
         reason: format!("there is no Service {}", slice.service).into(),
         remedy: "create it, or delete the slice; it is not used".into(),
     }
 }
 
-fn problem((name, service): (&ObjectName, &Service), field: String, reason: String, remedy: &str) -> Problem {
+fn problem(
+    (name, service): (&ObjectName, &Service),
+    (field, kind): (String, ProblemKind),
+    reason: String,
+    remedy: &str,
+) -> Problem {
     Problem {
         severity: Severity::Error,
         place: service.place.clone(),
         object: format!("Service {name}").into(),
         field: field.into(),
+        kind,
         reason: reason.into(),
         remedy: remedy.into(),
     }

@@ -35,8 +35,11 @@ pub fn examples_are_served(world: &mut World) -> Result<()> {
         {
             let mut routes = Vec::new();
             let ip = applied.cluster_ip(family).context("a dual-stack Service")?;
-            routes.push((&world.pod(2).host, (ip, port.port).into()));
-            routes.push((&world.node(1).host, (ip, port.port).into()));
+            // SCTP comes as packets, and those of pods and nodes do not arrive at a NIC.
+            if port.protocol != Protocol::Sctp {
+                routes.push((&world.pod(2).host, (ip, port.port).into()));
+                routes.push((&world.node(1).host, (ip, port.port).into()));
+            }
             if let Some(node_port) = port.node_port {
                 routes.extend(
                     world.topology.nodes.iter().map(|n| (world.client(), n.host.at(family, node_port))),
@@ -48,6 +51,7 @@ pub fn examples_are_served(world: &mut World) -> Result<()> {
                 eventually(|| match port.protocol {
                     Protocol::Tcp => answered_by(&client.get(&[target], 3)?, &numbers),
                     Protocol::Udp => answered_by(&client.ask(target, datagrams)?, &numbers),
+                    Protocol::Sctp => answered_by(&client.associate(target, 3)?, &numbers),
                 })
                 .with_context(what)?;
             }

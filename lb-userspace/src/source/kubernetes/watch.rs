@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::super::{Event, Origin, Part};
-use crate::model::{Converted, ObjectName, Problem, Severity};
+use crate::model::{Converted, ObjectName, Problem, ProblemKind, Severity};
 
 /// What [`follow`] must know of a kind of object.
 pub(super) struct Kind<C, E> {
@@ -283,6 +283,7 @@ fn describe(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem 
         place: None,
         object: format!("cannot {verb} {plural}").into(),
         field: "".into(),
+        kind: ProblemKind::Api,
         reason: reason.into(),
         remedy: remedy.into(),
     }

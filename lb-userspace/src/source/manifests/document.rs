@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use serde_path_to_error::{Path, Segment};
 
-use crate::model::{self, Converted, Node, ObjectName, Place, Problem, Service, Severity, Slice};
+use crate::model::{
+    self, Converted, Node, ObjectName, Place, Problem, ProblemKind, Service, Severity, Slice,
+};
 use crate::source::Event;
 
 /// Identity of an object that the planner wants.
@@ -49,6 +51,7 @@ pub(super) fn parse(file: &Arc<FilePath>, text: &str, this_node: &str) -> Parsed
                     place: Some(Place { line: line.unwrap_or(first_line), ..place }.into()),
                     object: "".into(),
                     field: "".into(),
+                    kind: ProblemKind::Unreadable,
                     reason: reason.into(),
                     remedy: "correct it; until then what the file said before stays, and the other documents are served"
                         .into(),
@@ -173,13 +176,13 @@ impl Reader<'_> {
             }),
             (_, "Service" | "Endpoints" | "EndpointSlice" | "ServiceCIDR" | "Node") => self.complain_one(
                 format!("{kind} {}", name_of(&value)),
-                "apiVersion",
+                ("apiVersion", ProblemKind::UnknownValue),
                 format!("`{version}` is not a version of {kind} that is served here"),
                 "use v1 (discovery.k8s.io/v1 for EndpointSlice, networking.k8s.io/v1 for ServiceCIDR); it is not served",
             ),
             (_, "") => self.complain_one(
                 String::new(),
-                "kind",
+                ("kind", ProblemKind::Missing),
                 "is missing: this is not a Kubernetes object".to_owned(),
                 "write apiVersion and kind; the document is not used",
             ),
@@ -211,7 +214,7 @@ impl Reader<'_> {
         if value.pointer("/metadata/name").and_then(Value::as_str).is_none_or(str::is_empty) {
             self.complain_one(
                 object,
-                "metadata.name",
+                ("metadata.name", ProblemKind::Missing),
                 "is missing".to_owned(),
                 "write one; the object is not served",
             );
@@ -234,7 +237,7 @@ impl Reader<'_> {
             let replaced = misfits.len() < MISFITS_PER_OBJECT && put_stand_in::<T>(&mut value, error.path());
             self.complain_one(
                 object.clone(),
-                &field,
+                (&field, ProblemKind::WrongType),
                 error.inner().to_string(),
                 if replaced {
                     "correct it; the rest is served"
@@ -273,12 +276,19 @@ impl Reader<'_> {
         self.parsed.problems.extend(placed);
     }
 
-    fn complain_one(&mut self, object: String, field: &str, reason: String, remedy: &str) {
+    fn complain_one(
+        &mut self,
+        object: String,
+        (field, kind): (&str, ProblemKind),
+        reason: String,
+        remedy: &str,
+    ) {
         self.complain(vec![Problem {
             severity: Severity::Error,
             place: None,
             object: object.into(),
             field: field.into(),
+            kind,
             reason: reason.into(),
             remedy: remedy.into(),
         }]);

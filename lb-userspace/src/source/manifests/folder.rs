@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use super::ManifestError;
 use super::document::{Key, Parsed, parse};
-use crate::model::{Place, Problem, Severity};
+use crate::model::{Place, Problem, ProblemKind, Severity};
 use crate::source::{Event, Origin, Part};
 
 /// A manifest folder, looked at whenever [`Folder::scan`] is called.
@@ -238,6 +238,7 @@ fn duplicate(key: &Key, place: Arc<Place>, first: &Place) -> Problem {
         place: Some(place),
         object: object.into(),
         field: "".into(),
+        kind: ProblemKind::Duplicate,
         reason: format!("is in {first} already").into(),
         remedy: "delete one of them; the first is served".into(),
     }
@@ -249,6 +250,7 @@ fn unreadable(path: &Path, error: &io::Error) -> Problem {
         place: None,
         object: path.display().to_string().into(),
         field: "".into(),
+        kind: ProblemKind::Unreadable,
         reason: format!("cannot be read: {error}").into(),
         remedy: "make it readable for the agent; until then what it said before stays".into(),
     }
