@@ -58,5 +58,7 @@ fn decide(context: &SockAddrContext, taken: impl Fn(&SockAddrContext, u16, u8) -
 fn is_node_port<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext, port: u16, protocol: u8) -> bool {
     let addr = S::address(context);
     at_node_port::<F>(port, protocol).is_some()
-        && (addr == F::UNSPECIFIED || S::is_loopback(&addr) || known::<F>(&addr) & address_flags::NODE_PORTS != 0)
+        && (addr == F::UNSPECIFIED
+            || S::is_loopback(&addr)
+            || known::<F>(&addr) & address_flags::NODE_PORTS != 0)
 }

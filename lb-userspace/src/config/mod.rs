@@ -18,7 +18,8 @@ pub use machine::Machine;
 pub use print::{effective_json, effective_yaml};
 pub use sizes::MapSizes;
 pub use values::{
-    Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, SocketHooks, TerminateSockets, ValueError,
+    Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, SocketHooks, TerminateSockets,
+    ValueError,
 };
 
 use crate::datapath::TcAttach;
