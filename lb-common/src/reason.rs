@@ -51,7 +51,7 @@ reasons! {
     FlowOpened = 2, "flow_opened", Translated;
     /// A call at a socket was translated.
     SocketTranslated = 3, "socket_translated", Translated;
-    /// A TCP packet to a service that opens no connection and has none here: left to the kernel.
+    /// A TCP or SCTP packet to a service that opens no connection and has none here: left to the kernel.
     NotOpening = 4, "tcp_without_flow", Passed;
     /// XDP left the packet to the tc program of the same device.
     LeftToTc = 5, "left_to_tc", Passed;
@@ -81,6 +81,10 @@ reasons! {
     SourceRange = 17, "source_range", Dropped;
     /// An SCTP packet in fragments whose ports would change: its checksum cannot be known before the last fragment.
     SctpFragment = 18, "sctp_fragment", Dropped;
+    /// The ClusterIP's Service does not have this port: answered with an error.
+    UnknownPort = 19, "unknown_port_rejected", Rejected;
+    /// The address is inside a ServiceCIDR and no Service has it.
+    UnassignedAddress = 20, "unassigned_address", Dropped;
 }
 
 /// Number of reasons: entries of `COUNTERS`.
