@@ -4,6 +4,7 @@ mod changes;
 mod cluster_ip;
 mod datagrams;
 mod examples;
+mod health;
 mod lifecycle;
 mod node_port;
 mod scale;
@@ -73,6 +74,9 @@ pub const CASES: &[Case] = &[
     each("endpoint_added", Where::Routed, changes::endpoint_added),
     each("endpoint_removed_under_load", Where::Both, changes::endpoint_removed_under_load),
     each("service_deleted", Where::Routed, changes::service_deleted),
+    each("health_check_follows_endpoints", Where::Routed, health::health_check_follows_endpoints),
+    once("health_check_port_in_use", Where::Routed, health::health_check_port_in_use),
+    once("metrics_and_settings_are_served", Where::Routed, health::metrics_and_settings_are_served),
     once("examples_are_served", Where::Routed, examples::examples_are_served),
     once("bad_manifest_harms_nobody_else", Where::Routed, changes::bad_manifest_harms_nobody_else),
     each("agent_restarts_under_load", Where::Both, lifecycle::agent_restarts_under_load),
