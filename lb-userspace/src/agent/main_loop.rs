@@ -102,17 +102,11 @@ impl MainLoop<'_> {
         let started = Instant::now();
         let events = batch.len();
         self.metrics.received(&batch);
-        let outcome = self.reconciler.absorb(batch, started);
+        let mut outcome = self.reconciler.absorb(batch, started);
         self.say(&outcome);
-        if !outcome.health_checks.is_empty() {
-            self.service_health.send_modify(|wanted| {
-                for (service, check) in &outcome.health_checks {
-                    match check {
-                        Some(check) => drop(wanted.checks.insert(service.clone(), *check)),
-                        None => drop(wanted.checks.remove(service)),
-                    }
-                }
-            });
+        let health_checks = std::mem::take(&mut outcome.health_checks);
+        if !health_checks.is_empty() {
+            self.service_health.send_modify(|wanted| wanted.update(health_checks));
         }
         self.close_sockets(&outcome);
         if outcome.node_changed || outcome.service_cidrs_changed || outcome.complete {

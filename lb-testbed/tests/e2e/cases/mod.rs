@@ -4,6 +4,7 @@ mod changes;
 mod cluster_ip;
 mod datagrams;
 mod examples;
+mod health;
 mod lifecycle;
 mod node_port;
 mod scale;
@@ -74,6 +75,9 @@ pub const CASES: &[Case] = &[
     each("endpoint_added", Where::Routed, changes::endpoint_added),
     each("endpoint_removed_under_load", Where::Both, changes::endpoint_removed_under_load),
     each("service_deleted", Where::Routed, changes::service_deleted),
+    each("health_check_follows_endpoints", Where::Routed, health::health_check_follows_endpoints),
+    once("health_check_port_in_use", Where::Routed, health::health_check_port_in_use),
+    once("metrics_and_settings_are_served", Where::Routed, health::metrics_and_settings_are_served),
     each("udp_sockets_leave_an_endpoint", Where::Routed, sockets::udp_sockets_leave_an_endpoint_that_is_gone),
     once(
         "sockets_are_closed_by_the_next_agent",
