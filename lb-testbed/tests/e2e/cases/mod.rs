@@ -4,6 +4,7 @@ mod changes;
 mod cluster_ip;
 mod datagrams;
 mod examples;
+mod guards;
 mod lifecycle;
 mod node_port;
 mod scale;
@@ -73,6 +74,7 @@ pub const CASES: &[Case] = &[
     each("endpoint_added", Where::Routed, changes::endpoint_added),
     each("endpoint_removed_under_load", Where::Both, changes::endpoint_removed_under_load),
     each("service_deleted", Where::Routed, changes::service_deleted),
+    each("source_ranges", Where::Routed, guards::source_ranges),
     once("examples_are_served", Where::Routed, examples::examples_are_served),
     once("bad_manifest_harms_nobody_else", Where::Routed, changes::bad_manifest_harms_nobody_else),
     each("agent_restarts_under_load", Where::Both, lifecycle::agent_restarts_under_load),
