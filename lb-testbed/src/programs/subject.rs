@@ -218,7 +218,14 @@ pub fn load_options(limits: &Limits) -> LoadOptions {
         max_affinity: 64,
     };
     let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
-    LoadOptions { sizes, snat_ports, log_level: 0, tc_attach: TcAttach::Auto, host_sockets_only: false }
+    LoadOptions {
+        sizes,
+        snat_ports,
+        log_level: 0,
+        tc_attach: TcAttach::Auto,
+        protect_node_ports: true,
+        host_sockets_only: false,
+    }
 }
 
 /// The loaded programs, and what the test has put into their maps.
