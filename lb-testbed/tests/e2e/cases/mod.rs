@@ -4,6 +4,7 @@ mod changes;
 mod cluster_ip;
 mod datagrams;
 mod examples;
+mod guards;
 mod health;
 mod lifecycle;
 mod node_port;
@@ -75,6 +76,7 @@ pub const CASES: &[Case] = &[
     each("endpoint_added", Where::Routed, changes::endpoint_added),
     each("endpoint_removed_under_load", Where::Both, changes::endpoint_removed_under_load),
     each("service_deleted", Where::Routed, changes::service_deleted),
+    each("source_ranges", Where::Routed, guards::source_ranges),
     each("health_check_follows_endpoints", Where::Routed, health::health_check_follows_endpoints),
     once("health_check_port_in_use", Where::Routed, health::health_check_port_in_use),
     once("metrics_and_settings_are_served", Where::Routed, health::metrics_and_settings_are_served),
