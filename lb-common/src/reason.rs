@@ -81,6 +81,14 @@ reasons! {
     SourceRange = 17, "source_range", Dropped;
     /// An SCTP packet in fragments whose ports would change: its checksum cannot be known before the last fragment.
     SctpFragment = 18, "sctp_fragment", Dropped;
+    /// The ClusterIP's Service does not have this port: answered with an error.
+    UnknownPort = 19, "unknown_port_rejected", Rejected;
+    /// The address is inside a ServiceCIDR and no Service has it.
+    UnassignedAddress = 20, "unassigned_address", Dropped;
+    /// An echo request (ping) to the address of a Service was answered.
+    EchoAnswered = 21, "echo_answered", Translated;
+    /// An ICMP error about a packet of a translated connection: translated with the packet it quotes, and sent on.
+    IcmpTranslated = 22, "icmp_translated", Translated;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

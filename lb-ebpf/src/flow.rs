@@ -42,8 +42,9 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
+/// The entry of a tuple, whatever its state.
 #[inline(always)]
-fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
+pub fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
     let (pointer, stage) = match F::flows().get_ptr_mut(key) {
         Some(pointer) => (pointer, Stage::Open),
         None => (F::half_open().get_ptr_mut(key)?, Stage::HalfOpen),

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `xdp/ tc/ cgroup/` | one folder per hook family: adapts its context, consumes the verdict |
 //! | `pipeline.rs` | the way of a packet, written once |
-//! | `packet.rs service.rs flow.rs route.rs nat.rs icmp.rs` | its steps, one file each |
+//! | `packet.rs service.rs flow.rs route.rs nat.rs icmp.rs reset.rs` | its steps, one file each |
 //! | `maps.rs settings.rs count.rs log.rs` | what the programs share with the agent |
 #![no_std]
 #![no_main]
@@ -24,6 +24,7 @@ mod maps;
 mod nat;
 mod packet;
 mod pipeline;
+mod reset;
 mod route;
 mod service;
 mod settings;

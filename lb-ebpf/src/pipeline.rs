@@ -26,7 +26,7 @@ use crate::verdict::Verdict;
 /// A packet that arrives at this node, parsed into `scratch`.
 #[inline(always)]
 pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
-    let Scratch { packet, route, reply_key, flow: new } = scratch;
+    let Scratch { packet, route, reply_key, flow: new, .. } = scratch;
     let packet = &*packet;
     let flow = match flow::find(packet) {
         Some(found) => {
