@@ -22,3 +22,8 @@ pub static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 /// Cookie of the network namespace the agent runs in: there `localhost:nodePort` is served. Zero: nowhere.
 #[unsafe(no_mangle)]
 pub static NODE_NETNS_COOKIE: Global<u64> = Global::new(0);
+
+/// Nonzero: sockets are translated only in the network namespace of [`NODE_NETNS_COOKIE`]; in pods something else, a service
+/// mesh perhaps, must see the Service's address.
+#[unsafe(no_mangle)]
+pub static HOST_SOCKETS_ONLY: Global<u8> = Global::new(0);

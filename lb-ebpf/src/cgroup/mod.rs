@@ -18,7 +18,7 @@ use crate::aligned::Aligned;
 use crate::count::count;
 use crate::maps::{CONNECTED, Maps};
 use crate::service::{self, Client, Refusal};
-use crate::settings::{HAS_SET_RETVAL, NODE_NETNS_COOKIE};
+use crate::settings::{HAS_SET_RETVAL, HOST_SOCKETS_ONLY, NODE_NETNS_COOKIE};
 
 /// The call goes on, with the address as it stands now.
 const ALLOW: i32 = 1;
@@ -84,6 +84,13 @@ fn in_node_namespace(context: &SockAddrContext) -> bool {
     node != 0 && unsafe { bpf_get_netns_cookie(context.as_ptr()) } == node
 }
 
+/// Whether a call of this socket is translated at all. What was translated before is shown as the Service in any case, so that
+/// a socket does not change its peer when an agent starts that serves fewer.
+#[inline(always)]
+fn is_served(context: &SockAddrContext) -> bool {
+    HOST_SOCKETS_ONLY.load() == 0 || in_node_namespace(context)
+}
+
 /// The transport protocol of the call, if Services know it.
 #[inline(always)]
 fn protocol(context: &SockAddrContext) -> Option<u8> {
@@ -118,6 +125,9 @@ fn refuse(refusal: Refusal) -> i32 {
 
 #[inline(always)]
 fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
+    if !is_served(context) {
+        return ALLOW;
+    }
     let Some(protocol) = protocol(context) else { return ALLOW };
     let (addr, port) = (S::address(context), address::port(context));
     let Some(service) = find::<F, S>(context, addr, port, protocol) else { return ALLOW };
@@ -156,6 +166,9 @@ fn cookie(context: &SockAddrContext) -> [u32; 2] {
 /// One datagram of an unconnected socket. The socket stays with the endpoint it was given while that takes new clients.
 #[inline(always)]
 fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
+    if !is_served(context) {
+        return ALLOW;
+    }
     let (addr, port) = (S::address(context), address::port(context));
     let Some(service) = find::<F, S>(context, addr, port, UDP) else { return ALLOW };
     let mut key = SocketPeerKey { cookie: cookie(context), addr, port, pad: [0; 2] };

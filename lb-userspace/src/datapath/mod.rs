@@ -107,6 +107,11 @@ impl Datapath {
         links.attach_cgroup(&self.programs, cgroup)
     }
 
+    /// Detaches the socket programs from where they are attached, if they are.
+    pub fn detach_cgroup(&mut self) -> Result<(), AttachError> {
+        self.links()?.detach_cgroup()
+    }
+
     /// Attaches to a device, or replaces what is attached. With `xdp`, XDP and tc; else tc alone. `layer3`: the device's
     /// frames start with the IP header.
     pub fn attach_device(
