@@ -30,6 +30,8 @@ enum Command {
     Ask(tool::ask::Options),
     /// Send requests at a steady rate until standard input ends
     Load(tool::load::Options),
+    /// Send ICMP echo requests and wait for the reply to each
+    Ping(tool::ping::Options),
     /// Build a cluster without agents, print its name, and remove it on Ctrl-C
     Up,
     /// Send and receive many bytes over one TCP connection
@@ -47,6 +49,7 @@ async fn main() -> Result<()> {
         Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
         Command::Ask(options) => print(&tool::ask::run(&options)?),
         Command::Load(options) => print(&tool::load::run(&options).await?),
+        Command::Ping(options) => print(&tool::ping::run(&options)?),
         Command::Up => up().await,
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),
     }
