@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,6 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::AgentError;
 use super::network::{Network, Step, Wanted};
+use super::networks::network_table;
 use super::reconciler::{Outcome, Reconciler};
 use super::stop::Stop;
 use crate::config::Config;
@@ -107,12 +109,18 @@ impl MainLoop<'_> {
                 }
             });
         }
-        if outcome.node_changed {
+        if outcome.node_changed || outcome.service_cidrs_changed || outcome.complete {
             self.follow_host();
         }
         if outcome.complete {
             let services = outcome.changed;
             info!(services, seconds = started.elapsed().as_secs_f32(), "all Service ports are in the maps");
+            if self.pod_networks().is_empty() {
+                info!(
+                    "no pod networks are known (neither --cluster-cidr nor podCIDRs of this Node): traffic policies and source \
+                     rewriting take pods for clients outside the cluster"
+                );
+            }
             self.health.send_modify(|state| state.progress = Progress::Serving);
         } else if outcome.changed + outcome.removed > 0 {
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -138,7 +146,14 @@ impl MainLoop<'_> {
         self.report();
     }
 
-    /// Attaches where packets arrive, and tells the programs about devices and addresses.
+    /// Networks whose addresses are pods.
+    fn pod_networks(&self) -> &[IpNet] {
+        let configured = &self.config.cluster_cidr.0;
+        let of_node = self.reconciler.planner().node().map(|node| &*node.pod_cidrs).unwrap_or_default();
+        if configured.is_empty() { of_node } else { configured }
+    }
+
+    /// Attaches where packets arrive, and tells the programs about devices, addresses and networks.
     fn follow_host(&mut self) {
         let state = Arc::clone(&self.node.borrow_and_update());
         let options = DeviceOptions {
@@ -162,7 +177,11 @@ impl MainLoop<'_> {
             let before = std::mem::replace(&mut wanted.addresses, listen);
             before != wanted.addresses
         });
-        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses);
+        // What is sent to an address of a ServiceCIDR that no Service has is dropped: first all Services must be in the maps.
+        let planner = self.reconciler.planner();
+        let networks =
+            planner.is_synced().then(|| network_table(self.pod_networks(), &planner.service_cidrs()));
+        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses, networks);
         for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {
                 Step::Attached { device, how, reason } => {
@@ -178,7 +197,8 @@ impl MainLoop<'_> {
     /// Removes flows that are over, and lets the engine reuse the ids that no flow names any more.
     fn sweep(&mut self) {
         let started = Instant::now();
-        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()) {
+        let serves = |service_id, destination| self.reconciler.serves(service_id, destination);
+        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default(), serves) {
             Ok(sweep) => {
                 self.reconciler.swept(started, &sweep.named);
                 self.metrics.set_flows(sweep.open, sweep.half_open);
@@ -212,12 +232,6 @@ impl MainLoop<'_> {
         }
         for failure in &outcome.failed {
             error!("{failure}");
-        }
-        for service in &outcome.withheld {
-            warn!(
-                "{service}: its load-balancer addresses are not served: loadBalancerSourceRanges are not enforced by this \
-                 version; its ClusterIPs and nodePorts are served"
-            );
         }
         for service in &outcome.settled {
             info!("service port {service} is in the maps now");

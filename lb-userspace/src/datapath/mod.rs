@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION};
 
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
+pub use self::inspect::{AffinityClient, AffinityEntry};
 use self::links::Links;
 pub use self::links::{AttachError, Attached};
 pub use self::maps::ServiceTables;
@@ -27,6 +28,7 @@ use self::maps::{HostMaps, MapHandles};
 use self::programs::Programs;
 pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, TcAttach};
 pub use self::sys::{TestRun, monotonic_ns};
+use crate::apply::tables::ServiceAddress;
 
 /// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,9 +169,15 @@ impl Datapath {
         HostMaps(&self.maps)
     }
 
-    /// Removes flows that are over, and tells which ids the others name. `now_ns`: see [`monotonic_ns`].
-    pub fn sweep_flows(&self, now_ns: u64, timeouts: &FlowTimeouts) -> io::Result<FlowSweep> {
-        flows::sweep(&self.maps, now_ns, timeouts)
+    /// Removes flows that are over, and those of service ports that are not served any more at the address that the client
+    /// uses. Tells which ids the others name. `now_ns`: see [`monotonic_ns`].
+    pub fn sweep_flows(
+        &self,
+        now_ns: u64,
+        timeouts: &FlowTimeouts,
+        serves: impl Fn(u32, ServiceAddress) -> bool,
+    ) -> io::Result<FlowSweep> {
+        flows::sweep(&self.maps, now_ns, timeouts, &serves)
     }
 
     /// Forgets connections and session affinity, for tests and benchmarks that begin anew. Connections that are translated break.
