@@ -1,7 +1,6 @@
 //! Ping to a Service address: nobody has the address, so the programs answer (kube-proxy does not).
 
 use aya_ebpf::bindings::BPF_F_INGRESS;
-use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_redirect;
 use lb_common::checksum::difference;
 use lb_common::layout::{address_flags, network_flags};
@@ -9,12 +8,13 @@ use lb_common::reason::Reason;
 use lb_common::wire::{ETHERNET_LEN, ICMP_CHECKSUM};
 
 use super::OWN_TTL;
+use crate::client::network;
 use crate::count::count;
 use crate::frame::Frame;
-use crate::maps::Maps;
 use crate::nat::{Header, store_addresses};
 use crate::packet::Packet;
 use crate::reset::swap_link_addresses;
+use crate::service::known;
 use crate::tc::Way;
 use crate::verdict::Verdict;
 
@@ -25,20 +25,20 @@ use crate::verdict::Verdict;
 /// had answered: it passes strict reverse path filters, because the route to the Service's address is that same device.
 #[inline(always)]
 pub fn request<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, way: Way) -> Verdict {
-    let known = known::<F>(&packet.key.dst_addr);
-    if known == 0 && network::<F>(packet.key.dst_addr) & network_flags::SERVICES != 0 {
+    let flags = known::<F>(&packet.key.dst_addr);
+    if flags == 0 && network::<F>(packet.key.dst_addr) & network_flags::SERVICES != 0 {
         return Verdict::Drop(Reason::UnassignedAddress);
     }
-    if known & (address_flags::SERVICE | address_flags::NODE) != address_flags::SERVICE {
+    if flags & (address_flags::SERVICE | address_flags::NODE) != address_flags::SERVICE {
         return Verdict::Pass;
     }
     if reply(frame, packet).is_none() {
         return Verdict::Drop(Reason::RewriteFailed);
     }
     count(Reason::EchoAnswered);
-    let flags = if way == Way::In { 0 } else { BPF_F_INGRESS as u64 };
+    let direction = if way == Way::In { 0 } else { BPF_F_INGRESS as u64 };
     // SAFETY: no preconditions.
-    Verdict::Sent(unsafe { bpf_redirect(frame.ifindex(), flags) } as i32)
+    Verdict::Sent(unsafe { bpf_redirect(frame.ifindex(), direction) } as i32)
 }
 
 /// Turns the request into its reply. Exchanged addresses change no sum.
@@ -60,25 +60,4 @@ fn reply<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Option<()> {
 #[inline(always)]
 fn first_word(kind: u8) -> u64 {
     u16::from_ne_bytes([kind, 0]) as u64
-}
-
-/// Bits of [`address_flags`] of an address.
-#[inline(always)]
-fn known<F: Maps>(addr: &F::Addr) -> u32 {
-    // SAFETY: only flags, one aligned word, are read.
-    unsafe { F::addresses().get(addr) }.map_or(0, |entry| entry.flags)
-}
-
-/// What [`network`] looks up, placed so that the address is aligned.
-#[repr(C, align(8))]
-struct NetworkKey<A> {
-    pad: u32,
-    key: Key<A>,
-}
-
-/// Bits of [`network_flags`] of the smallest network that holds an address.
-#[inline(always)]
-fn network<F: Maps>(addr: F::Addr) -> u32 {
-    let lookup = NetworkKey { pad: 0, key: Key::new(size_of::<F::Addr>() as u32 * 8, addr) };
-    F::networks().get(&lookup.key).copied().unwrap_or(0)
 }

@@ -16,7 +16,7 @@
 //! source changes if the connection's status has the bit for this direction).
 
 use lb_common::checksum::{difference, update, update_udp};
-use lb_common::layout::{Flow, TCP, UDP, deliver, direction};
+use lb_common::layout::{Flow, TCP, UDP, deliver};
 use lb_common::reason::Reason;
 use lb_common::wire::{ICMP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
 
@@ -53,8 +53,8 @@ pub fn error<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>, way: Way)
     if packet.key.dst_addr != quoted.key.src_addr {
         return Verdict::Pass;
     }
-    // At egress: what this node or an endpoint on it says about requests. All else was translated when it arrived.
-    if way == Way::Out && (flow.direction != direction::REPLY || flow.deliver != deliver::PASS) {
+    // As the reply itself would be: where it leaves, when it goes on along its path; else where it arrives.
+    if (way == Way::Out) != found.is_passing_reply() {
         return Verdict::Pass;
     }
     let source_stays = flow.new_src_addr == reply_key.src_addr;

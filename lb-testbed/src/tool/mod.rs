@@ -4,6 +4,7 @@ pub mod ask;
 pub mod get;
 pub mod load;
 pub mod ping;
+pub mod sctp;
 pub mod serve;
 pub mod transfer;
 

@@ -12,8 +12,8 @@ use lb_testbed::programs::world::{self, Place, World};
 use lb_testbed::programs::{Action, Endpoint, Limits, ServiceEntry, Subject};
 
 use crate::case::{Hook, Mode};
-use crate::model::{Answer, Judgement, Model, Service, Towards, Tuple, Way};
-use crate::run::{Found, can_be_an_skb, send};
+use crate::model::{Judgement, Model, Service, Towards, Tuple, Way};
+use crate::run::{Found, can_be_an_skb, is_icmp, send};
 
 pub const MODES: [Mode; 2] = [Mode::Xdp, Mode::Tc];
 
@@ -55,9 +55,14 @@ pub fn run(mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
             .with_context(|| format!("run again with SLUICE_FUZZ_SEED={seed} SLUICE_FUZZ_PACKETS={ROUND}"))?;
     }
     // A generator that no longer reaches some outcome would let everything pass.
-    for (outcome, least) in
-        [("untouched", 10), ("dropped", 40), ("delivered", 20), ("forwarded", 20), ("answered", 60)]
-    {
+    for (outcome, least) in [
+        ("untouched", 10),
+        ("dropped", 40),
+        ("delivered", 20),
+        ("forwarded", 20),
+        ("answered", 60),
+        ("error translated", 60),
+    ] {
         let count = made.get(outcome).copied().unwrap_or(0);
         ensure!(
             packets < 1000 || count * least >= packets,
@@ -149,7 +154,7 @@ fn one(
         Judgement::Dropped(label) => {
             ensure!(found.action == Action::Drop, "it should be dropped ({label}), but: {:?}", found.action);
             counters.push(label);
-            if found.left_to_tc {
+            if found.left_to_tc && !is_icmp(bytes, Link::Ethernet) {
                 counters.push("left_to_tc");
             }
             "dropped"
@@ -168,6 +173,13 @@ fn one(
             }
             "forwarded"
         }
+        Judgement::Translated { frame, routed } => {
+            let action = if routed.is_some() { Action::Redirect } else { Action::Pass };
+            ensure!(found.action == action, "it should be translated ({action:?}), but: {:?}", found.action);
+            same(frame, &found.packet, model)?;
+            counters.push("icmp_translated");
+            "error translated"
+        }
         Judgement::Answered { answer, counter } => {
             ensure!(
                 found.action == Action::Redirect && !found.by_xdp,
@@ -176,8 +188,7 @@ fn one(
             );
             same(&model.answered(bytes, *answer).context("not answerable")?, &found.packet, model)?;
             counters.push(counter);
-            // XDP does not look at ICMP.
-            if mode == Mode::Xdp && way == Way::In && *answer != Answer::EchoReply {
+            if found.left_to_tc && !is_icmp(bytes, Link::Ethernet) {
                 counters.push("left_to_tc");
             }
             "answered"
@@ -293,10 +304,31 @@ fn generate(dice: &mut Dice, model: &Model, mode: Mode) -> (Vec<u8>, Way, &'stat
     } else {
         ""
     };
-    let text = format!("eth {from} > {to} / {tag}{}", ip_text(dice, &tuple));
+    let packet = if dice.percent(8) { error_text(dice, model) } else { None };
+    let packet = packet.unwrap_or_else(|| ip_text(dice, &tuple));
+    let text = format!("eth {from} > {to} / {tag}{packet}");
     let mut bytes = build(&parse(&text).expect("the generator writes packets that can be read"));
     damage(dice, &mut bytes, mode, way);
     (bytes, way, device)
+}
+
+/// An ICMP error about a packet that left this node, from its IP header on.
+fn error_text(dice: &mut Dice, model: &Model) -> Option<String> {
+    let (tuple, _) = of_a_flow(dice, model)?;
+    let sent = model.flows[&tuple].to;
+    // Where it goes is judged by the route back.
+    world::place_at(tuple.source.ip())?;
+    let v6 = sent.source.is_ipv6();
+    let from = dice.pick(&["client", "stranger", "remote", "local", "far"]);
+    let from = world::address(from, v6)?;
+    let to = if dice.percent(4) { world::address("nic", v6)? } else { sent.source.ip() };
+    let ttl = if dice.percent(4) { dice.below(3) } else { 1 + dice.below(255) };
+    let kind = dice.pick(&["too-big mtu=1280", "time-exceeded", "port-unreachable", "5.1", "12.0", "4.0"]);
+    let checksum = dice.pick(&["", "", "", " csum=faulty"]);
+    let quote = if dice.percent(50) { format!(" quote={}", 20 + dice.below(80)) } else { String::new() };
+    let quoted = ip_text(dice, &sent);
+    let quoted = quoted.split(" / trailer").next().unwrap_or_default();
+    Some(format!("ip {from} > {to} ttl={ttl} / icmp {kind}{quote}{checksum} / {quoted}"))
 }
 
 /// The next packet of a connection the model knows.

@@ -3,6 +3,8 @@
 //! It finds the headers by itself, knows the routes of [`world`] by itself, and keeps the connections it has seen in
 //! plain maps. Where a program chooses (endpoint, source port), the model checks the choice and takes it over.
 
+mod icmp;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -94,6 +96,11 @@ pub enum Judgement {
         to: Tuple,
         routed: Option<Towards>,
     },
+    /// It is an error about a packet of a connection and becomes this. Routed: it is sent to this place.
+    Translated {
+        frame: Vec<u8>,
+        routed: Option<Towards>,
+    },
     /// It opens a connection to one of these endpoints.
     Opens(Vec<SocketAddr>),
     /// It opens a connection and is left, untouched, to the tc program of a device that the tests do not run.
@@ -159,7 +166,7 @@ impl Model {
         let untouched = || Judgement::Untouched(Vec::new());
         let Some(view) = View::of(bytes, self.link) else { return untouched() };
         if view.is_icmp() {
-            return self.judge_icmp(&view, bytes);
+            return self.judge_icmp(&view, bytes, way);
         }
         let Some(tuple) = self.tuple(&view, bytes) else { return untouched() };
         let flags = view.flags(bytes);
@@ -178,7 +185,13 @@ impl Model {
         if way == Way::Out {
             return untouched();
         }
-        let Some(service) = self.service(&tuple) else { return untouched() };
+        let Some(service) = self.service(&tuple) else {
+            // The fuzz has no other addresses of Services than ClusterIPs.
+            let address = tuple.destination.ip();
+            let cluster_ip =
+                !address.is_unspecified() && self.services.keys().any(|(_, other)| other.ip() == address);
+            return if cluster_ip && opening { refuse(&view, "unknown_port_rejected") } else { untouched() };
+        };
         if !opening {
             // Tagged, it is counted where it comes by without its tag.
             return Judgement::Untouched(if view.tagged { vec![] } else { vec!["tcp_without_flow"] });
@@ -186,14 +199,7 @@ impl Model {
         if service.endpoints.is_empty() {
             return match service.drop {
                 true => Judgement::Dropped("no_endpoint_dropped"),
-                false if view.tagged => Judgement::Untouched(vec!["left_to_tc"]),
-                false if view.part == Part::Later || (view.protocol == TCP && view.part == Part::First) => {
-                    Judgement::Dropped("no_endpoint_rejected")
-                }
-                false if view.protocol == TCP => {
-                    Judgement::Answered { answer: Answer::Reset, counter: "no_endpoint_rejected" }
-                }
-                false => error(&view, if view.v6 { (1, 4) } else { (3, 3) }, 0, "no_endpoint_rejected"),
+                false => refuse(&view, "no_endpoint_rejected"),
             };
         }
         // The fuzz gives each Service endpoints of one kind: what holds for the first holds for all.
@@ -209,16 +215,6 @@ impl Model {
         Judgement::Opens(endpoints)
     }
 
-    fn judge_icmp(&self, view: &View, bytes: &[u8]) -> Judgement {
-        let echo = [if view.v6 { 128 } else { 8 }, 0];
-        let asked = self.services.keys().any(|(_, address)| address.ip() == view.destination);
-        if bytes[view.l4..view.l4 + 2] == echo && asked && !view.tagged {
-            Judgement::Answered { answer: Answer::EchoReply, counter: "echo_answered" }
-        } else {
-            Judgement::Untouched(Vec::new())
-        }
-    }
-
     fn judge_flow(
         &mut self,
         view: &View,
@@ -228,7 +224,8 @@ impl Model {
         flags: u8,
         way: Way,
     ) -> Judgement {
-        if way == Way::Out && (!flow.reply || flow.routed) {
+        // A reply that goes on along its path is translated where it leaves, everything else where it arrives.
+        if (way == Way::Out) != (flow.reply && !flow.routed) {
             return Judgement::Untouched(Vec::new());
         }
         let routed = if flow.routed {
@@ -366,7 +363,7 @@ impl Model {
     pub fn answered(&self, bytes: &[u8], answer: Answer) -> Option<Vec<u8>> {
         let view = View::of(bytes, self.link)?;
         let text = match answer {
-            Answer::EchoReply => return Some(echoed(&view, bytes)),
+            Answer::EchoReply => return Some(icmp::echoed(&view, bytes)),
             Answer::Error { kind, code, word } => {
                 let mut quoted = bytes[view.l3..].to_vec();
                 quoted.resize(view.quote(), 0);
@@ -590,32 +587,27 @@ impl View {
     }
 }
 
+/// Nobody serves the port.
+fn refuse(view: &View, counter: &'static str) -> Judgement {
+    if view.tagged {
+        return left_to_tc();
+    }
+    if view.part == Part::Later {
+        return Judgement::Dropped(counter);
+    }
+    match view.protocol {
+        TCP if view.part == Part::First => Judgement::Dropped(counter),
+        TCP => Judgement::Answered { answer: Answer::Reset, counter },
+        _ => error(view, if view.v6 { (1, 4) } else { (3, 3) }, 0, counter),
+    }
+}
+
 /// An ICMP error, or a drop when the headers to quote are too long.
 fn error(view: &View, (kind, code): (u8, u8), word: u32, counter: &'static str) -> Judgement {
     if view.quote() > QUOTE_MAX {
         return Judgement::Dropped("rewrite_failed");
     }
     Judgement::Answered { answer: Answer::Error { kind, code, word }, counter }
-}
-
-/// The reply to an echo request: the same from the other end, with a TTL of its own.
-fn echoed(view: &View, bytes: &[u8]) -> Vec<u8> {
-    let mut new = [&bytes[6..12], &bytes[..6], &bytes[12..]].concat();
-    let (source_at, width) = if view.v6 { (view.l3 + 8, 16) } else { (view.l3 + 12, 4) };
-    put(&mut new, source_at, &octets(view.destination));
-    put(&mut new, source_at + width, &octets(view.source));
-    new[view.l3 + if view.v6 { 7 } else { 8 }] = 64;
-    new[view.l4] = if view.v6 { 129 } else { 0 };
-    let mut covered = vec![(view.l4 + 2, view.l4..view.l4 + 2)];
-    if !view.v6 {
-        covered.push((view.l3 + 10, view.l3..view.l4));
-    }
-    for (checksum, covered) in covered {
-        let change = sum(&new[covered.clone()]) - sum(&bytes[covered]);
-        let adjusted = adjusted(be16(bytes, checksum), change);
-        put(&mut new, checksum, &adjusted.to_be_bytes());
-    }
-    new
 }
 
 /// XDP cannot send a tagged frame on: the tag would have to go. The VLAN device's own program sees it next, without tag.

@@ -98,7 +98,7 @@ pub fn can_be_an_skb(frame: &[u8]) -> bool {
 }
 
 /// XDP does not look at ICMP, and so does not count what it leaves to tc.
-fn is_icmp(frame: &[u8], link: Link) -> bool {
+pub fn is_icmp(frame: &[u8], link: Link) -> bool {
     dissect(frame, link).iter().any(|layer| matches!(layer, Layer::Icmp(_)))
 }
 

@@ -8,6 +8,7 @@ mod icmp;
 mod lifecycle;
 mod node_port;
 mod scale;
+mod sctp;
 mod transfers;
 
 use anyhow::Result;
@@ -64,6 +65,8 @@ pub const CASES: &[Case] = &[
     each("udp_outside_to_node_port", Where::Both, datagrams::outside_to_node_port),
     each("udp_fragments", Where::Routed, datagrams::fragments),
     each("udp_path_mtu_is_told", Where::Vxlan, datagrams::path_mtu_is_told),
+    each("sctp_outside_to_node_port", Where::Both, sctp::outside_to_node_port),
+    each("sctp_outside_to_cluster_ip", Where::Routed, sctp::outside_to_cluster_ip),
     each("transfer_pod_to_cluster_ip", Where::Both, transfers::pod_to_cluster_ip),
     each("transfer_outside_to_node_port", Where::Both, transfers::outside_to_node_port),
     each("path_mtu_to_an_endpoint", Where::Both, icmp::path_mtu_to_an_endpoint),
