@@ -85,10 +85,12 @@ reasons! {
     UnknownPort = 19, "unknown_port_rejected", Rejected;
     /// The address is inside a ServiceCIDR and no Service has it.
     UnassignedAddress = 20, "unassigned_address", Dropped;
+    /// A process of the node asked for a port that is a NodePort.
+    NodePortProtected = 21, "node_port_protected", Rejected;
     /// An echo request (ping) to the address of a Service was answered.
-    EchoAnswered = 21, "echo_answered", Translated;
+    EchoAnswered = 22, "echo_answered", Translated;
     /// An ICMP error about a packet of a translated connection: translated with the packet it quotes, and sent on.
-    IcmpTranslated = 22, "icmp_translated", Translated;
+    IcmpTranslated = 23, "icmp_translated", Translated;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

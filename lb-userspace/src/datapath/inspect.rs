@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use lb_common::layout::{
-    Affinity, AffinityKey, Device, KnownAddress, Service, ServiceName, address_flags, affinity_client,
+    Affinity, AffinityKey, Device, KnownAddress, NamespaceAddrs, Service, ServiceName, address_flags,
+    affinity_client,
 };
 use lb_common::reason::Reason;
 
@@ -99,6 +100,14 @@ impl Maps {
                 addresses.push((address.to_ip(), KnownAddress { flags, ..*value }));
             }
         })
+    }
+
+    /// Addresses of pods and of this node, by the cookie of their network namespace.
+    pub fn namespaces(&self) -> io::Result<Vec<(u64, NamespaceAddrs)>> {
+        let table: Table<u64, NamespaceAddrs> = self.0.table("NAMESPACES")?;
+        let mut namespaces = Vec::new();
+        table.for_each(|cookie, addresses| namespaces.push((*cookie, *addresses)))?;
+        Ok(namespaces)
     }
 
     /// Networks of pods and of Services, with their flags.
