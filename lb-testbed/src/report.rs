@@ -85,6 +85,14 @@ pub struct Exchange {
     pub result: Result<Answer, Failure>,
 }
 
+/// What came of binding an address, see [`crate::Host::bind`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    pub address: SocketAddr,
+    /// None: it was bound, and is free again.
+    pub errno: Option<i32>,
+}
+
 /// ICMP echo requests, see [`crate::Host::ping`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PingReport {
@@ -93,14 +101,6 @@ pub struct PingReport {
     pub answered: u32,
     /// What happened to the others.
     pub failures: Vec<String>,
-}
-
-/// What came of binding an address, see [`crate::Host::bind`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bound {
-    pub address: SocketAddr,
-    /// None: it was bound, and is free again.
-    pub errno: Option<i32>,
 }
 
 /// Many requests over some time, see [`crate::Host::start_load`].
