@@ -65,7 +65,8 @@ fn known_cases(files: &[TextFile]) -> BTreeMap<&'static str, BTreeSet<&str>> {
                 ("e2e", called_with_name(&file.text, &["each(", "once("]))
             }
             Some("lb-testbed/tests/cluster/cases.rs") => {
-                ("cluster", called_with_name(&file.text, &["    ("]))
+                let table = file.text.split("CASES: ").nth(1).and_then(|rest| rest.split("];").next());
+                ("cluster", called_with_name(table.unwrap_or_default(), &["("]))
             }
             Some(path) if path.ends_with(".rs") => ("unit", test_functions(&file.text)),
             _ => continue,

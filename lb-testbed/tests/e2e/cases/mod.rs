@@ -7,6 +7,7 @@ mod datagrams;
 mod examples;
 mod guards;
 mod health;
+mod icmp;
 mod lifecycle;
 mod matrix;
 mod node_port;
@@ -74,8 +75,12 @@ pub const CASES: &[Case] = &[
     each("sctp_outside_to_cluster_ip", Where::Routed, sctp::outside_to_cluster_ip),
     each("transfer_pod_to_cluster_ip", Where::Both, transfers::pod_to_cluster_ip),
     each("transfer_outside_to_node_port", Where::Both, transfers::outside_to_node_port),
+    each("path_mtu_to_an_endpoint", Where::Both, icmp::path_mtu_to_an_endpoint),
+    each("path_mtu_to_a_client", Where::Both, icmp::path_mtu_to_a_client),
+    each("ping_service_address", Where::Both, icmp::ping_service_address),
     each("one_address_two_protocols", Where::Routed, changes::one_address_two_protocols),
     each("no_endpoint_is_refused", Where::Routed, changes::no_endpoint_is_refused),
+    each("no_endpoint_is_refused_outside", Where::Routed, icmp::no_endpoint_is_refused_outside),
     each("endpoint_added", Where::Routed, changes::endpoint_added),
     each("endpoint_removed_under_load", Where::Both, changes::endpoint_removed_under_load),
     each("service_deleted", Where::Routed, changes::service_deleted),
