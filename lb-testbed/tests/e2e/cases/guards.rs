@@ -11,25 +11,34 @@ use crate::check::eventually;
 use crate::exposed::{Ask, Exposed, route_external_addresses};
 use crate::world::{To, World};
 
-/// `loadBalancerSourceRanges` lets its sources in at the load-balancer address, and nobody else, pods neither; at the others
-/// everybody is welcome.
+/// `loadBalancerSourceRanges` lets its sources in at the load-balancer address, a pod as well as a client outside, and nobody
+/// else; at the other addresses everybody is welcome.
 pub fn source_ranges(world: &mut World, family: Family) -> Result<()> {
     route_external_addresses(world)?;
     let service = Exposed::publish(world, "Cluster", &[1, 3], |_| {})?;
     let empty = Exposed::publish(world, "Cluster", &[], |object| allow(object, "192.0.2.1".parse().ok()))?;
     empty.wait_until_known(world)?;
-    let allowed = world.client().address(family);
-    service.write(world, "Cluster", &[1, 3], |object| allow(object, Some(allowed)))?;
-    for to in [To::Http, To::Udp] {
-        let target = |kind| service.address(kind, world, family, to);
-        for (source, cell) in [("outside", "1 3'"), ("pod here", "error"), ("pod there", "error")] {
-            let ask = Ask::new(world, source, target("LoadBalancer"), to);
-            eventually(|| ask.expect(cell))
-                .with_context(|| format!("{allowed} is allowed, {source} asks"))?;
-        }
-        for kind in ["ClusterIP", "NodePort", "ExternalIP"] {
-            Ask::new(world, "outside", target(kind), to).expect("1 3'").with_context(|| kind.to_owned())?;
-            Ask::new(world, "pod here", target(kind), to).expect("1 3").with_context(|| kind.to_owned())?;
+    let from_client = [("outside", "1 3'"), ("pod here", "error"), ("pod there", "error")];
+    let from_pod = [("outside", "drop"), ("pod here", "1 3"), ("pod there", "error")];
+    let sources =
+        [(world.client().address(family), from_client), (world.pod(2).host.address(family), from_pod)];
+    for (allowed, expected) in sources {
+        service.write(world, "Cluster", &[1, 3], |object| allow(object, Some(allowed)))?;
+        for to in [To::Http, To::Udp] {
+            let target = |kind| service.address(kind, world, family, to);
+            for (source, cell) in expected {
+                let ask = Ask::new(world, source, target("LoadBalancer"), to);
+                eventually(|| ask.expect(cell))
+                    .with_context(|| format!("{allowed} is allowed, {source} asks"))?;
+            }
+            for kind in ["ClusterIP", "NodePort", "ExternalIP"] {
+                Ask::new(world, "outside", target(kind), to)
+                    .expect("1 3'")
+                    .with_context(|| kind.to_owned())?;
+                Ask::new(world, "pod here", target(kind), to)
+                    .expect("1 3")
+                    .with_context(|| kind.to_owned())?;
+            }
         }
     }
     // Without endpoints too: who is not allowed shall not learn that.
