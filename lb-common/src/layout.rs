@@ -372,6 +372,60 @@ pub struct ServiceName {
     pub pad: u8,
 }
 
+/// The only entry of `RECORD`, which only a recording program has (`lb explain`): who sends the packet that is about to be run, and
+/// then what the program decided about it. Numbers are zero where nothing was decided.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Default)]
+pub struct Record {
+    /// Input: one of [`record_from`].
+    pub from: u32,
+    /// What would have been counted last, a number of `Reason`, plus one.
+    pub reason: u32,
+    /// The service entry that was matched: its id, [`Service::kind`] and [`Service::flags`].
+    pub service_id: u32,
+    pub kind: u32,
+    pub flags: u32,
+    /// One of [`record_client`].
+    pub client: u32,
+    /// Slots of the eligible endpoints.
+    pub slot_base: u32,
+    pub slot_count: u32,
+    /// The chosen endpoint.
+    pub backend_id: u32,
+    /// One of [`record_source`].
+    pub source: u32,
+    /// 1: the packet belongs to a connection that is open, and nothing was chosen anew.
+    pub known_flow: u32,
+    /// 1: the endpoint was chosen by session affinity.
+    pub by_affinity: u32,
+}
+
+/// Values of [`Record::from`].
+pub mod record_from {
+    /// Whoever the source address and the device say.
+    pub const DEVICE: u32 = 0;
+    /// A process of this node or of a pod on it, as at a socket: inside the cluster, and replies come back here whatever the source.
+    pub const SOCKET: u32 = 1;
+}
+
+/// Values of [`Record::client`].
+pub mod record_client {
+    pub const OUTSIDE: u32 = 1;
+    pub const INSIDE: u32 = 2;
+}
+
+/// Values of [`Record::source`]: what becomes of the source address, and why.
+pub mod record_source {
+    /// Kept: the endpoint is on this node.
+    pub const KEPT_ENDPOINT_HERE: u32 = 1;
+    /// Kept: the client is on this node.
+    pub const KEPT_CLIENT_HERE: u32 = 2;
+    /// Rewritten: the reply of an endpoint on another node must come back to this node.
+    pub const ENDPOINT_ELSEWHERE: u32 = 3;
+    /// Rewritten: the endpoint is the client itself.
+    pub const HAIRPIN: u32 = 4;
+}
+
 macro_rules! assert_layout {
     ($($type:ty : $size:expr, { $($field:ident : $offset:expr),* $(,)? };)*) => { $(
         const _: () = assert!(size_of::<$type>() == $size);
@@ -406,6 +460,7 @@ assert_layout! {
     NamespaceAddrs: 20, { addr_v4: 0, addr_v6: 4 };
     AffinityKey: 24, { client: 0, service_id: 16, client_kind: 20 };
     Affinity: 16, { last_used_ns: 0, backend_id: 8 };
+    Record: 48, { from: 0, reason: 4, backend_id: 32, by_affinity: 44 };
     Device: 28, { addr_v4: 0, addr_v6: 4, mtu: 20, flags: 24 };
     ServiceName: 196, { namespace: 0, name: 64, port_name: 128, port: 192, protocol: 194 };
 }

@@ -79,6 +79,10 @@ reasons! {
     MapInconsistent = 16, "map_inconsistent", Dropped;
     /// The source is outside the service's loadBalancerSourceRanges.
     SourceRange = 17, "source_range", Dropped;
+    /// The ClusterIP's Service does not have this port: answered with an error.
+    UnknownPort = 18, "unknown_port_rejected", Rejected;
+    /// The address is inside a ServiceCIDR and no Service has it.
+    UnassignedAddress = 19, "unassigned_address", Dropped;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

@@ -12,6 +12,7 @@ use lb_common::reason::Reason;
 use crate::frame::Frame;
 use crate::maps::Maps;
 use crate::packet::Packet;
+use crate::record::recording;
 use crate::settings::{SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 use crate::socket;
 
@@ -37,26 +38,53 @@ pub struct Found<A: 'static> {
 
 /// The clock of flow time stamps: `CLOCK_MONOTONIC` at tick resolution, in nanoseconds. A few ns to read.
 #[inline(always)]
-fn now() -> u64 {
+pub fn now() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-#[inline(always)]
-fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
-    let (pointer, stage) = match F::flows().get_ptr_mut(key) {
-        Some(pointer) => (pointer, Stage::Open),
-        None => (F::half_open().get_ptr_mut(key)?, Stage::HalfOpen),
-    };
-    // SAFETY: a map value, valid until the program ends; after its creation only `last_seen_ns` and `tcp_seen` change,
-    // each one aligned word or byte.
-    Some(Found { flow: unsafe { &*pointer }, pointer, stage })
+impl<A> Found<A> {
+    #[inline(always)]
+    fn new(pointer: *mut Flow<A>, stage: Stage) -> Self {
+        // SAFETY: a map value, valid until the program ends; after its creation only `last_seen_ns` and `tcp_seen` change,
+        // each one aligned word or byte.
+        Self { flow: unsafe { &*pointer }, pointer, stage }
+    }
 }
 
-/// The entry for a packet, or nothing when it belongs to no connection or opens a new one over the remains of an old one.
+#[inline(always)]
+fn open_entry<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
+    F::flows().get_ptr_mut(key).map(|pointer| Found::new(pointer, Stage::Open))
+}
+
+#[inline(always)]
+fn half_open_entry<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
+    F::half_open().get_ptr_mut(key).map(|pointer| Found::new(pointer, Stage::HalfOpen))
+}
+
+#[inline(always)]
+fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
+    match open_entry::<F>(key) {
+        Some(found) => Some(found),
+        None => half_open_entry::<F>(key),
+    }
+}
+
+/// The entry for a packet of an established connection.
 #[inline(always)]
 pub fn find<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
-    let found = lookup::<F>(&packet.key)?;
+    open_entry::<F>(&packet.key).and_then(|found| unless_stale(packet, found))
+}
+
+/// The entry for a packet of a connection in the making.
+#[inline(always)]
+pub fn find_half_open<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
+    half_open_entry::<F>(&packet.key).and_then(|found| unless_stale(packet, found))
+}
+
+/// Removes the entry and returns nothing when the packet opens a connection over the remains of an old one.
+#[inline(always)]
+fn unless_stale<F: Maps>(packet: &Packet<F>, found: Found<F::Addr>) -> Option<Found<F::Addr>> {
     let flow = found.flow;
     if flow.direction == direction::REQUEST {
         let stale = if packet.key.protocol == TCP {
@@ -94,6 +122,9 @@ fn peer_closed<F: Maps>(flow: &Flow<F::Addr>, protocol: u8) -> bool {
 
 #[inline(always)]
 fn remove<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+    if recording() {
+        return;
+    }
     let other = flow.other_key(key.protocol);
     // An entry is in one of the two tables; that the other has none is no error.
     let _ = F::flows().remove(&other);
@@ -106,6 +137,9 @@ impl<A: Copy + 'static> Found<A> {
     /// Notes that a packet of this direction went by; promotes the connection when this packet proves both sides alive.
     #[inline(always)]
     pub fn touch<F: Maps<Addr = A>>(&self, packet: &Packet<F>) {
+        if recording() {
+            return;
+        }
         let now = now();
         if now.wrapping_sub(self.flow.last_seen_ns) > SEEN_GRANULARITY_NS {
             // SAFETY: see `lookup`; one aligned word.
@@ -216,6 +250,9 @@ pub fn open<'a, F: Maps, K: Frame>(
     flow.new_dst_port = opening.backend_port;
     flow.direction = direction::REQUEST;
     flow.tcp_seen = packet.tcp_flags;
+    if recording() {
+        return Ok(flow);
+    }
     if F::half_open().insert(&packet.key, &*flow, BPF_ANY as u64).is_err() {
         let _ = F::half_open().remove(&*reply_key);
         return Err(Reason::FlowTableFull);
@@ -231,6 +268,9 @@ fn claim<F: Maps, K: Frame>(
     flow: &Flow<F::Addr>,
     masquerade: bool,
 ) -> Result<bool, Reason> {
+    if recording() {
+        return Ok(lookup::<F>(key).is_none());
+    }
     match F::half_open().insert(key, flow, BPF_NOEXIST as u64) {
         Ok(()) => {}
         Err(EEXIST) => return Ok(false),

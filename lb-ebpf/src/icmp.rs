@@ -23,8 +23,10 @@ pub enum Error {
     TooBig,
     /// TTL or hop limit ran out.
     TimeExceeded,
-    /// Nobody serves this port.
+    /// Nobody serves this port: no endpoint.
     PortUnreachable,
+    /// The address is a Service's that does not have this port.
+    UnknownPort,
 }
 
 impl Error {
@@ -35,6 +37,7 @@ impl Error {
             Error::TooBig => Reason::TooBig,
             Error::TimeExceeded => Reason::TtlExpired,
             Error::PortUnreachable => Reason::NoEndpointRejected,
+            Error::UnknownPort => Reason::UnknownPort,
         }
     }
 }
@@ -66,7 +69,7 @@ impl Report for V4 {
                 (3, 4, [0, 0, high, low]) // RFC 1191
             }
             Error::TimeExceeded => (11, 0, [0; 4]),
-            Error::PortUnreachable => (3, 3, [0; 4]),
+            Error::PortUnreachable | Error::UnknownPort => (3, 3, [0; 4]),
         }
     }
 
@@ -99,7 +102,7 @@ impl Report for V6 {
         match error {
             Error::TooBig => (2, 0, (mtu as u32).to_be_bytes()),
             Error::TimeExceeded => (3, 0, [0; 4]),
-            Error::PortUnreachable => (1, 4, [0; 4]),
+            Error::PortUnreachable | Error::UnknownPort => (1, 4, [0; 4]),
         }
     }
 

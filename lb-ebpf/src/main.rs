@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `xdp/ tc/ cgroup/` | one folder per hook family: adapts its context, consumes the verdict |
 //! | `pipeline.rs` | the way of a packet, written once |
-//! | `packet.rs service.rs flow.rs route.rs nat.rs icmp.rs` | its steps, one file each |
-//! | `maps.rs settings.rs count.rs log.rs` | what the programs share with the agent |
+//! | `packet.rs flow.rs service.rs client.rs select.rs route.rs nat.rs icmp.rs` | its steps, one file each |
+//! | `maps.rs settings.rs count.rs record.rs log.rs` | what the programs share with the agent |
 #![no_std]
 #![no_main]
 #![expect(
@@ -15,6 +15,7 @@
 
 mod aligned;
 mod cgroup;
+mod client;
 mod count;
 mod flow;
 mod frame;
@@ -24,7 +25,9 @@ mod maps;
 mod nat;
 mod packet;
 mod pipeline;
+mod record;
 mod route;
+mod select;
 mod service;
 mod settings;
 mod socket;

@@ -10,7 +10,8 @@ use aya_log_ebpf::macro_support::{Argument, IpFormatter};
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, ConnectedPeer, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    KnownAddress, NamespaceAddrs, Service, ServiceKey, ServiceName, SocketPeer, SocketPeerKey, SourceRange,
+    KnownAddress, NamespaceAddrs, Record, Service, ServiceKey, ServiceName, SocketPeer, SocketPeerKey,
+    SourceRange,
 };
 use lb_common::reason::REASONS;
 
@@ -115,6 +116,10 @@ pub static SERVICE_NAMES: HashMap<u32, ServiceName, 65_536, SPARSE> = HashMap::n
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
 
+/// What a recording program decided, see `record.rs`. Not pinned: `lb explain` has one of its own.
+#[btf_map]
+pub static RECORD: Array<Record, 1> = Array::new();
+
 /// What a packet program builds up. Kept here because a stack of 512 bytes has no room for it, and because the verifier
 /// allows misaligned access (addresses copied as words) in map values but not on the stack. Written and read within one run of a program:
 /// packet programs run with softirqs disabled and do not nest.
@@ -124,6 +129,8 @@ pub struct Scratch<F: Family> {
     pub route: Route,
     pub reply_key: FlowKey<F::Addr>,
     pub flow: Flow<F::Addr>,
+    /// The client, in the words of session affinity.
+    pub client: AffinityKey,
 }
 
 #[btf_map]
@@ -145,6 +152,8 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
     fn scratch() -> Option<&'static mut Scratch<Self>>;
     /// The address of a device to which sources are rewritten.
     fn device_addr(device: &Device) -> Self::Addr;
+    /// The address of a network namespace.
+    fn namespace_addr(addrs: &NamespaceAddrs) -> Self::Addr;
 }
 
 macro_rules! family_maps {
@@ -195,6 +204,10 @@ macro_rules! family_maps {
             #[inline(always)]
             fn device_addr(device: &Device) -> Self::Addr {
                 device.$addr
+            }
+            #[inline(always)]
+            fn namespace_addr(addrs: &NamespaceAddrs) -> Self::Addr {
+                addrs.$addr
             }
         }
     };

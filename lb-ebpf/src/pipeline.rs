@@ -2,15 +2,22 @@
 //!
 //! ```text
 //! parse ─► flow hit? ── yes ─────────────────────────────► rewrite ─► pass, or send along a route
-//!             └ no ─► service hit? ── no ─► pass
-//!                        └ yes ─► select ─► open flow pair ─► rewrite ─► …
+//!             └ no ─► known destination? ── no ─► pass (or drop: an address of Services that none has)
+//!                        └ yes ─► service hit? ── no ─► pass (or reject: a port that the ClusterIP does not have)
+//!                                    └ yes ─► allowed? ─► select ─► open flow pair ─► rewrite ─► …
 //! ```
 
 use aya_ebpf::bindings::BPF_ANY;
-use lb_common::layout::{Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver};
+#[cfg(doc)]
+use lb_common::layout::address_flags;
+use lb_common::layout::{
+    AffinityKey, Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver, record_client, record_source,
+    service_flags,
+};
 use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
+use crate::client::{self, Client};
 use crate::count::count;
 use crate::flow::{self, Opening};
 use crate::frame::Frame;
@@ -19,17 +26,19 @@ use crate::log;
 use crate::maps::Scratch;
 use crate::nat::{self, Header};
 use crate::packet::{Fragment, Packet};
+use crate::record::{self, note};
 use crate::route::{Next, Route};
-use crate::service::{self, Client, Refusal};
+use crate::select::{self, Eligible, Refusal, select};
+use crate::service::{self, Destination};
 use crate::verdict::Verdict;
 
 /// A packet that arrives at this node, parsed into `scratch`.
 #[inline(always)]
 pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
-    let Scratch { packet, route, reply_key, flow: new } = scratch;
+    let Scratch { packet, route, reply_key, flow: new, client } = scratch;
     let packet = &*packet;
-    let flow = match flow::find(packet) {
-        Some(found) => {
+    let flow = match find_flow(packet) {
+        Ok(found) => {
             if found.flow.deliver == deliver::ROUTE {
                 match find_way(frame, packet, route, found.flow.new_src_addr, found.flow.new_dst_addr) {
                     Ok(true) => {}
@@ -38,12 +47,20 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
                 }
             }
             found.touch(packet);
+            note(|record| {
+                record.known_flow = 1;
+                record.service_id = found.flow.service_id;
+                record.backend_id = found.flow.backend_id;
+            });
             found.flow
         }
-        None => match connect(frame, packet, route, reply_key, new) {
-            Ok(flow) => flow,
-            Err(verdict) => return verdict,
-        },
+        Err(flags) => {
+            let opened = connect(frame, packet, flags, route, client, reply_key, new);
+            match opened {
+                Ok(flow) => flow,
+                Err(verdict) => return verdict,
+            }
+        }
     };
     log::translated::<F>(&packet.key, flow);
     remember_fragments(packet);
@@ -77,28 +94,77 @@ pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
     Verdict::Pass
 }
 
-/// A packet of no known connection: perhaps it opens one to a service.
+/// The entry of the packet's connection, or what is known of its destination (bits of [`address_flags`]). The tables are asked in
+/// the order in which packets are frequent: those of open connections, those that are none of ours, the rest.
+#[inline(always)]
+fn find_flow<F: Header>(packet: &Packet<F>) -> Result<flow::Found<F::Addr>, u32> {
+    if let Some(found) = flow::find(packet) {
+        return Ok(found);
+    }
+    let flags = service::known::<F>(&packet.key.dst_addr);
+    if flags == 0 {
+        return Err(0);
+    }
+    flow::find_half_open(packet).ok_or(flags)
+}
+
+/// A packet of no known connection, whose destination is known by `flags`: perhaps it opens one to a service.
 #[inline(always)]
 fn connect<'a, F: Header, K: Frame>(
     frame: &K,
     packet: &Packet<F>,
+    flags: u32,
     route: &mut Route,
+    client: &mut AffinityKey,
     reply_key: &mut FlowKey<F::Addr>,
     flow: &'a mut Flow<F::Addr>,
 ) -> Result<&'a Flow<F::Addr>, Verdict> {
     let key = &packet.key;
+    if flags == 0 {
+        return Err(match service::at_unknown::<F>(key.dst_addr) {
+            Destination::Unassigned => Verdict::Drop(Reason::UnassignedAddress),
+            _ => Verdict::Pass,
+        });
+    }
     // What opens nothing and has no flow may belong to kube-proxy and is passed on. XDP need not even look whether it goes
     // to a service: it comes by again in tc, and is counted there.
     let opens = key.protocol != TCP || packet.opens();
     if !opens && !K::COMPLETE {
         return Err(Verdict::Pass);
     }
-    let service = service::find::<F>(key.dst_addr, key.dst_port, key.protocol).ok_or(Verdict::Pass)?;
+    let service = match service::at_known::<F>(flags, key.dst_addr, key.dst_port, key.protocol) {
+        Destination::Service(service) => service,
+        Destination::UnknownPort if opens => return Err(Verdict::Answer(icmp::Error::UnknownPort)),
+        _ => return Err(Verdict::Pass),
+    };
     if !opens {
         count(Reason::NotOpening);
         return Err(Verdict::Pass);
     }
-    let (backend_id, backend) = match service::select::<F>(service, Client::Outside) {
+    note(|record| {
+        record.service_id = service.service_id;
+        record.kind = service.kind as u32;
+        record.flags = service.flags;
+    });
+    if !client::is_allowed::<F>(service, key.src_addr) {
+        return Err(Verdict::Drop(Reason::SourceRange));
+    }
+    let client_is_here = record::from_socket();
+    // Only a service whose ranges differ makes it necessary to know who asks; and a record, for people.
+    let asks = if client_is_here {
+        Client::Inside
+    } else if service.flags & service_flags::POLICY_LOCAL != 0 || record::recording() {
+        client::of_source::<F>(key.src_addr)
+    } else {
+        Client::Outside
+    };
+    let eligible = Eligible::of(service, asks);
+    note(|record| {
+        record.client = if asks == Client::Inside { record_client::INSIDE } else { record_client::OUTSIDE };
+        (record.slot_base, record.slot_count) = eligible.slots();
+    });
+    select::name_by_address::<F>(client, service, key.src_addr);
+    let (backend_id, backend) = match select::<F>(service, &eligible, client) {
         Ok(selected) => selected,
         Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
         Err(Refusal::Reject) => return Err(Verdict::Answer(icmp::Error::PortUnreachable)),
@@ -113,7 +179,12 @@ fn connect<'a, F: Header, K: Frame>(
         deliver: deliver::PASS,
     };
     let mut can_finish = true;
-    if backend.flags & backend_flags::LOCAL == 0 {
+    let way = reply_way(backend.addr == key.src_addr, backend.flags, client_is_here);
+    note(|record| {
+        record.backend_id = backend_id;
+        record.source = way;
+    });
+    if way == record_source::ENDPOINT_ELSEWHERE || way == record_source::HAIRPIN {
         can_finish = find_way(frame, packet, route, F::UNSPECIFIED, backend.addr)?;
         opening.source = route.source::<F>().ok_or(Verdict::Drop(Reason::NoSourceAddress))?;
         opening.masquerade = true;
@@ -127,6 +198,21 @@ fn connect<'a, F: Header, K: Frame>(
             if can_finish { Ok(flow) } else { Err(Verdict::LeaveToTc) }
         }
         Err(reason) => Err(Verdict::Drop(reason)),
+    }
+}
+
+/// Whether the source must be rewritten, and why: one of [`record_source`]. The reply must pass this node again. That of an
+/// endpoint or to a client on this node does by itself; that of an endpoint which is the client itself would never leave it.
+#[inline(always)]
+fn reply_way(hairpin: bool, endpoint: u16, client_is_here: bool) -> u32 {
+    if hairpin {
+        record_source::HAIRPIN
+    } else if endpoint & backend_flags::LOCAL != 0 {
+        record_source::KEPT_ENDPOINT_HERE
+    } else if client_is_here {
+        record_source::KEPT_CLIENT_HERE
+    } else {
+        record_source::ENDPOINT_ELSEWHERE
     }
 }
 
@@ -169,7 +255,7 @@ fn longest<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
 /// The ports of a first fragment, for those that follow.
 #[inline(always)]
 fn remember_fragments<F: Header>(packet: &Packet<F>) {
-    if packet.fragment == Fragment::First {
+    if packet.fragment == Fragment::First && !record::recording() {
         let ports = FragmentPorts { src_port: packet.key.src_port, dst_port: packet.key.dst_port };
         // On failure the rest of the datagram is passed on untouched, as if its first fragment had not been seen.
         let _ = F::fragments().insert(&packet.fragment_key(), &ports, BPF_ANY as u64);

@@ -27,3 +27,7 @@ pub static NODE_NETNS_COOKIE: Global<u64> = Global::new(0);
 /// mesh perhaps, must see the Service's address.
 #[unsafe(no_mangle)]
 pub static HOST_SOCKETS_ONLY: Global<u8> = Global::new(0);
+
+/// The programs record what they decide instead of acting (`lb explain`), see `record.rs`.
+#[unsafe(no_mangle)]
+pub static RECORDING: Global<u8> = Global::new(0);

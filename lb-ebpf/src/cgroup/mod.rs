@@ -10,20 +10,26 @@ use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::family::{V4, V6};
-use lb_common::layout::{ConnectedPeer, SCTP, Service, SocketPeer, SocketPeerKey, TCP, UDP};
+use lb_common::layout::{
+    Backend, ConnectedPeer, SCTP, Service, SocketPeer, SocketPeerKey, TCP, UDP, service_flags,
+};
 use lb_common::reason::Reason;
 
 use self::address::{In4, In6, Mapped, SocketAddress, is_mapped};
 use crate::aligned::Aligned;
+use crate::client::{self, Client};
 use crate::count::count;
-use crate::maps::{CONNECTED, Maps};
-use crate::service::{self, Client, Refusal};
+use crate::maps::{CONNECTED, Maps, NAMESPACES};
+use crate::select::{self, Eligible, Refusal};
+use crate::service::{self, Destination};
 use crate::settings::{HAS_SET_RETVAL, HOST_SOCKETS_ONLY, NODE_NETNS_COOKIE};
 
 /// The call goes on, with the address as it stands now.
 const ALLOW: i32 = 1;
 /// The call fails.
 const REFUSE: i32 = 0;
+/// What a socket sees of a local firewall.
+const EPERM: i32 = 1;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 
@@ -59,29 +65,89 @@ pub fn getpeername6(context: &SockAddrContext) -> i32 {
     if is_mapped(context) { show_service::<Mapped>(context) } else { show_service::<In6>(context) }
 }
 
-/// The service that a socket's destination belongs to.
+/// What stands at a socket's destination.
+#[inline(always)]
+fn destination<F: Maps, S: SocketAddress<F>>(
+    context: &SockAddrContext,
+    addr: F::Addr,
+    port: u16,
+    protocol: u8,
+) -> Destination {
+    if S::is_loopback(&addr) {
+        if in_node_namespace(context)
+            && let Some(service) = service::at_node_port::<F>(port, protocol)
+        {
+            return Destination::Service(service);
+        }
+        return Destination::Elsewhere;
+    }
+    match service::known::<F>(&addr) {
+        0 => service::at_unknown::<F>(addr),
+        flags => service::at_known::<F>(flags, addr, port, protocol),
+    }
+}
+
+/// The service that a socket may use at its destination; nothing when it is none of ours.
 #[inline(always)]
 fn find<F: Maps, S: SocketAddress<F>>(
     context: &SockAddrContext,
     addr: F::Addr,
     port: u16,
     protocol: u8,
-) -> Option<&'static Service> {
-    if let Some(service) = service::find::<F>(addr, port, protocol) {
-        return Some(service);
+) -> Option<Result<&'static Service, Refusal>> {
+    match destination::<F, S>(context, addr, port, protocol) {
+        Destination::Service(service) => Some(if may_use::<F>(context, service) {
+            Ok(service)
+        } else {
+            Err(Refusal::Drop(Reason::SourceRange))
+        }),
+        Destination::UnknownPort => Some(Err(Refusal::Reject)),
+        Destination::Unassigned => Some(Err(Refusal::Drop(Reason::UnassignedAddress))),
+        Destination::Elsewhere => None,
     }
-    if S::is_loopback(&addr) && in_node_namespace(context) {
-        return service::at_node_port::<F>(port, protocol);
+}
+
+/// `loadBalancerSourceRanges`: a socket that is not bound has no source yet, so the address of its pod or node counts. Where
+/// that is not known nobody can say that it is allowed.
+#[inline(always)]
+fn may_use<F: Maps>(context: &SockAddrContext, service: &Service) -> bool {
+    if service.flags & service_flags::SOURCE_RANGES == 0 {
+        return true;
     }
-    None
+    let cookie = Aligned(namespace(context));
+    // SAFETY: entries are replaced whole.
+    match unsafe { NAMESPACES.get(&cookie.0) } {
+        Some(addrs) => {
+            let addr = F::namespace_addr(addrs);
+            addr != F::UNSPECIFIED && client::is_allowed::<F>(service, addr)
+        }
+        None => false,
+    }
+}
+
+/// Cookie of the network namespace of the socket.
+#[inline(always)]
+fn namespace(context: &SockAddrContext) -> u64 {
+    // SAFETY: the context is the program's own.
+    unsafe { bpf_get_netns_cookie(context.as_ptr()) }
+}
+
+/// Takes an endpoint for a socket.
+#[inline(always)]
+fn select<F: Maps>(
+    context: &SockAddrContext,
+    service: &Service,
+) -> Result<(u32, &'static Backend<F::Addr>), Refusal> {
+    let cookie = if service.affinity_seconds != 0 { namespace(context) } else { 0 };
+    let client = select::name_by_namespace::<F>(service, cookie);
+    select::select::<F>(service, &Eligible::of(service, Client::Inside), &client.0)
 }
 
 /// Whether the socket lives in the node's own network namespace: the only one whose loopback serves NodePorts.
 #[inline(always)]
 fn in_node_namespace(context: &SockAddrContext) -> bool {
     let node = NODE_NETNS_COOKIE.load();
-    // SAFETY: the context is the program's own.
-    node != 0 && unsafe { bpf_get_netns_cookie(context.as_ptr()) } == node
+    node != 0 && namespace(context) == node
 }
 
 /// Whether a call of this socket is translated at all. What was translated before is shown as the Service in any case, so that
@@ -113,7 +179,7 @@ fn refuse(refusal: Refusal) -> i32 {
         }
         Refusal::Drop(reason) => {
             count(reason);
-            EHOSTUNREACH
+            if reason == Reason::SourceRange { EPERM } else { EHOSTUNREACH }
         }
     };
     if HAS_SET_RETVAL.load() != 0 {
@@ -130,8 +196,12 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     }
     let Some(protocol) = protocol(context) else { return ALLOW };
     let (addr, port) = (S::address(context), address::port(context));
-    let Some(service) = find::<F, S>(context, addr, port, protocol) else { return ALLOW };
-    let (backend_id, backend) = match service::select::<F>(service, Client::Inside) {
+    let service = match find::<F, S>(context, addr, port, protocol) {
+        Some(Ok(service)) => service,
+        Some(Err(refusal)) => return refuse(refusal),
+        None => return ALLOW,
+    };
+    let (backend_id, backend) = match select::<F>(context, service) {
         Ok(selected) => selected,
         Err(refusal) => return refuse(refusal),
     };
@@ -170,17 +240,24 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         return ALLOW;
     }
     let (addr, port) = (S::address(context), address::port(context));
-    let Some(service) = find::<F, S>(context, addr, port, UDP) else { return ALLOW };
+    let service = match find::<F, S>(context, addr, port, UDP) {
+        Some(Ok(service)) => service,
+        Some(Err(refusal)) => return refuse(refusal),
+        None => return ALLOW,
+    };
     let mut key = SocketPeerKey { cookie: cookie(context), addr, port, pad: [0; 2] };
     // SAFETY: copied at once; entries are written whole.
     if let Some(known) = unsafe { F::socket_peers().get(&key) }
-        && service::takes_new::<F>(known.backend_id, service.service_id, known.addr, known.port)
+        && let Some(backend) = Eligible::of(service, Client::Inside).get::<F>(service, known.backend_id)
+        // Ids are used again: it must still be the endpoint that this socket was given.
+        && backend.port == known.port
+        && backend.addr == known.addr
     {
         S::set_address(context, known.addr);
         address::set_port(context, known.port);
         return ALLOW;
     }
-    let (backend_id, backend) = match service::select::<F>(service, Client::Inside) {
+    let (backend_id, backend) = match select::<F>(context, service) {
         Ok(selected) => selected,
         Err(refusal) => return refuse(refusal),
     };

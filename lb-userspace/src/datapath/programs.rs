@@ -23,7 +23,7 @@ const XDP: &str = "lb_xdp";
 const XDP_LINEAR: &str = "lb_xdp_linear";
 
 /// Maps that no other program reads and that need not outlive the programs.
-const UNPINNED: [&str; 3] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS"];
+const UNPINNED: [&str; 4] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS", "RECORD"];
 
 /// What is set before the programs are loaded.
 #[derive(Debug, Clone)]
