@@ -11,8 +11,8 @@ use aya_ebpf::bindings::BPF_ANY;
 #[cfg(doc)]
 use lb_common::layout::address_flags;
 use lb_common::layout::{
-    AffinityKey, Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver, record_client, record_source,
-    service_flags,
+    AffinityKey, Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver, direction, record_client,
+    record_source, service_flags,
 };
 use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
@@ -39,6 +39,11 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
     let packet = &*packet;
     let flow = match find_flow(packet) {
         Ok(found) => {
+            if found.flow.direction == direction::REPLY && found.flow.deliver == deliver::PASS {
+                // It goes up as it is and is rewritten where it leaves for the client: the kernel would not route a packet that
+                // comes from a Service's address.
+                return Verdict::Pass;
+            }
             if found.flow.deliver == deliver::ROUTE {
                 match find_way(frame, packet, route, found.flow.new_src_addr, found.flow.new_dst_addr) {
                     Ok(true) => {}
@@ -149,7 +154,7 @@ fn connect<'a, F: Header, K: Frame>(
     if !client::is_allowed::<F>(service, key.src_addr) {
         return Err(Verdict::Drop(Reason::SourceRange));
     }
-    let client_is_here = record::from_socket();
+    let client_is_here = record::from_socket() || client::came_from_pod(frame);
     // Only a service whose ranges differ makes it necessary to know who asks; and a record, for people.
     let asks = if client_is_here {
         Client::Inside
