@@ -149,7 +149,8 @@ pub struct Flow<A> {
     pub direction: u8,
     /// One of [`deliver`].
     pub deliver: u8,
-    /// TCP flags (RFC 9293 bit positions) seen so far in this direction, see [`tcp_flags`].
+    /// TCP flags (RFC 9293 bit positions) seen so far in this direction, see [`tcp_flags`]; of SCTP what corresponds to
+    /// them, see [`crate::sctp::signals`].
     pub tcp_seen: u8,
     pub pad: u8,
 }
@@ -276,8 +277,10 @@ pub mod address_flags {
     pub const SERVICE: u32 = 1 << 2;
     /// A ClusterIP: ports that its Service does not have are rejected.
     pub const CLUSTER_IP: u32 = 1 << 3;
-    /// The bits that follow from the node's devices; the others follow from Services.
+    /// The bits that follow from the node's devices.
     pub const OF_NODE: u32 = NODE_PORTS | NODE;
+    /// The bits that follow from Services.
+    pub const OF_SERVICES: u32 = SERVICE | CLUSTER_IP;
 }
 
 /// Values of `NETWORKS_V4` and `NETWORKS_V6`, whose keys are prefix lengths and addresses.

@@ -4,6 +4,8 @@
 //! * [`family`]: IPv4 and IPv6 behind one trait, so that the pipeline is written once.
 //! * [`reason`]: what a counter counts, and the verdicts of the pipeline.
 //! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
+//! * [`crc32c`]: the checksum of SCTP after its ports changed (RFC 9260).
+//! * [`sctp`]: what an SCTP packet says about its association (RFC 9260).
 //! * [`wire`]: header constants and offsets.
 //!
 //! Nothing here does I/O, allocates, or can panic: the same code is compiled for the kernel and tested on the host.
@@ -11,7 +13,9 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod crc32c;
 pub mod family;
 pub mod layout;
 pub mod reason;
+pub mod sctp;
 pub mod wire;

@@ -79,10 +79,12 @@ reasons! {
     MapInconsistent = 16, "map_inconsistent", Dropped;
     /// The source is outside the service's loadBalancerSourceRanges.
     SourceRange = 17, "source_range", Dropped;
+    /// An SCTP packet in fragments whose ports would change: its checksum cannot be known before the last fragment.
+    SctpFragment = 18, "sctp_fragment", Dropped;
     /// The ClusterIP's Service does not have this port: answered with an error.
-    UnknownPort = 18, "unknown_port_rejected", Rejected;
+    UnknownPort = 19, "unknown_port_rejected", Rejected;
     /// The address is inside a ServiceCIDR and no Service has it.
-    UnassignedAddress = 19, "unassigned_address", Dropped;
+    UnassignedAddress = 20, "unassigned_address", Dropped;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

@@ -21,6 +21,10 @@ pub const TCP_DATA_OFFSET: usize = 12;
 pub const TCP_FLAGS: usize = 13;
 /// Offset of the checksum in a UDP header (RFC 768).
 pub const UDP_CHECKSUM: usize = 6;
+/// Length of an SCTP common header (RFC 9260).
+pub const SCTP_LEN: usize = 12;
+/// Length of the header of an SCTP chunk, of which one at least follows the common header; its first byte is the type.
+pub const SCTP_CHUNK_LEN: usize = 4;
 /// Offset of the checksum in an SCTP common header (RFC 9260); a CRC32c, little endian.
 pub const SCTP_CHECKSUM: usize = 8;
 /// Offset of the checksum in an IPv4 header (RFC 791).

@@ -6,7 +6,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
-use lb_common::layout::{Flow, FlowKey, SEEN_GRANULARITY_NS, TCP, direction, tcp_flags};
+use lb_common::layout::{Flow, FlowKey, SEEN_GRANULARITY_NS, direction, tcp_flags};
 use lb_common::reason::Reason;
 
 use crate::frame::Frame;
@@ -87,7 +87,7 @@ pub fn find_half_open<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
 fn unless_stale<F: Maps>(packet: &Packet<F>, found: Found<F::Addr>) -> Option<Found<F::Addr>> {
     let flow = found.flow;
     if flow.direction == direction::REQUEST {
-        let stale = if packet.key.protocol == TCP {
+        let stale = if !packet.is_datagram() {
             // A client that uses its port again. As long as the old connection lives the endpoint itself answers.
             packet.opens()
                 && (flow.tcp_seen & (tcp_flags::FIN | tcp_flags::RST) != 0
@@ -111,7 +111,7 @@ pub fn find_reply<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
     lookup::<F>(&packet.key).filter(|found| found.flow.direction == direction::REPLY)
 }
 
-/// Whether the other side of a TCP connection has closed or reset it.
+/// Whether the other side of a connection has closed or reset it.
 #[inline(always)]
 fn peer_closed<F: Maps>(flow: &Flow<F::Addr>, protocol: u8) -> bool {
     match lookup::<F>(&flow.other_key(protocol)) {
@@ -156,10 +156,10 @@ impl<A: Copy + 'static> Found<A> {
         }
     }
 
-    /// TCP: the client acknowledges. Otherwise: the endpoint answers.
+    /// TCP and SCTP: the client acknowledges. UDP: the endpoint answers.
     #[inline(always)]
     fn answered<F: Maps<Addr = A>>(&self, packet: &Packet<F>) -> bool {
-        if packet.key.protocol == TCP {
+        if !packet.is_datagram() {
             self.flow.direction == direction::REQUEST
                 && packet.tcp_flags & (tcp_flags::ACK | tcp_flags::SYN | tcp_flags::RST) == tcp_flags::ACK
         } else {

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_change_head, bpf_skb_change_tail};
 use lb_common::checksum::{finish, sum4, sum16};
 use lb_common::family::{Family, V4, V6};
-use lb_common::layout::TCP;
+use lb_common::layout::{SCTP, TCP};
 use lb_common::reason::Reason;
 use lb_common::wire::{ETHERNET_LEN, IPV4_CHECKSUM};
 
@@ -153,8 +153,14 @@ fn build<F: Parse, K: Frame>(
     mtu: u16,
 ) -> Option<()> {
     let l3 = packet.l3;
-    // All of a TCP header, because an skb with a partial checksum cannot be cut before the end of its checksum field.
-    let quoted = packet.l4 - l3 + if packet.key.protocol == TCP { 20 } else { 8 };
+    let quoted = packet.l4 - l3
+        + match packet.key.protocol {
+            // All of a TCP header, because an skb with a partial checksum cannot be cut before the end of its checksum field.
+            TCP => 20,
+            // An INIT has no verification tag yet: the sender knows the error as its own by the tag in the chunk (RFC 9260 10).
+            SCTP => core::cmp::min(packet.transport_length(), 20) & !3,
+            _ => 8,
+        };
     if quoted > QUOTE_MAX || (l3 != 0 && l3 != ETHERNET_LEN) {
         return None;
     }

@@ -1,9 +1,11 @@
 //! From bytes to a [`Packet`]: link layer, IP header, transport ports. Nothing here changes a packet.
 
 use lb_common::family::{Family, V4, V6};
-use lb_common::layout::{FlowKey, FragmentKey, TCP, UDP, tcp_flags};
+use lb_common::layout::{FlowKey, FragmentKey, SCTP, TCP, UDP, tcp_flags};
+use lb_common::sctp;
 use lb_common::wire::{
-    ETHERNET_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, TCP_FLAGS, TCP_LEN, UDP_LEN, VLAN_LEN, ipv6_next,
+    ETHERNET_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, SCTP_CHUNK_LEN, SCTP_LEN, TCP_FLAGS, TCP_LEN, UDP_LEN,
+    VLAN_LEN, ipv6_next,
 };
 
 use crate::frame::Frame;
@@ -39,18 +41,31 @@ pub struct Packet<F: Family> {
     /// Identification of the datagram, for fragments.
     pub id: u32,
     pub fragment: Fragment,
-    /// Byte 13 of the TCP header; 0 for other protocols and later fragments.
+    /// Byte 13 of the TCP header, or what an SCTP packet says in the same words ([`sctp::signals`]); 0 for UDP and later
+    /// fragments.
     pub tcp_flags: u8,
     /// TTL or hop limit.
     pub ttl: u8,
 }
 
 impl<F: Family> Packet<F> {
-    /// TCP: the first segment of a connection. A SYN together with FIN or RST is none (RFC 9293 3.10.7.2).
+    /// UDP: any datagram may be the first of a connection, and none says that it is the last.
+    #[inline(always)]
+    pub fn is_datagram(&self) -> bool {
+        self.key.protocol == UDP
+    }
+
+    /// The first packet of a connection: a SYN (not together with FIN or RST: RFC 9293 3.10.7.2), an INIT, any datagram.
     #[inline(always)]
     pub fn opens(&self) -> bool {
         const OPENING: u8 = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN;
-        self.tcp_flags & OPENING == tcp_flags::SYN
+        self.is_datagram() || self.tcp_flags & OPENING == tcp_flags::SYN
+    }
+
+    /// Length of the transport header and what it carries, in bytes, by the IP header.
+    #[inline(always)]
+    pub fn transport_length(&self) -> usize {
+        (self.l3 + self.length).saturating_sub(self.l4)
     }
 
     /// The key under which all fragments of this datagram are found.
@@ -205,9 +220,10 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
     packet.tcp_flags = 0;
     let protocol = packet.key.protocol;
     let transport = match (protocol, packet.fragment) {
-        (TCP | UDP, Fragment::Later) => 0,
+        (TCP | UDP | SCTP, Fragment::Later) => 0,
         (TCP, _) => TCP_LEN,
         (UDP, _) => UDP_LEN,
+        (SCTP, _) => SCTP_LEN,
         _ => return None,
     };
     // Bytes behind the end of the IP packet are padding, not ports. (Of GRO-merged packets over 64 KiB it says 0.)
@@ -224,9 +240,25 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
     // The whole header must be there, so that a rewrite cannot fail half-way.
     if protocol == TCP {
         packet.tcp_flags = frame.load::<[u8; TCP_LEN]>(packet.l4)?[TCP_FLAGS];
+    } else if protocol == SCTP {
+        frame.load::<[u8; SCTP_LEN]>(packet.l4)?;
+        packet.tcp_flags = sctp_signals(frame, packet).unwrap_or(0);
     }
     let [s0, s1, d0, d1, ..] = frame.load::<[u8; UDP_LEN]>(packet.l4)?;
     packet.key.src_port = u16::from_be_bytes([s0, s1]);
     packet.key.dst_port = u16::from_be_bytes([d0, d1]);
     Some(())
+}
+
+/// What the first chunk of an SCTP packet says; nothing when the packet ends before it. Fragments are of packets with much data:
+/// chunks that open and close associations stand in packets of their own.
+#[inline(always)]
+fn sctp_signals<F: Family, K: Frame>(frame: &K, packet: &Packet<F>) -> Option<u8> {
+    const LEN: usize = SCTP_LEN + SCTP_CHUNK_LEN;
+    if packet.fragment != Fragment::Whole || packet.transport_length() < LEN {
+        return None;
+    }
+    let header = frame.load::<[u32; LEN / 4]>(packet.l4)?;
+    let [_, verification_tag, _, chunk] = header;
+    Some(sctp::signals(verification_tag, chunk.to_ne_bytes()[0]))
 }

@@ -11,7 +11,7 @@ use aya_ebpf::bindings::BPF_ANY;
 #[cfg(doc)]
 use lb_common::layout::address_flags;
 use lb_common::layout::{
-    AffinityKey, Flow, FlowKey, FragmentPorts, TCP, backend_flags, deliver, direction, record_client,
+    AffinityKey, Flow, FlowKey, FragmentPorts, SCTP, TCP, backend_flags, deliver, direction, record_client,
     record_source, service_flags,
 };
 use lb_common::reason::Reason;
@@ -68,11 +68,11 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
         }
     };
     log::translated::<F>(&packet.key, flow);
-    remember_fragments(packet);
     let forwarded = flow.deliver == deliver::ROUTE;
-    if nat::rewrite(frame, packet, flow, forwarded).is_none() {
-        return Verdict::Drop(Reason::RewriteFailed);
+    if let Err(reason) = nat::rewrite(frame, packet, flow, forwarded) {
+        return Verdict::Drop(reason);
     }
+    remember_fragments(packet);
     if forwarded {
         count(Reason::Forwarded);
         frame.send(packet, route)
@@ -91,10 +91,10 @@ pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
     }
     found.touch(packet);
     log::translated::<F>(&packet.key, found.flow);
-    remember_fragments(packet);
-    if nat::rewrite(frame, packet, found.flow, false).is_none() {
-        return Verdict::Drop(Reason::RewriteFailed);
+    if let Err(reason) = nat::rewrite(frame, packet, found.flow, false) {
+        return Verdict::Drop(reason);
     }
+    remember_fragments(packet);
     count(Reason::Delivered);
     Verdict::Pass
 }
@@ -133,7 +133,7 @@ fn connect<'a, F: Header, K: Frame>(
     }
     // What opens nothing and has no flow may belong to kube-proxy and is passed on. XDP need not even look whether it goes
     // to a service: it comes by again in tc, and is counted there.
-    let opens = key.protocol != TCP || packet.opens();
+    let opens = packet.opens();
     if !opens && !K::COMPLETE {
         return Err(Verdict::Pass);
     }
@@ -245,6 +245,10 @@ fn longest<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
     let segment = frame.segment_payload();
     if segment == 0 {
         return packet.length;
+    }
+    if packet.key.protocol == SCTP {
+        // Its segments have lengths of their own (GSO_BY_FRAGS). With 0 the kernel leaves the check to who takes the packet apart.
+        return 0;
     }
     let transport = if packet.key.protocol == TCP {
         match frame.load::<[u8; 2]>(packet.l4 + TCP_DATA_OFFSET) {

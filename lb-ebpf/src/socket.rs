@@ -4,7 +4,7 @@ use core::mem::size_of;
 
 use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
-use lb_common::layout::{FlowKey, TCP};
+use lb_common::layout::{FlowKey, SCTP, TCP};
 
 use crate::frame::Frame;
 use crate::maps::Maps;
@@ -21,9 +21,13 @@ struct Tuple<A> {
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = -1i32 as u32 as u64;
 
-/// Whether a socket of this network namespace would receive a packet with this tuple.
+/// Whether a socket of this network namespace would receive a packet with this tuple. Of SCTP nobody can tell: no helper looks
+/// for its sockets, and only the range that source ports come from keeps them apart.
 #[inline(always)]
 pub fn exists<F: Maps, K: Frame>(frame: &K, key: &FlowKey<F::Addr>) -> bool {
+    if key.protocol == SCTP {
+        return false;
+    }
     let mut tuple = Tuple {
         src_addr: key.src_addr,
         dst_addr: key.dst_addr,

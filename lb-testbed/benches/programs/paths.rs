@@ -273,11 +273,8 @@ impl Stage {
 
 /// Services whose endpoints are Services again.
 fn chains(v6: bool, protocol: u8) -> Vec<ServiceEntry> {
-    let service = |address, backend, local| ServiceEntry {
-        address,
-        protocol,
-        backends: vec![Endpoint { address: backend, local }],
-        drop: false,
+    let service = |address, backend, local| {
+        ServiceEntry::new(address, protocol, vec![Endpoint { address: backend, local }])
     };
     let remote = address("remote", PORT, v6);
     let local = |link: u16| address("local", LOCAL_PORT + link, v6);
@@ -300,7 +297,7 @@ fn filler(number: u32, v6: bool, protocol: u8) -> ServiceEntry {
         false => [10, 100 + network + a, b, c].into(),
     };
     let backend = Endpoint { address: SocketAddr::new(ip(100), 8080), local: false };
-    ServiceEntry { address: SocketAddr::new(ip(97), 80), protocol, backends: vec![backend], drop: false }
+    ServiceEntry::new(SocketAddr::new(ip(97), 80), protocol, vec![backend])
 }
 
 fn address(name: &str, port: u16, v6: bool) -> SocketAddr {

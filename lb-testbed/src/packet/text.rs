@@ -10,6 +10,8 @@
 //! order, and what is not said is right (lengths, checksums, protocol numbers) or a plain default. `ip` is IPv4 or IPv6
 //! by its addresses. `piece=A-B` on an IPv4 header or a `fragment` header says that what follows describes the whole
 //! datagram, of which this packet carries bytes A to B. The writer says nothing that is as it should be.
+//!
+//! `chunk NAME N` is an SCTP chunk with N bytes behind its header, filled up to four; the writer shows chunks as bytes.
 
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -41,6 +43,24 @@ const ICMP_NAMES: [(&str, IcmpKind, IcmpKind); 6] = [
     ("host-unreachable", (3, 1), (1, 3)),
     ("port-unreachable", (3, 3), (1, 4)),
     ("time-exceeded", (11, 0), (3, 0)),
+];
+/// SCTP chunks by name (RFC 9260 3.2).
+const CHUNK_NAMES: [(&str, u8); 15] = [
+    ("data", 0),
+    ("init", 1),
+    ("init-ack", 2),
+    ("sack", 3),
+    ("heartbeat", 4),
+    ("heartbeat-ack", 5),
+    ("abort", 6),
+    ("shutdown", 7),
+    ("shutdown-ack", 8),
+    ("error", 9),
+    ("cookie-echo", 10),
+    ("cookie-ack", 11),
+    ("ecne", 12),
+    ("cwr", 13),
+    ("shutdown-complete", 14),
 ];
 const EXTENSION_NAMES: [(&str, u8); 4] = [
     ("hop-by-hop", protocol::HOP_BY_HOP),
@@ -136,6 +156,7 @@ impl<'a> Fields<'a> {
                 let tag = self.option("tag", number)?.unwrap_or(0);
                 Layer::Sctp(Sctp { source, destination, tag, checksum: self.checksum()? })
             }
+            "chunk" => Layer::Data(self.chunk()?),
             "icmp" => Layer::Icmp(self.icmp(over_v6.ok_or("there is no IP header before it")?)?),
             "ports" => {
                 let protocol = number(self.word()?)?;
@@ -213,6 +234,18 @@ impl<'a> Fields<'a> {
             options,
             checksum: self.checksum()?,
         })
+    }
+
+    fn chunk(&mut self) -> Result<Vec<u8>, String> {
+        let name = self.word()?;
+        let (_, kind) =
+            CHUNK_NAMES.iter().find(|(known, _)| *known == name).ok_or(format!("`{name}`: no such chunk"))?;
+        let body: u16 = number(self.word()?)?;
+        let [high, low] = (4 + body).to_be_bytes();
+        let mut bytes = vec![*kind, 0, high, low];
+        bytes.extend(pattern(body.into()));
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        Ok(bytes)
     }
 
     fn icmp(&mut self, v6: bool) -> Result<Icmp, String> {

@@ -3,4 +3,4 @@
 mod subject;
 pub mod world;
 
-pub use subject::{Action, Endpoint, Flow, Hook, Limits, Run, ServiceEntry, Subject};
+pub use subject::{Action, Endpoint, Flow, Hook, Kind, Limits, Networks, Run, ServiceEntry, Subject};

@@ -1,12 +1,15 @@
 //! The programs under test, loaded privately: nothing pinned, nothing attached.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result};
-use lb_common::layout::{self, address_flags, algorithm, backend_flags, device_flags, kind, service_flags};
+use ipnet::IpNet;
+use lb_common::layout::{
+    self, address_flags, algorithm, backend_flags, device_flags, kind, network_flags, service_flags,
+};
 use lb_userspace::apply::tables::{BackendEntry, ServiceAddress, Tables};
 use lb_userspace::config::MapSizes;
 use lb_userspace::datapath::{Datapath, LoadOptions, ProgramStatistics, ServiceTables, TcAttach};
@@ -107,12 +110,77 @@ pub struct Run {
 /// A Service port at one address, as the programs see it.
 #[derive(Debug, Clone)]
 pub struct ServiceEntry {
+    /// Entries with the same name are addresses of one Service port. Without a name: an address of one of its own.
+    pub name: Option<String>,
     /// Unspecified: at every address of the node.
     pub address: SocketAddr,
     pub protocol: u8,
+    pub kind: Kind,
     pub backends: Vec<Endpoint>,
     /// With no backend, packets are dropped instead of rejected.
     pub drop: bool,
+    /// Only these may use a load balancer address of their family.
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// Session affinity; 0: off.
+    pub affinity_seconds: u32,
+    /// Traffic from outside the cluster gets the local backends only, and is dropped when there are none.
+    pub outside_local: bool,
+    /// The same for pods and the node.
+    pub inside_local: bool,
+}
+
+impl ServiceEntry {
+    /// With nothing special: an address that is not the node's is a ClusterIP, without policies.
+    pub fn new(address: SocketAddr, protocol: u8, backends: Vec<Endpoint>) -> Self {
+        let kind = if address.ip().is_unspecified() { Kind::NodePort } else { Kind::ClusterIp };
+        Self {
+            name: None,
+            address,
+            protocol,
+            kind,
+            backends,
+            drop: false,
+            source_ranges: None,
+            affinity_seconds: 0,
+            outside_local: false,
+            inside_local: false,
+        }
+    }
+
+    fn key(&self) -> ServiceAddress {
+        ServiceAddress { ip: self.address.ip(), port: self.address.port(), protocol: self.protocol }
+    }
+
+    /// What tells its Service port from others.
+    fn port_name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.key().to_string())
+    }
+
+    /// The bits of `ADDRESSES` that its address needs.
+    fn marks(&self) -> u32 {
+        match self.kind {
+            Kind::NodePort => 0,
+            Kind::ClusterIp => address_flags::SERVICE | address_flags::CLUSTER_IP,
+            Kind::ExternalIp | Kind::LoadBalancer => address_flags::SERVICE,
+        }
+    }
+}
+
+/// Which address of its Service an entry stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    ClusterIp = kind::CLUSTER_IP,
+    NodePort = kind::NODE_PORT,
+    ExternalIp = kind::EXTERNAL_IP,
+    LoadBalancer = kind::LOAD_BALANCER,
+}
+
+/// Networks that the programs know.
+#[derive(Debug, Clone, Default)]
+pub struct Networks {
+    pub pods: Vec<IpNet>,
+    pub service_cidrs: Vec<IpNet>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,8 +206,14 @@ impl fmt::Display for Flow {
 pub struct Subject {
     datapath: Datapath,
     tables: ServiceTables,
-    services: HashMap<ServiceAddress, u32>,
+    /// Ids of Service ports, by name.
+    ids: HashMap<String, u32>,
+    services: HashSet<ServiceAddress>,
+    marks: HashMap<IpAddr, u32>,
+    source_ranges: HashSet<(u32, IpNet)>,
+    networks: HashMap<IpNet, u32>,
     backends: HashMap<(u32, SocketAddr), u32>,
+    next_service: u32,
     next_backend: u32,
     next_slot: u32,
 }
@@ -155,6 +229,8 @@ impl Subject {
             max_half_open: limits.half_open,
             max_fragments: 4096,
             max_socket_peers: 64,
+            max_source_ranges: 64,
+            max_affinity: 64,
         };
         let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
         let options = LoadOptions {
@@ -182,49 +258,63 @@ impl Subject {
             }
         }
         let tables = datapath.tables()?;
-        let (services, backends) = (HashMap::new(), HashMap::new());
-        Ok(Self { datapath, tables, services, backends, next_backend: 1, next_slot: 0 })
+        Ok(Self {
+            datapath,
+            tables,
+            ids: HashMap::new(),
+            services: HashSet::new(),
+            marks: HashMap::new(),
+            source_ranges: HashSet::new(),
+            networks: HashMap::new(),
+            backends: HashMap::new(),
+            next_service: 1,
+            next_backend: 1,
+            next_slot: 0,
+        })
     }
 
     /// Makes these the services, as the agent would: what stays keeps its ids, what goes is marked gone.
     pub fn serve(&mut self, entries: &[ServiceEntry]) -> Result<()> {
-        let mut gone_services: Vec<ServiceAddress> = self.services.keys().copied().collect();
-        let mut gone_backends: Vec<(u32, SocketAddr)> = self.backends.keys().copied().collect();
+        let mut gone_services = self.services.clone();
+        let mut gone_backends: HashSet<(u32, SocketAddr)> = self.backends.keys().copied().collect();
+        let mut gone_ranges = self.source_ranges.clone();
+        let mut marks: HashMap<IpAddr, u32> = HashMap::new();
         for entry in entries {
-            let address = ServiceAddress {
-                ip: entry.address.ip(),
-                port: entry.address.port(),
-                protocol: entry.protocol,
-            };
-            gone_services.retain(|known| *known != address);
-            let next_id = self.services.len() as u32 + 1;
-            let service_id = *self.services.entry(address).or_insert(next_id);
-            let mut slots = Vec::new();
+            let address = entry.key();
+            gone_services.remove(&address);
+            let next_id = self.next_service;
+            let service_id = *self.ids.entry(entry.port_name()).or_insert(next_id);
+            self.next_service = next_id.max(service_id + 1);
             for endpoint in &entry.backends {
-                gone_backends.retain(|known| *known != (service_id, endpoint.address));
-                slots.push(self.backend(service_id, *endpoint)?);
+                gone_backends.remove(&(service_id, endpoint.address));
+                self.backend(service_id, *endpoint)?;
             }
-            let count = slots.len() as u32;
-            self.tables.write_slots(self.next_slot, &slots)?;
-            let drop = service_flags::OUTSIDE_DROP | service_flags::INSIDE_DROP;
-            let service = layout::Service {
-                service_id,
-                flags: if entry.drop { drop } else { 0 },
-                outside_base: self.next_slot,
-                outside_count: count,
-                inside_base: self.next_slot,
-                inside_count: count,
-                affinity_seconds: 0,
-                algorithm: algorithm::RANDOM,
-                kind: if entry.address.ip().is_unspecified() { kind::NODE_PORT } else { kind::CLUSTER_IP },
-                pad: 0,
-            };
+            if entry.marks() != 0 {
+                *marks.entry(address.ip).or_default() |= entry.marks();
+                self.mark(address.ip, self.marks.get(&address.ip).unwrap_or(&0) | marks[&address.ip])?;
+            }
+            let family = IpFamily::of(&address.ip);
+            let of_family = |sources: &&IpNet| IpFamily::of(&sources.addr()) == family;
+            for sources in entry.source_ranges.iter().flatten().filter(of_family) {
+                gone_ranges.remove(&(service_id, *sources));
+                if self.source_ranges.insert((service_id, *sources)) {
+                    self.tables.put_source_range(service_id, *sources)?;
+                }
+            }
+            let service = self.service(service_id, entry)?;
             self.tables.put_service(address, service)?;
-            self.next_slot += count;
+            self.services.insert(address);
         }
         for address in gone_services {
             self.services.remove(&address);
             self.tables.remove_service(address)?;
+        }
+        for address in self.marks.keys().copied().collect::<Vec<_>>() {
+            self.mark(address, marks.get(&address).copied().unwrap_or(0))?;
+        }
+        for (service_id, sources) in gone_ranges {
+            self.source_ranges.remove(&(service_id, sources));
+            self.tables.remove_source_range(service_id, sources)?;
         }
         for key in gone_backends {
             if let Some(id) = self.backends.remove(&key) {
@@ -234,29 +324,117 @@ impl Subject {
         Ok(())
     }
 
-    fn backend(&mut self, service_id: u32, endpoint: Endpoint) -> Result<u32> {
-        if let Some(id) = self.backends.get(&(service_id, endpoint.address)) {
-            return Ok(*id);
+    /// The map entry of an address; writes its slots.
+    fn service(&mut self, service_id: u32, entry: &ServiceEntry) -> Result<layout::Service> {
+        let all = self.slots(service_id, entry.backends.iter())?;
+        let local = if entry.outside_local || entry.inside_local {
+            self.slots(service_id, entry.backends.iter().filter(|endpoint| endpoint.local))?
+        } else {
+            all
+        };
+        let (outside, inside) =
+            (if entry.outside_local { local } else { all }, if entry.inside_local { local } else { all });
+        let (_, outside_count) = outside;
+        let (_, inside_count) = inside;
+        let outside_drop = outside_count == 0 && (entry.drop || entry.outside_local);
+        let inside_drop = inside_count == 0 && (entry.drop || entry.inside_local);
+        let mut flags = 0;
+        for (set, flag) in [
+            (outside_drop, service_flags::OUTSIDE_DROP),
+            (inside_drop, service_flags::INSIDE_DROP),
+            (entry.kind != Kind::ClusterIp, service_flags::EXTERNAL),
+            ((outside, outside_drop) != (inside, inside_drop), service_flags::POLICY_LOCAL),
+            (entry.outside_local, service_flags::OUTSIDE_LOCAL),
+            (entry.inside_local, service_flags::INSIDE_LOCAL),
+            (entry.source_ranges.is_some(), service_flags::SOURCE_RANGES),
+        ] {
+            flags |= if set { flag } else { 0 };
         }
-        let id = self.next_backend;
+        Ok(layout::Service {
+            service_id,
+            flags,
+            outside_base: outside.0,
+            outside_count,
+            inside_base: inside.0,
+            inside_count,
+            affinity_seconds: entry.affinity_seconds,
+            algorithm: algorithm::RANDOM,
+            kind: entry.kind as u8,
+            pad: 0,
+        })
+    }
+
+    /// Writes a range of slots for these endpoints: its base and length.
+    fn slots<'a>(
+        &mut self,
+        service_id: u32,
+        endpoints: impl Iterator<Item = &'a Endpoint>,
+    ) -> Result<(u32, u32)> {
+        let ids: Vec<u32> =
+            endpoints.map(|endpoint| self.backends[&(service_id, endpoint.address)]).collect();
+        let (base, count) = (self.next_slot, ids.len() as u32);
+        self.tables.write_slots(base, &ids)?;
+        self.next_slot += count;
+        Ok(if count == 0 { (0, 0) } else { (base, count) })
+    }
+
+    /// Says what Services have at an address.
+    fn mark(&mut self, ip: IpAddr, flags: u32) -> Result<()> {
+        if self.marks.get(&ip).copied().unwrap_or(0) != flags {
+            self.tables.mark_address(ip, flags)?;
+        }
+        match flags {
+            0 => drop(self.marks.remove(&ip)),
+            _ => drop(self.marks.insert(ip, flags)),
+        }
+        Ok(())
+    }
+
+    /// Makes these the networks that the programs know.
+    pub fn set_networks(&mut self, networks: &Networks) -> Result<()> {
+        let mut wanted: HashMap<IpNet, u32> = HashMap::new();
+        for (networks, flag) in
+            [(&networks.pods, network_flags::PODS), (&networks.service_cidrs, network_flags::SERVICES)]
+        {
+            for network in networks {
+                *wanted.entry(*network).or_default() |= flag;
+            }
+        }
+        for network in self.networks.keys().filter(|network| !wanted.contains_key(network)) {
+            self.datapath.remove_network(*network)?;
+        }
+        for (network, flags) in &wanted {
+            self.datapath.put_network(*network, *flags)?;
+        }
+        self.networks = wanted;
+        Ok(())
+    }
+
+    fn backend(&mut self, service_id: u32, endpoint: Endpoint) -> Result<()> {
+        let id = match self.backends.get(&(service_id, endpoint.address)) {
+            Some(_) => return Ok(()),
+            None => self.next_backend,
+        };
         let local = if endpoint.local { backend_flags::LOCAL | backend_flags::IN_LOCAL } else { 0 };
         let flags = backend_flags::PRESENT | backend_flags::IN_CLUSTER | local;
         let entry = BackendEntry { address: endpoint.address, flags, service_id };
         self.tables.write_backend(IpFamily::of(&endpoint.address.ip()), id, entry)?;
         self.backends.insert((service_id, endpoint.address), id);
         self.next_backend += 1;
-        Ok(id)
-    }
-
-    /// Forgets services, endpoints and connections. Counters go on.
-    pub fn clear(&mut self) -> Result<()> {
-        self.serve(&[])?;
-        self.forget_flows()?;
-        (self.next_backend, self.next_slot) = (1, 0);
         Ok(())
     }
 
-    /// Forgets connections.
+    /// Forgets services, endpoints, networks and connections. Counters go on.
+    pub fn clear(&mut self) -> Result<()> {
+        self.serve(&[])?;
+        self.set_networks(&Networks::default())?;
+        self.forget_flows()?;
+        self.ids.clear();
+        (self.next_service, self.next_backend, self.next_slot) = (1, 1, 0);
+        Ok(())
+    }
+
+    /// Forgets connections, and which endpoint clients were given.
     pub fn forget_flows(&mut self) -> Result<()> {
         Ok(self.datapath.forget_flows()?)
     }

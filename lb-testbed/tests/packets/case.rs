@@ -21,6 +21,11 @@ pub struct Case {
     pub modes: Vec<Mode>,
     #[serde(default)]
     pub limits: Limits,
+    /// Networks of pods, and ServiceCIDRs, of both families.
+    #[serde(default)]
+    pub pods: Vec<String>,
+    #[serde(default)]
+    pub service_cidrs: Vec<String>,
     #[serde(default)]
     pub services: Vec<Service>,
     pub steps: Vec<Step>,
@@ -75,15 +80,50 @@ impl Limits {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Service {
+    /// Entries with the same name are addresses of one Service port.
+    #[serde(default)]
+    pub name: Option<String>,
     /// `$vip`, or `$unspecified` for a NodePort.
     pub address: String,
     pub port: u16,
     pub protocol: Protocol,
+    /// Without it a ClusterIP, and a NodePort for `$unspecified`.
+    #[serde(default)]
+    pub kind: Option<Kind>,
     #[serde(default)]
     pub backends: Vec<Backend>,
     /// With no backend, packets are dropped instead of rejected.
     #[serde(default)]
     pub drop: bool,
+    /// Networks or addresses that may use it (load balancers); of both families, each entry takes those of its own.
+    #[serde(default)]
+    pub source_ranges: Option<Vec<String>>,
+    /// Seconds of session affinity.
+    #[serde(default)]
+    pub affinity: u32,
+    /// Local: traffic from outside gets the backends on this node, and is dropped without any.
+    #[serde(default)]
+    pub external_policy: Policy,
+    /// Local: all traffic to a ClusterIP gets the backends on this node, and is dropped without any.
+    #[serde(default)]
+    pub internal_policy: Policy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    ClusterIp,
+    NodePort,
+    ExternalIp,
+    LoadBalancer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    #[default]
+    Cluster,
+    Local,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -194,6 +234,18 @@ impl fmt::Display for Mode {
             Self::Tc => "tc",
             Self::L3 => "tc without Ethernet",
         })
+    }
+}
+
+impl Kind {
+    pub fn of_programs(self) -> lb_testbed::programs::Kind {
+        use lb_testbed::programs::Kind;
+        match self {
+            Self::ClusterIp => Kind::ClusterIp,
+            Self::NodePort => Kind::NodePort,
+            Self::ExternalIp => Kind::ExternalIp,
+            Self::LoadBalancer => Kind::LoadBalancer,
+        }
     }
 }
 

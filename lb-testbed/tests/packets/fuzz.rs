@@ -24,7 +24,7 @@ const ROUND: u64 = 1000;
 type Named = (&'static str, u16);
 
 /// Services of the fuzz: address, protocol, endpoints, drop. The endpoints of one Service are of one kind.
-const SERVICES: [(Named, u8, &[Named], bool); 12] = [
+const SERVICES: [(Named, u8, &[Named], bool); 16] = [
     (("vip", 80), 6, &[("remote", 8080), ("remote2", 8080)], false),
     (("vip", 53), 17, &[("remote", 53)], false),
     (("vip2", 80), 6, &[("local", 8080), ("local2", 8081)], false),
@@ -37,6 +37,10 @@ const SERVICES: [(Named, u8, &[Named], bool); 12] = [
     (("vip", 55), 17, &[("nowhere", 53)], false),
     (("vip", 82), 17, &[], false),
     (("vip", 83), 17, &[], true),
+    (("vip", 38412), 132, &[("remote", 3868), ("remote2", 38412)], false),
+    (("vip2", 38412), 132, &[("local", 38412), ("local2", 3868)], false),
+    (("unspecified", 30412), 132, &[("remote2", 30412)], false),
+    (("vip", 38413), 132, &[], false),
 ];
 
 pub fn run(mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
@@ -240,7 +244,8 @@ fn entries() -> Vec<ServiceEntry> {
             address: *endpoint,
             local: world::place_at(endpoint.ip()).is_some_and(|place| place.device == "pod0"),
         });
-        entries.push(ServiceEntry { address, protocol, backends: backends.collect(), drop: service.drop });
+        let entry = ServiceEntry::new(address, protocol, backends.collect());
+        entries.push(ServiceEntry { drop: service.drop, ..entry });
     }
     entries
 }
@@ -366,7 +371,7 @@ fn ip_text(dice: &mut Dice, tuple: &Tuple) -> String {
     let checksum = match dice.below(30) {
         0 => " csum=faulty".to_owned(),
         1 => format!(" csum={}", 1 + dice.below(65_535)),
-        2 if tuple.protocol == 17 => " csum=none".to_owned(),
+        2 if tuple.protocol != 6 => " csum=none".to_owned(),
         _ => String::new(),
     };
     let (source, destination) = (tuple.source.port(), tuple.destination.port());
@@ -382,10 +387,31 @@ fn ip_text(dice: &mut Dice, tuple: &Tuple) -> String {
             )
         }
         17 => format!("udp {source} > {destination}{checksum}"),
-        132 => format!("sctp {source} > {destination} tag={}", dice.below(1 << 32)),
+        132 => {
+            let tag = if dice.percent(60) { 0 } else { dice.below(1 << 32) };
+            format!("sctp {source} > {destination} tag={tag}{checksum}")
+        }
         _ => "icmp echo id=7".to_owned(),
     };
-    let payload = if length == 0 { String::new() } else { format!(" / bytes {length}") };
+    let payload = match length {
+        0 => String::new(),
+        _ if tuple.protocol == 132 => {
+            let chunks = [
+                "init",
+                "init",
+                "init",
+                "init-ack",
+                "cookie-echo",
+                "data",
+                "sack",
+                "abort",
+                "shutdown",
+                "shutdown-complete",
+            ];
+            format!(" / chunk {} {length}", dice.pick(&chunks))
+        }
+        _ => format!(" / bytes {length}"),
+    };
     let trailer = if dice.percent(10) { " / trailer 0xdeadbeef0011" } else { "" };
     format!("{ip} / {headers}{transport}{payload}{trailer}")
 }

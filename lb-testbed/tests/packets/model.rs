@@ -7,10 +7,12 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_testbed::packet::layer::{Link, Mac};
+use lb_testbed::packet::sums::crc32c;
 use lb_testbed::programs::world;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 /// Headers end within this many bytes of the frame, or the packet is none of ours.
 const HEADERS_WITHIN: usize = 512;
 /// Errors quote at most so much, or are not sent.
@@ -43,7 +45,7 @@ pub struct Flow {
     pub to: Tuple,
     pub reply: bool,
     pub routed: bool,
-    /// A FIN or RST went by in this direction.
+    /// A FIN or RST, or what SCTP has in their place, went by in this direction.
     closed: bool,
 }
 
@@ -143,13 +145,13 @@ impl Model {
         let untouched = || Judgement::Untouched(Vec::new());
         let Some(view) = View::of(bytes, self.link) else { return untouched() };
         let Some(tuple) = self.tuple(&view, bytes) else { return untouched() };
-        let flags = if view.protocol == TCP && view.part != Part::Later { bytes[view.l4 + 13] } else { 0 };
-        let opening = flags & (SYN | ACK | RST | FIN) == SYN;
+        let flags = view.flags(bytes);
+        let opening = view.protocol == UDP || flags & (SYN | ACK | RST | FIN) == SYN;
 
         if let Some(flow) = self.flows.get(&tuple).copied() {
             let other = flow.to.reversed();
             let over = flow.closed || self.flows.get(&other).is_none_or(|other| other.closed);
-            if way == Way::In && !flow.reply && view.protocol == TCP && opening && over {
+            if way == Way::In && !flow.reply && view.protocol != UDP && opening && over {
                 self.flows.remove(&tuple);
                 self.flows.remove(&other);
             } else {
@@ -160,7 +162,7 @@ impl Model {
             return untouched();
         }
         let Some(service) = self.service(&tuple) else { return untouched() };
-        if view.protocol == TCP && !opening {
+        if !opening {
             // Tagged, it is counted where it comes by without its tag.
             return Judgement::Untouched(if view.tagged { vec![] } else { vec!["tcp_without_flow"] });
         }
@@ -215,6 +217,10 @@ impl Model {
         if flags & (FIN | RST) != 0 {
             self.flows.entry(tuple).and_modify(|flow| flow.closed = true);
         }
+        let ports = |tuple: Tuple| (tuple.source.port(), tuple.destination.port());
+        if view.protocol == SCTP && view.part == Part::First && ports(tuple) != ports(flow.to) {
+            return Judgement::Dropped("sctp_fragment");
+        }
         self.remember_fragment(view, bytes);
         Judgement::Rewritten { to: flow.to, routed }
     }
@@ -249,7 +255,7 @@ impl Model {
         if taken {
             return Err(format!("{:?} is already taken", to.reversed()));
         }
-        let flags = if view.protocol == TCP && view.part != Part::Later { bytes[view.l4 + 13] } else { 0 };
+        let flags = view.flags(bytes);
         let request = Flow { to, reply: false, routed: !kept, closed: flags & (FIN | RST) != 0 };
         let reply = Flow { to: tuple.reversed(), reply: true, routed: !kept, closed: false };
         self.flows.insert(tuple, request);
@@ -309,7 +315,9 @@ impl Model {
                 - sum(&bytes[view.l4..view.l4 + 4]);
             let at = view.l4 + if view.protocol == TCP { 16 } else { 6 };
             let old = be16(bytes, at);
-            if view.protocol == UDP && old == 0 {
+            if view.protocol == SCTP {
+                view.correct_crc(bytes, &mut new);
+            } else if view.protocol == UDP && old == 0 {
                 // RFC 768: there is none.
             } else {
                 let checksum = adjusted(old, change);
@@ -329,8 +337,9 @@ impl Model {
     /// The ICMP error that answers a packet, from its IP header on.
     pub fn answer(&self, bytes: &[u8], kind: u8, code: u8, word: u32) -> Option<String> {
         let view = View::of(bytes, self.link)?;
-        let quoted: String =
-            bytes[view.l3..view.l3 + view.quote()].iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut quoted = bytes[view.l3..].to_vec();
+        quoted.resize(view.quote(), 0);
+        let quoted: String = quoted.iter().map(|byte| format!("{byte:02x}")).collect();
         let own = if view.v6 { "" } else { " tos=192 df" };
         Some(format!(
             "ip {} > {}{own} / icmp {kind}.{code} rest={word:#010x} / 0x{quoted}",
@@ -396,9 +405,10 @@ impl View {
         // The transport header must be there, within what the IP header calls the packet. (Its payload may be cut off:
         // the endpoint finds out.)
         let transport = match (view.part, view.protocol) {
-            (Part::Later, TCP | UDP) => 0,
+            (Part::Later, TCP | UDP | SCTP) => 0,
             (_, TCP) => 20,
             (_, UDP) => 8,
+            (_, SCTP) => 12,
             _ => return None,
         };
         if view.l4 + transport > view.length.min(ip.len()) {
@@ -479,9 +489,52 @@ impl View {
         Some(view)
     }
 
-    /// Bytes of the packet that an error about it quotes: IP header, and the transport header without options.
+    /// Bytes of the packet that an error about it quotes: IP header, and the transport header without options. Of SCTP up to the
+    /// tag in an INIT (RFC 9260 10), in whole words.
     fn quote(&self) -> usize {
-        self.l4 - self.l3 + if self.protocol == TCP { 20 } else { 8 }
+        let header = self.l4 - self.l3;
+        header
+            + match self.protocol {
+                TCP => 20,
+                SCTP => (self.length - header).min(20) / 4 * 4,
+                _ => 8,
+            }
+    }
+
+    /// The flags of a TCP header. Of a whole SCTP packet those that its first chunk stands for.
+    fn flags(&self, bytes: &[u8]) -> u8 {
+        match (self.protocol, self.part) {
+            (TCP, Part::Whole | Part::First) => bytes[self.l4 + 13],
+            (SCTP, Part::Whole) if bytes.len().min(self.l3 + self.length) >= self.l4 + 16 => {
+                let untagged = bytes[self.l4 + 4..self.l4 + 8] == [0; 4];
+                match bytes[self.l4 + 12] {
+                    1 if untagged => SYN,
+                    1 => 0,
+                    2 => SYN | ACK,
+                    6 | 14 => RST,
+                    7 | 8 => FIN | ACK,
+                    _ => ACK,
+                }
+            }
+            _ => 0,
+        }
+    }
+
+    /// Sets the CRC of an SCTP packet to that of its new bytes, with the error that the old one had. Zero stays.
+    fn correct_crc(&self, old: &[u8], new: &mut [u8]) {
+        let at = self.l4 + 8;
+        let field = u32::from_le_bytes([old[at], old[at + 1], old[at + 2], old[at + 3]]);
+        if field == 0 {
+            return;
+        }
+        let crc = |bytes: &[u8]| {
+            // What is cut off counts as zeros, in both.
+            let mut covered = bytes[self.l4..].to_vec();
+            covered.resize(self.l3 + self.length - self.l4, 0);
+            covered[8..12].fill(0);
+            crc32c(&covered)
+        };
+        put(new, at, &(field ^ crc(old) ^ crc(new)).to_le_bytes());
     }
 
     fn fragment(&self) -> (IpAddr, IpAddr, u8, u32) {

@@ -1,20 +1,24 @@
 //! Runs one case: every step's packet through the programs, and everything that is visible afterwards compared.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
+use ipnet::IpNet;
 use lb_testbed::packet::layer::{Ethernet, Layer, Link, Mac};
 use lb_testbed::packet::{build, diff, dissect, parse, verify};
 use lb_testbed::programs::world::{self, World};
-use lb_testbed::programs::{Action, Endpoint, Flow, Hook, ServiceEntry, Subject};
+use lb_testbed::programs::{Action, Endpoint, Flow, Hook, Kind, Networks, ServiceEntry, Subject};
 
-use crate::case::{self, Case, Family, Mode, Out, Step};
+use crate::case::{self, Case, Family, Mode, Out, Policy, Step};
 use crate::text::Names;
 
 /// Runs a case for one family and mode, on programs with empty maps.
 pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
     let mut scene = Scene { mode, world, subject, names: Names::new(family == Family::V6) };
+    let networks =
+        Networks { pods: scene.networks(&case.pods)?, service_cidrs: scene.networks(&case.service_cidrs)? };
+    scene.subject.set_networks(&networks)?;
     scene.serve(&case.services)?;
     for (i, step) in case.steps.iter().enumerate() {
         let place = || format!("step {}: {}", i + 1, step.packet);
@@ -104,14 +108,34 @@ impl Scene<'_> {
                 let address = self.socket_address(&backend.address, backend.port)?;
                 backends.push(Endpoint { address, local: is_local(address) });
             }
-            entries.push(ServiceEntry {
-                address: self.socket_address(&service.address, service.port)?,
-                protocol: service.protocol.number(),
-                backends,
-                drop: service.drop,
-            });
+            let address = self.socket_address(&service.address, service.port)?;
+            let mut entry = ServiceEntry::new(address, service.protocol.number(), backends);
+            entry.name = service.name.clone();
+            entry.kind = service.kind.map_or(entry.kind, case::Kind::of_programs);
+            entry.drop = service.drop;
+            entry.source_ranges =
+                service.source_ranges.as_ref().map(|ranges| self.networks(ranges)).transpose()?;
+            entry.affinity_seconds = service.affinity;
+            // The policy of its kind; pods and the node are in the cluster already (KEP-1669), whatever address they use.
+            if entry.kind == Kind::ClusterIp {
+                entry.inside_local = service.internal_policy == Policy::Local;
+                entry.outside_local = entry.inside_local;
+            } else {
+                entry.outside_local = service.external_policy == Policy::Local;
+            }
+            entries.push(entry);
         }
         self.subject.serve(&entries)
+    }
+
+    /// Networks: `$client` and other addresses stand for themselves alone.
+    fn networks(&self, texts: &[String]) -> Result<Vec<IpNet>> {
+        let network = |text: &String| {
+            let text = self.names.fill(text);
+            let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            network.map(|network| network.trunc()).with_context(|| format!("`{text}` is no network"))
+        };
+        texts.iter().map(network).collect()
     }
 
     fn socket_address(&self, name: &str, port: u16) -> Result<SocketAddr> {

@@ -4,10 +4,12 @@
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use lb_common::layout;
+use ipnet::IpNet;
+use lb_common::layout::{self, address_flags};
 
 use super::engine::{NamedByFlows, PerFamily};
 use super::entry::slot_ranges;
@@ -25,6 +27,9 @@ pub struct State {
     pub names: BTreeMap<u32, layout::ServiceName>,
     pub slots: Vec<u32>,
     pub backends: PerFamily<BTreeMap<u32, BackendEntry>>,
+    /// Flags of Services, by address.
+    pub marks: BTreeMap<IpAddr, u32>,
+    pub source_ranges: BTreeSet<(u32, IpNet)>,
     /// Ids of open flows, one element per flow: (family, service id, backend id).
     pub flows: Vec<(IpFamily, u32, u32)>,
     /// Writes that succeeded.
@@ -48,6 +53,8 @@ impl Memory {
             names: BTreeMap::new(),
             slots: vec![0; capacity.slots as usize],
             backends: PerFamily::default(),
+            marks: BTreeMap::new(),
+            source_ranges: BTreeSet::new(),
             flows: Vec::new(),
             writes: 0,
             fail_after: None,
@@ -68,6 +75,8 @@ impl Memory {
             backends_v4: 100,
             backends_v6: 100,
             service_names: 100,
+            source_ranges_v4: 100,
+            source_ranges_v6: 100,
         };
         Self::new(capacity, Duration::from_secs(1), now)
     }
@@ -142,6 +151,15 @@ impl State {
                 }
             }
         }
+    }
+}
+
+/// What `ADDRESSES` must say of the address of an entry.
+pub fn marks_needed(service: &layout::Service) -> u32 {
+    match service.kind {
+        layout::kind::NODE_PORT => 0,
+        layout::kind::CLUSTER_IP => address_flags::SERVICE | address_flags::CLUSTER_IP,
+        _ => address_flags::SERVICE,
     }
 }
 
@@ -278,6 +296,44 @@ impl Tables for Memory {
         Ok(())
     }
 
+    fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        assert!(!ip.is_unspecified() && flags & !address_flags::OF_SERVICES == 0, "{ip}: flags {flags:#x}");
+        assert_ne!(state.marks.get(&ip).copied().unwrap_or(0), flags, "{ip}: marked without need");
+        for (key, service) in state.services.iter().filter(|(key, _)| key.ip == ip) {
+            let needed = marks_needed(service);
+            assert_eq!(flags & needed, needed, "{key}: the address would lose its mark");
+        }
+        state.write("ADDRESSES")?;
+        match flags {
+            0 => drop(state.marks.remove(&ip)),
+            _ => drop(state.marks.insert(ip, flags)),
+        }
+        Ok(())
+    }
+
+    fn put_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        assert_eq!(sources, sources.trunc());
+        let (capacity, v4) = match sources {
+            IpNet::V4(_) => (state.capacity.source_ranges_v4, true),
+            IpNet::V6(_) => (state.capacity.source_ranges_v6, false),
+        };
+        let held = state.source_ranges.iter().filter(|(_, net)| net.addr().is_ipv4() == v4).count();
+        assert!(held < capacity as usize, "the engine counts source ranges itself");
+        state.write("SOURCE_RANGES")?;
+        let new = state.source_ranges.insert((service_id, sources));
+        assert!(new, "{sources} of service {service_id}: written without need");
+        Ok(())
+    }
+
+    fn remove_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        state.write("SOURCE_RANGES")?;
+        state.source_ranges.remove(&(service_id, sources));
+        Ok(())
+    }
+
     fn services(&self) -> Result<Vec<(ServiceAddress, layout::Service)>, TableError> {
         Ok(self.state().services.iter().map(|(key, value)| (*key, *value)).collect())
     }
@@ -292,6 +348,14 @@ impl Tables for Memory {
 
     fn backends(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError> {
         Ok(self.state().backends[family].iter().map(|(id, entry)| (*id, *entry)).collect())
+    }
+
+    fn marked_addresses(&self) -> Result<Vec<(IpAddr, u32)>, TableError> {
+        Ok(self.state().marks.iter().map(|(ip, flags)| (*ip, *flags)).collect())
+    }
+
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>, TableError> {
+        Ok(self.state().source_ranges.iter().copied().collect())
     }
 }
 

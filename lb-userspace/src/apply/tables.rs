@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use lb_common::layout;
 
 use crate::plan::wanted::IpFamily;
@@ -51,6 +52,8 @@ pub struct Capacity {
     pub backends_v4: u32,
     pub backends_v6: u32,
     pub service_names: u32,
+    pub source_ranges_v4: u32,
+    pub source_ranges_v6: u32,
 }
 
 /// A map whose size an option of the agent sets.
@@ -67,6 +70,10 @@ impl SizedMap {
     pub const SLOTS: Self = Self { name: "SLOTS", option: "max-slots" };
     pub const BACKENDS_V4: Self = Self { name: "BACKENDS_V4", option: "max-backends" };
     pub const BACKENDS_V6: Self = Self { name: "BACKENDS_V6", option: "max-backends" };
+    pub const ADDRESSES_V4: Self = Self { name: "ADDRESSES_V4", option: "max-services" };
+    pub const ADDRESSES_V6: Self = Self { name: "ADDRESSES_V6", option: "max-services" };
+    pub const SOURCE_RANGES_V4: Self = Self { name: "SOURCE_RANGES_V4", option: "max-source-ranges" };
+    pub const SOURCE_RANGES_V6: Self = Self { name: "SOURCE_RANGES_V6", option: "max-source-ranges" };
 
     pub fn full(self, capacity: u32) -> TableError {
         TableError::Full { map: self.name, capacity, option: self.option }
@@ -96,6 +103,13 @@ pub trait Tables {
     fn write_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError>;
     /// Zeroes the entry.
     fn clear_backend(&mut self, family: IpFamily, id: u32) -> Result<(), TableError>;
+    /// Says in `ADDRESSES_V4`/`V6` what Services have at an address: bits of [`layout::address_flags::OF_SERVICES`], 0 when no
+    /// Service has it. What the node knows of the address stays.
+    fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError>;
+    /// Lets a network in, for service entries with [`layout::service_flags::SOURCE_RANGES`].
+    fn put_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError>;
+    /// Removing what is not there is not an error.
+    fn remove_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError>;
 
     /// What the maps hold now, read once at start so that ids and ranges survive a restart.
     fn services(&self) -> Result<Vec<(ServiceAddress, layout::Service)>, TableError>;
@@ -103,4 +117,7 @@ pub trait Tables {
     fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError>;
     /// All entries with flags other than 0, as (id, entry).
     fn backends(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError>;
+    /// Addresses with flags of Services, and those flags.
+    fn marked_addresses(&self) -> Result<Vec<(IpAddr, u32)>, TableError>;
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>, TableError>;
 }

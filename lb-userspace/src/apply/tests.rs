@@ -387,6 +387,8 @@ fn a_full_map_leaves_the_service_as_it_was_and_the_others_go_on() {
         backends_v4: 6,
         backends_v6: 1,
         service_names: 10,
+        source_ranges_v4: 0,
+        source_ranges_v6: 0,
     };
     let memory = Memory::new(capacity, GRACE, start);
     let mut engine = engine(&memory);
@@ -683,6 +685,8 @@ proptest! {
             backends_v4: 12,
             backends_v6: 10,
             service_names: 5,
+            source_ranges_v4: 6,
+            source_ranges_v6: 4,
         };
         let mut world = World::new(Some(capacity));
         for step in steps {

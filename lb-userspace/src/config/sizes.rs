@@ -84,6 +84,28 @@ pub struct MapSizes {
         help_heading = "Map sizes"
     )]
     pub max_socket_peers: u32,
+
+    /// Networks in the loadBalancerSourceRanges of all Service ports
+    #[arg(
+        long,
+        env = "SLUICE_MAX_SOURCE_RANGES",
+        value_name = "N",
+        default_value_t = 65_536,
+        value_parser = size(),
+        help_heading = "Map sizes"
+    )]
+    pub max_source_ranges: u32,
+
+    /// Clients of Service ports with session affinity, both families together; the ones that were silent longest leave
+    #[arg(
+        long,
+        env = "SLUICE_MAX_AFFINITY",
+        value_name = "N",
+        default_value_t = 65_536,
+        value_parser = size(),
+        help_heading = "Map sizes"
+    )]
+    pub max_affinity: u32,
 }
 
 /// Hash maps of fewer entries are of no use; 16 million are about 2 GiB of flows.
@@ -107,9 +129,16 @@ const fn array_entry(value: usize) -> usize {
     value.next_multiple_of(8)
 }
 
+/// Bytes that one entry of a longest-prefix map can take: a node with key and value, and an inner node without value
+/// (kernel/bpf/lpm_trie.c, `struct lpm_trie_node`). `data`: the key without its prefix length.
+const fn lpm_entry(data: usize, value: usize) -> usize {
+    const NODE: usize = 40;
+    (NODE + data + value).next_multiple_of(8) + (NODE + data).next_multiple_of(8)
+}
+
 impl MapSizes {
     /// Names of the flags and the bytes that one of each costs, both families together.
-    pub const ENTRY_BYTES: [(&str, usize); 7] = {
+    pub const ENTRY_BYTES: [(&str, usize); 9] = {
         use layout::*;
         let service = hash_entry(size_of::<ServiceKey<A4>>(), size_of::<Service>())
             + hash_entry(size_of::<ServiceKey<A6>>(), size_of::<Service>())
@@ -123,6 +152,8 @@ impl MapSizes {
             + hash_entry(size_of::<FragmentKey<A6>>(), size_of::<FragmentPorts>());
         let peer = hash_entry(size_of::<SocketPeerKey<A4>>(), size_of::<SocketPeer<A4>>())
             + hash_entry(size_of::<SocketPeerKey<A6>>(), size_of::<SocketPeer<A6>>());
+        let source_range = lpm_entry(size_of::<SourceRange<A4>>(), size_of::<u32>())
+            + lpm_entry(size_of::<SourceRange<A6>>(), size_of::<u32>());
         [
             ("max_services", service),
             ("max_slots", array_entry(size_of::<u32>())),
@@ -131,6 +162,8 @@ impl MapSizes {
             ("max_half_open", flow),
             ("max_fragments", fragment),
             ("max_socket_peers", peer),
+            ("max_source_ranges", source_range),
+            ("max_affinity", hash_entry(size_of::<AffinityKey>(), size_of::<Affinity>())),
         ]
     };
 
@@ -156,6 +189,8 @@ impl MapSizes {
             self.max_half_open,
             self.max_fragments,
             self.max_socket_peers,
+            self.max_source_ranges,
+            self.max_affinity,
         ];
         sizes.iter().zip(Self::ENTRY_BYTES).map(|(&entries, (_, bytes))| entries as usize * bytes).sum()
     }
@@ -188,7 +223,9 @@ mod tests {
             max_half_open: 0,
             max_fragments: 0,
             max_socket_peers: 0,
+            max_source_ranges: 5,
+            max_affinity: 0,
         };
-        assert_eq!(sizes.memory(), 2 * 8 + 3 * (16 + 24));
+        assert_eq!(sizes.memory(), 2 * 8 + 3 * (16 + 24) + 5 * (56 + 48 + 64 + 64));
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use lb_common::layout::{Flow, FlowKey, FragmentKey, FragmentPorts, TCP, tcp_flags};
+use lb_common::layout::{Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, TCP, tcp_flags};
 
 use super::maps::{MapAddress, MapHandles};
 use super::sys::Plain;
@@ -171,10 +171,11 @@ where
     })
 }
 
-/// Empties the flow tables and what is remembered of fragments. Connections that are translated break.
+/// Empties the flow tables, and what is remembered of fragments and of clients. Connections that are translated break.
 pub fn forget(maps: &MapHandles) -> io::Result<()> {
     forget_family::<[u8; 4]>(maps)?;
-    forget_family::<[u8; 16]>(maps)
+    forget_family::<[u8; 16]>(maps)?;
+    remove_all(&maps.table::<AffinityKey, Affinity>("AFFINITY")?)
 }
 
 fn forget_family<A: MapAddress>(maps: &MapHandles) -> io::Result<()>

@@ -3,12 +3,13 @@
 use std::io;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, Service, ServiceName, address_flags};
 use lb_common::reason::Reason;
 
 use super::Pins;
 use super::flows::{self, FlowEntry};
-use super::maps::{MapAddress, MapHandles, ServiceTables};
+use super::maps::{HostMaps, MapAddress, MapHandles, ServiceTables};
 use super::sys;
 use super::table::Table;
 use crate::apply::tables::{BackendEntry, ServiceAddress, TableError, Tables as _};
@@ -83,6 +84,11 @@ impl Maps {
                 addresses.push((address.to_ip(), KnownAddress { flags, ..*value }));
             }
         })
+    }
+
+    /// Networks of pods and of Services, with their flags.
+    pub fn networks(&self) -> io::Result<Vec<(IpNet, u32)>> {
+        HostMaps(&self.0).read_networks()
     }
 
     /// Devices by interface index.

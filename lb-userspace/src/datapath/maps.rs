@@ -6,14 +6,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use lb_common::layout::{
-    self, Backend, Device, KnownAddress, Service, ServiceKey, ServiceName, address_flags,
+    self, Backend, Device, KnownAddress, Service, ServiceKey, ServiceName, SourceRange, address_flags,
 };
 
 use super::Pins;
 use super::programs::LoadError;
 use super::sys::{self, Plain};
-use super::table::{ArrayTable, Table};
+use super::table::{ArrayTable, LpmKey, Table};
 use crate::apply::tables::{BackendEntry, Capacity, ServiceAddress, SizedMap, TableError, Tables};
 use crate::plan::wanted::IpFamily;
 
@@ -96,6 +97,10 @@ pub struct ServiceTables {
     slots: ArrayTable<u32>,
     backends_v4: ArrayTable<Backend<[u8; 4]>>,
     backends_v6: ArrayTable<Backend<[u8; 16]>>,
+    addresses_v4: Table<[u8; 4], KnownAddress>,
+    addresses_v6: Table<[u8; 16], KnownAddress>,
+    source_ranges_v4: Table<LpmKey<SourceRange<[u8; 4]>>, u32>,
+    source_ranges_v6: Table<LpmKey<SourceRange<[u8; 16]>>, u32>,
     capacity: Capacity,
 }
 
@@ -107,6 +112,8 @@ impl ServiceTables {
         let slots = maps.array("SLOTS")?;
         let backends_v4 = maps.array("BACKENDS_V4")?;
         let backends_v6 = maps.array("BACKENDS_V6")?;
+        let source_ranges_v4 = maps.table("SOURCE_RANGES_V4")?;
+        let source_ranges_v6 = maps.table("SOURCE_RANGES_V6")?;
         let capacity = Capacity {
             services_v4: services_v4.capacity()?,
             services_v6: services_v6.capacity()?,
@@ -114,15 +121,30 @@ impl ServiceTables {
             backends_v4: backends_v4.capacity(),
             backends_v6: backends_v6.capacity(),
             service_names: names.capacity()?,
+            source_ranges_v4: source_ranges_v4.capacity()?,
+            source_ranges_v6: source_ranges_v6.capacity()?,
         };
-        Ok(Self { services_v4, services_v6, names, slots, backends_v4, backends_v6, capacity })
+        Ok(Self {
+            services_v4,
+            services_v6,
+            names,
+            slots,
+            backends_v4,
+            backends_v6,
+            addresses_v4: maps.table("ADDRESSES_V4")?,
+            addresses_v6: maps.table("ADDRESSES_V6")?,
+            source_ranges_v4,
+            source_ranges_v6,
+            capacity,
+        })
     }
 }
 
 /// What an error of a write means.
 fn failed(map: SizedMap, capacity: u32, action: &'static str) -> impl FnOnce(io::Error) -> TableError {
     move |source| match source.raw_os_error() {
-        Some(libc::E2BIG) => map.full(capacity),
+        // Hash maps say E2BIG, longest-prefix maps ENOSPC.
+        Some(libc::E2BIG | libc::ENOSPC) => map.full(capacity),
         _ => TableError::Kernel { map: map.name, action, source },
     }
 }
@@ -166,6 +188,40 @@ where
     table.for_each(|key, service| {
         let address = ServiceAddress { ip: key.addr.to_ip(), port: key.port, protocol: key.protocol };
         entries.push((address, *service));
+    })
+}
+
+/// Bits of the service id, which stands before the address in a key of source ranges.
+const ID_BITS: u32 = u32::BITS;
+
+fn source_range<A>(service_id: u32, addr: A, prefix_len: u8) -> LpmKey<SourceRange<A>> {
+    LpmKey { prefix_len: ID_BITS + u32::from(prefix_len), data: SourceRange { service_id, addr } }
+}
+
+fn source_range_entries<A: MapAddress>(
+    table: &Table<LpmKey<SourceRange<A>>, u32>,
+    entries: &mut Vec<(u32, IpNet)>,
+) -> io::Result<()>
+where
+    LpmKey<SourceRange<A>>: Plain,
+{
+    table.for_each(|key, _| {
+        // Prefixes that do not cover the whole id are nothing that an agent writes.
+        let length = key.prefix_len.checked_sub(ID_BITS).and_then(|length| u8::try_from(length).ok());
+        let network = length.and_then(|length| IpNet::new(key.data.addr.to_ip(), length).ok());
+        entries.extend(network.map(|network| (key.data.service_id, network)));
+    })
+}
+
+fn marked_addresses<A: MapAddress>(
+    table: &Table<A, KnownAddress>,
+    entries: &mut Vec<(IpAddr, u32)>,
+) -> io::Result<()> {
+    table.for_each(|address, known| {
+        let flags = known.flags & address_flags::OF_SERVICES;
+        if flags != 0 {
+            entries.push((address.to_ip(), flags));
+        }
     })
 }
 
@@ -260,6 +316,50 @@ impl Tables for ServiceTables {
         }
     }
 
+    fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError> {
+        let change = |known: KnownAddress| KnownAddress {
+            flags: known.flags & !address_flags::OF_SERVICES | flags,
+            ..known
+        };
+        let (map, done) = match ip {
+            IpAddr::V4(ip) => {
+                (SizedMap::ADDRESSES_V4, update_address(&self.addresses_v4, &ip.octets(), change))
+            }
+            IpAddr::V6(ip) => {
+                (SizedMap::ADDRESSES_V6, update_address(&self.addresses_v6, &ip.octets(), change))
+            }
+        };
+        let capacity = self.capacity.services_v4.max(self.capacity.services_v6);
+        done.map_err(failed(map, capacity, "write"))
+    }
+
+    fn put_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
+        match sources {
+            IpNet::V4(net) => self
+                .source_ranges_v4
+                .put(&source_range(service_id, net.network().octets(), net.prefix_len()), &1)
+                .map_err(failed(SizedMap::SOURCE_RANGES_V4, self.capacity.source_ranges_v4, "write")),
+            IpNet::V6(net) => self
+                .source_ranges_v6
+                .put(&source_range(service_id, net.network().octets(), net.prefix_len()), &1)
+                .map_err(failed(SizedMap::SOURCE_RANGES_V6, self.capacity.source_ranges_v6, "write")),
+        }
+    }
+
+    fn remove_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
+        match sources {
+            IpNet::V4(net) => self
+                .source_ranges_v4
+                .remove(&source_range(service_id, net.network().octets(), net.prefix_len()))
+                .map_err(failed(SizedMap::SOURCE_RANGES_V4, self.capacity.source_ranges_v4, "remove")),
+            IpNet::V6(net) => self
+                .source_ranges_v6
+                .remove(&source_range(service_id, net.network().octets(), net.prefix_len()))
+                .map_err(failed(SizedMap::SOURCE_RANGES_V6, self.capacity.source_ranges_v6, "remove")),
+        }
+        .map(drop)
+    }
+
     fn services(&self) -> Result<Vec<(ServiceAddress, Service)>, TableError> {
         let mut entries = Vec::new();
         service_entries(&self.services_v4, &mut entries).map_err(failed(
@@ -306,6 +406,37 @@ impl Tables for ServiceTables {
             )),
         }
     }
+
+    fn marked_addresses(&self) -> Result<Vec<(IpAddr, u32)>, TableError> {
+        let mut entries = Vec::new();
+        let capacity = self.capacity;
+        marked_addresses(&self.addresses_v4, &mut entries).map_err(failed(
+            SizedMap::ADDRESSES_V4,
+            capacity.services_v4,
+            "read",
+        ))?;
+        marked_addresses(&self.addresses_v6, &mut entries).map_err(failed(
+            SizedMap::ADDRESSES_V6,
+            capacity.services_v6,
+            "read",
+        ))?;
+        Ok(entries)
+    }
+
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>, TableError> {
+        let mut entries = Vec::new();
+        source_range_entries(&self.source_ranges_v4, &mut entries).map_err(failed(
+            SizedMap::SOURCE_RANGES_V4,
+            self.capacity.source_ranges_v4,
+            "read",
+        ))?;
+        source_range_entries(&self.source_ranges_v6, &mut entries).map_err(failed(
+            SizedMap::SOURCE_RANGES_V6,
+            self.capacity.source_ranges_v6,
+            "read",
+        ))?;
+        Ok(entries)
+    }
 }
 
 /// The maps that say what the kernel knows of this host.
@@ -343,6 +474,40 @@ impl HostMaps<'_> {
         })
     }
 
+    fn networks<A: MapAddress>(&self) -> io::Result<Table<LpmKey<A>, u32>>
+    where
+        LpmKey<A>: Plain,
+    {
+        self.0.table(&format!("NETWORKS_{}", A::SUFFIX))
+    }
+
+    /// Every network that the programs know, with its flags.
+    pub fn read_networks(&self) -> io::Result<Vec<(IpNet, u32)>> {
+        let mut networks = Vec::new();
+        network_entries(&self.networks::<[u8; 4]>()?, &mut networks)?;
+        network_entries(&self.networks::<[u8; 16]>()?, &mut networks)?;
+        Ok(networks)
+    }
+
+    pub fn put_network(&self, network: IpNet, flags: u32) -> io::Result<()> {
+        match network {
+            IpNet::V4(net) => {
+                self.networks()?.put(&lpm_key(net.network().octets(), net.prefix_len()), &flags)
+            }
+            IpNet::V6(net) => {
+                self.networks()?.put(&lpm_key(net.network().octets(), net.prefix_len()), &flags)
+            }
+        }
+    }
+
+    pub fn remove_network(&self, network: IpNet) -> io::Result<()> {
+        match network {
+            IpNet::V4(net) => self.networks()?.remove(&lpm_key(net.network().octets(), net.prefix_len())),
+            IpNet::V6(net) => self.networks()?.remove(&lpm_key(net.network().octets(), net.prefix_len())),
+        }
+        .map(drop)
+    }
+
     fn update_address(
         &self,
         address: IpAddr,
@@ -353,6 +518,24 @@ impl HostMaps<'_> {
             IpAddr::V6(ip) => update_address(&self.addresses()?, &ip.octets(), change),
         }
     }
+}
+
+fn lpm_key<A>(addr: A, prefix_len: u8) -> LpmKey<A> {
+    LpmKey { prefix_len: prefix_len.into(), data: addr }
+}
+
+fn network_entries<A: MapAddress>(
+    table: &Table<LpmKey<A>, u32>,
+    networks: &mut Vec<(IpNet, u32)>,
+) -> io::Result<()>
+where
+    LpmKey<A>: Plain,
+{
+    table.for_each(|key, flags| {
+        let length = u8::try_from(key.prefix_len).ok();
+        let network = length.and_then(|length| IpNet::new(key.data.to_ip(), length).ok());
+        networks.extend(network.map(|network| (network, *flags)));
+    })
 }
 
 /// Changes an entry of `ADDRESSES`, which the node and Services share, and removes it when nothing is left. One thread writes

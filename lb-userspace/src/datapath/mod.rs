@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION};
 
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
@@ -154,6 +155,14 @@ impl Datapath {
         self.host().remove_address(address)
     }
 
+    pub fn put_network(&self, network: IpNet, flags: u32) -> io::Result<()> {
+        self.host().put_network(network, flags)
+    }
+
+    pub fn remove_network(&self, network: IpNet) -> io::Result<()> {
+        self.host().remove_network(network)
+    }
+
     fn host(&self) -> HostMaps<'_> {
         HostMaps(&self.maps)
     }
@@ -163,7 +172,7 @@ impl Datapath {
         flows::sweep(&self.maps, now_ns, timeouts)
     }
 
-    /// Empties the flow tables, for tests and benchmarks that begin anew. Connections that are translated break.
+    /// Forgets connections and session affinity, for tests and benchmarks that begin anew. Connections that are translated break.
     pub fn forget_flows(&self) -> io::Result<()> {
         flows::forget(&self.maps)
     }

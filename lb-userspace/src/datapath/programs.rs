@@ -326,14 +326,19 @@ fn map_fd(map: &aya::maps::Map) -> BorrowedFd<'_> {
     }
 }
 
+/// Addresses that a node may have in each family.
+const NODE_ADDRESSES: u32 = 1024;
+
 /// The maps whose size the configuration sets.
-fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 17] {
+fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 20] {
+    // The engine keeps to the limit for addresses of Services; those of the node have room beside them.
+    let addresses = sizes.max_services + NODE_ADDRESSES;
     [
         ("SERVICES_V4", sizes.max_services),
         ("SERVICES_V6", sizes.max_services),
         ("SERVICE_NAMES", sizes.max_services),
-        ("ADDRESSES_V4", sizes.max_services),
-        ("ADDRESSES_V6", sizes.max_services),
+        ("ADDRESSES_V4", addresses),
+        ("ADDRESSES_V6", addresses),
         ("SLOTS", sizes.max_slots),
         ("BACKENDS_V4", sizes.max_backends),
         ("BACKENDS_V6", sizes.max_backends),
@@ -345,6 +350,9 @@ fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 17] {
         ("FRAGMENTS_V6", sizes.max_fragments),
         ("SOCKET_PEERS_V4", sizes.max_socket_peers),
         ("SOCKET_PEERS_V6", sizes.max_socket_peers),
+        ("SOURCE_RANGES_V4", sizes.max_source_ranges),
+        ("SOURCE_RANGES_V6", sizes.max_source_ranges),
+        ("AFFINITY", sizes.max_affinity),
         ("AYA_LOGS", 1 << 17),
     ]
 }

@@ -156,12 +156,14 @@ fn element<K: Plain>(map: BorrowedFd<'_>, key: &K) -> bpf_attr {
     attributes
 }
 
-/// Calls `visit` with every entry of a hash map (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6). Entries that come and go meanwhile
-/// may be seen or not; none is seen half written.
+/// Calls `visit` with every entry of a hash or longest-prefix map (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6 and 5.13). Entries
+/// that come and go meanwhile may be seen or not; none is seen half written.
 pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
     // A bucket must fit into one batch, else the kernel says ENOSPC: grow then.
     let mut size = 4096usize;
-    let (mut position, mut next) = (0u64, 0u64);
+    // Hash maps keep the number of a bucket there, others (`generic_map_lookup_batch`, kernel/bpf/syscall.c) a whole key.
+    let (mut position, mut next) = ([0u32; 16], [0u32; 16]);
+    const { assert!(size_of::<K>() <= size_of::<[u32; 16]>()) };
     let mut started = false;
     let mut keys: Vec<MaybeUninit<K>> = Vec::new();
     let mut values: Vec<MaybeUninit<V>> = Vec::new();

@@ -1,4 +1,4 @@
-//! A hash map or an array as typed entries.
+//! A map with keys (hash, longest prefix) or an array as typed entries.
 
 use std::io;
 use std::marker::PhantomData;
@@ -42,9 +42,29 @@ plain!(
     layout::ServiceName,
     layout::Backend<[u8; 4]>,
     layout::Backend<[u8; 16]>,
+    layout::AffinityKey,
+    layout::Affinity,
 );
 
-/// A hash map.
+/// Key of a longest-prefix map (`struct bpf_lpm_trie_key`): the bits of `data` that count, from the first byte on.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LpmKey<D> {
+    pub prefix_len: u32,
+    pub data: D,
+}
+
+macro_rules! plain_lpm_keys {
+    ($($data:ty),* $(,)?) => { $(
+        const _: () = assert!(size_of::<LpmKey<$data>>() == size_of::<u32>() + size_of::<$data>());
+        // SAFETY: a number and `data`, which is numbers and bytes, without padding: asserted above.
+        unsafe impl Plain for LpmKey<$data> {}
+    )* };
+}
+
+plain_lpm_keys!([u8; 4], [u8; 16], layout::SourceRange<[u8; 4]>, layout::SourceRange<[u8; 16]>);
+
+/// A hash map, or a longest-prefix map: keyed by [`LpmKey`], and [`Table::get`] then finds the longest prefix that covers the key.
 #[derive(Debug, Clone)]
 pub struct Table<K, V> {
     fd: Arc<OwnedFd>,

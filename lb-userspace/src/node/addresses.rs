@@ -145,10 +145,8 @@ mod tests {
     fn with_node_ports(options: &NodePortAddresses, of_node: &[IpAddr]) -> Vec<String> {
         let all = node_addresses(&example(), options, of_node);
         assert_eq!(all.len(), 9, "every address is listed, and once");
-        all.into_iter()
-            .filter(|(_, value)| value.flags & address_flags::NODE_PORTS != 0)
-            .map(|(ip, _)| ip.to_string())
-            .collect()
+        let takes = |value: &layout::KnownAddress| value.flags & address_flags::NODE_PORTS != 0;
+        all.into_iter().filter(|(_, value)| takes(value)).map(|(ip, _)| ip.to_string()).collect()
     }
 
     #[test]

@@ -1,0 +1,60 @@
+//! What an SCTP packet (RFC 9260) says about its association, in the words of TCP: one pipeline serves both.
+
+use crate::layout::tcp_flags::{ACK, FIN, RST, SYN};
+
+/// Chunk types (RFC 9260 3.2).
+mod chunk {
+    pub const INIT: u8 = 1;
+    pub const INIT_ACK: u8 = 2;
+    pub const ABORT: u8 = 6;
+    pub const SHUTDOWN: u8 = 7;
+    pub const SHUTDOWN_ACK: u8 = 8;
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
+
+/// The TCP flags that correspond to the first chunk of a packet, the one with this type.
+///
+/// Chunks that open or end an association stand first or alone (RFC 9260 6.10), with two exceptions that cost nothing but time: an ABORT
+/// behind other chunks is not seen, nor is a SHUTDOWN; the flow then leaves when it is silent.
+///
+/// * INIT opens, but only with a verification tag of zero (RFC 9260 8.5.1).
+/// * SHUTDOWN and SHUTDOWN ACK close one side each.
+/// * ABORT and SHUTDOWN COMPLETE are the end.
+/// * Any other chunk is sent only by who has heard the peer, as an ACK.
+#[inline(always)]
+pub const fn signals(verification_tag: u32, first_chunk: u8) -> u8 {
+    match first_chunk {
+        chunk::INIT if verification_tag == 0 => SYN,
+        chunk::INIT => 0,
+        chunk::INIT_ACK => SYN | ACK,
+        chunk::SHUTDOWN | chunk::SHUTDOWN_ACK => FIN | ACK,
+        chunk::ABORT | chunk::SHUTDOWN_COMPLETE => RST,
+        _ => ACK,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_association_speaks_like_a_tcp_connection() {
+        const DATA: u8 = 0;
+        const HEARTBEAT: u8 = 4;
+        const COOKIE_ECHO: u8 = 10;
+        assert_eq!(signals(0, chunk::INIT), SYN);
+        assert_eq!(signals(7, chunk::INIT_ACK), SYN | ACK);
+        for first in [COOKIE_ECHO, DATA, HEARTBEAT] {
+            assert_eq!(signals(7, first), ACK);
+        }
+        assert_eq!(signals(7, chunk::SHUTDOWN), FIN | ACK);
+        assert_eq!(signals(7, chunk::SHUTDOWN_ACK), FIN | ACK);
+        assert_eq!(signals(7, chunk::SHUTDOWN_COMPLETE), RST);
+        assert_eq!(signals(7, chunk::ABORT), RST);
+    }
+
+    #[test]
+    fn an_init_with_a_tag_is_no_init() {
+        assert_eq!(signals(1, chunk::INIT), 0);
+    }
+}
