@@ -11,7 +11,7 @@ use aya_ebpf::bindings::BPF_ANY;
 #[cfg(doc)]
 use lb_common::layout::address_flags;
 use lb_common::layout::{
-    AffinityKey, Flow, FlowKey, FragmentPorts, SCTP, TCP, backend_flags, deliver, direction, record_client,
+    AffinityKey, Flow, FlowKey, FragmentPorts, SCTP, TCP, backend_flags, deliver, record_client,
     record_source, service_flags,
 };
 use lb_common::reason::Reason;
@@ -38,12 +38,10 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
     let Scratch { packet, route, reply_key, flow: new, client } = scratch;
     let packet = &*packet;
     let flow = match find_flow(packet) {
+        // A reply that goes on along its path is translated where it leaves: with the service's address as source, perhaps one of
+        // this node's, the kernel would take it for a martian.
+        Ok(found) if found.is_passing_reply() => return Verdict::Pass,
         Ok(found) => {
-            if found.flow.direction == direction::REPLY && found.flow.deliver == deliver::PASS {
-                // It goes up as it is and is rewritten where it leaves for the client: the kernel would not route a packet that
-                // comes from a Service's address.
-                return Verdict::Pass;
-            }
             if found.flow.deliver == deliver::ROUTE {
                 match find_way(frame, packet, route, found.flow.new_src_addr, found.flow.new_dst_addr) {
                     Ok(true) => {}
@@ -86,9 +84,6 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
 #[inline(always)]
 pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
     let Some(found) = flow::find_reply(packet) else { return Verdict::Pass };
-    if found.flow.deliver != deliver::PASS {
-        return Verdict::Pass;
-    }
     found.touch(packet);
     log::translated::<F>(&packet.key, found.flow);
     if let Err(reason) = nat::rewrite(frame, packet, found.flow, false) {
