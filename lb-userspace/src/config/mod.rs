@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 pub use file::{ConfigFile, FileError};
 pub use machine::Machine;
-pub use print::effective_yaml;
+pub use print::{effective_json, effective_yaml};
 pub use sizes::MapSizes;
 pub use values::{Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, SocketHooks, ValueError};
 
@@ -190,6 +190,16 @@ pub struct Config {
         help_heading = "Operation"
     )]
     pub health_bind: SocketAddr,
+
+    /// Address of /metrics, /configz and /proxyMode
+    #[arg(
+        long,
+        env = "SLUICE_METRICS_BIND",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:10249",
+        help_heading = "Operation"
+    )]
+    pub metrics_bind: SocketAddr,
 
     /// Level of the log on stderr (off, error, warn, info, debug, trace), also per module: `info,lb_userspace::plan=debug`
     #[arg(

@@ -1,7 +1,7 @@
 //! Which addresses of this host take NodePorts, and the source addresses of what leaves through a device. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use lb_common::layout::{self, address_flags, device_flags};
@@ -76,6 +76,36 @@ pub fn node_addresses(
         }
     }
     found.into_iter().collect()
+}
+
+/// Where servers listen that are reached at the node ports' addresses: the unspecified address for a family of which all are.
+/// `known`: see [`node_addresses`].
+pub fn listen_addresses(
+    options: &NodePortAddresses,
+    known: &[(IpAddr, layout::KnownAddress)],
+) -> BTreeSet<IpAddr> {
+    let everywhere = |unspecified: IpAddr| match options {
+        NodePortAddresses::All => true,
+        NodePortAddresses::Primary => false,
+        NodePortAddresses::Within(nets) => {
+            !nets.iter().any(|net| net.addr().is_ipv4() == unspecified.is_ipv4())
+        }
+    };
+    let mut addresses = BTreeSet::new();
+    for unspecified in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        if everywhere(unspecified) {
+            addresses.insert(unspecified);
+        } else {
+            let taken = known.iter().filter(|(ip, value)| {
+                ip.is_ipv4() == unspecified.is_ipv4()
+                    && value.flags & address_flags::NODE_PORTS != 0
+                    // A link-local IPv6 address is none without the device.
+                    && !is_link_local(*ip)
+            });
+            addresses.extend(taken.map(|(ip, _)| *ip));
+        }
+    }
+    addresses
 }
 
 /// What `DEVICES` shall hold: an entry for every device a packet can leave through, also where no program is attached (the
@@ -165,6 +195,21 @@ mod tests {
         ] {
             assert_eq!(with_node_ports(&options, &of_node), expected, "{options:?}");
         }
+    }
+
+    #[test]
+    fn servers_listen_where_node_ports_are() {
+        use NodePortAddresses::{All, Primary, Within};
+        let listen = |options: NodePortAddresses| {
+            let known = node_addresses(&example(), &options, &[]);
+            listen_addresses(&options, &known).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(listen(All), ["0.0.0.0", "::"]);
+        assert_eq!(listen(Primary), ["192.0.2.7", "2001:db8::7"]);
+        let v4 = Within(vec!["192.0.2.0/24".parse().expect("a CIDR")]);
+        assert_eq!(listen(v4), ["192.0.2.7", "192.0.2.8", "::"]);
+        let v6 = Within(vec!["::/0".parse().expect("a CIDR")]);
+        assert_eq!(listen(v6), ["0.0.0.0", "2001:db8::7"]);
     }
 
     #[test]
