@@ -3,4 +3,6 @@
 mod subject;
 pub mod world;
 
-pub use subject::{Action, Endpoint, Flow, Hook, Kind, Limits, Networks, Run, ServiceEntry, Subject};
+pub use subject::{
+    Action, Endpoint, Flow, Hook, Kind, Limits, Networks, Run, ServiceEntry, Subject, load_options,
+};

@@ -12,7 +12,9 @@ use lb_common::layout::{
 };
 use lb_userspace::apply::tables::{BackendEntry, ServiceAddress, Tables};
 use lb_userspace::config::MapSizes;
-use lb_userspace::datapath::{Datapath, LoadOptions, ProgramStatistics, ServiceTables, TcAttach};
+use lb_userspace::datapath::{
+    Datapath, FlowTimeouts, LoadOptions, ProgramStatistics, ServiceTables, TcAttach, monotonic_ns,
+};
 use lb_userspace::plan::wanted::IpFamily;
 
 use super::world::{DEVICES, World};
@@ -202,13 +204,37 @@ impl fmt::Display for Flow {
     }
 }
 
+/// How programs with such maps are loaded.
+pub fn load_options(limits: &Limits) -> LoadOptions {
+    let sizes = MapSizes {
+        max_services: limits.services,
+        max_slots: limits.slots,
+        max_backends: limits.backends,
+        max_flows: limits.flows,
+        max_half_open: limits.half_open,
+        max_fragments: 4096,
+        max_socket_peers: 64,
+        max_source_ranges: 64,
+        max_affinity: 64,
+    };
+    let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
+    LoadOptions {
+        sizes,
+        snat_ports,
+        log_level: 0,
+        tc_attach: TcAttach::Auto,
+        protect_node_ports: true,
+        host_sockets_only: false,
+    }
+}
+
 /// The loaded programs, and what the test has put into their maps.
 pub struct Subject {
     datapath: Datapath,
     tables: ServiceTables,
     /// Ids of Service ports, by name.
     ids: HashMap<String, u32>,
-    services: HashSet<ServiceAddress>,
+    services: HashMap<ServiceAddress, u32>,
     marks: HashMap<IpAddr, u32>,
     source_ranges: HashSet<(u32, IpNet)>,
     networks: HashMap<IpNet, u32>,
@@ -221,25 +247,7 @@ pub struct Subject {
 impl Subject {
     /// Loads the programs on empty maps, and tells them of the devices and addresses of the world.
     pub fn load(limits: &Limits, world: &World) -> Result<Self> {
-        let sizes = MapSizes {
-            max_services: limits.services,
-            max_slots: limits.slots,
-            max_backends: limits.backends,
-            max_flows: limits.flows,
-            max_half_open: limits.half_open,
-            max_fragments: 4096,
-            max_socket_peers: 64,
-            max_source_ranges: 64,
-            max_affinity: 64,
-        };
-        let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
-        let options = LoadOptions {
-            sizes,
-            snat_ports,
-            log_level: 0,
-            tc_attach: TcAttach::Auto,
-            host_sockets_only: false,
-        };
+        let options = load_options(limits);
         let datapath = Datapath::load_private(&options).context("cannot load the programs")?;
         for device in DEVICES {
             let ifindex = world.ifindex(device.name).context("no such device")?;
@@ -262,7 +270,7 @@ impl Subject {
             datapath,
             tables,
             ids: HashMap::new(),
-            services: HashSet::new(),
+            services: HashMap::new(),
             marks: HashMap::new(),
             source_ranges: HashSet::new(),
             networks: HashMap::new(),
@@ -275,7 +283,7 @@ impl Subject {
 
     /// Makes these the services, as the agent would: what stays keeps its ids, what goes is marked gone.
     pub fn serve(&mut self, entries: &[ServiceEntry]) -> Result<()> {
-        let mut gone_services = self.services.clone();
+        let mut gone_services: HashSet<ServiceAddress> = self.services.keys().copied().collect();
         let mut gone_backends: HashSet<(u32, SocketAddr)> = self.backends.keys().copied().collect();
         let mut gone_ranges = self.source_ranges.clone();
         let mut marks: HashMap<IpAddr, u32> = HashMap::new();
@@ -303,7 +311,7 @@ impl Subject {
             }
             let service = self.service(service_id, entry)?;
             self.tables.put_service(address, service)?;
-            self.services.insert(address);
+            self.services.insert(address, service_id);
         }
         for address in gone_services {
             self.services.remove(&address);
@@ -431,6 +439,21 @@ impl Subject {
         self.forget_flows()?;
         self.ids.clear();
         (self.next_service, self.next_backend, self.next_slot) = (1, 1, 0);
+        Ok(())
+    }
+
+    /// Sweeps the flow tables as the agent does.
+    pub fn sweep(&mut self) -> Result<()> {
+        let serves = |service_id, destination: ServiceAddress| {
+            let unspecified: IpAddr = match destination.ip {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            [destination, ServiceAddress { ip: unspecified, ..destination }]
+                .iter()
+                .any(|address| self.services.get(address) == Some(&service_id))
+        };
+        self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default(), serves)?;
         Ok(())
     }
 

@@ -1,11 +1,12 @@
 //! A cluster with agents and servers, and the Services that cases publish in it.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use lb_testbed::agent::{self, Agent, AgentOptions};
-use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, TRANSFER_PORT, UDP_PORT};
+use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, SCTP_PORT, TRANSFER_PORT, UDP_PORT};
 use lb_testbed::manifests::{self, Port, Service};
 use lb_testbed::topology::{Node, Pod};
 use lb_testbed::{Datapath, Family, Topology, Underlay};
@@ -15,6 +16,7 @@ use crate::check::{answered_by, eventually};
 /// Ports of every published Service.
 const HTTP: u16 = 80;
 const UDP: u16 = 53;
+const SCTP: u16 = 38412;
 const TRANSFER: u16 = 9000;
 
 pub struct World {
@@ -32,6 +34,7 @@ pub struct World {
 pub enum To {
     Http,
     Udp,
+    Sctp,
     Transfer,
 }
 
@@ -47,6 +50,7 @@ impl Published {
         let port = match to {
             To::Http => HTTP,
             To::Udp => UDP,
+            To::Sctp => SCTP,
             To::Transfer => TRANSFER,
         };
         let wanted = |ip: &&IpAddr| Family::of(**ip) == family;
@@ -64,7 +68,7 @@ impl Published {
 }
 
 fn node_port(number: u16, to: To) -> u16 {
-    30000 + number * 3 + to as u16
+    30000 + number * 4 + to as u16
 }
 
 impl World {
@@ -117,7 +121,11 @@ impl World {
     }
 
     pub fn start_agent(&mut self, node: usize) -> Result<()> {
-        let arguments = self.arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        self.start_agent_with(node, self.arguments)
+    }
+
+    pub fn start_agent_with(&mut self, node: usize, arguments: &[&str]) -> Result<()> {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
         let options = AgentOptions { arguments, ..AgentOptions::default() };
         self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], &options)?);
         Ok(())
@@ -136,6 +144,19 @@ impl World {
         Ok(())
     }
 
+    /// The entries of a map on a node, as bpftool shows them.
+    pub fn dump(&self, node: usize, map: &str) -> Result<Vec<serde_json::Value>> {
+        let node = self.node(node);
+        let versions: Vec<_> =
+            fs::read_dir(node.bpffs.join("sluice"))?.flatten().map(|entry| entry.path()).collect();
+        let path = versions.iter().map(|version| version.join("maps").join(map)).find(|path| path.exists());
+        let path = path.with_context(|| format!("{} has no map {map}", node.host.name))?;
+        let dump =
+            node.host.place.run("bpftool", ["--json", "map", "dump", "pinned", &path.to_string_lossy()])?;
+        let entries: Vec<serde_json::Value> = serde_json::from_str(&dump)?;
+        Ok(entries.into_iter().map(|mut entry| entry["formatted"].take()).collect())
+    }
+
     /// A Service with a ClusterIP of each family and a nodePort for each of its three ports, not published yet.
     pub fn new_service(&mut self) -> Published {
         self.next += 1;
@@ -151,6 +172,7 @@ impl World {
             ports: vec![
                 Port::tcp("http", HTTP, HTTP_PORT).node_port(at(To::Http)),
                 Port::udp("udp", UDP, UDP_PORT).node_port(at(To::Udp)),
+                Port::sctp("sctp", SCTP, SCTP_PORT).node_port(at(To::Sctp)),
                 Port::tcp("transfer", TRANSFER, TRANSFER_PORT).node_port(at(To::Transfer)),
             ],
         };

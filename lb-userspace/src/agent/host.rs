@@ -3,7 +3,8 @@
 use std::io;
 use std::net::IpAddr;
 
-use lb_common::layout::{Device, KnownAddress};
+use ipnet::IpNet;
+use lb_common::layout::{Device, KnownAddress, NamespaceAddrs};
 
 use super::network::HostTables;
 use crate::datapath::{AttachError, Attached, Datapath};
@@ -43,5 +44,21 @@ impl HostTables for Datapath {
 
     fn remove_address(&mut self, address: IpAddr) -> Result<(), HostError> {
         Ok(self.remove_node_address(address)?)
+    }
+
+    fn put_namespace(&mut self, cookie: u64, addresses: &NamespaceAddrs) -> Result<(), HostError> {
+        Ok(Datapath::put_namespace(self, cookie, addresses)?)
+    }
+
+    fn remove_namespace(&mut self, cookie: u64) -> Result<(), HostError> {
+        Ok(Datapath::remove_namespace(self, cookie)?)
+    }
+
+    fn put_network(&mut self, network: IpNet, flags: u32) -> Result<(), HostError> {
+        Ok(Datapath::put_network(self, network, flags)?)
+    }
+
+    fn remove_network(&mut self, network: IpNet) -> Result<(), HostError> {
+        Ok(Datapath::remove_network(self, network)?)
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,14 +12,17 @@ use tracing::{debug, error, info, warn};
 
 use super::AgentError;
 use super::network::{Network, Step, Wanted};
+use super::networks::network_table;
 use super::reconciler::{Outcome, Reconciler};
 use super::stop::Stop;
-use crate::config::Config;
+use crate::config::{Config, TerminateSockets};
 use crate::datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
 use crate::model::Severity;
 use crate::node::NodeState;
 use crate::node::addresses::{device_table, listen_addresses, node_addresses};
 use crate::node::devices::{DeviceOptions, Programs, choose};
+use crate::node::namespaces::follow::Follower;
+use crate::plan::wanted::Protocol;
 use crate::serve::{Metrics, Progress, ServiceHealth, State};
 use crate::source::Event;
 use crate::source::kubernetes::events::{Notice, Recorder};
@@ -36,6 +40,7 @@ pub struct MainLoop<'a> {
     pub reconciler: Reconciler<ServiceTables>,
     pub network: Network,
     pub node: watch::Receiver<Arc<NodeState>>,
+    pub namespaces: Follower,
     pub health: watch::Sender<State>,
     pub service_health: watch::Sender<ServiceHealth>,
     pub metrics: Arc<Metrics>,
@@ -74,9 +79,11 @@ impl MainLoop<'_> {
                 }
                 _ = events.recv_many(&mut batch, BATCH) => self.follow_events(std::mem::take(&mut batch)),
                 Ok(()) = self.node.changed() => self.follow_host(),
+                Ok(()) = self.namespaces.addresses.changed() => self.follow_host(),
                 _ = tick.tick() => {
                     let outcome = self.reconciler.tick(Instant::now());
                     self.say(&outcome);
+                    self.close_sockets(&outcome);
                     if self.network.pending().is_some() {
                         self.follow_host();
                     }
@@ -95,24 +102,25 @@ impl MainLoop<'_> {
         let started = Instant::now();
         let events = batch.len();
         self.metrics.received(&batch);
-        let outcome = self.reconciler.absorb(batch, started);
+        let mut outcome = self.reconciler.absorb(batch, started);
         self.say(&outcome);
-        if !outcome.health_checks.is_empty() {
-            self.service_health.send_modify(|wanted| {
-                for (service, check) in &outcome.health_checks {
-                    match check {
-                        Some(check) => drop(wanted.checks.insert(service.clone(), *check)),
-                        None => drop(wanted.checks.remove(service)),
-                    }
-                }
-            });
+        let health_checks = std::mem::take(&mut outcome.health_checks);
+        if !health_checks.is_empty() {
+            self.service_health.send_modify(|wanted| wanted.update(health_checks));
         }
-        if outcome.node_changed {
+        self.close_sockets(&outcome);
+        if outcome.node_changed || outcome.service_cidrs_changed || outcome.complete {
             self.follow_host();
         }
         if outcome.complete {
             let services = outcome.changed;
             info!(services, seconds = started.elapsed().as_secs_f32(), "all Service ports are in the maps");
+            if self.pod_networks().is_empty() {
+                info!(
+                    "no pod networks are known (neither --cluster-cidr nor podCIDRs of this Node): traffic policies and source \
+                     rewriting take pods for clients outside the cluster"
+                );
+            }
             self.health.send_modify(|state| state.progress = Progress::Serving);
         } else if outcome.changed + outcome.removed > 0 {
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -138,7 +146,14 @@ impl MainLoop<'_> {
         self.report();
     }
 
-    /// Attaches where packets arrive, and tells the programs about devices and addresses.
+    /// Networks whose addresses are pods.
+    fn pod_networks(&self) -> &[IpNet] {
+        let configured = &self.config.cluster_cidr.0;
+        let of_node = self.reconciler.planner().node().map(|node| &*node.pod_cidrs).unwrap_or_default();
+        if configured.is_empty() { of_node } else { configured }
+    }
+
+    /// Attaches where packets arrive, and tells the programs about devices, addresses and networks.
     fn follow_host(&mut self) {
         let state = Arc::clone(&self.node.borrow_and_update());
         let options = DeviceOptions {
@@ -157,12 +172,17 @@ impl MainLoop<'_> {
 
         let of_node = self.reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
         let addresses = node_addresses(&state, &self.config.nodeport_addresses, of_node);
+        let namespaces = Arc::clone(&self.namespaces.addresses.borrow_and_update());
         let listen = listen_addresses(&self.config.nodeport_addresses, &addresses);
         self.service_health.send_if_modified(|wanted| {
             let before = std::mem::replace(&mut wanted.addresses, listen);
             before != wanted.addresses
         });
-        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses);
+        // What is sent to an address of a ServiceCIDR that no Service has is dropped: first all Services must be in the maps.
+        let planner = self.reconciler.planner();
+        let networks =
+            planner.is_synced().then(|| network_table(self.pod_networks(), &planner.service_cidrs()));
+        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses, networks, namespaces);
         for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {
                 Step::Attached { device, how, reason } => {
@@ -175,10 +195,23 @@ impl MainLoop<'_> {
         }
     }
 
+    /// Sees to it that sockets that stand at an endpoint that is gone are closed; once also those that an earlier agent left.
+    fn close_sockets(&self, outcome: &Outcome) {
+        let lost = match self.config.terminate_sockets {
+            TerminateSockets::None => return,
+            TerminateSockets::Udp => outcome.lost.contains(&Protocol::Udp),
+            TerminateSockets::All => !outcome.lost.is_empty(),
+        };
+        if lost || outcome.complete {
+            self.namespaces.visit();
+        }
+    }
+
     /// Removes flows that are over, and lets the engine reuse the ids that no flow names any more.
     fn sweep(&mut self) {
         let started = Instant::now();
-        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()) {
+        let serves = |service_id, destination| self.reconciler.serves(service_id, destination);
+        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default(), serves) {
             Ok(sweep) => {
                 self.reconciler.swept(started, &sweep.named);
                 self.metrics.set_flows(sweep.open, sweep.half_open);
@@ -212,12 +245,6 @@ impl MainLoop<'_> {
         }
         for failure in &outcome.failed {
             error!("{failure}");
-        }
-        for service in &outcome.withheld {
-            warn!(
-                "{service}: its load-balancer addresses are not served: loadBalancerSourceRanges are not enforced by this \
-                 version; its ClusterIPs and nodePorts are served"
-            );
         }
         for service in &outcome.settled {
             info!("service port {service} is in the maps now");

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source ─ events ─► Reconciler (planner, engine) ─► service maps
-//! node ─ devices, addresses ─► Network ─► attachments, host maps
+//! node ─ devices, addresses, namespaces ─► Network ─► attachments, host maps
 //! clock ─► retries, flow sweeps          all of it ─► log, /healthz
 //! ```
 //!
@@ -13,7 +13,9 @@ mod lock;
 mod logging;
 mod main_loop;
 mod network;
+mod networks;
 mod reconciler;
+mod sockets;
 mod stop;
 
 use std::io;
@@ -27,8 +29,9 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::apply::Engine;
-use crate::config::{Config, DatapathLog, ExternalIps, SocketHooks};
+use crate::config::{Config, DatapathLog, ExternalIps, SocketHooks, TerminateSockets};
 use crate::datapath::{AttachError, Datapath, FlowTimeouts, LoadError, LoadOptions, Pins, monotonic_ns};
+use crate::node::namespaces::follow::follow;
 use crate::node::sysctl::Sysctls;
 use crate::node::{self, NodeError};
 use crate::plan::{Planner, Settings};
@@ -42,6 +45,7 @@ pub use lock::{LockError, NodeLock};
 use main_loop::MainLoop;
 use network::Network;
 use reconciler::Reconciler;
+use sockets::StaleSockets;
 use stop::Stop;
 
 /// Longer than a packet can be in the hands of a program: what nothing refers to any more is reused after this time.
@@ -74,6 +78,8 @@ pub enum AgentError {
     Attach(#[from] AttachError),
     #[error("cannot read what an earlier agent left")]
     Adopt(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("cannot follow network namespaces")]
+    Namespaces(#[source] io::Error),
     #[error("the source of Services has ended by itself")]
     SourceEnded,
 }
@@ -121,14 +127,18 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
         logging::follow_datapath(datapath.take_log()?);
     }
     let adopt = |error: Box<dyn std::error::Error + Send + Sync>| AgentError::Adopt(error);
-    let flows =
-        datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()).map_err(|e| adopt(e.into()))?;
+    // What is served is known when the maps are read; flows of what is not wait for the next sweep.
+    let flows = datapath
+        .sweep_flows(monotonic_ns(), &FlowTimeouts::default(), |_, _| true)
+        .map_err(|e| adopt(e.into()))?;
     let engine = Engine::adopt(datapath.tables()?, &flows.named, GRACE, Instant::now())
         .map_err(|e| adopt(e.into()))?;
     let maps = datapath.maps();
     let network = Network::adopt(
         maps.devices().map_err(|e| adopt(e.into()))?,
         maps.node_addresses().map_err(|e| adopt(e.into()))?,
+        maps.networks().map_err(|e| adopt(e.into()))?,
+        maps.namespaces().map_err(|e| adopt(e.into()))?,
         datapath.attached_devices()?,
     );
     enable_forwarding();
@@ -146,12 +156,19 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     };
     tokio::spawn(HealthPorts::new(wanted, state, failed).run());
 
+    let stale = |endpoints| StaleSockets::new(endpoints, config.terminate_sockets == TerminateSockets::All);
+    let namespaces = datapath
+        .endpoints()
+        .and_then(|endpoints| follow(config.netns_dir.clone(), stale(endpoints)))
+        .map_err(AgentError::Namespaces)?;
+
     MainLoop {
         config,
         datapath,
         reconciler: Reconciler::new(Planner::new(planner_settings(config)), engine),
         network,
         node,
+        namespaces,
         health,
         service_health,
         metrics,
@@ -278,6 +295,7 @@ fn load_options(config: &Config) -> LoadOptions {
             DatapathLog::Trace => 5,
         },
         tc_attach: config.tc_attach,
+        protect_node_ports: config.protect_node_ports,
         host_sockets_only: config.socket_hooks == SocketHooks::Host,
     }
 }

@@ -3,6 +3,7 @@
 //! Everything that must outlive an agent is pinned below [`Pins`]: maps, and links, which keep programs attached. A
 //! second agent finds the pins, reuses the maps and puts its own programs into the links without a gap.
 
+mod endpoints;
 pub mod flows;
 pub mod inspect;
 mod links;
@@ -17,9 +18,11 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION};
+use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION, NamespaceAddrs};
 
+pub use self::endpoints::Endpoints;
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
+pub use self::inspect::{AffinityClient, AffinityEntry};
 use self::links::Links;
 pub use self::links::{AttachError, Attached};
 pub use self::maps::ServiceTables;
@@ -27,6 +30,7 @@ use self::maps::{HostMaps, MapHandles};
 use self::programs::Programs;
 pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, TcAttach};
 pub use self::sys::{TestRun, monotonic_ns};
+use crate::apply::tables::ServiceAddress;
 
 /// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,6 +159,19 @@ impl Datapath {
         self.host().remove_address(address)
     }
 
+    pub fn put_namespace(&self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
+        self.host().put_namespace(cookie, addresses)
+    }
+
+    pub fn remove_namespace(&self, cookie: u64) -> io::Result<()> {
+        self.host().remove_namespace(cookie)
+    }
+
+    /// What connected sockets were given, for a thread of its own.
+    pub fn endpoints(&self) -> io::Result<Endpoints> {
+        Endpoints::new(&self.programs, &self.maps)
+    }
+
     pub fn put_network(&self, network: IpNet, flags: u32) -> io::Result<()> {
         self.host().put_network(network, flags)
     }
@@ -167,9 +184,15 @@ impl Datapath {
         HostMaps(&self.maps)
     }
 
-    /// Removes flows that are over, and tells which ids the others name. `now_ns`: see [`monotonic_ns`].
-    pub fn sweep_flows(&self, now_ns: u64, timeouts: &FlowTimeouts) -> io::Result<FlowSweep> {
-        flows::sweep(&self.maps, now_ns, timeouts)
+    /// Removes flows that are over, and those of service ports that are not served any more at the address that the client
+    /// uses. Tells which ids the others name. `now_ns`: see [`monotonic_ns`].
+    pub fn sweep_flows(
+        &self,
+        now_ns: u64,
+        timeouts: &FlowTimeouts,
+        serves: impl Fn(u32, ServiceAddress) -> bool,
+    ) -> io::Result<FlowSweep> {
+        flows::sweep(&self.maps, now_ns, timeouts, &serves)
     }
 
     /// Forgets connections and session affinity, for tests and benchmarks that begin anew. Connections that are translated break.

@@ -15,6 +15,8 @@ use super::sys::{self, Plain};
 // SAFETY: numbers and arrays of numbers.
 unsafe impl Plain for u32 {}
 // SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: as above.
 unsafe impl Plain for [u8; 4] {}
 // SAFETY: as above.
 unsafe impl Plain for [u8; 16] {}
@@ -39,6 +41,8 @@ plain!(
     layout::FragmentPorts,
     layout::KnownAddress,
     layout::Device,
+    layout::NamespaceAddrs,
+    layout::ConnectedSocket,
     layout::ServiceName,
     layout::Backend<[u8; 4]>,
     layout::Backend<[u8; 16]>,
