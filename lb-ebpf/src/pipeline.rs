@@ -35,7 +35,7 @@ use crate::verdict::Verdict;
 /// A packet that arrives at this node, parsed into `scratch`.
 #[inline(always)]
 pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
-    let Scratch { packet, route, reply_key, flow: new, client } = scratch;
+    let Scratch { packet, route, reply_key, flow: new, client, .. } = scratch;
     let packet = &*packet;
     let flow = match find_flow(packet) {
         // A reply that goes on along its path is translated where it leaves: with the service's address as source, perhaps one of

@@ -451,7 +451,7 @@ mod tests {
             list.iter().map(|(text, flags)| (text.parse().unwrap(), *flags)).collect()
         };
         let left = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 1), ("fd00::/56", 1)]);
-        let mut network = Network::adopt([], [], left, []);
+        let mut network = Network::adopt([], [], left, [], []);
         let mut host = Host { fail: Some("fd00::/56"), ..Host::default() };
         network.converge(&Wanted::default(), &mut host, now());
         assert_eq!(host.take_calls(), NO_CALLS);
