@@ -149,7 +149,7 @@ fn connect<'a, F: Header, K: Frame>(
     if !client::is_allowed::<F>(service, key.src_addr) {
         return Err(Verdict::Drop(Reason::SourceRange));
     }
-    let client_is_here = record::from_socket();
+    let client_is_here = record::from_socket() || client::came_from_pod(frame);
     // Only a service whose ranges differ makes it necessary to know who asks; and a record, for people.
     let asks = if client_is_here {
         Client::Inside
