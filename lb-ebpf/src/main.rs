@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `xdp/ tc/ cgroup/` | one folder per hook family: adapts its context, consumes the verdict |
 //! | `pipeline.rs` | the way of a packet, written once |
-//! | `packet.rs flow.rs service.rs client.rs select.rs route.rs nat.rs icmp.rs` | its steps, one file each |
+//! | `packet.rs flow.rs service.rs client.rs select.rs call.rs route.rs nat.rs icmp.rs` | its steps, one file each |
 //! | `maps.rs settings.rs count.rs record.rs log.rs` | what the programs share with the agent |
 #![no_std]
 #![no_main]
@@ -14,6 +14,7 @@
 )]
 
 mod aligned;
+mod call;
 mod cgroup;
 mod client;
 mod count;

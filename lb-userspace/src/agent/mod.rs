@@ -13,6 +13,7 @@ mod lock;
 mod logging;
 mod main_loop;
 mod network;
+pub mod once;
 mod reconciler;
 mod stop;
 
@@ -209,7 +210,8 @@ fn load(config: &Config, pins: &Pins) -> Result<Datapath, LoadError> {
     Ok(datapath)
 }
 
-fn load_options(config: &Config) -> LoadOptions {
+/// How the programs are to be loaded.
+pub fn load_options(config: &Config) -> LoadOptions {
     let ports = &config.snat_ports.0;
     LoadOptions {
         sizes: config.maps,

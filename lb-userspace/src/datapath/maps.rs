@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb_common::layout::{
-    self, Backend, Device, KnownAddress, Service, ServiceKey, ServiceName, SourceRange, address_flags,
+    self, Backend, Device, KnownAddress, NamespaceAddrs, Service, ServiceKey, ServiceName, SourceRange,
+    address_flags,
 };
 
 use super::Pins;
@@ -457,6 +458,14 @@ impl HostMaps<'_> {
 
     pub fn remove_device(&self, ifindex: u32) -> io::Result<()> {
         self.devices()?.remove(&ifindex).map(drop)
+    }
+
+    fn namespaces(&self) -> io::Result<Table<u64, NamespaceAddrs>> {
+        self.0.table("NAMESPACES")
+    }
+
+    pub fn put_namespace(&self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
+        self.namespaces()?.put(&cookie, addresses)
     }
 
     /// Writes what the node knows of an address; what Services know of it stays.

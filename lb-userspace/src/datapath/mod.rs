@@ -8,6 +8,7 @@ pub mod inspect;
 mod links;
 mod maps;
 mod programs;
+mod recorder;
 mod sys;
 mod table;
 
@@ -17,7 +18,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION};
+use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION, NamespaceAddrs};
 
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
 use self::links::Links;
@@ -25,8 +26,11 @@ pub use self::links::{AttachError, Attached};
 pub use self::maps::ServiceTables;
 use self::maps::{HostMaps, MapHandles};
 use self::programs::Programs;
-pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, TcAttach};
-pub use self::sys::{TestRun, monotonic_ns};
+pub use self::programs::{
+    DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, RECORDER, TcAttach,
+};
+pub use self::recorder::{Recorded, attached_devices};
+pub use self::sys::{TestRun, device_index, device_name, monotonic_ns};
 
 /// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,10 +80,12 @@ impl Datapath {
         pins.create().map_err(|source| LoadError::PinFolder { path: pins.root().to_owned(), source })?;
         let programs = Programs::load(options, Some(pins))?;
         let maps = programs.map_handles()?;
-        Ok(Self { programs, maps, links: Some(Links::new(pins.links())) })
+        let datapath = Self { programs, maps, links: Some(Links::new(pins.links())) };
+        datapath.publish_settings(options)?;
+        Ok(datapath)
     }
 
-    /// Loads the programs on maps of their own, for tests, benchmarks and `lb explain`. They cannot be attached.
+    /// Loads the programs on maps of their own, for tests and benchmarks. They cannot be attached.
     pub fn load_private(options: &LoadOptions) -> Result<Self, LoadError> {
         let programs = Programs::load(options, None)?;
         let maps = programs.map_handles()?;
@@ -156,6 +162,10 @@ impl Datapath {
 
     pub fn remove_network(&self, network: IpNet) -> io::Result<()> {
         self.host().remove_network(network)
+    }
+
+    pub fn put_namespace(&self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
+        self.host().put_namespace(cookie, addresses)
     }
 
     fn host(&self) -> HostMaps<'_> {

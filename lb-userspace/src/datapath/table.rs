@@ -15,6 +15,8 @@ use super::sys::{self, Plain};
 // SAFETY: numbers and arrays of numbers.
 unsafe impl Plain for u32 {}
 // SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: as above.
 unsafe impl Plain for [u8; 4] {}
 // SAFETY: as above.
 unsafe impl Plain for [u8; 16] {}
@@ -39,7 +41,10 @@ plain!(
     layout::FragmentPorts,
     layout::KnownAddress,
     layout::Device,
+    layout::NamespaceAddrs,
+    layout::Record,
     layout::ServiceName,
+    layout::Settings,
     layout::Backend<[u8; 4]>,
     layout::Backend<[u8; 16]>,
     layout::AffinityKey,

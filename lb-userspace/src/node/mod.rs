@@ -11,6 +11,7 @@ pub mod addresses;
 pub mod devices;
 mod driver;
 mod read;
+pub mod route;
 pub mod sysctl;
 #[cfg(test)]
 mod testing;

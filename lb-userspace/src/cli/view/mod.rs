@@ -1,6 +1,7 @@
 //! What the tools print, as pure functions of what stands in the maps.
 
 mod backends;
+pub mod explain;
 mod flows;
 mod output;
 mod services;

@@ -1,0 +1,60 @@
+//! What an agent would write, once: for `lb explain --manifests`.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::network::HostTables;
+use super::reconciler::Reconciler;
+use super::{AgentError, GRACE, planner_settings};
+use crate::apply::{Engine, NamedByFlows};
+use crate::config::Config;
+use crate::datapath::Datapath;
+use crate::node::addresses::{device_table, node_addresses};
+use crate::node::devices::{DeviceOptions, Programs, choose};
+use crate::node::{NodeState, watch};
+use crate::plan::Planner;
+use crate::source::manifests;
+
+/// What was written, and what is to be said about it.
+pub struct Written {
+    /// Devices that an agent would attach to, by interface index.
+    pub devices: Vec<u32>,
+    /// What an agent would log: problems of the manifests, and what does not fit into the maps.
+    pub problems: Vec<String>,
+}
+
+/// Writes everything that the manifests in `folder` and this host ask for to the maps of privately loaded programs.
+pub async fn write(datapath: &mut Datapath, config: &Config, folder: &Path) -> Result<Written, AgentError> {
+    let events = manifests::load(folder, &config.node_name)?;
+    let now = Instant::now();
+    let engine = Engine::adopt(datapath.tables()?, &NamedByFlows::default(), GRACE, now)
+        .map_err(|error| AgentError::Adopt(error.into()))?;
+    let mut reconciler = Reconciler::new(Planner::new(planner_settings(config)), engine);
+    let outcome = reconciler.absorb(events, now);
+    let mut problems: Vec<String> = outcome.raised.iter().map(ToString::to_string).collect();
+    problems.extend(outcome.failed);
+    let state = watch::read_once().await?;
+    let of_node = reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
+    problems.extend(write_host(datapath, config, &state, of_node));
+    let options = DeviceOptions { patterns: config.devices.clone(), mode: config.mode };
+    let choices = choose(&state, &options);
+    let devices = choices.iter().filter(|choice| choice.programs != Programs::None);
+    Ok(Written { devices: devices.map(|choice| choice.index).collect(), problems })
+}
+
+/// Devices and addresses of this host. Returns what could not be written.
+fn write_host(
+    datapath: &mut Datapath,
+    config: &Config,
+    state: &NodeState,
+    of_node: &[std::net::IpAddr],
+) -> Vec<String> {
+    let mut failed = Vec::new();
+    for (ifindex, device) in device_table(state, |_| false) {
+        failed.extend(HostTables::put_device(datapath, ifindex, &device).err());
+    }
+    for (address, value) in node_addresses(state, &config.nodeport_addresses, of_node) {
+        failed.extend(HostTables::put_address(datapath, address, &value).err());
+    }
+    failed.iter().map(ToString::to_string).collect()
+}
