@@ -84,6 +84,7 @@ pub fn listeners(services: &[Applied]) -> BTreeMap<usize, Listen> {
                 let ports = match port.protocol {
                     Protocol::Tcp => &mut listen.http,
                     Protocol::Udp => &mut listen.udp,
+                    Protocol::Sctp => continue,
                 };
                 if !ports.contains(&port.target) {
                     ports.push(port.target);
@@ -137,7 +138,8 @@ fn port_of(port: &Value, deployment: &Value) -> Result<Port> {
     let protocol = match text(&port["protocol"]).unwrap_or("TCP") {
         "TCP" => Protocol::Tcp,
         "UDP" => Protocol::Udp,
-        other => bail!("the testbed has no servers for {other}"),
+        "SCTP" => Protocol::Sctp,
+        other => bail!("{other} is no protocol of Services"),
     };
     let number = number(&port["port"])?.context("a port has no number")?;
     let target = match text(&port["targetPort"]) {
@@ -189,6 +191,7 @@ mod tests {
         assert_eq!(ports("ingress-controller"), [(80, 8081, Some(31188)), (443, 8443, Some(31443))]);
         assert_eq!(find("ingress-controller").service.namespace, "ingress");
         assert_eq!(ports("echo"), [(7, 8007, Some(30007))]);
+        assert_eq!(ports("signalling"), [(3868, 8068, Some(30868))]);
         assert!(find("database").service.cluster_ips.is_empty());
         assert_eq!(find("web").service.cluster_ips.len(), 2);
     }

@@ -57,6 +57,8 @@ impl ManifestDir {
 pub enum Protocol {
     Tcp,
     Udp,
+    /// Published, but never asked: no process of the testbed speaks it, and many kernels have no sockets for it.
+    Sctp,
 }
 
 impl Protocol {
@@ -64,6 +66,7 @@ impl Protocol {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         }
     }
 }

@@ -36,7 +36,9 @@ fn main() -> ExitCode {
 fn execute(invocation: Invocation) -> anyhow::Result<()> {
     match invocation {
         Invocation::PrintConfig(text) => print(&text),
-        Invocation::Run(Command::Agent(args)) => Ok(runtime()?.block_on(agent::run(&args.settings))?),
+        Invocation::Run(Command::Agent(args)) => {
+            Ok(runtime()?.block_on(agent::run(&args.settings, args.effective))?)
+        }
         Invocation::Run(Command::Get(get)) => print(&get.run()?),
         Invocation::Run(Command::Cleanup(args)) => {
             Ok(runtime()?.block_on(cli::cleanup::run(&args, &mut std::io::stdout().lock()))?)

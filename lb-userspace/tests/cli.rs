@@ -3,6 +3,8 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
+use lb_common::layout::LAYOUT_VERSION;
+
 fn lb(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
     // Settings of the person who runs the tests play no part.
@@ -41,7 +43,10 @@ fn without_bpf(args: &[&str]) -> (i32, String, String) {
 fn version() {
     let (code, stdout, stderr) = run(&["version"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
-    assert!(stdout.starts_with(&format!("lb {} (map layout 1", env!("CARGO_PKG_VERSION"))), "{stdout}");
+    assert!(
+        stdout.starts_with(&format!("lb {} (map layout {LAYOUT_VERSION}", env!("CARGO_PKG_VERSION"))),
+        "{stdout}"
+    );
 }
 
 #[test]

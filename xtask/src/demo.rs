@@ -223,6 +223,7 @@ impl Demo {
     ) -> Result<Vec<Cell>> {
         let exchanges = match protocol {
             Protocol::Tcp => client.get(&[target], ASKED)?,
+            Protocol::Sctp => bail!("nobody here speaks SCTP"),
             Protocol::Udp => {
                 client.ask(target, Datagrams { count: ASKED, size: 32, ..Datagrams::default() })?
             }
@@ -465,6 +466,7 @@ fn scheme(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "http",
         Protocol::Udp => "udp ",
+        Protocol::Sctp => "sctp",
     }
 }
 

@@ -20,7 +20,7 @@ use crate::client::Client;
 use crate::count::count;
 use crate::maps::{CONNECTED, Maps};
 use crate::select::{Eligible, Refusal};
-use crate::settings::HAS_SET_RETVAL;
+use crate::settings::{HAS_SET_RETVAL, HOST_SOCKETS_ONLY};
 
 /// The call goes on, with the address as it stands now.
 const ALLOW: i32 = 1;
@@ -71,6 +71,13 @@ impl Caller for SockAddrContext {
     }
 }
 
+/// Whether a call of this socket is translated at all. What was translated before is shown as the Service in any case, so that
+/// a socket does not change its peer when an agent starts that serves fewer.
+#[inline(always)]
+fn is_served(context: &SockAddrContext) -> bool {
+    HOST_SOCKETS_ONLY.load() == 0 || context.is_in_node_namespace()
+}
+
 /// The transport protocol of the call, if Services know it.
 #[inline(always)]
 fn protocol(context: &SockAddrContext) -> Option<u8> {
@@ -102,6 +109,9 @@ fn refuse(refusal: Refusal) -> i32 {
 
 #[inline(always)]
 fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
+    if !is_served(context) {
+        return ALLOW;
+    }
     let Some(protocol) = protocol(context) else { return ALLOW };
     let (addr, port) = (S::address(context), address::port(context));
     let service = match call::find::<F, _>(context, addr, port, protocol) {
@@ -144,6 +154,9 @@ fn cookie(context: &SockAddrContext) -> [u32; 2] {
 /// One datagram of an unconnected socket. The socket stays with the endpoint it was given while that takes new clients.
 #[inline(always)]
 fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
+    if !is_served(context) {
+        return ALLOW;
+    }
     let (addr, port) = (S::address(context), address::port(context));
     let service = match call::find::<F, _>(context, addr, port, UDP) {
         Some(Ok(service)) => service,

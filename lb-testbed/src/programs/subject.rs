@@ -233,7 +233,13 @@ impl Subject {
             max_affinity: 64,
         };
         let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
-        let options = LoadOptions { sizes, snat_ports, log_level: 0, tc_attach: TcAttach::Auto };
+        let options = LoadOptions {
+            sizes,
+            snat_ports,
+            log_level: 0,
+            tc_attach: TcAttach::Auto,
+            host_sockets_only: false,
+        };
         let datapath = Datapath::load_private(&options).context("cannot load the programs")?;
         for device in DEVICES {
             let ifindex = world.ifindex(device.name).context("no such device")?;

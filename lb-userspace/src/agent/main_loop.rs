@@ -17,10 +17,11 @@ use crate::config::Config;
 use crate::datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
 use crate::model::Severity;
 use crate::node::NodeState;
-use crate::node::addresses::{device_table, node_addresses};
+use crate::node::addresses::{device_table, listen_addresses, node_addresses};
 use crate::node::devices::{DeviceOptions, Programs, choose};
-use crate::serve::{Progress, State};
+use crate::serve::{Metrics, Progress, ServiceHealth, State};
 use crate::source::Event;
+use crate::source::kubernetes::events::{Notice, Recorder};
 
 /// Retries, and a sign of life.
 const TICK: Duration = Duration::from_secs(1);
@@ -36,6 +37,12 @@ pub struct MainLoop<'a> {
     pub network: Network,
     pub node: watch::Receiver<Arc<NodeState>>,
     pub health: watch::Sender<State>,
+    pub service_health: watch::Sender<ServiceHealth>,
+    pub metrics: Arc<Metrics>,
+    /// None when the objects come from manifests.
+    pub recorder: Option<Recorder>,
+    /// Triggers before this time were served by an earlier agent.
+    pub started: SystemTime,
     /// Devices that are left alone, and why: each is said once.
     pub left: BTreeMap<String, String>,
 }
@@ -78,6 +85,7 @@ impl MainLoop<'_> {
                         swept = Instant::now();
                     }
                     self.report();
+                    self.measure();
                 }
             }
         }
@@ -86,8 +94,19 @@ impl MainLoop<'_> {
     fn follow_events(&mut self, batch: Vec<Event>) {
         let started = Instant::now();
         let events = batch.len();
+        self.metrics.received(&batch);
         let outcome = self.reconciler.absorb(batch, started);
         self.say(&outcome);
+        if !outcome.health_checks.is_empty() {
+            self.service_health.send_modify(|wanted| {
+                for (service, check) in &outcome.health_checks {
+                    match check {
+                        Some(check) => drop(wanted.checks.insert(service.clone(), *check)),
+                        None => drop(wanted.checks.remove(service)),
+                    }
+                }
+            });
+        }
         if outcome.node_changed {
             self.follow_host();
         }
@@ -105,6 +124,16 @@ impl MainLoop<'_> {
                 "maps are up to date"
             );
         }
+        if outcome.complete || outcome.changed + outcome.removed > 0 {
+            self.metrics.synced(started.elapsed(), SystemTime::now());
+        }
+        // What could not be written is not served yet.
+        if self.reconciler.planner().is_synced() && self.reconciler.pending().is_none() {
+            let now = SystemTime::now();
+            for trigger in outcome.triggers.into_iter().filter(|trigger| trigger.at > self.started) {
+                self.metrics.programmed(trigger, now);
+            }
+        }
         self.report_awaited();
         self.report();
     }
@@ -112,7 +141,11 @@ impl MainLoop<'_> {
     /// Attaches where packets arrive, and tells the programs about devices and addresses.
     fn follow_host(&mut self) {
         let state = Arc::clone(&self.node.borrow_and_update());
-        let options = DeviceOptions { patterns: self.config.devices.clone(), mode: self.config.mode };
+        let options = DeviceOptions {
+            patterns: self.config.devices.clone(),
+            pods: self.config.pod_interfaces.clone(),
+            mode: self.config.mode,
+        };
         let choices = choose(&state, &options);
         for choice in choices.iter().filter(|choice| choice.programs == Programs::None) {
             if self.left.get(&choice.name) != Some(&choice.reason) {
@@ -124,7 +157,12 @@ impl MainLoop<'_> {
 
         let of_node = self.reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
         let addresses = node_addresses(&state, &self.config.nodeport_addresses, of_node);
-        let wanted = Wanted::new(&choices, device_table(&state, |_| false), addresses);
+        let listen = listen_addresses(&self.config.nodeport_addresses, &addresses);
+        self.service_health.send_if_modified(|wanted| {
+            let before = std::mem::replace(&mut wanted.addresses, listen);
+            before != wanted.addresses
+        });
+        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses);
         for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {
                 Step::Attached { device, how, reason } => {
@@ -143,6 +181,7 @@ impl MainLoop<'_> {
         match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()) {
             Ok(sweep) => {
                 self.reconciler.swept(started, &sweep.named);
+                self.metrics.set_flows(sweep.open, sweep.half_open);
                 debug!(
                     open = sweep.open,
                     half_open = sweep.half_open,
@@ -158,12 +197,17 @@ impl MainLoop<'_> {
 
     fn say(&self, outcome: &Outcome) {
         for problem in &outcome.raised {
+            self.metrics.raised(problem);
+            if let (Some(recorder), Some(notice)) = (&self.recorder, Notice::of_problem(problem)) {
+                recorder.tell(notice);
+            }
             match problem.severity {
                 Severity::Error => warn!("{problem}"),
                 Severity::Note => info!("{problem}"),
             }
         }
         for problem in &outcome.resolved {
+            self.metrics.resolved(problem);
             info!("resolved: {}: {}", problem.object, problem.reason);
         }
         for failure in &outcome.failed {
@@ -186,6 +230,14 @@ impl MainLoop<'_> {
             let text = format!("waiting for {}", awaited.join(", "));
             self.health.send_modify(|state| state.progress = Progress::Starting(text));
         }
+    }
+
+    /// What changes with nearly every event is counted once a second.
+    fn measure(&self) {
+        let maps = self.reconciler.usage();
+        let endpoints =
+            maps.iter().filter(|usage| usage.map.starts_with("BACKENDS_")).map(|usage| usage.entries).sum();
+        self.metrics.set_served(self.reconciler.planner().service_count(), endpoints, maps);
     }
 
     /// Tells the probes how it stands.

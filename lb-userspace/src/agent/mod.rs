@@ -18,22 +18,25 @@ mod reconciler;
 mod stop;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::apply::Engine;
-use crate::config::{Config, DatapathLog, ExternalIps};
+use crate::config::{Config, DatapathLog, ExternalIps, SocketHooks};
 use crate::datapath::{AttachError, Datapath, FlowTimeouts, LoadError, LoadOptions, Pins, monotonic_ns};
 use crate::node::sysctl::Sysctls;
 use crate::node::{self, NodeError};
 use crate::plan::{Planner, Settings};
 use crate::preflight::{self, PreflightError};
-use crate::serve::{self, BindError, State};
+use crate::serve::{self, BindError, HealthPorts, Metrics, OpenError, Port, ServiceHealth, State};
 use crate::source::Event;
+use crate::source::kubernetes::events::{Notice, Recorder};
 use crate::source::kubernetes::{self, KubernetesError};
 use crate::source::manifests::{self, ManifestError};
 pub use lock::{LockError, NodeLock};
@@ -59,7 +62,7 @@ pub enum AgentError {
     #[error("cannot listen to signals")]
     Signals(#[source] io::Error),
     #[error(transparent)]
-    Health(#[from] BindError),
+    Bind(#[from] BindError),
     #[error(transparent)]
     Node(#[from] NodeError),
     #[error(transparent)]
@@ -91,20 +94,26 @@ impl AgentError {
 }
 
 /// Runs until a signal comes. Needs a runtime with a thread beside the caller's, which answers probes meanwhile.
-pub async fn run(config: &Config) -> Result<(), AgentError> {
+/// `effective`: the settings for people who ask a running agent.
+pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), AgentError> {
     logging::start(&config.log_level, config.log_format);
     let mut stop = Stop::listen().map_err(AgentError::Signals)?;
     preflight::may_load()?;
     preflight::check_bpffs(&config.bpffs)?;
-    let cgroup = preflight::check_cgroup(config.cgroup.as_deref())?;
+    let cgroup = match config.socket_hooks {
+        SocketHooks::Off => None,
+        SocketHooks::All | SocketHooks::Host => Some(preflight::check_cgroup(config.cgroup.as_deref())?),
+    };
     info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "Sluice starts");
 
+    let started = SystemTime::now();
     let Some(_lock) = wait_for_lock(config, &mut stop).await? else { return Ok(()) };
-    let listener = serve::bind(config.health_bind).await?;
-    let (health, probes) = watch::channel(State::starting("the kernel programs are being loaded"));
-    tokio::spawn(serve::serve(listener, probes));
+    let probes = serve::bind(Port::Health, config.health_bind).await?;
+    let diagnostics = serve::bind(Port::Metrics, config.metrics_bind).await?;
+    let (health, state) = watch::channel(State::starting("the kernel programs are being loaded"));
+    tokio::spawn(serve::serve_probes(probes, state.clone()));
 
-    let (events, source) = start_source(config).await?;
+    let Source { events, task, recorder } = start_source(config).await?;
     let node = node::watch::watch().await?;
 
     let pins = Pins::new(&config.bpffs);
@@ -124,8 +133,19 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         datapath.attached_devices()?,
     );
     enable_forwarding();
-    datapath.attach_cgroup(cgroup)?;
-    info!(cgroup = %cgroup.display(), "sockets of processes in this cgroup are served");
+    serve_sockets(config, cgroup, &mut datapath)?;
+
+    let counters = datapath.maps();
+    let metrics = Arc::new(Metrics::new(Box::new(move || counters.counters())));
+    tokio::spawn(serve::serve_diagnostics(diagnostics, metrics.clone(), effective));
+    let (service_health, wanted) = watch::channel(ServiceHealth::default());
+    let teller = recorder.clone();
+    let failed = move |failure: &OpenError| {
+        if let Some(recorder) = &teller {
+            recorder.tell(Notice::health_check_failed(&failure.service, failure.to_string()));
+        }
+    };
+    tokio::spawn(HealthPorts::new(wanted, state, failed).run());
 
     MainLoop {
         config,
@@ -134,9 +154,13 @@ pub async fn run(config: &Config) -> Result<(), AgentError> {
         network,
         node,
         health,
+        service_health,
+        metrics,
+        recorder,
+        started,
         left: Default::default(),
     }
-    .run(events, source, stop)
+    .run(events, task, stop)
     .await
 }
 
@@ -165,31 +189,39 @@ async fn wait_for_lock(config: &Config, stop: &mut Stop) -> Result<Option<NodeLo
     }
 }
 
-/// The task ends by itself only with an error.
-async fn start_source(
-    config: &Config,
-) -> Result<(mpsc::Receiver<Event>, JoinHandle<Result<(), AgentError>>), AgentError> {
+/// Where the objects come from.
+struct Source {
+    events: mpsc::Receiver<Event>,
+    /// Ends by itself only with an error.
+    task: JoinHandle<Result<(), AgentError>>,
+    /// Where to say what is wrong with them; the log alone when they come from manifests.
+    recorder: Option<Recorder>,
+}
+
+async fn start_source(config: &Config) -> Result<Source, AgentError> {
     let (sender, events) = mpsc::channel(EVENT_QUEUE);
     let node_name: Arc<str> = config.node_name.as_str().into();
-    let task = match &config.manifests {
+    let (task, recorder) = match &config.manifests {
         Some(folder) => {
             info!(folder = %folder.display(), "Services come from manifests");
             let folder = folder.clone();
             // Before anything is loaded; what goes wrong later ends the agent from within the main loop.
             std::fs::read_dir(&folder)
                 .map_err(|source| ManifestError::Folder { path: folder.clone(), source })?;
-            tokio::spawn(async move { Ok(manifests::watch(folder, node_name, sender).await?) })
+            (tokio::spawn(async move { Ok(manifests::watch(folder, node_name, sender).await?) }), None)
         }
         None => {
             let client = kubernetes::connect(config.kubeconfig.as_deref()).await?;
             info!("Services come from the Kubernetes API");
-            tokio::spawn(async move {
+            let recorder = Recorder::start(client.clone(), &node_name);
+            let task = tokio::spawn(async move {
                 kubernetes::watch(client, node_name, sender).await;
                 Ok(())
-            })
+            });
+            (task, Some(recorder))
         }
     };
-    Ok((events, task))
+    Ok(Source { events, task, recorder })
 }
 
 fn load(config: &Config, pins: &Pins) -> Result<Datapath, LoadError> {
@@ -210,6 +242,29 @@ fn load(config: &Config, pins: &Pins) -> Result<Datapath, LoadError> {
     Ok(datapath)
 }
 
+/// Attaches the socket programs to `cgroup`, or takes those of an earlier agent away.
+fn serve_sockets(config: &Config, cgroup: Option<&Path>, datapath: &mut Datapath) -> Result<(), AttachError> {
+    match cgroup {
+        Some(cgroup) => {
+            datapath.attach_cgroup(cgroup)?;
+            let whose =
+                if config.socket_hooks == SocketHooks::Host { "of this network namespace " } else { "" };
+            info!(cgroup = %cgroup.display(), "sockets of processes {whose}in this cgroup are served");
+        }
+        None => {
+            datapath.detach_cgroup()?;
+            info!("no sockets are served: processes of the host itself reach no Service");
+        }
+    }
+    if config.socket_hooks != SocketHooks::All && config.pod_interfaces.0.is_empty() {
+        warn!(
+            "pods of this node reach no Service: their sockets are not served (--socket-hooks), and their packets are not \
+             seen; name their devices with --pod-interfaces"
+        );
+    }
+    Ok(())
+}
+
 /// How the programs are to be loaded.
 pub fn load_options(config: &Config) -> LoadOptions {
     let ports = &config.snat_ports.0;
@@ -225,6 +280,7 @@ pub fn load_options(config: &Config) -> LoadOptions {
             DatapathLog::Trace => 5,
         },
         tc_attach: config.tc_attach,
+        host_sockets_only: config.socket_hooks == SocketHooks::Host,
     }
 }
 

@@ -300,7 +300,7 @@ mod tests {
     }
 
     fn choice(index: u32, name: &str, programs: Programs) -> Choice {
-        Choice { index, name: name.into(), programs, ethernet: true, reason: "NIC".into() }
+        Choice { index, name: name.into(), programs, ethernet: true, pod: false, reason: "NIC".into() }
     }
 
     fn device(mtu: u32) -> Device {

@@ -1,9 +1,11 @@
 //! What an agent would write, once: for `lb explain --manifests`.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use super::network::HostTables;
+use lb_common::layout::{Device, KnownAddress};
+
 use super::reconciler::Reconciler;
 use super::{AgentError, GRACE, planner_settings};
 use crate::apply::{Engine, NamedByFlows};
@@ -11,7 +13,7 @@ use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::node::addresses::{device_table, node_addresses};
 use crate::node::devices::{DeviceOptions, Programs, choose};
-use crate::node::{NodeState, watch};
+use crate::node::watch;
 use crate::plan::Planner;
 use crate::source::manifests;
 
@@ -35,26 +37,25 @@ pub async fn write(datapath: &mut Datapath, config: &Config, folder: &Path) -> R
     problems.extend(outcome.failed);
     let state = watch::read_once().await?;
     let of_node = reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
-    problems.extend(write_host(datapath, config, &state, of_node));
-    let options = DeviceOptions { patterns: config.devices.clone(), mode: config.mode };
+    let options = DeviceOptions {
+        patterns: config.devices.clone(),
+        pods: config.pod_interfaces.clone(),
+        mode: config.mode,
+    };
     let choices = choose(&state, &options);
+    let addresses = node_addresses(&state, &config.nodeport_addresses, of_node);
+    problems.extend(write_host(datapath, &device_table(&state, &choices), &addresses));
     let devices = choices.iter().filter(|choice| choice.programs != Programs::None);
     Ok(Written { devices: devices.map(|choice| choice.index).collect(), problems })
 }
 
 /// Devices and addresses of this host. Returns what could not be written.
 fn write_host(
-    datapath: &mut Datapath,
-    config: &Config,
-    state: &NodeState,
-    of_node: &[std::net::IpAddr],
+    datapath: &Datapath,
+    devices: &[(u32, Device)],
+    addresses: &[(IpAddr, KnownAddress)],
 ) -> Vec<String> {
-    let mut failed = Vec::new();
-    for (ifindex, device) in device_table(state, |_| false) {
-        failed.extend(HostTables::put_device(datapath, ifindex, &device).err());
-    }
-    for (address, value) in node_addresses(state, &config.nodeport_addresses, of_node) {
-        failed.extend(HostTables::put_address(datapath, address, &value).err());
-    }
-    failed.iter().map(ToString::to_string).collect()
+    let devices = devices.iter().map(|(ifindex, device)| datapath.put_device(*ifindex, device));
+    let addresses = addresses.iter().map(|(address, value)| datapath.put_node_address(*address, value));
+    devices.chain(addresses).filter_map(Result::err).map(|error| error.to_string()).collect()
 }

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::apply::tables::Tables;
-use crate::apply::{ApplyError, Engine, NamedByFlows};
-use crate::model::Problem;
-use crate::plan::Planner;
+use crate::apply::{ApplyError, Engine, MapUsage, NamedByFlows};
+use crate::model::{ObjectName, Problem, Trigger};
 use crate::plan::wanted::{FrontendKind, IpFamily, ServicePortId, WantedService};
+use crate::plan::{HealthCheck, Planner};
 use crate::serve::Pending;
 use crate::source::Event;
 
@@ -39,6 +39,9 @@ pub struct Outcome {
     /// Every source has been read in full, for the first time: the maps hold everything and nothing else.
     pub complete: bool,
     pub node_changed: bool,
+    pub health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
+    /// What led to the changes of endpoints.
+    pub triggers: Vec<Trigger>,
     /// Problems of the input that are new, and those that are gone.
     pub raised: Vec<Problem>,
     pub resolved: Vec<Problem>,
@@ -106,6 +109,8 @@ impl<T: Tables> Reconciler<T> {
             removed: changes.removed.len(),
             complete: changes.complete,
             node_changed: changes.node_changed,
+            health_checks: changes.health_checks,
+            triggers: changes.triggers,
             raised: changes.raised,
             resolved: changes.resolved,
             failed,
@@ -124,6 +129,11 @@ impl<T: Tables> Reconciler<T> {
     /// The flow tables were swept, beginning at `started`, and name these ids.
     pub fn swept(&mut self, started: Instant, named: &NamedByFlows) {
         self.engine.swept(started, named);
+    }
+
+    /// How full the maps are.
+    pub fn usage(&self) -> Vec<MapUsage> {
+        self.engine.usage()
     }
 
     /// What has been waiting longest to get into the maps.
@@ -257,6 +267,12 @@ mod tests {
         assert!(outcome.complete);
         assert_eq!((outcome.changed, outcome.failed), (1, vec![]));
         assert!(memory.state().services.keys().all(|address| address.ip.to_string() == "10.96.0.10"));
+        let used = agent.usage().into_iter().filter(|usage| usage.entries > 0);
+        assert_eq!(
+            used.map(|usage| (usage.map, usage.entries)).collect::<Vec<_>>(),
+            [("SERVICES_V4", 1), ("SERVICE_NAMES", 1)],
+            "what was pruned is not counted"
+        );
         assert_eq!(agent.pending(), None);
     }
 

@@ -42,6 +42,14 @@ impl NamedByFlows {
     }
 }
 
+/// Entries of a map that hold something, without those that wait to be reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapUsage {
+    pub map: &'static str,
+    pub entries: u64,
+    pub capacity: u32,
+}
+
 /// One of something for each family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PerFamily<T> {
@@ -217,6 +225,22 @@ impl<T: Tables> Engine<T> {
         for family in IpFamily::BOTH {
             writer.freed |= writer.backend_ids[family].swept(before, &named.backends[family]);
         }
+    }
+
+    /// How full the maps are.
+    pub fn usage(&self) -> Vec<MapUsage> {
+        let Writer { capacity, entry_count, backend_ids, slots, .. } = &self.writer;
+        let backends = |family| backend_ids[family].in_use() as u64;
+        [
+            (SizedMap::SERVICES_V4, u64::from(entry_count.v4), capacity.services_v4),
+            (SizedMap::SERVICES_V6, u64::from(entry_count.v6), capacity.services_v6),
+            (SizedMap::SERVICE_NAMES, self.services.len() as u64, capacity.service_names),
+            (SizedMap::SLOTS, slots.in_use(), capacity.slots),
+            (SizedMap::BACKENDS_V4, backends(IpFamily::V4), capacity.backends_v4),
+            (SizedMap::BACKENDS_V6, backends(IpFamily::V6), capacity.backends_v6),
+        ]
+        .map(|(map, entries, capacity)| MapUsage { map: map.name, entries, capacity })
+        .into()
     }
 
     /// Service ports that are not, or not fully, as they are wanted.

@@ -69,7 +69,6 @@ impl IdPool {
     }
 
     /// How many numbers are given out, the retired ones not counted.
-    #[cfg(test)]
     pub fn in_use(&self) -> usize {
         self.next as usize - 1 - self.free.len() - self.retired.len()
     }

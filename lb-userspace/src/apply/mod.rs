@@ -28,5 +28,5 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Engine, NamedByFlows};
+pub use engine::{Engine, MapUsage, NamedByFlows, PerFamily};
 pub use error::ApplyError;

@@ -93,7 +93,6 @@ impl SlotPool {
     }
 
     /// Slots that are neither free nor waiting.
-    #[cfg(test)]
     pub fn in_use(&self) -> u64 {
         let waiting =
             self.retired.iter().filter_map(|(_, _, count)| size_class(*count)).map(u64::from).sum::<u64>();

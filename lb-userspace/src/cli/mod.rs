@@ -80,6 +80,10 @@ pub struct AgentArgs {
 
     #[command(flatten)]
     pub settings: Config,
+
+    /// The settings by the keys of the file, for people who ask a running agent.
+    #[arg(skip)]
+    pub effective: serde_json::Map<String, serde_json::Value>,
 }
 
 const AGENT_EXAMPLES: &str = "\
@@ -166,6 +170,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Res
         Command::Explain(args) => {
             args.packet()?;
             Ok(Invocation::Run(Command::Explain(args)))
+        }
+        Command::Agent(mut agent) => {
+            if let Some(matches) = matches.subcommand_matches("agent") {
+                agent.effective = config::effective_json(&agent_of(&command), matches);
+            }
+            Ok(Invocation::Run(Command::Agent(agent)))
         }
         command => Ok(Invocation::Run(command)),
     }
@@ -329,6 +339,20 @@ mod tests {
         assert!(text.contains("\nmode: tc  # flag --mode\n"), "{text}");
         assert!(text.contains(&format!("\nnodeName: from-file  # {}:2\n", path.display())), "{text}");
         assert!(text.contains("\nbpffs: /sys/fs/bpf  # default\n"), "{text}");
+    }
+
+    #[test]
+    fn a_running_agent_knows_its_settings_by_their_keys() {
+        let Ok(Invocation::Run(Command::Agent(agent))) =
+            run(&["lb", "agent", "--mode=tc", "--devices=eth*,ens3", "--wait-lock"])
+        else {
+            panic!("not an agent");
+        };
+        let effective = |key: &str| agent.effective[key].clone();
+        assert_eq!(effective("mode"), "tc");
+        assert_eq!(effective("nodeName"), "worker-1");
+        assert_eq!(effective("devices"), serde_json::json!(["eth*", "ens3"]));
+        assert_eq!((effective("waitLock"), effective("manifests")), (true.into(), serde_json::Value::Null));
     }
 
     #[test]

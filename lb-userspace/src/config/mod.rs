@@ -15,13 +15,13 @@ use std::path::PathBuf;
 
 pub use file::{ConfigFile, FileError};
 pub use machine::Machine;
-pub use print::effective_yaml;
+pub use print::{effective_json, effective_yaml};
 pub use sizes::MapSizes;
-pub use values::{Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, ValueError};
+pub use values::{Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, SocketHooks, ValueError};
 
 use crate::datapath::TcAttach;
 use crate::node::addresses::NodePortAddresses;
-use crate::node::devices::{AttachMode, DevicePatterns};
+use crate::node::devices::{AttachMode, DevicePatterns, PodInterfaces};
 
 /// Everything an agent can be told.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
@@ -82,6 +82,17 @@ pub struct Config {
     )]
     pub devices: DevicePatterns,
 
+    /// Devices that lead to pods whose sockets this kernel does not own (virtual machines, gVisor, Kata) or does not serve: name patterns like `cali*,tap*`; also those that appear later. On a bridge its ports. Default: none
+    #[arg(
+        long,
+        env = "SLUICE_POD_INTERFACES",
+        value_name = "PATTERNS",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Data path"
+    )]
+    pub pod_interfaces: PodInterfaces,
+
     /// By which hook: XDP where it is safe and tc elsewhere, XDP wherever possible, or tc only
     #[arg(
         long,
@@ -123,6 +134,17 @@ pub struct Config {
         help_heading = "Data path"
     )]
     pub snat_ports: PortRange,
+
+    /// Whose connections to translate at the socket, which costs nothing per packet
+    #[arg(
+        long,
+        env = "SLUICE_SOCKET_HOOKS",
+        value_name = "WHOSE",
+        value_enum,
+        default_value = "all",
+        help_heading = "Data path"
+    )]
+    pub socket_hooks: SocketHooks,
 
     /// cgroup-v2 folder whose processes are served at their sockets. Default: the root of the hierarchy, wherever it is mounted
     #[arg(
@@ -168,6 +190,16 @@ pub struct Config {
         help_heading = "Operation"
     )]
     pub health_bind: SocketAddr,
+
+    /// Address of /metrics, /configz and /proxyMode
+    #[arg(
+        long,
+        env = "SLUICE_METRICS_BIND",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:10249",
+        help_heading = "Operation"
+    )]
+    pub metrics_bind: SocketAddr,
 
     /// Level of the log on stderr (off, error, warn, info, debug, trace), also per module: `info,lb_userspace::plan=debug`
     #[arg(

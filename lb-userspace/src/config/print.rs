@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use serde_json::{Map, Value};
 
 use super::{ConfigFile, settings};
 
@@ -58,9 +59,37 @@ pub fn effective_yaml(agent: &clap::Command, matches: &ArgMatches, file: Option<
     text
 }
 
+/// The effective settings by their keys, for programs; null: not set.
+pub fn effective_json(agent: &clap::Command, matches: &ArgMatches) -> Map<String, Value> {
+    let value = |id| {
+        let text = matches.get_raw(id).into_iter().flatten().next()?.to_string_lossy();
+        Some(json(&text)).filter(|_| !text.is_empty())
+    };
+    settings(agent)
+        .map(|setting| (setting.key, value(setting.arg.get_id().as_str()).unwrap_or_default()))
+        .collect()
+}
+
+/// A value as JSON: a list where there are commas, numbers and booleans as such.
+fn json(value: &str) -> Value {
+    let scalar = |text: &str| match (text.parse::<u64>(), text.parse::<bool>()) {
+        (Ok(number), _) if number.to_string() == text => number.into(),
+        (_, Ok(boolean)) => boolean.into(),
+        _ => text.into(),
+    };
+    match items(value).as_slice() {
+        [one] => scalar(one),
+        items => items.iter().map(|item| scalar(item)).collect(),
+    }
+}
+
+fn items(value: &str) -> Vec<&str> {
+    value.split(',').map(str::trim).filter(|item| !item.is_empty()).collect()
+}
+
 /// A value as YAML: a list in brackets, numbers and booleans plain, strings quoted where YAML needs it.
 fn yaml(value: &str) -> String {
-    match value.split(',').map(str::trim).filter(|item| !item.is_empty()).collect::<Vec<_>>().as_slice() {
+    match items(value).as_slice() {
         [one] => scalar(one, ""),
         items => {
             format!("[{}]", items.iter().map(|item| scalar(item, ",[]{}")).collect::<Vec<_>>().join(", "))
@@ -84,7 +113,7 @@ fn scalar(text: &str, special: &str) -> String {
         text.to_owned()
     } else {
         // A JSON string is a double-quoted YAML scalar (YAML 1.2, chapter 1.3).
-        serde_json::Value::from(text).to_string()
+        Value::from(text).to_string()
     }
 }
 
@@ -124,6 +153,19 @@ mod tests {
             ("a b", "\"a b\""),
         ] {
             assert_eq!(yaml(value), expected);
+        }
+    }
+
+    #[test]
+    fn values_keep_their_type_in_json() {
+        for (value, expected) in [
+            ("auto", serde_json::json!("auto")),
+            ("10256", serde_json::json!(10256)),
+            ("0010", serde_json::json!("0010")),
+            ("true", serde_json::json!(true)),
+            ("10.0.0.0/8, fd00::/8", serde_json::json!(["10.0.0.0/8", "fd00::/8"])),
+        ] {
+            assert_eq!(json(value), expected);
         }
     }
 

@@ -10,13 +10,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::datapath::TcAttach;
 use crate::node::addresses::NodePortAddresses;
-use crate::node::devices::{AttachMode, DevicePatterns};
+use crate::node::devices::{AttachMode, DevicePatterns, PodInterfaces};
 
 /// Why a value is not accepted. The message completes "invalid value 'X' for KEY: …" and says what is accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
     #[error(
-        "{0:?} is not an interface name pattern; give `auto` or patterns like `eth*,ens3` \
+        "{0:?} is not an interface name pattern; give patterns like `eth*,ens3` or, for --devices, `auto` \
          (at most 15 characters each, no `/` and no spaces)"
     )]
     DevicePattern(String),
@@ -46,14 +46,25 @@ impl FromStr for DevicePatterns {
         if text.trim() == "auto" {
             return Ok(Self::Auto);
         }
+        let PodInterfaces(patterns) = text.parse()?;
+        if patterns.is_empty() {
+            return Err(ValueError::DevicePattern(text.to_owned()));
+        }
+        Ok(Self::Globs(patterns))
+    }
+}
+
+impl FromStr for PodInterfaces {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let patterns: Vec<String> = items(text).map(str::to_owned).collect();
         // IFNAMSIZ is 16 with the closing zero; dev_valid_name() refuses `/` and white space.
         let valid =
             |p: &String| p.len() < libc::IFNAMSIZ && !p.contains(|c: char| c == '/' || c.is_whitespace());
         match patterns.iter().find(|pattern| !valid(pattern)) {
             Some(wrong) => Err(ValueError::DevicePattern(wrong.clone())),
-            None if patterns.is_empty() => Err(ValueError::DevicePattern(text.to_owned())),
-            None => Ok(Self::Globs(patterns)),
+            None => Ok(Self(patterns)),
         }
     }
 }
@@ -70,6 +81,29 @@ impl clap::ValueEnum for AttachMode {
             Self::Xdp => PossibleValue::new("xdp")
                 .help("XDP on every device that can do it, also where checksums may be incomplete (a warning says so)"),
             Self::Tc => PossibleValue::new("tc").help("tc only"),
+        })
+    }
+}
+
+/// Whose sockets the socket programs serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketHooks {
+    All,
+    Host,
+    Off,
+}
+
+impl clap::ValueEnum for SocketHooks {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::All, Self::Host, Self::Off]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::All => PossibleValue::new("all").help("those of every process of the cgroup, pods included"),
+            Self::Host => PossibleValue::new("host")
+                .help("those in this network namespace only: a service mesh in a pod sees the Service's address (needs --pod-interfaces)"),
+            Self::Off => PossibleValue::new("off").help("nobody's: processes of the host itself then reach no Service"),
         })
     }
 }
@@ -234,6 +268,13 @@ mod tests {
                 "{wrong:?}"
             );
         }
+    }
+
+    #[test]
+    fn pod_interfaces_are_patterns_or_none() {
+        assert_eq!("".parse(), Ok(PodInterfaces::default()));
+        assert_eq!("cali*,tap?".parse(), Ok(PodInterfaces(vec!["cali*".into(), "tap?".into()])));
+        assert!("a/b".parse::<PodInterfaces>().is_err());
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::io;
 use std::net::SocketAddr;
 
-use lb_common::layout::{Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, TCP, tcp_flags};
+use lb_common::layout::{
+    Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, SCTP, TCP, tcp_flags,
+};
 
 use super::maps::{MapAddress, MapHandles};
 use super::sys::Plain;
@@ -28,7 +30,7 @@ pub struct FlowEntry {
     pub direction: u8,
     /// See [`lb_common::layout::deliver`].
     pub deliver: u8,
-    /// TCP flags seen in this direction.
+    /// TCP flags seen in this direction, or what SCTP says in the same words.
     pub tcp_seen: u8,
     /// `CLOCK_MONOTONIC`, see [`super::monotonic_ns`].
     pub last_seen_ns: u64,
@@ -63,31 +65,36 @@ pub struct FlowTimeouts {
     pub tcp_established: u64,
     /// TCP, closed by one side: as kube-proxy's `--conntrack-tcp-timeout-close-wait`.
     pub tcp_half_closed: u64,
-    /// TCP, closed by both sides or reset: long enough for a last retransmission.
-    pub tcp_closed: u64,
-    /// UDP and others: as `net.netfilter.nf_conntrack_udp_timeout_stream`.
+    /// SCTP that is not closed by both sides, as `net.netfilter.nf_conntrack_sctp_timeout_established`: an idle association sends a
+    /// HEARTBEAT every 30 s (RFC 9260 8.3) and is given up after some without an answer.
+    pub sctp: u64,
+    /// TCP and SCTP, closed by both sides, reset or aborted: long enough for a last retransmission.
+    pub closed: u64,
+    /// UDP: as `net.netfilter.nf_conntrack_udp_timeout_stream`.
     pub datagrams: u64,
 }
 
 impl Default for FlowTimeouts {
     fn default() -> Self {
-        Self { tcp_established: 24 * 3600, tcp_half_closed: 3600, tcp_closed: 20, datagrams: 120 }
+        Self { tcp_established: 24 * 3600, tcp_half_closed: 3600, sctp: 210, closed: 20, datagrams: 120 }
     }
 }
 
 impl FlowTimeouts {
-    /// Seconds that a connection may be silent. `request` and `reply`: TCP flags seen in each direction.
+    /// Seconds that a connection may be silent. `request` and `reply`: flags seen in each direction.
     fn allowed(&self, protocol: u8, request: u8, reply: u8) -> u64 {
-        if protocol != TCP {
-            return self.datagrams;
-        }
+        let (established, half_closed) = match protocol {
+            TCP => (self.tcp_established, self.tcp_half_closed),
+            SCTP => (self.sctp, self.sctp),
+            _ => return self.datagrams,
+        };
         let closed = |seen: u8| seen & tcp_flags::FIN != 0;
         if (request | reply) & tcp_flags::RST != 0 || (closed(request) && closed(reply)) {
-            self.tcp_closed
+            self.closed
         } else if closed(request) || closed(reply) {
-            self.tcp_half_closed
+            half_closed
         } else {
-            self.tcp_established
+            established
         }
     }
 }
@@ -126,7 +133,7 @@ where
     let open: Table<FlowKey<A>, Flow<A>> = maps.table(&format!("FLOWS_{}", A::SUFFIX))?;
     let half_open: Table<FlowKey<A>, Flow<A>> = maps.table(&format!("HALF_OPEN_{}", A::SUFFIX))?;
     // The shortest time-out spares most entries the look at their other half.
-    let shortest = timeouts.tcp_closed.min(timeouts.datagrams);
+    let shortest = timeouts.closed.min(timeouts.datagrams);
     let silent_for = |flow: &Flow<A>| now_ns.saturating_sub(flow.last_seen_ns) / 1_000_000_000;
     let mut over = Vec::new();
     let mut error = None;
@@ -231,8 +238,24 @@ mod tests {
         assert_eq!(timeouts.allowed(TCP, syn_ack, syn_ack), timeouts.tcp_established);
         assert_eq!(timeouts.allowed(TCP, fin, syn_ack), timeouts.tcp_half_closed);
         assert_eq!(timeouts.allowed(TCP, syn_ack, fin), timeouts.tcp_half_closed);
-        assert_eq!(timeouts.allowed(TCP, fin, fin), timeouts.tcp_closed);
-        assert_eq!(timeouts.allowed(TCP, syn_ack, rst), timeouts.tcp_closed);
+        assert_eq!(timeouts.allowed(TCP, fin, fin), timeouts.closed);
+        assert_eq!(timeouts.allowed(TCP, syn_ack, rst), timeouts.closed);
+    }
+
+    #[test]
+    fn sctp_is_kept_while_it_sends_heartbeats() {
+        let timeouts = FlowTimeouts::default();
+        let (open, shutdown, abort) =
+            (tcp_flags::SYN | tcp_flags::ACK, tcp_flags::FIN | tcp_flags::ACK, tcp_flags::RST);
+        assert_eq!(timeouts.allowed(SCTP, open, open), timeouts.sctp);
+        assert_eq!(timeouts.allowed(SCTP, shutdown, open), timeouts.sctp);
+        assert_eq!(timeouts.allowed(SCTP, shutdown, shutdown), timeouts.closed);
+        assert_eq!(timeouts.allowed(SCTP, open, abort), timeouts.closed);
+    }
+
+    #[test]
+    fn datagrams_say_nothing_and_are_kept_for_a_while() {
+        let timeouts = FlowTimeouts::default();
         assert_eq!(timeouts.allowed(lb_common::layout::UDP, 0, 0), timeouts.datagrams);
     }
 }

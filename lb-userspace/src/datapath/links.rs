@@ -121,6 +121,10 @@ impl Links {
         Ok(())
     }
 
+    pub fn detach_cgroup(&mut self) -> Result<(), AttachError> {
+        hooks::CGROUP.iter().try_for_each(|(_, _, hook)| remove_pin(&self.folder.join(hook)))
+    }
+
     pub fn attach_device(
         &mut self,
         programs: &mut Programs,

@@ -29,7 +29,7 @@ use self::programs::Programs;
 pub use self::programs::{
     DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, RECORDER, TcAttach,
 };
-pub use self::recorder::{Recorded, attached_devices};
+pub use self::recorder::{Recorded, attached_devices, serves_sockets};
 pub use self::sys::{TestRun, device_index, device_name, monotonic_ns};
 
 /// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
@@ -111,6 +111,11 @@ impl Datapath {
     pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), AttachError> {
         let links = self.links.as_mut().ok_or(AttachError::Private)?;
         links.attach_cgroup(&self.programs, cgroup)
+    }
+
+    /// Detaches the socket programs from where they are attached, if they are.
+    pub fn detach_cgroup(&mut self) -> Result<(), AttachError> {
+        self.links()?.detach_cgroup()
     }
 
     /// Attaches to a device, or replaces what is attached. With `xdp`, XDP and tc; else tc alone. `layer3`: the device's

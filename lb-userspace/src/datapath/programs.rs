@@ -37,6 +37,8 @@ pub struct LoadOptions {
     /// Level of the programs' own log: 0 off, 1 error … 5 trace.
     pub log_level: u8,
     pub tc_attach: TcAttach,
+    /// Socket programs translate for processes of this network namespace only.
+    pub host_sockets_only: bool,
 }
 
 /// How tc programs are attached.
@@ -209,6 +211,7 @@ impl Programs {
         let fib_source = u8::from(features.fib_source);
         let set_retval = u8::from(features.set_retval);
         let netns_cookie = features.netns_cookie.unwrap_or(0);
+        let host_sockets_only = u8::from(options.host_sockets_only);
         let recording = u8::from(purpose == Purpose::Record);
 
         let mut loader = EbpfLoader::new();
@@ -219,6 +222,7 @@ impl Programs {
             .override_global("HAS_FIB_SOURCE", &fib_source, true)
             .override_global("HAS_SET_RETVAL", &set_retval, true)
             .override_global("NODE_NETNS_COOKIE", &netns_cookie, true)
+            .override_global("HOST_SOCKETS_ONLY", &host_sockets_only, true)
             .override_global("RECORDING", &recording, true)
             .override_global("AYA_LOG_LEVEL", &options.log_level, false);
         let mut sizes: Vec<(&str, u32)> = map_sizes(&options.sizes).to_vec();

@@ -7,7 +7,7 @@ use lb_common::layout::{Record, Settings};
 
 use super::links::Links;
 use super::maps::MapHandles;
-use super::programs::{LoadError, LoadOptions, Programs, RECORDER};
+use super::programs::{LoadError, LoadOptions, Programs, RECORDER, hooks};
 use super::sys::TestRun;
 use super::table::Table;
 use super::{AttachError, Datapath, Pins, TcAttach};
@@ -28,7 +28,7 @@ impl LoadOptions {
             netns_cookie: netns_cookie.unwrap_or(0),
             snat_port_first: first,
             snat_port_count: last - first + 1,
-            host_sockets_only: 0,
+            host_sockets_only: u8::from(self.host_sockets_only),
             pad: [0; 3],
         }
     }
@@ -41,6 +41,7 @@ impl LoadOptions {
             snat_ports: (first, first + (settings.snat_port_count - 1)),
             log_level: 0,
             tc_attach: TcAttach::Auto,
+            host_sockets_only: settings.host_sockets_only != 0,
         }
     }
 }
@@ -91,6 +92,12 @@ impl Datapath {
 /// Interface indices that the programs of an agent are attached to.
 pub fn attached_devices(pins: &Pins) -> Result<Vec<u32>, AttachError> {
     Links::new(pins.links()).attached_devices()
+}
+
+/// Whether an agent has attached socket programs.
+pub fn serves_sockets(pins: &Pins) -> bool {
+    let [(_, _, first), ..] = hooks::CGROUP;
+    pins.links().join(first).exists()
 }
 
 /// `None`: nothing is pinned.

@@ -21,4 +21,4 @@ pub use node::Node;
 pub use problem::{Place, Problem, ProblemKind, Severity};
 pub use service::{Service, ServicePort, SourceRanges, TrafficPolicy};
 pub use service_cidr::service_cidrs;
-pub use slice::{Endpoint, NodeHint, Slice, SlicePort};
+pub use slice::{Endpoint, NodeHint, Slice, SlicePort, Trigger};

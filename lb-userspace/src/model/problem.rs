@@ -18,6 +18,20 @@ pub struct Problem {
     pub remedy: Box<str>,
 }
 
+impl Problem {
+    /// Kind, namespace and name of the API object; none when it is about something else. Objects without a namespace have an
+    /// empty one.
+    pub fn subject(&self) -> Option<(&'static str, &str, &str)> {
+        let (kind, name) = self.object.split_once(' ')?;
+        let kind = OBJECT_KINDS.into_iter().find(|known| *known == kind)?;
+        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+        Some((kind, namespace, name))
+    }
+}
+
+/// The kinds of API object that problems are about.
+const OBJECT_KINDS: [&str; 5] = ["Service", "EndpointSlice", "Endpoints", "Node", "ServiceCIDR"];
+
 /// What is wrong, in one word: stable, for the labels of metrics and the reasons of Events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProblemKind {
@@ -111,5 +125,32 @@ impl fmt::Display for Problem {
             }
         }
         write!(f, "{}: {}", self.reason, self.remedy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_subject_of_a_problem_is_an_api_object() {
+        let about = |object: &str| Problem {
+            severity: Severity::Error,
+            place: None,
+            object: object.into(),
+            field: "".into(),
+            kind: ProblemKind::Missing,
+            reason: "".into(),
+            remedy: "".into(),
+        };
+        for (object, expected) in [
+            ("Service default/web", Some(("Service", "default", "web"))),
+            ("Node worker-1", Some(("Node", "", "worker-1"))),
+            ("", None),
+            ("/etc/sluice/web.yaml", None),
+            ("cannot list services", None),
+        ] {
+            assert_eq!(about(object).subject(), expected, "{object}");
+        }
     }
 }

@@ -1,7 +1,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use k8s_openapi::api::{core::v1, discovery};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 
 use super::address::{parse_ip, why_unusable};
 use super::convert::{Converted, Problems, has_label, object_name};
@@ -10,6 +13,8 @@ use crate::plan::wanted::{IpFamily, Protocol};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// RFC 3339, with nanoseconds (`EndpointsLastChangeTriggerTime`, k8s.io/api/core/v1).
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// The EndpointSlice controller copies the labels of the Service.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
@@ -24,6 +29,16 @@ pub struct Slice {
     pub endpoints: Box<[Endpoint]>,
     /// The different sets of zones that the endpoints are meant for. See [`Endpoint::zone_hints`].
     pub zone_sets: Box<[Box<[Box<str>]>]>,
+    /// What brought the slice into this state; none: its author did not say.
+    pub trigger: Option<Trigger>,
+}
+
+/// When a pod or Service changed so that the EndpointSlice controller wrote the slice, by the clock of the controller. What lies
+/// between that and the change of the maps is the latency that a cluster is judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Trigger {
+    pub family: IpFamily,
+    pub at: SystemTime,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +107,7 @@ impl Slice {
                         ports: ports.clone(),
                         endpoints,
                         zone_sets: Box::default(),
+                        trigger: None,
                     };
                     slices.push((ObjectName::new(service.namespace(), &name), slice));
                 }
@@ -151,7 +167,15 @@ fn convert(
         ports: slice_ports(slice, problems),
         endpoints,
         zone_sets: zone_sets.into(),
+        trigger: trigger(&slice.metadata, family),
     })
+}
+
+/// An annotation that cannot be read says nothing of the endpoints: it is ignored, as kube-proxy does.
+fn trigger(metadata: &ObjectMeta, family: IpFamily) -> Option<Trigger> {
+    let text = metadata.annotations.as_ref()?.get(TRIGGER_ANNOTATION)?;
+    let at: Timestamp = text.parse().ok()?;
+    Some(Trigger { family, at: at.into() })
 }
 
 fn slice_ports(slice: &discovery::v1::EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]> {

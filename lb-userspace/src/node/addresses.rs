@@ -1,11 +1,12 @@
 //! Which addresses of this host take NodePorts, and the source addresses of what leaves through a device. Pure.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use lb_common::layout::{self, address_flags, device_flags};
 
+use super::devices::Choice;
 use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeState, Scope};
 
 impl DeviceAddress {
@@ -77,17 +78,46 @@ pub fn node_addresses(
     found.into_iter().collect()
 }
 
+/// Where servers listen that are reached at the node ports' addresses: the unspecified address for a family of which all are.
+/// `known`: see [`node_addresses`].
+pub fn listen_addresses(
+    options: &NodePortAddresses,
+    known: &[(IpAddr, layout::KnownAddress)],
+) -> BTreeSet<IpAddr> {
+    let everywhere = |unspecified: IpAddr| match options {
+        NodePortAddresses::All => true,
+        NodePortAddresses::Primary => false,
+        NodePortAddresses::Within(nets) => {
+            !nets.iter().any(|net| net.addr().is_ipv4() == unspecified.is_ipv4())
+        }
+    };
+    let mut addresses = BTreeSet::new();
+    for unspecified in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        if everywhere(unspecified) {
+            addresses.insert(unspecified);
+        } else {
+            let taken = known.iter().filter(|(ip, value)| {
+                ip.is_ipv4() == unspecified.is_ipv4()
+                    && value.flags & address_flags::NODE_PORTS != 0
+                    // A link-local IPv6 address is none without the device.
+                    && !is_link_local(*ip)
+            });
+            addresses.extend(taken.map(|(ip, _)| *ip));
+        }
+    }
+    addresses
+}
+
 /// What `DEVICES` shall hold: an entry for every device a packet can leave through, also where no program is attached (the
-/// VLAN above a NIC, a pod's veth).
-///
-/// `xdp_target`: whether XDP may send frames out of the device with that index.
-pub fn device_table(node: &NodeState, xdp_target: impl Fn(u32) -> bool) -> Vec<(u32, layout::Device)> {
+/// VLAN above a NIC, a pod's veth). Whether XDP may send frames out of it turns out when XDP is attached.
+pub fn device_table(node: &NodeState, choices: &[Choice]) -> Vec<(u32, layout::Device)> {
+    let pods: BTreeSet<u32> = choices.iter().filter(|choice| choice.pod).map(|choice| choice.index).collect();
     let entry = |device: &DeviceInfo| {
         let main = [node.main_v4.map(IpAddr::V4), node.main_v6.map(IpAddr::V6)];
         let [v4, v6] = [true, false].map(|is_v4| source(device, is_v4).or(main[usize::from(!is_v4)]));
         let mut flags = 0;
-        if xdp_target(device.index) {
-            flags |= device_flags::XDP_TARGET;
+        if pods.contains(&device.index) {
+            flags |= device_flags::POD;
         }
         if device.link_layer == LinkLayer::None {
             flags |= device_flags::NO_ETHERNET;
@@ -119,6 +149,7 @@ fn is_link_local(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::devices::{DeviceOptions, PodInterfaces, choose};
     use super::super::testing::{device, node};
     use super::*;
 
@@ -167,6 +198,21 @@ mod tests {
     }
 
     #[test]
+    fn servers_listen_where_node_ports_are() {
+        use NodePortAddresses::{All, Primary, Within};
+        let listen = |options: NodePortAddresses| {
+            let known = node_addresses(&example(), &options, &[]);
+            listen_addresses(&options, &known).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(listen(All), ["0.0.0.0", "::"]);
+        assert_eq!(listen(Primary), ["192.0.2.7", "2001:db8::7"]);
+        let v4 = Within(vec!["192.0.2.0/24".parse().expect("a CIDR")]);
+        assert_eq!(listen(v4), ["192.0.2.7", "192.0.2.8", "::"]);
+        let v6 = Within(vec!["::/0".parse().expect("a CIDR")]);
+        assert_eq!(listen(v6), ["0.0.0.0", "2001:db8::7"]);
+    }
+
+    #[test]
     fn an_address_on_several_devices_is_listed_with_the_first() {
         let all: BTreeMap<_, _> =
             node_addresses(&example(), &NodePortAddresses::All, &[]).into_iter().collect();
@@ -182,14 +228,19 @@ mod tests {
             .devices
             .push(DeviceInfo { link_layer: LinkLayer::None, ..device(7, "wg0", Some("wireguard"), &[]) });
         state.devices.push(DeviceInfo { up: false, ..device(8, "eth1", None, &["198.51.100.1/24"]) });
-        let table: BTreeMap<_, _> = device_table(&state, |index| index == 2).into_iter().collect();
+        let options = DeviceOptions { pods: PodInterfaces(vec!["vetha".into()]), ..DeviceOptions::default() };
+        let choices = choose(&state, &options);
+        let table: BTreeMap<_, _> = device_table(&state, &choices).into_iter().collect();
         let of = |index: u32| {
             (IpAddr::from(table[&index].addr_v4).to_string(), IpAddr::from(table[&index].addr_v6).to_string())
         };
         assert_eq!(of(2), ("192.0.2.7".into(), "2001:db8::7".into()));
         assert_eq!(of(3), ("10.244.1.0".into(), "2001:db8::7".into()));
         assert_eq!(of(7), ("192.0.2.7".into(), "2001:db8::7".into()));
-        assert_eq!((table[&2].flags, table[&7].flags), (device_flags::XDP_TARGET, device_flags::NO_ETHERNET));
+        assert_eq!(
+            [2, 5, 6, 7].map(|index| table[&index].flags),
+            [0, device_flags::POD, 0, device_flags::NO_ETHERNET]
+        );
         assert_eq!((table[&2].mtu, table[&3].mtu), (1500, 1450));
         assert!(!table.contains_key(&1) && !table.contains_key(&8), "neither loopback nor what is down");
     }

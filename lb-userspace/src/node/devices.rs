@@ -26,6 +26,10 @@
 //! address (Calico, Cilium, AWS VPC, Azure), or one without a subnet, `/32` or `/128` (kindnet, kubenet, the ptp
 //! plugin), and routes to the pod by a host route.
 //!
+//! **Devices of pods** are taken only by name (`--pod-interfaces`), with tc, for virtual machines and sandboxes whose sockets
+//! this kernel does not own. What arrives there comes from a pod of this node; replies to it get the Service's address back
+//! when they leave there. On a bridge these are its ports: what pods on it send each other does not come up to the bridge.
+//!
 //! **XDP** is chosen in mode `auto` only for drivers that have it natively and hand over complete checksums, see
 //! [`XDP_DRIVERS`]. On a veth, and between virtual machines on some hypervisors, a packet carries only a partial checksum
 //! that its receiver or the hardware was to complete; an XDP program cannot know, and what it rewrites and sends on is
@@ -79,6 +83,7 @@ const XDP_KINDS: &[&str] = &["bond", "tun", "veth"];
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeviceOptions {
     pub patterns: DevicePatterns,
+    pub pods: PodInterfaces,
     pub mode: AttachMode,
 }
 
@@ -90,6 +95,10 @@ pub enum DevicePatterns {
     /// Names with `*` and `?`. A device that matches any of them is taken, whatever it is.
     Globs(Vec<String>),
 }
+
+/// Option `--pod-interfaces`: names with `*` and `?`. A device that matches any of them leads to a pod, whatever `--devices` says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PodInterfaces(pub Vec<String>);
 
 /// Option `--mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -129,6 +138,8 @@ pub struct Choice {
     pub programs: Programs,
     /// Frames begin with an Ethernet header; else with the IP header.
     pub ethernet: bool,
+    /// It leads to a pod; else to other machines.
+    pub pod: bool,
     /// For the log: a sentence without the name.
     pub reason: String,
 }
@@ -138,29 +149,75 @@ pub fn choose(node: &NodeState, options: &DeviceOptions) -> Vec<Choice> {
     node.devices
         .iter()
         .map(|device| {
-            let (programs, reason) = match take(node, device, &options.patterns) {
+            let pod = matching(&options.pods.0, &device.name);
+            let taken = readable(device).and_then(|()| match pod {
+                Some(glob) => take_pod(node, device, glob, &options.patterns),
+                None => take(node, device, &options.patterns),
+            });
+            let (programs, reason) = match taken {
+                Ok(why) if pod.is_some() => (Programs::Tc, why),
                 Ok(why) => match programs(node, device, options.mode) {
                     (programs, Some(how)) => (programs, format!("{why}; {how}")),
                     (programs, None) => (programs, why),
                 },
                 Err(why_not) => (Programs::None, why_not),
             };
-            let ethernet = device.link_layer == LinkLayer::Ethernet;
-            Choice { index: device.index, name: device.name.clone(), programs, ethernet, reason }
+            Choice {
+                index: device.index,
+                name: device.name.clone(),
+                programs,
+                ethernet: device.link_layer == LinkLayer::Ethernet,
+                pod: pod.is_some(),
+                reason,
+            }
         })
         .collect()
 }
 
-/// Why a device is taken, or (Err) why not.
-fn take(node: &NodeState, device: &DeviceInfo, patterns: &DevicePatterns) -> Result<String, String> {
+/// Why (Err) programs can make nothing of the frames of a device.
+fn readable(device: &DeviceInfo) -> Result<(), String> {
     if device.loopback {
         return Err("loopback: local processes are served at their sockets".into());
     }
     if let LinkLayer::Other(arphrd) = device.link_layer {
         return Err(format!("its frames are neither Ethernet nor bare IP (ARPHRD {arphrd})"));
     }
+    Ok(())
+}
+
+/// As [`take`], for a device whose name matches `glob` of `--pod-interfaces`. What is probably a mistake is said.
+fn take_pod(
+    node: &NodeState,
+    device: &DeviceInfo,
+    glob: &str,
+    others: &DevicePatterns,
+) -> Result<String, String> {
+    if !device.up {
+        return Err(format!("matches {glob} of --pod-interfaces, but is down: taken when it comes up"));
+    }
+    let mut why = format!("matches {glob} of --pod-interfaces");
+    if let DevicePatterns::Globs(globs) = others
+        && let Some(other) = matching(globs, &device.name)
+    {
+        why.push_str(&format!(", which wins over {other} of --devices"));
+    }
+    match (device.kind.as_deref(), auto(node, device, MAX_STACK)) {
+        (Some("bridge"), _) => why.push_str(
+            "; WARNING: replies from pod to pod do not come up to a bridge, give the names of its ports",
+        ),
+        // A tun is a tunnel of a process as often as a virtual machine.
+        (Some("tun"), _) | (_, Err(_)) => {}
+        (_, Ok(looks_like)) => why.push_str(&format!(
+            "; WARNING: it looks as if other machines were behind it ({looks_like}), but who comes by it counts as a pod of this node"
+        )),
+    }
+    Ok(why)
+}
+
+/// Why a device is taken, or (Err) why not.
+fn take(node: &NodeState, device: &DeviceInfo, patterns: &DevicePatterns) -> Result<String, String> {
     if let DevicePatterns::Globs(globs) = patterns {
-        let Some(glob) = globs.iter().find(|glob| matches(glob, &device.name)) else {
+        let Some(glob) = matching(globs, &device.name) else {
             return Err("does not match --devices".into());
         };
         return if device.up {
@@ -311,6 +368,11 @@ fn programs(node: &NodeState, device: &DeviceInfo, mode: AttachMode) -> (Program
             Some(kind) => (Programs::Tc, Some(format!("{kind} has no native XDP, so tc"))),
         },
     }
+}
+
+/// The first pattern that a name matches.
+fn matching<'a>(globs: &'a [String], name: &str) -> Option<&'a String> {
+    globs.iter().find(|glob| matches(glob, name))
 }
 
 /// Shell-like match of a whole name: `*` is any characters, `?` is one.
@@ -583,6 +645,59 @@ mod tests {
                 "eth1: nothing: matches eth?, but is down: taken when it comes up",
                 "docker0: tc: matches docker*",
             ]
+        );
+    }
+
+    #[test]
+    fn devices_of_pods_are_taken_by_name() {
+        let devices = vec![
+            DeviceInfo { loopback: true, ..device(1, "lo", None, &["127.0.0.1/8"]) },
+            DeviceInfo { driver: Some("ice".into()), ..device(2, "eth0", None, &["192.0.2.7/24"]) },
+            DeviceInfo { lower_elsewhere: true, ..device(3, "veth1", Some("veth"), &[]) },
+            DeviceInfo { lower_elsewhere: true, up: false, ..device(4, "veth2", Some("veth"), &[]) },
+            device(5, "cni0", Some("bridge"), &["10.244.1.1/24"]),
+            DeviceInfo { master: Some(5), lower_elsewhere: true, ..device(6, "veth3", Some("veth"), &[]) },
+            device(7, "tap0", Some("tun"), &[]),
+            DeviceInfo { link_layer: LinkLayer::None, ..device(8, "tun0", Some("tun"), &[]) },
+            DeviceInfo { lower_elsewhere: true, ..device(9, "other", Some("veth"), &[]) },
+        ];
+        let pods = |globs: &[&str]| PodInterfaces(globs.iter().map(|glob| (*glob).into()).collect());
+        let mut options = DeviceOptions { pods: pods(&["veth*", "t*"]), ..DeviceOptions::default() };
+        options.mode = AttachMode::Xdp;
+        assert_eq!(
+            decide(devices.clone(), &options),
+            [
+                "lo: nothing: loopback: local processes are served at their sockets",
+                "eth0: XDP and tc: NIC",
+                "veth1: tc: matches veth* of --pod-interfaces",
+                "veth2: nothing: matches veth* of --pod-interfaces, but is down: taken when it comes up",
+                "cni0: nothing: bridge of pods, containers or virtual machines",
+                "veth3: tc: matches veth* of --pod-interfaces",
+                "tap0: tc: matches t* of --pod-interfaces",
+                "tun0: tc: matches t* of --pod-interfaces",
+                "other: nothing: veth without a subnet of its own: a pod is behind it",
+            ]
+        );
+        let of_pods: Vec<_> = choose(&node(devices.clone()), &options)
+            .into_iter()
+            .filter(|choice| choice.pod && choice.programs != Programs::None)
+            .map(|choice| (choice.index, choice.ethernet))
+            .collect();
+        assert_eq!(of_pods, [(3, true), (6, true), (7, true), (8, false)]);
+
+        options.pods = pods(&["*"]);
+        options.patterns = DevicePatterns::Globs(vec!["eth*".into()]);
+        let decided = decide(devices, &options);
+        assert_eq!(decided[0], "lo: nothing: loopback: local processes are served at their sockets");
+        assert_eq!(
+            decided[1],
+            "eth0: tc: matches * of --pod-interfaces, which wins over eth* of --devices; WARNING: it looks as if other \
+             machines were behind it (NIC), but who comes by it counts as a pod of this node"
+        );
+        assert_eq!(
+            decided[4],
+            "cni0: tc: matches * of --pod-interfaces; WARNING: replies from pod to pod do not come up to a bridge, give the \
+             names of its ports"
         );
     }
 

@@ -17,12 +17,12 @@
 //! A step is YAML, each key an object in short: the fields of its `spec` (`labels`, `status`, `created` and `namespace`
 //! too), or for slices the fields of the slice, with endpoints as words: an address, then `@NODE`, `unready`,
 //! `notserving`, `terminating` (which implies `unready`, as in Kubernetes), `zones=A,B`, `nodes=A,B`. The objects go
-//! through the reader of manifest folders. This node is called `here`; `node` has the fields of its `spec`, and `zone` and
+//! through the reader of manifest folders, and through that of API servers, which must agree. This node is called `here`; `node` has the fields of its `spec`, and `zone` and
 //! `addresses`.
 //!
 //! With `BLESS=1` in the environment the files are rewritten with what comes out; read the difference before you keep it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -33,7 +33,7 @@ use serde_json::{Map, Value, json};
 use super::wanted::{ServicePortId, WantedService};
 use super::{Changes, HealthCheck, Planner, Settings};
 use crate::model::{Node, ObjectName, Problem, Severity};
-use crate::source::manifests;
+use crate::source::{kubernetes, manifests};
 
 #[test]
 fn every_case_gives_its_plan() {
@@ -80,6 +80,7 @@ fn run(steps: &str) -> String {
         let input = step.split("\n=>").next().unwrap();
         let (objects, settings) = expand(input);
         fs::write(folder.path().join("objects.json"), objects.to_string()).unwrap();
+        let from_api_server = plan_from_api_server(&objects, settings.clone());
         let planner = planner.get_or_insert_with(|| Planner::new(settings));
         let changes = planner.update(source.scan().unwrap());
         let told = if number == 0 { String::new() } else { state.told(&changes) };
@@ -93,11 +94,37 @@ fn run(steps: &str) -> String {
         assert_eq!((state.node.as_ref(), &state.service_cidrs), (planner.node(), &planner.service_cidrs()));
         assert_eq!(state.services.values().cloned().collect::<Vec<_>>(), sorted(planner.everything()));
         assert_eq!(state.problems, planner.problems().into_iter().collect::<Vec<_>>());
+        if let Some((services, problems)) = from_api_server {
+            assert_eq!(services, sorted(planner.everything()), "from an API server, {input}");
+            assert_eq!(problems, without_places(planner.problems()), "from an API server, {input}");
+        }
         let then = if number == 0 { "" } else { "then\n" };
         writeln!(written, "{then}{}\n=>\n{told}{}", input.trim_end(), state.text()).unwrap();
         written = written.trim_end().to_owned() + "\n";
     }
     written
+}
+
+/// What a fresh start with the same objects in an API server gives; none if it could not hold them.
+fn plan_from_api_server(
+    objects: &Value,
+    settings: Settings,
+) -> Option<(Vec<WantedService>, BTreeSet<Problem>)> {
+    let items = objects["items"].as_array().unwrap();
+    // It would have made slices of them.
+    if items.iter().any(|item| item["kind"] == "Endpoints") {
+        return None;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let events = runtime.block_on(kubernetes::list(items, "here".into())).ok()?;
+    let mut planner = Planner::new(settings);
+    assert!(planner.update(events).complete);
+    Some((sorted(planner.everything()), without_places(planner.problems())))
+}
+
+/// An API server has no files.
+fn without_places(problems: BTreeSet<Problem>) -> BTreeSet<Problem> {
+    problems.into_iter().map(|problem| Problem { place: None, ..problem }).collect()
 }
 
 fn sorted(services: impl Iterator<Item = WantedService>) -> Vec<WantedService> {

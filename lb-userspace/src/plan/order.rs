@@ -100,6 +100,7 @@ prop_compose! {
             place: None,
             ports: ports.into_iter().map(|(name, protocol, port)| SlicePort { name: name.into(), protocol, port }).collect(),
             endpoints: endpoints.into(),
+            trigger: None,
             zone_sets: ["a", "b"].map(|zone| [zone.into()].into()).into(),
         }
     }

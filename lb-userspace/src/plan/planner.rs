@@ -9,7 +9,7 @@ use super::endpoints::{self, Uses};
 use super::frontends::{self, Asked};
 use super::problems;
 use super::wanted::{Algorithm, FrontendKind, IpFamily, ServicePortId, WantedService};
-use crate::model::{Node, ObjectName, Problem, Service, ServicePort, Slice, TrafficPolicy};
+use crate::model::{Node, ObjectName, Problem, Service, ServicePort, Slice, TrafficPolicy, Trigger};
 use crate::source::{Event, Origin, Part};
 
 /// What the operator decides.
@@ -27,7 +27,7 @@ impl Default for Settings {
     }
 }
 
-/// What became different through a batch of events. Everything in it is sorted.
+/// What became different through a batch of events. Every list is sorted unless it says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
     /// The first answer: `changed` is all there is, and what else the maps hold is left over from before.
@@ -40,6 +40,8 @@ pub struct Changes {
     pub node_changed: bool,
     /// [`Planner::service_cidrs`] answers something else now.
     pub service_cidrs_changed: bool,
+    /// What led to the slices that are different now, in the order of the events.
+    pub triggers: Vec<Trigger>,
     pub raised: Vec<Problem>,
     pub resolved: Vec<Problem>,
 }
@@ -90,6 +92,7 @@ struct Before {
     reports: BTreeMap<Origin, Vec<Problem>>,
     node: Option<Arc<Node>>,
     service_cidrs: Option<Vec<IpNet>>,
+    triggers: Vec<Trigger>,
 }
 
 impl Planner {
@@ -119,6 +122,7 @@ impl Planner {
             reports: BTreeMap::new(),
             node: self.node.clone(),
             service_cidrs: None,
+            triggers: Vec::new(),
         };
         for event in events {
             self.absorb(event, &mut before);
@@ -129,6 +133,7 @@ impl Planner {
                 .service_cidrs
                 .as_ref()
                 .is_some_and(|cidrs| *cidrs != self.service_cidrs()),
+            triggers: std::mem::take(&mut before.triggers),
             ..Changes::default()
         };
         let mut raised = BTreeSet::new();
@@ -210,6 +215,11 @@ impl Planner {
         Part::ALL.into_iter().filter(|part| self.synced & bit(*part) == 0)
     }
 
+    /// How many Services are proxied.
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
     /// What the API says of this node; none if it has no such Node.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_deref()
@@ -277,15 +287,20 @@ impl Planner {
         for service in old_service.iter().chain(slice.as_ref().map(|slice| &slice.service)) {
             self.touch(service, before);
         }
+        let mut old_trigger = None;
         if let Some(service) = old_service
             && let Some(slices) = self.slices.get_mut(&service)
         {
-            slices.retain(|(other, _)| *other != name);
+            if let Some(index) = slices.iter().position(|(other, _)| *other == name) {
+                old_trigger = slices.remove(index).1.trigger;
+            }
             if slices.is_empty() {
                 self.slices.remove(&service);
             }
         }
         if let Some(slice) = slice {
+            // A new list sends every slice once more.
+            before.triggers.extend(slice.trigger.filter(|trigger| old_trigger != Some(*trigger)));
             let service = slice.service.clone();
             let slices = self.slices.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
             let index = slices.partition_point(|(other, _)| *other < name);
@@ -452,5 +467,31 @@ mod tests {
         assert_eq!(first.changed.len(), 1);
         // A source that is started again says so again.
         assert!(planner.update(Part::ALL.map(Event::Synced)).is_empty());
+    }
+
+    #[test]
+    fn what_led_to_a_slice_is_told_once() {
+        let event = |at: &str| {
+            let slice = serde_json::from_value(serde_json::json!({
+                "metadata": {
+                    "namespace": "default", "name": "web-1",
+                    "labels": { "kubernetes.io/service-name": "web" },
+                    "annotations": { "endpoints.kubernetes.io/last-change-trigger-time": at },
+                },
+                "addressType": "IPv6", "endpoints": [],
+            }))
+            .unwrap();
+            let converted = Slice::from_api(&slice, "node-1");
+            assert_eq!(converted.problems, []);
+            Event::Slice(converted.name, converted.value.map(Arc::new))
+        };
+        let mut planner = Planner::new(Settings::default());
+        let mut told = |at: &str| planner.update([event(at)]).triggers;
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(1_700_000_000_250_000_000);
+        let expected = Trigger { family: IpFamily::V6, at };
+        assert_eq!(told("2023-11-14T22:13:20.25Z"), [expected]);
+        assert_eq!(told("2023-11-14T22:13:20.25Z"), [], "a new list");
+        assert_eq!(told("yesterday"), []);
+        assert_eq!(told("2023-11-14T22:13:20.25Z"), [expected]);
     }
 }

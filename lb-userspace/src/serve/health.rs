@@ -2,6 +2,7 @@
 //!
 //! The answers have the keys of kube-proxy's (pkg/proxy/healthcheck/proxy_health.go), plus a reason.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::StatusCode;
@@ -55,18 +56,27 @@ impl State {
 
     /// `/healthz`: whether this node serves the Services of the cluster now. For load balancers and readiness probes.
     pub fn healthz(&self, now: Instant, wall_clock: SystemTime) -> Report {
-        let trouble = match &self.progress {
-            Progress::Starting(awaited) => Some(awaited.clone()),
-            Progress::Serving => self.stuck(now).or_else(|| self.overdue(now)),
-        };
         let ineligible =
-            (!self.node_eligible).then(|| "the Node is missing or about to be deleted".to_owned());
-        Report::new(self, Some(self.node_eligible), trouble.or(ineligible), wall_clock)
+            || (!self.node_eligible).then(|| "the Node is missing or about to be deleted".to_owned());
+        let trouble = self.trouble(now).or_else(ineligible);
+        Report::new(self, Some(self.node_eligible), trouble, now, wall_clock)
     }
 
     /// `/livez`: whether a restart would help. It would not help a full map or an API server that is away.
     pub fn livez(&self, now: Instant, wall_clock: SystemTime) -> Report {
-        Report::new(self, None, self.stuck(now), wall_clock)
+        Report::new(self, None, self.stuck(now), now, wall_clock)
+    }
+
+    /// Whether the maps are as they are wanted. Unlike `/healthz` it does not ask whether the Node stays.
+    pub fn is_healthy(&self, now: Instant) -> bool {
+        self.trouble(now).is_none()
+    }
+
+    fn trouble(&self, now: Instant) -> Option<String> {
+        match &self.progress {
+            Progress::Starting(awaited) => Some(awaited.clone()),
+            Progress::Serving => self.stuck(now).or_else(|| self.overdue(now)),
+        }
     }
 
     fn stuck(&self, now: Instant) -> Option<String> {
@@ -95,6 +105,16 @@ pub struct Report {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// By IP family; none before the first time. Both are always written together.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    status: BTreeMap<&'static str, FamilyStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FamilyStatus {
+    last_updated: String,
+    healthy: bool,
 }
 
 impl Report {
@@ -102,14 +122,23 @@ impl Report {
         state: &State,
         node_eligible: Option<bool>,
         reason: Option<String>,
+        now: Instant,
         wall_clock: SystemTime,
     ) -> Self {
+        let last_updated = state.last_updated.map(rfc3339);
+        let status = last_updated
+            .clone()
+            .map(|last_updated| FamilyStatus { last_updated, healthy: state.is_healthy(now) });
+        let status = (["IPv4", "IPv6"].into_iter().zip(status.iter().cycle()))
+            .map(|(family, status)| (family, status.clone()))
+            .collect();
         Self {
-            last_updated: state.last_updated.map(rfc3339),
+            last_updated,
             current_time: rfc3339(wall_clock),
             node_eligible,
             healthy: reason.is_none(),
             reason,
+            status,
         }
     }
 
@@ -159,6 +188,10 @@ mod tests {
                 "currentTime": "2023-11-14T22:13:21Z",
                 "nodeEligible": true,
                 "healthy": true,
+                "status": {
+                    "IPv4": { "lastUpdated": "2023-11-14T22:13:20Z", "healthy": true },
+                    "IPv6": { "lastUpdated": "2023-11-14T22:13:20Z", "healthy": true },
+                },
             })
         );
     }
@@ -170,6 +203,8 @@ mod tests {
         assert_eq!(healthz.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(json(&healthz)["reason"], "waiting for Services");
         assert_eq!(json(&healthz)["lastUpdated"], serde_json::Value::Null);
+        assert!(json(&healthz).get("status").is_none());
+        assert!(!state.is_healthy(state.alive));
         assert_eq!(state.livez(state.alive, wall_clock(0)).status(), StatusCode::OK);
     }
 
@@ -180,6 +215,7 @@ mod tests {
         let healthz = state.healthz(now, wall_clock(0));
         assert_eq!(healthz.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(json(&healthz)["nodeEligible"], false);
+        assert!(state.is_healthy(now), "the endpoints here can be reached as long as the node is there");
         let livez = state.livez(now, wall_clock(0));
         assert_eq!(livez.status(), StatusCode::OK);
         assert!(json(&livez).get("nodeEligible").is_none());
@@ -210,6 +246,9 @@ mod tests {
             json(&state.healthz(late, wall_clock(0)))["reason"],
             "not in the maps for 61 s: service port default/web TCP: map SLOTS is full"
         );
-        assert_eq!(state.livez(late, wall_clock(0)).status(), StatusCode::OK);
+        let livez = state.livez(late, wall_clock(0));
+        assert_eq!(livez.status(), StatusCode::OK);
+        assert_eq!(json(&livez)["status"]["IPv6"]["healthy"], false);
+        assert!(!state.is_healthy(late));
     }
 }

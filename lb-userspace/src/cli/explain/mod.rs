@@ -15,15 +15,16 @@ use std::path::PathBuf;
 use clap::Args;
 use lb_common::layout::{NamespaceAddrs, Record, backend_flags, record_from};
 
-use self::origin::{Device, Facts, Hook, In, Origin, OriginError};
+use self::origin::{Device, Facts, Hook, In, Origin, OriginError, Sockets};
 use self::packet::{End, Packet, PacketError, Protocol};
 use super::view::explain::{Explanation, Format, Observation, explain};
 use super::view::{Backends, OutputError};
 use super::{Command, Invocation, PinArgs, UsageError};
 use crate::agent::{AgentError, once};
-use crate::config::{Config, Machine};
+use crate::config::{Config, Machine, SocketHooks};
 use crate::datapath::{
     AttachError, Datapath, LoadError, Pins, RECORDER, attached_devices, device_index, device_name,
+    serves_sockets,
 };
 use crate::node::{NodeError, route};
 use crate::plan::wanted::IpFamily;
@@ -71,14 +72,14 @@ pub struct ExplainArgs {
 }
 
 const EXAMPLES: &str = "\
-The packet is built and run through the kernel programs on the agent's maps, in the network namespace of the agent. Nothing is
-sent, and the run leaves no trace: no flow, no affinity, no count. Verdicts: `forward` (translated), `pass` (left as it is),
-`reject` (answered with an error), `drop`.
+The packet is built and run through the kernel programs on the agent's maps, in the network namespace
+of the agent. Nothing is sent, and the run leaves no trace: no flow, no affinity, no count.
+Verdicts: forward (translated), pass (left as it is), reject (answered with an error), drop.
 
 Examples:
   lb explain tcp 192.0.2.7 10.10.0.11:30080              A client outside asks a nodePort
   lb explain tcp 10.244.1.11:5000 10.96.0.10:80          A pod asks a ClusterIP; from that port
-  lb explain udp 10.244.2.7 [fd00:96::10]:53 --in eth0   As a packet that arrives by eth0
+  lb explain udp fd00:2::7 [fd00:96::10]:53 --in eth0    As a packet that arrives by eth0
   lb explain icmp 192.0.2.7 10.96.0.10                   A ping
   lb explain tcp 10.10.0.11 10.96.0.10:80 -o json        For programs
   lb explain tcp 192.0.2.7 10.96.0.10:80 --manifests ./manifests --node worker-1
@@ -136,6 +137,7 @@ struct Subject {
     datapath: Datapath,
     /// Indices of the devices that the programs are attached to, or would be.
     attached: Vec<u32>,
+    sockets: Sockets,
     problems: Vec<String>,
 }
 
@@ -166,18 +168,29 @@ impl ExplainArgs {
         preflight::check_bpffs(&self.pins.bpffs)?;
         let pins = Pins::new(&self.pins.bpffs);
         let datapath = Datapath::load_recorder(&pins)?;
-        let agents = datapath.settings().map_err(ExplainError::Maps)?.netns_cookie;
+        let settings = datapath.settings().map_err(ExplainError::Maps)?;
+        let agents = settings.netns_cookie;
         if datapath.features().netns_cookie.is_some_and(|own| agents != 0 && own != agents) {
             return Err(ExplainError::OtherNamespace);
         }
-        Ok(Subject { datapath, attached: attached_devices(&pins)?, problems: Vec::new() })
+        let sockets = match settings.host_sockets_only {
+            _ if !serves_sockets(&pins) => Sockets::None,
+            0 => Sockets::All,
+            _ => Sockets::Node,
+        };
+        Ok(Subject { datapath, attached: attached_devices(&pins)?, sockets, problems: Vec::new() })
     }
 
     async fn private(&self, folder: PathBuf) -> Result<Subject, ExplainError> {
         let config = self.agent_settings(&folder)?;
         let mut datapath = Datapath::load_private_recorder(&crate::agent::load_options(&config))?;
         let written = once::write(&mut datapath, &config, &folder).await?;
-        Ok(Subject { datapath, attached: written.devices, problems: written.problems })
+        let sockets = match config.socket_hooks {
+            SocketHooks::All => Sockets::All,
+            SocketHooks::Host => Sockets::Node,
+            SocketHooks::Off => Sockets::None,
+        };
+        Ok(Subject { datapath, attached: written.devices, sockets, problems: written.problems })
     }
 
     /// The settings that an agent would have here.
@@ -206,9 +219,9 @@ impl Subject {
                     endpoints_here.insert(entry.address.ip());
                 }
             }
-            Ok((self.datapath.settings()?, maps.node_addresses()?, maps.namespaces()?))
+            Ok((self.datapath.settings()?.netns_cookie, maps.node_addresses()?, maps.namespaces()?))
         };
-        let (settings, addresses, namespaces) = read().map_err(ExplainError::Maps)?;
+        let (netns_cookie, addresses, namespaces) = read().map_err(ExplainError::Maps)?;
         let route = route::device_to(source).await?;
         let named = match said {
             Some(In::Device(name)) => device_index(name),
@@ -219,7 +232,8 @@ impl Subject {
         let device = |ifindex, attached| device_name(ifindex).map(|name| Device { ifindex, name, attached });
         let devices = self.attached.iter().filter_map(|index| device(*index, true));
         let devices = devices.chain(others.filter_map(|index| device(index, false))).collect();
-        Ok(Facts { settings, addresses, namespaces, endpoints_here, devices, route })
+        let sockets = self.sockets;
+        Ok(Facts { netns_cookie, sockets, addresses, namespaces, endpoints_here, devices, route })
     }
 
     /// Without an agent nobody has said which address a namespace has: the one that asks has that of the packet.

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use lb_common::layout::{KnownAddress, NamespaceAddrs, Settings};
+use lb_common::layout::{KnownAddress, NamespaceAddrs};
 
 use super::packet::{Packet, Protocol};
 
@@ -40,10 +40,21 @@ pub struct Device {
     pub attached: bool,
 }
 
+/// Whose calls are translated at the socket (`--socket-hooks`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sockets {
+    All,
+    /// Those of this node's own processes.
+    Node,
+    None,
+}
+
 /// What is known of this node.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    pub settings: Settings,
+    /// Cookie of the network namespace of the agent.
+    pub netns_cookie: u64,
+    pub sockets: Sockets,
     pub addresses: Vec<(IpAddr, KnownAddress)>,
     pub namespaces: Vec<(u64, NamespaceAddrs)>,
     /// Addresses of endpoints on this node.
@@ -84,6 +95,11 @@ pub enum OriginError {
         "no device leads to {0} and no program is attached to any; name the device that its packets arrive by with --in"
     )]
     NoWay(IpAddr),
+    #[error(
+        "no sockets are served here (--socket-hooks): processes of this node reach no Service; \
+         --in IFACE explains a packet that arrives"
+    )]
+    NoSockets,
 }
 
 impl Facts {
@@ -143,7 +159,10 @@ impl Facts {
             let why = format!("{why}; a ping is answered as a packet");
             return Ok(Origin { from: from.into(), hook: Hook::Device { ifindex }, why });
         }
-        if from_pod && self.settings.host_sockets_only != 0 {
+        if !from_pod && self.sockets == Sockets::None {
+            return Err(OriginError::NoSockets);
+        }
+        if from_pod && self.sockets != Sockets::All {
             let (device, _) = self.arrival_device(source)?;
             let attached = if device.attached {
                 ""
@@ -156,8 +175,7 @@ impl Facts {
             );
             return Ok(Origin { from: from.into(), hook: Hook::Device { ifindex: device.ifindex }, why });
         }
-        let netns_cookie =
-            if from_pod { self.namespace_of(source).unwrap_or(0) } else { self.settings.netns_cookie };
+        let netns_cookie = if from_pod { self.namespace_of(source).unwrap_or(0) } else { self.netns_cookie };
         let program = if source.is_ipv4() { "lb_connect4" } else { "lb_connect6" };
         let why = format!(
             "{why}: a process there calls connect, and {program} translates the call by the same code and maps"
@@ -200,13 +218,8 @@ mod tests {
             |text: &str| (text.parse().unwrap(), KnownAddress { ifindex: 2, flags: address_flags::NODE });
         let device = |ifindex, name: &str, attached| Device { ifindex, name: name.into(), attached };
         Facts {
-            settings: Settings {
-                netns_cookie: 7,
-                snat_port_first: 61_000,
-                snat_port_count: 1,
-                host_sockets_only: 0,
-                pad: [0; 3],
-            },
+            netns_cookie: 7,
+            sockets: Sockets::All,
             addresses: vec![address("10.10.0.11")],
             namespaces: vec![
                 (7, NamespaceAddrs { addr_v4: [10, 10, 0, 11], addr_v6: [0; 16] }),
@@ -272,11 +285,13 @@ mod tests {
         let mut facts = facts();
         let ping = origin(&facts, Protocol::Icmp, "10.244.1.11", None).unwrap();
         assert_eq!((ping.from.as_str(), ping.hook), ("pod", Hook::Device { ifindex: 2 }));
-        facts.settings.host_sockets_only = 1;
+        facts.sockets = Sockets::Node;
         facts.route = Some(3);
         let pod = origin(&facts, Protocol::Tcp, "10.244.1.11", None).unwrap();
         assert_eq!((pod.from.as_str(), pod.hook), ("pod", Hook::Device { ifindex: 3 }));
         let node = origin(&facts, Protocol::Tcp, "10.10.0.11", None).unwrap();
         assert_eq!(node.hook, Hook::Socket { netns_cookie: 7 });
+        facts.sockets = Sockets::None;
+        assert_eq!(origin(&facts, Protocol::Tcp, "10.10.0.11", None), Err(OriginError::NoSockets));
     }
 }

@@ -85,7 +85,7 @@ fn idle_seconds(now_ns: u64, last_seen_ns: u64) -> u64 {
 /// The state of a connection, of what both directions have seen.
 fn state(request: &FlowEntry, reply: Option<&FlowEntry>) -> &'static str {
     let Some(reply) = reply else { return "request-only" };
-    if request.protocol != layout::TCP {
+    if request.protocol == layout::UDP {
         return "open";
     }
     let seen = |entry: &FlowEntry, flag: u8| entry.tcp_seen & flag != 0;
@@ -201,9 +201,12 @@ mod tests {
         v6[1].tcp_seen |= tcp_flags::FIN;
         let mut dns = pair("198.51.100.9:5353", "192.0.2.1:30053", "192.0.2.1:61002", "10.244.2.10:53");
         dns.iter_mut().for_each(|entry| (entry.protocol, entry.service_id) = (layout::UDP, 2));
+        let mut sctp = pair("198.51.100.7:40002", "192.0.2.1:30412", "192.0.2.1:61004", "10.244.2.3:38412");
+        sctp.iter_mut().for_each(|entry| entry.protocol = layout::SCTP);
         let orphan =
             pair("198.51.100.99:1", "192.0.2.1:30053", "192.0.2.1:61003", "10.244.2.10:53")[1].clone();
-        let entries: Vec<FlowEntry> = [v4, opening, v6, dns].into_iter().flatten().chain([orphan]).collect();
+        let entries: Vec<FlowEntry> =
+            [v4, opening, v6, dns, sctp].into_iter().flatten().chain([orphan]).collect();
         flow_rows(&entries, &fixture::names(), 100 * SECOND, &Filter::default())
     }
 
@@ -219,7 +222,7 @@ mod tests {
 
     #[test]
     fn json() {
-        assert_golden("flows.json", &render(&rows()[..2], Output::Json).unwrap());
+        assert_golden("flows.json", &render(&rows()[1..3], Output::Json).unwrap());
     }
 
     #[test]

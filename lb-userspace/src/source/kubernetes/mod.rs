@@ -1,6 +1,7 @@
 //! The API server as the source: one watch for each kind of object. Objects become [model](crate::model) types as they
 //! come from the stream and are dropped at once.
 
+pub mod events;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use kube::{Api, Client, Config};
 use tokio::sync::mpsc;
 
 use super::{Event, Part};
-use crate::model::{self, Node, Service, Slice};
+use crate::model::{self, Converted, Node, ObjectName, Service, Slice};
 use watch::{Kind, Pauses, follow};
 
 #[derive(Debug, thiserror::Error)]
@@ -67,31 +68,16 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
             watcher::Config::default().labels(FOR_THIS_PROXY).fields("spec.clusterIP!=None"),
         )
         .backoff(Pauses::default()),
-        Kind {
-            part: Part::Services,
-            plural: "services",
-            singular: "Service",
-            optional: false,
-            convert: |service: &ApiService| Service::from_api(service),
-            event: |name, service: Option<Service>| Event::Service(name, service.map(Arc::new)),
-        },
+        services(),
         &events,
     );
-    let node_of_slices = this_node.clone();
     let slices = follow(
         watcher(
             Api::<EndpointSlice>::all(client.clone()),
             watcher::Config::default().labels(&format!("{FOR_THIS_PROXY},!service.kubernetes.io/headless")),
         )
         .backoff(Pauses::default()),
-        Kind {
-            part: Part::Slices,
-            plural: "endpointslices.discovery.k8s.io",
-            singular: "EndpointSlice",
-            optional: false,
-            convert: move |slice: &EndpointSlice| Slice::from_api(slice, &node_of_slices),
-            event: |name, slice: Option<Slice>| Event::Slice(name, slice.map(Arc::new)),
-        },
+        slices(this_node.clone()),
         &events,
     );
     let node = follow(
@@ -100,28 +86,100 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
             watcher::Config::default().fields(&format!("metadata.name={this_node}")),
         )
         .backoff(Pauses::default()),
-        Kind {
-            part: Part::Node,
-            plural: "nodes",
-            singular: "Node",
-            optional: false,
-            convert: |node: &ApiNode| Node::from_api(node),
-            event: |_, node: Option<Node>| Event::Node(node.map(Arc::new)),
-        },
+        node(),
         &events,
     );
     let service_cidrs = follow(
         watcher(Api::<ServiceCIDR>::all(client), watcher::Config::default()).backoff(Pauses::default()),
-        Kind {
-            part: Part::ServiceCidrs,
-            plural: "servicecidrs.networking.k8s.io",
-            singular: "ServiceCIDR",
-            // Served by Kubernetes 1.33 and newer; without it addresses that belong to no Service are not known.
-            optional: true,
-            convert: |cidr: &ServiceCIDR| model::service_cidrs(cidr),
-            event: |name, cidrs: Option<Box<[IpNet]>>| Event::ServiceCidr(name, cidrs.map(Arc::from)),
-        },
+        service_cidrs(),
         &events,
     );
     tokio::join!(services, slices, node, service_cidrs);
+}
+
+/// Makes the model's `T` of an API object.
+type Convert<K, T> = fn(&K) -> Converted<T>;
+
+/// Makes the event that tells of a `T`, or that it is gone.
+type Tell<T> = fn(ObjectName, Option<T>) -> Event;
+
+fn services() -> Kind<Convert<ApiService, Service>, Tell<Service>> {
+    Kind {
+        part: Part::Services,
+        plural: "services",
+        singular: "Service",
+        optional: false,
+        convert: Service::from_api,
+        event: |name, service: Option<Service>| Event::Service(name, service.map(Arc::new)),
+    }
+}
+
+fn slices(this_node: Arc<str>) -> Kind<impl Fn(&EndpointSlice) -> Converted<Slice>, Tell<Slice>> {
+    Kind {
+        part: Part::Slices,
+        plural: "endpointslices.discovery.k8s.io",
+        singular: "EndpointSlice",
+        optional: false,
+        convert: move |slice: &EndpointSlice| Slice::from_api(slice, &this_node),
+        event: |name, slice: Option<Slice>| Event::Slice(name, slice.map(Arc::new)),
+    }
+}
+
+fn node() -> Kind<Convert<ApiNode, Node>, Tell<Node>> {
+    Kind {
+        part: Part::Node,
+        plural: "nodes",
+        singular: "Node",
+        optional: false,
+        convert: Node::from_api,
+        event: |_, node: Option<Node>| Event::Node(node.map(Arc::new)),
+    }
+}
+
+/// The ranges of one ServiceCIDR.
+type Ranges = Box<[IpNet]>;
+
+fn service_cidrs() -> Kind<Convert<ServiceCIDR, Ranges>, Tell<Ranges>> {
+    Kind {
+        part: Part::ServiceCidrs,
+        plural: "servicecidrs.networking.k8s.io",
+        singular: "ServiceCIDR",
+        // Served by Kubernetes 1.33 and newer; without it addresses that belong to no Service are not known.
+        optional: true,
+        convert: model::service_cidrs,
+        event: |name, cidrs: Option<Ranges>| Event::ServiceCidr(name, cidrs.map(Arc::from)),
+    }
+}
+
+/// The events that a first list of these objects would make. Fails for an object that an API server could not hold.
+#[cfg(test)]
+pub(crate) async fn list(
+    objects: &[serde_json::Value],
+    this_node: Arc<str>,
+) -> Result<Vec<Event>, serde_json::Error> {
+    use serde::de::DeserializeOwned;
+    use watcher::Event::{InitApply, InitDone};
+
+    fn stream<K: DeserializeOwned>(
+        objects: &[serde_json::Value],
+        kind: &str,
+    ) -> Result<impl futures::Stream<Item = watcher::Result<watcher::Event<K>>>, serde_json::Error> {
+        let of_kind = objects.iter().filter(|object| object["kind"] == kind);
+        let items: Vec<K> =
+            of_kind.map(|object| serde_json::from_value(object.clone())).collect::<Result<_, _>>()?;
+        let items = items.into_iter().map(InitApply).chain([InitDone]);
+        Ok(futures::stream::iter(items.map(Ok)))
+    }
+
+    let (sender, mut receiver) = mpsc::channel(1024);
+    follow(stream(objects, "Service")?, services(), &sender).await;
+    follow(stream(objects, "EndpointSlice")?, slices(this_node), &sender).await;
+    follow(stream(objects, "Node")?, node(), &sender).await;
+    follow(stream(objects, "ServiceCIDR")?, service_cidrs(), &sender).await;
+    drop(sender);
+    let mut events = Vec::new();
+    while let Some(event) = receiver.recv().await {
+        events.push(event);
+    }
+    Ok(events)
 }

@@ -1,0 +1,128 @@
+//! `/metrics`, `/configz` and `/proxyMode`, where kube-proxy has them.
+
+use std::sync::Arc;
+
+use hyper::{Method, StatusCode};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+
+use super::Metrics;
+use super::http::{self, Answer};
+
+/// OpenMetrics 1.0.0; Prometheus takes the format from here.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Answers requests until the task is dropped. `configuration`: the effective settings.
+pub async fn serve_diagnostics(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    configuration: Map<String, Value>,
+) {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(metrics));
+    let answers = Arc::new((registry, json!({ "sluice": configuration })));
+    http::serve(listener, move |method: &Method, path: &str| {
+        let (registry, configuration) = &*answers;
+        http::read_only(method, || respond(path, registry, configuration))
+    })
+    .await;
+}
+
+fn respond(path: &str, registry: &Registry, configuration: &Value) -> Answer {
+    match path {
+        "/metrics" => {
+            let mut text = String::new();
+            match encode(&mut text, registry) {
+                Ok(()) => http::response(StatusCode::OK, OPEN_METRICS, text.into()),
+                Err(error) => http::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            }
+        }
+        "/configz" => http::json(StatusCode::OK, configuration),
+        // kube-proxy answers `iptables`, `nftables` …
+        "/proxyMode" => http::text(StatusCode::OK, "sluice"),
+        _ => http::text(StatusCode::NOT_FOUND, "try /metrics, /configz or /proxyMode\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use lb_common::reason::Reason;
+
+    use super::super::http::testing::ask;
+    use super::super::{Port, bind};
+    use super::*;
+    use crate::apply::MapUsage;
+    use crate::model::{ObjectName, Problem, ProblemKind, Severity, Trigger};
+    use crate::plan::wanted::IpFamily;
+    use crate::source::Event;
+    use crate::testing::assert_golden;
+
+    fn problem(severity: Severity, object: &str, kind: ProblemKind) -> Problem {
+        Problem {
+            severity,
+            place: None,
+            object: object.into(),
+            field: "".into(),
+            kind,
+            reason: "".into(),
+            remedy: "".into(),
+        }
+    }
+
+    /// As after a few minutes of work.
+    fn example() -> Metrics {
+        let counts = [(Reason::Delivered, 1200), (Reason::SourceRange, 3)];
+        let metrics = Metrics::new(Box::new(move || Ok(counts.to_vec())));
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_millis(seconds);
+        let name = |name| ObjectName::new("default", name);
+        metrics.received(&[
+            Event::Service(name("web"), None),
+            Event::Slice(name("web-1"), None),
+            Event::Slice(name("web-2"), None),
+            Event::Node(None),
+        ]);
+        metrics.synced(Duration::from_micros(1500), at(1_700_000_000_500));
+        metrics.programmed(Trigger { family: IpFamily::V6, at: at(1000) }, at(1700));
+        metrics.programmed(Trigger { family: IpFamily::V6, at: at(1000) }, at(900));
+        let taken = problem(Severity::Error, "Service default/web", ProblemKind::AddressTaken);
+        metrics.raised(&taken);
+        metrics.raised(&taken);
+        metrics.resolved(&taken);
+        metrics.raised(&problem(Severity::Note, "EndpointSlice default/a", ProblemKind::NoService));
+        metrics.raised(&problem(Severity::Error, "/etc/sluice/web.yaml", ProblemKind::Unreadable));
+        metrics.set_served(2, 5, vec![MapUsage { map: "SLOTS", entries: 10, capacity: 1024 }]);
+        metrics.set_flows(8, 2);
+        metrics
+    }
+
+    #[test]
+    fn metrics_are_written_as_open_metrics() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(example()));
+        let answer = respond("/metrics", &registry, &Value::Null);
+        assert_eq!(answer.headers()["content-type"], OPEN_METRICS);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert_golden("metrics.txt", &text);
+    }
+
+    #[tokio::test]
+    async fn diagnostics_are_answered_over_http() {
+        let listener = bind(Port::Metrics, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let configuration = Map::from_iter([("mode".to_owned(), "tc".into())]);
+        let server = tokio::spawn(serve_diagnostics(listener, Arc::new(example()), configuration));
+        let metrics = ask(address, "GET /metrics").await;
+        assert!(metrics.starts_with("HTTP/1.1 200 ") && metrics.ends_with("# EOF\n"), "{metrics}");
+        assert!(metrics.contains("sluice_packets_total{outcome=\"dropped\",reason=\"source_range\"} 3\n"));
+        assert!(ask(address, "GET /configz").await.ends_with("\r\n{\"sluice\":{\"mode\":\"tc\"}}"));
+        assert!(ask(address, "GET /proxyMode").await.ends_with("\r\nsluice"));
+        assert!(ask(address, "GET /").await.starts_with("HTTP/1.1 404 "));
+        assert!(ask(address, "DELETE /metrics").await.starts_with("HTTP/1.1 405 "));
+        server.abort();
+    }
+}

@@ -1,0 +1,126 @@
+//! The HTTP server under all of it: small answers that are ready at once.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tracing::debug;
+
+/// A client that sends no complete request within this time is hung up on.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub type Answer = Response<Full<Bytes>>;
+
+/// Answers requests, by their method and path, until it is dropped; then open connections are closed too.
+pub async fn serve(listener: TcpListener, answer: impl Fn(&Method, &str) -> Answer + Clone + Send + 'static) {
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, or a client that is gone already: others may have more luck a little later.
+                    debug!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        let answer = answer.clone();
+        connections.spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = answer(request.method(), request.uri().path());
+                std::future::ready(Ok::<_, Infallible>(response))
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(REQUEST_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                debug!(%error, "a connection broke");
+            }
+        });
+    }
+}
+
+/// The answer to a method that only reads; to others, that they cannot be used.
+pub fn read_only(method: &Method, answer: impl FnOnce() -> Answer) -> Answer {
+    match *method {
+        Method::GET | Method::HEAD => answer(),
+        _ => text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"),
+    }
+}
+
+pub fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+    match serde_json::to_vec(body) {
+        Ok(body) => response(status, "application/json", body.into()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    response(status, "text/plain; charset=utf-8", body.into())
+}
+
+pub fn response(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[cfg(test)]
+pub mod testing {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    /// The whole answer to a request line such as `GET /healthz`.
+    pub async fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_end_with_the_server() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server =
+            tokio::spawn(serve(listener, |_: &Method, path: &str| text(StatusCode::OK, path.to_owned())));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 1024];
+        let length = stream.read(&mut answer).await.unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200 "), "kept alive");
+        server.abort();
+        assert_eq!(stream.read(&mut answer).await.unwrap(), 0, "closed");
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+}
