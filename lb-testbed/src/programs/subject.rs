@@ -12,7 +12,9 @@ use lb_common::layout::{
 };
 use lb_userspace::apply::tables::{BackendEntry, ServiceAddress, Tables};
 use lb_userspace::config::MapSizes;
-use lb_userspace::datapath::{Datapath, LoadOptions, ProgramStatistics, ServiceTables, TcAttach};
+use lb_userspace::datapath::{
+    Datapath, FlowTimeouts, LoadOptions, ProgramStatistics, ServiceTables, TcAttach, monotonic_ns,
+};
 use lb_userspace::plan::wanted::IpFamily;
 
 use super::world::{DEVICES, World};
@@ -208,7 +210,7 @@ pub struct Subject {
     tables: ServiceTables,
     /// Ids of Service ports, by name.
     ids: HashMap<String, u32>,
-    services: HashSet<ServiceAddress>,
+    services: HashMap<ServiceAddress, u32>,
     marks: HashMap<IpAddr, u32>,
     source_ranges: HashSet<(u32, IpNet)>,
     networks: HashMap<IpNet, u32>,
@@ -261,7 +263,7 @@ impl Subject {
             datapath,
             tables,
             ids: HashMap::new(),
-            services: HashSet::new(),
+            services: HashMap::new(),
             marks: HashMap::new(),
             source_ranges: HashSet::new(),
             networks: HashMap::new(),
@@ -274,7 +276,7 @@ impl Subject {
 
     /// Makes these the services, as the agent would: what stays keeps its ids, what goes is marked gone.
     pub fn serve(&mut self, entries: &[ServiceEntry]) -> Result<()> {
-        let mut gone_services = self.services.clone();
+        let mut gone_services: HashSet<ServiceAddress> = self.services.keys().copied().collect();
         let mut gone_backends: HashSet<(u32, SocketAddr)> = self.backends.keys().copied().collect();
         let mut gone_ranges = self.source_ranges.clone();
         let mut marks: HashMap<IpAddr, u32> = HashMap::new();
@@ -302,7 +304,7 @@ impl Subject {
             }
             let service = self.service(service_id, entry)?;
             self.tables.put_service(address, service)?;
-            self.services.insert(address);
+            self.services.insert(address, service_id);
         }
         for address in gone_services {
             self.services.remove(&address);
@@ -430,6 +432,21 @@ impl Subject {
         self.forget_flows()?;
         self.ids.clear();
         (self.next_service, self.next_backend, self.next_slot) = (1, 1, 0);
+        Ok(())
+    }
+
+    /// Sweeps the flow tables as the agent does.
+    pub fn sweep(&mut self) -> Result<()> {
+        let serves = |service_id, destination: ServiceAddress| {
+            let unspecified: IpAddr = match destination.ip {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            [destination, ServiceAddress { ip: unspecified, ..destination }]
+                .iter()
+                .any(|address| self.services.get(address) == Some(&service_id))
+        };
+        self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default(), serves)?;
         Ok(())
     }
 

@@ -149,6 +149,9 @@ pub struct Step {
     /// Before the packet: the services are now these.
     #[serde(default)]
     pub services: Option<Vec<Service>>,
+    /// Before the packet, and after the services changed: the flow tables are swept, as the agent does every ten seconds.
+    #[serde(default)]
+    pub sweep: bool,
     #[serde(default)]
     pub at: Hook,
     /// Device the packet is on.

@@ -25,6 +25,9 @@ pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut
         if let Some(services) = &step.services {
             scene.serve(services).with_context(place)?;
         }
+        if step.sweep {
+            scene.subject.sweep().with_context(place)?;
+        }
         let [first, last] = step.for_each.unwrap_or([0, 0]);
         for number in first..=last {
             scene.names.set("i", number.to_string());

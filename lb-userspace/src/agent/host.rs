@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress};
 
 use super::network::HostTables;
@@ -43,5 +44,12 @@ impl HostTables for Datapath {
 
     fn remove_address(&mut self, address: IpAddr) -> Result<(), HostError> {
         Ok(self.remove_node_address(address)?)
+    }
+    fn put_network(&mut self, network: IpNet, flags: u32) -> Result<(), HostError> {
+        Ok(Datapath::put_network(self, network, flags)?)
+    }
+
+    fn remove_network(&mut self, network: IpNet) -> Result<(), HostError> {
+        Ok(Datapath::remove_network(self, network)?)
     }
 }

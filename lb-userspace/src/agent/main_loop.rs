@@ -13,12 +13,13 @@ use super::AgentError;
 use super::network::{Network, Step, Wanted};
 use super::reconciler::{Outcome, Reconciler};
 use super::stop::Stop;
+use super::wanted;
 use crate::config::Config;
 use crate::datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
 use crate::model::Severity;
 use crate::node::NodeState;
-use crate::node::addresses::{device_table, listen_addresses, node_addresses};
-use crate::node::devices::{DeviceOptions, Programs, choose};
+use crate::node::addresses::{device_table, listen_addresses};
+use crate::node::devices::Programs;
 use crate::serve::{Metrics, Progress, ServiceHealth, State};
 use crate::source::Event;
 use crate::source::kubernetes::events::{Notice, Recorder};
@@ -107,12 +108,18 @@ impl MainLoop<'_> {
                 }
             });
         }
-        if outcome.node_changed {
+        if outcome.node_changed || outcome.service_cidrs_changed || outcome.complete {
             self.follow_host();
         }
         if outcome.complete {
             let services = outcome.changed;
             info!(services, seconds = started.elapsed().as_secs_f32(), "all Service ports are in the maps");
+            if wanted::pod_networks(self.config, self.reconciler.planner()).is_empty() {
+                info!(
+                    "no pod networks are known (neither --cluster-cidr nor podCIDRs of this Node): traffic policies and source \
+                     rewriting take pods for clients outside the cluster"
+                );
+            }
             self.health.send_modify(|state| state.progress = Progress::Serving);
         } else if outcome.changed + outcome.removed > 0 {
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -138,15 +145,10 @@ impl MainLoop<'_> {
         self.report();
     }
 
-    /// Attaches where packets arrive, and tells the programs about devices and addresses.
+    /// Attaches where packets arrive, and tells the programs about devices, addresses and networks.
     fn follow_host(&mut self) {
         let state = Arc::clone(&self.node.borrow_and_update());
-        let options = DeviceOptions {
-            patterns: self.config.devices.clone(),
-            pods: self.config.pod_interfaces.clone(),
-            mode: self.config.mode,
-        };
-        let choices = choose(&state, &options);
+        let choices = wanted::choices(self.config, &state);
         for choice in choices.iter().filter(|choice| choice.programs == Programs::None) {
             if self.left.get(&choice.name) != Some(&choice.reason) {
                 info!("{} is left alone: {}", choice.name, choice.reason);
@@ -155,14 +157,15 @@ impl MainLoop<'_> {
         }
         self.left.retain(|name, _| state.devices.iter().any(|device| device.name == *name));
 
-        let of_node = self.reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
-        let addresses = node_addresses(&state, &self.config.nodeport_addresses, of_node);
+        let planner = self.reconciler.planner();
+        let addresses = wanted::addresses(self.config, &state, planner);
         let listen = listen_addresses(&self.config.nodeport_addresses, &addresses);
         self.service_health.send_if_modified(|wanted| {
             let before = std::mem::replace(&mut wanted.addresses, listen);
             before != wanted.addresses
         });
-        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses);
+        let networks = wanted::networks(self.config, planner);
+        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses, networks);
         for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {
                 Step::Attached { device, how, reason } => {
@@ -178,7 +181,8 @@ impl MainLoop<'_> {
     /// Removes flows that are over, and lets the engine reuse the ids that no flow names any more.
     fn sweep(&mut self) {
         let started = Instant::now();
-        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()) {
+        let serves = |service_id, destination| self.reconciler.serves(service_id, destination);
+        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default(), serves) {
             Ok(sweep) => {
                 self.reconciler.swept(started, &sweep.named);
                 self.metrics.set_flows(sweep.open, sweep.half_open);
@@ -212,12 +216,6 @@ impl MainLoop<'_> {
         }
         for failure in &outcome.failed {
             error!("{failure}");
-        }
-        for service in &outcome.withheld {
-            warn!(
-                "{service}: its load-balancer addresses are not served: loadBalancerSourceRanges are not enforced by this \
-                 version; its ClusterIPs and nodePorts are served"
-            );
         }
         for service in &outcome.settled {
             info!("service port {service} is in the maps now");

@@ -13,9 +13,11 @@ mod lock;
 mod logging;
 mod main_loop;
 mod network;
+mod networks;
 pub mod once;
 mod reconciler;
 mod stop;
+mod wanted;
 
 use std::io;
 use std::path::Path;
@@ -122,14 +124,17 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
         logging::follow_datapath(datapath.take_log()?);
     }
     let adopt = |error: Box<dyn std::error::Error + Send + Sync>| AgentError::Adopt(error);
-    let flows =
-        datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default()).map_err(|e| adopt(e.into()))?;
+    // What is served is known when the maps are read; flows of what is not wait for the next sweep.
+    let flows = datapath
+        .sweep_flows(monotonic_ns(), &FlowTimeouts::default(), |_, _| true)
+        .map_err(|e| adopt(e.into()))?;
     let engine = Engine::adopt(datapath.tables()?, &flows.named, GRACE, Instant::now())
         .map_err(|e| adopt(e.into()))?;
     let maps = datapath.maps();
     let network = Network::adopt(
         maps.devices().map_err(|e| adopt(e.into()))?,
         maps.node_addresses().map_err(|e| adopt(e.into()))?,
+        maps.networks().map_err(|e| adopt(e.into()))?,
         datapath.attached_devices()?,
     );
     enable_forwarding();

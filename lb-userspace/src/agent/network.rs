@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, device_flags};
 
 use crate::datapath::Attached;
@@ -21,6 +22,8 @@ pub struct Wanted {
     /// Without [`device_flags::XDP_TARGET`]: whether XDP is there turns out when it is attached.
     pub devices: BTreeMap<u32, Device>,
     pub addresses: BTreeMap<IpAddr, KnownAddress>,
+    /// With their flags. `None`: not known yet, so what an earlier agent wrote stays.
+    pub networks: Option<BTreeMap<IpNet, u32>>,
 }
 
 impl Wanted {
@@ -28,12 +31,14 @@ impl Wanted {
         choices: &[Choice],
         devices: Vec<(u32, Device)>,
         addresses: Vec<(IpAddr, KnownAddress)>,
+        networks: Option<BTreeMap<IpNet, u32>>,
     ) -> Self {
         let taken = choices.iter().filter(|choice| choice.programs != Programs::None);
         Self {
             attachments: taken.map(|choice| (choice.index, choice.clone())).collect(),
             devices: devices.into_iter().collect(),
             addresses: addresses.into_iter().collect(),
+            networks,
         }
     }
 }
@@ -50,6 +55,8 @@ pub trait HostTables {
     fn remove_device(&mut self, ifindex: u32) -> Result<(), Self::Error>;
     fn put_address(&mut self, address: IpAddr, value: &KnownAddress) -> Result<(), Self::Error>;
     fn remove_address(&mut self, address: IpAddr) -> Result<(), Self::Error>;
+    fn put_network(&mut self, network: IpNet, flags: u32) -> Result<(), Self::Error>;
+    fn remove_network(&mut self, network: IpNet) -> Result<(), Self::Error>;
 }
 
 /// What the data path holds.
@@ -57,6 +64,7 @@ pub trait HostTables {
 pub struct Network {
     devices: BTreeMap<u32, Device>,
     addresses: BTreeMap<IpAddr, KnownAddress>,
+    networks: BTreeMap<IpNet, u32>,
     attachments: BTreeMap<u32, Attachment>,
     /// What could not be done, by what it is about, with what was said about it.
     failed: BTreeMap<String, Failure>,
@@ -109,11 +117,13 @@ impl Network {
     pub fn adopt(
         devices: impl IntoIterator<Item = (u32, Device)>,
         addresses: impl IntoIterator<Item = (IpAddr, KnownAddress)>,
+        networks: impl IntoIterator<Item = (IpNet, u32)>,
         attached: impl IntoIterator<Item = u32>,
     ) -> Self {
         Self {
             devices: devices.into_iter().collect(),
             addresses: addresses.into_iter().collect(),
+            networks: networks.into_iter().collect(),
             attachments: attached.into_iter().map(|ifindex| (ifindex, Attachment::Adopted)).collect(),
             failed: BTreeMap::new(),
         }
@@ -137,6 +147,15 @@ impl Network {
             };
             round.check(|| format!("map entry of node address {address}"), done).is_some()
         });
+        if let Some(networks) = &wanted.networks {
+            update(&mut self.networks, networks, |network, flags| {
+                let done = match flags {
+                    Some(flags) => host.put_network(*network, *flags),
+                    None => host.remove_network(*network),
+                };
+                round.check(|| format!("map entry of network {network}"), done).is_some()
+            });
+        }
         self.detach(wanted, host, &mut round);
         self.attach(wanted, host, &mut round);
         // Now it is known where XDP is.
@@ -297,6 +316,12 @@ mod tests {
         fn remove_address(&mut self, address: IpAddr) -> io::Result<()> {
             self.call(format!("remove address {address}"))
         }
+        fn put_network(&mut self, network: IpNet, flags: u32) -> io::Result<()> {
+            self.call(format!("put network {network} flags {flags}"))
+        }
+        fn remove_network(&mut self, network: IpNet) -> io::Result<()> {
+            self.call(format!("remove network {network}"))
+        }
     }
 
     fn choice(index: u32, name: &str, programs: Programs) -> Choice {
@@ -310,7 +335,7 @@ mod tests {
     fn wanted() -> Wanted {
         let choices = [choice(1, "lo", Programs::None), choice(2, "eth0", Programs::Tc)];
         let address = ("192.0.2.1".parse().unwrap(), KnownAddress { ifindex: 2, flags: 1 });
-        Wanted::new(&choices, vec![(2, device(1500))], vec![address])
+        Wanted::new(&choices, vec![(2, device(1500))], vec![address], None)
     }
 
     fn now() -> Instant {
@@ -374,13 +399,36 @@ mod tests {
     fn what_an_earlier_agent_left_is_taken_over_or_removed() {
         let stale = ("198.51.100.1".parse().unwrap(), KnownAddress { ifindex: 9, flags: 1 });
         let devices = [(2, device(1500)), (9, device(1500))];
-        let mut network = Network::adopt(devices, wanted().addresses.into_iter().chain([stale]), [2, 9]);
+        let mut network = Network::adopt(devices, wanted().addresses.into_iter().chain([stale]), [], [2, 9]);
         let mut host = Host::default();
         network.converge(&wanted(), &mut host, now());
         assert_eq!(
             host.take_calls(),
             ["remove device 9", "remove address 198.51.100.1", "detach 9", "attach 2 tc"]
         );
+    }
+
+    #[test]
+    fn networks_of_an_earlier_agent_stay_until_the_wanted_ones_are_known() {
+        let networks = |list: &[(&str, u32)]| -> BTreeMap<IpNet, u32> {
+            list.iter().map(|(text, flags)| (text.parse().unwrap(), *flags)).collect()
+        };
+        let left = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 1), ("fd00::/56", 1)]);
+        let mut network = Network::adopt([], [], left, []);
+        let mut host = Host { fail: Some("fd00::/56"), ..Host::default() };
+        network.converge(&Wanted::default(), &mut host, now());
+        assert_eq!(host.take_calls(), NO_CALLS);
+
+        let wanted = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 3)]);
+        let wanted = Wanted { networks: Some(wanted), ..Wanted::default() };
+        let steps = network.converge(&wanted, &mut host, now());
+        assert_eq!(host.take_calls(), ["put network 10.244.0.0/16 flags 3"]);
+        assert!(matches!(&*steps, [Step::Failed { what, .. }] if what == "map entry of network fd00::/56"));
+
+        host.fail = None;
+        network.converge(&wanted, &mut host, now());
+        assert_eq!(host.take_calls(), ["remove network fd00::/56"]);
+        assert_eq!(network.pending(), None);
     }
 
     #[test]

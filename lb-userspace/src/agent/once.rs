@@ -1,19 +1,16 @@
 //! What an agent would write, once: for `lb explain --manifests`.
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use lb_common::layout::{Device, KnownAddress};
-
 use super::reconciler::Reconciler;
-use super::{AgentError, GRACE, planner_settings};
+use super::{AgentError, GRACE, planner_settings, wanted};
 use crate::apply::{Engine, NamedByFlows};
 use crate::config::Config;
 use crate::datapath::Datapath;
-use crate::node::addresses::{device_table, node_addresses};
-use crate::node::devices::{DeviceOptions, Programs, choose};
-use crate::node::watch;
+use crate::node::addresses::device_table;
+use crate::node::devices::{Choice, Programs};
+use crate::node::{NodeState, watch};
 use crate::plan::Planner;
 use crate::source::manifests;
 
@@ -26,7 +23,7 @@ pub struct Written {
 }
 
 /// Writes everything that the manifests in `folder` and this host ask for to the maps of privately loaded programs.
-pub async fn write(datapath: &mut Datapath, config: &Config, folder: &Path) -> Result<Written, AgentError> {
+pub async fn write(datapath: &Datapath, config: &Config, folder: &Path) -> Result<Written, AgentError> {
     let events = manifests::load(folder, &config.node_name)?;
     let now = Instant::now();
     let engine = Engine::adopt(datapath.tables()?, &NamedByFlows::default(), GRACE, now)
@@ -36,26 +33,25 @@ pub async fn write(datapath: &mut Datapath, config: &Config, folder: &Path) -> R
     let mut problems: Vec<String> = outcome.raised.iter().map(ToString::to_string).collect();
     problems.extend(outcome.failed);
     let state = watch::read_once().await?;
-    let of_node = reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
-    let options = DeviceOptions {
-        patterns: config.devices.clone(),
-        pods: config.pod_interfaces.clone(),
-        mode: config.mode,
-    };
-    let choices = choose(&state, &options);
-    let addresses = node_addresses(&state, &config.nodeport_addresses, of_node);
-    problems.extend(write_host(datapath, &device_table(&state, &choices), &addresses));
+    let choices = wanted::choices(config, &state);
+    problems.extend(write_host(datapath, config, &state, &choices, reconciler.planner()));
     let devices = choices.iter().filter(|choice| choice.programs != Programs::None);
     Ok(Written { devices: devices.map(|choice| choice.index).collect(), problems })
 }
 
-/// Devices and addresses of this host. Returns what could not be written.
+/// What the programs know of this host. Returns what could not be written.
 fn write_host(
     datapath: &Datapath,
-    devices: &[(u32, Device)],
-    addresses: &[(IpAddr, KnownAddress)],
+    config: &Config,
+    state: &NodeState,
+    choices: &[Choice],
+    planner: &Planner,
 ) -> Vec<String> {
+    let devices = device_table(state, choices);
     let devices = devices.iter().map(|(ifindex, device)| datapath.put_device(*ifindex, device));
+    let addresses = wanted::addresses(config, state, planner);
     let addresses = addresses.iter().map(|(address, value)| datapath.put_node_address(*address, value));
-    devices.chain(addresses).filter_map(Result::err).map(|error| error.to_string()).collect()
+    let networks = wanted::networks(config, planner).unwrap_or_default();
+    let networks = networks.into_iter().map(|(network, flags)| datapath.put_network(network, flags));
+    devices.chain(addresses).chain(networks).filter_map(Result::err).map(|error| error.to_string()).collect()
 }

@@ -5,10 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crate::apply::tables::Tables;
+use crate::apply::tables::{ServiceAddress, Tables};
 use crate::apply::{ApplyError, Engine, MapUsage, NamedByFlows};
 use crate::model::{ObjectName, Problem, Trigger};
-use crate::plan::wanted::{FrontendKind, IpFamily, ServicePortId, WantedService};
+use crate::plan::wanted::ServicePortId;
 use crate::plan::{HealthCheck, Planner};
 use crate::serve::Pending;
 use crate::source::Event;
@@ -19,8 +19,6 @@ pub struct Reconciler<T> {
     engine: Engine<T>,
     /// Service ports that the maps do not hold as they are wanted.
     unsettled: BTreeMap<ServicePortId, Unsettled>,
-    /// Service ports whose guarded addresses are not served, see [`without_guarded_addresses`].
-    withheld: BTreeSet<ServicePortId>,
 }
 
 #[derive(Debug)]
@@ -39,6 +37,7 @@ pub struct Outcome {
     /// Every source has been read in full, for the first time: the maps hold everything and nothing else.
     pub complete: bool,
     pub node_changed: bool,
+    pub service_cidrs_changed: bool,
     pub health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
     /// What led to the changes of endpoints.
     pub triggers: Vec<Trigger>,
@@ -49,29 +48,11 @@ pub struct Outcome {
     pub failed: Vec<String>,
     /// What failed before and has been written now.
     pub settled: Vec<ServicePortId>,
-    /// Service ports whose load-balancer addresses are left out because of their source ranges, each said once.
-    pub withheld: Vec<ServicePortId>,
-}
-
-/// Leaves out the load-balancer addresses of families with `loadBalancerSourceRanges`, and tells whether there were any.
-/// The programs do not look at the ranges; serving everybody what a few may use would be worse than serving nobody.
-fn without_guarded_addresses(mut wanted: WantedService) -> (WantedService, bool) {
-    let before = wanted.frontends.len();
-    let ranges = &wanted.source_ranges;
-    wanted.frontends.retain(|frontend| {
-        let guarded = match frontend.address.family() {
-            IpFamily::V4 => ranges.v4.is_some(),
-            IpFamily::V6 => ranges.v6.is_some(),
-        };
-        !(guarded && frontend.kind == FrontendKind::LoadBalancer)
-    });
-    let withheld = wanted.frontends.len() < before;
-    (wanted, withheld)
 }
 
 impl<T: Tables> Reconciler<T> {
     pub fn new(planner: Planner, engine: Engine<T>) -> Self {
-        Self { planner, engine, unsettled: BTreeMap::new(), withheld: BTreeSet::new() }
+        Self { planner, engine, unsettled: BTreeMap::new() }
     }
 
     pub fn planner(&self) -> &Planner {
@@ -84,18 +65,10 @@ impl<T: Tables> Reconciler<T> {
         let mut errors = Vec::new();
         // What is removed makes room, and frees addresses, for what comes.
         for id in &changes.removed {
-            self.withheld.remove(id);
             errors.extend(self.engine.remove(id, now).err());
         }
         let changed = changes.changed.len();
-        let mut withheld = Vec::new();
         for wanted in changes.changed {
-            let (wanted, guarded) = without_guarded_addresses(wanted);
-            if !guarded {
-                self.withheld.remove(&wanted.id);
-            } else if self.withheld.insert(wanted.id.clone()) {
-                withheld.push(wanted.id.clone());
-            }
             errors.extend(self.engine.apply(&wanted, now).err());
         }
         if changes.complete {
@@ -109,13 +82,13 @@ impl<T: Tables> Reconciler<T> {
             removed: changes.removed.len(),
             complete: changes.complete,
             node_changed: changes.node_changed,
+            service_cidrs_changed: changes.service_cidrs_changed,
             health_checks: changes.health_checks,
             triggers: changes.triggers,
             raised: changes.raised,
             resolved: changes.resolved,
             failed,
             settled,
-            withheld,
         }
     }
 
@@ -129,6 +102,11 @@ impl<T: Tables> Reconciler<T> {
     /// The flow tables were swept, beginning at `started`, and name these ids.
     pub fn swept(&mut self, started: Instant, named: &NamedByFlows) {
         self.engine.swept(started, named);
+    }
+
+    /// Whether a packet with this destination is served by an entry of this service port, see [`Engine::serves`].
+    pub fn serves(&self, service_id: u32, destination: ServiceAddress) -> bool {
+        self.engine.serves(service_id, destination)
     }
 
     /// How full the maps are.
@@ -215,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn load_balancer_addresses_with_source_ranges_are_not_open_to_everybody() {
+    fn load_balancer_addresses_are_guarded_by_their_source_ranges() {
         let now = Instant::now();
         let memory = Memory::roomy(now);
         let mut agent = reconciler(&memory, now);
@@ -232,21 +210,27 @@ mod tests {
             let converted = Service::from_api(&object);
             Event::Service(converted.name, converted.value.map(Arc::new))
         };
-        let served = || {
-            let mut served: Vec<_> =
-                memory.state().services.keys().map(|address| address.ip.to_string()).collect();
-            served.sort();
-            served
+        let guards = || {
+            let state = memory.state();
+            let guarded = state
+                .services
+                .iter()
+                .filter(|(_, service)| service.flags & lb_common::layout::service_flags::SOURCE_RANGES != 0);
+            let addresses: Vec<_> = guarded.map(|(address, _)| address.ip.to_string()).collect();
+            let sources: Vec<_> = state.source_ranges.iter().map(|(_, net)| net.to_string()).collect();
+            (addresses, sources)
         };
+        let guard = |source: &str| (vec!["203.0.113.20".to_owned()], vec![source.to_owned()]);
 
-        let outcome =
-            agent.absorb([guarded(serde_json::json!(["192.0.2.0/24"]))].into_iter().chain(synced()), now);
-        assert_eq!(outcome.withheld.len(), 1);
-        assert_eq!(served(), ["0.0.0.0", "10.96.0.20"]);
-        let outcome = agent.absorb([guarded(serde_json::json!(["192.0.2.0/25"]))], now);
-        assert_eq!(outcome.withheld, [], "said once");
+        agent.absorb([guarded(serde_json::json!(["192.0.2.77/24"]))].into_iter().chain(synced()), now);
+        assert_eq!(guards(), guard("192.0.2.0/24"), "neither the ClusterIP nor the nodePort");
+        agent.absorb([guarded(serde_json::json!(["192.0.2.0/25"]))], now);
+        assert_eq!(guards(), guard("192.0.2.0/25"));
+        agent.absorb([guarded(serde_json::json!(["192.0.2.0"]))], now);
+        assert_eq!(guards(), (vec!["203.0.113.20".to_owned()], vec![]), "no range that can be read: nobody");
         agent.absorb([guarded(serde_json::json!([]))], now);
-        assert_eq!(served(), ["0.0.0.0", "10.96.0.20", "203.0.113.20"]);
+        assert_eq!(guards(), (vec![], vec![]));
+        assert_eq!(memory.state().services.len(), 3, "served all the time");
     }
 
     #[test]

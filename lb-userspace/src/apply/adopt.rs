@@ -7,14 +7,17 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use lb_common::layout;
 
 use super::engine::{Engine, Installed, InstalledBackend, NamedByFlows, PerFamily, Slots, Writer};
 use super::entry::{self, SlotRange};
 use super::ids::IdPool;
+use super::marks::AddressMarks;
 use super::slots::SlotPool;
 use super::tables::{Capacity, ServiceAddress, TableError, Tables};
 use crate::plan::wanted::{IpFamily, ServicePortId};
@@ -33,10 +36,14 @@ impl<T: Tables> Engine<T> {
             (backends[family], stale_backends[family]) = reader.read_backends(family)?;
         }
         let stale_entries = reader.read_entries(&backends)?;
+        let stale_source_ranges = reader.read_source_ranges()?;
 
         // From the referring to the referred, so that what is left is whole at each step.
         for address in stale_entries {
             reader.tables.remove_service(address)?;
+        }
+        for (service_id, sources) in stale_source_ranges {
+            reader.tables.remove_source_range(service_id, sources)?;
         }
         for family in IpFamily::BOTH {
             for &id in &stale_backends[family] {
@@ -46,7 +53,11 @@ impl<T: Tables> Engine<T> {
         for &id in &reader.stale_names {
             reader.tables.remove_service_name(id)?;
         }
-        Ok(reader.into_engine(named, &backends, &stale_backends, grace, now))
+        let marked = reader.tables.marked_addresses()?;
+        let mut engine = reader.into_engine(named, &backends, &stale_backends, marked, grace, now);
+        let Writer { tables, marks, .. } = &mut engine.writer;
+        marks.tidy(tables)?;
+        Ok(engine)
     }
 }
 
@@ -105,6 +116,20 @@ impl<T: Tables> Reader<T> {
         Ok((owners, stale))
     }
 
+    /// Those of known services go to their records; the others are returned as stale.
+    fn read_source_ranges(&mut self) -> Result<Vec<(u32, IpNet)>, TableError> {
+        let mut stale = Vec::new();
+        for (service_id, sources) in self.tables.source_ranges()? {
+            match self.services.get_mut(&service_id) {
+                Some((_, installed)) => {
+                    installed.families[IpFamily::of(&sources.addr())].source_ranges.insert(sources);
+                }
+                None => stale.push((service_id, sources)),
+            }
+        }
+        Ok(stale)
+    }
+
     /// Entries that are whole go to the records of their services; the keys of the others are returned as stale.
     fn read_entries(&mut self, backends: &PerFamily<Owners>) -> Result<Vec<ServiceAddress>, TableError> {
         let mut stale = Vec::new();
@@ -156,6 +181,7 @@ impl<T: Tables> Reader<T> {
         named: &NamedByFlows,
         backends: &PerFamily<Owners>,
         stale_backends: &PerFamily<Vec<u32>>,
+        marked: Vec<(IpAddr, u32)>,
         grace: Duration,
         now: Instant,
     ) -> Engine<T> {
@@ -175,13 +201,18 @@ impl<T: Tables> Reader<T> {
             IdPool::adopt(service_id_end(&self.capacity), &used, &named, now)
         };
         let mut owners = HashMap::new();
-        let mut entry_count = PerFamily::default();
+        let (mut entry_count, mut source_range_count) = (PerFamily::default(), PerFamily::<u32>::default());
+        let mut kinds = Vec::new();
         let mut services = HashMap::with_capacity(self.services.len());
         for (id, installed) in self.services.into_values() {
             let id = Arc::new(id);
-            for address in installed.entries.keys() {
+            for (address, entry) in &installed.entries {
                 owners.insert(*address, id.clone());
                 entry_count[IpFamily::of(&address.ip)] += 1;
+                kinds.push((address.ip, entry.kind));
+            }
+            for family in IpFamily::BOTH {
+                source_range_count[family] += installed.families[family].source_ranges.len() as u32;
             }
             services.insert(id, installed);
         }
@@ -191,6 +222,8 @@ impl<T: Tables> Reader<T> {
             grace,
             owners,
             entry_count,
+            marks: AddressMarks::adopt(kinds, marked),
+            source_range_count,
             service_ids,
             backend_ids,
             slots: self.slots,

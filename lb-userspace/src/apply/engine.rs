@@ -1,20 +1,22 @@
 //! The engine: records of what the maps hold, and the changes that lead from there to what is wanted.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use lb_common::layout;
 
 use super::entry::{self, SlotRange};
 use super::error::ApplyError;
 use super::ids::{IdPool, settled_before};
+use super::marks::AddressMarks;
 use super::slots::SlotPool;
 use super::tables::{BackendEntry, Capacity, ServiceAddress, SizedMap, TableError, Tables};
-use crate::plan::wanted::{Candidates, EndpointList, IpFamily, ServicePortId, WantedService};
+use crate::plan::wanted::{Candidates, EndpointList, FrontendKind, IpFamily, ServicePortId, WantedService};
 
 /// Keeps the service maps equal to what is wanted. Never sleeps and has no clock: time is an argument.
 ///
@@ -93,6 +95,7 @@ pub(super) struct InstalledFamily {
     pub backends: HashMap<SocketAddr, InstalledBackend>,
     /// One for all lists with the same content. More than the entries refer to only after a failed write.
     pub ranges: Vec<Slots>,
+    pub source_ranges: BTreeSet<IpNet>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +138,7 @@ impl Installed {
             && self.entries.is_empty()
             && IpFamily::BOTH.iter().all(|&family| {
                 let family = &self.families[family];
-                family.backends.is_empty() && family.ranges.is_empty()
+                family.backends.is_empty() && family.ranges.is_empty() && family.source_ranges.is_empty()
             })
     }
 }
@@ -194,6 +197,9 @@ impl<T: Tables> Engine<T> {
         let writer = &mut self.writer;
         writer.freed |= writer.slots.expire(now, writer.grace);
         let room = std::mem::take(&mut writer.freed);
+        // Of changes that failed half-way and wait for room now. If this fails too there is always a next tick, and a mark too
+        // many does no harm.
+        let _ = writer.marks.tidy(&mut writer.tables);
         let due: Vec<_> =
             self.pending.iter().filter(|(_, p)| room || !p.needs_room).map(|(id, _)| id.clone()).collect();
         let mut errors = Vec::new();
@@ -227,9 +233,22 @@ impl<T: Tables> Engine<T> {
         }
     }
 
+    /// Whether the maps hold an entry of this service port by which a packet with this destination is served: at the address
+    /// itself, or as a nodePort. If not, a connection to it goes on by a rule that is gone.
+    pub fn serves(&self, service_id: u32, destination: ServiceAddress) -> bool {
+        let any_address = match destination.ip {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        [destination, ServiceAddress { ip: any_address, ..destination }].iter().any(|address| {
+            let owner = self.writer.owners.get(address).and_then(|owner| self.services.get(owner));
+            owner.is_some_and(|installed| installed.service_id == service_id)
+        })
+    }
+
     /// How full the maps are.
     pub fn usage(&self) -> Vec<MapUsage> {
-        let Writer { capacity, entry_count, backend_ids, slots, .. } = &self.writer;
+        let Writer { capacity, entry_count, backend_ids, slots, source_range_count, .. } = &self.writer;
         let backends = |family| backend_ids[family].in_use() as u64;
         [
             (SizedMap::SERVICES_V4, u64::from(entry_count.v4), capacity.services_v4),
@@ -238,6 +257,8 @@ impl<T: Tables> Engine<T> {
             (SizedMap::SLOTS, slots.in_use(), capacity.slots),
             (SizedMap::BACKENDS_V4, backends(IpFamily::V4), capacity.backends_v4),
             (SizedMap::BACKENDS_V6, backends(IpFamily::V6), capacity.backends_v6),
+            (SizedMap::SOURCE_RANGES_V4, source_range_count.v4.into(), capacity.source_ranges_v4),
+            (SizedMap::SOURCE_RANGES_V6, source_range_count.v6.into(), capacity.source_ranges_v6),
         ]
         .map(|(map, entries, capacity)| MapUsage { map: map.name, entries, capacity })
         .into()
@@ -310,6 +331,10 @@ pub(super) struct Writer<T> {
     pub owners: HashMap<ServiceAddress, Arc<ServicePortId>>,
     /// How many of them there are.
     pub entry_count: PerFamily<u32>,
+    /// What the maps say of the addresses of all entries.
+    pub marks: AddressMarks,
+    /// How many source ranges there are.
+    pub source_range_count: PerFamily<u32>,
     pub service_ids: IdPool,
     pub backend_ids: PerFamily<IdPool>,
     pub slots: SlotPool,
@@ -323,6 +348,8 @@ struct Draft {
     new_backends: PerFamily<BTreeMap<SocketAddr, InstalledBackend>>,
     changed_backends: PerFamily<Vec<(SocketAddr, InstalledBackend)>>,
     new_slots: PerFamily<Vec<Slots>>,
+    /// All source ranges of the service port, new or not.
+    source_ranges: PerFamily<BTreeSet<IpNet>>,
     /// All entries of the service port, changed or not.
     entries: BTreeMap<ServiceAddress, layout::Service>,
 }
@@ -351,7 +378,7 @@ impl<T: Tables> Writer<T> {
         let result = self
             .prepare(id, installed, wanted, &mut draft, &mut taken)
             .and_then(|()| self.install(id, installed, &mut draft, &name))
-            .and_then(|()| self.withdraw(installed, Some(wanted), &draft.entries, now));
+            .and_then(|()| self.withdraw(installed, Some(wanted), &draft, now));
         self.discard(draft);
         self.retire_unused_slots(installed, now);
         result.map_err(table_error)?;
@@ -455,6 +482,20 @@ impl<T: Tables> Writer<T> {
             if self.entry_count[family] + new_entries > capacity {
                 return Err(map.full(capacity));
             }
+
+            if frontends.iter().any(|(_, frontend)| frontend.kind == FrontendKind::LoadBalancer) {
+                draft.source_ranges[family] =
+                    entry::source_ranges(wanted, family).into_iter().flatten().collect();
+            }
+            let (map, capacity) = match family {
+                IpFamily::V4 => (SizedMap::SOURCE_RANGES_V4, self.capacity.source_ranges_v4),
+                IpFamily::V6 => (SizedMap::SOURCE_RANGES_V6, self.capacity.source_ranges_v6),
+            };
+            // Those that go make room only when the entries no longer need them.
+            let new = draft.source_ranges[family].difference(&known.source_ranges).count();
+            if new > capacity.saturating_sub(self.source_range_count[family]) as usize {
+                return Err(map.full(capacity));
+            }
         }
         Ok(())
     }
@@ -501,22 +542,33 @@ impl<T: Tables> Writer<T> {
                 self.tables.write_slots(slots.base, &slots.backend_ids)?;
                 record.ranges.extend(draft.new_slots[family].pop());
             }
+            for &sources in &draft.source_ranges[family] {
+                if !record.source_ranges.contains(&sources) {
+                    self.tables.put_source_range(service_id, sources)?;
+                    record.source_ranges.insert(sources);
+                    self.source_range_count[family] += 1;
+                }
+            }
         }
         if installed.named_port != Some(name.port) {
             self.tables.put_service_name(service_id, name)?;
             installed.named_port = Some(name.port);
         }
         for (&address, &value) in &draft.entries {
-            let before = installed.entries.get(&address);
-            if before == Some(&value) {
+            if installed.entries.get(&address) == Some(&value) {
                 continue;
             }
-            let new = before.is_none();
-            self.tables.put_service(address, value)?;
-            installed.entries.insert(address, value);
-            if new {
-                self.owners.insert(address, id.clone());
-                self.entry_count[IpFamily::of(&address.ip)] += 1;
+            self.marks.add(&mut self.tables, address.ip, value.kind)?;
+            if let Err(error) = self.tables.put_service(address, value) {
+                self.marks.release(address.ip, value.kind);
+                return Err(error);
+            }
+            match installed.entries.insert(address, value) {
+                Some(replaced) => self.marks.release(address.ip, replaced.kind),
+                None => {
+                    self.owners.insert(address, id.clone());
+                    self.entry_count[IpFamily::of(&address.ip)] += 1;
+                }
             }
         }
         Ok(())
@@ -534,26 +586,37 @@ impl<T: Tables> Writer<T> {
         }
     }
 
-    /// Removes the entries that are not in `entries`, then the backends that are not wanted: from here on their UDP flows move to another endpoint.
+    /// Removes the entries that are not in the draft, with what only they needed, then the backends that are not wanted: from
+    /// here on their UDP flows move to another endpoint.
     fn withdraw(
         &mut self,
         installed: &mut Installed,
         wanted: Option<&WantedService>,
-        entries: &BTreeMap<ServiceAddress, layout::Service>,
+        draft: &Draft,
         now: Instant,
     ) -> Result<(), TableError> {
+        let entries = &draft.entries;
         let gone: Vec<_> =
             installed.entries.keys().filter(|address| !entries.contains_key(address)).copied().collect();
         for address in gone {
             self.tables.remove_service(address)?;
-            installed.entries.remove(&address);
+            if let Some(removed) = installed.entries.remove(&address) {
+                self.marks.release(address.ip, removed.kind);
+            }
             self.owners.remove(&address);
             self.entry_count[IpFamily::of(&address.ip)] -= 1;
             self.freed = true;
         }
         self.retire_unused_slots(installed, now);
+        self.marks.tidy(&mut self.tables)?;
         for family in IpFamily::BOTH {
             let record = &mut installed.families[family];
+            while let Some(&sources) = record.source_ranges.difference(&draft.source_ranges[family]).next() {
+                self.tables.remove_source_range(installed.service_id, sources)?;
+                record.source_ranges.remove(&sources);
+                self.source_range_count[family] -= 1;
+                self.freed = true;
+            }
             let served = wanted.filter(|_| entries.keys().any(|address| IpFamily::of(&address.ip) == family));
             let endpoints = served.map_or([].as_slice(), |wanted| &wanted.endpoints(family).endpoints);
             let kept: HashSet<SocketAddr> = endpoints.iter().map(|endpoint| endpoint.address).collect();
@@ -592,7 +655,7 @@ impl<T: Tables> Writer<T> {
 
     /// Removes everything of a service port.
     fn remove(&mut self, installed: &mut Installed, now: Instant) -> Result<(), TableError> {
-        self.withdraw(installed, None, &BTreeMap::new(), now)?;
+        self.withdraw(installed, None, &Draft::default(), now)?;
         self.tables.remove_service_name(installed.service_id)?;
         self.service_ids.retire(installed.service_id, now);
         Ok(())

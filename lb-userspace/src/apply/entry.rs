@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use lb_common::layout::{self, backend_flags, service_flags};
 
 use super::tables::ServiceAddress;
 use crate::plan::wanted::{
     Algorithm, Candidates, EndpointList, EndpointLists, Frontend, FrontendAddress, FrontendKind, IpFamily,
-    Protocol, ServicePortId, WantedEndpoint, WantedService, WhenEmpty,
+    Protocol, ServicePortId, SourceRanges, WantedEndpoint, WantedService, WhenEmpty,
 };
 
 /// A range of slots as a service entry names it. An empty one is `0, 0`.
@@ -26,6 +27,15 @@ pub fn service_address(frontend: &Frontend, protocol: Protocol) -> ServiceAddres
     ServiceAddress { ip, port: frontend.port, protocol: protocol as u8 }
 }
 
+/// Who may use the load-balancer addresses of a family. `None`: everyone.
+pub fn source_ranges(wanted: &WantedService, family: IpFamily) -> Option<Vec<IpNet>> {
+    let SourceRanges { v4, v6 } = &wanted.source_ranges;
+    match family {
+        IpFamily::V4 => v4.as_ref().map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
+        IpFamily::V6 => v6.as_ref().map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
+    }
+}
+
 /// The entry of one address. `range_of` gives the slots of a list.
 pub fn service(
     service_id: u32,
@@ -38,11 +48,14 @@ pub fn service(
         range.count == 0 && candidates.when_empty == WhenEmpty::Drop
     };
     let [outside_drop, inside_drop] = [drops(frontend.outside, outside), drops(frontend.inside, inside)];
+    let guarded = frontend.kind == FrontendKind::LoadBalancer
+        && source_ranges(wanted, frontend.address.family()).is_some();
 
     let mut flags = 0;
     for (set, flag) in [
         (outside_drop, service_flags::OUTSIDE_DROP),
         (inside_drop, service_flags::INSIDE_DROP),
+        (guarded, service_flags::SOURCE_RANGES),
         (frontend.kind != FrontendKind::ClusterIp, service_flags::EXTERNAL),
         ((outside, outside_drop) != (inside, inside_drop), service_flags::POLICY_LOCAL),
         (frontend.outside.list == EndpointList::Local, service_flags::OUTSIDE_LOCAL),

@@ -9,12 +9,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use lb_common::layout::{self, address_flags};
+use lb_common::layout::{self, address_flags, service_flags};
 
 use super::engine::{NamedByFlows, PerFamily};
-use super::entry::slot_ranges;
+use super::entry::{parse_service_name, slot_ranges};
 use super::tables::{BackendEntry, Capacity, ServiceAddress, TableError, Tables};
-use crate::plan::wanted::IpFamily;
+use crate::plan::wanted::{IpFamily, ServicePortId};
 
 /// A handle: clones share the maps, so that they outlive an engine as pinned maps outlive an agent.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct State {
     /// Flags of Services, by address.
     pub marks: BTreeMap<IpAddr, u32>,
     pub source_ranges: BTreeSet<(u32, IpNet)>,
+    /// Who may use the load balancer addresses of service ports, as a test says; checked at every write about such.
+    pub guards: HashMap<ServicePortId, Guard>,
     /// Ids of open flows, one element per flow: (family, service id, backend id).
     pub flows: Vec<(IpFamily, u32, u32)>,
     /// Writes that succeeded.
@@ -45,6 +47,9 @@ pub struct State {
     backend_left: PerFamily<HashMap<u32, Instant>>,
 }
 
+/// Source ranges of each family; `None`: everybody.
+pub type Guard = PerFamily<Option<BTreeSet<IpNet>>>;
+
 impl Memory {
     pub fn new(capacity: Capacity, grace: Duration, now: Instant) -> Self {
         Self(Rc::new(RefCell::new(State {
@@ -55,6 +60,7 @@ impl Memory {
             backends: PerFamily::default(),
             marks: BTreeMap::new(),
             source_ranges: BTreeSet::new(),
+            guards: HashMap::new(),
             flows: Vec::new(),
             writes: 0,
             fail_after: None,
@@ -131,6 +137,39 @@ impl State {
         Ok(())
     }
 
+    fn guard(&self, service_id: u32) -> Option<&Guard> {
+        let (id, _) = parse_service_name(self.names.get(&service_id)?)?;
+        self.guards.get(&id)
+    }
+
+    /// Nobody else may use a guarded address from the moment it is there, and everybody who may can.
+    fn check_new_guard(&self, key: ServiceAddress, value: &layout::Service) {
+        let Some(guard) = self.guard(value.service_id).filter(|_| value.kind == layout::kind::LOAD_BALANCER)
+        else {
+            return;
+        };
+        let wanted = &guard[IpFamily::of(&key.ip)];
+        let flagged = value.flags & service_flags::SOURCE_RANGES != 0;
+        assert_eq!(flagged, wanted.is_some(), "{key}: open to everybody, or closed for no reason");
+        for sources in wanted.iter().flatten() {
+            assert!(self.source_ranges.contains(&(value.service_id, *sources)), "{key}: closed to {sources}");
+        }
+    }
+
+    /// A range that goes away closes an address to nobody who may use it.
+    fn check_gone_guard(&self, service_id: u32, sources: IpNet) {
+        let Some(guard) = self.guard(service_id) else { return };
+        let family = IpFamily::of(&sources.addr());
+        let wanted = guard[family].as_ref();
+        for (key, service) in self.services.iter().filter(|(_, service)| service.service_id == service_id) {
+            let guarded = service.flags & service_flags::SOURCE_RANGES != 0;
+            assert!(
+                !guarded || IpFamily::of(&key.ip) != family || wanted.is_some_and(|w| !w.contains(&sources)),
+                "{key}: closed to {sources} now"
+            );
+        }
+    }
+
     fn cover(&mut self, value: &layout::Service) {
         for range in slot_ranges(value) {
             for slot in range.base..range.base + range.count {
@@ -181,6 +220,9 @@ impl Tables for Memory {
             "the engine counts entries itself"
         );
         assert!(state.names.contains_key(&value.service_id), "{key}: an entry without a name");
+        let (marks, needed) = (state.marks.get(&key.ip).copied().unwrap_or(0), marks_needed(&value));
+        assert_eq!(marks & needed, needed, "{key}: an entry whose address is not marked");
+        state.check_new_guard(key, &value);
         for range in slot_ranges(&value) {
             assert!(range.count > 0 || range.base == 0, "{key}: an empty range has base 0");
             for slot in range.base..range.base + range.count {
@@ -329,6 +371,7 @@ impl Tables for Memory {
 
     fn remove_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
         let mut state = self.state_mut();
+        state.check_gone_guard(service_id, sources);
         state.write("SOURCE_RANGES")?;
         state.source_ranges.remove(&(service_id, sources));
         Ok(())

@@ -3,8 +3,9 @@
 //! [`Engine`] owns the service maps (through the [`tables::Tables`] trait). It decides which ids and which slots an
 //! object gets, writes only what changed, and in an order in which a packet never sees half of a change:
 //!
-//! 1. backends, 2. slots (always a range that nothing refers to), 3. the name, 4. one entry per address;
-//!    then what is no longer wanted: 5. entries, 6. backends, 7. the name.
+//! 1. backends, 2. slots (always a range that nothing refers to), 3. source ranges, 4. the name, 5. for each address its mark
+//!    and its entry; then what is no longer wanted: 6. entries, 7. marks of addresses, 8. source ranges, 9. backends,
+//!    10. the name.
 //!
 //! What was withdrawn is reused only when nobody can still refer to it:
 //!
@@ -21,6 +22,7 @@ mod engine;
 mod entry;
 mod error;
 mod ids;
+mod marks;
 #[cfg(test)]
 pub(crate) mod memory;
 mod slots;

@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use lb_common::layout::{backend_flags, service_flags};
+use ipnet::IpNet;
+use lb_common::layout::{address_flags, backend_flags, service_flags};
 use proptest::prelude::*;
 
 use super::engine::{Engine, NamedByFlows};
 use super::entry::{parse_service_name, service_address, slot_ranges};
 use super::error::ApplyError;
-use super::memory::Memory;
+use super::memory::{Guard, Memory, marks_needed};
 use super::tables::{Capacity, TableError};
 use crate::plan::wanted::*;
 
@@ -46,6 +47,9 @@ struct Spec {
     affinity: Option<u32>,
     /// An address that several services may claim.
     shared: Option<u8>,
+    /// A load balancer address: one for all services with an even number, one for the odd ones; service 5 has the ClusterIP
+    /// of service 1. With numbers: the networks that may use it.
+    balancer: Option<Option<BTreeSet<u8>>>,
 }
 
 fn spec(number: u8, endpoints: &[u8]) -> Spec {
@@ -59,6 +63,7 @@ fn spec(number: u8, endpoints: &[u8]) -> Spec {
         local_policy: false,
         affinity: None,
         shared: None,
+        balancer: None,
     }
 }
 
@@ -66,6 +71,26 @@ fn endpoint_address(family: IpFamily, number: u8) -> SocketAddr {
     match family {
         IpFamily::V4 => SocketAddr::new(Ipv4Addr::new(10, 1, 0, number).into(), 8080),
         IpFamily::V6 => SocketAddr::new(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into()).into(), 8080),
+    }
+}
+
+/// The network of a number; those of large numbers lie inside that of 1.
+fn sources(family: IpFamily, number: u8) -> IpNet {
+    match (family, number) {
+        (IpFamily::V4, 0..4) => format!("10.{number}.0.0/16").parse(),
+        (IpFamily::V4, _) => format!("10.1.{number}.0/24").parse(),
+        (IpFamily::V6, 0..4) => format!("fd0{number}::/16").parse(),
+        (IpFamily::V6, _) => format!("fd01:{number}::/32").parse(),
+    }
+    .expect("a network")
+}
+
+fn balancer_ip(family: IpFamily, number: u8) -> IpAddr {
+    match (family, number) {
+        (IpFamily::V4, 5) => Ipv4Addr::new(10, 96, 0, 1).into(),
+        (IpFamily::V4, _) => Ipv4Addr::new(203, 0, 113, number % 2).into(),
+        (IpFamily::V6, 5) => Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 1).into(),
+        (IpFamily::V6, _) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, (number % 2).into()).into(),
     }
 }
 
@@ -108,6 +133,10 @@ impl Spec {
                 let port = 30000 + u16::from(self.number);
                 frontend(FrontendAddress::Node(family), port, FrontendKind::NodePort, outside);
             }
+            if self.balancer.is_some() {
+                let (ip, port) = (balancer_ip(family, self.number), 8000 + u16::from(self.number));
+                frontend(FrontendAddress::Ip(ip), port, FrontendKind::LoadBalancer, outside);
+            }
             if self.shared.is_some() && family == IpFamily::V4 {
                 frontend(FrontendAddress::Ip(shared_ip), 443, FrontendKind::ExternalIp, outside);
             }
@@ -118,11 +147,33 @@ impl Spec {
             port: self.port,
             algorithm: Algorithm::Random,
             affinity_seconds: self.affinity,
-            source_ranges: SourceRanges::default(),
+            source_ranges: self.source_ranges(),
             frontends,
             v4: lists(IpFamily::V4, &self.v4),
             v6: lists(IpFamily::V6, &self.v6),
         }
+    }
+}
+
+impl Spec {
+    fn source_ranges(&self) -> SourceRanges {
+        let numbers = self.balancer.iter().flatten().next();
+        let nets = |family| Some(numbers?.iter().map(move |number| sources(family, *number)));
+        SourceRanges {
+            v4: nets(IpFamily::V4).map(|nets| {
+                nets.filter_map(|net| if let IpNet::V4(net) = net { Some(net) } else { None }).collect()
+            }),
+            v6: nets(IpFamily::V6).map(|nets| {
+                nets.filter_map(|net| if let IpNet::V6(net) = net { Some(net) } else { None }).collect()
+            }),
+        }
+    }
+
+    fn guard(&self) -> Guard {
+        let numbers = self.balancer.iter().flatten().next();
+        let nets =
+            |family| numbers.map(|numbers| numbers.iter().map(|number| sources(family, *number)).collect());
+        Guard { v4: nets(IpFamily::V4), v6: nets(IpFamily::V6) }
     }
 }
 
@@ -132,10 +183,19 @@ struct Meaning {
     entries: BTreeMap<String, String>,
     backends: BTreeSet<String>,
     names: BTreeSet<String>,
+    /// Bits of `ADDRESSES`.
+    marks: BTreeMap<IpAddr, u32>,
+    source_ranges: BTreeSet<String>,
 }
 
 fn wish<'a>(services: impl IntoIterator<Item = &'a WantedService>) -> Meaning {
-    let mut meaning = Meaning { entries: BTreeMap::new(), backends: BTreeSet::new(), names: BTreeSet::new() };
+    let mut meaning = Meaning {
+        entries: BTreeMap::new(),
+        backends: BTreeSet::new(),
+        names: BTreeSet::new(),
+        marks: BTreeMap::new(),
+        source_ranges: BTreeSet::new(),
+    };
     for wanted in services {
         meaning.names.insert(format!("{} {}", wanted.id, wanted.port));
         for frontend in &wanted.frontends {
@@ -153,8 +213,26 @@ fn wish<'a>(services: impl IntoIterator<Item = &'a WantedService>) -> Meaning {
             };
             let (outside, inside) = (view(frontend.outside), view(frontend.inside));
             let differ = outside != inside;
+            if let FrontendAddress::Ip(ip) = frontend.address {
+                *meaning.marks.entry(ip).or_default() |= match frontend.kind {
+                    FrontendKind::ClusterIp => address_flags::SERVICE | address_flags::CLUSTER_IP,
+                    _ => address_flags::SERVICE,
+                };
+            }
+            let mut guarded = false;
+            if frontend.kind == FrontendKind::LoadBalancer {
+                let ranges: Option<Vec<IpNet>> = match family {
+                    IpFamily::V4 => (wanted.source_ranges.v4.as_ref())
+                        .map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
+                    IpFamily::V6 => (wanted.source_ranges.v6.as_ref())
+                        .map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
+                };
+                guarded = ranges.is_some();
+                let ranges = ranges.into_iter().flatten();
+                meaning.source_ranges.extend(ranges.map(|net| format!("{} {net}", wanted.id)));
+            }
             let text = format!(
-                "{} kind {} affinity {} outside {outside} inside {inside} external {} local {differ}",
+                "{} kind {} affinity {} outside {outside} inside {inside} external {} local {differ} guarded {guarded}",
                 wanted.id,
                 frontend.kind as u8,
                 wanted.affinity_seconds.unwrap_or(0),
@@ -185,12 +263,13 @@ fn meaning(memory: &Memory) -> Meaning {
             format!("{addresses:?} {}", drops[side])
         });
         let text = format!(
-            "{} kind {} affinity {} outside {outside} inside {inside} external {} local {}",
+            "{} kind {} affinity {} outside {outside} inside {inside} external {} local {} guarded {}",
             ids[&service.service_id].0,
             service.kind,
             service.affinity_seconds,
             service.flags & service_flags::EXTERNAL != 0,
             service.flags & service_flags::POLICY_LOCAL != 0,
+            service.flags & service_flags::SOURCE_RANGES != 0,
         );
         (address.to_string(), text)
     });
@@ -206,6 +285,14 @@ fn meaning(memory: &Memory) -> Meaning {
         entries: entries.collect(),
         backends: backends.collect(),
         names: ids.values().map(|(id, port)| format!("{id} {port}")).collect(),
+        marks: state.marks.clone(),
+        source_ranges: state
+            .source_ranges
+            .iter()
+            .map(|(id, net)| {
+                format!("{} {net}", ids.get(id).map_or_else(|| "?".into(), |(id, _)| id.to_string()))
+            })
+            .collect(),
     }
 }
 
@@ -223,6 +310,27 @@ fn assert_nothing_leaks(engine: &Engine<Memory>, memory: &Memory) {
         let entries = state.services.keys().filter(|key| IpFamily::of(&key.ip) == family).count();
         assert_eq!(writer.entry_count[family] as usize, entries);
     }
+    assert_eq!(writer.marks.written(), state.marks);
+    let mut needed = BTreeMap::new();
+    for (address, service) in state.services.iter().filter(|(address, _)| !address.ip.is_unspecified()) {
+        *needed.entry(address.ip).or_default() |= marks_needed(service);
+    }
+    assert_eq!(state.marks, needed, "an address is marked by its entries, and by nothing else");
+    for family in IpFamily::BOTH {
+        let ranges = state.source_ranges.iter().filter(|(_, net)| IpFamily::of(&net.addr()) == family);
+        assert_eq!(writer.source_range_count[family] as usize, ranges.count());
+    }
+    for (id, installed) in &engine.services {
+        let service_id = installed.service_id;
+        let guarded = state.services.values().any(|service| {
+            service.service_id == service_id && service.flags & service_flags::SOURCE_RANGES != 0
+        });
+        let unused = !guarded && state.source_ranges.iter().any(|(other, _)| *other == service_id);
+        // A change that failed half-way and has no room now may have written some.
+        assert!(!unused || engine.unsettled().any(|other| *other == **id), "source ranges without an entry");
+    }
+    let ids: BTreeSet<u32> = engine.services.values().map(|installed| installed.service_id).collect();
+    assert!(state.source_ranges.iter().all(|(id, _)| ids.contains(id)), "source ranges of no service");
     for range in state.services.values().flat_map(slot_ranges) {
         slots.extend(range.base..range.base + range.count);
     }
@@ -249,10 +357,10 @@ fn a_service_is_one_entry_per_address_and_an_unchanged_one_is_not_written() {
     assert_eq!(memory.state().services.len(), 4);
     assert_nothing_leaks(&engine, &memory);
 
-    // 3 + 1 backends, 2 ranges, 1 name, 4 entries.
-    assert_eq!(memory.state().writes, 11);
+    // 3 + 1 backends, 2 ranges, 1 name, 2 marks of addresses, 4 entries.
+    assert_eq!(memory.state().writes, 13);
     engine.apply(&spec.wanted(), now).expect("applied");
-    assert_eq!(memory.state().writes, 11);
+    assert_eq!(memory.state().writes, 13);
 }
 
 #[test]
@@ -446,6 +554,74 @@ fn the_first_service_keeps_an_address_and_the_second_gets_it_when_it_is_free() {
 }
 
 #[test]
+fn source_ranges_change_without_a_moment_in_which_a_source_is_wrongly_let_in_or_kept_out() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let guarded = |numbers: &[u8]| Spec {
+        dual: true,
+        balancer: Some(Some(numbers.iter().copied().collect())),
+        ..spec(1, &[1])
+    };
+    let open = Spec { balancer: Some(None), ..guarded(&[]) };
+    // The double checks each write against the guard that holds from then on.
+    for next in [guarded(&[1, 2]), guarded(&[2, 5]), guarded(&[]), open.clone(), guarded(&[3]), spec(1, &[1])]
+    {
+        memory.state_mut().guards.insert(id(1), next.guard());
+        engine.apply(&next.wanted(), now).expect("applied");
+        assert_eq!(meaning(&memory), wish([&next.wanted()]));
+        assert_nothing_leaks(&engine, &memory);
+    }
+    assert!(memory.state().source_ranges.is_empty());
+}
+
+#[test]
+fn source_ranges_that_do_not_fit_leave_the_service_as_it_was() {
+    let now = Instant::now();
+    let memory = Memory::roomy(now);
+    memory.state_mut().capacity.source_ranges_v4 = 2;
+    let mut engine = engine(&memory);
+    let guarded = |number, numbers: &[u8]| {
+        Spec { balancer: Some(Some(numbers.iter().copied().collect())), ..spec(number, &[1]) }.wanted()
+    };
+    engine.apply(&guarded(1, &[1]), now).expect("applied");
+    let before = meaning(&memory);
+    let error = engine.apply(&guarded(1, &[2, 3]), now).expect_err("1 of 2 is used");
+    assert_eq!(
+        error.to_string(),
+        "service port default/web-1:http TCP: map SOURCE_RANGES_V4 is full (2 entries): raise --max-source-ranges"
+    );
+    assert_eq!(meaning(&memory), before);
+    engine.apply(&guarded(1, &[2]), now).expect("applied");
+    engine.apply(&guarded(2, &[1, 2]), now).expect_err("1 of 2 is used");
+    engine.remove(&id(1), now).expect("removed");
+    assert!(engine.tick(now).is_empty(), "there is room now");
+    assert_eq!(meaning(&memory), wish([&guarded(2, &[1, 2])]));
+}
+
+#[test]
+fn a_flow_is_served_by_an_entry_of_its_own_service_port() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    engine.apply(&Spec { node_port: true, ..spec(1, &[1]) }.wanted(), now).expect("applied");
+    let to = |ip: &str, port| super::tables::ServiceAddress {
+        ip: ip.parse().expect("an address"),
+        port,
+        protocol: lb_common::layout::TCP,
+    };
+    assert!(engine.serves(1, to("10.96.0.1", 80)) && engine.serves(1, to("192.0.2.9", 30001)));
+    assert!(!engine.serves(2, to("10.96.0.1", 80)), "of another service port");
+    assert!(!engine.serves(1, to("10.96.0.1", 81)) && !engine.serves(1, to("2001:db8::1", 30001)));
+
+    engine.apply(&Spec { port: 81, ..spec(1, &[1]) }.wanted(), now).expect("applied");
+    assert!(engine.serves(1, to("10.96.0.1", 81)) && !engine.serves(1, to("10.96.0.1", 80)));
+    assert!(!engine.serves(1, to("192.0.2.9", 30001)));
+    engine.remove(&id(1), now).expect("removed");
+    assert!(!engine.serves(1, to("10.96.0.1", 81)));
+}
+
+#[test]
 fn leftovers_that_are_not_whole_are_cleaned() {
     let memory = Memory::roomy(Instant::now());
     let now = memory.state().now;
@@ -471,6 +647,10 @@ fn leftovers_that_are_not_whole_are_cleaned() {
         let mut broken = state.names[&1];
         broken.protocol = 99;
         state.names.insert(60, broken);
+        // Source ranges of no service, a mark of no entry, and a missing one.
+        state.source_ranges.insert((77, sources(IpFamily::V4, 1)));
+        state.marks.insert("198.51.100.1".parse().expect("an address"), address_flags::SERVICE);
+        state.marks.remove(&address.ip);
     }
     let rebuilt = memory_without_history(&memory);
     let mut second = engine(&rebuilt);
@@ -491,6 +671,8 @@ fn memory_without_history(memory: &Memory) -> Memory {
         to.names = state.names.clone();
         to.slots = state.slots.clone();
         to.backends = state.backends.clone();
+        to.marks = state.marks.clone();
+        to.source_ranges = state.source_ranges.clone();
         for (address, value) in &state.services {
             to.plant(*address, *value);
         }
@@ -514,11 +696,16 @@ fn endpoints() -> impl Strategy<Value = BTreeMap<u8, (bool, bool)>> {
     proptest::collection::btree_map(1u8..9, (any::<bool>(), proptest::bool::weighted(0.2)), 0..6)
 }
 
+fn balancer() -> impl Strategy<Value = Option<Option<BTreeSet<u8>>>> {
+    let networks = proptest::collection::btree_set(0u8..6, 0..4);
+    proptest::option::weighted(0.4, proptest::option::weighted(0.8, networks))
+}
+
 fn any_spec() -> impl Strategy<Value = Spec> {
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    let options = (proptest::option::of(1u32..3), proptest::option::weighted(0.2, 0u8..2));
+    let options = (proptest::option::of(1u32..3), proptest::option::weighted(0.2, 0u8..2), balancer());
     (1u8..6, 80u16..82, endpoints(), endpoints(), flags, options).prop_map(
-        |(number, port, v4, v6, (node_port, dual, local_policy), (affinity, shared))| Spec {
+        |(number, port, v4, v6, (node_port, dual, local_policy), (affinity, shared, balancer))| Spec {
             number,
             port,
             v4,
@@ -528,6 +715,7 @@ fn any_spec() -> impl Strategy<Value = Spec> {
             local_policy,
             affinity,
             shared,
+            balancer,
         },
     )
 }
@@ -570,10 +758,12 @@ impl World {
         // Errors are what the engine remembers; the property is about where it ends.
         match step {
             Step::Apply(spec) => {
+                self.memory.state_mut().guards.insert(id(spec.number), spec.guard());
                 let _ = self.engine.apply(&spec.wanted(), now);
                 self.wanted.insert(spec.number, spec);
             }
             Step::Remove(number) => {
+                self.memory.state_mut().guards.remove(&id(number));
                 let _ = self.engine.remove(&id(number), now);
                 self.wanted.remove(&number);
             }
@@ -685,8 +875,9 @@ proptest! {
             backends_v4: 12,
             backends_v6: 10,
             service_names: 5,
-            source_ranges_v4: 6,
-            source_ranges_v6: 4,
+            // Three old ones of a service port and three new ones fit.
+            source_ranges_v4: 8,
+            source_ranges_v6: 6,
         };
         let mut world = World::new(Some(capacity));
         for step in steps {

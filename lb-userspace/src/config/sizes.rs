@@ -85,7 +85,7 @@ pub struct MapSizes {
     )]
     pub max_socket_peers: u32,
 
-    /// Networks in the loadBalancerSourceRanges of all Service ports
+    /// Networks in the loadBalancerSourceRanges of all Service ports; while they change, old and new ones are counted
     #[arg(
         long,
         env = "SLUICE_MAX_SOURCE_RANGES",

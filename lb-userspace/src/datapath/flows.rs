@@ -4,13 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 
 use lb_common::layout::{
-    Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, SCTP, TCP, tcp_flags,
+    Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, SCTP, TCP, direction, tcp_flags,
 };
 
 use super::maps::{MapAddress, MapHandles};
 use super::sys::Plain;
 use super::table::Table;
 use crate::apply::NamedByFlows;
+use crate::apply::tables::ServiceAddress;
 use crate::plan::wanted::IpFamily;
 
 /// One entry of a flow table.
@@ -108,22 +109,39 @@ pub struct FlowSweep {
     pub open: usize,
     /// Entries in the half-open tables, both families.
     pub half_open: usize,
-    /// Entries removed.
+    /// Entries removed: silent for too long, or not served any more.
     pub expired: usize,
 }
 
 /// One pass over all flow tables. The cost is proportional to the number of flows; the programs go on meanwhile.
-pub fn sweep(maps: &MapHandles, now_ns: u64, timeouts: &FlowTimeouts) -> io::Result<FlowSweep> {
+///
+/// `serves`: whether a service port is still served at an address. Connections of one that is not end here.
+pub fn sweep(
+    maps: &MapHandles,
+    now_ns: u64,
+    timeouts: &FlowTimeouts,
+    serves: &impl Fn(u32, ServiceAddress) -> bool,
+) -> io::Result<FlowSweep> {
     let mut sweep = FlowSweep::default();
-    sweep_family::<[u8; 4]>(maps, now_ns, timeouts, &mut sweep)?;
-    sweep_family::<[u8; 16]>(maps, now_ns, timeouts, &mut sweep)?;
+    sweep_family::<[u8; 4]>(maps, now_ns, timeouts, serves, &mut sweep)?;
+    sweep_family::<[u8; 16]>(maps, now_ns, timeouts, serves, &mut sweep)?;
     Ok(sweep)
+}
+
+/// The address that the client of a connection uses.
+fn service_address<A: MapAddress>(key: &FlowKey<A>, flow: &Flow<A>) -> ServiceAddress {
+    let (addr, port) = match flow.direction {
+        direction::REPLY => (flow.new_src_addr, flow.new_src_port),
+        _ => (key.dst_addr, key.dst_port),
+    };
+    ServiceAddress { ip: addr.to_ip(), port, protocol: key.protocol }
 }
 
 fn sweep_family<A: MapAddress>(
     maps: &MapHandles,
     now_ns: u64,
     timeouts: &FlowTimeouts,
+    serves: &impl Fn(u32, ServiceAddress) -> bool,
     sweep: &mut FlowSweep,
 ) -> io::Result<()>
 where
@@ -139,6 +157,10 @@ where
     let mut error = None;
     open.for_each(|key, flow| {
         sweep.open += 1;
+        if !serves(flow.service_id, service_address(key, flow)) {
+            over.push((*key, flow.other_key(key.protocol)));
+            return;
+        }
         let silent = silent_for(flow);
         if silent >= shortest {
             let other = flow.other_key(key.protocol);
@@ -172,10 +194,19 @@ where
             }
         }
     }
-    half_open.for_each(|_, flow| {
-        sweep.half_open += 1;
-        sweep.named.add(A::FAMILY, flow.service_id, flow.backend_id);
-    })
+    let mut unserved = Vec::new();
+    half_open.for_each(|key, flow| {
+        if serves(flow.service_id, service_address(key, flow)) {
+            sweep.half_open += 1;
+            sweep.named.add(A::FAMILY, flow.service_id, flow.backend_id);
+        } else {
+            unserved.push(*key);
+        }
+    })?;
+    for key in unserved {
+        sweep.expired += usize::from(half_open.remove(&key)?);
+    }
+    Ok(())
 }
 
 /// Empties the flow tables, and what is remembered of fragments and of clients. Connections that are translated break.

@@ -31,6 +31,7 @@ pub use self::programs::{
 };
 pub use self::recorder::{Recorded, attached_devices, serves_sockets};
 pub use self::sys::{TestRun, device_index, device_name, monotonic_ns};
+use crate::apply::tables::ServiceAddress;
 
 /// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,9 +178,15 @@ impl Datapath {
         HostMaps(&self.maps)
     }
 
-    /// Removes flows that are over, and tells which ids the others name. `now_ns`: see [`monotonic_ns`].
-    pub fn sweep_flows(&self, now_ns: u64, timeouts: &FlowTimeouts) -> io::Result<FlowSweep> {
-        flows::sweep(&self.maps, now_ns, timeouts)
+    /// Removes flows that are over, and those of service ports that are not served any more at the address that the client
+    /// uses. Tells which ids the others name. `now_ns`: see [`monotonic_ns`].
+    pub fn sweep_flows(
+        &self,
+        now_ns: u64,
+        timeouts: &FlowTimeouts,
+        serves: impl Fn(u32, ServiceAddress) -> bool,
+    ) -> io::Result<FlowSweep> {
+        flows::sweep(&self.maps, now_ns, timeouts, &serves)
     }
 
     /// Forgets connections and session affinity, for tests and benchmarks that begin anew. Connections that are translated break.

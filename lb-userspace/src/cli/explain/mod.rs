@@ -151,7 +151,7 @@ impl ExplainArgs {
     pub async fn run(&self) -> Result<(String, Vec<String>), ExplainError> {
         let packet = &self.packet()?;
         preflight::may_load()?;
-        let mut subject = match &self.manifests {
+        let subject = match &self.manifests {
             Some(folder) => self.private(folder.clone()).await?,
             None => self.pinned()?,
         };
@@ -183,8 +183,8 @@ impl ExplainArgs {
 
     async fn private(&self, folder: PathBuf) -> Result<Subject, ExplainError> {
         let config = self.agent_settings(&folder)?;
-        let mut datapath = Datapath::load_private_recorder(&crate::agent::load_options(&config))?;
-        let written = once::write(&mut datapath, &config, &folder).await?;
+        let datapath = Datapath::load_private_recorder(&crate::agent::load_options(&config))?;
+        let written = once::write(&datapath, &config, &folder).await?;
         let sockets = match config.socket_hooks {
             SocketHooks::All => Sockets::All,
             SocketHooks::Host => Sockets::Node,
@@ -237,7 +237,7 @@ impl Subject {
     }
 
     /// Without an agent nobody has said which address a namespace has: the one that asks has that of the packet.
-    fn add_namespace(&mut self, origin: &Origin, source: IpAddr) -> io::Result<()> {
+    fn add_namespace(&self, origin: &Origin, source: IpAddr) -> io::Result<()> {
         let Hook::Socket { netns_cookie } = origin.hook else { return Ok(()) };
         let mut addresses = NamespaceAddrs { addr_v4: [0; 4], addr_v6: [0; 16] };
         match source {
