@@ -51,7 +51,7 @@ reasons! {
     FlowOpened = 2, "flow_opened", Translated;
     /// A call at a socket was translated.
     SocketTranslated = 3, "socket_translated", Translated;
-    /// A TCP packet to a service that opens no connection and has none here: left to the kernel.
+    /// A TCP or SCTP packet to a service that opens no connection and has none here: left to the kernel.
     NotOpening = 4, "tcp_without_flow", Passed;
     /// XDP left the packet to the tc program of the same device.
     LeftToTc = 5, "left_to_tc", Passed;

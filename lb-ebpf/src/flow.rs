@@ -6,7 +6,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
-use lb_common::layout::{Flow, FlowKey, SEEN_GRANULARITY_NS, direction, tcp_flags};
+use lb_common::layout::{Flow, FlowKey, SEEN_GRANULARITY_NS, deliver, direction, tcp_flags};
 use lb_common::reason::Reason;
 
 use crate::frame::Frame;
@@ -44,6 +44,12 @@ pub fn now() -> u64 {
 }
 
 impl<A> Found<A> {
+    /// A reply that goes on along its path.
+    #[inline(always)]
+    pub fn is_passing_reply(&self) -> bool {
+        self.flow.direction == direction::REPLY && self.flow.deliver == deliver::PASS
+    }
+
     #[inline(always)]
     fn new(pointer: *mut Flow<A>, stage: Stage) -> Self {
         // SAFETY: a map value, valid until the program ends; after its creation only `last_seen_ns` and `tcp_seen` change,
@@ -105,10 +111,10 @@ fn unless_stale<F: Maps>(packet: &Packet<F>, found: Found<F::Addr>) -> Option<Fo
     Some(found)
 }
 
-/// The entry for a reply of an endpoint. Nothing is judged or removed here: requests decide about that.
+/// The entry for a reply that leaves this node along its path. Nothing is judged or removed here: requests decide about that.
 #[inline(always)]
 pub fn find_reply<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
-    lookup::<F>(&packet.key).filter(|found| found.flow.direction == direction::REPLY)
+    lookup::<F>(&packet.key).filter(Found::is_passing_reply)
 }
 
 /// Whether the other side of a connection has closed or reset it.

@@ -42,6 +42,9 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
         return call::record::<F>(&packet.key, namespace);
     }
     let flow = match find_flow(packet) {
+        // A reply that goes on along its path is translated where it leaves: with the service's address as source, perhaps one of
+        // this node's, the kernel would take it for a martian.
+        Ok(found) if found.is_passing_reply() => return Verdict::Pass,
         Ok(found) => {
             note_known(packet, found.flow);
             if found.flow.deliver == deliver::ROUTE {
@@ -81,9 +84,6 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
 #[inline(always)]
 pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
     let Some(found) = flow::find_reply(packet) else { return Verdict::Pass };
-    if found.flow.deliver != deliver::PASS {
-        return Verdict::Pass;
-    }
     found.touch(packet);
     log::translated::<F>(&packet.key, found.flow);
     if let Err(reason) = nat::rewrite(frame, packet, found.flow, false) {

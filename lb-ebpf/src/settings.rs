@@ -23,11 +23,11 @@ pub static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static NODE_NETNS_COOKIE: Global<u64> = Global::new(0);
 
+/// The programs record what they decide instead of acting (`lb explain`), see `record.rs`.
+#[unsafe(no_mangle)]
+pub static RECORDING: Global<u8> = Global::new(0);
+
 /// Nonzero: sockets are translated only in the network namespace of [`NODE_NETNS_COOKIE`]; in pods something else, a service
 /// mesh perhaps, must see the Service's address.
 #[unsafe(no_mangle)]
 pub static HOST_SOCKETS_ONLY: Global<u8> = Global::new(0);
-
-/// The programs record what they decide instead of acting (`lb explain`), see `record.rs`.
-#[unsafe(no_mangle)]
-pub static RECORDING: Global<u8> = Global::new(0);

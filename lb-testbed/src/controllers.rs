@@ -84,7 +84,7 @@ pub fn listeners(services: &[Applied]) -> BTreeMap<usize, Listen> {
                 let ports = match port.protocol {
                     Protocol::Tcp => &mut listen.http,
                     Protocol::Udp => &mut listen.udp,
-                    Protocol::Sctp => continue,
+                    Protocol::Sctp => &mut listen.sctp,
                 };
                 if !ports.contains(&port.target) {
                     ports.push(port.target);

@@ -16,6 +16,7 @@ use crate::report::{Exchange, LoadReport, TransferReport};
 /// Ports of the servers in every pod.
 pub const HTTP_PORT: u16 = 8080;
 pub const UDP_PORT: u16 = 5353;
+pub const SCTP_PORT: u16 = 3868;
 pub const TRANSFER_PORT: u16 = 9000;
 
 /// Ports of the servers of one process.
@@ -23,6 +24,7 @@ pub const TRANSFER_PORT: u16 = 9000;
 pub struct Listen {
     pub http: Vec<u16>,
     pub udp: Vec<u16>,
+    pub sctp: Vec<u16>,
     pub transfer: Vec<u16>,
 }
 
@@ -99,7 +101,12 @@ impl Host {
     pub fn serve(&self, name: &str) -> Result<Process> {
         self.serve_at(
             name,
-            &Listen { http: vec![HTTP_PORT], udp: vec![UDP_PORT], transfer: vec![TRANSFER_PORT] },
+            &Listen {
+                http: vec![HTTP_PORT],
+                udp: vec![UDP_PORT],
+                sctp: vec![SCTP_PORT],
+                transfer: vec![TRANSFER_PORT],
+            },
         )
     }
 
@@ -109,7 +116,12 @@ impl Host {
         let log = OpenOptions::new().create(true).append(true).open(log)?;
         let mut command = self.tool("serve")?;
         command.args(["--name", name]);
-        let kinds = [("--http", &listen.http), ("--udp", &listen.udp), ("--transfer", &listen.transfer)];
+        let kinds = [
+            ("--http", &listen.http),
+            ("--udp", &listen.udp),
+            ("--sctp", &listen.sctp),
+            ("--transfer", &listen.transfer),
+        ];
         for (option, ports) in kinds {
             for port in ports {
                 for family in Family::BOTH {
@@ -146,6 +158,11 @@ impl Host {
             command.arg("--dont-fragment");
         }
         json_of(command.arg(target.to_string()))
+    }
+
+    /// Opens `count` SCTP associations, one after the other, over raw sockets: what is no socket call is translated as packets.
+    pub fn associate(&self, target: SocketAddr, count: u32) -> Result<Vec<Exchange>> {
+        json_of(self.tool("associate")?.args(["--count", &count.to_string(), &target.to_string()]))
     }
 
     /// Sends `bytes` to a transfer server and receives as many from it, over one connection.

@@ -17,7 +17,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve HTTP, UDP and transfers; print "ready" when all listen
+    /// Serve HTTP, UDP, SCTP and transfers; print "ready" when all listen
     Serve(tool::serve::Options),
     /// Send HTTP requests, one connection each
     Get {
@@ -28,6 +28,8 @@ enum Command {
     },
     /// Send datagrams from one socket and wait for the answer to each
     Ask(tool::ask::Options),
+    /// Open SCTP associations over a raw socket and ask a question over each
+    Associate(tool::sctp::Options),
     /// Send requests at a steady rate until standard input ends
     Load(tool::load::Options),
     /// Build a cluster without agents, print its name, and remove it on Ctrl-C
@@ -46,6 +48,7 @@ async fn main() -> Result<()> {
         Command::Serve(options) => tool::serve::run(options).await,
         Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
         Command::Ask(options) => print(&tool::ask::run(&options)?),
+        Command::Associate(options) => print(&tool::sctp::run(&options)),
         Command::Load(options) => print(&tool::load::run(&options).await?),
         Command::Up => up().await,
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),

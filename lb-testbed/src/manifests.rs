@@ -57,7 +57,6 @@ impl ManifestDir {
 pub enum Protocol {
     Tcp,
     Udp,
-    /// Published, but never asked: no process of the testbed speaks it, and many kernels have no sockets for it.
     Sctp,
 }
 
@@ -95,6 +94,10 @@ impl Port {
 
     pub fn udp(name: &str, port: u16, target: u16) -> Self {
         Self { name: name.to_owned(), protocol: Protocol::Udp, port, target, node_port: None }
+    }
+
+    pub fn sctp(name: &str, port: u16, target: u16) -> Self {
+        Self { name: name.to_owned(), protocol: Protocol::Sctp, port, target, node_port: None }
     }
 
     pub fn node_port(self, port: u16) -> Self {

@@ -189,7 +189,7 @@ impl Demo {
     fn requests(&mut self) -> Result<()> {
         self.screen.heading("Requests");
         let mut rows = Vec::new();
-        for service in ["web", "web-nodeport", "shop", "ingress-controller", "echo"] {
+        for service in ["web", "web-nodeport", "shop", "ingress-controller", "echo", "signalling"] {
             let applied = self.find(service)?.clone();
             for port in &applied.service.ports {
                 for family in Family::BOTH {
@@ -223,7 +223,7 @@ impl Demo {
     ) -> Result<Vec<Cell>> {
         let exchanges = match protocol {
             Protocol::Tcp => client.get(&[target], ASKED)?,
-            Protocol::Sctp => bail!("nobody here speaks SCTP"),
+            Protocol::Sctp => client.associate(target, ASKED)?,
             Protocol::Udp => {
                 client.ask(target, Datagrams { count: ASKED, size: 32, ..Datagrams::default() })?
             }

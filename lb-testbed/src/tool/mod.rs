@@ -3,6 +3,7 @@
 pub mod ask;
 pub mod get;
 pub mod load;
+pub mod sctp;
 pub mod serve;
 pub mod transfer;
 

@@ -1,4 +1,4 @@
-//! The servers of a pod: HTTP, a UDP echo, transfers. Each answer says who answers and which client it saw.
+//! The servers of a pod: HTTP, a UDP echo, SCTP, transfers. Each answer says who answers and which client it saw.
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
@@ -16,7 +16,7 @@ use lb_testbed::pattern;
 use lb_testbed::report::Greeting;
 use tokio::net::{TcpListener, UdpSocket};
 
-use super::transfer;
+use super::{sctp, transfer};
 
 #[derive(Args)]
 pub struct Options {
@@ -29,6 +29,9 @@ pub struct Options {
     /// Address of a UDP server
     #[arg(long)]
     udp: Vec<SocketAddr>,
+    /// Address of an SCTP server
+    #[arg(long)]
+    sctp: Vec<SocketAddr>,
     /// Address of a transfer server
     #[arg(long)]
     transfer: Vec<SocketAddr>,
@@ -43,6 +46,10 @@ pub async fn run(options: Options) -> Result<()> {
     for address in options.udp {
         let socket = UdpSocket::bind(address).await.with_context(|| format!("bind {address}"))?;
         tokio::spawn(serve_udp(socket, name.clone()));
+    }
+    for address in options.sctp {
+        let serve = sctp::serve(address, &name).with_context(|| format!("raw socket for {address}"))?;
+        thread::spawn(serve);
     }
     for address in options.transfer {
         let listener = StdTcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
@@ -87,7 +94,7 @@ async fn serve_udp(socket: UdpSocket, name: Arc<str>) -> Result<()> {
     }
 }
 
-fn greeting(name: &str, client: SocketAddr, intact: bool) -> Vec<u8> {
+pub fn greeting(name: &str, client: SocketAddr, intact: bool) -> Vec<u8> {
     let greeting = Greeting { pod: name.to_owned(), client, intact };
     serde_json::to_vec(&greeting).unwrap_or_default()
 }

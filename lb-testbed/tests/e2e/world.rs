@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use lb_testbed::agent::{self, Agent, AgentOptions};
-use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, TRANSFER_PORT, UDP_PORT};
+use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, SCTP_PORT, TRANSFER_PORT, UDP_PORT};
 use lb_testbed::manifests::{self, Port, Service};
 use lb_testbed::topology::{Node, Pod};
 use lb_testbed::{Datapath, Family, Topology, Underlay};
@@ -15,6 +15,7 @@ use crate::check::{answered_by, eventually};
 /// Ports of every published Service.
 const HTTP: u16 = 80;
 const UDP: u16 = 53;
+const SCTP: u16 = 38412;
 const TRANSFER: u16 = 9000;
 
 pub struct World {
@@ -30,6 +31,7 @@ pub struct World {
 pub enum To {
     Http,
     Udp,
+    Sctp,
     Transfer,
 }
 
@@ -45,6 +47,7 @@ impl Published {
         let port = match to {
             To::Http => HTTP,
             To::Udp => UDP,
+            To::Sctp => SCTP,
             To::Transfer => TRANSFER,
         };
         let wanted = |ip: &&IpAddr| Family::of(**ip) == family;
@@ -62,7 +65,7 @@ impl Published {
 }
 
 fn node_port(number: u16, to: To) -> u16 {
-    30000 + number * 3 + to as u16
+    30000 + number * 4 + to as u16
 }
 
 impl World {
@@ -129,6 +132,7 @@ impl World {
             ports: vec![
                 Port::tcp("http", HTTP, HTTP_PORT).node_port(at(To::Http)),
                 Port::udp("udp", UDP, UDP_PORT).node_port(at(To::Udp)),
+                Port::sctp("sctp", SCTP, SCTP_PORT).node_port(at(To::Sctp)),
                 Port::tcp("transfer", TRANSFER, TRANSFER_PORT).node_port(at(To::Transfer)),
             ],
         };

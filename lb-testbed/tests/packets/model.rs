@@ -161,7 +161,13 @@ impl Model {
         if way == Way::Out {
             return untouched();
         }
-        let Some(service) = self.service(&tuple) else { return untouched() };
+        let Some(service) = self.service(&tuple) else {
+            // The fuzz has no other addresses of Services than ClusterIPs.
+            let address = tuple.destination.ip();
+            let cluster_ip =
+                !address.is_unspecified() && self.services.keys().any(|(_, other)| other.ip() == address);
+            return if cluster_ip && opening { refuse(&view, "unknown_port_rejected") } else { untouched() };
+        };
         if !opening {
             // Tagged, it is counted where it comes by without its tag.
             return Judgement::Untouched(if view.tagged { vec![] } else { vec!["tcp_without_flow"] });
@@ -169,11 +175,7 @@ impl Model {
         if service.endpoints.is_empty() {
             return match service.drop {
                 true => Judgement::Dropped("no_endpoint_dropped"),
-                false if view.tagged => Judgement::Untouched(vec!["left_to_tc"]),
-                false if view.part == Part::Later || view.protocol == TCP => {
-                    Judgement::Dropped("no_endpoint_rejected")
-                }
-                false => answer(&view, if view.v6 { (1, 4) } else { (3, 3) }, 0, "no_endpoint_rejected"),
+                false => refuse(&view, "no_endpoint_rejected"),
             };
         }
         // The fuzz gives each Service endpoints of one kind: what holds for the first holds for all.
@@ -198,7 +200,8 @@ impl Model {
         flags: u8,
         way: Way,
     ) -> Judgement {
-        if way == Way::Out && (!flow.reply || flow.routed) {
+        // A reply that goes on along its path is translated where it leaves, everything else where it arrives.
+        if (way == Way::Out) != (flow.reply && !flow.routed) {
             return Judgement::Untouched(Vec::new());
         }
         let routed = if flow.routed {
@@ -538,6 +541,17 @@ impl View {
     fn fragment(&self) -> (IpAddr, IpAddr, u8, u32) {
         (self.source, self.destination, self.protocol, self.id)
     }
+}
+
+/// Nobody serves the port.
+fn refuse(view: &View, counter: &'static str) -> Judgement {
+    if view.tagged {
+        return left_to_tc();
+    }
+    if view.part == Part::Later {
+        return Judgement::Dropped(counter);
+    }
+    answer(view, if view.v6 { (1, 4) } else { (3, 3) }, 0, counter)
 }
 
 /// An ICMP error, or a drop when the headers to quote are too long.

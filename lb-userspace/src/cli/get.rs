@@ -9,7 +9,8 @@ use clap::{Args, Subcommand};
 
 use super::PinArgs;
 use super::view::{
-    Backends, Filter, Names, Output, OutputError, Row, Slots, backend_rows, flow_rows, render, service_rows,
+    Backends, Filter, Names, Output, OutputError, Row, Slots, SourceRanges, affinity_rows, backend_rows,
+    flow_rows, render, service_rows,
 };
 use crate::datapath::inspect::Maps;
 use crate::datapath::{Pins, monotonic_ns};
@@ -29,6 +30,8 @@ pub enum Get {
     /// Connections from processes on this node are translated once, at their socket, and have no flow.
     #[command(visible_alias = "flow")]
     Flows(GetArgs),
+    /// Clients of Services with session affinity, and the endpoint each was given
+    Affinity(GetArgs),
 }
 
 /// Why nothing can be shown.
@@ -64,7 +67,7 @@ impl Get {
     pub fn run(&self) -> Result<String, ReadError> {
         match self {
             Self::Services(args) => {
-                let (services, names, slots, backends) = args.read(|maps| {
+                let (services, names, slots, backends, source_ranges) = args.read(|maps| {
                     let services = maps.services()?;
                     let mut slots = Slots::new();
                     for (_, service) in &services {
@@ -77,9 +80,20 @@ impl Get {
                             }
                         }
                     }
-                    Ok((services, names(maps)?, slots, backends(maps)?))
+                    let mut source_ranges = SourceRanges::new();
+                    for (service_id, network) in maps.source_ranges()? {
+                        source_ranges.entry(service_id).or_default().push(network);
+                    }
+                    Ok((services, names(maps)?, slots, backends(maps)?, source_ranges))
                 })?;
-                args.print(&service_rows(&services, &names, &slots, &backends, &args.filter()))
+                args.print(&service_rows(
+                    &services,
+                    &names,
+                    &slots,
+                    &backends,
+                    &source_ranges,
+                    &args.filter(),
+                ))
             }
             Self::Backends(args) => {
                 let (backends, names) = args.read(|maps| Ok((backends(maps)?, names(maps)?)))?;
@@ -88,6 +102,11 @@ impl Get {
             Self::Flows(args) => {
                 let (flows, names) = args.read(|maps| Ok((maps.flows()?, names(maps)?)))?;
                 args.print(&flow_rows(&flows, &names, monotonic_ns(), &args.filter()))
+            }
+            Self::Affinity(args) => {
+                let (entries, names, backends) =
+                    args.read(|maps| Ok((maps.affinity()?, names(maps)?, backends(maps)?)))?;
+                args.print(&affinity_rows(&entries, &names, &backends, monotonic_ns(), &args.filter()))
             }
         }
     }

@@ -4,7 +4,10 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, NamespaceAddrs, Service, ServiceName, address_flags};
+use lb_common::layout::{
+    Affinity, AffinityKey, Device, KnownAddress, NamespaceAddrs, Service, ServiceName, address_flags,
+    affinity_client,
+};
 use lb_common::reason::Reason;
 
 use super::Pins;
@@ -48,6 +51,19 @@ impl Maps {
     /// Backend ids in a range of slots.
     pub fn slots(&self, base: u32, count: u32) -> io::Result<Vec<u32>> {
         self.tables()?.read_slots(base, count).map_err(unwrap)
+    }
+
+    /// Networks that may use the load-balancer addresses of service ports, by service id.
+    pub fn source_ranges(&self) -> io::Result<Vec<(u32, IpNet)>> {
+        self.tables()?.source_ranges().map_err(unwrap)
+    }
+
+    /// Which endpoint each client of a service port with session affinity was given.
+    pub fn affinity(&self) -> io::Result<Vec<AffinityEntry>> {
+        let table: Table<AffinityKey, Affinity> = self.0.table("AFFINITY")?;
+        let mut entries = Vec::new();
+        table.for_each(|key, value| entries.extend(AffinityEntry::new(key, value)))?;
+        Ok(entries)
     }
 
     /// Open and half-open flows of both families.
@@ -105,6 +121,52 @@ impl Maps {
         let mut devices = Vec::new();
         table.for_each(|ifindex, device| devices.push((*ifindex, *device)))?;
         Ok(devices)
+    }
+}
+
+/// An entry of `AFFINITY`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AffinityEntry {
+    pub client: AffinityClient,
+    /// Of the connections.
+    pub family: IpFamily,
+    pub service_id: u32,
+    pub backend_id: u32,
+    /// `CLOCK_MONOTONIC` at the last new connection, see [`super::monotonic_ns`].
+    pub last_used_ns: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AffinityClient {
+    Address(IpAddr),
+    /// Cookie of the network namespace of processes whose connections are translated at their socket.
+    Namespace(u64),
+}
+
+impl AffinityEntry {
+    /// None: written by nothing of this version.
+    fn new(key: &AffinityKey, value: &Affinity) -> Option<Self> {
+        let cookie = || {
+            let [a, b, c, d, e, f, g, h, ..] = key.client;
+            AffinityClient::Namespace(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+        };
+        let (client, family) = match key.client_kind {
+            affinity_client::ADDRESS_V4 => {
+                let [a, b, c, d, ..] = key.client;
+                (AffinityClient::Address([a, b, c, d].into()), IpFamily::V4)
+            }
+            affinity_client::ADDRESS_V6 => (AffinityClient::Address(key.client.into()), IpFamily::V6),
+            affinity_client::NAMESPACE_V4 => (cookie(), IpFamily::V4),
+            affinity_client::NAMESPACE_V6 => (cookie(), IpFamily::V6),
+            _ => return None,
+        };
+        Some(Self {
+            client,
+            family,
+            service_id: key.service_id,
+            backend_id: value.backend_id,
+            last_used_ns: value.last_used_ns,
+        })
     }
 }
 

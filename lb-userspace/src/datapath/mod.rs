@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION, NamespaceAddrs};
 
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
+pub use self::inspect::{AffinityClient, AffinityEntry};
 use self::links::Links;
 pub use self::links::{AttachError, Attached};
 pub use self::maps::ServiceTables;

@@ -30,7 +30,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
-use super::wanted::{ServicePortId, WantedService};
+use super::wanted::{IpFamily, ServicePortId, WantedService};
 use super::{Changes, HealthCheck, Planner, Settings};
 use crate::model::{Node, ObjectName, Problem, Severity};
 use crate::source::{kubernetes, manifests};
@@ -183,8 +183,11 @@ impl State {
         for service in self.services.values() {
             writeln!(text, "{service}").unwrap();
         }
-        for (name, HealthCheck { port, local_endpoints }) in &self.health_checks {
-            writeln!(text, "{name} health check on {port}: {local_endpoints} local").unwrap();
+        for (name, check) in &self.health_checks {
+            let count = |(family, word)| Some(format!("{} local {word}", check.local_endpoints(family)?));
+            let counts: Vec<_> =
+                [(IpFamily::V4, "IPv4"), (IpFamily::V6, "IPv6")].into_iter().filter_map(count).collect();
+            writeln!(text, "{name} health check on {}: {}", check.port, counts.join(", ")).unwrap();
         }
         if let Some(Node { zone, pod_cidrs, addresses, eligible }) = &self.node {
             let zone = zone.as_deref().unwrap_or("none");

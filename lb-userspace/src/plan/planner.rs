@@ -56,8 +56,18 @@ impl Changes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HealthCheck {
     pub port: u16,
-    /// Different addresses of ready endpoints on this node.
-    pub local_endpoints: u32,
+    /// Different addresses of ready endpoints on this node; none: the Service has no such family, and no port is opened.
+    pub local_v4: Option<u32>,
+    pub local_v6: Option<u32>,
+}
+
+impl HealthCheck {
+    pub fn local_endpoints(&self, family: IpFamily) -> Option<u32> {
+        match family {
+            IpFamily::V4 => self.local_v4,
+            IpFamily::V6 => self.local_v6,
+        }
+    }
 }
 
 /// Holds the objects and says what the maps shall contain. See [`Planner::update`].
@@ -347,9 +357,13 @@ impl Planner {
                 plan.ports.insert(wanted.id.clone(), wanted);
             }
         }
-        plan.health_check = service.health_check_node_port.map(|port| HealthCheck {
-            port,
-            local_endpoints: local_ready_addresses(slices.iter().map(|(_, slice)| &**slice)),
+        plan.health_check = service.health_check_node_port.map(|port| {
+            let local = |family| {
+                let served = service.cluster_ips.iter().any(|ip| IpFamily::of(ip) == family);
+                let slices = slices.iter().map(|(_, slice)| &**slice);
+                served.then(|| local_ready_addresses(slices, family))
+            };
+            HealthCheck { port, local_v4: local(IpFamily::V4), local_v6: local(IpFamily::V6) }
         });
         plan
     }
@@ -432,12 +446,13 @@ fn claim(asked: &Asked, port: &ServicePort) -> Claim {
 }
 
 /// What `X-Load-Balancing-Endpoint-Weight` says (KEP-3836, pkg/proxy/healthcheck).
-fn local_ready_addresses<'a>(slices: impl Iterator<Item = &'a Slice>) -> u32 {
+fn local_ready_addresses<'a>(slices: impl Iterator<Item = &'a Slice>, family: IpFamily) -> u32 {
     let addresses: BTreeSet<_> = slices
         .filter(|slice| !slice.ports.is_empty())
         .flat_map(|slice| slice.endpoints.iter())
         .filter(|endpoint| endpoint.local && endpoint.ready)
         .map(|endpoint| endpoint.address)
+        .filter(|address| IpFamily::of(address) == family)
         .collect();
     u32::try_from(addresses.len()).unwrap_or(u32::MAX)
 }

@@ -18,6 +18,7 @@ use super::State;
 use super::http::{self, Answer};
 use crate::model::ObjectName;
 use crate::plan::HealthCheck;
+use crate::plan::wanted::IpFamily;
 
 /// A port that could not be opened is tried again after this time.
 const RETRY: Duration = Duration::from_secs(2);
@@ -35,9 +36,8 @@ pub struct ServiceHealth {
 /// Why a port is not open.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "Service {service}: its healthCheckNodePort {} cannot be opened at {}: {source}: load balancers take this node for one \
-     without endpoints; end what uses the port on this node, or recreate the Service with another one; trying again",
-    at.port(), at.ip()
+    "Service {service}: its healthCheckNodePort cannot be opened at {at}: {source}: load balancers take this node for one \
+     without endpoints; end what uses the port on this node, or recreate the Service with another one; trying again"
 )]
 pub struct OpenError {
     pub service: ObjectName,
@@ -79,7 +79,9 @@ impl<F: FnMut(&OpenError)> HealthPorts<F> {
     async fn converge(&mut self, wanted: &ServiceHealth) {
         let sockets: BTreeSet<Socket> = (wanted.checks.iter())
             .flat_map(|(name, check)| {
-                wanted.addresses.iter().map(|ip| (name.clone(), SocketAddr::new(*ip, check.port)))
+                let of_family = |ip: &&IpAddr| check.local_endpoints(IpFamily::of(ip)).is_some();
+                let addresses = wanted.addresses.iter().filter(of_family);
+                addresses.map(|ip| (name.clone(), SocketAddr::new(*ip, check.port)))
             })
             .collect();
         // First what closes: another Service may be given the port.
@@ -116,11 +118,15 @@ impl<F: FnMut(&OpenError)> HealthPorts<F> {
             }
         };
         if self.failures.remove(&socket).is_some() {
-            info!("Service {service}: its healthCheckNodePort {} is open at {} now", at.port(), at.ip());
+            info!("Service {service}: its healthCheckNodePort is open at {at} now");
         }
-        let (name, wanted, health) = (service.clone(), self.wanted.clone(), self.health.clone());
+        let (name, family) = (service.clone(), IpFamily::of(&at.ip()));
+        let (wanted, health) = (self.wanted.clone(), self.health.clone());
         let server = http::serve(listener, move |_: &hyper::Method, _: &str| {
-            let local_endpoints = wanted.borrow().checks.get(&name).map_or(0, |check| check.local_endpoints);
+            // As kube-proxy, of which each family has its own.
+            let local_endpoints = (wanted.borrow().checks.get(&name))
+                .and_then(|check| check.local_endpoints(family))
+                .unwrap_or_default();
             let healthy = health.borrow().is_healthy(Instant::now());
             answer(&name, local_endpoints, healthy)
         });
@@ -188,6 +194,11 @@ mod tests {
         SocketAddr::new("127.0.0.1".parse().unwrap(), port)
     }
 
+    /// A dual-stack Service whose pods have an address of each family.
+    fn dual(port: u16, local: u32) -> HealthCheck {
+        HealthCheck { port, local_v4: Some(local), local_v6: Some(local) }
+    }
+
     /// Ports that were free a moment ago.
     fn free_ports<const N: usize>() -> [u16; N] {
         let held = [(); N].map(|()| std::net::TcpListener::bind(at(0)).unwrap());
@@ -217,9 +228,7 @@ mod tests {
         }
 
         fn set(&self, checks: &[(&str, u16, u32)]) {
-            let check = |&(service, port, local_endpoints): &(&str, u16, u32)| {
-                (name(service), HealthCheck { port, local_endpoints })
-            };
+            let check = |&(service, port, local): &(&str, u16, u32)| (name(service), dual(port, local));
             self.wanted.send_modify(|wanted| wanted.checks = checks.iter().map(check).collect());
         }
     }
@@ -270,6 +279,13 @@ mod tests {
         eventually(async || is_open(at(second)).await).await;
         eventually(async || ask(at(first), "GET /").await.contains("\"name\":\"shop\"")).await;
 
+        // A Service of one family.
+        let single = HealthCheck { port: second, local_v4: None, local_v6: Some(4) };
+        running.wanted.send_modify(|wanted| drop(wanted.checks.insert(name("web"), single)));
+        eventually(async || !is_open(at(second)).await).await;
+        let over_ipv6 = SocketAddr::new("::1".parse().unwrap(), second);
+        assert!(ask(over_ipv6, "GET /").await.contains("x-load-balancing-endpoint-weight: 4\r\n"));
+
         running.health.send_modify(|state| state.progress = Progress::Starting("anew".into()));
         let answer = ask(at(first), "GET /").await;
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\"serviceProxyHealthy\":false"));
@@ -286,7 +302,7 @@ mod tests {
         let health = watch::channel(State::starting("")).1;
         let mut ports = HealthPorts::new(receiver, health, |_: &OpenError| {});
         let with = |local_endpoints| ServiceHealth {
-            checks: [(name("web"), HealthCheck { port, local_endpoints })].into(),
+            checks: [(name("web"), dual(port, local_endpoints))].into(),
             addresses: ["127.0.0.1".parse().unwrap()].into(),
         };
         ports.converge(&with(1)).await;

@@ -7,6 +7,7 @@ mod examples;
 mod lifecycle;
 mod node_port;
 mod scale;
+mod sctp;
 mod transfers;
 
 use anyhow::Result;
@@ -63,6 +64,8 @@ pub const CASES: &[Case] = &[
     each("udp_outside_to_node_port", Where::Both, datagrams::outside_to_node_port),
     each("udp_fragments", Where::Routed, datagrams::fragments),
     each("udp_path_mtu_is_told", Where::Vxlan, datagrams::path_mtu_is_told),
+    each("sctp_outside_to_node_port", Where::Both, sctp::outside_to_node_port),
+    each("sctp_outside_to_cluster_ip", Where::Routed, sctp::outside_to_cluster_ip),
     each("transfer_pod_to_cluster_ip", Where::Both, transfers::pod_to_cluster_ip),
     each("transfer_outside_to_node_port", Where::Both, transfers::outside_to_node_port),
     each("one_address_two_protocols", Where::Routed, changes::one_address_two_protocols),

@@ -78,7 +78,7 @@ pub fn flow_rows(entries: &[FlowEntry], names: &Names, now_ns: u64, filter: &Fil
     rows
 }
 
-fn idle_seconds(now_ns: u64, last_seen_ns: u64) -> u64 {
+pub(super) fn idle_seconds(now_ns: u64, last_seen_ns: u64) -> u64 {
     now_ns.saturating_sub(last_seen_ns) / 1_000_000_000
 }
 
@@ -109,7 +109,7 @@ fn deliver_name(deliver: u8) -> &'static str {
 }
 
 /// As kubectl writes ages: the two largest units at most.
-fn age(seconds: u64) -> String {
+pub(super) fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7_200 => format!("{}m{}s", seconds / 60, seconds % 60),

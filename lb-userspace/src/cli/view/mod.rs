@@ -1,5 +1,6 @@
 //! What the tools print, as pure functions of what stands in the maps.
 
+mod affinity;
 mod backends;
 pub mod explain;
 mod flows;
@@ -7,6 +8,7 @@ mod output;
 mod services;
 mod table;
 
+pub use affinity::{AffinityRow, affinity_rows};
 pub use backends::{BackendRow, backend_rows};
 pub use flows::{FlowRow, flow_rows};
 pub use output::{Output, OutputError, render};
@@ -15,6 +17,7 @@ pub use table::Table;
 
 use std::collections::HashMap;
 
+use ipnet::IpNet;
 use lb_common::layout::{self, ServiceName};
 use serde::Serialize;
 
@@ -29,6 +32,9 @@ pub type Slots = HashMap<(u32, u32), Vec<u32>>;
 
 /// `BACKENDS_V4` and `BACKENDS_V6` by family and backend id.
 pub type Backends = HashMap<(IpFamily, u32), BackendEntry>;
+
+/// `SOURCE_RANGES_V4` and `SOURCE_RANGES_V6` by service id.
+pub type SourceRanges = HashMap<u32, Vec<IpNet>>;
 
 /// A Service port in the words of the API.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]

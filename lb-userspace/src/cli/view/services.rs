@@ -3,7 +3,7 @@
 use lb_common::layout::{self, service_flags};
 use serde::Serialize;
 
-use super::{Backends, Filter, Names, Row, ServicePort, Slots, protocol_name};
+use super::{Backends, Filter, Names, Row, ServicePort, Slots, SourceRanges, protocol_name};
 use crate::apply::tables::ServiceAddress;
 use crate::plan::wanted::IpFamily;
 
@@ -28,7 +28,8 @@ pub struct ServiceRow {
     pub algorithm: String,
     /// 0: no session affinity.
     pub affinity_seconds: u32,
-    pub source_ranges: bool,
+    /// Sources that may use the address; none: everybody, an empty list: nobody.
+    pub source_ranges: Option<Vec<String>>,
     pub id: u32,
 }
 
@@ -38,13 +39,14 @@ pub fn service_rows(
     names: &Names,
     slots: &Slots,
     backends: &Backends,
+    source_ranges: &SourceRanges,
     filter: &Filter,
 ) -> Vec<ServiceRow> {
     let mut rows: Vec<(ServiceRow, ServiceAddress)> = services
         .iter()
         // Port 0: the address itself, for packets to ports that the Service does not have.
         .filter(|(key, _)| key.port != 0)
-        .map(|(key, value)| (row(key, value, names, slots, backends), *key))
+        .map(|(key, value)| (row(key, value, names, slots, backends, source_ranges), *key))
         .filter(|(row, _)| filter.accepts(&row.service))
         .collect();
     rows.sort_by(|(a, a_key), (b, b_key)| {
@@ -59,6 +61,7 @@ fn row(
     names: &Names,
     slots: &Slots,
     backends: &Backends,
+    source_ranges: &SourceRanges,
 ) -> ServiceRow {
     let family = IpFamily::of(&key.ip);
     let endpoints = |base: u32, count: u32| {
@@ -70,6 +73,12 @@ fn row(
             ids.iter().filter_map(|&id| Some(backends.get(&(family, id))?.address)).collect();
         addresses.sort_unstable();
         addresses.iter().map(ToString::to_string).collect()
+    };
+    let sources = || {
+        let mut sources: Vec<_> = source_ranges.get(&value.service_id).into_iter().flatten().collect();
+        sources.retain(|network| IpFamily::of(&network.addr()) == family);
+        sources.sort_unstable();
+        sources.iter().map(ToString::to_string).collect()
     };
     let when_empty = |drop: u32| if value.flags & drop == 0 { "reject" } else { "drop" };
     ServiceRow {
@@ -83,7 +92,7 @@ fn row(
         outside_no_endpoint: when_empty(service_flags::OUTSIDE_DROP),
         algorithm: algorithm_name(value.algorithm),
         affinity_seconds: value.affinity_seconds,
-        source_ranges: value.flags & service_flags::SOURCE_RANGES != 0,
+        source_ranges: (value.flags & service_flags::SOURCE_RANGES != 0).then(sources),
         id: value.service_id,
     }
 }
@@ -123,7 +132,14 @@ impl Row for ServiceRow {
     fn columns(wide: bool) -> Vec<&'static str> {
         let mut columns = vec!["SERVICE", "TYPE", "ADDRESS", "PROTOCOL", "ENDPOINTS"];
         if wide {
-            columns.extend(["ALGORITHM", "AFFINITY", "NO-ENDPOINT", "ID", "ENDPOINT-ADDRESSES"]);
+            columns.extend([
+                "ALGORITHM",
+                "AFFINITY",
+                "SOURCE-RANGES",
+                "NO-ENDPOINT",
+                "ID",
+                "ENDPOINT-ADDRESSES",
+            ]);
         }
         columns
     }
@@ -153,7 +169,13 @@ impl Row for ServiceRow {
                     self.outside_endpoints.join(",")
                 ),
             };
-            cells.extend([self.algorithm.clone(), affinity, no_endpoint, self.id.to_string(), addresses]);
+            let sources = match self.source_ranges.as_deref() {
+                None => String::new(),
+                Some([]) => "nobody".into(),
+                Some(networks) => networks.join(","),
+            };
+            let id = self.id.to_string();
+            cells.extend([self.algorithm.clone(), affinity, sources, no_endpoint, id, addresses]);
         }
         cells
     }
@@ -192,8 +214,9 @@ mod tests {
 
     fn rows(filter: &Filter) -> Vec<ServiceRow> {
         use layout::kind::{CLUSTER_IP, LOAD_BALANCER, NODE_PORT};
-        use service_flags::{EXTERNAL, OUTSIDE_DROP, POLICY_LOCAL};
+        use service_flags::{EXTERNAL, OUTSIDE_DROP, POLICY_LOCAL, SOURCE_RANGES};
         let local = EXTERNAL | OUTSIDE_DROP | POLICY_LOCAL;
+        let guarded = EXTERNAL | SOURCE_RANGES;
         let services = [
             (address("0.0.0.0", 30088, layout::TCP), service(1, NODE_PORT, (1, 2), (3, 1), local)),
             (address("10.96.0.10", 80, layout::TCP), service(1, CLUSTER_IP, (1, 2), (1, 2), 0)),
@@ -201,7 +224,8 @@ mod tests {
             (address("fd00:10:96::10", 80, layout::TCP), service(1, CLUSTER_IP, (4, 1), (4, 1), 0)),
             (address("::", 30088, layout::TCP), service(1, NODE_PORT, (4, 1), (4, 1), EXTERNAL)),
             (address("10.96.0.2", 53, layout::UDP), service(2, CLUSTER_IP, (5, 3), (5, 3), 0)),
-            (address("192.0.2.7", 8080, layout::TCP), service(3, LOAD_BALANCER, (0, 0), (0, 0), EXTERNAL)),
+            (address("192.0.2.7", 8080, layout::TCP), service(3, LOAD_BALANCER, (0, 0), (0, 0), guarded)),
+            (address("2001:db8::7", 8080, layout::TCP), service(3, LOAD_BALANCER, (0, 0), (0, 0), guarded)),
         ];
         let slots = Slots::from([
             ((1, 2), vec![2, 1]), // the cluster list of web
@@ -209,7 +233,9 @@ mod tests {
             ((4, 1), vec![1]),
             ((5, 3), vec![4, 4, 4]), // kube-dns: one backend of weight 3
         ]);
-        service_rows(&services, &fixture::names(), &slots, &fixture::backends(), filter)
+        let sources = ["203.0.113.0/24", "198.51.100.7/32"].map(|text| text.parse().unwrap());
+        let source_ranges = SourceRanges::from([(3, sources.into())]);
+        service_rows(&services, &fixture::names(), &slots, &fixture::backends(), &source_ranges, filter)
     }
 
     #[test]
@@ -240,6 +266,6 @@ mod tests {
     fn filtered_by_namespace() {
         let filter = Filter { namespace: Some("shop".into()), service: None };
         let rows = rows(&filter);
-        assert_eq!(rows.iter().map(|row| row.service.label()).collect::<Vec<_>>(), ["shop/cart:8080"]);
+        assert_eq!(rows.iter().map(|row| row.service.label()).collect::<Vec<_>>(), ["shop/cart:8080"; 2]);
     }
 }

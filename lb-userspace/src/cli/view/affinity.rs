@@ -1,0 +1,135 @@
+//! `lb get affinity`: which endpoint a client of a Service with session affinity was given.
+
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use super::flows::{age, idle_seconds};
+use super::{Backends, Filter, Names, Row, ServicePort, protocol_name};
+use crate::datapath::{AffinityClient, AffinityEntry};
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AffinityRow {
+    #[serde(flatten)]
+    pub service: ServicePort,
+    pub protocol: String,
+    /// An address, or `namespace COOKIE` for the processes of a network namespace.
+    pub client: String,
+    /// None when it is gone: the next connection gets another one.
+    pub endpoint: Option<SocketAddr>,
+    /// Since the last new connection; at the time-out of the Service the entry counts no longer.
+    pub age_seconds: u64,
+    pub backend_id: u32,
+}
+
+/// The rows, sorted by Service and client. `now_ns` is `CLOCK_MONOTONIC`.
+pub fn affinity_rows(
+    entries: &[AffinityEntry],
+    names: &Names,
+    backends: &Backends,
+    now_ns: u64,
+    filter: &Filter,
+) -> Vec<AffinityRow> {
+    let mut rows: Vec<AffinityRow> = entries
+        .iter()
+        .map(|entry| {
+            let backend = backends.get(&(entry.family, entry.backend_id));
+            AffinityRow {
+                service: ServicePort::of(entry.service_id, names),
+                protocol: names
+                    .get(&entry.service_id)
+                    .map(|name| protocol_name(name.protocol))
+                    .unwrap_or_default(),
+                client: match entry.client {
+                    AffinityClient::Address(address) => address.to_string(),
+                    AffinityClient::Namespace(cookie) => format!("namespace {cookie}"),
+                },
+                endpoint: backend
+                    .filter(|backend| backend.service_id == entry.service_id)
+                    .map(|backend| backend.address),
+                age_seconds: idle_seconds(now_ns, entry.last_used_ns),
+                backend_id: entry.backend_id,
+            }
+        })
+        .filter(|row| filter.accepts(&row.service))
+        .collect();
+    rows.sort_by(|a, b| {
+        (&a.service, &a.protocol, &a.client, a.endpoint).cmp(&(
+            &b.service,
+            &b.protocol,
+            &b.client,
+            b.endpoint,
+        ))
+    });
+    rows
+}
+
+impl Row for AffinityRow {
+    const PLURAL: &'static str = "clients";
+
+    fn columns(wide: bool) -> Vec<&'static str> {
+        let mut columns = vec!["SERVICE", "CLIENT", "ENDPOINT", "AGE"];
+        if wide {
+            columns.extend(["PROTOCOL", "BACKEND-ID"]);
+        }
+        columns
+    }
+
+    fn cells(&self, wide: bool) -> Vec<String> {
+        let mut cells = vec![
+            self.service.label(),
+            self.client.clone(),
+            self.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+            age(self.age_seconds),
+        ];
+        if wide {
+            cells.extend([self.protocol.clone(), self.backend_id.to_string()]);
+        }
+        cells
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Output, fixture, render};
+    use super::*;
+    use crate::plan::wanted::IpFamily;
+    use crate::testing::assert_golden;
+
+    fn rows() -> Vec<AffinityRow> {
+        let entry = |client, family, service_id, backend_id, seconds: u64| AffinityEntry {
+            client,
+            family,
+            service_id,
+            backend_id,
+            last_used_ns: seconds * 1_000_000_000,
+        };
+        let address = |text: &str| AffinityClient::Address(text.parse().unwrap());
+        let entries = [
+            entry(address("198.51.100.9"), IpFamily::V4, 2, 4, 9_000),
+            entry(address("198.51.100.7"), IpFamily::V4, 1, 2, 9_999),
+            entry(address("2001:db8::7"), IpFamily::V6, 1, 1, 0),
+            entry(AffinityClient::Namespace(4097), IpFamily::V4, 1, 1, 9_880),
+            // Its endpoint is gone, and its id belongs to another Service.
+            entry(address("198.51.100.8"), IpFamily::V4, 1, 4, 9_000),
+        ];
+        let (names, backends) = (fixture::names(), fixture::backends());
+        affinity_rows(&entries, &names, &backends, 10_000 * 1_000_000_000, &Filter::default())
+    }
+
+    #[test]
+    fn table() {
+        assert_golden("affinity.txt", &render(&rows(), Output::Table).unwrap());
+    }
+
+    #[test]
+    fn wide_table() {
+        assert_golden("affinity-wide.txt", &render(&rows(), Output::Wide).unwrap());
+    }
+
+    #[test]
+    fn json() {
+        assert_golden("affinity.json", &render(&rows()[..3], Output::Json).unwrap());
+    }
+}
