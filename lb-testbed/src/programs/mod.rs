@@ -4,3 +4,6 @@ mod subject;
 pub mod world;
 
 pub use subject::{Action, Endpoint, Flow, Hook, Kind, Limits, Networks, Run, ServiceEntry, Subject};
+
+#[cfg(test)]
+mod explained;

@@ -4,6 +4,7 @@ mod changes;
 mod cluster_ip;
 mod datagrams;
 mod examples;
+mod explain;
 mod lifecycle;
 mod node_port;
 mod scale;
@@ -78,5 +79,9 @@ pub const CASES: &[Case] = &[
     each("agent_restarts_under_load", Where::Both, lifecycle::agent_restarts_under_load),
     once("second_agent_is_refused", Where::Routed, lifecycle::second_agent_is_refused),
     each("a_thousand_services", Where::Routed, scale::a_thousand_services),
+    each("explain_agrees_with_traffic", Where::Routed, explain::agrees_with_traffic),
+    each("explain_refusals_agree_with_traffic", Where::Routed, explain::refusals_agree_with_traffic),
+    each("explain_leaves_no_trace", Where::Routed, explain::leaves_no_trace),
+    each("explain_without_an_agent", Where::Routed, explain::without_an_agent),
     once("cleanup_removes_everything", Where::Routed, lifecycle::cleanup_removes_everything),
 ];

@@ -96,10 +96,10 @@ pub enum OriginError {
     )]
     NoWay(IpAddr),
     #[error(
-        "no sockets are served here (--socket-hooks): processes of this node reach no Service; \
+        "{0} sockets of this node are not served (--socket-hooks, SCTP): its processes reach no Service; \
          --in IFACE explains a packet that arrives"
     )]
-    NoSockets,
+    NoSockets(&'static str),
 }
 
 impl Facts {
@@ -129,16 +129,7 @@ impl Facts {
             Some(In::Device(name)) => {
                 let device = self.devices.iter().find(|device| device.name == *name);
                 let device = device.ok_or_else(|| OriginError::NoDevice(name.clone()))?;
-                let attached = if device.attached {
-                    ""
-                } else {
-                    ", to which no program is attached: real packets pass there untouched, whatever is said here"
-                };
-                Ok(Origin {
-                    from: name.clone(),
-                    hook: Hook::Device { ifindex: device.ifindex },
-                    why: format!("arrives by {name}{attached}"),
-                })
+                Ok(by_device(name, format!("--in {name}"), device))
             }
             None if self.is_node(source) => {
                 self.process("node", format!("{source} is an address of this node"), packet)
@@ -159,21 +150,16 @@ impl Facts {
             let why = format!("{why}; a ping is answered as a packet");
             return Ok(Origin { from: from.into(), hook: Hook::Device { ifindex }, why });
         }
-        if !from_pod && self.sockets == Sockets::None {
-            return Err(OriginError::NoSockets);
+        // Linux has no hook where an SCTP socket connects.
+        let sockets = if packet.protocol == Protocol::Sctp { Sockets::None } else { self.sockets };
+        if !from_pod && sockets == Sockets::None {
+            return Err(OriginError::NoSockets(packet.protocol.name()));
         }
-        if from_pod && self.sockets != Sockets::All {
-            let (device, _) = self.arrival_device(source)?;
-            let attached = if device.attached {
-                ""
-            } else {
-                ", to which no program is attached (--pod-interfaces): real packets pass there untouched"
-            };
-            let name = &device.name;
-            let why = format!(
-                "{why}; sockets of pods are not translated (--socket-hooks), its packets arrive by {name}{attached}"
-            );
-            return Ok(Origin { from: from.into(), hook: Hook::Device { ifindex: device.ifindex }, why });
+        if from_pod && sockets != Sockets::All {
+            let device = self.device_to_source().ok_or(OriginError::NoWay(source))?;
+            let name = packet.protocol.name();
+            let why = format!("{why}, whose {name} sockets are not served (--socket-hooks, SCTP)");
+            return Ok(by_device("pod", why, device));
         }
         let netns_cookie = if from_pod { self.namespace_of(source).unwrap_or(0) } else { self.netns_cookie };
         let program = if source.is_ipv4() { "lb_connect4" } else { "lb_connect6" };
@@ -204,6 +190,16 @@ impl Facts {
             .or(to_source.map(|device| (device, "which leads to it")))
             .ok_or(OriginError::NoWay(source))
     }
+}
+
+fn by_device(from: &str, why: String, device: &Device) -> Origin {
+    let attached = if device.attached {
+        ""
+    } else {
+        ", to which no program is attached: real packets pass there untouched, whatever is said here"
+    };
+    let why = format!("{why}; arrives by {}{attached}", device.name);
+    Origin { from: from.into(), hook: Hook::Device { ifindex: device.ifindex }, why }
 }
 
 #[cfg(test)]
@@ -281,6 +277,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_without_sockets_here_comes_by_its_device() {
+        let facts = Facts { route: Some(3), ..facts() };
+        let machine = origin(&facts, Protocol::Tcp, "10.244.1.12", None).unwrap();
+        assert_eq!((machine.from.as_str(), machine.hook), ("pod", Hook::Device { ifindex: 3 }));
+        let pod = origin(&facts, Protocol::Tcp, "10.244.1.11", None).unwrap();
+        assert_eq!(pod.hook, Hook::Socket { netns_cookie: 8 });
+    }
+
+    #[test]
     fn pings_and_pods_whose_sockets_are_left_alone_come_as_packets() {
         let mut facts = facts();
         let ping = origin(&facts, Protocol::Icmp, "10.244.1.11", None).unwrap();
@@ -291,7 +296,9 @@ mod tests {
         assert_eq!((pod.from.as_str(), pod.hook), ("pod", Hook::Device { ifindex: 3 }));
         let node = origin(&facts, Protocol::Tcp, "10.10.0.11", None).unwrap();
         assert_eq!(node.hook, Hook::Socket { netns_cookie: 7 });
+        let association = origin(&facts, Protocol::Sctp, "10.10.0.11", None);
+        assert_eq!(association, Err(OriginError::NoSockets("sctp")));
         facts.sockets = Sockets::None;
-        assert_eq!(origin(&facts, Protocol::Tcp, "10.10.0.11", None), Err(OriginError::NoSockets));
+        assert_eq!(origin(&facts, Protocol::Tcp, "10.10.0.11", None), Err(OriginError::NoSockets("tcp")));
     }
 }
