@@ -256,6 +256,15 @@ pub struct ConnectedPeer {
     pub service_id: u32,
 }
 
+/// What the program `lb_connected` lists of each socket in `CONNECTED`.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct ConnectedSocket {
+    /// `SO_COOKIE` of the socket, low and high half: no padding before `peer`.
+    pub cookie: [u32; 2],
+    pub peer: ConnectedPeer,
+}
+
 /// Value of `ADDRESSES_V4` and `ADDRESSES_V6`, keyed by an address that packets to be looked at may have as destination: an
 /// address of this node, of a Service, or of both. A destination that is not in this map is nobody's business here.
 #[repr(C)]
@@ -476,6 +485,7 @@ assert_layout! {
     SocketPeer<A4>: 16, { addr: 0, port: 4, backend_id: 8 };
     SocketPeer<A6>: 28, { addr: 0, port: 16, backend_id: 20 };
     ConnectedPeer: 44, { service_addr: 0, backend_addr: 16, service_port: 32, backend_id: 36 };
+    ConnectedSocket: 52, { cookie: 0, peer: 8 };
     KnownAddress: 8, { ifindex: 0, flags: 4 };
     SourceRange<A4>: 8, { service_id: 0, addr: 4 };
     SourceRange<A6>: 20, { service_id: 0, addr: 4 };

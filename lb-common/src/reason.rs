@@ -85,6 +85,8 @@ reasons! {
     UnknownPort = 19, "unknown_port_rejected", Rejected;
     /// The address is inside a ServiceCIDR and no Service has it.
     UnassignedAddress = 20, "unassigned_address", Dropped;
+    /// A process of the node asked for a port that is a NodePort.
+    NodePortProtected = 21, "node_port_protected", Rejected;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

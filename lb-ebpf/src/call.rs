@@ -27,8 +27,9 @@ pub trait Caller {
     }
 }
 
+/// Whether a host calls itself so.
 #[inline(always)]
-fn is_loopback<F: Maps>(addr: &F::Addr) -> bool {
+pub fn is_loopback<F: Maps>(addr: &F::Addr) -> bool {
     if F::IS_V6 { *addr == F::LOOPBACK } else { addr.as_ref().first() == Some(&127) }
 }
 

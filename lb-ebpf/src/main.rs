@@ -5,6 +5,7 @@
 //! | `xdp/ tc/ cgroup/` | one folder per hook family: adapts its context, consumes the verdict |
 //! | `pipeline.rs` | the way of a packet, written once |
 //! | `packet.rs flow.rs service.rs client.rs select.rs call.rs route.rs nat.rs icmp.rs` | its steps, one file each |
+//! | `connected.rs` | what connected sockets were given, for the agent to read |
 //! | `maps.rs settings.rs count.rs record.rs log.rs` | what the programs share with the agent |
 #![no_std]
 #![no_main]
@@ -17,6 +18,7 @@ mod aligned;
 mod call;
 mod cgroup;
 mod client;
+mod connected;
 mod count;
 mod flow;
 mod frame;
@@ -120,6 +122,23 @@ pub fn lb_getpeername4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn lb_getpeername6(context: SockAddrContext) -> i32 {
     cgroup::getpeername6(&context)
+}
+
+#[cgroup_sock_addr(bind4)]
+pub fn lb_bind4(context: SockAddrContext) -> i32 {
+    cgroup::bind::bind4(&context)
+}
+
+#[cgroup_sock_addr(bind6)]
+pub fn lb_bind6(context: SockAddrContext) -> i32 {
+    cgroup::bind::bind6(&context)
+}
+
+/// Read by the agent, not attached to anything.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+pub extern "C" fn lb_connected(context: *const connected::Context) -> i32 {
+    connected::show(context)
 }
 
 /// Needed by the compiler; the build refuses an object in which any path leads here.

@@ -19,7 +19,11 @@ pub static HAS_FIB_SOURCE: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 
-/// Cookie of the network namespace the agent runs in: there `localhost:nodePort` is served. Zero: nowhere.
+/// Processes of the node may not bind NodePorts (`--protect-node-ports`).
+#[unsafe(no_mangle)]
+pub static PROTECT_NODE_PORTS: Global<u8> = Global::new(1);
+
+/// Cookie of the network namespace the agent runs in: there `localhost:nodePort` is served and NodePorts are protected. Zero: nowhere.
 #[unsafe(no_mangle)]
 pub static NODE_NETNS_COOKIE: Global<u64> = Global::new(0);
 

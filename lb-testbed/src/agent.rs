@@ -1,8 +1,8 @@
 //! `lb agent` as a child process on a node.
 
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -13,11 +13,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::host::Process;
+use crate::http;
 use crate::place::Place;
 use crate::topology::{self, CLUSTER_CIDRS, Datapath, Node, Topology};
 
 /// `/healthz` of every agent, in its node's namespace.
-const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
+const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
+/// `/metrics` of every agent, in its node's namespace: the default of `lb agent`.
+pub const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 /// An agent that has not synced by then has failed. Loading the programs takes seconds on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Tells which `lb` to run instead of building one.
@@ -123,10 +126,10 @@ impl Agent {
             if let Some(status) = self.process.0.try_wait()? {
                 return Err(self.failed(&format!("ended at once with {status}")));
             }
-            match self.place.inside(health)? {
-                Ok(200) => return Ok(()),
-                Ok(status) if Instant::now() > deadline => {
-                    return Err(self.failed(&format!("answers /healthz with {status} for a minute")));
+            match http::get(&self.place, HEALTH, "/healthz") {
+                Ok(answer) if answer.status == 200 => return Ok(()),
+                Ok(answer) if Instant::now() > deadline => {
+                    return Err(self.failed(&format!("answers /healthz with {} for a minute", answer.status)));
                 }
                 Err(error) if Instant::now() > deadline => {
                     return Err(self.failed(&format!("does not answer /healthz: {error:#}")));
@@ -182,18 +185,6 @@ pub fn lb_on(node: &Node, arguments: &[&str]) -> Result<String> {
 fn lb(program: &Path, place: &Place, bpffs: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = place.command(program)?;
     crate::place::run(command.args(arguments).arg("--bpffs").arg(bpffs))
-}
-
-/// Status of `GET /healthz` in the network namespace of the calling thread.
-fn health() -> Result<u16> {
-    let limit = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(&HEALTH, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut response = String::new();
-    stream.read_to_string(&mut response)?;
-    let status = response.split(' ').nth(1).context("no status line")?;
-    status.parse().with_context(|| format!("the status {status:?}"))
 }
 
 /// The last lines of a log, for a failure message.

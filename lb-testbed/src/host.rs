@@ -1,7 +1,7 @@
 //! A host of the testbed (client, node or pod) with what can be done on it: serve, ask, load, transfer.
 
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::Family;
 use crate::place::Place;
-use crate::report::{Exchange, LoadReport, TransferReport};
+use crate::report::{Bound, Exchange, LoadReport, TransferReport};
 
 /// Ports of the servers in every pod.
 pub const HTTP_PORT: u16 = 8080;
@@ -170,6 +170,34 @@ impl Host {
         json_of(self.tool("transfer")?.args(["--bytes", &bytes.to_string(), &target.to_string()]))
     }
 
+    /// Keeps a connected UDP socket.
+    pub fn hold_datagrams(&self, target: SocketAddr) -> Result<Held> {
+        self.hold(&[], target)
+    }
+
+    /// Keeps an HTTP connection.
+    pub fn hold_http(&self, target: SocketAddr) -> Result<Held> {
+        self.hold(&["--tcp"], target)
+    }
+
+    fn hold(&self, options: &[&str], target: SocketAddr) -> Result<Held> {
+        let mut command = self.tool("hold")?;
+        command.args(options).arg(target.to_string());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let input = child.stdin.take().context("no standard input")?;
+        let mut output = BufReader::new(child.stdout.take().context("no standard output")?);
+        // "ready": it is connected, or has failed to.
+        output.read_line(&mut String::new())?;
+        Ok(Held { _child: Process(child), input, output })
+    }
+
+    /// Binds each address, with TCP or UDP, and gives it back.
+    pub fn bind(&self, udp: bool, addresses: &[SocketAddr]) -> Result<Vec<Bound>> {
+        let mut command = self.tool("bind")?;
+        command.args(udp.then_some("--udp")).args(addresses.iter().map(SocketAddr::to_string));
+        json_of(&mut command)
+    }
+
     /// Starts requests at a steady rate, until [`Load::finish`].
     pub fn start_load(&self, kind: LoadKind, target: SocketAddr, per_second: u32) -> Result<Load> {
         let mut command = self.tool("load")?;
@@ -204,6 +232,33 @@ impl Drop for Process {
         // Both fail only when it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A connection or connected socket of a process of its own.
+#[derive(Debug)]
+pub struct Held {
+    _child: Process,
+    input: std::process::ChildStdin,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Held {
+    /// Sends a request on it as it is.
+    pub fn ask(&mut self) -> Result<Exchange> {
+        self.say("ask")
+    }
+
+    /// Connects a socket to its target again, and sends a request.
+    pub fn connect(&mut self) -> Result<Exchange> {
+        self.say("connect")
+    }
+
+    fn say(&mut self, line: &str) -> Result<Exchange> {
+        writeln!(self.input, "{line}")?;
+        let mut answer = String::new();
+        self.output.read_line(&mut answer)?;
+        serde_json::from_str(&answer).with_context(|| format!("read what came of {line:?}: {answer:?}"))
     }
 }
 

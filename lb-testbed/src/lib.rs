@@ -12,6 +12,7 @@ pub mod check;
 pub mod control_plane;
 pub mod controllers;
 pub mod host;
+pub mod http;
 pub mod manifests;
 pub mod packet;
 pub mod pattern;

@@ -28,6 +28,10 @@ enum Command {
     },
     /// Send datagrams from one socket and wait for the answer to each
     Ask(tool::ask::Options),
+    /// Keep one connection or connected socket, and use it when standard input says so
+    Hold(tool::hold::Options),
+    /// Bind addresses and say which could be bound
+    Bind(tool::bind::Options),
     /// Open SCTP associations over a raw socket and ask a question over each
     Associate(tool::sctp::Options),
     /// Send requests at a steady rate until standard input ends
@@ -48,6 +52,8 @@ async fn main() -> Result<()> {
         Command::Serve(options) => tool::serve::run(options).await,
         Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
         Command::Ask(options) => print(&tool::ask::run(&options)?),
+        Command::Hold(options) => tool::hold::run(&options).await,
+        Command::Bind(options) => print(&tool::bind::run(&options)),
         Command::Associate(options) => print(&tool::sctp::run(&options)),
         Command::Load(options) => print(&tool::load::run(&options).await?),
         Command::Up => up().await,

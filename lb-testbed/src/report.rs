@@ -40,6 +40,8 @@ pub enum FailureKind {
     Refused,
     /// `ECONNRESET`, or the server closed the connection early.
     Reset,
+    /// Somebody else closed the socket (`SOCK_DESTROY`): `ECONNABORTED`, and `EDESTADDRREQ` of a send before that is read.
+    Aborted,
     /// No answer within the time limit.
     TimedOut,
     /// `EMSGSIZE`: the path's MTU is smaller than the datagram, and the kernel was told so.
@@ -54,8 +56,10 @@ impl From<io::Error> for Failure {
             io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
                 FailureKind::Reset
             }
+            io::ErrorKind::ConnectionAborted => FailureKind::Aborted,
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => FailureKind::TimedOut,
             _ if error.raw_os_error() == Some(libc::EMSGSIZE) => FailureKind::TooBig,
+            _ if error.raw_os_error() == Some(libc::EDESTADDRREQ) => FailureKind::Aborted,
             _ => FailureKind::Other,
         };
         // The system's own words for a read time-out are "resource temporarily unavailable".
@@ -79,6 +83,14 @@ pub struct Exchange {
     /// The address that was asked.
     pub target: SocketAddr,
     pub result: Result<Answer, Failure>,
+}
+
+/// What came of binding an address, see [`crate::Host::bind`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    pub address: SocketAddr,
+    /// None: it was bound, and is free again.
+    pub errno: Option<i32>,
 }
 
 /// Many requests over some time, see [`crate::Host::start_load`].

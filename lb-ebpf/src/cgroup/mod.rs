@@ -4,6 +4,7 @@
 //! An IPv6 socket may use IPv4-mapped addresses (`::ffff:10.96.0.1`): those are IPv4 Services.
 
 mod address;
+pub mod bind;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_ANY;

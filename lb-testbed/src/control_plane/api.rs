@@ -9,8 +9,10 @@ use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{
-    Api as KubeApi, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, ValidationDirective,
+    Api as KubeApi, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
+    ValidationDirective,
 };
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
@@ -73,6 +75,16 @@ impl Api {
         let answer = self
             .call(async |client| Ok(KubeApi::all(client).create(&PostParams::default(), &review).await?))?;
         Ok(answer.status.context("the access review has no result")?.allowed)
+    }
+
+    /// The Events about an object, by its kind and name.
+    pub fn events(&self, namespace: &str, kind: &str, name: &str) -> Result<Vec<Event>> {
+        let fields = format!("regarding.kind={kind},regarding.name={name}");
+        let list = self.call(async |client| {
+            let events = KubeApi::<Event>::namespaced(client, namespace);
+            Ok(events.list(&ListParams::default().fields(&fields)).await?)
+        });
+        Ok(list.with_context(|| format!("list the Events of {kind} {namespace}/{name}"))?.items)
     }
 
     /// A new token of a service account.

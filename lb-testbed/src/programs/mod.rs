@@ -3,7 +3,9 @@
 mod subject;
 pub mod world;
 
-pub use subject::{Action, Endpoint, Flow, Hook, Kind, Limits, Networks, Run, ServiceEntry, Subject};
+pub use subject::{
+    Action, Endpoint, Flow, Hook, Kind, Limits, Networks, Run, ServiceEntry, Subject, load_options,
+};
 
 #[cfg(test)]
 mod explained;

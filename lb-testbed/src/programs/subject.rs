@@ -204,6 +204,30 @@ impl fmt::Display for Flow {
     }
 }
 
+/// How programs with such maps are loaded.
+pub fn load_options(limits: &Limits) -> LoadOptions {
+    let sizes = MapSizes {
+        max_services: limits.services,
+        max_slots: limits.slots,
+        max_backends: limits.backends,
+        max_flows: limits.flows,
+        max_half_open: limits.half_open,
+        max_fragments: 4096,
+        max_socket_peers: 64,
+        max_source_ranges: 64,
+        max_affinity: 64,
+    };
+    let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
+    LoadOptions {
+        sizes,
+        snat_ports,
+        log_level: 0,
+        tc_attach: TcAttach::Auto,
+        protect_node_ports: true,
+        host_sockets_only: false,
+    }
+}
+
 /// The loaded programs, and what the test has put into their maps.
 pub struct Subject {
     datapath: Datapath,
@@ -223,25 +247,7 @@ pub struct Subject {
 impl Subject {
     /// Loads the programs on empty maps, and tells them of the devices and addresses of the world.
     pub fn load(limits: &Limits, world: &World) -> Result<Self> {
-        let sizes = MapSizes {
-            max_services: limits.services,
-            max_slots: limits.slots,
-            max_backends: limits.backends,
-            max_flows: limits.flows,
-            max_half_open: limits.half_open,
-            max_fragments: 4096,
-            max_socket_peers: 64,
-            max_source_ranges: 64,
-            max_affinity: 64,
-        };
-        let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
-        let options = LoadOptions {
-            sizes,
-            snat_ports,
-            log_level: 0,
-            tc_attach: TcAttach::Auto,
-            host_sockets_only: false,
-        };
+        let options = load_options(limits);
         let datapath = Datapath::load_private(&options).context("cannot load the programs")?;
         for device in DEVICES {
             let ifindex = world.ifindex(device.name).context("no such device")?;

@@ -1,7 +1,9 @@
 //! One file per server or client.
 
 pub mod ask;
+pub mod bind;
 pub mod get;
+pub mod hold;
 pub mod load;
 pub mod sctp;
 pub mod serve;

@@ -3,9 +3,12 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::events::v1::Event;
 use lb_testbed::Family;
 use lb_testbed::check::{eventually, refused, without_failure};
 use lb_testbed::control_plane::documents;
+use lb_testbed::host::Listen;
+use lb_testbed::http;
 use lb_testbed::manifests::Service;
 use serde_json::{Value, json};
 
@@ -21,6 +24,7 @@ pub const CASES: &[(&str, Run)] = &[
     ("connections_follow_the_service", connections_follow_the_service),
     ("connections_follow_the_type", connections_follow_the_type),
     ("service_of_another_proxy_is_left_alone", service_of_another_proxy_is_left_alone),
+    ("faults_are_said_once_at_the_object", faults_are_said_once_at_the_object),
     ("api_server_goes_away_and_comes_back", api_server_goes_away_and_comes_back),
     ("changes_while_no_agent_runs_are_made_up_for", changes_while_no_agent_runs_are_made_up_for),
     ("agent_starts_before_the_api_server", agent_starts_before_the_api_server),
@@ -68,6 +72,7 @@ fn agent_has_the_rights_it_needs_and_no_more(world: &mut World) -> Result<()> {
     let rights = [
         ("watch", "", "services", true),
         ("create", "events.k8s.io", "events", true),
+        ("patch", "events.k8s.io", "events", false),
         ("update", "", "services", false),
         ("update", "discovery.k8s.io", "endpointslices", false),
         ("patch", "", "nodes", false),
@@ -170,6 +175,68 @@ fn service_of_another_proxy_is_left_alone(world: &mut World) -> Result<()> {
     world.serves(&service, &[1, 3])?;
     labelled.iter().try_for_each(|object| world.apply(object))?;
     world.serves_no_more(&service)
+}
+
+/// What `kubectl describe` shows of a Service whose address is taken, and of one whose health-check port is.
+fn faults_are_said_once_at_the_object(world: &mut World) -> Result<()> {
+    let rivals = [world.new_service(), world.new_service()];
+    for service in &rivals {
+        let mut object = service.object();
+        object["spec"]["externalIPs"] = json!(["203.0.113.7"]);
+        world.apply(&object)?;
+    }
+    let said_of = |world: &World, service: &Service, reason: &str| -> Result<Vec<Event>> {
+        let events = world.admin.events(&service.namespace, "Service", &service.name)?;
+        Ok(events.into_iter().filter(|event| event.reason.as_deref() == Some(reason)).collect())
+    };
+    // The older one has the address; both are of the same second, most likely.
+    let taken = |world: &World| -> Result<Vec<Event>> {
+        let [one, other] = &rivals;
+        Ok([said_of(world, one, "AddressTaken")?, said_of(world, other, "AddressTaken")?].concat())
+    };
+    eventually(|| {
+        let events = taken(world)?;
+        // One for each port.
+        ensure!(events.len() == 2, "{events:?}");
+        for event in &events {
+            let note = event.note.as_deref().unwrap_or_default();
+            ensure!(note.starts_with("spec.externalIPs: 203.0.113.7 port "), "{event:?}");
+            ensure!(event.type_.as_deref() == Some("Warning"), "{event:?}");
+            let uid = event.regarding.as_ref().and_then(|regarding| regarding.uid.as_ref());
+            ensure!(uid.is_some_and(|uid| !uid.is_empty()), "kubectl describe would not find {event:?}");
+        }
+        Ok(())
+    })?;
+
+    world.stop_agent()?;
+    world.start_agent()?;
+    let service = world.new_service();
+    let port = 32000 + service.ports[0].node_port.context("a nodePort")? - 30000;
+    let node = &world.node().host;
+    let occupant = node.serve_at("occupant", &Listen { http: vec![port], ..Listen::default() })?;
+    let mut object = service.object();
+    object["spec"]["type"] = "LoadBalancer".into();
+    object["spec"]["externalTrafficPolicy"] = "Local".into();
+    object["spec"]["healthCheckNodePort"] = port.into();
+    world.apply(&object)?;
+    eventually(|| {
+        let events = said_of(world, &service, "FailedToStartServiceHealthcheck")?;
+        // One for each family.
+        ensure!(events.len() == 2, "{events:?}");
+        ensure!(events.iter().all(|event| event.note.as_ref().is_some_and(|note| note.contains("in use"))));
+        Ok(())
+    })?;
+    // The agent said everything again when it started, before that.
+    ensure!(taken(world)?.len() == 2, "said again: {:?}", taken(world)?);
+
+    drop(occupant);
+    world.set_endpoints(&service, &[1])?;
+    eventually(|| {
+        let at = world.node().host.at(Family::V6, port);
+        let answer = http::get(&world.topology.client.place, at, "/")?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(())
+    })
 }
 
 /// As the agent reports them.

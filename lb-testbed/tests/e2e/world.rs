@@ -1,5 +1,6 @@
 //! A cluster with agents and servers, and the Services that cases publish in it.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
@@ -112,9 +113,27 @@ impl World {
     }
 
     pub fn start_agent(&mut self, node: usize) -> Result<()> {
-        let options = AgentOptions::default();
+        self.start_agent_with(node, &[])
+    }
+
+    pub fn start_agent_with(&mut self, node: usize, arguments: &[&str]) -> Result<()> {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let options = AgentOptions { arguments, ..AgentOptions::default() };
         self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], &options)?);
         Ok(())
+    }
+
+    /// The entries of a map on a node, as bpftool shows them.
+    pub fn dump(&self, node: usize, map: &str) -> Result<Vec<serde_json::Value>> {
+        let node = self.node(node);
+        let versions: Vec<_> =
+            fs::read_dir(node.bpffs.join("sluice"))?.flatten().map(|entry| entry.path()).collect();
+        let path = versions.iter().map(|version| version.join("maps").join(map)).find(|path| path.exists());
+        let path = path.with_context(|| format!("{} has no map {map}", node.host.name))?;
+        let dump =
+            node.host.place.run("bpftool", ["--json", "map", "dump", "pinned", &path.to_string_lossy()])?;
+        let entries: Vec<serde_json::Value> = serde_json::from_str(&dump)?;
+        Ok(entries.into_iter().map(|mut entry| entry["formatted"].take()).collect())
     }
 
     /// A Service with a ClusterIP of each family and a nodePort for each of its three ports, not published yet.

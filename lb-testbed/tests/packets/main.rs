@@ -1,6 +1,7 @@
 //! Packets through the kernel programs, one at a time, by `BPF_PROG_TEST_RUN`.
 //!
 //! * `cases/`: packet in; verdict, packet, counters and flow entries out, as data. See `cases/README.md`.
+//! * [`tables`]: what the agent writes to the maps, it reads back.
 //! * [`fuzz`]: generated packets, against a model of what should happen that shares nothing with the programs.
 //!
 //! Needs root. Runs in a network namespace of its own; nothing is attached and nothing is pinned.
@@ -9,6 +10,7 @@ mod case;
 mod fuzz;
 mod model;
 mod run;
+mod tables;
 mod text;
 
 use std::collections::HashMap;
@@ -76,6 +78,10 @@ fn trials() -> Result<ExitCode> {
             }
         }
     }
+    let maps = stage.clone();
+    trials.push(Trial::test("tables: what is written to the maps is read back", move || {
+        on_stage(&maps, Limits::default(), |_, _| tables::run())
+    }));
     for mode in fuzz::MODES {
         let stage = stage.clone();
         trials

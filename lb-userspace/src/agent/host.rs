@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress};
+use lb_common::layout::{Device, KnownAddress, NamespaceAddrs};
 
 use super::network::HostTables;
 use crate::datapath::{AttachError, Attached, Datapath};
@@ -45,6 +45,15 @@ impl HostTables for Datapath {
     fn remove_address(&mut self, address: IpAddr) -> Result<(), HostError> {
         Ok(self.remove_node_address(address)?)
     }
+
+    fn put_namespace(&mut self, cookie: u64, addresses: &NamespaceAddrs) -> Result<(), HostError> {
+        Ok(Datapath::put_namespace(self, cookie, addresses)?)
+    }
+
+    fn remove_namespace(&mut self, cookie: u64) -> Result<(), HostError> {
+        Ok(Datapath::remove_namespace(self, cookie)?)
+    }
+
     fn put_network(&mut self, network: IpNet, flags: u32) -> Result<(), HostError> {
         Ok(Datapath::put_network(self, network, flags)?)
     }

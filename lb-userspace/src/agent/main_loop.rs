@@ -14,12 +14,14 @@ use super::network::{Network, Step, Wanted};
 use super::reconciler::{Outcome, Reconciler};
 use super::stop::Stop;
 use super::wanted;
-use crate::config::Config;
+use crate::config::{Config, TerminateSockets};
 use crate::datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
 use crate::model::Severity;
 use crate::node::NodeState;
 use crate::node::addresses::{device_table, listen_addresses};
 use crate::node::devices::Programs;
+use crate::node::namespaces::follow::Follower;
+use crate::plan::wanted::Protocol;
 use crate::serve::{Metrics, Progress, ServiceHealth, State};
 use crate::source::Event;
 use crate::source::kubernetes::events::{Notice, Recorder};
@@ -37,6 +39,7 @@ pub struct MainLoop<'a> {
     pub reconciler: Reconciler<ServiceTables>,
     pub network: Network,
     pub node: watch::Receiver<Arc<NodeState>>,
+    pub namespaces: Follower,
     pub health: watch::Sender<State>,
     pub service_health: watch::Sender<ServiceHealth>,
     pub metrics: Arc<Metrics>,
@@ -75,9 +78,11 @@ impl MainLoop<'_> {
                 }
                 _ = events.recv_many(&mut batch, BATCH) => self.follow_events(std::mem::take(&mut batch)),
                 Ok(()) = self.node.changed() => self.follow_host(),
+                Ok(()) = self.namespaces.addresses.changed() => self.follow_host(),
                 _ = tick.tick() => {
                     let outcome = self.reconciler.tick(Instant::now());
                     self.say(&outcome);
+                    self.close_sockets(&outcome);
                     if self.network.pending().is_some() {
                         self.follow_host();
                     }
@@ -96,18 +101,13 @@ impl MainLoop<'_> {
         let started = Instant::now();
         let events = batch.len();
         self.metrics.received(&batch);
-        let outcome = self.reconciler.absorb(batch, started);
+        let mut outcome = self.reconciler.absorb(batch, started);
         self.say(&outcome);
-        if !outcome.health_checks.is_empty() {
-            self.service_health.send_modify(|wanted| {
-                for (service, check) in &outcome.health_checks {
-                    match check {
-                        Some(check) => drop(wanted.checks.insert(service.clone(), *check)),
-                        None => drop(wanted.checks.remove(service)),
-                    }
-                }
-            });
+        let health_checks = std::mem::take(&mut outcome.health_checks);
+        if !health_checks.is_empty() {
+            self.service_health.send_modify(|wanted| wanted.update(health_checks));
         }
+        self.close_sockets(&outcome);
         if outcome.node_changed || outcome.service_cidrs_changed || outcome.complete {
             self.follow_host();
         }
@@ -159,13 +159,14 @@ impl MainLoop<'_> {
 
         let planner = self.reconciler.planner();
         let addresses = wanted::addresses(self.config, &state, planner);
+        let namespaces = Arc::clone(&self.namespaces.addresses.borrow_and_update());
         let listen = listen_addresses(&self.config.nodeport_addresses, &addresses);
         self.service_health.send_if_modified(|wanted| {
             let before = std::mem::replace(&mut wanted.addresses, listen);
             before != wanted.addresses
         });
         let networks = wanted::networks(self.config, planner);
-        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses, networks);
+        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses, networks, namespaces);
         for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {
                 Step::Attached { device, how, reason } => {
@@ -175,6 +176,18 @@ impl MainLoop<'_> {
                 Step::Detached { device } => info!("detached from {device}"),
                 Step::Failed { what, reason } => error!("cannot {what}, trying again: {reason}"),
             }
+        }
+    }
+
+    /// Sees to it that sockets that stand at an endpoint that is gone are closed; once also those that an earlier agent left.
+    fn close_sockets(&self, outcome: &Outcome) {
+        let lost = match self.config.terminate_sockets {
+            TerminateSockets::None => return,
+            TerminateSockets::Udp => outcome.lost.contains(&Protocol::Udp),
+            TerminateSockets::All => !outcome.lost.is_empty(),
+        };
+        if lost || outcome.complete {
+            self.namespaces.visit();
         }
     }
 

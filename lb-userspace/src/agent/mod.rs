@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source ─ events ─► Reconciler (planner, engine) ─► service maps
-//! node ─ devices, addresses ─► Network ─► attachments, host maps
+//! node ─ devices, addresses, namespaces ─► Network ─► attachments, host maps
 //! clock ─► retries, flow sweeps          all of it ─► log, /healthz
 //! ```
 //!
@@ -16,6 +16,7 @@ mod network;
 mod networks;
 pub mod once;
 mod reconciler;
+mod sockets;
 mod stop;
 mod wanted;
 
@@ -30,8 +31,9 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::apply::Engine;
-use crate::config::{Config, DatapathLog, ExternalIps, SocketHooks};
+use crate::config::{Config, DatapathLog, ExternalIps, SocketHooks, TerminateSockets};
 use crate::datapath::{AttachError, Datapath, FlowTimeouts, LoadError, LoadOptions, Pins, monotonic_ns};
+use crate::node::namespaces::follow::follow;
 use crate::node::sysctl::Sysctls;
 use crate::node::{self, NodeError};
 use crate::plan::{Planner, Settings};
@@ -45,6 +47,7 @@ pub use lock::{LockError, NodeLock};
 use main_loop::MainLoop;
 use network::Network;
 use reconciler::Reconciler;
+use sockets::StaleSockets;
 use stop::Stop;
 
 /// Longer than a packet can be in the hands of a program: what nothing refers to any more is reused after this time.
@@ -77,6 +80,8 @@ pub enum AgentError {
     Attach(#[from] AttachError),
     #[error("cannot read what an earlier agent left")]
     Adopt(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("cannot follow network namespaces")]
+    Namespaces(#[source] io::Error),
     #[error("the source of Services has ended by itself")]
     SourceEnded,
 }
@@ -135,6 +140,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
         maps.devices().map_err(|e| adopt(e.into()))?,
         maps.node_addresses().map_err(|e| adopt(e.into()))?,
         maps.networks().map_err(|e| adopt(e.into()))?,
+        maps.namespaces().map_err(|e| adopt(e.into()))?,
         datapath.attached_devices()?,
     );
     enable_forwarding();
@@ -152,12 +158,19 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     };
     tokio::spawn(HealthPorts::new(wanted, state, failed).run());
 
+    let stale = |endpoints| StaleSockets::new(endpoints, config.terminate_sockets == TerminateSockets::All);
+    let namespaces = datapath
+        .endpoints()
+        .and_then(|endpoints| follow(config.netns_dir.clone(), stale(endpoints)))
+        .map_err(AgentError::Namespaces)?;
+
     MainLoop {
         config,
         datapath,
         reconciler: Reconciler::new(Planner::new(planner_settings(config)), engine),
         network,
         node,
+        namespaces,
         health,
         service_health,
         metrics,
@@ -285,6 +298,7 @@ pub fn load_options(config: &Config) -> LoadOptions {
             DatapathLog::Trace => 5,
         },
         tc_attach: config.tc_attach,
+        protect_node_ports: config.protect_node_ports,
         host_sockets_only: config.socket_hooks == SocketHooks::Host,
     }
 }

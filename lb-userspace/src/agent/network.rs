@@ -1,17 +1,19 @@
 //! Keeps what the programs know of this host, and where they are attached, equal to what the kernel says of its
-//! devices and addresses.
+//! devices, addresses and network namespaces.
 //!
 //! A change that fails stays a difference, so the next round tries it again. Each failure is said once.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, device_flags};
+use lb_common::layout::{Device, KnownAddress, NamespaceAddrs, device_flags};
 
 use crate::datapath::Attached;
 use crate::node::devices::{Choice, Programs};
+use crate::node::namespaces::follow::Addresses;
 use crate::serve::Pending;
 
 /// What the programs shall know, and where they shall be. By interface index and by address.
@@ -24,6 +26,8 @@ pub struct Wanted {
     pub addresses: BTreeMap<IpAddr, KnownAddress>,
     /// With their flags. `None`: not known yet, so what an earlier agent wrote stays.
     pub networks: Option<BTreeMap<IpNet, u32>>,
+    /// By cookie.
+    pub namespaces: Arc<Addresses>,
 }
 
 impl Wanted {
@@ -32,6 +36,7 @@ impl Wanted {
         devices: Vec<(u32, Device)>,
         addresses: Vec<(IpAddr, KnownAddress)>,
         networks: Option<BTreeMap<IpNet, u32>>,
+        namespaces: Arc<Addresses>,
     ) -> Self {
         let taken = choices.iter().filter(|choice| choice.programs != Programs::None);
         Self {
@@ -39,6 +44,7 @@ impl Wanted {
             devices: devices.into_iter().collect(),
             addresses: addresses.into_iter().collect(),
             networks,
+            namespaces,
         }
     }
 }
@@ -57,6 +63,8 @@ pub trait HostTables {
     fn remove_address(&mut self, address: IpAddr) -> Result<(), Self::Error>;
     fn put_network(&mut self, network: IpNet, flags: u32) -> Result<(), Self::Error>;
     fn remove_network(&mut self, network: IpNet) -> Result<(), Self::Error>;
+    fn put_namespace(&mut self, cookie: u64, addresses: &NamespaceAddrs) -> Result<(), Self::Error>;
+    fn remove_namespace(&mut self, cookie: u64) -> Result<(), Self::Error>;
 }
 
 /// What the data path holds.
@@ -65,6 +73,7 @@ pub struct Network {
     devices: BTreeMap<u32, Device>,
     addresses: BTreeMap<IpAddr, KnownAddress>,
     networks: BTreeMap<IpNet, u32>,
+    namespaces: Addresses,
     attachments: BTreeMap<u32, Attachment>,
     /// What could not be done, by what it is about, with what was said about it.
     failed: BTreeMap<String, Failure>,
@@ -118,12 +127,14 @@ impl Network {
         devices: impl IntoIterator<Item = (u32, Device)>,
         addresses: impl IntoIterator<Item = (IpAddr, KnownAddress)>,
         networks: impl IntoIterator<Item = (IpNet, u32)>,
+        namespaces: impl IntoIterator<Item = (u64, NamespaceAddrs)>,
         attached: impl IntoIterator<Item = u32>,
     ) -> Self {
         Self {
             devices: devices.into_iter().collect(),
             addresses: addresses.into_iter().collect(),
             networks: networks.into_iter().collect(),
+            namespaces: namespaces.into_iter().collect(),
             attachments: attached.into_iter().map(|ifindex| (ifindex, Attachment::Adopted)).collect(),
             failed: BTreeMap::new(),
         }
@@ -156,6 +167,13 @@ impl Network {
                 round.check(|| format!("map entry of network {network}"), done).is_some()
             });
         }
+        update(&mut self.namespaces, &wanted.namespaces, |cookie, addresses| {
+            let done = match addresses {
+                Some(addresses) => host.put_namespace(*cookie, addresses),
+                None => host.remove_namespace(*cookie),
+            };
+            round.check(|| format!("map entry of network namespace {cookie}"), done).is_some()
+        });
         self.detach(wanted, host, &mut round);
         self.attach(wanted, host, &mut round);
         // Now it is known where XDP is.
@@ -316,6 +334,12 @@ mod tests {
         fn remove_address(&mut self, address: IpAddr) -> io::Result<()> {
             self.call(format!("remove address {address}"))
         }
+        fn put_namespace(&mut self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
+            self.call(format!("put namespace {cookie} {}", IpAddr::from(addresses.addr_v4)))
+        }
+        fn remove_namespace(&mut self, cookie: u64) -> io::Result<()> {
+            self.call(format!("remove namespace {cookie}"))
+        }
         fn put_network(&mut self, network: IpNet, flags: u32) -> io::Result<()> {
             self.call(format!("put network {network} flags {flags}"))
         }
@@ -332,10 +356,14 @@ mod tests {
         Device { addr_v4: [0; 4], addr_v6: [0; 16], mtu, flags: 0 }
     }
 
+    fn namespace(cookie: u64, last: u8) -> (u64, NamespaceAddrs) {
+        (cookie, NamespaceAddrs { addr_v4: [10, 244, 0, last], addr_v6: [0; 16] })
+    }
+
     fn wanted() -> Wanted {
         let choices = [choice(1, "lo", Programs::None), choice(2, "eth0", Programs::Tc)];
         let address = ("192.0.2.1".parse().unwrap(), KnownAddress { ifindex: 2, flags: 1 });
-        Wanted::new(&choices, vec![(2, device(1500))], vec![address], None)
+        Wanted::new(&choices, vec![(2, device(1500))], vec![address], None, Arc::default())
     }
 
     fn now() -> Instant {
@@ -399,12 +427,21 @@ mod tests {
     fn what_an_earlier_agent_left_is_taken_over_or_removed() {
         let stale = ("198.51.100.1".parse().unwrap(), KnownAddress { ifindex: 9, flags: 1 });
         let devices = [(2, device(1500)), (9, device(1500))];
-        let mut network = Network::adopt(devices, wanted().addresses.into_iter().chain([stale]), [], [2, 9]);
+        let addresses = wanted().addresses.into_iter().chain([stale]);
+        let mut network = Network::adopt(devices, addresses, [], [namespace(1, 7), namespace(2, 8)], [2, 9]);
         let mut host = Host::default();
-        network.converge(&wanted(), &mut host, now());
+        let namespaces = Arc::new(Addresses::from([namespace(1, 7), namespace(3, 9)]));
+        network.converge(&Wanted { namespaces, ..wanted() }, &mut host, now());
         assert_eq!(
             host.take_calls(),
-            ["remove device 9", "remove address 198.51.100.1", "detach 9", "attach 2 tc"]
+            [
+                "remove device 9",
+                "remove address 198.51.100.1",
+                "remove namespace 2",
+                "put namespace 3 10.244.0.9",
+                "detach 9",
+                "attach 2 tc"
+            ]
         );
     }
 
@@ -414,7 +451,7 @@ mod tests {
             list.iter().map(|(text, flags)| (text.parse().unwrap(), *flags)).collect()
         };
         let left = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 1), ("fd00::/56", 1)]);
-        let mut network = Network::adopt([], [], left, []);
+        let mut network = Network::adopt([], [], left, [], []);
         let mut host = Host { fail: Some("fd00::/56"), ..Host::default() };
         network.converge(&Wanted::default(), &mut host, now());
         assert_eq!(host.take_calls(), NO_CALLS);

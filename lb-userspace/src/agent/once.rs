@@ -1,5 +1,6 @@
 //! What an agent would write, once: for `lb explain --manifests`.
 
+use std::io;
 use std::path::Path;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::node::addresses::device_table;
 use crate::node::devices::{Choice, Programs};
+use crate::node::namespaces::follow::{Visitor, follow};
 use crate::node::{NodeState, watch};
 use crate::plan::Planner;
 use crate::source::manifests;
@@ -33,10 +35,29 @@ pub async fn write(datapath: &Datapath, config: &Config, folder: &Path) -> Resul
     let mut problems: Vec<String> = outcome.raised.iter().map(ToString::to_string).collect();
     problems.extend(outcome.failed);
     let state = watch::read_once().await?;
+    let namespaces = follow(config.netns_dir.clone(), NoVisits).map_err(AgentError::Namespaces)?;
+    for (cookie, addresses) in namespaces.addresses.borrow().iter() {
+        problems.extend(datapath.put_namespace(*cookie, addresses).err().map(|error| error.to_string()));
+    }
     let choices = wanted::choices(config, &state);
     problems.extend(write_host(datapath, config, &state, &choices, reconciler.planner()));
     let devices = choices.iter().filter(|choice| choice.programs != Programs::None);
     Ok(Written { devices: devices.map(|choice| choice.index).collect(), problems })
+}
+
+/// Nothing is to be done in the namespaces: nobody's connections are ours.
+struct NoVisits;
+
+impl Visitor for NoVisits {
+    const TASK: &'static str = "visit network namespaces";
+
+    fn prepare(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn visit(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What the programs know of this host. Returns what could not be written.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::apply::tables::{ServiceAddress, Tables};
 use crate::apply::{ApplyError, Engine, MapUsage, NamedByFlows};
 use crate::model::{ObjectName, Problem, Trigger};
-use crate::plan::wanted::ServicePortId;
+use crate::plan::wanted::{Protocol, ServicePortId};
 use crate::plan::{HealthCheck, Planner};
 use crate::serve::Pending;
 use crate::source::Event;
@@ -48,6 +48,8 @@ pub struct Outcome {
     pub failed: Vec<String>,
     /// What failed before and has been written now.
     pub settled: Vec<ServicePortId>,
+    /// Protocols of the service ports that lost an endpoint.
+    pub lost: BTreeSet<Protocol>,
 }
 
 impl<T: Tables> Reconciler<T> {
@@ -89,6 +91,7 @@ impl<T: Tables> Reconciler<T> {
             resolved: changes.resolved,
             failed,
             settled,
+            lost: self.engine.take_lost(),
         }
     }
 
@@ -96,7 +99,7 @@ impl<T: Tables> Reconciler<T> {
     pub fn tick(&mut self, now: Instant) -> Outcome {
         let errors = self.engine.tick(now);
         let (failed, settled) = self.take_note(errors, now);
-        Outcome { failed, settled, ..Outcome::default() }
+        Outcome { failed, settled, lost: self.engine.take_lost(), ..Outcome::default() }
     }
 
     /// The flow tables were swept, beginning at `started`, and name these ids.

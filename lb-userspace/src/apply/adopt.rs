@@ -228,6 +228,7 @@ impl<T: Tables> Reader<T> {
             backend_ids,
             slots: self.slots,
             freed: false,
+            lost: Default::default(),
         };
         Engine::new(services, writer)
     }

@@ -16,7 +16,9 @@ use super::ids::{IdPool, settled_before};
 use super::marks::AddressMarks;
 use super::slots::SlotPool;
 use super::tables::{BackendEntry, Capacity, ServiceAddress, SizedMap, TableError, Tables};
-use crate::plan::wanted::{Candidates, EndpointList, FrontendKind, IpFamily, ServicePortId, WantedService};
+use crate::plan::wanted::{
+    Candidates, EndpointList, FrontendKind, IpFamily, Protocol, ServicePortId, WantedService,
+};
 
 /// Keeps the service maps equal to what is wanted. Never sleeps and has no clock: time is an argument.
 ///
@@ -233,6 +235,11 @@ impl<T: Tables> Engine<T> {
         }
     }
 
+    /// Protocols of the service ports that have lost an endpoint since this was asked last.
+    pub fn take_lost(&mut self) -> BTreeSet<Protocol> {
+        std::mem::take(&mut self.writer.lost)
+    }
+
     /// Whether the maps hold an entry of this service port by which a packet with this destination is served: at the address
     /// itself, or as a nodePort. If not, a connection to it goes on by a rule that is gone.
     pub fn serves(&self, service_id: u32, destination: ServiceAddress) -> bool {
@@ -311,7 +318,7 @@ impl<T: Tables> Engine<T> {
     fn try_remove(&mut self, id: &ServicePortId, now: Instant) -> Result<(), ApplyError> {
         let Some((id, mut installed)) = self.services.remove_entry(id) else { return Ok(()) };
         installed.adopted = false;
-        match self.writer.remove(&mut installed, now) {
+        match self.writer.remove(&id, &mut installed, now) {
             Ok(()) => Ok(()),
             Err(source) => {
                 self.services.insert(id.clone(), installed);
@@ -340,6 +347,8 @@ pub(super) struct Writer<T> {
     pub slots: SlotPool,
     /// Something was freed since the last tick.
     pub freed: bool,
+    /// See [`Engine::take_lost`].
+    pub lost: BTreeSet<Protocol>,
 }
 
 /// What is to be written for one service port. Its ids and ranges are taken, and nothing is published yet.
@@ -378,7 +387,7 @@ impl<T: Tables> Writer<T> {
         let result = self
             .prepare(id, installed, wanted, &mut draft, &mut taken)
             .and_then(|()| self.install(id, installed, &mut draft, &name))
-            .and_then(|()| self.withdraw(installed, Some(wanted), &draft, now));
+            .and_then(|()| self.withdraw(id, installed, Some(wanted), &draft, now));
         self.discard(draft);
         self.retire_unused_slots(installed, now);
         result.map_err(table_error)?;
@@ -590,6 +599,7 @@ impl<T: Tables> Writer<T> {
     /// here on their UDP flows move to another endpoint.
     fn withdraw(
         &mut self,
+        id: &ServicePortId,
         installed: &mut Installed,
         wanted: Option<&WantedService>,
         draft: &Draft,
@@ -626,10 +636,11 @@ impl<T: Tables> Writer<T> {
                 .filter(|(address, _)| !kept.contains(address))
                 .map(|(address, backend)| (*address, backend.id))
                 .collect();
-            for (address, id) in gone {
-                self.tables.clear_backend(family, id)?;
+            for (address, backend_id) in gone {
+                self.tables.clear_backend(family, backend_id)?;
                 record.backends.remove(&address);
-                self.backend_ids[family].retire(id, now);
+                self.backend_ids[family].retire(backend_id, now);
+                self.lost.insert(id.protocol);
             }
         }
         Ok(())
@@ -654,8 +665,13 @@ impl<T: Tables> Writer<T> {
     }
 
     /// Removes everything of a service port.
-    fn remove(&mut self, installed: &mut Installed, now: Instant) -> Result<(), TableError> {
-        self.withdraw(installed, None, &Draft::default(), now)?;
+    fn remove(
+        &mut self,
+        id: &ServicePortId,
+        installed: &mut Installed,
+        now: Instant,
+    ) -> Result<(), TableError> {
+        self.withdraw(id, installed, None, &Draft::default(), now)?;
         self.tables.remove_service_name(installed.service_id)?;
         self.service_ids.retire(installed.service_id, now);
         Ok(())

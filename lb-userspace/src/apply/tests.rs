@@ -914,3 +914,19 @@ fn a_full_map_is_told_from_other_failures() {
     assert!(engine.tick(now).is_empty(), "tried again without waiting for room");
     assert_eq!(meaning(&memory), wish([&spec(1, &[1, 2, 3]).wanted()]));
 }
+
+#[test]
+fn endpoints_that_are_lost_are_told_once() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let protocols = BTreeSet::from([id(1).protocol]);
+    engine.apply(&spec(1, &[1, 2, 3]).wanted(), now).expect("applied");
+    assert_eq!(engine.take_lost(), BTreeSet::new());
+    engine.apply(&spec(1, &[1, 2]).wanted(), now).expect("applied");
+    assert_eq!((engine.take_lost(), engine.take_lost()), (protocols.clone(), BTreeSet::new()));
+    engine.remove(&id(1), now).expect("removed");
+    assert_eq!(engine.take_lost(), protocols);
+    engine.remove(&id(1), now).expect("nothing to remove");
+    assert_eq!(engine.take_lost(), BTreeSet::new());
+}

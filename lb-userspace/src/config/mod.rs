@@ -17,7 +17,10 @@ pub use file::{ConfigFile, FileError};
 pub use machine::Machine;
 pub use print::{effective_json, effective_yaml};
 pub use sizes::MapSizes;
-pub use values::{Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, SocketHooks, ValueError};
+pub use values::{
+    Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, SocketHooks, TerminateSockets,
+    ValueError,
+};
 
 use crate::datapath::TcAttach;
 use crate::node::addresses::NodePortAddresses;
@@ -155,6 +158,42 @@ pub struct Config {
         help_heading = "Data path"
     )]
     pub cgroup: Option<PathBuf>,
+
+    /// Refuse processes of the node the port numbers of NodePorts (EADDRINUSE): they would never be reached there
+    #[arg(
+        long,
+        env = "SLUICE_PROTECT_NODE_PORTS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        action = clap::ArgAction::Set,
+        help_heading = "Data path"
+    )]
+    pub protect_node_ports: bool,
+
+    /// Close connected sockets of processes whose endpoint is gone, so that they connect again: UDP, TCP too, or none
+    #[arg(
+        long,
+        env = "SLUICE_TERMINATE_SOCKETS",
+        value_name = "WHICH",
+        value_enum,
+        default_value = "udp",
+        help_heading = "Data path"
+    )]
+    pub terminate_sockets: TerminateSockets,
+
+    /// Folder with the names of the network namespaces of pods
+    #[arg(
+        long,
+        env = "SLUICE_NETNS_DIR",
+        value_name = "DIR",
+        default_value = "/run/netns",
+        help_heading = "Data path"
+    )]
+    pub netns_dir: PathBuf,
 
     /// BPF file system that keeps maps and programs alive while no agent runs
     #[arg(

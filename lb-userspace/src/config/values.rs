@@ -122,6 +122,28 @@ impl clap::ValueEnum for TcAttach {
     }
 }
 
+/// Option `--terminate-sockets`: connected sockets that are closed when their endpoint is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TerminateSockets {
+    None,
+    Udp,
+    All,
+}
+
+impl clap::ValueEnum for TerminateSockets {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::None, Self::Udp, Self::All]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::None => PossibleValue::new("none").help("none: they wait until the application gives up"),
+            Self::Udp => PossibleValue::new("udp").help("UDP, which would not notice by itself"),
+            Self::All => PossibleValue::new("all").help("TCP too, so that clients fail fast"),
+        })
+    }
+}
+
 /// Networks, of both families.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cidrs(pub Vec<IpNet>);

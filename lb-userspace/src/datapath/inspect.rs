@@ -102,17 +102,17 @@ impl Maps {
         })
     }
 
-    /// Networks of pods and of Services, with their flags.
-    pub fn networks(&self) -> io::Result<Vec<(IpNet, u32)>> {
-        HostMaps(&self.0).read_networks()
-    }
-
     /// Addresses of pods and of this node, by the cookie of their network namespace.
     pub fn namespaces(&self) -> io::Result<Vec<(u64, NamespaceAddrs)>> {
         let table: Table<u64, NamespaceAddrs> = self.0.table("NAMESPACES")?;
         let mut namespaces = Vec::new();
         table.for_each(|cookie, addresses| namespaces.push((*cookie, *addresses)))?;
         Ok(namespaces)
+    }
+
+    /// Networks of pods and of Services, with their flags.
+    pub fn networks(&self) -> io::Result<Vec<(IpNet, u32)>> {
+        HostMaps(&self.0).read_networks()
     }
 
     /// Devices by interface index.

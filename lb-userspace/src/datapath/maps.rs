@@ -468,6 +468,10 @@ impl HostMaps<'_> {
         self.namespaces()?.put(&cookie, addresses)
     }
 
+    pub fn remove_namespace(&self, cookie: u64) -> io::Result<()> {
+        self.namespaces()?.remove(&cookie).map(drop)
+    }
+
     /// Writes what the node knows of an address; what Services know of it stays.
     pub fn put_address(&self, address: IpAddr, value: &KnownAddress) -> io::Result<()> {
         self.update_address(address, |known| KnownAddress {

@@ -3,6 +3,7 @@
 //! Everything that must outlive an agent is pinned below [`Pins`]: maps, and links, which keep programs attached. A
 //! second agent finds the pins, reuses the maps and puts its own programs into the links without a gap.
 
+mod endpoints;
 pub mod flows;
 pub mod inspect;
 mod links;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION, NamespaceAddrs};
 
+pub use self::endpoints::Endpoints;
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
 pub use self::inspect::{AffinityClient, AffinityEntry};
 use self::links::Links;
@@ -163,16 +165,25 @@ impl Datapath {
         self.host().remove_address(address)
     }
 
+    pub fn put_namespace(&self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
+        self.host().put_namespace(cookie, addresses)
+    }
+
+    pub fn remove_namespace(&self, cookie: u64) -> io::Result<()> {
+        self.host().remove_namespace(cookie)
+    }
+
+    /// What connected sockets were given, for a thread of its own.
+    pub fn endpoints(&self) -> io::Result<Endpoints> {
+        Endpoints::new(&self.programs, &self.maps)
+    }
+
     pub fn put_network(&self, network: IpNet, flags: u32) -> io::Result<()> {
         self.host().put_network(network, flags)
     }
 
     pub fn remove_network(&self, network: IpNet) -> io::Result<()> {
         self.host().remove_network(network)
-    }
-
-    pub fn put_namespace(&self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
-        self.host().put_namespace(cookie, addresses)
     }
 
     fn host(&self) -> HostMaps<'_> {

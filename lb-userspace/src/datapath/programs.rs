@@ -14,6 +14,7 @@ use super::Pins;
 use super::maps::MapHandles;
 use super::sys;
 use crate::config::MapSizes;
+use crate::node::namespaces;
 
 /// The compiled kernel programs (lb-ebpf), put here by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
@@ -37,6 +38,8 @@ pub struct LoadOptions {
     /// Level of the programs' own log: 0 off, 1 error … 5 trace.
     pub log_level: u8,
     pub tc_attach: TcAttach,
+    /// Processes of this network namespace may not bind NodePorts.
+    pub protect_node_ports: bool,
     /// Socket programs translate for processes of this network namespace only.
     pub host_sockets_only: bool,
 }
@@ -66,7 +69,9 @@ pub struct Features {
     pub fib_source: bool,
     /// A socket program chooses the error of a refused call (5.18); else it is EPERM.
     pub set_retval: bool,
-    /// Cookie of this network namespace; without it `localhost:nodePort` is not served.
+    /// The kernel tells its own types (`CONFIG_DEBUG_INFO_BTF`); else sockets stay connected to endpoints that are gone.
+    pub btf: bool,
+    /// Cookie of this network namespace; without it `localhost:nodePort` is not served, and nodePorts are not protected.
     pub netns_cookie: Option<u64>,
 }
 
@@ -79,7 +84,8 @@ impl Features {
             tcx: kernel >= (6, 6),
             fib_source: kernel >= (6, 7),
             set_retval: kernel >= (5, 18),
-            netns_cookie: sys::netns_cookie(),
+            btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+            netns_cookie: namespaces::cookie().ok(),
         }
     }
 
@@ -102,11 +108,19 @@ impl Features {
         }
         if !self.set_retval {
             missing.push(
-                "no bpf_set_retval (Linux 5.18): connecting to a Service without endpoints fails with EPERM",
+                "no bpf_set_retval (Linux 5.18): connecting to a Service without endpoints, and binding a NodePort, fails \
+                 with EPERM",
+            );
+        }
+        if !self.btf {
+            missing.push(
+                "no BTF (CONFIG_DEBUG_INFO_BTF): connected UDP sockets whose endpoint is gone are not closed",
             );
         }
         if self.netns_cookie.is_none() {
-            missing.push("no SO_NETNS_COOKIE (Linux 5.14): NodePorts are not served at localhost");
+            missing.push(
+                "no SO_NETNS_COOKIE (Linux 5.14): NodePorts are not served at localhost, nor protected",
+            );
         }
         missing
     }
@@ -210,6 +224,7 @@ impl Programs {
         let port_count = last - first + 1;
         let fib_source = u8::from(features.fib_source);
         let set_retval = u8::from(features.set_retval);
+        let protect_node_ports = u8::from(options.protect_node_ports);
         let netns_cookie = features.netns_cookie.unwrap_or(0);
         let host_sockets_only = u8::from(options.host_sockets_only);
         let recording = u8::from(purpose == Purpose::Record);
@@ -221,6 +236,7 @@ impl Programs {
             .override_global("SNAT_PORT_COUNT", &port_count, true)
             .override_global("HAS_FIB_SOURCE", &fib_source, true)
             .override_global("HAS_SET_RETVAL", &set_retval, true)
+            .override_global("PROTECT_NODE_PORTS", &protect_node_ports, true)
             .override_global("NODE_NETNS_COOKIE", &netns_cookie, true)
             .override_global("HOST_SOCKETS_ONLY", &host_sockets_only, true)
             .override_global("RECORDING", &recording, true)
@@ -270,7 +286,7 @@ impl Programs {
             Purpose::Record => name == RECORDER,
         };
         for (name, program) in ebpf.programs_mut().filter(|(name, _)| wanted(name)) {
-            load_program(program)
+            load_program(program, btf.as_ref())
                 .map_err(|source| LoadError::Verify { program: name.to_owned(), source: Box::new(source) })?;
         }
         let tcx = match options.tc_attach {
@@ -329,11 +345,15 @@ impl Programs {
     }
 }
 
-fn load_program(program: &mut Program) -> Result<(), aya::programs::ProgramError> {
+fn load_program(program: &mut Program, btf: Option<&Btf>) -> Result<(), aya::programs::ProgramError> {
     match program {
         Program::Xdp(program) => Xdp::load(program),
         Program::SchedClassifier(program) => SchedClassifier::load(program),
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+        Program::Iter(program) => match btf {
+            Some(btf) => program.load("bpf_sk_storage_map", btf),
+            None => Ok(()), // said by Features::missing()
+        },
         _ => Ok(()),
     }
 }
@@ -456,7 +476,7 @@ pub mod hooks {
     use super::bpf_attach_type::*;
 
     /// Program name, attach type and pin name of each socket hook.
-    pub const CGROUP: [(&str, u32, &str); 8] = [
+    pub const CGROUP: [(&str, u32, &str); 10] = [
         ("lb_connect4", BPF_CGROUP_INET4_CONNECT as u32, "cgroup-connect4"),
         ("lb_connect6", BPF_CGROUP_INET6_CONNECT as u32, "cgroup-connect6"),
         ("lb_sendmsg4", BPF_CGROUP_UDP4_SENDMSG as u32, "cgroup-sendmsg4"),
@@ -465,6 +485,8 @@ pub mod hooks {
         ("lb_recvmsg6", BPF_CGROUP_UDP6_RECVMSG as u32, "cgroup-recvmsg6"),
         ("lb_getpeername4", BPF_CGROUP_INET4_GETPEERNAME as u32, "cgroup-getpeername4"),
         ("lb_getpeername6", BPF_CGROUP_INET6_GETPEERNAME as u32, "cgroup-getpeername6"),
+        ("lb_bind4", BPF_CGROUP_INET4_BIND as u32, "cgroup-bind4"),
+        ("lb_bind6", BPF_CGROUP_INET6_BIND as u32, "cgroup-bind6"),
     ];
     pub const XDP: u32 = BPF_XDP as u32;
     pub const TCX_INGRESS: u32 = BPF_TCX_INGRESS as u32;

@@ -42,6 +42,7 @@ impl LoadOptions {
             log_level: 0,
             tc_attach: TcAttach::Auto,
             host_sockets_only: settings.host_sockets_only != 0,
+            protect_node_ports: false,
         }
     }
 }

@@ -2,13 +2,14 @@
 //! pins, batch reads, memory-mapped arrays and test runs. All raw system calls of this crate stand in this file.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
 
 /// A type whose every byte is initialized and for which any bytes are a value: what may be copied to and from a map.
 ///
@@ -76,6 +77,28 @@ pub fn create_link(
     attributes.link_create.attach_type = attach_type;
     attributes.link_create.flags = flags;
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).map(owned)
+}
+
+/// What an iterator program writes about the entries of a map, as it is read (`BPF_ITER_CREATE`, Linux 5.9).
+pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
+    let info = map.as_raw_fd() as u32; // the first field of union bpf_iter_link_info
+    let mut attributes = attributes();
+    attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attributes.link_create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+    attributes.link_create.__bindgen_anon_3.__bindgen_anon_1.iter_info = &raw const info as u64;
+    attributes.link_create.__bindgen_anon_3.__bindgen_anon_1.iter_info_len = size_of_val(&info) as u32;
+    let link = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).map(owned)?;
+    let mut attributes = self::attributes();
+    attributes.iter_create.link_fd = link.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_ITER_CREATE, &mut attributes).map(owned).map(File::from)
+}
+
+/// The values that the bytes are made of; what is left over at the end is left out.
+pub fn values<T: Plain>(bytes: &[u8]) -> impl Iterator<Item = T> {
+    bytes.chunks_exact(size_of::<T>()).map(|chunk| {
+        // SAFETY: Plain, and as many bytes as it has.
+        unsafe { chunk.as_ptr().cast::<T>().read_unaligned() }
+    })
 }
 
 /// Puts another program in the place of a link's, without a gap (`BPF_LINK_UPDATE`).
@@ -233,25 +256,6 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8], repeat: 
     let test = unsafe { attributes.test };
     out.truncate(test.data_size_out as usize);
     Ok(TestRun { return_code: test.retval, packet: out, nanoseconds: test.duration })
-}
-
-/// Cookie of the network namespace this process is in (`SO_NETNS_COOKIE`, Linux 5.14); nothing on older kernels.
-pub fn netns_cookie() -> Option<u64> {
-    const SO_NETNS_COOKIE: libc::c_int = 71;
-    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).ok()?;
-    let mut cookie = 0u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the pointers are valid for the length given.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    (result == 0).then_some(cookie)
 }
 
 /// Name of a device of this network namespace.

@@ -43,6 +43,7 @@ plain!(
     layout::Device,
     layout::NamespaceAddrs,
     layout::Record,
+    layout::ConnectedSocket,
     layout::ServiceName,
     layout::Settings,
     layout::Backend<[u8; 4]>,

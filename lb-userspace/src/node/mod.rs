@@ -3,6 +3,8 @@
 //! * [`watch`]: reads it by netlink, and again whenever it changes.
 //! * [`devices`]: on which devices programs attach, and why. Pure.
 //! * [`addresses`]: which addresses take NodePorts, and what is the source of packets that leave through a device. Pure.
+//! * [`namespaces`]: the network namespaces of pods, and the addresses in them.
+//! * [`sockets`]: closes sockets whose endpoint is gone.
 //! * [`sysctl`]: the kernel's forwarding switches.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,8 +12,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub mod addresses;
 pub mod devices;
 mod driver;
+pub mod namespaces;
 mod read;
 pub mod route;
+pub mod sockets;
 pub mod sysctl;
 #[cfg(test)]
 mod testing;

@@ -41,16 +41,29 @@ pub async fn node_state(
     }
     *drivers = known;
 
-    let [main_v4, main_v6] =
-        [Ipv4Addr::new(192, 0, 2, 1).into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()]
-            .map(|far_away| default_source(far_away).or_else(|| likely_source(&devices, far_away.is_ipv4())));
-    let main_v4 = main_v4.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
-    let main_v6 = main_v6.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None });
+    let (main_v4, main_v6) = default_sources();
+    let main_v4 = main_v4.or_else(|| v4(likely_source(&devices, true)));
+    let main_v6 = main_v6.or_else(|| v6(likely_source(&devices, false)));
     Ok(NodeState { devices, main_v4, main_v6 })
 }
 
-/// The source address the kernel would choose for a destination that no specific route leads to. `destination` is an
-/// address for documentation (RFC 5737, RFC 3849). Connecting a UDP socket sends nothing.
+/// The addresses the kernel would choose for destinations far away, in the network namespace of the calling thread.
+pub fn default_sources() -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    // Addresses for documentation (RFC 5737, RFC 3849): no specific route leads there.
+    let far_away_v4 = Ipv4Addr::new(192, 0, 2, 1).into();
+    let far_away_v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into();
+    (v4(default_source(far_away_v4)), v6(default_source(far_away_v6)))
+}
+
+fn v4(ip: Option<IpAddr>) -> Option<Ipv4Addr> {
+    ip.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None })
+}
+
+fn v6(ip: Option<IpAddr>) -> Option<Ipv6Addr> {
+    ip.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None })
+}
+
+/// The source address the kernel would choose for a destination. Connecting a UDP socket sends nothing.
 fn default_source(destination: IpAddr) -> Option<IpAddr> {
     let any: IpAddr =
         if destination.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };

@@ -1,6 +1,12 @@
-//! Devices as the tests of this folder write them.
+//! Devices as the tests of this folder write them, and network namespaces of their own.
 
+use std::fs::File;
+
+use futures::TryStreamExt;
 use ipnet::IpNet;
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::{LinkUnspec, LinkVeth};
+use rustix::thread::UnshareFlags;
 
 use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeState, Scope};
 
@@ -34,4 +40,41 @@ pub fn device(index: u32, name: &str, kind: Option<&str>, addresses: &[&str]) ->
 
 pub fn node(devices: Vec<DeviceInfo>) -> NodeState {
     NodeState { devices, ..NodeState::default() }
+}
+
+/// Moves the calling thread to a network namespace of its own, which goes with it.
+pub fn enter_new_namespace() {
+    // SAFETY: only the network namespace of this thread changes; it shares no file table or address space flags.
+    let entered = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) };
+    entered.expect("this test needs root: it makes network namespaces");
+}
+
+/// A namespace that lives as long as the file is open.
+pub fn other_namespace() -> File {
+    let thread = std::thread::spawn(|| {
+        enter_new_namespace();
+        File::open("/proc/thread-self/ns/net").expect("a namespace")
+    });
+    thread.join().expect("made")
+}
+
+/// Makes `eth0` with these addresses (`IP/PREFIX`) in the network namespace of the calling thread.
+pub fn add_veth(addresses: &[&str]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().expect("a socket");
+        tokio::spawn(connection);
+        handle.link().add(LinkVeth::new("eth0", "peer0").build()).execute().await.expect("veth");
+        let found = handle.link().get().match_name("eth0").execute().try_next().await.expect("links");
+        let index = found.expect("made").header.index;
+        handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.expect("up");
+        for address in addresses {
+            let net: IpNet = address.parse().expect("IP/PREFIX");
+            let mut request = handle.address().add(index, net.addr(), net.prefix_len());
+            if net.addr().is_ipv6() {
+                request.message_mut().header.flags = AddressHeaderFlags::from_bits_retain(0x02); // IFA_F_NODAD
+            }
+            request.execute().await.expect("address");
+        }
+    });
 }

@@ -5,11 +5,13 @@
 //! which also catches what is not notified here (a default route that moves to another device).
 
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use rtnetlink::MulticastGroup;
+use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, warn};
@@ -47,6 +49,18 @@ pub async fn watch() -> Result<watch::Receiver<Arc<NodeState>>, NodeError> {
 /// Reads the state once.
 pub async fn read_once() -> Result<NodeState, NodeError> {
     Reader::open()?.read().await
+}
+
+/// The addresses that processes in the network namespace of the calling thread speak with. Not to be called by a thread of a
+/// tokio runtime.
+pub fn main_addresses() -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), NodeError> {
+    let (v4, v6) = read::default_sources();
+    if v4.is_some() && v6.is_some() {
+        return Ok((v4, v6));
+    }
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(NodeError::Socket)?;
+    let state = runtime.block_on(read_once())?;
+    Ok((state.main_v4, state.main_v6))
 }
 
 type Notifications = futures::channel::mpsc::UnboundedReceiver<(
@@ -118,33 +132,16 @@ async fn follow(reader: &mut Reader, sender: &watch::Sender<Arc<NodeState>>) -> 
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::net::IpAddr;
     use std::os::fd::AsRawFd;
 
     use rtnetlink::{LinkUnspec, LinkVeth, LinkVxlan};
-    use rustix::thread::UnshareFlags;
     use tokio::time::timeout;
 
     use super::super::LinkLayer;
     use super::super::devices::{DeviceOptions, Programs, choose};
+    use super::super::testing::{enter_new_namespace, other_namespace};
     use super::*;
-
-    /// Moves the calling thread to a network namespace of its own, which goes with it.
-    fn enter_new_namespace() {
-        // SAFETY: only the network namespace of this thread changes; it shares no file table or address space flags.
-        let entered = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) };
-        entered.expect("this test needs root: it makes network namespaces");
-    }
-
-    /// A namespace that lives as long as the file is open.
-    fn other_namespace() -> File {
-        let thread = std::thread::spawn(|| {
-            enter_new_namespace();
-            File::open("/proc/thread-self/ns/net").expect("a namespace")
-        });
-        thread.join().expect("made")
-    }
 
     async fn until(
         receiver: &mut watch::Receiver<Arc<NodeState>>,

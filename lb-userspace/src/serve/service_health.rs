@@ -33,6 +33,18 @@ pub struct ServiceHealth {
     pub addresses: BTreeSet<IpAddr>,
 }
 
+impl ServiceHealth {
+    /// Takes in what the planner says of Services that changed; none: there is nothing to answer any more.
+    pub fn update(&mut self, changes: Vec<(ObjectName, Option<HealthCheck>)>) {
+        for (service, check) in changes {
+            match check {
+                Some(check) => self.checks.insert(service, check),
+                None => self.checks.remove(&service),
+            };
+        }
+    }
+}
+
 /// Why a port is not open.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -228,8 +240,14 @@ mod tests {
         }
 
         fn set(&self, checks: &[(&str, u16, u32)]) {
-            let check = |&(service, port, local): &(&str, u16, u32)| (name(service), dual(port, local));
-            self.wanted.send_modify(|wanted| wanted.checks = checks.iter().map(check).collect());
+            let checks: BTreeMap<_, _> =
+                checks.iter().map(|&(service, port, local)| (name(service), dual(port, local))).collect();
+            self.wanted.send_modify(|wanted| {
+                let gone = wanted.checks.keys().filter(|service| !checks.contains_key(service));
+                let gone: Vec<_> = gone.map(|service| (service.clone(), None)).collect();
+                let there = checks.into_iter().map(|(service, check)| (service, Some(check)));
+                wanted.update(gone.into_iter().chain(there).collect());
+            });
         }
     }
 
@@ -281,7 +299,9 @@ mod tests {
 
         // A Service of one family.
         let single = HealthCheck { port: second, local_v4: None, local_v6: Some(4) };
-        running.wanted.send_modify(|wanted| drop(wanted.checks.insert(name("web"), single)));
+        running.wanted.send_modify(|wanted| {
+            wanted.update(vec![(name("web"), Some(single))]);
+        });
         eventually(async || !is_open(at(second)).await).await;
         let over_ipv6 = SocketAddr::new("::1".parse().unwrap(), second);
         assert!(ask(over_ipv6, "GET /").await.contains("x-load-balancing-endpoint-weight: 4\r\n"));

@@ -49,14 +49,21 @@ impl Said {
     }
 }
 
-fn arguments(to: To, source: &str, target: SocketAddr) -> Vec<String> {
+fn arguments(world: &World, to: To, source: &str, target: SocketAddr) -> Vec<String> {
     let protocol = if to == To::Udp { "udp" } else { "tcp" };
-    ["explain", protocol, source, &target.to_string(), "-o", "json"].map(str::to_owned).to_vec()
+    let arguments = ["explain", protocol, source, &target.to_string(), "-o", "json"].map(str::to_owned);
+    let mut arguments = arguments.to_vec();
+    // The client outside is a namespace of the same kernel here, and its address would be taken for a pod's.
+    let ip = source.parse::<SocketAddr>().map(|source| source.ip()).or_else(|_| source.parse());
+    if ip.is_ok_and(|ip| ip == world.client().address(Family::of(ip))) {
+        arguments.extend(["--in", "external"].map(str::to_owned));
+    }
+    arguments
 }
 
 /// What the first node's programs would do.
 fn explain(world: &World, to: To, source: &str, target: SocketAddr) -> Result<Said> {
-    let arguments = arguments(to, source, target);
+    let arguments = arguments(world, to, source, target);
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     let text = world.agent(0)?.lb(&arguments)?;
     serde_json::from_str(&text).with_context(|| format!("read what lb {arguments:?} printed: {text}"))
@@ -255,7 +262,7 @@ pub fn without_an_agent(world: &mut World, family: Family) -> Result<()> {
         "{error}"
     );
     for (expected, source, target) in &cases {
-        let mut arguments = arguments(To::Http, source, *target);
+        let mut arguments = arguments(world, To::Http, source, *target);
         let folder = world.topology.manifests.path().display().to_string();
         arguments.extend(["--manifests", &folder, "--node", &world.node(0).host.name].map(str::to_owned));
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();

@@ -5,10 +5,12 @@ mod cluster_ip;
 mod datagrams;
 mod examples;
 mod explain;
+mod health;
 mod lifecycle;
 mod node_port;
 mod scale;
 mod sctp;
+mod sockets;
 mod transfers;
 
 use anyhow::Result;
@@ -74,6 +76,17 @@ pub const CASES: &[Case] = &[
     each("endpoint_added", Where::Routed, changes::endpoint_added),
     each("endpoint_removed_under_load", Where::Both, changes::endpoint_removed_under_load),
     each("service_deleted", Where::Routed, changes::service_deleted),
+    each("health_check_follows_endpoints", Where::Routed, health::health_check_follows_endpoints),
+    once("health_check_port_in_use", Where::Routed, health::health_check_port_in_use),
+    once("metrics_and_settings_are_served", Where::Routed, health::metrics_and_settings_are_served),
+    each("udp_sockets_leave_an_endpoint", Where::Routed, sockets::udp_sockets_leave_an_endpoint_that_is_gone),
+    once(
+        "sockets_are_closed_by_the_next_agent",
+        Where::Routed,
+        sockets::sockets_are_closed_by_the_next_agent,
+    ),
+    once("node_ports_cannot_be_bound", Where::Routed, sockets::node_ports_cannot_be_bound),
+    once("namespaces_are_known", Where::Routed, sockets::namespaces_are_known),
     once("examples_are_served", Where::Routed, examples::examples_are_served),
     once("bad_manifest_harms_nobody_else", Where::Routed, changes::bad_manifest_harms_nobody_else),
     each("agent_restarts_under_load", Where::Both, lifecycle::agent_restarts_under_load),

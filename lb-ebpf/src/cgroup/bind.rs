@@ -1,0 +1,65 @@
+//! A process of the node asks for a port that is a NodePort: whoever would connect to it reaches the Service's endpoints and
+//! never the process, so the call fails as if the port were taken, as it was when kube-proxy still held nodePorts open.
+//!
+//! Pods have ports of their own, and so has an address of the node that takes no NodePorts.
+
+use aya_ebpf::helpers::generated::bpf_set_retval;
+use aya_ebpf::programs::SockAddrContext;
+use lb_common::family::{Family, V4, V6};
+use lb_common::layout::address_flags;
+use lb_common::reason::Reason;
+
+use super::address::{self, In4, In6, Mapped, SocketAddress, is_mapped};
+use super::{ALLOW, REFUSE, protocol};
+use crate::call::{Caller, is_loopback};
+use crate::count::count;
+use crate::maps::Maps;
+use crate::service::{at_node_port, known};
+use crate::settings::{HAS_SET_RETVAL, PROTECT_NODE_PORTS};
+
+const EADDRINUSE: i32 = 98;
+
+pub fn bind4(context: &SockAddrContext) -> i32 {
+    decide(context, is_node_port::<V4, In4>)
+}
+
+/// An IPv6 socket on the unspecified address takes IPv4 too. Whether this one does not (`IPV6_V6ONLY`) cannot be seen here.
+pub fn bind6(context: &SockAddrContext) -> i32 {
+    decide(context, |context, port, protocol| {
+        if is_mapped(context) {
+            return is_node_port::<V4, Mapped>(context, port, protocol);
+        }
+        is_node_port::<V6, In6>(context, port, protocol)
+            || <In6 as SocketAddress<V6>>::address(context) == V6::UNSPECIFIED
+                && at_node_port::<V4>(port, protocol).is_some()
+    })
+}
+
+#[inline(always)]
+fn decide(context: &SockAddrContext, taken: impl Fn(&SockAddrContext, u16, u8) -> bool) -> i32 {
+    let port = address::port(context);
+    // Port 0: the kernel chooses one.
+    if PROTECT_NODE_PORTS.load() == 0 || port == 0 || !context.is_in_node_namespace() {
+        return ALLOW;
+    }
+    let Some(protocol) = protocol(context) else { return ALLOW };
+    if !taken(context, port, protocol) {
+        return ALLOW;
+    }
+    count(Reason::NodePortProtected);
+    if HAS_SET_RETVAL.load() != 0 {
+        // SAFETY: no preconditions; not reached on kernels without it, where the call fails with EPERM.
+        unsafe { bpf_set_retval(-EADDRINUSE) };
+    }
+    REFUSE
+}
+
+/// Whether the Service of this NodePort would get what is sent to the address.
+#[inline(always)]
+fn is_node_port<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext, port: u16, protocol: u8) -> bool {
+    let addr = S::address(context);
+    at_node_port::<F>(port, protocol).is_some()
+        && (addr == F::UNSPECIFIED
+            || is_loopback::<F>(&addr)
+            || known::<F>(&addr) & address_flags::NODE_PORTS != 0)
+}

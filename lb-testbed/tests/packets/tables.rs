@@ -1,0 +1,105 @@
+//! The agent's view of the kernel's maps: what it writes there, it reads back.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context, Result, ensure};
+use ipnet::{IpNet, Ipv4Net};
+use lb_common::layout::{KnownAddress, address_flags, network_flags};
+use lb_testbed::programs::{Limits, load_options};
+use lb_userspace::apply::tables::{TableError, Tables};
+use lb_userspace::datapath::Datapath;
+
+/// More than one batch of reading (4096).
+const RANGES: u32 = 5000;
+
+pub fn run() -> Result<()> {
+    let mut options = load_options(&Limits::default());
+    options.sizes.max_source_ranges = RANGES;
+    let datapath = Datapath::load_private(&options).context("cannot load the programs")?;
+    source_ranges(&datapath).context("source ranges")?;
+    networks(&datapath).context("networks")?;
+    addresses(&datapath).context("addresses")
+}
+
+fn source_ranges(datapath: &Datapath) -> Result<()> {
+    let mut tables = datapath.tables()?;
+    let v6 = ["fd00::/16", "fd00::1/128", "::/0"].map(|text| text.parse::<IpNet>());
+    let mut written = BTreeSet::new();
+    for network in v6 {
+        written.insert((7, network?));
+    }
+    // Networks inside each other, of services whose ids differ in one byte or in several.
+    for number in 0..RANGES {
+        let length = 32 - (number % 3) as u8 * 4;
+        let network = Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 + number * 256), length)?;
+        written.insert((number % 1000, network.into()));
+    }
+    for &(service_id, network) in &written {
+        tables.put_source_range(service_id, network)?;
+    }
+    ensure!(written.len() == RANGES as usize + 3);
+    ensure!(tables.source_ranges()?.into_iter().collect::<BTreeSet<_>>() == written, "all are read back");
+
+    let one_more = tables.put_source_range(1_000_000, "192.0.2.0/24".parse()?);
+    ensure!(
+        matches!(one_more, Err(TableError::Full { option: "max-source-ranges", .. })),
+        "a full map: {one_more:?}"
+    );
+    let (gone, kept): (Vec<_>, Vec<_>) = written.into_iter().partition(|(id, _)| *id != 7);
+    for (service_id, network) in gone {
+        tables.remove_source_range(service_id, network)?;
+        tables.remove_source_range(service_id, network).context("removing what is not there")?;
+    }
+    let left = tables.source_ranges()?;
+    ensure!(left.len() == kept.len() && kept.iter().all(|entry| left.contains(entry)), "left: {left:?}");
+    Ok(())
+}
+
+fn networks(datapath: &Datapath) -> Result<()> {
+    let read = || anyhow::Ok(datapath.maps().networks()?.into_iter().collect::<BTreeSet<(IpNet, u32)>>());
+    ensure!(read()?.is_empty());
+    let [wide, narrow, v6] = ["10.0.0.0/8", "10.96.0.0/12", "fd00::/56"].map(str::parse::<IpNet>);
+    let (wide, narrow, v6) = (wide?, narrow?, v6?);
+    let both = network_flags::PODS | network_flags::SERVICES;
+    datapath.put_network(wide, network_flags::PODS)?;
+    datapath.put_network(narrow, both)?;
+    datapath.put_network(v6, network_flags::SERVICES)?;
+    ensure!(
+        read()?
+            == BTreeSet::from([(wide, network_flags::PODS), (narrow, both), (v6, network_flags::SERVICES)])
+    );
+    datapath.put_network(wide, network_flags::SERVICES)?;
+    datapath.remove_network(narrow)?;
+    datapath.remove_network(v6)?;
+    ensure!(read()? == BTreeSet::from([(wide, network_flags::SERVICES)]));
+    Ok(())
+}
+
+/// What the node and what Services say of one address does not disturb each other.
+fn addresses(datapath: &Datapath) -> Result<()> {
+    let mut tables = datapath.tables()?;
+    for ip in ["192.0.2.1", "2001:db8::1"] {
+        let ip: IpAddr = ip.parse()?;
+        let entry = KnownAddress { ifindex: 3, flags: address_flags::NODE | address_flags::NODE_PORTS };
+        let marked = |tables: &dyn Tables| anyhow::Ok(tables.marked_addresses()?);
+        datapath.put_node_address(ip, &entry)?;
+        ensure!(marked(&tables)?.is_empty(), "an address of the node alone is none of a Service");
+        tables.mark_address(ip, address_flags::SERVICE)?;
+        ensure!(
+            datapath.maps().node_addresses()? == [(ip, entry)]
+                && marked(&tables)? == [(ip, address_flags::SERVICE)]
+        );
+        datapath.remove_node_address(ip)?;
+        ensure!(
+            datapath.maps().node_addresses()?.is_empty(),
+            "an address of a Service alone is none of the node"
+        );
+        ensure!(marked(&tables)? == [(ip, address_flags::SERVICE)]);
+        datapath.put_node_address(ip, &entry)?;
+        tables.mark_address(ip, 0)?;
+        ensure!(datapath.maps().node_addresses()? == [(ip, entry)] && marked(&tables)?.is_empty());
+        datapath.remove_node_address(ip)?;
+    }
+    Ok(())
+}
