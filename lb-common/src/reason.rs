@@ -87,6 +87,10 @@ reasons! {
     UnassignedAddress = 20, "unassigned_address", Dropped;
     /// A process of the node asked for a port that is a NodePort.
     NodePortProtected = 21, "node_port_protected", Rejected;
+    /// An echo request (ping) to the address of a Service was answered.
+    EchoAnswered = 22, "echo_answered", Translated;
+    /// An ICMP error about a packet of a translated connection: translated with the packet it quotes, and sent on.
+    IcmpTranslated = 23, "icmp_translated", Translated;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

@@ -30,6 +30,11 @@ pub const SCTP_CHECKSUM: usize = 8;
 /// Offset of the checksum in an IPv4 header (RFC 791).
 pub const IPV4_CHECKSUM: usize = 10;
 
+/// Length of the header that ICMP errors and echoes share (RFC 792, RFC 4443); behind it an error quotes a packet.
+pub const ICMP_LEN: usize = 8;
+/// Offset of the checksum in an ICMP message, both families.
+pub const ICMP_CHECKSUM: usize = 2;
+
 /// IPv6 extension headers that stand between the fixed header and the transport header (RFC 8200, RFC 6275, RFC 4302).
 pub mod ipv6_next {
     pub const HOP_BY_HOP: u8 = 0;

@@ -68,8 +68,9 @@ fn half_open_entry<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
     F::half_open().get_ptr_mut(key).map(|pointer| Found::new(pointer, Stage::HalfOpen))
 }
 
+/// The entry of a tuple, whatever its state.
 #[inline(always)]
-fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
+pub fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
     match open_entry::<F>(key) {
         Some(found) => Some(found),
         None => half_open_entry::<F>(key),

@@ -130,6 +130,8 @@ pub static RECORD: Array<Record, 1> = Array::new();
 #[repr(C)]
 pub struct Scratch<F: Family> {
     pub packet: Packet<F>,
+    /// The packet that an ICMP error is about.
+    pub quoted: Packet<F>,
     pub route: Route,
     pub reply_key: FlowKey<F::Addr>,
     pub flow: Flow<F::Addr>,

@@ -2,7 +2,7 @@
 
 use lb_common::checksum::{difference, sum4, sum16, update};
 use lb_common::crc32c;
-use lb_common::family::{V4, V6};
+use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{Flow, SCTP, TCP};
 use lb_common::reason::Reason;
 use lb_common::wire::{IPV4_CHECKSUM, SCTP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
@@ -19,8 +19,8 @@ const IPV6_NEXT_HOP_LIMIT: usize = 6;
 pub trait Header: Parse {
     /// Unfolded sum of an address.
     fn sum(addr: Self::Addr) -> u64;
-    /// Writes what follows from new addresses (their difference) and, when `forwarded`, one hop less.
-    fn finish<K: Frame>(frame: &K, packet: &Packet<Self>, addresses: u64, forwarded: bool) -> Option<()>
+    /// Writes what follows from new addresses (their difference), and the TTL or hop limit.
+    fn finish<K: Frame>(frame: &K, packet: &Packet<Self>, addresses: u64, ttl: u8) -> Option<()>
     where
         Self: Sized;
 }
@@ -32,11 +32,11 @@ impl Header for V4 {
     }
 
     #[inline(always)]
-    fn finish<K: Frame>(frame: &K, packet: &Packet<V4>, addresses: u64, forwarded: bool) -> Option<()> {
+    fn finish<K: Frame>(frame: &K, packet: &Packet<V4>, addresses: u64, ttl: u8) -> Option<()> {
         let mut change = addresses;
-        if forwarded {
+        if ttl != packet.ttl {
             let old = frame.load::<[u8; 2]>(packet.l3 + IPV4_TTL_PROTOCOL)?;
-            let new = [old[0].wrapping_sub(1), old[1]];
+            let new = [ttl, old[1]];
             change += difference(u16::from_ne_bytes(old) as u64, u16::from_ne_bytes(new) as u64);
             frame.store(packet.l3 + IPV4_TTL_PROTOCOL, new)?;
         }
@@ -52,10 +52,10 @@ impl Header for V6 {
     }
 
     #[inline(always)]
-    fn finish<K: Frame>(frame: &K, packet: &Packet<V6>, _addresses: u64, forwarded: bool) -> Option<()> {
-        if forwarded {
-            let [next, hop_limit] = frame.load::<[u8; 2]>(packet.l3 + IPV6_NEXT_HOP_LIMIT)?;
-            frame.store(packet.l3 + IPV6_NEXT_HOP_LIMIT, [next, hop_limit.wrapping_sub(1)])?;
+    fn finish<K: Frame>(frame: &K, packet: &Packet<V6>, _addresses: u64, ttl: u8) -> Option<()> {
+        if ttl != packet.ttl {
+            let [next, _] = frame.load::<[u8; 2]>(packet.l3 + IPV6_NEXT_HOP_LIMIT)?;
+            frame.store(packet.l3 + IPV6_NEXT_HOP_LIMIT, [next, ttl])?;
         }
         Some(())
     }
@@ -102,9 +102,21 @@ fn write<F: Header, K: Frame>(
         }
         frame.store::<[u16; 2]>(packet.l4, [flow.new_src_port.to_be(), flow.new_dst_port.to_be()])?;
     }
-    F::finish(frame, packet, addresses, forwarded)?;
-    frame.store::<F::Addr>(packet.l3 + F::SOURCE_OFFSET, flow.new_src_addr)?;
-    frame.store::<F::Addr>(packet.l3 + F::SOURCE_OFFSET + core::mem::size_of::<F::Addr>(), flow.new_dst_addr)
+    F::finish(frame, packet, addresses, if forwarded { packet.ttl.wrapping_sub(1) } else { packet.ttl })?;
+    store_addresses(frame, packet, flow.new_src_addr, flow.new_dst_addr)
+}
+
+/// Writes the addresses of an IP header, without what follows from them.
+#[inline(always)]
+pub fn store_addresses<F: Family, K: Frame>(
+    frame: &K,
+    packet: &Packet<F>,
+    src: F::Addr,
+    dst: F::Addr,
+) -> Option<()> {
+    let offset = packet.l3 + F::SOURCE_OFFSET;
+    frame.store::<F::Addr>(offset, src)?;
+    frame.store::<F::Addr>(offset + core::mem::size_of::<F::Addr>(), dst)
 }
 
 /// Which bits of the two ports change: the first four bytes of the transport header in little-endian order.

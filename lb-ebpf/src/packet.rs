@@ -4,8 +4,8 @@ use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{FlowKey, FragmentKey, SCTP, TCP, UDP, tcp_flags};
 use lb_common::sctp;
 use lb_common::wire::{
-    ETHERNET_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, SCTP_CHUNK_LEN, SCTP_LEN, TCP_FLAGS, TCP_LEN, UDP_LEN,
-    VLAN_LEN, ipv6_next,
+    ETHERNET_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, ICMP_LEN, SCTP_CHUNK_LEN, SCTP_LEN, TCP_FLAGS, TCP_LEN,
+    UDP_LEN, VLAN_LEN, ipv6_next,
 };
 
 use crate::frame::Frame;
@@ -15,6 +15,9 @@ use crate::maps::Maps;
 const MAX_EXTENSION_HEADERS: usize = 6;
 /// VLAN tags looked behind: 802.1ad outside 802.1Q.
 const MAX_VLAN_TAGS: usize = 2;
+
+/// What an ICMP error quotes of the transport header at least (RFC 792).
+const QUOTED_TRANSPORT: usize = 8;
 
 /// Which part of a datagram this is.
 #[derive(Copy, Clone, PartialEq, Eq)]
@@ -210,10 +213,12 @@ impl Parse for V6 {
     }
 }
 
-/// Reads the packet whose IP header starts at `l3`. Nothing: it is none that a Service could be asked with.
+/// Reads the packet whose IP header starts at `l3`. Nothing: it is none that a Service could be asked with; the protocol in its
+/// key then still says which it is, zero when not even the IP header is sound.
 #[inline(always)]
 pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -> Option<()> {
     packet.l3 = l3;
+    packet.key.protocol = 0;
     F::network(frame, l3, packet)?;
     packet.key.pad = 0;
     packet.key.reserved = 0;
@@ -244,6 +249,28 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
         frame.load::<[u8; SCTP_LEN]>(packet.l4)?;
         packet.tcp_flags = sctp_signals(frame, packet).unwrap_or(0);
     }
+    load_ports(frame, packet)
+}
+
+/// Reads the packet that the ICMP error in `outer` quotes. Nothing: it is none that was translated, or cannot be told.
+#[inline(always)]
+pub fn parse_quoted<F: Parse, K: Frame>(frame: &K, outer: &Packet<F>, quoted: &mut Packet<F>) -> Option<()> {
+    quoted.l3 = outer.l4 + ICMP_LEN;
+    F::network(frame, quoted.l3, quoted)?;
+    quoted.key.pad = 0;
+    quoted.key.reserved = 0;
+    quoted.tcp_flags = 0;
+    // Later fragments have no ports; nobody who finds the path too small for one lets their first through.
+    let has_ports = matches!(quoted.key.protocol, TCP | UDP | SCTP) && quoted.fragment != Fragment::Later;
+    if !has_ports || quoted.l4 + QUOTED_TRANSPORT > outer.l3 + outer.length {
+        return None;
+    }
+    load_ports(frame, quoted)
+}
+
+/// The ports are at one place in all transport headers.
+#[inline(always)]
+fn load_ports<F: Family, K: Frame>(frame: &K, packet: &mut Packet<F>) -> Option<()> {
     let [s0, s1, d0, d1, ..] = frame.load::<[u8; UDP_LEN]>(packet.l4)?;
     packet.key.src_port = u16::from_be_bytes([s0, s1]);
     packet.key.dst_port = u16::from_be_bytes([d0, d1]);

@@ -36,7 +36,7 @@ use crate::verdict::Verdict;
 /// A packet that arrives at this node, parsed into `scratch`.
 #[inline(always)]
 pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
-    let Scratch { packet, route, reply_key, flow: new, client } = scratch;
+    let Scratch { packet, route, reply_key, flow: new, client, .. } = scratch;
     let packet = &*packet;
     if let Some(namespace) = record::socket() {
         return call::record::<F>(&packet.key, namespace);

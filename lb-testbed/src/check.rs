@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::report::{Answer, Exchange, FailureKind, LoadReport, TransferReport};
+use crate::report::{Answer, Exchange, FailureKind, LoadReport, PingReport, TransferReport};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// How long a change may take to show. Generous: the machine may be busy, and only failures wait so long.
@@ -97,6 +97,12 @@ pub fn unanswered(exchanges: &[Exchange]) -> Result<()> {
         None => Ok(()),
         Some(exchange) => bail!("answered: {exchange:?}"),
     }
+}
+
+/// Every echo request was answered.
+pub fn echoed(report: &PingReport) -> Result<()> {
+    ensure!(report.sent > 0 && report.answered == report.sent, "not every ping was answered: {report:?}");
+    Ok(())
 }
 
 /// The load ran, and nothing of it failed.

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::Family;
 use crate::place::Place;
-use crate::report::{Bound, Exchange, LoadReport, TransferReport};
+use crate::report::{Bound, Exchange, LoadReport, PingReport, TransferReport};
 
 /// Ports of the servers in every pod.
 pub const HTTP_PORT: u16 = 8080;
@@ -157,6 +157,13 @@ impl Host {
         if datagrams.dont_fragment {
             command.arg("--dont-fragment");
         }
+        json_of(command.arg(target.to_string()))
+    }
+
+    /// Sends `count` ICMP echo requests with `size` bytes of payload.
+    pub fn ping(&self, target: IpAddr, count: u16, size: usize) -> Result<PingReport> {
+        let mut command = self.tool("ping")?;
+        command.args(["--count", &count.to_string(), "--size", &size.to_string()]);
         json_of(command.arg(target.to_string()))
     }
 

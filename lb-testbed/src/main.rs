@@ -36,6 +36,8 @@ enum Command {
     Associate(tool::sctp::Options),
     /// Send requests at a steady rate until standard input ends
     Load(tool::load::Options),
+    /// Send ICMP echo requests and wait for the reply to each
+    Ping(tool::ping::Options),
     /// Build a cluster without agents, print its name, and remove it on Ctrl-C
     Up,
     /// Send and receive many bytes over one TCP connection
@@ -56,6 +58,7 @@ async fn main() -> Result<()> {
         Command::Bind(options) => print(&tool::bind::run(&options)),
         Command::Associate(options) => print(&tool::sctp::run(&options)),
         Command::Load(options) => print(&tool::load::run(&options).await?),
+        Command::Ping(options) => print(&tool::ping::run(&options)?),
         Command::Up => up().await,
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),
     }

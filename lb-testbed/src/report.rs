@@ -93,6 +93,16 @@ pub struct Bound {
     pub errno: Option<i32>,
 }
 
+/// ICMP echo requests, see [`crate::Host::ping`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PingReport {
+    pub sent: u32,
+    /// By the address that was asked, with the same content.
+    pub answered: u32,
+    /// What happened to the others.
+    pub failures: Vec<String>,
+}
+
 /// Many requests over some time, see [`crate::Host::start_load`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadReport {

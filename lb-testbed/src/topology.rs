@@ -59,6 +59,22 @@ pub const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:244::/32";
 const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 10, 0, 1);
 const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 1);
 
+const FAR_V4: Ipv4Addr = Ipv4Addr::new(10, 20, 0, 2);
+const FAR_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x20, 0, 0, 0, 0, 0, 2);
+const FAR_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 20, 0, 1);
+const FAR_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x20, 0, 0, 0, 0, 0, 1);
+/// The largest IP packet on the way to the far host.
+pub const FAR_MTU: u32 = 1300;
+
+/// What makes a host a router.
+const FORWARDING: [&str; 4] = [
+    "net/ipv4/ip_forward=1",
+    "net/ipv6/conf/all/forwarding=1",
+    // Every request to nowhere is told so, not only the first of a second.
+    "net/ipv4/icmp_ratelimit=0",
+    "net/ipv6/icmp/ratelimit=0",
+];
+
 /// VXLAN adds 50 bytes over IPv4 and 70 over IPv6; a pod's only device must fit both, and so the overlay has one MTU.
 pub const OVERLAY_MTU: u32 = 1430;
 
@@ -111,6 +127,8 @@ pub struct Pod {
 #[derive(Debug)]
 pub struct Topology {
     pub client: Host,
+    /// Reaches the nodes through the client, which routes; the way back to it is narrower than all others ([`FAR_MTU`]).
+    pub far: Host,
     pub nodes: [Node; 2],
     pub pods: [Pod; 4],
     pub manifests: ManifestDir,
@@ -126,9 +144,9 @@ impl Topology {
         let id = RunId::claim()?;
         let built = Builder { id: &id, underlay, datapath, tool }.build();
         match built {
-            Ok((client, nodes, pods)) => {
+            Ok((client, far, nodes, pods)) => {
                 let manifests = ManifestDir::create(&id.folder())?;
-                Ok(Self { client, nodes, pods, manifests, underlay, datapath, id })
+                Ok(Self { client, far, nodes, pods, manifests, underlay, datapath, id })
             }
             Err(error) => {
                 let _ = run::remove_everything_of(&id);
@@ -177,10 +195,11 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn build(&self) -> Result<(Host, [Node; 2], [Pod; 4])> {
+    fn build(&self) -> Result<(Host, Host, [Node; 2], [Pod; 4])> {
         let segment = self.segment()?;
         let client = self.host("client", "client", CLIENT_V4, CLIENT_V6)?;
         self.plug_in(&segment, &client)?;
+        let far = self.far(&client)?;
         let nodes = [self.node(&segment, 1)?, self.node(&segment, 2)?];
         self.connect_nodes(&nodes[0], &nodes[1])?;
         self.connect_nodes(&nodes[1], &nodes[0])?;
@@ -194,7 +213,7 @@ impl Builder<'_> {
             self.pod(&nodes[1], 3)?,
             self.pod(&nodes[1], 4)?,
         ];
-        Ok((client, nodes, pods))
+        Ok((client, far, nodes, pods))
     }
 
     fn host(&self, name: &str, cgroup: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Host> {
@@ -207,9 +226,36 @@ impl Builder<'_> {
             "net/ipv6/conf/all/disable_ipv6=0",
             "net/ipv4/conf/all/rp_filter=1",
             "net/ipv4/conf/default/rp_filter=1",
+            // Root may ping.
+            "net/ipv4/ping_group_range=0 0",
         ])?;
         place.ip("link set lo up\n")?;
         Ok(Host::new(name, place, v4, v6, self.tool, self.id.folder()))
+    }
+
+    /// A host behind the client. Both ends of the link take packets of 1500 bytes, so that TCP announces those; but the client's
+    /// route to it does not, and says so to who sends larger ones.
+    fn far(&self, client: &Host) -> Result<Host> {
+        let far = self.host("far", "far", FAR_V4, FAR_V6)?;
+        let (gateway_v4, gateway_v6) = (FAR_GATEWAY_V4, FAR_GATEWAY_V6);
+        client.place.ip(&format!(
+            "link add far type veth peer name eth0 netns {}\n\
+             link set far up\n\
+             address add {gateway_v4}/32 dev far\n\
+             address add {gateway_v6}/128 dev far nodad\n\
+             route add {FAR_V4}/32 dev far mtu lock {FAR_MTU}\n\
+             route add {FAR_V6}/128 dev far mtu lock {FAR_MTU}\n",
+            far.place.netns()
+        ))?;
+        client.place.sysctl(&FORWARDING)?;
+        far.place.ip(&format!(
+            "link set eth0 up\n\
+             address add {FAR_V4}/24 dev eth0\n\
+             address add {FAR_V6}/64 dev eth0 nodad\n\
+             route add default via {gateway_v4}\n\
+             route add default via {gateway_v6}\n"
+        ))?;
+        Ok(far)
     }
 
     /// The Ethernet segment: a bridge in a namespace of its own.
@@ -264,13 +310,7 @@ impl Builder<'_> {
         let v4 = Ipv4Addr::new(10, 10, 0, 10 + number);
         let v6 = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 0x10 + u16::from(number));
         let host = self.host(&name, &name, v4, v6)?;
-        host.place.sysctl(&[
-            "net/ipv4/ip_forward=1",
-            "net/ipv6/conf/all/forwarding=1",
-            // Every request to nowhere is told so, not only the first of a second.
-            "net/ipv4/icmp_ratelimit=0",
-            "net/ipv6/icmp/ratelimit=0",
-        ])?;
+        host.place.sysctl(&FORWARDING)?;
         self.plug_in(segment, &host)?;
         // Without the unreachable routes, requests to a Service that does not exist (yet) would vanish at the default
         // gateway, and whoever waits for the Service would wait for time-outs.

@@ -17,7 +17,7 @@ use crate::count::count;
 use crate::frame::Frame;
 use crate::icmp;
 use crate::log;
-use crate::maps::Maps;
+use crate::maps::{Maps, Scratch};
 use crate::nat::Header;
 use crate::packet::{Packet, ethernet, parse};
 use crate::pipeline;
@@ -204,7 +204,7 @@ fn ingress<F: Header>(skb: *mut __sk_buff, l3: usize) -> i32 {
     let frame = SkbFrame(TcContext::new(skb));
     let Some(scratch) = F::scratch() else { return TC_ACT_UNSPEC };
     if parse(&frame, l3, &mut scratch.packet).is_none() {
-        return TC_ACT_UNSPEC;
+        return other::<F>(skb, scratch, Way::In);
     }
     let verdict = match pipeline::ingress(&frame, scratch) {
         Verdict::Answer(error) => icmp::answer(&frame, skb, &scratch.packet, error, scratch.route.mtu()),
@@ -218,9 +218,38 @@ fn egress<F: Header>(skb: *mut __sk_buff, l3: usize) -> i32 {
     let frame = SkbFrame(TcContext::new(skb));
     let Some(scratch) = F::scratch() else { return TC_ACT_UNSPEC };
     if parse(&frame, l3, &mut scratch.packet).is_none() {
-        return TC_ACT_UNSPEC;
+        return other::<F>(skb, scratch, Way::Out);
     }
     let verdict = pipeline::egress(&frame, &scratch.packet);
+    action(&scratch.packet, verdict)
+}
+
+/// A packet without ports, its IP header parsed into the scratch entry.
+#[inline(always)]
+fn other<F: Header>(skb: *mut __sk_buff, scratch: &Scratch<F>, way: Way) -> i32 {
+    if scratch.packet.key.protocol != F::ICMP {
+        return TC_ACT_UNSPEC;
+    }
+    match way {
+        Way::In => icmp_ingress::<F>(skb),
+        Way::Out => icmp_egress::<F>(skb),
+    }
+}
+
+#[inline(never)]
+fn icmp_ingress<F: Header>(skb: *mut __sk_buff) -> i32 {
+    icmp_message::<F>(skb, Way::In)
+}
+
+#[inline(never)]
+fn icmp_egress<F: Header>(skb: *mut __sk_buff) -> i32 {
+    icmp_message::<F>(skb, Way::Out)
+}
+
+#[inline(always)]
+fn icmp_message<F: Header>(skb: *mut __sk_buff, way: Way) -> i32 {
+    let Some(scratch) = F::scratch() else { return TC_ACT_UNSPEC };
+    let verdict = icmp::message(&SkbFrame(TcContext::new(skb)), scratch, way);
     action(&scratch.packet, verdict)
 }
 

@@ -42,10 +42,7 @@ pub async fn run(options: &Options) -> Result<()> {
             ("ask", Ok(Held::Http(connection))) => {
                 timeout(REQUEST_LIMIT, connection.request()).await.unwrap_or_else(|_| Err(get::timed_out()))
             }
-            ("connect", Ok(Held::Datagrams(socket))) => match socket.connect(target).await {
-                Ok(()) => datagram(socket).await,
-                Err(error) => Err(error.into()),
-            },
+            ("connect", Ok(Held::Datagrams(socket))) => connect_again(socket, target).await,
             (other, _) => bail!("{other:?} is nothing that can be done"),
         };
         println!("{}", serde_json::to_string(&Exchange { target, result })?);
@@ -60,6 +57,13 @@ async fn open(options: &Options) -> Result<Held, Failure> {
     let socket = UdpSocket::bind(any_address(options.target)).await?;
     socket.connect(options.target).await?;
     Ok(Held::Datagrams(socket))
+}
+
+async fn connect_again(socket: &UdpSocket, target: SocketAddr) -> Result<Answer, Failure> {
+    // That it was closed is told once more to who waits for a datagram, unless somebody has read it.
+    let _ = socket.take_error();
+    socket.connect(target).await?;
+    datagram(socket).await
 }
 
 async fn datagram(socket: &UdpSocket) -> Result<Answer, Failure> {

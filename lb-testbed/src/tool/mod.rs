@@ -5,6 +5,7 @@ pub mod bind;
 pub mod get;
 pub mod hold;
 pub mod load;
+pub mod ping;
 pub mod sctp;
 pub mod serve;
 pub mod transfer;

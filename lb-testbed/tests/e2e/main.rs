@@ -4,6 +4,7 @@
 //! with IPv4 and IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs a part, `--list` names them all.
 
 mod cases;
+mod exposed;
 mod world;
 
 use std::panic::{self, AssertUnwindSafe};

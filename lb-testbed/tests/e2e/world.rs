@@ -10,6 +10,7 @@ use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, SCTP_PORT, TRANSFER_
 use lb_testbed::manifests::{self, Port, Service};
 use lb_testbed::topology::{Node, Pod};
 use lb_testbed::{Datapath, Family, Topology, Underlay};
+use serde_json::Value;
 
 use crate::check::{answered_by, eventually};
 
@@ -58,6 +59,11 @@ impl Published {
 
     pub fn node_port(&self, node: &Node, family: Family, to: To) -> SocketAddr {
         node.host.at(family, node_port(self.number, to))
+    }
+
+    /// Different for each Service of a cluster.
+    pub fn number(&self) -> u16 {
+        self.number
     }
 
     fn file(&self) -> String {
@@ -169,8 +175,14 @@ impl World {
     /// Writes a Service and its slices; does not wait.
     pub fn set_endpoints(&mut self, published: &Published, pods: &[usize]) -> Result<()> {
         let pods: Vec<_> = pods.iter().map(|number| self.pod(*number)).collect();
+        let objects = published.service.with_endpoints(&pods);
+        self.write(published, &objects)
+    }
+
+    /// Writes these objects in place of what was published of the Service; does not wait.
+    pub fn write(&mut self, published: &Published, objects: &[Value]) -> Result<()> {
         let file = published.file();
-        self.topology.manifests.write(&file, &published.service.with_endpoints(&pods))?;
+        self.topology.manifests.write(&file, objects)?;
         if !self.published.contains(&file) {
             self.published.push(file);
         }

@@ -13,7 +13,7 @@ use lb_testbed::programs::{Action, Endpoint, Limits, ServiceEntry, Subject};
 
 use crate::case::{Hook, Mode};
 use crate::model::{Judgement, Model, Service, Towards, Tuple, Way};
-use crate::run::{Found, can_be_an_skb, send};
+use crate::run::{Found, can_be_an_skb, is_icmp, send};
 
 pub const MODES: [Mode; 2] = [Mode::Xdp, Mode::Tc];
 
@@ -24,7 +24,7 @@ const ROUND: u64 = 1000;
 type Named = (&'static str, u16);
 
 /// Services of the fuzz: address, protocol, endpoints, drop. The endpoints of one Service are of one kind.
-const SERVICES: [(Named, u8, &[Named], bool); 16] = [
+const SERVICES: [(Named, u8, &[Named], bool); 17] = [
     (("vip", 80), 6, &[("remote", 8080), ("remote2", 8080)], false),
     (("vip", 53), 17, &[("remote", 53)], false),
     (("vip2", 80), 6, &[("local", 8080), ("local2", 8081)], false),
@@ -41,6 +41,7 @@ const SERVICES: [(Named, u8, &[Named], bool); 16] = [
     (("vip2", 38412), 132, &[("local", 38412), ("local2", 3868)], false),
     (("unspecified", 30412), 132, &[("remote2", 30412)], false),
     (("vip", 38413), 132, &[], false),
+    (("vip", 85), 6, &[], false),
 ];
 
 pub fn run(mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
@@ -54,9 +55,14 @@ pub fn run(mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
             .with_context(|| format!("run again with SLUICE_FUZZ_SEED={seed} SLUICE_FUZZ_PACKETS={ROUND}"))?;
     }
     // A generator that no longer reaches some outcome would let everything pass.
-    for (outcome, least) in
-        [("untouched", 10), ("dropped", 40), ("delivered", 20), ("forwarded", 20), ("answered", 60)]
-    {
+    for (outcome, least) in [
+        ("untouched", 10),
+        ("dropped", 40),
+        ("delivered", 20),
+        ("forwarded", 20),
+        ("answered", 60),
+        ("error translated", 60),
+    ] {
         let count = made.get(outcome).copied().unwrap_or(0);
         ensure!(
             packets < 1000 || count * least >= packets,
@@ -148,7 +154,7 @@ fn one(
         Judgement::Dropped(label) => {
             ensure!(found.action == Action::Drop, "it should be dropped ({label}), but: {:?}", found.action);
             counters.push(label);
-            if found.left_to_tc {
+            if found.left_to_tc && !is_icmp(bytes, Link::Ethernet) {
                 counters.push("left_to_tc");
             }
             "dropped"
@@ -167,17 +173,22 @@ fn one(
             }
             "forwarded"
         }
-        Judgement::Answered { kind, code, word, counter } => {
+        Judgement::Translated { frame, routed } => {
+            let action = if routed.is_some() { Action::Redirect } else { Action::Pass };
+            ensure!(found.action == action, "it should be translated ({action:?}), but: {:?}", found.action);
+            same(frame, &found.packet, model)?;
+            counters.push("icmp_translated");
+            "error translated"
+        }
+        Judgement::Answered { answer, counter } => {
             ensure!(
                 found.action == Action::Redirect && !found.by_xdp,
                 "tc should answer, but: {:?}",
                 found.action
             );
-            let text = model.answer(bytes, *kind, *code, *word).context("not answerable")?;
-            let expected = [&bytes[6..12], &bytes[..6], &bytes[12..14], &build(&parse(&text)?)].concat();
-            same(&expected, &found.packet, model)?;
+            same(&model.answered(bytes, *answer).context("not answerable")?, &found.packet, model)?;
             counters.push(counter);
-            if mode == Mode::Xdp {
+            if found.left_to_tc && !is_icmp(bytes, Link::Ethernet) {
                 counters.push("left_to_tc");
             }
             "answered"
@@ -293,10 +304,31 @@ fn generate(dice: &mut Dice, model: &Model, mode: Mode) -> (Vec<u8>, Way, &'stat
     } else {
         ""
     };
-    let text = format!("eth {from} > {to} / {tag}{}", ip_text(dice, &tuple));
+    let packet = if dice.percent(8) { error_text(dice, model) } else { None };
+    let packet = packet.unwrap_or_else(|| ip_text(dice, &tuple));
+    let text = format!("eth {from} > {to} / {tag}{packet}");
     let mut bytes = build(&parse(&text).expect("the generator writes packets that can be read"));
     damage(dice, &mut bytes, mode, way);
     (bytes, way, device)
+}
+
+/// An ICMP error about a packet that left this node, from its IP header on.
+fn error_text(dice: &mut Dice, model: &Model) -> Option<String> {
+    let (tuple, _) = of_a_flow(dice, model)?;
+    let sent = model.flows[&tuple].to;
+    // Where it goes is judged by the route back.
+    world::place_at(tuple.source.ip())?;
+    let v6 = sent.source.is_ipv6();
+    let from = dice.pick(&["client", "stranger", "remote", "local", "far"]);
+    let from = world::address(from, v6)?;
+    let to = if dice.percent(4) { world::address("nic", v6)? } else { sent.source.ip() };
+    let ttl = if dice.percent(4) { dice.below(3) } else { 1 + dice.below(255) };
+    let kind = dice.pick(&["too-big mtu=1280", "time-exceeded", "port-unreachable", "5.1", "12.0", "4.0"]);
+    let checksum = dice.pick(&["", "", "", " csum=faulty"]);
+    let quote = if dice.percent(50) { format!(" quote={}", 20 + dice.below(80)) } else { String::new() };
+    let quoted = ip_text(dice, &sent);
+    let quoted = quoted.split(" / trailer").next().unwrap_or_default();
+    Some(format!("ip {from} > {to} ttl={ttl} / icmp {kind}{quote}{checksum} / {quoted}"))
 }
 
 /// The next packet of a connection the model knows.
@@ -322,7 +354,7 @@ fn fresh(dice: &mut Dice) -> (Tuple, Way) {
     let name = if name == "unspecified" { dice.pick(&["nic", "wan", "pod0"]) } else { name };
     let name = if dice.percent(4) { dice.pick(&["remote", "client2", "nic", "vip2"]) } else { name };
     let port = if dice.percent(5) { dice.pick(&[0, 1, 22, 53, 80, 8080, 65535]) } else { port };
-    let protocol = if dice.percent(4) { dice.pick(&[6, 17, 132, 1]) } else { protocol };
+    let protocol = if dice.percent(6) { dice.pick(&[6, 17, 132, 1, 1, 1]) } else { protocol };
     let source = if dice.percent(50) { 40_000 + dice.below(16) } else { dice.below(65_536) } as u16;
     let tuple = Tuple { protocol, source: socket(client, source, v6), destination: socket(name, port, v6) };
     (tuple, if dice.percent(4) { Way::Out } else { Way::In })
@@ -387,7 +419,7 @@ fn ip_text(dice: &mut Dice, tuple: &Tuple) -> String {
             let tag = if dice.percent(60) { 0 } else { dice.below(1 << 32) };
             format!("sctp {source} > {destination} tag={tag}{checksum}")
         }
-        _ => "icmp echo id=7".to_owned(),
+        _ => format!("icmp echo id=7{checksum}"),
     };
     let payload = match length {
         0 => String::new(),

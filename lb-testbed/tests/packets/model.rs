@@ -3,13 +3,18 @@
 //! It finds the headers by itself, knows the routes of [`world`] by itself, and keeps the connections it has seen in
 //! plain maps. Where a program chooses (endpoint, source port), the model checks the choice and takes it over.
 
+mod icmp;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_testbed::packet::layer::{Link, Mac};
 use lb_testbed::packet::sums::crc32c;
+use lb_testbed::packet::{build, parse};
 use lb_testbed::programs::world;
 
+const ICMP: u8 = 1;
+const ICMP_V6: u8 = 58;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SCTP: u8 = 132;
@@ -91,17 +96,33 @@ pub enum Judgement {
         to: Tuple,
         routed: Option<Towards>,
     },
+    /// It is an error about a packet of a connection and becomes this. Routed: it is sent to this place.
+    Translated {
+        frame: Vec<u8>,
+        routed: Option<Towards>,
+    },
     /// It opens a connection to one of these endpoints.
     Opens(Vec<SocketAddr>),
     /// It opens a connection and is left, untouched, to the tc program of a device that the tests do not run.
     OpensForTc,
-    /// Its sender gets an error, after the headers that are quoted: type, code, and the word that follows.
+    /// Its sender gets this.
     Answered {
+        answer: Answer,
+        counter: &'static str,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// An ICMP error that quotes the headers: type, code, and the word that follows.
+    Error {
         kind: u8,
         code: u8,
         word: u32,
-        counter: &'static str,
     },
+    /// A TCP reset.
+    Reset,
+    EchoReply,
 }
 
 /// The way out to an address.
@@ -144,6 +165,9 @@ impl Model {
     pub fn judge(&mut self, bytes: &[u8], way: Way) -> Judgement {
         let untouched = || Judgement::Untouched(Vec::new());
         let Some(view) = View::of(bytes, self.link) else { return untouched() };
+        if view.is_icmp() {
+            return self.judge_icmp(&view, bytes, way);
+        }
         let Some(tuple) = self.tuple(&view, bytes) else { return untouched() };
         let flags = view.flags(bytes);
         let opening = view.protocol == UDP || flags & (SYN | ACK | RST | FIN) == SYN;
@@ -335,17 +359,31 @@ impl Model {
         Some(new)
     }
 
-    /// The ICMP error that answers a packet, from its IP header on.
-    pub fn answer(&self, bytes: &[u8], kind: u8, code: u8, word: u32) -> Option<String> {
+    /// The frame that answers a packet.
+    pub fn answered(&self, bytes: &[u8], answer: Answer) -> Option<Vec<u8>> {
         let view = View::of(bytes, self.link)?;
-        let mut quoted = bytes[view.l3..].to_vec();
-        quoted.resize(view.quote(), 0);
-        let quoted: String = quoted.iter().map(|byte| format!("{byte:02x}")).collect();
-        let own = if view.v6 { "" } else { " tos=192 df" };
-        Some(format!(
-            "ip {} > {}{own} / icmp {kind}.{code} rest={word:#010x} / 0x{quoted}",
-            view.destination, view.source
-        ))
+        let text = match answer {
+            Answer::EchoReply => return Some(icmp::echoed(&view, bytes)),
+            Answer::Error { kind, code, word } => {
+                let mut quoted = bytes[view.l3..].to_vec();
+                quoted.resize(view.quote(), 0);
+                let quoted: String = quoted.iter().map(|byte| format!("{byte:02x}")).collect();
+                let own = if view.v6 { "" } else { " tos=192" };
+                format!("{own} df / icmp {kind}.{code} rest={word:#010x} / 0x{quoted}")
+            }
+            // RFC 9293 3.10.7.1, for a SYN: its length is that of its data, and one.
+            Answer::Reset => {
+                let tcp = &bytes[view.l4..];
+                let header = view.l4 - view.l3 + usize::from(tcp[12] >> 4) * 4;
+                let length = view.length.saturating_sub(header) as u32 + 1;
+                let ack = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]).wrapping_add(length);
+                let (source, destination) = (be16(tcp, 0), be16(tcp, 2));
+                format!(" df / tcp {destination} > {source} RA win=0 ack={ack}")
+            }
+        };
+        let text = if view.v6 { text.replacen(" df", "", 1) } else { text };
+        let packet = build(&parse(&format!("ip {} > {}{text}", view.destination, view.source)).ok()?);
+        Some([&bytes[6..12], &bytes[..6], &bytes[12..14], &packet].concat())
     }
 
     /// Whether two packets are the same but for the two ways to write zero in ones' complement, in the checksums.
@@ -359,6 +397,7 @@ impl Model {
         if view.part != Part::Later {
             // A UDP checksum is never zero by accident: there is one way only.
             checksums.extend((view.protocol == TCP).then_some(view.l4 + 16));
+            checksums.extend(view.is_icmp().then_some(view.l4 + 2));
         }
         for at in checksums {
             if found.len() >= at + 2
@@ -410,6 +449,7 @@ impl View {
             (_, TCP) => 20,
             (_, UDP) => 8,
             (_, SCTP) => 12,
+            (Part::Whole, _) if view.is_icmp() => 8,
             _ => return None,
         };
         if view.l4 + transport > view.length.min(ip.len()) {
@@ -538,6 +578,10 @@ impl View {
         put(new, at, &(field ^ crc(old) ^ crc(new)).to_le_bytes());
     }
 
+    fn is_icmp(&self) -> bool {
+        self.protocol == if self.v6 { ICMP_V6 } else { ICMP }
+    }
+
     fn fragment(&self) -> (IpAddr, IpAddr, u8, u32) {
         (self.source, self.destination, self.protocol, self.id)
     }
@@ -551,15 +595,19 @@ fn refuse(view: &View, counter: &'static str) -> Judgement {
     if view.part == Part::Later {
         return Judgement::Dropped(counter);
     }
-    answer(view, if view.v6 { (1, 4) } else { (3, 3) }, 0, counter)
+    match view.protocol {
+        TCP if view.part == Part::First => Judgement::Dropped(counter),
+        TCP => Judgement::Answered { answer: Answer::Reset, counter },
+        _ => error(view, if view.v6 { (1, 4) } else { (3, 3) }, 0, counter),
+    }
 }
 
 /// An ICMP error, or a drop when the headers to quote are too long.
-fn answer(view: &View, (kind, code): (u8, u8), word: u32, counter: &'static str) -> Judgement {
+fn error(view: &View, (kind, code): (u8, u8), word: u32, counter: &'static str) -> Judgement {
     if view.quote() > QUOTE_MAX {
         return Judgement::Dropped("rewrite_failed");
     }
-    Judgement::Answered { kind, code, word, counter }
+    Judgement::Answered { answer: Answer::Error { kind, code, word }, counter }
 }
 
 /// XDP cannot send a tagged frame on: the tag would have to go. The VLAN device's own program sees it next, without tag.
@@ -572,9 +620,9 @@ fn obstacle(view: &View, to: IpAddr) -> Option<Judgement> {
     let Some(way) = route(to) else { return Some(Judgement::Dropped("no_route")) };
     let mtu = world::device(way.device).map_or(1500, |device| device.mtu);
     let (judgement, counter) = if view.length > mtu as usize {
-        (answer(view, if view.v6 { (2, 0) } else { (3, 4) }, mtu, "too_big"), "too_big")
+        (error(view, if view.v6 { (2, 0) } else { (3, 4) }, mtu, "too_big"), "too_big")
     } else if view.ttl <= 1 {
-        (answer(view, if view.v6 { (3, 0) } else { (11, 0) }, 0, "ttl_expired"), "ttl_expired")
+        (error(view, if view.v6 { (3, 0) } else { (11, 0) }, 0, "ttl_expired"), "ttl_expired")
     } else {
         return None;
     };

@@ -11,10 +11,11 @@ use lb_testbed::host::{Datagrams, HTTP_PORT, Host, LoadKind, UDP_PORT};
 use lb_testbed::report::Exchange;
 use lb_userspace::datapath::inspect::{AffinityEntry, Maps};
 use lb_userspace::datapath::{FlowEntry, Pins};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
-use crate::check::{answered_by, eventually, unanswered};
+use crate::check::{answered_by, eventually, refused, unanswered};
 use crate::world::{Published, To, World};
 
 /// The JSON of `lb explain`.
@@ -26,8 +27,20 @@ struct Said {
     verdict: String,
     reason: Option<String>,
     source_rewritten: bool,
+    #[serde(deserialize_with = "address_and_port")]
     source_after: Option<SocketAddr>,
     why: Why,
+}
+
+/// Of pings an address alone: port 0.
+fn address_and_port<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    let parse = |text: String| {
+        text.parse()
+            .or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 0)))
+            .map_err(D::Error::custom)
+    };
+    text.map(parse).transpose()
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -42,10 +55,10 @@ struct Why {
 }
 
 impl Said {
-    /// What is the same in each run.
-    fn decision(&self) -> (&str, Option<&str>, &[SocketAddr], Option<SocketAddr>, bool, Option<IpAddr>) {
-        let after = self.source_after.map(|source| source.ip());
-        (&self.verdict, self.reason.as_deref(), &self.endpoints, self.chosen, self.source_rewritten, after)
+    /// What is the same in each run: all but the port of a rewritten source.
+    fn decision(&self) -> Self {
+        let source_after = self.source_after.map(|source| SocketAddr::new(source.ip(), 0));
+        Self { source_after, ..self.clone() }
     }
 }
 
@@ -74,6 +87,22 @@ fn ask(host: &Host, to: To, target: SocketAddr) -> Result<Vec<Exchange>> {
         To::Udp => host.ask(target, Datagrams { connected: true, count: 4, size: 32, dont_fragment: false }),
         _ => host.get(&[target], 4),
     }
+}
+
+/// A ping to a Service's address is answered; one to a pod is none of ours. Source and destination are addresses without ports.
+pub fn pings(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[1])?;
+    let (client, agent) = (client_address(world, family), world.agent(0)?);
+    for (target, verdict, reason) in [
+        (service.cluster_ip(family, To::Http).ip(), "forward", Some("echo_answered")),
+        (world.pod(1).host.address(family), "pass", None),
+    ] {
+        let text =
+            agent.lb(&["explain", "icmp", &client, &target.to_string(), "--in", "external", "-o", "json"])?;
+        let said: Said = serde_json::from_str(&text)?;
+        ensure!((said.verdict.as_str(), said.reason.as_deref()) == (verdict, reason), "{target}: {said:?}");
+    }
+    Ok(())
 }
 
 /// Each source × each kind of address × endpoints here, elsewhere and both × TCP and UDP.
@@ -156,7 +185,7 @@ pub fn refusals_agree_with_traffic(world: &mut World, family: Family) -> Result<
             ensure!(said.source_after.is_none() && !said.source_rewritten, "{said:?}");
             Ok(())
         })?;
-        unanswered(&host.get(&[target], 1)?)?;
+        refused(&host.get(&[target], 1)?)?;
     }
 
     let local = publish_with(world, &[3], json!({ "externalTrafficPolicy": "Local" }))?;

@@ -1,17 +1,22 @@
 //! The cases, one file per kind of traffic or change.
 
+mod affinity;
 mod changes;
 mod cluster_ip;
 mod datagrams;
 mod examples;
 mod explain;
+mod guards;
 mod health;
+mod icmp;
 mod lifecycle;
+mod matrix;
 mod node_port;
 mod scale;
 mod sctp;
 mod sockets;
 mod transfers;
+mod types;
 
 use anyhow::Result;
 use lb_testbed::Family;
@@ -71,11 +76,22 @@ pub const CASES: &[Case] = &[
     each("sctp_outside_to_cluster_ip", Where::Routed, sctp::outside_to_cluster_ip),
     each("transfer_pod_to_cluster_ip", Where::Both, transfers::pod_to_cluster_ip),
     each("transfer_outside_to_node_port", Where::Both, transfers::outside_to_node_port),
+    each("path_mtu_to_an_endpoint", Where::Both, icmp::path_mtu_to_an_endpoint),
+    each("path_mtu_to_a_client", Where::Both, icmp::path_mtu_to_a_client),
+    each("ping_service_address", Where::Both, icmp::ping_service_address),
     each("one_address_two_protocols", Where::Routed, changes::one_address_two_protocols),
     each("no_endpoint_is_refused", Where::Routed, changes::no_endpoint_is_refused),
+    each("no_endpoint_is_refused_outside", Where::Routed, icmp::no_endpoint_is_refused_outside),
     each("endpoint_added", Where::Routed, changes::endpoint_added),
     each("endpoint_removed_under_load", Where::Both, changes::endpoint_removed_under_load),
     each("service_deleted", Where::Routed, changes::service_deleted),
+    each("every_source_to_every_address", Where::Routed, matrix::tcp),
+    each("udp_every_source_to_every_address", Where::Routed, matrix::udp),
+    each("source_ranges", Where::Routed, guards::source_ranges),
+    each("unknown_ports_and_addresses", Where::Routed, guards::unknown_addresses),
+    each("affinity_keeps_a_client", Where::Routed, affinity::a_client_stays),
+    each("affinity_ends_with_its_timeout", Where::Routed, affinity::a_client_may_move_after_the_timeout),
+    once("every_change_of_type", Where::Routed, types::changes),
     each("health_check_follows_endpoints", Where::Routed, health::health_check_follows_endpoints),
     once("health_check_port_in_use", Where::Routed, health::health_check_port_in_use),
     once("metrics_and_settings_are_served", Where::Routed, health::metrics_and_settings_are_served),
@@ -93,6 +109,7 @@ pub const CASES: &[Case] = &[
     once("second_agent_is_refused", Where::Routed, lifecycle::second_agent_is_refused),
     each("a_thousand_services", Where::Routed, scale::a_thousand_services),
     each("explain_agrees_with_traffic", Where::Routed, explain::agrees_with_traffic),
+    each("explain_pings", Where::Routed, explain::pings),
     each("explain_refusals_agree_with_traffic", Where::Routed, explain::refusals_agree_with_traffic),
     each("explain_leaves_no_trace", Where::Routed, explain::leaves_no_trace),
     each("explain_without_an_agent", Where::Routed, explain::without_an_agent),

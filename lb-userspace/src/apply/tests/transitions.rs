@@ -126,9 +126,10 @@ fn others() -> Vec<Event> {
     events.push(service(json!({
         "metadata": {"namespace": "default", "name": "other"},
         "spec": {
-            "type": "NodePort", "clusterIPs": ["10.96.0.99", "fd00:96::99"], "externalTrafficPolicy": "Local",
-            "ports": [{"name": "http", "port": 80, "nodePort": 30999}],
+            "type": "LoadBalancer", "clusterIPs": ["10.96.0.99", "fd00:96::99"], "externalTrafficPolicy": "Local",
+            "ports": [{"name": "http", "port": 80, "nodePort": 30999}], "loadBalancerSourceRanges": ["192.0.2.0/24"],
         },
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.99"}]}},
     })));
     events.push(service(json!({
         "metadata": {"namespace": "default", "name": "younger"},
@@ -198,7 +199,9 @@ impl Agent {
             let own = state.backends[family].iter().filter(|(_, entry)| ids.contains(&entry.service_id));
             backends.extend(own.map(|(id, entry)| (*id, *entry)));
         }
-        Bytes { ids, entries, slots, backends }
+        let ranges = state.source_ranges.iter().filter(|(id, _)| ids.contains(id));
+        let source_ranges = ranges.copied().collect();
+        Bytes { ids, entries, slots, backends, source_ranges }
     }
 }
 
@@ -208,6 +211,7 @@ struct Bytes {
     entries: Vec<(ServiceAddress, layout::Service)>,
     slots: Vec<Vec<u32>>,
     backends: Vec<(u32, BackendEntry)>,
+    source_ranges: Vec<(u32, IpNet)>,
 }
 
 proptest! {

@@ -72,8 +72,8 @@ pub struct ExplainArgs {
 }
 
 const EXAMPLES: &str = "\
-The packet is built and run through the kernel programs on the agent's maps, in the network namespace
-of the agent. Nothing is sent, and the run leaves no trace: no flow, no affinity, no count.
+The packet is built and run through the kernel programs on the agent's maps, in the agent's network
+namespace. Nothing is sent, and the run leaves no trace: no flow, no affinity, no count.
 Verdicts: forward (translated), pass (left as it is), reject (answered with an error), drop.
 
 Examples:

@@ -135,7 +135,14 @@ impl Facts {
                 self.process("node", format!("{source} is an address of this node"), packet)
             }
             None if self.namespace_of(source).is_some() || self.endpoints_here.contains(&source) => {
-                self.process("pod", format!("{source} is the address of a pod on this node"), packet)
+                let why = format!("{source} is the address of a pod on this node");
+                match self.device_to_source() {
+                    // Its sockets are not of this kernel: a virtual machine, a sandbox.
+                    Some(device) if device.attached && self.namespace_of(source).is_none() => {
+                        Ok(by_device("pod", why, device))
+                    }
+                    _ => self.process("pod", why, packet),
+                }
             }
             None => self
                 .arrival(format!("{source} is neither an address of this node nor of a pod on it"), source),

@@ -1,0 +1,120 @@
+//! What takes ICMP, or replaces it: path-MTU discovery, ping, and refusals of packets.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Result, ensure};
+use lb_testbed::host::Datagrams;
+use lb_testbed::topology::FAR_MTU;
+use lb_testbed::{Datapath, Family, Host};
+use serde_json::json;
+
+use crate::check::{echoed, eventually, refused, transferred};
+use crate::world::{To, World};
+
+/// More than fits the buffers on the way: segments of full size, many of them.
+const BYTES: u64 = 4 << 20;
+/// Less than any other link takes, more than IPv6 must.
+const NARROW: u32 = 1290;
+
+/// Behind the node that the client asks, a router finds its packets too big. It tells that node, which it takes for the sender;
+/// the client hears of it as from the address that it asked.
+pub fn path_mtu_to_an_endpoint(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[3])?;
+    let pod = world.pod(3).host.address(family);
+    let prefix = if pod.is_ipv4() { 32 } else { 128 };
+    let router = &world.node(1).host.place;
+    let target = service.node_port(world.node(0), family, To::Transfer);
+    let client = world.client();
+    router.ip(&format!("route replace {pod}/{prefix} dev veth-pod3 mtu lock {NARROW}\n"))?;
+    let report = client.transfer(target, BYTES)?;
+    let known = path_mtu(client, target.ip())?;
+    router.ip(&format!("route replace {pod}/{prefix} dev veth-pod3\n"))?;
+    forget_path_mtus(client, family)?;
+    transferred(&report, BYTES)?;
+    ensure!(known == Some(NARROW), "the client knows a path MTU of {known:?} to {}", target.ip());
+    Ok(())
+}
+
+/// A router on the way to the client finds the replies too big. It tells the Service's address, which it takes for the sender; the
+/// endpoint, here and on another node, hears of it as from whom it takes for the client.
+pub fn path_mtu_to_a_client(world: &mut World, family: Family) -> Result<()> {
+    for endpoint in [1, 3] {
+        let service = world.publish(&[endpoint])?;
+        let node = world.node(0);
+        let target = service.node_port(node, family, To::Transfer);
+        let far = &world.topology.far;
+        let pod = &world.pod(endpoint).host;
+        transferred(&far.transfer(target, BYTES)?, BYTES)?;
+        let mut clients = vec![far.address(family)];
+        clients.extend(node.addresses().into_iter().filter(|address| Family::of(*address) == family));
+        let mut known = Vec::new();
+        for client in clients {
+            known.extend(path_mtu(pod, client)?);
+        }
+        forget_path_mtus(pod, family)?;
+        ensure!(known == [FAR_MTU], "pod{endpoint} knows path MTUs of {known:?} to its clients");
+    }
+    Ok(())
+}
+
+/// What a host has learned of the path to an address.
+fn path_mtu(host: &Host, to: IpAddr) -> Result<Option<u32>> {
+    let route = host.place.run("ip", ["route", "get", &to.to_string()])?;
+    let mut words = route.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
+    Ok(words.next().map(str::parse).transpose()?)
+}
+
+fn forget_path_mtus(host: &Host, family: Family) -> Result<()> {
+    let family = if family == Family::V4 { "-4" } else { "-6" };
+    host.place.run("ip", [family, "route", "flush", "cache"]).map(drop)
+}
+
+/// From outside, from a pod and from a node, whatever the size.
+pub fn ping_service_address(world: &mut World, family: Family) -> Result<()> {
+    const FILE: &str = "ping.yaml";
+    // The nodes of the testbed refuse to route what nobody translates to a ClusterIP: for those inside it takes another address.
+    let vip: IpAddr = match family {
+        Family::V4 => Ipv4Addr::new(10, 30, 0, 1).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, 1).into(),
+    };
+    let service = world.new_service();
+    let mut objects = service.service.with_endpoints(&[world.pod(1)]);
+    objects[0]["spec"]["type"] = "LoadBalancer".into();
+    objects[0]["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": vip.to_string() }] } });
+    world.topology.manifests.write(FILE, &objects)?;
+    let cluster_ip = service.cluster_ip(family, To::Http).ip();
+    for (host, address) in [
+        (world.client(), cluster_ip),
+        (&world.topology.far, cluster_ip),
+        (&world.pod(2).host, vip),
+        (&world.node(0).host, vip),
+    ] {
+        eventually(|| echoed(&host.ping(address, 1, 56)?))?;
+        echoed(&host.ping(address, 3, 1000)?)?;
+        echoed(&host.ping(address, 1, 0)?)?;
+    }
+    world.topology.manifests.remove(FILE)
+}
+
+/// A connection attempt fails at once, a datagram with the next call. Also when the node's device does not complete checksums: a
+/// packet that came with a partial one leaves with it.
+pub fn no_endpoint_is_refused_outside(world: &mut World, family: Family) -> Result<()> {
+    let datagram = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
+    let service = world.publish(&[1])?;
+    world.set_endpoints(&service, &[])?;
+    let node = world.node(0);
+    let refused_by_node = || -> Result<()> {
+        eventually(|| refused(&world.client().get(&[service.node_port(node, family, To::Http)], 1)?))?;
+        refused(&world.client().ask(service.node_port(node, family, To::Udp), datagram)?)?;
+        refused(&world.client().ask(service.cluster_ip(family, To::Udp), datagram)?)
+    };
+    refused_by_node()?;
+    if world.topology.datapath == Datapath::Tc {
+        let offload = |state| node.host.place.run("ethtool", ["--offload", "eth0", "tx", state]);
+        offload("off")?;
+        let result = refused_by_node();
+        offload("on")?;
+        result?;
+    }
+    Ok(())
+}

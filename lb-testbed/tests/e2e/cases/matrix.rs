@@ -1,0 +1,129 @@
+//! Each source, at each kind of address, under each policy: which endpoints answer, and whom they see as the client.
+
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use lb_testbed::Family;
+
+use crate::check::eventually;
+use crate::exposed::{Ask, Exposed, route_external_addresses};
+use crate::world::{To, World};
+
+/// Endpoints are given by the numbers of their pods: 1 runs on the first node, 3 on the second. The columns are sources: pod 2 of
+/// the first node, pod 4 of the second, a process of the first node, the same at its loopback address, the client outside. NodePorts are
+/// asked for at the first node. External addresses are routed to the first node.
+///
+/// A cell has the endpoints that answer, all of them and no others. They see the client as who it is; with a `'` they see the
+/// first node in its place. `refused`: ECONNREFUSED. `error`: an error at once, at the socket. `drop`: silence.
+const TABLE: &str = "
+address       policy   endpoints | pod here | pod there | node    | localhost | outside
+ClusterIP     Cluster  1 3       | 1 3      | 1 3       | 1 3     | -         | 1 3'
+NodePort      Cluster  1 3       | 1 3      | 1 3'      | 1 3     | 1 3       | 1 3'
+ExternalIP    Cluster  1 3       | 1 3      | 1 3       | 1 3     | -         | 1 3'
+LoadBalancer  Cluster  1 3       | 1 3      | 1 3       | 1 3     | -         | 1 3'
+
+ClusterIP     Local    1 3       | 1        | 3         | 1       | -         | 1
+NodePort      Local    1 3       | 1 3      | 1 3'      | 1 3     | 1 3       | 1
+ExternalIP    Local    1 3       | 1 3      | 1 3       | 1 3     | -         | 1
+LoadBalancer  Local    1 3       | 1 3      | 1 3       | 1 3     | -         | 1
+
+ClusterIP     Cluster  3         | 3        | 3         | 3       | -         | 3'
+NodePort      Cluster  3         | 3        | 3'        | 3       | 3         | 3'
+ExternalIP    Cluster  3         | 3        | 3         | 3       | -         | 3'
+LoadBalancer  Cluster  3         | 3        | 3         | 3       | -         | 3'
+
+ClusterIP     Local    3         | error    | 3         | error   | -         | drop
+NodePort      Local    3         | 3        | 3'        | 3       | 3         | drop
+ExternalIP    Local    3         | 3        | 3         | 3       | -         | drop
+LoadBalancer  Local    3         | 3        | 3         | 3       | -         | drop
+
+ClusterIP     Cluster            | refused  | refused   | refused | -         | refused
+NodePort      Cluster            | refused  | refused   | refused | refused   | refused
+ExternalIP    Cluster            | refused  | refused   | refused | -         | refused
+LoadBalancer  Cluster            | refused  | refused   | refused | -         | refused
+
+ClusterIP     Local              | refused  | refused   | refused | -         | refused
+NodePort      Local              | refused  | refused   | refused | refused   | refused
+ExternalIP    Local              | refused  | refused   | refused | -         | refused
+LoadBalancer  Local              | refused  | refused   | refused | -         | refused
+";
+
+pub fn tcp(world: &mut World, family: Family) -> Result<()> {
+    matrix(world, family, To::Http)
+}
+
+pub fn udp(world: &mut World, family: Family) -> Result<()> {
+    matrix(world, family, To::Udp)
+}
+
+fn matrix(world: &mut World, family: Family, to: To) -> Result<()> {
+    route_external_addresses(world)?;
+    let mut services: Vec<(String, Exposed)> = Vec::new();
+    for row in rows() {
+        let key = format!("{} {:?}", row.policy, row.endpoints);
+        if !services.iter().any(|(known, _)| *known == key) {
+            services.push((key, Exposed::publish(world, row.policy, &row.endpoints, |_| {})?));
+        }
+    }
+    for (_, service) in &services {
+        service.wait_until_known(world)?;
+    }
+    let service_of = |row: &Row<'_>| {
+        let key = format!("{} {:?}", row.policy, row.endpoints);
+        services.iter().find(|(known, _)| *known == key).map(|(_, service)| service)
+    };
+    let mut wrong = Vec::new();
+    let mut silent = Vec::new();
+    for row in rows() {
+        let service = service_of(&row).context("published above")?;
+        for (source, expected) in &row.cells {
+            if *expected == "-" {
+                continue;
+            }
+            let ask = Ask::new(world, source, service.address(row.address, world, family, to), to);
+            let name = format!("{} {} {:?} from {source}", row.address, row.policy, row.endpoints);
+            if *expected == "drop" {
+                silent.push((name, ask));
+            } else if let Err(error) = eventually(|| ask.expect(expected)) {
+                wrong.push(format!("{name}: {error:#}"));
+            }
+        }
+    }
+    // Silence takes its time: all of it at once.
+    thread::scope(|scope| {
+        let waiting: Vec<_> =
+            silent.iter().map(|(name, ask)| (name, scope.spawn(|| ask.expect("drop")))).collect();
+        for (name, thread) in waiting {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => wrong.push(format!("{name}: {error:#}")),
+                Err(_) => wrong.push(format!("{name}: panicked")),
+            }
+        }
+    });
+    ensure!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    Ok(())
+}
+
+struct Row<'a> {
+    address: &'a str,
+    policy: &'a str,
+    endpoints: Vec<usize>,
+    /// Source and what it gets.
+    cells: Vec<(&'a str, &'a str)>,
+}
+
+fn rows() -> impl Iterator<Item = Row<'static>> {
+    let mut lines = TABLE.lines().filter(|line| !line.is_empty());
+    let sources: Vec<_> = lines.next().unwrap_or_default().split('|').skip(1).map(str::trim).collect();
+    lines.map(move |line| {
+        let mut columns = line.split('|').map(str::trim);
+        let mut words = columns.next().unwrap_or_default().split_whitespace();
+        Row {
+            address: words.next().unwrap_or_default(),
+            policy: words.next().unwrap_or_default(),
+            endpoints: words.map(|number| number.parse().unwrap_or_default()).collect(),
+            cells: sources.iter().copied().zip(columns).collect(),
+        }
+    })
+}

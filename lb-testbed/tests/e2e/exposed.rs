@@ -1,0 +1,191 @@
+//! Services with every kind of address, and requests to them from every kind of source.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::{Context, Result, bail, ensure};
+use lb_testbed::Family;
+use lb_testbed::host::{Datagrams, Host};
+use lb_testbed::report::{Exchange, FailureKind};
+use serde_json::{Value, json};
+
+use crate::check::{answered_by, eventually, failed_as, refused};
+use crate::world::{Published, To, World};
+
+/// What the client outside sends to external addresses comes to the first node, as routers in front of a cluster do it.
+pub fn route_external_addresses(world: &World) -> Result<()> {
+    let via = &world.node(0).host;
+    let client = &world.client().place;
+    client.ip(&format!(
+        "route replace 198.51.100.0/24 via {}\nroute replace 2001:db8:51::/48 via {}\n",
+        via.v4, via.v6
+    ))
+}
+
+/// A Service with every kind of address.
+pub struct Exposed {
+    pub published: Published,
+    number: u8,
+}
+
+impl Exposed {
+    /// Both policies are `policy`. `change` may do more to the Service object. Does not wait.
+    pub fn publish(
+        world: &mut World,
+        policy: &str,
+        endpoints: &[usize],
+        change: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
+        let published = world.new_service();
+        let exposed = Self { number: u8::try_from(published.number())?, published };
+        exposed.write(world, policy, endpoints, change)?;
+        Ok(exposed)
+    }
+
+    /// Writes it anew.
+    pub fn write(
+        &self,
+        world: &mut World,
+        policy: &str,
+        endpoints: &[usize],
+        change: impl FnOnce(&mut Value),
+    ) -> Result<()> {
+        let mut object = self.published.service.object();
+        let external = Family::BOTH.map(|family| self.external_ip(family).to_string());
+        let ingress = Family::BOTH.map(|family| json!({"ip": self.load_balancer_ip(family).to_string()}));
+        object["spec"]["type"] = "LoadBalancer".into();
+        object["spec"]["externalIPs"] = json!(external);
+        object["spec"]["internalTrafficPolicy"] = policy.into();
+        object["spec"]["externalTrafficPolicy"] = policy.into();
+        object["status"] = json!({"loadBalancer": {"ingress": ingress}});
+        change(&mut object);
+        let pods: Vec<_> = endpoints.iter().map(|number| world.pod(*number)).collect();
+        let mut objects = vec![object];
+        objects.extend(self.published.service.slices(&pods));
+        world.write(&self.published, &objects)
+    }
+
+    /// Waits until both agents have it in their maps.
+    pub fn wait_until_known(&self, world: &World) -> Result<()> {
+        for node in [0, 1] {
+            let name = format!("\"{}\"", self.published.service.name);
+            eventually(|| {
+                let services = world.agent(node)?.lb(&["get", "services", "-o", "json"])?;
+                ensure!(services.contains(&name), "node{} does not serve {name}", node + 1);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    pub fn external_ip(&self, family: Family) -> IpAddr {
+        self.outside_ip(family, 1)
+    }
+
+    pub fn load_balancer_ip(&self, family: Family) -> IpAddr {
+        self.outside_ip(family, 2)
+    }
+
+    fn outside_ip(&self, family: Family, kind: u8) -> IpAddr {
+        // Two addresses of each Service out of 254.
+        let last = (self.number - 1) % 126 * 2 + kind;
+        match family {
+            Family::V4 => Ipv4Addr::new(198, 51, 100, last).into(),
+            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, last.into()).into(),
+        }
+    }
+
+    pub fn address(&self, kind: &str, world: &World, family: Family, to: To) -> SocketAddr {
+        let port = self.published.cluster_ip(family, to).port();
+        match kind {
+            "NodePort" => self.published.node_port(world.node(0), family, to),
+            "ExternalIP" => SocketAddr::new(self.external_ip(family), port),
+            "LoadBalancer" => SocketAddr::new(self.load_balancer_ip(family), port),
+            _ => self.published.cluster_ip(family, to),
+        }
+    }
+}
+
+/// Requests of one source to one address.
+pub struct Ask<'a> {
+    world: &'a World,
+    client: &'a Host,
+    /// Addresses that the source may have.
+    own: Vec<IpAddr>,
+    target: SocketAddr,
+    to: To,
+}
+
+impl<'a> Ask<'a> {
+    pub fn new(world: &'a World, source: &str, mut target: SocketAddr, to: To) -> Self {
+        let node = world.node(0);
+        if source == "localhost" {
+            target.set_ip(match target.ip() {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        let (client, own) = match source {
+            "pod here" => (&world.pod(2).host, None),
+            "pod there" => (&world.pod(4).host, None),
+            "outside" => (world.client(), None),
+            _ => (&node.host, Some(node.addresses().to_vec())),
+        };
+        let own = own.unwrap_or_else(|| vec![client.v4.into(), client.v6.into()]);
+        Self { world, client, own, target, to }
+    }
+
+    /// Some requests, each on a socket of its own.
+    pub fn some(&self, count: u32) -> Result<Vec<Exchange>> {
+        match self.to {
+            To::Udp => {
+                // Connected, to hear of ICMP errors.
+                let one = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
+                let mut exchanges = Vec::new();
+                for _ in 0..count {
+                    exchanges.extend(self.client.ask(self.target, one)?);
+                }
+                Ok(exchanges)
+            }
+            _ => self.client.get(&[self.target], count),
+        }
+    }
+
+    pub fn expect(&self, cell: &str) -> Result<()> {
+        match cell {
+            "refused" => refused(&self.some(1)?),
+            "error" => failed_as(&self.some(1)?, FailureKind::Other),
+            "drop" => failed_as(&self.some(1)?, FailureKind::TimedOut),
+            _ => self.answers(cell),
+        }
+    }
+
+    /// Asks until all the endpoints have answered, and nobody else has.
+    fn answers(&self, cell: &str) -> Result<()> {
+        let expected: BTreeSet<&str> = cell.split_whitespace().collect();
+        let pods = expected.iter().map(|word| word.trim_end_matches('\'').parse());
+        let pods: Vec<usize> =
+            pods.collect::<Result<_, _>>().with_context(|| format!("the cell `{cell}`"))?;
+        let mut seen = BTreeSet::new();
+        for _ in 0..16 {
+            let exchanges = self.some(4)?;
+            answered_by(&exchanges, &pods)?;
+            for exchange in &exchanges {
+                let Ok(answer) = &exchange.result else { continue };
+                let client = answer.greeting.client.ip();
+                let rewritten = if self.own.contains(&client) {
+                    ""
+                } else if self.world.node(0).addresses().contains(&client) {
+                    "'"
+                } else {
+                    bail!("the endpoint saw {client}: {exchange:?}");
+                };
+                seen.insert(format!("{}{rewritten}", answer.greeting.pod.trim_start_matches("pod")));
+            }
+            if seen.iter().map(String::as_str).eq(expected.iter().copied()) {
+                return Ok(());
+            }
+        }
+        bail!("expected {expected:?}, got {seen:?}")
+    }
+}
