@@ -1,10 +1,11 @@
 //! Who asks, and whether it may.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use lb_common::layout::{Service, SourceRange, address_flags, network_flags, service_flags};
+use lb_common::layout::{Service, SourceRange, address_flags, device_flags, network_flags, service_flags};
 
 use crate::aligned::Aligned;
-use crate::maps::Maps;
+use crate::frame::Frame;
+use crate::maps::{DEVICES, Maps};
 use crate::service::known;
 
 /// Decides which endpoints are eligible: the two ranges of a service entry.
@@ -37,6 +38,20 @@ pub fn of_source<F: Maps>(addr: F::Addr) -> Client {
         Client::Inside
     } else {
         Client::Outside
+    }
+}
+
+/// Whether the packet comes from a pod of this node by the pod's own device (`--pod-interfaces`).
+#[inline(always)]
+pub fn came_from_pod<K: Frame>(frame: &K) -> bool {
+    // XDP is never attached there.
+    if !K::COMPLETE {
+        return false;
+    }
+    // SAFETY: only flags, one aligned word, are read.
+    match unsafe { DEVICES.get(&frame.ifindex()) } {
+        Some(device) => device.flags & device_flags::POD != 0,
+        None => false,
     }
 }
 

@@ -30,6 +30,13 @@ impl Place {
         Ok(Self { netns, cgroup })
     }
 
+    /// The same network namespace with another cgroup, which is made.
+    pub fn in_cgroup(&self, cgroup: PathBuf) -> Result<Self> {
+        let _creating = creating();
+        fs::create_dir_all(&cgroup).with_context(|| format!("create the cgroup {}", cgroup.display()))?;
+        Ok(Self { netns: self.netns.clone(), cgroup })
+    }
+
     pub fn netns(&self) -> &str {
         &self.netns
     }

@@ -123,6 +123,13 @@ pub struct Pod {
     pub node: String,
 }
 
+impl Pod {
+    /// Name of the node's end of its device.
+    pub fn device(&self) -> String {
+        format!("veth-{}", self.host.name)
+    }
+}
+
 /// The cluster. Dropping it removes everything.
 #[derive(Debug)]
 pub struct Topology {
@@ -167,6 +174,30 @@ impl Topology {
     /// Pods of a node, by the node's index.
     pub fn pods_of(&self, node: usize) -> &[Pod] {
         &self.pods[node * 2..node * 2 + 2]
+    }
+
+    fn node_of(&self, pod: &Pod) -> Result<&Node> {
+        self.nodes.iter().find(|node| node.host.name == pod.node).context("every pod is on a node")
+    }
+
+    /// Removes the device of a pod, by its number, with its addresses and routes. Sockets stay.
+    pub fn unplug(&self, pod: usize) -> Result<()> {
+        let pod = &self.pods[pod - 1];
+        self.node_of(pod)?.host.place.ip(&format!("link delete {}\n", pod.device()))
+    }
+
+    /// Gives a pod that was unplugged a new device of the same name.
+    pub fn plug_in(&self, pod: usize) -> Result<()> {
+        let pod = &self.pods[pod - 1];
+        plug_in_pod(self.node_of(pod)?, pod, self.underlay)
+    }
+
+    /// Somebody in the network of a pod whose sockets are none of this kernel's: a process outside the cgroups of all nodes.
+    pub fn virtual_machine(&self, pod: usize) -> Result<Host> {
+        let mut host = self.pods[pod - 1].host.clone();
+        host.name = format!("vm-{}", host.name);
+        host.place = host.place.in_cgroup(self.id.cgroup()?.join(&host.name))?;
+        Ok(host)
     }
 
     /// Lets the cluster outlive this process; [`run::remove_kept`] removes it.
@@ -341,31 +372,9 @@ impl Builder<'_> {
         let last6 = 0x10 + u16::from((number - 1) % 2 + 1);
         let v6 = Ipv6Addr::new(0xfd00, 0x244, node.number.into(), 0, 0, 0, 0, last6);
         let host = self.host(&name, &format!("{}/{name}", node.host.name), v4, v6)?;
-        let mtu = match self.underlay {
-            Underlay::Routed => 1500,
-            Underlay::Vxlan => OVERLAY_MTU,
-        };
-        let device = format!("veth-{name}");
-        let (gateway_v4, gateway_v6) = (node.gateway_v4, node.gateway_v6);
-        node.host.place.ip(&format!(
-            "link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
-             link set {device} up\n\
-             address add {gateway_v4}/32 dev {device}\n\
-             address add {gateway_v6}/128 dev {device} nodad\n\
-             route add {v4}/32 dev {device}\n\
-             route add {v6}/128 dev {device}\n",
-            host.place.netns()
-        ))?;
-        host.place.ip(&format!(
-            "link set eth0 up\n\
-             address add {v4}/32 dev eth0\n\
-             address add {v6}/128 dev eth0 nodad\n\
-             route add {gateway_v4}/32 dev eth0\n\
-             route add {gateway_v6}/128 dev eth0\n\
-             route add default via {gateway_v4} dev eth0\n\
-             route add default via {gateway_v6} dev eth0\n"
-        ))?;
-        Ok(Pod { host, node: node.host.name.clone() })
+        let pod = Pod { host, node: node.host.name.clone() };
+        plug_in_pod(node, &pod, self.underlay)?;
+        Ok(pod)
     }
 
     /// Makes the pods of `other` reachable from `node`.
@@ -414,6 +423,35 @@ impl Builder<'_> {
         }
         Ok(())
     }
+}
+
+/// Gives a pod its `eth0`, the other end of which is `veth-<pod>` on the node.
+fn plug_in_pod(node: &Node, pod: &Pod, underlay: Underlay) -> Result<()> {
+    let mtu = match underlay {
+        Underlay::Routed => 1500,
+        Underlay::Vxlan => OVERLAY_MTU,
+    };
+    let device = pod.device();
+    let (v4, v6) = (pod.host.v4, pod.host.v6);
+    let (gateway_v4, gateway_v6) = (node.gateway_v4, node.gateway_v6);
+    node.host.place.ip(&format!(
+        "link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
+         link set {device} up\n\
+         address add {gateway_v4}/32 dev {device}\n\
+         address add {gateway_v6}/128 dev {device} nodad\n\
+         route add {v4}/32 dev {device}\n\
+         route add {v6}/128 dev {device}\n",
+        pod.host.place.netns()
+    ))?;
+    pod.host.place.ip(&format!(
+        "link set eth0 up\n\
+         address add {v4}/32 dev eth0\n\
+         address add {v6}/128 dev eth0 nodad\n\
+         route add {gateway_v4}/32 dev eth0\n\
+         route add {gateway_v6}/128 dev eth0\n\
+         route add default via {gateway_v4} dev eth0\n\
+         route add default via {gateway_v6} dev eth0\n"
+    ))
 }
 
 /// MAC address of a node's VXLAN device for a family (locally administered).

@@ -255,6 +255,7 @@ impl Subject {
             let (v4, v6): (Ipv4Addr, Ipv6Addr) = (v4.parse()?, v6.parse()?);
             let mut flags = 0;
             flags |= if device.xdp_target { device_flags::XDP_TARGET } else { 0 };
+            flags |= if device.pod { device_flags::POD } else { 0 };
             flags |= if device.ethernet { 0 } else { device_flags::NO_ETHERNET };
             let entry = layout::Device { addr_v4: v4.octets(), addr_v6: v6.octets(), mtu: device.mtu, flags };
             datapath.put_device(ifindex, &entry)?;

@@ -34,6 +34,8 @@ pub struct Device {
     /// XDP programs may send frames out of it.
     pub xdp_target: bool,
     pub ethernet: bool,
+    /// It leads to pods.
+    pub pod: bool,
 }
 
 /// Somebody that a packet comes from or goes to.
@@ -61,6 +63,7 @@ pub const DEVICES: [Device; 5] = [
         addresses: ["192.0.2.1", "2001:db8:2::1"],
         xdp_target: true,
         ethernet: true,
+        pod: false,
     },
     Device {
         name: "wan",
@@ -69,6 +72,7 @@ pub const DEVICES: [Device; 5] = [
         addresses: ["198.51.100.1", "2001:db8:51::1"],
         xdp_target: true,
         ethernet: true,
+        pod: false,
     },
     Device {
         name: "vxlan0",
@@ -77,6 +81,7 @@ pub const DEVICES: [Device; 5] = [
         addresses: ["10.244.1.0", "fd00:10:244:1::"],
         xdp_target: false,
         ethernet: true,
+        pod: false,
     },
     Device {
         name: "pod0",
@@ -85,6 +90,7 @@ pub const DEVICES: [Device; 5] = [
         addresses: ["10.244.1.1", "fd00:10:244:1::1"],
         xdp_target: false,
         ethernet: true,
+        pod: true,
     },
     Device {
         name: "tun0",
@@ -93,6 +99,7 @@ pub const DEVICES: [Device; 5] = [
         addresses: ["8.0.0.1", "2001:db8:86dd::1"],
         xdp_target: false,
         ethernet: false,
+        pod: false,
     },
 ];
 

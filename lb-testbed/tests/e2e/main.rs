@@ -21,12 +21,13 @@ use crate::world::World;
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
 
 /// Cases that also run with filters in place of links: the programs are the same, attaching them is not.
-const OF_CLSACT: [&str; 6] = [
+const OF_CLSACT: [&str; 7] = [
     "attached_as_asked",
     "outside_to_node_port_local",
     "outside_to_node_port_remote",
     "udp_outside_to_node_port",
     "agent_restarts_under_load",
+    "vm_to_cluster_ip",
     "cleanup_removes_everything",
 ];
 
@@ -55,13 +56,15 @@ fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec
     let name = format!("{datapath:?}::{underlay:?}::{}", case.name).to_lowercase();
     match case.run {
         Run::Once(run) => {
-            vec![Trial::test(name, move || in_world(datapath, underlay, run))]
+            vec![Trial::test(name, move || in_world(datapath, underlay, case.agents, run))]
         }
         Run::EachFamily(run) => lb_testbed::Family::BOTH
             .into_iter()
             .map(|family| {
                 let name = format!("{name}::{}", family.to_string().to_lowercase());
-                Trial::test(name, move || in_world(datapath, underlay, |world| run(world, family)))
+                Trial::test(name, move || {
+                    in_world(datapath, underlay, case.agents, |world| run(world, family))
+                })
             })
             .collect(),
     }
@@ -70,12 +73,12 @@ fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec
 /// Clusters that could not be built: the first case says why, the others need not wait for the same.
 static BROKEN: Mutex<Vec<(Datapath, Underlay)>> = Mutex::new(Vec::new());
 
-fn build(datapath: Datapath, underlay: Underlay) -> Result<World, String> {
+fn build(datapath: Datapath, underlay: Underlay, agents: &'static [&'static str]) -> Result<World, String> {
     let mut broken = BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if broken.contains(&(datapath, underlay)) {
         return Err("the cluster could not be built, see the first case of this kind".to_owned());
     }
-    World::build(datapath, underlay).map_err(|error| {
+    World::build(datapath, underlay, agents).map_err(|error| {
         broken.push((datapath, underlay));
         format!("{error:#}")
     })
@@ -85,15 +88,20 @@ fn build(datapath: Datapath, underlay: Underlay) -> Result<World, String> {
 fn in_world(
     datapath: Datapath,
     underlay: Underlay,
+    agents: &'static [&'static str],
     run: impl FnOnce(&mut World) -> anyhow::Result<()>,
 ) -> Result<(), Failed> {
     let mut slot = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     if !slot.as_ref().is_some_and(|world| world.is(datapath, underlay)) {
         *slot = None;
-        *slot = Some(build(datapath, underlay)?);
+        *slot = Some(build(datapath, underlay, agents)?);
     }
     let Some(world) = slot.as_mut() else { unreachable!("just built") };
-    let result = panic::catch_unwind(AssertUnwindSafe(|| run(world).and_then(|()| world.reset())));
+    let result = panic::catch_unwind(AssertUnwindSafe(|| {
+        world.restart_agents_with(agents)?;
+        run(world)?;
+        world.reset()
+    }));
     let message = match result {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => format!("{error:#}\n{}", world.logs()),

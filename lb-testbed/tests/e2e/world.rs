@@ -23,6 +23,8 @@ const TRANSFER: u16 = 9000;
 pub struct World {
     pub topology: Topology,
     agents: [Option<Agent>; 2],
+    /// Of the agents, beyond those that the topology determines.
+    arguments: &'static [&'static str],
     _servers: Vec<Process>,
     published: Vec<String>,
     next: u16,
@@ -76,7 +78,7 @@ fn node_port(number: u16, to: To) -> u16 {
 }
 
 impl World {
-    pub fn build(datapath: Datapath, underlay: Underlay) -> Result<Self> {
+    pub fn build(datapath: Datapath, underlay: Underlay, arguments: &'static [&'static str]) -> Result<Self> {
         // Before the topology: nothing is left half built when it cannot be compiled.
         agent::program()?;
         let tool = Path::new(env!("CARGO_BIN_EXE_lb-testbed"));
@@ -85,8 +87,14 @@ impl World {
         let servers = servers.collect::<Result<_>>()?;
         let nodes: Vec<_> = topology.nodes.iter().map(manifests::node).collect();
         topology.manifests.write("nodes.yaml", &nodes)?;
-        let mut world =
-            Self { topology, agents: [None, None], _servers: servers, published: Vec::new(), next: 0 };
+        let mut world = Self {
+            topology,
+            agents: [None, None],
+            arguments,
+            _servers: servers,
+            published: Vec::new(),
+            next: 0,
+        };
         for node in 0..2 {
             world.start_agent(node)?;
         }
@@ -119,13 +127,26 @@ impl World {
     }
 
     pub fn start_agent(&mut self, node: usize) -> Result<()> {
-        self.start_agent_with(node, &[])
+        self.start_agent_with(node, self.arguments)
     }
 
     pub fn start_agent_with(&mut self, node: usize, arguments: &[&str]) -> Result<()> {
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let options = AgentOptions { arguments, ..AgentOptions::default() };
         self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], &options)?);
+        Ok(())
+    }
+
+    /// Has agents run with these arguments, on what those before left.
+    pub fn restart_agents_with(&mut self, arguments: &'static [&'static str]) -> Result<()> {
+        if self.arguments == arguments {
+            return Ok(());
+        }
+        self.arguments = arguments;
+        for node in 0..2 {
+            self.take_agent(node)?.stop()?;
+            self.start_agent(node)?;
+        }
         Ok(())
     }
 

@@ -289,7 +289,7 @@ impl Dice {
 /// A packet, which way it goes, and the device it is on.
 fn generate(dice: &mut Dice, model: &Model, mode: Mode) -> (Vec<u8>, Way, &'static str) {
     let (tuple, way) =
-        if dice.percent(55) { of_a_flow(dice, model) } else { None }.unwrap_or_else(|| fresh(dice));
+        if dice.percent(55) { of_a_flow(dice, model) } else { None }.unwrap_or_else(|| fresh(dice, mode));
     let ends = (tuple.source.ip(), tuple.destination.ip());
     let neighbour = world::place_at(if way == Way::In { ends.0 } else { ends.1 });
     let device = neighbour.map_or(world::NIC, |place| place.device);
@@ -347,9 +347,13 @@ fn of_a_flow(dice: &mut Dice, model: &Model) -> Option<(Tuple, Way)> {
 }
 
 /// A packet that may open a connection.
-fn fresh(dice: &mut Dice) -> (Tuple, Way) {
+fn fresh(dice: &mut Dice, mode: Mode) -> (Tuple, Way) {
     let v6 = dice.percent(50);
-    let client = dice.pick(&["client", "client", "client2", "stranger", "far", "remote"]);
+    let mut client = dice.pick(&["client", "client", "client2", "stranger", "far", "remote"]);
+    // A pod that is no endpoint of any Service. XDP is never where its packets arrive.
+    if mode == Mode::Tc && dice.percent(15) {
+        client = "pod";
+    }
     let ((name, port), protocol, ..) = dice.pick(&SERVICES);
     let name = if name == "unspecified" { dice.pick(&["nic", "wan", "pod0"]) } else { name };
     let name = if dice.percent(4) { dice.pick(&["remote", "client2", "nic", "vip2"]) } else { name };

@@ -204,7 +204,7 @@ impl Model {
         }
         // The fuzz gives each Service endpoints of one kind: what holds for the first holds for all.
         let endpoints = service.endpoints.clone();
-        if !is_local(endpoints[0]) {
+        if !keeps_source(tuple.source, endpoints[0]) {
             match obstacle(&view, endpoints[0].ip()) {
                 Some(_) if view.tagged => return left_to_tc(),
                 Some(obstacle) => return obstacle,
@@ -258,9 +258,9 @@ impl Model {
         if !endpoints.contains(&to.destination) {
             return Err(format!("{} is no endpoint of the service", to.destination));
         }
-        let local = is_local(to.destination);
+        let kept = keeps_source(tuple.source, to.destination);
         let way = route(to.destination.ip());
-        let expected = match (local, way) {
+        let expected = match (kept, way) {
             (true, _) => tuple.source.ip(),
             (false, Some(way)) => device_address(way.device, view.v6),
             (false, None) => return Err("there is no route to the endpoint".into()),
@@ -270,23 +270,23 @@ impl Model {
         }
         let taken = self.flows.contains_key(&to.reversed());
         let may_keep_port =
-            local && !self.flows.contains_key(&Tuple { source: tuple.source, ..to }.reversed());
+            kept && !self.flows.contains_key(&Tuple { source: tuple.source, ..to }.reversed());
         if may_keep_port && to.source != tuple.source {
             return Err("the client's port was changed without need".into());
         }
-        if !(local && to.source == tuple.source) && to.source.port() < self.first_snat_port {
+        if !(kept && to.source == tuple.source) && to.source.port() < self.first_snat_port {
             return Err(format!("source port {} is outside the range", to.source.port()));
         }
         if taken {
             return Err(format!("{:?} is already taken", to.reversed()));
         }
         let flags = view.flags(bytes);
-        let request = Flow { to, reply: false, routed: !local, closed: flags & (FIN | RST) != 0 };
-        let reply = Flow { to: tuple.reversed(), reply: true, routed: !local, closed: false };
+        let request = Flow { to, reply: false, routed: !kept, closed: flags & (FIN | RST) != 0 };
+        let reply = Flow { to: tuple.reversed(), reply: true, routed: !kept, closed: false };
         self.flows.insert(tuple, request);
         self.flows.insert(to.reversed(), reply);
         self.remember_fragment(&view, bytes);
-        Ok(Judgement::Rewritten { to, routed: if local { None } else { way } })
+        Ok(Judgement::Rewritten { to, routed: if kept { None } else { way } })
     }
 
     fn service(&self, tuple: &Tuple) -> Option<&Service> {
@@ -635,8 +635,13 @@ pub fn route(to: IpAddr) -> Option<Towards> {
     world::place_at(to).map(|place| Towards { device: place.device, mac: place.mac })
 }
 
-fn is_local(endpoint: SocketAddr) -> bool {
-    world::place_at(endpoint.ip()).is_some_and(|place| place.device == "pod0")
+fn is_local(end: SocketAddr) -> bool {
+    world::place_at(end.ip()).is_some_and(|place| place.device == "pod0")
+}
+
+/// Replies come by this node again without being told to: one of the two ends is a pod of it.
+fn keeps_source(client: SocketAddr, endpoint: SocketAddr) -> bool {
+    is_local(client) || is_local(endpoint)
 }
 
 fn device_address(device: &str, v6: bool) -> IpAddr {

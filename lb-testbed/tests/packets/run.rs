@@ -65,6 +65,9 @@ pub fn send(
 ) -> Result<Found> {
     let ifindex = world.ifindex(device).with_context(|| format!("no device {device}"))?;
     let mut run = |hook, packet: &[u8]| subject.run(hook, ifindex, packet, 1);
+    // XDP is never attached to devices of pods.
+    let of_pods = world::device(device).is_some_and(|device| device.pod);
+    let mode = if of_pods && mode == Mode::Xdp && can_be_an_skb(sent) { Mode::Tc } else { mode };
     match (at, mode) {
         (case::Hook::Ingress, Mode::Xdp) => {
             let xdp = run(Hook::Xdp, sent)?;

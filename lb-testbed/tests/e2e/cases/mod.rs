@@ -12,6 +12,7 @@ mod icmp;
 mod lifecycle;
 mod matrix;
 mod node_port;
+mod pod_interfaces;
 mod scale;
 mod sctp;
 mod sockets;
@@ -27,6 +28,8 @@ use crate::world::World;
 pub struct Case {
     pub name: &'static str,
     pub place: Where,
+    /// Arguments of the agents.
+    pub agents: &'static [&'static str],
     pub run: Run,
 }
 
@@ -45,11 +48,22 @@ pub enum Run {
 }
 
 const fn each(name: &'static str, place: Where, run: fn(&mut World, Family) -> Result<()>) -> Case {
-    Case { name, place, run: Run::EachFamily(run) }
+    Case { name, place, agents: &[], run: Run::EachFamily(run) }
 }
 
 const fn once(name: &'static str, place: Where, run: fn(&mut World) -> Result<()>) -> Case {
-    Case { name, place, run: Run::Once(run) }
+    Case { name, place, agents: &[], run: Run::Once(run) }
+}
+
+/// Pods' devices are served, for those whose sockets are not.
+const POD_INTERFACES: &[&str] = &["--pod-interfaces", "veth-*"];
+/// The same, and pods' sockets are left to a service mesh.
+const SERVICE_MESH: &[&str] = &["--pod-interfaces", "veth-*", "--socket-hooks", "host"];
+const NO_SOCKETS: &[&str] = &["--pod-interfaces", "veth-*", "--socket-hooks", "off"];
+
+/// A case with arguments for the agents.
+const fn with(agents: &'static [&'static str], case: Case) -> Case {
+    Case { agents, ..case }
 }
 
 /// In the order they run: what is simple first, because all else builds on it.
@@ -113,5 +127,23 @@ pub const CASES: &[Case] = &[
     each("explain_refusals_agree_with_traffic", Where::Routed, explain::refusals_agree_with_traffic),
     each("explain_leaves_no_trace", Where::Routed, explain::leaves_no_trace),
     each("explain_without_an_agent", Where::Routed, explain::without_an_agent),
+    with(POD_INTERFACES, each("vm_to_cluster_ip", Where::Both, pod_interfaces::to_cluster_ip)),
+    with(POD_INTERFACES, each("vm_to_node_port", Where::Routed, pod_interfaces::to_node_port)),
+    with(POD_INTERFACES, each("vm_to_load_balancer", Where::Routed, pod_interfaces::to_load_balancer)),
+    with(POD_INTERFACES, each("vm_to_itself", Where::Routed, pod_interfaces::to_itself)),
+    with(POD_INTERFACES, each("vm_transfers", Where::Both, pod_interfaces::transfers)),
+    with(
+        POD_INTERFACES,
+        each("vm_is_refused_without_endpoint", Where::Routed, pod_interfaces::refused_without_endpoint),
+    ),
+    with(POD_INTERFACES, each("vm_serves", Where::Both, pod_interfaces::serves)),
+    with(POD_INTERFACES, each("vm_beside_processes", Where::Routed, pod_interfaces::beside_processes)),
+    with(POD_INTERFACES, each("vm_appears_later", Where::Routed, pod_interfaces::appears_later)),
+    with(POD_INTERFACES, once("vms_on_a_bridge", Where::Routed, pod_interfaces::on_a_bridge)),
+    with(
+        SERVICE_MESH,
+        each("sockets_of_pods_are_left_alone", Where::Routed, pod_interfaces::sockets_left_alone),
+    ),
+    with(NO_SOCKETS, each("no_sockets_are_served", Where::Routed, pod_interfaces::no_sockets)),
     once("cleanup_removes_everything", Where::Routed, lifecycle::cleanup_removes_everything),
 ];

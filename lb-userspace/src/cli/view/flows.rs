@@ -24,7 +24,8 @@ pub struct FlowRow {
     pub endpoint: SocketAddr,
     /// What the endpoint sees as its client, where that is not the client.
     pub source: Option<SocketAddr>,
-    /// Where request packets go from here.
+    /// Where request packets go from here: up this node's `stack`, to an endpoint here or routed on by the kernel for a pod of
+    /// this node; or `out` again, sent by the program.
     pub deliver: &'static str,
     /// Since the last packet of either direction; the time stamps are a few seconds coarse.
     pub idle_seconds: u64,
@@ -102,8 +103,8 @@ fn state(request: &FlowEntry, reply: Option<&FlowEntry>) -> &'static str {
 
 fn deliver_name(deliver: u8) -> &'static str {
     match deliver {
-        layout::deliver::PASS => "local",
-        layout::deliver::ROUTE => "remote",
+        layout::deliver::PASS => "stack",
+        layout::deliver::ROUTE => "out",
         _ => "unknown",
     }
 }
