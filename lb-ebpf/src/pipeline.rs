@@ -46,7 +46,7 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
         // this node's, the kernel would take it for a martian.
         Ok(found) if found.is_passing_reply() => return Verdict::Pass,
         Ok(found) => {
-            note_known(packet, found.flow);
+            note_known(frame, packet, found.flow);
             if found.flow.deliver == deliver::ROUTE {
                 match find_way(frame, packet, route, found.flow.new_src_addr, found.flow.new_dst_addr) {
                     Ok(true) => {}
@@ -251,7 +251,7 @@ fn longest<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
 
 /// Writes down that the packet belongs to a connection that is known, and what would be eligible were it a new one.
 #[inline(always)]
-fn note_known<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) {
+fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, flow: &Flow<F::Addr>) {
     if !record::recording() {
         return;
     }
@@ -261,7 +261,8 @@ fn note_known<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) {
         && let Destination::Service(service) =
             service::at_known::<F>(flags, key.dst_addr, key.dst_port, key.protocol)
     {
-        let asks = client::of_source::<F>(key.src_addr);
+        let asks =
+            if client::came_from_pod(frame) { Client::Inside } else { client::of_source::<F>(key.src_addr) };
         record::note_service(service);
         record::note_eligible(asks, &Eligible::of(service, asks));
     }
