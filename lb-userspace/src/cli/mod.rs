@@ -38,7 +38,8 @@ Examples:
   lb agent --config sluice.yaml --print-config  What would be in effect, and why
   lb get services -n shop                       The Service addresses of one namespace
   lb get flows web -o wide                      Open connections of the Service `web`
-  lb cleanup --dry-run                          What would be removed from this node";
+  lb cleanup --dry-run                          What would be removed from this node
+  lb cleanup --kube-proxy --dry-run             What kube-proxy left on it";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -50,6 +51,8 @@ pub enum Command {
     /// Remove everything that Sluice ever put on this node: programs, maps and filters, of any version
     ///
     /// Open connections through Services break. An agent that runs must be ended first.
+    ///
+    /// On a node that ran kube-proxy, --kube-proxy removes what that left.
     Cleanup(cleanup::CleanupArgs),
     /// Print the version
     Version,
@@ -247,6 +250,11 @@ mod tests {
     #[test]
     fn help_of_lb_agent() {
         assert_golden("help-agent.txt", &help(&["lb", "agent"]));
+    }
+
+    #[test]
+    fn help_of_lb_cleanup() {
+        assert_golden("help-cleanup.txt", &help(&["lb", "cleanup"]));
     }
 
     #[test]
