@@ -19,6 +19,8 @@ pub trait Family: Copy + Clone + Debug + PartialEq + Eq + 'static {
     const SOURCE_OFFSET: usize;
     /// The unspecified address. As the address of a service key it stands for "any address of this node" (NodePorts).
     const UNSPECIFIED: Self::Addr;
+    /// This host as it calls itself: `127.0.0.1`, one of a whole network, or `::1`.
+    const LOOPBACK: Self::Addr;
     /// True for IPv6: lets generic code take a branch that the compiler removes.
     const IS_V6: bool;
 }
@@ -39,6 +41,7 @@ impl Family for V4 {
     const HEADER_LEN: usize = 20;
     const SOURCE_OFFSET: usize = 12;
     const UNSPECIFIED: [u8; 4] = [0; 4];
+    const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
     const IS_V6: bool = false;
 }
 
@@ -50,5 +53,6 @@ impl Family for V6 {
     const HEADER_LEN: usize = 40;
     const SOURCE_OFFSET: usize = 8;
     const UNSPECIFIED: [u8; 16] = [0; 16];
+    const LOOPBACK: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
     const IS_V6: bool = true;
 }

@@ -384,11 +384,27 @@ pub struct ServiceName {
     pub pad: u8,
 }
 
+/// The only entry of `SETTINGS`: what the agent set when it loaded its programs. `lb explain` loads them in the same way.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Cookie of the network namespace the agent runs in (`SO_NETNS_COOKIE`); 0 where the kernel does not tell.
+    pub netns_cookie: u64,
+    /// First port of the range that sources are rewritten to, and number of ports.
+    pub snat_port_first: u16,
+    pub snat_port_count: u16,
+    /// 1: sockets are translated in the agent's own network namespace only.
+    pub host_sockets_only: u8,
+    pub pad: [u8; 3],
+}
+
 /// The only entry of `RECORD`, which only a recording program has (`lb explain`): who sends the packet that is about to be run, and
 /// then what the program decided about it. Numbers are zero where nothing was decided.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Default)]
 pub struct Record {
+    /// Input, from [`record_from::SOCKET`]: cookie of the network namespace of the socket; 0: not known.
+    pub netns_cookie: u64,
     /// Input: one of [`record_from`].
     pub from: u32,
     /// What would have been counted last, a number of `Reason`, plus one.
@@ -410,13 +426,16 @@ pub struct Record {
     pub known_flow: u32,
     /// 1: the endpoint was chosen by session affinity.
     pub by_affinity: u32,
+    /// Interface index of the device the packet leaves by.
+    pub ifindex: u32,
+    pub pad: u32,
 }
 
 /// Values of [`Record::from`].
 pub mod record_from {
     /// Whoever the source address and the device say.
     pub const DEVICE: u32 = 0;
-    /// A process of this node or of a pod on it, as at a socket: inside the cluster, and replies come back here whatever the source.
+    /// A process of this node or of a pod on it that calls `connect`: the packet stands for the call.
     pub const SOCKET: u32 = 1;
 }
 
@@ -473,7 +492,8 @@ assert_layout! {
     NamespaceAddrs: 20, { addr_v4: 0, addr_v6: 4 };
     AffinityKey: 24, { client: 0, service_id: 16, client_kind: 20 };
     Affinity: 16, { last_used_ns: 0, backend_id: 8 };
-    Record: 48, { from: 0, reason: 4, backend_id: 32, by_affinity: 44 };
+    Settings: 16, { netns_cookie: 0, snat_port_first: 8, host_sockets_only: 12 };
+    Record: 64, { netns_cookie: 0, from: 8, reason: 12, backend_id: 40, by_affinity: 52, ifindex: 56 };
     Device: 28, { addr_v4: 0, addr_v6: 4, mtu: 20, flags: 24 };
     ServiceName: 196, { namespace: 0, name: 64, port_name: 128, port: 192, protocol: 194 };
 }

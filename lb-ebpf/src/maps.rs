@@ -10,8 +10,8 @@ use aya_log_ebpf::macro_support::{Argument, IpFormatter};
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, ConnectedPeer, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    KnownAddress, NamespaceAddrs, Record, Service, ServiceKey, ServiceName, SocketPeer, SocketPeerKey,
-    SourceRange,
+    KnownAddress, NamespaceAddrs, Record, Service, ServiceKey, ServiceName, Settings, SocketPeer,
+    SocketPeerKey, SourceRange,
 };
 use lb_common::reason::REASONS;
 
@@ -111,6 +111,10 @@ pub static DEVICES: HashMap<u32, Device, 4_096, SPARSE> = HashMap::new();
 /// Service id → its name in the API. Written by the agent, read by people and tools only.
 #[btf_map]
 pub static SERVICE_NAMES: HashMap<u32, ServiceName, 65_536, SPARSE> = HashMap::new();
+
+/// What the agent set when it loaded the programs (`settings.rs`), for `lb explain`. Written by the agent, read by tools only.
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
 
 /// Packets by reason (`lb_common::reason`), per CPU. Written by the programs, never reset.
 #[btf_map]

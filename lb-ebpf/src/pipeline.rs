@@ -11,12 +11,13 @@ use aya_ebpf::bindings::BPF_ANY;
 #[cfg(doc)]
 use lb_common::layout::address_flags;
 use lb_common::layout::{
-    AffinityKey, Flow, FlowKey, FragmentPorts, SCTP, TCP, backend_flags, deliver, record_client,
-    record_source, service_flags,
+    AffinityKey, Flow, FlowKey, FragmentPorts, SCTP, TCP, backend_flags, deliver, direction, record_source,
+    service_flags,
 };
 use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
+use crate::call;
 use crate::client::{self, Client};
 use crate::count::count;
 use crate::flow::{self, Opening};
@@ -37,11 +38,15 @@ use crate::verdict::Verdict;
 pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
     let Scratch { packet, route, reply_key, flow: new, client, .. } = scratch;
     let packet = &*packet;
+    if let Some(namespace) = record::socket() {
+        return call::record::<F>(&packet.key, namespace);
+    }
     let flow = match find_flow(packet) {
         // A reply that goes on along its path is translated where it leaves: with the service's address as source, perhaps one of
         // this node's, the kernel would take it for a martian.
         Ok(found) if found.is_passing_reply() => return Verdict::Pass,
         Ok(found) => {
+            note_known(packet, found.flow);
             if found.flow.deliver == deliver::ROUTE {
                 match find_way(frame, packet, route, found.flow.new_src_addr, found.flow.new_dst_addr) {
                     Ok(true) => {}
@@ -50,11 +55,6 @@ pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verd
                 }
             }
             found.touch(packet);
-            note(|record| {
-                record.known_flow = 1;
-                record.service_id = found.flow.service_id;
-                record.backend_id = found.flow.backend_id;
-            });
             found.flow
         }
         Err(flags) => {
@@ -141,15 +141,11 @@ fn connect<'a, F: Header, K: Frame>(
         count(Reason::NotOpening);
         return Err(Verdict::Pass);
     }
-    note(|record| {
-        record.service_id = service.service_id;
-        record.kind = service.kind as u32;
-        record.flags = service.flags;
-    });
+    record::note_service(service);
     if !client::is_allowed::<F>(service, key.src_addr) {
         return Err(Verdict::Drop(Reason::SourceRange));
     }
-    let client_is_here = record::from_socket() || client::came_from_pod(frame);
+    let client_is_here = client::came_from_pod(frame);
     // Only a service whose ranges differ makes it necessary to know who asks; and a record, for people.
     let asks = if client_is_here {
         Client::Inside
@@ -159,10 +155,7 @@ fn connect<'a, F: Header, K: Frame>(
         Client::Outside
     };
     let eligible = Eligible::of(service, asks);
-    note(|record| {
-        record.client = if asks == Client::Inside { record_client::INSIDE } else { record_client::OUTSIDE };
-        (record.slot_base, record.slot_count) = eligible.slots();
-    });
+    record::note_eligible(asks, &eligible);
     select::name_by_address::<F>(client, service, key.src_addr);
     let (backend_id, backend) = match select::<F>(service, &eligible, client) {
         Ok(selected) => selected,
@@ -254,6 +247,29 @@ fn longest<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
         UDP_LEN
     };
     packet.l4 - packet.l3 + transport + segment
+}
+
+/// Writes down that the packet belongs to a connection that is known, and what would be eligible were it a new one.
+#[inline(always)]
+fn note_known<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) {
+    if !record::recording() {
+        return;
+    }
+    let key = &packet.key;
+    if flow.direction == direction::REQUEST
+        && let flags = service::known::<F>(&key.dst_addr)
+        && let Destination::Service(service) =
+            service::at_known::<F>(flags, key.dst_addr, key.dst_port, key.protocol)
+    {
+        let asks = client::of_source::<F>(key.src_addr);
+        record::note_service(service);
+        record::note_eligible(asks, &Eligible::of(service, asks));
+    }
+    note(|record| {
+        record.known_flow = 1;
+        record.service_id = flow.service_id;
+        record.backend_id = flow.backend_id;
+    });
 }
 
 /// The ports of a first fragment, for those that follow.

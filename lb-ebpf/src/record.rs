@@ -2,10 +2,12 @@
 //! set. They decide as ever, write down what they decided and leave no trace in flows, affinity or counters. In the programs that
 //! are attached the verifier removes all of it.
 
-use lb_common::layout::{Record, record_from};
+use lb_common::layout::{Record, Service, record_client, record_from};
 use lb_common::reason::Reason;
 
+use crate::client::Client;
 use crate::maps::RECORD;
+use crate::select::Eligible;
 use crate::settings::RECORDING;
 
 /// Whether nothing but `RECORD` may be written.
@@ -31,14 +33,33 @@ pub fn note_reason(reason: Reason) {
     note(|record| record.reason = reason as u32 + 1);
 }
 
-/// Whether the packet stands for a call at a socket.
+/// Writes down the service that was matched.
 #[inline(always)]
-pub fn from_socket() -> bool {
+pub fn note_service(service: &Service) {
+    note(|record| {
+        record.service_id = service.service_id;
+        record.kind = service.kind as u32;
+        record.flags = service.flags;
+    });
+}
+
+/// Writes down who asks, and the endpoints that are eligible for that.
+#[inline(always)]
+pub fn note_eligible(client: Client, eligible: &Eligible) {
+    note(|record| {
+        record.client = match client {
+            Client::Inside => record_client::INSIDE,
+            Client::Outside => record_client::OUTSIDE,
+        };
+        (record.slot_base, record.slot_count) = eligible.slots();
+    });
+}
+
+/// When the packet stands for a call at a socket: the network namespace of that.
+#[inline(always)]
+pub fn socket() -> Option<u64> {
     if !recording() {
-        return false;
+        return None;
     }
-    match RECORD.get(0) {
-        Some(record) => record.from == record_from::SOCKET,
-        None => false,
-    }
+    RECORD.get(0).filter(|record| record.from == record_from::SOCKET).map(|record| record.netns_cookie)
 }

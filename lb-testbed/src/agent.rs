@@ -177,6 +177,11 @@ pub fn cleanup(node: &Node) -> Result<String> {
     lb(program()?, &node.host.place, &node.bpffs, &["cleanup"])
 }
 
+/// Runs `lb` with these arguments on a node, whether an agent runs there or not, and returns what it printed.
+pub fn lb_on(node: &Node, arguments: &[&str]) -> Result<String> {
+    lb(program()?, &node.host.place, &node.bpffs, arguments)
+}
+
 fn lb(program: &Path, place: &Place, bpffs: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = place.command(program)?;
     crate::place::run(command.args(arguments).arg("--bpffs").arg(bpffs))

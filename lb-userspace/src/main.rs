@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use lb_userspace::agent::{self, AgentError};
-use lb_userspace::cli::{self, CleanupError, Command, Invocation, ReadError, UsageError};
+use lb_userspace::cli::{self, CleanupError, Command, ExplainError, Invocation, ReadError, UsageError};
 use lb_userspace::config::Machine;
 
 /// A command line or a configuration file that cannot be followed; anything else that fails is 1.
@@ -42,6 +42,14 @@ fn execute(invocation: Invocation) -> anyhow::Result<()> {
         Invocation::Run(Command::Get(get)) => print(&get.run()?),
         Invocation::Run(Command::Cleanup(args)) => {
             Ok(runtime()?.block_on(cli::cleanup::run(&args, &mut std::io::stdout().lock()))?)
+        }
+        Invocation::Run(Command::Explain(args)) => {
+            let (text, problems) = runtime()?.block_on(args.run())?;
+            for problem in problems {
+                // Nobody may be reading.
+                let _ = writeln!(std::io::stderr(), "warning: {problem}");
+            }
+            print(&text)
         }
         Invocation::Run(Command::Version) => print(&cli::version()),
     }
@@ -80,6 +88,8 @@ fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<AgentError>() {
         error.hint()
     } else if let Some(error) = error.downcast_ref::<ReadError>() {
+        error.hint()
+    } else if let Some(error) = error.downcast_ref::<ExplainError>() {
         error.hint()
     } else if let Some(error) = error.downcast_ref::<CleanupError>() {
         error.hint()

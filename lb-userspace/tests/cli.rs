@@ -104,9 +104,12 @@ fn the_environment_is_between_flag_and_file() {
     }
 }
 
+const EXPLAIN: [&str; 4] = ["explain", "tcp", "192.0.2.7", "10.96.0.10:80"];
+
 #[test]
 fn without_the_right_to_use_bpf_the_capability_is_named() {
-    for args in [&["get", "services"][..], &["cleanup", "--dry-run"], &["agent", "--manifests", "/"]] {
+    let others = [&["get", "services"][..], &["cleanup", "--dry-run"], &["agent", "--manifests", "/"]];
+    for args in [&others[..], &[&EXPLAIN[..]]].concat() {
         let (code, _, stderr) = without_bpf(args);
         assert_eq!(code, 1, "{args:?}: {stderr}");
         assert!(stderr.contains("error: this process lacks CAP_BPF"), "{args:?}: {stderr}");
@@ -119,7 +122,7 @@ fn without_the_right_to_use_bpf_the_capability_is_named() {
 fn without_a_bpf_file_system_the_remedy_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
-    for args in [&["get", "services"][..], &["cleanup"], &["agent", "--manifests", "/"]] {
+    for args in [&["get", "services"][..], &["cleanup"], &["agent", "--manifests", "/"], &EXPLAIN[..]] {
         let (code, _, stderr) = run(&[args, &["--bpffs", path]].concat());
         assert_eq!(code, 1, "{args:?}: {stderr}");
         assert!(stderr.contains(&format!("{path} is not in a BPF file system")), "{args:?}: {stderr}");

@@ -66,7 +66,6 @@ pub trait SocketAddress<F: Family>: Wide {
     fn set_address(context: &SockAddrContext, addr: F::Addr);
     /// The same address as [`Wide::wide`] would show it.
     fn widen(addr: &F::Addr) -> [u8; 16];
-    fn is_loopback(addr: &F::Addr) -> bool;
 }
 
 /// An IPv4 socket.
@@ -119,11 +118,6 @@ impl SocketAddress<V4> for In4 {
     fn widen(addr: &[u8; 4]) -> [u8; 16] {
         bytes([u32::from_ne_bytes(*addr), 0, 0, 0])
     }
-
-    #[inline(always)]
-    fn is_loopback(addr: &[u8; 4]) -> bool {
-        addr[0] == 127
-    }
 }
 
 impl Wide for In6 {
@@ -153,11 +147,6 @@ impl SocketAddress<V6> for In6 {
     fn widen(addr: &[u8; 16]) -> [u8; 16] {
         *addr
     }
-
-    #[inline(always)]
-    fn is_loopback(addr: &[u8; 16]) -> bool {
-        from_bytes(*addr) == [0, 0, 0, 1u32.to_be()]
-    }
 }
 
 impl Wide for Mapped {
@@ -186,10 +175,5 @@ impl SocketAddress<V4> for Mapped {
     #[inline(always)]
     fn widen(addr: &[u8; 4]) -> [u8; 16] {
         bytes([0, 0, MAPPED, u32::from_ne_bytes(*addr)])
-    }
-
-    #[inline(always)]
-    fn is_loopback(addr: &[u8; 4]) -> bool {
-        addr[0] == 127
     }
 }

@@ -10,7 +10,8 @@ use lb_common::layout::address_flags;
 use lb_common::reason::Reason;
 
 use super::address::{self, In4, In6, Mapped, SocketAddress, is_mapped};
-use super::{ALLOW, REFUSE, in_node_namespace, protocol};
+use super::{ALLOW, REFUSE, protocol};
+use crate::call::{Caller, is_loopback};
 use crate::count::count;
 use crate::maps::Maps;
 use crate::service::{at_node_port, known};
@@ -38,7 +39,7 @@ pub fn bind6(context: &SockAddrContext) -> i32 {
 fn decide(context: &SockAddrContext, taken: impl Fn(&SockAddrContext, u16, u8) -> bool) -> i32 {
     let port = address::port(context);
     // Port 0: the kernel chooses one.
-    if PROTECT_NODE_PORTS.load() == 0 || port == 0 || !in_node_namespace(context) {
+    if PROTECT_NODE_PORTS.load() == 0 || port == 0 || !context.is_in_node_namespace() {
         return ALLOW;
     }
     let Some(protocol) = protocol(context) else { return ALLOW };
@@ -59,6 +60,6 @@ fn is_node_port<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext, port: u
     let addr = S::address(context);
     at_node_port::<F>(port, protocol).is_some()
         && (addr == F::UNSPECIFIED
-            || S::is_loopback(&addr)
+            || is_loopback::<F>(&addr)
             || known::<F>(&addr) & address_flags::NODE_PORTS != 0)
 }

@@ -11,19 +11,17 @@ use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::family::{V4, V6};
-use lb_common::layout::{
-    Backend, ConnectedPeer, SCTP, Service, SocketPeer, SocketPeerKey, TCP, UDP, service_flags,
-};
+use lb_common::layout::{ConnectedPeer, SCTP, SocketPeer, SocketPeerKey, TCP, UDP};
 use lb_common::reason::Reason;
 
 use self::address::{In4, In6, Mapped, SocketAddress, is_mapped};
 use crate::aligned::Aligned;
-use crate::client::{self, Client};
+use crate::call::{self, Caller};
+use crate::client::Client;
 use crate::count::count;
-use crate::maps::{CONNECTED, Maps, NAMESPACES};
-use crate::select::{self, Eligible, Refusal};
-use crate::service::{self, Destination};
-use crate::settings::{HAS_SET_RETVAL, HOST_SOCKETS_ONLY, NODE_NETNS_COOKIE};
+use crate::maps::{CONNECTED, Maps};
+use crate::select::{Eligible, Refusal};
+use crate::settings::{HAS_SET_RETVAL, HOST_SOCKETS_ONLY};
 
 /// The call goes on, with the address as it stands now.
 const ALLOW: i32 = 1;
@@ -66,96 +64,19 @@ pub fn getpeername6(context: &SockAddrContext) -> i32 {
     if is_mapped(context) { show_service::<Mapped>(context) } else { show_service::<In6>(context) }
 }
 
-/// What stands at a socket's destination.
-#[inline(always)]
-fn destination<F: Maps, S: SocketAddress<F>>(
-    context: &SockAddrContext,
-    addr: F::Addr,
-    port: u16,
-    protocol: u8,
-) -> Destination {
-    if S::is_loopback(&addr) {
-        if in_node_namespace(context)
-            && let Some(service) = service::at_node_port::<F>(port, protocol)
-        {
-            return Destination::Service(service);
-        }
-        return Destination::Elsewhere;
+impl Caller for SockAddrContext {
+    #[inline(always)]
+    fn namespace(&self) -> u64 {
+        // SAFETY: the context is the program's own.
+        unsafe { bpf_get_netns_cookie(self.as_ptr()) }
     }
-    match service::known::<F>(&addr) {
-        0 => service::at_unknown::<F>(addr),
-        flags => service::at_known::<F>(flags, addr, port, protocol),
-    }
-}
-
-/// The service that a socket may use at its destination; nothing when it is none of ours.
-#[inline(always)]
-fn find<F: Maps, S: SocketAddress<F>>(
-    context: &SockAddrContext,
-    addr: F::Addr,
-    port: u16,
-    protocol: u8,
-) -> Option<Result<&'static Service, Refusal>> {
-    match destination::<F, S>(context, addr, port, protocol) {
-        Destination::Service(service) => Some(if may_use::<F>(context, service) {
-            Ok(service)
-        } else {
-            Err(Refusal::Drop(Reason::SourceRange))
-        }),
-        Destination::UnknownPort => Some(Err(Refusal::Reject)),
-        Destination::Unassigned => Some(Err(Refusal::Drop(Reason::UnassignedAddress))),
-        Destination::Elsewhere => None,
-    }
-}
-
-/// `loadBalancerSourceRanges`: a socket that is not bound has no source yet, so the address of its pod or node counts. Where
-/// that is not known nobody can say that it is allowed.
-#[inline(always)]
-fn may_use<F: Maps>(context: &SockAddrContext, service: &Service) -> bool {
-    if service.flags & service_flags::SOURCE_RANGES == 0 {
-        return true;
-    }
-    let cookie = Aligned(namespace(context));
-    // SAFETY: entries are replaced whole.
-    match unsafe { NAMESPACES.get(&cookie.0) } {
-        Some(addrs) => {
-            let addr = F::namespace_addr(addrs);
-            addr != F::UNSPECIFIED && client::is_allowed::<F>(service, addr)
-        }
-        None => false,
-    }
-}
-
-/// Cookie of the network namespace of the socket.
-#[inline(always)]
-fn namespace(context: &SockAddrContext) -> u64 {
-    // SAFETY: the context is the program's own.
-    unsafe { bpf_get_netns_cookie(context.as_ptr()) }
-}
-
-/// Takes an endpoint for a socket.
-#[inline(always)]
-fn select<F: Maps>(
-    context: &SockAddrContext,
-    service: &Service,
-) -> Result<(u32, &'static Backend<F::Addr>), Refusal> {
-    let cookie = if service.affinity_seconds != 0 { namespace(context) } else { 0 };
-    let client = select::name_by_namespace::<F>(service, cookie);
-    select::select::<F>(service, &Eligible::of(service, Client::Inside), &client.0)
-}
-
-/// Whether the socket lives in the node's own network namespace: the only one whose loopback serves NodePorts.
-#[inline(always)]
-fn in_node_namespace(context: &SockAddrContext) -> bool {
-    let node = NODE_NETNS_COOKIE.load();
-    node != 0 && namespace(context) == node
 }
 
 /// Whether a call of this socket is translated at all. What was translated before is shown as the Service in any case, so that
 /// a socket does not change its peer when an agent starts that serves fewer.
 #[inline(always)]
 fn is_served(context: &SockAddrContext) -> bool {
-    HOST_SOCKETS_ONLY.load() == 0 || in_node_namespace(context)
+    HOST_SOCKETS_ONLY.load() == 0 || context.is_in_node_namespace()
 }
 
 /// The transport protocol of the call, if Services know it.
@@ -173,15 +94,12 @@ fn protocol(context: &SockAddrContext) -> Option<u8> {
 /// Fails the call with `errno` where the kernel lets a program choose it, else with `EPERM`.
 #[inline(always)]
 fn refuse(refusal: Refusal) -> i32 {
-    let errno = match refusal {
-        Refusal::Reject => {
-            count(Reason::SocketRefused);
-            ECONNREFUSED
-        }
-        Refusal::Drop(reason) => {
-            count(reason);
-            if reason == Reason::SourceRange { EPERM } else { EHOSTUNREACH }
-        }
+    let reason = call::reason(refusal);
+    count(reason);
+    let errno = match reason {
+        Reason::SocketRefused => ECONNREFUSED,
+        Reason::SourceRange => EPERM,
+        _ => EHOSTUNREACH,
     };
     if HAS_SET_RETVAL.load() != 0 {
         // SAFETY: no preconditions; not reached on kernels without it.
@@ -197,12 +115,12 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     }
     let Some(protocol) = protocol(context) else { return ALLOW };
     let (addr, port) = (S::address(context), address::port(context));
-    let service = match find::<F, S>(context, addr, port, protocol) {
+    let service = match call::find::<F, _>(context, addr, port, protocol) {
         Some(Ok(service)) => service,
         Some(Err(refusal)) => return refuse(refusal),
         None => return ALLOW,
     };
-    let (backend_id, backend) = match select::<F>(context, service) {
+    let (backend_id, backend) = match call::select::<F, _>(context, service) {
         Ok(selected) => selected,
         Err(refusal) => return refuse(refusal),
     };
@@ -241,7 +159,7 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         return ALLOW;
     }
     let (addr, port) = (S::address(context), address::port(context));
-    let service = match find::<F, S>(context, addr, port, UDP) {
+    let service = match call::find::<F, _>(context, addr, port, UDP) {
         Some(Ok(service)) => service,
         Some(Err(refusal)) => return refuse(refusal),
         None => return ALLOW,
@@ -258,7 +176,7 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         address::set_port(context, known.port);
         return ALLOW;
     }
-    let (backend_id, backend) = match select::<F>(context, service) {
+    let (backend_id, backend) = match call::select::<F, _>(context, service) {
         Ok(selected) => selected,
         Err(refusal) => return refuse(refusal),
     };

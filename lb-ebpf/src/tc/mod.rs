@@ -21,6 +21,7 @@ use crate::maps::{Maps, Scratch};
 use crate::nat::Header;
 use crate::packet::{Packet, ethernet, parse};
 use crate::pipeline;
+use crate::record::note;
 use crate::route::{Next, Route};
 use crate::verdict::Verdict;
 
@@ -123,6 +124,7 @@ impl Frame for SkbFrame {
     #[inline(always)]
     fn send<F: Maps>(&self, _packet: &Packet<F>, route: &mut Route) -> Verdict {
         let ifindex = route.ifindex();
+        note(|record| record.ifindex = ifindex);
         let size = core::mem::size_of::<bpf_redir_neigh>() as i32;
         // SAFETY: the parameters are initialized and of the size given. The helper resolves the neighbour and adds the
         // link header of the device, or none on devices that have none.

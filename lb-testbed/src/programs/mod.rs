@@ -6,3 +6,6 @@ pub mod world;
 pub use subject::{
     Action, Endpoint, Flow, Hook, Kind, Limits, Networks, Run, ServiceEntry, Subject, load_options,
 };
+
+#[cfg(test)]
+mod explained;

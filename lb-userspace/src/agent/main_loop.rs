@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -12,15 +11,15 @@ use tracing::{debug, error, info, warn};
 
 use super::AgentError;
 use super::network::{Network, Step, Wanted};
-use super::networks::network_table;
 use super::reconciler::{Outcome, Reconciler};
 use super::stop::Stop;
+use super::wanted;
 use crate::config::{Config, TerminateSockets};
 use crate::datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
 use crate::model::Severity;
 use crate::node::NodeState;
-use crate::node::addresses::{device_table, listen_addresses, node_addresses};
-use crate::node::devices::{DeviceOptions, Programs, choose};
+use crate::node::addresses::{device_table, listen_addresses};
+use crate::node::devices::Programs;
 use crate::node::namespaces::follow::Follower;
 use crate::plan::wanted::Protocol;
 use crate::serve::{Metrics, Progress, ServiceHealth, State};
@@ -115,7 +114,7 @@ impl MainLoop<'_> {
         if outcome.complete {
             let services = outcome.changed;
             info!(services, seconds = started.elapsed().as_secs_f32(), "all Service ports are in the maps");
-            if self.pod_networks().is_empty() {
+            if wanted::pod_networks(self.config, self.reconciler.planner()).is_empty() {
                 info!(
                     "no pod networks are known (neither --cluster-cidr nor podCIDRs of this Node): traffic policies and source \
                      rewriting take pods for clients outside the cluster"
@@ -146,22 +145,10 @@ impl MainLoop<'_> {
         self.report();
     }
 
-    /// Networks whose addresses are pods.
-    fn pod_networks(&self) -> &[IpNet] {
-        let configured = &self.config.cluster_cidr.0;
-        let of_node = self.reconciler.planner().node().map(|node| &*node.pod_cidrs).unwrap_or_default();
-        if configured.is_empty() { of_node } else { configured }
-    }
-
     /// Attaches where packets arrive, and tells the programs about devices, addresses and networks.
     fn follow_host(&mut self) {
         let state = Arc::clone(&self.node.borrow_and_update());
-        let options = DeviceOptions {
-            patterns: self.config.devices.clone(),
-            pods: self.config.pod_interfaces.clone(),
-            mode: self.config.mode,
-        };
-        let choices = choose(&state, &options);
+        let choices = wanted::choices(self.config, &state);
         for choice in choices.iter().filter(|choice| choice.programs == Programs::None) {
             if self.left.get(&choice.name) != Some(&choice.reason) {
                 info!("{} is left alone: {}", choice.name, choice.reason);
@@ -170,18 +157,15 @@ impl MainLoop<'_> {
         }
         self.left.retain(|name, _| state.devices.iter().any(|device| device.name == *name));
 
-        let of_node = self.reconciler.planner().node().map(|node| &*node.addresses).unwrap_or_default();
-        let addresses = node_addresses(&state, &self.config.nodeport_addresses, of_node);
+        let planner = self.reconciler.planner();
+        let addresses = wanted::addresses(self.config, &state, planner);
         let namespaces = Arc::clone(&self.namespaces.addresses.borrow_and_update());
         let listen = listen_addresses(&self.config.nodeport_addresses, &addresses);
         self.service_health.send_if_modified(|wanted| {
             let before = std::mem::replace(&mut wanted.addresses, listen);
             before != wanted.addresses
         });
-        // What is sent to an address of a ServiceCIDR that no Service has is dropped: first all Services must be in the maps.
-        let planner = self.reconciler.planner();
-        let networks =
-            planner.is_synced().then(|| network_table(self.pod_networks(), &planner.service_cidrs()));
+        let networks = wanted::networks(self.config, planner);
         let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses, networks, namespaces);
         for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
             match step {

@@ -14,9 +14,11 @@ mod logging;
 mod main_loop;
 mod network;
 mod networks;
+pub mod once;
 mod reconciler;
 mod sockets;
 mod stop;
+mod wanted;
 
 use std::io;
 use std::path::Path;
@@ -281,7 +283,8 @@ fn serve_sockets(config: &Config, cgroup: Option<&Path>, datapath: &mut Datapath
     Ok(())
 }
 
-fn load_options(config: &Config) -> LoadOptions {
+/// How the programs are to be loaded.
+pub fn load_options(config: &Config) -> LoadOptions {
     let ports = &config.snat_ports.0;
     LoadOptions {
         sizes: config.maps,

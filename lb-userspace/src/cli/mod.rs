@@ -3,6 +3,7 @@
 //! Reading ([`crate::datapath`]) and rendering ([`view`]) are separate: everything in [`view`] is a pure function.
 
 pub mod cleanup;
+pub mod explain;
 pub mod get;
 pub mod view;
 
@@ -13,8 +14,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use lb_common::layout::LAYOUT_VERSION;
 
 pub use cleanup::CleanupError;
+pub use explain::ExplainError;
 pub use get::ReadError;
 
+use self::explain::packet::PacketError;
 use crate::config::{self, Config, ConfigFile, FileError, Machine, MapSizes};
 
 /// Heading of the arguments of `lb agent` that are not settings.
@@ -38,6 +41,7 @@ Examples:
   lb agent --config sluice.yaml --print-config  What would be in effect, and why
   lb get services -n shop                       The Service addresses of one namespace
   lb get flows web -o wide                      Open connections of the Service `web`
+  lb explain tcp 192.0.2.7 10.10.0.11:30080     What becomes of that packet, and why
   lb cleanup --dry-run                          What would be removed from this node
   lb cleanup --kube-proxy --dry-run             What kube-proxy left on it";
 
@@ -48,6 +52,8 @@ pub enum Command {
     /// Show what is in the kernel's maps
     #[command(subcommand, after_help = GET_EXAMPLES)]
     Get(get::Get),
+    /// Say what becomes of a packet, and why: Service, endpoint, verdict, source
+    Explain(Box<explain::ExplainArgs>),
     /// Remove everything that Sluice ever put on this node: programs, maps and filters, of any version
     ///
     /// Open connections through Services break. An agent that runs must be ended first.
@@ -118,6 +124,9 @@ pub enum UsageError {
     /// clap sees this by itself, but not when one of the two stands in the file.
     #[error("kubeconfig and manifests are both set: Services come from one of them")]
     TwoSources,
+    /// `lb explain`: no such packet.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
 }
 
 /// What is to be done.
@@ -160,6 +169,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Res
             if agent.settings.kubeconfig.is_some() && agent.settings.manifests.is_some() =>
         {
             Err(UsageError::TwoSources)
+        }
+        Command::Explain(args) => {
+            args.packet()?;
+            Ok(Invocation::Run(Command::Explain(args)))
         }
         Command::Agent(mut agent) => {
             if let Some(matches) = matches.subcommand_matches("agent") {
@@ -255,6 +268,28 @@ mod tests {
     #[test]
     fn help_of_lb_cleanup() {
         assert_golden("help-cleanup.txt", &help(&["lb", "cleanup"]));
+    }
+
+    #[test]
+    fn help_of_lb_explain() {
+        assert_golden("help-explain.txt", &help(&["lb", "explain"]));
+    }
+
+    #[test]
+    fn a_packet_that_cannot_be_is_a_wrong_command_line() {
+        assert!(
+            usage_error(&["lb", "explain", "tcp", "10.1.2.3", "10.96.0.10"])
+                .contains("add the Service's port")
+        );
+        assert!(
+            usage_error(&["lb", "explain", "tcp", "10.1.2.3", "web:80"])
+                .contains("is not an address and port")
+        );
+        assert!(usage_error(&["lb", "explain", "tcq", "10.1.2.3", "10.96.0.10:80"]).contains("'tcp'"));
+        assert!(
+            usage_error(&["lb", "explain", "tcp", "10.1.2.3", "10.96.0.10:80", "--node=a"])
+                .contains("--manifests")
+        );
     }
 
     #[test]

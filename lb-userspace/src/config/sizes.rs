@@ -137,6 +137,21 @@ const fn lpm_entry(data: usize, value: usize) -> usize {
 }
 
 impl MapSizes {
+    /// Room for as many entries in every map.
+    pub const fn same(entries: u32) -> Self {
+        Self {
+            max_services: entries,
+            max_slots: entries,
+            max_backends: entries,
+            max_flows: entries,
+            max_half_open: entries,
+            max_fragments: entries,
+            max_socket_peers: entries,
+            max_source_ranges: entries,
+            max_affinity: entries,
+        }
+    }
+
     /// Names of the flags and the bytes that one of each costs, both families together.
     pub const ENTRY_BYTES: [(&str, usize); 9] = {
         use layout::*;

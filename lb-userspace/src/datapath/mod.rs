@@ -9,6 +9,7 @@ pub mod inspect;
 mod links;
 mod maps;
 mod programs;
+mod recorder;
 mod sys;
 mod table;
 
@@ -28,8 +29,11 @@ pub use self::links::{AttachError, Attached};
 pub use self::maps::ServiceTables;
 use self::maps::{HostMaps, MapHandles};
 use self::programs::Programs;
-pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, TcAttach};
-pub use self::sys::{TestRun, monotonic_ns};
+pub use self::programs::{
+    DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, RECORDER, TcAttach,
+};
+pub use self::recorder::{Recorded, attached_devices, serves_sockets};
+pub use self::sys::{TestRun, device_index, device_name, monotonic_ns};
 use crate::apply::tables::ServiceAddress;
 
 /// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
@@ -80,10 +84,12 @@ impl Datapath {
         pins.create().map_err(|source| LoadError::PinFolder { path: pins.root().to_owned(), source })?;
         let programs = Programs::load(options, Some(pins))?;
         let maps = programs.map_handles()?;
-        Ok(Self { programs, maps, links: Some(Links::new(pins.links())) })
+        let datapath = Self { programs, maps, links: Some(Links::new(pins.links())) };
+        datapath.publish_settings(options)?;
+        Ok(datapath)
     }
 
-    /// Loads the programs on maps of their own, for tests, benchmarks and `lb explain`. They cannot be attached.
+    /// Loads the programs on maps of their own, for tests and benchmarks. They cannot be attached.
     pub fn load_private(options: &LoadOptions) -> Result<Self, LoadError> {
         let programs = Programs::load(options, None)?;
         let maps = programs.map_handles()?;

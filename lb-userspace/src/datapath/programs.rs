@@ -23,6 +23,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb
 const XDP: &str = "lb_xdp";
 const XDP_LINEAR: &str = "lb_xdp_linear";
 
+/// What `lb explain` runs.
+pub const RECORDER: &str = "lb_tc_ingress";
+
 /// Maps that no other program reads and that need not outlive the programs.
 const UNPINNED: [&str; 4] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS", "RECORD"];
 
@@ -144,6 +147,8 @@ pub enum LoadError {
     Verify { program: String, source: Box<aya::programs::ProgramError> },
     #[error("the log of the kernel programs: {0}")]
     Log(String),
+    #[error("there are no maps of a running Sluice in {}", .0.display())]
+    NoMaps(PathBuf),
     #[error("map {map}: {source}")]
     Map { map: String, source: io::Error },
     #[error(
@@ -184,6 +189,14 @@ pub struct ProgramStatistics {
 /// Reader of the programs' log: readable (`AsFd`) when there are records, [`EbpfLogger::flush`] passes them on.
 pub type DatapathLog = EbpfLogger<&'static dyn log::Log>;
 
+/// What programs are loaded for.
+#[derive(Copy, Clone, PartialEq, Eq)]
+enum Purpose {
+    Serve,
+    /// `lb explain`.
+    Record,
+}
+
 /// The loaded programs.
 pub struct Programs {
     ebpf: Ebpf,
@@ -195,6 +208,15 @@ pub struct Programs {
 impl Programs {
     /// Loads every program. With `pins`, maps are taken from there or pinned there.
     pub fn load(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self, LoadError> {
+        Self::load_for(options, pins, Purpose::Serve)
+    }
+
+    /// Loads [`RECORDER`] alone, to record what it decides. With `pins`, maps are taken from there as they are; all must be there.
+    pub fn load_recorder(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self, LoadError> {
+        Self::load_for(options, pins, Purpose::Record)
+    }
+
+    fn load_for(options: &LoadOptions, pins: Option<&Pins>, purpose: Purpose) -> Result<Self, LoadError> {
         let features = Features::probe();
         let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
         let btf = Btf::from_sys_fs().ok();
@@ -205,6 +227,7 @@ impl Programs {
         let protect_node_ports = u8::from(options.protect_node_ports);
         let netns_cookie = features.netns_cookie.unwrap_or(0);
         let host_sockets_only = u8::from(options.host_sockets_only);
+        let recording = u8::from(purpose == Purpose::Record);
 
         let mut loader = EbpfLoader::new();
         loader
@@ -216,6 +239,7 @@ impl Programs {
             .override_global("PROTECT_NODE_PORTS", &protect_node_ports, true)
             .override_global("NODE_NETNS_COOKIE", &netns_cookie, true)
             .override_global("HOST_SOCKETS_ONLY", &host_sockets_only, true)
+            .override_global("RECORDING", &recording, true)
             .override_global("AYA_LOG_LEVEL", &options.log_level, false);
         let mut sizes: Vec<(&str, u32)> = map_sizes(&options.sizes).to_vec();
         let mut outgrown = Vec::new();
@@ -227,13 +251,16 @@ impl Programs {
                 }
                 let path = pins.map(name);
                 let wanted = sizes.iter_mut().find(|(sized, _)| sized == name);
-                if let Some(pinned) = reusable(&path, map)? {
-                    match wanted {
-                        Some((_, size)) if *size != pinned.capacity => {
-                            outgrown.push(Outgrown::set_aside(path.clone(), pinned.fd)?);
-                        }
-                        _ => {}
+                match (reusable(&path, map)?, wanted) {
+                    (None, _) if purpose == Purpose::Record => {
+                        return Err(LoadError::NoMaps(pins.root().to_owned()));
                     }
+                    (Some(pinned), Some((_, size)))
+                        if *size != pinned.capacity && purpose == Purpose::Serve =>
+                    {
+                        outgrown.push(Outgrown::set_aside(path.clone(), pinned.fd)?);
+                    }
+                    _ => {}
                 }
                 loader.map_pin_path(name, path);
             }
@@ -254,7 +281,11 @@ impl Programs {
             map.copy_into_successor()?;
         }
         let xdp_of_other_kernels = if features.xdp_frags { XDP_LINEAR } else { XDP };
-        for (name, program) in ebpf.programs_mut().filter(|(name, _)| *name != xdp_of_other_kernels) {
+        let wanted = |name: &str| match purpose {
+            Purpose::Serve => name != xdp_of_other_kernels,
+            Purpose::Record => name == RECORDER,
+        };
+        for (name, program) in ebpf.programs_mut().filter(|(name, _)| wanted(name)) {
             load_program(program, btf.as_ref())
                 .map_err(|source| LoadError::Verify { program: name.to_owned(), source: Box::new(source) })?;
         }

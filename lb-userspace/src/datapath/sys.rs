@@ -269,6 +269,14 @@ pub fn device_name(ifindex: u32) -> Option<String> {
     Some(std::ffi::CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy().into_owned())
 }
 
+/// Index of a device of this network namespace.
+pub fn device_index(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: a string that ends with a zero.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
+}
+
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of flow time stamps.
 pub fn monotonic_ns() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);

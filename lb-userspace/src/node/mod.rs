@@ -14,6 +14,7 @@ pub mod devices;
 mod driver;
 pub mod namespaces;
 mod read;
+pub mod route;
 pub mod sockets;
 pub mod sysctl;
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod changes;
 mod cluster_ip;
 mod datagrams;
 mod examples;
+mod explain;
 mod guards;
 mod health;
 mod icmp;
@@ -139,5 +140,10 @@ pub const CASES: &[Case] = &[
         each("sockets_of_pods_are_left_alone", Where::Routed, pod_interfaces::sockets_left_alone),
     ),
     with(NO_SOCKETS, each("no_sockets_are_served", Where::Routed, pod_interfaces::no_sockets)),
+    each("explain_agrees_with_traffic", Where::Routed, explain::agrees_with_traffic),
+    each("explain_pings", Where::Routed, explain::pings),
+    each("explain_refusals_agree_with_traffic", Where::Routed, explain::refusals_agree_with_traffic),
+    each("explain_leaves_no_trace", Where::Routed, explain::leaves_no_trace),
+    each("explain_without_an_agent", Where::Routed, explain::without_an_agent),
     once("cleanup_removes_everything", Where::Routed, lifecycle::cleanup_removes_everything),
 ];

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod backends;
+pub mod explain;
 mod flows;
 mod output;
 mod services;

@@ -1,0 +1,47 @@
+//! The way the kernel would send a packet.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures::TryStreamExt;
+use rtnetlink::packet_route::route::RouteAttribute;
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use super::NodeError;
+
+/// Index of the device that leads to an address. `None`: there is no route.
+pub async fn device_to(ip: IpAddr) -> Result<Option<u32>, NodeError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(NodeError::Socket)?;
+    let connection = tokio::spawn(connection);
+    let device = ask(&handle, ip).await;
+    connection.abort();
+    device
+}
+
+async fn ask(handle: &Handle, ip: IpAddr) -> Result<Option<u32>, NodeError> {
+    let question = match ip {
+        IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
+        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
+    };
+    let routes: Vec<_> = match handle.route().get(question).execute().try_collect().await {
+        Ok(routes) => routes,
+        // ENETUNREACH, or the error of a route that refuses.
+        Err(rtnetlink::Error::NetlinkError(_)) => return Ok(None),
+        Err(source) => return Err(NodeError::Read { what: "a route", source: Box::new(source) }),
+    };
+    let devices = routes.iter().flat_map(|route| &route.attributes).filter_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    Ok(devices.into_iter().next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn this_host_is_reached_by_its_loopback_device() {
+        let device = device_to("127.0.0.1".parse().unwrap()).await.unwrap();
+        assert_eq!(device, Some(1));
+    }
+}
