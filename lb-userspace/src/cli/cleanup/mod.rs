@@ -59,7 +59,7 @@ pub enum CleanupError {
     KubeProxyRuns(String),
     #[error("cannot use {} as the root folder", path.display())]
     HostRoot { path: PathBuf, source: io::Error },
-    #[error("none of iptables-save, nft and ipset is installed here, so nothing of kube-proxy can be found")]
+    #[error("neither iptables-save nor nft is installed here, so nothing of kube-proxy can be found")]
     NoPrograms,
     #[error("{failed} of {total} could not be removed, see above; the first: {first}")]
     Incomplete { failed: usize, total: usize, first: String },
@@ -75,8 +75,8 @@ impl CleanupError {
                 "end it first: it would put everything back; --dry-run lists what it has here meanwhile".into(),
             ),
             Self::NoPrograms => Some(
-                "in a container, name the folder where the node's root is with --host-root; where the node has none of \
-                 them, run `kube-proxy --cleanup` from kube-proxy's image"
+                "in a container, name the folder where the node's root is with --host-root; where the node has \
+                 neither, run `kube-proxy --cleanup` from kube-proxy's image"
                     .into(),
             ),
             _ => None,

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
-use super::programs::Call;
+use super::programs::{Call, ProgramError};
 use super::{Answer, Leftovers, Removal};
 
 const DEVICE: &str = "kube-ipvs0";
@@ -41,10 +41,13 @@ const PROTOCOLS: [(&str, &str); 3] =
     [("-t", "NODE-PORT-TCP"), ("-u", "NODE-PORT-UDP"), ("--sctp-service", "NODE-PORT-SCTP-HASH")];
 
 pub(super) fn find(found: &mut Leftovers) {
-    let sets = match found.ask("sets of ipset", &Call::new("ipset", &["save"])) {
-        Answer::Text(text) => text,
-        Answer::Failed | Answer::NotInstalled => String::new(),
-    };
+    let sets = Call::new("ipset", &["save"]).run().unwrap_or_else(|error| {
+        // The program is there without the kernel's part of it on many nodes that never had sets.
+        if !matches!(error, ProgramError::Missing(_)) {
+            found.notes.push(format!("sets of ipset were not looked at: {error}"));
+        }
+        String::new()
+    });
     let device = is_listed("/proc/net/dev", |line| line.trim_start().starts_with(&format!("{DEVICE}:")));
     let mut addresses = Some(BTreeSet::new());
     if device {
