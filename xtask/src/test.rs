@@ -168,8 +168,10 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
         Part::Packets => tests(cargo().args(["test", "-p", "lb-testbed", "--test", "packets"]), options),
         Part::E2e => {
             // The testbed's own tests first: what they find broken explains every other failure.
-            let args = ["test", "-p", "lb-testbed", "--test", "testbed", "--test", "e2e", "--no-fail-fast"];
-            tests(cargo().args(args), options)
+            let parts = ["testbed", "kube_proxy", "e2e"].map(|part| ["--test", part]);
+            let mut command = cargo();
+            command.args(["test", "-p", "lb-testbed", "--no-fail-fast"]).args(parts.as_flattened());
+            tests(&mut command, options)
         }
         Part::Cluster => {
             let bin = k8s::provide(&[Program::KubeApiserver])?;

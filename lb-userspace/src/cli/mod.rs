@@ -42,7 +42,8 @@ Examples:
   lb get services -n shop                       The Service addresses of one namespace
   lb get flows web -o wide                      Open connections of the Service `web`
   lb explain tcp 192.0.2.7 10.10.0.11:30080     What becomes of that packet, and why
-  lb cleanup --dry-run                          What would be removed from this node";
+  lb cleanup --dry-run                          What would be removed from this node
+  lb cleanup --kube-proxy --dry-run             What kube-proxy left on it";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -56,6 +57,8 @@ pub enum Command {
     /// Remove everything that Sluice ever put on this node: programs, maps and filters, of any version
     ///
     /// Open connections through Services break. An agent that runs must be ended first.
+    ///
+    /// On a node that ran kube-proxy, --kube-proxy removes what that left.
     Cleanup(cleanup::CleanupArgs),
     /// Print the version
     Version,
@@ -260,6 +263,11 @@ mod tests {
     #[test]
     fn help_of_lb_agent() {
         assert_golden("help-agent.txt", &help(&["lb", "agent"]));
+    }
+
+    #[test]
+    fn help_of_lb_cleanup() {
+        assert_golden("help-cleanup.txt", &help(&["lb", "cleanup"]));
     }
 
     #[test]

@@ -99,12 +99,18 @@ fn kustomizations_take_every_manifest_of_their_folder() {
     let kustomizations: Vec<_> =
         files.iter().filter(|file| file.path.ends_with("kustomization.yaml")).collect();
     assert!(!kustomizations.is_empty(), "there is no kustomization.yaml");
-    for kustomization in kustomizations {
+    for kustomization in &kustomizations {
         let folder = kustomization.path.parent().expect("a folder");
         let content: Value = serde_saphyr::from_str(&kustomization.text).expect("YAML");
         let resources = content["resources"].as_array().expect("a list of resources");
-        let listed: BTreeSet<_> =
-            resources.iter().filter_map(Value::as_str).map(|name| folder.join(name)).collect();
+        let (bases, listed): (Vec<_>, Vec<_>) =
+            resources.iter().filter_map(Value::as_str).partition(|name| name.starts_with("../"));
+        for base in bases {
+            let beside = folder.parent().expect("a folder above").join(base.trim_start_matches("../"));
+            let found = kustomizations.iter().any(|other| other.path.parent() == Some(&beside));
+            assert!(found, "{}: there is no {base}", kustomization.path.display());
+        }
+        let listed: BTreeSet<_> = listed.iter().map(|name| folder.join(name)).collect();
         let present: BTreeSet<_> = files
             .iter()
             .filter(|file| file.path.parent() == Some(folder) && file.has_extension("yaml"))

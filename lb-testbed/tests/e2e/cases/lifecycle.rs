@@ -76,7 +76,16 @@ pub fn cleanup_removes_everything(world: &mut World) -> Result<()> {
     let outside = service.node_port(world.node(0), Family::V4, To::Http);
     answered_by(&world.client().get(&[outside], 3)?, &[1, 3])?;
     world.take_agent(0)?.stop()?;
-    cleanup(world.node(0))?;
+    // What a former kube-proxy left is told of, and stays: this may be the way back to it.
+    let table = ["table", "ip", "kube-proxy"];
+    let nft = |verb| world.node(0).host.place.run("nft", [&[verb], &table[..]].concat());
+    nft("add")?;
+    let said = cleanup(world.node(0))?;
+    nft("delete")?;
+    ensure!(
+        said.contains("`lb cleanup --kube-proxy` removes them"),
+        "kube-proxy's table is not told of: {said}"
+    );
     // The kernel's own maps.debug and progs.debug are in every BPF file system.
     let left: Vec<_> = fs::read_dir(&world.node(0).bpffs)?
         .flatten()
