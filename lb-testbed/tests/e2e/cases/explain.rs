@@ -82,6 +82,59 @@ fn explain(world: &World, to: To, source: &str, target: SocketAddr) -> Result<Sa
     serde_json::from_str(&text).with_context(|| format!("read what lb {arguments:?} printed: {text}"))
 }
 
+/// Whether `lb explain` says of a request what a cell of the [matrix](super::matrix) says of its traffic.
+pub fn agrees_with_cell(
+    world: &World,
+    source: &str,
+    target: SocketAddr,
+    to: To,
+    kind: &str,
+    cell: &str,
+) -> Result<()> {
+    let family = Family::of(target.ip());
+    let from_pod = |pod: usize, node: usize, origin| (world.pod(pod).host.address(family), node, origin);
+    let (address, node, origin) = match source {
+        "pod here" => from_pod(2, 0, "pod"),
+        // What it asks at a nodePort of the first node comes there as a packet.
+        "pod there" if kind == "NodePort" => from_pod(4, 0, "external"),
+        "pod there" => from_pod(4, 1, "pod"),
+        "outside" => (world.client().address(family), 0, "external"),
+        _ => (world.node(0).host.address(family), 0, "node"),
+    };
+    let target = match (source, family) {
+        ("localhost", Family::V4) => SocketAddr::new([127, 0, 0, 1].into(), target.port()),
+        ("localhost", Family::V6) => SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), target.port()),
+        _ => target,
+    };
+    let protocol = if to == To::Udp { "udp" } else { "tcp" };
+    let arguments =
+        ["explain", protocol, &address.to_string(), &target.to_string(), "--in", origin, "-o", "json"];
+    let text = world.agent(node)?.lb(&arguments)?;
+    let said: Said = serde_json::from_str(&text).with_context(|| format!("read {text}"))?;
+    let what = || format!("lb {arguments:?} says {text}");
+    let verdict = match cell {
+        "refused" => "reject",
+        "error" | "drop" => "drop",
+        _ => "forward",
+    };
+    ensure!(said.verdict == verdict, "the verdict should be {verdict}: {}", what());
+    ensure!(said.service.as_ref().is_some_and(|service| service.kind == kind), "{}", what());
+    let port = if to == To::Udp { UDP_PORT } else { HTTP_PORT };
+    // Each endpoint that answers, and whether it sees the node in the client's place.
+    let mut answering = Vec::new();
+    for word in if verdict == "forward" { cell.split_whitespace() } else { "".split_whitespace() } {
+        let pod = world.pod(word.trim_end_matches('\'').parse()?);
+        answering.push((pod.host.at(family, port), word.ends_with('\'')));
+    }
+    answering.sort();
+    let endpoints: Vec<_> = answering.iter().map(|(endpoint, _)| *endpoint).collect();
+    ensure!(said.endpoints == endpoints, "the endpoints should be {endpoints:?}: {}", what());
+    let chosen = said.chosen.and_then(|chosen| answering.iter().find(|(endpoint, _)| *endpoint == chosen));
+    ensure!(chosen.is_some() == (verdict == "forward"), "{}", what());
+    ensure!(said.source_rewritten == chosen.is_some_and(|(_, rewritten)| *rewritten), "{}", what());
+    Ok(())
+}
+
 fn ask(host: &Host, to: To, target: SocketAddr) -> Result<Vec<Exchange>> {
     match to {
         To::Udp => host.ask(target, Datagrams { connected: true, count: 4, size: 32, dont_fragment: false }),
