@@ -46,6 +46,10 @@ pub enum FailureKind {
     TimedOut,
     /// `EMSGSIZE`: the path's MTU is smaller than the datagram, and the kernel was told so.
     TooBig,
+    /// `EHOSTUNREACH`: no way there, or a packet to this Service would be dropped.
+    Unreachable,
+    /// `EPERM`: a local rule, or the Service's source ranges.
+    NotPermitted,
     Other,
 }
 
@@ -59,6 +63,10 @@ impl From<io::Error> for Failure {
             io::ErrorKind::ConnectionAborted => FailureKind::Aborted,
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => FailureKind::TimedOut,
             _ if error.raw_os_error() == Some(libc::EMSGSIZE) => FailureKind::TooBig,
+            io::ErrorKind::HostUnreachable => FailureKind::Unreachable,
+            io::ErrorKind::PermissionDenied if error.raw_os_error() == Some(libc::EPERM) => {
+                FailureKind::NotPermitted
+            }
             _ if error.raw_os_error() == Some(libc::EDESTADDRREQ) => FailureKind::Aborted,
             _ => FailureKind::Other,
         };

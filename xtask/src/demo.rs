@@ -370,10 +370,18 @@ impl Demo {
         self.screen.heading("Maps of node1");
         let Some(agent) = self.agents.first() else { bail!("no agent runs") };
         let services = agent.lb(&["get", "services"])?;
+        let (client, node) = (self.topology.client.v4.to_string(), self.topology.nodes[0].host.v4);
+        let node_port = self.services.iter().find_map(|applied| {
+            let mut ports = applied.service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            ports.find_map(|port| port.node_port)
+        });
+        let asked = format!("{node}:{}", node_port.context("no example has a nodePort")?);
+        let explain = ["lb", "explain", "tcp", &client, &asked, "--in", "external"];
         for (command, output) in [
             ("lb get services", services.clone()),
             ("lb get backends", agent.lb(&["get", "backends"])?),
             ("lb get flows", agent.lb(&["get", "flows"])?),
+            (&*explain.join(" "), agent.lb(&explain[1..])?),
         ] {
             self.screen.toned(command, Tone::Good);
             self.screen.excerpt(&output, 12);

@@ -154,7 +154,8 @@ impl<'a> Ask<'a> {
     pub fn expect(&self, cell: &str) -> Result<()> {
         match cell {
             "refused" => refused(&self.some(1)?),
-            "error" => failed_as(&self.some(1)?, FailureKind::Other),
+            "unreachable" => failed_as(&self.some(1)?, FailureKind::Unreachable),
+            "forbidden" => failed_as(&self.some(1)?, FailureKind::NotPermitted),
             "drop" => failed_as(&self.some(1)?, FailureKind::TimedOut),
             _ => self.answers(cell),
         }

@@ -114,7 +114,7 @@ pub fn agrees_with_cell(
     let what = || format!("lb {arguments:?} says {text}");
     let verdict = match cell {
         "refused" => "reject",
-        "error" | "drop" => "drop",
+        "unreachable" | "drop" => "drop",
         _ => "forward",
     };
     ensure!(said.verdict == verdict, "the verdict should be {verdict}: {}", what());

@@ -18,8 +18,8 @@ pub fn source_ranges(world: &mut World, family: Family) -> Result<()> {
     let service = Exposed::publish(world, "Cluster", &[1, 3], |_| {})?;
     let empty = Exposed::publish(world, "Cluster", &[], |object| allow(object, "192.0.2.1".parse().ok()))?;
     empty.wait_until_known(world)?;
-    let from_client = [("outside", "1 3'"), ("pod here", "error"), ("pod there", "error")];
-    let from_pod = [("outside", "drop"), ("pod here", "1 3"), ("pod there", "error")];
+    let from_client = [("outside", "1 3'"), ("pod here", "forbidden"), ("pod there", "forbidden")];
+    let from_pod = [("outside", "drop"), ("pod here", "1 3"), ("pod there", "forbidden")];
     let sources =
         [(world.client().address(family), from_client), (world.pod(2).host.address(family), from_pod)];
     for (allowed, expected) in sources {
@@ -44,7 +44,7 @@ pub fn source_ranges(world: &mut World, family: Family) -> Result<()> {
     // Without endpoints too: who is not allowed shall not learn that.
     let target = empty.address("LoadBalancer", world, family, To::Http);
     Ask::new(world, "outside", target, To::Http).expect("drop")?;
-    Ask::new(world, "pod here", target, To::Http).expect("error")
+    Ask::new(world, "pod here", target, To::Http).expect("forbidden")
 }
 
 fn allow(object: &mut Value, source: Option<IpAddr>) {
@@ -84,7 +84,7 @@ pub fn unknown_addresses(world: &mut World, family: Family) -> Result<()> {
             ))
         };
         routes("del")?;
-        let told = Ask::new(world, "pod here", nobody, to).expect("error");
+        let told = Ask::new(world, "pod here", nobody, to).expect("unreachable");
         routes("add")?;
         told.context("an address of no Service, pod here")?;
     }

@@ -17,7 +17,7 @@ use crate::world::{To, World};
 /// asked for at the first node. External addresses are routed to the first node.
 ///
 /// A cell has the endpoints that answer, all of them and no others. They see the client as who it is; with a `'` they see the
-/// first node in its place. `refused`: ECONNREFUSED. `error`: an error at once, at the socket. `drop`: silence.
+/// first node in its place. `refused`: ECONNREFUSED. `unreachable`: EHOSTUNREACH, at once, at the socket. `drop`: silence.
 const TABLE: &str = "
 address       policy   endpoints | pod here | pod there | node    | localhost | outside
 ClusterIP     Cluster  1 3       | 1 3      | 1 3       | 1 3     | -         | 1 3'
@@ -35,7 +35,7 @@ NodePort      Cluster  3         | 3        | 3'        | 3       | 3         | 
 ExternalIP    Cluster  3         | 3        | 3         | 3       | -         | 3'
 LoadBalancer  Cluster  3         | 3        | 3         | 3       | -         | 3'
 
-ClusterIP     Local    3         | error    | 3         | error   | -         | drop
+ClusterIP     Local    3      | unreachable | 3      | unreachable | -         | drop
 NodePort      Local    3         | 3        | 3'        | 3       | 3         | drop
 ExternalIP    Local    3         | 3        | 3         | 3       | -         | drop
 LoadBalancer  Local    3         | 3        | 3         | 3       | -         | drop
