@@ -286,8 +286,10 @@ pub mod address_flags {
     pub const SERVICE: u32 = 1 << 2;
     /// A ClusterIP: ports that its Service does not have are rejected.
     pub const CLUSTER_IP: u32 = 1 << 3;
-    /// The bits that follow from the node's devices.
-    pub const OF_NODE: u32 = NODE_PORTS | NODE;
+    /// The ClusterIP of a Service that another proxy serves: what is sent there is none of ours, and not lost either.
+    pub const OTHER_PROXY: u32 = 1 << 4;
+    /// The bits that follow from what is known of this host; the others follow from the Services that are served.
+    pub const OF_HOST: u32 = NODE_PORTS | NODE | OTHER_PROXY;
     /// The bits that follow from Services.
     pub const OF_SERVICES: u32 = SERVICE | CLUSTER_IP;
 }

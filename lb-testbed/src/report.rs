@@ -46,7 +46,7 @@ pub enum FailureKind {
     TimedOut,
     /// `EMSGSIZE`: the path's MTU is smaller than the datagram, and the kernel was told so.
     TooBig,
-    /// `EHOSTUNREACH`: no way there, or a packet to this Service would be dropped.
+    /// `EHOSTUNREACH` or `ENETUNREACH`: no way there, or a packet to this Service would be dropped.
     Unreachable,
     /// `EPERM`: a local rule, or the Service's source ranges.
     NotPermitted,
@@ -63,7 +63,7 @@ impl From<io::Error> for Failure {
             io::ErrorKind::ConnectionAborted => FailureKind::Aborted,
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => FailureKind::TimedOut,
             _ if error.raw_os_error() == Some(libc::EMSGSIZE) => FailureKind::TooBig,
-            io::ErrorKind::HostUnreachable => FailureKind::Unreachable,
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => FailureKind::Unreachable,
             io::ErrorKind::PermissionDenied if error.raw_os_error() == Some(libc::EPERM) => {
                 FailureKind::NotPermitted
             }

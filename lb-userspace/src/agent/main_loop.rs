@@ -108,7 +108,9 @@ impl MainLoop<'_> {
             self.service_health.send_modify(|wanted| wanted.update(health_checks));
         }
         self.close_sockets(&outcome);
-        if outcome.node_changed || outcome.service_cidrs_changed || outcome.complete {
+        let facts_changed =
+            outcome.node_changed || outcome.service_cidrs_changed || outcome.other_proxies_changed;
+        if facts_changed || outcome.complete {
             self.follow_host();
         }
         if outcome.complete {

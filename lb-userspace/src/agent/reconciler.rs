@@ -38,6 +38,7 @@ pub struct Outcome {
     pub complete: bool,
     pub node_changed: bool,
     pub service_cidrs_changed: bool,
+    pub other_proxies_changed: bool,
     pub health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
     /// What led to the changes of endpoints.
     pub triggers: Vec<Trigger>,
@@ -85,6 +86,7 @@ impl<T: Tables> Reconciler<T> {
             complete: changes.complete,
             node_changed: changes.node_changed,
             service_cidrs_changed: changes.service_cidrs_changed,
+            other_proxies_changed: changes.other_proxies_changed,
             health_checks: changes.health_checks,
             triggers: changes.triggers,
             raised: changes.raised,

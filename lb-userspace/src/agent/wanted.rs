@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::layout::KnownAddress;
+use lb_common::layout::{KnownAddress, address_flags};
 
 use super::networks::network_table;
 use crate::config::Config;
@@ -23,10 +23,16 @@ pub fn choices(config: &Config, state: &NodeState) -> Vec<Choice> {
     choose(state, &options)
 }
 
-/// Addresses of this node.
+/// Addresses of this node, and those of Services that other proxies serve.
 pub fn addresses(config: &Config, state: &NodeState, planner: &Planner) -> Vec<(IpAddr, KnownAddress)> {
     let of_node = planner.node().map(|node| &*node.addresses).unwrap_or_default();
-    node_addresses(state, &config.nodeport_addresses, of_node)
+    let mut known: BTreeMap<_, _> =
+        node_addresses(state, &config.nodeport_addresses, of_node).into_iter().collect();
+    for address in planner.addresses_of_other_proxies() {
+        known.entry(address).or_insert(KnownAddress { ifindex: 0, flags: 0 }).flags |=
+            address_flags::OTHER_PROXY;
+    }
+    known.into_iter().collect()
 }
 
 /// Networks whose addresses are pods.

@@ -81,7 +81,7 @@ impl Maps {
             .collect()
     }
 
-    /// Addresses of this node, with the flags that follow from its devices.
+    /// Addresses of this node and of Services of other proxies, with the flags that do not follow from Services served here.
     pub fn node_addresses(&self) -> io::Result<Vec<(IpAddr, KnownAddress)>> {
         let mut addresses = Vec::new();
         self.node_addresses_of::<[u8; 4]>(&mut addresses)?;
@@ -95,8 +95,8 @@ impl Maps {
     ) -> io::Result<()> {
         let table: Table<A, KnownAddress> = self.0.table(&format!("ADDRESSES_{}", A::SUFFIX))?;
         table.for_each(|address, value| {
-            if value.flags & address_flags::NODE != 0 {
-                let flags = value.flags & address_flags::OF_NODE;
+            if value.flags & address_flags::OF_HOST != 0 {
+                let flags = value.flags & address_flags::OF_HOST;
                 addresses.push((address.to_ip(), KnownAddress { flags, ..*value }));
             }
         })

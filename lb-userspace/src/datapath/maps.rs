@@ -476,14 +476,14 @@ impl HostMaps<'_> {
     pub fn put_address(&self, address: IpAddr, value: &KnownAddress) -> io::Result<()> {
         self.update_address(address, |known| KnownAddress {
             ifindex: value.ifindex,
-            flags: known.flags & !address_flags::OF_NODE | value.flags,
+            flags: known.flags & !address_flags::OF_HOST | value.flags,
         })
     }
 
     pub fn remove_address(&self, address: IpAddr) -> io::Result<()> {
         self.update_address(address, |known| KnownAddress {
             ifindex: 0,
-            flags: known.flags & !address_flags::OF_NODE,
+            flags: known.flags & !address_flags::OF_HOST,
         })
     }
 

@@ -37,6 +37,8 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
     pub health_check_node_port: Option<u16>,
+    /// Another proxy serves it (label `service.kubernetes.io/service-proxy-name`, KEP-2447): only its ClusterIPs are of interest.
+    pub other_proxy: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +83,9 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
         return Service::default();
     };
     if has_label(&service.metadata, PROXY_NAME_LABEL) {
-        return Service::default();
+        // What is wrong with it is for the other proxy to say.
+        let cluster_ips = cluster_ips(spec, &mut Problems::of("Service", object_name(&service.metadata)));
+        return Service { cluster_ips, other_proxy: true, ..Service::default() };
     }
     match spec.type_.as_deref() {
         Some("ExternalName") => return Service::default(),
@@ -119,6 +123,7 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
         health_check_node_port: health_check_node_port(spec, external_policy, problems),
         external_ips,
         cluster_ips,
+        other_proxy: false,
     };
     contradictions::report(spec, &converted, problems);
     converted

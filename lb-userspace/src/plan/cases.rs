@@ -25,6 +25,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -90,8 +91,12 @@ fn run(steps: &str) -> String {
         if changes.service_cidrs_changed {
             state.service_cidrs = planner.service_cidrs();
         }
+        if changes.other_proxies_changed {
+            state.other_proxies = planner.addresses_of_other_proxies();
+        }
         state.apply(changes);
         assert_eq!((state.node.as_ref(), &state.service_cidrs), (planner.node(), &planner.service_cidrs()));
+        assert_eq!(state.other_proxies, planner.addresses_of_other_proxies());
         assert_eq!(state.services.values().cloned().collect::<Vec<_>>(), sorted(planner.everything()));
         assert_eq!(state.problems, planner.problems().into_iter().collect::<Vec<_>>());
         if let Some((services, problems)) = from_api_server {
@@ -140,6 +145,7 @@ struct State {
     /// What the planner answers of the node and of ServiceCIDRs: taken over when it says that they changed.
     node: Option<Node>,
     service_cidrs: Vec<IpNet>,
+    other_proxies: BTreeSet<IpAddr>,
 }
 
 impl State {
@@ -196,6 +202,9 @@ impl State {
         }
         if !self.service_cidrs.is_empty() {
             writeln!(text, "ServiceCIDRs {:?}", self.service_cidrs).unwrap();
+        }
+        if !self.other_proxies.is_empty() {
+            writeln!(text, "other proxies {:?}", self.other_proxies).unwrap();
         }
         for problem in &self.problems {
             let sign = if problem.severity == Severity::Error { "!" } else { "?" };

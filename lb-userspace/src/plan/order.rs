@@ -66,6 +66,7 @@ prop_compose! {
             internal_policy,
             external_policy,
             health_check_node_port,
+            other_proxy: false,
         }
     }
 }

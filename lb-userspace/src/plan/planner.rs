@@ -1,5 +1,6 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -40,6 +41,8 @@ pub struct Changes {
     pub node_changed: bool,
     /// [`Planner::service_cidrs`] answers something else now.
     pub service_cidrs_changed: bool,
+    /// [`Planner::addresses_of_other_proxies`] answers something else now.
+    pub other_proxies_changed: bool,
     /// What led to the slices that are different now, in the order of the events.
     pub triggers: Vec<Trigger>,
     pub raised: Vec<Problem>,
@@ -81,6 +84,8 @@ pub struct Planner {
     service_of_slice: HashMap<ObjectName, ObjectName>,
     node: Option<Arc<Node>>,
     service_cidrs: BTreeMap<ObjectName, Arc<[IpNet]>>,
+    /// Services that other proxies serve.
+    other_proxies: BTreeSet<ObjectName>,
     claims: Claims,
     reports: BTreeMap<Origin, Vec<Problem>>,
     /// Bits of the [`Part`]s that have synced.
@@ -102,6 +107,7 @@ struct Before {
     reports: BTreeMap<Origin, Vec<Problem>>,
     node: Option<Arc<Node>>,
     service_cidrs: Option<Vec<IpNet>>,
+    other_proxies: Option<BTreeSet<IpAddr>>,
     triggers: Vec<Trigger>,
 }
 
@@ -114,6 +120,7 @@ impl Planner {
             service_of_slice: HashMap::new(),
             node: None,
             service_cidrs: BTreeMap::new(),
+            other_proxies: BTreeSet::new(),
             claims: Claims::default(),
             reports: BTreeMap::new(),
             synced: 0,
@@ -132,6 +139,7 @@ impl Planner {
             reports: BTreeMap::new(),
             node: self.node.clone(),
             service_cidrs: None,
+            other_proxies: None,
             triggers: Vec::new(),
         };
         for event in events {
@@ -143,6 +151,10 @@ impl Planner {
                 .service_cidrs
                 .as_ref()
                 .is_some_and(|cidrs| *cidrs != self.service_cidrs()),
+            other_proxies_changed: before
+                .other_proxies
+                .as_ref()
+                .is_some_and(|addresses| *addresses != self.addresses_of_other_proxies()),
             triggers: std::mem::take(&mut before.triggers),
             ..Changes::default()
         };
@@ -235,6 +247,12 @@ impl Planner {
         self.node.as_deref()
     }
 
+    /// ClusterIPs that other proxies serve.
+    pub fn addresses_of_other_proxies(&self) -> BTreeSet<IpAddr> {
+        let services = self.other_proxies.iter().filter_map(|name| self.services.get(name));
+        services.flat_map(|service| service.cluster_ips.iter().copied()).collect()
+    }
+
     /// The ranges of all ServiceCIDRs, sorted.
     pub fn service_cidrs(&self) -> Vec<IpNet> {
         let all: BTreeSet<_> = self.service_cidrs.values().flat_map(|cidrs| cidrs.iter().copied()).collect();
@@ -285,6 +303,17 @@ impl Planner {
         }
         for (claim, claimant) in new_claims {
             self.claims.insert(claim, claimant);
+        }
+        let of_other_proxy = service.as_ref().is_some_and(|service| service.other_proxy);
+        if of_other_proxy || self.other_proxies.contains(&name) {
+            if before.other_proxies.is_none() {
+                before.other_proxies = Some(self.addresses_of_other_proxies());
+            }
+            if of_other_proxy {
+                self.other_proxies.insert(name.clone());
+            } else {
+                self.other_proxies.remove(&name);
+            }
         }
         match service {
             Some(service) => self.services.insert(name, service),

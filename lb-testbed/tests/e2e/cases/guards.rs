@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lb_testbed::Family;
 use lb_testbed::topology::{SERVICE_CIDR_V4, SERVICE_CIDR_V6};
 use serde_json::{Value, json};
@@ -64,10 +64,24 @@ pub fn unknown_addresses(world: &mut World, family: Family) -> Result<()> {
     world.topology.manifests.write("cidrs.yaml", &[cidrs])?;
     let service = world.publish(&[1])?;
     let unknown_port = SocketAddr::new(service.cluster_ip(family, To::Http).ip(), 7);
+    // In the same range, but somebody else's business: nothing here answers it, and nothing drops it.
+    let theirs = world.new_service();
+    let mut object = theirs.service.object();
+    object["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
+    world.write(&theirs, &[object])?;
     let nobody = match family {
         Family::V4 => "10.96.250.250:80".parse()?,
         Family::V6 => "[fd00:96::fafa]:80".parse()?,
     };
+    let client = world.client().address(family).to_string();
+    for (target, verdict) in [(nobody, "drop"), (theirs.cluster_ip(family, To::Http), "pass")] {
+        eventually(|| {
+            let ask = ["explain", "tcp", &client, &target.to_string(), "--in", "external", "-o", "json"];
+            let said = world.agent(0)?.lb(&ask)?;
+            ensure!(said.contains(&format!("\"verdict\": \"{verdict}\"")), "{target}: {said}");
+            Ok(())
+        })?;
+    }
     for to in [To::Http, To::Udp] {
         for source in ["pod here", "node", "outside"] {
             let ask = Ask::new(world, source, unknown_port, to);

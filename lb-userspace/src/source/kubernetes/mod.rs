@@ -57,15 +57,17 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, KubernetesErro
 /// reported as a [`Problem`](crate::model::Problem), once.
 pub const LOG_FILTER: &str = "kube_client=off,kube_runtime=off";
 
-/// Not for other proxies (KEP-2447). The EndpointSlice controller copies the label to the slices.
-const FOR_THIS_PROXY: &str = "!service.kubernetes.io/service-proxy-name";
+/// Neither for other proxies (KEP-2447; the EndpointSlice controller copies the label of the Service) nor of headless Services.
+/// The Services of other proxies are followed all the same: their addresses must not be taken for unassigned ones.
+const SLICES_OF_THIS_PROXY: &str =
+    "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 
 /// Sends what the cluster holds and then every change of it, until nobody listens any more.
 pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Event>) {
     let services = follow(
         watcher(
             Api::<ApiService>::all(client.clone()),
-            watcher::Config::default().labels(FOR_THIS_PROXY).fields("spec.clusterIP!=None"),
+            watcher::Config::default().fields("spec.clusterIP!=None"),
         )
         .backoff(Pauses::default()),
         services(),
@@ -74,7 +76,7 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
     let slices = follow(
         watcher(
             Api::<EndpointSlice>::all(client.clone()),
-            watcher::Config::default().labels(&format!("{FOR_THIS_PROXY},!service.kubernetes.io/headless")),
+            watcher::Config::default().labels(SLICES_OF_THIS_PROXY),
         )
         .backoff(Pauses::default()),
         slices(this_node.clone()),
