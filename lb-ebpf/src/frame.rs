@@ -67,3 +67,12 @@ pub trait Frame {
         self.at::<T>(offset).map(|pointer| unsafe { pointer.write_unaligned(value) })
     }
 }
+
+/// Exchanges the addresses of an Ethernet header: the frame goes back to whom it came from.
+#[inline(always)]
+pub fn swap_link_addresses<K: Frame>(frame: &K) -> Option<()> {
+    let destination = frame.load::<[u8; 6]>(0)?;
+    let source = frame.load::<[u8; 6]>(6)?;
+    frame.store(0, source)?;
+    frame.store(6, destination)
+}

@@ -84,19 +84,13 @@ fn write<F: Header, K: Frame>(
     flow: &Flow<F::Addr>,
     forwarded: bool,
 ) -> Option<()> {
-    let addresses = difference(
-        F::sum(packet.key.src_addr) + F::sum(packet.key.dst_addr),
-        F::sum(flow.new_src_addr) + F::sum(flow.new_dst_addr),
-    );
+    let addresses = address_difference(packet, flow);
     // The transport header first: on an skb this calls helpers, after which no earlier pointer is valid.
     if packet.fragment != Fragment::Later {
         if packet.key.protocol == SCTP {
             update_crc(frame, packet, changed_ports(packet, flow))?;
         } else {
-            let ports = difference(
-                packet.key.src_port.to_be() as u64 + packet.key.dst_port.to_be() as u64,
-                flow.new_src_port.to_be() as u64 + flow.new_dst_port.to_be() as u64,
-            );
+            let ports = port_difference(packet, flow);
             let checksum = if packet.key.protocol == TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
             frame.update_checksum(packet, packet.l4 + checksum, addresses, ports)?;
         }
@@ -104,6 +98,24 @@ fn write<F: Header, K: Frame>(
     }
     F::finish(frame, packet, addresses, if forwarded { packet.ttl.wrapping_sub(1) } else { packet.ttl })?;
     store_addresses(frame, packet, flow.new_src_addr, flow.new_dst_addr)
+}
+
+/// By how much the sum of a packet's addresses changes with the tuple of `flow`, whichever of them becomes the source.
+#[inline(always)]
+pub fn address_difference<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> u64 {
+    difference(
+        F::sum(packet.key.src_addr) + F::sum(packet.key.dst_addr),
+        F::sum(flow.new_src_addr) + F::sum(flow.new_dst_addr),
+    )
+}
+
+/// The same of its ports.
+#[inline(always)]
+pub fn port_difference<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> u64 {
+    difference(
+        packet.key.src_port.to_be() as u64 + packet.key.dst_port.to_be() as u64,
+        flow.new_src_port.to_be() as u64 + flow.new_dst_port.to_be() as u64,
+    )
 }
 
 /// Writes the addresses of an IP header, without what follows from them.

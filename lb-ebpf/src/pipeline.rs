@@ -121,10 +121,7 @@ fn connect<'a, F: Header, K: Frame>(
 ) -> Result<&'a Flow<F::Addr>, Verdict> {
     let key = &packet.key;
     if flags == 0 {
-        return Err(match service::at_unknown::<F>(key.dst_addr) {
-            Destination::Unassigned => Verdict::Drop(Reason::UnassignedAddress),
-            _ => Verdict::Pass,
-        });
+        return Err(to_unknown::<F>(key.dst_addr));
     }
     // What opens nothing and has no flow may belong to kube-proxy and is passed on. XDP need not even look whether it goes
     // to a service: it comes by again in tc, and is counted there.
@@ -191,6 +188,15 @@ fn connect<'a, F: Header, K: Frame>(
             if can_finish { Ok(flow) } else { Err(Verdict::LeaveToTc) }
         }
         Err(reason) => Err(Verdict::Drop(reason)),
+    }
+}
+
+/// A packet to an address that is neither this node's nor a Service's.
+#[inline(always)]
+pub fn to_unknown<F: Header>(addr: F::Addr) -> Verdict {
+    match service::at_unknown::<F>(addr) {
+        Destination::Unassigned => Verdict::Drop(Reason::UnassignedAddress),
+        _ => Verdict::Pass,
     }
 }
 

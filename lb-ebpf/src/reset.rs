@@ -6,7 +6,7 @@ use lb_common::checksum::fold;
 use lb_common::layout::{TCP, tcp_flags};
 use lb_common::wire::{ETHERNET_LEN, TCP_CHECKSUM, TCP_DATA_OFFSET, TCP_LEN};
 
-use crate::frame::Frame;
+use crate::frame::{Frame, swap_link_addresses};
 use crate::packet::{Fragment, Packet, Parse};
 
 /// The segment that answers another one, as a closed port does (RFC 9293 3.10.7.1).
@@ -75,13 +75,4 @@ fn add(skb: *mut __sk_buff, offset: usize, sum: u64, flags: u64) -> Option<()> {
     // SAFETY: the helper checks the offset; packet pointers are read anew after it.
     let result = unsafe { bpf_l4_csum_replace(skb, offset as u32, 0, fold(sum) as u64, flags) };
     if result == 0 { Some(()) } else { None }
-}
-
-/// Sends a frame back to whom it came from.
-#[inline(always)]
-pub fn swap_link_addresses<K: Frame>(frame: &K) -> Option<()> {
-    let destination = frame.load::<[u8; 6]>(0)?;
-    let source = frame.load::<[u8; 6]>(6)?;
-    frame.store(0, source)?;
-    frame.store(6, destination)
 }

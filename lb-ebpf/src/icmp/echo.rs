@@ -3,17 +3,16 @@
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::generated::bpf_redirect;
 use lb_common::checksum::difference;
-use lb_common::layout::{address_flags, network_flags};
+use lb_common::layout::address_flags;
 use lb_common::reason::Reason;
 use lb_common::wire::{ETHERNET_LEN, ICMP_CHECKSUM};
 
 use super::OWN_TTL;
-use crate::client::network;
 use crate::count::count;
-use crate::frame::Frame;
+use crate::frame::{Frame, swap_link_addresses};
 use crate::nat::{Header, store_addresses};
 use crate::packet::Packet;
-use crate::reset::swap_link_addresses;
+use crate::pipeline;
 use crate::service::known;
 use crate::tc::Way;
 use crate::verdict::Verdict;
@@ -26,8 +25,8 @@ use crate::verdict::Verdict;
 #[inline(always)]
 pub fn request<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, way: Way) -> Verdict {
     let flags = known::<F>(&packet.key.dst_addr);
-    if flags == 0 && network::<F>(packet.key.dst_addr) & network_flags::SERVICES != 0 {
-        return Verdict::Drop(Reason::UnassignedAddress);
+    if flags == 0 {
+        return pipeline::to_unknown::<F>(packet.key.dst_addr);
     }
     if flags & (address_flags::SERVICE | address_flags::NODE) != address_flags::SERVICE {
         return Verdict::Pass;

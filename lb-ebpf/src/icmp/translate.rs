@@ -25,7 +25,7 @@ use crate::flow;
 use crate::frame::Frame;
 use crate::log;
 use crate::maps::Scratch;
-use crate::nat::{Header, store_addresses};
+use crate::nat::{Header, address_difference, port_difference, store_addresses};
 use crate::packet::{Packet, parse_quoted};
 use crate::route::Next;
 use crate::tc::Way;
@@ -109,14 +109,7 @@ fn rewrite_quoted<F: Header, K: Frame>(
     quoted: &Packet<F>,
     flow: &Flow<F::Addr>,
 ) -> Option<u64> {
-    let addresses = difference(
-        F::sum(quoted.key.src_addr) + F::sum(quoted.key.dst_addr),
-        F::sum(flow.new_src_addr) + F::sum(flow.new_dst_addr),
-    );
-    let ports = difference(
-        quoted.key.src_port.to_be() as u64 + quoted.key.dst_port.to_be() as u64,
-        flow.new_src_port.to_be() as u64 + flow.new_dst_port.to_be() as u64,
-    );
+    let (addresses, ports) = (address_difference(quoted, flow), port_difference(quoted, flow));
     // An IPv4 header always sums up to zero, its checksum sees to that.
     let mut change = ports + if F::IS_V6 { addresses } else { 0 };
     // The checksum of TCP is there only if more than the eight bytes that must be are quoted. SCTP's covers no addresses,

@@ -11,7 +11,7 @@ use lb_common::reason::Reason;
 use lb_common::wire::ETHERNET_LEN;
 
 use crate::count::count;
-use crate::frame::Frame;
+use crate::frame::{Frame, swap_link_addresses};
 use crate::log;
 use crate::maps::{DEVICES, Maps};
 use crate::nat::Header;
@@ -149,12 +149,7 @@ fn run<F: Header>(frame: &XdpFrame, l3: usize) -> u32 {
 pub fn floor(context: XdpContext) -> u32 {
     let frame = XdpFrame(context);
     let Some((_, l3)) = ethernet(&frame) else { return xdp_action::XDP_DROP };
-    let (Some(destination), Some(source), Some(_)) =
-        (frame.load::<[u8; 6]>(0), frame.load::<[u8; 6]>(6), frame.load::<u16>(l3))
-    else {
-        return xdp_action::XDP_DROP;
-    };
-    if frame.store(0, source).is_none() || frame.store(6, destination).is_none() {
+    if frame.load::<u16>(l3).is_none() || swap_link_addresses(&frame).is_none() {
         return xdp_action::XDP_DROP;
     }
     xdp_action::XDP_TX
