@@ -13,7 +13,7 @@ pub(super) fn external_ip_refused(service: (&ObjectName, &Service), ip: &IpAddr)
         service,
         ("spec.externalIPs".to_owned(), ProblemKind::NotAllowed),
         format!("{ip} is not among the external IPs that this cluster allows"),
-        "use an allowed address, or have the operator allow it (--allow-external-ips)",
+        "use an allowed address, or have the operator allow it (--external-ips)",
     )
 }
 
