@@ -17,24 +17,26 @@ use crate::http;
 use crate::place::Place;
 use crate::topology::{self, CLUSTER_CIDRS, Datapath, Node, Topology};
 
-/// `/healthz` of every agent, in its node's namespace.
+/// Address of `/healthz` of an agent, in the network namespace of its node.
 const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
-/// `/metrics` of every agent, in its node's namespace: the default of `lb agent`.
+/// Address of `/metrics` of an agent, in the network namespace of its node. `lb agent` uses it by
+/// default.
 pub const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
-/// An agent that has not synced by then has failed. Loading the programs takes seconds on a busy machine.
+/// How long an agent may take to sync. Loading the programs takes seconds on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// Tells which `lb` to run instead of building one.
+/// Environment variable with the path of the `lb` program. If it is not set, `lb` is built.
 const LB_VARIABLE: &str = "SLUICE_LB";
 
-/// Options beyond those that the node determines.
+/// Agent options that do not follow from the node.
 #[derive(Debug, Clone, Default)]
 pub struct AgentOptions {
-    /// API server to take the objects from, in place of the testbed's manifests.
+    /// Kubeconfig of the API server to watch. `None` watches the testbed's manifest folder.
     pub kubeconfig: Option<PathBuf>,
+    /// Further command-line arguments.
     pub arguments: Vec<String>,
 }
 
-/// A running agent. Dropping it kills the process and leaves what it loaded, as a crash would.
+/// A running agent. Dropping it kills the process, as a crash would: programs and maps stay pinned.
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
@@ -45,14 +47,14 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts the agent of a node and waits until it is synced and its maps are written.
+    /// Starts the agent of a node and waits until its initial sync is complete.
     pub fn start(topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Self> {
         let mut agent = Self::spawn(topology, node, options)?;
         agent.wait_until_healthy()?;
         Ok(agent)
     }
 
-    /// Starts the agent of a node and does not wait.
+    /// Starts the agent of a node without waiting for its initial sync.
     pub fn spawn(topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Self> {
         let lb = program()?.to_owned();
         let log = topology.folder().join(format!("{}-agent.log", node.host.name));
@@ -69,7 +71,7 @@ impl Agent {
         })
     }
 
-    /// Starts an agent that must not come up, and returns its exit status and what it said.
+    /// Starts an agent that is expected to exit with an error. Returns its exit status and output.
     pub fn start_refused(topology: &Topology, node: &Node) -> Result<(ExitStatus, String)> {
         let mut command = command(program()?, topology, node, &AgentOptions::default())?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -77,16 +79,17 @@ impl Agent {
         let deadline = Instant::now() + START_LIMIT;
         while process.0.try_wait()?.is_none() {
             if Instant::now() > deadline {
-                bail!("the second agent runs on instead of ending");
+                bail!("the agent is still running: it was expected to exit with an error");
             }
             thread::sleep(Duration::from_millis(20));
         }
-        let mut said = String::new();
-        process.0.stdout.take().context("no standard output")?.read_to_string(&mut said)?;
-        process.0.stderr.take().context("no standard error")?.read_to_string(&mut said)?;
-        Ok((process.0.wait()?, said))
+        let mut output = String::new();
+        process.0.stdout.take().context("no standard output")?.read_to_string(&mut output)?;
+        process.0.stderr.take().context("no standard error")?.read_to_string(&mut output)?;
+        Ok((process.0.wait()?, output))
     }
 
+    /// Path of the agent's log file.
     pub fn log(&self) -> &Path {
         &self.log
     }
@@ -95,41 +98,43 @@ impl Agent {
         self.process.0.id()
     }
 
-    /// Ends it as Kubernetes does and waits. The data path goes on.
+    /// Sends SIGTERM, as the kubelet does, and waits for the exit. The data path keeps working.
+    /// Returns an error if the exit status is not 0.
     pub fn stop(mut self) -> Result<()> {
         let pid = Pid::from_child(&self.process.0);
         kill_process(pid, Signal::TERM).context("send SIGTERM to the agent")?;
         let status = self.process.0.wait()?;
         if !status.success() {
-            bail!("the agent ended with {status} on SIGTERM\n{}", tail(&self.log));
+            bail!("the agent exited with {status} on SIGTERM\n{}", tail(&self.log));
         }
         Ok(())
     }
 
-    /// Ends it as the kernel does when memory is short. The data path goes on.
+    /// Sends SIGKILL, as the kernel's OOM killer does. The data path keeps working.
     pub fn kill(self) {}
 
-    /// Lets it outlive this process.
+    /// Leaves the agent running when this process ends.
     pub fn keep(self) {
         std::mem::forget(self);
     }
 
-    /// Runs `lb` with these arguments on the agent's node, on its maps, and returns what it printed.
+    /// Runs `lb` on the agent's node and on the agent's maps. Returns its standard output.
     pub fn lb(&self, arguments: &[&str]) -> Result<String> {
         lb(&self.lb, &self.place, &self.bpffs, arguments)
     }
 
-    /// Waits until it is synced and its maps are written.
+    /// Waits until `/healthz` returns 200: the initial sync is complete.
     pub fn wait_until_healthy(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
             if let Some(status) = self.process.0.try_wait()? {
-                return Err(self.failed(&format!("ended at once with {status}")));
+                return Err(self.failed(&format!("exited early with {status}")));
             }
             match http::get(&self.place, HEALTH, "/healthz") {
                 Ok(answer) if answer.status == 200 => return Ok(()),
                 Ok(answer) if Instant::now() > deadline => {
-                    return Err(self.failed(&format!("answers /healthz with {} for a minute", answer.status)));
+                    let problem = format!("still returns {} on /healthz after a minute", answer.status);
+                    return Err(self.failed(&problem));
                 }
                 Err(error) if Instant::now() > deadline => {
                     return Err(self.failed(&format!("does not answer /healthz: {error:#}")));
@@ -144,7 +149,7 @@ impl Agent {
     }
 }
 
-/// The command line of a node's agent.
+/// Returns the command that starts a node's agent.
 fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Command> {
     let (source, path) = match &options.kubeconfig {
         Some(path) => ("--kubeconfig", path.as_path()),
@@ -172,12 +177,12 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
     Ok(command)
 }
 
-/// Removes everything that agents put on a node: `lb cleanup`.
+/// Runs `lb cleanup` on a node: it removes everything that agents installed there.
 pub fn cleanup(node: &Node) -> Result<String> {
     lb(program()?, &node.host.place, &node.bpffs, &["cleanup"])
 }
 
-/// Runs `lb` with these arguments on a node, whether an agent runs there or not, and returns what it printed.
+/// Runs `lb` on a node, with or without a running agent. Returns its standard output.
 pub fn lb_on(node: &Node, arguments: &[&str]) -> Result<String> {
     lb(program()?, &node.host.place, &node.bpffs, arguments)
 }
@@ -187,7 +192,7 @@ fn lb(program: &Path, place: &Place, bpffs: &Path, arguments: &[&str]) -> Result
     crate::place::run(command.args(arguments).arg("--bpffs").arg(bpffs))
 }
 
-/// The last lines of a log, for a failure message.
+/// Returns the last 40 lines of a log file, for a failure message.
 pub fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_else(|error| format!("{}: {error}", log.display()));
     let lines: Vec<_> = text.lines().collect();
@@ -195,7 +200,8 @@ pub fn tail(log: &Path) -> String {
     format!("--- {}\n{}\n---", log.display(), lines[from..].join("\n"))
 }
 
-/// The `lb` program: that of `SLUICE_LB`, else built once by this process.
+/// Returns the path of the `lb` program: the value of `SLUICE_LB`, or else a program that this
+/// process builds once.
 pub fn program() -> Result<&'static Path> {
     static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     match PROGRAM.get_or_init(|| find_or_build().map_err(|error| format!("{error:#}"))) {
@@ -219,7 +225,7 @@ fn find_or_build() -> Result<PathBuf> {
         .status()
         .context("start cargo to build lb")?;
     if !status.success() {
-        bail!("cargo could not build lb ({status}); {LB_VARIABLE}=PATH takes one that is built");
+        bail!("cargo could not build lb ({status}); set {LB_VARIABLE} to the path of a built lb");
     }
     topology::sibling_program("lb")
 }

@@ -1,4 +1,5 @@
-//! What cases assert about answers. Failures are errors with the whole exchange in the message.
+//! Assertions of test cases about answers. A failed assertion is an error with the whole exchange in
+//! its message.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -8,29 +9,31 @@ use std::time::{Duration, Instant};
 use crate::report::{Answer, Exchange, FailureKind, LoadReport, PingReport, TransferReport};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-/// How long a change may take to show. Generous: the machine may be busy, and only failures wait so long.
+/// How long a change may take to become visible. It is generous because the machine may be busy. Only
+/// failing cases wait this long.
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// Repeats `attempt` until it succeeds; after [`LIMIT`] returns its last error.
+/// Repeats `attempt` until it succeeds. Returns its last error after [`LIMIT`].
 pub fn eventually(attempt: impl FnMut() -> Result<()>) -> Result<()> {
     eventually_within(LIMIT, attempt)
 }
 
-/// Repeats `attempt` until it succeeds; after `limit` returns its last error.
+/// Repeats `attempt` until it succeeds. Returns its last error after `limit`.
 pub fn eventually_within(limit: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {
         match attempt() {
             Ok(()) => return Ok(()),
             Err(error) if Instant::now() > deadline => {
-                return Err(error.context(format!("still so after {} s", limit.as_secs())));
+                return Err(error.context(format!("still failing after {} s", limit.as_secs())));
             }
             Err(_) => thread::sleep(Duration::from_millis(50)),
         }
     }
 }
 
-/// All requests were answered, by pods of these numbers, intact, and the client believes to speak with whom it asked.
+/// All requests were answered by one of these pods (1-based numbers), the payload arrived intact, and
+/// the client's socket shows the requested address as its peer.
 pub fn answered_by(exchanges: &[Exchange], pods: &[usize]) -> Result<()> {
     for exchange in exchanges {
         let answer = answer_of(exchange)?;
@@ -40,7 +43,7 @@ pub fn answered_by(exchanges: &[Exchange], pods: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// As [`answered_by`], and the endpoint saw one of these client addresses.
+/// Like [`answered_by`]. In addition, the endpoint saw one of these client addresses.
 pub fn answered(exchanges: &[Exchange], pods: &[usize], clients: &[IpAddr]) -> Result<()> {
     answered_by(exchanges, pods)?;
     for exchange in exchanges {
@@ -50,26 +53,26 @@ pub fn answered(exchanges: &[Exchange], pods: &[usize], clients: &[IpAddr]) -> R
     Ok(())
 }
 
-/// Each of these pods answered at least once.
+/// Only these pods answered, and each of them at least once.
 pub fn spread_over(exchanges: &[Exchange], pods: &[usize]) -> Result<()> {
     answered_by(exchanges, pods)?;
     for number in pods {
         let name = format!("pod{number}");
-        let by_it =
-            |exchange: &&Exchange| answer_of(exchange).is_ok_and(|answer| answer.greeting.pod == name);
-        ensure!(exchanges.iter().any(|exchange| by_it(&exchange)), "{name} got none of {}", exchanges.len());
+        let from_pod =
+            |exchange: &Exchange| answer_of(exchange).is_ok_and(|answer| answer.greeting.pod == name);
+        ensure!(exchanges.iter().any(from_pod), "{name} got none of {} requests", exchanges.len());
     }
     Ok(())
 }
 
-/// Each of these pods answered a fair number of times.
+/// Only these pods answered, and each of them as often as `fair` allows.
 pub fn evenly_over(exchanges: &[Exchange], pods: &[usize], fair: RangeInclusive<usize>) -> Result<()> {
     answered_by(exchanges, pods)?;
     for number in pods {
         let name = format!("pod{number}");
-        let by_it =
+        let from_pod =
             |exchange: &&Exchange| answer_of(exchange).is_ok_and(|answer| answer.greeting.pod == name);
-        let count = exchanges.iter().filter(by_it).count();
+        let count = exchanges.iter().filter(from_pod).count();
         ensure!(fair.contains(&count), "{name} got {count} of {} requests, not {fair:?}", exchanges.len());
     }
     Ok(())
@@ -80,12 +83,12 @@ pub fn refused(exchanges: &[Exchange]) -> Result<()> {
     failed_as(exchanges, FailureKind::Refused)
 }
 
-/// All requests failed in this way.
+/// All requests failed with this kind of failure.
 pub fn failed_as(exchanges: &[Exchange], kind: FailureKind) -> Result<()> {
     for exchange in exchanges {
         match &exchange.result {
             Err(failure) if failure.kind == kind => {}
-            other => bail!("{}: {other:?} instead of {kind:?}", exchange.target),
+            result => bail!("{}: {result:?} instead of {kind:?}", exchange.target),
         }
     }
     Ok(())
@@ -105,14 +108,14 @@ pub fn echoed(report: &PingReport) -> Result<()> {
     Ok(())
 }
 
-/// The load ran, and nothing of it failed.
+/// At least one request was sent, and none failed. `what` names the load in the error.
 pub fn without_failure(what: &str, report: &LoadReport) -> Result<()> {
     ensure!(report.requests > 0, "{what}: no request was sent");
     ensure!(report.failures == 0, "{what}: {report:?}");
     Ok(())
 }
 
-/// All bytes arrived, both ways.
+/// All bytes arrived intact in both directions.
 pub fn transferred(report: &TransferReport, bytes: u64) -> Result<()> {
     report.intact.clone().map_err(|reason| anyhow!("{reason}: {report:?}"))?;
     ensure!((report.sent, report.received) == (bytes, bytes), "not all of {bytes}: {report:?}");
@@ -123,6 +126,6 @@ fn answer_of(exchange: &Exchange) -> Result<&Answer> {
     let answer = exchange.result.as_ref().map_err(|failure| anyhow!("{failure}"));
     let answer = answer.with_context(|| format!("request to {}", exchange.target))?;
     ensure!(answer.greeting.intact, "the request arrived damaged: {exchange:?}");
-    ensure!(answer.peer == exchange.target, "the client sees another peer: {exchange:?}");
+    ensure!(answer.peer == exchange.target, "the client's socket shows another peer: {exchange:?}");
     Ok(answer)
 }

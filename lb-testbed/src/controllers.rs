@@ -1,5 +1,6 @@
-//! Stands in for the API server and its controllers: takes manifests as a person writes them, assigns ClusterIPs, places
-//! the replicas of Deployments on the testbed's pods, and makes the EndpointSlices.
+//! Replaces the API server and the controllers of a cluster: reads manifests as a user writes them,
+//! assigns ClusterIPs, places the replicas of Deployments on the testbed's pods, and creates the
+//! EndpointSlices.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,31 +12,32 @@ use serde_json::Value;
 
 use crate::Family;
 use crate::host::Listen;
-use crate::manifests::{ManifestDir, Port, Protocol, Service};
+use crate::manifests::{ManifestDir, Port, Protocol, ServiceManifest};
 use crate::topology::Pod;
 
-/// A Service of a manifest, with all that the cluster adds to it.
+/// A Service from a manifest, with everything that the cluster adds to it.
 #[derive(Debug, Clone)]
 pub struct Applied {
-    /// With addresses, and with port numbers where the manifest has names. ExternalName: neither addresses nor ports.
-    pub service: Service,
+    /// The Service with its addresses. Named target ports are resolved to numbers. A Service of type
+    /// ExternalName has neither addresses nor ports.
+    pub service: ServiceManifest,
     /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalName`.
-    pub kind: String,
-    /// Numbers of its endpoints among the pods that it was applied with.
+    pub service_type: String,
+    /// 0-based indices of its endpoints among the pods that it was applied with.
     pub pods: Vec<usize>,
     object: Value,
     file: String,
 }
 
 impl Applied {
-    /// Writes the Service and the slices of these pods into the agents' folder.
+    /// Writes the Service and the EndpointSlices of these pods into the agents' manifest folder.
     pub fn publish(&self, manifests: &ManifestDir, pods: &[&Pod]) -> Result<()> {
         let mut objects = vec![self.object.clone()];
         objects.extend(self.service.slices(pods));
         manifests.write(&self.file, &objects)
     }
 
-    /// Takes the Service out of the agents' folder.
+    /// Removes the Service from the agents' manifest folder.
     pub fn withdraw(&self, manifests: &ManifestDir) -> Result<()> {
         manifests.remove(&self.file)
     }
@@ -45,8 +47,8 @@ impl Applied {
     }
 }
 
-/// Reads every YAML file of a folder and gives each Service what the cluster would. Replicas are placed on pods
-/// `0..pods` in turn. The result is in the order of the files' names.
+/// Reads every YAML file of a folder and adds to each Service what the cluster would add. Replicas are
+/// placed on pods `0..pods` in turn. The result is in the order of the file names.
 pub fn apply(folder: &Path, pods: usize) -> Result<Vec<Applied>> {
     let mut objects = Vec::new();
     let mut files: Vec<_> = fs::read_dir(folder)
@@ -74,7 +76,7 @@ pub fn apply(folder: &Path, pods: usize) -> Result<Vec<Applied>> {
     Ok(applied)
 }
 
-/// Where the servers behind these Services must listen, by pod.
+/// Returns the ports that the servers behind these Services must listen on, by the index of the pod.
 pub fn listeners(services: &[Applied]) -> BTreeMap<usize, Listen> {
     let mut listeners: BTreeMap<usize, Listen> = BTreeMap::new();
     for applied in services {
@@ -100,14 +102,14 @@ fn assign(number: u16, file: &str, object: &Value, deployments: &[&Value], pods:
     let (metadata, spec) = (&object["metadata"], &object["spec"]);
     let name = text(&metadata["name"]).context("has no name")?.to_owned();
     let namespace = text(&metadata["namespace"]).unwrap_or("default").to_owned();
-    let kind = text(&spec["type"]).unwrap_or("ClusterIP").to_owned();
-    let mut service = Service { namespace, name, cluster_ips: Vec::new(), ports: Vec::new() };
+    let service_type = text(&spec["type"]).unwrap_or("ClusterIP").to_owned();
+    let mut service = ServiceManifest { namespace, name, cluster_ips: Vec::new(), ports: Vec::new() };
     let mut endpoints = Vec::new();
-    if kind != "ExternalName" {
+    if service_type != "ExternalName" {
         let deployment = deployments
             .iter()
             .find(|deployment| selects(&spec["selector"], deployment, &service.namespace))
-            .context("no Deployment has the labels of its selector")?;
+            .context("its selector matches no Deployment")?;
         let replicas = deployment["spec"]["replicas"].as_u64().unwrap_or(1) as usize;
         endpoints = (0..replicas).map(|replica| replica % pods).collect();
         service.ports = list(&spec["ports"]).map(|port| port_of(port, deployment)).collect::<Result<_>>()?;
@@ -121,9 +123,9 @@ fn assign(number: u16, file: &str, object: &Value, deployments: &[&Value], pods:
         object["spec"]["ipFamilies"] = serde_json::json!(["IPv4", "IPv6"]);
     }
     object["metadata"]["namespace"] = service.namespace.clone().into();
-    // One file a Service: several Services of one example change independently.
+    // Each Service has its own file, so that several Services of one example change independently.
     let file = format!("{file}-{}.yaml", service.name);
-    Ok(Applied { service, kind, pods: endpoints, object, file })
+    Ok(Applied { service, service_type, pods: endpoints, object, file })
 }
 
 fn selects(selector: &Value, deployment: &Value, namespace: &str) -> bool {
@@ -139,19 +141,19 @@ fn port_of(port: &Value, deployment: &Value) -> Result<Port> {
         "TCP" => Protocol::Tcp,
         "UDP" => Protocol::Udp,
         "SCTP" => Protocol::Sctp,
-        other => bail!("{other} is no protocol of Services"),
+        unknown => bail!("Services do not support the protocol {unknown}"),
     };
     let number = number(&port["port"])?.context("a port has no number")?;
     let target = match text(&port["targetPort"]) {
-        Some(name) => named(name, deployment)?,
+        Some(name) => container_port(name, deployment)?,
         None => self::number(&port["targetPort"])?.unwrap_or(number),
     };
     let name = text(&port["name"]).unwrap_or_default().to_owned();
     Ok(Port { name, protocol, port: number, target, node_port: self::number(&port["nodePort"])? })
 }
 
-/// Number of the container port of this name.
-fn named(name: &str, deployment: &Value) -> Result<u16> {
+/// Returns the number of the container port with this name.
+fn container_port(name: &str, deployment: &Value) -> Result<u16> {
     let port = list(&deployment["spec"]["template"]["spec"]["containers"])
         .flat_map(|container| list(&container["ports"]))
         .find(|port| text(&port["name"]) == Some(name))
@@ -161,7 +163,7 @@ fn named(name: &str, deployment: &Value) -> Result<u16> {
 
 fn number(value: &Value) -> Result<Option<u16>> {
     let Some(value) = value.as_u64() else { return Ok(None) };
-    value.try_into().map(Some).with_context(|| format!("{value} is no port number"))
+    value.try_into().map(Some).with_context(|| format!("{value} is not a port number"))
 }
 
 fn text(value: &Value) -> Option<&str> {
@@ -177,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_examples_get_what_a_cluster_would_give_them() {
+    fn the_examples_get_ports_endpoints_and_cluster_ips() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
         let applied = apply(&folder, 3).expect("the examples");
         let find = |name: &str| applied.iter().find(|one| one.service.name == name).expect(name);

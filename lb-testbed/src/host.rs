@@ -1,4 +1,4 @@
-//! A host of the testbed (client, node or pod) with what can be done on it: serve, ask, load, transfer.
+//! A host of the testbed (client, node or pod). It starts servers and sends requests.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use serde::de::DeserializeOwned;
 
 use crate::Family;
@@ -19,7 +20,7 @@ pub const UDP_PORT: u16 = 5353;
 pub const SCTP_PORT: u16 = 3868;
 pub const TRANSFER_PORT: u16 = 9000;
 
-/// Ports of the servers of one process.
+/// Ports that one server process listens on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listen {
     pub http: Vec<u16>,
@@ -38,28 +39,28 @@ pub struct Host {
     logs: PathBuf,
 }
 
-/// How datagrams are sent.
+/// How [`Host::send_datagrams`] sends datagrams.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Datagrams {
-    /// One connected socket (`connect`, `send`), else one unconnected socket (`sendto`).
+    /// True: one connected socket (`connect`, `send`). False: one unconnected socket (`sendto`).
     pub connected: bool,
     pub count: u32,
     /// Bytes of payload.
     pub size: usize,
-    /// Never fragment; a path that is too narrow is then an error.
+    /// Never fragment. A datagram that exceeds the path MTU then fails.
     pub dont_fragment: bool,
 }
 
-/// Protocol of [`Host::start_load`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Protocol and connections of [`Host::start_load`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LoadKind {
-    /// HTTP, each request on a connection of its own.
+    /// HTTP, one connection for each request
     NewConnections,
-    /// HTTP, all requests on one connection.
+    /// HTTP, all requests on one connection
     OneConnection,
-    /// UDP, each request on a socket of its own.
+    /// UDP, one socket for each request
     NewSockets,
-    /// UDP, all requests on one connected socket.
+    /// UDP, all requests on one connected socket
     OneSocket,
 }
 
@@ -86,6 +87,7 @@ impl Host {
         Self { name: name.to_owned(), place, v4, v6, tool: tool.to_owned(), logs }
     }
 
+    /// Returns the host's address of a family.
     pub fn address(&self, family: Family) -> IpAddr {
         match family {
             Family::V4 => self.v4.into(),
@@ -93,11 +95,13 @@ impl Host {
         }
     }
 
+    /// Returns the host's address of a family, with a port.
     pub fn at(&self, family: Family, port: u16) -> SocketAddr {
         SocketAddr::new(self.address(family), port)
     }
 
-    /// Starts servers of every kind at the testbed's own ports; they answer as `name`. Returns once they listen.
+    /// Starts servers of every kind on the default ports. Their answers carry `name`. Returns once they
+    /// listen.
     pub fn serve(&self, name: &str) -> Result<Process> {
         self.serve_at(
             name,
@@ -110,7 +114,8 @@ impl Host {
         )
     }
 
-    /// Starts servers at these ports of both addresses of this host.
+    /// Starts servers on these ports of both addresses of the host. Their answers carry `name`. Returns
+    /// once they listen.
     pub fn serve_at(&self, name: &str, listen: &Listen) -> Result<Process> {
         let log = self.logs.join(format!("{}-servers.log", self.name));
         let log = OpenOptions::new().create(true).append(true).open(log)?;
@@ -139,7 +144,8 @@ impl Host {
         Ok(Process(child))
     }
 
-    /// Sends `count` HTTP requests to each address, one connection each. Stops early after a few that nobody answers.
+    /// Sends `count` HTTP requests to each address, each on its own connection. Stops early after a few
+    /// requests without an answer.
     pub fn get(&self, targets: &[SocketAddr], count: u32) -> Result<Vec<Exchange>> {
         let mut command = self.tool("get")?;
         command.args(["--count", &count.to_string()]);
@@ -147,9 +153,9 @@ impl Host {
         json_of(&mut command)
     }
 
-    /// Sends datagrams from one socket.
-    pub fn ask(&self, target: SocketAddr, datagrams: Datagrams) -> Result<Vec<Exchange>> {
-        let mut command = self.tool("ask")?;
+    /// Sends datagrams from one socket and waits for the answer to each.
+    pub fn send_datagrams(&self, target: SocketAddr, datagrams: Datagrams) -> Result<Vec<Exchange>> {
+        let mut command = self.tool("datagrams")?;
         command.args(["--count", &datagrams.count.to_string(), "--size", &datagrams.size.to_string()]);
         if datagrams.connected {
             command.arg("--connected");
@@ -167,22 +173,23 @@ impl Host {
         json_of(command.arg(target.to_string()))
     }
 
-    /// Opens `count` SCTP associations, one after the other, over raw sockets: what is no socket call is translated as packets.
+    /// Opens `count` SCTP associations, one after the other, and sends a request over each. It uses raw
+    /// sockets, for which no cgroup program runs: only the packets are translated.
     pub fn associate(&self, target: SocketAddr, count: u32) -> Result<Vec<Exchange>> {
         json_of(self.tool("associate")?.args(["--count", &count.to_string(), &target.to_string()]))
     }
 
-    /// Sends `bytes` to a transfer server and receives as many from it, over one connection.
+    /// Sends `bytes` bytes to a transfer server and receives as many from it, over one connection.
     pub fn transfer(&self, target: SocketAddr, bytes: u64) -> Result<TransferReport> {
         json_of(self.tool("transfer")?.args(["--bytes", &bytes.to_string(), &target.to_string()]))
     }
 
-    /// Keeps a connected UDP socket.
-    pub fn hold_datagrams(&self, target: SocketAddr) -> Result<Held> {
+    /// Opens a connected UDP socket that stays open until the result is dropped.
+    pub fn hold_udp(&self, target: SocketAddr) -> Result<Held> {
         self.hold(&[], target)
     }
 
-    /// Keeps an HTTP connection.
+    /// Opens an HTTP connection that stays open until the result is dropped.
     pub fn hold_http(&self, target: SocketAddr) -> Result<Held> {
         self.hold(&["--tcp"], target)
     }
@@ -193,24 +200,24 @@ impl Host {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let input = child.stdin.take().context("no standard input")?;
         let mut output = BufReader::new(child.stdout.take().context("no standard output")?);
-        // "ready": it is connected, or has failed to.
+        // The process prints "ready" once it has connected or has failed to.
         output.read_line(&mut String::new())?;
         Ok(Held { _child: Process(child), input, output })
     }
 
-    /// Binds each address, with TCP or UDP, and gives it back.
+    /// Binds each address with TCP or UDP, and releases it at once.
     pub fn bind(&self, udp: bool, addresses: &[SocketAddr]) -> Result<Vec<Bound>> {
         let mut command = self.tool("bind")?;
         command.args(udp.then_some("--udp")).args(addresses.iter().map(SocketAddr::to_string));
         json_of(&mut command)
     }
 
-    /// Starts requests at a steady rate, until [`Load::finish`].
+    /// Sends requests at a steady rate until [`Load::finish`]. Returns when the first one is due.
     pub fn start_load(&self, kind: LoadKind, target: SocketAddr, per_second: u32) -> Result<Load> {
         let mut command = self.tool("load")?;
         command.args(["--kind", kind.argument(), "--rate", &per_second.to_string(), &target.to_string()]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        // The first line says that the first request was sent.
+        // The process prints a line before it sends the first request.
         let mut output = BufReader::new(child.stdout.take().context("the load has no standard output")?);
         output.read_line(&mut String::new())?;
         Ok(Load { child: Process(child), output })
@@ -228,7 +235,7 @@ impl Host {
 pub struct Process(pub(crate) Child);
 
 impl Process {
-    /// Lets it outlive this process.
+    /// Leaves the child running when this process ends.
     pub fn keep(self) {
         std::mem::forget(self);
     }
@@ -236,13 +243,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
+        // Both calls fail only if the child has already exited.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A connection or connected socket of a process of its own.
+/// A connection or connected socket that a child process keeps open.
 #[derive(Debug)]
 pub struct Held {
     _child: Process,
@@ -251,25 +258,26 @@ pub struct Held {
 }
 
 impl Held {
-    /// Sends a request on it as it is.
-    pub fn ask(&mut self) -> Result<Exchange> {
-        self.say("ask")
+    /// Sends a request on the connection or socket.
+    pub fn request(&mut self) -> Result<Exchange> {
+        self.command("request")
     }
 
-    /// Connects a socket to its target again, and sends a request.
-    pub fn connect(&mut self) -> Result<Exchange> {
-        self.say("connect")
+    /// Connects the UDP socket to its target again and sends a request.
+    pub fn reconnect(&mut self) -> Result<Exchange> {
+        self.command("reconnect")
     }
 
-    fn say(&mut self, line: &str) -> Result<Exchange> {
+    fn command(&mut self, line: &str) -> Result<Exchange> {
         writeln!(self.input, "{line}")?;
         let mut answer = String::new();
         self.output.read_line(&mut answer)?;
-        serde_json::from_str(&answer).with_context(|| format!("read what came of {line:?}: {answer:?}"))
+        serde_json::from_str(&answer)
+            .with_context(|| format!("parse the result of the command {line:?}: {answer:?}"))
     }
 }
 
-/// Requests that go on until [`Load::finish`].
+/// A running load. It ends with [`Load::finish`].
 #[derive(Debug)]
 pub struct Load {
     child: Process,
@@ -277,7 +285,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Stops sending, waits for the answers that are due, and returns what happened.
+    /// Stops sending, waits for outstanding answers, and returns the report.
     pub fn finish(mut self) -> Result<LoadReport> {
         drop(self.child.0.stdin.take());
         serde_json::from_reader(&mut self.output).context("read the report of the load")
@@ -289,5 +297,5 @@ fn json_of<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
     if !output.status.success() {
         bail!("{command:?}: {}", output.status);
     }
-    serde_json::from_slice(&output.stdout).with_context(|| format!("read what {command:?} printed"))
+    serde_json::from_slice(&output.stdout).with_context(|| format!("parse the output of {command:?}"))
 }

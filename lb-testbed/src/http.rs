@@ -1,4 +1,5 @@
-//! A plain HTTP request from inside a place, for what is not a server of the testbed: probes, health checks, metrics.
+//! Plain HTTP requests from a network namespace to endpoints that the testbed does not serve itself:
+//! probes, health checks, metrics.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,6 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::place::Place;
 
+/// Time limit for connecting and for each read.
 const LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,22 +20,22 @@ pub struct Response {
     pub body: String,
 }
 
-/// `GET path` from the network namespace of a place.
-pub fn get(place: &Place, at: SocketAddr, path: &str) -> Result<Response> {
-    place.inside(|| request(at, path))?.with_context(|| format!("GET http://{at}{path}"))
+/// Sends `GET path` to a server from the network namespace of a place.
+pub fn get(place: &Place, server: SocketAddr, path: &str) -> Result<Response> {
+    place.inside(|| request(server, path))?.with_context(|| format!("GET http://{server}{path}"))
 }
 
-fn request(at: SocketAddr, path: &str) -> Result<Response> {
-    let mut stream = TcpStream::connect_timeout(&at, LIMIT)?;
+fn request(server: SocketAddr, path: &str) -> Result<Response> {
+    let mut stream = TcpStream::connect_timeout(&server, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
-    let (head, body) = text.split_once("\r\n\r\n").context("no end of the header")?;
+    let (head, body) = text.split_once("\r\n\r\n").context("the response header has no end")?;
     let mut lines = head.lines();
     let status = lines.next().and_then(|line| line.split(' ').nth(1)).context("no status line")?;
     Ok(Response {
-        status: status.parse().with_context(|| format!("the status {status:?}"))?,
+        status: status.parse().with_context(|| format!("the status {status:?} is not a number"))?,
         headers: lines.map(str::to_ascii_lowercase).collect(),
         body: body.to_owned(),
     })

@@ -1,10 +1,12 @@
-//! A Kubernetes cluster of two nodes on one machine: network namespaces for nodes, pods and an outside client, real
-//! servers and clients as processes in them, and the Sluice agent as a child process on each node.
+//! A Kubernetes cluster of two nodes on one machine. Nodes, pods and an outside client are network
+//! namespaces. Servers and clients are real processes in them. The Sluice agent is a child process on
+//! each node.
 //!
-//! The end-to-end tests and `cargo xtask demo` are written with it. Read [`topology`] first, it has the picture.
+//! The end-to-end tests and `cargo xtask demo` use it. Read [`topology`] first: it has a diagram.
 //!
-//! Everything that one [`Topology`] makes carries the name of its [`RunId`], and one function,
-//! [`run::remove_everything_of`], takes it all away: from `drop`, after a panic, on Ctrl-C, and for runs whose process died.
+//! Everything that one [`Topology`] creates carries the name of its [`RunId`]. One function,
+//! [`run::remove_everything_of`], removes it all: on drop, after a panic, on Ctrl-C, and for runs whose
+//! process died.
 
 pub mod agent;
 pub mod check;
@@ -36,7 +38,7 @@ pub use place::Place;
 pub use run::RunId;
 pub use topology::{Datapath, Topology, Underlay};
 
-/// IPv4 or IPv6: nearly every case is run with both.
+/// IPv4 or IPv6. Nearly every case runs with both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
     V4,

@@ -1,4 +1,5 @@
-//! `lb-testbed`: the servers and clients of the testbed, one process each. Clients print JSON ([`lb_testbed::report`]).
+//! `lb-testbed`: the servers and clients of the testbed, one process each. Clients print JSON, see
+//! [`lb_testbed::report`].
 
 mod tool;
 
@@ -17,7 +18,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve HTTP, UDP, SCTP and transfers; print "ready" when all listen
+    /// Serve HTTP, UDP, SCTP and transfers; print "ready" when all servers listen
     Serve(tool::serve::Options),
     /// Send HTTP requests, one connection each
     Get {
@@ -27,12 +28,12 @@ enum Command {
         targets: Vec<SocketAddr>,
     },
     /// Send datagrams from one socket and wait for the answer to each
-    Ask(tool::ask::Options),
-    /// Keep one connection or connected socket, and use it when standard input says so
+    Datagrams(tool::datagrams::Options),
+    /// Keep one connection or connected socket and use it as standard input commands
     Hold(tool::hold::Options),
-    /// Bind addresses and say which could be bound
+    /// Bind addresses and report which of them could be bound
     Bind(tool::bind::Options),
-    /// Open SCTP associations over a raw socket and ask a question over each
+    /// Open SCTP associations over a raw socket and send a request over each
     Associate(tool::sctp::Options),
     /// Send requests at a steady rate until standard input ends
     Load(tool::load::Options),
@@ -53,7 +54,7 @@ async fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Serve(options) => tool::serve::run(options).await,
         Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
-        Command::Ask(options) => print(&tool::ask::run(&options)?),
+        Command::Datagrams(options) => print(&tool::datagrams::run(&options)?),
         Command::Hold(options) => tool::hold::run(&options).await,
         Command::Bind(options) => print(&tool::bind::run(&options)),
         Command::Associate(options) => print(&tool::sctp::run(&options)),
@@ -67,7 +68,7 @@ async fn main() -> Result<()> {
 async fn up() -> Result<()> {
     let cluster = Topology::build(Underlay::Routed, Datapath::Tc, &std::env::current_exe()?)?;
     println!("{}", cluster.id());
-    // The testbed's own handler removes the cluster and ends the process.
+    // The signal handler of `lb_testbed::run` removes the cluster and ends the process.
     std::future::pending().await
 }
 

@@ -1,4 +1,4 @@
-//! The folder of Kubernetes YAML that the agents watch, and the objects that go into it.
+//! The manifest folder that the agents watch, and the Kubernetes objects in it.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 use crate::Family;
 use crate::topology::{Node, Pod};
 
-/// A folder of manifests. Files appear, change and vanish in one step, as those of a mounted ConfigMap do.
+/// A folder of YAML manifests. Files are created, replaced and removed atomically, as in a mounted
+/// ConfigMap.
 #[derive(Debug)]
 pub struct ManifestDir {
     folder: PathBuf,
-    /// Beside the watched folder, on the same file system, so that renaming is atomic.
+    /// A folder next to the watched one, on the same file system, so that renaming is atomic.
     staging: PathBuf,
 }
 
@@ -45,7 +46,7 @@ impl ManifestDir {
         let staged = self.staging.join(file);
         fs::write(&staged, text)?;
         fs::rename(&staged, self.folder.join(file))
-            .with_context(|| format!("put the manifest {file} in place"))
+            .with_context(|| format!("move the manifest {file} into the watched folder"))
     }
 
     pub fn remove(&self, file: &str) -> Result<()> {
@@ -76,13 +77,14 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A port of a Service together with the number its endpoints listen on.
+/// A port of a Service, with the port number that its endpoints listen on.
 #[derive(Debug, Clone)]
 pub struct Port {
-    /// Empty for the only port of a Service.
+    /// May be empty if the Service has only one port.
     pub name: String,
     pub protocol: Protocol,
     pub port: u16,
+    /// The number that the endpoints listen on.
     pub target: u16,
     pub node_port: Option<u16>,
 }
@@ -105,23 +107,24 @@ impl Port {
     }
 }
 
-/// A dual-stack Service and its endpoints: what the API server and its controllers would hold.
+/// A Service from which the Kubernetes objects of it and its endpoints are made.
 #[derive(Debug, Clone)]
-pub struct Service {
+pub struct ServiceManifest {
     pub namespace: String,
     pub name: String,
     pub cluster_ips: Vec<IpAddr>,
     pub ports: Vec<Port>,
 }
 
-impl Service {
-    /// The Service and an EndpointSlice per family with these pods, all ready.
+impl ServiceManifest {
+    /// Returns the Service object and one EndpointSlice per family. All these pods are ready.
     pub fn with_endpoints(&self, pods: &[&Pod]) -> Vec<Value> {
         let mut objects = vec![self.object()];
         objects.extend(self.slices(pods));
         objects
     }
 
+    /// Returns the Service object.
     pub fn object(&self) -> Value {
         let ports: Vec<_> = self
             .ports
@@ -154,13 +157,13 @@ impl Service {
         })
     }
 
-    /// One EndpointSlice per family of the Service.
+    /// Returns one EndpointSlice per family of the Service, with these pods as ready endpoints.
     pub fn slices(&self, pods: &[&Pod]) -> Vec<Value> {
         let families = self.cluster_ips.iter().map(|ip| Family::of(*ip));
         families.map(|family| self.slice(family, pods)).collect()
     }
 
-    /// What the EndpointSlice controller makes of the Service and its pods, for one family.
+    /// Returns the EndpointSlice of one family, as the EndpointSlice controller would create it.
     pub fn slice(&self, family: Family, pods: &[&Pod]) -> Value {
         let ports: Vec<_> = self
             .ports
@@ -193,7 +196,7 @@ impl Service {
     }
 }
 
-/// The Node object of a testbed node.
+/// Returns the Node object of a testbed node.
 pub fn node(node: &Node) -> Value {
     let cidrs = [node.pod_cidr_v4(), node.pod_cidr_v6()];
     json!({

@@ -1,7 +1,7 @@
-//! The bytes that large transfers carry: a stream that both ends compute, so that the receiver compares every byte and
-//! a rewrite that damages or swaps data cannot go unnoticed behind a checksum that was "fixed" to match.
+//! The payload of requests and transfers: a byte stream that both ends compute. The receiver compares
+//! every byte. So it also finds damaged or swapped data whose checksum was updated to match.
 
-/// The 8-byte word number `index` of the stream (SplitMix64: no word repeats within any transfer made here).
+/// Returns the 8-byte word at `index` of the stream. SplitMix64 repeats no word within a transfer.
 fn word(index: u64) -> [u8; 8] {
     let mut z = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -9,7 +9,7 @@ fn word(index: u64) -> [u8; 8] {
     (z ^ (z >> 31)).to_le_bytes()
 }
 
-/// Fills `buffer` with the stream from byte `offset` on.
+/// Fills `buffer` with the stream, starting at byte `offset` of it.
 pub fn fill(buffer: &mut [u8], offset: u64) {
     let mut position = offset;
     let mut rest = buffer;
@@ -24,7 +24,8 @@ pub fn fill(buffer: &mut [u8], offset: u64) {
     }
 }
 
-/// Offset in the stream of the first byte of `received` that is not what [`fill`] puts there.
+/// Compares `received` with the stream from byte `offset` on. Returns the stream offset of the first
+/// byte that differs, or `None` if all bytes are equal.
 pub fn first_difference(received: &[u8], offset: u64) -> Option<u64> {
     let mut expected = vec![0; received.len()];
     fill(&mut expected, offset);
@@ -37,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_join_to_the_same_stream() {
+    fn pieces_filled_separately_join_to_the_same_stream() {
         let mut whole = [0; 100];
         fill(&mut whole, 0);
         let mut pieces = [0; 100];
@@ -48,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_byte_is_found_where_it_is() {
+    fn the_offset_of_a_changed_byte_is_found() {
         let mut bytes = [0; 64];
         fill(&mut bytes, 1000);
         assert_eq!(first_difference(&bytes, 1000), None);

@@ -1,4 +1,4 @@
-//! Where a process runs: a network namespace and a cgroup.
+//! The network namespace and the cgroup that a process runs in.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -14,7 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::run::creating;
 
-/// A network namespace by its `ip netns` name, and a directory of the cgroup-v2 hierarchy.
+/// A network namespace (by its `ip netns` name) and a directory of the cgroup-v2 hierarchy.
 #[derive(Debug, Clone)]
 pub struct Place {
     netns: String,
@@ -22,7 +22,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Makes both. Who calls it answers for their removal, see [`crate::run`].
+    /// Creates both. The caller is responsible for removing them, see [`crate::run`].
     pub fn create(netns: String, cgroup: PathBuf) -> Result<Self> {
         let _creating = creating();
         fs::create_dir_all(&cgroup).with_context(|| format!("create the cgroup {}", cgroup.display()))?;
@@ -30,7 +30,7 @@ impl Place {
         Ok(Self { netns, cgroup })
     }
 
-    /// The same network namespace with another cgroup, which is made.
+    /// Returns the same network namespace with another cgroup, which this function creates.
     pub fn in_cgroup(&self, cgroup: PathBuf) -> Result<Self> {
         let _creating = creating();
         fs::create_dir_all(&cgroup).with_context(|| format!("create the cgroup {}", cgroup.display()))?;
@@ -45,8 +45,8 @@ impl Place {
         &self.cgroup
     }
 
-    /// A command that will run here. Only the network namespace changes: `/sys` stays the machine's, because the mount
-    /// that `ip netns exec` puts over it hides the cgroup file systems below.
+    /// Returns a command that will run in the namespace and the cgroup. `/sys` remains the machine's.
+    /// (`ip netns exec` would mount a new `/sys`, which hides the cgroup file systems.)
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let namespace = self.open_netns()?;
         let procs = self.cgroup.join("cgroup.procs");
@@ -55,8 +55,8 @@ impl Place {
             .open(&procs)
             .with_context(|| format!("open {}", procs.display()))?;
         let mut command = Command::new(program);
-        // SAFETY: between fork and exec the closure makes two system calls on descriptors opened before the fork, and
-        // allocates nothing. "0" stands for the process that writes it.
+        // SAFETY: between fork and exec the closure makes two system calls on descriptors that were
+        // opened before the fork. It allocates nothing. Writing "0" moves the writing process.
         unsafe {
             command.pre_exec(move || {
                 move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -66,7 +66,7 @@ impl Place {
         Ok(command)
     }
 
-    /// Runs a command here to its end and returns what it printed.
+    /// Runs a command to its end in the namespace and the cgroup. Returns its standard output.
     pub fn run<S: AsRef<OsStr>>(
         &self,
         program: &str,
@@ -75,7 +75,7 @@ impl Place {
         run(self.command(program)?.args(arguments)).with_context(|| format!("in {}", self.netns))
     }
 
-    /// Runs the `ip` commands of `script`, one a line, by one process.
+    /// Runs the commands of `script` (one per line, without the leading `ip`) in one `ip` process.
     pub fn ip(&self, script: &str) -> Result<()> {
         let mut child = self
             .command("ip")?
@@ -95,7 +95,8 @@ impl Place {
         Ok(())
     }
 
-    /// Sets kernel parameters of this network namespace, given as `net/ipv4/ip_forward=1`. Fails for what is not there.
+    /// Sets kernel parameters of the network namespace. Each has the form `net/ipv4/ip_forward=1`.
+    /// Returns an error for a parameter that does not exist.
     pub fn sysctl(&self, settings: &[&str]) -> Result<()> {
         self.inside(|| {
             for setting in settings {
@@ -108,7 +109,8 @@ impl Place {
         })?
     }
 
-    /// Runs `work` on a thread of this process that is in the network namespace (but not in the cgroup).
+    /// Runs `work` on a thread of this process that has entered the network namespace, but not the
+    /// cgroup.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let namespace = self.open_netns()?;
         thread::scope(|scope| {
@@ -130,10 +132,11 @@ impl Place {
     }
 }
 
-/// Where `ip netns` keeps its names.
+/// The folder in which `ip netns` stores its names.
 pub const NETNS_DIR: &str = "/run/netns";
 
-/// Runs a command to its end; a failure shows the command and what it wrote to standard error.
+/// Runs a command to its end and returns its standard output. The error of a failed command has its
+/// arguments and standard error.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())

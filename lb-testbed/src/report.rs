@@ -1,4 +1,4 @@
-//! What the client processes print as JSON and the tests read: requests, their answers and their failures.
+//! Reports that the client processes print as JSON and the tests read: requests, answers, failures.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,14 +7,14 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// What a server says in its answer.
+/// The content of a server's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Greeting {
     /// Name of the pod that answers.
     pub pod: String,
-    /// The client's address as the server's socket shows it: the source address after all rewriting.
+    /// The client's address at the server's socket: the source address after all rewriting.
     pub client: SocketAddr,
-    /// The request carried the bytes of [`crate::pattern`] (true for requests without a body).
+    /// The request carried the bytes of [`crate::pattern`]. True for requests without a body.
     pub intact: bool,
 }
 
@@ -22,8 +22,8 @@ pub struct Greeting {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     pub greeting: Greeting,
-    /// With whom the client believes it speaks: `getpeername` of a connected socket, the source that `recvfrom` gave
-    /// for an unconnected one. Must be the address that was asked.
+    /// The server's address at the client's socket: `getpeername` of a connected socket, or the source
+    /// that `recvfrom` returned for an unconnected one. It must equal the requested address.
     pub peer: SocketAddr,
 }
 
@@ -36,19 +36,20 @@ pub struct Failure {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
-    /// `ECONNREFUSED`: an endpoint's RST, an ICMP unreachable, or the socket hook.
+    /// `ECONNREFUSED`: a TCP reset, an ICMP unreachable, or a cgroup program refused the call.
     Refused,
     /// `ECONNRESET`, or the server closed the connection early.
     Reset,
-    /// Somebody else closed the socket (`SOCK_DESTROY`): `ECONNABORTED`, and `EDESTADDRREQ` of a send before that is read.
+    /// `ECONNABORTED`: another process closed the socket (`SOCK_DESTROY`). A send that runs before the
+    /// application has read that error fails with `EDESTADDRREQ`.
     Aborted,
     /// No answer within the time limit.
     TimedOut,
-    /// `EMSGSIZE`: the path's MTU is smaller than the datagram, and the kernel was told so.
+    /// `EMSGSIZE`: the datagram exceeds the path MTU that the kernel has learned.
     TooBig,
-    /// `EHOSTUNREACH` or `ENETUNREACH`: no way there, or a packet to this Service would be dropped.
+    /// `EHOSTUNREACH` or `ENETUNREACH`: no route, or the Service drops the client's packets.
     Unreachable,
-    /// `EPERM`: a local rule, or the Service's source ranges.
+    /// `EPERM`: a local firewall rule, or the Service's source ranges.
     NotPermitted,
     Other,
 }
@@ -70,7 +71,7 @@ impl From<io::Error> for Failure {
             _ if error.raw_os_error() == Some(libc::EDESTADDRREQ) => FailureKind::Aborted,
             _ => FailureKind::Other,
         };
-        // The system's own words for a read time-out are "resource temporarily unavailable".
+        // The system's text for a read time-out is "resource temporarily unavailable".
         let message = match kind {
             FailureKind::TimedOut => "no answer in time".to_owned(),
             _ => error.to_string(),
@@ -85,49 +86,50 @@ impl fmt::Display for Failure {
     }
 }
 
-/// One request and what came of it.
+/// One request and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exchange {
-    /// The address that was asked.
+    /// The address that the request was sent to.
     pub target: SocketAddr,
     pub result: Result<Answer, Failure>,
 }
 
-/// What came of binding an address, see [`crate::Host::bind`].
+/// The result of binding one address, see [`crate::Host::bind`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bound {
     pub address: SocketAddr,
-    /// None: it was bound, and is free again.
+    /// `None`: the address was bound, and has been released again.
     pub errno: Option<i32>,
 }
 
-/// ICMP echo requests, see [`crate::Host::ping`].
+/// The results of ICMP echo requests, see [`crate::Host::ping`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PingReport {
     pub sent: u32,
-    /// By the address that was asked, with the same content.
+    /// Replies that came from the requested address with the same content.
     pub answered: u32,
-    /// What happened to the others.
+    /// One message for each request that was not answered.
     pub failures: Vec<String>,
 }
 
-/// Many requests over some time, see [`crate::Host::start_load`].
+/// The results of many requests over some time, see [`crate::Host::start_load`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadReport {
     pub requests: u64,
     pub failures: u64,
-    /// Answers by pod.
+    /// Number of answers from each pod, by its name.
     pub by_pod: BTreeMap<String, u64>,
     /// The first few failures, each with the time since the start.
     pub examples: Vec<String>,
     pub slowest_milliseconds: u64,
 }
 
-/// A large transfer both ways over one TCP connection; every byte is compared with [`crate::pattern`].
+/// The result of a transfer in both directions over one TCP connection. Every byte is compared with
+/// [`crate::pattern`]. Counts are in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferReport {
     pub sent: u64,
     pub received: u64,
-    /// `Err` says which end found what.
+    /// `Err` has the problem and the end that found it.
     pub intact: Result<(), String>,
 }

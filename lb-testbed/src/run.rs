@@ -1,7 +1,8 @@
-//! Names of everything a run makes, and how it is all removed again.
+//! Names and removes everything that a run creates.
 //!
-//! A run is named `slc-<pid>-<n>`. Its namespaces, its cgroup and its folder carry that name, so removal needs nothing
-//! but the name: it works from `drop`, from the signal handler, and from a later process when the first one was killed.
+//! A run is named `slc-<pid>-<n>`. Its namespaces, its cgroup and its folder carry that name, so removal
+//! needs only the name. It works on drop, in the signal handler, and in a later process if the first
+//! one was killed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,17 +22,17 @@ use crate::place::{self, NETNS_DIR};
 const PREFIX: &str = "slc";
 /// Folders of all runs: pins, manifests, logs.
 const RUNS_DIR: &str = "/run/sluice-testbed";
-/// A file of this name in a run's folder keeps [`sweep_dead`] away from it.
+/// [`sweep_dead`] skips a run whose folder has a file of this name.
 const KEEP_MARK: &str = "keep";
 
-/// Runs of this process that still exist; the signal handler removes them.
+/// Runs of this process that still exist. The signal handler removes them.
 static ALIVE: Mutex<Vec<RunId>> = Mutex::new(Vec::new());
 
-/// Held while something is created, and by the signal handler from the start of the removal to the end of the process:
-/// nothing can come into being behind its back.
+/// Held while something is created. The signal handler takes it before it removes anything and holds it
+/// until the process ends, so nothing can be created after the removal.
 static CREATING: Mutex<()> = Mutex::new(());
 
-/// Waits out nothing normally; while the process is being ended by a signal, forever.
+/// Takes [`CREATING`]. Blocks forever once the signal handler has started to remove the runs.
 pub(crate) fn creating() -> MutexGuard<'static, ()> {
     CREATING.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -41,7 +42,7 @@ pub(crate) fn creating() -> MutexGuard<'static, ()> {
 pub struct RunId(String);
 
 impl RunId {
-    /// A name that no other run has. From now on Ctrl-C removes what carries it.
+    /// Claims a name that no other run has. From now on Ctrl-C removes everything with this name.
     pub fn claim() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         static SIGNALS: Once = Once::new();
@@ -57,22 +58,22 @@ impl RunId {
         Ok(id)
     }
 
-    /// Folder for pins, manifests and logs.
+    /// Returns the folder for pins, manifests and logs.
     pub fn folder(&self) -> PathBuf {
         Path::new(RUNS_DIR).join(&self.0)
     }
 
-    /// The run's directory in the cgroup-v2 hierarchy; every process of the run is below it.
+    /// Returns the run's directory in the cgroup-v2 hierarchy. Every process of the run is below it.
     pub fn cgroup(&self) -> Result<PathBuf> {
         Ok(cgroup2_root()?.join(&self.0))
     }
 
-    /// Name of the run's network namespace for `role`.
+    /// Returns the name of the run's network namespace for `role`, for example `node1`.
     pub fn netns(&self, role: &str) -> String {
         format!("{}-{role}", self.0)
     }
 
-    /// Leaves the run in place when this process ends, until somebody calls [`remove_kept`].
+    /// Keeps the run when this process ends, until [`remove_kept`] is called.
     pub fn keep(&self) -> Result<()> {
         fs::write(self.folder().join(KEEP_MARK), "").context("mark the run as kept")?;
         alive().retain(|other| other != self);
@@ -83,7 +84,7 @@ impl RunId {
         self.folder().join(KEEP_MARK).exists()
     }
 
-    /// The process that made the run, by the name.
+    /// Returns the id of the process that created the run, taken from the name.
     fn pid(&self) -> Option<u32> {
         self.0.split('-').nth(1)?.parse().ok()
     }
@@ -99,7 +100,8 @@ fn alive() -> MutexGuard<'static, Vec<RunId>> {
     ALIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes processes, mounts, namespaces, cgroups and files of a run. Goes on past failures and returns the first one.
+/// Removes processes, mounts, namespaces, cgroups and files of a run. Continues after a failure, and
+/// returns the first one.
 pub fn remove_everything_of(id: &RunId) -> Result<()> {
     let mut result = Ok(());
     let mut note = |step: Result<()>| {
@@ -109,11 +111,12 @@ pub fn remove_everything_of(id: &RunId) -> Result<()> {
     };
     let cgroup = id.cgroup()?;
     if cgroup.exists() {
-        // Kills every process below at once (kernel 5.14), whatever it forked.
+        // Kills every process below, including forked ones, in one step (kernel 5.14).
         note(fs::write(cgroup.join("cgroup.kill"), "1").context("kill the processes of the run"));
         note(remove_cgroup(&cgroup));
     }
-    // A private BPF file system: unmounting drops the pins, and with them programs, links and maps.
+    // The BPF file systems are private to the run. Unmounting them drops the pins, and thereby the
+    // programs, links and maps.
     for mount in mounts_below(&id.folder())? {
         note(
             rustix::mount::unmount(&mount, UnmountFlags::DETACH)
@@ -126,19 +129,21 @@ pub fn remove_everything_of(id: &RunId) -> Result<()> {
     if id.folder().exists() {
         note(fs::remove_dir_all(id.folder()).with_context(|| format!("remove {}", id.folder().display())));
     }
-    // Goes when the last run went; somebody else's run in it is no failure.
+    // This succeeds for the last run only. A folder with other runs is not empty and stays.
     let _ = fs::remove_dir(RUNS_DIR);
     alive().retain(|other| other != id);
     result.with_context(|| format!("remove what {id} left"))
 }
 
-/// Removes the runs of processes that are gone (killed before they could clean up), except those that were kept.
+/// Removes the runs of processes that no longer exist: they were killed before they could clean up.
+/// Kept runs stay.
 pub fn sweep_dead() -> Result<()> {
     for id in existing() {
         let dead = id.pid().is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
         if dead && !id.is_kept() {
             let removed = remove_everything_of(&id);
-            // Two processes may sweep the same run at once; what counts is that it is gone.
+            // Two processes may sweep the same run at once. A failure counts only if the run is
+            // still there.
             if id.folder().exists() {
                 removed?;
             }
@@ -156,7 +161,7 @@ pub fn remove_kept() -> Result<Vec<RunId>> {
     Ok(kept)
 }
 
-/// Runs of which anything exists: each makes its folder first and loses it last.
+/// Returns the runs of which anything exists. A run creates its folder first and removes it last.
 fn existing() -> Vec<RunId> {
     let ours = |name: &String| name.split('-').count() == 3 && name.starts_with(&format!("{PREFIX}-"));
     names_in(Path::new(RUNS_DIR)).into_iter().filter(ours).map(RunId).collect()
@@ -171,7 +176,7 @@ fn names_in(folder: &Path) -> Vec<String> {
     entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Where the machine's cgroup-v2 hierarchy is mounted.
+/// Returns the mount point of the machine's cgroup-v2 hierarchy.
 pub fn cgroup2_root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").context("read /proc/mounts")?;
     let of_type = |line: &str| {
@@ -185,7 +190,7 @@ pub fn cgroup2_root() -> Result<PathBuf> {
         .context("no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
 }
 
-/// Mount points below `folder`, the innermost first.
+/// Returns the mount points below `folder`, the innermost first.
 fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string("/proc/mounts").context("read /proc/mounts")?;
     let mut below: Vec<_> = mounts
@@ -197,7 +202,8 @@ fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(below)
 }
 
-/// Removes a cgroup and those below it. Killed processes leave a cgroup a moment after the kill: EBUSY until then.
+/// Removes a cgroup and those below it. Removal fails with EBUSY until the killed processes have left
+/// the cgroup, which takes a moment.
 fn remove_cgroup(path: &Path) -> Result<()> {
     for entry in fs::read_dir(path)?.flatten() {
         if entry.file_type()?.is_dir() {
@@ -214,12 +220,13 @@ fn remove_cgroup(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// On the first Ctrl-C (or hang-up, or SIGTERM) removes all runs and ends the process as the signal would have.
+/// Installs a handler for SIGINT, SIGTERM and SIGHUP. It removes all runs and ends the process with the
+/// exit status that a shell reports for the signal.
 fn remove_all_on_signal() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            eprintln!("\ninterrupted: removing the namespaces");
+            eprintln!("\ninterrupted: removing the testbed");
             let _creating = creating();
             let ids = alive().clone();
             for id in ids {
@@ -238,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_owns_its_own_namespaces_only() {
+    fn a_run_owns_only_namespaces_with_its_name() {
         let id = RunId("slc-12-1".to_owned());
         assert!(belongs_to("slc-12-1-node1", &id));
         assert!(!belongs_to("slc-12-10-node1", &id));
@@ -246,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_maker_is_read_from_the_name() {
+    fn the_process_id_is_read_from_the_name() {
         assert_eq!(RunId("slc-4711-2".to_owned()).pid(), Some(4711));
         assert_eq!(RunId("slc-x-2".to_owned()).pid(), None);
     }

@@ -1,4 +1,5 @@
-//! The cluster: an outside client, two nodes on one Ethernet segment, two pods on each, IPv4 and IPv6 everywhere.
+//! The cluster: an outside client and two nodes on one Ethernet segment, two pods on each node, IPv4 and
+//! IPv6 everywhere.
 //!
 //! ```text
 //!   client                node1                              node2
@@ -12,9 +13,10 @@
 //!                                   fd00:244:1::11  ::12               fd00:244:2::11  ::12
 //! ```
 //!
-//! Nodes forward with strict reverse-path filtering. A pod has its node's end of the veth as gateway, as the `ptp` CNI
-//! plug-in does it. Pods of the other node are reached by plain routes, or through VXLAN devices with static neighbour
-//! and forwarding entries, as flannel sets them up, one device per family.
+//! Nodes forward with strict reverse-path filtering. The gateway of a pod is the node's end of its veth
+//! pair, as with the `ptp` CNI plug-in. The pods of the other node are reached by plain routes or through
+//! VXLAN devices. As with flannel, there is one VXLAN device per family, with static neighbour and
+//! forwarding entries.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -30,7 +32,7 @@ use crate::place::{self, Place};
 use crate::run::{self, RunId};
 use crate::xdp_pass;
 
-/// How pods of one node reach those of the other.
+/// How pods of one node reach pods of the other node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Underlay {
     /// The nodes have routes to each other's pod CIDR.
@@ -39,21 +41,21 @@ pub enum Underlay {
     Vxlan,
 }
 
-/// Which programs will handle packets from the underlay; veth devices must be prepared for XDP.
+/// The programs that will handle packets from the underlay. XDP needs specially prepared veth devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Datapath {
-    /// tc, with all offloads as the kernel sets them: segments of up to 64 KiB, checksums partial.
+    /// tc, with the kernel's default offloads: segments of up to 64 KiB and partial checksums.
     Tc,
-    /// The same, attached as on kernels before 6.6.
+    /// tc, attached through clsact as on kernels before 6.6.
     Clsact,
-    /// XDP, with complete checksums in every frame and peers that take what `XDP_TX` sends.
+    /// XDP, with complete checksums in every frame, and peer devices that receive `XDP_TX` frames.
     Xdp,
 }
 
-/// Everything that clients outside send to Services of these addresses goes to node1 as packets.
+/// Address ranges of Services. The outside client routes them to node1.
 pub const SERVICE_CIDR_V4: &str = "10.96.0.0/16";
 pub const SERVICE_CIDR_V6: &str = "fd00:96::/108";
-/// All pods of the cluster.
+/// Address ranges of all pods.
 pub const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:244::/32";
 
 const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 10, 0, 1);
@@ -63,38 +65,41 @@ const FAR_V4: Ipv4Addr = Ipv4Addr::new(10, 20, 0, 2);
 const FAR_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x20, 0, 0, 0, 0, 0, 2);
 const FAR_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 20, 0, 1);
 const FAR_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x20, 0, 0, 0, 0, 0, 1);
-/// The largest IP packet on the way to the far host.
+/// MTU (bytes of an IP packet) of the route to the far host.
 pub const FAR_MTU: u32 = 1300;
 
-/// What makes a host a router.
+/// Kernel parameters that turn a host into a router.
 const FORWARDING: [&str; 4] = [
     "net/ipv4/ip_forward=1",
     "net/ipv6/conf/all/forwarding=1",
-    // Every request to nowhere is told so, not only the first of a second.
+    // Send an ICMP error for every undeliverable packet, not only for the first in each second.
     "net/ipv4/icmp_ratelimit=0",
     "net/ipv6/icmp/ratelimit=0",
 ];
 
-/// VXLAN adds 50 bytes over IPv4 and 70 over IPv6; a pod's only device must fit both, and so the overlay has one MTU.
+/// MTU (bytes of an IP packet) of pods and VXLAN devices. VXLAN adds 50 bytes over IPv4 and 70 over IPv6.
+/// A pod has one device for both families, so the overlay has one MTU.
 pub const OVERLAY_MTU: u32 = 1430;
 
-/// A node: the agent runs here, and host-network clients.
+/// A node. The agent and clients with host networking run on it.
 #[derive(Debug)]
 pub struct Node {
     pub host: Host,
-    /// Mount point of the BPF file system of this node alone.
+    /// Mount point of the node's own BPF file system.
     pub bpffs: PathBuf,
-    /// Addresses of the VXLAN devices, which are the sources of what this node itself sends to pods of the other node.
+    /// Addresses of the VXLAN devices: the source addresses of packets from this node itself to pods of
+    /// the other node.
     overlay_v4: Ipv4Addr,
     overlay_v6: Ipv6Addr,
-    /// Addresses of the node's ends of the pods' devices.
+    /// Addresses of the node's ends of the pods' veth pairs.
     gateway_v4: Ipv4Addr,
     gateway_v6: Ipv6Addr,
     number: u8,
 }
 
 impl Node {
-    /// Every address of this node: what an endpoint may see as the client when the node rewrites the source.
+    /// Returns every address of this node. An endpoint sees one of them as the client if the node
+    /// rewrites the source.
     pub fn addresses(&self) -> [std::net::IpAddr; 6] {
         [
             self.host.v4.into(),
@@ -115,16 +120,16 @@ impl Node {
     }
 }
 
-/// A pod; its servers are started by the test with [`Host::serve`].
+/// A pod. The test starts its servers with [`Host::serve`].
 #[derive(Debug)]
 pub struct Pod {
     pub host: Host,
-    /// Name of the node that it runs on.
+    /// Name of the node that the pod runs on.
     pub node: String,
 }
 
 impl Pod {
-    /// Name of the node's end of its device.
+    /// Returns the name of the node's end of the pod's veth pair.
     pub fn device(&self) -> String {
         format!("veth-{}", self.host.name)
     }
@@ -134,7 +139,8 @@ impl Pod {
 #[derive(Debug)]
 pub struct Topology {
     pub client: Host,
-    /// Reaches the nodes through the client, which routes; the way back to it is narrower than all others ([`FAR_MTU`]).
+    /// A host behind the client, which routes its packets to the nodes. The route back to it has a
+    /// smaller MTU than all other routes ([`FAR_MTU`]).
     pub far: Host,
     pub nodes: [Node; 2],
     pub pods: [Pod; 4],
@@ -145,7 +151,8 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Builds it. `tool` is the `lb-testbed` program, which is every server and client.
+    /// Builds the cluster. `tool` is the path of the `lb-testbed` program: it contains all servers and
+    /// clients. Needs root.
     pub fn build(underlay: Underlay, datapath: Datapath, tool: &Path) -> Result<Self> {
         run::sweep_dead()?;
         let id = RunId::claim()?;
@@ -166,12 +173,12 @@ impl Topology {
         &self.id
     }
 
-    /// Where logs of servers and agents are.
+    /// Returns the folder with the logs of servers and agents.
     pub fn folder(&self) -> PathBuf {
         self.id.folder()
     }
 
-    /// Pods of a node, by the node's index.
+    /// Returns the pods of the node with this 0-based index.
     pub fn pods_of(&self, node: usize) -> &[Pod] {
         &self.pods[node * 2..node * 2 + 2]
     }
@@ -180,19 +187,20 @@ impl Topology {
         self.nodes.iter().find(|node| node.host.name == pod.node).context("every pod is on a node")
     }
 
-    /// Removes the device of a pod, by its number, with its addresses and routes. Sockets stay.
+    /// Removes the device, addresses and routes of the pod with this 1-based number. Its sockets stay.
     pub fn unplug(&self, pod: usize) -> Result<()> {
         let pod = &self.pods[pod - 1];
         self.node_of(pod)?.host.place.ip(&format!("link delete {}\n", pod.device()))
     }
 
-    /// Gives a pod that was unplugged a new device of the same name.
+    /// Gives an unplugged pod a new device with the same name.
     pub fn plug_in(&self, pod: usize) -> Result<()> {
         let pod = &self.pods[pod - 1];
         plug_in_pod(self.node_of(pod)?, pod, self.underlay)
     }
 
-    /// Somebody in the network of a pod whose sockets are none of this kernel's: a process outside the cgroups of all nodes.
+    /// Returns a host in the network namespace of a pod (1-based number), but outside the cgroups of all
+    /// nodes. It stands for a virtual machine: cgroup programs do not see its sockets.
     pub fn virtual_machine(&self, pod: usize) -> Result<Host> {
         let mut host = self.pods[pod - 1].host.clone();
         host.name = format!("vm-{}", host.name);
@@ -200,7 +208,7 @@ impl Topology {
         Ok(host)
     }
 
-    /// Lets the cluster outlive this process; [`run::remove_kept`] removes it.
+    /// Keeps the cluster when this process ends. [`run::remove_kept`] removes it.
     pub fn keep(self) -> Result<()> {
         self.id.keep()?;
         std::mem::forget(self);
@@ -210,7 +218,7 @@ impl Topology {
 
 impl Drop for Topology {
     fn drop(&mut self) {
-        // After Ctrl-C the signal handler does this, and ends the process.
+        // After Ctrl-C this blocks until the signal handler has removed the runs and ends the process.
         let _creating = run::creating();
         if let Err(error) = run::remove_everything_of(&self.id) {
             eprintln!("{error:#}");
@@ -250,22 +258,23 @@ impl Builder<'_> {
     fn host(&self, name: &str, cgroup: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Host> {
         let place = Place::create(self.id.netns(name), self.id.cgroup()?.join(cgroup))?;
         place.sysctl(&[
-            // Addresses work at once, not after a second of duplicate address detection.
+            // Make addresses usable at once, not after a second of duplicate address detection.
             "net/ipv6/conf/all/accept_dad=0",
             "net/ipv6/conf/default/accept_dad=0",
             "net/ipv6/conf/default/disable_ipv6=0",
             "net/ipv6/conf/all/disable_ipv6=0",
             "net/ipv4/conf/all/rp_filter=1",
             "net/ipv4/conf/default/rp_filter=1",
-            // Root may ping.
+            // Allow root to open ping sockets.
             "net/ipv4/ping_group_range=0 0",
         ])?;
         place.ip("link set lo up\n")?;
         Ok(Host::new(name, place, v4, v6, self.tool, self.id.folder()))
     }
 
-    /// A host behind the client. Both ends of the link take packets of 1500 bytes, so that TCP announces those; but the client's
-    /// route to it does not, and says so to who sends larger ones.
+    /// Creates the host behind the client. Both ends of the link accept packets of 1500 bytes, so TCP
+    /// announces a segment size for 1500 bytes. The client's route to the host has a smaller MTU, so the
+    /// client answers larger packets with an ICMP error.
     fn far(&self, client: &Host) -> Result<Host> {
         let far = self.host("far", "far", FAR_V4, FAR_V6)?;
         let (gateway_v4, gateway_v6) = (FAR_GATEWAY_V4, FAR_GATEWAY_V6);
@@ -289,25 +298,25 @@ impl Builder<'_> {
         Ok(far)
     }
 
-    /// The Ethernet segment: a bridge in a namespace of its own.
+    /// Creates the Ethernet segment: a bridge in its own network namespace.
     fn segment(&self) -> Result<Place> {
         let place = Place::create(self.id.netns("net"), self.id.cgroup()?.join("net"))?;
-        // Without snooping neighbour solicitations reach everybody from the first one on.
+        // Snooping is off so that the first neighbour solicitation already reaches all hosts.
         place.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up\n")?;
         if self.datapath == Datapath::Xdp {
             let program = self.pass_program();
-            self.mount_bpffs(program.parent().context("the program is pinned in a folder")?)?;
+            self.mount_bpffs(program.parent().context("the pin path of the program has no folder")?)?;
             xdp_pass::load_and_pin(&program)?;
         }
         Ok(place)
     }
 
-    /// Where the program for the ends of the segment's links is pinned.
+    /// Returns the pin path of the XDP program for the segment's ends of the links.
     fn pass_program(&self) -> PathBuf {
         self.id.folder().join("net").join("bpf").join("pass")
     }
 
-    /// Mounts a BPF file system that nobody else uses.
+    /// Mounts a new BPF file system.
     fn mount_bpffs(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder)?;
         let _creating = run::creating();
@@ -326,11 +335,12 @@ impl Builder<'_> {
             host.v4, host.v6
         ))?;
         if self.datapath == Datapath::Xdp {
-            // A packet of a local socket has only a partial checksum, and so has what GRO merged: without the offload
-            // the kernel completes it before the frame leaves for the XDP program of the next device.
+            // Packets of local sockets and packets that GRO merged have partial checksums. Without the
+            // offload the kernel completes the checksum before the frame reaches the XDP program of the
+            // next device.
             host.place.run("ethtool", ["--offload", "eth0", "tx", "off"])?;
             segment.run("ethtool", ["--offload", &port, "tx", "off"])?;
-            // Without a program at the other end of the link frames of XDP_TX do not arrive.
+            // Frames of XDP_TX arrive only if the other end of the link has an XDP program, too.
             segment.ip(&format!("link set {port} xdpdrv pinned {}\n", self.pass_program().display()))?;
         }
         Ok(())
@@ -343,8 +353,8 @@ impl Builder<'_> {
         let host = self.host(&name, &name, v4, v6)?;
         host.place.sysctl(&FORWARDING)?;
         self.plug_in(segment, &host)?;
-        // Without the unreachable routes, requests to a Service that does not exist (yet) would vanish at the default
-        // gateway, and whoever waits for the Service would wait for time-outs.
+        // The unreachable routes make requests to a missing Service fail at once. Without them the
+        // default gateway would drop the packets, and tests would wait for time-outs.
         host.place.ip(&format!(
             "route add default via {CLIENT_V4}\n\
              route add default via {CLIENT_V6}\n\
@@ -377,18 +387,18 @@ impl Builder<'_> {
         Ok(pod)
     }
 
-    /// Makes the pods of `other` reachable from `node`.
-    fn connect_nodes(&self, node: &Node, other: &Node) -> Result<()> {
-        let (cidr_v4, cidr_v6) = (other.pod_cidr_v4(), other.pod_cidr_v6());
-        let (v4, v6) = (other.host.v4, other.host.v6);
+    /// Makes the pods of `peer` reachable from `node`.
+    fn connect_nodes(&self, node: &Node, peer: &Node) -> Result<()> {
+        let (cidr_v4, cidr_v6) = (peer.pod_cidr_v4(), peer.pod_cidr_v6());
+        let (v4, v6) = (peer.host.v4, peer.host.v6);
         let mut script = String::new();
         match self.underlay {
             Underlay::Routed => {
                 write!(script, "route add {cidr_v4} via {v4}\nroute add {cidr_v6} via {v6}\n")?;
             }
             Underlay::Vxlan => {
-                let (own_mac, mac) = (vtep_mac(node, 4), vtep_mac(other, 4));
-                let (own_v4, peer_v4) = (node.overlay_v4, other.overlay_v4);
+                let (own_mac, mac) = (vtep_mac(node, 4), vtep_mac(peer, 4));
+                let (own_v4, peer_v4) = (node.overlay_v4, peer.overlay_v4);
                 write!(
                     script,
                     "link add flannel.1 address {own_mac} mtu {OVERLAY_MTU} type vxlan id 1 local {} dev eth0 dstport 8472 nolearning\n\
@@ -398,8 +408,8 @@ impl Builder<'_> {
                      route add {cidr_v4} via {peer_v4} dev flannel.1 onlink\n",
                     node.host.v4
                 )?;
-                let (own_mac, mac) = (vtep_mac(node, 6), vtep_mac(other, 6));
-                let (own_v6, peer_v6) = (node.overlay_v6, other.overlay_v6);
+                let (own_mac, mac) = (vtep_mac(node, 6), vtep_mac(peer, 6));
+                let (own_v6, peer_v6) = (node.overlay_v6, peer.overlay_v6);
                 write!(
                     script,
                     "link add flannel-v6.1 address {own_mac} mtu {OVERLAY_MTU} type vxlan id 1 local {} dev eth0 dstport 8472 nolearning udp6zerocsumrx\n\
@@ -415,7 +425,7 @@ impl Builder<'_> {
         if self.underlay == Underlay::Vxlan {
             let forwarding = |device: &str, family: u8, to: &dyn std::fmt::Display| {
                 let script =
-                    format!("fdb add {} dev {device} dst {to} self permanent\n", vtep_mac(other, family));
+                    format!("fdb add {} dev {device} dst {to} self permanent\n", vtep_mac(peer, family));
                 node.host.place.run("bridge", script.split_whitespace()).map(drop)
             };
             forwarding("flannel.1", 4, &v4)?;
@@ -425,7 +435,7 @@ impl Builder<'_> {
     }
 }
 
-/// Gives a pod its `eth0`, the other end of which is `veth-<pod>` on the node.
+/// Gives a pod its `eth0`. The other end of the veth pair is `veth-<pod>` on the node.
 fn plug_in_pod(node: &Node, pod: &Pod, underlay: Underlay) -> Result<()> {
     let mtu = match underlay {
         Underlay::Routed => 1500,
@@ -454,16 +464,16 @@ fn plug_in_pod(node: &Node, pod: &Pod, underlay: Underlay) -> Result<()> {
     ))
 }
 
-/// MAC address of a node's VXLAN device for a family (locally administered).
+/// Returns the (locally administered) MAC address of a node's VXLAN device for family 4 or 6.
 fn vtep_mac(node: &Node, family: u8) -> String {
     format!("02:00:00:00:{family:02x}:{:02x}", node.number)
 }
 
-/// Path of a program that cargo built beside the running one.
+/// Returns the path of a program that cargo built in the same folder as the running one.
 pub fn sibling_program(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("find the running program")?;
     let folder = own.parent().context("the running program has no folder")?;
-    // Test programs are in `deps/`.
+    // Cargo places test programs in `deps/`.
     let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
     Ok(folder.join(name))
 }

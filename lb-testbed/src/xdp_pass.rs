@@ -1,6 +1,8 @@
-//! The smallest XDP program: it passes every frame on. A veth device wakes up for the frames that `XDP_TX` puts into its
-//! ring only if it has a program of its own (`veth_xdp_flush` in drivers/net/veth.c; GRO alone lets them in, and lets
-//! them wait for the next ordinary frame).
+//! The smallest XDP program: it passes every frame.
+//!
+//! `XDP_TX` puts frames into the ring of the peer veth device. The peer processes them at once only if it
+//! has an XDP program of its own (`veth_xdp_flush` in drivers/net/veth.c). With GRO alone it accepts the
+//! frames, but processes them with the next ordinary frame.
 
 use std::ffi::CString;
 use std::io;
@@ -17,7 +19,7 @@ const PROG_TYPE_XDP: u32 = 6;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 
-/// The first fields of `union bpf_attr` for `BPF_PROG_LOAD`; the kernel takes the missing ones as zero.
+/// The first fields of `union bpf_attr` for `BPF_PROG_LOAD`. The kernel treats missing ones as zero.
 #[repr(C)]
 struct ProgLoad {
     prog_type: u32,
@@ -26,7 +28,7 @@ struct ProgLoad {
     license: u64,
 }
 
-/// The same for `BPF_OBJ_PIN`.
+/// The fields of `union bpf_attr` for `BPF_OBJ_PIN`.
 #[repr(C)]
 struct ObjPin {
     path: u64,
@@ -42,9 +44,9 @@ pub fn load_and_pin(path: &Path) -> Result<()> {
         instructions: INSTRUCTIONS.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
     };
-    // SAFETY: the pointers in the attributes are to constants.
+    // SAFETY: the pointers in the attributes point to constants.
     let fd = unsafe { bpf(BPF_PROG_LOAD, &load) }.context("load an XDP program (it needs root)")?;
-    // SAFETY: the kernel has just given this descriptor to us alone.
+    // SAFETY: the kernel has just returned this descriptor, so nothing else owns it.
     let program = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let name = CString::new(path.as_os_str().as_bytes())?;
     let pin = ObjPin { path: name.as_ptr() as u64, fd: program.as_raw_fd() as u32, flags: 0 };
@@ -53,12 +55,12 @@ pub fn load_and_pin(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `bpf(2)`.
+/// Calls `bpf(2)`.
 ///
 /// # Safety
-/// Pointers in `attributes` must be valid for what the command does with them.
+/// Pointers in `attributes` must be valid for the accesses that the command makes.
 unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the attributes are valid for the size given; the rest is promised by the caller.
+    // SAFETY: the attributes are valid for the given size. The caller guarantees the rest.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of_val(attributes))
     };

@@ -33,7 +33,7 @@ fn assert_reaches(client: &Host, addresses: &[IpAddr], server: &Host) {
         assert_plain(&exchanges, addresses, &server.name);
         for connected in [true, false] {
             let datagrams = Datagrams { connected, count: 1, size: 4000, dont_fragment: false };
-            let exchanges = client.ask(server.at(family, UDP_PORT), datagrams).expect("datagrams");
+            let exchanges = client.send_datagrams(server.at(family, UDP_PORT), datagrams).expect("datagrams");
             assert_plain(&exchanges, addresses, &server.name);
         }
     }

@@ -152,7 +152,7 @@ impl Demo {
             let endpoints = pods(&self.topology, &applied.pods);
             vec![
                 format!("{}/{}", service.namespace, service.name).into(),
-                applied.kind.as_str().into(),
+                applied.service_type.as_str().into(),
                 join(service.cluster_ips.iter().map(IpAddr::to_string).collect()).into(),
                 join(service.ports.iter().map(port).collect()).into(),
                 join(endpoints.iter().map(|pod| pod.host.name.clone()).collect()).into(),
@@ -225,7 +225,7 @@ impl Demo {
             Protocol::Tcp => client.get(&[target], ASKED)?,
             Protocol::Sctp => client.associate(target, ASKED)?,
             Protocol::Udp => {
-                client.ask(target, Datagrams { count: ASKED, size: 32, ..Datagrams::default() })?
+                client.send_datagrams(target, Datagrams { count: ASKED, size: 32, ..Datagrams::default() })?
             }
         };
         let answers = || exchanges.iter().flat_map(|exchange| &exchange.result);
@@ -397,7 +397,7 @@ impl Demo {
         let missing = self
             .services
             .iter()
-            .filter(|applied| applied.kind != "ExternalName")
+            .filter(|applied| applied.service_type != "ExternalName")
             .find(|applied| !services.contains(&applied.service.name))
             .map(|applied| format!("lb get services does not show {}", applied.service.name));
         self.check(missing);

@@ -1,4 +1,5 @@
-//! A client of the API server that does one thing at a time: `kubectl apply`, `kubectl delete`, `kubectl auth can-i`.
+//! A blocking client of the API server. It does what `kubectl apply`, `kubectl delete` and
+//! `kubectl auth can-i` do.
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,12 +23,12 @@ use serde_json::{Value, json};
 
 use crate::place::Place;
 
-/// Who owns the fields of what is applied.
+/// Field manager of the applied objects.
 const FIELD_MANAGER: &str = "testbed";
-/// Longer than any answer takes; only a server that hangs is given up.
+/// Time limit for connecting and for each read. No working server takes this long.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Speaks with the API server as the user of a kubeconfig, from the network namespace of a place.
+/// Sends requests to the API server as the user of a kubeconfig, from the network namespace of a place.
 #[derive(Debug)]
 pub struct Api {
     place: Place,
@@ -41,12 +42,12 @@ impl Api {
         Ok(Self { place: place.clone(), kubeconfig })
     }
 
-    /// Creates or changes an object so that it has exactly these fields, beside those that the server sets itself.
+    /// Creates or changes an object with server-side apply, including its status.
     pub fn apply(&self, object: &Value) -> Result<()> {
         self.patch(object, false)
     }
 
-    /// Says whether [`Self::apply`] would succeed.
+    /// Returns the error that [`Self::apply`] would return. Changes nothing (dry run).
     pub fn check(&self, object: &Value) -> Result<()> {
         self.patch(object, true)
     }
@@ -60,7 +61,7 @@ impl Api {
         .with_context(|| format!("delete {}", describe(object)))
     }
 
-    /// Whether this user may do this.
+    /// Returns whether the user has the right to `verb` on a resource of an API group.
     pub fn may(&self, verb: &str, group: &str, resource: &str) -> Result<bool> {
         let attributes = ResourceAttributes {
             verb: Some(verb.to_owned()),
@@ -77,7 +78,7 @@ impl Api {
         Ok(answer.status.context("the access review has no result")?.allowed)
     }
 
-    /// The Events about an object, by its kind and name.
+    /// Returns the Events about an object, which is given by its kind and name.
     pub fn events(&self, namespace: &str, kind: &str, name: &str) -> Result<Vec<Event>> {
         let fields = format!("regarding.kind={kind},regarding.name={name}");
         let list = self.call(async |client| {
@@ -87,7 +88,7 @@ impl Api {
         Ok(list.with_context(|| format!("list the Events of {kind} {namespace}/{name}"))?.items)
     }
 
-    /// A new token of a service account.
+    /// Requests a new token of a service account.
     pub(super) fn token(&self, namespace: &str, name: &str) -> Result<String> {
         let answer = self.call(async |client| {
             let accounts = KubeApi::<ServiceAccount>::namespaced(client, namespace);
@@ -111,7 +112,7 @@ impl Api {
         let params = PatchParams {
             dry_run,
             field_manager: Some(FIELD_MANAGER.to_owned()),
-            // Names the field that no such object has, instead of dropping it.
+            // The server refuses an unknown field and names it, instead of dropping it.
             field_validation: Some(ValidationDirective::Strict),
             ..PatchParams::default()
         };
@@ -121,8 +122,8 @@ impl Api {
             let status = object.data.as_object_mut().and_then(|fields| fields.remove("status"));
             api.patch(&name, &params, &Patch::Apply(&object)).await?;
             if let Some(status) = status {
-                // Not applied: the API server refuses the two addresses of one type that every dual-stack Node has
-                // (https://github.com/kubernetes/kubernetes/issues/121896).
+                // A merge patch: server-side apply refuses two addresses of one type, which every
+                // dual-stack Node has (https://github.com/kubernetes/kubernetes/issues/121896).
                 let params = PatchParams { dry_run, ..PatchParams::default() };
                 api.patch_status(&name, &params, &Patch::Merge(json!({ "status": status }))).await?;
             }
@@ -131,7 +132,8 @@ impl Api {
         .with_context(|| format!("apply {}", describe(object)))
     }
 
-    /// Runs `work` with a client. Its connection ends with it: the next call starts anew, also after the server did.
+    /// Runs `work` with a new client. Its connection ends with the call, so the next call also works
+    /// if the server has restarted in between.
     fn call<T: Send>(&self, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
         self.place.inside(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -146,10 +148,10 @@ impl Api {
     }
 }
 
-/// The resource that an object belongs to, and the object as kube has it.
+/// Returns the API for the kind and namespace of an object, and the object as kube's type.
 async fn locate(client: Client, object: &Value) -> Result<(KubeApi<DynamicObject>, DynamicObject)> {
     let object: DynamicObject = serde_json::from_value(object.clone()).context("not a Kubernetes object")?;
-    let types = object.types.as_ref().context("an object without apiVersion and kind")?;
+    let types = object.types.as_ref().context("the object has no apiVersion and kind")?;
     let kind = GroupVersionKind::try_from(types)?;
     let (resource, capabilities) = pinned_kind(&client, &kind).await?;
     let api = match (capabilities.scope, object.metadata.namespace.as_deref()) {
@@ -161,7 +163,7 @@ async fn locate(client: Client, object: &Value) -> Result<(KubeApi<DynamicObject
 }
 
 fn name_of(object: &DynamicObject) -> Result<String> {
-    object.metadata.name.clone().context("an object without a name")
+    object.metadata.name.clone().context("the object has no name")
 }
 
 fn describe(object: &Value) -> String {

@@ -1,8 +1,8 @@
-//! A real Kubernetes API server and its etcd as child processes on a host of the testbed. There are no controllers: who
-//! wants EndpointSlices writes them.
+//! A real Kubernetes API server and its etcd as child processes on a host of the testbed. No controllers
+//! run, so the tests write the EndpointSlices themselves.
 //!
-//! `cargo xtask k8s` builds `kube-apiserver` and says where it is; the tests find it by the environment variable
-//! `SLUICE_K8S_BIN`. etcd is the distribution's.
+//! `cargo xtask k8s` builds `kube-apiserver` and prints its folder. The tests read that folder from the
+//! environment variable `SLUICE_K8S_BIN`. etcd comes from the distribution's package.
 
 mod api;
 
@@ -22,18 +22,18 @@ use crate::agent::tail;
 use crate::host::{Host, Process};
 use crate::topology::{SERVICE_CIDR_V4, SERVICE_CIDR_V6};
 
-/// Tells the folder with `kube-apiserver`.
+/// Environment variable with the folder that contains `kube-apiserver`.
 const BIN_VARIABLE: &str = "SLUICE_K8S_BIN";
-/// The API server is ready in 5 s on an idle machine.
+/// How long the API server may take to become ready. It takes 5 s on an idle machine.
 const START_LIMIT: Duration = Duration::from_secs(90);
 const PORT: u16 = 6443;
-/// On the loopback device of the host's network namespace, so the ports are free.
+/// etcd listens on the loopback device of the host's own network namespace, where its ports are free.
 const ETCD_CLIENTS: &str = "http://127.0.0.1:2379";
 const ETCD_PEERS: &str = "http://127.0.0.1:2380";
-/// The ClusterIP that the API server gives to the Service `kubernetes` of itself: the first of the range.
+/// The ClusterIP of the Service `kubernetes`: the API server assigns the first address of the range.
 const OWN_CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const OWN_SERVICE_PORT: u16 = 443;
-/// Token of a user who may do everything.
+/// Token of a user with all rights.
 const ADMIN_TOKEN: &str = "admin-of-the-testbed";
 
 /// The API server with its etcd. Dropping it kills both.
@@ -42,12 +42,13 @@ pub struct ControlPlane {
     host: Host,
     folder: PathBuf,
     _etcd: Process,
-    /// `None` while it is stopped.
+    /// `None` while the API server is stopped.
     api_server: Option<Process>,
 }
 
 impl ControlPlane {
-    /// Starts both on `host` with their files in `folder`, and waits until the API server is ready.
+    /// Starts etcd and the API server on `host`, with their files in `folder`. Waits until the API
+    /// server is ready.
     pub fn start(host: &Host, folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         write_credentials(host, folder)?;
@@ -64,14 +65,15 @@ impl ControlPlane {
             "--initial-cluster",
             &format!("default={ETCD_PEERS}"),
         ]);
-        let etcd = spawn(&mut etcd, &folder.join("etcd.log")).context("Debian has it in `etcd-server`")?;
+        let etcd = spawn(&mut etcd, &folder.join("etcd.log"))
+            .context("on Debian, install the package `etcd-server`")?;
         let mut control_plane =
             Self { host: host.clone(), folder: folder.to_owned(), _etcd: etcd, api_server: None };
         control_plane.start_api_server()?;
         Ok(control_plane)
     }
 
-    /// Starts the API server again, with all the objects it had, and waits until it is ready.
+    /// Starts the API server, with all objects that etcd stores, and waits until it is ready.
     pub fn start_api_server(&mut self) -> Result<()> {
         let file = |name| self.folder.join(name);
         let mut command = self.host.place.command(program()?)?;
@@ -81,7 +83,7 @@ impl ControlPlane {
             .args(["--secure-port", &PORT.to_string()])
             .args(["--service-cluster-ip-range", &format!("{SERVICE_CIDR_V4},{SERVICE_CIDR_V6}")])
             .args(["--authorization-mode", "RBAC"])
-            // As kubeadm sets it: the agent's DaemonSet is.
+            // The agent's DaemonSet is privileged. kubeadm sets this flag, too.
             .arg("--allow-privileged")
             .args(["--service-account-issuer", "https://kubernetes.default.svc"])
             .arg("--tls-cert-file")
@@ -98,47 +100,51 @@ impl ControlPlane {
         self.wait_until_ready()
     }
 
-    /// Ends it as a crash would: all watches break, and nothing answers. What it stored stays.
+    /// Kills the API server, as a crash would: all watches break, and requests fail. etcd keeps the
+    /// objects.
     pub fn stop_api_server(&mut self) {
         self.api_server = None;
     }
 
-    /// A client that may do everything.
+    /// Returns a client with all rights.
     pub fn admin(&self) -> Result<Api> {
         Api::new(&self.host.place, &self.kubeconfig("admin", &self.address(), ADMIN_TOKEN)?)
     }
 
-    /// A client with the rights of a service account, as a pod that runs under it has them.
+    /// Returns a client with the rights of a service account, as in a pod that uses that account.
     pub fn service_account(&self, namespace: &str, name: &str) -> Result<Api> {
         Api::new(&self.host.place, &self.kubeconfig_of(namespace, name, &self.address())?)
     }
 
-    /// Writes a kubeconfig with a token of a service account, for the API server at this address.
-    pub fn kubeconfig_of(&self, namespace: &str, name: &str, at: &SocketAddr) -> Result<PathBuf> {
+    /// Writes a kubeconfig with a token of a service account and this API server address. Returns the
+    /// path of the file.
+    pub fn kubeconfig_of(&self, namespace: &str, name: &str, server: &SocketAddr) -> Result<PathBuf> {
         let token = self.admin()?.token(namespace, name)?;
-        self.kubeconfig(&format!("{namespace}-{name}-{}", at.ip()), at, &token)
+        self.kubeconfig(&format!("{namespace}-{name}-{}", server.ip()), server, &token)
     }
 
-    /// Where it listens.
+    /// Returns the address that the API server listens on.
     pub fn address(&self) -> SocketAddr {
         (self.host.v4, PORT).into()
     }
 
-    /// Where a Service proxy makes it appear: the ClusterIP of `kubernetes`.
+    /// Returns the address of the Service `kubernetes`, through which a Service proxy makes the API
+    /// server available.
     pub fn service_address(&self) -> SocketAddr {
         (OWN_CLUSTER_IP, OWN_SERVICE_PORT).into()
     }
 
+    /// Path of the API server's log file.
     pub fn log(&self) -> PathBuf {
         self.folder.join("kube-apiserver.log")
     }
 
-    fn kubeconfig(&self, name: &str, at: &SocketAddr, token: &str) -> Result<PathBuf> {
+    fn kubeconfig(&self, name: &str, server: &SocketAddr, token: &str) -> Result<PathBuf> {
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{ "name": "testbed", "cluster": {
-                "server": format!("https://{at}"),
+                "server": format!("https://{server}"),
                 "certificate-authority": self.folder.join(CERTIFICATE),
             }}],
             "users": [{ "name": name, "user": { "token": token } }],
@@ -157,7 +163,7 @@ impl ControlPlane {
         loop {
             let Some(Process(child)) = &mut self.api_server else { bail!("the API server was not started") };
             if let Some(status) = child.try_wait()? {
-                bail!("kube-apiserver ended with {status}\n{}", tail(&self.log()));
+                bail!("kube-apiserver exited with {status}\n{}", tail(&self.log()));
             }
             match admin.is_ready() {
                 Ok(()) => return Ok(()),
@@ -170,13 +176,14 @@ impl ControlPlane {
     }
 }
 
-/// Files of [`write_credentials`].
+/// Names of the files that [`write_credentials`] creates.
 const CERTIFICATE: &str = "server.crt";
 const PRIVATE_KEY: &str = "server.key";
 const PUBLIC_KEY: &str = "server.pub";
 const TOKENS: &str = "tokens.csv";
 
-/// One key for everything: the API server's certificate, which is its own authority, and the tokens it signs.
+/// Creates one key for everything: the API server's self-signed certificate, and the tokens that it
+/// signs.
 fn write_credentials(host: &Host, folder: &Path) -> Result<()> {
     let names = [IpAddr::from(host.v4), OWN_CLUSTER_IP.into()].map(|ip| ip.to_string());
     let own = rcgen::generate_simple_self_signed(names).context("make a certificate")?;
@@ -193,13 +200,13 @@ fn write_credentials(host: &Host, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The `kube-apiserver` program.
+/// Returns the path of the `kube-apiserver` program.
 pub fn program() -> Result<PathBuf> {
     let remedy = format!(
         "run `cargo xtask test --only cluster`, or build it with `cargo xtask k8s` and set {BIN_VARIABLE}"
     );
     let Some(folder) = std::env::var_os(BIN_VARIABLE) else {
-        bail!("{BIN_VARIABLE} does not say where kube-apiserver is: {remedy}");
+        bail!("{BIN_VARIABLE} is not set to the folder of kube-apiserver: {remedy}");
     };
     let program = PathBuf::from(folder).join("kube-apiserver");
     if !program.is_file() {
@@ -215,7 +222,7 @@ fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
     Ok(Process(child))
 }
 
-/// The documents of a manifest file.
+/// Returns the YAML documents of a manifest file.
 pub fn documents(path: &Path) -> Result<Vec<Value>> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     serde_saphyr::from_multiple(&text).with_context(|| format!("parse {}", path.display()))

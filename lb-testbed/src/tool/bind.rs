@@ -1,4 +1,4 @@
-//! Binding addresses, one after the other; each is given back at once.
+//! Binds addresses, one after the other, and releases each at once.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
@@ -7,7 +7,7 @@ use lb_testbed::report::Bound;
 
 #[derive(Args)]
 pub struct Options {
-    /// UDP instead of TCP
+    /// Bind UDP sockets instead of TCP listeners
     #[arg(long)]
     udp: bool,
     #[arg(required = true)]

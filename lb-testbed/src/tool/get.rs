@@ -1,4 +1,4 @@
-//! HTTP/1.1 requests.
+//! HTTP/1.1 requests, each on a new connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,16 +14,17 @@ use tokio::time::timeout;
 
 use super::REQUEST_LIMIT;
 
-/// Failures that take long (time-outs, unreachable hosts) after which no more requests are sent: the answer is known.
+/// After this many slow failures (time-outs, unreachable hosts) no more requests are sent: the others
+/// would fail, too.
 const SLOW_FAILURES: u32 = 3;
 
-/// `count` requests to each target, each on a connection of its own.
+/// Sends `count` requests to each target, each on its own connection.
 pub async fn run(targets: &[SocketAddr], count: u32) -> Vec<Exchange> {
     let mut exchanges = Vec::new();
     let mut slow = 0;
     for &target in targets {
         for _ in 0..count {
-            let result = timeout(REQUEST_LIMIT, one(target)).await.unwrap_or_else(|_| Err(timed_out()));
+            let result = timeout(REQUEST_LIMIT, request(target)).await.unwrap_or_else(|_| Err(timed_out()));
             slow += u32::from(result.as_ref().is_err_and(|failure| failure.kind != FailureKind::Refused));
             exchanges.push(Exchange { target, result });
             if slow == SLOW_FAILURES {
@@ -34,8 +35,8 @@ pub async fn run(targets: &[SocketAddr], count: u32) -> Vec<Exchange> {
     exchanges
 }
 
-/// One request on a new connection.
-pub async fn one(target: SocketAddr) -> Result<Answer, Failure> {
+/// Sends one request on a new connection.
+pub async fn request(target: SocketAddr) -> Result<Answer, Failure> {
     Connection::open(target).await?.request().await
 }
 
@@ -55,7 +56,7 @@ impl Connection {
         let peer = stream.peer_addr()?;
         let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http_failure)?;
-        // Ends with the connection; what goes wrong on it shows in the request.
+        // The task ends with the connection. The request reports the connection's errors.
         tokio::spawn(connection);
         Ok(Self { sender, peer })
     }
@@ -73,7 +74,7 @@ impl Connection {
     }
 }
 
-/// The I/O error behind a hyper error, where there is one.
+/// Returns the I/O error that caused a hyper error, if there is one.
 fn http_failure(error: hyper::Error) -> Failure {
     let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
     let kind = match source {

@@ -1,5 +1,6 @@
-//! One connection or one connected UDP socket that stays open. Each line on standard input makes it do something, and one line
-//! of JSON says what came of it: `ask` sends a request, `connect` connects to the target again.
+//! One connection or one connected UDP socket that stays open. Each line on standard input is a command:
+//! `request` sends a request, `reconnect` first connects the UDP socket to the target again. The result
+//! of each command is printed as one line of JSON.
 
 use std::io::BufRead;
 use std::net::SocketAddr;
@@ -14,12 +15,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::REQUEST_LIMIT;
-use super::ask::{self, ANSWER_LIMIT, any_address};
+use super::datagrams::{self, ANSWER_LIMIT, any_address};
 use super::get::{self, Connection};
 
 #[derive(Args)]
 pub struct Options {
-    /// HTTP over one connection, instead of datagrams
+    /// Hold an HTTP connection instead of a UDP socket
     #[arg(long)]
     tcp: bool,
     target: SocketAddr,
@@ -38,12 +39,12 @@ pub async fn run(options: &Options) -> Result<()> {
     while let Some(line) = lines.recv().await {
         let result = match (line.as_str(), &mut held) {
             (_, Err(failure)) => Err(failure.clone()),
-            ("ask", Ok(Held::Datagrams(socket))) => datagram(socket).await,
-            ("ask", Ok(Held::Http(connection))) => {
+            ("request", Ok(Held::Datagrams(socket))) => datagram(socket).await,
+            ("request", Ok(Held::Http(connection))) => {
                 timeout(REQUEST_LIMIT, connection.request()).await.unwrap_or_else(|_| Err(get::timed_out()))
             }
-            ("connect", Ok(Held::Datagrams(socket))) => connect_again(socket, target).await,
-            (other, _) => bail!("{other:?} is nothing that can be done"),
+            ("reconnect", Ok(Held::Datagrams(socket))) => reconnect(socket, target).await,
+            (unknown, _) => bail!("unknown command {unknown:?}"),
         };
         println!("{}", serde_json::to_string(&Exchange { target, result })?);
     }
@@ -59,23 +60,24 @@ async fn open(options: &Options) -> Result<Held, Failure> {
     Ok(Held::Datagrams(socket))
 }
 
-async fn connect_again(socket: &UdpSocket, target: SocketAddr) -> Result<Answer, Failure> {
-    // That it was closed is told once more to who waits for a datagram, unless somebody has read it.
+async fn reconnect(socket: &UdpSocket, target: SocketAddr) -> Result<Answer, Failure> {
+    // Reads the pending error of a socket that was closed. Otherwise the next `recv` would return it.
     let _ = socket.take_error();
     socket.connect(target).await?;
     datagram(socket).await
 }
 
 async fn datagram(socket: &UdpSocket) -> Result<Answer, Failure> {
-    let mut question = [0; 32];
-    pattern::fill(&mut question, 0);
-    socket.send(&question).await?;
+    let mut payload = [0; 32];
+    pattern::fill(&mut payload, 0);
+    socket.send(&payload).await?;
     let mut answer = vec![0; 65536];
     let length = timeout(ANSWER_LIMIT, socket.recv(&mut answer)).await.map_err(|_| get::timed_out())??;
-    ask::parse(&answer[..length], socket.peer_addr()?)
+    datagrams::parse(&answer[..length], socket.peer_addr()?)
 }
 
-/// The lines of standard input, read on a thread: the connection goes on meanwhile.
+/// Returns the lines of standard input. A thread reads them, so that the connection's task keeps
+/// running.
 fn lines() -> mpsc::UnboundedReceiver<String> {
     let (sender, receiver) = mpsc::unbounded_channel();
     thread::spawn(move || {

@@ -1,4 +1,5 @@
-//! Requests at a steady rate. Late answers do not slow down the requests that follow, except on one connection or socket.
+//! Requests at a steady rate. A late answer delays later requests only if all of them use one connection
+//! or socket.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -7,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use lb_testbed::host::LoadKind;
 use lb_testbed::pattern;
 use lb_testbed::report::{Answer, Failure, LoadReport};
 use tokio::net::UdpSocket;
@@ -15,29 +17,21 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::ask::{self, ANSWER_LIMIT};
+use super::REQUEST_LIMIT;
+use super::datagrams::{self, ANSWER_LIMIT, any_address};
 use super::get::{self, Connection};
-use super::{REQUEST_LIMIT, ask::any_address};
 
-/// How many failures are described.
+/// How many failures the report describes.
 const EXAMPLES: usize = 5;
 
 #[derive(Args)]
 pub struct Options {
     #[arg(long)]
-    kind: Kind,
-    /// Requests a second
+    kind: LoadKind,
+    /// Requests per second
     #[arg(long)]
     rate: u32,
     target: SocketAddr,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Kind {
-    NewConnections,
-    OneConnection,
-    NewSockets,
-    OneSocket,
 }
 
 pub async fn run(options: &Options) -> Result<LoadReport> {
@@ -48,9 +42,11 @@ pub async fn run(options: &Options) -> Result<LoadReport> {
     let mut ticks = interval(Duration::from_secs(1) / options.rate);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     match options.kind {
-        Kind::NewConnections | Kind::NewSockets => independent(options, ticks, stop, &recorder).await?,
-        Kind::OneConnection => one_connection(options.target, ticks, stop, &recorder).await,
-        Kind::OneSocket => one_socket(options.target, ticks, stop, &recorder).await,
+        LoadKind::NewConnections | LoadKind::NewSockets => {
+            independent(options, ticks, stop, &recorder).await?;
+        }
+        LoadKind::OneConnection => one_connection(options.target, ticks, stop, &recorder).await,
+        LoadKind::OneSocket => one_socket(options.target, ticks, stop, &recorder).await,
     }
     let report = report.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(report)
@@ -64,7 +60,7 @@ async fn independent(
 ) -> Result<()> {
     let (target, kind) = (options.target, options.kind);
     let mut requests = JoinSet::new();
-    announce();
+    signal_start();
     loop {
         tokio::select! {
             _ = stop.changed() => break,
@@ -74,8 +70,10 @@ async fn independent(
         requests.spawn(async move {
             let begin = Instant::now();
             let answer = match kind {
-                Kind::NewSockets => datagram(target).await,
-                _ => timeout(REQUEST_LIMIT, get::one(target)).await.unwrap_or_else(|_| Err(get::timed_out())),
+                LoadKind::NewSockets => datagram_on_new_socket(target).await,
+                _ => timeout(REQUEST_LIMIT, get::request(target))
+                    .await
+                    .unwrap_or_else(|_| Err(get::timed_out())),
             };
             recorder.record(begin, answer);
         });
@@ -97,11 +95,11 @@ async fn one_connection(
     let mut connection = match Connection::open(target).await {
         Ok(connection) => connection,
         Err(failure) => {
-            announce();
+            signal_start();
             return recorder.record(begin, Err(failure));
         }
     };
-    announce();
+    signal_start();
     while !stop_or_tick(&mut stop, &mut ticks).await {
         let begin = Instant::now();
         let answer = timeout(REQUEST_LIMIT, connection.request()).await;
@@ -119,13 +117,13 @@ async fn one_socket(
     let socket = match connected(target).await {
         Ok(socket) => socket,
         Err(failure) => {
-            announce();
+            signal_start();
             return recorder.record(begin, Err(failure));
         }
     };
-    announce();
+    signal_start();
     while !stop_or_tick(&mut stop, &mut ticks).await {
-        recorder.record(Instant::now(), question(&socket).await);
+        recorder.record(Instant::now(), datagram(&socket).await);
     }
 }
 
@@ -136,8 +134,8 @@ async fn stop_or_tick(stop: &mut watch::Receiver<bool>, ticks: &mut tokio::time:
     }
 }
 
-async fn datagram(target: SocketAddr) -> Result<Answer, Failure> {
-    question(&connected(target).await?).await
+async fn datagram_on_new_socket(target: SocketAddr) -> Result<Answer, Failure> {
+    datagram(&connected(target).await?).await
 }
 
 async fn connected(target: SocketAddr) -> Result<UdpSocket, Failure> {
@@ -146,7 +144,7 @@ async fn connected(target: SocketAddr) -> Result<UdpSocket, Failure> {
     Ok(socket)
 }
 
-async fn question(socket: &UdpSocket) -> Result<Answer, Failure> {
+async fn datagram(socket: &UdpSocket) -> Result<Answer, Failure> {
     let begin = Instant::now();
     let mut answer = [0; 2048];
     let mut payload = [0; 32];
@@ -154,20 +152,20 @@ async fn question(socket: &UdpSocket) -> Result<Answer, Failure> {
     socket.send(&payload).await?;
     let left = ANSWER_LIMIT.saturating_sub(begin.elapsed());
     let length = timeout(left, socket.recv(&mut answer)).await.map_err(|_| get::timed_out())??;
-    ask::parse(&answer[..length], socket.peer_addr()?)
+    datagrams::parse(&answer[..length], socket.peer_addr()?)
 }
 
-/// Tells the parent that requests go out from now on (or that none can).
-fn announce() {
+/// Signals the parent process that requests are sent from now on, or that connecting failed.
+fn signal_start() {
     println!("running");
 }
 
-/// Changes when the parent closes standard input, or ends.
+/// Returns a receiver whose value changes when the parent process closes standard input or exits.
 fn standard_input_ended() -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
     thread::spawn(move || {
         let _ = std::io::stdin().read(&mut [0]);
-        // The receiver is gone only when the requests ended by themselves.
+        // Sending fails only if the requests have ended by themselves and the receiver is gone.
         let _ = sender.send(true);
     });
     receiver

@@ -1,7 +1,7 @@
-//! One file per server or client.
+//! The servers and clients, one file each.
 
-pub mod ask;
 pub mod bind;
+pub mod datagrams;
 pub mod get;
 pub mod hold;
 pub mod load;
@@ -12,6 +12,6 @@ pub mod transfer;
 
 use std::time::Duration;
 
-/// How long a request may take. Longer than two retransmissions of a SYN (1 s, then 2 s), so that a lost packet on a
-/// busy machine is no failure, and a connection to nowhere is one.
+/// How long a request may take. The limit exceeds two retransmissions of a SYN (after 1 s and 3 s), so a
+/// packet that is lost on a busy machine does not count as a failure.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! Ping: ICMP echo requests, one after the other.
+//! ICMP echo requests, one after the other.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -10,9 +10,9 @@ use lb_testbed::pattern;
 use lb_testbed::report::{Failure, PingReport};
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 
-/// What is not answered by then is lost.
+/// How long to wait for a reply.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-/// Type, code, checksum, identifier and sequence number (RFC 792, RFC 4443 4.1).
+/// Bytes of type, code, checksum, identifier and sequence number (RFC 792, RFC 4443 4.1).
 const HEADER: usize = 8;
 
 #[derive(Args)]
@@ -26,7 +26,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<PingReport> {
-    // The kernel's ping sockets fill in identifier and checksum, and check those of the reply.
+    // A ping socket of the kernel fills in identifier and checksum, and checks those of the reply.
     let (family, protocol, request, reply) = match options.target {
         IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP, 8, 0),
         IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6, 128, 129),
@@ -49,7 +49,7 @@ pub fn run(options: &Options) -> Result<PingReport> {
         };
         match exchange() {
             Ok(true) => report.answered += 1,
-            Ok(false) => report.failures.push("another answer than to what was asked".to_owned()),
+            Ok(false) => report.failures.push("the reply does not match the request".to_owned()),
             Err(error) => report.failures.push(Failure::from(error).to_string()),
         }
     }

@@ -1,4 +1,5 @@
-//! The servers of a pod: HTTP, a UDP echo, SCTP, transfers. Each answer says who answers and which client it saw.
+//! The servers of a pod: HTTP, UDP, SCTP, transfers. Each answer names the pod and the client address
+//! that the server saw.
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
@@ -20,7 +21,7 @@ use super::{sctp, transfer};
 
 #[derive(Args)]
 pub struct Options {
-    /// Who answers
+    /// Name that the answers carry
     #[arg(long)]
     name: String,
     /// Address of an HTTP server
@@ -74,18 +75,19 @@ async fn serve_http(listener: TcpListener, name: Arc<str>) -> Result<()> {
                 )
             }
         });
-        // A client that goes away ends its own connection only.
+        // An error of one client ends only its own connection.
         tokio::spawn(async move {
             hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await
         });
     }
 }
 
-/// The answer is padded with spaces to the length of the question, so that both directions carry datagrams of that size.
+/// Answers each datagram. The answer is padded with spaces to the length of the request, so that both
+/// directions carry datagrams of that size.
 async fn serve_udp(socket: UdpSocket, name: Arc<str>) -> Result<()> {
     let mut buffer = vec![0; 65536];
     loop {
-        // An ICMP error for an earlier answer is reported here; the client it was for has gone.
+        // `recv_from` also returns the ICMP error that an earlier answer caused: that client has exited.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
         let intact = pattern::first_difference(&buffer[..length], 0).is_none();
         let mut answer = greeting(&name, client, intact);
@@ -94,6 +96,7 @@ async fn serve_udp(socket: UdpSocket, name: Arc<str>) -> Result<()> {
     }
 }
 
+/// Returns a [`Greeting`] as JSON.
 pub fn greeting(name: &str, client: SocketAddr, intact: bool) -> Vec<u8> {
     let greeting = Greeting { pod: name.to_owned(), client, intact };
     serde_json::to_vec(&greeting).unwrap_or_default()

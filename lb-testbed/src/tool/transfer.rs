@@ -1,7 +1,8 @@
-//! Large transfers over TCP: the client sends a stream, the server checks it and sends one back, the client checks that.
+//! Large transfers over TCP. The client sends a stream, and the server checks it. Then the server sends a
+//! stream, and the client checks it.
 //!
-//! On the wire: the client's length as 8 bytes big endian, that many bytes of [`pattern`]; then from the server one byte
-//! (0: all was right) and as many bytes of the pattern.
+//! The client sends the length as 8 bytes in big-endian order, then that many bytes of [`pattern`]. The
+//! server answers with one byte (0 if all bytes were right) and as many bytes of the pattern.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use lb_testbed::pattern;
 use lb_testbed::report::TransferReport;
 
-/// A transfer that makes no progress for so long has failed.
+/// A transfer that makes no progress for this long has failed.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
 const CHUNK: usize = 128 * 1024;
 
@@ -31,14 +32,14 @@ fn transfer(target: SocketAddr, bytes: u64, report: &mut TransferReport) -> io::
     let mut verdict = [0];
     stream.read_exact(&mut verdict)?;
     if verdict != [0] {
-        return Err(io::Error::other("the server received other bytes than were sent"));
+        return Err(io::Error::other("the server received bytes that were not sent"));
     }
     receive(&mut stream, bytes, &mut report.received)
 }
 
 pub fn serve(listener: &TcpListener) {
     for stream in listener.incoming().flatten() {
-        // The client reports what goes wrong.
+        // The client reports errors.
         thread::spawn(move || answer(stream));
     }
 }

@@ -9,7 +9,7 @@ use lb_testbed::check::{eventually, refused, without_failure};
 use lb_testbed::control_plane::documents;
 use lb_testbed::host::Listen;
 use lb_testbed::http;
-use lb_testbed::manifests::Service;
+use lb_testbed::manifests::ServiceManifest;
 use serde_json::{Value, json};
 
 use crate::world::{ACCOUNT, ONE_DATAGRAM, World, cluster_ip, deploy};
@@ -185,7 +185,7 @@ fn faults_are_said_once_at_the_object(world: &mut World) -> Result<()> {
         object["spec"]["externalIPs"] = json!(["203.0.113.7"]);
         world.apply(&object)?;
     }
-    let said_of = |world: &World, service: &Service, reason: &str| -> Result<Vec<Event>> {
+    let said_of = |world: &World, service: &ServiceManifest, reason: &str| -> Result<Vec<Event>> {
         let events = world.admin.events(&service.namespace, "Service", &service.name)?;
         Ok(events.into_iter().filter(|event| event.reason.as_deref() == Some(reason)).collect())
     };
@@ -321,11 +321,11 @@ fn api_server_is_reached_through_its_own_service(world: &mut World) -> Result<()
     world.serves(&service, &[4])
 }
 
-fn has_no_endpoint(world: &World, service: &Service) -> Result<()> {
+fn has_no_endpoint(world: &World, service: &ServiceManifest) -> Result<()> {
     for family in Family::BOTH {
         let target = cluster_ip(service, family);
         eventually(|| refused(&world.pod(2).host.get(&[target.http], 1)?))?;
-        eventually(|| refused(&world.pod(2).host.ask(target.udp, ONE_DATAGRAM)?))?;
+        eventually(|| refused(&world.pod(2).host.send_datagrams(target.udp, ONE_DATAGRAM)?))?;
     }
     world.serves_no_more_outside(service)
 }

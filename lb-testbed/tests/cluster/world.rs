@@ -10,7 +10,7 @@ use lb_testbed::agent::{self, Agent, AgentOptions};
 use lb_testbed::check::{answered_by, eventually, eventually_within, spread_over, unanswered};
 use lb_testbed::control_plane::{self, Api, ControlPlane, documents};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Load, LoadKind, Process, UDP_PORT};
-use lb_testbed::manifests::{self, Port, Service};
+use lb_testbed::manifests::{self, Port, ServiceManifest};
 use lb_testbed::topology::{Node, Pod};
 use lb_testbed::{Datapath, Family, Topology, Underlay};
 use serde_json::Value;
@@ -109,10 +109,10 @@ impl World {
     }
 
     /// A dual-stack Service with a nodePort for each of its two ports, not applied yet.
-    pub fn new_service(&mut self) -> Service {
+    pub fn new_service(&mut self) -> ServiceManifest {
         self.next += 1;
         let number = self.next;
-        Service {
+        ServiceManifest {
             namespace: "default".to_owned(),
             name: format!("case-{number}"),
             cluster_ips: vec![
@@ -127,7 +127,7 @@ impl World {
     }
 
     /// Applies a new Service with these pods as endpoints and waits until it is served.
-    pub fn publish(&mut self, pods: &[usize]) -> Result<Service> {
+    pub fn publish(&mut self, pods: &[usize]) -> Result<ServiceManifest> {
         let service = self.new_service();
         self.apply(&service.object())?;
         self.set_endpoints(&service, pods)?;
@@ -135,16 +135,16 @@ impl World {
         Ok(service)
     }
 
-    pub fn slices(&self, service: &Service, pods: &[usize]) -> Vec<Value> {
+    pub fn slices(&self, service: &ServiceManifest, pods: &[usize]) -> Vec<Value> {
         let pods: Vec<_> = pods.iter().map(|number| self.pod(*number)).collect();
         service.slices(&pods)
     }
 
-    pub fn set_endpoints(&mut self, service: &Service, pods: &[usize]) -> Result<()> {
+    pub fn set_endpoints(&mut self, service: &ServiceManifest, pods: &[usize]) -> Result<()> {
         self.slices(service, pods).iter().try_for_each(|slice| self.apply(slice))
     }
 
-    pub fn delete_endpoints(&mut self, service: &Service) -> Result<()> {
+    pub fn delete_endpoints(&mut self, service: &ServiceManifest) -> Result<()> {
         self.slices(service, &[]).iter().try_for_each(|slice| self.delete(slice))
     }
 
@@ -168,7 +168,7 @@ impl World {
     }
 
     /// Waits until each of these pods, and no other, answers at all addresses of a Service, from a pod and from outside.
-    pub fn serves(&self, service: &Service, pods: &[usize]) -> Result<()> {
+    pub fn serves(&self, service: &ServiceManifest, pods: &[usize]) -> Result<()> {
         for family in Family::BOTH {
             answer(&self.pod(2).host, cluster_ip(service, family), pods)?;
             if let Some(target) = self.node_port(service, family) {
@@ -179,7 +179,7 @@ impl World {
     }
 
     /// Waits until nobody answers at any address of a Service.
-    pub fn serves_no_more(&self, service: &Service) -> Result<()> {
+    pub fn serves_no_more(&self, service: &ServiceManifest) -> Result<()> {
         for family in Family::BOTH {
             silence(&self.pod(2).host, cluster_ip(service, family))?;
         }
@@ -187,7 +187,7 @@ impl World {
     }
 
     /// Waits until nobody answers at the nodePorts of a Service.
-    pub fn serves_no_more_outside(&self, service: &Service) -> Result<()> {
+    pub fn serves_no_more_outside(&self, service: &ServiceManifest) -> Result<()> {
         for family in Family::BOTH {
             let target = self.node_port(service, family).context("a Service without nodePorts")?;
             silence(&self.topology.client, target)?;
@@ -196,7 +196,7 @@ impl World {
     }
 
     /// Starts requests to a Service from a pod and from outside, on new connections and on one.
-    pub fn start_loads(&self, service: &Service) -> Result<Vec<(&'static str, Load)>> {
+    pub fn start_loads(&self, service: &ServiceManifest) -> Result<Vec<(&'static str, Load)>> {
         let (pod, client) = (&self.pod(2).host, &self.topology.client);
         let inside = cluster_ip(service, Family::V4).http;
         let outside = self.node_port(service, Family::V6).context("a Service without nodePorts")?.http;
@@ -208,7 +208,7 @@ impl World {
         ])
     }
 
-    fn node_port(&self, service: &Service, family: Family) -> Option<Target> {
+    fn node_port(&self, service: &ServiceManifest, family: Family) -> Option<Target> {
         let [http, udp] = [0, 1].map(|port| service.ports[port].node_port);
         let at = |port| self.node().host.at(family, port);
         Some(Target { http: at(http?), udp: at(udp?) })
@@ -247,7 +247,7 @@ pub struct Target {
     pub udp: SocketAddr,
 }
 
-pub fn cluster_ip(service: &Service, family: Family) -> Target {
+pub fn cluster_ip(service: &ServiceManifest, family: Family) -> Target {
     let wanted = |ip: &&IpAddr| Family::of(**ip) == family;
     let ip = service.cluster_ips.iter().find(wanted).expect("the Services of these tests are dual-stack");
     let [http, udp] = [0, 1].map(|port| SocketAddr::new(*ip, service.ports[port].port));
@@ -257,13 +257,13 @@ pub fn cluster_ip(service: &Service, family: Family) -> Target {
 /// Waits until each of these pods, and no other, answers to a client.
 fn answer(client: &Host, target: Target, pods: &[usize]) -> Result<()> {
     eventually(|| spread_over(&client.get(&[target.http], 20)?, pods))?;
-    eventually(|| answered_by(&client.ask(target.udp, DATAGRAMS)?, pods))
+    eventually(|| answered_by(&client.send_datagrams(target.udp, DATAGRAMS)?, pods))
 }
 
 /// Waits until nobody answers to a client.
 fn silence(client: &Host, target: Target) -> Result<()> {
     eventually(|| unanswered(&client.get(&[target.http], 1)?))?;
-    eventually(|| unanswered(&client.ask(target.udp, ONE_DATAGRAM)?))
+    eventually(|| unanswered(&client.send_datagrams(target.udp, ONE_DATAGRAM)?))
 }
 
 /// The manifests for a cluster.

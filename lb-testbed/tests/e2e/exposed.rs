@@ -143,7 +143,7 @@ impl<'a> Ask<'a> {
                 let one = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
                 let mut exchanges = Vec::new();
                 for _ in 0..count {
-                    exchanges.extend(self.client.ask(self.target, one)?);
+                    exchanges.extend(self.client.send_datagrams(self.target, one)?);
                 }
                 Ok(exchanges)
             }

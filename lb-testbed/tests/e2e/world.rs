@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use lb_testbed::agent::{self, Agent, AgentOptions};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, SCTP_PORT, TRANSFER_PORT, UDP_PORT};
-use lb_testbed::manifests::{self, Port, Service};
+use lb_testbed::manifests::{self, Port, ServiceManifest};
 use lb_testbed::topology::{Node, Pod};
 use lb_testbed::{Datapath, Family, Topology, Underlay};
 use serde_json::Value;
@@ -42,7 +42,7 @@ pub enum To {
 /// A Service of a case, with addresses and nodePorts of its own.
 #[derive(Debug, Clone)]
 pub struct Published {
-    pub service: Service,
+    pub service: ServiceManifest,
     number: u16,
 }
 
@@ -168,7 +168,7 @@ impl World {
         self.next += 1;
         let number = self.next;
         let at = |to| node_port(number, to);
-        let service = Service {
+        let service = ServiceManifest {
             namespace: "default".to_owned(),
             name: format!("case-{number}"),
             cluster_ips: vec![
@@ -229,7 +229,7 @@ impl World {
             for family in Family::BOTH {
                 let datagrams = Datagrams { count: 1, size: 32, ..Datagrams::default() };
                 let target = published.cluster_ip(family, To::Udp);
-                eventually(|| answered_by(&node.host.ask(target, datagrams)?, pods))?;
+                eventually(|| answered_by(&node.host.send_datagrams(target, datagrams)?, pods))?;
             }
         }
         Ok(())

@@ -23,7 +23,7 @@ pub fn one_address_two_protocols(world: &mut World, family: Family) -> Result<()
     world.set_endpoints(&udp, &[3])?;
     for (client, address) in [(&world.pod(2).host, target), (world.client(), outside)] {
         eventually(|| answered_by(&client.get(&[address], 5)?, &[1]))?;
-        eventually(|| answered_by(&client.ask(address, DATAGRAM)?, &[3]))?;
+        eventually(|| answered_by(&client.send_datagrams(address, DATAGRAM)?, &[3]))?;
     }
     Ok(())
 }
@@ -33,7 +33,7 @@ pub fn no_endpoint_is_refused(world: &mut World, family: Family) -> Result<()> {
     world.set_endpoints(&service, &[])?;
     for client in [&world.pod(2).host, &world.node(0).host] {
         eventually(|| refused(&client.get(&[service.cluster_ip(family, To::Http)], 1)?))?;
-        refused(&client.ask(service.cluster_ip(family, To::Udp), DATAGRAM)?)?;
+        refused(&client.send_datagrams(service.cluster_ip(family, To::Udp), DATAGRAM)?)?;
     }
     Ok(())
 }
@@ -84,7 +84,7 @@ pub fn service_deleted(world: &mut World, family: Family) -> Result<()> {
     eventually(|| refused(&world.client().get(&[outside], 1)?))?;
     for client in [&world.pod(2).host, &world.node(0).host] {
         eventually(|| unanswered(&client.get(&[gone.cluster_ip(family, To::Http)], 1)?))?;
-        unanswered(&client.ask(gone.cluster_ip(family, To::Udp), DATAGRAM)?)?;
+        unanswered(&client.send_datagrams(gone.cluster_ip(family, To::Udp), DATAGRAM)?)?;
     }
     answered_by(&world.client().get(&[stays.node_port(world.node(0), family, To::Http)], 5)?, &[1, 3])?;
     answered_by(&world.pod(2).host.get(&[stays.cluster_ip(family, To::Http)], 5)?, &[1, 3])

@@ -24,7 +24,7 @@ fn ask_both_ways(
         for &size in sizes {
             let datagrams = Datagrams { connected, count: 5, size, dont_fragment: false };
             let what = || format!("{} from {}, {datagrams:?}", target, client.name);
-            answered(&client.ask(target, datagrams)?, pods, seen).with_context(what)?;
+            answered(&client.send_datagrams(target, datagrams)?, pods, seen).with_context(what)?;
         }
     }
     Ok(())
@@ -82,7 +82,7 @@ pub fn path_mtu_is_told(world: &mut World, family: Family) -> Result<()> {
     let target = service.node_port(world.node(0), family, To::Udp);
     let ask = |size| {
         let datagrams = Datagrams { connected: true, count: 1, size, dont_fragment: true };
-        world.client().ask(target, datagrams)
+        world.client().send_datagrams(target, datagrams)
     };
     let headers = match family {
         Family::V4 => 20 + 8,

@@ -50,7 +50,7 @@ pub fn examples_are_served(world: &mut World) -> Result<()> {
                 let what = || format!("{} from {}", applied.service.name, client.name);
                 eventually(|| match port.protocol {
                     Protocol::Tcp => answered_by(&client.get(&[target], 3)?, &numbers),
-                    Protocol::Udp => answered_by(&client.ask(target, datagrams)?, &numbers),
+                    Protocol::Udp => answered_by(&client.send_datagrams(target, datagrams)?, &numbers),
                     Protocol::Sctp => answered_by(&client.associate(target, 3)?, &numbers),
                 })
                 .with_context(what)?;

@@ -137,7 +137,8 @@ pub fn agrees_with_cell(
 
 fn ask(host: &Host, to: To, target: SocketAddr) -> Result<Vec<Exchange>> {
     match to {
-        To::Udp => host.ask(target, Datagrams { connected: true, count: 4, size: 32, dont_fragment: false }),
+        To::Udp => host
+            .send_datagrams(target, Datagrams { connected: true, count: 4, size: 32, dont_fragment: false }),
         _ => host.get(&[target], 4),
     }
 }

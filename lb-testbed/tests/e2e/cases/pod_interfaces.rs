@@ -24,7 +24,7 @@ fn ask_in_all_ways(
 ) -> Result<()> {
     for (connected, size) in [(true, 32), (false, 32), (false, 1300), (false, 4000)] {
         let datagrams = Datagrams { connected, count: 4, size, dont_fragment: false };
-        answered(&client.ask(service.cluster_ip(family, To::Udp), datagrams)?, pods, seen)?;
+        answered(&client.send_datagrams(service.cluster_ip(family, To::Udp), datagrams)?, pods, seen)?;
     }
     Ok(())
 }
@@ -97,9 +97,9 @@ pub fn transfers(world: &mut World, family: Family) -> Result<()> {
 pub fn refused_without_endpoint(world: &mut World, family: Family) -> Result<()> {
     let vm = world.topology.virtual_machine(2)?;
     let service = world.publish(&[1])?;
-    answered_by(&vm.ask(service.cluster_ip(family, To::Udp), DATAGRAM)?, &[1])?;
+    answered_by(&vm.send_datagrams(service.cluster_ip(family, To::Udp), DATAGRAM)?, &[1])?;
     world.set_endpoints(&service, &[])?;
-    eventually(|| refused(&vm.ask(service.cluster_ip(family, To::Udp), DATAGRAM)?))
+    eventually(|| refused(&vm.send_datagrams(service.cluster_ip(family, To::Udp), DATAGRAM)?))
 }
 
 /// The endpoint's device is one of pods: what it answers to clients outside and to pods elsewhere finds its way.

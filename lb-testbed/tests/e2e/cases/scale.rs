@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::{Result, ensure};
 use lb_testbed::Family;
 use lb_testbed::host::HTTP_PORT;
-use lb_testbed::manifests::{Port, Service};
+use lb_testbed::manifests::{Port, ServiceManifest};
 use lb_testbed::report::Exchange;
 
 use crate::check::{answered_by, eventually};
@@ -33,7 +33,7 @@ fn node_port(n: u16) -> u16 {
 pub fn a_thousand_services(world: &mut World, family: Family) -> Result<()> {
     let mut objects = Vec::new();
     for n in 0..COUNT {
-        let service = Service {
+        let service = ServiceManifest {
             namespace: "default".to_owned(),
             name: format!("number-{n}"),
             cluster_ips: vec![address(family, n)],

@@ -18,37 +18,36 @@ pub fn udp_sockets_leave_an_endpoint_that_is_gone(world: &mut World, family: Fam
     let service = world.publish(&[3])?;
     let other = world.publish(&[3])?;
     let target = service.cluster_ip(family, To::Udp);
-    let mut concerned =
-        vec![world.pod(2).host.hold_datagrams(target)?, world.node(0).host.hold_datagrams(target)?];
+    let mut concerned = vec![world.pod(2).host.hold_udp(target)?, world.node(0).host.hold_udp(target)?];
     if let IpAddr::V4(ip) = target.ip() {
         // An IPv4 connection of an IPv6 socket.
-        concerned.push(world.pod(2).host.hold_datagrams((ip.to_ipv6_mapped(), target.port()).into())?);
+        concerned.push(world.pod(2).host.hold_udp((ip.to_ipv6_mapped(), target.port()).into())?);
     }
     let mut unconcerned = [
-        world.pod(2).host.hold_datagrams(world.pod(3).host.at(family, UDP_PORT))?,
-        world.pod(2).host.hold_datagrams(other.cluster_ip(family, To::Udp))?,
+        world.pod(2).host.hold_udp(world.pod(3).host.at(family, UDP_PORT))?,
+        world.pod(2).host.hold_udp(other.cluster_ip(family, To::Udp))?,
         world.pod(1).host.hold_http(service.cluster_ip(family, To::Http))?,
     ];
     for held in concerned.iter_mut().chain(&mut unconcerned) {
-        answered_by(&[held.ask()?], &[3])?;
+        answered_by(&[held.request()?], &[3])?;
     }
 
     world.set_endpoints(&service, &[1])?;
     for held in &mut concerned {
-        eventually(|| failed_as(&[held.ask()?], FailureKind::Aborted))?;
-        answered_by(&[held.connect()?], &[1])?;
-        answered_by(&[held.ask()?], &[1])?;
+        eventually(|| failed_as(&[held.request()?], FailureKind::Aborted))?;
+        answered_by(&[held.reconnect()?], &[1])?;
+        answered_by(&[held.request()?], &[1])?;
     }
     for held in &mut unconcerned {
-        answered_by(&[held.ask()?], &[3])?;
+        answered_by(&[held.request()?], &[3])?;
     }
 
     world.delete(&service)?;
     for held in &mut concerned {
-        eventually(|| failed_as(&[held.ask()?], FailureKind::Aborted))?;
+        eventually(|| failed_as(&[held.request()?], FailureKind::Aborted))?;
     }
     for held in &mut unconcerned[..2] {
-        answered_by(&[held.ask()?], &[3])?;
+        answered_by(&[held.request()?], &[3])?;
     }
     Ok(())
 }
@@ -57,19 +56,19 @@ pub fn udp_sockets_leave_an_endpoint_that_is_gone(world: &mut World, family: Fam
 pub fn sockets_are_closed_by_the_next_agent(world: &mut World) -> Result<()> {
     let service = world.publish(&[3])?;
     let host = world.pod(2).host.clone();
-    let mut udp = host.hold_datagrams(service.cluster_ip(Family::V4, To::Udp))?;
+    let mut udp = host.hold_udp(service.cluster_ip(Family::V4, To::Udp))?;
     let mut tcp = host.hold_http(service.cluster_ip(Family::V6, To::Http))?;
     let mut direct = host.hold_http(world.pod(3).host.at(Family::V6, HTTP_PORT))?;
     world.take_agent(0)?.stop()?;
     world.set_endpoints(&service, &[1])?;
     for held in [&mut udp, &mut tcp, &mut direct] {
-        answered_by(&[held.ask()?], &[3])?;
+        answered_by(&[held.request()?], &[3])?;
     }
     world.start_agent_with(0, &["--terminate-sockets=all"])?;
-    eventually(|| failed_as(&[udp.ask()?], FailureKind::Aborted))?;
-    eventually(|| unanswered(&[tcp.ask()?]))?;
-    answered_by(&[direct.ask()?], &[3])?;
-    answered_by(&[udp.connect()?], &[1])?;
+    eventually(|| failed_as(&[udp.request()?], FailureKind::Aborted))?;
+    eventually(|| unanswered(&[tcp.request()?]))?;
+    answered_by(&[direct.request()?], &[3])?;
+    answered_by(&[udp.reconnect()?], &[1])?;
     world.take_agent(0)?.stop()?;
     world.start_agent(0)
 }

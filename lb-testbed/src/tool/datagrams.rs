@@ -1,4 +1,4 @@
-//! UDP requests from one socket, connected or not.
+//! UDP requests from one connected or unconnected socket.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -12,7 +12,7 @@ use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };
 
-/// Datagrams are not retransmitted: what is not here by then is lost.
+/// How long to wait for an answer. Datagrams are not retransmitted: a later answer counts as lost.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Args)]
@@ -25,7 +25,7 @@ pub struct Options {
     /// Use connect and send instead of sendto
     #[arg(long)]
     connected: bool,
-    /// Fail rather than fragment
+    /// Never fragment: fail if a datagram exceeds the path MTU
     #[arg(long)]
     dont_fragment: bool,
     target: SocketAddr,
@@ -46,31 +46,31 @@ pub fn run(options: &Options) -> Result<Vec<Exchange>> {
     {
         return Ok(vec![Exchange { target, result: Err(error.into()) }]);
     }
-    let mut question = vec![0; options.size];
-    pattern::fill(&mut question, 0);
-    let one = || -> Result<Answer, Failure> {
+    let mut payload = vec![0; options.size];
+    pattern::fill(&mut payload, 0);
+    let request = || -> Result<Answer, Failure> {
         let mut answer = vec![0; 65536];
         let (length, peer) = if options.connected {
-            socket.send(&question)?;
+            socket.send(&payload)?;
             (socket.recv(&mut answer)?, socket.peer_addr()?)
         } else {
-            socket.send_to(&question, target)?;
+            socket.send_to(&payload, target)?;
             socket.recv_from(&mut answer)?
         };
         parse(&answer[..length], peer)
     };
     let mut exchanges = Vec::new();
     let mut lost = 0;
-    // Nobody answers when three in a row are lost; the others would only take their time.
+    // After three lost datagrams in a row no server answers. Stop here to save the waiting time.
     while exchanges.len() < options.count as usize && lost < 3 {
-        let result = one();
+        let result = request();
         lost = if result.is_ok() { 0 } else { lost + 1 };
         exchanges.push(Exchange { target, result });
     }
     Ok(exchanges)
 }
 
-/// The unspecified address of the target's family, any port.
+/// Returns the unspecified address of the target's family, with port 0 (any port).
 pub fn any_address(target: SocketAddr) -> SocketAddr {
     match target {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -78,7 +78,7 @@ pub fn any_address(target: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Reads an answer of the UDP server.
+/// Parses an answer of the UDP server.
 pub fn parse(answer: &[u8], peer: SocketAddr) -> Result<Answer, Failure> {
     let greeting = serde_json::from_slice(answer).map_err(|error| Failure::from(io::Error::other(error)))?;
     Ok(Answer { greeting, peer })
