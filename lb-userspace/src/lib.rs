@@ -1,19 +1,13 @@
-//! The Sluice agent, as a library: the `lb` binary, the tests and the benchmarks are built from it.
+//! The Sluice agent, as a library: the `lb` binary and its tests are built from it.
 //!
-//! The folders follow the way of the data:
-//! [`source`] → [`model`] → [`plan`] → [`apply`] → [`datapath`] (BPF maps and programs).
-//! [`node`] reads what the kernel knows of this host; [`cli`] and [`serve`] are what people and probes see.
+//! [`agent`] ties the other crates together: [`lb_objects`] → [`lb_plan`] → [`lb_datapath`]. [`node`] reads what the
+//! kernel reports of this host; [`cli`] and [`serve`] are for people and for probes.
 
 pub mod agent;
-pub mod apply;
 pub mod cli;
 pub mod config;
-pub mod datapath;
-pub mod model;
 pub mod node;
-pub mod plan;
 pub mod preflight;
 pub mod serve;
-pub mod source;
 #[cfg(test)]
 mod testing;

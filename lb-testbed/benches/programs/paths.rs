@@ -8,11 +8,11 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
+use lb_datapath::ProgramStatistics;
 use lb_testbed::packet::layer::Layer;
 use lb_testbed::packet::{Link, build, dissect, parse};
 use lb_testbed::programs::world::{self, NIC, World};
 use lb_testbed::programs::{Action, Endpoint, Hook, ServiceEntry, Subject};
-use lb_userspace::datapath::ProgramStatistics;
 
 use crate::report::median;
 

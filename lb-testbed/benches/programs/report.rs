@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path as FilePath;
 
 use anyhow::{Context, Result};
-use lb_userspace::datapath::ProgramStatistics;
+use lb_datapath::ProgramStatistics;
 use serde::Serialize;
 
 use crate::paths::{Path, Sample};

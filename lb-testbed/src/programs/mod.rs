@@ -6,6 +6,3 @@ pub mod world;
 pub use subject::{
     Action, Endpoint, Flow, Hook, Kind, Limits, Networks, Run, ServiceEntry, Subject, load_options,
 };
-
-#[cfg(test)]
-mod explained;

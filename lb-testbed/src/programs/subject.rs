@@ -10,12 +10,11 @@ use ipnet::IpNet;
 use lb_common::layout::{
     self, address_flags, algorithm, backend_flags, device_flags, kind, network_flags, service_flags,
 };
-use lb_userspace::apply::tables::{BackendEntry, ServiceAddress, Tables};
-use lb_userspace::config::MapSizes;
-use lb_userspace::datapath::{
-    Datapath, FlowTimeouts, LoadOptions, ProgramStatistics, ServiceTables, TcAttach, monotonic_ns,
+use lb_datapath::apply::tables::{BackendEntry, ServiceAddress, Tables};
+use lb_datapath::{
+    Datapath, FlowTimeouts, LoadOptions, MapSizes, ProgramStatistics, ServiceTables, TcAttach, monotonic_ns,
 };
-use lb_userspace::plan::wanted::IpFamily;
+use lb_model::IpFamily;
 
 use super::world::{DEVICES, World};
 

@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use anyhow::{Context, Result, ensure};
 use ipnet::{IpNet, Ipv4Net};
 use lb_common::layout::{KnownAddress, address_flags, network_flags};
+use lb_datapath::Datapath;
+use lb_datapath::apply::tables::{TableError, Tables};
 use lb_testbed::programs::{Limits, load_options};
-use lb_userspace::apply::tables::{TableError, Tables};
-use lb_userspace::datapath::Datapath;
 
 /// More than one batch of reading (4096).
 const RANGES: u32 = 5000;

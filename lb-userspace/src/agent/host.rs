@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, NamespaceAddrs};
+use lb_datapath::{AttachError, Attached, Datapath};
 
 use super::network::HostTables;
-use crate::datapath::{AttachError, Attached, Datapath};
 use crate::node::devices::{Choice, Programs};
 
 #[derive(Debug, thiserror::Error)]

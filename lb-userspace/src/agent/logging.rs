@@ -3,12 +3,12 @@
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
+use lb_datapath::DatapathLog;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFilter, LogFormat};
-use crate::datapath::DatapathLog;
 
 /// Sets the log up for the whole process. A second call changes nothing.
 pub fn start(filter: &LogFilter, format: LogFormat) {

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use lb_datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
+use lb_model::{Event, Protocol, Severity};
+use lb_objects::kubernetes::events::{Notice, Recorder};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -15,16 +18,11 @@ use super::reconciler::{Outcome, Reconciler};
 use super::stop::Stop;
 use super::wanted;
 use crate::config::{Config, TerminateSockets};
-use crate::datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
-use crate::model::Severity;
 use crate::node::NodeState;
 use crate::node::addresses::{device_table, listen_addresses};
 use crate::node::devices::Programs;
 use crate::node::namespaces::follow::Follower;
-use crate::plan::wanted::Protocol;
 use crate::serve::{Metrics, Progress, ServiceHealth, State};
-use crate::source::Event;
-use crate::source::kubernetes::events::{Notice, Recorder};
 
 /// Retries, and a sign of life.
 const TICK: Duration = Duration::from_secs(1);

@@ -25,24 +25,24 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use lb_datapath::apply::Engine;
+use lb_datapath::{AttachError, Datapath, FlowTimeouts, LoadError, LoadOptions, Pins, monotonic_ns};
+use lb_model::Event;
+use lb_objects::kubernetes::events::{Notice, Recorder};
+use lb_objects::kubernetes::{self, KubernetesError};
+use lb_objects::manifests::{self, ManifestError};
+use lb_plan::{Planner, Settings};
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::apply::Engine;
 use crate::config::{Config, DatapathLog, ExternalIps, SocketHooks, TerminateSockets};
-use crate::datapath::{AttachError, Datapath, FlowTimeouts, LoadError, LoadOptions, Pins, monotonic_ns};
 use crate::node::namespaces::follow::follow;
 use crate::node::sysctl::Sysctls;
 use crate::node::{self, NodeError};
-use crate::plan::{Planner, Settings};
 use crate::preflight::{self, PreflightError};
 use crate::serve::{self, BindError, HealthPorts, Metrics, OpenError, Port, ServiceHealth, State};
-use crate::source::Event;
-use crate::source::kubernetes::events::{Notice, Recorder};
-use crate::source::kubernetes::{self, KubernetesError};
-use crate::source::manifests::{self, ManifestError};
 pub use lock::{LockError, NodeLock};
 use main_loop::MainLoop;
 use network::Network;
@@ -250,7 +250,7 @@ fn load(config: &Config, pins: &Pins) -> Result<Datapath, LoadError> {
     info!(
         kernel = format!("{major}.{minor}"),
         pins = %pins.root().display(),
-        map_memory_mib = config.maps.memory() >> 20,
+        map_memory_mib = config.maps.map_sizes().memory() >> 20,
         seconds = started.elapsed().as_secs_f32(),
         "kernel programs are loaded"
     );
@@ -287,7 +287,7 @@ fn serve_sockets(config: &Config, cgroup: Option<&Path>, datapath: &mut Datapath
 pub fn load_options(config: &Config) -> LoadOptions {
     let ports = &config.snat_ports.0;
     LoadOptions {
-        sizes: config.maps,
+        sizes: config.maps.map_sizes(),
         snat_ports: (*ports.start(), *ports.end()),
         log_level: match config.datapath_log {
             DatapathLog::Off => 0,
@@ -297,7 +297,7 @@ pub fn load_options(config: &Config) -> LoadOptions {
             DatapathLog::Debug => 4,
             DatapathLog::Trace => 5,
         },
-        tc_attach: config.tc_attach,
+        tc_attach: config.tc_attach.into(),
         protect_node_ports: config.protect_node_ports,
         host_sockets_only: config.socket_hooks == SocketHooks::Host,
     }

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, NamespaceAddrs, device_flags};
+use lb_datapath::Attached;
 
-use crate::datapath::Attached;
 use crate::node::devices::{Choice, Programs};
 use crate::node::namespaces::follow::Addresses;
 use crate::serve::Pending;

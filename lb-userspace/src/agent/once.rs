@@ -4,17 +4,18 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
+use lb_datapath::Datapath;
+use lb_datapath::apply::{Engine, NamedByFlows};
+use lb_objects::manifests;
+use lb_plan::Planner;
+
 use super::reconciler::Reconciler;
 use super::{AgentError, GRACE, planner_settings, wanted};
-use crate::apply::{Engine, NamedByFlows};
 use crate::config::Config;
-use crate::datapath::Datapath;
 use crate::node::addresses::device_table;
 use crate::node::devices::{Choice, Programs};
 use crate::node::namespaces::follow::{Visitor, follow};
 use crate::node::{NodeState, watch};
-use crate::plan::Planner;
-use crate::source::manifests;
 
 /// What was written, and what is to be said about it.
 pub struct Written {

@@ -5,13 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crate::apply::tables::{ServiceAddress, Tables};
-use crate::apply::{ApplyError, Engine, MapUsage, NamedByFlows};
-use crate::model::{ObjectName, Problem, Trigger};
-use crate::plan::wanted::{Protocol, ServicePortId};
-use crate::plan::{HealthCheck, Planner};
+use lb_datapath::apply::tables::{ServiceAddress, Tables};
+use lb_datapath::apply::{ApplyError, Engine, MapUsage, NamedByFlows};
+use lb_model::{Event, ObjectName, Problem, Protocol, Trigger};
+use lb_plan::wanted::ServicePortId;
+use lb_plan::{HealthCheck, Planner};
+
 use crate::serve::Pending;
-use crate::source::Event;
 
 #[derive(Debug)]
 pub struct Reconciler<T> {
@@ -162,12 +162,12 @@ mod tests {
     use std::time::Duration;
 
     use k8s_openapi::api::core::v1;
+    use lb_datapath::apply::memory::Memory;
+    use lb_model::Part;
+    use lb_objects::convert;
+    use lb_plan::Settings;
 
     use super::*;
-    use crate::apply::memory::Memory;
-    use crate::model::Service;
-    use crate::plan::Settings;
-    use crate::source::Part;
 
     const GRACE: Duration = Duration::from_secs(1);
 
@@ -177,7 +177,7 @@ mod tests {
             "spec": { "clusterIP": cluster_ip, "clusterIPs": [cluster_ip], "ports": [{ "port": 80 }] },
         }))
         .unwrap();
-        let converted = Service::from_api(&object);
+        let converted = convert::service(&object);
         Event::Service(converted.name, converted.value.map(Arc::new))
     }
 
@@ -212,7 +212,7 @@ mod tests {
                 "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.20" }] } },
             }))
             .unwrap();
-            let converted = Service::from_api(&object);
+            let converted = convert::service(&object);
             Event::Service(converted.name, converted.value.map(Arc::new))
         };
         let guards = || {

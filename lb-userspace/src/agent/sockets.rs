@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::io;
 
 use lb_common::layout::ConnectedPeer;
+use lb_datapath::Endpoints;
 use tracing::debug;
 
-use crate::datapath::Endpoints;
 use crate::node::namespaces::follow::Visitor;
 use crate::node::sockets::close;
 

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use lb_common::layout::{KnownAddress, address_flags};
+use lb_plan::Planner;
 
 use super::networks::network_table;
 use crate::config::Config;
 use crate::node::NodeState;
 use crate::node::addresses::node_addresses;
 use crate::node::devices::{Choice, DeviceOptions, choose};
-use crate::plan::Planner;
 
 /// Every device, with what is to be attached to it.
 pub fn choices(config: &Config, state: &NodeState) -> Vec<Choice> {

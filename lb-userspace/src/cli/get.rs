@@ -6,15 +6,15 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use lb_datapath::inspect::Maps;
+use lb_datapath::{Pins, monotonic_ns};
+use lb_model::IpFamily;
 
 use super::PinArgs;
 use super::view::{
     Backends, Filter, Names, Output, OutputError, Row, Slots, SourceRanges, affinity_rows, backend_rows,
     flow_rows, render, service_rows,
 };
-use crate::datapath::inspect::Maps;
-use crate::datapath::{Pins, monotonic_ns};
-use crate::plan::wanted::IpFamily;
 use crate::preflight::{self, PreflightError};
 
 #[derive(Debug, Subcommand)]

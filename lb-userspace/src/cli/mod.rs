@@ -1,6 +1,6 @@
 //! The command line: what a person types, and what `lb` prints for it.
 //!
-//! Reading ([`crate::datapath`]) and rendering ([`view`]) are separate: everything in [`view`] is a pure function.
+//! Reading ([`lb_datapath`]) and rendering ([`view`]) are separate: everything in [`view`] is a pure function.
 
 pub mod cleanup;
 pub mod explain;
@@ -13,12 +13,11 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use lb_common::layout::LAYOUT_VERSION;
 
+use self::explain::packet::PacketError;
+use crate::config::{self, Config, ConfigFile, FileError, Machine, SizeFlags};
 pub use cleanup::CleanupError;
 pub use explain::ExplainError;
 pub use get::ReadError;
-
-use self::explain::packet::PacketError;
-use crate::config::{self, Config, ConfigFile, FileError, Machine, MapSizes};
 
 /// Heading of the arguments of `lb agent` that are not settings.
 pub const GENERAL: &str = "Configuration";
@@ -186,7 +185,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Res
 
 fn command(machine: &Machine) -> clap::Command {
     Cli::command().mut_subcommand("agent", |agent| {
-        config::with_machine_defaults(MapSizes::with_memory_in_help(agent), machine)
+        config::with_machine_defaults(SizeFlags::with_memory_in_help(agent), machine)
     })
 }
 
@@ -322,7 +321,7 @@ mod tests {
             "--devices=*,eth?",
             "--cluster-cidr=10.0.0.0/8,fd00::/8",
             "--health-bind=[::]:10256",
-            "--log-level=info,lb_userspace::plan=debug",
+            "--log-level=info,lb_plan=debug",
             "--wait-lock",
             "--mode=tc",
             "--max-flows=16",

@@ -16,13 +16,12 @@ use std::path::PathBuf;
 pub use file::{ConfigFile, FileError};
 pub use machine::Machine;
 pub use print::{effective_json, effective_yaml};
-pub use sizes::MapSizes;
+pub use sizes::SizeFlags;
 pub use values::{
-    Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, SocketHooks, TerminateSockets,
-    ValueError,
+    Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, SocketHooks, TcAttachMode,
+    TerminateSockets, ValueError,
 };
 
-use crate::datapath::TcAttach;
 use crate::node::addresses::NodePortAddresses;
 use crate::node::devices::{AttachMode, DevicePatterns, PodInterfaces};
 
@@ -116,7 +115,7 @@ pub struct Config {
         default_value = "auto",
         help_heading = "Data path"
     )]
-    pub tc_attach: TcAttach,
+    pub tc_attach: TcAttachMode,
 
     /// Node addresses that serve NodePorts: `all` but loopback, `primary` (those in the Node object), or those inside CIDRs
     #[arg(
@@ -240,7 +239,7 @@ pub struct Config {
     )]
     pub metrics_bind: SocketAddr,
 
-    /// Level of the log on stderr (off, error, warn, info, debug, trace), also per module: `info,lb_userspace::plan=debug`
+    /// Level of the log on stderr (off, error, warn, info, debug, trace), also per module: `info,lb_plan=debug`
     #[arg(
         long,
         env = "SLUICE_LOG_LEVEL",
@@ -273,7 +272,7 @@ pub struct Config {
     pub datapath_log: DatapathLog,
 
     #[command(flatten)]
-    pub maps: MapSizes,
+    pub maps: SizeFlags,
 }
 
 /// Id, key, flag and environment variable of one setting, as clap knows it.

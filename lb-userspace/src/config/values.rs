@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use clap::builder::PossibleValue;
 use ipnet::IpNet;
+use lb_datapath::TcAttach;
 use tracing_subscriber::EnvFilter;
 
-use crate::datapath::TcAttach;
 use crate::node::addresses::NodePortAddresses;
 use crate::node::devices::{AttachMode, DevicePatterns, PodInterfaces};
 
@@ -30,7 +30,7 @@ pub enum ValueError {
         "{0:?} is not a port range; give two ports like `61000-65535`, the smaller one first, none below 1024"
     )]
     PortRange(String),
-    #[error("{0}; give a level like `info`, or directives like `info,lb_userspace::plan=debug`")]
+    #[error("{0}; give a level like `info`, or directives like `info,lb_plan=debug`")]
     LogFilter(String),
 }
 
@@ -108,7 +108,25 @@ impl clap::ValueEnum for SocketHooks {
     }
 }
 
-impl clap::ValueEnum for TcAttach {
+/// Option `--tc-attach`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TcAttachMode {
+    Auto,
+    Tcx,
+    Clsact,
+}
+
+impl From<TcAttachMode> for TcAttach {
+    fn from(mode: TcAttachMode) -> Self {
+        match mode {
+            TcAttachMode::Auto => Self::Auto,
+            TcAttachMode::Tcx => Self::Tcx,
+            TcAttachMode::Clsact => Self::Clsact,
+        }
+    }
+}
+
+impl clap::ValueEnum for TcAttachMode {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self::Auto, Self::Tcx, Self::Clsact]
     }
@@ -217,6 +235,9 @@ impl FromStr for PortRange {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFilter(String);
 
+/// The crates whose log lines a plain level is meant for.
+const OWN_CRATES: [&str; 5] = ["lb_datapath", "lb_model", "lb_objects", "lb_plan", "lb_userspace"];
+
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 impl LogFilter {
@@ -231,7 +252,10 @@ impl LogFilter {
         let text = self.0.trim();
         let plain = match text {
             "off" => text.to_owned(),
-            level if LEVELS.contains(&level) => format!("error,kube_client=off,lb_userspace={level}"),
+            level if LEVELS.contains(&level) => {
+                let own = OWN_CRATES.map(|name| format!("{name}={level}")).join(",");
+                format!("error,kube_client=off,{own}")
+            }
             directives => directives.to_owned(),
         };
         format!("lb_ebpf=trace,{plain}")
@@ -331,18 +355,19 @@ mod tests {
     #[test]
     fn a_plain_level_is_the_agents() {
         let directives = |text: &str| text.parse::<LogFilter>().unwrap().directives();
-        assert_eq!(directives("debug"), "lb_ebpf=trace,error,kube_client=off,lb_userspace=debug");
-        assert_eq!(directives("error"), "lb_ebpf=trace,error,kube_client=off,lb_userspace=error");
+        assert_eq!(
+            directives("debug"),
+            "lb_ebpf=trace,error,kube_client=off,lb_datapath=debug,lb_model=debug,lb_objects=debug,lb_plan=debug,\
+             lb_userspace=debug"
+        );
+        assert!(directives("error").ends_with(",lb_userspace=error"));
         assert_eq!(directives("off"), "lb_ebpf=trace,off");
         assert_eq!(directives("debug,kube=info"), "lb_ebpf=trace,debug,kube=info");
     }
 
     #[test]
     fn log_levels_and_directives() {
-        assert_eq!(
-            "info,lb_userspace::plan=debug".parse::<LogFilter>().unwrap().to_string(),
-            "info,lb_userspace::plan=debug"
-        );
+        assert_eq!("info,lb_plan=debug".parse::<LogFilter>().unwrap().to_string(), "info,lb_plan=debug");
         assert!("inof".parse::<LogFilter>().unwrap_err().to_string().contains("\"inof\" is not a log level"));
         assert!("info,x=loud".parse::<LogFilter>().is_err());
     }

@@ -51,14 +51,12 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use lb_common::reason::Reason;
+    use lb_datapath::apply::MapUsage;
+    use lb_model::{Event, IpFamily, ObjectName, Problem, ProblemKind, Severity, Trigger};
 
     use super::super::http::testing::ask;
     use super::super::{Port, bind};
     use super::*;
-    use crate::apply::MapUsage;
-    use crate::model::{ObjectName, Problem, ProblemKind, Severity, Trigger};
-    use crate::plan::wanted::IpFamily;
-    use crate::source::Event;
     use crate::testing::assert_golden;
 
     fn problem(severity: Severity, object: &str, kind: ProblemKind) -> Problem {

@@ -10,16 +10,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lb_common::reason::{Outcome, Reason};
+use lb_datapath::apply::{MapUsage, PerFamily};
+use lb_model::{Event, IpFamily, Problem, Severity, Trigger};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets, linear_buckets};
-
-use crate::apply::{MapUsage, PerFamily};
-use crate::model::{Problem, Severity, Trigger};
-use crate::plan::wanted::IpFamily;
-use crate::source::Event;
 
 /// Packets by reason, since the maps were made. Read from the kernel for each answer.
 pub type Packets = Box<dyn Fn() -> io::Result<Vec<(Reason, u64)>> + Send + Sync>;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
+use lb_model::{IpFamily, ObjectName};
+use lb_plan::HealthCheck;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
@@ -16,9 +18,6 @@ use tracing::{error, info};
 
 use super::State;
 use super::http::{self, Answer};
-use crate::model::ObjectName;
-use crate::plan::HealthCheck;
-use crate::plan::wanted::IpFamily;
 
 /// A port that could not be opened is tried again after this time.
 const RETRY: Duration = Duration::from_secs(2);

@@ -55,7 +55,7 @@ fn known_cases(files: &[TextFile]) -> BTreeMap<&'static str, BTreeSet<&str>> {
     let mut known: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for file in files {
         let (kind, names): (_, Vec<&str>) = match file.path.to_str() {
-            Some(path) if path.starts_with("lb-userspace/src/plan/cases/") => {
+            Some(path) if path.starts_with("lb-plan/tests/cases/") => {
                 ("plan", file.text.lines().filter_map(|line| line.strip_prefix("=== ")).collect())
             }
             Some(path) if path.starts_with("lb-testbed/tests/packets/cases/") => {

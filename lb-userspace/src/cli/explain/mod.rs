@@ -14,6 +14,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lb_common::layout::{NamespaceAddrs, Record, backend_flags, record_from};
+use lb_datapath::{
+    AttachError, Datapath, LoadError, Pins, RECORDER, attached_devices, device_index, device_name,
+    serves_sockets,
+};
+use lb_model::IpFamily;
 
 use self::origin::{Device, Facts, Hook, In, Origin, OriginError, Sockets};
 use self::packet::{End, Packet, PacketError, Protocol};
@@ -22,12 +27,7 @@ use super::view::{Backends, OutputError};
 use super::{Command, Invocation, PinArgs, UsageError};
 use crate::agent::{AgentError, once};
 use crate::config::{Config, Machine, SocketHooks};
-use crate::datapath::{
-    AttachError, Datapath, LoadError, Pins, RECORDER, attached_devices, device_index, device_name,
-    serves_sockets,
-};
 use crate::node::{NodeError, route};
-use crate::plan::wanted::IpFamily;
 use crate::preflight::{self, PreflightError};
 
 #[derive(Debug, Args)]

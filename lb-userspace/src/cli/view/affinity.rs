@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
+use lb_datapath::{AffinityClient, AffinityEntry};
 use serde::Serialize;
 
 use super::flows::{age, idle_seconds};
 use super::{Backends, Filter, Names, Row, ServicePort, protocol_name};
-use crate::datapath::{AffinityClient, AffinityEntry};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -92,9 +92,10 @@ impl Row for AffinityRow {
 
 #[cfg(test)]
 mod tests {
+    use lb_model::IpFamily;
+
     use super::super::{Output, fixture, render};
     use super::*;
-    use crate::plan::wanted::IpFamily;
     use crate::testing::assert_golden;
 
     fn rows() -> Vec<AffinityRow> {

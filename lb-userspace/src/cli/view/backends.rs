@@ -77,9 +77,10 @@ impl Row for BackendRow {
 
 #[cfg(test)]
 mod tests {
+    use lb_model::IpFamily;
+
     use super::super::{Output, fixture, render};
     use super::*;
-    use crate::plan::wanted::IpFamily;
     use crate::testing::assert_golden;
 
     fn rows() -> Vec<BackendRow> {

@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 
 use lb_common::layout::{Record, backend_flags, kind, record_client, record_source, service_flags};
 use lb_common::reason::{Outcome, Reason};
+use lb_datapath::{Recorded, TestRun};
+use lb_model::IpFamily;
 use serde::Serialize;
 
 use super::{Backends, Names, OutputError, ServicePort};
 use crate::cli::explain::origin::{Hook, Origin};
 use crate::cli::explain::packet::{Packet, ends};
-use crate::datapath::{Recorded, TestRun};
-use crate::plan::wanted::IpFamily;
 
 /// `-o`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use lb_common::layout::{self, tcp_flags};
+use lb_datapath::FlowEntry;
 use serde::Serialize;
 
 use super::{Filter, Names, Row, ServicePort, protocol_name};
-use crate::datapath::FlowEntry;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -150,9 +150,10 @@ impl Row for FlowRow {
 
 #[cfg(test)]
 mod tests {
+    use lb_model::IpFamily;
+
     use super::super::{Output, fixture, render};
     use super::*;
-    use crate::plan::wanted::IpFamily;
     use crate::testing::assert_golden;
 
     const SECOND: u64 = 1_000_000_000;

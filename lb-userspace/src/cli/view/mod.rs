@@ -8,21 +8,20 @@ mod output;
 mod services;
 mod table;
 
+use std::collections::HashMap;
+
+use ipnet::IpNet;
+use lb_common::layout::{self, ServiceName};
+use lb_datapath::apply::tables::BackendEntry;
+use lb_model::IpFamily;
+use serde::Serialize;
+
 pub use affinity::{AffinityRow, affinity_rows};
 pub use backends::{BackendRow, backend_rows};
 pub use flows::{FlowRow, flow_rows};
 pub use output::{Output, OutputError, render};
 pub use services::{ServiceRow, service_rows};
 pub use table::Table;
-
-use std::collections::HashMap;
-
-use ipnet::IpNet;
-use lb_common::layout::{self, ServiceName};
-use serde::Serialize;
-
-use crate::apply::tables::BackendEntry;
-use crate::plan::wanted::IpFamily;
 
 /// `SERVICE_NAMES` by service id.
 pub type Names = HashMap<u32, ServiceName>;

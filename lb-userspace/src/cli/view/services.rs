@@ -1,11 +1,11 @@
 //! `lb get services`: one row per address that a Service has.
 
 use lb_common::layout::{self, service_flags};
+use lb_datapath::apply::tables::ServiceAddress;
+use lb_model::IpFamily;
 use serde::Serialize;
 
 use super::{Backends, Filter, Names, Row, ServicePort, Slots, SourceRanges, protocol_name};
-use crate::apply::tables::ServiceAddress;
-use crate::plan::wanted::IpFamily;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

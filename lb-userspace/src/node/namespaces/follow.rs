@@ -13,12 +13,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lb_common::layout::NamespaceAddrs;
+use lb_datapath::namespace_cookie;
 use notify::event::{EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::{NamespaceId, cookie, enumerate, inside};
+use super::{NamespaceId, enumerate, inside};
 use crate::node::watch::main_addresses;
 
 /// How soon something is looked at again that has just changed.
@@ -340,7 +341,7 @@ fn addresses() -> io::Result<(u64, NamespaceAddrs)> {
     let (v4, v6) = main_addresses().map_err(io::Error::other)?;
     let addr_v4 = v4.map_or([0; 4], |ip: Ipv4Addr| ip.octets());
     let addr_v6 = v6.map_or([0; 16], |ip: Ipv6Addr| ip.octets());
-    Ok((cookie()?, NamespaceAddrs { addr_v4, addr_v6 }))
+    Ok((namespace_cookie()?, NamespaceAddrs { addr_v4, addr_v6 }))
 }
 
 #[cfg(test)]
@@ -364,7 +365,7 @@ mod tests {
         }
 
         fn visit(&self) -> io::Result<()> {
-            self.0.lock().expect("not poisoned").push(cookie()?);
+            self.0.lock().expect("not poisoned").push(namespace_cookie()?);
             Ok(())
         }
     }
@@ -386,7 +387,7 @@ mod tests {
         let namespace = other_namespace();
         let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
         let id = NamespaceId::of(&namespace.metadata().expect("open"));
-        let number = inside(id, path.as_ref(), cookie).expect("entered").expect("a cookie");
+        let number = inside(id, path.as_ref(), namespace_cookie).expect("entered").expect("a cookie");
         symlink(&path, netns.join("pod")).expect("a name");
         assert!(!follower.addresses.borrow().contains_key(&number), "it has no address yet");
 

@@ -10,20 +10,17 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub mod follow;
 
 /// Where processes are seen.
 const PROC: &str = "/proc";
-/// `SO_NETNS_COOKIE` of asm-generic/socket.h (Linux 5.14).
-const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// What makes a namespace this one, whatever its names: device and inode of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,26 +85,12 @@ pub fn inside<T: Send>(id: NamespaceId, path: &Path, work: impl FnOnce() -> T + 
     })
 }
 
-/// The number by which the kernel programs know the network namespace of the calling thread. Fails on kernels without it.
-pub fn cookie() -> io::Result<u64> {
-    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    let mut cookie = 0u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the pointers are valid for the length given.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
+    use lb_datapath::namespace_cookie;
+
     use super::super::testing::other_namespace;
     use super::*;
 
@@ -142,12 +125,12 @@ mod tests {
         let namespace = other_namespace();
         let path = PathBuf::from(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
         let id = NamespaceId::of(&namespace.metadata().expect("open"));
-        let here = cookie().expect("a cookie");
-        let there = inside(id, &path, cookie).expect("entered").expect("a cookie");
+        let here = namespace_cookie().expect("a cookie");
+        let there = inside(id, &path, namespace_cookie).expect("entered").expect("a cookie");
         assert_ne!(here, there);
-        assert_eq!(cookie().expect("a cookie"), here);
+        assert_eq!(namespace_cookie().expect("a cookie"), here);
         let own = NamespaceId::of(&fs::metadata("/proc/self/ns/net").expect("the own namespace"));
-        let error = inside(own, &path, cookie).expect_err("the name of another namespace");
+        let error = inside(own, &path, namespace_cookie).expect_err("the name of another namespace");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

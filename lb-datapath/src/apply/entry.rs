@@ -1,0 +1,141 @@
+//! What one map entry says, from the words of the planner. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use lb_common::layout::{self, backend_flags, service_flags};
+use lb_model::{IpFamily, Protocol, SourceRanges};
+use lb_plan::wanted::{
+    Algorithm, Candidates, EndpointList, EndpointLists, Frontend, FrontendAddress, FrontendKind,
+    ServicePortId, WantedEndpoint, WantedService, WhenEmpty,
+};
+
+use super::tables::ServiceAddress;
+
+/// A range of slots as a service entry names it. An empty one is `0, 0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SlotRange {
+    pub base: u32,
+    pub count: u32,
+}
+
+pub fn service_address(frontend: &Frontend, protocol: Protocol) -> ServiceAddress {
+    let ip = match frontend.address {
+        FrontendAddress::Ip(ip) => ip,
+        FrontendAddress::Node(IpFamily::V4) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        FrontendAddress::Node(IpFamily::V6) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    ServiceAddress { ip, port: frontend.port, protocol: protocol as u8 }
+}
+
+/// Who may use the load-balancer addresses of a family. `None`: everyone.
+pub fn source_ranges(wanted: &WantedService, family: IpFamily) -> Option<Vec<IpNet>> {
+    let SourceRanges { v4, v6 } = &wanted.source_ranges;
+    match family {
+        IpFamily::V4 => v4.as_ref().map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
+        IpFamily::V6 => v6.as_ref().map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
+    }
+}
+
+/// The entry of one address. `range_of` gives the slots of a list.
+pub fn service(
+    service_id: u32,
+    wanted: &WantedService,
+    frontend: &Frontend,
+    range_of: impl Fn(Candidates) -> SlotRange,
+) -> layout::Service {
+    let [outside, inside] = [frontend.outside, frontend.inside].map(&range_of);
+    let drops = |candidates: Candidates, range: SlotRange| {
+        range.count == 0 && candidates.when_empty == WhenEmpty::Drop
+    };
+    let [outside_drop, inside_drop] = [drops(frontend.outside, outside), drops(frontend.inside, inside)];
+    let guarded = frontend.kind == FrontendKind::LoadBalancer
+        && source_ranges(wanted, frontend.address.family()).is_some();
+
+    let mut flags = 0;
+    for (set, flag) in [
+        (outside_drop, service_flags::OUTSIDE_DROP),
+        (inside_drop, service_flags::INSIDE_DROP),
+        (guarded, service_flags::SOURCE_RANGES),
+        (frontend.kind != FrontendKind::ClusterIp, service_flags::EXTERNAL),
+        ((outside, outside_drop) != (inside, inside_drop), service_flags::POLICY_LOCAL),
+        (frontend.outside.list == EndpointList::Local, service_flags::OUTSIDE_LOCAL),
+        (frontend.inside.list == EndpointList::Local, service_flags::INSIDE_LOCAL),
+    ] {
+        if set {
+            flags |= flag;
+        }
+    }
+    layout::Service {
+        service_id,
+        flags,
+        outside_base: outside.base,
+        outside_count: outside.count,
+        inside_base: inside.base,
+        inside_count: inside.count,
+        affinity_seconds: wanted.affinity_seconds.unwrap_or(0),
+        algorithm: match wanted.algorithm {
+            Algorithm::Random => layout::algorithm::RANDOM,
+        },
+        kind: frontend.kind as u8,
+        pad: 0,
+    }
+}
+
+/// The two ranges that a service entry names.
+pub fn slot_ranges(entry: &layout::Service) -> [SlotRange; 2] {
+    [
+        SlotRange { base: entry.outside_base, count: entry.outside_count },
+        SlotRange { base: entry.inside_base, count: entry.inside_count },
+    ]
+}
+
+/// The flags of the endpoint with this index in the lists of its family.
+pub fn backend_flags(lists: &EndpointLists, index: u32, endpoint: &WantedEndpoint) -> u16 {
+    let mut flags = backend_flags::PRESENT;
+    for (set, flag) in [
+        (endpoint.local, backend_flags::LOCAL),
+        (lists.cluster.binary_search(&index).is_ok(), backend_flags::IN_CLUSTER),
+        (lists.local.binary_search(&index).is_ok(), backend_flags::IN_LOCAL),
+    ] {
+        if set {
+            flags |= flag;
+        }
+    }
+    flags
+}
+
+/// `None`: a part does not fit. Never cut short: the name is the identity that a restarted agent reads back.
+pub fn service_name(id: &ServicePortId, port: u16) -> Option<layout::ServiceName> {
+    fn field(text: &str) -> Option<[u8; 64]> {
+        let mut bytes = [0; 64];
+        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Some(bytes)
+    }
+    Some(layout::ServiceName {
+        namespace: field(&id.namespace)?,
+        name: field(&id.name)?,
+        port_name: field(&id.port_name)?,
+        port,
+        protocol: id.protocol as u8,
+        pad: 0,
+    })
+}
+
+/// The reverse of [`service_name`]: identity and port number. `None`: not written by an agent.
+pub fn parse_service_name(name: &layout::ServiceName) -> Option<(ServicePortId, u16)> {
+    fn field(bytes: &[u8; 64]) -> Option<String> {
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        Some(std::str::from_utf8(&bytes[..end]).ok()?.to_owned())
+    }
+    let protocol = match name.protocol {
+        layout::TCP => Protocol::Tcp,
+        layout::UDP => Protocol::Udp,
+        layout::SCTP => Protocol::Sctp,
+        _ => return None,
+    };
+    let (namespace, service, port_name) =
+        (field(&name.namespace)?, field(&name.name)?, field(&name.port_name)?);
+    let named = !namespace.is_empty() && !service.is_empty();
+    named.then_some((ServicePortId { namespace, name: service, port_name, protocol }, name.port))
+}

@@ -1,0 +1,416 @@
+//! The service maps in memory, for tests. Every write is checked against what a packet could meet at that moment; a
+//! broken invariant panics.
+
+use std::cell::{Ref, RefCell, RefMut};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use lb_common::layout::{self, address_flags, service_flags};
+use lb_model::IpFamily;
+use lb_plan::wanted::ServicePortId;
+
+use super::engine::{NamedByFlows, PerFamily};
+use super::entry::{parse_service_name, slot_ranges};
+use super::tables::{BackendEntry, Capacity, ServiceAddress, TableError, Tables};
+
+/// A handle: clones share the maps, so that they outlive an engine as pinned maps outlive an agent.
+#[derive(Debug, Clone)]
+pub struct Memory(Rc<RefCell<State>>);
+
+#[derive(Debug)]
+pub struct State {
+    pub capacity: Capacity,
+    pub services: BTreeMap<ServiceAddress, layout::Service>,
+    pub names: BTreeMap<u32, layout::ServiceName>,
+    pub slots: Vec<u32>,
+    pub backends: PerFamily<BTreeMap<u32, BackendEntry>>,
+    /// Flags of Services, by address.
+    pub marks: BTreeMap<IpAddr, u32>,
+    pub source_ranges: BTreeSet<(u32, IpNet)>,
+    /// Who may use the load balancer addresses of service ports, as a test says; checked at every write about such.
+    pub guards: HashMap<ServicePortId, Guard>,
+    /// Ids of open flows, one element per flow: (family, service id, backend id).
+    pub flows: Vec<(IpFamily, u32, u32)>,
+    /// Writes that succeeded.
+    pub writes: usize,
+    /// Fails the write after so many more, once.
+    pub fail_after: Option<usize>,
+    pub now: Instant,
+    pub grace: Duration,
+    /// How many ranges of service entries cover a slot.
+    slot_users: HashMap<u32, usize>,
+    /// Since when a slot is not covered, or a backend is not there.
+    slot_left: HashMap<u32, Instant>,
+    backend_left: PerFamily<HashMap<u32, Instant>>,
+}
+
+/// Source ranges of each family; `None`: everybody.
+pub type Guard = PerFamily<Option<BTreeSet<IpNet>>>;
+
+impl Memory {
+    pub fn new(capacity: Capacity, grace: Duration, now: Instant) -> Self {
+        Self(Rc::new(RefCell::new(State {
+            capacity,
+            services: BTreeMap::new(),
+            names: BTreeMap::new(),
+            slots: vec![0; capacity.slots as usize],
+            backends: PerFamily::default(),
+            marks: BTreeMap::new(),
+            source_ranges: BTreeSet::new(),
+            guards: HashMap::new(),
+            flows: Vec::new(),
+            writes: 0,
+            fail_after: None,
+            now,
+            grace,
+            slot_users: HashMap::new(),
+            slot_left: HashMap::new(),
+            backend_left: PerFamily::default(),
+        })))
+    }
+
+    /// Room for a hundred of everything.
+    pub fn roomy(now: Instant) -> Self {
+        let capacity = Capacity {
+            services_v4: 100,
+            services_v6: 100,
+            slots: 1000,
+            backends_v4: 100,
+            backends_v6: 100,
+            service_names: 100,
+            source_ranges_v4: 100,
+            source_ranges_v6: 100,
+        };
+        Self::new(capacity, Duration::from_secs(1), now)
+    }
+
+    pub fn state(&self) -> Ref<'_, State> {
+        self.0.borrow()
+    }
+
+    pub fn state_mut(&self) -> RefMut<'_, State> {
+        self.0.borrow_mut()
+    }
+}
+
+impl State {
+    pub fn named_by_flows(&self) -> NamedByFlows {
+        let mut named = NamedByFlows::default();
+        for &(family, service_id, backend_id) in &self.flows {
+            named.add(family, service_id, backend_id);
+        }
+        named
+    }
+
+    /// An agent that starts anew knows nothing of the grace periods before; see [`super::Engine::adopt`].
+    pub fn forget_graces(&mut self) {
+        self.slot_left.clear();
+        self.backend_left = PerFamily::default();
+    }
+
+    /// Opens a flow as the programs would: to a slot of a service entry.
+    pub fn connect(&mut self, address: &ServiceAddress, pick: usize) {
+        let Some(service) = self.services.get(address) else { return };
+        let [_, inside] = slot_ranges(service);
+        if inside.count > 0 {
+            let id = self.slots[inside.base as usize + pick % inside.count as usize];
+            self.flows.push((IpFamily::of(&address.ip), service.service_id, id));
+        }
+    }
+
+    fn write(&mut self, map: &'static str) -> Result<(), TableError> {
+        if let Some(left) = &mut self.fail_after {
+            if *left == 0 {
+                self.fail_after = None;
+                return Err(TableError::Kernel {
+                    map,
+                    action: "write",
+                    source: io::Error::other("injected"),
+                });
+            }
+            *left -= 1;
+        }
+        self.writes += 1;
+        Ok(())
+    }
+
+    fn guard(&self, service_id: u32) -> Option<&Guard> {
+        let (id, _) = parse_service_name(self.names.get(&service_id)?)?;
+        self.guards.get(&id)
+    }
+
+    /// Nobody else may use a guarded address from the moment it is there, and everybody who may can.
+    fn check_new_guard(&self, key: ServiceAddress, value: &layout::Service) {
+        let Some(guard) = self.guard(value.service_id).filter(|_| value.kind == layout::kind::LOAD_BALANCER)
+        else {
+            return;
+        };
+        let wanted = &guard[IpFamily::of(&key.ip)];
+        let flagged = value.flags & service_flags::SOURCE_RANGES != 0;
+        assert_eq!(flagged, wanted.is_some(), "{key}: open to everybody, or closed for no reason");
+        for sources in wanted.iter().flatten() {
+            assert!(self.source_ranges.contains(&(value.service_id, *sources)), "{key}: closed to {sources}");
+        }
+    }
+
+    /// A range that goes away closes an address to nobody who may use it.
+    fn check_gone_guard(&self, service_id: u32, sources: IpNet) {
+        let Some(guard) = self.guard(service_id) else { return };
+        let family = IpFamily::of(&sources.addr());
+        let wanted = guard[family].as_ref();
+        for (key, service) in self.services.iter().filter(|(_, service)| service.service_id == service_id) {
+            let guarded = service.flags & service_flags::SOURCE_RANGES != 0;
+            assert!(
+                !guarded || IpFamily::of(&key.ip) != family || wanted.is_some_and(|w| !w.contains(&sources)),
+                "{key}: closed to {sources} now"
+            );
+        }
+    }
+
+    fn cover(&mut self, value: &layout::Service) {
+        for range in slot_ranges(value) {
+            for slot in range.base..range.base + range.count {
+                *self.slot_users.entry(slot).or_default() += 1;
+                self.slot_left.remove(&slot);
+            }
+        }
+    }
+
+    fn uncover(&mut self, value: &layout::Service) {
+        for range in slot_ranges(value) {
+            for slot in range.base..range.base + range.count {
+                let users = self.slot_users.get_mut(&slot).expect("covered before");
+                *users -= 1;
+                if *users == 0 {
+                    self.slot_users.remove(&slot);
+                    self.slot_left.insert(slot, self.now);
+                }
+            }
+        }
+    }
+}
+
+/// What `ADDRESSES` must say of the address of an entry.
+pub fn marks_needed(service: &layout::Service) -> u32 {
+    match service.kind {
+        layout::kind::NODE_PORT => 0,
+        layout::kind::CLUSTER_IP => address_flags::SERVICE | address_flags::CLUSTER_IP,
+        _ => address_flags::SERVICE,
+    }
+}
+
+impl Tables for Memory {
+    fn capacity(&self) -> Capacity {
+        self.state().capacity
+    }
+
+    fn put_service(&mut self, key: ServiceAddress, value: layout::Service) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        let family = IpFamily::of(&key.ip);
+        let capacity = match family {
+            IpFamily::V4 => state.capacity.services_v4,
+            IpFamily::V6 => state.capacity.services_v6,
+        };
+        let count = state.services.keys().filter(|key| IpFamily::of(&key.ip) == family).count();
+        assert!(
+            state.services.contains_key(&key) || count < capacity as usize,
+            "the engine counts entries itself"
+        );
+        assert!(state.names.contains_key(&value.service_id), "{key}: an entry without a name");
+        let (marks, needed) = (state.marks.get(&key.ip).copied().unwrap_or(0), marks_needed(&value));
+        assert_eq!(marks & needed, needed, "{key}: an entry whose address is not marked");
+        state.check_new_guard(key, &value);
+        for range in slot_ranges(&value) {
+            assert!(range.count > 0 || range.base == 0, "{key}: an empty range has base 0");
+            for slot in range.base..range.base + range.count {
+                let id = state.slots[slot as usize];
+                let backend = state.backends[family].get(&id);
+                let backend =
+                    backend.unwrap_or_else(|| panic!("{key}: slot {slot} leads to absent backend {id}"));
+                assert_eq!(
+                    backend.service_id, value.service_id,
+                    "{key}: slot {slot} leads to another service"
+                );
+            }
+        }
+        state.write("SERVICES")?;
+        let before = state.services.insert(key, value);
+        state.cover(&value);
+        if let Some(before) = before {
+            assert_ne!(before, value, "{key}: written without need");
+            state.uncover(&before);
+        }
+        Ok(())
+    }
+
+    fn remove_service(&mut self, key: ServiceAddress) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        state.write("SERVICES")?;
+        if let Some(before) = state.services.remove(&key) {
+            state.uncover(&before);
+        }
+        Ok(())
+    }
+
+    fn put_service_name(&mut self, service_id: u32, name: &layout::ServiceName) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        assert!(service_id != 0 && service_id < state.capacity.service_names);
+        if !state.names.contains_key(&service_id) {
+            assert!(
+                state.flows.iter().all(|(_, id, _)| *id != service_id),
+                "a flow names service {service_id}"
+            );
+        }
+        state.write("SERVICE_NAMES")?;
+        let before = state.names.insert(service_id, *name);
+        assert_ne!(before, Some(*name), "name {service_id}: written without need");
+        Ok(())
+    }
+
+    fn remove_service_name(&mut self, service_id: u32) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        assert!(state.services.values().all(|service| service.service_id != service_id), "still has entries");
+        for family in IpFamily::BOTH {
+            let mut backends = state.backends[family].values();
+            assert!(backends.all(|backend| backend.service_id != service_id), "still has backends");
+        }
+        state.write("SERVICE_NAMES")?;
+        state.names.remove(&service_id);
+        Ok(())
+    }
+
+    fn write_slots(&mut self, base: u32, backend_ids: &[u32]) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        for slot in base..base + backend_ids.len() as u32 {
+            assert!(!state.slot_users.contains_key(&slot), "slot {slot} is in use");
+            if let Some(left) = state.slot_left.get(&slot) {
+                assert!(state.now - *left >= state.grace, "slot {slot} is within its grace period");
+            }
+        }
+        state.write("SLOTS")?;
+        state.slots[base as usize..base as usize + backend_ids.len()].copy_from_slice(backend_ids);
+        Ok(())
+    }
+
+    fn write_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        let capacity = match family {
+            IpFamily::V4 => state.capacity.backends_v4,
+            IpFamily::V6 => state.capacity.backends_v6,
+        };
+        assert!(id != 0 && id < capacity, "backend {id} of {capacity}");
+        assert!(entry.flags & layout::backend_flags::PRESENT != 0);
+        assert_eq!(IpFamily::of(&entry.address.ip()), family);
+        match state.backends[family].get(&id) {
+            Some(before) => {
+                let same = (before.address, before.service_id) == (entry.address, entry.service_id);
+                assert!(same && before.flags != entry.flags, "backend {id}: only flags may change, and must");
+            }
+            None => {
+                let named = state.flows.iter().any(|flow| (flow.0, flow.2) == (family, id));
+                assert!(!named, "a flow names backend {id}");
+                if let Some(left) = state.backend_left[family].get(&id) {
+                    assert!(state.now - *left >= state.grace, "backend {id} is within its grace period");
+                }
+            }
+        }
+        state.write("BACKENDS")?;
+        state.backends[family].insert(id, entry);
+        Ok(())
+    }
+
+    fn clear_backend(&mut self, family: IpFamily, id: u32) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        for (key, service) in &state.services {
+            for range in slot_ranges(service).into_iter().filter(|_| IpFamily::of(&key.ip) == family) {
+                let slots = &state.slots[range.base as usize..(range.base + range.count) as usize];
+                assert!(!slots.contains(&id), "backend {id} is still in the slots of {key}");
+            }
+        }
+        state.write("BACKENDS")?;
+        let now = state.now;
+        if state.backends[family].remove(&id).is_some() {
+            state.backend_left[family].insert(id, now);
+        }
+        Ok(())
+    }
+
+    fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        assert!(!ip.is_unspecified() && flags & !address_flags::OF_SERVICES == 0, "{ip}: flags {flags:#x}");
+        assert_ne!(state.marks.get(&ip).copied().unwrap_or(0), flags, "{ip}: marked without need");
+        for (key, service) in state.services.iter().filter(|(key, _)| key.ip == ip) {
+            let needed = marks_needed(service);
+            assert_eq!(flags & needed, needed, "{key}: the address would lose its mark");
+        }
+        state.write("ADDRESSES")?;
+        match flags {
+            0 => drop(state.marks.remove(&ip)),
+            _ => drop(state.marks.insert(ip, flags)),
+        }
+        Ok(())
+    }
+
+    fn put_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        assert_eq!(sources, sources.trunc());
+        let (capacity, v4) = match sources {
+            IpNet::V4(_) => (state.capacity.source_ranges_v4, true),
+            IpNet::V6(_) => (state.capacity.source_ranges_v6, false),
+        };
+        let held = state.source_ranges.iter().filter(|(_, net)| net.addr().is_ipv4() == v4).count();
+        assert!(held < capacity as usize, "the engine counts source ranges itself");
+        state.write("SOURCE_RANGES")?;
+        let new = state.source_ranges.insert((service_id, sources));
+        assert!(new, "{sources} of service {service_id}: written without need");
+        Ok(())
+    }
+
+    fn remove_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        state.check_gone_guard(service_id, sources);
+        state.write("SOURCE_RANGES")?;
+        state.source_ranges.remove(&(service_id, sources));
+        Ok(())
+    }
+
+    fn services(&self) -> Result<Vec<(ServiceAddress, layout::Service)>, TableError> {
+        Ok(self.state().services.iter().map(|(key, value)| (*key, *value)).collect())
+    }
+
+    fn service_names(&self) -> Result<Vec<(u32, layout::ServiceName)>, TableError> {
+        Ok(self.state().names.iter().map(|(id, name)| (*id, *name)).collect())
+    }
+
+    fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError> {
+        Ok(self.state().slots[base as usize..(base + count) as usize].to_vec())
+    }
+
+    fn backends(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError> {
+        Ok(self.state().backends[family].iter().map(|(id, entry)| (*id, *entry)).collect())
+    }
+
+    fn marked_addresses(&self) -> Result<Vec<(IpAddr, u32)>, TableError> {
+        Ok(self.state().marks.iter().map(|(ip, flags)| (*ip, *flags)).collect())
+    }
+
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>, TableError> {
+        Ok(self.state().source_ranges.iter().copied().collect())
+    }
+}
+
+impl State {
+    /// Puts an entry there unchecked, as something other than the engine would.
+    pub fn plant(&mut self, address: ServiceAddress, value: layout::Service) {
+        self.cover(&value);
+        self.services.insert(address, value);
+    }
+
+    pub fn backend_ids(&self, family: IpFamily) -> BTreeSet<u32> {
+        self.backends[family].keys().copied().collect()
+    }
+}

@@ -1,0 +1,711 @@
+//! What the engine makes of sequences of wanted services, restarts, failures and full maps.
+
+mod sequences;
+mod transitions;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use lb_common::layout::{address_flags, backend_flags, service_flags};
+use lb_model::{IpFamily, Protocol, SourceRanges};
+use lb_plan::wanted::*;
+use proptest::prelude::*;
+
+use super::engine::{Engine, NamedByFlows};
+use super::entry::{parse_service_name, service_address, slot_ranges};
+use super::error::ApplyError;
+use super::memory::{Guard, Memory, marks_needed};
+use super::tables::{Capacity, TableError};
+
+const GRACE: Duration = Duration::from_secs(1);
+
+fn engine(memory: &Memory) -> Engine<Memory> {
+    let (named, now) = (memory.state().named_by_flows(), memory.state().now);
+    Engine::adopt(memory.clone(), &named, GRACE, now).expect("the maps can be read")
+}
+
+fn id(number: u8) -> ServicePortId {
+    ServicePortId {
+        namespace: "default".into(),
+        name: format!("web-{number}"),
+        port_name: if number.is_multiple_of(2) { String::new() } else { "http".into() },
+        protocol: Protocol::Tcp,
+    }
+}
+
+/// A service port as a test describes it: endpoints are numbers, and everything is derived from numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Spec {
+    number: u8,
+    port: u16,
+    /// Number → (local, draining).
+    v4: BTreeMap<u8, (bool, bool)>,
+    v6: BTreeMap<u8, (bool, bool)>,
+    node_port: bool,
+    dual: bool,
+    local_policy: bool,
+    affinity: Option<u32>,
+    /// An address that several services may claim.
+    shared: Option<u8>,
+    /// A load balancer address: one for all services with an even number, one for the odd ones; service 5 has the ClusterIP
+    /// of service 1. With numbers: the networks that may use it.
+    balancer: Option<Option<BTreeSet<u8>>>,
+}
+
+fn spec(number: u8, endpoints: &[u8]) -> Spec {
+    Spec {
+        number,
+        port: 80,
+        v4: endpoints.iter().map(|endpoint| (*endpoint, (false, false))).collect(),
+        v6: BTreeMap::new(),
+        node_port: false,
+        dual: false,
+        local_policy: false,
+        affinity: None,
+        shared: None,
+        balancer: None,
+    }
+}
+
+fn endpoint_address(family: IpFamily, number: u8) -> SocketAddr {
+    match family {
+        IpFamily::V4 => SocketAddr::new(Ipv4Addr::new(10, 1, 0, number).into(), 8080),
+        IpFamily::V6 => SocketAddr::new(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into()).into(), 8080),
+    }
+}
+
+/// The network of a number; those of large numbers lie inside that of 1.
+fn sources(family: IpFamily, number: u8) -> IpNet {
+    match (family, number) {
+        (IpFamily::V4, 0..4) => format!("10.{number}.0.0/16").parse(),
+        (IpFamily::V4, _) => format!("10.1.{number}.0/24").parse(),
+        (IpFamily::V6, 0..4) => format!("fd0{number}::/16").parse(),
+        (IpFamily::V6, _) => format!("fd01:{number}::/32").parse(),
+    }
+    .expect("a network")
+}
+
+fn balancer_ip(family: IpFamily, number: u8) -> IpAddr {
+    match (family, number) {
+        (IpFamily::V4, 5) => Ipv4Addr::new(10, 96, 0, 1).into(),
+        (IpFamily::V4, _) => Ipv4Addr::new(203, 0, 113, number % 2).into(),
+        (IpFamily::V6, 5) => Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 1).into(),
+        (IpFamily::V6, _) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, (number % 2).into()).into(),
+    }
+}
+
+fn lists(family: IpFamily, endpoints: &BTreeMap<u8, (bool, bool)>) -> EndpointLists {
+    let mut lists = EndpointLists::default();
+    for (index, (number, (local, draining))) in (0..).zip(endpoints) {
+        let address = endpoint_address(family, *number);
+        lists.endpoints.push(WantedEndpoint { address, local: *local, draining: *draining });
+        if !draining {
+            lists.cluster.push(index);
+            if *local {
+                lists.local.push(index);
+            }
+        }
+    }
+    lists
+}
+
+impl Spec {
+    fn wanted(&self) -> WantedService {
+        let cluster = Candidates { list: EndpointList::Cluster, when_empty: WhenEmpty::Reject };
+        let local = Candidates { list: EndpointList::Local, when_empty: WhenEmpty::Drop };
+        let outside = if self.local_policy { local } else { cluster };
+        let mut frontends = Vec::new();
+        for family in IpFamily::BOTH.into_iter().take(if self.dual { 2 } else { 1 }) {
+            let [cluster_ip, shared_ip]: [IpAddr; 2] = match family {
+                IpFamily::V4 => [
+                    Ipv4Addr::new(10, 96, 0, self.number).into(),
+                    Ipv4Addr::new(192, 0, 2, self.shared.unwrap_or(0)).into(),
+                ],
+                IpFamily::V6 => {
+                    [0, 1].map(|net| Ipv6Addr::new(0xfd96, net, 0, 0, 0, 0, 0, self.number.into()).into())
+                }
+            };
+            let mut frontend = |address, port, kind, outside| {
+                frontends.push(Frontend { address, port, kind, outside, inside: cluster });
+            };
+            frontend(FrontendAddress::Ip(cluster_ip), self.port, FrontendKind::ClusterIp, cluster);
+            if self.node_port {
+                let port = 30000 + u16::from(self.number);
+                frontend(FrontendAddress::Node(family), port, FrontendKind::NodePort, outside);
+            }
+            if self.balancer.is_some() {
+                let (ip, port) = (balancer_ip(family, self.number), 8000 + u16::from(self.number));
+                frontend(FrontendAddress::Ip(ip), port, FrontendKind::LoadBalancer, outside);
+            }
+            if self.shared.is_some() && family == IpFamily::V4 {
+                frontend(FrontendAddress::Ip(shared_ip), 443, FrontendKind::ExternalIp, outside);
+            }
+        }
+        frontends.sort();
+        WantedService {
+            id: id(self.number),
+            port: self.port,
+            algorithm: Algorithm::Random,
+            affinity_seconds: self.affinity,
+            source_ranges: self.source_ranges(),
+            frontends,
+            v4: lists(IpFamily::V4, &self.v4),
+            v6: lists(IpFamily::V6, &self.v6),
+        }
+    }
+}
+
+impl Spec {
+    fn source_ranges(&self) -> SourceRanges {
+        let numbers = self.balancer.iter().flatten().next();
+        let nets = |family| Some(numbers?.iter().map(move |number| sources(family, *number)));
+        SourceRanges {
+            v4: nets(IpFamily::V4).map(|nets| {
+                nets.filter_map(|net| if let IpNet::V4(net) = net { Some(net) } else { None }).collect()
+            }),
+            v6: nets(IpFamily::V6).map(|nets| {
+                nets.filter_map(|net| if let IpNet::V6(net) = net { Some(net) } else { None }).collect()
+            }),
+        }
+    }
+
+    fn guard(&self) -> Guard {
+        let numbers = self.balancer.iter().flatten().next();
+        let nets =
+            |family| numbers.map(|numbers| numbers.iter().map(|number| sources(family, *number)).collect());
+        Guard { v4: nets(IpFamily::V4), v6: nets(IpFamily::V6) }
+    }
+}
+
+/// What a client of the maps gets, without ids and positions: this is what must equal the wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Meaning {
+    entries: BTreeMap<String, String>,
+    backends: BTreeSet<String>,
+    names: BTreeSet<String>,
+    /// Bits of `ADDRESSES`.
+    marks: BTreeMap<IpAddr, u32>,
+    source_ranges: BTreeSet<String>,
+}
+
+fn wish<'a>(services: impl IntoIterator<Item = &'a WantedService>) -> Meaning {
+    let mut meaning = Meaning {
+        entries: BTreeMap::new(),
+        backends: BTreeSet::new(),
+        names: BTreeSet::new(),
+        marks: BTreeMap::new(),
+        source_ranges: BTreeSet::new(),
+    };
+    for wanted in services {
+        meaning.names.insert(format!("{} {}", wanted.id, wanted.port));
+        for frontend in &wanted.frontends {
+            let family = frontend.address.family();
+            let lists = wanted.endpoints(family);
+            let view = |candidates: Candidates| {
+                let indices = match candidates.list {
+                    EndpointList::Cluster => &lists.cluster,
+                    EndpointList::Local => &lists.local,
+                };
+                let addresses: Vec<_> =
+                    indices.iter().map(|i| lists.endpoints[*i as usize].address).collect();
+                let drop = addresses.is_empty() && candidates.when_empty == WhenEmpty::Drop;
+                format!("{addresses:?} {drop}")
+            };
+            let (outside, inside) = (view(frontend.outside), view(frontend.inside));
+            let differ = outside != inside;
+            if let FrontendAddress::Ip(ip) = frontend.address {
+                *meaning.marks.entry(ip).or_default() |= match frontend.kind {
+                    FrontendKind::ClusterIp => address_flags::SERVICE | address_flags::CLUSTER_IP,
+                    _ => address_flags::SERVICE,
+                };
+            }
+            let mut guarded = false;
+            if frontend.kind == FrontendKind::LoadBalancer {
+                let ranges: Option<Vec<IpNet>> = match family {
+                    IpFamily::V4 => (wanted.source_ranges.v4.as_ref())
+                        .map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
+                    IpFamily::V6 => (wanted.source_ranges.v6.as_ref())
+                        .map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
+                };
+                guarded = ranges.is_some();
+                let ranges = ranges.into_iter().flatten();
+                meaning.source_ranges.extend(ranges.map(|net| format!("{} {net}", wanted.id)));
+            }
+            let text = format!(
+                "{} kind {} affinity {} outside {outside} inside {inside} external {} local {differ} guarded {guarded}",
+                wanted.id,
+                frontend.kind as u8,
+                wanted.affinity_seconds.unwrap_or(0),
+                frontend.kind != FrontendKind::ClusterIp,
+            );
+            meaning.entries.insert(service_address(frontend, wanted.id.protocol).to_string(), text);
+            for endpoint in &lists.endpoints {
+                let WantedEndpoint { address, local, draining } = endpoint;
+                meaning.backends.insert(format!("{} {address} local {local} draining {draining}", wanted.id));
+            }
+        }
+    }
+    meaning
+}
+
+fn meaning(memory: &Memory) -> Meaning {
+    let state = memory.state();
+    let ids: BTreeMap<u32, (ServicePortId, u16)> =
+        state.names.iter().map(|(id, name)| (*id, parse_service_name(name).expect("a name"))).collect();
+    let entries = state.services.iter().map(|(address, service)| {
+        let family = IpFamily::of(&address.ip);
+        let drops =
+            [service_flags::OUTSIDE_DROP, service_flags::INSIDE_DROP].map(|flag| service.flags & flag != 0);
+        let ranges = slot_ranges(service);
+        let [outside, inside] = [0, 1].map(|side: usize| {
+            let slots = &state.slots[ranges[side].base as usize..][..ranges[side].count as usize];
+            let addresses: Vec<_> = slots.iter().map(|id| state.backends[family][id].address).collect();
+            format!("{addresses:?} {}", drops[side])
+        });
+        let text = format!(
+            "{} kind {} affinity {} outside {outside} inside {inside} external {} local {} guarded {}",
+            ids[&service.service_id].0,
+            service.kind,
+            service.affinity_seconds,
+            service.flags & service_flags::EXTERNAL != 0,
+            service.flags & service_flags::POLICY_LOCAL != 0,
+            service.flags & service_flags::SOURCE_RANGES != 0,
+        );
+        (address.to_string(), text)
+    });
+    let backends =
+        IpFamily::BOTH.into_iter().flat_map(|family| state.backends[family].values()).map(|backend| {
+            let local = backend.flags & backend_flags::LOCAL != 0;
+            let draining = backend.flags & (backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL) == 0;
+            // The name comes after the backends: it may have failed.
+            let service = ids.get(&backend.service_id).map_or_else(|| "?".into(), |(id, _)| id.to_string());
+            format!("{service} {} local {local} draining {draining}", backend.address)
+        });
+    Meaning {
+        entries: entries.collect(),
+        backends: backends.collect(),
+        names: ids.values().map(|(id, port)| format!("{id} {port}")).collect(),
+        marks: state.marks.clone(),
+        source_ranges: state
+            .source_ranges
+            .iter()
+            .map(|(id, net)| {
+                format!("{} {net}", ids.get(id).map_or_else(|| "?".into(), |(id, _)| id.to_string()))
+            })
+            .collect(),
+    }
+}
+
+/// Every id and slot that is taken is referred to by an entry, and the records say what the maps hold.
+fn assert_nothing_leaks(engine: &Engine<Memory>, memory: &Memory) {
+    let state = memory.state();
+    let writer = &engine.writer;
+    assert_eq!(writer.service_ids.in_use(), engine.services.len());
+    let named = engine.services.values().filter(|installed| installed.named_port.is_some()).count();
+    assert_eq!(named, state.names.len());
+    assert_eq!(writer.owners.len(), state.services.len());
+    let mut slots = BTreeSet::new();
+    for family in IpFamily::BOTH {
+        assert_eq!(writer.backend_ids[family].in_use(), state.backends[family].len());
+        let entries = state.services.keys().filter(|key| IpFamily::of(&key.ip) == family).count();
+        assert_eq!(writer.entry_count[family] as usize, entries);
+    }
+    assert_eq!(writer.marks.written(), state.marks);
+    let mut needed = BTreeMap::new();
+    for (address, service) in state.services.iter().filter(|(address, _)| !address.ip.is_unspecified()) {
+        *needed.entry(address.ip).or_default() |= marks_needed(service);
+    }
+    assert_eq!(state.marks, needed, "an address is marked by its entries, and by nothing else");
+    for family in IpFamily::BOTH {
+        let ranges = state.source_ranges.iter().filter(|(_, net)| IpFamily::of(&net.addr()) == family);
+        assert_eq!(writer.source_range_count[family] as usize, ranges.count());
+    }
+    for (id, installed) in &engine.services {
+        let service_id = installed.service_id;
+        let guarded = state.services.values().any(|service| {
+            service.service_id == service_id && service.flags & service_flags::SOURCE_RANGES != 0
+        });
+        let unused = !guarded && state.source_ranges.iter().any(|(other, _)| *other == service_id);
+        // A change that failed half-way and has no room now may have written some.
+        assert!(!unused || engine.unsettled().any(|other| *other == **id), "source ranges without an entry");
+    }
+    let ids: BTreeSet<u32> = engine.services.values().map(|installed| installed.service_id).collect();
+    assert!(state.source_ranges.iter().all(|(id, _)| ids.contains(id)), "source ranges of no service");
+    for range in state.services.values().flat_map(slot_ranges) {
+        slots.extend(range.base..range.base + range.count);
+    }
+    let held: u64 = engine
+        .services
+        .values()
+        .flat_map(|installed| IpFamily::BOTH.map(|family| &installed.families[family].ranges))
+        .flatten()
+        .map(|slots| u64::from(slots.count()))
+        .sum();
+    assert_eq!(held, slots.len() as u64, "a range that no entry refers to");
+    assert!(writer.slots.in_use() >= held && writer.slots.in_use() * 3 <= held * 4, "size classes only");
+}
+
+#[test]
+fn a_service_is_one_entry_per_address_and_an_unchanged_one_is_not_written() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let mut spec = Spec { node_port: true, dual: true, ..spec(1, &[1, 2, 3]) };
+    spec.v6 = [(1, (true, false))].into();
+    engine.apply(&spec.wanted(), now).expect("applied");
+    assert_eq!(meaning(&memory), wish([&spec.wanted()]));
+    assert_eq!(memory.state().services.len(), 4);
+    assert_nothing_leaks(&engine, &memory);
+
+    // 3 + 1 backends, 2 ranges, 1 name, 2 marks of addresses, 4 entries.
+    assert_eq!(memory.state().writes, 13);
+    engine.apply(&spec.wanted(), now).expect("applied");
+    assert_eq!(memory.state().writes, 13);
+}
+
+#[test]
+fn a_change_of_flags_is_one_write() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let mut spec = spec(1, &[1, 2, 3]);
+    engine.apply(&spec.wanted(), now).expect("applied");
+    let before = memory.state().writes;
+    spec.v4.insert(2, (true, false));
+    engine.apply(&spec.wanted(), now).expect("applied");
+    assert_eq!(memory.state().writes, before + 1);
+    assert_eq!(meaning(&memory), wish([&spec.wanted()]));
+}
+
+#[test]
+fn a_family_without_changes_is_not_written() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let mut spec = Spec { dual: true, v6: [(1, (false, false))].into(), ..spec(1, &[1]) };
+    engine.apply(&spec.wanted(), now).expect("applied");
+    let before = memory.state().writes;
+    spec.v4.insert(2, (false, false));
+    engine.apply(&spec.wanted(), now).expect("applied");
+    // A backend, its slots, and the IPv4 entry.
+    assert_eq!(memory.state().writes, before + 3);
+}
+
+#[test]
+fn equal_lists_share_one_range() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let mut spec = Spec { node_port: true, local_policy: true, ..spec(1, &[]) };
+    spec.v4 = [(1, (true, false)), (2, (true, false))].into();
+    engine.apply(&spec.wanted(), now).expect("applied");
+    assert_eq!(engine.writer.slots.in_use(), 2);
+    spec.v4.insert(3, (false, false));
+    engine.apply(&spec.wanted(), now).expect("applied");
+    assert_eq!(engine.writer.slots.in_use(), 5);
+    assert_eq!(meaning(&memory), wish([&spec.wanted()]));
+}
+
+#[test]
+fn a_restarted_engine_writes_nothing_and_prunes_what_is_gone() {
+    let memory = Memory::roomy(Instant::now());
+    let now = memory.state().now;
+    let specs: Vec<_> =
+        (1..=5).map(|number| Spec { node_port: true, ..spec(number, &[number, 100]) }).collect();
+    let mut first = engine(&memory);
+    for spec in &specs {
+        first.apply(&spec.wanted(), now).expect("applied");
+    }
+    drop(first);
+
+    let before = memory.state().writes;
+    let mut second = engine(&memory);
+    for spec in &specs[1..] {
+        second.apply(&spec.wanted(), now).expect("applied");
+    }
+    assert_eq!(
+        memory.state().writes,
+        before,
+        "nothing changed, and nothing is pruned before the first full state"
+    );
+    assert!(second.finish_sync(now).is_empty());
+    assert_eq!(meaning(&memory), wish(&specs[1..].iter().map(Spec::wanted).collect::<Vec<_>>()));
+    assert_nothing_leaks(&second, &memory);
+}
+
+#[test]
+fn an_id_is_reused_only_after_a_sweep_without_a_hit() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let start = memory.state().now;
+    let wanted = spec(1, &[1]).wanted();
+    engine.apply(&wanted, start).expect("applied");
+    let address = *memory.state().services.keys().next().expect("an entry");
+    memory.state_mut().connect(&address, 0);
+    engine.apply(&spec(1, &[2]).wanted(), start).expect("applied");
+    assert_eq!(memory.state().backend_ids(IpFamily::V4), [2].into());
+    assert!(engine.wants_sweep());
+
+    let later = start + 2 * GRACE;
+    memory.state_mut().now = later;
+    assert!(engine.tick(later).is_empty());
+    let named = memory.state().named_by_flows();
+    engine.swept(later, &named);
+    engine.apply(&wanted, later).expect("applied");
+    assert_eq!(
+        memory.state().backend_ids(IpFamily::V4),
+        [3].into(),
+        "a flow names 1, and 2 is new in quarantine"
+    );
+
+    memory.state_mut().flows.clear();
+    let later = later + 2 * GRACE;
+    memory.state_mut().now = later;
+    let named = memory.state().named_by_flows();
+    engine.swept(later, &named);
+    assert!(!engine.wants_sweep());
+    engine.apply(&spec(1, &[4]).wanted(), later).expect("applied");
+    assert_eq!(memory.state().backend_ids(IpFamily::V4), [1].into());
+}
+
+#[test]
+fn a_restarted_engine_does_not_reuse_ids_that_flows_name() {
+    let memory = Memory::roomy(Instant::now());
+    let now = memory.state().now;
+    let mut first = engine(&memory);
+    first.apply(&spec(1, &[1]).wanted(), now).expect("applied");
+    let address = *memory.state().services.keys().next().expect("an entry");
+    memory.state_mut().connect(&address, 0);
+    first.remove(&id(1), now).expect("removed");
+    drop(first);
+    memory.state_mut().forget_graces();
+    let mut second = engine(&memory);
+    second.apply(&spec(2, &[2]).wanted(), now).expect("applied");
+    assert_eq!(memory.state().backend_ids(IpFamily::V4), [2].into());
+    assert_eq!(memory.state().names.keys().copied().collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_full_map_leaves_the_service_as_it_was_and_the_others_go_on() {
+    let start = Instant::now();
+    let capacity = Capacity {
+        services_v4: 3,
+        services_v6: 0,
+        slots: 6,
+        backends_v4: 6,
+        backends_v6: 1,
+        service_names: 10,
+        source_ranges_v4: 0,
+        source_ranges_v6: 0,
+    };
+    let memory = Memory::new(capacity, GRACE, start);
+    let mut engine = engine(&memory);
+    engine.apply(&spec(1, &[1, 2]).wanted(), start).expect("applied");
+    engine.apply(&spec(2, &[3]).wanted(), start).expect("applied");
+    let before = meaning(&memory);
+
+    // Backends: 5 usable, 3 used.
+    let large = spec(1, &[1, 2, 4, 5, 6]).wanted();
+    let error = engine.apply(&large, start).expect_err("no room");
+    assert_eq!(
+        error.to_string(),
+        "service port default/web-1:http TCP: map BACKENDS_V4 is full (6 entries): raise --max-backends"
+    );
+    assert_eq!(meaning(&memory), before);
+    assert_eq!(engine.unsettled().collect::<Vec<_>>(), [&id(1)]);
+
+    // Slots: 6, 3 used.
+    let error = engine.apply(&spec(1, &[1, 2, 4, 5]).wanted(), start).expect_err("no room");
+    assert!(error.to_string().contains("SLOTS is full (6 entries): raise --max-slots"), "{error}");
+    assert_eq!(meaning(&memory), before);
+
+    // Entries: 3, 2 used.
+    let error = engine.apply(&Spec { node_port: true, ..spec(3, &[]) }.wanted(), start).expect_err("no room");
+    assert!(error.to_string().contains("SERVICES_V4 is full (3 entries): raise --max-services"), "{error}");
+    assert_eq!(meaning(&memory), before);
+    engine.apply(&spec(4, &[7]).wanted(), start).expect("others go on");
+
+    // 2 and 4 go: room for the entries of 3 at once, for slots and backends of 1 after the grace period.
+    engine.remove(&id(2), start).expect("removed");
+    engine.remove(&id(4), start).expect("removed");
+    assert_eq!(engine.tick(start).len(), 1, "slots are still in their grace period");
+    let later = start + GRACE;
+    memory.state_mut().now = later;
+    engine.swept(later, &NamedByFlows::default());
+    assert!(engine.tick(later).is_empty());
+    let third = Spec { node_port: true, ..spec(3, &[]) }.wanted();
+    assert_eq!(meaning(&memory), wish([&spec(1, &[1, 2, 4, 5]).wanted(), &third]));
+    assert_eq!(engine.unsettled().count(), 0);
+}
+
+#[test]
+fn the_first_service_keeps_an_address_and_the_second_gets_it_when_it_is_free() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let [first, second] = [1, 2].map(|number| Spec { shared: Some(7), ..spec(number, &[number]) }.wanted());
+    engine.apply(&first, now).expect("applied");
+    let error = engine.apply(&second, now).expect_err("taken");
+    assert!(matches!(&error, ApplyError::Taken { owner, .. } if **owner == first.id), "{error}");
+    assert_eq!(memory.state().services.len(), 3, "the other address of the second one is served");
+    engine.remove(&first.id, now).expect("removed");
+    assert!(engine.tick(now).is_empty());
+    assert_eq!(meaning(&memory), wish([&second]));
+}
+
+#[test]
+fn source_ranges_change_without_a_moment_in_which_a_source_is_wrongly_let_in_or_kept_out() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let guarded = |numbers: &[u8]| Spec {
+        dual: true,
+        balancer: Some(Some(numbers.iter().copied().collect())),
+        ..spec(1, &[1])
+    };
+    let open = Spec { balancer: Some(None), ..guarded(&[]) };
+    // The double checks each write against the guard that holds from then on.
+    for next in [guarded(&[1, 2]), guarded(&[2, 5]), guarded(&[]), open.clone(), guarded(&[3]), spec(1, &[1])]
+    {
+        memory.state_mut().guards.insert(id(1), next.guard());
+        engine.apply(&next.wanted(), now).expect("applied");
+        assert_eq!(meaning(&memory), wish([&next.wanted()]));
+        assert_nothing_leaks(&engine, &memory);
+    }
+    assert!(memory.state().source_ranges.is_empty());
+}
+
+#[test]
+fn source_ranges_that_do_not_fit_leave_the_service_as_it_was() {
+    let now = Instant::now();
+    let memory = Memory::roomy(now);
+    memory.state_mut().capacity.source_ranges_v4 = 2;
+    let mut engine = engine(&memory);
+    let guarded = |number, numbers: &[u8]| {
+        Spec { balancer: Some(Some(numbers.iter().copied().collect())), ..spec(number, &[1]) }.wanted()
+    };
+    engine.apply(&guarded(1, &[1]), now).expect("applied");
+    let before = meaning(&memory);
+    let error = engine.apply(&guarded(1, &[2, 3]), now).expect_err("1 of 2 is used");
+    assert_eq!(
+        error.to_string(),
+        "service port default/web-1:http TCP: map SOURCE_RANGES_V4 is full (2 entries): raise --max-source-ranges"
+    );
+    assert_eq!(meaning(&memory), before);
+    engine.apply(&guarded(1, &[2]), now).expect("applied");
+    engine.apply(&guarded(2, &[1, 2]), now).expect_err("1 of 2 is used");
+    engine.remove(&id(1), now).expect("removed");
+    assert!(engine.tick(now).is_empty(), "there is room now");
+    assert_eq!(meaning(&memory), wish([&guarded(2, &[1, 2])]));
+}
+
+#[test]
+fn a_flow_is_served_by_an_entry_of_its_own_service_port() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    engine.apply(&Spec { node_port: true, ..spec(1, &[1]) }.wanted(), now).expect("applied");
+    let to = |ip: &str, port| super::tables::ServiceAddress {
+        ip: ip.parse().expect("an address"),
+        port,
+        protocol: lb_common::layout::TCP,
+    };
+    assert!(engine.serves(1, to("10.96.0.1", 80)) && engine.serves(1, to("192.0.2.9", 30001)));
+    assert!(!engine.serves(2, to("10.96.0.1", 80)), "of another service port");
+    assert!(!engine.serves(1, to("10.96.0.1", 81)) && !engine.serves(1, to("2001:db8::1", 30001)));
+
+    engine.apply(&Spec { port: 81, ..spec(1, &[1]) }.wanted(), now).expect("applied");
+    assert!(engine.serves(1, to("10.96.0.1", 81)) && !engine.serves(1, to("10.96.0.1", 80)));
+    assert!(!engine.serves(1, to("192.0.2.9", 30001)));
+    engine.remove(&id(1), now).expect("removed");
+    assert!(!engine.serves(1, to("10.96.0.1", 81)));
+}
+
+#[test]
+fn leftovers_that_are_not_whole_are_cleaned() {
+    let memory = Memory::roomy(Instant::now());
+    let now = memory.state().now;
+    let specs = [1, 2].map(|number| spec(number, &[number]).wanted());
+    let mut first = engine(&memory);
+    for wanted in &specs {
+        first.apply(wanted, now).expect("applied");
+    }
+    drop(first);
+    {
+        let mut state = memory.state_mut();
+        // A backend of no service, an entry of no service, an entry with slots of another service, a broken name.
+        let mut orphan = state.backends.v4[&1];
+        orphan.service_id = 77;
+        orphan.address = endpoint_address(IpFamily::V4, 200);
+        state.backends.v4.insert(50, orphan);
+        let (address, value) =
+            state.services.iter().next().map(|(address, value)| (*address, *value)).expect("one");
+        let elsewhere = |port| super::tables::ServiceAddress { port, ..address };
+        state.services.insert(elsewhere(1), lb_common::layout::Service { service_id: 77, ..value });
+        state.services.insert(elsewhere(2), lb_common::layout::Service { service_id: 2, ..value });
+        state.services.insert(elsewhere(3), lb_common::layout::Service { outside_base: 5000, ..value });
+        let mut broken = state.names[&1];
+        broken.protocol = 99;
+        state.names.insert(60, broken);
+        // Source ranges of no service, a mark of no entry, and a missing one.
+        state.source_ranges.insert((77, sources(IpFamily::V4, 1)));
+        state.marks.insert("198.51.100.1".parse().expect("an address"), address_flags::SERVICE);
+        state.marks.remove(&address.ip);
+    }
+    let rebuilt = memory_without_history(&memory);
+    let mut second = engine(&rebuilt);
+    assert_eq!(meaning(&rebuilt), wish(&specs));
+    for wanted in &specs {
+        second.apply(wanted, now).expect("applied");
+    }
+    assert!(second.finish_sync(now).is_empty());
+    assert_nothing_leaks(&second, &rebuilt);
+}
+
+/// The same maps, as a double that has just begun to look.
+fn memory_without_history(memory: &Memory) -> Memory {
+    let state = memory.state();
+    let fresh = Memory::new(state.capacity, state.grace, state.now);
+    {
+        let mut to = fresh.state_mut();
+        to.names = state.names.clone();
+        to.slots = state.slots.clone();
+        to.backends = state.backends.clone();
+        to.marks = state.marks.clone();
+        to.source_ranges = state.source_ranges.clone();
+        for (address, value) in &state.services {
+            to.plant(*address, *value);
+        }
+    }
+    fresh
+}
+
+#[test]
+fn a_full_map_is_told_from_other_failures() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    memory.state_mut().fail_after = Some(2);
+    let error = engine.apply(&spec(1, &[1, 2, 3]).wanted(), now).expect_err("the third write fails");
+    assert!(matches!(error, ApplyError::Table { source: TableError::Kernel { .. }, .. }), "{error}");
+    assert!(engine.tick(now).is_empty(), "tried again without waiting for room");
+    assert_eq!(meaning(&memory), wish([&spec(1, &[1, 2, 3]).wanted()]));
+}
+
+#[test]
+fn endpoints_that_are_lost_are_told_once() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let protocols = BTreeSet::from([id(1).protocol]);
+    engine.apply(&spec(1, &[1, 2, 3]).wanted(), now).expect("applied");
+    assert_eq!(engine.take_lost(), BTreeSet::new());
+    engine.apply(&spec(1, &[1, 2]).wanted(), now).expect("applied");
+    assert_eq!((engine.take_lost(), engine.take_lost()), (protocols.clone(), BTreeSet::new()));
+    engine.remove(&id(1), now).expect("removed");
+    assert_eq!(engine.take_lost(), protocols);
+    engine.remove(&id(1), now).expect("nothing to remove");
+    assert_eq!(engine.take_lost(), BTreeSet::new());
+}

@@ -1,0 +1,175 @@
+//! Reading the maps, for tools and tests. Plain values; nothing is rendered here.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use lb_common::layout::{
+    Affinity, AffinityKey, Device, KnownAddress, NamespaceAddrs, Service, ServiceName, address_flags,
+    affinity_client,
+};
+use lb_common::reason::Reason;
+use lb_model::IpFamily;
+
+use crate::Pins;
+use crate::apply::tables::{BackendEntry, ServiceAddress, TableError, Tables as _};
+use crate::flows::{self, FlowEntry};
+use crate::maps::{HostMaps, MapAddress, MapHandles, ServiceTables};
+use crate::sys;
+use crate::table::Table;
+
+/// The maps of an agent, or of privately loaded programs.
+#[derive(Debug, Clone)]
+pub struct Maps(MapHandles);
+
+impl Maps {
+    /// Opens what an agent has pinned; no agent needs to run. Fails with `NotFound` when there is nothing.
+    pub fn open(pins: &Pins) -> io::Result<Self> {
+        MapHandles::open(pins).map(Self)
+    }
+
+    pub(crate) fn of(maps: &MapHandles) -> Self {
+        Self(maps.clone())
+    }
+
+    fn tables(&self) -> io::Result<ServiceTables> {
+        ServiceTables::new(&self.0)
+    }
+
+    pub fn services(&self) -> io::Result<Vec<(ServiceAddress, Service)>> {
+        self.tables()?.services().map_err(unwrap)
+    }
+
+    pub fn service_names(&self) -> io::Result<Vec<(u32, ServiceName)>> {
+        self.tables()?.service_names().map_err(unwrap)
+    }
+
+    pub fn backends(&self, family: IpFamily) -> io::Result<Vec<(u32, BackendEntry)>> {
+        self.tables()?.backends(family).map_err(unwrap)
+    }
+
+    /// Backend ids in a range of slots.
+    pub fn slots(&self, base: u32, count: u32) -> io::Result<Vec<u32>> {
+        self.tables()?.read_slots(base, count).map_err(unwrap)
+    }
+
+    /// Networks that may use the load-balancer addresses of service ports, by service id.
+    pub fn source_ranges(&self) -> io::Result<Vec<(u32, IpNet)>> {
+        self.tables()?.source_ranges().map_err(unwrap)
+    }
+
+    /// Which endpoint each client of a service port with session affinity was given.
+    pub fn affinity(&self) -> io::Result<Vec<AffinityEntry>> {
+        let table: Table<AffinityKey, Affinity> = self.0.table("AFFINITY")?;
+        let mut entries = Vec::new();
+        table.for_each(|key, value| entries.extend(AffinityEntry::new(key, value)))?;
+        Ok(entries)
+    }
+
+    /// Open and half-open flows of both families.
+    pub fn flows(&self) -> io::Result<Vec<FlowEntry>> {
+        flows::read(&self.0)
+    }
+
+    /// Packets by reason, summed over the CPUs.
+    pub fn counters(&self) -> io::Result<Vec<(Reason, u64)>> {
+        let map = self.0.fd("COUNTERS")?;
+        let cpus = sys::possible_cpus()?;
+        Reason::ALL
+            .iter()
+            .map(|reason| Ok((*reason, sys::lookup_per_cpu(map, *reason as u32, cpus)?.iter().sum())))
+            .collect()
+    }
+
+    /// Addresses of this node and of Services of other proxies, with the flags that do not follow from Services served here.
+    pub fn node_addresses(&self) -> io::Result<Vec<(IpAddr, KnownAddress)>> {
+        let mut addresses = Vec::new();
+        self.node_addresses_of::<[u8; 4]>(&mut addresses)?;
+        self.node_addresses_of::<[u8; 16]>(&mut addresses)?;
+        Ok(addresses)
+    }
+
+    fn node_addresses_of<A: MapAddress>(
+        &self,
+        addresses: &mut Vec<(IpAddr, KnownAddress)>,
+    ) -> io::Result<()> {
+        let table: Table<A, KnownAddress> = self.0.table(&format!("ADDRESSES_{}", A::SUFFIX))?;
+        table.for_each(|address, value| {
+            if value.flags & address_flags::OF_HOST != 0 {
+                let flags = value.flags & address_flags::OF_HOST;
+                addresses.push((address.to_ip(), KnownAddress { flags, ..*value }));
+            }
+        })
+    }
+
+    /// Addresses of pods and of this node, by the cookie of their network namespace.
+    pub fn namespaces(&self) -> io::Result<Vec<(u64, NamespaceAddrs)>> {
+        let table: Table<u64, NamespaceAddrs> = self.0.table("NAMESPACES")?;
+        let mut namespaces = Vec::new();
+        table.for_each(|cookie, addresses| namespaces.push((*cookie, *addresses)))?;
+        Ok(namespaces)
+    }
+
+    /// Networks of pods and of Services, with their flags.
+    pub fn networks(&self) -> io::Result<Vec<(IpNet, u32)>> {
+        HostMaps(&self.0).read_networks()
+    }
+
+    /// Devices by interface index.
+    pub fn devices(&self) -> io::Result<Vec<(u32, Device)>> {
+        let table: Table<u32, Device> = self.0.table("DEVICES")?;
+        let mut devices = Vec::new();
+        table.for_each(|ifindex, device| devices.push((*ifindex, *device)))?;
+        Ok(devices)
+    }
+}
+
+/// An entry of `AFFINITY`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AffinityEntry {
+    pub client: AffinityClient,
+    /// Of the connections.
+    pub family: IpFamily,
+    pub service_id: u32,
+    pub backend_id: u32,
+    /// `CLOCK_MONOTONIC` at the last new connection, see [`crate::monotonic_ns`].
+    pub last_used_ns: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AffinityClient {
+    Address(IpAddr),
+    /// Cookie of the network namespace of processes whose connections are translated at their socket.
+    Namespace(u64),
+}
+
+impl AffinityEntry {
+    /// None: written by nothing of this version.
+    fn new(key: &AffinityKey, value: &Affinity) -> Option<Self> {
+        let cookie = || {
+            let [a, b, c, d, e, f, g, h, ..] = key.client;
+            AffinityClient::Namespace(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+        };
+        let (client, family) = match key.client_kind {
+            affinity_client::ADDRESS_V4 => {
+                let [a, b, c, d, ..] = key.client;
+                (AffinityClient::Address([a, b, c, d].into()), IpFamily::V4)
+            }
+            affinity_client::ADDRESS_V6 => (AffinityClient::Address(key.client.into()), IpFamily::V6),
+            affinity_client::NAMESPACE_V4 => (cookie(), IpFamily::V4),
+            affinity_client::NAMESPACE_V6 => (cookie(), IpFamily::V6),
+            _ => return None,
+        };
+        Some(Self {
+            client,
+            family,
+            service_id: key.service_id,
+            backend_id: value.backend_id,
+            last_used_ns: value.last_used_ns,
+        })
+    }
+}
+
+fn unwrap(error: TableError) -> io::Error {
+    io::Error::other(error)
+}

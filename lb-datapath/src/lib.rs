@@ -1,0 +1,234 @@
+//! The kernel side: [`apply`] decides on map entries; the rest loads the programs, holds their maps and attaches them. aya is
+//! imported in no other crate.
+//!
+//! Everything that must outlive an agent is pinned below [`Pins`]: maps, and links, which keep programs attached. A
+//! second agent finds the pins, reuses the maps and puts its own programs into the links without a gap.
+
+pub mod apply;
+mod endpoints;
+pub mod flows;
+pub mod inspect;
+mod links;
+mod maps;
+mod programs;
+mod recorder;
+mod sizes;
+mod sys;
+mod table;
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION, NamespaceAddrs};
+
+pub use self::endpoints::Endpoints;
+pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
+pub use self::inspect::{AffinityClient, AffinityEntry};
+use self::links::Links;
+pub use self::links::{AttachError, Attached};
+pub use self::maps::ServiceTables;
+use self::maps::{HostMaps, MapHandles};
+use self::programs::Programs;
+pub use self::programs::{
+    DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, RECORDER, TcAttach,
+};
+pub use self::recorder::{Recorded, attached_devices, serves_sockets};
+pub use self::sizes::{MapSizes, mebibytes};
+pub use self::sys::{TestRun, device_index, device_name, monotonic_ns, namespace_cookie};
+use crate::apply::tables::ServiceAddress;
+
+/// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    pub fn new(bpffs: &Path) -> Self {
+        Self { root: bpffs.join("sluice").join(format!("v{LAYOUT_VERSION}")) }
+    }
+
+    /// The versioned folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    fn create(&self) -> io::Result<()> {
+        std::fs::create_dir_all(self.maps())?;
+        std::fs::create_dir_all(self.links())
+    }
+}
+
+/// The loaded programs and their maps.
+pub struct Datapath {
+    programs: Programs,
+    maps: MapHandles,
+    links: Option<Links>,
+}
+
+impl Datapath {
+    /// Loads the programs on the maps pinned by an earlier agent, or on new ones, which are pinned.
+    /// Nothing is attached yet: an earlier agent's programs go on until [`Datapath::attach_device`] replaces them.
+    pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, LoadError> {
+        pins.create().map_err(|source| LoadError::PinFolder { path: pins.root().to_owned(), source })?;
+        let programs = Programs::load(options, Some(pins))?;
+        let maps = programs.map_handles()?;
+        let datapath = Self { programs, maps, links: Some(Links::new(pins.links())) };
+        datapath.publish_settings(options)?;
+        Ok(datapath)
+    }
+
+    /// Loads the programs on maps of their own, for tests and benchmarks. They cannot be attached.
+    pub fn load_private(options: &LoadOptions) -> Result<Self, LoadError> {
+        let programs = Programs::load(options, None)?;
+        let maps = programs.map_handles()?;
+        Ok(Self { programs, maps, links: None })
+    }
+
+    /// The kernel features that were found, for the log.
+    pub fn features(&self) -> &Features {
+        &self.programs.features
+    }
+
+    /// The maps of services and endpoints.
+    pub fn tables(&self) -> Result<ServiceTables, LoadError> {
+        self.maps.service_tables()
+    }
+
+    /// The maps, for reading.
+    pub fn maps(&self) -> inspect::Maps {
+        inspect::Maps::of(&self.maps)
+    }
+
+    /// Attaches the socket programs to a cgroup-v2 folder, or replaces what is attached there.
+    pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), AttachError> {
+        let links = self.links.as_mut().ok_or(AttachError::Private)?;
+        links.attach_cgroup(&self.programs, cgroup)
+    }
+
+    /// Detaches the socket programs from where they are attached, if they are.
+    pub fn detach_cgroup(&mut self) -> Result<(), AttachError> {
+        self.links()?.detach_cgroup()
+    }
+
+    /// Attaches to a device, or replaces what is attached. With `xdp`, XDP and tc; else tc alone. `layer3`: the device's
+    /// frames start with the IP header.
+    pub fn attach_device(
+        &mut self,
+        ifindex: u32,
+        name: &str,
+        xdp: bool,
+        layer3: bool,
+    ) -> Result<Attached, AttachError> {
+        let links = self.links.as_mut().ok_or(AttachError::Private)?;
+        links.attach_device(&mut self.programs, ifindex, name, xdp, layer3)
+    }
+
+    /// Detaches from a device; it may be gone.
+    pub fn detach_device(&mut self, ifindex: u32) -> Result<(), AttachError> {
+        self.links()?.detach_device(ifindex)
+    }
+
+    /// Interface indices that an earlier agent attached to.
+    pub fn attached_devices(&mut self) -> Result<Vec<u32>, AttachError> {
+        self.links()?.attached_devices()
+    }
+
+    fn links(&mut self) -> Result<&mut Links, AttachError> {
+        self.links.as_mut().ok_or(AttachError::Private)
+    }
+
+    pub fn put_device(&self, ifindex: u32, device: &Device) -> io::Result<()> {
+        self.host().put_device(ifindex, device)
+    }
+
+    pub fn remove_device(&self, ifindex: u32) -> io::Result<()> {
+        self.host().remove_device(ifindex)
+    }
+
+    pub fn put_node_address(&self, address: IpAddr, value: &KnownAddress) -> io::Result<()> {
+        self.host().put_address(address, value)
+    }
+
+    pub fn remove_node_address(&self, address: IpAddr) -> io::Result<()> {
+        self.host().remove_address(address)
+    }
+
+    pub fn put_namespace(&self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
+        self.host().put_namespace(cookie, addresses)
+    }
+
+    pub fn remove_namespace(&self, cookie: u64) -> io::Result<()> {
+        self.host().remove_namespace(cookie)
+    }
+
+    /// What connected sockets were given, for a thread of its own.
+    pub fn endpoints(&self) -> io::Result<Endpoints> {
+        Endpoints::new(&self.programs, &self.maps)
+    }
+
+    pub fn put_network(&self, network: IpNet, flags: u32) -> io::Result<()> {
+        self.host().put_network(network, flags)
+    }
+
+    pub fn remove_network(&self, network: IpNet) -> io::Result<()> {
+        self.host().remove_network(network)
+    }
+
+    fn host(&self) -> HostMaps<'_> {
+        HostMaps(&self.maps)
+    }
+
+    /// Removes flows that are over, and those of service ports that are not served any more at the address that the client
+    /// uses. Tells which ids the others name. `now_ns`: see [`monotonic_ns`].
+    pub fn sweep_flows(
+        &self,
+        now_ns: u64,
+        timeouts: &FlowTimeouts,
+        serves: impl Fn(u32, ServiceAddress) -> bool,
+    ) -> io::Result<FlowSweep> {
+        flows::sweep(&self.maps, now_ns, timeouts, &serves)
+    }
+
+    /// Forgets connections and session affinity, for tests and benchmarks that begin anew. Connections that are translated break.
+    pub fn forget_flows(&self) -> io::Result<()> {
+        flows::forget(&self.maps)
+    }
+
+    /// Runs a program on a packet without attaching it (`BPF_PROG_TEST_RUN`), `repeat` times. `context`: a
+    /// `struct xdp_md` or `struct __sk_buff` as bytes, or empty.
+    pub fn test_run(&self, program: &str, packet: &[u8], context: &[u8], repeat: u32) -> io::Result<TestRun> {
+        sys::test_run(self.program(program)?, packet, context, repeat)
+    }
+
+    /// The programs' own log; it can be taken once.
+    pub fn take_log(&mut self) -> Result<DatapathLog, LoadError> {
+        self.programs.take_log()
+    }
+
+    /// Size and verification cost of each program.
+    pub fn program_statistics(&self) -> io::Result<Vec<ProgramStatistics>> {
+        self.programs.statistics()
+    }
+
+    fn program(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
+        self.programs
+            .get(name)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no program {name}")))
+    }
+}

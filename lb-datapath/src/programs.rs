@@ -1,0 +1,493 @@
+//! Loading: settings, map sizes, reuse of pinned maps, verification.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{CgroupSockAddr, Program, ProgramFd, SchedClassifier, Xdp};
+use aya::{Btf, Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
+use aya_obj::Object;
+use aya_obj::generated::bpf_attach_type;
+
+use crate::Pins;
+use crate::maps::MapHandles;
+use crate::sizes::MapSizes;
+use crate::sys;
+
+/// The compiled kernel programs (lb-ebpf), put here by build.rs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
+
+/// The XDP program, and its variant for kernels without multi-buffer frames.
+const XDP: &str = "lb_xdp";
+const XDP_LINEAR: &str = "lb_xdp_linear";
+
+/// What `lb explain` runs.
+pub const RECORDER: &str = "lb_tc_ingress";
+
+/// Maps that no other program reads and that need not outlive the programs.
+const UNPINNED: [&str; 4] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS", "RECORD"];
+
+/// What is set before the programs are loaded.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    pub sizes: MapSizes,
+    /// First and last port that sources are rewritten to.
+    pub snat_ports: (u16, u16),
+    /// Level of the programs' own log: 0 off, 1 error … 5 trace.
+    pub log_level: u8,
+    pub tc_attach: TcAttach,
+    /// Processes of this network namespace may not bind NodePorts.
+    pub protect_node_ports: bool,
+    /// Socket programs translate for processes of this network namespace only.
+    pub host_sockets_only: bool,
+}
+
+/// How tc programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TcAttach {
+    /// As links (tcx) where the kernel has them, else as filters.
+    #[default]
+    Auto,
+    /// As links, before the programs of others; fails where the kernel has none.
+    Tcx,
+    /// As filters of a clsact queueing discipline, on any kernel.
+    Clsact,
+}
+
+/// What this kernel has beyond the oldest one supported (5.15).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Features {
+    /// Major and minor version.
+    pub kernel: (u32, u32),
+    /// XDP programs take frames of several buffers (5.18), as jumbo frames are; else drivers refuse large MTUs.
+    pub xdp_frags: bool,
+    /// tc programs attach as links (tcx, 6.6); else as clsact filters.
+    pub tcx: bool,
+    /// `bpf_fib_lookup` tells the source address of a route (6.7); else the device's primary address is used.
+    pub fib_source: bool,
+    /// A socket program chooses the error of a refused call (5.18); else it is EPERM.
+    pub set_retval: bool,
+    /// The kernel tells its own types (`CONFIG_DEBUG_INFO_BTF`); else sockets stay connected to endpoints that are gone.
+    pub btf: bool,
+    /// Cookie of this network namespace; without it `localhost:nodePort` is not served, and nodePorts are not protected.
+    pub netns_cookie: Option<u64>,
+}
+
+impl Features {
+    fn probe() -> Self {
+        let kernel = kernel_version();
+        Self {
+            kernel,
+            xdp_frags: kernel >= (5, 18),
+            tcx: kernel >= (6, 6),
+            fib_source: kernel >= (6, 7),
+            set_retval: kernel >= (5, 18),
+            btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+            netns_cookie: sys::namespace_cookie().ok(),
+        }
+    }
+
+    /// What is lost on this kernel, a sentence each.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        if !self.xdp_frags {
+            missing
+                .push("no multi-buffer XDP (Linux 5.18): devices with jumbo frames are served by tc alone");
+        }
+        if !self.tcx {
+            missing.push(
+                "no tcx (Linux 6.6): tc programs attach as clsact filters, which other agents may remove",
+            );
+        }
+        if !self.fib_source {
+            missing.push(
+                "no source address from FIB lookups (Linux 6.7): the primary address of the outgoing device is used",
+            );
+        }
+        if !self.set_retval {
+            missing.push(
+                "no bpf_set_retval (Linux 5.18): connecting to a Service without endpoints, and binding a NodePort, fails \
+                 with EPERM",
+            );
+        }
+        if !self.btf {
+            missing.push(
+                "no BTF (CONFIG_DEBUG_INFO_BTF): connected UDP sockets whose endpoint is gone are not closed",
+            );
+        }
+        if self.netns_cookie.is_none() {
+            missing.push(
+                "no SO_NETNS_COOKIE (Linux 5.14): NodePorts are not served at localhost, nor protected",
+            );
+        }
+        missing
+    }
+}
+
+/// Major and minor number of the running kernel.
+fn kernel_version() -> (u32, u32) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(
+        "cannot make {path}: {source} (is a BPF file system mounted there? `mount -t bpf bpf /sys/fs/bpf`)"
+    )]
+    PinFolder { path: PathBuf, source: io::Error },
+    #[error("the kernel programs inside this binary are damaged: {0}")]
+    Object(String),
+    #[error("loading the kernel programs: {0}")]
+    Load(#[from] Box<aya::EbpfError>),
+    #[error("the kernel refuses program {program}: {source}")]
+    Verify { program: String, source: Box<aya::programs::ProgramError> },
+    #[error("the log of the kernel programs: {0}")]
+    Log(String),
+    #[error("there are no maps of a running Sluice in {}", .0.display())]
+    NoMaps(PathBuf),
+    #[error("map {map}: {source}")]
+    Map { map: String, source: io::Error },
+    #[error(
+        "the pinned map {path} has another layout ({found}, this version of lb has {expected}): \
+         stop what uses it, run `lb cleanup` and start again"
+    )]
+    Layout { path: PathBuf, found: String, expected: String },
+}
+
+/// Type, key size, value size and flags of a map: what must agree before it is reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    flags: u32,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { map_type, key_size, value_size, flags } = self;
+        write!(f, "type {map_type}, {key_size} byte keys, {value_size} byte values, flags {flags:#x}")
+    }
+}
+
+/// Size and verification cost of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramStatistics {
+    pub name: String,
+    /// Instructions the verifier looked at, over all paths; 0 where the kernel does not tell (before 5.16).
+    pub verified_instructions: u32,
+    /// Bytes of eBPF after the verifier's rewrites.
+    pub translated_bytes: u32,
+    /// Bytes of machine code.
+    pub machine_code_bytes: u32,
+}
+
+/// Reader of the programs' log: readable (`AsFd`) when there are records, [`EbpfLogger::flush`] passes them on.
+pub type DatapathLog = EbpfLogger<&'static dyn log::Log>;
+
+/// What programs are loaded for.
+#[derive(Copy, Clone, PartialEq, Eq)]
+enum Purpose {
+    Serve,
+    /// `lb explain`.
+    Record,
+}
+
+/// The loaded programs.
+pub struct Programs {
+    ebpf: Ebpf,
+    pub features: Features,
+    /// tc programs are attached as links, not as filters.
+    pub tcx: bool,
+}
+
+impl Programs {
+    /// Loads every program. With `pins`, maps are taken from there or pinned there.
+    pub fn load(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self, LoadError> {
+        Self::load_for(options, pins, Purpose::Serve)
+    }
+
+    /// Loads [`RECORDER`] alone, to record what it decides. With `pins`, maps are taken from there as they are; all must be there.
+    pub fn load_recorder(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self, LoadError> {
+        Self::load_for(options, pins, Purpose::Record)
+    }
+
+    fn load_for(options: &LoadOptions, pins: Option<&Pins>, purpose: Purpose) -> Result<Self, LoadError> {
+        let features = Features::probe();
+        let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
+        let btf = Btf::from_sys_fs().ok();
+        let (first, last) = options.snat_ports;
+        let port_count = last - first + 1;
+        let fib_source = u8::from(features.fib_source);
+        let set_retval = u8::from(features.set_retval);
+        let protect_node_ports = u8::from(options.protect_node_ports);
+        let netns_cookie = features.netns_cookie.unwrap_or(0);
+        let host_sockets_only = u8::from(options.host_sockets_only);
+        let recording = u8::from(purpose == Purpose::Record);
+
+        let mut loader = EbpfLoader::new();
+        loader
+            .btf(btf.as_ref())
+            .override_global("SNAT_PORT_FIRST", &first, true)
+            .override_global("SNAT_PORT_COUNT", &port_count, true)
+            .override_global("HAS_FIB_SOURCE", &fib_source, true)
+            .override_global("HAS_SET_RETVAL", &set_retval, true)
+            .override_global("PROTECT_NODE_PORTS", &protect_node_ports, true)
+            .override_global("NODE_NETNS_COOKIE", &netns_cookie, true)
+            .override_global("HOST_SOCKETS_ONLY", &host_sockets_only, true)
+            .override_global("RECORDING", &recording, true)
+            .override_global("AYA_LOG_LEVEL", &options.log_level, false);
+        let mut sizes: Vec<(&str, u32)> = map_sizes(&options.sizes).to_vec();
+        let mut outgrown = Vec::new();
+        if let Some(pins) = pins {
+            for (name, map) in &object.maps {
+                // Constants (.rodata, .rodata.cst16) belong to one load; names with a dot cannot be pinned anyway.
+                if name.starts_with('.') || UNPINNED.contains(&name.as_str()) {
+                    continue;
+                }
+                let path = pins.map(name);
+                let wanted = sizes.iter_mut().find(|(sized, _)| sized == name);
+                match (reusable(&path, map)?, wanted) {
+                    (None, _) if purpose == Purpose::Record => {
+                        return Err(LoadError::NoMaps(pins.root().to_owned()));
+                    }
+                    (Some(pinned), Some((_, size)))
+                        if *size != pinned.capacity && purpose == Purpose::Serve =>
+                    {
+                        outgrown.push(Outgrown::set_aside(path.clone(), pinned.fd)?);
+                    }
+                    _ => {}
+                }
+                loader.map_pin_path(name, path);
+            }
+        }
+        for (name, size) in sizes {
+            loader.map_max_entries(name, size);
+        }
+        let mut ebpf = match loader.load(OBJECT) {
+            Ok(ebpf) => ebpf,
+            Err(error) => {
+                for map in outgrown {
+                    map.put_back();
+                }
+                return Err(LoadError::Load(Box::new(error)));
+            }
+        };
+        for map in &outgrown {
+            map.copy_into_successor()?;
+        }
+        let xdp_of_other_kernels = if features.xdp_frags { XDP_LINEAR } else { XDP };
+        let wanted = |name: &str| match purpose {
+            Purpose::Serve => name != xdp_of_other_kernels,
+            Purpose::Record => name == RECORDER,
+        };
+        for (name, program) in ebpf.programs_mut().filter(|(name, _)| wanted(name)) {
+            load_program(program, btf.as_ref())
+                .map_err(|source| LoadError::Verify { program: name.to_owned(), source: Box::new(source) })?;
+        }
+        let tcx = match options.tc_attach {
+            TcAttach::Auto => features.tcx,
+            TcAttach::Tcx => true,
+            TcAttach::Clsact => false,
+        };
+        Ok(Self { ebpf, features, tcx })
+    }
+
+    pub fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        self.ebpf.program(name).and_then(|program| program_fd(program)).map(AsFd::as_fd)
+    }
+
+    /// Name of the XDP program for this kernel.
+    pub fn xdp_name(&self) -> &'static str {
+        if self.features.xdp_frags { XDP } else { XDP_LINEAR }
+    }
+
+    /// A tc program, for attaching it as a clsact filter.
+    pub fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, aya::programs::ProgramError> {
+        match self.ebpf.program_mut(name) {
+            Some(Program::SchedClassifier(program)) => Ok(program),
+            _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
+        }
+    }
+
+    /// The programs' own log, written through the `log` crate, which `tracing` collects. Once only.
+    pub fn take_log(&mut self) -> Result<DatapathLog, LoadError> {
+        EbpfLogger::init(&mut self.ebpf).map_err(|error| LoadError::Log(error.to_string()))
+    }
+
+    pub fn map_handles(&self) -> Result<MapHandles, LoadError> {
+        let mut handles = MapHandles::default();
+        for (name, map) in self.ebpf.maps() {
+            let fd = map_fd(map).try_clone_to_owned();
+            handles.insert(name, fd.map_err(|source| LoadError::Map { map: name.to_owned(), source })?);
+        }
+        Ok(handles)
+    }
+
+    pub fn statistics(&self) -> io::Result<Vec<ProgramStatistics>> {
+        let mut all = Vec::new();
+        for (name, program) in self.ebpf.programs() {
+            let Some(fd) = program_fd(program) else { continue };
+            let info = sys::program_info(fd.as_fd())?;
+            all.push(ProgramStatistics {
+                name: name.to_owned(),
+                verified_instructions: info.verified_insns,
+                translated_bytes: info.xlated_prog_len,
+                machine_code_bytes: info.jited_prog_len,
+            });
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+}
+
+fn load_program(program: &mut Program, btf: Option<&Btf>) -> Result<(), aya::programs::ProgramError> {
+    match program {
+        Program::Xdp(program) => Xdp::load(program),
+        Program::SchedClassifier(program) => SchedClassifier::load(program),
+        Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+        Program::Iter(program) => match btf {
+            Some(btf) => program.load("bpf_sk_storage_map", btf),
+            None => Ok(()), // said by Features::missing()
+        },
+        _ => Ok(()),
+    }
+}
+
+fn program_fd(program: &Program) -> Option<&ProgramFd> {
+    program.fd().ok()
+}
+
+fn map_fd(map: &aya::maps::Map) -> BorrowedFd<'_> {
+    use aya::maps::Map;
+    match map {
+        Map::Array(data)
+        | Map::PerCpuArray(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::LpmTrie(data)
+        | Map::SkStorage(data)
+        | Map::RingBuf(data)
+        | Map::Unsupported(data) => data.fd().as_fd(),
+        _ => unreachable!("lb-ebpf has maps of the kinds above only (lb-ebpf/src/maps.rs)"),
+    }
+}
+
+/// Addresses that a node may have in each family.
+const NODE_ADDRESSES: u32 = 1024;
+
+/// The maps whose size the configuration sets.
+fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 20] {
+    // The engine keeps to the limit for addresses of Services; those of the node have room beside them.
+    let addresses = sizes.max_services + NODE_ADDRESSES;
+    [
+        ("SERVICES_V4", sizes.max_services),
+        ("SERVICES_V6", sizes.max_services),
+        ("SERVICE_NAMES", sizes.max_services),
+        ("ADDRESSES_V4", addresses),
+        ("ADDRESSES_V6", addresses),
+        ("SLOTS", sizes.max_slots),
+        ("BACKENDS_V4", sizes.max_backends),
+        ("BACKENDS_V6", sizes.max_backends),
+        ("FLOWS_V4", sizes.max_flows),
+        ("FLOWS_V6", sizes.max_flows),
+        ("HALF_OPEN_V4", sizes.max_half_open),
+        ("HALF_OPEN_V6", sizes.max_half_open),
+        ("FRAGMENTS_V4", sizes.max_fragments),
+        ("FRAGMENTS_V6", sizes.max_fragments),
+        ("SOCKET_PEERS_V4", sizes.max_socket_peers),
+        ("SOCKET_PEERS_V6", sizes.max_socket_peers),
+        ("SOURCE_RANGES_V4", sizes.max_source_ranges),
+        ("SOURCE_RANGES_V6", sizes.max_source_ranges),
+        ("AFFINITY", sizes.max_affinity),
+        ("AYA_LOGS", 1 << 17),
+    ]
+}
+
+/// A pinned map that fits.
+struct Pinned {
+    fd: OwnedFd,
+    capacity: u32,
+}
+
+/// The map pinned at `path`, if there is one; an error if it is not what `map` describes.
+fn reusable(path: &Path, map: &aya_obj::maps::Map) -> Result<Option<Pinned>, LoadError> {
+    let failed = |source| LoadError::Map { map: path.display().to_string(), source };
+    let fd = match sys::open_pin(path) {
+        Ok(fd) => fd,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let info = sys::map_info(fd.as_fd()).map_err(failed)?;
+    let found = Shape {
+        map_type: info.type_,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        flags: info.map_flags,
+    };
+    let expected = Shape {
+        map_type: map.map_type(),
+        key_size: map.key_size(),
+        value_size: map.value_size(),
+        flags: map.map_flags(),
+    };
+    if found != expected {
+        let (found, expected) = (found.to_string(), expected.to_string());
+        return Err(LoadError::Layout { path: path.to_owned(), found, expected });
+    }
+    Ok(Some(Pinned { fd, capacity: info.max_entries }))
+}
+
+/// A pinned map that a configuration change replaces by one of another size.
+struct Outgrown {
+    path: PathBuf,
+    old: OwnedFd,
+}
+
+impl Outgrown {
+    /// Takes the map out of the way, so that the loader makes a new one. The programs that are attached keep using it.
+    fn set_aside(path: PathBuf, old: OwnedFd) -> Result<Self, LoadError> {
+        std::fs::remove_file(&path)
+            .map_err(|source| LoadError::Map { map: path.display().to_string(), source })?;
+        Ok(Self { path, old })
+    }
+
+    fn put_back(self) {
+        // The new map may have been pinned already; the old one is what the attached programs use.
+        let _ = std::fs::remove_file(&self.path);
+        let _ = sys::pin(self.old.as_fd(), &self.path);
+    }
+
+    /// Copies the entries. Those made while the old programs are still attached, and those beyond the new size, are lost:
+    /// connections in the making, which are opened again.
+    fn copy_into_successor(&self) -> Result<(), LoadError> {
+        let failed = |source| LoadError::Map { map: self.path.display().to_string(), source };
+        let new = sys::open_pin(&self.path).map_err(failed)?;
+        sys::copy_entries(self.old.as_fd(), new.as_fd()).map_err(failed)
+    }
+}
+
+/// Kernel names of what the agent attaches, for [`crate::links`].
+pub mod hooks {
+    use super::bpf_attach_type::*;
+
+    /// Program name, attach type and pin name of each socket hook.
+    pub const CGROUP: [(&str, u32, &str); 10] = [
+        ("lb_connect4", BPF_CGROUP_INET4_CONNECT as u32, "cgroup-connect4"),
+        ("lb_connect6", BPF_CGROUP_INET6_CONNECT as u32, "cgroup-connect6"),
+        ("lb_sendmsg4", BPF_CGROUP_UDP4_SENDMSG as u32, "cgroup-sendmsg4"),
+        ("lb_sendmsg6", BPF_CGROUP_UDP6_SENDMSG as u32, "cgroup-sendmsg6"),
+        ("lb_recvmsg4", BPF_CGROUP_UDP4_RECVMSG as u32, "cgroup-recvmsg4"),
+        ("lb_recvmsg6", BPF_CGROUP_UDP6_RECVMSG as u32, "cgroup-recvmsg6"),
+        ("lb_getpeername4", BPF_CGROUP_INET4_GETPEERNAME as u32, "cgroup-getpeername4"),
+        ("lb_getpeername6", BPF_CGROUP_INET6_GETPEERNAME as u32, "cgroup-getpeername6"),
+        ("lb_bind4", BPF_CGROUP_INET4_BIND as u32, "cgroup-bind4"),
+        ("lb_bind6", BPF_CGROUP_INET6_BIND as u32, "cgroup-bind6"),
+    ];
+    pub const XDP: u32 = BPF_XDP as u32;
+    pub const TCX_INGRESS: u32 = BPF_TCX_INGRESS as u32;
+    pub const TCX_EGRESS: u32 = BPF_TCX_EGRESS as u32;
+}

@@ -1,0 +1,125 @@
+//! Programs that record what they decide instead of acting, for `lb explain`: the attached ones loaded once more, on the same maps.
+//! They write nothing but `RECORD`, which is their own.
+
+use std::io;
+
+use lb_common::layout::{Record, Settings};
+
+use crate::links::Links;
+use crate::maps::MapHandles;
+use crate::programs::{LoadError, LoadOptions, Programs, RECORDER, hooks};
+use crate::sizes::MapSizes;
+use crate::sys::TestRun;
+use crate::table::Table;
+use crate::{AttachError, Datapath, Pins, TcAttach};
+
+/// What a run decided.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    pub record: Record,
+    pub run: TestRun,
+}
+
+impl LoadOptions {
+    /// What other tools are told of them.
+    pub(crate) fn settings(&self, netns_cookie: Option<u64>) -> Settings {
+        let (first, last) = self.snat_ports;
+        Settings {
+            netns_cookie: netns_cookie.unwrap_or(0),
+            snat_port_first: first,
+            snat_port_count: last - first + 1,
+            host_sockets_only: u8::from(self.host_sockets_only),
+            pad: [0; 3],
+        }
+    }
+
+    /// Options that load programs in the way that somebody else did. Maps are not made: their sizes play no part.
+    fn of(settings: &Settings) -> Self {
+        let first = settings.snat_port_first;
+        Self {
+            sizes: MapSizes::same(1),
+            snat_ports: (first, first + (settings.snat_port_count - 1)),
+            log_level: 0,
+            tc_attach: TcAttach::Auto,
+            host_sockets_only: settings.host_sockets_only != 0,
+            protect_node_ports: false,
+        }
+    }
+}
+
+impl Datapath {
+    /// Loads the recorder on the maps that an agent has pinned, as they are; no agent needs to run. Nothing is pinned, made or changed.
+    pub fn load_recorder(pins: &Pins) -> Result<Self, LoadError> {
+        let settings = pinned_settings(pins)
+            .map_err(|source| LoadError::Map { map: "SETTINGS".into(), source })?
+            .ok_or_else(|| LoadError::NoMaps(pins.root().to_owned()))?;
+        let programs = Programs::load_recorder(&LoadOptions::of(&settings), Some(pins))?;
+        let maps = programs.map_handles()?;
+        Ok(Self { programs, maps, links: None })
+    }
+
+    /// Loads the recorder on maps of its own.
+    pub fn load_private_recorder(options: &LoadOptions) -> Result<Self, LoadError> {
+        let programs = Programs::load_recorder(options, None)?;
+        let maps = programs.map_handles()?;
+        let datapath = Self { programs, maps, links: None };
+        datapath.publish_settings(options)?;
+        Ok(datapath)
+    }
+
+    /// Writes down how the programs were loaded.
+    pub(crate) fn publish_settings(&self, options: &LoadOptions) -> Result<(), LoadError> {
+        let settings = options.settings(self.programs.features.netns_cookie);
+        let publish = || settings_of(&self.maps)?.put(&0, &settings);
+        publish().map_err(|source| LoadError::Map { map: "SETTINGS".into(), source })
+    }
+
+    /// How the agent has loaded its programs.
+    pub fn settings(&self) -> io::Result<Settings> {
+        settings_of(&self.maps)?.get(&0)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Gives the recorder a packet with an Ethernet header as if it had arrived by a device. Of `input` only the fields that are
+    /// inputs matter.
+    pub fn record(&self, input: &Record, ifindex: u32, packet: &[u8]) -> io::Result<Recorded> {
+        let table: Table<u32, Record> = self.maps.table("RECORD")?;
+        table.put(&0, input)?;
+        let run = self.test_run(RECORDER, packet, &skb_context(ifindex), 1)?;
+        let record = table.get(&0)?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Recorded { record, run })
+    }
+}
+
+/// Interface indices that the programs of an agent are attached to.
+pub fn attached_devices(pins: &Pins) -> Result<Vec<u32>, AttachError> {
+    Links::new(pins.links()).attached_devices()
+}
+
+/// Whether an agent has attached socket programs.
+pub fn serves_sockets(pins: &Pins) -> bool {
+    let [(_, _, first), ..] = hooks::CGROUP;
+    pins.links().join(first).exists()
+}
+
+/// `None`: nothing is pinned.
+fn pinned_settings(pins: &Pins) -> io::Result<Option<Settings>> {
+    let settings = MapHandles::open(pins).and_then(|maps| settings_of(&maps)?.get(&0));
+    match settings {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // The agent has made the map and not written it yet.
+        Ok(Some(settings)) if settings.snat_port_count == 0 => Ok(None),
+        result => result,
+    }
+}
+
+fn settings_of(maps: &MapHandles) -> io::Result<Table<u32, Settings>> {
+    maps.table("SETTINGS")
+}
+
+/// `struct __sk_buff` up to its `ifindex`, which alone is set.
+fn skb_context(ifindex: u32) -> Vec<u8> {
+    const IFINDEX: usize = 40;
+    let mut context = vec![0; IFINDEX];
+    context.extend(ifindex.to_ne_bytes());
+    context
+}

@@ -1,0 +1,351 @@
+//! The `bpf(2)` calls that aya 0.14 has no interface for: links that are created, found again and updated through their
+//! pins, batch reads, memory-mapped arrays and test runs. All raw system calls of this crate stand in this file.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
+use rustix::net::{AddressFamily, SocketType, socket};
+
+/// A type whose every byte is initialized and for which any bytes are a value: what may be copied to and from a map.
+///
+/// # Safety
+/// No padding, no references, no enums, no bool.
+pub unsafe trait Plain: Copy + 'static {}
+
+/// A zeroed `bpf_attr`, as the kernel demands of the fields a command does not use.
+fn attributes() -> bpf_attr {
+    // SAFETY: a C union of plain numbers.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_long> {
+    // SAFETY: the attributes are valid for the whole size given; what their pointers point to is upheld by the callers below.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_mut(attributes),
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(result: libc::c_long) -> OwnedFd {
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    unsafe { OwnedFd::from_raw_fd(result as i32) }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::other("a path with a NUL byte"))
+}
+
+/// Opens a pinned object (`BPF_OBJ_GET`).
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes).map(owned)
+}
+
+/// Pins an object (`BPF_OBJ_PIN`).
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attributes = attributes();
+    // SAFETY: the active member of the union for this command.
+    let pin = unsafe { &mut attributes.__bindgen_anon_4 };
+    pin.pathname = path.as_ptr() as u64;
+    pin.bpf_fd = object.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes).map(drop)
+}
+
+/// Attaches a program (`BPF_LINK_CREATE`). `target` is a device's index or a cgroup's descriptor.
+pub fn create_link(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attributes.link_create.__bindgen_anon_2.target_fd = target;
+    attributes.link_create.attach_type = attach_type;
+    attributes.link_create.flags = flags;
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).map(owned)
+}
+
+/// What an iterator program writes about the entries of a map, as it is read (`BPF_ITER_CREATE`, Linux 5.9).
+pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
+    let info = map.as_raw_fd() as u32; // the first field of union bpf_iter_link_info
+    let mut attributes = attributes();
+    attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attributes.link_create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+    attributes.link_create.__bindgen_anon_3.__bindgen_anon_1.iter_info = &raw const info as u64;
+    attributes.link_create.__bindgen_anon_3.__bindgen_anon_1.iter_info_len = size_of_val(&info) as u32;
+    let link = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).map(owned)?;
+    let mut attributes = self::attributes();
+    attributes.iter_create.link_fd = link.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_ITER_CREATE, &mut attributes).map(owned).map(File::from)
+}
+
+/// The values that the bytes are made of; what is left over at the end is left out.
+pub fn values<T: Plain>(bytes: &[u8]) -> impl Iterator<Item = T> {
+    bytes.chunks_exact(size_of::<T>()).map(|chunk| {
+        // SAFETY: Plain, and as many bytes as it has.
+        unsafe { chunk.as_ptr().cast::<T>().read_unaligned() }
+    })
+}
+
+/// Puts another program in the place of a link's, without a gap (`BPF_LINK_UPDATE`).
+pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = attributes();
+    attributes.link_update.link_fd = link.as_raw_fd() as u32;
+    attributes.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Fills a structure with what the kernel tells about an object (`BPF_OBJ_GET_INFO_BY_FD`).
+fn object_info<T>(object: BorrowedFd<'_>) -> io::Result<T> {
+    let mut info = MaybeUninit::<T>::zeroed();
+    let mut attributes = attributes();
+    attributes.info.bpf_fd = object.as_raw_fd() as u32;
+    attributes.info.info_len = size_of::<T>() as u32;
+    attributes.info.info = info.as_mut_ptr() as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    // SAFETY: zeroed before, filled by the kernel; called below with C structures of plain numbers only.
+    Ok(unsafe { info.assume_init() })
+}
+
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
+    object_info(link)
+}
+
+pub fn map_info(map: BorrowedFd<'_>) -> io::Result<bpf_map_info> {
+    object_info(map)
+}
+
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
+    object_info(program)
+}
+
+/// Writes an entry (`BPF_MAP_UPDATE_ELEM`). `flags`: `BPF_ANY`, `BPF_NOEXIST`, `BPF_EXIST`.
+pub fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
+    let mut attributes = element(map, key);
+    attributes.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
+    attributes.__bindgen_anon_2.flags = flags;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+/// Removes an entry (`BPF_MAP_DELETE_ELEM`); false when there was none.
+pub fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
+    match bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut element(map, key)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads an entry (`BPF_MAP_LOOKUP_ELEM`).
+pub fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = MaybeUninit::<V>::zeroed();
+    let mut attributes = element(map, key);
+    attributes.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes) {
+        // SAFETY: Plain, and filled by the kernel. Per-CPU maps are read by `lookup_per_cpu`.
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads one `u64` entry of a per-CPU array, a value for each possible CPU.
+pub fn lookup_per_cpu(map: BorrowedFd<'_>, key: u32, cpus: usize) -> io::Result<Vec<u64>> {
+    let mut values = vec![0u64; cpus];
+    let mut attributes = element(map, &key);
+    attributes.__bindgen_anon_2.__bindgen_anon_1.value = values.as_mut_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes)?;
+    Ok(values)
+}
+
+fn element<K: Plain>(map: BorrowedFd<'_>, key: &K) -> bpf_attr {
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attributes.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    attributes
+}
+
+/// Calls `visit` with every entry of a hash or longest-prefix map (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6 and 5.13). Entries
+/// that come and go meanwhile may be seen or not; none is seen half written.
+pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+    // A bucket must fit into one batch, else the kernel says ENOSPC: grow then.
+    let mut size = 4096usize;
+    // Hash maps keep the number of a bucket there, others (`generic_map_lookup_batch`, kernel/bpf/syscall.c) a whole key.
+    let (mut position, mut next) = ([0u32; 16], [0u32; 16]);
+    const { assert!(size_of::<K>() <= size_of::<[u32; 16]>()) };
+    let mut started = false;
+    let mut keys: Vec<MaybeUninit<K>> = Vec::new();
+    let mut values: Vec<MaybeUninit<V>> = Vec::new();
+    loop {
+        keys.resize(size, MaybeUninit::zeroed());
+        values.resize(size, MaybeUninit::zeroed());
+        let mut attributes = attributes();
+        attributes.batch.map_fd = map.as_raw_fd() as u32;
+        attributes.batch.in_batch = if started { &raw const position as u64 } else { 0 };
+        attributes.batch.out_batch = &raw mut next as u64;
+        attributes.batch.keys = keys.as_mut_ptr() as u64;
+        attributes.batch.values = values.as_mut_ptr() as u64;
+        attributes.batch.count = size as u32;
+        let done = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && size < 1 << 20 => {
+                size *= 4;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        // SAFETY: the active member for this command; the kernel has written the number of entries it filled.
+        let count = unsafe { attributes.batch.count } as usize;
+        for (key, value) in keys.iter().zip(&values).take(count) {
+            // SAFETY: Plain, zeroed before and filled by the kernel.
+            unsafe { visit(key.assume_init_ref(), value.assume_init_ref()) };
+        }
+        if done {
+            return Ok(());
+        }
+        started = true;
+        position = next;
+    }
+}
+
+/// What `BPF_PROG_TEST_RUN` answered.
+#[derive(Debug, Clone)]
+pub struct TestRun {
+    /// The program's return code.
+    pub return_code: u32,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+    /// Mean duration of one run in nanoseconds.
+    pub nanoseconds: u32,
+}
+
+/// Room for a packet to grow in a test run.
+const TEST_RUN_HEADROOM: usize = 256;
+
+/// Runs a program on a packet `repeat` times. `context` is a `struct xdp_md` or `struct __sk_buff` as bytes, or empty.
+pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8], repeat: u32) -> io::Result<TestRun> {
+    let mut out = vec![0u8; packet.len() + TEST_RUN_HEADROOM];
+    let mut attributes = attributes();
+    attributes.test.prog_fd = program.as_raw_fd() as u32;
+    attributes.test.data_in = packet.as_ptr() as u64;
+    attributes.test.data_size_in = packet.len() as u32;
+    attributes.test.data_out = out.as_mut_ptr() as u64;
+    attributes.test.data_size_out = out.len() as u32;
+    attributes.test.repeat = repeat;
+    if !context.is_empty() {
+        attributes.test.ctx_in = context.as_ptr() as u64;
+        attributes.test.ctx_size_in = context.len() as u32;
+    }
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes)?;
+    // SAFETY: the active member for this command.
+    let test = unsafe { attributes.test };
+    out.truncate(test.data_size_out as usize);
+    Ok(TestRun { return_code: test.retval, packet: out, nanoseconds: test.duration })
+}
+
+/// Name of a device of this network namespace.
+pub fn device_name(ifindex: u32) -> Option<String> {
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the call demands.
+    let result = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
+    if result.is_null() {
+        return None;
+    }
+    Some(std::ffi::CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy().into_owned())
+}
+
+/// Index of a device of this network namespace.
+pub fn device_index(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: a string that ends with a zero.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds: the clock of flow time stamps.
+pub fn monotonic_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Number of possible CPUs: how many values a per-CPU entry has.
+pub fn possible_cpus() -> io::Result<usize> {
+    aya::util::nr_cpus().map_err(|(_, error)| error)
+}
+
+/// Copies all entries of a hash map or an array to another of the same shape but of another size. What the other has no
+/// room for is left out.
+pub fn copy_entries(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let (info, room) = (map_info(from)?, map_info(to)?.max_entries as usize);
+    let mut key = vec![0u8; info.key_size as usize];
+    let mut next = key.clone();
+    let mut value = vec![0u8; info.value_size as usize];
+    let mut first = true;
+    for _ in 0..room.min(info.max_entries as usize) {
+        let mut attributes = attributes();
+        attributes.__bindgen_anon_2.map_fd = from.as_raw_fd() as u32;
+        attributes.__bindgen_anon_2.key = if first { 0 } else { key.as_ptr() as u64 };
+        attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+        match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        first = false;
+        key.copy_from_slice(&next);
+        match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut bytes_element(from, &key, value.as_mut_ptr())) {
+            Ok(_) => {
+                bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut bytes_element(to, &key, value.as_mut_ptr()))?;
+            }
+            // It left meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn bytes_element(map: BorrowedFd<'_>, key: &[u8], value: *mut u8) -> bpf_attr {
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attributes.__bindgen_anon_2.key = key.as_ptr() as u64;
+    attributes.__bindgen_anon_2.__bindgen_anon_1.value = value as u64;
+    attributes
+}
+
+/// `SO_NETNS_COOKIE` of asm-generic/socket.h (Linux 5.14).
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The number by which the kernel programs know the network namespace of the calling thread. Fails on kernels without it.
+pub fn namespace_cookie() -> io::Result<u64> {
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the pointers are valid for the length given.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}

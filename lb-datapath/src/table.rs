@@ -1,0 +1,175 @@
+//! A map with keys (hash, longest prefix) or an array as typed entries.
+
+use std::io;
+use std::marker::PhantomData;
+use std::mem::size_of;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use lb_common::layout;
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::sys::{self, Plain};
+
+// SAFETY: numbers and arrays of numbers.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: as above.
+unsafe impl Plain for [u8; 4] {}
+// SAFETY: as above.
+unsafe impl Plain for [u8; 16] {}
+
+macro_rules! plain {
+    ($($type:ty),* $(,)?) => { $(
+        // SAFETY: lb-common asserts the size and offsets of every layout: numbers and byte arrays without padding.
+        unsafe impl Plain for $type {}
+    )* };
+}
+
+plain!(
+    layout::ServiceKey<[u8; 4]>,
+    layout::ServiceKey<[u8; 16]>,
+    layout::Service,
+    layout::FlowKey<[u8; 4]>,
+    layout::FlowKey<[u8; 16]>,
+    layout::Flow<[u8; 4]>,
+    layout::Flow<[u8; 16]>,
+    layout::FragmentKey<[u8; 4]>,
+    layout::FragmentKey<[u8; 16]>,
+    layout::FragmentPorts,
+    layout::KnownAddress,
+    layout::Device,
+    layout::NamespaceAddrs,
+    layout::Record,
+    layout::ConnectedSocket,
+    layout::ServiceName,
+    layout::Settings,
+    layout::Backend<[u8; 4]>,
+    layout::Backend<[u8; 16]>,
+    layout::AffinityKey,
+    layout::Affinity,
+);
+
+/// Key of a longest-prefix map (`struct bpf_lpm_trie_key`): the bits of `data` that count, from the first byte on.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LpmKey<D> {
+    pub prefix_len: u32,
+    pub data: D,
+}
+
+macro_rules! plain_lpm_keys {
+    ($($data:ty),* $(,)?) => { $(
+        const _: () = assert!(size_of::<LpmKey<$data>>() == size_of::<u32>() + size_of::<$data>());
+        // SAFETY: a number and `data`, which is numbers and bytes, without padding: asserted above.
+        unsafe impl Plain for LpmKey<$data> {}
+    )* };
+}
+
+plain_lpm_keys!([u8; 4], [u8; 16], layout::SourceRange<[u8; 4]>, layout::SourceRange<[u8; 16]>);
+
+/// A hash map, or a longest-prefix map: keyed by [`LpmKey`], and [`Table::get`] then finds the longest prefix that covers the key.
+#[derive(Debug, Clone)]
+pub struct Table<K, V> {
+    fd: Arc<OwnedFd>,
+    entries: PhantomData<(K, V)>,
+}
+
+impl<K: Plain, V: Plain> Table<K, V> {
+    /// Refuses a map whose entries have other sizes.
+    pub fn new(fd: Arc<OwnedFd>) -> io::Result<Self> {
+        check_sizes(fd.as_fd(), size_of::<K>(), size_of::<V>())?;
+        Ok(Self { fd, entries: PhantomData })
+    }
+
+    pub fn put(&self, key: &K, value: &V) -> io::Result<()> {
+        sys::update(self.fd.as_fd(), key, value, 0)
+    }
+
+    /// False when there was no such entry.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
+        sys::delete(self.fd.as_fd(), key)
+    }
+
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        sys::lookup(self.fd.as_fd(), key)
+    }
+
+    pub fn for_each(&self, visit: impl FnMut(&K, &V)) -> io::Result<()> {
+        sys::for_each(self.fd.as_fd(), visit)
+    }
+
+    pub fn capacity(&self) -> io::Result<u32> {
+        Ok(sys::map_info(self.fd.as_fd())?.max_entries)
+    }
+}
+
+/// A memory-mapped array (`BPF_F_MMAPABLE`): entries are read and written with plain loads and stores.
+#[derive(Debug)]
+pub struct ArrayTable<V> {
+    memory: MmapRaw,
+    capacity: u32,
+    entries: PhantomData<V>,
+}
+
+impl<V: Plain> ArrayTable<V> {
+    /// The kernel rounds every element up to eight bytes.
+    const STRIDE: usize = size_of::<V>().next_multiple_of(8);
+
+    pub fn new(fd: &OwnedFd) -> io::Result<Self> {
+        let info = check_sizes(fd.as_fd(), size_of::<u32>(), size_of::<V>())?;
+        let length = info.max_entries as usize * Self::STRIDE;
+        let memory = MmapOptions::new().len(length).map_raw(fd)?;
+        Ok(Self { memory, capacity: info.max_entries, entries: PhantomData })
+    }
+
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn entry(&self, index: u32) -> io::Result<*mut V> {
+        if index >= self.capacity {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("index {index} of an array of {}", self.capacity),
+            ));
+        }
+        // SAFETY: within the mapping: checked above.
+        Ok(unsafe { self.memory.as_mut_ptr().add(index as usize * Self::STRIDE) }.cast())
+    }
+
+    pub fn read(&self, index: u32) -> io::Result<V> {
+        // SAFETY: within the mapping and aligned to eight bytes; programs only read arrays.
+        Ok(unsafe { self.entry(index)?.read_volatile() })
+    }
+
+    /// Writes an entry that no program reads meanwhile, or whose change is one aligned word.
+    pub fn write(&self, index: u32, value: V) -> io::Result<()> {
+        let entry = self.entry(index)?;
+        // SAFETY: within the mapping and aligned; this process is the only writer.
+        unsafe { entry.write_volatile(value) };
+        // What is written later (a service entry that names this one) must not be seen before it.
+        fence(Ordering::Release);
+        Ok(())
+    }
+}
+
+fn check_sizes(
+    map: BorrowedFd<'_>,
+    key: usize,
+    value: usize,
+) -> io::Result<aya_obj::generated::bpf_map_info> {
+    let info = sys::map_info(map)?;
+    if info.key_size as usize != key || info.value_size as usize != value {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "its keys and values have {} and {} bytes, this version of lb has {key} and {value}",
+                info.key_size, info.value_size
+            ),
+        ));
+    }
+    Ok(info)
+}

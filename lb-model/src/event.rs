@@ -1,0 +1,55 @@
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::{Node, ObjectName, Problem, Service, Slice};
+
+/// Something changed. An object that is `None` is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    Service(ObjectName, Option<Arc<Service>>),
+    Slice(ObjectName, Option<Arc<Slice>>),
+    /// The node this process runs on.
+    Node(Option<Arc<Node>>),
+    ServiceCidr(ObjectName, Option<Arc<[IpNet]>>),
+    /// Everything that is wrong at this origin now, in place of what was reported of it before.
+    Report(Origin, Vec<Problem>),
+    /// Everything of this part that exists has been sent once.
+    Synced(Part),
+}
+
+/// What a report is about: an object, a file, or a watch.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    Object(&'static str, ObjectName),
+    File(Arc<Path>),
+    Watch(&'static str),
+}
+
+/// The kinds of object that must have arrived in full before anything is programmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Part {
+    Services,
+    Slices,
+    /// kube-proxy 1.36 could start before it knew its zone, and ignored every hint.
+    Node,
+    ServiceCidrs,
+}
+
+impl Part {
+    pub const ALL: [Part; 4] = [Part::Services, Part::Slices, Part::Node, Part::ServiceCidrs];
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Services => "Services",
+            Self::Slices => "EndpointSlices",
+            Self::Node => "Node",
+            Self::ServiceCidrs => "ServiceCIDRs",
+        })
+    }
+}

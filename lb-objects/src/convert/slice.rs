@@ -1,0 +1,254 @@
+use std::net::IpAddr;
+
+use k8s_openapi::api::{core::v1, discovery};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
+use lb_model::{Endpoint, IpFamily, NodeHint, ObjectName, Problem, ProblemKind, Slice, SlicePort, Trigger};
+
+use super::address::{parse_ip, why_unusable};
+use super::problems::{Converted, Problems, has_label, object_name};
+
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// RFC 3339, with nanoseconds (`EndpointsLastChangeTriggerTime`, k8s.io/api/core/v1).
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// The EndpointSlice controller copies the labels of the Service.
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
+pub fn slice(slice: &discovery::v1::EndpointSlice, this_node: &str) -> Converted<Slice> {
+    let name = object_name(&slice.metadata);
+    let mut problems = Problems::of("EndpointSlice", &name);
+    let value = convert(slice, &name, this_node, &mut problems);
+    Converted { name, value, problems: problems.into_vec() }
+}
+
+/// The slices that the control plane's mirroring controller would make of a legacy `Endpoints` object: one for each
+/// subset and family. A slash cannot stand in the name of a real slice.
+pub fn endpoints(object: &v1::Endpoints, this_node: &str) -> (Vec<(ObjectName, Slice)>, Vec<Problem>) {
+    let service = object_name(&object.metadata);
+    let mut problems = Problems::of("Endpoints", &service);
+    let mut slices = Vec::new();
+    for (index, subset) in object.subsets.iter().flatten().enumerate() {
+        let ports = subset_ports(subset, index, &mut problems);
+        let endpoints = subset_endpoints(subset, index, this_node, &mut problems);
+        for (family, suffix) in [(IpFamily::V4, "IPv4"), (IpFamily::V6, "IPv6")] {
+            let endpoints: Box<[_]> =
+                endpoints.iter().filter(|ep| IpFamily::of(&ep.address) == family).copied().collect();
+            if !endpoints.is_empty() {
+                let name = format!("Endpoints/{}/{index}/{suffix}", service.name());
+                let slice = Slice {
+                    service: service.clone(),
+                    place: None,
+                    ports: ports.clone(),
+                    endpoints,
+                    zone_sets: Box::default(),
+                    trigger: None,
+                };
+                slices.push((ObjectName::new(service.namespace(), &name), slice));
+            }
+        }
+    }
+    (slices, problems.into_vec())
+}
+
+fn convert(
+    slice: &discovery::v1::EndpointSlice,
+    name: &ObjectName,
+    this_node: &str,
+    problems: &mut Problems,
+) -> Option<Slice> {
+    if has_label(&slice.metadata, HEADLESS_LABEL) || has_label(&slice.metadata, PROXY_NAME_LABEL) {
+        return None;
+    }
+    let Some(service) = slice
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(SERVICE_LABEL))
+        .filter(|service| !service.is_empty())
+    else {
+        problems.note(
+            ProblemKind::Missing,
+            format_args!("metadata.labels[{SERVICE_LABEL}]"),
+            "is missing",
+            "name the Service whose endpoints these are; the slice is not used",
+        );
+        return None;
+    };
+    let family = match slice.address_type.as_str() {
+        "IPv4" => IpFamily::V4,
+        "IPv6" => IpFamily::V6,
+        "FQDN" => return None,
+        other => {
+            problems.error(
+                ProblemKind::UnknownValue,
+                "addressType",
+                format_args!("`{other}` is not a type of address"),
+                "use IPv4 or IPv6; the slice is not used",
+            );
+            return None;
+        }
+    };
+    let mut zone_sets = Vec::new();
+    let endpoints = (slice.endpoints.iter().flatten().enumerate())
+        .filter_map(|(index, endpoint)| {
+            convert_endpoint(index, endpoint, family, this_node, &mut zone_sets, problems)
+        })
+        .collect();
+    Some(Slice {
+        service: ObjectName::new(name.namespace(), service),
+        place: None,
+        ports: slice_ports(slice, problems),
+        endpoints,
+        zone_sets: zone_sets.into(),
+        trigger: trigger(&slice.metadata, family),
+    })
+}
+
+/// An annotation that cannot be read says nothing of the endpoints: it is ignored, as kube-proxy does.
+fn trigger(metadata: &ObjectMeta, family: IpFamily) -> Option<Trigger> {
+    let text = metadata.annotations.as_ref()?.get(TRIGGER_ANNOTATION)?;
+    let at: Timestamp = text.parse().ok()?;
+    Some(Trigger { family, at: at.into() })
+}
+
+fn slice_ports(slice: &discovery::v1::EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]> {
+    let mut ports = Vec::new();
+    for (index, port) in slice.ports.iter().flatten().enumerate() {
+        // No number means "every port" to consumers other than proxies (discovery/v1); 0 says the same to kube-proxy.
+        let Some(number) = port.port.filter(|number| *number != 0) else { continue };
+        let protocol = problems.protocol(format_args!("ports[{index}].protocol"), port.protocol.as_deref());
+        let number = problems.port(format_args!("ports[{index}].port"), number);
+        if let (Some(protocol), Some(port_number)) = (protocol, number) {
+            // The API server stores a missing name as the empty one.
+            let name = port.name.as_deref().unwrap_or_default().into();
+            ports.push(SlicePort { name, protocol, port: port_number });
+        }
+    }
+    ports.into()
+}
+
+fn convert_endpoint(
+    index: usize,
+    endpoint: &discovery::v1::Endpoint,
+    family: IpFamily,
+    this_node: &str,
+    zone_sets: &mut Vec<Box<[Box<str>]>>,
+    problems: &mut Problems,
+) -> Option<Endpoint> {
+    // The API reserves the further addresses; kube-proxy has never read them.
+    let address = address(
+        &format!("endpoints[{index}].addresses[0]"),
+        endpoint.addresses.first().map_or("", String::as_str),
+        problems,
+    )?;
+    if IpFamily::of(&address) != family {
+        problems.error(
+            ProblemKind::WrongFamily,
+            format_args!("endpoints[{index}].addresses[0]"),
+            format_args!("{address} is not of the slice's addressType"),
+            "put it into a slice of its own family; the endpoint is left out",
+        );
+        return None;
+    }
+    let conditions = endpoint.conditions.as_ref();
+    let condition = |value: Option<bool>, default| value.unwrap_or(default);
+    let hints = endpoint.hints.as_ref();
+    let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
+    let node_hint = if nodes.is_empty() {
+        NodeHint::None
+    } else if nodes.iter().any(|node| node.name == this_node) {
+        NodeHint::ThisNode
+    } else {
+        NodeHint::OtherNodes
+    };
+    let zones = hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
+    Some(Endpoint {
+        address,
+        ready: condition(conditions.and_then(|conditions| conditions.ready), true),
+        serving: condition(conditions.and_then(|conditions| conditions.serving), true),
+        terminating: condition(conditions.and_then(|conditions| conditions.terminating), false),
+        local: endpoint.node_name.as_deref() == Some(this_node),
+        node_hint,
+        zone_hints: zone_set(zones.iter().map(|zone| zone.name.as_str()), zone_sets),
+    })
+}
+
+/// The index of this set of zones among those of the slice. A slice has few different ones.
+fn zone_set<'a>(
+    zones: impl Iterator<Item = &'a str> + Clone,
+    zone_sets: &mut Vec<Box<[Box<str>]>>,
+) -> Option<u16> {
+    zones.clone().next()?;
+    let known = zone_sets.iter().position(|set| set.iter().map(|zone| &**zone).eq(zones.clone()));
+    let index = known.unwrap_or_else(|| {
+        zone_sets.push(zones.map(Box::from).collect());
+        zone_sets.len() - 1
+    });
+    // The API allows a thousand endpoints in a slice. Beyond 65535 different sets an endpoint counts as not hinted.
+    u16::try_from(index).ok()
+}
+
+fn address(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
+    let Some(ip) = parse_ip(text) else {
+        problems.error(
+            ProblemKind::InvalidAddress,
+            field,
+            format_args!("`{text}` is not an IP address"),
+            "correct it; the endpoint is left out",
+        );
+        return None;
+    };
+    if let Some(why) = why_unusable(&ip) {
+        problems.error(
+            ProblemKind::InvalidAddress,
+            field,
+            format_args!("{text} {why}"),
+            "use the address of the pod or host; the endpoint is left out",
+        );
+        return None;
+    }
+    Some(ip)
+}
+
+fn subset_ports(subset: &v1::EndpointSubset, index: usize, problems: &mut Problems) -> Box<[SlicePort]> {
+    let mut ports = Vec::new();
+    for (port_index, port) in subset.ports.iter().flatten().enumerate() {
+        let field = |name: &str| format!("subsets[{index}].ports[{port_index}].{name}");
+        let protocol = problems.protocol(field("protocol"), port.protocol.as_deref());
+        let number = problems.port(field("port"), port.port);
+        if let (Some(protocol), Some(number)) = (protocol, number) {
+            let name = port.name.as_deref().unwrap_or_default().into();
+            ports.push(SlicePort { name, protocol, port: number });
+        }
+    }
+    ports.into()
+}
+
+fn subset_endpoints(
+    subset: &v1::EndpointSubset,
+    index: usize,
+    this_node: &str,
+    problems: &mut Problems,
+) -> Vec<Endpoint> {
+    let mut endpoints = Vec::new();
+    let lists =
+        [("addresses", true, &subset.addresses), ("notReadyAddresses", false, &subset.not_ready_addresses)];
+    for (list, ready, addresses) in lists {
+        for (address_index, endpoint) in addresses.iter().flatten().enumerate() {
+            let field = format!("subsets[{index}].{list}[{address_index}].ip");
+            if let Some(address) = address(&field, &endpoint.ip, problems) {
+                endpoints.push(Endpoint {
+                    address,
+                    ready,
+                    serving: ready,
+                    terminating: false,
+                    local: endpoint.node_name.as_deref() == Some(this_node),
+                    node_hint: NodeHint::None,
+                    zone_hints: None,
+                });
+            }
+        }
+    }
+    endpoints
+}

@@ -1,0 +1,426 @@
+//! What is in the folder now, and what became different since the last look.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use lb_model::{Event, Origin, Part, Place, Problem, ProblemKind, Severity};
+
+use super::ManifestError;
+use super::document::{Key, Parsed, parse};
+
+/// A manifest folder, looked at whenever [`Folder::scan`] is called.
+pub struct Folder {
+    root: PathBuf,
+    this_node: Arc<str>,
+    files: BTreeMap<Arc<Path>, File>,
+    /// What the planner was told.
+    sent: BTreeMap<Key, Event>,
+    /// The files and folders that something was reported of.
+    reported: BTreeMap<Arc<Path>, Vec<Problem>>,
+    synced: bool,
+}
+
+/// The last good state of a file.
+#[derive(Default)]
+struct File {
+    /// None: too fresh to rely on.
+    stamp: Option<Stamp>,
+    objects: BTreeMap<Key, (Event, Arc<Place>)>,
+    problems: Vec<Problem>,
+}
+
+/// Equal for a file that was not written to.
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// The clock of a file system ticks every few milliseconds: two writes within this time may bear one stamp.
+const FRESH: Duration = Duration::from_secs(1);
+
+impl Folder {
+    pub fn new(root: PathBuf, this_node: Arc<str>) -> Self {
+        Self {
+            root,
+            this_node,
+            files: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            reported: BTreeMap::new(),
+            synced: false,
+        }
+    }
+
+    /// Reads what changed. Fails only if the folder cannot be read the first time; later that is a problem like others.
+    pub fn scan(&mut self) -> Result<Vec<Event>, ManifestError> {
+        let mut found = Walk::default();
+        if let Err(source) = found.folder(&self.root)
+            && !self.synced
+        {
+            return Err(ManifestError::Folder { path: self.root.clone(), source });
+        }
+        let mut reports: BTreeMap<Arc<Path>, Vec<Problem>> = BTreeMap::new();
+        for (folder, error) in &found.unreadable {
+            reports.entry(folder.clone()).or_default().push(unreadable(folder, error));
+        }
+        // A file that is gone takes its objects with it; one in a folder that cannot be read is not known to be gone.
+        let in_unreadable = |file: &Path| found.unreadable.iter().any(|(folder, _)| file.starts_with(folder));
+        self.files.retain(|file, _| found.files.contains(file) || in_unreadable(file));
+        for file in &found.files {
+            match self.read(file) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => drop(self.files.remove(file)),
+                Err(error) => reports.entry(file.clone()).or_default().push(unreadable(file, &error)),
+            }
+        }
+        let objects = self.merge(&mut reports);
+        let mut events = self.differences(objects);
+        events.extend(self.report(reports));
+        if !self.synced {
+            self.synced = true;
+            events.extend(Part::ALL.map(Event::Synced));
+        }
+        Ok(events)
+    }
+
+    fn read(&mut self, path: &Arc<Path>) -> io::Result<()> {
+        let stamp = Stamp::of(path)?;
+        if stamp.is_some() && self.files.get(path).is_some_and(|file| file.stamp == stamp) {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
+        let Parsed { objects, problems, incomplete } = parse(path, &text, &self.this_node);
+        let mut file = File { stamp, problems, ..File::default() };
+        for (key, event, place) in objects {
+            match file.objects.get(&key) {
+                None => drop(file.objects.insert(key, (event, place))),
+                Some((_, first)) => file.problems.push(duplicate(&key, place, first)),
+            }
+        }
+        if let (true, Some(before)) = (incomplete, self.files.remove(path)) {
+            for (key, object) in before.objects {
+                file.objects.entry(key).or_insert(object);
+            }
+        }
+        self.files.insert(path.clone(), file);
+        Ok(())
+    }
+
+    /// The objects of all files. One that is in several files counts in the first of them.
+    fn merge(&self, reports: &mut BTreeMap<Arc<Path>, Vec<Problem>>) -> BTreeMap<Key, Event> {
+        let mut merged: BTreeMap<&Key, &(Event, Arc<Place>)> = BTreeMap::new();
+        for (path, file) in &self.files {
+            let problems = reports.entry(path.clone()).or_default();
+            problems.extend(file.problems.iter().cloned());
+            for (key, object) in &file.objects {
+                match merged.get(key) {
+                    None => drop(merged.insert(key, object)),
+                    Some((_, first)) => problems.push(duplicate(key, object.1.clone(), first)),
+                }
+            }
+        }
+        merged.into_iter().map(|(key, (event, _))| (key.clone(), event.clone())).collect()
+    }
+
+    fn differences(&mut self, objects: BTreeMap<Key, Event>) -> Vec<Event> {
+        let gone = self.sent.keys().filter(|key| !objects.contains_key(key)).map(deletion);
+        let changed = |(key, event): &(&Key, &Event)| self.sent.get(key) != Some(event);
+        let new = objects.iter().filter(changed).map(|(_, event)| event.clone());
+        let events = gone.chain(new).collect();
+        self.sent = objects;
+        events
+    }
+
+    fn report(&mut self, mut reports: BTreeMap<Arc<Path>, Vec<Problem>>) -> Vec<Event> {
+        reports.retain(|_, problems| !problems.is_empty());
+        let paths: BTreeSet<_> = self.reported.keys().chain(reports.keys()).cloned().collect();
+        let changed = paths.into_iter().filter(|path| self.reported.get(path) != reports.get(path));
+        let events = changed
+            .map(|path| {
+                let problems = reports.get(&path).cloned().unwrap_or_default();
+                Event::Report(Origin::File(path), problems)
+            })
+            .collect();
+        self.reported = reports;
+        events
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Option<Self>> {
+        let metadata = fs::metadata(path)?;
+        let age = SystemTime::now().duration_since(metadata.modified()?);
+        Ok(age.is_ok_and(|age| age > FRESH).then(|| Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }))
+    }
+}
+
+/// The manifest files below a folder.
+#[derive(Default)]
+struct Walk {
+    files: BTreeSet<Arc<Path>>,
+    unreadable: Vec<(Arc<Path>, io::Error)>,
+    /// Folders by device and inode: a symbolic link may lead back.
+    visited: HashSet<(u64, u64)>,
+}
+
+impl Walk {
+    /// Goes through a folder. The error of the folder itself is returned as well as kept.
+    fn folder(&mut self, folder: &Path) -> io::Result<()> {
+        let entries = fs::metadata(folder).and_then(|metadata| {
+            let unseen = self.visited.insert((metadata.dev(), metadata.ino()));
+            if unseen { fs::read_dir(folder)?.collect() } else { Ok(Vec::new()) }
+        });
+        let entries: Vec<fs::DirEntry> = match entries {
+            Ok(entries) => entries,
+            Err(error) => {
+                let kind = error.kind();
+                self.unreadable.push((folder.into(), error));
+                return Err(kind.into());
+            }
+        };
+        for entry in entries {
+            // Hidden: files of editors, and the folders between which a ConfigMap mount switches its links.
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            let path = entry.path();
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => {
+                    // Kept in `unreadable`; the rest goes on.
+                    let _: io::Result<()> = self.folder(&path);
+                }
+                Ok(_) if is_manifest(&path) => drop(self.files.insert(path.into())),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => self.unreadable.push((path.into(), error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
+}
+
+fn deletion(key: &Key) -> Event {
+    match key {
+        Key::Node => Event::Node(None),
+        Key::ServiceCidr(name) => Event::ServiceCidr(name.clone(), None),
+        Key::Service(name) => Event::Service(name.clone(), None),
+        Key::Slice(name) => Event::Slice(name.clone(), None),
+    }
+}
+
+fn duplicate(key: &Key, place: Arc<Place>, first: &Place) -> Problem {
+    let object = match key {
+        Key::Node => "Node".to_owned(),
+        Key::ServiceCidr(name) => format!("ServiceCIDR {}", name.name()),
+        Key::Service(name) => format!("Service {name}"),
+        Key::Slice(name) => format!("EndpointSlice {name}"),
+    };
+    Problem {
+        severity: Severity::Error,
+        place: Some(place),
+        object: object.into(),
+        field: "".into(),
+        kind: ProblemKind::Duplicate,
+        reason: format!("is in {first} already").into(),
+        remedy: "delete one of them; the first is served".into(),
+    }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    Problem {
+        severity: Severity::Error,
+        place: None,
+        object: path.display().to_string().into(),
+        field: "".into(),
+        kind: ProblemKind::Unreadable,
+        reason: format!("cannot be read: {error}").into(),
+        remedy: "make it readable for the agent; until then what it said before stays".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn service(name: &str, ip: &str) -> String {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}}}\n"
+        )
+    }
+
+    /// A folder of its own, and what is told of it.
+    struct Case {
+        folder: tempfile::TempDir,
+        scanner: Folder,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let scanner = Folder::new(folder.path().to_owned(), "here".into());
+            Self { folder, scanner }
+        }
+
+        fn path(&self, file: &str) -> PathBuf {
+            self.folder.path().join(file)
+        }
+
+        fn write(&self, file: &str, text: &str) {
+            fs::create_dir_all(self.path(file).parent().unwrap()).unwrap();
+            fs::write(self.path(file), text).unwrap();
+        }
+
+        /// The events of a scan, in short.
+        fn scan(&mut self) -> Vec<String> {
+            let root = format!("{}/", self.folder.path().display());
+            let events = self.scanner.scan().unwrap();
+            let told = events.into_iter().filter_map(|event| match event {
+                Event::Service(name, Some(service)) => Some(format!("{name} = {:?}", service.cluster_ips)),
+                Event::Service(name, None) => Some(format!("{name} is gone")),
+                Event::Report(Origin::File(file), problems) => {
+                    let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+                    Some(format!("{}: [{}]", file.display(), problems.join("; ")))
+                }
+                Event::Synced(_) => None,
+                other => panic!("{other:?}"),
+            });
+            told.map(|line| line.replace(&root, "")).collect()
+        }
+    }
+
+    #[test]
+    fn the_first_scan_ends_with_synced_even_if_the_folder_is_empty() {
+        let mut case = Case::new();
+        assert_eq!(case.scanner.scan().unwrap(), Part::ALL.map(Event::Synced));
+        assert_eq!(case.scanner.scan().unwrap(), []);
+    }
+
+    #[test]
+    fn only_what_changed_is_told() {
+        let mut case = Case::new();
+        case.write("a.yaml", &[service("a", "10.0.0.1"), service("b", "10.0.0.2")].join("---\n"));
+        case.write("deep/er/c.yml", &service("c", "10.0.0.3"));
+        case.write("notes.txt", "not: [yaml");
+        case.write(".hidden.yaml", "not: [yaml");
+        assert_eq!(
+            case.scan(),
+            ["default/a = [10.0.0.1]", "default/b = [10.0.0.2]", "default/c = [10.0.0.3]"]
+        );
+        assert_eq!(case.scan(), [""; 0]);
+        case.write("a.yaml", &[service("a", "10.0.0.1"), service("b", "10.0.0.4")].join("---\n"));
+        assert_eq!(case.scan(), ["default/b = [10.0.0.4]"]);
+        fs::remove_dir_all(case.path("deep")).unwrap();
+        assert_eq!(case.scan(), ["default/c is gone"]);
+        fs::rename(case.path("a.yaml"), case.path("z.yaml")).unwrap();
+        // Only the place of the objects is another one.
+        assert_eq!(case.scan(), ["default/a = [10.0.0.1]", "default/b = [10.0.0.4]"]);
+        fs::remove_file(case.path("z.yaml")).unwrap();
+        assert_eq!(case.scan(), ["default/a is gone", "default/b is gone"]);
+    }
+
+    #[test]
+    fn a_file_that_does_not_parse_any_more_keeps_its_last_good_objects() {
+        let mut case = Case::new();
+        case.write("a.yaml", &[service("a", "10.0.0.1"), service("b", "10.0.0.2")].join("---\n"));
+        case.scan();
+        case.write("a.yaml", &[service("a", "10.0.0.9"), "kind: [".to_owned()].join("---\n"));
+        let told = case.scan();
+        assert_eq!(told[0], "default/a = [10.0.0.9]");
+        assert!(told[1].starts_with("a.yaml: [a.yaml: document 2 (line 3): is not YAML: "), "{told:?}");
+        assert_eq!(told.len(), 2, "{told:?}");
+        case.write("a.yaml", &service("a", "10.0.0.9"));
+        assert_eq!(case.scan(), ["default/b is gone", "a.yaml: []"]);
+    }
+
+    #[test]
+    fn the_first_of_two_files_with_one_object_is_served() {
+        let mut case = Case::new();
+        case.write("2.yaml", &service("a", "10.0.0.2"));
+        case.write("3.yaml", &[service("b", "10.0.0.3"), service("b", "10.0.0.4")].join("---\n"));
+        assert_eq!(
+            case.scan(),
+            [
+                "default/a = [10.0.0.2]",
+                "default/b = [10.0.0.3]",
+                "3.yaml: [3.yaml: document 2 (line 2): Service default/b: is in 3.yaml: document 1 (line 1) already: \
+                 delete one of them; the first is served]",
+            ]
+        );
+        case.write("1.yaml", &service("a", "10.0.0.1"));
+        assert_eq!(
+            case.scan(),
+            [
+                "default/a = [10.0.0.1]",
+                "2.yaml: [2.yaml: document 1 (line 1): Service default/a: is in 1.yaml: document 1 (line 1) already: \
+                 delete one of them; the first is served]",
+            ]
+        );
+        fs::remove_file(case.path("1.yaml")).unwrap();
+        assert_eq!(case.scan(), ["default/a = [10.0.0.2]", "2.yaml: []"]);
+    }
+
+    /// <https://github.com/kubernetes/kubernetes/blob/v1.34.0/pkg/volume/util/atomic_writer.go>
+    #[test]
+    fn a_config_map_mount_switches_all_files_at_once() {
+        let mut case = Case::new();
+        case.write("..1/a.yaml", &service("a", "10.0.0.1"));
+        symlink("..1", case.path("..data")).unwrap();
+        symlink("..data/a.yaml", case.path("a.yaml")).unwrap();
+        assert_eq!(case.scan(), ["default/a = [10.0.0.1]"]);
+        case.write("..2/a.yaml", &service("a", "10.0.0.2"));
+        symlink("..2", case.path("..data_tmp")).unwrap();
+        fs::rename(case.path("..data_tmp"), case.path("..data")).unwrap();
+        fs::remove_dir_all(case.path("..1")).unwrap();
+        assert_eq!(case.scan(), ["default/a = [10.0.0.2]"]);
+    }
+
+    #[test]
+    fn a_link_back_to_the_folder_is_not_followed_for_ever() {
+        let mut case = Case::new();
+        case.write("deep/a.yaml", &service("a", "10.0.0.1"));
+        symlink("..", case.path("deep/up")).unwrap();
+        assert_eq!(case.scan(), ["default/a = [10.0.0.1]"]);
+    }
+
+    #[test]
+    fn a_folder_that_vanishes_takes_nothing_with_it() {
+        let mut case = Case::new();
+        case.write("a.yaml", &service("a", "10.0.0.1"));
+        case.scan();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::rename(case.folder.path(), elsewhere.path().join("moved")).unwrap();
+        let told = case.scan();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("cannot be read"), "{told:?}");
+        fs::rename(elsewhere.path().join("moved"), case.folder.path()).unwrap();
+        let told = case.scan();
+        assert!(told.len() == 1 && told[0].ends_with(": []"), "{told:?}");
+    }
+
+    #[test]
+    fn a_folder_that_does_not_exist_is_an_error_at_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Folder::new(folder.path().join("none"), "here".into()).scan().unwrap_err();
+        assert!(error.to_string().contains("/none cannot be read: "), "{error}");
+    }
+}

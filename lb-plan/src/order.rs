@@ -1,0 +1,235 @@
+//! The planner's invariant: what it says depends on the objects, not on the way they came.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use lb_model::{
+    Endpoint, Event, Node, NodeHint, ObjectName, Origin, Part, Problem, ProblemKind, Protocol, Service,
+    ServicePort, Severity, Slice, SlicePort, SourceRanges, TrafficPolicy,
+};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::wanted::{ServicePortId, WantedService};
+use super::{Changes, HealthCheck, Planner, Settings};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn name() -> impl Strategy<Value = ObjectName> {
+    select(vec!["a", "b", "c"]).prop_map(|name| ObjectName::new("default", name))
+}
+
+fn protocol() -> impl Strategy<Value = Protocol> {
+    select(vec![Protocol::Tcp, Protocol::Udp])
+}
+
+fn policy() -> impl Strategy<Value = TrafficPolicy> {
+    select(vec![TrafficPolicy::Cluster, TrafficPolicy::Local])
+}
+
+fn some_of(addresses: &'static [&'static str]) -> impl Strategy<Value = Box<[IpAddr]>> {
+    proptest::sample::subsequence(addresses, 0..=addresses.len())
+        .prop_map(|texts| texts.into_iter().map(ip).collect())
+}
+
+prop_compose! {
+    /// From pools so small that Services collide all the time.
+    fn service()(
+        created in option::of(0..3_i64),
+        four in option::of(select(vec!["10.96.0.1", "10.96.0.2"])),
+        six in option::of(select(vec!["fd00:96::1", "fd00:96::2"])),
+        ports in vec((select(vec!["", "x"]), protocol(), select(vec![80, 81]), option::of(select(vec![30080, 30081]))), 0..3),
+        external_ips in some_of(&["203.0.113.1", "2001:db8::1", "10.96.0.1"]),
+        load_balancer_ips in some_of(&["203.0.113.1", "203.0.113.2"]),
+        internal_policy in policy(),
+        external_policy in policy(),
+        affinity_seconds in option::of(Just(60)),
+        health_check_node_port in option::of(Just(32000)),
+    ) -> Service {
+        Service {
+            created,
+            place: None,
+            cluster_ips: four.into_iter().chain(six).map(ip).collect(),
+            ports: unique(ports).map(|(name, protocol, port, node_port)| {
+                ServicePort { name: name.into(), protocol, port, node_port }
+            }).collect(),
+            external_ips,
+            load_balancer_ips,
+            source_ranges: SourceRanges::default(),
+            affinity_seconds,
+            internal_policy,
+            external_policy,
+            health_check_node_port,
+            other_proxy: false,
+        }
+    }
+}
+
+/// The conversion lets no name twice through for a protocol.
+fn unique<P>(
+    ports: Vec<(&'static str, Protocol, u16, P)>,
+) -> impl Iterator<Item = (&'static str, Protocol, u16, P)> {
+    let by_name: BTreeMap<_, _> = ports.into_iter().map(|port| ((port.0, port.1), port)).collect();
+    by_name.into_values()
+}
+
+prop_compose! {
+    fn endpoint()(
+        address in select(vec!["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"]),
+        (ready, serving, terminating, local) in any::<(bool, bool, bool, bool)>(),
+        node_hint in select(vec![NodeHint::None, NodeHint::OtherNodes, NodeHint::ThisNode]),
+        zone_hints in option::of(0..2_u16),
+    ) -> Endpoint {
+        Endpoint { address: ip(address), ready, serving, terminating, local, node_hint, zone_hints }
+    }
+}
+
+prop_compose! {
+    fn slice()(
+        service in name(),
+        ports in vec((select(vec!["", "x"]), protocol(), select(vec![8080, 8081])), 0..3),
+        endpoints in vec(endpoint(), 0..5),
+    ) -> Slice {
+        Slice {
+            service,
+            place: None,
+            ports: ports.into_iter().map(|(name, protocol, port)| SlicePort { name: name.into(), protocol, port }).collect(),
+            endpoints: endpoints.into(),
+            trigger: None,
+            zone_sets: ["a", "b"].map(|zone| [zone.into()].into()).into(),
+        }
+    }
+}
+
+fn node() -> impl Strategy<Value = Option<Arc<Node>>> {
+    select(vec![None, Some(None), Some(Some("a")), Some(Some("b"))])
+        .prop_map(|node| node.map(|zone| Arc::new(Node { zone: zone.map(Into::into), ..Node::default() })))
+}
+
+/// A problem names its object, so that no two origins report the same one.
+fn report() -> impl Strategy<Value = Event> {
+    (name(), select(vec![&[][..], &["x"], &["y"], &["x", "y"]])).prop_map(|(name, reasons)| {
+        let problem = |reason: &&str| Problem {
+            severity: Severity::Error,
+            place: None,
+            object: format!("Service {name}").into(),
+            field: "".into(),
+            kind: ProblemKind::Duplicate,
+            reason: (*reason).into(),
+            remedy: "".into(),
+        };
+        let problems = reasons.iter().map(problem).collect();
+        Event::Report(Origin::Object("Service", name), problems)
+    })
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (name(), option::weighted(0.8, service())).prop_map(|(name, it)| Event::Service(name, it.map(Arc::new))),
+        4 => (name(), option::weighted(0.8, slice())).prop_map(|(name, it)| Event::Slice(name, it.map(Arc::new))),
+        1 => node().prop_map(Event::Node),
+        1 => report(),
+    ]
+}
+
+/// Everything that was ever answered, applied.
+#[derive(Debug, Default, PartialEq)]
+struct Applied {
+    services: BTreeMap<ServicePortId, WantedService>,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
+    problems: BTreeMap<Problem, i32>,
+}
+
+impl Applied {
+    fn apply(&mut self, changes: Changes) {
+        for service in changes.changed {
+            self.services.insert(service.id.clone(), service);
+        }
+        for id in changes.removed {
+            assert!(self.services.remove(&id).is_some(), "{id} was not there");
+        }
+        for (name, health_check) in changes.health_checks {
+            match health_check {
+                Some(health_check) => drop(self.health_checks.insert(name, health_check)),
+                None => assert!(self.health_checks.remove(&name).is_some(), "{name} was not checked"),
+            }
+        }
+        for (problems, difference) in [(changes.raised, 1), (changes.resolved, -1)] {
+            for problem in problems {
+                *self.problems.entry(problem).or_default() += difference;
+            }
+        }
+        self.problems.retain(|_, count| *count != 0);
+    }
+}
+
+/// The last event about each object, which is all that matters.
+fn last_of_each(events: &[Event]) -> Vec<Event> {
+    let mut last = BTreeMap::new();
+    for event in events {
+        let subject = match event {
+            Event::Service(name, _) => format!("service {name}"),
+            Event::Slice(name, _) => format!("slice {name}"),
+            Event::Report(origin, _) => format!("report {origin:?}"),
+            _ => "node".to_owned(),
+        };
+        last.insert(subject, event.clone());
+    }
+    last.into_values().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn updates_in_any_order_and_batching_equal_planning_from_scratch(
+        events in vec(event(), 1..40),
+        synced_after in 0..40_usize,
+        batch in 1..8_usize,
+    ) {
+        let mut planner = Planner::new(Settings::default());
+        let mut applied = Applied::default();
+        let (early, late) = events.split_at(synced_after.min(events.len()));
+        for events in early.chunks(batch) {
+            let changes = planner.update(events.iter().cloned());
+            prop_assert!(changes.changed.is_empty() && changes.removed.is_empty() && !changes.complete);
+            applied.apply(changes);
+        }
+        let synced = planner.update(Part::ALL.map(Event::Synced));
+        prop_assert!(synced.complete);
+        applied.apply(synced);
+        for events in late.chunks(batch) {
+            applied.apply(planner.update(events.iter().cloned()));
+            let everything: BTreeMap<_, _> = planner.everything().map(|service| (service.id.clone(), service)).collect();
+            prop_assert_eq!(&applied.services, &everything);
+        }
+
+        let mut from_scratch = Planner::new(Settings::default());
+        let mut expected = Applied::default();
+        expected.apply(from_scratch.update(last_of_each(&events).into_iter().rev().chain(Part::ALL.map(Event::Synced))));
+        prop_assert_eq!(&applied, &expected);
+
+        // An address belongs to one Service port.
+        let mut taken = BTreeMap::new();
+        for service in applied.services.values() {
+            prop_assert!(!service.frontends.is_empty());
+            for frontend in &service.frontends {
+                let other = taken.insert((frontend.address, frontend.port, service.id.protocol), &service.id);
+                prop_assert!(other.is_none(), "{:?} and {} have {:?}", other, service.id, frontend);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_said_twice_changes_nothing(events in vec(event(), 1..20)) {
+        let mut planner = Planner::new(Settings::default());
+        planner.update(events.iter().cloned().chain(Part::ALL.map(Event::Synced)));
+        let again = planner.update(last_of_each(&events));
+        prop_assert!(again.is_empty(), "{:?}", again);
+    }
+}

@@ -1,0 +1,545 @@
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use lb_model::{
+    Event, IpFamily, Node, ObjectName, Origin, Part, Problem, Service, ServicePort, Slice, TrafficPolicy,
+    Trigger,
+};
+
+use super::claims::{Claim, Claimant, Claims};
+use super::endpoints::{self, Uses};
+use super::frontends::{self, Asked};
+use super::problems;
+use super::wanted::{Algorithm, FrontendKind, ServicePortId, WantedService};
+
+/// What the operator decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// External IPs that Services may claim; others are refused and reported. Empty: none may.
+    pub allowed_external_ips: Vec<IpNet>,
+}
+
+impl Default for Settings {
+    /// As kube-proxy: whatever a Service says.
+    fn default() -> Self {
+        let everything = |net: &str| net.parse().ok();
+        Self { allowed_external_ips: ["0.0.0.0/0", "::/0"].into_iter().filter_map(everything).collect() }
+    }
+}
+
+/// What became different through a batch of events. Every list is sorted unless it says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// The first answer: `changed` is all there is, and what else the maps hold is left over from before.
+    pub complete: bool,
+    pub changed: Vec<WantedService>,
+    pub removed: Vec<ServicePortId>,
+    /// Services whose `healthCheckNodePort` must be opened or says something else now, or (`None`) is to be closed.
+    pub health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
+    /// [`Planner::node`] answers something else now.
+    pub node_changed: bool,
+    /// [`Planner::service_cidrs`] answers something else now.
+    pub service_cidrs_changed: bool,
+    /// [`Planner::addresses_of_other_proxies`] answers something else now.
+    pub other_proxies_changed: bool,
+    /// What led to the slices that are different now, in the order of the events.
+    pub triggers: Vec<Trigger>,
+    pub raised: Vec<Problem>,
+    pub resolved: Vec<Problem>,
+}
+
+impl Changes {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// `healthCheckNodePort` of a load balancer Service with a Local policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HealthCheck {
+    pub port: u16,
+    /// Different addresses of ready endpoints on this node; none: the Service has no such family, and no port is opened.
+    pub local_v4: Option<u32>,
+    pub local_v6: Option<u32>,
+}
+
+impl HealthCheck {
+    pub fn local_endpoints(&self, family: IpFamily) -> Option<u32> {
+        match family {
+            IpFamily::V4 => self.local_v4,
+            IpFamily::V6 => self.local_v6,
+        }
+    }
+}
+
+/// Holds the objects and says what the maps shall contain. See [`Planner::update`].
+#[derive(Debug)]
+pub struct Planner {
+    settings: Settings,
+    services: HashMap<ObjectName, Arc<Service>>,
+    /// The slices of each Service, whether it exists or not, sorted by name.
+    slices: HashMap<ObjectName, Vec<(ObjectName, Arc<Slice>)>>,
+    /// Which Service a slice belongs to: the label may change.
+    service_of_slice: HashMap<ObjectName, ObjectName>,
+    node: Option<Arc<Node>>,
+    service_cidrs: BTreeMap<ObjectName, Arc<[IpNet]>>,
+    /// Services that other proxies serve.
+    other_proxies: BTreeSet<ObjectName>,
+    claims: Claims,
+    reports: BTreeMap<Origin, Vec<Problem>>,
+    /// Bits of the [`Part`]s that have synced.
+    synced: u8,
+    started: bool,
+}
+
+/// Everything that is said about one Service.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct ServicePlan {
+    ports: BTreeMap<ServicePortId, WantedService>,
+    health_check: Option<HealthCheck>,
+    problems: BTreeSet<Problem>,
+}
+
+/// What stood before a batch, of everything that the batch touches.
+struct Before {
+    services: BTreeMap<ObjectName, ServicePlan>,
+    reports: BTreeMap<Origin, Vec<Problem>>,
+    node: Option<Arc<Node>>,
+    service_cidrs: Option<Vec<IpNet>>,
+    other_proxies: Option<BTreeSet<IpAddr>>,
+    triggers: Vec<Trigger>,
+}
+
+impl Planner {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            service_of_slice: HashMap::new(),
+            node: None,
+            service_cidrs: BTreeMap::new(),
+            other_proxies: BTreeSet::new(),
+            claims: Claims::default(),
+            reports: BTreeMap::new(),
+            synced: 0,
+            started: false,
+        }
+    }
+
+    /// Takes a batch of events in and answers what they changed. Until every [`Part`] has synced the answer holds
+    /// nothing but problems of the input; the first one after that holds everything.
+    ///
+    /// The work is proportional to the Services that the events touch, and to nothing else. (A new zone of the node
+    /// touches all of them.)
+    pub fn update(&mut self, events: impl IntoIterator<Item = Event>) -> Changes {
+        let mut before = Before {
+            services: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            node: self.node.clone(),
+            service_cidrs: None,
+            other_proxies: None,
+            triggers: Vec::new(),
+        };
+        for event in events {
+            self.absorb(event, &mut before);
+        }
+        let mut changes = Changes {
+            node_changed: self.node != before.node,
+            service_cidrs_changed: before
+                .service_cidrs
+                .as_ref()
+                .is_some_and(|cidrs| *cidrs != self.service_cidrs()),
+            other_proxies_changed: before
+                .other_proxies
+                .as_ref()
+                .is_some_and(|addresses| *addresses != self.addresses_of_other_proxies()),
+            triggers: std::mem::take(&mut before.triggers),
+            ..Changes::default()
+        };
+        let mut raised = BTreeSet::new();
+        let mut resolved = BTreeSet::new();
+        for (origin, old) in &before.reports {
+            let new = self.reports.get(origin).map_or(&[][..], Vec::as_slice);
+            raised.extend(new.iter().filter(|problem| !old.contains(problem)).cloned());
+            resolved.extend(old.iter().filter(|problem| !new.contains(problem)).cloned());
+        }
+        self.compare_services(before, &mut changes, &mut raised, &mut resolved);
+        changes.raised = raised.into_iter().collect();
+        changes.resolved = resolved.into_iter().collect();
+        changes
+    }
+
+    fn compare_services(
+        &mut self,
+        mut before: Before,
+        changes: &mut Changes,
+        raised: &mut BTreeSet<Problem>,
+        resolved: &mut BTreeSet<Problem>,
+    ) {
+        let old_zone = zone_of(before.node.as_deref());
+        let new_zone = zone_of(self.node.as_deref());
+        let first = !self.started && self.is_synced();
+        let touched: Vec<ObjectName> = if first || (self.started && old_zone != new_zone) {
+            // Also the owners of slices that have no Service: that is a problem to tell.
+            let names = self.services.keys().chain(self.slices.keys()).chain(before.services.keys());
+            names.collect::<BTreeSet<_>>().into_iter().cloned().collect()
+        } else {
+            before.services.keys().cloned().collect()
+        };
+        for name in touched {
+            let old = match before.services.remove(&name) {
+                Some(old) => old,
+                None if first => ServicePlan::default(),
+                None => self.plan(&name, old_zone),
+            };
+            let mut new = self.plan(&name, new_zone);
+            raised.extend(new.problems.iter().filter(|problem| !old.problems.contains(problem)).cloned());
+            resolved.extend(old.problems.iter().filter(|problem| !new.problems.contains(problem)).cloned());
+            if new.health_check != old.health_check {
+                changes.health_checks.push((name, new.health_check));
+            }
+            for (id, old) in old.ports {
+                match new.ports.entry(id) {
+                    Entry::Occupied(new) if *new.get() == old => drop(new.remove()),
+                    Entry::Occupied(_) => {}
+                    Entry::Vacant(gone) => changes.removed.push(gone.into_key()),
+                }
+            }
+            changes.changed.extend(new.ports.into_values());
+        }
+        changes.complete = first;
+        self.started |= first;
+    }
+
+    /// Everything that the maps shall contain now, whether synced or not.
+    pub fn everything(&self) -> impl Iterator<Item = WantedService> {
+        let zone = zone_of(self.node.as_deref());
+        self.services.keys().flat_map(move |name| self.plan(name, zone).ports.into_values())
+    }
+
+    /// Everything that is wrong now.
+    pub fn problems(&self) -> BTreeSet<Problem> {
+        let zone = zone_of(self.node.as_deref());
+        let names: BTreeSet<_> = self.services.keys().chain(self.slices.keys()).collect();
+        let of_services = names.into_iter().flat_map(|name| self.plan(name, zone).problems);
+        of_services.chain(self.reports.values().flatten().cloned()).collect()
+    }
+
+    /// Whether every [`Part`] has synced.
+    pub fn is_synced(&self) -> bool {
+        Part::ALL.iter().all(|part| self.synced & bit(*part) != 0)
+    }
+
+    /// The parts that have not synced yet.
+    pub fn awaited(&self) -> impl Iterator<Item = Part> {
+        Part::ALL.into_iter().filter(|part| self.synced & bit(*part) == 0)
+    }
+
+    /// How many Services are proxied.
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
+    /// What the API says of this node; none if it has no such Node.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_deref()
+    }
+
+    /// ClusterIPs that other proxies serve.
+    pub fn addresses_of_other_proxies(&self) -> BTreeSet<IpAddr> {
+        let services = self.other_proxies.iter().filter_map(|name| self.services.get(name));
+        services.flat_map(|service| service.cluster_ips.iter().copied()).collect()
+    }
+
+    /// The ranges of all ServiceCIDRs, sorted.
+    pub fn service_cidrs(&self) -> Vec<IpNet> {
+        let all: BTreeSet<_> = self.service_cidrs.values().flat_map(|cidrs| cidrs.iter().copied()).collect();
+        all.into_iter().collect()
+    }
+
+    fn absorb(&mut self, event: Event, before: &mut Before) {
+        match event {
+            Event::Service(name, service) => self.set_service(name, service, before),
+            Event::Slice(name, slice) => self.set_slice(name, slice, before),
+            Event::Node(node) => self.node = node,
+            Event::ServiceCidr(name, cidrs) => {
+                if before.service_cidrs.is_none() {
+                    before.service_cidrs = Some(self.service_cidrs());
+                }
+                match cidrs {
+                    Some(cidrs) => self.service_cidrs.insert(name, cidrs),
+                    None => self.service_cidrs.remove(&name),
+                };
+            }
+            Event::Report(origin, problems) => {
+                let old = if problems.is_empty() {
+                    self.reports.remove(&origin)
+                } else {
+                    self.reports.insert(origin.clone(), problems)
+                };
+                before.reports.entry(origin).or_insert(old.unwrap_or_default());
+            }
+            Event::Synced(part) => self.synced |= bit(part),
+        }
+    }
+
+    fn set_service(&mut self, name: ObjectName, service: Option<Arc<Service>>, before: &mut Before) {
+        self.touch(&name, before);
+        let claims_of = |service: Option<&Arc<Service>>| {
+            service.map(|service| self.claims_of(&name, service)).unwrap_or_default()
+        };
+        let old_claims = claims_of(self.services.get(&name));
+        let new_claims = claims_of(service.as_ref());
+        // The others who want what this one gets or gives up.
+        for (claim, _) in old_claims.iter().chain(&new_claims) {
+            for rival in self.claims.claimants(claim) {
+                self.touch(&rival.service, before);
+            }
+        }
+        for (claim, claimant) in &old_claims {
+            self.claims.remove(claim, claimant);
+        }
+        for (claim, claimant) in new_claims {
+            self.claims.insert(claim, claimant);
+        }
+        let of_other_proxy = service.as_ref().is_some_and(|service| service.other_proxy);
+        if of_other_proxy || self.other_proxies.contains(&name) {
+            if before.other_proxies.is_none() {
+                before.other_proxies = Some(self.addresses_of_other_proxies());
+            }
+            if of_other_proxy {
+                self.other_proxies.insert(name.clone());
+            } else {
+                self.other_proxies.remove(&name);
+            }
+        }
+        match service {
+            Some(service) => self.services.insert(name, service),
+            None => self.services.remove(&name),
+        };
+    }
+
+    fn set_slice(&mut self, name: ObjectName, slice: Option<Arc<Slice>>, before: &mut Before) {
+        let old_service = self.service_of_slice.remove(&name);
+        for service in old_service.iter().chain(slice.as_ref().map(|slice| &slice.service)) {
+            self.touch(service, before);
+        }
+        let mut old_trigger = None;
+        if let Some(service) = old_service
+            && let Some(slices) = self.slices.get_mut(&service)
+        {
+            if let Some(index) = slices.iter().position(|(other, _)| *other == name) {
+                old_trigger = slices.remove(index).1.trigger;
+            }
+            if slices.is_empty() {
+                self.slices.remove(&service);
+            }
+        }
+        if let Some(slice) = slice {
+            // A new list sends every slice once more.
+            before.triggers.extend(slice.trigger.filter(|trigger| old_trigger != Some(*trigger)));
+            let service = slice.service.clone();
+            let slices = self.slices.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
+            let index = slices.partition_point(|(other, _)| *other < name);
+            slices.insert(index, (name.clone(), slice));
+            self.service_of_slice.insert(name, service);
+        }
+    }
+
+    /// Remembers what is said of a Service, before it changes for the first time in a batch.
+    fn touch(&self, name: &ObjectName, before: &mut Before) {
+        if self.started && !before.services.contains_key(name) {
+            let plan = self.plan(name, zone_of(before.node.as_deref()));
+            before.services.insert(name.clone(), plan);
+        }
+    }
+
+    fn claims_of(&self, name: &ObjectName, service: &Service) -> Vec<(Claim, Claimant)> {
+        let mut claims = Vec::new();
+        for (index, port) in (0..).zip(&service.ports) {
+            for asked in frontends::asked(service, port, &self.settings.allowed_external_ips) {
+                let claimant = Claimant { age: service.created.into(), service: name.clone(), port: index };
+                claims.push((claim(&asked, port), claimant));
+            }
+        }
+        claims
+    }
+
+    fn plan(&self, name: &ObjectName, zone: Option<&str>) -> ServicePlan {
+        let mut plan = ServicePlan::default();
+        let slices = self.slices.get(name).map_or(&[][..], Vec::as_slice);
+        let Some(service) = self.services.get(name) else {
+            plan.problems.extend(
+                slices.iter().map(|(slice_name, slice)| problems::slice_without_service(slice_name, slice)),
+            );
+            return plan;
+        };
+        for ip in &service.external_ips {
+            if !frontends::is_allowed(ip, &self.settings.allowed_external_ips) {
+                plan.problems.insert(problems::external_ip_refused((name, service), ip));
+            }
+        }
+        for (index, port) in (0..).zip(&service.ports) {
+            if let Some(wanted) = self.plan_port(name, service, (index, port), zone, &mut plan.problems) {
+                plan.ports.insert(wanted.id.clone(), wanted);
+            }
+        }
+        plan.health_check = service.health_check_node_port.map(|port| {
+            let local = |family| {
+                let served = service.cluster_ips.iter().any(|ip| IpFamily::of(ip) == family);
+                let slices = slices.iter().map(|(_, slice)| &**slice);
+                served.then(|| local_ready_addresses(slices, family))
+            };
+            HealthCheck { port, local_v4: local(IpFamily::V4), local_v6: local(IpFamily::V6) }
+        });
+        plan
+    }
+
+    fn plan_port(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        (index, port): (u16, &ServicePort),
+        zone: Option<&str>,
+        told: &mut BTreeSet<Problem>,
+    ) -> Option<WantedService> {
+        let asked = frontends::asked(service, port, &self.settings.allowed_external_ips);
+        let mut owned = Vec::with_capacity(asked.len());
+        for one in &asked {
+            match self.claims.owner(&claim(one, port)) {
+                Some(owner) if owner.service != *name || owner.port != index => {
+                    told.insert(problems::address_taken((name, service), (index, port), one, owner));
+                }
+                _ => owned.push(one),
+            }
+        }
+        if owned.is_empty() {
+            return None;
+        }
+        let slices = self.slices.get(name).map_or(&[][..], Vec::as_slice);
+        let choose = |family| {
+            if owned.iter().all(|one| one.address.family() != family) {
+                return endpoints::Choice::default();
+            }
+            let external = frontends::is_external(&asked, family);
+            let uses = Uses {
+                cluster: service.internal_policy == TrafficPolicy::Cluster || external,
+                local: service.internal_policy == TrafficPolicy::Local
+                    || (external && service.external_policy == TrafficPolicy::Local),
+            };
+            endpoints::choose(slices.iter().map(|(_, slice)| &**slice), port, family, uses, zone)
+        };
+        let (v4, v6) = (choose(IpFamily::V4), choose(IpFamily::V6));
+        let mut frontends: Vec<_> = owned
+            .into_iter()
+            .map(|one| {
+                let reachable = match one.address.family() {
+                    IpFamily::V4 => v4.reachable,
+                    IpFamily::V6 => v6.reachable,
+                };
+                frontends::with_policies(one, service, reachable)
+            })
+            .collect();
+        frontends.sort_unstable();
+        let restricted = frontends.iter().any(|frontend| frontend.kind == FrontendKind::LoadBalancer);
+        Some(WantedService {
+            id: ServicePortId {
+                namespace: name.namespace().to_owned(),
+                name: name.name().to_owned(),
+                port_name: port.name.to_string(),
+                protocol: port.protocol,
+            },
+            port: port.port,
+            algorithm: Algorithm::default(),
+            affinity_seconds: service.affinity_seconds,
+            source_ranges: if restricted { service.source_ranges.clone() } else { Default::default() },
+            frontends,
+            v4: v4.lists,
+            v6: v6.lists,
+        })
+    }
+}
+
+fn bit(part: Part) -> u8 {
+    1 << part as u8
+}
+
+fn zone_of(node: Option<&Node>) -> Option<&str> {
+    node.and_then(|node| node.zone.as_deref())
+}
+
+fn claim(asked: &Asked, port: &ServicePort) -> Claim {
+    Claim { address: asked.address, port: asked.port, protocol: port.protocol }
+}
+
+/// What `X-Load-Balancing-Endpoint-Weight` says (KEP-3836, pkg/proxy/healthcheck).
+fn local_ready_addresses<'a>(slices: impl Iterator<Item = &'a Slice>, family: IpFamily) -> u32 {
+    let addresses: BTreeSet<_> = slices
+        .filter(|slice| !slice.ports.is_empty())
+        .flat_map(|slice| slice.endpoints.iter())
+        .filter(|endpoint| endpoint.local && endpoint.ready)
+        .map(|endpoint| endpoint.address)
+        .filter(|address| IpFamily::of(address) == family)
+        .collect();
+    u32::try_from(addresses.len()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_model::Protocol;
+    use lb_objects::convert;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_programmed_before_every_part_has_synced() {
+        let name = ObjectName::new("default", "web");
+        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+        let service = Service {
+            cluster_ips: ["10.96.0.10".parse().unwrap()].into(),
+            ports: [port].into(),
+            ..Service::default()
+        };
+        let mut planner = Planner::new(Settings::default());
+        assert!(planner.update([Event::Service(name, Some(service.into()))]).is_empty());
+        for part in [Part::Services, Part::Slices, Part::Node] {
+            assert!(planner.update([Event::Synced(part)]).is_empty());
+        }
+        assert_eq!(planner.awaited().collect::<Vec<_>>(), [Part::ServiceCidrs]);
+        let first = planner.update([Event::Synced(Part::ServiceCidrs)]);
+        assert!(first.complete);
+        assert_eq!(first.changed.len(), 1);
+        // A source that is started again says so again.
+        assert!(planner.update(Part::ALL.map(Event::Synced)).is_empty());
+    }
+
+    #[test]
+    fn what_led_to_a_slice_is_told_once() {
+        let event = |at: &str| {
+            let slice = serde_json::from_value(serde_json::json!({
+                "metadata": {
+                    "namespace": "default", "name": "web-1",
+                    "labels": { "kubernetes.io/service-name": "web" },
+                    "annotations": { "endpoints.kubernetes.io/last-change-trigger-time": at },
+                },
+                "addressType": "IPv6", "endpoints": [],
+            }))
+            .unwrap();
+            let converted = convert::slice(&slice, "node-1");
+            assert_eq!(converted.problems, []);
+            Event::Slice(converted.name, converted.value.map(Arc::new))
+        };
+        let mut planner = Planner::new(Settings::default());
+        let mut told = |at: &str| planner.update([event(at)]).triggers;
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(1_700_000_000_250_000_000);
+        let expected = Trigger { family: IpFamily::V6, at };
+        assert_eq!(told("2023-11-14T22:13:20.25Z"), [expected]);
+        assert_eq!(told("2023-11-14T22:13:20.25Z"), [], "a new list");
+        assert_eq!(told("yesterday"), []);
+        assert_eq!(told("2023-11-14T22:13:20.25Z"), [expected]);
+    }
+}

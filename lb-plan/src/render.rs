@@ -1,0 +1,106 @@
+//! The plan as a person reads it: in debug logs, and in the expected results of the tests.
+
+use std::fmt;
+
+use lb_model::IpFamily;
+
+use super::wanted::{
+    Candidates, EndpointList, EndpointLists, Frontend, FrontendAddress, FrontendKind, WantedEndpoint,
+    WantedService, WhenEmpty,
+};
+
+/// ```text
+/// default/web:http TCP, affinity 10800 s
+///   ClusterIP 10.96.0.10:80 → cluster, else reject
+///   NodePort *:30080 (IPv4) → local, else drop; inside: cluster, else reject
+///   IPv4 cluster: 10.0.0.1:8080 (here), 10.0.1.1:8080
+///   IPv4 local: 10.0.0.1:8080 (here)
+///   IPv4 draining: 10.0.0.2:8080
+/// ```
+impl fmt::Display for WantedService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.id)?;
+        if let Some(seconds) = self.affinity_seconds {
+            write!(f, ", affinity {seconds} s")?;
+        }
+        for frontend in &self.frontends {
+            write!(f, "\n  {frontend}")?;
+        }
+        if let Some(ranges) = &self.source_ranges.v4 {
+            write!(f, "\n  IPv4 sources: {}", Words(ranges))?;
+        }
+        if let Some(ranges) = &self.source_ranges.v6 {
+            write!(f, "\n  IPv6 sources: {}", Words(ranges))?;
+        }
+        write_lists(f, "IPv4", &self.v4)?;
+        write_lists(f, "IPv6", &self.v6)
+    }
+}
+
+fn write_lists(f: &mut fmt::Formatter<'_>, family: &str, lists: &EndpointLists) -> fmt::Result {
+    let pick = |indices: &[u32]| -> Vec<&WantedEndpoint> {
+        indices.iter().filter_map(|index| lists.endpoints.get(*index as usize)).collect()
+    };
+    let draining: Vec<&WantedEndpoint> =
+        lists.endpoints.iter().filter(|endpoint| endpoint.draining).collect();
+    for (name, endpoints) in
+        [("cluster", pick(&lists.cluster)), ("local", pick(&lists.local)), ("draining", draining)]
+    {
+        if !endpoints.is_empty() {
+            write!(f, "\n  {family} {name}: {}", Words(&endpoints))?;
+        }
+    }
+    Ok(())
+}
+
+/// A list with commas; `nobody` when it is empty.
+struct Words<'a, T>(&'a [T]);
+
+impl<T: fmt::Display> fmt::Display for Words<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((first, rest)) = self.0.split_first() else { return f.write_str("nobody") };
+        write!(f, "{first}")?;
+        rest.iter().try_for_each(|word| write!(f, ", {word}"))
+    }
+}
+
+impl fmt::Display for WantedEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.address, if self.local { " (here)" } else { "" })
+    }
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            FrontendKind::ClusterIp => "ClusterIP",
+            FrontendKind::NodePort => "NodePort",
+            FrontendKind::ExternalIp => "ExternalIP",
+            FrontendKind::LoadBalancer => "LoadBalancer",
+        };
+        match self.address {
+            FrontendAddress::Ip(ip) => write!(f, "{kind} {}", std::net::SocketAddr::new(ip, self.port))?,
+            FrontendAddress::Node(IpFamily::V4) => write!(f, "{kind} *:{} (IPv4)", self.port)?,
+            FrontendAddress::Node(IpFamily::V6) => write!(f, "{kind} *:{} (IPv6)", self.port)?,
+        }
+        write!(f, " → {}", self.outside)?;
+        if self.inside != self.outside {
+            write!(f, "; inside: {}", self.inside)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Candidates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = match self.list {
+            EndpointList::Cluster => "cluster",
+            EndpointList::Local => "local",
+        };
+        let when_empty = match self.when_empty {
+            WhenEmpty::Reject => "reject",
+            WhenEmpty::Drop => "drop",
+        };
+        write!(f, "{list}, else {when_empty}")
+    }
+}

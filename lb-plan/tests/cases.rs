@@ -1,0 +1,329 @@
+//! The semantics of Services as data: `cases/*.txt`, a file for each section, a case for each rule.
+//!
+//! ```text
+//! === name of the case, in the words of the rule
+//! # Where the rule comes from, and what to look at.
+//! service web: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
+//! slice web-1 of web: {ports: [{port: 8080}], endpoints: [10.0.0.1 @here, 10.0.0.2 @there terminating]}
+//! =>
+//! the plan as `WantedService` is displayed, and a line for each problem:
+//! ! kind: object: field: reason: remedy (`?` for those that are notes)
+//! then
+//! the objects afterwards: those not named any more are gone
+//! =>
+//! what changed (`+ id`, `- id`), and the plan again
+//! ```
+//!
+//! A step is YAML, each key an object in short: the fields of its `spec` (`labels`, `status`, `created` and `namespace`
+//! too), or for slices the fields of the slice, with endpoints as words: an address, then `@NODE`, `unready`,
+//! `notserving`, `terminating` (which implies `unready`, as in Kubernetes), `zones=A,B`, `nodes=A,B`. The objects go
+//! through the reader of manifest folders, and through that of API servers, which must agree. This node is called `here`; `node` has the fields of its `spec`, and `zone` and
+//! `addresses`.
+//!
+//! With `SLUICE_BLESS=1` in the environment the files are rewritten with what comes out; read the difference before you keep it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use lb_model::{IpFamily, Node, ObjectName, Problem, Severity};
+use lb_objects::{kubernetes, manifests};
+use lb_plan::wanted::{ServicePortId, WantedService};
+use lb_plan::{Changes, HealthCheck, Planner, Settings};
+use serde_json::{Map, Value, json};
+
+#[test]
+fn every_case_gives_its_plan() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let bless = std::env::var_os("SLUICE_BLESS").is_some();
+    let mut failures = String::new();
+    let mut count = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let mut blessed = String::new();
+        for (number, case) in text.split_inclusive("\n=== ").enumerate() {
+            let body = case.strip_suffix("=== ").unwrap_or(case);
+            let body = if number == 0 {
+                body.strip_prefix("=== ").expect("a file begins with a case")
+            } else {
+                body
+            };
+            let (name, steps) = body.split_once('\n').expect("a case has a body");
+            let actual = run(steps);
+            count += 1;
+            if actual.trim_end() != steps.trim_end() {
+                let file = path.file_name().unwrap().to_string_lossy();
+                write!(failures, "\n{file}: {name}\n{}", difference(steps, &actual)).unwrap();
+            }
+            write!(blessed, "=== {name}\n{}\n\n", actual.trim_end()).unwrap();
+        }
+        if bless {
+            fs::write(&path, blessed.trim_end().to_owned() + "\n").unwrap();
+        }
+    }
+    assert!(count > 0);
+    assert!(bless || failures.is_empty(), "{failures}\n(`-` expected, `+` what came out)");
+}
+
+/// Plays the steps of a case and writes them down again, with what came out.
+fn run(steps: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut source = manifests::Folder::new(folder.path().to_owned(), "here".into());
+    let mut state = State::default();
+    let mut planner = None;
+    let mut written = String::new();
+    for (number, step) in steps.split("\nthen\n").enumerate() {
+        let input = step.split("\n=>").next().unwrap();
+        let (objects, settings) = expand(input);
+        fs::write(folder.path().join("objects.json"), objects.to_string()).unwrap();
+        let from_api_server = plan_from_api_server(&objects, settings.clone());
+        let planner = planner.get_or_insert_with(|| Planner::new(settings));
+        let changes = planner.update(source.scan().unwrap());
+        let told = if number == 0 { String::new() } else { state.told(&changes) };
+        if changes.node_changed {
+            state.node = planner.node().cloned();
+        }
+        if changes.service_cidrs_changed {
+            state.service_cidrs = planner.service_cidrs();
+        }
+        if changes.other_proxies_changed {
+            state.other_proxies = planner.addresses_of_other_proxies();
+        }
+        state.apply(changes);
+        assert_eq!((state.node.as_ref(), &state.service_cidrs), (planner.node(), &planner.service_cidrs()));
+        assert_eq!(state.other_proxies, planner.addresses_of_other_proxies());
+        assert_eq!(state.services.values().cloned().collect::<Vec<_>>(), sorted(planner.everything()));
+        assert_eq!(state.problems, planner.problems().into_iter().collect::<Vec<_>>());
+        if let Some((services, problems)) = from_api_server {
+            assert_eq!(services, sorted(planner.everything()), "from an API server, {input}");
+            assert_eq!(problems, without_places(planner.problems()), "from an API server, {input}");
+        }
+        let then = if number == 0 { "" } else { "then\n" };
+        writeln!(written, "{then}{}\n=>\n{told}{}", input.trim_end(), state.text()).unwrap();
+        written = written.trim_end().to_owned() + "\n";
+    }
+    written
+}
+
+/// What a fresh start with the same objects in an API server gives; none if it could not hold them.
+fn plan_from_api_server(
+    objects: &Value,
+    settings: Settings,
+) -> Option<(Vec<WantedService>, BTreeSet<Problem>)> {
+    let items = objects["items"].as_array().unwrap();
+    // It would have made slices of them.
+    if items.iter().any(|item| item["kind"] == "Endpoints") {
+        return None;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let events = runtime.block_on(kubernetes::list(items, "here".into())).ok()?;
+    let mut planner = Planner::new(settings);
+    assert!(planner.update(events).complete);
+    Some((sorted(planner.everything()), without_places(planner.problems())))
+}
+
+/// An API server has no files.
+fn without_places(problems: BTreeSet<Problem>) -> BTreeSet<Problem> {
+    problems.into_iter().map(|problem| Problem { place: None, ..problem }).collect()
+}
+
+fn sorted(services: impl Iterator<Item = WantedService>) -> Vec<WantedService> {
+    services.map(|service| (service.id.clone(), service)).collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
+/// What somebody who applies the changes has.
+#[derive(Default)]
+struct State {
+    services: BTreeMap<ServicePortId, WantedService>,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
+    problems: Vec<Problem>,
+    /// What the planner answers of the node and of ServiceCIDRs: taken over when it says that they changed.
+    node: Option<Node>,
+    service_cidrs: Vec<IpNet>,
+    other_proxies: BTreeSet<IpAddr>,
+}
+
+impl State {
+    fn apply(&mut self, changes: Changes) {
+        for service in changes.changed {
+            self.services.insert(service.id.clone(), service);
+        }
+        for id in changes.removed {
+            self.services.remove(&id).expect("only what is there is removed");
+        }
+        for (name, health_check) in changes.health_checks {
+            match health_check {
+                Some(health_check) => drop(self.health_checks.insert(name, health_check)),
+                None => drop(self.health_checks.remove(&name).expect("only what is there is closed")),
+            }
+        }
+        for problem in changes.resolved {
+            let index = self.problems.iter().position(|told| *told == problem);
+            self.problems.remove(index.expect("only what was raised is resolved"));
+        }
+        for problem in changes.raised {
+            assert!(!self.problems.contains(&problem), "raised twice: {problem}");
+            self.problems.push(problem);
+        }
+        self.problems.sort();
+    }
+
+    fn told(&self, changes: &Changes) -> String {
+        let mut told = String::new();
+        for service in &changes.changed {
+            writeln!(told, "+ {}", service.id).unwrap();
+        }
+        for id in &changes.removed {
+            writeln!(told, "- {id}").unwrap();
+        }
+        if told.is_empty() { "no change\n".to_owned() } else { told }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for service in self.services.values() {
+            writeln!(text, "{service}").unwrap();
+        }
+        for (name, check) in &self.health_checks {
+            let count = |(family, word)| Some(format!("{} local {word}", check.local_endpoints(family)?));
+            let counts: Vec<_> =
+                [(IpFamily::V4, "IPv4"), (IpFamily::V6, "IPv6")].into_iter().filter_map(count).collect();
+            writeln!(text, "{name} health check on {}: {}", check.port, counts.join(", ")).unwrap();
+        }
+        if let Some(Node { zone, pod_cidrs, addresses, eligible }) = &self.node {
+            let zone = zone.as_deref().unwrap_or("none");
+            write!(text, "node: zone {zone}, pods {pod_cidrs:?}, addresses {addresses:?}").unwrap();
+            writeln!(text, "{}", if *eligible { "" } else { ", not for load balancers" }).unwrap();
+        }
+        if !self.service_cidrs.is_empty() {
+            writeln!(text, "ServiceCIDRs {:?}", self.service_cidrs).unwrap();
+        }
+        if !self.other_proxies.is_empty() {
+            writeln!(text, "other proxies {:?}", self.other_proxies).unwrap();
+        }
+        for problem in &self.problems {
+            let sign = if problem.severity == Severity::Error { "!" } else { "?" };
+            writeln!(text, "{sign} {}: {}", problem.kind, Problem { place: None, ..problem.clone() })
+                .unwrap();
+        }
+        if text.is_empty() { "nothing\n".to_owned() } else { text }
+    }
+}
+
+/// The lines that differ, with those around them.
+fn difference(expected: &str, actual: &str) -> String {
+    let (expected, actual): (Vec<_>, Vec<_>) =
+        (expected.trim_end().lines().collect(), actual.trim_end().lines().collect());
+    let same = expected.iter().zip(&actual).take_while(|(old, new)| old == new).count();
+    let same_end = expected[same..]
+        .iter()
+        .rev()
+        .zip(actual[same..].iter().rev())
+        .take_while(|(old, new)| old == new)
+        .count();
+    let mut text = String::new();
+    for line in &expected[same..expected.len() - same_end] {
+        writeln!(text, "- {line}").unwrap();
+    }
+    for line in &actual[same..actual.len() - same_end] {
+        writeln!(text, "+ {line}").unwrap();
+    }
+    text
+}
+
+/// The objects that a step stands for, as a `List`, and the settings it asks for.
+fn expand(step: &str) -> (Value, Settings) {
+    let mut settings = Settings::default();
+    let parsed: Option<Map<String, Value>> =
+        serde_saphyr::from_str(step).unwrap_or_else(|error| panic!("{error}\n{step}"));
+    let mut items = Vec::new();
+    for (key, value) in parsed.unwrap_or_default() {
+        match key.split_whitespace().collect::<Vec<_>>()[..] {
+            ["service", name] => items.push(service(name, value)),
+            ["slice", name, "of", of] => items.push(slice(name, of.trim_matches('\''), value)),
+            ["endpoints", name] => items.push(
+                json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}, "subsets": value}),
+            ),
+            ["node"] => items.push(node(value)),
+            ["cidr", name] => items.push(json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name}, "spec": {"cidrs": value}
+            })),
+            ["allowed", "external", "IPs"] => {
+                settings.allowed_external_ips = serde_json::from_value(value).unwrap();
+            }
+            _ => panic!("no such object: {key}"),
+        }
+    }
+    (json!({"apiVersion": "v1", "kind": "List", "items": items}), settings)
+}
+
+fn metadata(name: &str, fields: &mut Map<String, Value>) -> Map<String, Value> {
+    let mut metadata = Map::new();
+    metadata.insert("name".into(), name.into());
+    for (short, long) in [("labels", "labels"), ("created", "creationTimestamp"), ("namespace", "namespace")]
+    {
+        if let Some(value) = fields.remove(short) {
+            metadata.insert(long.into(), value);
+        }
+    }
+    metadata
+}
+
+fn service(name: &str, value: Value) -> Value {
+    let Value::Object(mut spec) = value else { panic!("{name}: not a mapping") };
+    let metadata = metadata(name, &mut spec);
+    let status = spec.remove("status");
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": status})
+}
+
+fn slice(name: &str, of: &str, value: Value) -> Value {
+    let Value::Object(mut slice) = value else { panic!("{name}: not a mapping") };
+    let mut metadata = metadata(name, &mut slice);
+    let labels = metadata.entry("labels").or_insert_with(|| json!({}));
+    labels["kubernetes.io/service-name"] = of.into();
+    slice.insert("metadata".into(), metadata.into());
+    slice.insert("apiVersion".into(), "discovery.k8s.io/v1".into());
+    slice.insert("kind".into(), "EndpointSlice".into());
+    slice.entry("addressType").or_insert_with(|| "IPv4".into());
+    for endpoint in slice.get_mut("endpoints").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(words) = endpoint.as_str() {
+            *endpoint = endpoint_of(words);
+        }
+    }
+    slice.into()
+}
+
+fn endpoint_of(words: &str) -> Value {
+    let mut words = words.split_whitespace();
+    let mut endpoint = json!({"addresses": [words.next()], "conditions": {}});
+    let names = |list: &str| list.split(',').map(|name| json!({"name": name})).collect::<Vec<_>>();
+    for word in words {
+        match word.split_once('=') {
+            Some(("zones", zones)) => endpoint["hints"]["forZones"] = names(zones).into(),
+            Some(("nodes", nodes)) => endpoint["hints"]["forNodes"] = names(nodes).into(),
+            None if word == "unready" => endpoint["conditions"]["ready"] = false.into(),
+            None if word == "notserving" => endpoint["conditions"]["serving"] = false.into(),
+            None if word == "terminating" => {
+                endpoint["conditions"]["ready"] = false.into();
+                endpoint["conditions"]["terminating"] = true.into();
+            }
+            None if word.starts_with('@') => endpoint["nodeName"] = word[1..].into(),
+            _ => panic!("unknown word {word}"),
+        }
+    }
+    endpoint
+}
+
+fn node(value: Value) -> Value {
+    let mut labels = json!({});
+    if let Some(zone) = value.get("zone") {
+        labels["topology.kubernetes.io/zone"] = zone.clone();
+    }
+    let status = json!({"addresses": value.get("addresses")});
+    let metadata = json!({"name": "here", "labels": labels});
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": value, "status": status})
+}

@@ -1,0 +1,39 @@
+//! The packets that `lb explain` builds, judged by the dissector, which shares no code with it.
+
+use lb_testbed::packet::{Link, dissect, render, verify};
+use lb_userspace::cli::explain::packet::{End, Packet, Protocol};
+
+const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
+
+fn frame(protocol: Protocol, source: &str, destination: &str) -> Vec<u8> {
+    let end = |text: &str, port| End { ip: text.parse().unwrap(), port };
+    let ports = if protocol == Protocol::Icmp { [None; 2] } else { [Some(5000), Some(80)] };
+    Packet::new(protocol, end(source, ports[0]), end(destination, ports[1])).unwrap().build()
+}
+
+#[test]
+fn every_length_and_checksum_is_right() {
+    for (source, destination) in [("10.1.2.3", "10.96.0.10"), ("fd00::1", "fd00:96::10")] {
+        for protocol in PROTOCOLS {
+            let wrong = verify(&frame(protocol, source, destination), Link::Ethernet);
+            assert!(wrong.is_empty(), "{protocol:?} to {destination}: {wrong:?}");
+        }
+    }
+}
+
+#[test]
+fn they_are_what_opens_a_connection() {
+    let packets = PROTOCOLS.map(|protocol| {
+        let layers = dissect(&frame(protocol, "10.1.2.3", "10.96.0.10"), Link::Ethernet);
+        render(&layers[1..])
+    });
+    assert_eq!(
+        packets,
+        [
+            "ip 10.1.2.3 > 10.96.0.10 df / tcp 5000 > 80 S seq=1 win=65535",
+            "ip 10.1.2.3 > 10.96.0.10 df / udp 5000 > 80",
+            "ip 10.1.2.3 > 10.96.0.10 df / sctp 5000 > 80 / 0x0100001400000001000100000001000100000001",
+            "ip 10.1.2.3 > 10.96.0.10 df / icmp echo rest=0x00010001",
+        ]
+    );
+}
