@@ -1,5 +1,5 @@
-//! Assertions of test cases about answers. A failed assertion is an error with the whole exchange in
-//! its message.
+//! Assertions of test cases about answers. A failed assertion is an error with the whole exchange
+//! in its message.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crate::report::{Answer, Exchange, FailureKind, LoadReport, PingReport, TransferReport};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-/// How long a change may take to become visible. It is generous because the machine may be busy. Only
-/// failing cases wait this long.
+/// How long a change may take to become visible. It is generous because the machine may be busy.
+/// Only failing cases wait this long.
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// Repeats `attempt` until it succeeds. Returns its last error after [`LIMIT`].
@@ -32,8 +32,8 @@ pub fn eventually_within(limit: Duration, mut attempt: impl FnMut() -> Result<()
     }
 }
 
-/// All requests were answered by one of these pods (1-based numbers), the payload arrived intact, and
-/// the client's socket shows the requested address as its peer.
+/// All requests were answered by one of these pods (1-based numbers), the payload arrived intact,
+/// and the client's socket shows the requested address as its peer.
 pub fn answered_by(exchanges: &[Exchange], pods: &[usize]) -> Result<()> {
     for exchange in exchanges {
         let answer = answer_of(exchange)?;

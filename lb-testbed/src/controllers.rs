@@ -18,8 +18,8 @@ use crate::topology::Pod;
 /// A Service from a manifest, with everything that the cluster adds to it.
 #[derive(Debug, Clone)]
 pub struct Applied {
-    /// The Service with its addresses. Named target ports are resolved to numbers. A Service of type
-    /// ExternalName has neither addresses nor ports.
+    /// The Service with its addresses. Named target ports are resolved to numbers. A Service of
+    /// type ExternalName has neither addresses nor ports.
     pub service: ServiceManifest,
     /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalName`.
     pub service_type: String,
@@ -47,8 +47,8 @@ impl Applied {
     }
 }
 
-/// Reads every YAML file of a folder and adds to each Service what the cluster would add. Replicas are
-/// placed on pods `0..pods` in turn. The result is in the order of the file names.
+/// Reads every YAML file of a folder and adds to each Service what the cluster would add. Replicas
+/// are placed on pods `0..pods` in turn. The result is in the order of the file names.
 pub fn apply(folder: &Path, pods: usize) -> Result<Vec<Applied>> {
     let mut objects = Vec::new();
     let mut files: Vec<_> = fs::read_dir(folder)
@@ -76,7 +76,8 @@ pub fn apply(folder: &Path, pods: usize) -> Result<Vec<Applied>> {
     Ok(applied)
 }
 
-/// Returns the ports that the servers behind these Services must listen on, by the index of the pod.
+/// Returns the ports that the servers behind these Services must listen on, by the index of the
+/// pod.
 pub fn listeners(services: &[Applied]) -> BTreeMap<usize, Listen> {
     let mut listeners: BTreeMap<usize, Listen> = BTreeMap::new();
     for applied in services {

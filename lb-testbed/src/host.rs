@@ -100,8 +100,8 @@ impl Host {
         SocketAddr::new(self.address(family), port)
     }
 
-    /// Starts servers of every kind on the default ports. Their answers carry `name`. Returns once they
-    /// listen.
+    /// Starts servers of every kind on the default ports. Their answers carry `name`. Returns once
+    /// they listen.
     pub fn serve(&self, name: &str) -> Result<Process> {
         self.serve_at(
             name,
@@ -114,8 +114,8 @@ impl Host {
         )
     }
 
-    /// Starts servers on these ports of both addresses of the host. Their answers carry `name`. Returns
-    /// once they listen.
+    /// Starts servers on these ports of both addresses of the host. Their answers carry `name`.
+    /// Returns once they listen.
     pub fn serve_at(&self, name: &str, listen: &Listen) -> Result<Process> {
         let log = self.logs.join(format!("{}-servers.log", self.name));
         let log = OpenOptions::new().create(true).append(true).open(log)?;
@@ -144,8 +144,8 @@ impl Host {
         Ok(Process(child))
     }
 
-    /// Sends `count` HTTP requests to each address, each on its own connection. Stops early after a few
-    /// requests without an answer.
+    /// Sends `count` HTTP requests to each address, each on its own connection. Stops early after a
+    /// few requests without an answer.
     pub fn get(&self, targets: &[SocketAddr], count: u32) -> Result<Vec<Exchange>> {
         let mut command = self.tool("get")?;
         command.args(["--count", &count.to_string()]);
@@ -173,8 +173,8 @@ impl Host {
         json_of(command.arg(target.to_string()))
     }
 
-    /// Opens `count` SCTP associations, one after the other, and sends a request over each. It uses raw
-    /// sockets, for which no cgroup program runs: only the packets are translated.
+    /// Opens `count` SCTP associations, one after the other, and sends a request over each. It uses
+    /// raw sockets, for which no cgroup program runs: only the packets are translated.
     pub fn associate(&self, target: SocketAddr, count: u32) -> Result<Vec<Exchange>> {
         json_of(self.tool("associate")?.args(["--count", &count.to_string(), &target.to_string()]))
     }

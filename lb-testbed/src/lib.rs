@@ -1,12 +1,12 @@
 //! A Kubernetes cluster of two nodes on one machine. Nodes, pods and an outside client are network
-//! namespaces. Servers and clients are real processes in them. The Sluice agent is a child process on
-//! each node.
+//! namespaces. Servers and clients are real processes in them. The Sluice agent is a child process
+//! on each node.
 //!
 //! The end-to-end tests and `cargo xtask demo` use it. Read [`topology`] first: it has a diagram.
 //!
 //! Everything that one [`Topology`] creates carries the name of its [`RunId`]. One function,
-//! [`run::remove_everything_of`], removes it all: on drop, after a panic, on Ctrl-C, and for runs whose
-//! process died.
+//! [`run::remove_everything_of`], removes it all: on drop, after a panic, on Ctrl-C, and for runs
+//! whose process died.
 
 pub mod agent;
 pub mod check;

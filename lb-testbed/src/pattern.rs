@@ -1,5 +1,6 @@
-//! The payload of requests and transfers: a byte stream that both ends compute. The receiver compares
-//! every byte. So it also finds damaged or swapped data whose checksum was updated to match.
+//! The payload of requests and transfers: a byte stream that both ends compute. The receiver
+//! compares every byte. So it also finds damaged or swapped data whose checksum was updated to
+//! match.
 
 /// Returns the 8-byte word at `index` of the stream. SplitMix64 repeats no word within a transfer.
 fn word(index: u64) -> [u8; 8] {
@@ -24,8 +25,8 @@ pub fn fill(buffer: &mut [u8], offset: u64) {
     }
 }
 
-/// Compares `received` with the stream from byte `offset` on. Returns the stream offset of the first
-/// byte that differs, or `None` if all bytes are equal.
+/// Compares `received` with the stream from byte `offset` on. Returns the stream offset of the
+/// first byte that differs, or `None` if all bytes are equal.
 pub fn first_difference(received: &[u8], offset: u64) -> Option<u64> {
     let mut expected = vec![0; received.len()];
     fill(&mut expected, offset);

@@ -45,8 +45,8 @@ impl Place {
         &self.cgroup
     }
 
-    /// Returns a command that will run in the namespace and the cgroup. `/sys` remains the machine's.
-    /// (`ip netns exec` would mount a new `/sys`, which hides the cgroup file systems.)
+    /// Returns a command that will run in the namespace and the cgroup. `/sys` remains the
+    /// machine's. (`ip netns exec` would mount a new `/sys`, which hides the cgroup file systems.)
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let namespace = self.open_netns()?;
         let procs = self.cgroup.join("cgroup.procs");

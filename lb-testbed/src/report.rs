@@ -22,8 +22,8 @@ pub struct Greeting {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     pub greeting: Greeting,
-    /// The server's address at the client's socket: `getpeername` of a connected socket, or the source
-    /// that `recvfrom` returned for an unconnected one. It must equal the requested address.
+    /// The server's address at the client's socket: `getpeername` of a connected socket, or the
+    /// source that `recvfrom` returned for an unconnected one. It must equal the requested address.
     pub peer: SocketAddr,
 }
 
@@ -40,8 +40,8 @@ pub enum FailureKind {
     Refused,
     /// `ECONNRESET`, or the server closed the connection early.
     Reset,
-    /// `ECONNABORTED`: another process closed the socket (`SOCK_DESTROY`). A send that runs before the
-    /// application has read that error fails with `EDESTADDRREQ`.
+    /// `ECONNABORTED`: another process closed the socket (`SOCK_DESTROY`). A send that runs before
+    /// the application has read that error fails with `EDESTADDRREQ`.
     Aborted,
     /// No answer within the time limit.
     TimedOut,

@@ -1,8 +1,8 @@
 //! Names and removes everything that a run creates.
 //!
-//! A run is named `slc-<pid>-<n>`. Its namespaces, its cgroup and its folder carry that name, so removal
-//! needs only the name. It works on drop, in the signal handler, and in a later process if the first
-//! one was killed.
+//! A run is named `slc-<pid>-<n>`. Its namespaces, its cgroup and its folder carry that name, so
+//! removal needs only the name. It works on drop, in the signal handler, and in a later process if
+//! the first one was killed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,8 +28,8 @@ const KEEP_MARK: &str = "keep";
 /// Runs of this process that still exist. The signal handler removes them.
 static ALIVE: Mutex<Vec<RunId>> = Mutex::new(Vec::new());
 
-/// Held while something is created. The signal handler takes it before it removes anything and holds it
-/// until the process ends, so nothing can be created after the removal.
+/// Held while something is created. The signal handler takes it before it removes anything and
+/// holds it until the process ends, so nothing can be created after the removal.
 static CREATING: Mutex<()> = Mutex::new(());
 
 /// Takes [`CREATING`]. Blocks forever once the signal handler has started to remove the runs.
@@ -63,7 +63,8 @@ impl RunId {
         Path::new(RUNS_DIR).join(&self.0)
     }
 
-    /// Returns the run's directory in the cgroup-v2 hierarchy. Every process of the run is below it.
+    /// Returns the run's directory in the cgroup-v2 hierarchy. Every process of the run is below
+    /// it.
     pub fn cgroup(&self) -> Result<PathBuf> {
         Ok(cgroup2_root()?.join(&self.0))
     }
@@ -100,8 +101,8 @@ fn alive() -> MutexGuard<'static, Vec<RunId>> {
     ALIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes processes, mounts, namespaces, cgroups and files of a run. Continues after a failure, and
-/// returns the first one.
+/// Removes processes, mounts, namespaces, cgroups and files of a run. Continues after a failure,
+/// and returns the first one.
 pub fn remove_everything_of(id: &RunId) -> Result<()> {
     let mut result = Ok(());
     let mut note = |step: Result<()>| {
@@ -202,8 +203,8 @@ fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(below)
 }
 
-/// Removes a cgroup and those below it. Removal fails with EBUSY until the killed processes have left
-/// the cgroup, which takes a moment.
+/// Removes a cgroup and those below it. Removal fails with EBUSY until the killed processes have
+/// left the cgroup, which takes a moment.
 fn remove_cgroup(path: &Path) -> Result<()> {
     for entry in fs::read_dir(path)?.flatten() {
         if entry.file_type()?.is_dir() {
@@ -220,8 +221,8 @@ fn remove_cgroup(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Installs a handler for SIGINT, SIGTERM and SIGHUP. It removes all runs and ends the process with the
-/// exit status that a shell reports for the signal.
+/// Installs a handler for SIGINT, SIGTERM and SIGHUP. It removes all runs and ends the process with
+/// the exit status that a shell reports for the signal.
 fn remove_all_on_signal() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     thread::spawn(move || {

@@ -1,5 +1,5 @@
-//! The cluster: an outside client and two nodes on one Ethernet segment, two pods on each node, IPv4 and
-//! IPv6 everywhere.
+//! The cluster: an outside client and two nodes on one Ethernet segment, two pods on each node,
+//! IPv4 and IPv6 everywhere.
 //!
 //! ```text
 //!   client                node1                              node2
@@ -13,10 +13,10 @@
 //!                                   fd00:244:1::11  ::12               fd00:244:2::11  ::12
 //! ```
 //!
-//! Nodes forward with strict reverse-path filtering. The gateway of a pod is the node's end of its veth
-//! pair, as with the `ptp` CNI plug-in. The pods of the other node are reached by plain routes or through
-//! VXLAN devices. As with flannel, there is one VXLAN device per family, with static neighbour and
-//! forwarding entries.
+//! Nodes forward with strict reverse-path filtering. The gateway of a pod is the node's end of its
+//! veth pair, as with the `ptp` CNI plug-in. The pods of the other node are reached by plain routes
+//! or through VXLAN devices. As with flannel, there is one VXLAN device per family, with static
+//! neighbour and forwarding entries.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -37,11 +37,13 @@ use crate::xdp_pass;
 pub enum Underlay {
     /// The nodes have routes to each other's pod CIDR.
     Routed,
-    /// Pod traffic between nodes travels in VXLAN; the MTU of pods is smaller than that of the underlay.
+    /// Pod traffic between nodes travels in VXLAN; the MTU of pods is smaller than that of the
+    /// underlay.
     Vxlan,
 }
 
-/// The programs that will handle packets from the underlay. XDP needs specially prepared veth devices.
+/// The programs that will handle packets from the underlay. XDP needs specially prepared veth
+/// devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Datapath {
     /// tc, with the kernel's default offloads: segments of up to 64 KiB and partial checksums.
@@ -77,8 +79,8 @@ const FORWARDING: [&str; 4] = [
     "net/ipv6/icmp/ratelimit=0",
 ];
 
-/// MTU (bytes of an IP packet) of pods and VXLAN devices. VXLAN adds 50 bytes over IPv4 and 70 over IPv6.
-/// A pod has one device for both families, so the overlay has one MTU.
+/// MTU (bytes of an IP packet) of pods and VXLAN devices. VXLAN adds 50 bytes over IPv4 and 70 over
+/// IPv6. A pod has one device for both families, so the overlay has one MTU.
 pub const OVERLAY_MTU: u32 = 1430;
 
 /// A node. The agent and clients with host networking run on it.
@@ -87,8 +89,8 @@ pub struct Node {
     pub host: Host,
     /// Mount point of the node's own BPF file system.
     pub bpffs: PathBuf,
-    /// Addresses of the VXLAN devices: the source addresses of packets from this node itself to pods of
-    /// the other node.
+    /// Addresses of the VXLAN devices: the source addresses of packets from this node itself to
+    /// pods of the other node.
     overlay_v4: Ipv4Addr,
     overlay_v6: Ipv6Addr,
     /// Addresses of the node's ends of the pods' veth pairs.
@@ -151,8 +153,8 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Builds the cluster. `tool` is the path of the `lb-testbed` program: it contains all servers and
-    /// clients. Needs root.
+    /// Builds the cluster. `tool` is the path of the `lb-testbed` program: it contains all servers
+    /// and clients. Needs root.
     pub fn build(underlay: Underlay, datapath: Datapath, tool: &Path) -> Result<Self> {
         run::sweep_dead()?;
         let id = RunId::claim()?;
@@ -187,7 +189,8 @@ impl Topology {
         self.nodes.iter().find(|node| node.host.name == pod.node).context("every pod is on a node")
     }
 
-    /// Removes the device, addresses and routes of the pod with this 1-based number. Its sockets stay.
+    /// Removes the device, addresses and routes of the pod with this 1-based number. Its sockets
+    /// stay.
     pub fn unplug(&self, pod: usize) -> Result<()> {
         let pod = &self.pods[pod - 1];
         self.node_of(pod)?.host.place.ip(&format!("link delete {}\n", pod.device()))
@@ -199,8 +202,8 @@ impl Topology {
         plug_in_pod(self.node_of(pod)?, pod, self.underlay)
     }
 
-    /// Returns a host in the network namespace of a pod (1-based number), but outside the cgroups of all
-    /// nodes. It stands for a virtual machine: cgroup programs do not see its sockets.
+    /// Returns a host in the network namespace of a pod (1-based number), but outside the cgroups
+    /// of all nodes. It stands for a virtual machine: cgroup programs do not see its sockets.
     pub fn virtual_machine(&self, pod: usize) -> Result<Host> {
         let mut host = self.pods[pod - 1].host.clone();
         host.name = format!("vm-{}", host.name);
@@ -218,7 +221,8 @@ impl Topology {
 
 impl Drop for Topology {
     fn drop(&mut self) {
-        // After Ctrl-C this blocks until the signal handler has removed the runs and ends the process.
+        // After Ctrl-C this blocks until the signal handler has removed the runs and ends the
+        // process.
         let _creating = run::creating();
         if let Err(error) = run::remove_everything_of(&self.id) {
             eprintln!("{error:#}");
@@ -272,9 +276,9 @@ impl Builder<'_> {
         Ok(Host::new(name, place, v4, v6, self.tool, self.id.folder()))
     }
 
-    /// Creates the host behind the client. Both ends of the link accept packets of 1500 bytes, so TCP
-    /// announces a segment size for 1500 bytes. The client's route to the host has a smaller MTU, so the
-    /// client answers larger packets with an ICMP error.
+    /// Creates the host behind the client. Both ends of the link accept packets of 1500 bytes, so
+    /// TCP announces a segment size for 1500 bytes. The client's route to the host has a smaller
+    /// MTU, so the client answers larger packets with an ICMP error.
     fn far(&self, client: &Host) -> Result<Host> {
         let far = self.host("far", "far", FAR_V4, FAR_V6)?;
         let (gateway_v4, gateway_v6) = (FAR_GATEWAY_V4, FAR_GATEWAY_V6);
@@ -335,9 +339,9 @@ impl Builder<'_> {
             host.v4, host.v6
         ))?;
         if self.datapath == Datapath::Xdp {
-            // Packets of local sockets and packets that GRO merged have partial checksums. Without the
-            // offload the kernel completes the checksum before the frame reaches the XDP program of the
-            // next device.
+            // Packets of local sockets and packets that GRO merged have partial checksums. Without
+            // the offload the kernel completes the checksum before the frame reaches the XDP
+            // program of the next device.
             host.place.run("ethtool", ["--offload", "eth0", "tx", "off"])?;
             segment.run("ethtool", ["--offload", &port, "tx", "off"])?;
             // Frames of XDP_TX arrive only if the other end of the link has an XDP program, too.

@@ -1,8 +1,8 @@
 //! The smallest XDP program: it passes every frame.
 //!
-//! `XDP_TX` puts frames into the ring of the peer veth device. The peer processes them at once only if it
-//! has an XDP program of its own (`veth_xdp_flush` in drivers/net/veth.c). With GRO alone it accepts the
-//! frames, but processes them with the next ordinary frame.
+//! `XDP_TX` puts frames into the ring of the peer veth device. The peer processes them at once only
+//! if it has an XDP program of its own (`veth_xdp_flush` in drivers/net/veth.c). With GRO alone it
+//! accepts the frames, but processes them with the next ordinary frame.
 
 use std::ffi::CString;
 use std::io;
@@ -19,7 +19,8 @@ const PROG_TYPE_XDP: u32 = 6;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 
-/// The first fields of `union bpf_attr` for `BPF_PROG_LOAD`. The kernel treats missing ones as zero.
+/// The first fields of `union bpf_attr` for `BPF_PROG_LOAD`. The kernel treats missing ones as
+/// zero.
 #[repr(C)]
 struct ProgLoad {
     prog_type: u32,

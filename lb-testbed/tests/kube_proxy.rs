@@ -1,6 +1,8 @@
-//! `lb cleanup --kube-proxy` with the real iptables, nft and ipset, in a network namespace of its own. Needs root.
+//! `lb cleanup --kube-proxy` with the real iptables, nft and ipset, in a network namespace of its
+//! own. Needs root.
 //!
-//! IPVS proper is missing in many kernels: of that mode only the rules, the sets and the device are made here.
+//! IPVS proper is missing in many kernels: of that mode only the rules, the sets and the device are
+//! made here.
 
 use std::fs;
 use std::process::Stdio;

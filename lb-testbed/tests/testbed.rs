@@ -1,4 +1,5 @@
-//! The testbed itself, without an agent: if plain traffic fails here, no other end-to-end result means anything. Needs root.
+//! The testbed itself, without an agent: if plain traffic fails here, no other end-to-end result
+//! means anything. Needs root.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,4 @@
-//! The packets that `lb explain` builds, judged by the dissector, which shares no code with it.
+//! Checks the packets that `lb explain` builds with the dissector, which shares no code with it.
 
 use lb_testbed::packet::{Link, dissect, render, verify};
 use lb_userspace::cli::explain::packet::{End, Packet, Protocol};
@@ -12,7 +12,7 @@ fn frame(protocol: Protocol, source: &str, destination: &str) -> Vec<u8> {
 }
 
 #[test]
-fn every_length_and_checksum_is_right() {
+fn every_length_and_checksum_is_correct() {
     for (source, destination) in [("10.1.2.3", "10.96.0.10"), ("fd00::1", "fd00:96::10")] {
         for protocol in PROTOCOLS {
             let wrong = verify(&frame(protocol, source, destination), Link::Ethernet);
@@ -22,7 +22,7 @@ fn every_length_and_checksum_is_right() {
 }
 
 #[test]
-fn they_are_what_opens_a_connection() {
+fn the_packets_open_a_connection() {
     let packets = PROTOCOLS.map(|protocol| {
         let layers = dissect(&frame(protocol, "10.1.2.3", "10.96.0.10"), Link::Ethernet);
         render(&layers[1..])

@@ -1,8 +1,10 @@
-//! `cargo xtask bench programs`: nanoseconds per packet of each path through the programs, by `BPF_PROG_TEST_RUN`.
+//! `cargo xtask bench programs`: nanoseconds per packet of each path through the programs, by
+//! `BPF_PROG_TEST_RUN`.
 //!
-//! Every figure is measured against the floor program of the same object (parse, swap MAC addresses, send back), call by
-//! call in turns, so that what slows the machine slows both. A round gives one figure, the median over the rounds counts,
-//! and the table shows how far they were apart.
+//! Every figure is measured against the floor program of the same object (parse, swap MAC
+//! addresses, send back), call by call in turns, so that what slows the machine slows both. A round
+//! gives one figure, the median over the rounds counts, and the table shows how far they were
+//! apart.
 
 mod paths;
 mod report;

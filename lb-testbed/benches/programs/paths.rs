@@ -1,8 +1,9 @@
 //! The paths that are measured, and how a repeated test run is kept on one of them.
 //!
-//! `BPF_PROG_TEST_RUN` with a repeat count gives the program the same buffer again and again, so the second run sees what
-//! the first made of the packet. The Services here are built so that a rewritten packet is again addressed to a Service
-//! (or belongs to a flow): each run walks one link of a chain of connections, as long as the hop count lasts.
+//! `BPF_PROG_TEST_RUN` with a repeat count gives the program the same buffer again and again, so
+//! the second run sees what the first made of the packet. The Services here are built so that a
+//! rewritten packet is again addressed to a Service (or belongs to a flow): each run walks one link
+//! of a chain of connections, as long as the hop count lasts.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,14 +19,17 @@ use crate::report::median;
 
 /// Links of a chain: runs per call. Less than the largest hop count.
 const CHAIN: u32 = 200;
-/// Runs per call of a path that needs no chain: enough that what the first ones wait for memory does not count.
+/// Runs per call of a path that needs no chain: enough that what the first ones wait for memory
+/// does not count.
 const LOOP: u32 = 20_000;
-/// Calls per round and path. A repeated run of an XDP program is slow to set up and take down: the kernel patches its
-/// dispatcher and waits for RCU (net/bpf/test_run.c, `bpf_prog_change_xdp`), some 20 ms that no figure contains.
+/// Calls per round and path. A repeated run of an XDP program is slow to set up and take down: the
+/// kernel patches its dispatcher and waits for RCU (net/bpf/test_run.c, `bpf_prog_change_xdp`),
+/// some 20 ms that no figure contains.
 const CALLS: usize = 8;
 /// Port of the Service that a chain begins with.
 const PORT: u16 = 9000;
-/// Two local endpoints that are each other's Service: a packet of a connection goes to and fro between them.
+/// Two local endpoints that are each other's Service: a packet of a connection goes to and fro
+/// between them.
 const LOOP_PORTS: [u16; 2] = [9001, 9002];
 /// First port of the chain of local endpoints; the next link is the next port.
 const LOCAL_PORT: u16 = 20_000;
@@ -40,8 +44,8 @@ pub enum Kind {
     NotOurs,
     /// Of an open connection to an endpoint on this node: rewritten and passed up, no FIB lookup.
     EstablishedLocal,
-    /// Of an open connection to an endpoint elsewhere: rewritten, FIB lookup, sent on. UDP is not answered yet, and so
-    /// found in the half-open table, after the other.
+    /// Of an open connection to an endpoint elsewhere: rewritten, FIB lookup, sent on. UDP is not
+    /// answered yet, and so found in the half-open table, after the other.
     EstablishedRouted,
     /// Opens a connection to an endpoint on this node.
     FirstLocal,
@@ -167,7 +171,8 @@ impl fmt::Display for Path {
     }
 }
 
-/// Nanoseconds per packet in one round: the median of its calls, so that one which was interrupted does not count.
+/// Nanoseconds per packet in one round: the median of its calls, so that one which was interrupted
+/// does not count.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     pub path: f64,
@@ -250,7 +255,8 @@ impl Stage {
             let (from, to) = ends(&last).context("the chain ends without ports")?;
             self.run(path.hook, &path.between(to, from, false)?, opening)?;
         }
-        // An answer through rewritten sources would go to this node itself, where the chain ends: those stay half open.
+        // An answer through rewritten sources would go to this node itself, where the chain ends:
+        // those stay half open.
         Ok(())
     }
 

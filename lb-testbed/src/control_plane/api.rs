@@ -28,7 +28,8 @@ const FIELD_MANAGER: &str = "testbed";
 /// Time limit for connecting and for each read. No working server takes this long.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Sends requests to the API server as the user of a kubeconfig, from the network namespace of a place.
+/// Sends requests to the API server as the user of a kubeconfig, from the network namespace of a
+/// place.
 #[derive(Debug)]
 pub struct Api {
     place: Place,
@@ -132,8 +133,8 @@ impl Api {
         .with_context(|| format!("apply {}", describe(object)))
     }
 
-    /// Runs `work` with a new client. Its connection ends with the call, so the next call also works
-    /// if the server has restarted in between.
+    /// Runs `work` with a new client. Its connection ends with the call, so the next call also
+    /// works if the server has restarted in between.
     fn call<T: Send>(&self, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
         self.place.inside(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

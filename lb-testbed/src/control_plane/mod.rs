@@ -1,8 +1,8 @@
-//! A real Kubernetes API server and its etcd as child processes on a host of the testbed. No controllers
-//! run, so the tests write the EndpointSlices themselves.
+//! A real Kubernetes API server and its etcd as child processes on a host of the testbed. No
+//! controllers run, so the tests write the EndpointSlices themselves.
 //!
-//! `cargo xtask k8s` builds `kube-apiserver` and prints its folder. The tests read that folder from the
-//! environment variable `SLUICE_K8S_BIN`. etcd comes from the distribution's package.
+//! `cargo xtask k8s` builds `kube-apiserver` and prints its folder. The tests read that folder from
+//! the environment variable `SLUICE_K8S_BIN`. etcd comes from the distribution's package.
 
 mod api;
 
@@ -27,10 +27,12 @@ const BIN_VARIABLE: &str = "SLUICE_K8S_BIN";
 /// How long the API server may take to become ready. It takes 5 s on an idle machine.
 const START_LIMIT: Duration = Duration::from_secs(90);
 const PORT: u16 = 6443;
-/// etcd listens on the loopback device of the host's own network namespace, where its ports are free.
+/// etcd listens on the loopback device of the host's own network namespace, where its ports are
+/// free.
 const ETCD_CLIENTS: &str = "http://127.0.0.1:2379";
 const ETCD_PEERS: &str = "http://127.0.0.1:2380";
-/// The ClusterIP of the Service `kubernetes`: the API server assigns the first address of the range.
+/// The ClusterIP of the Service `kubernetes`: the API server assigns the first address of the
+/// range.
 const OWN_CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const OWN_SERVICE_PORT: u16 = 443;
 /// Token of a user with all rights.
@@ -116,8 +118,8 @@ impl ControlPlane {
         Api::new(&self.host.place, &self.kubeconfig_of(namespace, name, &self.address())?)
     }
 
-    /// Writes a kubeconfig with a token of a service account and this API server address. Returns the
-    /// path of the file.
+    /// Writes a kubeconfig with a token of a service account and this API server address. Returns
+    /// the path of the file.
     pub fn kubeconfig_of(&self, namespace: &str, name: &str, server: &SocketAddr) -> Result<PathBuf> {
         let token = self.admin()?.token(namespace, name)?;
         self.kubeconfig(&format!("{namespace}-{name}-{}", server.ip()), server, &token)

@@ -1,18 +1,19 @@
-//! Layers to bytes. Every length, checksum, protocol number and EtherType that is not given comes out right.
+//! Builds the bytes of a packet from its layers. Lengths, checksums, protocol numbers and
+//! EtherTypes that the layers leave out are computed.
 
 use std::net::IpAddr;
 
 use super::layer::{Checksum, Layer, Part, ethertype, protocol};
 use super::sums;
 
-/// What a transport checksum needs to know of the IP header around it.
+/// Addresses of the enclosing IP header. The transport checksum covers them.
 #[derive(Clone, Copy)]
 struct Pseudo {
     source: IpAddr,
     destination: IpAddr,
 }
 
-/// The bytes of a packet.
+/// Returns the bytes of a packet.
 pub fn build(layers: &[Layer]) -> Vec<u8> {
     let (layers, trailer) = match layers.split_last() {
         Some((Layer::Trailer(bytes), rest)) => (rest, bytes.as_slice()),
@@ -25,18 +26,19 @@ pub fn build(layers: &[Layer]) -> Vec<u8> {
 
 fn build_from(layers: &[Layer], pseudo: Option<Pseudo>) -> Vec<u8> {
     let Some((layer, rest)) = layers.split_first() else { return Vec::new() };
-    let around = layer.addresses().map(|(source, destination)| Pseudo { source, destination }).or(pseudo);
-    let mut inner = build_from(rest, around);
+    let inner_pseudo =
+        layer.addresses().map(|(source, destination)| Pseudo { source, destination }).or(pseudo);
+    let mut inner = build_from(rest, inner_pseudo);
     let mut bytes = Vec::new();
     match layer {
         Layer::Ethernet(header) => {
             bytes.extend(header.destination);
             bytes.extend(header.source);
-            bytes.extend(header.ethertype.unwrap_or_else(|| announced_ethertype(rest)).to_be_bytes());
+            bytes.extend(header.ethertype.unwrap_or_else(|| ethertype_of(rest)).to_be_bytes());
         }
         Layer::Vlan(tag) => {
             bytes.extend(tag.tci.to_be_bytes());
-            bytes.extend(tag.ethertype.unwrap_or_else(|| announced_ethertype(rest)).to_be_bytes());
+            bytes.extend(tag.ethertype.unwrap_or_else(|| ethertype_of(rest)).to_be_bytes());
         }
         Layer::Ipv4(header) => {
             let (offset, more) = cut(header.part, &mut inner);
@@ -50,7 +52,7 @@ fn build_from(layers: &[Layer], pseudo: Option<Pseudo>) -> Vec<u8> {
             bytes.extend((flags | (offset / 8)).to_be_bytes());
             bytes.extend([
                 header.ttl,
-                header.protocol.unwrap_or_else(|| announced_protocol(rest, protocol::EXPERIMENT)),
+                header.protocol.unwrap_or_else(|| protocol_of(rest, protocol::EXPERIMENT)),
             ]);
             bytes.extend([0, 0]);
             bytes.extend(header.source.octets());
@@ -64,7 +66,7 @@ fn build_from(layers: &[Layer], pseudo: Option<Pseudo>) -> Vec<u8> {
             bytes.extend(first.to_be_bytes());
             bytes.extend(header.length.unwrap_or(inner.len() as u16).to_be_bytes());
             bytes.extend([
-                header.next.unwrap_or_else(|| announced_protocol(rest, protocol::NO_NEXT)),
+                header.next.unwrap_or_else(|| protocol_of(rest, protocol::NO_NEXT)),
                 header.hop_limit,
             ]);
             bytes.extend(header.source.octets());
@@ -73,15 +75,12 @@ fn build_from(layers: &[Layer], pseudo: Option<Pseudo>) -> Vec<u8> {
         Layer::Extension(header) => {
             let length = header.body.len() + 2;
             let units = if header.kind == protocol::AUTHENTICATION { length / 4 - 2 } else { length / 8 - 1 };
-            bytes.extend([
-                header.next.unwrap_or_else(|| announced_protocol(rest, protocol::NO_NEXT)),
-                units as u8,
-            ]);
+            bytes.extend([header.next.unwrap_or_else(|| protocol_of(rest, protocol::NO_NEXT)), units as u8]);
             bytes.extend(&header.body);
         }
         Layer::Fragment(header) => {
             let (offset, more) = cut(header.part, &mut inner);
-            bytes.push(header.next.unwrap_or_else(|| announced_protocol(rest, protocol::NO_NEXT)));
+            bytes.push(header.next.unwrap_or_else(|| protocol_of(rest, protocol::NO_NEXT)));
             bytes.push((header.reserved >> 2) as u8);
             bytes.extend((offset & !7 | (header.reserved & 3) << 1 | u16::from(more)).to_be_bytes());
             bytes.extend(header.id.to_be_bytes());
@@ -108,7 +107,7 @@ fn build_from(layers: &[Layer], pseudo: Option<Pseudo>) -> Vec<u8> {
             let correct = not_zero(transport_checksum(pseudo, protocol::UDP, &bytes, &inner));
             let checksum = match header.checksum {
                 Checksum::Faulty => not_zero(checksum16(header.checksum, correct)),
-                other => checksum16(other, correct),
+                checksum => checksum16(checksum, correct),
             };
             bytes[6..8].copy_from_slice(&checksum.to_be_bytes());
         }
@@ -146,7 +145,8 @@ fn build_from(layers: &[Layer], pseudo: Option<Pseudo>) -> Vec<u8> {
     bytes
 }
 
-/// Applies a [`Part`] to the payload of a fragment. Returns its offset in bytes and whether more follow.
+/// Applies a [`Part`] to the payload of a fragment. Returns the offset in bytes and whether more
+/// fragments follow.
 fn cut(part: Part, payload: &mut Vec<u8>) -> (u16, bool) {
     match part {
         Part::Whole => (0, false),
@@ -160,12 +160,12 @@ fn cut(part: Part, payload: &mut Vec<u8>) -> (u16, bool) {
     }
 }
 
-fn announced_ethertype(rest: &[Layer]) -> u16 {
+fn ethertype_of(rest: &[Layer]) -> u16 {
     rest.first().map_or(ethertype::EXPERIMENT, Layer::ethertype)
 }
 
-fn announced_protocol(rest: &[Layer], otherwise: u8) -> u8 {
-    rest.first().and_then(Layer::protocol).unwrap_or(otherwise)
+fn protocol_of(rest: &[Layer], default: u8) -> u8 {
+    rest.first().and_then(Layer::protocol).unwrap_or(default)
 }
 
 fn transport_checksum(pseudo: Option<Pseudo>, protocol: u8, header: &[u8], payload: &[u8]) -> u16 {
@@ -175,13 +175,14 @@ fn transport_checksum(pseudo: Option<Pseudo>, protocol: u8, header: &[u8], paylo
     sums::internet(&[&pseudo, header, payload])
 }
 
-/// RFC 768: a checksum that computes to zero is sent as all ones.
+/// Returns the UDP checksum as it is sent: zero is sent as all ones (RFC 768).
 pub(super) fn not_zero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
 
-pub(super) fn checksum16(wanted: Checksum, correct: u16) -> u16 {
-    match wanted {
+/// Returns the value of a 16-bit checksum field, given the correct value.
+pub(super) fn checksum16(checksum: Checksum, correct: u16) -> u16 {
+    match checksum {
         Checksum::Correct => correct,
         Checksum::Faulty => {
             let sum = u32::from(correct) + u32::from(Checksum::FAULT);

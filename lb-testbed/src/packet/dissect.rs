@@ -1,7 +1,8 @@
-//! Bytes to layers. Total: every byte string dissects, and building the result gives the same bytes again.
+//! Dissects the bytes of a packet into layers. Every byte string can be dissected, and building the
+//! result returns the same bytes.
 //!
-//! What is as it should be becomes `None` / [`Checksum::Correct`]; what is not stands there as a value. So the layers of
-//! a packet show everything that is wrong with it, and [`super::verify`] only has to name it.
+//! A correct field becomes `None` or [`Checksum::Correct`], a wrong field keeps its value. So the
+//! layers show every fault of a packet, and [`super::verify`] only has to report it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,7 +13,7 @@ use super::layer::{
 };
 use super::sums;
 
-/// The layers of a packet.
+/// Returns the layers of a packet.
 pub fn dissect(bytes: &[u8], link: Link) -> Vec<Layer> {
     let mut layers = Vec::new();
     match link {
@@ -26,16 +27,16 @@ pub fn dissect(bytes: &[u8], link: Link) -> Vec<Layer> {
             network(bytes, kind, false, &mut layers);
         }
     }
-    announce(&mut layers);
+    drop_implied_numbers(&mut layers);
     layers
 }
 
-/// Where a transport header stands: what its checksum covers beside itself.
+/// The fields of the enclosing IP header that the checksum of a transport header depends on.
 #[derive(Clone, Copy)]
-struct Around {
+struct IpContext {
     source: IpAddr,
     destination: IpAddr,
-    /// All of the datagram is there, so that checksums can be judged.
+    /// The datagram is complete, so its checksum can be checked.
     whole: bool,
 }
 
@@ -56,7 +57,8 @@ fn frame(bytes: &[u8], layers: &mut Vec<Layer>) {
     network(rest, kind, false, layers);
 }
 
-/// An IP packet, or data when it is none. A quoted packet may be cut off, and takes all the bytes there are.
+/// Dissects an IP packet, or data if it is none. A quoted packet may be truncated: all bytes belong
+/// to it.
 fn network(bytes: &[u8], kind: u16, quoted: bool, layers: &mut Vec<Layer>) {
     match kind {
         ethertype::IPV4 if ipv4(bytes, quoted, layers).is_some() => {}
@@ -96,13 +98,13 @@ fn ipv4(bytes: &[u8], quoted: bool, layers: &mut Vec<Layer>) -> Option<()> {
         length: (length != header_len + payload.len()).then_some(length as u16),
         checksum: judge16(be16(header, 10), sums::internet(&[&zeroed])),
     };
-    let around = Around {
+    let context = IpContext {
         source: ip.source.into(),
         destination: ip.destination.into(),
         whole: part == Part::Whole && ip.length.is_none(),
     };
     layers.push(Layer::Ipv4(ip));
-    transport(payload, header[9], around, offset == 0, layers);
+    transport(payload, header[9], context, offset == 0, layers);
     if !trailer.is_empty() {
         layers.push(Layer::Trailer(trailer.to_vec()));
     }
@@ -127,18 +129,21 @@ fn ipv6(bytes: &[u8], quoted: bool, layers: &mut Vec<Layer>) -> Option<()> {
         next: Some(header[6]),
         length: (length != payload.len()).then_some(length as u16),
     };
-    let around =
-        Around { source: ip.source.into(), destination: ip.destination.into(), whole: ip.length.is_none() };
+    let context = IpContext {
+        source: ip.source.into(),
+        destination: ip.destination.into(),
+        whole: ip.length.is_none(),
+    };
     layers.push(Layer::Ipv6(ip));
-    extensions(payload, header[6], around, layers);
+    extensions(payload, header[6], context, layers);
     if !trailer.is_empty() {
         layers.push(Layer::Trailer(trailer.to_vec()));
     }
     Some(())
 }
 
-/// The extension headers of IPv6, and what follows them.
-fn extensions(mut bytes: &[u8], mut kind: u8, mut around: Around, layers: &mut Vec<Layer>) {
+/// Dissects the extension headers of IPv6 and the layers after them.
+fn extensions(mut bytes: &[u8], mut kind: u8, mut context: IpContext, layers: &mut Vec<Layer>) {
     let mut first_fragment = true;
     while first_fragment && bytes.len() >= 8 {
         let next = bytes[0];
@@ -152,7 +157,7 @@ fn extensions(mut bytes: &[u8], mut kind: u8, mut around: Around, layers: &mut V
                     part: if offset == 0 && !more { Part::Whole } else { Part::Raw { offset, more } },
                     reserved: u16::from(bytes[1]) << 2 | field >> 1 & 3,
                 }));
-                around.whole &= offset == 0 && !more;
+                context.whole &= offset == 0 && !more;
                 first_fragment = offset == 0;
                 bytes = &bytes[8..];
             }
@@ -171,17 +176,17 @@ fn extensions(mut bytes: &[u8], mut kind: u8, mut around: Around, layers: &mut V
         }
         kind = next;
     }
-    transport(bytes, kind, around, first_fragment, layers);
+    transport(bytes, kind, context, first_fragment, layers);
 }
 
-fn transport(bytes: &[u8], kind: u8, around: Around, first_fragment: bool, layers: &mut Vec<Layer>) {
+fn transport(bytes: &[u8], kind: u8, context: IpContext, first_fragment: bool, layers: &mut Vec<Layer>) {
     let known = first_fragment
         && match kind {
-            protocol::TCP => tcp(bytes, around, layers).is_some(),
-            protocol::UDP => udp(bytes, around, layers).is_some(),
-            protocol::SCTP => sctp(bytes, around, layers).is_some(),
-            protocol::ICMP if around.source.is_ipv4() => icmp(bytes, around, layers).is_some(),
-            protocol::ICMP_V6 if around.source.is_ipv6() => icmp(bytes, around, layers).is_some(),
+            protocol::TCP => tcp(bytes, context, layers).is_some(),
+            protocol::UDP => udp(bytes, context, layers).is_some(),
+            protocol::SCTP => sctp(bytes, context, layers).is_some(),
+            protocol::ICMP if context.source.is_ipv4() => icmp(bytes, context, layers).is_some(),
+            protocol::ICMP_V6 if context.source.is_ipv6() => icmp(bytes, context, layers).is_some(),
             _ => false,
         };
     if !known {
@@ -189,7 +194,7 @@ fn transport(bytes: &[u8], kind: u8, around: Around, first_fragment: bool, layer
     }
 }
 
-fn tcp(bytes: &[u8], around: Around, layers: &mut Vec<Layer>) -> Option<()> {
+fn tcp(bytes: &[u8], context: IpContext, layers: &mut Vec<Layer>) -> Option<()> {
     let length = bytes.get(12).map_or(0, |byte| usize::from(byte >> 4) * 4);
     if length < 20 || bytes.len() < length {
         return ports(bytes, protocol::TCP, layers);
@@ -204,20 +209,20 @@ fn tcp(bytes: &[u8], around: Around, layers: &mut Vec<Layer>) -> Option<()> {
         window: be16(header, 14),
         urgent: be16(header, 18),
         options: header[20..].to_vec(),
-        checksum: transport_checksum(around, protocol::TCP, bytes, 16, |correct| correct),
+        checksum: transport_checksum(context, protocol::TCP, bytes, 16, |correct| correct),
     }));
     data(payload, layers);
     Some(())
 }
 
-fn udp(bytes: &[u8], around: Around, layers: &mut Vec<Layer>) -> Option<()> {
+fn udp(bytes: &[u8], context: IpContext, layers: &mut Vec<Layer>) -> Option<()> {
     let Some((header, payload)) = bytes.split_at_checked(8) else {
         return ports(bytes, protocol::UDP, layers);
     };
     let length = be16(header, 4);
     let checksum = match be16(header, 6) {
         0 => Checksum::Exactly(0),
-        _ => transport_checksum(around, protocol::UDP, bytes, 6, not_zero),
+        _ => transport_checksum(context, protocol::UDP, bytes, 6, not_zero),
     };
     layers.push(Layer::Udp(Udp {
         source: be16(header, 0),
@@ -229,7 +234,7 @@ fn udp(bytes: &[u8], around: Around, layers: &mut Vec<Layer>) -> Option<()> {
     Some(())
 }
 
-fn sctp(bytes: &[u8], around: Around, layers: &mut Vec<Layer>) -> Option<()> {
+fn sctp(bytes: &[u8], context: IpContext, layers: &mut Vec<Layer>) -> Option<()> {
     let Some((header, payload)) = bytes.split_at_checked(12) else {
         return ports(bytes, protocol::SCTP, layers);
     };
@@ -238,7 +243,7 @@ fn sctp(bytes: &[u8], around: Around, layers: &mut Vec<Layer>) -> Option<()> {
     zeroed[8..12].fill(0);
     let correct = sums::crc32c(&zeroed);
     let checksum = match found {
-        _ if !around.whole => Checksum::Exactly(found),
+        _ if !context.whole => Checksum::Exactly(found),
         _ if found == correct => Checksum::Correct,
         _ if found == correct ^ u32::from(Checksum::FAULT) => Checksum::Faulty,
         _ => Checksum::Exactly(found),
@@ -253,12 +258,12 @@ fn sctp(bytes: &[u8], around: Around, layers: &mut Vec<Layer>) -> Option<()> {
     Some(())
 }
 
-fn icmp(bytes: &[u8], around: Around, layers: &mut Vec<Layer>) -> Option<()> {
+fn icmp(bytes: &[u8], context: IpContext, layers: &mut Vec<Layer>) -> Option<()> {
     let (header, payload) = bytes.split_at_checked(8)?;
-    let v6 = around.source.is_ipv6();
+    let v6 = context.source.is_ipv6();
     let checksum = if v6 {
-        transport_checksum(around, protocol::ICMP_V6, bytes, 2, |correct| correct)
-    } else if around.whole {
+        transport_checksum(context, protocol::ICMP_V6, bytes, 2, |correct| correct)
+    } else if context.whole {
         let mut zeroed = bytes.to_vec();
         zeroed[2..4].fill(0);
         judge16(be16(header, 2), sums::internet(&[&zeroed]))
@@ -293,15 +298,15 @@ fn data(bytes: &[u8], layers: &mut Vec<Layer>) {
     }
 }
 
-/// Drops every EtherType and protocol number that the next layer implies.
-fn announce(layers: &mut [Layer]) {
+/// Clears every EtherType and protocol number that follows from the next layer.
+fn drop_implied_numbers(layers: &mut [Layer]) {
     for i in 0..layers.len() {
         let (layer, next) = match &mut layers[i..] {
             [layer, next, ..] => (layer, Some(&*next)),
             [layer] => (layer, None),
             [] => continue,
         };
-        let announced = next.and_then(Layer::protocol);
+        let implied = next.and_then(Layer::protocol);
         match layer {
             Layer::Ethernet(header) => {
                 drop_if(&mut header.ethertype, next.map_or(ethertype::EXPERIMENT, Layer::ethertype));
@@ -309,10 +314,10 @@ fn announce(layers: &mut [Layer]) {
             Layer::Vlan(tag) => {
                 drop_if(&mut tag.ethertype, next.map_or(ethertype::EXPERIMENT, Layer::ethertype));
             }
-            Layer::Ipv4(header) => drop_if(&mut header.protocol, announced.unwrap_or(protocol::EXPERIMENT)),
-            Layer::Ipv6(header) => drop_if(&mut header.next, announced.unwrap_or(protocol::NO_NEXT)),
-            Layer::Extension(header) => drop_if(&mut header.next, announced.unwrap_or(protocol::NO_NEXT)),
-            Layer::Fragment(header) => drop_if(&mut header.next, announced.unwrap_or(protocol::NO_NEXT)),
+            Layer::Ipv4(header) => drop_if(&mut header.protocol, implied.unwrap_or(protocol::EXPERIMENT)),
+            Layer::Ipv6(header) => drop_if(&mut header.next, implied.unwrap_or(protocol::NO_NEXT)),
+            Layer::Extension(header) => drop_if(&mut header.next, implied.unwrap_or(protocol::NO_NEXT)),
+            Layer::Fragment(header) => drop_if(&mut header.next, implied.unwrap_or(protocol::NO_NEXT)),
             _ => {}
         }
     }
@@ -324,21 +329,22 @@ fn drop_if<T: PartialEq>(field: &mut Option<T>, implied: T) {
     }
 }
 
-/// Judges the checksum at `at` of a transport header, `bytes` being the header and everything it covers.
+/// Compares the 16-bit checksum at offset `at` of `bytes` with the correct one. `bytes` are the
+/// transport header and the payload. `sent_as` converts the computed value to the one that is sent.
 fn transport_checksum(
-    around: Around,
+    context: IpContext,
     kind: u8,
     bytes: &[u8],
     at: usize,
     sent_as: fn(u16) -> u16,
 ) -> Checksum {
     let found = be16(bytes, at);
-    if !around.whole {
+    if !context.whole {
         return Checksum::Exactly(found.into());
     }
     let mut zeroed = bytes.to_vec();
     zeroed[at..at + 2].fill(0);
-    let pseudo = sums::pseudo_header(around.source, around.destination, kind, bytes.len());
+    let pseudo = sums::pseudo_header(context.source, context.destination, kind, bytes.len());
     judge16(found, sent_as(sums::internet(&[&pseudo, &zeroed])))
 }
 
@@ -360,7 +366,7 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(array(bytes, at))
 }
 
-/// `N` bytes from `at`. The caller has checked that they are there.
+/// Returns `N` bytes from offset `at`. Panics if they are not all there: the caller checks that.
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     std::array::from_fn(|i| bytes[at + i])
 }

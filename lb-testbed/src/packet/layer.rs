@@ -1,11 +1,14 @@
-//! What a packet is made of: one struct per header, with every field that may be wrong left open to be wrong.
+//! The layers of a packet: one struct per header. Fields that a test may want to be wrong can be
+//! wrong.
 //!
-//! A field of type `Option` or [`Checksum`] is normally derived from the rest of the packet (`None`, `Correct`);
-//! giving it a value puts that value on the wire, whatever the truth is.
+//! A field of type `Option` or [`Checksum`] is normally derived from the rest of the packet
+//! (`None`, `Correct`). A value in it is used as it is, even if it is wrong.
+//!
+//! Numbers are in host byte order.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// IP protocol numbers (IANA), for headers that the builder and the parser know.
+/// IP protocol numbers (IANA) of the headers that the builder and the dissector support.
 pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
@@ -18,7 +21,7 @@ pub mod protocol {
     pub const NO_NEXT: u8 = 59;
     pub const DESTINATION: u8 = 60;
     pub const SCTP: u8 = 132;
-    /// RFC 3692: for experiments. What data without a transport header gets.
+    /// A number for experiments (RFC 3692). It announces data without a transport header.
     pub const EXPERIMENT: u8 = 253;
 }
 
@@ -28,7 +31,7 @@ pub mod ethertype {
     pub const VLAN: u16 = 0x8100;
     pub const IPV6: u16 = 0x86dd;
     pub const QINQ: u16 = 0x88a8;
-    /// IEEE 802 "local experimental 1": what data directly in a frame gets.
+    /// IEEE 802 "local experimental 1". It announces data without an IP header.
     pub const EXPERIMENT: u16 = 0x88b5;
 }
 
@@ -44,7 +47,7 @@ pub enum Layer {
     Udp(Udp),
     Sctp(Sctp),
     Icmp(Icmp),
-    /// Ports of a transport header whose rest is cut off or does not make sense; what follows is data.
+    /// The ports of a transport header whose remaining part is truncated or invalid. Data follows.
     Ports(Ports),
     /// Payload.
     Data(Vec<u8>),
@@ -60,15 +63,15 @@ pub enum Link {
     None,
 }
 
-/// A checksum: right, or wrong on purpose.
+/// A correct checksum, or one that is wrong on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Checksum {
     #[default]
     Correct,
-    /// The right one plus [`Checksum::FAULT`] in ones' complement (CRC32c: exclusive or). A rewrite that updates the
-    /// checksum incrementally keeps the fault, one that computes it anew hides it.
+    /// The correct value plus [`Checksum::FAULT`] in ones' complement arithmetic (CRC32c: exclusive
+    /// or). An incremental update keeps the fault. A full recomputation hides it.
     Faulty,
-    /// This value. An IPv4 UDP checksum of zero means that there is none (RFC 768).
+    /// This value. An IPv4 UDP checksum of zero means that the datagram has no checksum (RFC 768).
     Exactly(u32),
 }
 
@@ -89,20 +92,21 @@ pub struct Ethernet {
 pub struct Vlan {
     /// 802.1ad service tag instead of an 802.1Q customer tag.
     pub service: bool,
-    /// Priority, drop eligible indicator and VLAN id, as on the wire.
+    /// Priority (3 bits), drop eligible indicator (1 bit) and VLAN id (12 bits).
     pub tci: u16,
     pub ethertype: Option<u16>,
 }
 
-/// Which part of a datagram a packet carries.
+/// The part of a datagram that a packet carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// All of it.
+    /// The whole datagram.
     Whole,
-    /// The layers that follow describe the whole datagram; this packet carries bytes `from..to` of what they make, and
-    /// offset and "more fragments" are set accordingly. Only for building.
+    /// The layers that follow describe the whole datagram. This packet carries bytes `from..to` of
+    /// them, and the builder sets offset and "more fragments" accordingly. The dissector never
+    /// returns this.
     Piece { from: usize, to: usize },
-    /// The layers that follow describe just this packet.
+    /// The layers that follow describe only this packet. `offset` is in bytes.
     Raw { offset: u16, more: bool },
 }
 
@@ -139,10 +143,11 @@ pub struct Ipv6 {
 /// An IPv6 extension header of the common form (RFC 6564), or an authentication header (RFC 4302).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extension {
-    /// Its protocol number.
+    /// The protocol number of this header.
     pub kind: u8,
     pub next: Option<u8>,
-    /// What follows the length field. A multiple of 8 plus 6; in an authentication header a multiple of 4 plus 2.
+    /// The bytes after the length field. Their number is a multiple of 8 plus 6. In an
+    /// authentication header it is a multiple of 4 plus 2.
     pub body: Vec<u8>,
 }
 
@@ -151,7 +156,7 @@ pub struct FragmentHeader {
     pub next: Option<u8>,
     pub id: u32,
     pub part: Part,
-    /// The reserved byte and the two reserved bits.
+    /// The reserved byte (bits 2 to 9) and the two reserved bits (bits 0 and 1).
     pub reserved: u16,
 }
 
@@ -161,7 +166,7 @@ pub struct Tcp {
     pub destination: u16,
     pub seq: u32,
     pub ack: u32,
-    /// Eight flags and the four reserved bits above them.
+    /// The eight flags (bits 0 to 7) and the four reserved bits (bits 8 to 11).
     pub flags: u16,
     pub window: u16,
     pub urgent: u16,
@@ -178,7 +183,7 @@ pub struct Udp {
     pub checksum: Checksum,
 }
 
-/// The common header of SCTP; chunks are data.
+/// The common header of SCTP. Chunks follow as data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sctp {
     pub source: u16,
@@ -192,15 +197,16 @@ pub struct Icmp {
     pub v6: bool,
     pub kind: u8,
     pub code: u8,
-    /// The four bytes after the checksum: id and sequence of an echo, MTU, or unused.
+    /// The four bytes after the checksum: identifier and sequence number of an echo, or the MTU.
     pub rest: [u8; 4],
     pub checksum: Checksum,
-    /// Carry only that many bytes of what follows (the quoted packet). Only for building.
+    /// Number of bytes of the quoted packet that the message carries. The dissector always returns
+    /// `None`.
     pub quote: Option<usize>,
 }
 
 impl Icmp {
-    /// Whether messages of this type quote the packet that caused them (RFC 792, RFC 4443).
+    /// Returns whether messages of this type quote the packet that caused them (RFC 792, RFC 4443).
     pub fn quotes(v6: bool, kind: u8) -> bool {
         if v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 4 | 5 | 11 | 12) }
     }
@@ -214,7 +220,8 @@ pub struct Ports {
 }
 
 impl Layer {
-    /// The IP protocol number that announces this layer; `None` when it cannot follow an IP header.
+    /// Returns the IP protocol number that announces this layer. Returns `None` if the layer cannot
+    /// follow an IP header.
     pub fn protocol(&self) -> Option<u8> {
         match self {
             Layer::Extension(header) => Some(header.kind),
@@ -231,7 +238,7 @@ impl Layer {
         }
     }
 
-    /// The EtherType that announces this layer.
+    /// Returns the EtherType that announces this layer.
     pub fn ethertype(&self) -> u16 {
         match self {
             Layer::Vlan(vlan) => {
@@ -247,7 +254,7 @@ impl Layer {
         }
     }
 
-    /// Addresses of an IP header.
+    /// Returns source and destination address of an IP header, or `None` for other layers.
     pub fn addresses(&self) -> Option<(IpAddr, IpAddr)> {
         match self {
             Layer::Ipv4(ip) => Some((ip.source.into(), ip.destination.into())),

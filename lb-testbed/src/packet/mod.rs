@@ -1,7 +1,7 @@
-//! Packets for the tests: described in one line of text, built, taken apart, verified, compared.
+//! Packets for the tests: parsed from a line of text, built, dissected, verified, compared.
 //!
-//! Nothing here uses `lb-common`: this is the independent opinion that the kernel programs are checked against. Slow
-//! and plain on purpose.
+//! This module does not use `lb-common`. It is an independent implementation that the kernel
+//! programs are checked against. It is slow and simple on purpose.
 
 mod build;
 mod dissect;

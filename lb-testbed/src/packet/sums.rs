@@ -1,8 +1,8 @@
-//! Checksums from their definitions: slow, obvious, and shared with nothing that they check.
+//! Checksums computed by their definitions: slow and simple. The code under test does not use them.
 
 use std::net::IpAddr;
 
-/// The Internet checksum of RFC 1071 over the concatenation of `parts`, as it stands in a header.
+/// Returns the Internet checksum (RFC 1071) of the concatenated `parts`, in host byte order.
 ///
 /// Every part but the last must have an even length.
 pub fn internet(parts: &[&[u8]]) -> u16 {
@@ -17,7 +17,8 @@ pub fn internet(parts: &[&[u8]]) -> u16 {
     !(sum as u16)
 }
 
-/// The pseudo header of TCP and UDP over IPv4 (RFC 9293 3.1), or of any transport over IPv6 (RFC 8200 8.1).
+/// Returns the pseudo header of TCP and UDP over IPv4 (RFC 9293 3.1), or of any transport protocol
+/// over IPv6 (RFC 8200 8.1). `length` is that of transport header and payload, in bytes.
 pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40);
     match (source, destination) {
@@ -41,9 +42,10 @@ pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: 
     bytes
 }
 
-/// CRC32c (Castagnoli) as SCTP uses it (RFC 9260, Appendix A): reflected, initial value and final XOR all ones.
+/// Returns the CRC32c (Castagnoli) as SCTP uses it (RFC 9260, Appendix A): reflected, with all ones
+/// as the initial value and the final XOR.
 ///
-/// The result is the number; on the wire its least significant byte comes first.
+/// The result is in host byte order. SCTP sends it in little-endian byte order.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = !0u32;
     for byte in bytes {
@@ -72,7 +74,7 @@ mod tests {
 
     #[test]
     fn crc32c_of_the_examples_in_rfc_3720() {
-        // RFC 3720 (iSCSI, the same CRC) B.4; the bytes there stand in wire order.
+        // RFC 3720 (iSCSI, the same CRC) B.4 lists the bytes in the order on the wire.
         assert_eq!(crc32c(&[0; 32]).to_le_bytes(), [0xaa, 0x36, 0x91, 0x8a]);
         assert_eq!(crc32c(&[0xff; 32]).to_le_bytes(), [0x43, 0xab, 0xa8, 0x62]);
         let ascending: Vec<u8> = (0..32).collect();

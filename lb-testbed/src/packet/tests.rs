@@ -1,4 +1,4 @@
-//! Known good bytes in and out, and the properties that hold for any bytes.
+//! Captured packets are dissected and rebuilt, and properties are checked for any bytes.
 
 use proptest::prelude::*;
 
@@ -9,7 +9,8 @@ fn hex(text: &str) -> Vec<u8> {
     (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
 }
 
-/// What the kernel put on a wire between two namespaces (6.18, checksum offload off, tcpdump -xx), and what it says.
+/// Frames of the kernel (6.18, checksum offload off, `tcpdump -xx` between two namespaces) and
+/// their text.
 const CAPTURED: [(&str, &str); 7] = [
     (
         "0200 0000 000b 0200 0000 000a 0800 4500 0021 c2ae 4000 4011 f412 c000 0209 c000 0201 9c40 0035 000d 9b81 6865 6c6c 6f",
@@ -63,10 +64,9 @@ fn captured_packets_dissect_to_their_text_and_build_back() {
     }
 }
 
-/// In these captures every byte behind the Ethernet header and outside the IPv6 flow label matters to some check, or is
-/// a plain field that the text shows: no change of a byte goes unseen.
+/// Every byte of these frames is covered by a checksum or shown in the text.
 #[test]
-fn a_changed_byte_shows_in_the_text() {
+fn a_changed_byte_changes_the_text() {
     for (captured, text) in CAPTURED {
         let bytes = hex(captured);
         for at in 0..bytes.len() {
@@ -78,7 +78,7 @@ fn a_changed_byte_shows_in_the_text() {
 }
 
 #[test]
-fn verify_names_a_flipped_bit_of_every_checksummed_part() {
+fn verify_reports_a_flipped_bit_under_every_checksum() {
     for (text, at, wrong) in [
         ("ip 10.0.0.1 > 10.0.0.2 / udp 1 > 2 / bytes 9", 8, "IPv4 header checksum is wrong"),
         ("ip 10.0.0.1 > 10.0.0.2 / udp 1 > 2 / bytes 9", 30, "UDP checksum is wrong"),
@@ -100,28 +100,28 @@ fn verify_names_a_flipped_bit_of_every_checksummed_part() {
 }
 
 #[test]
-fn verify_names_wrong_lengths_and_missing_headers() {
+fn verify_reports_wrong_lengths_and_missing_headers() {
     for (text, wrong) in [
-        ("ip 10.0.0.1 > 10.0.0.2 len=99 / udp 1 > 2", "IPv4 total length 99 is more than there is"),
-        ("ip 2001:db8::1 > 2001:db8::2 len=99 / udp 1 > 2", "IPv6 payload length 99 is more than there is"),
+        ("ip 10.0.0.1 > 10.0.0.2 len=99 / udp 1 > 2", "IPv4 total length 99 exceeds the packet"),
+        ("ip 2001:db8::1 > 2001:db8::2 len=99 / udp 1 > 2", "IPv6 payload length 99 exceeds the packet"),
         ("ip 10.0.0.1 > 10.0.0.2 / udp 1 > 2 len=9", "UDP length 9 is not the length of the datagram"),
         (
             "ip 2001:db8::1 > 2001:db8::2 / udp 1 > 2 csum=none",
             "UDP checksum is zero, which IPv6 does not allow",
         ),
-        ("ip 10.0.0.1 > 10.0.0.2 proto=6 / 0x0001", "TCP header is cut off"),
-        ("ip 2001:db8::1 > 2001:db8::2 / hop-by-hop next=132 / 0x0001", "SCTP header is cut off"),
-        ("ip 10.0.0.1 > 10.0.0.2 / ports 6 1 > 2 / 0x00", "transport header is cut off"),
+        ("ip 10.0.0.1 > 10.0.0.2 proto=6 / 0x0001", "TCP header is truncated"),
+        ("ip 2001:db8::1 > 2001:db8::2 / hop-by-hop next=132 / 0x0001", "SCTP header is truncated"),
+        ("ip 10.0.0.1 > 10.0.0.2 / ports 6 1 > 2 / 0x00", "transport header is truncated"),
     ] {
         let bytes = build(&parse(text).unwrap());
         let found = verify(&bytes, Link::None);
         assert!(found.iter().any(|found| found == wrong), "{text}: {found:?}");
     }
-    assert_eq!(verify(&[1, 2, 3], Link::Ethernet), ["not even a link header"]);
+    assert_eq!(verify(&[1, 2, 3], Link::Ethernet), ["link header is truncated"]);
 }
 
 #[test]
-fn quoted_packets_are_verified_as_far_as_they_go() {
+fn quoted_packets_are_verified_as_far_as_they_are_quoted() {
     let text = "ip 10.0.0.1 > 10.0.0.2 / icmp too-big rest=0x00000578 / ip 10.0.0.2 > 10.0.0.1 csum=faulty / tcp 1 > 2 A csum=faulty";
     let bytes = build(&parse(text).unwrap());
     assert_eq!(
@@ -139,11 +139,11 @@ fn quoted_packets_are_verified_as_far_as_they_go() {
 }
 
 #[test]
-fn udp_checksum_of_zero_is_none_and_a_computed_zero_is_ffff() {
+fn udp_checksum_zero_means_none_and_a_computed_zero_is_sent_as_ffff() {
     let none = build(&parse("ip 10.0.0.1 > 10.0.0.2 / udp 1 > 2 csum=none / bytes 4").unwrap());
     assert_eq!(none[26..28], [0, 0]);
     assert_eq!(verify(&none, Link::None), Vec::<String>::new());
-    // Put what the checksum would be into the payload: the sum becomes ffff, the checksum zero.
+    // With its checksum as payload, the sum of the datagram becomes ffff and its checksum zero.
     let open = build(&parse("ip 10.0.0.1 > 10.0.0.2 / udp 1 > 2 / 0x0000").unwrap());
     let text = format!("ip 10.0.0.1 > 10.0.0.2 / udp 1 > 2 / 0x{:02x}{:02x}", open[26], open[27]);
     let ones = build(&parse(&text).unwrap());
@@ -172,30 +172,30 @@ fn pieces_join_to_the_whole_datagram() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named() {
+fn parse_errors_name_the_layer_and_the_problem() {
     for (text, problem) in [
         (
             "ip 10.0.0.1 > 2001:db8::1",
-            "packet layer `ip 10.0.0.1 > 2001:db8::1`: the addresses are of different families",
+            "packet layer `ip 10.0.0.1 > 2001:db8::1`: the addresses have different families",
         ),
         (
             "ip 10.0.0.1 > 10.0.0.2 / udp 1 > 70000",
-            "packet layer `udp 1 > 70000`: `70000` is not a number that fits",
+            "packet layer `udp 1 > 70000`: `70000` is not a number, or too large",
         ),
         (
             "ip 10.0.0.1 > 10.0.0.2 speed=3",
-            "packet layer `ip 10.0.0.1 > 10.0.0.2 speed=3`: `speed=3` means nothing here",
+            "packet layer `ip 10.0.0.1 > 10.0.0.2 speed=3`: unknown option `speed=3`",
         ),
-        ("icmp echo", "packet layer `icmp echo`: there is no IP header before it"),
+        ("icmp echo", "packet layer `icmp echo`: it needs an IP header before it"),
         ("gre", "packet layer `gre`: unknown layer"),
-        ("tcp 1 > 2 SX", "packet layer `tcp 1 > 2 SX`: flag X: want letters of FSRPAUEC"),
-        ("udp 1", "packet layer `udp 1`: ends too early"),
+        ("tcp 1 > 2 SX", "packet layer `tcp 1 > 2 SX`: unknown flag X: use letters of FSRPAUEC"),
+        ("udp 1", "packet layer `udp 1`: a field is missing at the end"),
     ] {
         assert_eq!(parse(text).unwrap_err().to_string(), problem);
     }
 }
 
-/// Frames that look like something: a plausible header chain, then changed and cut.
+/// Generates frames with a valid header chain, some bytes of which are changed or cut off.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let heads = prop::sample::select(vec![
         "eth 02:00:00:00:00:0a > 02:00:00:00:00:0b / vlan 3 / ip 10.0.0.1 > 10.0.0.2 options=0x01010100 / tcp 1 > 2 SA mss=1460",

@@ -1,17 +1,22 @@
-//! Packets as one line of text, read and written.
+//! Parses packets from one line of text, and writes them.
 //!
 //! ```text
-//! eth 02:00:00:00:00:09 > 02:00:00:00:00:01 / vlan 7 / ip 192.0.2.9 > 10.96.0.10 ttl=9 / tcp 40000 > 80 SA seq=1 / "hello"
+//! eth 02:00:00:00:00:09 > 02:00:00:00:00:01 / vlan 7 / ip 192.0.2.9 > 10.96.0.10 / tcp 9 > 80 SA
 //! ip 2001:db8::9 > 2001:db8::1 / hop-by-hop / udp 5000 > 53 csum=faulty / bytes 100
-//! ip 192.0.2.1 > 192.0.2.9 / icmp too-big mtu=1400 quote=28 / ip 192.0.2.9 > 192.0.2.1 / udp 5000 > 53 / zeros 2000
+//! ip 192.0.2.1 > 192.0.2.9 / icmp too-big mtu=1400 quote=28 / ip 192.0.2.9 > 192.0.2.1 / zeros 2000
 //! ```
 //!
-//! Layers are separated by ` / `, start with their name and then what identifies them; the rest is `key=value` in any
-//! order, and what is not said is right (lengths, checksums, protocol numbers) or a plain default. `ip` is IPv4 or IPv6
-//! by its addresses. `piece=A-B` on an IPv4 header or a `fragment` header says that what follows describes the whole
-//! datagram, of which this packet carries bytes A to B. The writer says nothing that is as it should be.
+//! Layers are separated by ` / `. A layer starts with its name and its main fields (addresses,
+//! ports, type). Options follow as `key=value` in any order. Fields that are left out are correct
+//! (lengths, checksums, protocol numbers) or have a default value. `ip` is IPv4 or IPv6, depending
+//! on its addresses.
 //!
-//! `chunk NAME N` is an SCTP chunk with N bytes behind its header, filled up to four; the writer shows chunks as bytes.
+//! `piece=A-B` on an IPv4 header or a `fragment` header means: the layers that follow describe the
+//! whole datagram, and this packet carries bytes A to B of it.
+//!
+//! `chunk NAME N` is an SCTP chunk with N bytes after its header, padded to a multiple of four.
+//!
+//! The writer leaves out correct fields and defaults. It writes chunks as bytes.
 
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,7 +27,7 @@ use super::layer::{
     Vlan, protocol,
 };
 
-/// A description that cannot be read.
+/// A layer whose text cannot be parsed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("packet layer `{layer}`: {problem}")]
 pub struct ParseError {
@@ -35,7 +40,7 @@ const WINDOW: u16 = 0x2000;
 const FLAGS: &str = "FSRPAUEC";
 /// Type and code of an ICMP message.
 type IcmpKind = (u8, u8);
-/// ICMP messages by name: name, IPv4 and IPv6 form.
+/// Names of ICMP messages, with type and code for IPv4 and for IPv6.
 const ICMP_NAMES: [(&str, IcmpKind, IcmpKind); 6] = [
     ("echo", (8, 0), (128, 0)),
     ("echo-reply", (0, 0), (129, 0)),
@@ -44,7 +49,7 @@ const ICMP_NAMES: [(&str, IcmpKind, IcmpKind); 6] = [
     ("port-unreachable", (3, 3), (1, 4)),
     ("time-exceeded", (11, 0), (3, 0)),
 ];
-/// SCTP chunks by name (RFC 9260 3.2).
+/// Names and types of SCTP chunks (RFC 9260 3.2).
 const CHUNK_NAMES: [(&str, u8); 15] = [
     ("data", 0),
     ("init", 1),
@@ -69,7 +74,7 @@ const EXTENSION_NAMES: [(&str, u8); 4] = [
     ("authentication", protocol::AUTHENTICATION),
 ];
 
-/// Reads a packet.
+/// Parses a packet.
 pub fn parse(text: &str) -> Result<Vec<Layer>, ParseError> {
     let mut layers = Vec::new();
     let mut over_v6 = None;
@@ -89,7 +94,7 @@ pub fn parse(text: &str) -> Result<Vec<Layer>, ParseError> {
     Ok(layers)
 }
 
-/// Splits at ` / ` outside quotes.
+/// Splits a text at each ` / ` outside quotes.
 pub fn split_layers(text: &str) -> Vec<String> {
     let mut layers = vec![String::new()];
     let mut quoted = false;
@@ -109,7 +114,7 @@ pub fn split_layers(text: &str) -> Vec<String> {
     layers
 }
 
-/// The words of one layer.
+/// The words of one layer that are not parsed yet.
 struct Fields<'a> {
     words: Vec<&'a str>,
 }
@@ -137,7 +142,7 @@ impl<'a> Fields<'a> {
             "ip" => match self.pair(parsed::<IpAddr>)? {
                 (IpAddr::V4(source), IpAddr::V4(destination)) => Layer::Ipv4(self.ipv4(source, destination)?),
                 (IpAddr::V6(source), IpAddr::V6(destination)) => Layer::Ipv6(self.ipv6(source, destination)?),
-                _ => return Err("the addresses are of different families".into()),
+                _ => return Err("the addresses have different families".into()),
             },
             "fragment" => Layer::Fragment(FragmentHeader {
                 next: self.option("next", number)?,
@@ -157,7 +162,7 @@ impl<'a> Fields<'a> {
                 Layer::Sctp(Sctp { source, destination, tag, checksum: self.checksum()? })
             }
             "chunk" => Layer::Data(self.chunk()?),
-            "icmp" => Layer::Icmp(self.icmp(over_v6.ok_or("there is no IP header before it")?)?),
+            "icmp" => Layer::Icmp(self.icmp(over_v6.ok_or("it needs an IP header before it")?)?),
             "ports" => {
                 let protocol = number(self.word()?)?;
                 let (source, destination) = self.pair(number)?;
@@ -216,7 +221,8 @@ impl<'a> Fields<'a> {
         let mut flags = 0;
         if self.words.first().is_some_and(|word| !word.contains('=')) {
             for letter in self.word()?.chars().filter(|letter| *letter != '-') {
-                flags |= 1 << FLAGS.find(letter).ok_or(format!("flag {letter}: want letters of {FLAGS}"))?;
+                flags |= 1
+                    << FLAGS.find(letter).ok_or(format!("unknown flag {letter}: use letters of {FLAGS}"))?;
             }
         }
         let mut options = self.option("options", hex)?.unwrap_or_default();
@@ -239,7 +245,7 @@ impl<'a> Fields<'a> {
     fn chunk(&mut self) -> Result<Vec<u8>, String> {
         let name = self.word()?;
         let (_, kind) =
-            CHUNK_NAMES.iter().find(|(known, _)| *known == name).ok_or(format!("`{name}`: no such chunk"))?;
+            CHUNK_NAMES.iter().find(|(known, _)| *known == name).ok_or(format!("unknown chunk `{name}`"))?;
         let body: u16 = number(self.word()?)?;
         let [high, low] = (4 + body).to_be_bytes();
         let mut bytes = vec![*kind, 0, high, low];
@@ -259,7 +265,7 @@ impl<'a> Fields<'a> {
                 }
             }
             None => {
-                let (kind, code) = name.split_once('.').ok_or("want TYPE.CODE or a name")?;
+                let (kind, code) = name.split_once('.').ok_or("expected TYPE.CODE or a name")?;
                 (number(kind)?, number(code)?)
             }
         };
@@ -278,7 +284,7 @@ impl<'a> Fields<'a> {
 
     fn part(&mut self) -> Result<Part, String> {
         if let Some(range) = self.option("piece", |text| Ok(text.to_owned()))? {
-            let (from, to) = range.split_once('-').ok_or("piece: want FROM-TO")?;
+            let (from, to) = range.split_once('-').ok_or("piece: expected FROM-TO")?;
             return Ok(Part::Piece { from: number(from)?, to: number(to)? });
         }
         Ok(match self.option("frag", |text| Ok(text.to_owned()))? {
@@ -300,7 +306,7 @@ impl<'a> Fields<'a> {
 
     fn word(&mut self) -> Result<&'a str, String> {
         if self.words.is_empty() {
-            return Err("ends too early".into());
+            return Err("a field is missing at the end".into());
         }
         Ok(self.words.remove(0))
     }
@@ -309,7 +315,7 @@ impl<'a> Fields<'a> {
         let first = read(self.word()?)?;
         match self.word()? {
             ">" => Ok((first, read(self.word()?)?)),
-            other => Err(format!("want `>`, found `{other}`")),
+            found => Err(format!("expected `>`, found `{found}`")),
         }
     }
 
@@ -332,7 +338,7 @@ impl<'a> Fields<'a> {
 
     fn finish(self) -> Result<(), String> {
         match self.words.first() {
-            Some(word) => Err(format!("`{word}` means nothing here")),
+            Some(word) => Err(format!("unknown option `{word}`")),
             None => Ok(()),
         }
     }
@@ -344,7 +350,7 @@ fn parsed<T: FromStr>(text: &str) -> Result<T, String> {
     })
 }
 
-/// A decimal or `0x` number that fits.
+/// Parses a decimal or `0x` number.
 fn number<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
     let value = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
@@ -353,13 +359,13 @@ fn number<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
     value
         .ok()
         .and_then(|value| T::try_from(value).ok())
-        .ok_or_else(|| format!("`{text}` is not a number that fits"))
+        .ok_or_else(|| format!("`{text}` is not a number, or too large"))
 }
 
 fn hex(text: &str) -> Result<Vec<u8>, String> {
-    let digits = text.strip_prefix("0x").ok_or("want 0x…")?;
+    let digits = text.strip_prefix("0x").ok_or("expected 0x…")?;
     if !digits.len().is_multiple_of(2) || !digits.is_ascii() {
-        return Err("want an even number of hex digits".into());
+        return Err("expected an even number of hex digits".into());
     }
     (0..digits.len())
         .step_by(2)
@@ -374,13 +380,14 @@ fn mac(text: &str) -> Result<Mac, String> {
     bytes.try_into().map_err(|_| format!("`{text}` is not a MAC address"))
 }
 
-/// 0, 1, 2, … 255, 0, …
+/// Returns the bytes 0, 1, 2, … 255, 0, …
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|i| i as u8).collect()
 }
 
-/// The shortest valid extension header: a PadN option (RFC 8200 4.2), a routing header with no segments left, or an
-/// authentication header with a value of twelve zero bytes.
+/// Returns the body of the shortest valid extension header: a PadN option (RFC 8200 4.2), a routing
+/// header with no segments left, or an authentication header with an integrity check value of
+/// twelve zero bytes.
 fn default_body(kind: u8) -> Vec<u8> {
     match kind {
         protocol::AUTHENTICATION => vec![0; 22],
@@ -389,7 +396,7 @@ fn default_body(kind: u8) -> Vec<u8> {
     }
 }
 
-/// Writes a packet as [`parse`] reads it.
+/// Returns the text of a packet, in the form that [`parse`] accepts.
 pub fn render(layers: &[Layer]) -> String {
     layers.iter().map(Layer::to_string).collect::<Vec<_>>().join(" / ")
 }
@@ -549,11 +556,11 @@ fn checksum(f: &mut fmt::Formatter<'_>, checksum: Checksum) -> fmt::Result {
     }
 }
 
-/// Two packets side by side, layer by layer, the layers that differ marked. For failure messages.
+/// Compares two packets layer by layer, for a failure message. Layers that differ are marked.
 pub fn diff(expected: &[Layer], found: &[Layer]) -> String {
     let mut text = String::new();
     for i in 0..expected.len().max(found.len()) {
-        let side = |layers: &[Layer]| layers.get(i).map_or("(nothing)".to_owned(), Layer::to_string);
+        let side = |layers: &[Layer]| layers.get(i).map_or("(no layer)".to_owned(), Layer::to_string);
         let (expected, found) = (side(expected), side(found));
         if expected == found {
             let _ = writeln!(text, "             {expected}");

@@ -1,11 +1,13 @@
-//! Names everything that a receiver would object to.
+//! Finds everything in a packet that a receiver would reject.
 
 use super::dissect::dissect;
 use super::layer::{Checksum, Extension, Layer, Link, Part, protocol};
 
-/// Checks every length and checksum of a packet from scratch. Returns what is wrong, outermost first.
+/// Recomputes every length and checksum of a packet. Returns the faults, those of the outermost
+/// layer first.
 ///
-/// Checksums of fragments and of cut-off quotations cannot be judged and are not. An IPv4 header checksum always can.
+/// Transport checksums of fragments and of truncated quoted packets cannot be checked and are
+/// skipped.
 pub fn verify(bytes: &[u8], link: Link) -> Vec<String> {
     let layers = dissect(bytes, link);
     let mut wrong = Vec::new();
@@ -19,7 +21,7 @@ pub fn verify(bytes: &[u8], link: Link) -> Vec<String> {
                 if let Some(length) = header.length {
                     whole = false;
                     if quoted.is_empty() {
-                        report(format!("IPv4 total length {length} is more than there is"));
+                        report(format!("IPv4 total length {length} exceeds the packet"));
                     }
                 }
                 whole &= header.part == Part::Whole;
@@ -37,7 +39,7 @@ pub fn verify(bytes: &[u8], link: Link) -> Vec<String> {
                 if let Some(length) = header.length {
                     whole = false;
                     if quoted.is_empty() {
-                        report(format!("IPv6 payload length {length} is more than there is"));
+                        report(format!("IPv6 payload length {length} exceeds the packet"));
                     }
                 }
                 if let Some(problem) = header.next.and_then(|kind| transport_missing(kind, next)) {
@@ -77,15 +79,15 @@ pub fn verify(bytes: &[u8], link: Link) -> Vec<String> {
                     quoted = "quoted ";
                 }
             }
-            Layer::Ports(_) if quoted.is_empty() && whole => report("transport header is cut off".into()),
-            Layer::Data(_) if i == 0 => report("not even a link header".into()),
+            Layer::Ports(_) if quoted.is_empty() && whole => report("transport header is truncated".into()),
+            Layer::Data(_) if i == 0 => report("link header is truncated".into()),
             _ => {}
         }
     }
     wrong
 }
 
-/// A header that is announced but not there (too short or malformed).
+/// Returns a fault if the layer before announces a header that is missing, too short or malformed.
 fn transport_missing(kind: u8, next: Option<&Layer>) -> Option<String> {
     let name = match kind {
         protocol::TCP => "TCP",
@@ -98,5 +100,5 @@ fn transport_missing(kind: u8, next: Option<&Layer>) -> Option<String> {
         _ => return None,
     };
     matches!(next, None | Some(Layer::Data(_) | Layer::Trailer(_)))
-        .then(|| format!("{name} header is cut off"))
+        .then(|| format!("{name} header is truncated"))
 }

@@ -1,8 +1,8 @@
-//! The kernel programs run by `BPF_PROG_TEST_RUN`: for the packet cases and for the benchmark.
+//! Runs the kernel programs with `BPF_PROG_TEST_RUN`, for the packet cases and the benchmark.
 
 mod subject;
 pub mod world;
 
 pub use subject::{
-    Action, Endpoint, Flow, Hook, Kind, Limits, Networks, Run, ServiceEntry, Subject, load_options,
+    Action, AddressKind, Endpoint, Flow, Hook, Limits, Networks, Run, ServiceEntry, Subject, load_options,
 };

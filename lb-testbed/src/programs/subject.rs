@@ -1,4 +1,4 @@
-//! The programs under test, loaded privately: nothing pinned, nothing attached.
+//! The programs under test. They are loaded privately: nothing is pinned and nothing is attached.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -18,7 +18,7 @@ use lb_model::IpFamily;
 
 use super::world::{DEVICES, World};
 
-/// Sizes of maps and ranges.
+/// Numbers of map entries, and the range of source ports for SNAT.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Limits {
     pub services: u32,
@@ -42,16 +42,17 @@ impl Default for Limits {
     }
 }
 
-/// Where a packet is given to a program.
+/// The program that a packet is given to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
     Xdp,
     TcIngress,
     TcEgress,
-    /// On devices without Ethernet header.
+    /// On a device without Ethernet header.
     TcIngressL3,
+    /// On a device without Ethernet header.
     TcEgressL3,
-    /// The least that an XDP program can do with a packet: what the others are measured against.
+    /// An XDP program that does the minimum with a packet: the baseline of the benchmark.
     Floor,
 }
 
@@ -72,68 +73,73 @@ impl Hook {
     }
 }
 
-/// What a program does with a packet.
+/// The action that a program returns for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// On, along the path it was on.
+    /// The packet continues on its path.
     Pass,
     Drop,
-    /// Out of the device it came in by (XDP).
+    /// The packet is sent out of the device that it arrived on (XDP).
     Tx,
+    /// The packet is sent out of another device, or by tc.
     Redirect,
-    /// Anything else: an error.
-    Other(u32),
+    /// A return code that no program should return.
+    Unexpected(u32),
 }
 
 impl Action {
-    /// `enum xdp_action` and `TC_ACT_*` (include/uapi/linux/bpf.h, pkt_cls.h). A tc program passes a packet on with
-    /// `TC_ACT_UNSPEC`, so that the next program of the device has it too.
+    /// Converts `enum xdp_action` and `TC_ACT_*` (include/uapi/linux/bpf.h, pkt_cls.h). A tc
+    /// program passes a packet with `TC_ACT_UNSPEC`, so that the next program of the device also
+    /// runs.
     fn of(hook: Hook, code: u32) -> Self {
         match (hook.is_xdp(), code) {
             (true, 1) | (false, 2) => Self::Drop,
             (true, 2) | (false, u32::MAX) => Self::Pass,
             (true, 3) => Self::Tx,
             (true, 4) | (false, 7) => Self::Redirect,
-            (_, code) => Self::Other(code),
+            (_, code) => Self::Unexpected(code),
         }
     }
 }
 
-/// The outcome of a run.
+/// The result of a test run.
 #[derive(Debug, Clone)]
 pub struct Run {
     pub action: Action,
     pub packet: Vec<u8>,
-    /// Mean over the repetitions.
+    /// Mean duration of one repetition, as the kernel measures it.
     pub nanoseconds: u32,
 }
 
-/// A Service port at one address, as the programs see it.
+/// A Service port at one address: one entry of the map `SERVICES_V4` or `SERVICES_V6`.
 #[derive(Debug, Clone)]
 pub struct ServiceEntry {
-    /// Entries with the same name are addresses of one Service port. Without a name: an address of one of its own.
+    /// Entries with the same name are addresses of one Service port. An entry without a name is the
+    /// only address of its Service port.
     pub name: Option<String>,
-    /// Unspecified: at every address of the node.
+    /// The unspecified address stands for every address of the node.
     pub address: SocketAddr,
     pub protocol: u8,
-    pub kind: Kind,
+    pub kind: AddressKind,
     pub backends: Vec<Endpoint>,
-    /// With no backend, packets are dropped instead of rejected.
+    /// If there is no backend, packets are dropped instead of rejected.
     pub drop: bool,
-    /// Only these may use a load balancer address of their family.
+    /// Sources that may use the address. `None` allows all.
     pub source_ranges: Option<Vec<IpNet>>,
-    /// Session affinity; 0: off.
+    /// Session affinity in seconds. 0 turns it off.
     pub affinity_seconds: u32,
-    /// Traffic from outside the cluster gets the local backends only, and is dropped when there are none.
+    /// Traffic from outside the cluster uses local backends only. It is dropped if there are none.
     pub outside_local: bool,
-    /// The same for pods and the node.
+    /// Traffic from pods and from the node uses local backends only. It is dropped if there are
+    /// none.
     pub inside_local: bool,
 }
 
 impl ServiceEntry {
-    /// With nothing special: an address that is not the node's is a ClusterIP, without policies.
+    /// Returns an entry with default settings: a NodePort for the unspecified address, otherwise a
+    /// ClusterIP.
     pub fn new(address: SocketAddr, protocol: u8, backends: Vec<Endpoint>) -> Self {
-        let kind = if address.ip().is_unspecified() { Kind::NodePort } else { Kind::ClusterIp };
+        let kind = if address.ip().is_unspecified() { AddressKind::NodePort } else { AddressKind::ClusterIp };
         Self {
             name: None,
             address,
@@ -152,32 +158,32 @@ impl ServiceEntry {
         ServiceAddress { ip: self.address.ip(), port: self.address.port(), protocol: self.protocol }
     }
 
-    /// What tells its Service port from others.
+    /// Returns the name that identifies the Service port.
     fn port_name(&self) -> String {
         self.name.clone().unwrap_or_else(|| self.key().to_string())
     }
 
-    /// The bits of `ADDRESSES` that its address needs.
-    fn marks(&self) -> u32 {
+    /// Returns the flags that the address needs in the map `ADDRESSES`.
+    fn address_flags(&self) -> u32 {
         match self.kind {
-            Kind::NodePort => 0,
-            Kind::ClusterIp => address_flags::SERVICE | address_flags::CLUSTER_IP,
-            Kind::ExternalIp | Kind::LoadBalancer => address_flags::SERVICE,
+            AddressKind::NodePort => 0,
+            AddressKind::ClusterIp => address_flags::SERVICE | address_flags::CLUSTER_IP,
+            AddressKind::ExternalIp | AddressKind::LoadBalancer => address_flags::SERVICE,
         }
     }
 }
 
-/// Which address of its Service an entry stands for.
+/// The kind of Service address that an entry has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum AddressKind {
     ClusterIp = kind::CLUSTER_IP,
     NodePort = kind::NODE_PORT,
     ExternalIp = kind::EXTERNAL_IP,
     LoadBalancer = kind::LOAD_BALANCER,
 }
 
-/// Networks that the programs know.
+/// Networks of pods and of Services, by which the programs classify addresses.
 #[derive(Debug, Clone, Default)]
 pub struct Networks {
     pub pods: Vec<IpNet>,
@@ -190,7 +196,7 @@ pub struct Endpoint {
     pub local: bool,
 }
 
-/// A flow entry, as cases write it.
+/// A flow entry, in the form in which cases write it.
 #[derive(Debug, Clone)]
 pub struct Flow {
     text: String,
@@ -203,7 +209,7 @@ impl fmt::Display for Flow {
     }
 }
 
-/// How programs with such maps are loaded.
+/// Returns the load options for programs with these limits.
 pub fn load_options(limits: &Limits) -> LoadOptions {
     let sizes = MapSizes {
         max_services: limits.services,
@@ -227,14 +233,14 @@ pub fn load_options(limits: &Limits) -> LoadOptions {
     }
 }
 
-/// The loaded programs, and what the test has put into their maps.
+/// The loaded programs, and the entries that the test has written to their maps.
 pub struct Subject {
     datapath: Datapath,
     tables: ServiceTables,
     /// Ids of Service ports, by name.
     ids: HashMap<String, u32>,
     services: HashMap<ServiceAddress, u32>,
-    marks: HashMap<IpAddr, u32>,
+    address_flags: HashMap<IpAddr, u32>,
     source_ranges: HashSet<(u32, IpNet)>,
     networks: HashMap<IpNet, u32>,
     backends: HashMap<(u32, SocketAddr), u32>,
@@ -244,7 +250,8 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Loads the programs on empty maps, and tells them of the devices and addresses of the world.
+    /// Loads the programs with empty maps, and writes the devices and addresses of the world to the
+    /// maps.
     pub fn load(limits: &Limits, world: &World) -> Result<Self> {
         let options = load_options(limits);
         let datapath = Datapath::load_private(&options).context("cannot load the programs")?;
@@ -270,7 +277,7 @@ impl Subject {
             tables,
             ids: HashMap::new(),
             services: HashMap::new(),
-            marks: HashMap::new(),
+            address_flags: HashMap::new(),
             source_ranges: HashSet::new(),
             networks: HashMap::new(),
             backends: HashMap::new(),
@@ -280,12 +287,13 @@ impl Subject {
         })
     }
 
-    /// Makes these the services, as the agent would: what stays keeps its ids, what goes is marked gone.
+    /// Replaces all services, as the agent would: entries that stay keep their ids, and backends
+    /// that are removed are marked as gone.
     pub fn serve(&mut self, entries: &[ServiceEntry]) -> Result<()> {
         let mut gone_services: HashSet<ServiceAddress> = self.services.keys().copied().collect();
         let mut gone_backends: HashSet<(u32, SocketAddr)> = self.backends.keys().copied().collect();
         let mut gone_ranges = self.source_ranges.clone();
-        let mut marks: HashMap<IpAddr, u32> = HashMap::new();
+        let mut flags: HashMap<IpAddr, u32> = HashMap::new();
         for entry in entries {
             let address = entry.key();
             gone_services.remove(&address);
@@ -296,9 +304,10 @@ impl Subject {
                 gone_backends.remove(&(service_id, endpoint.address));
                 self.backend(service_id, *endpoint)?;
             }
-            if entry.marks() != 0 {
-                *marks.entry(address.ip).or_default() |= entry.marks();
-                self.mark(address.ip, self.marks.get(&address.ip).unwrap_or(&0) | marks[&address.ip])?;
+            if entry.address_flags() != 0 {
+                *flags.entry(address.ip).or_default() |= entry.address_flags();
+                let old = self.address_flags.get(&address.ip).copied().unwrap_or(0);
+                self.set_address_flags(address.ip, old | flags[&address.ip])?;
             }
             let family = IpFamily::of(&address.ip);
             let of_family = |sources: &&IpNet| IpFamily::of(&sources.addr()) == family;
@@ -316,8 +325,8 @@ impl Subject {
             self.services.remove(&address);
             self.tables.remove_service(address)?;
         }
-        for address in self.marks.keys().copied().collect::<Vec<_>>() {
-            self.mark(address, marks.get(&address).copied().unwrap_or(0))?;
+        for address in self.address_flags.keys().copied().collect::<Vec<_>>() {
+            self.set_address_flags(address, flags.get(&address).copied().unwrap_or(0))?;
         }
         for (service_id, sources) in gone_ranges {
             self.source_ranges.remove(&(service_id, sources));
@@ -331,7 +340,7 @@ impl Subject {
         Ok(())
     }
 
-    /// The map entry of an address; writes its slots.
+    /// Writes the slots of an entry and returns its map value.
     fn service(&mut self, service_id: u32, entry: &ServiceEntry) -> Result<layout::Service> {
         let all = self.slots(service_id, entry.backends.iter())?;
         let local = if entry.outside_local || entry.inside_local {
@@ -349,7 +358,7 @@ impl Subject {
         for (set, flag) in [
             (outside_drop, service_flags::OUTSIDE_DROP),
             (inside_drop, service_flags::INSIDE_DROP),
-            (entry.kind != Kind::ClusterIp, service_flags::EXTERNAL),
+            (entry.kind != AddressKind::ClusterIp, service_flags::EXTERNAL),
             ((outside, outside_drop) != (inside, inside_drop), service_flags::POLICY_LOCAL),
             (entry.outside_local, service_flags::OUTSIDE_LOCAL),
             (entry.inside_local, service_flags::INSIDE_LOCAL),
@@ -371,7 +380,7 @@ impl Subject {
         })
     }
 
-    /// Writes a range of slots for these endpoints: its base and length.
+    /// Writes a range of slots for these endpoints. Returns its base and length.
     fn slots<'a>(
         &mut self,
         service_id: u32,
@@ -385,19 +394,19 @@ impl Subject {
         Ok(if count == 0 { (0, 0) } else { (base, count) })
     }
 
-    /// Says what Services have at an address.
-    fn mark(&mut self, ip: IpAddr, flags: u32) -> Result<()> {
-        if self.marks.get(&ip).copied().unwrap_or(0) != flags {
+    /// Writes the flags of a Service address, if they have changed.
+    fn set_address_flags(&mut self, ip: IpAddr, flags: u32) -> Result<()> {
+        if self.address_flags.get(&ip).copied().unwrap_or(0) != flags {
             self.tables.mark_address(ip, flags)?;
         }
         match flags {
-            0 => drop(self.marks.remove(&ip)),
-            _ => drop(self.marks.insert(ip, flags)),
+            0 => drop(self.address_flags.remove(&ip)),
+            _ => drop(self.address_flags.insert(ip, flags)),
         }
         Ok(())
     }
 
-    /// Makes these the networks that the programs know.
+    /// Replaces all networks.
     pub fn set_networks(&mut self, networks: &Networks) -> Result<()> {
         let mut wanted: HashMap<IpNet, u32> = HashMap::new();
         for (networks, flag) in
@@ -431,7 +440,7 @@ impl Subject {
         Ok(())
     }
 
-    /// Forgets services, endpoints, networks and connections. Counters go on.
+    /// Removes services, endpoints, networks and flows. Counters keep their values.
     pub fn clear(&mut self) -> Result<()> {
         self.serve(&[])?;
         self.set_networks(&Networks::default())?;
@@ -441,7 +450,7 @@ impl Subject {
         Ok(())
     }
 
-    /// Sweeps the flow tables as the agent does.
+    /// Sweeps the flow tables, as the agent does.
     pub fn sweep(&mut self) -> Result<()> {
         let serves = |service_id, destination: ServiceAddress| {
             let unspecified: IpAddr = match destination.ip {
@@ -456,19 +465,20 @@ impl Subject {
         Ok(())
     }
 
-    /// Forgets connections, and which endpoint clients were given.
+    /// Removes all flow and affinity entries.
     pub fn forget_flows(&mut self) -> Result<()> {
         Ok(self.datapath.forget_flows()?)
     }
 
-    /// Gives a packet on a device to a program, `repeat` times.
+    /// Runs a program `repeat` times on a packet of a device.
     pub fn run(&mut self, hook: Hook, ifindex: u32, packet: &[u8], repeat: u32) -> Result<Run> {
         let context =
             if hook.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex, 0) };
         self.run_in(hook, &context, packet, repeat)
     }
 
-    /// Gives a packet to a tc program that was merged from segments with a payload of that many bytes.
+    /// Runs a tc program on a packet that was merged from segments with `segment` bytes of payload
+    /// each.
     pub fn run_merged(&mut self, hook: Hook, ifindex: u32, packet: &[u8], segment: u32) -> Result<Run> {
         self.run_in(hook, &skb_context(ifindex, segment), packet, 1)
     }
@@ -484,13 +494,13 @@ impl Subject {
         })
     }
 
-    /// Every counter, by its label.
+    /// Returns every counter by its label.
     pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>> {
         let counters = self.datapath.maps().counters()?;
         Ok(counters.into_iter().map(|(reason, count)| (reason.label(), count)).collect())
     }
 
-    /// Every flow entry.
+    /// Returns every flow entry.
     pub fn flows(&self) -> Result<Vec<Flow>> {
         let entries = self.datapath.maps().flows()?;
         Ok(entries
@@ -518,18 +528,20 @@ impl Subject {
             .collect())
     }
 
-    /// Size and verification cost of each program.
+    /// Returns size and verification cost of each program.
     pub fn statistics(&self) -> Result<Vec<ProgramStatistics>> {
         Ok(self.datapath.program_statistics()?)
     }
 }
 
-/// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+/// Returns a `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+/// egress_ifindex.
 fn xdp_context(ifindex: u32, length: usize) -> Vec<u8> {
     [0, length as u32, 0, ifindex, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect()
 }
 
-/// `struct __sk_buff` with only `ifindex` and `gso_size` set: the kernel refuses most other fields.
+/// Returns a `struct __sk_buff` with `ifindex` and `gso_size`. The kernel refuses most other
+/// fields.
 fn skb_context(ifindex: u32, gso_size: u32) -> Vec<u8> {
     const IFINDEX: usize = 40;
     const GSO_SIZE: usize = 176;

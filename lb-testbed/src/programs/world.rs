@@ -1,12 +1,13 @@
-//! The node that packet cases take place on: a network namespace of this process with devices, routes and neighbours.
+//! The node that packet cases run on: a network namespace of this process with devices, routes and
+//! neighbours.
 //!
-//! `BPF_PROG_TEST_RUN` runs a program on a packet without a network, but `bpf_fib_lookup` inside it asks the real
-//! routing tables of the caller's namespace. Nothing is ever sent here.
+//! `BPF_PROG_TEST_RUN` runs a program on a packet without a network. But `bpf_fib_lookup` in the
+//! program uses the routing tables of the caller's namespace. No packet is sent.
 //!
 //! ```text
-//!  client, router, node2, silent ── nic     192.0.2.1/24      XDP; node2 routes to pods of its own: remote
+//!  client, router, node2, silent ── nic     192.0.2.1/24      XDP; node2 routes to its pod: remote
 //!                            far ── wan     198.51.100.1/24   XDP, MTU 1400
-//!                   (node3) overlay ── vxlan0  10.244.3.0/24  vxlan, MTU 1450, not an XDP target
+//!                (node3) overlay ── vxlan0  10.244.3.0/24     VXLAN, MTU 1450, not an XDP target
 //!                          local ── pod0    10.244.1.0/24     a pod on this node
 //!                                   tun0                      no Ethernet header
 //! ```
@@ -19,7 +20,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::packet::layer::Mac;
 
-/// The namespace, set up. It vanishes with the process.
+/// The namespace with its devices. It exists as long as the process.
 pub struct World {
     indices: HashMap<&'static str, u32>,
 }
@@ -30,22 +31,25 @@ pub struct Device {
     pub name: &'static str,
     pub mac: Mac,
     pub mtu: u32,
+    /// IPv4 and IPv6.
     pub addresses: [&'static str; 2],
     /// XDP programs may send frames out of it.
     pub xdp_target: bool,
     pub ethernet: bool,
-    /// It leads to pods.
+    /// The device leads to pods.
     pub pod: bool,
 }
 
-/// Somebody that a packet comes from or goes to.
+/// A host that packets come from or go to.
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct Peer {
     pub name: &'static str,
     /// IPv4 and IPv6.
     pub addresses: [&'static str; 2],
-    /// Device it is reached by, and the neighbour's MAC there; `None`: never resolved.
+    /// The device that leads to it.
     pub device: &'static str,
+    /// MAC address of the neighbour on the way to it. `None`: the neighbour entry is never
+    /// resolved.
     pub mac: Option<Mac>,
 }
 
@@ -103,45 +107,45 @@ pub const DEVICES: [Device; 5] = [
     },
 ];
 
-pub const PLACES: [Place; 12] = [
-    // A client on the segment of the node.
-    Place { name: "client", addresses: ["192.0.2.9", "2001:db8:2::9"], device: NIC, mac: Some(mac(9)) },
-    // A second one.
-    Place { name: "client2", addresses: ["192.0.2.10", "2001:db8:2::10"], device: NIC, mac: Some(mac(10)) },
+pub const PEERS: [Peer; 12] = [
+    // A client on the node's Ethernet segment.
+    Peer { name: "client", addresses: ["192.0.2.9", "2001:db8:2::9"], device: NIC, mac: Some(mac(9)) },
+    // A second client on the node's Ethernet segment.
+    Peer { name: "client2", addresses: ["192.0.2.10", "2001:db8:2::10"], device: NIC, mac: Some(mac(10)) },
     // A client behind a router.
-    Place {
+    Peer {
         name: "stranger",
         addresses: ["203.0.113.7", "2001:db8:113::7"],
         device: NIC,
         mac: Some(mac(0xfe)),
     },
-    // An endpoint on another node, which routes to it.
-    Place { name: "remote", addresses: ["10.244.2.5", "fd00:10:244:2::5"], device: NIC, mac: Some(mac(2)) },
-    Place { name: "remote2", addresses: ["10.244.2.6", "fd00:10:244:2::6"], device: NIC, mac: Some(mac(2)) },
-    // An endpoint behind the other network device, whose MTU is smaller.
-    Place { name: "far", addresses: ["198.51.100.5", "2001:db8:51::5"], device: "wan", mac: Some(mac(0x15)) },
+    // An endpoint on another node.
+    Peer { name: "remote", addresses: ["10.244.2.5", "fd00:10:244:2::5"], device: NIC, mac: Some(mac(2)) },
+    Peer { name: "remote2", addresses: ["10.244.2.6", "fd00:10:244:2::6"], device: NIC, mac: Some(mac(2)) },
+    // An endpoint behind the second NIC, which has a smaller MTU.
+    Peer { name: "far", addresses: ["198.51.100.5", "2001:db8:51::5"], device: "wan", mac: Some(mac(0x15)) },
     // An endpoint in an overlay network.
-    Place {
+    Peer {
         name: "overlay",
         addresses: ["10.244.3.5", "fd00:10:244:3::5"],
         device: "vxlan0",
         mac: Some(mac(0x33)),
     },
     // An endpoint whose neighbour entry was never resolved.
-    Place { name: "silent", addresses: ["192.0.2.77", "2001:db8:2::77"], device: NIC, mac: None },
+    Peer { name: "silent", addresses: ["192.0.2.77", "2001:db8:2::77"], device: NIC, mac: None },
     // An endpoint on this node.
-    Place {
+    Peer {
         name: "local",
         addresses: ["10.244.1.5", "fd00:10:244:1::5"],
         device: "pod0",
         mac: Some(mac(0x25)),
     },
-    // Two ends of traffic through tun0. `BPF_PROG_TEST_RUN` takes the EtherType from bytes 12 and 13 of whatever it is
-    // given (`eth_type_trans`), which without an Ethernet header are part of the source address: these make it come out
-    // as IPv4 (0800) and IPv6 (86dd).
-    Place { name: "tunnel", addresses: ["8.0.0.9", "2001:db8:86dd::9"], device: "tun0", mac: None },
-    Place { name: "pod", addresses: ["8.0.1.5", "2001:db8:86dd:1::5"], device: "pod0", mac: Some(mac(0x27)) },
-    Place {
+    // Two ends of traffic through tun0. `BPF_PROG_TEST_RUN` reads the EtherType from bytes 12 and
+    // 13 of its input (`eth_type_trans`). Without an Ethernet header these are part of the source
+    // address. These source addresses contain the EtherTypes of IPv4 (0800) and IPv6 (86dd) there.
+    Peer { name: "tunnel", addresses: ["8.0.0.9", "2001:db8:86dd::9"], device: "tun0", mac: None },
+    Peer { name: "pod", addresses: ["8.0.1.5", "2001:db8:86dd:1::5"], device: "pod0", mac: Some(mac(0x27)) },
+    Peer {
         name: "local2",
         addresses: ["10.244.1.6", "fd00:10:244:1::6"],
         device: "pod0",
@@ -149,7 +153,7 @@ pub const PLACES: [Place; 12] = [
     },
 ];
 
-/// Addresses that are nobody's: Service addresses, and one without a route.
+/// Addresses without a host: Service addresses, and one without a route.
 const ADDRESSES: [(&str, [&str; 2]); 4] = [
     ("vip", ["10.96.0.10", "fd00:10:96::a"]),
     ("vip2", ["10.96.0.11", "fd00:10:96::b"]),
@@ -158,18 +162,20 @@ const ADDRESSES: [(&str, [&str; 2]); 4] = [
 ];
 
 impl World {
-    /// Leaves the network namespace of the process for a new one and sets it up. Call it before there are threads:
-    /// only the calling thread and those it starts afterwards move.
+    /// Moves the calling thread to a new network namespace and sets it up. Threads that it starts
+    /// later are in that namespace, too. Threads that already run are not moved.
     pub fn enter() -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             bail!(
-                "packet cases load programs into the kernel and make a network namespace: run them as root"
+                "packet cases load programs into the kernel and create a network namespace: run them as root"
             );
         }
-        // SAFETY: unshare(2) of a network namespace changes no memory; open descriptors stay valid.
+        // SAFETY: unshare(2) of a network namespace changes no memory, and open descriptors stay
+        // valid.
         let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
         if result != 0 {
-            return Err(std::io::Error::last_os_error()).context("cannot make a network namespace (unshare)");
+            return Err(std::io::Error::last_os_error())
+                .context("cannot create a network namespace (unshare)");
         }
         set_up()?;
         let mut indices = HashMap::new();
@@ -182,7 +188,7 @@ impl World {
         Ok(Self { indices })
     }
 
-    /// Interface index of a device.
+    /// Returns the interface index of a device.
     pub fn ifindex(&self, device: &str) -> Option<u32> {
         self.indices.get(device).copied()
     }
@@ -218,12 +224,12 @@ fn set_up() -> Result<()> {
             ip(&format!("address add {address}/{prefix} dev {name} {nodad}"))?;
         }
     }
-    for place in PLACES {
-        let Some(mac) = place.mac else { continue };
+    for peer in PEERS {
+        let Some(mac) = peer.mac else { continue };
         let mac = mac_text(mac);
-        for address in place.addresses {
-            let next_hop = next_hop(place.name, address.contains(':')).unwrap_or(address);
-            ip(&format!("neighbour replace {next_hop} lladdr {mac} dev {} nud permanent", place.device))?;
+        for address in peer.addresses {
+            let next_hop = next_hop(peer.name, address.contains(':')).unwrap_or(address);
+            ip(&format!("neighbour replace {next_hop} lladdr {mac} dev {} nud permanent", peer.device))?;
         }
     }
     for (destination, via) in [
@@ -244,9 +250,9 @@ fn set_up() -> Result<()> {
     Ok(())
 }
 
-/// The router on the way to a place, as the routes above say.
-fn next_hop(place: &str, v6: bool) -> Option<&'static str> {
-    let [over_v4, over_v6] = match place {
+/// Returns the router on the way to a peer, according to the routes above.
+fn next_hop(peer: &str, v6: bool) -> Option<&'static str> {
+    let [over_v4, over_v6] = match peer {
         "stranger" => ["192.0.2.254", "2001:db8:2::fe"],
         "remote" | "remote2" => ["192.0.2.2", "2001:db8:2::2"],
         "overlay" => ["10.244.3.0", "fd00:10:244:3::"],
@@ -255,25 +261,26 @@ fn next_hop(place: &str, v6: bool) -> Option<&'static str> {
     Some(if v6 { over_v6 } else { over_v4 })
 }
 
-/// The place of a name.
-pub fn place(name: &str) -> Option<&'static Place> {
-    PLACES.iter().find(|place| place.name == name)
+/// Returns the peer with this name.
+pub fn peer(name: &str) -> Option<&'static Peer> {
+    PEERS.iter().find(|peer| peer.name == name)
 }
 
-/// The place that has an address.
-pub fn place_at(address: IpAddr) -> Option<&'static Place> {
-    PLACES.iter().find(|place| place.addresses.iter().any(|text| text.parse() == Ok(address)))
+/// Returns the peer with this address.
+pub fn peer_at(address: IpAddr) -> Option<&'static Peer> {
+    PEERS.iter().find(|peer| peer.addresses.iter().any(|text| text.parse() == Ok(address)))
 }
 
-/// The device of a name.
+/// Returns the device with this name.
 pub fn device(name: &str) -> Option<&'static Device> {
     DEVICES.iter().find(|device| device.name == name)
 }
 
-/// What a name stands for in packet texts: an address of a place, of a Service or (`nic`, `wan`, …) of a device.
+/// Returns the address of a name in packet texts: the name of a peer, of a Service address, or of a
+/// device (`nic`, `wan`, …).
 pub fn address(name: &str, v6: bool) -> Option<IpAddr> {
-    let addresses = place(name)
-        .map(|place| place.addresses)
+    let addresses = peer(name)
+        .map(|peer| peer.addresses)
         .or_else(|| device(name).map(|device| device.addresses))
         .or_else(|| ADDRESSES.iter().find(|(known, _)| *known == name).map(|(_, addresses)| *addresses))?;
     addresses[usize::from(v6)].parse().ok()

@@ -14,8 +14,8 @@ use tokio::time::timeout;
 
 use super::REQUEST_LIMIT;
 
-/// After this many slow failures (time-outs, unreachable hosts) no more requests are sent: the others
-/// would fail, too.
+/// After this many slow failures (time-outs, unreachable hosts) no more requests are sent: the
+/// others would fail, too.
 const SLOW_FAILURES: u32 = 3;
 
 /// Sends `count` requests to each target, each on its own connection.

@@ -1,6 +1,6 @@
-//! One connection or one connected UDP socket that stays open. Each line on standard input is a command:
-//! `request` sends a request, `reconnect` first connects the UDP socket to the target again. The result
-//! of each command is printed as one line of JSON.
+//! One connection or one connected UDP socket that stays open. Each line on standard input is a
+//! command: `request` sends a request, `reconnect` first connects the UDP socket to the target
+//! again. The result of each command is printed as one line of JSON.
 
 use std::io::BufRead;
 use std::net::SocketAddr;
@@ -61,7 +61,8 @@ async fn open(options: &Options) -> Result<Held, Failure> {
 }
 
 async fn reconnect(socket: &UdpSocket, target: SocketAddr) -> Result<Answer, Failure> {
-    // Reads the pending error of a socket that was closed. Otherwise the next `recv` would return it.
+    // Reads the pending error of a socket that was closed. Otherwise the next `recv` would return
+    // it.
     let _ = socket.take_error();
     socket.connect(target).await?;
     datagram(socket).await

@@ -1,5 +1,5 @@
-//! Requests at a steady rate. A late answer delays later requests only if all of them use one connection
-//! or socket.
+//! Requests at a steady rate. A late answer delays later requests only if all of them use one
+//! connection or socket.
 
 use std::io::Read;
 use std::net::SocketAddr;

@@ -12,6 +12,6 @@ pub mod transfer;
 
 use std::time::Duration;
 
-/// How long a request may take. The limit exceeds two retransmissions of a SYN (after 1 s and 3 s), so a
-/// packet that is lost on a busy machine does not count as a failure.
+/// How long a request may take. The limit exceeds two retransmissions of a SYN (after 1 s and 3 s),
+/// so a packet that is lost on a busy machine does not count as a failure.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(5);

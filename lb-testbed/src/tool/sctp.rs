@@ -1,5 +1,6 @@
-//! Associations over raw sockets: just enough of SCTP (RFC 9260) for one request and its answer. Many
-//! kernels, including those of the test machines, are built without SCTP. The packets look the same.
+//! Associations over raw sockets: just enough of SCTP (RFC 9260) for one request and its answer.
+//! Many kernels, including those of the test machines, are built without SCTP. The packets look the
+//! same.
 
 use std::collections::HashMap;
 use std::io;
@@ -119,8 +120,8 @@ fn data(payload: &[u8]) -> Vec<u8> {
 
 /// A raw socket for SCTP over IPv4 or IPv6.
 struct Raw {
-    /// Sends and receives IP packets. The port of each socket address is unused: SCTP ports are in the
-    /// payload.
+    /// Sends and receives IP packets. The port of each socket address is unused: SCTP ports are in
+    /// the payload.
     socket: UdpSocket,
     v6: bool,
 }

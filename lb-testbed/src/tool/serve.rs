@@ -1,5 +1,5 @@
-//! The servers of a pod: HTTP, UDP, SCTP, transfers. Each answer names the pod and the client address
-//! that the server saw.
+//! The servers of a pod: HTTP, UDP, SCTP, transfers. Each answer names the pod and the client
+//! address that the server saw.
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
@@ -82,12 +82,13 @@ async fn serve_http(listener: TcpListener, name: Arc<str>) -> Result<()> {
     }
 }
 
-/// Answers each datagram. The answer is padded with spaces to the length of the request, so that both
-/// directions carry datagrams of that size.
+/// Answers each datagram. The answer is padded with spaces to the length of the request, so that
+/// both directions carry datagrams of that size.
 async fn serve_udp(socket: UdpSocket, name: Arc<str>) -> Result<()> {
     let mut buffer = vec![0; 65536];
     loop {
-        // `recv_from` also returns the ICMP error that an earlier answer caused: that client has exited.
+        // `recv_from` also returns the ICMP error that an earlier answer caused: that client has
+        // exited.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
         let intact = pattern::first_difference(&buffer[..length], 0).is_none();
         let mut answer = greeting(&name, client, intact);

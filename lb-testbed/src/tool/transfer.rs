@@ -1,8 +1,8 @@
-//! Large transfers over TCP. The client sends a stream, and the server checks it. Then the server sends a
-//! stream, and the client checks it.
+//! Large transfers over TCP. The client sends a stream, and the server checks it. Then the server
+//! sends a stream, and the client checks it.
 //!
-//! The client sends the length as 8 bytes in big-endian order, then that many bytes of [`pattern`]. The
-//! server answers with one byte (0 if all bytes were right) and as many bytes of the pattern.
+//! The client sends the length as 8 bytes in big-endian order, then that many bytes of [`pattern`].
+//! The server answers with one byte (0 if all bytes were right) and as many bytes of the pattern.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -177,7 +177,8 @@ fn service_of_another_proxy_is_left_alone(world: &mut World) -> Result<()> {
     world.serves_no_more(&service)
 }
 
-/// What `kubectl describe` shows of a Service whose address is taken, and of one whose health-check port is.
+/// What `kubectl describe` shows of a Service whose address is taken, and of one whose health-check
+/// port is.
 fn faults_are_said_once_at_the_object(world: &mut World) -> Result<()> {
     let rivals = [world.new_service(), world.new_service()];
     for service in &rivals {
@@ -309,7 +310,8 @@ fn agent_starts_before_the_api_server(world: &mut World) -> Result<()> {
     finish(loads)
 }
 
-/// As pods reach it, and agents that are given no other address: the Service `kubernetes` that the API server publishes.
+/// As pods reach it, and agents that are given no other address: the Service `kubernetes` that the
+/// API server publishes.
 fn api_server_is_reached_through_its_own_service(world: &mut World) -> Result<()> {
     let (namespace, name) = ACCOUNT;
     let address = world.control_plane.service_address();

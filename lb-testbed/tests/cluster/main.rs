@@ -1,8 +1,10 @@
-//! The agent against a real Kubernetes API server: objects are created, changed and deleted through the API, and real
-//! connections follow. The agent has the rights that `deploy/rbac.yaml` gives it and no others. Needs root, etcd, and
-//! kube-apiserver: `cargo xtask test --only cluster` builds it.
+//! The agent against a real Kubernetes API server: objects are created, changed and deleted through
+//! the API, and real connections follow. The agent has the rights that `deploy/rbac.yaml` gives it
+//! and no others. Needs root, etcd, and kube-apiserver: `cargo xtask test --only cluster` builds
+//! it.
 //!
-//! What happens to packets is the matter of the `e2e` tests; here are a few connections of each kind, and many changes.
+//! What happens to packets is the matter of the `e2e` tests; here are a few connections of each
+//! kind, and many changes.
 
 mod cases;
 mod world;

@@ -1,4 +1,5 @@
-//! A cluster whose first node runs an agent that takes its objects from a real API server, which runs on the client's host.
+//! A cluster whose first node runs an agent that takes its objects from a real API server, which
+//! runs on the client's host.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,7 +22,8 @@ pub const ACCOUNT: (&str, &str) = ("sluice", "sluice");
 pub const ONE_DATAGRAM: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
 const DATAGRAMS: Datagrams = Datagrams { connected: false, count: 3, ..ONE_DATAGRAM };
 
-/// How long a watch may take to come back after a short outage: the pauses between attempts grow meanwhile.
+/// How long a watch may take to come back after a short outage: the pauses between attempts grow
+/// meanwhile.
 const WATCH_LIMIT: Duration = Duration::from_secs(60);
 
 pub struct World {
@@ -79,7 +81,8 @@ impl World {
         &self.topology.nodes[0]
     }
 
-    /// By the number in its name: `pod(1)` and `pod(2)` run on the node of the agent, `pod(3)` and `pod(4)` on the other.
+    /// By the number in its name: `pod(1)` and `pod(2)` run on the node of the agent, `pod(3)` and
+    /// `pod(4)` on the other.
     pub fn pod(&self, number: usize) -> &Pod {
         &self.topology.pods[number - 1]
     }
@@ -167,7 +170,8 @@ impl World {
         self.applied.drain(..).try_for_each(|object| self.admin.delete(&object))
     }
 
-    /// Waits until each of these pods, and no other, answers at all addresses of a Service, from a pod and from outside.
+    /// Waits until each of these pods, and no other, answers at all addresses of a Service, from a
+    /// pod and from outside.
     pub fn serves(&self, service: &ServiceManifest, pods: &[usize]) -> Result<()> {
         for family in Family::BOTH {
             answer(&self.pod(2).host, cluster_ip(service, family), pods)?;

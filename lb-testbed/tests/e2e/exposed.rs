@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use crate::check::{answered_by, eventually, failed_as, refused};
 use crate::world::{Published, To, World};
 
-/// What the client outside sends to external addresses comes to the first node, as routers in front of a cluster do it.
+/// What the client outside sends to external addresses comes to the first node, as routers in front
+/// of a cluster do it.
 pub fn route_external_addresses(world: &World) -> Result<()> {
     let via = &world.node(0).host;
     let client = &world.client().place;

@@ -1,7 +1,8 @@
 //! End to end: real agents, real sockets, real servers, in network namespaces. Needs root.
 //!
-//! Every case runs with tc and default offloads, and with XDP, some also with clsact filters; those that cross nodes also over a VXLAN overlay; nearly all
-//! with IPv4 and IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs a part, `--list` names them all.
+//! Every case runs with tc and default offloads, and with XDP, some also with clsact filters; those
+//! that cross nodes also over a VXLAN overlay; nearly all with IPv4 and IPv6. `cargo test -p
+//! lb-testbed --test e2e -- xdp::vxlan` runs a part, `--list` names them all.
 
 mod cases;
 mod exposed;
@@ -17,10 +18,12 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use crate::cases::{CASES, Case, Run, Where};
 use crate::world::World;
 
-/// The cluster of the case before: cases that can share it do. One at a time, for the machine's sake.
+/// The cluster of the case before: cases that can share it do. One at a time, for the machine's
+/// sake.
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
 
-/// Cases that also run with filters in place of links: the programs are the same, attaching them is not.
+/// Cases that also run with filters in place of links: the programs are the same, attaching them is
+/// not.
 const OF_CLSACT: [&str; 7] = [
     "attached_as_asked",
     "outside_to_node_port_local",
@@ -70,7 +73,8 @@ fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec
     }
 }
 
-/// Clusters that could not be built: the first case says why, the others need not wait for the same.
+/// Clusters that could not be built: the first case says why, the others need not wait for the
+/// same.
 static BROKEN: Mutex<Vec<(Datapath, Underlay)>> = Mutex::new(Vec::new());
 
 fn build(datapath: Datapath, underlay: Underlay, agents: &'static [&'static str]) -> Result<World, String> {
@@ -84,7 +88,8 @@ fn build(datapath: Datapath, underlay: Underlay, agents: &'static [&'static str]
     })
 }
 
-/// Runs a case in the cluster it needs. After a failure the cluster is thrown away, so that it cannot spoil the next case.
+/// Runs a case in the cluster it needs. After a failure the cluster is thrown away, so that it
+/// cannot spoil the next case.
 fn in_world(
     datapath: Datapath,
     underlay: Underlay,

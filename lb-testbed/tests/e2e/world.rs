@@ -113,7 +113,8 @@ impl World {
         &self.topology.nodes[index]
     }
 
-    /// By the number in its name: `pod(1)` and `pod(2)` run on the first node, `pod(3)` and `pod(4)` on the second.
+    /// By the number in its name: `pod(1)` and `pod(2)` run on the first node, `pod(3)` and
+    /// `pod(4)` on the second.
     pub fn pod(&self, number: usize) -> &Pod {
         &self.topology.pods[number - 1]
     }
@@ -163,7 +164,8 @@ impl World {
         Ok(entries.into_iter().map(|mut entry| entry["formatted"].take()).collect())
     }
 
-    /// A Service with a ClusterIP of each family and a nodePort for each of its three ports, not published yet.
+    /// A Service with a ClusterIP of each family and a nodePort for each of its three ports, not
+    /// published yet.
     pub fn new_service(&mut self) -> Published {
         self.next += 1;
         let number = self.next;
@@ -221,7 +223,8 @@ impl World {
         self.published.drain(..).try_for_each(|file| self.topology.manifests.remove(&file))
     }
 
-    /// Waits until both nodes answer for the Service's ClusterIPs, all ports, from these pods alone.
+    /// Waits until both nodes answer for the Service's ClusterIPs, all ports, from these pods
+    /// alone.
     pub fn wait_until_served(&self, published: &Published, pods: &[usize]) -> Result<()> {
         for node in &self.topology.nodes {
             let http = Family::BOTH.map(|family| published.cluster_ip(family, To::Http));

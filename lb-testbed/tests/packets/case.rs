@@ -1,4 +1,4 @@
-//! What a case file says. `cases/README.md` explains it to people.
+//! The format of a case file. `cases/README.md` documents it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,9 +10,9 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Case {
-    /// Its name, in words; unique in its file.
+    /// Its name, unique in its file.
     pub case: String,
-    /// Why it is as it is: a document, an RFC, a bug.
+    /// The reason for the expected result: a document, an RFC, a bug.
     #[serde(default, rename = "why")]
     pub _why: Option<String>,
     #[serde(default = "both_families")]
@@ -21,9 +21,10 @@ pub struct Case {
     pub modes: Vec<Mode>,
     #[serde(default)]
     pub limits: Limits,
-    /// Networks of pods, and ServiceCIDRs, of both families.
+    /// Networks of pods, of both families.
     #[serde(default)]
     pub pods: Vec<String>,
+    /// ServiceCIDRs, of both families.
     #[serde(default)]
     pub service_cidrs: Vec<String>,
     #[serde(default)]
@@ -38,19 +39,19 @@ pub enum Family {
     V6,
 }
 
-/// How the programs are attached where the packets of a case arrive.
+/// The programs that are attached to the devices of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// XDP, and what it passes on goes through tc, as on a device in XDP mode.
+    /// XDP and tc, as on a device in XDP mode: packets that XDP passes go through tc.
     Xdp,
-    /// tc alone.
+    /// Only tc.
     Tc,
-    /// tc on a device without Ethernet header.
+    /// Only tc, on a device without Ethernet header.
     L3,
 }
 
-/// Sizes that a case must be small in.
+/// Limits that a case can lower.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Limits {
@@ -67,7 +68,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    pub fn of_programs(&self) -> lb_testbed::programs::Limits {
+    pub fn to_program_limits(&self) -> lb_testbed::programs::Limits {
         lb_testbed::programs::Limits {
             flows: self.flows,
             half_open: self.half_open,
@@ -87,31 +88,34 @@ pub struct Service {
     pub address: String,
     pub port: u16,
     pub protocol: Protocol,
-    /// Without it a ClusterIP, and a NodePort for `$unspecified`.
+    /// The default is a NodePort for `$unspecified`, otherwise a ClusterIP.
     #[serde(default)]
-    pub kind: Option<Kind>,
+    pub kind: Option<AddressKind>,
     #[serde(default)]
     pub backends: Vec<Backend>,
-    /// With no backend, packets are dropped instead of rejected.
+    /// If there is no backend, packets are dropped instead of rejected.
     #[serde(default)]
     pub drop: bool,
-    /// Networks or addresses that may use it (load balancers); of both families, each entry takes those of its own.
+    /// Networks or addresses that may use a load-balancer address. Those of the other family are
+    /// ignored.
     #[serde(default)]
     pub source_ranges: Option<Vec<String>>,
     /// Seconds of session affinity.
     #[serde(default)]
     pub affinity: u32,
-    /// Local: traffic from outside gets the backends on this node, and is dropped without any.
+    /// With `local`, traffic from outside uses only backends on this node. It is dropped if there
+    /// are none.
     #[serde(default)]
     pub external_policy: Policy,
-    /// Local: all traffic to a ClusterIP gets the backends on this node, and is dropped without any.
+    /// With `local`, traffic to a ClusterIP uses only backends on this node. It is dropped if there
+    /// are none.
     #[serde(default)]
     pub internal_policy: Policy,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum AddressKind {
     ClusterIp,
     NodePort,
     ExternalIp,
@@ -134,7 +138,7 @@ pub enum Protocol {
     Sctp,
 }
 
-/// One endpoint. It is on this node when its place is behind `pod0`.
+/// One endpoint. It is on this node if its address belongs to a peer behind `pod0`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Backend {
@@ -142,48 +146,49 @@ pub struct Backend {
     pub port: u16,
 }
 
-/// One packet, and what becomes of it.
+/// One packet, and the expected results.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Step {
-    /// Before the packet: the services are now these.
+    /// Replaces the services before the packet.
     #[serde(default)]
     pub services: Option<Vec<Service>>,
-    /// Before the packet, and after the services changed: the flow tables are swept, as the agent does every ten seconds.
+    /// Sweeps the flow tables before the packet, after the services are replaced. The agent does so
+    /// every ten seconds.
     #[serde(default)]
     pub sweep: bool,
     #[serde(default)]
     pub at: Hook,
-    /// Device the packet is on.
+    /// The device that the packet is on.
     #[serde(default)]
     pub on: Option<String>,
-    /// The packet, from its IP header on, or from `eth`.
+    /// The packet, starting with its IP header or with `eth`.
     #[serde(rename = "in")]
     pub packet: String,
-    /// The packet was merged from segments with a payload of so many bytes (GRO); tc only.
+    /// The packet was merged by GRO from segments with this many bytes of payload. Only for tc.
     #[serde(default)]
     pub merged_from: Option<u32>,
-    /// `pass`, `drop`, `forward PLACE`, `answer PLACE`.
+    /// `pass`, `drop`, `forward PEER`, `answer PEER`.
     pub out: Out,
-    /// What leaves; without it, what came in.
+    /// The packet that leaves. The default is the packet that came in.
     #[serde(default)]
     pub packet_out: Option<String>,
-    /// In XDP mode: XDP leaves it to tc, untouched.
+    /// In XDP mode, XDP leaves the packet to tc, untouched.
     #[serde(default)]
     pub left_to_tc: bool,
-    /// Counters that go up by one; one that goes up by more stands here more often.
+    /// Counters that increase by one. A counter that increases by more is listed several times.
     #[serde(default)]
     pub counts: Vec<String>,
-    /// All flow entries afterwards.
+    /// All flow entries after the packet.
     #[serde(default)]
     pub flows: Option<Vec<String>>,
-    /// The number of flow entries afterwards: open, half-open.
+    /// The numbers of open and of half-open flow entries after the packet.
     #[serde(default)]
     pub flow_numbers: Option<[usize; 2]>,
-    /// The step is made with `$i` being each of these numbers.
+    /// Repeats the step with `$i` set to each number from the first to the last.
     #[serde(default)]
     pub for_each: Option<[u32; 2]>,
-    /// The packet ends after `$i` bytes of IP.
+    /// Truncates the packet to `$i` bytes of IP.
     #[serde(default)]
     pub cut: bool,
 }
@@ -201,9 +206,9 @@ pub enum Hook {
 pub enum Out {
     Pass,
     Drop,
-    /// Sent on towards a place.
+    /// The packet is forwarded to a peer.
     Forward(String),
-    /// An answer is sent back to a place.
+    /// An answer is sent back to a peer.
     Answer(String),
 }
 
@@ -214,9 +219,9 @@ impl TryFrom<String> for Out {
         Ok(match text.split_once(' ') {
             None if text == "pass" => Self::Pass,
             None if text == "drop" => Self::Drop,
-            Some(("forward", place)) => Self::Forward(place.into()),
-            Some(("answer", place)) => Self::Answer(place.into()),
-            _ => return Err(format!("`{text}`: want pass, drop, `forward PLACE` or `answer PLACE`")),
+            Some(("forward", peer)) => Self::Forward(peer.into()),
+            Some(("answer", peer)) => Self::Answer(peer.into()),
+            _ => return Err(format!("`{text}`: expected pass, drop, `forward PEER` or `answer PEER`")),
         })
     }
 }
@@ -240,19 +245,20 @@ impl fmt::Display for Mode {
     }
 }
 
-impl Kind {
-    pub fn of_programs(self) -> lb_testbed::programs::Kind {
-        use lb_testbed::programs::Kind;
+impl AddressKind {
+    pub fn to_program_kind(self) -> lb_testbed::programs::AddressKind {
+        use lb_testbed::programs::AddressKind;
         match self {
-            Self::ClusterIp => Kind::ClusterIp,
-            Self::NodePort => Kind::NodePort,
-            Self::ExternalIp => Kind::ExternalIp,
-            Self::LoadBalancer => Kind::LoadBalancer,
+            Self::ClusterIp => AddressKind::ClusterIp,
+            Self::NodePort => AddressKind::NodePort,
+            Self::ExternalIp => AddressKind::ExternalIp,
+            Self::LoadBalancer => AddressKind::LoadBalancer,
         }
     }
 }
 
 impl Protocol {
+    /// Returns the IP protocol number (IANA).
     pub fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
@@ -270,7 +276,7 @@ fn xdp_and_tc() -> Vec<Mode> {
     vec![Mode::Xdp, Mode::Tc]
 }
 
-/// Every case below `folder` with its concern (`folder/file`), sorted by path.
+/// Returns every case below `folder` with its concern (`folder/file`), sorted by path.
 pub fn read_all(folder: &Path) -> Result<Vec<(String, Case)>> {
     let mut cases = Vec::new();
     for path in files(folder)? {
@@ -279,10 +285,9 @@ pub fn read_all(folder: &Path) -> Result<Vec<(String, Case)>> {
         let read: Vec<Case> =
             serde_saphyr::from_multiple(&text).with_context(|| path.display().to_string())?;
         for case in read {
-            if cases
-                .iter()
-                .any(|(known, other): &(String, Case)| *known == concern && other.case == case.case)
-            {
+            let same_name =
+                |(known, existing): &(String, Case)| *known == concern && existing.case == case.case;
+            if cases.iter().any(same_name) {
                 bail!("{}: two cases are named `{}`", path.display(), case.case);
             }
             cases.push((concern.clone(), case));

@@ -1,10 +1,12 @@
-//! Packets through the kernel programs, one at a time, by `BPF_PROG_TEST_RUN`.
+//! Runs packets through the kernel programs, one at a time, with `BPF_PROG_TEST_RUN`.
 //!
-//! * `cases/`: packet in; verdict, packet, counters and flow entries out, as data. See `cases/README.md`.
-//! * [`tables`]: what the agent writes to the maps, it reads back.
-//! * [`fuzz`]: generated packets, against a model of what should happen that shares nothing with the programs.
+//! * `cases/`: cases as data. A case has packets and the expected verdicts, packets, counters and
+//!   flow entries. See `cases/README.md`.
+//! * [`tables`]: the agent reads back the entries that it writes to the maps.
+//! * [`fuzz`]: generated packets. A model that shares no code with the programs returns the
+//!   expected results.
 //!
-//! Needs root. Runs in a network namespace of its own; nothing is attached and nothing is pinned.
+//! Needs root. The tests run in their own network namespace. Nothing is attached or pinned.
 
 mod case;
 mod fuzz;
@@ -24,20 +26,20 @@ use lb_testbed::programs::world::World;
 use lb_testbed::programs::{Limits, Subject};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// The namespace and the programs in it, loaded once for each set of limits. All cases take turns.
-struct Stage {
+/// The namespace, and the programs loaded in it once for each set of limits. All cases share it.
+struct Environment {
     world: World,
     subjects: HashMap<Limits, Subject>,
 }
 
-impl Stage {
-    /// The programs with empty maps.
+impl Environment {
+    /// Returns the programs for these limits, with empty maps.
     fn subject(&mut self, limits: Limits) -> Result<(&World, &mut Subject)> {
         let subject = match self.subjects.entry(limits) {
             Entry::Occupied(loaded) => loaded.into_mut(),
-            Entry::Vacant(place) => {
-                let subject = Subject::load(place.key(), &self.world)?;
-                place.insert(subject)
+            Entry::Vacant(vacant) => {
+                let subject = Subject::load(vacant.key(), &self.world)?;
+                vacant.insert(subject)
             }
         };
         subject.clear()?;
@@ -57,49 +59,53 @@ fn main() -> ExitCode {
 
 fn trials() -> Result<ExitCode> {
     let mut arguments = Arguments::from_args();
-    // libtest-mimic then runs every case on this thread, which is in the namespace.
+    // With one test thread, libtest-mimic runs every case on this thread, which is in the
+    // namespace.
     arguments.test_threads = Some(1);
     let cases = case::read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packets/cases"))?;
-    let stage =
-        if arguments.list { None } else { Some(Stage { world: World::enter()?, subjects: HashMap::new() }) };
-    let stage = Arc::new(Mutex::new(stage));
+    let environment = match arguments.list {
+        true => None,
+        false => Some(Environment { world: World::enter()?, subjects: HashMap::new() }),
+    };
+    let environment = Arc::new(Mutex::new(environment));
     let mut trials = Vec::new();
     for (concern, case) in cases {
         let case = Arc::new(case);
         for &family in &case.families {
             for &mode in &case.modes {
-                let (case, stage) = (case.clone(), stage.clone());
+                let (case, environment) = (case.clone(), environment.clone());
                 let name = format!("{concern}: {} ({family}, {mode})", case.case);
                 trials.push(Trial::test(name, move || {
-                    on_stage(&stage, case.limits.of_programs(), |world, subject| {
+                    run_in(&environment, case.limits.to_program_limits(), |world, subject| {
                         run::run(&case, family, mode, world, subject)
                     })
                 }));
             }
         }
     }
-    let maps = stage.clone();
-    trials.push(Trial::test("tables: what is written to the maps is read back", move || {
-        on_stage(&maps, Limits::default(), |_, _| tables::run())
+    let for_tables = environment.clone();
+    trials.push(Trial::test("tables: entries written to the maps are read back", move || {
+        run_in(&for_tables, Limits::default(), |_, _| tables::run())
     }));
     for mode in fuzz::MODES {
-        let stage = stage.clone();
-        trials
-            .push(Trial::test(format!("fuzz: generated packets agree with the model ({mode})"), move || {
-                on_stage(&stage, Limits::default(), |world, subject| fuzz::run(mode, world, subject))
-            }));
+        let environment = environment.clone();
+        let name = format!("fuzz: generated packets agree with the model ({mode})");
+        trials.push(Trial::test(name, move || {
+            run_in(&environment, Limits::default(), |world, subject| fuzz::run(mode, world, subject))
+        }));
     }
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }
 
-fn on_stage(
-    stage: &Mutex<Option<Stage>>,
+/// Runs a case in the environment, on programs with these limits and empty maps.
+fn run_in(
+    environment: &Mutex<Option<Environment>>,
     limits: Limits,
     run: impl FnOnce(&World, &mut Subject) -> Result<()>,
 ) -> Result<(), Failed> {
-    // A case that panicked leaves its entries in the maps; they are cleared before the next.
-    let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
-    let stage = stage.as_mut().ok_or("cases are only listed")?;
-    let run = stage.subject(limits).and_then(|(world, subject)| run(world, subject));
-    run.map_err(|error| format!("{error:#}").into())
+    // A case that panicked leaves its entries in the maps. `Environment::subject` removes them.
+    let mut environment = environment.lock().unwrap_or_else(PoisonError::into_inner);
+    let environment = environment.as_mut().ok_or("cases are only listed")?;
+    let result = environment.subject(limits).and_then(|(world, subject)| run(world, subject));
+    result.map_err(|error| format!("{error:#}").into())
 }

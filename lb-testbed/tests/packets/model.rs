@@ -1,7 +1,9 @@
-//! What the programs should do with a packet, written from the documents and from nothing else.
+//! A model of the programs: it returns what they should do with a packet. It is written from the
+//! documents and shares no code with the programs.
 //!
-//! It finds the headers by itself, knows the routes of [`world`] by itself, and keeps the connections it has seen in
-//! plain maps. Where a program chooses (endpoint, source port), the model checks the choice and takes it over.
+//! The model parses headers itself, takes the routes from [`world`], and keeps connections in hash
+//! maps. Where a program chooses (endpoint, source port), the model checks the choice and stores
+//! it.
 
 mod icmp;
 
@@ -18,9 +20,9 @@ const ICMP_V6: u8 = 58;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SCTP: u8 = 132;
-/// Headers end within this many bytes of the frame, or the packet is none of ours.
+/// The programs ignore a packet whose headers end after this many bytes of the frame.
 const HEADERS_WITHIN: usize = 512;
-/// Errors quote at most so much, or are not sent.
+/// The programs send no ICMP error if it would quote more than this many bytes.
 const QUOTE_MAX: usize = 128;
 const MAX_EXTENSION_HEADERS: usize = 6;
 const MAX_VLAN_TAGS: usize = 2;
@@ -30,7 +32,7 @@ const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
-/// Protocol, source and destination of a packet where it is seen.
+/// Protocol, source and destination of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tuple {
     pub protocol: u8,
@@ -47,14 +49,16 @@ impl Tuple {
 /// One direction of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Flow {
+    /// The tuple that packets get.
     pub to: Tuple,
     pub reply: bool,
+    /// The programs send the packets out along a route.
     pub routed: bool,
-    /// A FIN or RST, or what SCTP has in their place, went by in this direction.
+    /// A FIN or RST, or the SCTP chunk with the same meaning, has passed in this direction.
     closed: bool,
 }
 
-/// Where the headers of a packet are, when it is one that a Service could be asked with.
+/// The header offsets and fields of a packet that the programs may translate.
 #[derive(Debug, Clone, Copy)]
 struct View {
     l3: usize,
@@ -66,8 +70,9 @@ struct View {
     ttl: u8,
     id: u32,
     part: Part,
-    /// Length of the IP packet.
+    /// Length of the IP packet in bytes.
     length: usize,
+    /// The frame has a VLAN tag.
     tagged: bool,
 }
 
@@ -78,43 +83,38 @@ enum Part {
     Later,
 }
 
-/// Where a packet enters.
+/// The direction of a packet at a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    In,
-    Out,
+pub enum Direction {
+    Ingress,
+    Egress,
 }
 
 /// What should happen to a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Judgement {
-    /// Nothing, and these counters.
+pub enum Expected {
+    /// The packet passes untouched, and these counters increase.
     Untouched(Vec<&'static str>),
+    /// The packet is dropped, and this counter increases.
     Dropped(&'static str),
-    /// It gets this tuple. Routed: with one hop less and to this place.
-    Rewritten {
-        to: Tuple,
-        routed: Option<Towards>,
-    },
-    /// It is an error about a packet of a connection and becomes this. Routed: it is sent to this place.
-    Translated {
-        frame: Vec<u8>,
-        routed: Option<Towards>,
-    },
-    /// It opens a connection to one of these endpoints.
+    /// The packet gets this tuple. With a route, its hop count decreases and it is sent along the
+    /// route.
+    Rewritten { to: Tuple, routed: Option<Route> },
+    /// The packet is an ICMP error about a packet of a connection and becomes this frame. With a
+    /// route, it is sent along the route.
+    Translated { frame: Vec<u8>, routed: Option<Route> },
+    /// The packet opens a connection to one of these endpoints.
     Opens(Vec<SocketAddr>),
-    /// It opens a connection and is left, untouched, to the tc program of a device that the tests do not run.
+    /// The packet opens a connection and is left, untouched, to the tc program of a VLAN device,
+    /// which the tests do not run.
     OpensForTc,
-    /// Its sender gets this.
-    Answered {
-        answer: Answer,
-        counter: &'static str,
-    },
+    /// The sender gets this answer, and this counter increases.
+    Answered { answer: Answer, counter: &'static str },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// An ICMP error that quotes the headers: type, code, and the word that follows.
+    /// An ICMP error that quotes the headers: type, code, and the 32-bit word after the checksum.
     Error {
         kind: u8,
         code: u8,
@@ -125,11 +125,11 @@ pub enum Answer {
     EchoReply,
 }
 
-/// The way out to an address.
+/// The route to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Towards {
+pub struct Route {
     pub device: &'static str,
-    /// Link-layer address of the next hop, when it is known.
+    /// MAC address of the next hop. `None`: the neighbour is not resolved.
     pub mac: Option<Mac>,
 }
 
@@ -138,11 +138,12 @@ pub struct Model {
     link: Link,
     services: HashMap<(u8, SocketAddr), Service>,
     pub flows: HashMap<Tuple, Flow>,
+    /// Ports of a datagram, by addresses, protocol and identification of its fragments.
     fragments: HashMap<(IpAddr, IpAddr, u8, u32), (u16, u16)>,
     first_snat_port: u16,
 }
 
-/// A Service port at one address; at the unspecified address: at every address of the node.
+/// A Service port at one address. The unspecified address stands for every address of the node.
 #[derive(Debug, Clone)]
 pub struct Service {
     pub endpoints: Vec<SocketAddr>,
@@ -154,79 +155,80 @@ impl Model {
         Self { link, services, flows: HashMap::new(), fragments: HashMap::new(), first_snat_port }
     }
 
-    /// No connection is known any more, and no datagram that is under way.
+    /// Removes all connections, and the ports of all fragmented datagrams.
     pub fn forget_flows(&mut self) {
         self.flows.clear();
         self.fragments.clear();
     }
 
-    /// What should happen to a packet at a device. Changes no state but what the packet itself closes or says of its
-    /// fragments; [`Model::opened`] takes over a new connection.
-    pub fn judge(&mut self, bytes: &[u8], way: Way) -> Judgement {
-        let untouched = || Judgement::Untouched(Vec::new());
+    /// Returns what should happen to a packet at a device. Closes connections and stores the ports
+    /// of fragments, but does not open connections: [`Model::opened`] does.
+    pub fn expect(&mut self, bytes: &[u8], direction: Direction) -> Expected {
+        let untouched = || Expected::Untouched(Vec::new());
         let Some(view) = View::of(bytes, self.link) else { return untouched() };
         if view.is_icmp() {
-            return self.judge_icmp(&view, bytes, way);
+            return self.expect_icmp(&view, bytes, direction);
         }
         let Some(tuple) = self.tuple(&view, bytes) else { return untouched() };
         let flags = view.flags(bytes);
         let opening = view.protocol == UDP || flags & (SYN | ACK | RST | FIN) == SYN;
 
         if let Some(flow) = self.flows.get(&tuple).copied() {
-            let other = flow.to.reversed();
-            let over = flow.closed || self.flows.get(&other).is_none_or(|other| other.closed);
-            if way == Way::In && !flow.reply && view.protocol != UDP && opening && over {
+            let reverse = flow.to.reversed();
+            let closed = flow.closed || self.flows.get(&reverse).is_none_or(|reverse| reverse.closed);
+            if direction == Direction::Ingress && !flow.reply && view.protocol != UDP && opening && closed {
                 self.flows.remove(&tuple);
-                self.flows.remove(&other);
+                self.flows.remove(&reverse);
             } else {
-                return self.judge_flow(&view, bytes, tuple, flow, flags, way);
+                return self.expect_flow(&view, bytes, tuple, flow, flags, direction);
             }
         }
-        if way == Way::Out {
+        if direction == Direction::Egress {
             return untouched();
         }
         let Some(service) = self.service(&tuple) else {
-            // The fuzz has no other addresses of Services than ClusterIPs.
+            // All Service addresses of the fuzz are ClusterIPs.
             let address = tuple.destination.ip();
             let cluster_ip =
-                !address.is_unspecified() && self.services.keys().any(|(_, other)| other.ip() == address);
+                !address.is_unspecified() && self.services.keys().any(|(_, known)| known.ip() == address);
             return if cluster_ip && opening { refuse(&view, "unknown_port_rejected") } else { untouched() };
         };
         if !opening {
-            // Tagged, it is counted where it comes by without its tag.
-            return Judgement::Untouched(if view.tagged { vec![] } else { vec!["tcp_without_flow"] });
+            // A tagged packet is counted at the VLAN device, where it has no tag.
+            return Expected::Untouched(if view.tagged { vec![] } else { vec!["tcp_without_flow"] });
         }
         if service.endpoints.is_empty() {
             return match service.drop {
-                true => Judgement::Dropped("no_endpoint_dropped"),
+                true => Expected::Dropped("no_endpoint_dropped"),
                 false => refuse(&view, "no_endpoint_rejected"),
             };
         }
-        // The fuzz gives each Service endpoints of one kind: what holds for the first holds for all.
+        // In the fuzz, all endpoints of a Service are of one kind. The first one stands for all.
         let endpoints = service.endpoints.clone();
         if !keeps_source(tuple.source, endpoints[0]) {
             match obstacle(&view, endpoints[0].ip()) {
                 Some(_) if view.tagged => return left_to_tc(),
                 Some(obstacle) => return obstacle,
-                None if view.tagged => return Judgement::OpensForTc,
+                None if view.tagged => return Expected::OpensForTc,
                 None => {}
             }
         }
-        Judgement::Opens(endpoints)
+        Expected::Opens(endpoints)
     }
 
-    fn judge_flow(
+    fn expect_flow(
         &mut self,
         view: &View,
         bytes: &[u8],
         tuple: Tuple,
         flow: Flow,
         flags: u8,
-        way: Way,
-    ) -> Judgement {
-        // A reply that goes on along its path is translated where it leaves, everything else where it arrives.
-        if (way == Way::Out) != (flow.reply && !flow.routed) {
-            return Judgement::Untouched(Vec::new());
+        direction: Direction,
+    ) -> Expected {
+        // A reply that stays on the kernel's path is translated at egress, everything else at
+        // ingress.
+        if (direction == Direction::Egress) != (flow.reply && !flow.routed) {
+            return Expected::Untouched(Vec::new());
         }
         let routed = if flow.routed {
             if view.tagged {
@@ -244,25 +246,25 @@ impl Model {
         }
         let ports = |tuple: Tuple| (tuple.source.port(), tuple.destination.port());
         if view.protocol == SCTP && view.part == Part::First && ports(tuple) != ports(flow.to) {
-            return Judgement::Dropped("sctp_fragment");
+            return Expected::Dropped("sctp_fragment");
         }
         self.remember_fragment(view, bytes);
-        Judgement::Rewritten { to: flow.to, routed }
+        Expected::Rewritten { to: flow.to, routed }
     }
 
-    /// A packet that opens a connection left with this tuple: checks that the choice was one the program had, and notes
-    /// the connection. `Err` says what is wrong with the choice.
-    pub fn opened(&mut self, bytes: &[u8], endpoints: &[SocketAddr], to: Tuple) -> Result<Judgement, String> {
-        let view = View::of(bytes, self.link).ok_or("not a packet of ours")?;
-        let tuple = self.tuple(&view, bytes).ok_or("no ports")?;
+    /// Checks the tuple `to` that a program chose for a packet that opens a connection, and stores
+    /// the connection. `Err` has the reason why the choice is wrong.
+    pub fn opened(&mut self, bytes: &[u8], endpoints: &[SocketAddr], to: Tuple) -> Result<Expected, String> {
+        let view = View::of(bytes, self.link).ok_or("the programs should ignore this packet")?;
+        let tuple = self.tuple(&view, bytes).ok_or("the packet has no ports")?;
         if !endpoints.contains(&to.destination) {
-            return Err(format!("{} is no endpoint of the service", to.destination));
+            return Err(format!("{} is not an endpoint of the Service", to.destination));
         }
         let kept = keeps_source(tuple.source, to.destination);
-        let way = route(to.destination.ip());
-        let expected = match (kept, way) {
+        let route = route(to.destination.ip());
+        let expected = match (kept, route) {
             (true, _) => tuple.source.ip(),
-            (false, Some(way)) => device_address(way.device, view.v6),
+            (false, Some(route)) => device_address(route.device, view.v6),
             (false, None) => return Err("there is no route to the endpoint".into()),
         };
         if to.source.ip() != expected {
@@ -272,7 +274,7 @@ impl Model {
         let may_keep_port =
             kept && !self.flows.contains_key(&Tuple { source: tuple.source, ..to }.reversed());
         if may_keep_port && to.source != tuple.source {
-            return Err("the client's port was changed without need".into());
+            return Err("the client's port was free, but was changed".into());
         }
         if !(kept && to.source == tuple.source) && to.source.port() < self.first_snat_port {
             return Err(format!("source port {} is outside the range", to.source.port()));
@@ -286,7 +288,7 @@ impl Model {
         self.flows.insert(tuple, request);
         self.flows.insert(to.reversed(), reply);
         self.remember_fragment(&view, bytes);
-        Ok(Judgement::Rewritten { to, routed: if kept { None } else { way } })
+        Ok(Expected::Rewritten { to, routed: if kept { None } else { route } })
     }
 
     fn service(&self, tuple: &Tuple) -> Option<&Service> {
@@ -320,7 +322,8 @@ impl Model {
         }
     }
 
-    /// The packet with another tuple and, when it is forwarded, one hop less. Every checksum keeps the error it had.
+    /// Returns the packet with another tuple. If it is forwarded, its hop count decreases by one. A
+    /// fault of a checksum remains.
     pub fn rewritten(&self, bytes: &[u8], to: Tuple, forwarded: bool) -> Option<Vec<u8>> {
         let view = View::of(bytes, self.link)?;
         let mut new = bytes.to_vec();
@@ -333,7 +336,7 @@ impl Model {
         if view.part != Part::Later {
             put(&mut new, view.l4, &to.source.port().to_be_bytes());
             put(&mut new, view.l4 + 2, &to.destination.port().to_be_bytes());
-            // What changed under the transport checksum: addresses (in the pseudo header) and ports.
+            // The transport checksum covers the ports and (in the pseudo header) the addresses.
             let change = sum(&new[source_at..source_at + 2 * width])
                 - sum(&bytes[source_at..source_at + 2 * width])
                 + sum(&new[view.l4..view.l4 + 4])
@@ -343,7 +346,7 @@ impl Model {
             if view.protocol == SCTP {
                 view.correct_crc(bytes, &mut new);
             } else if view.protocol == UDP && old == 0 {
-                // RFC 768: there is none.
+                // The datagram has no checksum (RFC 768).
             } else {
                 let checksum = adjusted(old, change);
                 let checksum = if view.protocol == UDP && checksum == 0 { 0xffff } else { checksum };
@@ -359,7 +362,7 @@ impl Model {
         Some(new)
     }
 
-    /// The frame that answers a packet.
+    /// Returns the frame that answers a packet.
     pub fn answered(&self, bytes: &[u8], answer: Answer) -> Option<Vec<u8>> {
         let view = View::of(bytes, self.link)?;
         let text = match answer {
@@ -368,10 +371,10 @@ impl Model {
                 let mut quoted = bytes[view.l3..].to_vec();
                 quoted.resize(view.quote(), 0);
                 let quoted: String = quoted.iter().map(|byte| format!("{byte:02x}")).collect();
-                let own = if view.v6 { "" } else { " tos=192" };
-                format!("{own} df / icmp {kind}.{code} rest={word:#010x} / 0x{quoted}")
+                let tos = if view.v6 { "" } else { " tos=192" };
+                format!("{tos} df / icmp {kind}.{code} rest={word:#010x} / 0x{quoted}")
             }
-            // RFC 9293 3.10.7.1, for a SYN: its length is that of its data, and one.
+            // RFC 9293 3.10.7.1. The length of a SYN segment is that of its data plus one.
             Answer::Reset => {
                 let tcp = &bytes[view.l4..];
                 let header = view.l4 - view.l3 + usize::from(tcp[12] >> 4) * 4;
@@ -386,7 +389,8 @@ impl Model {
         Some([&bytes[6..12], &bytes[..6], &bytes[12..14], &packet].concat())
     }
 
-    /// Whether two packets are the same but for the two ways to write zero in ones' complement, in the checksums.
+    /// Returns whether two packets are equal. The two representations of zero in ones' complement
+    /// are equal in checksums.
     pub fn same(&self, expected: &[u8], found: &[u8]) -> bool {
         let Some(view) = View::of(expected, self.link) else { return expected == found };
         let mut found = found.to_vec();
@@ -395,7 +399,7 @@ impl Model {
             checksums.push(view.l3 + 10);
         }
         if view.part != Part::Later {
-            // A UDP checksum is never zero by accident: there is one way only.
+            // A UDP checksum is not compared this way: it is never sent as a computed zero.
             checksums.extend((view.protocol == TCP).then_some(view.l4 + 16));
             checksums.extend(view.is_icmp().then_some(view.l4 + 2));
         }
@@ -409,7 +413,7 @@ impl Model {
         expected == found
     }
 
-    /// The tuple of a packet that left.
+    /// Returns the tuple of a packet, or `None` if it is not translatable or a later fragment.
     pub fn tuple_of(&self, bytes: &[u8]) -> Option<Tuple> {
         let view = View::of(bytes, self.link)?;
         if view.part == Part::Later {
@@ -442,8 +446,8 @@ impl View {
         };
         let ip = &bytes[l3..];
         let mut view = if v6 { Self::v6(ip)? } else { Self::v4(ip)? };
-        // The transport header must be there, within what the IP header calls the packet. (Its payload may be cut off:
-        // the endpoint finds out.)
+        // The transport header must be complete and within the length of the IP packet. The payload
+        // may be truncated: the endpoint will drop such a packet.
         let transport = match (view.part, view.protocol) {
             (Part::Later, TCP | UDP | SCTP) => 0,
             (_, TCP) => 20,
@@ -530,8 +534,9 @@ impl View {
         Some(view)
     }
 
-    /// Bytes of the packet that an error about it quotes: IP header, and the transport header without options. Of SCTP up to the
-    /// tag in an INIT (RFC 9260 10), in whole words.
+    /// Returns the number of bytes that an error about the packet quotes: the IP header and the
+    /// transport header without options. For SCTP it quotes up to the tag in an INIT (RFC 9260 10),
+    /// in whole words.
     fn quote(&self) -> usize {
         let header = self.l4 - self.l3;
         header
@@ -542,7 +547,8 @@ impl View {
             }
     }
 
-    /// The flags of a TCP header. Of a whole SCTP packet those that its first chunk stands for.
+    /// Returns the flags of a TCP header. For an unfragmented SCTP packet, returns the TCP flags
+    /// with the meaning of its first chunk.
     fn flags(&self, bytes: &[u8]) -> u8 {
         match (self.protocol, self.part) {
             (TCP, Part::Whole | Part::First) => bytes[self.l4 + 13],
@@ -561,7 +567,8 @@ impl View {
         }
     }
 
-    /// Sets the CRC of an SCTP packet to that of its new bytes, with the error that the old one had. Zero stays.
+    /// Updates the CRC of a changed SCTP packet. A fault of the old CRC remains, and zero remains
+    /// zero.
     fn correct_crc(&self, old: &[u8], new: &mut [u8]) {
         let at = self.l4 + 8;
         let field = u32::from_le_bytes([old[at], old[at + 1], old[at + 2], old[at + 3]]);
@@ -569,7 +576,7 @@ impl View {
             return;
         }
         let crc = |bytes: &[u8]| {
-            // What is cut off counts as zeros, in both.
+            // Truncated bytes count as zeros in both packets.
             let mut covered = bytes[self.l4..].to_vec();
             covered.resize(self.l3 + self.length - self.l4, 0);
             covered[8..12].fill(0);
@@ -587,59 +594,62 @@ impl View {
     }
 }
 
-/// Nobody serves the port.
-fn refuse(view: &View, counter: &'static str) -> Judgement {
+/// Returns the refusal of a packet to a port without endpoints.
+fn refuse(view: &View, counter: &'static str) -> Expected {
     if view.tagged {
         return left_to_tc();
     }
     if view.part == Part::Later {
-        return Judgement::Dropped(counter);
+        return Expected::Dropped(counter);
     }
     match view.protocol {
-        TCP if view.part == Part::First => Judgement::Dropped(counter),
-        TCP => Judgement::Answered { answer: Answer::Reset, counter },
+        TCP if view.part == Part::First => Expected::Dropped(counter),
+        TCP => Expected::Answered { answer: Answer::Reset, counter },
         _ => error(view, if view.v6 { (1, 4) } else { (3, 3) }, 0, counter),
     }
 }
 
-/// An ICMP error, or a drop when the headers to quote are too long.
-fn error(view: &View, (kind, code): (u8, u8), word: u32, counter: &'static str) -> Judgement {
+/// Returns an ICMP error, or a drop if the headers to quote are too long.
+fn error(view: &View, (kind, code): (u8, u8), word: u32, counter: &'static str) -> Expected {
     if view.quote() > QUOTE_MAX {
-        return Judgement::Dropped("rewrite_failed");
+        return Expected::Dropped("rewrite_failed");
     }
-    Judgement::Answered { answer: Answer::Error { kind, code, word }, counter }
+    Expected::Answered { answer: Answer::Error { kind, code, word }, counter }
 }
 
-/// XDP cannot send a tagged frame on: the tag would have to go. The VLAN device's own program sees it next, without tag.
-fn left_to_tc() -> Judgement {
-    Judgement::Untouched(vec!["left_to_tc"])
+/// XDP leaves a tagged frame to the programs of the VLAN device: it would have to remove the tag to
+/// forward the frame.
+fn left_to_tc() -> Expected {
+    Expected::Untouched(vec!["left_to_tc"])
 }
 
-/// What keeps a packet from being forwarded to an address.
-fn obstacle(view: &View, to: IpAddr) -> Option<Judgement> {
-    let Some(way) = route(to) else { return Some(Judgement::Dropped("no_route")) };
-    let mtu = world::device(way.device).map_or(1500, |device| device.mtu);
-    let (judgement, counter) = if view.length > mtu as usize {
+/// Returns what happens instead of forwarding a packet to an address, or `None` if it can be
+/// forwarded.
+fn obstacle(view: &View, to: IpAddr) -> Option<Expected> {
+    let Some(route) = route(to) else { return Some(Expected::Dropped("no_route")) };
+    let mtu = world::device(route.device).map_or(1500, |device| device.mtu);
+    let (expected, counter) = if view.length > mtu as usize {
         (error(view, if view.v6 { (2, 0) } else { (3, 4) }, mtu, "too_big"), "too_big")
     } else if view.ttl <= 1 {
         (error(view, if view.v6 { (3, 0) } else { (11, 0) }, 0, "ttl_expired"), "ttl_expired")
     } else {
         return None;
     };
-    // RFC 1122 3.2.2: no error about a fragment other than the first.
-    Some(if view.part == Part::Later { Judgement::Dropped(counter) } else { judgement })
+    // RFC 1122 3.2.2: no ICMP error is sent about a fragment other than the first.
+    Some(if view.part == Part::Later { Expected::Dropped(counter) } else { expected })
 }
 
-/// The route to an address, as [`world`] draws it: every place has one; other addresses are looked up by their network.
-pub fn route(to: IpAddr) -> Option<Towards> {
-    world::place_at(to).map(|place| Towards { device: place.device, mac: place.mac })
+/// Returns the route to an address. The model has routes to the peers of [`world`] only.
+pub fn route(to: IpAddr) -> Option<Route> {
+    world::peer_at(to).map(|peer| Route { device: peer.device, mac: peer.mac })
 }
 
 fn is_local(end: SocketAddr) -> bool {
-    world::place_at(end.ip()).is_some_and(|place| place.device == "pod0")
+    world::peer_at(end.ip()).is_some_and(|peer| peer.device == "pod0")
 }
 
-/// Replies come by this node again without being told to: one of the two ends is a pod of it.
+/// Returns whether the source address is kept: client or endpoint is a pod of this node, so replies
+/// pass this node in any case.
 fn keeps_source(client: SocketAddr, endpoint: SocketAddr) -> bool {
     is_local(client) || is_local(endpoint)
 }
@@ -663,14 +673,15 @@ fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// The plain sum of the 16-bit words of an even number of bytes.
+/// Returns the sum of the big-endian 16-bit words. The number of bytes must be even.
 fn sum(bytes: &[u8]) -> i64 {
     bytes.chunks(2).map(|pair| i64::from(be16(pair, 0))).sum()
 }
 
-/// A checksum after the sum under it changed: the checksum is minus the sum, modulo ffff.
+/// Returns the checksum after the sum of the covered words has changed by `change`. A checksum is
+/// minus the sum, modulo ffff.
 ///
-/// Of the two ways to write zero it takes 0000, as RFC 1624 equation 3 does, except where nothing but ffff can come out.
+/// Zero is represented as 0000.
 fn adjusted(old: u16, change: i64) -> u16 {
     (i64::from(old) - change).rem_euclid(0xffff) as u16
 }

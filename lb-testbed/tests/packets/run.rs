@@ -1,4 +1,4 @@
-//! Runs one case: every step's packet through the programs, and everything that is visible afterwards compared.
+//! Runs one case: gives the packet of each step to the programs, and compares all results.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -8,53 +8,54 @@ use ipnet::IpNet;
 use lb_testbed::packet::layer::{Ethernet, Layer, Link, Mac};
 use lb_testbed::packet::{build, diff, dissect, parse, verify};
 use lb_testbed::programs::world::{self, World};
-use lb_testbed::programs::{Action, Endpoint, Flow, Hook, Kind, Networks, ServiceEntry, Subject};
+use lb_testbed::programs::{Action, AddressKind, Endpoint, Flow, Hook, Networks, ServiceEntry, Subject};
 
 use crate::case::{self, Case, Family, Mode, Out, Policy, Step};
 use crate::text::Names;
 
 /// Runs a case for one family and mode, on programs with empty maps.
 pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
-    let mut scene = Scene { mode, world, subject, names: Names::new(family == Family::V6) };
+    let mut run = CaseRun { mode, world, subject, names: Names::new(family == Family::V6) };
     let networks =
-        Networks { pods: scene.networks(&case.pods)?, service_cidrs: scene.networks(&case.service_cidrs)? };
-    scene.subject.set_networks(&networks)?;
-    scene.serve(&case.services)?;
+        Networks { pods: run.networks(&case.pods)?, service_cidrs: run.networks(&case.service_cidrs)? };
+    run.subject.set_networks(&networks)?;
+    run.serve(&case.services)?;
     for (i, step) in case.steps.iter().enumerate() {
-        let place = || format!("step {}: {}", i + 1, step.packet);
+        let description = || format!("step {}: {}", i + 1, step.packet);
         if let Some(services) = &step.services {
-            scene.serve(services).with_context(place)?;
+            run.serve(services).with_context(description)?;
         }
         if step.sweep {
-            scene.subject.sweep().with_context(place)?;
+            run.subject.sweep().with_context(description)?;
         }
         let [first, last] = step.for_each.unwrap_or([0, 0]);
         for number in first..=last {
-            scene.names.set("i", number.to_string());
-            scene.step(step).with_context(place)?;
+            run.names.set("i", number.to_string());
+            run.step(step).with_context(description)?;
         }
     }
     Ok(())
 }
 
-struct Scene<'a> {
+struct CaseRun<'a> {
     mode: Mode,
     world: &'a World,
     subject: &'a mut Subject,
     names: Names,
 }
 
-/// What came of a packet.
+/// The result of sending a packet through the programs.
 pub struct Found {
     pub action: Action,
     pub packet: Vec<u8>,
-    /// XDP left it to tc untouched; `action` is what tc made of it.
+    /// XDP left the packet to tc, untouched. `action` is that of tc.
     pub left_to_tc: bool,
-    /// The program that decided.
+    /// The action is that of XDP, not of tc.
     pub by_xdp: bool,
 }
 
-/// Sends a frame through the programs as the kernel would: on a device in XDP mode, what XDP passes goes through tc.
+/// Sends a frame through the programs as the kernel would. On a device in XDP mode, frames that XDP
+/// passes go through tc.
 pub fn send(
     subject: &mut Subject,
     world: &World,
@@ -66,19 +67,20 @@ pub fn send(
     let ifindex = world.ifindex(device).with_context(|| format!("no device {device}"))?;
     let mut run = |hook, packet: &[u8]| subject.run(hook, ifindex, packet, 1);
     // XDP is never attached to devices of pods.
-    let of_pods = world::device(device).is_some_and(|device| device.pod);
-    let mode = if of_pods && mode == Mode::Xdp && can_be_an_skb(sent) { Mode::Tc } else { mode };
+    let leads_to_pods = world::device(device).is_some_and(|device| device.pod);
+    let mode = if leads_to_pods && mode == Mode::Xdp && can_be_an_skb(sent) { Mode::Tc } else { mode };
     match (at, mode) {
         (case::Hook::Ingress, Mode::Xdp) => {
             let xdp = run(Hook::Xdp, sent)?;
             let untouched = xdp.packet == sent;
-            // The tag of a VLAN is taken off before tc, and the VLAN device's own programs see the packet next.
+            // The kernel removes a VLAN tag before tc and gives the packet to the VLAN device's
+            // programs.
             if xdp.action != Action::Pass || is_tagged(sent) || !can_be_an_skb(sent) {
                 return Ok(Found { action: xdp.action, packet: xdp.packet, left_to_tc: false, by_xdp: true });
             }
             let tc = run(Hook::TcIngress, &xdp.packet)?;
             let idle = tc.action == Action::Pass && tc.packet == xdp.packet;
-            ensure!(untouched || idle, "tc changed or took a packet that XDP had finished");
+            ensure!(untouched || idle, "tc changed or took a packet that XDP had already translated");
             let action = if untouched { tc.action } else { xdp.action };
             Ok(Found { action, packet: tc.packet, left_to_tc: untouched && !idle, by_xdp: idle })
         }
@@ -89,8 +91,8 @@ pub fn send(
     }
 }
 
-/// `BPF_PROG_TEST_RUN` makes no skb of an IP packet that is shorter than its header (Linux 6.17, net/bpf/test_run.c,
-/// `bpf_prog_test_run_skb`).
+/// Returns whether `BPF_PROG_TEST_RUN` accepts a frame for a tc program. It refuses an IP packet
+/// that is shorter than its header (Linux 6.17, net/bpf/test_run.c, `bpf_prog_test_run_skb`).
 pub fn can_be_an_skb(frame: &[u8]) -> bool {
     match frame.get(12..14) {
         Some([0x08, 0x00]) => frame.len() >= 14 + 20,
@@ -100,7 +102,7 @@ pub fn can_be_an_skb(frame: &[u8]) -> bool {
     }
 }
 
-/// XDP does not look at ICMP, and so does not count what it leaves to tc.
+/// Returns whether a frame has an ICMP header. XDP passes ICMP without counting `left_to_tc`.
 pub fn is_icmp(frame: &[u8], link: Link) -> bool {
     dissect(frame, link).iter().any(|layer| matches!(layer, Layer::Icmp(_)))
 }
@@ -109,8 +111,8 @@ fn is_tagged(frame: &[u8]) -> bool {
     matches!(frame.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]))
 }
 
-impl Scene<'_> {
-    /// Makes these the services.
+impl CaseRun<'_> {
+    /// Replaces all services.
     fn serve(&mut self, services: &[case::Service]) -> Result<()> {
         let mut entries = Vec::new();
         for service in services {
@@ -122,13 +124,15 @@ impl Scene<'_> {
             let address = self.socket_address(&service.address, service.port)?;
             let mut entry = ServiceEntry::new(address, service.protocol.number(), backends);
             entry.name = service.name.clone();
-            entry.kind = service.kind.map_or(entry.kind, case::Kind::of_programs);
+            entry.kind = service.kind.map_or(entry.kind, case::AddressKind::to_program_kind);
             entry.drop = service.drop;
             entry.source_ranges =
                 service.source_ranges.as_ref().map(|ranges| self.networks(ranges)).transpose()?;
             entry.affinity_seconds = service.affinity;
-            // The policy of its kind; pods and the node are in the cluster already (KEP-1669), whatever address they use.
-            if entry.kind == Kind::ClusterIp {
+            // A ClusterIP has the internal policy, other addresses have the external one. The
+            // external one does not apply to pods and the node: they are inside the cluster
+            // (KEP-1669).
+            if entry.kind == AddressKind::ClusterIp {
                 entry.inside_local = service.internal_policy == Policy::Local;
                 entry.outside_local = entry.inside_local;
             } else {
@@ -139,19 +143,19 @@ impl Scene<'_> {
         self.subject.serve(&entries)
     }
 
-    /// Networks: `$client` and other addresses stand for themselves alone.
+    /// Parses networks. A single address, such as `$client`, is a network of one address.
     fn networks(&self, texts: &[String]) -> Result<Vec<IpNet>> {
         let network = |text: &String| {
             let text = self.names.fill(text);
             let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            network.map(|network| network.trunc()).with_context(|| format!("`{text}` is no network"))
+            network.map(|network| network.trunc()).with_context(|| format!("`{text}` is not a network"))
         };
         texts.iter().map(network).collect()
     }
 
     fn socket_address(&self, name: &str, port: u16) -> Result<SocketAddr> {
         let text = self.names.fill(name);
-        Ok(SocketAddr::new(text.parse().with_context(|| format!("`{text}` is no address"))?, port))
+        Ok(SocketAddr::new(text.parse().with_context(|| format!("`{text}` is not an address"))?, port))
     }
 
     fn step(&mut self, step: &Step) -> Result<()> {
@@ -176,7 +180,7 @@ impl Scene<'_> {
             Some(segment) => {
                 ensure!(
                     self.mode == Mode::Tc && step.at == case::Hook::Ingress,
-                    "merged-from is for tc at ingress"
+                    "merged-from is supported only for tc at ingress"
                 );
                 let ifindex = self.world.ifindex(&device).with_context(|| format!("no device {device}"))?;
                 Found::by_tc(self.subject.run_merged(Hook::TcIngress, ifindex, &sent, segment)?)
@@ -204,7 +208,8 @@ impl Scene<'_> {
         if self.mode == Mode::L3 { Link::None } else { Link::Ethernet }
     }
 
-    /// The bytes of a packet on a device: with a link header of that device, unless the text has one.
+    /// Returns the bytes of a packet on a device. It gets a link header for that device, unless the
+    /// text has one.
     fn frame(&self, text: &str, device: &str, at: case::Hook) -> Result<Vec<u8>> {
         let mut layers = parse(&self.names.fill(text))?;
         if self.link() == Link::Ethernet && !matches!(layers.first(), Some(Layer::Ethernet(_))) {
@@ -216,7 +221,7 @@ impl Scene<'_> {
                 case::Hook::Egress => destination,
             };
             let neighbour =
-                world::place_at(neighbour).and_then(|place| place.mac).unwrap_or([2, 0, 0, 0, 0, 0x99]);
+                world::peer_at(neighbour).and_then(|peer| peer.mac).unwrap_or([2, 0, 0, 0, 0, 0x99]);
             let (source, destination) = match at {
                 case::Hook::Ingress => (neighbour, own),
                 case::Hook::Egress => (own, neighbour),
@@ -230,15 +235,9 @@ impl Scene<'_> {
         let expected = match &step.out {
             Out::Pass => Action::Pass,
             Out::Drop => Action::Drop,
-            Out::Forward(place) => {
-                let place = world::place(place).with_context(|| format!("no place {place}"))?;
-                if !found.by_xdp {
-                    Action::Redirect
-                } else if place.device == device {
-                    Action::Tx
-                } else {
-                    Action::Redirect
-                }
+            Out::Forward(peer) => {
+                let peer = world::peer(peer).with_context(|| format!("no peer {peer}"))?;
+                if found.by_xdp && peer.device == device { Action::Tx } else { Action::Redirect }
             }
             Out::Answer(_) if found.by_xdp => Action::Tx,
             Out::Answer(_) => Action::Redirect,
@@ -282,26 +281,26 @@ impl Scene<'_> {
         }
         if verify(sent, link).is_empty() {
             let wrong = verify(&found.packet, link);
-            ensure!(wrong.is_empty(), "the packet that leaves is not sound: {}", wrong.join("; "));
+            ensure!(wrong.is_empty(), "the packet that leaves has faults: {}", wrong.join("; "));
         }
         Ok(())
     }
 
-    /// Link-layer addresses of what is sent on; `None` when the kernel fills them in later, or does not change them.
+    /// Returns source and destination MAC address of the packet that leaves. Returns `None` if the
+    /// kernel fills them in later or keeps them.
     fn link_addresses(&self, step: &Step, device: &str, found: &Found) -> Option<(Mac, Mac)> {
-        let place = match &step.out {
-            Out::Forward(place) if found.by_xdp => world::place(place)?,
-            Out::Answer(place) => world::place(place)?,
+        let (peer, out_device) = match &step.out {
+            Out::Forward(peer) if found.by_xdp => (world::peer(peer)?, world::peer(peer)?.device),
+            Out::Answer(peer) => (world::peer(peer)?, device),
             _ => return None,
         };
-        let out_of = if matches!(step.out, Out::Answer(_)) { device } else { place.device };
-        Some((world::device(out_of)?.mac, place.mac?))
+        Some((world::device(out_device)?.mac, peer.mac?))
     }
 
     fn check_counters(&self, step: &Step, before: &Counters, after: &Counters) -> Result<()> {
         let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
         for label in &step.counts {
-            ensure!(after.contains_key(label.as_str()), "there is no counter {label}");
+            ensure!(after.contains_key(label.as_str()), "unknown counter {label}");
             *expected.entry(label).or_default() += 1;
         }
         if step.left_to_tc && self.mode == Mode::Xdp {
@@ -312,7 +311,7 @@ impl Scene<'_> {
             .map(|(label, count)| (*label, count - before.get(label).copied().unwrap_or(0)))
             .filter(|(_, count)| *count > 0)
             .collect();
-        ensure!(found == expected, "counters went up by {found:?}, expected {expected:?}");
+        ensure!(found == expected, "counters increased by {found:?}, expected {expected:?}");
         Ok(())
     }
 
@@ -350,7 +349,8 @@ impl Found {
     }
 }
 
-/// Ethernet header and VLAN tags of a frame, without the EtherTypes that follow from the next layer.
+/// Returns Ethernet header and VLAN tags of a frame, without the EtherTypes that the next layer
+/// implies.
 fn link_layers(frame: &[u8]) -> Vec<Layer> {
     let mut layers = dissect(frame, Link::Ethernet);
     layers.retain(|layer| matches!(layer, Layer::Ethernet(_) | Layer::Vlan(_)));
@@ -358,5 +358,5 @@ fn link_layers(frame: &[u8]) -> Vec<Layer> {
 }
 
 fn is_local(address: SocketAddr) -> bool {
-    world::place_at(address.ip()).is_some_and(|place| place.device == "pod0")
+    world::peer_at(address.ip()).is_some_and(|peer| peer.device == "pod0")
 }

@@ -1,4 +1,4 @@
-//! The agent's view of the kernel's maps: what it writes there, it reads back.
+//! Entries that the agent writes to the kernel's maps are read back unchanged.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,7 +10,7 @@ use lb_datapath::Datapath;
 use lb_datapath::apply::tables::{TableError, Tables};
 use lb_testbed::programs::{Limits, load_options};
 
-/// More than one batch of reading (4096).
+/// More entries than one batch of a read (4096).
 const RANGES: u32 = 5000;
 
 pub fn run() -> Result<()> {
@@ -29,7 +29,7 @@ fn source_ranges(datapath: &Datapath) -> Result<()> {
     for network in v6 {
         written.insert((7, network?));
     }
-    // Networks inside each other, of services whose ids differ in one byte or in several.
+    // Nested networks of services whose ids differ in one byte or in several.
     for number in 0..RANGES {
         let length = 32 - (number % 3) as u8 * 4;
         let network = Ipv4Net::new(Ipv4Addr::from(0x0a00_0000 + number * 256), length)?;
@@ -39,20 +39,26 @@ fn source_ranges(datapath: &Datapath) -> Result<()> {
         tables.put_source_range(service_id, network)?;
     }
     ensure!(written.len() == RANGES as usize + 3);
-    ensure!(tables.source_ranges()?.into_iter().collect::<BTreeSet<_>>() == written, "all are read back");
+    ensure!(
+        tables.source_ranges()?.into_iter().collect::<BTreeSet<_>>() == written,
+        "not all ranges are read back"
+    );
 
     let one_more = tables.put_source_range(1_000_000, "192.0.2.0/24".parse()?);
     ensure!(
         matches!(one_more, Err(TableError::Full { option: "max-source-ranges", .. })),
-        "a full map: {one_more:?}"
+        "unexpected result of a write to a full map: {one_more:?}"
     );
     let (gone, kept): (Vec<_>, Vec<_>) = written.into_iter().partition(|(id, _)| *id != 7);
     for (service_id, network) in gone {
         tables.remove_source_range(service_id, network)?;
-        tables.remove_source_range(service_id, network).context("removing what is not there")?;
+        tables.remove_source_range(service_id, network).context("remove a missing range")?;
     }
     let left = tables.source_ranges()?;
-    ensure!(left.len() == kept.len() && kept.iter().all(|entry| left.contains(entry)), "left: {left:?}");
+    ensure!(
+        left.len() == kept.len() && kept.iter().all(|entry| left.contains(entry)),
+        "unexpected remaining ranges: {left:?}"
+    );
     Ok(())
 }
 
@@ -76,7 +82,7 @@ fn networks(datapath: &Datapath) -> Result<()> {
     Ok(())
 }
 
-/// What the node and what Services say of one address does not disturb each other.
+/// An address has flags of the node and flags of Services. Changing one kind keeps the other.
 fn addresses(datapath: &Datapath) -> Result<()> {
     let mut tables = datapath.tables()?;
     for ip in ["192.0.2.1", "2001:db8::1"] {
@@ -84,7 +90,7 @@ fn addresses(datapath: &Datapath) -> Result<()> {
         let entry = KnownAddress { ifindex: 3, flags: address_flags::NODE | address_flags::NODE_PORTS };
         let marked = |tables: &dyn Tables| anyhow::Ok(tables.marked_addresses()?);
         datapath.put_node_address(ip, &entry)?;
-        ensure!(marked(&tables)?.is_empty(), "an address of the node alone is none of a Service");
+        ensure!(marked(&tables)?.is_empty(), "an address of only the node counts as one of a Service");
         tables.mark_address(ip, address_flags::SERVICE)?;
         ensure!(
             datapath.maps().node_addresses()? == [(ip, entry)]
@@ -93,7 +99,7 @@ fn addresses(datapath: &Datapath) -> Result<()> {
         datapath.remove_node_address(ip)?;
         ensure!(
             datapath.maps().node_addresses()?.is_empty(),
-            "an address of a Service alone is none of the node"
+            "an address of only a Service counts as one of the node"
         );
         ensure!(marked(&tables)? == [(ip, address_flags::SERVICE)]);
         datapath.put_node_address(ip, &entry)?;

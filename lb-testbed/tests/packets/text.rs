@@ -1,5 +1,5 @@
-//! Names in packet texts: `$client` is an address, `$client.mac` a MAC address, anything else what a step captured.
-//! `$_` is captured anew by every packet.
+//! Names in packet texts. `$client` is an address, `$client.mac` a MAC address. Any other name is a
+//! value that an earlier packet captured. Every packet captures `$_` again.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use lb_testbed::packet::layer::Mac;
 use lb_testbed::packet::{Link, dissect, render, split_layers};
 use lb_testbed::programs::world;
 
-/// What the names of a running case stand for.
+/// The values of the names in a running case.
 pub struct Names {
     captured: HashMap<String, String>,
     v6: bool,
@@ -27,7 +27,7 @@ impl Names {
         self.captured.remove(name);
     }
 
-    /// Replaces every name that is known; others stay as they are.
+    /// Replaces every known name with its value. Unknown names are kept.
     pub fn fill(&self, text: &str) -> String {
         let mut filled = String::new();
         let mut rest = text;
@@ -48,15 +48,14 @@ impl Names {
             return Some(value.clone());
         }
         if let Some(name) = name.strip_suffix(".mac") {
-            let mac: Mac =
-                world::device(name).map(|device| device.mac).or_else(|| world::place(name)?.mac)?;
+            let mac: Mac = world::device(name).map(|device| device.mac).or_else(|| world::peer(name)?.mac)?;
             return Some(mac.map(|byte| format!("{byte:02x}")).join(":"));
         }
         world::address(name, self.v6).map(|address| address.to_string())
     }
 
-    /// Takes the values of the names that are still open in `expected` from the packet that was found. Fails when it
-    /// does not have the layers that are expected.
+    /// Captures the values of the unknown names in `expected` from the packet that was found.
+    /// Returns an error if the packet does not have the expected layers.
     pub fn capture(&mut self, expected: &str, found: &[u8], link: Link) -> Result<()> {
         let found_layers = dissect(found, link);
         let found = split_layers(&render(&found_layers));
@@ -87,7 +86,7 @@ impl Names {
     }
 }
 
-/// The name behind the `$` that `text` starts with.
+/// Returns the name after the `$` that `text` starts with.
 fn name_at(text: &str) -> &str {
     let name = &text[1..];
     let end = name

@@ -11,7 +11,8 @@ use crate::check::eventually;
 use crate::exposed::{Ask, Exposed, route_external_addresses};
 use crate::world::{To, World};
 
-/// A client stays with its endpoint, whichever address of the port it uses, until that endpoint goes.
+/// A client stays with its endpoint, whichever address of the port it uses, until that endpoint
+/// goes.
 pub fn a_client_stays(world: &mut World, family: Family) -> Result<()> {
     route_external_addresses(world)?;
     let service = Exposed::publish(world, "Cluster", &[1, 3, 4], |object| sticky(object, 10_800))?;

@@ -48,7 +48,8 @@ pub fn endpoint_added(world: &mut World, family: Family) -> Result<()> {
     eventually(|| spread_over(&world.client().get(&[outside], 40)?, &[1, 3]))
 }
 
-/// New requests go to the endpoints that are left, open connections end as they began, a UDP socket moves over.
+/// New requests go to the endpoints that are left, open connections end as they began, a UDP socket
+/// moves over.
 pub fn endpoint_removed_under_load(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3, 4])?;
     let inside = |to| service.cluster_ip(family, to);
@@ -90,7 +91,8 @@ pub fn service_deleted(world: &mut World, family: Family) -> Result<()> {
     answered_by(&world.pod(2).host.get(&[stays.cluster_ip(family, To::Http)], 5)?, &[1, 3])
 }
 
-/// A file that does not parse and an object with an impossible address are reported; all other objects are served.
+/// A file that does not parse and an object with an impossible address are reported; all other
+/// objects are served.
 pub fn bad_manifest_harms_nobody_else(world: &mut World) -> Result<()> {
     let before = world.publish(&[1])?;
     world.topology.manifests.write_text("broken.yaml", "kind: Service\nspec: [}\n")?;

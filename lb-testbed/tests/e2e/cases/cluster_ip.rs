@@ -1,4 +1,5 @@
-//! TCP to a ClusterIP: from pods and nodes (translated at the socket) and from outside (translated as packets).
+//! TCP to a ClusterIP: from pods and nodes (translated at the socket) and from outside (translated
+//! as packets).
 
 use anyhow::Result;
 use lb_testbed::Family;
@@ -66,8 +67,9 @@ pub fn outside(world: &mut World, family: Family) -> Result<()> {
     answered(&exchanges, &[3], &world.node(0).addresses())
 }
 
-/// 300 requests over three endpoints: 100 each with a standard deviation of 8, so five of those either way once in a million
-/// runs. The entry node has one of them itself and reaches two by way of the other node: neither may be preferred.
+/// 300 requests over three endpoints: 100 each with a standard deviation of 8, so five of those
+/// either way once in a million runs. The entry node has one of them itself and reaches two by way
+/// of the other node: neither may be preferred.
 pub fn requests_are_spread(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3, 4])?;
     let inside = service.cluster_ip(family, To::Http);

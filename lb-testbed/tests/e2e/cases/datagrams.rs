@@ -1,4 +1,5 @@
-//! UDP: connected and unconnected sockets, fragments, and a path that is narrower than the client's own link.
+//! UDP: connected and unconnected sockets, fragments, and a path that is narrower than the client's
+//! own link.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,7 +13,8 @@ use lb_testbed::topology::OVERLAY_MTU;
 use crate::check::{answered, failed_as};
 use crate::world::{To, World};
 
-/// Two sizes from a connected and from an unconnected socket: the one names its peer by `getpeername`, the other by `recvfrom`.
+/// Two sizes from a connected and from an unconnected socket: the one names its peer by
+/// `getpeername`, the other by `recvfrom`.
 fn ask_both_ways(
     client: &Host,
     target: SocketAddr,
@@ -75,8 +77,9 @@ pub fn fragments(world: &mut World, family: Family) -> Result<()> {
     ask_both_ways(&client, remote, &[4000], &[1], &world.node(1).addresses())
 }
 
-/// The overlay is narrower than the client's link: a datagram that must not be fragmented is answered with "fragmentation
-/// needed" or "packet too big", which the client's kernel reports as EMSGSIZE, and the size it allows passes.
+/// The overlay is narrower than the client's link: a datagram that must not be fragmented is
+/// answered with "fragmentation needed" or "packet too big", which the client's kernel reports as
+/// EMSGSIZE, and the size it allows passes.
 pub fn path_mtu_is_told(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[3])?;
     let target = service.node_port(world.node(0), family, To::Udp);

@@ -66,7 +66,8 @@ fn arguments(world: &World, to: To, source: &str, target: SocketAddr) -> Vec<Str
     let protocol = if to == To::Udp { "udp" } else { "tcp" };
     let arguments = ["explain", protocol, source, &target.to_string(), "-o", "json"].map(str::to_owned);
     let mut arguments = arguments.to_vec();
-    // The client outside is a namespace of the same kernel here, and its address would be taken for a pod's.
+    // The client outside is a namespace of the same kernel here, and its address would be taken for
+    // a pod's.
     let ip = source.parse::<SocketAddr>().map(|source| source.ip()).or_else(|_| source.parse());
     if ip.is_ok_and(|ip| ip == world.client().address(Family::of(ip))) {
         arguments.extend(["--in", "external"].map(str::to_owned));
@@ -82,7 +83,8 @@ fn explain(world: &World, to: To, source: &str, target: SocketAddr) -> Result<Sa
     serde_json::from_str(&text).with_context(|| format!("read what lb {arguments:?} printed: {text}"))
 }
 
-/// Whether `lb explain` says of a request what a cell of the [matrix](super::matrix) says of its traffic.
+/// Whether `lb explain` says of a request what a cell of the [matrix](super::matrix) says of its
+/// traffic.
 pub fn agrees_with_cell(
     world: &World,
     source: &str,
@@ -143,7 +145,8 @@ fn ask(host: &Host, to: To, target: SocketAddr) -> Result<Vec<Exchange>> {
     }
 }
 
-/// A ping to a Service's address is answered; one to a pod is none of ours. Source and destination are addresses without ports.
+/// A ping to a Service's address is answered; one to a pod is none of ours. Source and destination
+/// are addresses without ports.
 pub fn pings(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1])?;
     let (client, agent) = (client_address(world, family), world.agent(0)?);
@@ -191,7 +194,8 @@ pub fn agrees_with_traffic(world: &mut World, family: Family) -> Result<()> {
                     for exchange in exchanges {
                         let seen = exchange.result.as_ref().map(|answer| answer.greeting.client.ip());
                         let seen = seen.map_err(|failure| anyhow::anyhow!("{failure}"))?;
-                        // Of what a process of the node sends, the kernel chooses the source, by the way to the endpoint.
+                        // Of what a process of the node sends, the kernel chooses the source, by
+                        // the way to the endpoint.
                         let agrees = if host.name == node.name {
                             !said.source_rewritten && world.node(0).addresses().contains(&seen)
                         } else {
@@ -222,7 +226,8 @@ fn publish_with(world: &mut World, pods: &[usize], change: serde_json::Value) ->
     Ok(published)
 }
 
-/// No endpoint: rejected as well as refused; none here with a Local policy: dropped and unanswered, but not for pods.
+/// No endpoint: rejected as well as refused; none here with a Local policy: dropped and unanswered,
+/// but not for pods.
 pub fn refusals_agree_with_traffic(world: &mut World, family: Family) -> Result<()> {
     let client = world.client().address(family).to_string();
     let pod = world.pod(2).host.address(family).to_string();
@@ -269,7 +274,8 @@ fn written(world: &World) -> Result<Written> {
     Ok((flows, affinity, maps.counters()?))
 }
 
-/// A connection that is open, an affinity that is remembered: both are said, and explaining changes neither them nor a counter.
+/// A connection that is open, an affinity that is remembered: both are said, and explaining changes
+/// neither them nor a counter.
 pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
     let service = publish_with(world, &[1, 3], json!({ "sessionAffinity": "ClientIP" }))?;
     world.wait_until_served(&service, &[1, 3])?;
@@ -303,7 +309,8 @@ pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
         Family::V4 => "10.10.0.99",
         Family::V6 => "fd00:10::99",
     };
-    // The last packets of the connection are still on their way at first; what explaining writes would be there each time.
+    // The last packets of the connection are still on their way at first; what explaining writes
+    // would be there each time.
     eventually(|| {
         let before = written(world)?;
         for to in [To::Http, To::Udp] {
@@ -321,7 +328,8 @@ fn client_address(world: &World, family: Family) -> String {
     world.client().address(family).to_string()
 }
 
-/// Before an agent is installed the manifests are explained as it will serve them, and nothing stays behind.
+/// Before an agent is installed the manifests are explained as it will serve them, and nothing
+/// stays behind.
 pub fn without_an_agent(world: &mut World, family: Family) -> Result<()> {
     let client = client_address(world, family);
     let mut cases = Vec::new();

@@ -1,4 +1,5 @@
-//! Who may use an address: source ranges of load balancers, ports that a Service does not have, addresses that belong to none.
+//! Who may use an address: source ranges of load balancers, ports that a Service does not have,
+//! addresses that belong to none.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,8 +12,8 @@ use crate::check::eventually;
 use crate::exposed::{Ask, Exposed, route_external_addresses};
 use crate::world::{To, World};
 
-/// `loadBalancerSourceRanges` lets its sources in at the load-balancer address, a pod as well as a client outside, and nobody
-/// else; at the other addresses everybody is welcome.
+/// `loadBalancerSourceRanges` lets its sources in at the load-balancer address, a pod as well as a
+/// client outside, and nobody else; at the other addresses everybody is welcome.
 pub fn source_ranges(world: &mut World, family: Family) -> Result<()> {
     route_external_addresses(world)?;
     let service = Exposed::publish(world, "Cluster", &[1, 3], |_| {})?;
@@ -55,7 +56,8 @@ fn allow(object: &mut Value, source: Option<IpAddr>) {
         json!([ranges, vec!["2001:db8:ffff::/64".to_owned(), "192.0.2.0/24".to_owned()]].concat());
 }
 
-/// A port that the Service of a ClusterIP does not have is refused; an address of a ServiceCIDR that no Service has is silent.
+/// A port that the Service of a ClusterIP does not have is refused; an address of a ServiceCIDR
+/// that no Service has is silent.
 pub fn unknown_addresses(world: &mut World, family: Family) -> Result<()> {
     let cidrs = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
@@ -64,7 +66,8 @@ pub fn unknown_addresses(world: &mut World, family: Family) -> Result<()> {
     world.topology.manifests.write("cidrs.yaml", &[cidrs])?;
     let service = world.publish(&[1])?;
     let unknown_port = SocketAddr::new(service.cluster_ip(family, To::Http).ip(), 7);
-    // In the same range, but somebody else's business: nothing here answers it, and nothing drops it.
+    // In the same range, but somebody else's business: nothing here answers it, and nothing drops
+    // it.
     let theirs = world.new_service();
     let mut object = theirs.service.object();
     object["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});

@@ -17,7 +17,8 @@ fn health_check_port(service: &Published, world: &World) -> u16 {
     service.node_port(world.node(0), Family::V4, To::Http).port() + 2000
 }
 
-/// A load balancer Service with a Local policy, with these pods as endpoints. Replaces what was written of it before.
+/// A load balancer Service with a Local policy, with these pods as endpoints. Replaces what was
+/// written of it before.
 fn write(world: &World, service: &Published, pods: &[usize]) -> Result<()> {
     let pods: Vec<_> = pods.iter().map(|number| world.pod(*number)).collect();
     let mut objects = service.service.with_endpoints(&pods);

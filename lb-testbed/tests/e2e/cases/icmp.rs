@@ -16,8 +16,8 @@ const BYTES: u64 = 4 << 20;
 /// Less than any other link takes, more than IPv6 must.
 const NARROW: u32 = 1290;
 
-/// Behind the node that the client asks, a router finds its packets too big. It tells that node, which it takes for the sender;
-/// the client hears of it as from the address that it asked.
+/// Behind the node that the client asks, a router finds its packets too big. It tells that node,
+/// which it takes for the sender; the client hears of it as from the address that it asked.
 pub fn path_mtu_to_an_endpoint(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[3])?;
     let pod = world.pod(3).host.address(family);
@@ -35,8 +35,9 @@ pub fn path_mtu_to_an_endpoint(world: &mut World, family: Family) -> Result<()> 
     Ok(())
 }
 
-/// A router on the way to the client finds the replies too big. It tells the Service's address, which it takes for the sender; the
-/// endpoint, here and on another node, hears of it as from whom it takes for the client.
+/// A router on the way to the client finds the replies too big. It tells the Service's address,
+/// which it takes for the sender; the endpoint, here and on another node, hears of it as from whom
+/// it takes for the client.
 pub fn path_mtu_to_a_client(world: &mut World, family: Family) -> Result<()> {
     for endpoint in [1, 3] {
         let service = world.publish(&[endpoint])?;
@@ -72,7 +73,8 @@ fn forget_path_mtus(host: &Host, family: Family) -> Result<()> {
 /// From outside, from a pod and from a node, whatever the size.
 pub fn ping_service_address(world: &mut World, family: Family) -> Result<()> {
     const FILE: &str = "ping.yaml";
-    // The nodes of the testbed refuse to route what nobody translates to a ClusterIP: for those inside it takes another address.
+    // The nodes of the testbed refuse to route what nobody translates to a ClusterIP: for those
+    // inside it takes another address.
     let vip: IpAddr = match family {
         Family::V4 => Ipv4Addr::new(10, 30, 0, 1).into(),
         Family::V6 => Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, 1).into(),
@@ -96,8 +98,8 @@ pub fn ping_service_address(world: &mut World, family: Family) -> Result<()> {
     world.topology.manifests.remove(FILE)
 }
 
-/// A connection attempt fails at once, a datagram with the next call. Also when the node's device does not complete checksums: a
-/// packet that came with a partial one leaves with it.
+/// A connection attempt fails at once, a datagram with the next call. Also when the node's device
+/// does not complete checksums: a packet that came with a partial one leaves with it.
 pub fn no_endpoint_is_refused_outside(world: &mut World, family: Family) -> Result<()> {
     let datagram = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
     let service = world.publish(&[1])?;

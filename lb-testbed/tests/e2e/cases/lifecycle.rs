@@ -26,7 +26,8 @@ pub fn attached_as_asked(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// SIGTERM and SIGKILL: the data path goes on without an agent, and through the start of the next one.
+/// SIGTERM and SIGKILL: the data path goes on without an agent, and through the start of the next
+/// one.
 pub fn agent_restarts_under_load(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let inside = service.cluster_ip(family, To::Http);

@@ -1,5 +1,5 @@
-//! Each source, at each kind of address, under each policy: which endpoints answer, and whom they see as the client. `lb explain`
-//! must say the same.
+//! Each source, at each kind of address, under each policy: which endpoints answer, and whom they
+//! see as the client. `lb explain` must say the same.
 
 use std::thread;
 
@@ -12,12 +12,14 @@ use crate::check::eventually;
 use crate::exposed::{Ask, Exposed, route_external_addresses};
 use crate::world::{To, World};
 
-/// Endpoints are given by the numbers of their pods: 1 runs on the first node, 3 on the second. The columns are sources: pod 2 of
-/// the first node, pod 4 of the second, a process of the first node, the same at its loopback address, the client outside. NodePorts are
-/// asked for at the first node. External addresses are routed to the first node.
+/// Endpoints are given by the numbers of their pods: 1 runs on the first node, 3 on the second. The
+/// columns are sources: pod 2 of the first node, pod 4 of the second, a process of the first node,
+/// the same at its loopback address, the client outside. NodePorts are asked for at the first node.
+/// External addresses are routed to the first node.
 ///
-/// A cell has the endpoints that answer, all of them and no others. They see the client as who it is; with a `'` they see the
-/// first node in its place. `refused`: ECONNREFUSED. `unreachable`: EHOSTUNREACH, at once, at the socket. `drop`: silence.
+/// A cell has the endpoints that answer, all of them and no others. They see the client as who it
+/// is; with a `'` they see the first node in its place. `refused`: ECONNREFUSED. `unreachable`:
+/// EHOSTUNREACH, at once, at the socket. `drop`: silence.
 const TABLE: &str = "
 address       policy   endpoints | pod here | pod there | node    | localhost | outside
 ClusterIP     Cluster  1 3       | 1 3      | 1 3       | 1 3     | -         | 1 3'
@@ -80,7 +82,8 @@ fn matrix(world: &mut World, family: Family, to: To) -> Result<()> {
     };
     let mut wrong = Vec::new();
     let mut silent = Vec::new();
-    // To load the programs takes a second: each family, protocol and data path has `lb explain` say a share of the cells.
+    // To load the programs takes a second: each family, protocol and data path has `lb explain` say
+    // a share of the cells.
     let explained = [family == Family::V6, to == To::Udp, world.topology.datapath == Datapath::Xdp];
     let explained = explained.into_iter().fold(0, |share, bit| 2 * share + usize::from(bit));
     let mut cells = 0;

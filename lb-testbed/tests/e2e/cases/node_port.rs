@@ -1,5 +1,5 @@
-//! TCP to NodePorts. The client's address reaches a local endpoint as it is; on the way to another node it becomes the
-//! node's, so that the reply comes back.
+//! TCP to NodePorts. The client's address reaches a local endpoint as it is; on the way to another
+//! node it becomes the node's, so that the reply comes back.
 
 use anyhow::Result;
 use lb_testbed::Family;
@@ -27,8 +27,9 @@ pub fn outside_remote(world: &mut World, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// At its own node a pod is translated at the socket; at the other node it comes as packets. In both cases endpoints
-/// on either node answer, and the reply finds its way even if the endpoint could answer the pod directly.
+/// At its own node a pod is translated at the socket; at the other node it comes as packets. In
+/// both cases endpoints on either node answer, and the reply finds its way even if the endpoint
+/// could answer the pod directly.
 pub fn pod(world: &mut World, family: Family) -> Result<()> {
     let client = 2;
     for endpoint in [1, 3] {

@@ -1,6 +1,7 @@
-//! Packets of pods whose sockets are not served: virtual machines (here a process of the pod's network outside every agent's
-//! cgroup), and pods that are left to a service mesh. They are translated at the node's end of the pod's device; the endpoint
-//! sees the pod's own address wherever it is.
+//! Packets of pods whose sockets are not served: virtual machines (here a process of the pod's
+//! network outside every agent's cgroup), and pods that are left to a service mesh. They are
+//! translated at the node's end of the pod's device; the endpoint sees the pod's own address
+//! wherever it is.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -102,7 +103,8 @@ pub fn refused_without_endpoint(world: &mut World, family: Family) -> Result<()>
     eventually(|| refused(&vm.send_datagrams(service.cluster_ip(family, To::Udp), DATAGRAM)?))
 }
 
-/// The endpoint's device is one of pods: what it answers to clients outside and to pods elsewhere finds its way.
+/// The endpoint's device is one of pods: what it answers to clients outside and to pods elsewhere
+/// finds its way.
 pub fn serves(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1])?;
     let client = world.client();
@@ -125,7 +127,8 @@ fn flows_of(world: &World, client: IpAddr) -> Result<usize> {
     Ok(rows.iter().filter(of_client).count())
 }
 
-/// A process whose socket is served is translated there, and only there, although its device is one of pods.
+/// A process whose socket is served is translated there, and only there, although its device is one
+/// of pods.
 pub fn beside_processes(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let target = service.cluster_ip(family, To::Http);
@@ -150,8 +153,8 @@ pub fn appears_later(world: &mut World, family: Family) -> Result<()> {
     eventually(|| answered(&vm.get(&[target], 5)?, &[1, 3], &[vm.address(family)]))
 }
 
-/// Two pods behind a bridge, as most CNIs have them: the endpoint answers on the bridge, not by way of the node, and its answer
-/// is translated as it leaves the bridge by the client's port.
+/// Two pods behind a bridge, as most CNIs have them: the endpoint answers on the bridge, not by way
+/// of the node, and its answer is translated as it leaves the bridge by the client's port.
 pub fn on_a_bridge(world: &mut World) -> Result<()> {
     let bridge = "link add cni0 type bridge mcast_snooping 0\n\
                   address add 10.244.1.1/24 dev cni0\n\
@@ -199,8 +202,9 @@ pub fn on_a_bridge(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// A process in a pod sees the Service's address, in its own stack too: that is what a mesh redirects by. The node's own
-/// processes are still served at their sockets (which is how [`World::publish`] asks).
+/// A process in a pod sees the Service's address, in its own stack too: that is what a mesh
+/// redirects by. The node's own processes are still served at their sockets (which is how
+/// [`World::publish`] asks).
 pub fn sockets_left_alone(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let pod = &world.pod(2).host;

@@ -1,4 +1,5 @@
-//! SCTP as packets: client and endpoints use raw sockets and answer only what has a correct checksum.
+//! SCTP as packets: client and endpoints use raw sockets and answer only what has a correct
+//! checksum.
 
 use anyhow::Result;
 use lb_testbed::Family;

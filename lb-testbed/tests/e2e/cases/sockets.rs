@@ -1,5 +1,5 @@
-//! What the agent does to sockets: those whose endpoint is gone are closed, NodePorts cannot be bound, and the programs know the
-//! addresses of the network namespace a socket is in.
+//! What the agent does to sockets: those whose endpoint is gone are closed, NodePorts cannot be
+//! bound, and the programs know the addresses of the network namespace a socket is in.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,8 +12,9 @@ use lb_testbed::report::FailureKind;
 use crate::check::{answered_by, eventually, failed_as, unanswered};
 use crate::world::{To, World};
 
-/// A connected UDP socket does not notice that its endpoint is gone: the agent closes it, in pods and on the node, and the
-/// application connects again. Other sockets at the same endpoint's address are not touched.
+/// A connected UDP socket does not notice that its endpoint is gone: the agent closes it, in pods
+/// and on the node, and the application connects again. Other sockets at the same endpoint's
+/// address are not touched.
 pub fn udp_sockets_leave_an_endpoint_that_is_gone(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[3])?;
     let other = world.publish(&[3])?;
@@ -73,7 +74,8 @@ pub fn sockets_are_closed_by_the_next_agent(world: &mut World) -> Result<()> {
     world.start_agent(0)
 }
 
-/// Which of these addresses cannot be bound on a host, and that they are refused for the right reason.
+/// Which of these addresses cannot be bound on a host, and that they are refused for the right
+/// reason.
 fn refused(host: &Host, udp: bool, addresses: &[SocketAddr]) -> Result<BTreeSet<SocketAddr>> {
     let mut refused = BTreeSet::new();
     for bound in host.bind(udp, addresses)? {
@@ -122,7 +124,8 @@ pub fn node_ports_cannot_be_bound(world: &mut World) -> Result<()> {
     })
 }
 
-/// The programs decide by the source address, which a socket does not have yet: they know that of its namespace.
+/// The programs decide by the source address, which a socket does not have yet: they know that of
+/// its namespace.
 pub fn namespaces_are_known(world: &mut World) -> Result<()> {
     let expected: BTreeSet<_> =
         [&world.pod(1).host, &world.pod(2).host, &world.node(0).host].map(|host| (host.v4, host.v6)).into();

@@ -1,4 +1,5 @@
-//! Megabytes both ways over one connection: full-sized segments, GSO and GRO where they are on, every byte compared.
+//! Megabytes both ways over one connection: full-sized segments, GSO and GRO where they are on,
+//! every byte compared.
 
 use anyhow::Result;
 use lb_testbed::Family;

@@ -1,36 +1,37 @@
-//! ICMP messages: pings to Services, errors about packets of connections.
+//! The model's rules for ICMP: pings to Services, and errors about packets of connections.
 
 use super::{
-    Answer, Flow, Judgement, Model, Part, SCTP, TCP, Tuple, UDP, View, Way, adjusted, be16, obstacle, octets,
-    put, route, sum,
+    Answer, Direction, Expected, Flow, Model, Part, SCTP, TCP, Tuple, UDP, View, adjusted, be16, obstacle,
+    octets, put, route, sum,
 };
 
-/// Length of the ICMP header in front of a quoted packet, and what is quoted of a transport header at least (RFC 792).
+/// Bytes of the ICMP header before a quoted packet.
 const HEADER: usize = 8;
+/// Bytes of the transport header that an error quotes at least (RFC 792).
 const QUOTED_TRANSPORT: usize = 8;
 
 impl Model {
-    pub(super) fn judge_icmp(&self, view: &View, bytes: &[u8], way: Way) -> Judgement {
-        let untouched = Judgement::Untouched(Vec::new());
+    pub(super) fn expect_icmp(&self, view: &View, bytes: &[u8], direction: Direction) -> Expected {
+        let untouched = Expected::Untouched(Vec::new());
         if view.tagged {
             return untouched;
         }
         let kind = bytes[view.l4];
         let is_error = if view.v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 11 | 12) };
         if is_error {
-            return self.judge_error(view, bytes, way).unwrap_or(untouched);
+            return self.expect_error(view, bytes, direction).unwrap_or(untouched);
         }
         let echo = [if view.v6 { 128 } else { 8 }, 0];
-        let asked = self.services.keys().any(|(_, address)| address.ip() == view.destination);
-        if bytes[view.l4..view.l4 + 2] == echo && asked {
-            Judgement::Answered { answer: Answer::EchoReply, counter: "echo_answered" }
+        let to_service = self.services.keys().any(|(_, address)| address.ip() == view.destination);
+        if bytes[view.l4..view.l4 + 2] == echo && to_service {
+            Expected::Answered { answer: Answer::EchoReply, counter: "echo_answered" }
         } else {
             untouched
         }
     }
 
-    /// Nothing: it quotes no packet that this node has translated.
-    fn judge_error(&self, view: &View, bytes: &[u8], way: Way) -> Option<Judgement> {
+    /// Returns `None` if the message does not quote a packet that this node has translated.
+    fn expect_error(&self, view: &View, bytes: &[u8], direction: Direction) -> Option<Expected> {
         let end = (view.l3 + view.length).min(bytes.len());
         let at = view.l4 + HEADER;
         let mut quoted = if view.v6 { View::v6(&bytes[at..])? } else { View::v4(&bytes[at..])? };
@@ -42,19 +43,20 @@ impl Model {
         let sent = self.tuple(&quoted, bytes)?;
         let reply = sent.reversed();
         let flow = *self.flows.get(&reply)?;
-        // As the reply would be: translated where it leaves, or where it arrives.
-        if view.destination != quoted.source || (way == Way::Out) != (flow.reply && !flow.routed) {
+        // An error is translated at the same hook as a reply to the quoted packet.
+        let at_egress = flow.reply && !flow.routed;
+        if view.destination != quoted.source || (direction == Direction::Egress) != at_egress {
             return None;
         }
         let to = flow.to.destination.ip();
         if flow.routed {
             match obstacle(view, to) {
                 None => {}
-                // No error about an error: who would get one gets nothing.
-                Some(Judgement::Answered { counter: "ttl_expired", .. }) => {
-                    return Some(Judgement::Dropped("ttl_expired"));
+                // No ICMP error is sent about an ICMP error.
+                Some(Expected::Answered { counter: "ttl_expired", .. }) => {
+                    return Some(Expected::Dropped("ttl_expired"));
                 }
-                Some(_) => return Some(Judgement::Dropped("no_route")),
+                Some(_) => return Some(Expected::Dropped("no_route")),
             }
         }
         let source = if flow.to.source.ip() == reply.source.ip() { view.source } else { flow.to.source.ip() };
@@ -77,11 +79,12 @@ impl Model {
         }
         let checksum = adjusted(be16(bytes, view.l4 + 2), change);
         put(&mut new, view.l4 + 2, &checksum.to_be_bytes());
-        Some(Judgement::Translated { frame: new, routed: if flow.routed { route(to) } else { None } })
+        Some(Expected::Translated { frame: new, routed: if flow.routed { route(to) } else { None } })
     }
 }
 
-/// Makes the quoted packet what its sender sent: the other end of what replies to it become.
+/// Translates the quoted packet back to the one that its sender sent: `reply` is the flow of
+/// replies to it, so the quoted packet gets that flow's translated tuple, reversed.
 fn requote(new: &mut [u8], old: &[u8], quoted: &View, reply: &Flow, end: usize) {
     let sent: Tuple = reply.to.reversed();
     let (source_at, width) = address_fields(quoted);
@@ -108,7 +111,7 @@ fn requote(new: &mut [u8], old: &[u8], quoted: &View, reply: &Flow, end: usize) 
     }
 }
 
-/// The reply to an echo request: the same from the other end, with a TTL of its own.
+/// Returns the reply to an echo request: addresses are swapped, and the TTL is 64.
 pub(super) fn echoed(view: &View, bytes: &[u8]) -> Vec<u8> {
     let mut new = [&bytes[6..12], &bytes[..6], &bytes[12..]].concat();
     let (source_at, width) = address_fields(view);
@@ -126,12 +129,12 @@ pub(super) fn echoed(view: &View, bytes: &[u8]) -> Vec<u8> {
     new
 }
 
-/// Offset of the source address, and length of an address.
+/// Returns the offset of the source address and the length of an address, in bytes.
 fn address_fields(view: &View) -> (usize, usize) {
     if view.v6 { (view.l3 + 8, 16) } else { (view.l3 + 12, 4) }
 }
 
-/// Gives a changed IPv4 header a checksum that is as wrong as the one before.
+/// Updates the checksum of a changed IPv4 header. A fault of the old checksum remains.
 fn fix_header(new: &mut [u8], old: &[u8], view: &View) {
     let header = view.l3..view.l3 + 20;
     let change = sum(&new[header.clone()]) - sum(&old[header]);
