@@ -1,10 +1,10 @@
-//! `cargo xtask bench programs`: nanoseconds per packet of each path through the programs, by
-//! `BPF_PROG_TEST_RUN`.
+//! `cargo xtask bench programs`: measures nanoseconds per packet for each path through the
+//! programs, with `BPF_PROG_TEST_RUN`.
 //!
-//! Every figure is measured against the floor program of the same object (parse, swap MAC
-//! addresses, send back), call by call in turns, so that what slows the machine slows both. A round
-//! gives one figure, the median over the rounds counts, and the table shows how far they were
-//! apart.
+//! The baseline is the floor program of the same object: it parses a packet, swaps the MAC
+//! addresses and sends it back. Calls of the floor program and of the measured program alternate,
+//! so that noise on the machine affects both. Each round yields one figure. The table shows the
+//! median over the rounds, and their range.
 
 mod paths;
 mod report;
@@ -16,10 +16,10 @@ use lb_testbed::programs::Limits;
 use lb_testbed::programs::Subject;
 use lb_testbed::programs::world::World;
 
-use crate::paths::{Path, Stage};
+use crate::paths::{LoadedPrograms, Path};
 use crate::report::{Figures, Report};
 
-/// Services loaded in the two halves of the comparison.
+/// The two numbers of Services that are compared.
 const FEW: usize = 1;
 const MANY: usize = 100_000;
 
@@ -27,10 +27,10 @@ fn main() -> Result<()> {
     let options = Options::read()?;
     pin_to_last_cpu()?;
     let world = World::enter()?;
-    let mut stages = Vec::new();
+    let mut loaded = Vec::new();
     for services in [FEW, MANY] {
         eprintln!("loading the programs and {services} Services of each family and protocol");
-        stages.push(Stage::new(Subject::load(&limits(), &world)?, &world, services)?);
+        loaded.push(LoadedPrograms::new(Subject::load(&limits(), &world)?, &world, services)?);
     }
     let paths = Path::all();
     let mut figures: Vec<Figures> = Vec::new();
@@ -42,27 +42,27 @@ fn main() -> Result<()> {
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for (i, path) in paths.iter().enumerate() {
-            for (j, stage) in stages.iter_mut().enumerate() {
-                let sample = stage.measure(path).with_context(|| path.to_string())?;
+            for (j, programs) in loaded.iter_mut().enumerate() {
+                let sample = programs.measure(path).with_context(|| path.to_string())?;
                 figures[2 * i + j].add(sample);
             }
         }
     }
-    let statistics = stages[0].statistics()?;
+    let statistics = loaded[0].statistics()?;
     let report = Report::new(options.rounds, figures, statistics)?;
     print!("{}", report.table());
     if let Some(path) = &options.json {
         std::fs::write(path, report.json()?).with_context(|| path.display().to_string())?;
-        eprintln!("written: {}", path.display());
+        eprintln!("wrote {}", path.display());
     }
     if let Some(path) = &options.docs {
         report.write_into(path)?;
-        eprintln!("written: {}", path.display());
+        eprintln!("wrote {}", path.display());
     }
     Ok(())
 }
 
-/// What xtask passes on.
+/// The options that xtask passes.
 struct Options {
     rounds: usize,
     json: Option<PathBuf>,
@@ -72,15 +72,15 @@ struct Options {
 impl Options {
     fn read() -> Result<Self> {
         let mut options = Self { rounds: 7, json: None, docs: None };
-        // `cargo bench` adds --bench.
+        // `cargo bench` adds the argument --bench.
         let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
         while let Some(argument) = arguments.next() {
-            let value = arguments.next().with_context(|| format!("{argument}: a value is missing"))?;
+            let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
             match argument.as_str() {
-                "--rounds" => options.rounds = value.parse().context("--rounds: want a number")?,
+                "--rounds" => options.rounds = value.parse().context("--rounds needs a number")?,
                 "--json" => options.json = Some(value.into()),
                 "--docs" => options.docs = Some(value.into()),
-                _ => bail!("{argument}: want --rounds N, --json FILE or --docs FILE"),
+                _ => bail!("unknown option {argument}: use --rounds N, --json FILE or --docs FILE"),
             }
         }
         Ok(options)
@@ -98,7 +98,7 @@ fn limits() -> Limits {
     }
 }
 
-/// Keeps the measurement on one CPU, away from the first, which most interrupts go to.
+/// Pins the process to the last CPU. Most interrupts go to the first one.
 fn pin_to_last_cpu() -> Result<()> {
     let allowed = rustix::thread::sched_getaffinity(None).context("sched_getaffinity")?;
     let last =

@@ -1,9 +1,9 @@
-//! The paths that are measured, and how a repeated test run is kept on one of them.
+//! The measured paths, and the Services that keep a repeated test run on one path.
 //!
-//! `BPF_PROG_TEST_RUN` with a repeat count gives the program the same buffer again and again, so
-//! the second run sees what the first made of the packet. The Services here are built so that a
-//! rewritten packet is again addressed to a Service (or belongs to a flow): each run walks one link
-//! of a chain of connections, as long as the hop count lasts.
+//! `BPF_PROG_TEST_RUN` with a repeat count gives the program the same buffer in each repetition, so
+//! the second repetition starts with the packet that the first one rewrote. The Services here form
+//! chains: a rewritten packet is again addressed to a Service, or belongs to a flow. Each
+//! repetition uses the next connection of the chain. The hop count limits the length of a chain.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,53 +17,61 @@ use lb_testbed::programs::{Action, Endpoint, Hook, ServiceEntry, Subject};
 
 use crate::report::median;
 
-/// Links of a chain: runs per call. Less than the largest hop count.
+/// Connections in a chain, and repetitions per call. It must be less than the largest hop count.
 const CHAIN: u32 = 200;
-/// Runs per call of a path that needs no chain: enough that what the first ones wait for memory
-/// does not count.
+/// Repetitions per call of a path that needs no chain. With so many, the cache misses of the first
+/// ones do not matter.
 const LOOP: u32 = 20_000;
-/// Calls per round and path. A repeated run of an XDP program is slow to set up and take down: the
-/// kernel patches its dispatcher and waits for RCU (net/bpf/test_run.c, `bpf_prog_change_xdp`),
-/// some 20 ms that no figure contains.
+/// Calls per round and path. Setting up and ending a repeated run of an XDP program takes some
+/// 20 ms: the kernel patches its dispatcher and waits for RCU (net/bpf/test_run.c,
+/// `bpf_prog_change_xdp`). The figures do not contain that time.
 const CALLS: usize = 8;
-/// Port of the Service that a chain begins with.
+/// Port of the first Service of a chain.
 const PORT: u16 = 9000;
-/// Two local endpoints that are each other's Service: a packet of a connection goes to and fro
-/// between them.
+/// Ports of two local Services. Each one's endpoint is the other Service, so a packet of a
+/// connection is rewritten from one to the other and back.
 const LOOP_PORTS: [u16; 2] = [9001, 9002];
-/// First port of the chain of local endpoints; the next link is the next port.
+/// First port of the chain of local endpoints. Each connection of the chain uses the next port.
 const LOCAL_PORT: u16 = 20_000;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// What happens to the packet.
+/// The work that the program does for the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Addressed to the node itself, but to no Service: passed on untouched.
-    NotOurs,
-    /// Of an open connection to an endpoint on this node: rewritten and passed up, no FIB lookup.
+pub enum Work {
+    /// The packet is addressed to the node, but not to a Service. It is passed untouched.
+    NoService,
+    /// The packet belongs to an open connection to an endpoint on this node. It is rewritten and
+    /// passed up the stack, without a FIB lookup.
     EstablishedLocal,
-    /// Of an open connection to an endpoint elsewhere: rewritten, FIB lookup, sent on. UDP is not
-    /// answered yet, and so found in the half-open table, after the other.
+    /// The packet belongs to an open connection to an endpoint on another node. It is rewritten and
+    /// forwarded, with a FIB lookup. UDP flows have no reply yet, so the program finds them in the
+    /// half-open table, after a miss in the table of open flows.
     EstablishedRouted,
-    /// Opens a connection to an endpoint on this node.
+    /// The packet opens a connection to an endpoint on this node.
     FirstLocal,
-    /// Opens a connection to an endpoint elsewhere: FIB lookup and a source port too.
+    /// The packet opens a connection to an endpoint on another node, with a FIB lookup and a new
+    /// source port.
     FirstRouted,
 }
 
-impl Kind {
-    const ALL: [Self; 5] =
-        [Self::NotOurs, Self::EstablishedLocal, Self::EstablishedRouted, Self::FirstLocal, Self::FirstRouted];
+impl Work {
+    const ALL: [Self; 5] = [
+        Self::NoService,
+        Self::EstablishedLocal,
+        Self::EstablishedRouted,
+        Self::FirstLocal,
+        Self::FirstRouted,
+    ];
 
     fn routed(self) -> bool {
         matches!(self, Self::EstablishedRouted | Self::FirstRouted)
     }
 
-    /// Runs per call.
+    /// Returns the number of repetitions per call.
     fn runs(self) -> u32 {
-        if matches!(self, Self::NotOurs | Self::EstablishedLocal) { LOOP } else { CHAIN }
+        if matches!(self, Self::NoService | Self::EstablishedLocal) { LOOP } else { CHAIN }
     }
 
     fn opens(self) -> bool {
@@ -72,7 +80,7 @@ impl Kind {
 
     pub fn describe(self) -> &'static str {
         match self {
-            Self::NotOurs => "none of ours",
+            Self::NoService => "no Service, passed untouched",
             Self::EstablishedLocal => "open connection, rewritten, no FIB lookup",
             Self::EstablishedRouted => "open connection, rewritten, FIB lookup",
             Self::FirstLocal => "first packet, no FIB lookup",
@@ -80,10 +88,10 @@ impl Kind {
         }
     }
 
-    /// Nanoseconds above the floor that are aimed at, for XDP.
+    /// Returns the target for XDP, in nanoseconds above the floor.
     pub fn target(self, v6: bool) -> u32 {
         match self {
-            Self::NotOurs => 20,
+            Self::NoService => 20,
             Self::EstablishedLocal => {
                 if v6 {
                     60
@@ -101,7 +109,7 @@ impl Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Path {
     pub hook: Hook,
-    pub kind: Kind,
+    pub work: Work,
     pub v6: bool,
     pub protocol: u8,
 }
@@ -110,9 +118,9 @@ impl Path {
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
         for hook in [Hook::Xdp, Hook::TcIngress] {
-            for kind in Kind::ALL {
+            for work in Work::ALL {
                 for v6 in [false, true] {
-                    all.extend([TCP, UDP].map(|protocol| Self { hook, kind, v6, protocol }));
+                    all.extend([TCP, UDP].map(|protocol| Self { hook, work, v6, protocol }));
                 }
             }
         }
@@ -131,12 +139,12 @@ impl Path {
         if self.protocol == TCP { "TCP" } else { "UDP" }
     }
 
-    /// A packet of this path from a client's port.
+    /// Returns a packet of this path from the client's port `source`.
     fn packet(&self, source: u16, opening: bool) -> Result<Vec<u8>> {
-        let destination = match self.kind {
-            Kind::NotOurs => address(NIC, 22, self.v6),
-            Kind::EstablishedLocal => address("local", LOOP_PORTS[0], self.v6),
-            kind if kind.routed() => address("vip", PORT, self.v6),
+        let destination = match self.work {
+            Work::NoService => address(NIC, 22, self.v6),
+            Work::EstablishedLocal => address("local", LOOP_PORTS[0], self.v6),
+            work if work.routed() => address("vip", PORT, self.v6),
             _ => address("vip2", PORT, self.v6),
         };
         self.between(address("client", source, self.v6), destination, opening)
@@ -148,7 +156,7 @@ impl Path {
             (TCP, false) => format!("tcp {} > {} A", source.port(), destination.port()),
             _ => format!("udp {} > {}", source.port(), destination.port()),
         };
-        // 64 bytes of IPv4 with TCP: the frame that rates are quoted for.
+        // With TCP over IPv4 the frame has 64 bytes, the size that packet rates are quoted for.
         let text = format!(
             "eth 02:00:00:00:00:09 > 02:00:00:00:00:01 / ip {} > {} ttl=255 / {transport} / zeros 10",
             source.ip(),
@@ -164,29 +172,30 @@ impl fmt::Display for Path {
             f,
             "{}, {}, {} {}",
             self.hook_name(),
-            self.kind.describe(),
+            self.work.describe(),
             self.family(),
             self.protocol_name()
         )
     }
 }
 
-/// Nanoseconds per packet in one round: the median of its calls, so that one which was interrupted
-/// does not count.
+/// Nanoseconds per packet in one round. They are medians over the calls, so an interrupted call
+/// does not matter.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     pub path: f64,
     pub floor: f64,
 }
 
-/// Programs with a number of Services loaded.
-pub struct Stage {
+/// The loaded programs, with a number of Services in their maps.
+pub struct LoadedPrograms {
     subject: Subject,
     ifindex: u32,
+    /// The last client port that was used.
     next_port: u16,
 }
 
-impl Stage {
+impl LoadedPrograms {
     pub fn new(mut subject: Subject, world: &World, services: usize) -> Result<Self> {
         let mut entries = Vec::new();
         for v6 in [false, true] {
@@ -204,80 +213,77 @@ impl Stage {
         self.subject.statistics()
     }
 
-    /// One round of a path: the floor and the path in turns.
+    /// Measures one round of a path. Calls of the floor program and of the path alternate.
     pub fn measure(&mut self, path: &Path) -> Result<Sample> {
         self.subject.forget_flows()?;
         let port = self.port();
-        if matches!(path.kind, Kind::EstablishedLocal | Kind::EstablishedRouted) {
+        if matches!(path.work, Work::EstablishedLocal | Work::EstablishedRouted) {
             self.establish(path, port)?;
         }
-        let expected = match path.kind {
-            Kind::NotOurs => vec![],
-            Kind::EstablishedLocal => vec!["delivered"],
-            Kind::EstablishedRouted => vec!["forwarded"],
-            Kind::FirstLocal => vec!["delivered", "flow_opened"],
-            Kind::FirstRouted => vec!["flow_opened", "forwarded"],
+        let expected = match path.work {
+            Work::NoService => vec![],
+            Work::EstablishedLocal => vec!["delivered"],
+            Work::EstablishedRouted => vec!["forwarded"],
+            Work::FirstLocal => vec!["delivered", "flow_opened"],
+            Work::FirstRouted => vec!["flow_opened", "forwarded"],
         };
         let before = self.subject.counters()?;
         let (mut floor, mut measured) = (Vec::new(), Vec::new());
         for _ in 0..CALLS {
-            let source = if path.kind.opens() { self.port() } else { port };
-            let packet = path.packet(source, path.kind.opens())?;
-            floor.push(f64::from(self.run(Hook::Floor, &packet, path.kind.runs())?.nanoseconds));
-            measured.push(f64::from(self.run(path.hook, &packet, path.kind.runs())?.nanoseconds));
+            let source = if path.work.opens() { self.port() } else { port };
+            let packet = path.packet(source, path.work.opens())?;
+            floor.push(f64::from(self.run(Hook::Floor, &packet, path.work.runs())?.nanoseconds));
+            measured.push(f64::from(self.run(path.hook, &packet, path.work.runs())?.nanoseconds));
         }
-        // The figures mean something only if every run took the path.
+        // The figures are valid only if every repetition took this path.
         let after = self.subject.counters()?;
         let counted: Vec<(&str, u64)> = after
             .iter()
             .map(|(label, count)| (*label, count - before[label]))
             .filter(|(_, count)| *count > 0)
             .collect();
-        let runs = CALLS as u64 * u64::from(path.kind.runs());
+        let runs = CALLS as u64 * u64::from(path.work.runs());
         let all: Vec<(&str, u64)> = expected.into_iter().map(|label| (label, runs)).collect();
-        ensure!(
-            counted == all,
-            "the packets did not all take this path: counted {counted:?}, expected {all:?}"
-        );
+        ensure!(counted == all, "not all packets took this path: counted {counted:?}, expected {all:?}");
         Ok(Sample { path: median(measured), floor: median(floor) })
     }
 
-    /// Opens the connections of a chain and has them answered, where that can be.
+    /// Opens the connections of a loop or chain, and sends a reply where that is possible.
     fn establish(&mut self, path: &Path, port: u16) -> Result<()> {
-        // Both directions of a loop, or every link of a chain.
-        let opening = if path.kind == Kind::EstablishedLocal { 2 } else { CHAIN };
+        // A loop has two connections.
+        let opening = if path.work == Work::EstablishedLocal { 2 } else { CHAIN };
         let last = self.run(path.hook, &path.packet(port, true)?, opening)?.packet;
         if path.protocol == TCP {
-            // The client's acknowledgement is the answer.
+            // The client's acknowledgement promotes the flows: no reply is needed.
             self.run(path.hook, &path.packet(port, false)?, opening)?;
-        } else if path.kind == Kind::EstablishedLocal {
-            // The endpoint answers, to and fro.
-            let (from, to) = ends(&last).context("the chain ends without ports")?;
+        } else if path.work == Work::EstablishedLocal {
+            // The endpoint replies on both connections.
+            let (from, to) = ends(&last).context("the last packet has no ports")?;
             self.run(path.hook, &path.between(to, from, false)?, opening)?;
         }
-        // An answer through rewritten sources would go to this node itself, where the chain ends:
-        // those stay half open.
+        // The UDP flows of a chain stay half-open: a reply would be addressed to this node, where
+        // the chain ends.
         Ok(())
     }
 
     fn run(&mut self, hook: Hook, packet: &[u8], runs: u32) -> Result<lb_testbed::programs::Run> {
         let run = self.subject.run(hook, self.ifindex, packet, runs)?;
         ensure!(
-            !matches!(run.action, Action::Drop | Action::Other(_)),
-            "the last packet was not sent: {:?}",
+            !matches!(run.action, Action::Drop | Action::Unexpected(_)),
+            "the last packet was not passed or forwarded: {:?}",
             run.action
         );
         Ok(run)
     }
 
-    /// A client's port that was not used since the flows were forgotten.
+    /// Returns a client port that has not been used since the flows were removed.
     fn port(&mut self) -> u16 {
         self.next_port = self.next_port.checked_add(1).unwrap_or(1024);
         self.next_port
     }
 }
 
-/// Services whose endpoints are Services again.
+/// Returns Services whose endpoints are Services again.
 fn chains(v6: bool, protocol: u8) -> Vec<ServiceEntry> {
     let service = |address, backend, local| {
         ServiceEntry::new(address, protocol, vec![Endpoint { address: backend, local }])
@@ -295,7 +301,7 @@ fn chains(v6: bool, protocol: u8) -> Vec<ServiceEntry> {
     chains
 }
 
-/// A Service that no packet is addressed to.
+/// Returns a Service that no packet is addressed to.
 fn filler(number: u32, v6: bool, protocol: u8) -> ServiceEntry {
     let [_, a, b, c] = number.to_be_bytes();
     let ip = |network: u8| match v6 {
@@ -307,10 +313,10 @@ fn filler(number: u32, v6: bool, protocol: u8) -> ServiceEntry {
 }
 
 fn address(name: &str, port: u16, v6: bool) -> SocketAddr {
-    SocketAddr::new(world::address(name, v6).expect("names of this file are names of the world"), port)
+    SocketAddr::new(world::address(name, v6).expect("the world defines the names of this file"), port)
 }
 
-/// Source and destination of a packet.
+/// Returns source and destination of a packet.
 fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     let layers = dissect(packet, Link::Ethernet);
     let (source, destination) = layers.iter().find_map(Layer::addresses)?;

@@ -1,4 +1,4 @@
-//! What was measured, for people and for programs.
+//! Reports the figures as Markdown tables and as JSON.
 
 use std::fmt::Write as _;
 use std::path::Path as FilePath;
@@ -9,11 +9,11 @@ use serde::Serialize;
 
 use crate::paths::{Path, Sample};
 
-/// What stands between these lines of a document is written by [`Report::write_into`].
+/// [`Report::write_into`] replaces the text between these two lines of a document.
 const BEGIN: &str = "<!-- begin: cargo xtask bench programs --write-docs -->";
 const END: &str = "<!-- end: cargo xtask bench programs -->";
 
-/// All rounds of one path with a number of Services loaded.
+/// The figures of all rounds of one path, with a number of Services loaded.
 pub struct Figures {
     path: Path,
     services: usize,
@@ -30,7 +30,7 @@ impl Figures {
     }
 }
 
-/// Everything, in the form in which it is written as JSON.
+/// All figures, in the format of the JSON file.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -50,14 +50,15 @@ struct Line {
     family: &'static str,
     protocol: &'static str,
     services: usize,
-    /// Medians over the rounds.
+    /// Median over the rounds.
     median: f64,
+    /// Median of the floor program over the rounds.
     floor_median: f64,
-    /// Median of the differences within the rounds, and the smallest and largest of them.
+    /// Median of the differences between path and floor program, one for each round.
     above_floor: f64,
     above_floor_min: f64,
     above_floor_max: f64,
-    /// Above the floor; for XDP only.
+    /// Target above the floor program. Only XDP has one.
     target: Option<u32>,
 }
 
@@ -97,17 +98,17 @@ impl Report {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// Markdown that reads well in a terminal too.
+    /// Returns the figures as Markdown that is also readable in a terminal.
     pub fn table(&self) -> String {
         let mut text = format!(
-            "Linux {}, {}; {} rounds, medians; in brackets the smallest and largest difference of a round.\n",
+            "Linux {}, {}. Medians of {} rounds, with the smallest and largest figure of a round in brackets.\n",
             self.kernel, self.cpu, self.rounds
         );
         for hook in ["XDP", "tc"] {
             let _ = writeln!(text, "\n{hook}: nanoseconds per packet above the floor program");
             let _ = writeln!(
                 text,
-                "({:.0} ns; an XDP program, so for tc the skb of the test run is in the figures)\n",
+                "(The floor program takes {:.0} ns. It is an XDP program, so the figures of tc include the skb.)\n",
                 self.floor(hook)
             );
             let _ = writeln!(
@@ -169,14 +170,14 @@ impl Report {
         median(self.paths.iter().filter(|line| line.hook == hook).map(|line| line.floor_median).collect())
     }
 
-    /// Puts the table between the marks of a document.
+    /// Replaces the text between the marks of a document with the table.
     pub fn write_into(&self, path: &FilePath) -> Result<()> {
-        let place = || path.display().to_string();
-        let text = std::fs::read_to_string(path).with_context(place)?;
+        let file = || path.display().to_string();
+        let text = std::fs::read_to_string(path).with_context(file)?;
         let (before, rest) =
-            text.split_once(BEGIN).with_context(|| format!("{}: no line `{BEGIN}`", place()))?;
-        let (_, after) = rest.split_once(END).with_context(|| format!("{}: no line `{END}`", place()))?;
-        std::fs::write(path, format!("{before}{BEGIN}\n{}{END}{after}", self.table())).with_context(place)
+            text.split_once(BEGIN).with_context(|| format!("{} has no line `{BEGIN}`", file()))?;
+        let (_, after) = rest.split_once(END).with_context(|| format!("{} has no line `{END}`", file()))?;
+        std::fs::write(path, format!("{before}{BEGIN}\n{}{END}{after}", self.table())).with_context(file)
     }
 }
 
@@ -187,7 +188,7 @@ impl Line {
         differences.sort_by(f64::total_cmp);
         Self {
             hook: path.hook_name(),
-            case: path.kind.describe(),
+            case: path.work.describe(),
             family: path.family(),
             protocol: path.protocol_name(),
             services,
@@ -196,7 +197,7 @@ impl Line {
             above_floor: median(differences.clone()),
             above_floor_min: differences.first().copied().unwrap_or_default(),
             above_floor_max: differences.last().copied().unwrap_or_default(),
-            target: (path.hook_name() == "XDP").then(|| path.kind.target(path.v6)),
+            target: (path.hook_name() == "XDP").then(|| path.work.target(path.v6)),
         }
     }
 
