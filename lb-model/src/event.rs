@@ -4,25 +4,25 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::{Node, ObjectName, Problem, Service, Slice};
+use crate::{EndpointSlice, Node, ObjectName, Problem, Service};
 
 /// Something changed. An object that is `None` is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum SourceEvent {
     Service(ObjectName, Option<Arc<Service>>),
-    Slice(ObjectName, Option<Arc<Slice>>),
+    EndpointSlice(ObjectName, Option<Arc<EndpointSlice>>),
     /// The node this process runs on.
     Node(Option<Arc<Node>>),
     ServiceCidr(ObjectName, Option<Arc<[IpNet]>>),
     /// Everything that is wrong at this origin now, in place of what was reported of it before.
-    Report(Origin, Vec<Problem>),
+    Report(ProblemSource, Vec<Problem>),
     /// Everything of this part that exists has been sent once.
-    Synced(Part),
+    Synced(WatchedResource),
 }
 
 /// What a report is about: an object, a file, or a watch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Origin {
+pub enum ProblemSource {
     Object(&'static str, ObjectName),
     File(Arc<Path>),
     Watch(&'static str),
@@ -31,23 +31,28 @@ pub enum Origin {
 /// The kinds of object that must have arrived in full before anything is programmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Part {
+pub enum WatchedResource {
     Services,
-    Slices,
+    EndpointSlices,
     /// kube-proxy 1.36 could start before it knew its zone, and ignored every hint.
     Node,
     ServiceCidrs,
 }
 
-impl Part {
-    pub const ALL: [Part; 4] = [Part::Services, Part::Slices, Part::Node, Part::ServiceCidrs];
+impl WatchedResource {
+    pub const ALL: [WatchedResource; 4] = [
+        WatchedResource::Services,
+        WatchedResource::EndpointSlices,
+        WatchedResource::Node,
+        WatchedResource::ServiceCidrs,
+    ];
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for WatchedResource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Services => "Services",
-            Self::Slices => "EndpointSlices",
+            Self::EndpointSlices => "EndpointSlices",
             Self::Node => "Node",
             Self::ServiceCidrs => "ServiceCIDRs",
         })

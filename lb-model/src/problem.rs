@@ -7,7 +7,7 @@ use std::sync::Arc;
 pub struct Problem {
     pub severity: Severity,
     /// Where the object was read, if from a manifest folder.
-    pub place: Option<Arc<Place>>,
+    pub location: Option<Arc<ManifestLocation>>,
     /// Kind, namespace and name, such as `Service default/web`; empty when a file could not be read that far.
     pub object: Arc<str>,
     /// Path of the field inside the object, such as `spec.ports[1].nodePort`; empty when it is the whole object.
@@ -21,7 +21,7 @@ pub struct Problem {
 impl Problem {
     /// Kind, namespace and name of the API object; none when it is about something else. Objects without a namespace have an
     /// empty one.
-    pub fn subject(&self) -> Option<(&'static str, &str, &str)> {
+    pub fn object_reference(&self) -> Option<(&'static str, &str, &str)> {
         let (kind, name) = self.object.split_once(' ')?;
         let kind = OBJECT_KINDS.into_iter().find(|known| *known == kind)?;
         let (namespace, name) = name.split_once('/').unwrap_or(("", name));
@@ -100,7 +100,7 @@ pub enum Severity {
 
 /// A document in a file of the manifest folder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place {
+pub struct ManifestLocation {
     pub file: Arc<Path>,
     /// Number of the document in the file, from 1.
     pub document: u32,
@@ -108,7 +108,7 @@ pub struct Place {
     pub line: u32,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ManifestLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: document {} (line {})", self.file.display(), self.document, self.line)
     }
@@ -116,8 +116,8 @@ impl fmt::Display for Place {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(place) = &self.place {
-            write!(f, "{place}: ")?;
+        if let Some(location) = &self.location {
+            write!(f, "{location}: ")?;
         }
         for part in [&*self.object, &*self.field] {
             if !part.is_empty() {
@@ -136,7 +136,7 @@ mod tests {
     fn the_subject_of_a_problem_is_an_api_object() {
         let about = |object: &str| Problem {
             severity: Severity::Error,
-            place: None,
+            location: None,
             object: object.into(),
             field: "".into(),
             kind: ProblemKind::Missing,
@@ -150,7 +150,7 @@ mod tests {
             ("/etc/sluice/web.yaml", None),
             ("cannot list services", None),
         ] {
-            assert_eq!(about(object).subject(), expected, "{object}");
+            assert_eq!(about(object).object_reference(), expected, "{object}");
         }
     }
 }

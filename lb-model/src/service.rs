@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::{IpFamily, Place, Protocol};
+use crate::{IpFamily, ManifestLocation, Protocol};
 
 /// A Service, as far as a proxy needs it. One without cluster addresses (ExternalName, headless, served by another
 /// proxy) is kept as the empty value: it makes no entries, but its slices have an owner.
@@ -12,7 +12,7 @@ pub struct Service {
     /// `metadata.creationTimestamp` in seconds since 1970; none in a manifest folder. The older Service wins a conflict.
     pub created: Option<i64>,
     /// Where it was read, if from a manifest folder.
-    pub place: Option<Arc<Place>>,
+    pub location: Option<Arc<ManifestLocation>>,
     /// At most one of each family. A family without one is not served at all.
     pub cluster_ips: Box<[IpAddr]>,
     pub ports: Box<[ServicePort]>,

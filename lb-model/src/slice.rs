@@ -2,16 +2,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::{IpFamily, ObjectName, Place, Protocol};
+use crate::{IpFamily, ManifestLocation, ObjectName, Protocol};
 
 /// An EndpointSlice. What depends on the name of this node is settled in the conversion, because a process runs on one
 /// node all its life; what depends on the node's zone is not, because labels change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slice {
+pub struct EndpointSlice {
     pub service: ObjectName,
     /// Where it was read, if from a manifest folder.
-    pub place: Option<Arc<Place>>,
-    pub ports: Box<[SlicePort]>,
+    pub location: Option<Arc<ManifestLocation>>,
+    pub ports: Box<[EndpointPort]>,
     pub endpoints: Box<[Endpoint]>,
     /// The different sets of zones that the endpoints are meant for. See [`Endpoint::zone_hints`].
     pub zone_sets: Box<[Box<[Box<str>]>]>,
@@ -28,7 +28,7 @@ pub struct Trigger {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlicePort {
+pub struct EndpointPort {
     /// Matches the name of a Service port; empty for the only port of a Service.
     pub name: Box<str>,
     pub protocol: Protocol,
@@ -44,7 +44,7 @@ pub struct Endpoint {
     /// Runs on this node.
     pub local: bool,
     pub node_hint: NodeHint,
-    /// Index into [`Slice::zone_sets`]; none: no zone hints.
+    /// Index into [`EndpointSlice::zone_sets`]; none: no zone hints.
     pub zone_hints: Option<u16>,
 }
 
@@ -56,7 +56,7 @@ pub enum NodeHint {
     ThisNode,
 }
 
-impl Slice {
+impl EndpointSlice {
     /// Whether an endpoint of this slice is meant for the zone; `None`: it has no zone hints.
     pub fn for_zone(&self, endpoint: &Endpoint, zone: Option<&str>) -> Option<bool> {
         let zones = self.zone_sets.get(usize::from(endpoint.zone_hints?))?;

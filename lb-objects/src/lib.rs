@@ -1,4 +1,4 @@
-//! Where the objects come from: the API server or a folder of manifests. Both send [events](lb_model::Event) into one
+//! Where the objects come from: the API server or a folder of manifests. Both send [events](lb_model::SourceEvent) into one
 //! channel. [`convert`] makes the types of `lb-model` of the objects.
 
 pub mod convert;

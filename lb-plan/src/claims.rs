@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use lb_model::{ObjectName, Protocol};
 
-use super::wanted::FrontendAddress;
+use super::desired::FrontendAddress;
 
 /// What can belong to one Service port only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

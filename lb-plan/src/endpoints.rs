@@ -3,9 +3,9 @@
 use std::cmp::Reverse;
 use std::net::SocketAddr;
 
-use lb_model::{Endpoint, IpFamily, NodeHint, Protocol, ServicePort, Slice};
+use lb_model::{Endpoint, EndpointSlice, IpFamily, NodeHint, Protocol, ServicePort};
 
-use super::wanted::{EndpointLists, WantedEndpoint};
+use super::desired::{DesiredEndpoint, EndpointLists};
 
 /// Which lists the policies of a Service use; the others stay empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Candidate<'_> {
 }
 
 pub(super) fn choose<'a>(
-    slices: impl Iterator<Item = &'a Slice>,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
     port: &ServicePort,
     family: IpFamily,
     uses: Uses,
@@ -71,7 +71,7 @@ pub(super) fn choose<'a>(
         if in_local[index] {
             lists.local.push(position);
         }
-        lists.endpoints.push(WantedEndpoint {
+        lists.endpoints.push(DesiredEndpoint {
             address: candidate.address,
             local: candidate.endpoint.local,
             draining: drains,
@@ -83,7 +83,7 @@ pub(super) fn choose<'a>(
 /// The endpoints of all slices, sorted by address. One that stands in two slices (it moves from one to the other, say)
 /// counts once: the entry that does not terminate wins, then the one that says more.
 fn merge<'a>(
-    slices: impl Iterator<Item = &'a Slice>,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
     port: &ServicePort,
     family: IpFamily,
     zone: Option<&str>,

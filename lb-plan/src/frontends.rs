@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use lb_model::{IpFamily, Service, ServicePort, TrafficPolicy};
 
-use super::wanted::{Candidates, EndpointList, Frontend, FrontendAddress, FrontendKind, WhenEmpty};
+use super::desired::{EndpointList, Frontend, FrontendAddress, FrontendKind, ListPolicy, WhenEmpty};
 
 /// An address that a Service port asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +55,10 @@ pub(super) fn is_external(asked: &[Asked], family: IpFamily) -> bool {
 
 /// The frontend with its policies. `reachable`: there is an endpoint somewhere in the cluster.
 pub(super) fn with_policies(asked: &Asked, service: &Service, reachable: bool) -> Frontend {
-    let cluster = Candidates { list: EndpointList::Cluster, when_empty: WhenEmpty::Reject };
+    let cluster = ListPolicy { list: EndpointList::Cluster, when_empty: WhenEmpty::Reject };
     // An endpoint on another node: clients shall try there, so silence, not an error. None anywhere: an error.
     let when_empty = if reachable { WhenEmpty::Drop } else { WhenEmpty::Reject };
-    let local = Candidates { list: EndpointList::Local, when_empty };
+    let local = ListPolicy { list: EndpointList::Local, when_empty };
     let (outside, inside) = match (asked.kind, service.internal_policy, service.external_policy) {
         (FrontendKind::ClusterIp, TrafficPolicy::Cluster, _) => (cluster, cluster),
         (FrontendKind::ClusterIp, TrafficPolicy::Local, _) => (local, local),

@@ -5,16 +5,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_model::{
-    Endpoint, Event, Node, NodeHint, ObjectName, Origin, Part, Problem, ProblemKind, Protocol, Service,
-    ServicePort, Severity, Slice, SlicePort, SourceRanges, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSlice, Node, NodeHint, ObjectName, Problem, ProblemKind, ProblemSource,
+    Protocol, Service, ServicePort, Severity, SourceEvent, SourceRanges, TrafficPolicy, WatchedResource,
 };
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::wanted::{ServicePortId, WantedService};
-use super::{Changes, HealthCheck, Planner, Settings};
+use super::desired::{DesiredServicePort, ServicePortId};
+use super::{Changes, HealthCheck, Planner, PlannerSettings};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -53,7 +53,7 @@ prop_compose! {
     ) -> Service {
         Service {
             created,
-            place: None,
+            location: None,
             cluster_ips: four.into_iter().chain(six).map(ip).collect(),
             ports: unique(ports).map(|(name, protocol, port, node_port)| {
                 ServicePort { name: name.into(), protocol, port, node_port }
@@ -94,11 +94,11 @@ prop_compose! {
         service in name(),
         ports in vec((select(vec!["", "x"]), protocol(), select(vec![8080, 8081])), 0..3),
         endpoints in vec(endpoint(), 0..5),
-    ) -> Slice {
-        Slice {
+    ) -> EndpointSlice {
+        EndpointSlice {
             service,
-            place: None,
-            ports: ports.into_iter().map(|(name, protocol, port)| SlicePort { name: name.into(), protocol, port }).collect(),
+            location: None,
+            ports: ports.into_iter().map(|(name, protocol, port)| EndpointPort { name: name.into(), protocol, port }).collect(),
             endpoints: endpoints.into(),
             trigger: None,
             zone_sets: ["a", "b"].map(|zone| [zone.into()].into()).into(),
@@ -112,11 +112,11 @@ fn node() -> impl Strategy<Value = Option<Arc<Node>>> {
 }
 
 /// A problem names its object, so that no two origins report the same one.
-fn report() -> impl Strategy<Value = Event> {
+fn report() -> impl Strategy<Value = SourceEvent> {
     (name(), select(vec![&[][..], &["x"], &["y"], &["x", "y"]])).prop_map(|(name, reasons)| {
         let problem = |reason: &&str| Problem {
             severity: Severity::Error,
-            place: None,
+            location: None,
             object: format!("Service {name}").into(),
             field: "".into(),
             kind: ProblemKind::Duplicate,
@@ -124,15 +124,15 @@ fn report() -> impl Strategy<Value = Event> {
             remedy: "".into(),
         };
         let problems = reasons.iter().map(problem).collect();
-        Event::Report(Origin::Object("Service", name), problems)
+        SourceEvent::Report(ProblemSource::Object("Service", name), problems)
     })
 }
 
-fn event() -> impl Strategy<Value = Event> {
+fn event() -> impl Strategy<Value = SourceEvent> {
     prop_oneof![
-        4 => (name(), option::weighted(0.8, service())).prop_map(|(name, it)| Event::Service(name, it.map(Arc::new))),
-        4 => (name(), option::weighted(0.8, slice())).prop_map(|(name, it)| Event::Slice(name, it.map(Arc::new))),
-        1 => node().prop_map(Event::Node),
+        4 => (name(), option::weighted(0.8, service())).prop_map(|(name, it)| SourceEvent::Service(name, it.map(Arc::new))),
+        4 => (name(), option::weighted(0.8, slice())).prop_map(|(name, it)| SourceEvent::EndpointSlice(name, it.map(Arc::new))),
+        1 => node().prop_map(SourceEvent::Node),
         1 => report(),
     ]
 }
@@ -140,7 +140,7 @@ fn event() -> impl Strategy<Value = Event> {
 /// Everything that was ever answered, applied.
 #[derive(Debug, Default, PartialEq)]
 struct Applied {
-    services: BTreeMap<ServicePortId, WantedService>,
+    services: BTreeMap<ServicePortId, DesiredServicePort>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     problems: BTreeMap<Problem, i32>,
 }
@@ -169,13 +169,13 @@ impl Applied {
 }
 
 /// The last event about each object, which is all that matters.
-fn last_of_each(events: &[Event]) -> Vec<Event> {
+fn last_of_each(events: &[SourceEvent]) -> Vec<SourceEvent> {
     let mut last = BTreeMap::new();
     for event in events {
         let subject = match event {
-            Event::Service(name, _) => format!("service {name}"),
-            Event::Slice(name, _) => format!("slice {name}"),
-            Event::Report(origin, _) => format!("report {origin:?}"),
+            SourceEvent::Service(name, _) => format!("service {name}"),
+            SourceEvent::EndpointSlice(name, _) => format!("slice {name}"),
+            SourceEvent::Report(origin, _) => format!("report {origin:?}"),
             _ => "node".to_owned(),
         };
         last.insert(subject, event.clone());
@@ -192,7 +192,7 @@ proptest! {
         synced_after in 0..40_usize,
         batch in 1..8_usize,
     ) {
-        let mut planner = Planner::new(Settings::default());
+        let mut planner = Planner::new(PlannerSettings::default());
         let mut applied = Applied::default();
         let (early, late) = events.split_at(synced_after.min(events.len()));
         for events in early.chunks(batch) {
@@ -200,7 +200,7 @@ proptest! {
             prop_assert!(changes.changed.is_empty() && changes.removed.is_empty() && !changes.complete);
             applied.apply(changes);
         }
-        let synced = planner.update(Part::ALL.map(Event::Synced));
+        let synced = planner.update(WatchedResource::ALL.map(SourceEvent::Synced));
         prop_assert!(synced.complete);
         applied.apply(synced);
         for events in late.chunks(batch) {
@@ -209,9 +209,9 @@ proptest! {
             prop_assert_eq!(&applied.services, &everything);
         }
 
-        let mut from_scratch = Planner::new(Settings::default());
+        let mut from_scratch = Planner::new(PlannerSettings::default());
         let mut expected = Applied::default();
-        expected.apply(from_scratch.update(last_of_each(&events).into_iter().rev().chain(Part::ALL.map(Event::Synced))));
+        expected.apply(from_scratch.update(last_of_each(&events).into_iter().rev().chain(WatchedResource::ALL.map(SourceEvent::Synced))));
         prop_assert_eq!(&applied, &expected);
 
         // An address belongs to one Service port.
@@ -227,8 +227,8 @@ proptest! {
 
     #[test]
     fn what_is_said_twice_changes_nothing(events in vec(event(), 1..20)) {
-        let mut planner = Planner::new(Settings::default());
-        planner.update(events.iter().cloned().chain(Part::ALL.map(Event::Synced)));
+        let mut planner = Planner::new(PlannerSettings::default());
+        planner.update(events.iter().cloned().chain(WatchedResource::ALL.map(SourceEvent::Synced)));
         let again = planner.update(last_of_each(&events));
         prop_assert!(again.is_empty(), "{:?}", again);
     }

@@ -5,24 +5,24 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb_model::{
-    Event, IpFamily, Node, ObjectName, Origin, Part, Problem, Service, ServicePort, Slice, TrafficPolicy,
-    Trigger,
+    EndpointSlice, IpFamily, Node, ObjectName, Problem, ProblemSource, Service, ServicePort, SourceEvent,
+    TrafficPolicy, Trigger, WatchedResource,
 };
 
 use super::claims::{Claim, Claimant, Claims};
+use super::desired::{Algorithm, DesiredServicePort, FrontendKind, ServicePortId};
 use super::endpoints::{self, Uses};
 use super::frontends::{self, Asked};
 use super::problems;
-use super::wanted::{Algorithm, FrontendKind, ServicePortId, WantedService};
 
 /// What the operator decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct PlannerSettings {
     /// External IPs that Services may claim; others are refused and reported. Empty: none may.
     pub allowed_external_ips: Vec<IpNet>,
 }
 
-impl Default for Settings {
+impl Default for PlannerSettings {
     /// As kube-proxy: whatever a Service says.
     fn default() -> Self {
         let everything = |net: &str| net.parse().ok();
@@ -35,7 +35,7 @@ impl Default for Settings {
 pub struct Changes {
     /// The first answer: `changed` is all there is, and what else the maps hold is left over from before.
     pub complete: bool,
-    pub changed: Vec<WantedService>,
+    pub changed: Vec<DesiredServicePort>,
     pub removed: Vec<ServicePortId>,
     /// Services whose `healthCheckNodePort` must be opened or says something else now, or (`None`) is to be closed.
     pub health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
@@ -78,10 +78,10 @@ impl HealthCheck {
 /// Holds the objects and says what the maps shall contain. See [`Planner::update`].
 #[derive(Debug)]
 pub struct Planner {
-    settings: Settings,
+    settings: PlannerSettings,
     services: HashMap<ObjectName, Arc<Service>>,
     /// The slices of each Service, whether it exists or not, sorted by name.
-    slices: HashMap<ObjectName, Vec<(ObjectName, Arc<Slice>)>>,
+    slices: HashMap<ObjectName, Vec<(ObjectName, Arc<EndpointSlice>)>>,
     /// Which Service a slice belongs to: the label may change.
     service_of_slice: HashMap<ObjectName, ObjectName>,
     node: Option<Arc<Node>>,
@@ -89,8 +89,8 @@ pub struct Planner {
     /// Services that other proxies serve.
     other_proxies: BTreeSet<ObjectName>,
     claims: Claims,
-    reports: BTreeMap<Origin, Vec<Problem>>,
-    /// Bits of the [`Part`]s that have synced.
+    reports: BTreeMap<ProblemSource, Vec<Problem>>,
+    /// Bits of the [`WatchedResource`]s that have synced.
     synced: u8,
     started: bool,
 }
@@ -98,7 +98,7 @@ pub struct Planner {
 /// Everything that is said about one Service.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct ServicePlan {
-    ports: BTreeMap<ServicePortId, WantedService>,
+    ports: BTreeMap<ServicePortId, DesiredServicePort>,
     health_check: Option<HealthCheck>,
     problems: BTreeSet<Problem>,
 }
@@ -106,7 +106,7 @@ struct ServicePlan {
 /// What stood before a batch, of everything that the batch touches.
 struct Before {
     services: BTreeMap<ObjectName, ServicePlan>,
-    reports: BTreeMap<Origin, Vec<Problem>>,
+    reports: BTreeMap<ProblemSource, Vec<Problem>>,
     node: Option<Arc<Node>>,
     service_cidrs: Option<Vec<IpNet>>,
     other_proxies: Option<BTreeSet<IpAddr>>,
@@ -114,7 +114,7 @@ struct Before {
 }
 
 impl Planner {
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: PlannerSettings) -> Self {
         Self {
             settings,
             services: HashMap::new(),
@@ -130,12 +130,12 @@ impl Planner {
         }
     }
 
-    /// Takes a batch of events in and answers what they changed. Until every [`Part`] has synced the answer holds
+    /// Takes a batch of events in and answers what they changed. Until every [`WatchedResource`] has synced the answer holds
     /// nothing but problems of the input; the first one after that holds everything.
     ///
     /// The work is proportional to the Services that the events touch, and to nothing else. (A new zone of the node
     /// touches all of them.)
-    pub fn update(&mut self, events: impl IntoIterator<Item = Event>) -> Changes {
+    pub fn update(&mut self, events: impl IntoIterator<Item = SourceEvent>) -> Changes {
         let mut before = Before {
             services: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -216,7 +216,7 @@ impl Planner {
     }
 
     /// Everything that the maps shall contain now, whether synced or not.
-    pub fn everything(&self) -> impl Iterator<Item = WantedService> {
+    pub fn everything(&self) -> impl Iterator<Item = DesiredServicePort> {
         let zone = zone_of(self.node.as_deref());
         self.services.keys().flat_map(move |name| self.plan(name, zone).ports.into_values())
     }
@@ -229,14 +229,14 @@ impl Planner {
         of_services.chain(self.reports.values().flatten().cloned()).collect()
     }
 
-    /// Whether every [`Part`] has synced.
+    /// Whether every [`WatchedResource`] has synced.
     pub fn is_synced(&self) -> bool {
-        Part::ALL.iter().all(|part| self.synced & bit(*part) != 0)
+        WatchedResource::ALL.iter().all(|part| self.synced & bit(*part) != 0)
     }
 
     /// The parts that have not synced yet.
-    pub fn awaited(&self) -> impl Iterator<Item = Part> {
-        Part::ALL.into_iter().filter(|part| self.synced & bit(*part) == 0)
+    pub fn unsynced(&self) -> impl Iterator<Item = WatchedResource> {
+        WatchedResource::ALL.into_iter().filter(|part| self.synced & bit(*part) == 0)
     }
 
     /// How many Services are proxied.
@@ -261,12 +261,12 @@ impl Planner {
         all.into_iter().collect()
     }
 
-    fn absorb(&mut self, event: Event, before: &mut Before) {
+    fn absorb(&mut self, event: SourceEvent, before: &mut Before) {
         match event {
-            Event::Service(name, service) => self.set_service(name, service, before),
-            Event::Slice(name, slice) => self.set_slice(name, slice, before),
-            Event::Node(node) => self.node = node,
-            Event::ServiceCidr(name, cidrs) => {
+            SourceEvent::Service(name, service) => self.set_service(name, service, before),
+            SourceEvent::EndpointSlice(name, slice) => self.set_slice(name, slice, before),
+            SourceEvent::Node(node) => self.node = node,
+            SourceEvent::ServiceCidr(name, cidrs) => {
                 if before.service_cidrs.is_none() {
                     before.service_cidrs = Some(self.service_cidrs());
                 }
@@ -275,7 +275,7 @@ impl Planner {
                     None => self.service_cidrs.remove(&name),
                 };
             }
-            Event::Report(origin, problems) => {
+            SourceEvent::Report(origin, problems) => {
                 let old = if problems.is_empty() {
                     self.reports.remove(&origin)
                 } else {
@@ -283,7 +283,7 @@ impl Planner {
                 };
                 before.reports.entry(origin).or_insert(old.unwrap_or_default());
             }
-            Event::Synced(part) => self.synced |= bit(part),
+            SourceEvent::Synced(part) => self.synced |= bit(part),
         }
     }
 
@@ -323,7 +323,7 @@ impl Planner {
         };
     }
 
-    fn set_slice(&mut self, name: ObjectName, slice: Option<Arc<Slice>>, before: &mut Before) {
+    fn set_slice(&mut self, name: ObjectName, slice: Option<Arc<EndpointSlice>>, before: &mut Before) {
         let old_service = self.service_of_slice.remove(&name);
         for service in old_service.iter().chain(slice.as_ref().map(|slice| &slice.service)) {
             self.touch(service, before);
@@ -406,7 +406,7 @@ impl Planner {
         (index, port): (u16, &ServicePort),
         zone: Option<&str>,
         told: &mut BTreeSet<Problem>,
-    ) -> Option<WantedService> {
+    ) -> Option<DesiredServicePort> {
         let asked = frontends::asked(service, port, &self.settings.allowed_external_ips);
         let mut owned = Vec::with_capacity(asked.len());
         for one in &asked {
@@ -446,7 +446,7 @@ impl Planner {
             .collect();
         frontends.sort_unstable();
         let restricted = frontends.iter().any(|frontend| frontend.kind == FrontendKind::LoadBalancer);
-        Some(WantedService {
+        Some(DesiredServicePort {
             id: ServicePortId {
                 namespace: name.namespace().to_owned(),
                 name: name.name().to_owned(),
@@ -464,7 +464,7 @@ impl Planner {
     }
 }
 
-fn bit(part: Part) -> u8 {
+fn bit(part: WatchedResource) -> u8 {
     1 << part as u8
 }
 
@@ -477,7 +477,7 @@ fn claim(asked: &Asked, port: &ServicePort) -> Claim {
 }
 
 /// What `X-Load-Balancing-Endpoint-Weight` says (KEP-3836, pkg/proxy/healthcheck).
-fn local_ready_addresses<'a>(slices: impl Iterator<Item = &'a Slice>, family: IpFamily) -> u32 {
+fn local_ready_addresses<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, family: IpFamily) -> u32 {
     let addresses: BTreeSet<_> = slices
         .filter(|slice| !slice.ports.is_empty())
         .flat_map(|slice| slice.endpoints.iter())
@@ -504,17 +504,17 @@ mod tests {
             ports: [port].into(),
             ..Service::default()
         };
-        let mut planner = Planner::new(Settings::default());
-        assert!(planner.update([Event::Service(name, Some(service.into()))]).is_empty());
-        for part in [Part::Services, Part::Slices, Part::Node] {
-            assert!(planner.update([Event::Synced(part)]).is_empty());
+        let mut planner = Planner::new(PlannerSettings::default());
+        assert!(planner.update([SourceEvent::Service(name, Some(service.into()))]).is_empty());
+        for part in [WatchedResource::Services, WatchedResource::EndpointSlices, WatchedResource::Node] {
+            assert!(planner.update([SourceEvent::Synced(part)]).is_empty());
         }
-        assert_eq!(planner.awaited().collect::<Vec<_>>(), [Part::ServiceCidrs]);
-        let first = planner.update([Event::Synced(Part::ServiceCidrs)]);
+        assert_eq!(planner.unsynced().collect::<Vec<_>>(), [WatchedResource::ServiceCidrs]);
+        let first = planner.update([SourceEvent::Synced(WatchedResource::ServiceCidrs)]);
         assert!(first.complete);
         assert_eq!(first.changed.len(), 1);
         // A source that is started again says so again.
-        assert!(planner.update(Part::ALL.map(Event::Synced)).is_empty());
+        assert!(planner.update(WatchedResource::ALL.map(SourceEvent::Synced)).is_empty());
     }
 
     #[test]
@@ -529,11 +529,11 @@ mod tests {
                 "addressType": "IPv6", "endpoints": [],
             }))
             .unwrap();
-            let converted = convert::slice(&slice, "node-1");
+            let converted = convert::endpoint_slice(&slice, "node-1");
             assert_eq!(converted.problems, []);
-            Event::Slice(converted.name, converted.value.map(Arc::new))
+            SourceEvent::EndpointSlice(converted.name, converted.value.map(Arc::new))
         };
-        let mut planner = Planner::new(Settings::default());
+        let mut planner = Planner::new(PlannerSettings::default());
         let mut told = |at: &str| planner.update([event(at)]).triggers;
         let at = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(1_700_000_000_250_000_000);
         let expected = Trigger { family: IpFamily::V6, at };

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use lb_model::{ObjectName, Problem, ProblemKind, Service, ServicePort, Severity, Slice};
+use lb_model::{EndpointSlice, ObjectName, Problem, ProblemKind, Service, ServicePort, Severity};
 
 use super::claims::Claimant;
+use super::desired::{FrontendAddress, FrontendKind};
 use super::frontends::Asked;
-use super::wanted::{FrontendAddress, FrontendKind};
 
 /// The operator does not let Services claim this address.
 pub(super) fn external_ip_refused(service: (&ObjectName, &Service), ip: &IpAddr) -> Problem {
@@ -49,10 +49,10 @@ pub(super) fn address_taken(
 }
 
 /// Nothing uses the endpoints.
-pub(super) fn slice_without_service(name: &ObjectName, slice: &Slice) -> Problem {
+pub(super) fn slice_without_service(name: &ObjectName, slice: &EndpointSlice) -> Problem {
     Problem {
         severity: Severity::Note,
-        place: slice.place.clone(),
+        location: slice.location.clone(),
         object: format!("EndpointSlice {name}").into(),
         field: "metadata.labels[kubernetes.io/service-name]".into(),
         kind: ProblemKind::NoService,
@@ -69,7 +69,7 @@ fn problem(
 ) -> Problem {
     Problem {
         severity: Severity::Error,
-        place: service.place.clone(),
+        location: service.location.clone(),
         object: format!("Service {name}").into(),
         field: field.into(),
         kind,

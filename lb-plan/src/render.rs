@@ -4,9 +4,9 @@ use std::fmt;
 
 use lb_model::IpFamily;
 
-use super::wanted::{
-    Candidates, EndpointList, EndpointLists, Frontend, FrontendAddress, FrontendKind, WantedEndpoint,
-    WantedService, WhenEmpty,
+use super::desired::{
+    DesiredEndpoint, DesiredServicePort, EndpointList, EndpointLists, Frontend, FrontendAddress,
+    FrontendKind, ListPolicy, WhenEmpty,
 };
 
 /// ```text
@@ -17,7 +17,7 @@ use super::wanted::{
 ///   IPv4 local: 10.0.0.1:8080 (here)
 ///   IPv4 draining: 10.0.0.2:8080
 /// ```
-impl fmt::Display for WantedService {
+impl fmt::Display for DesiredServicePort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.id)?;
         if let Some(seconds) = self.affinity_seconds {
@@ -38,10 +38,10 @@ impl fmt::Display for WantedService {
 }
 
 fn write_lists(f: &mut fmt::Formatter<'_>, family: &str, lists: &EndpointLists) -> fmt::Result {
-    let pick = |indices: &[u32]| -> Vec<&WantedEndpoint> {
+    let pick = |indices: &[u32]| -> Vec<&DesiredEndpoint> {
         indices.iter().filter_map(|index| lists.endpoints.get(*index as usize)).collect()
     };
-    let draining: Vec<&WantedEndpoint> =
+    let draining: Vec<&DesiredEndpoint> =
         lists.endpoints.iter().filter(|endpoint| endpoint.draining).collect();
     for (name, endpoints) in
         [("cluster", pick(&lists.cluster)), ("local", pick(&lists.local)), ("draining", draining)]
@@ -64,7 +64,7 @@ impl<T: fmt::Display> fmt::Display for Words<'_, T> {
     }
 }
 
-impl fmt::Display for WantedEndpoint {
+impl fmt::Display for DesiredEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.address, if self.local { " (here)" } else { "" })
     }
@@ -91,7 +91,7 @@ impl fmt::Display for Frontend {
     }
 }
 
-impl fmt::Display for Candidates {
+impl fmt::Display for ListPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = match self.list {
             EndpointList::Cluster => "cluster",

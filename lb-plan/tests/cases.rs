@@ -6,7 +6,7 @@
 //! service web: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
 //! slice web-1 of web: {ports: [{port: 8080}], endpoints: [10.0.0.1 @here, 10.0.0.2 @there terminating]}
 //! =>
-//! the plan as `WantedService` is displayed, and a line for each problem:
+//! the plan as `DesiredServicePort` is displayed, and a line for each problem:
 //! ! kind: object: field: reason: remedy (`?` for those that are notes)
 //! then
 //! the objects afterwards: those not named any more are gone
@@ -31,8 +31,8 @@ use std::path::Path;
 use ipnet::IpNet;
 use lb_model::{IpFamily, Node, ObjectName, Problem, Severity};
 use lb_objects::{kubernetes, manifests};
-use lb_plan::wanted::{ServicePortId, WantedService};
-use lb_plan::{Changes, HealthCheck, Planner, Settings};
+use lb_plan::desired::{DesiredServicePort, ServicePortId};
+use lb_plan::{Changes, HealthCheck, Planner, PlannerSettings};
 use serde_json::{Map, Value, json};
 
 #[test]
@@ -72,7 +72,7 @@ fn every_case_gives_its_plan() {
 /// Plays the steps of a case and writes them down again, with what came out.
 fn run(steps: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
-    let mut source = manifests::Folder::new(folder.path().to_owned(), "here".into());
+    let mut source = manifests::ManifestFolder::new(folder.path().to_owned(), "here".into());
     let mut state = State::default();
     let mut planner = None;
     let mut written = String::new();
@@ -112,8 +112,8 @@ fn run(steps: &str) -> String {
 /// What a fresh start with the same objects in an API server gives; none if it could not hold them.
 fn plan_from_api_server(
     objects: &Value,
-    settings: Settings,
-) -> Option<(Vec<WantedService>, BTreeSet<Problem>)> {
+    settings: PlannerSettings,
+) -> Option<(Vec<DesiredServicePort>, BTreeSet<Problem>)> {
     let items = objects["items"].as_array().unwrap();
     // It would have made slices of them.
     if items.iter().any(|item| item["kind"] == "Endpoints") {
@@ -128,17 +128,17 @@ fn plan_from_api_server(
 
 /// An API server has no files.
 fn without_places(problems: BTreeSet<Problem>) -> BTreeSet<Problem> {
-    problems.into_iter().map(|problem| Problem { place: None, ..problem }).collect()
+    problems.into_iter().map(|problem| Problem { location: None, ..problem }).collect()
 }
 
-fn sorted(services: impl Iterator<Item = WantedService>) -> Vec<WantedService> {
+fn sorted(services: impl Iterator<Item = DesiredServicePort>) -> Vec<DesiredServicePort> {
     services.map(|service| (service.id.clone(), service)).collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
 /// What somebody who applies the changes has.
 #[derive(Default)]
 struct State {
-    services: BTreeMap<ServicePortId, WantedService>,
+    services: BTreeMap<ServicePortId, DesiredServicePort>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     problems: Vec<Problem>,
     /// What the planner answers of the node and of ServiceCIDRs: taken over when it says that they changed.
@@ -207,7 +207,7 @@ impl State {
         }
         for problem in &self.problems {
             let sign = if problem.severity == Severity::Error { "!" } else { "?" };
-            writeln!(text, "{sign} {}: {}", problem.kind, Problem { place: None, ..problem.clone() })
+            writeln!(text, "{sign} {}: {}", problem.kind, Problem { location: None, ..problem.clone() })
                 .unwrap();
         }
         if text.is_empty() { "nothing\n".to_owned() } else { text }
@@ -236,8 +236,8 @@ fn difference(expected: &str, actual: &str) -> String {
 }
 
 /// The objects that a step stands for, as a `List`, and the settings it asks for.
-fn expand(step: &str) -> (Value, Settings) {
-    let mut settings = Settings::default();
+fn expand(step: &str) -> (Value, PlannerSettings) {
+    let mut settings = PlannerSettings::default();
     let parsed: Option<Map<String, Value>> =
         serde_saphyr::from_str(step).unwrap_or_else(|error| panic!("{error}\n{step}"));
     let mut items = Vec::new();

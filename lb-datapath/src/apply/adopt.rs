@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use lb_common::layout;
 use lb_model::IpFamily;
-use lb_plan::wanted::ServicePortId;
+use lb_plan::desired::ServicePortId;
 
 use super::engine::{Engine, Installed, InstalledBackend, NamedByFlows, PerFamily, Slots, Writer};
 use super::entry::{self, SlotRange};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use lb_common::layout;
 use lb_model::{IpFamily, Protocol};
-use lb_plan::wanted::{Candidates, EndpointList, FrontendKind, ServicePortId, WantedService};
+use lb_plan::desired::{DesiredServicePort, EndpointList, FrontendKind, ListPolicy, ServicePortId};
 
 use super::entry::{self, SlotRange};
 use super::error::ApplyError;
@@ -152,7 +152,7 @@ struct Pending {
 
 #[derive(Debug)]
 enum Intent {
-    Apply(Box<WantedService>),
+    Apply(Box<DesiredServicePort>),
     Remove,
 }
 
@@ -163,7 +163,7 @@ impl<T: Tables> Engine<T> {
 
     /// Makes the maps say what is wanted of this service port. What fails is remembered and tried again by
     /// [`Engine::tick`], until the next `apply` or `remove` of the same service port.
-    pub fn apply(&mut self, wanted: &WantedService, now: Instant) -> Result<(), ApplyError> {
+    pub fn apply(&mut self, wanted: &DesiredServicePort, now: Instant) -> Result<(), ApplyError> {
         let result = self.try_apply(wanted, now);
         self.remember(&wanted.id, &result, || Intent::Apply(Box::new(wanted.clone())));
         result
@@ -292,7 +292,7 @@ impl<T: Tables> Engine<T> {
         }
     }
 
-    fn try_apply(&mut self, wanted: &WantedService, now: Instant) -> Result<(), ApplyError> {
+    fn try_apply(&mut self, wanted: &DesiredServicePort, now: Instant) -> Result<(), ApplyError> {
         if wanted.frontends.is_empty() {
             return self.try_remove(&wanted.id, now);
         }
@@ -374,7 +374,7 @@ impl<T: Tables> Writer<T> {
         &mut self,
         id: &Arc<ServicePortId>,
         installed: &mut Installed,
-        wanted: &WantedService,
+        wanted: &DesiredServicePort,
         now: Instant,
     ) -> Result<(), ApplyError> {
         let table_error = |source| ApplyError::Table { service: id.clone(), source };
@@ -400,7 +400,7 @@ impl<T: Tables> Writer<T> {
         &mut self,
         id: &Arc<ServicePortId>,
         installed: &Installed,
-        wanted: &WantedService,
+        wanted: &DesiredServicePort,
         draft: &mut Draft,
         taken: &mut Option<ApplyError>,
     ) -> Result<(), TableError> {
@@ -470,7 +470,7 @@ impl<T: Tables> Writer<T> {
                     }
                 };
             }
-            let range_of = |candidates: Candidates| match candidates.list {
+            let range_of = |policy: ListPolicy| match policy.list {
                 EndpointList::Cluster => cluster,
                 EndpointList::Local => local,
             };
@@ -600,7 +600,7 @@ impl<T: Tables> Writer<T> {
         &mut self,
         id: &ServicePortId,
         installed: &mut Installed,
-        wanted: Option<&WantedService>,
+        wanted: Option<&DesiredServicePort>,
         draft: &Draft,
         now: Instant,
     ) -> Result<(), TableError> {

@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use lb_common::layout::{self, backend_flags, service_flags};
 use lb_model::{IpFamily, Protocol, SourceRanges};
-use lb_plan::wanted::{
-    Algorithm, Candidates, EndpointList, EndpointLists, Frontend, FrontendAddress, FrontendKind,
-    ServicePortId, WantedEndpoint, WantedService, WhenEmpty,
+use lb_plan::desired::{
+    Algorithm, DesiredEndpoint, DesiredServicePort, EndpointList, EndpointLists, Frontend, FrontendAddress,
+    FrontendKind, ListPolicy, ServicePortId, WhenEmpty,
 };
 
 use super::tables::ServiceAddress;
@@ -29,7 +29,7 @@ pub fn service_address(frontend: &Frontend, protocol: Protocol) -> ServiceAddres
 }
 
 /// Who may use the load-balancer addresses of a family. `None`: everyone.
-pub fn source_ranges(wanted: &WantedService, family: IpFamily) -> Option<Vec<IpNet>> {
+pub fn source_ranges(wanted: &DesiredServicePort, family: IpFamily) -> Option<Vec<IpNet>> {
     let SourceRanges { v4, v6 } = &wanted.source_ranges;
     match family {
         IpFamily::V4 => v4.as_ref().map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
@@ -40,13 +40,13 @@ pub fn source_ranges(wanted: &WantedService, family: IpFamily) -> Option<Vec<IpN
 /// The entry of one address. `range_of` gives the slots of a list.
 pub fn service(
     service_id: u32,
-    wanted: &WantedService,
+    wanted: &DesiredServicePort,
     frontend: &Frontend,
-    range_of: impl Fn(Candidates) -> SlotRange,
+    range_of: impl Fn(ListPolicy) -> SlotRange,
 ) -> layout::Service {
     let [outside, inside] = [frontend.outside, frontend.inside].map(&range_of);
-    let drops = |candidates: Candidates, range: SlotRange| {
-        range.count == 0 && candidates.when_empty == WhenEmpty::Drop
+    let drops = |policy: ListPolicy, range: SlotRange| {
+        range.count == 0 && policy.when_empty == WhenEmpty::Drop
     };
     let [outside_drop, inside_drop] = [drops(frontend.outside, outside), drops(frontend.inside, inside)];
     let guarded = frontend.kind == FrontendKind::LoadBalancer
@@ -91,7 +91,7 @@ pub fn slot_ranges(entry: &layout::Service) -> [SlotRange; 2] {
 }
 
 /// The flags of the endpoint with this index in the lists of its family.
-pub fn backend_flags(lists: &EndpointLists, index: u32, endpoint: &WantedEndpoint) -> u16 {
+pub fn backend_flags(lists: &EndpointLists, index: u32, endpoint: &DesiredEndpoint) -> u16 {
     let mut flags = backend_flags::PRESENT;
     for (set, flag) in [
         (endpoint.local, backend_flags::LOCAL),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lb_plan::wanted::ServicePortId;
+use lb_plan::desired::ServicePortId;
 
 use super::tables::{ServiceAddress, TableError};
 

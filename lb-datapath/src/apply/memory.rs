@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use lb_common::layout::{self, address_flags, service_flags};
 use lb_model::IpFamily;
-use lb_plan::wanted::ServicePortId;
+use lb_plan::desired::ServicePortId;
 
 use super::engine::{NamedByFlows, PerFamily};
 use super::entry::{parse_service_name, slot_ranges};

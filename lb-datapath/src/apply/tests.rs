@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use lb_common::layout::{address_flags, backend_flags, service_flags};
 use lb_model::{IpFamily, Protocol, SourceRanges};
-use lb_plan::wanted::*;
+use lb_plan::desired::*;
 use proptest::prelude::*;
 
 use super::engine::{Engine, NamedByFlows};
@@ -100,7 +100,7 @@ fn lists(family: IpFamily, endpoints: &BTreeMap<u8, (bool, bool)>) -> EndpointLi
     let mut lists = EndpointLists::default();
     for (index, (number, (local, draining))) in (0..).zip(endpoints) {
         let address = endpoint_address(family, *number);
-        lists.endpoints.push(WantedEndpoint { address, local: *local, draining: *draining });
+        lists.endpoints.push(DesiredEndpoint { address, local: *local, draining: *draining });
         if !draining {
             lists.cluster.push(index);
             if *local {
@@ -112,9 +112,9 @@ fn lists(family: IpFamily, endpoints: &BTreeMap<u8, (bool, bool)>) -> EndpointLi
 }
 
 impl Spec {
-    fn wanted(&self) -> WantedService {
-        let cluster = Candidates { list: EndpointList::Cluster, when_empty: WhenEmpty::Reject };
-        let local = Candidates { list: EndpointList::Local, when_empty: WhenEmpty::Drop };
+    fn wanted(&self) -> DesiredServicePort {
+        let cluster = ListPolicy { list: EndpointList::Cluster, when_empty: WhenEmpty::Reject };
+        let local = ListPolicy { list: EndpointList::Local, when_empty: WhenEmpty::Drop };
         let outside = if self.local_policy { local } else { cluster };
         let mut frontends = Vec::new();
         for family in IpFamily::BOTH.into_iter().take(if self.dual { 2 } else { 1 }) {
@@ -144,7 +144,7 @@ impl Spec {
             }
         }
         frontends.sort();
-        WantedService {
+        DesiredServicePort {
             id: id(self.number),
             port: self.port,
             algorithm: Algorithm::Random,
@@ -190,7 +190,7 @@ struct Meaning {
     source_ranges: BTreeSet<String>,
 }
 
-fn wish<'a>(services: impl IntoIterator<Item = &'a WantedService>) -> Meaning {
+fn wish<'a>(services: impl IntoIterator<Item = &'a DesiredServicePort>) -> Meaning {
     let mut meaning = Meaning {
         entries: BTreeMap::new(),
         backends: BTreeSet::new(),
@@ -203,14 +203,14 @@ fn wish<'a>(services: impl IntoIterator<Item = &'a WantedService>) -> Meaning {
         for frontend in &wanted.frontends {
             let family = frontend.address.family();
             let lists = wanted.endpoints(family);
-            let view = |candidates: Candidates| {
-                let indices = match candidates.list {
+            let view = |policy: ListPolicy| {
+                let indices = match policy.list {
                     EndpointList::Cluster => &lists.cluster,
                     EndpointList::Local => &lists.local,
                 };
                 let addresses: Vec<_> =
                     indices.iter().map(|i| lists.endpoints[*i as usize].address).collect();
-                let drop = addresses.is_empty() && candidates.when_empty == WhenEmpty::Drop;
+                let drop = addresses.is_empty() && policy.when_empty == WhenEmpty::Drop;
                 format!("{addresses:?} {drop}")
             };
             let (outside, inside) = (view(frontend.outside), view(frontend.inside));
@@ -242,7 +242,7 @@ fn wish<'a>(services: impl IntoIterator<Item = &'a WantedService>) -> Meaning {
             );
             meaning.entries.insert(service_address(frontend, wanted.id.protocol).to_string(), text);
             for endpoint in &lists.endpoints {
-                let WantedEndpoint { address, local, draining } = endpoint;
+                let DesiredEndpoint { address, local, draining } = endpoint;
                 meaning.backends.insert(format!("{} {address} local {local} draining {draining}", wanted.id));
             }
         }

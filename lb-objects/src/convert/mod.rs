@@ -16,4 +16,4 @@ pub use node::node;
 pub use problems::Converted;
 pub use service::service;
 pub use service_cidr::service_cidrs;
-pub use slice::{endpoints, slice};
+pub use slice::{endpoint_slice, endpoints};

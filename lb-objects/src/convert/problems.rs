@@ -75,7 +75,7 @@ impl Problems {
         }
         self.told.push(Problem {
             severity,
-            place: None,
+            location: None,
             object: self.object.clone(),
             field: field.to_string().into(),
             kind,
@@ -88,7 +88,7 @@ impl Problems {
         if let (1.., Some(kind)) = (self.untold, self.told.last().map(|last| last.kind)) {
             self.told.push(Problem {
                 severity: Severity::Error,
-                place: None,
+                location: None,
                 object: self.object,
                 field: "".into(),
                 kind,

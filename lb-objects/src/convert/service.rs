@@ -55,7 +55,7 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
     let external_policy = external_policy(spec, &external_ips, problems);
     let converted = Service {
         created: service.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
-        place: None,
+        location: None,
         ports: ports(spec, problems),
         load_balancer_ips: load_balancer_ips(service, &cluster_ips, problems),
         source_ranges: source_ranges(spec, problems),

@@ -3,7 +3,9 @@ use std::net::IpAddr;
 use k8s_openapi::api::{core::v1, discovery};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
-use lb_model::{Endpoint, IpFamily, NodeHint, ObjectName, Problem, ProblemKind, Slice, SlicePort, Trigger};
+use lb_model::{
+    Endpoint, EndpointPort, EndpointSlice, IpFamily, NodeHint, ObjectName, Problem, ProblemKind, Trigger,
+};
 
 use super::address::{parse_ip, why_unusable};
 use super::problems::{Converted, Problems, has_label, object_name};
@@ -15,7 +17,7 @@ const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-ti
 /// The EndpointSlice controller copies the labels of the Service.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
-pub fn slice(slice: &discovery::v1::EndpointSlice, this_node: &str) -> Converted<Slice> {
+pub fn endpoint_slice(slice: &discovery::v1::EndpointSlice, this_node: &str) -> Converted<EndpointSlice> {
     let name = object_name(&slice.metadata);
     let mut problems = Problems::of("EndpointSlice", &name);
     let value = convert(slice, &name, this_node, &mut problems);
@@ -24,7 +26,10 @@ pub fn slice(slice: &discovery::v1::EndpointSlice, this_node: &str) -> Converted
 
 /// The slices that the control plane's mirroring controller would make of a legacy `Endpoints` object: one for each
 /// subset and family. A slash cannot stand in the name of a real slice.
-pub fn endpoints(object: &v1::Endpoints, this_node: &str) -> (Vec<(ObjectName, Slice)>, Vec<Problem>) {
+pub fn endpoints(
+    object: &v1::Endpoints,
+    this_node: &str,
+) -> (Vec<(ObjectName, EndpointSlice)>, Vec<Problem>) {
     let service = object_name(&object.metadata);
     let mut problems = Problems::of("Endpoints", &service);
     let mut slices = Vec::new();
@@ -36,9 +41,9 @@ pub fn endpoints(object: &v1::Endpoints, this_node: &str) -> (Vec<(ObjectName, S
                 endpoints.iter().filter(|ep| IpFamily::of(&ep.address) == family).copied().collect();
             if !endpoints.is_empty() {
                 let name = format!("Endpoints/{}/{index}/{suffix}", service.name());
-                let slice = Slice {
+                let slice = EndpointSlice {
                     service: service.clone(),
-                    place: None,
+                    location: None,
                     ports: ports.clone(),
                     endpoints,
                     zone_sets: Box::default(),
@@ -56,7 +61,7 @@ fn convert(
     name: &ObjectName,
     this_node: &str,
     problems: &mut Problems,
-) -> Option<Slice> {
+) -> Option<EndpointSlice> {
     if has_label(&slice.metadata, HEADLESS_LABEL) || has_label(&slice.metadata, PROXY_NAME_LABEL) {
         return None;
     }
@@ -95,9 +100,9 @@ fn convert(
             convert_endpoint(index, endpoint, family, this_node, &mut zone_sets, problems)
         })
         .collect();
-    Some(Slice {
+    Some(EndpointSlice {
         service: ObjectName::new(name.namespace(), service),
-        place: None,
+        location: None,
         ports: slice_ports(slice, problems),
         endpoints,
         zone_sets: zone_sets.into(),
@@ -112,7 +117,7 @@ fn trigger(metadata: &ObjectMeta, family: IpFamily) -> Option<Trigger> {
     Some(Trigger { family, at: at.into() })
 }
 
-fn slice_ports(slice: &discovery::v1::EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]> {
+fn slice_ports(slice: &discovery::v1::EndpointSlice, problems: &mut Problems) -> Box<[EndpointPort]> {
     let mut ports = Vec::new();
     for (index, port) in slice.ports.iter().flatten().enumerate() {
         // No number means "every port" to consumers other than proxies (discovery/v1); 0 says the same to kube-proxy.
@@ -122,7 +127,7 @@ fn slice_ports(slice: &discovery::v1::EndpointSlice, problems: &mut Problems) ->
         if let (Some(protocol), Some(port_number)) = (protocol, number) {
             // The API server stores a missing name as the empty one.
             let name = port.name.as_deref().unwrap_or_default().into();
-            ports.push(SlicePort { name, protocol, port: port_number });
+            ports.push(EndpointPort { name, protocol, port: port_number });
         }
     }
     ports.into()
@@ -211,7 +216,7 @@ fn address(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
     Some(ip)
 }
 
-fn subset_ports(subset: &v1::EndpointSubset, index: usize, problems: &mut Problems) -> Box<[SlicePort]> {
+fn subset_ports(subset: &v1::EndpointSubset, index: usize, problems: &mut Problems) -> Box<[EndpointPort]> {
     let mut ports = Vec::new();
     for (port_index, port) in subset.ports.iter().flatten().enumerate() {
         let field = |name: &str| format!("subsets[{index}].ports[{port_index}].{name}");
@@ -219,7 +224,7 @@ fn subset_ports(subset: &v1::EndpointSubset, index: usize, problems: &mut Proble
         let number = problems.port(field("port"), port.port);
         if let (Some(protocol), Some(number)) = (protocol, number) {
             let name = port.name.as_deref().unwrap_or_default().into();
-            ports.push(SlicePort { name, protocol, port: number });
+            ports.push(EndpointPort { name, protocol, port: number });
         }
     }
     ports.into()

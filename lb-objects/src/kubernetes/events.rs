@@ -34,7 +34,7 @@ const NAME_MAX: usize = 253 - 17;
 
 /// Something to say of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notice {
+pub struct ObjectWarning {
     kind: &'static str,
     /// Empty for kinds without namespaces.
     namespace: String,
@@ -47,10 +47,10 @@ pub struct Notice {
     of_this_node: bool,
 }
 
-impl Notice {
+impl ObjectWarning {
     /// None when nothing is wrong for sure, and for what is no object of the API.
-    pub fn of_problem(problem: &Problem) -> Option<Self> {
-        let (kind, namespace, name) = problem.subject()?;
+    pub fn from_problem(problem: &Problem) -> Option<Self> {
+        let (kind, namespace, name) = problem.object_reference()?;
         let field = match &*problem.field {
             "" => String::new(),
             field => format!("{field}: "),
@@ -143,9 +143,9 @@ fn fnv1a(parts: &[&str]) -> u64 {
 
 /// Takes notices and never waits.
 #[derive(Debug, Clone)]
-pub struct Recorder(mpsc::Sender<Notice>);
+pub struct EventRecorder(mpsc::Sender<ObjectWarning>);
 
-impl Recorder {
+impl EventRecorder {
     /// Writes Events in a task that ends with the last recorder.
     pub fn start(client: Client, node: &str) -> Self {
         let (sender, mut notices) = mpsc::channel(QUEUE);
@@ -172,7 +172,7 @@ impl Recorder {
         Self(sender)
     }
 
-    pub fn tell(&self, notice: Notice) {
+    pub fn record(&self, notice: ObjectWarning) {
         if self.0.try_send(notice).is_err() {
             debug!("too many Events wait: one is left out");
         }
@@ -187,7 +187,7 @@ fn is_status(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
-async fn publish(client: &Client, notice: &Notice, node: &str) -> kube::Result<()> {
+async fn publish(client: &Client, notice: &ObjectWarning, node: &str) -> kube::Result<()> {
     let mut retries = RETRIES.into_iter();
     loop {
         match try_publish(client, notice, node).await {
@@ -203,8 +203,8 @@ async fn publish(client: &Client, notice: &Notice, node: &str) -> kube::Result<(
     }
 }
 
-async fn try_publish(client: &Client, notice: &Notice, node: &str) -> kube::Result<()> {
-    let Notice { kind, namespace, name, .. } = notice;
+async fn try_publish(client: &Client, notice: &ObjectWarning, node: &str) -> kube::Result<()> {
+    let ObjectWarning { kind, namespace, name, .. } = notice;
     let uid = match *kind {
         "Service" => uid(Api::<Service>::namespaced(client.clone(), namespace), name).await?,
         "EndpointSlice" => uid(Api::<EndpointSlice>::namespaced(client.clone(), namespace), name).await?,
@@ -234,7 +234,7 @@ mod tests {
     fn problem(severity: Severity, object: &str) -> Problem {
         Problem {
             severity,
-            place: None,
+            location: None,
             object: object.into(),
             field: "spec.externalIPs".into(),
             kind: ProblemKind::AddressTaken,
@@ -243,8 +243,8 @@ mod tests {
         }
     }
 
-    fn notice(object: &str) -> Option<Notice> {
-        Notice::of_problem(&problem(Severity::Error, object))
+    fn notice(object: &str) -> Option<ObjectWarning> {
+        ObjectWarning::from_problem(&problem(Severity::Error, object))
     }
 
     #[test]
@@ -273,21 +273,21 @@ mod tests {
 
     #[test]
     fn what_is_no_fault_of_an_object_makes_no_event() {
-        assert_eq!(Notice::of_problem(&problem(Severity::Note, "Service default/web")), None);
+        assert_eq!(ObjectWarning::from_problem(&problem(Severity::Note, "Service default/web")), None);
         assert_eq!(notice("cannot list services"), None);
         assert_eq!(notice("/etc/sluice/web.yaml"), None);
     }
 
     #[test]
     fn the_same_fault_has_the_same_name_on_every_node_until_the_object_is_another() {
-        let name = |notice: &Notice, uid: &str, node: &str| {
+        let name = |notice: &ObjectWarning, uid: &str, node: &str| {
             notice.event(uid.into(), node, Timestamp::now()).metadata.name.unwrap()
         };
         let everywhere = notice("Service default/web").unwrap();
         assert_eq!(name(&everywhere, "u-1", "node-1"), name(&everywhere, "u-1", "node-2"));
         assert_ne!(name(&everywhere, "u-1", "node-1"), name(&everywhere, "u-2", "node-1"));
         let web = ObjectName::new("default", "web");
-        let here = Notice::health_check_failed(&web, "address in use".into());
+        let here = ObjectWarning::health_check_failed(&web, "address in use".into());
         assert_ne!(name(&here, "u-1", "node-1"), name(&here, "u-1", "node-2"));
         // Published values for FNV-1a: agents of different versions must agree.
         assert_eq!(fnv1a(&[]), 0xcbf2_9ce4_8422_2325);
@@ -297,7 +297,8 @@ mod tests {
     #[test]
     fn long_texts_and_names_are_cut() {
         let long = Problem { reason: "é".repeat(2000).into(), ..problem(Severity::Error, "Node worker-1") };
-        let event = Notice::of_problem(&long).unwrap().event("u".into(), "worker-1", Timestamp::now());
+        let event =
+            ObjectWarning::from_problem(&long).unwrap().event("u".into(), "worker-1", Timestamp::now());
         assert!(event.note.unwrap().len() <= NOTE_MAX);
         assert_eq!(event.metadata.namespace.as_deref(), Some("default"));
         assert_eq!(event.regarding.unwrap().namespace, None);

@@ -9,15 +9,15 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node as ApiNode, Service as ApiService};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::EndpointSlice as ApiEndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config};
-use lb_model::{Event, Node, ObjectName, Part, Service, Slice};
+use lb_model::{EndpointSlice, Node, ObjectName, Service, SourceEvent, WatchedResource};
 use tokio::sync::mpsc;
 
-use self::watch::{Kind, Pauses, follow};
+use self::watch::{WatchBackoff, WatchSpec, follow};
 use crate::convert::{self, Converted};
 
 #[derive(Debug, thiserror::Error)]
@@ -63,22 +63,22 @@ const SLICES_OF_THIS_PROXY: &str =
     "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 
 /// Sends what the cluster holds and then every change of it, until nobody listens any more.
-pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Event>) {
+pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<SourceEvent>) {
     let services = follow(
         watcher(
             Api::<ApiService>::all(client.clone()),
             watcher::Config::default().fields("spec.clusterIP!=None"),
         )
-        .backoff(Pauses::default()),
+        .backoff(WatchBackoff::default()),
         services(),
         &events,
     );
     let slices = follow(
         watcher(
-            Api::<EndpointSlice>::all(client.clone()),
+            Api::<ApiEndpointSlice>::all(client.clone()),
             watcher::Config::default().labels(SLICES_OF_THIS_PROXY),
         )
-        .backoff(Pauses::default()),
+        .backoff(WatchBackoff::default()),
         slices(this_node.clone()),
         &events,
     );
@@ -87,12 +87,12 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
             Api::<ApiNode>::all(client.clone()),
             watcher::Config::default().fields(&format!("metadata.name={this_node}")),
         )
-        .backoff(Pauses::default()),
+        .backoff(WatchBackoff::default()),
         node(),
         &events,
     );
     let service_cidrs = follow(
-        watcher(Api::<ServiceCIDR>::all(client), watcher::Config::default()).backoff(Pauses::default()),
+        watcher(Api::<ServiceCIDR>::all(client), watcher::Config::default()).backoff(WatchBackoff::default()),
         service_cidrs(),
         &events,
     );
@@ -103,53 +103,55 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Eve
 type Convert<K, T> = fn(&K) -> Converted<T>;
 
 /// Makes the event that tells of a `T`, or that it is gone.
-type Tell<T> = fn(ObjectName, Option<T>) -> Event;
+type MakeEvent<T> = fn(ObjectName, Option<T>) -> SourceEvent;
 
-fn services() -> Kind<Convert<ApiService, Service>, Tell<Service>> {
-    Kind {
-        part: Part::Services,
+fn services() -> WatchSpec<Convert<ApiService, Service>, MakeEvent<Service>> {
+    WatchSpec {
+        resource: WatchedResource::Services,
         plural: "services",
         singular: "Service",
         optional: false,
         convert: convert::service,
-        event: |name, service: Option<Service>| Event::Service(name, service.map(Arc::new)),
+        event: |name, service: Option<Service>| SourceEvent::Service(name, service.map(Arc::new)),
     }
 }
 
-fn slices(this_node: Arc<str>) -> Kind<impl Fn(&EndpointSlice) -> Converted<Slice>, Tell<Slice>> {
-    Kind {
-        part: Part::Slices,
+fn slices(
+    this_node: Arc<str>,
+) -> WatchSpec<impl Fn(&ApiEndpointSlice) -> Converted<EndpointSlice>, MakeEvent<EndpointSlice>> {
+    WatchSpec {
+        resource: WatchedResource::EndpointSlices,
         plural: "endpointslices.discovery.k8s.io",
         singular: "EndpointSlice",
         optional: false,
-        convert: move |slice: &EndpointSlice| convert::slice(slice, &this_node),
-        event: |name, slice: Option<Slice>| Event::Slice(name, slice.map(Arc::new)),
+        convert: move |slice: &ApiEndpointSlice| convert::endpoint_slice(slice, &this_node),
+        event: |name, slice: Option<EndpointSlice>| SourceEvent::EndpointSlice(name, slice.map(Arc::new)),
     }
 }
 
-fn node() -> Kind<Convert<ApiNode, Node>, Tell<Node>> {
-    Kind {
-        part: Part::Node,
+fn node() -> WatchSpec<Convert<ApiNode, Node>, MakeEvent<Node>> {
+    WatchSpec {
+        resource: WatchedResource::Node,
         plural: "nodes",
         singular: "Node",
         optional: false,
         convert: convert::node,
-        event: |_, node: Option<Node>| Event::Node(node.map(Arc::new)),
+        event: |_, node: Option<Node>| SourceEvent::Node(node.map(Arc::new)),
     }
 }
 
 /// The ranges of one ServiceCIDR.
 type Ranges = Box<[IpNet]>;
 
-fn service_cidrs() -> Kind<Convert<ServiceCIDR, Ranges>, Tell<Ranges>> {
-    Kind {
-        part: Part::ServiceCidrs,
+fn service_cidrs() -> WatchSpec<Convert<ServiceCIDR, Ranges>, MakeEvent<Ranges>> {
+    WatchSpec {
+        resource: WatchedResource::ServiceCidrs,
         plural: "servicecidrs.networking.k8s.io",
         singular: "ServiceCIDR",
         // Served by Kubernetes 1.33 and newer; without it addresses that belong to no Service are not known.
         optional: true,
         convert: convert::service_cidrs,
-        event: |name, cidrs: Option<Ranges>| Event::ServiceCidr(name, cidrs.map(Arc::from)),
+        event: |name, cidrs: Option<Ranges>| SourceEvent::ServiceCidr(name, cidrs.map(Arc::from)),
     }
 }
 
@@ -158,7 +160,7 @@ fn service_cidrs() -> Kind<Convert<ServiceCIDR, Ranges>, Tell<Ranges>> {
 pub async fn list(
     objects: &[serde_json::Value],
     this_node: Arc<str>,
-) -> Result<Vec<Event>, serde_json::Error> {
+) -> Result<Vec<SourceEvent>, serde_json::Error> {
     use serde::de::DeserializeOwned;
     use watcher::Event::{InitApply, InitDone};
 

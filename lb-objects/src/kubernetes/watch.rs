@@ -6,15 +6,15 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
-use lb_model::{Event, ObjectName, Origin, Part, Problem, ProblemKind, Severity};
+use lb_model::{ObjectName, Problem, ProblemKind, ProblemSource, Severity, SourceEvent, WatchedResource};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::convert::Converted;
 
 /// What [`follow`] must know of a kind of object.
-pub(super) struct Kind<C, E> {
-    pub part: Part,
+pub(super) struct WatchSpec<C, E> {
+    pub resource: WatchedResource,
     /// As RBAC rules name it, for messages.
     pub plural: &'static str,
     pub singular: &'static str,
@@ -31,9 +31,9 @@ struct Closed;
 /// 0.8 s again after two minutes without a failure. `default_backoff()` would begin anew with every item of the stream, and
 /// every attempt to list has one before it fails: each agent would ask an API server that is down once a second.
 #[derive(Default)]
-pub(super) struct Pauses(watcher::DefaultBackoff);
+pub(super) struct WatchBackoff(watcher::DefaultBackoff);
 
-impl Iterator for Pauses {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
@@ -41,18 +41,18 @@ impl Iterator for Pauses {
     }
 }
 
-impl Backoff for Pauses {
+impl Backoff for WatchBackoff {
     /// Called for every item. The two minutes are counted in `next`.
     fn reset(&mut self) {}
 }
 
 /// A watch that is taken up again where it broke off says nothing until an object changes. But a failed attempt follows
-/// upon another after at most 30 seconds and a jitter ([`Pauses`]) and 30 seconds in which no connection
+/// upon another after at most 30 seconds and a jitter ([`WatchBackoff`]) and 30 seconds in which no connection
 /// came about: when there was none for longer, one succeeded.
 const SILENCE_MEANS_RECOVERED: Duration = Duration::from_secs(150);
 
 /// What is wrong with the watch itself.
-struct Failure {
+struct WatchFailure {
     /// HTTP status; none if there was no answer.
     code: Option<u16>,
     /// When it was seen last.
@@ -63,14 +63,14 @@ struct Failure {
 /// deleted, and nothing before it is complete.
 pub(super) async fn follow<K, T, C, E>(
     stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
-    kind: Kind<C, E>,
-    events: &mpsc::Sender<Event>,
+    kind: WatchSpec<C, E>,
+    events: &mpsc::Sender<SourceEvent>,
 ) where
     C: Fn(&K) -> Converted<T>,
-    E: Fn(ObjectName, Option<T>) -> Event,
+    E: Fn(ObjectName, Option<T>) -> SourceEvent,
 {
     let mut stream = std::pin::pin!(stream);
-    let mut follower = Follower::new(kind, events);
+    let mut follower = ObjectWatch::new(kind, events);
     loop {
         let recovered = follower.failure.as_ref().map(|failure| failure.last + SILENCE_MEANS_RECOVERED);
         let done = tokio::select! {
@@ -90,9 +90,9 @@ pub(super) async fn follow<K, T, C, E>(
     }
 }
 
-struct Follower<'a, C, E> {
-    kind: Kind<C, E>,
-    events: &'a mpsc::Sender<Event>,
+struct ObjectWatch<'a, C, E> {
+    kind: WatchSpec<C, E>,
+    events: &'a mpsc::Sender<SourceEvent>,
     /// The objects that the planner was told of.
     known: HashSet<ObjectName>,
     /// Those of a list that is under way.
@@ -100,12 +100,12 @@ struct Follower<'a, C, E> {
     /// The objects that something was reported of.
     reported: HashSet<ObjectName>,
     /// What was reported of the watch itself.
-    failure: Option<Failure>,
+    failure: Option<WatchFailure>,
     synced: bool,
 }
 
-impl<'a, C, E> Follower<'a, C, E> {
-    fn new(kind: Kind<C, E>, events: &'a mpsc::Sender<Event>) -> Self {
+impl<'a, C, E> ObjectWatch<'a, C, E> {
+    fn new(kind: WatchSpec<C, E>, events: &'a mpsc::Sender<SourceEvent>) -> Self {
         Self {
             kind,
             events,
@@ -120,7 +120,7 @@ impl<'a, C, E> Follower<'a, C, E> {
     async fn take<K, T>(&mut self, item: watcher::Result<watcher::Event<K>>) -> Result<(), Closed>
     where
         C: Fn(&K) -> Converted<T>,
-        E: Fn(ObjectName, Option<T>) -> Event,
+        E: Fn(ObjectName, Option<T>) -> SourceEvent,
     {
         let event = match item {
             Ok(event) => event,
@@ -157,7 +157,7 @@ impl<'a, C, E> Follower<'a, C, E> {
 
     async fn recover(&mut self) -> Result<(), Closed> {
         if self.failure.take().is_some() {
-            self.send(Event::Report(Origin::Watch(self.kind.plural), Vec::new())).await?;
+            self.send(SourceEvent::Report(ProblemSource::Watch(self.kind.plural), Vec::new())).await?;
         }
         Ok(())
     }
@@ -165,7 +165,7 @@ impl<'a, C, E> Follower<'a, C, E> {
     async fn apply<K, T>(&mut self, object: K) -> Result<ObjectName, Closed>
     where
         C: Fn(&K) -> Converted<T>,
-        E: Fn(ObjectName, Option<T>) -> Event,
+        E: Fn(ObjectName, Option<T>) -> SourceEvent,
     {
         let Converted { name, value, problems } = (self.kind.convert)(&object);
         drop(object);
@@ -179,7 +179,7 @@ impl<'a, C, E> Follower<'a, C, E> {
 
     async fn delete<T>(&mut self, name: ObjectName) -> Result<(), Closed>
     where
-        E: Fn(ObjectName, Option<T>) -> Event,
+        E: Fn(ObjectName, Option<T>) -> SourceEvent,
     {
         self.report(&name, Vec::new()).await?;
         if self.known.remove(&name) {
@@ -197,13 +197,14 @@ impl<'a, C, E> Follower<'a, C, E> {
         if problems.is_empty() && !had_problems {
             return Ok(());
         }
-        self.send(Event::Report(Origin::Object(self.kind.singular, name.clone()), problems)).await
+        self.send(SourceEvent::Report(ProblemSource::Object(self.kind.singular, name.clone()), problems))
+            .await
     }
 
     async fn sync(&mut self) -> Result<(), Closed> {
         if !self.synced {
             self.synced = true;
-            self.send(Event::Synced(self.kind.part)).await?;
+            self.send(SourceEvent::Synced(self.kind.resource)).await?;
         }
         Ok(())
     }
@@ -215,10 +216,10 @@ impl<'a, C, E> Follower<'a, C, E> {
             // The watch was too far behind: the watcher lists anew.
             return Ok(());
         }
-        let known = self.failure.replace(Failure { code, last: Instant::now() });
+        let known = self.failure.replace(WatchFailure { code, last: Instant::now() });
         if known.is_none_or(|known| known.code != code) {
             let problem = describe(error, code, self.kind.plural);
-            self.send(Event::Report(Origin::Watch(self.kind.plural), vec![problem])).await?;
+            self.send(SourceEvent::Report(ProblemSource::Watch(self.kind.plural), vec![problem])).await?;
         }
         if self.kind.optional && matches!(code, Some(NOT_FOUND | FORBIDDEN)) {
             self.sync().await?;
@@ -226,7 +227,7 @@ impl<'a, C, E> Follower<'a, C, E> {
         Ok(())
     }
 
-    async fn send(&self, event: Event) -> Result<(), Closed> {
+    async fn send(&self, event: SourceEvent) -> Result<(), Closed> {
         self.events.send(event).await.map_err(|_| Closed)
     }
 }
@@ -280,7 +281,7 @@ fn describe(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem 
     };
     Problem {
         severity,
-        place: None,
+        location: None,
         object: format!("cannot {verb} {plural}").into(),
         field: "".into(),
         kind: ProblemKind::Api,
@@ -317,27 +318,27 @@ mod tests {
     use crate::convert;
 
     type Convert = fn(&v1::Service) -> Converted<Service>;
-    type Make = fn(ObjectName, Option<Service>) -> Event;
+    type Make = fn(ObjectName, Option<Service>) -> SourceEvent;
 
     /// A follower of Services, and what it sends.
     struct Case {
-        follower: Follower<'static, Convert, Make>,
-        events: Receiver<Event>,
+        follower: ObjectWatch<'static, Convert, Make>,
+        events: Receiver<SourceEvent>,
     }
 
     impl Case {
         fn new(optional: bool) -> Self {
             let (sender, events) = mpsc::channel(64);
-            let kind = Kind {
-                part: Part::Services,
+            let kind = WatchSpec {
+                resource: WatchedResource::Services,
                 plural: "services",
                 singular: "Service",
                 optional,
                 convert: convert::service as Convert,
-                event: (|name, service| Event::Service(name, service.map(Arc::new))) as Make,
+                event: (|name, service| SourceEvent::Service(name, service.map(Arc::new))) as Make,
             };
             // Lives as long as the test process: the follower borrows its sender.
-            Self { follower: Follower::new(kind, Box::leak(Box::new(sender))), events }
+            Self { follower: ObjectWatch::new(kind, Box::leak(Box::new(sender))), events }
         }
 
         async fn take(&mut self, item: watcher::Result<watcher::Event<v1::Service>>) -> Vec<String> {
@@ -345,9 +346,11 @@ mod tests {
             let mut told = Vec::new();
             while let Ok(event) = self.events.try_recv() {
                 told.push(match event {
-                    Event::Service(name, Some(service)) => format!("{name} = {:?}", service.cluster_ips),
-                    Event::Service(name, None) => format!("{name} is gone"),
-                    Event::Report(origin, problems) => {
+                    SourceEvent::Service(name, Some(service)) => {
+                        format!("{name} = {:?}", service.cluster_ips)
+                    }
+                    SourceEvent::Service(name, None) => format!("{name} is gone"),
+                    SourceEvent::Report(origin, problems) => {
                         let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
                         format!("{origin:?}: {problems:?}")
                             .replace("ObjectName(\"default/web\")", "default/web")
@@ -382,7 +385,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_also_when_each_attempt_begins_with_an_item() {
-        let mut pauses = Pauses::default();
+        let mut pauses = WatchBackoff::default();
         for attempt in 0..6 {
             let pause = pauses.next().unwrap();
             assert!(pause >= Duration::from_millis(800 << attempt), "{attempt}: {pause:?}");
@@ -474,11 +477,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_is_silent_after_failures_has_recovered() {
-        let Case { follower: Follower { kind, events: sender, .. }, mut events } = Case::new(false);
+        let Case { follower: ObjectWatch { kind, events: sender, .. }, mut events } = Case::new(false);
         let failing =
             futures::stream::iter([Err(watcher::Error::WatchStartFailed(refused(503, "starting")))]);
         tokio::spawn(follow(failing.chain(futures::stream::pending()), kind, sender));
-        assert!(matches!(events.recv().await, Some(Event::Report(_, problems)) if problems.len() == 1));
-        assert!(matches!(events.recv().await, Some(Event::Report(_, problems)) if problems.is_empty()));
+        assert!(matches!(events.recv().await, Some(SourceEvent::Report(_, problems)) if problems.len() == 1));
+        assert!(matches!(events.recv().await, Some(SourceEvent::Report(_, problems)) if problems.is_empty()));
     }
 }

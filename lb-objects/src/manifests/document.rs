@@ -5,7 +5,9 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use k8s_openapi::api::{core, discovery, networking};
-use lb_model::{Event, ObjectName, Place, Problem, ProblemKind, Service, Severity, Slice};
+use lb_model::{
+    EndpointSlice, ManifestLocation, ObjectName, Problem, ProblemKind, Service, Severity, SourceEvent,
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use serde_path_to_error::{Path, Segment};
@@ -14,39 +16,41 @@ use crate::convert::{self, Converted};
 
 /// Identity of an object that the planner wants.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Key {
+pub(super) enum ObjectKey {
     /// There is one at most, the own.
     Node,
     ServiceCidr(ObjectName),
     Service(ObjectName),
-    Slice(ObjectName),
+    EndpointSlice(ObjectName),
 }
 
 /// What a file holds.
 #[derive(Debug, Default)]
-pub(super) struct Parsed {
+pub(super) struct ParsedFile {
     /// Each as the event that tells of it.
-    pub objects: Vec<(Key, Event, Arc<Place>)>,
+    pub objects: Vec<(ObjectKey, SourceEvent, Arc<ManifestLocation>)>,
     pub problems: Vec<Problem>,
     /// Some document or object could not be read at all: what it was is not known.
     pub incomplete: bool,
 }
 
 /// Reads a file. `this_node` selects the Node object and decides which endpoints are local.
-pub(super) fn parse(file: &Arc<FilePath>, text: &str, this_node: &str) -> Parsed {
-    let mut parsed = Parsed::default();
+pub(super) fn parse(file: &Arc<FilePath>, text: &str, this_node: &str) -> ParsedFile {
+    let mut parsed = ParsedFile::default();
     let json = file.extension().is_some_and(|extension| extension == "json");
     let documents = if json { vec![(1, 0..text.len())] } else { documents(text) };
     for (number, (first_line, range)) in (1..).zip(documents) {
-        let place = Place { file: file.clone(), document: number, line: first_line };
+        let location = ManifestLocation { file: file.clone(), document: number, line: first_line };
         let value = if json { read_json(&text[range]) } else { read_yaml(&text[range], first_line) };
         match value {
-            Ok(value) => Reader { place: place.into(), this_node, parsed: &mut parsed }.document(value),
+            Ok(value) => {
+                DocumentReader { location: location.into(), this_node, parsed: &mut parsed }.document(value)
+            }
             Err((line, reason)) => {
                 parsed.incomplete = true;
                 parsed.problems.push(Problem {
                     severity: Severity::Error,
-                    place: Some(Place { line: line.unwrap_or(first_line), ..place }.into()),
+                    location: Some(ManifestLocation { line: line.unwrap_or(first_line), ..location }.into()),
                     object: "".into(),
                     field: "".into(),
                     kind: ProblemKind::Unreadable,
@@ -119,13 +123,13 @@ fn read_json(document: &str) -> Result<Value, Unreadable> {
 }
 
 /// Takes the objects out of one document.
-struct Reader<'a> {
-    place: Arc<Place>,
+struct DocumentReader<'a> {
+    location: Arc<ManifestLocation>,
     this_node: &'a str,
-    parsed: &'a mut Parsed,
+    parsed: &'a mut ParsedFile,
 }
 
-impl Reader<'_> {
+impl DocumentReader<'_> {
     fn document(&mut self, value: Value) {
         if value.is_null() {
             return;
@@ -139,37 +143,37 @@ impl Reader<'_> {
         match (version.as_str(), kind.as_str()) {
             ("v1", "Service") => self.object(value, &kind, |reader, service| {
                 let converted = convert::service(&service);
-                reader.take(converted, Key::Service, |place, name, service| {
-                    Event::Service(name, Some(Arc::new(Service { place, ..service })))
+                reader.take(converted, ObjectKey::Service, |location, name, service| {
+                    SourceEvent::Service(name, Some(Arc::new(Service { location, ..service })))
                 });
             }),
             ("v1", "Endpoints") => self.object(value, &kind, |reader, endpoints: core::v1::Endpoints| {
                 let (slices, problems) = convert::endpoints(&endpoints, reader.this_node);
                 reader.complain(problems);
                 for (name, slice) in slices {
-                    let slice = Slice { place: Some(reader.place.clone()), ..slice };
-                    reader.keep(Key::Slice(name.clone()), Event::Slice(name, Some(Arc::new(slice))));
+                    let slice = EndpointSlice { location: Some(reader.location.clone()), ..slice };
+                    reader.keep(ObjectKey::EndpointSlice(name.clone()), SourceEvent::EndpointSlice(name, Some(Arc::new(slice))));
                 }
             }),
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.object(value, &kind, |reader, slice: discovery::v1::EndpointSlice| {
-                    let converted = convert::slice(&slice, reader.this_node);
-                    reader.take(converted, Key::Slice, |place, name, slice| {
-                        Event::Slice(name, Some(Arc::new(Slice { place, ..slice })))
+                    let converted = convert::endpoint_slice(&slice, reader.this_node);
+                    reader.take(converted, ObjectKey::EndpointSlice, |location, name, slice| {
+                        SourceEvent::EndpointSlice(name, Some(Arc::new(EndpointSlice { location, ..slice })))
                     });
                 });
             }
             ("networking.k8s.io/v1", "ServiceCIDR") => {
                 self.object(value, &kind, |reader, cidr: networking::v1::ServiceCIDR| {
                     let converted = convert::service_cidrs(&cidr);
-                    reader.take(converted, Key::ServiceCidr, |_, name, cidrs| {
-                        Event::ServiceCidr(name, Some(cidrs.into()))
+                    reader.take(converted, ObjectKey::ServiceCidr, |_, name, cidrs| {
+                        SourceEvent::ServiceCidr(name, Some(cidrs.into()))
                     });
                 });
             }
             ("v1", "Node") => self.object(value, &kind, |reader, node: core::v1::Node| {
                 if node.metadata.name.as_deref() == Some(reader.this_node) {
-                    reader.take(convert::node(&node), |_| Key::Node, |_, _, node| Event::Node(Some(Arc::new(node))));
+                    reader.take(convert::node(&node), |_| ObjectKey::Node, |_, _, node| SourceEvent::Node(Some(Arc::new(node))));
                 }
             }),
             (_, "Service" | "Endpoints" | "EndpointSlice" | "ServiceCIDR" | "Node") => self.complain_one(
@@ -184,7 +188,7 @@ impl Reader<'_> {
                 "is missing: this is not a Kubernetes object".to_owned(),
                 "write apiVersion and kind; the document is not used",
             ),
-            _ => tracing::debug!(place = %self.place, kind, "not of a kind that matters here"),
+            _ => tracing::debug!(location = %self.location, kind, "not of a kind that matters here"),
         }
     }
 
@@ -254,23 +258,23 @@ impl Reader<'_> {
     fn take<T>(
         &mut self,
         converted: Converted<T>,
-        key: impl FnOnce(ObjectName) -> Key,
-        event: impl FnOnce(Option<Arc<Place>>, ObjectName, T) -> Event,
+        key: impl FnOnce(ObjectName) -> ObjectKey,
+        event: impl FnOnce(Option<Arc<ManifestLocation>>, ObjectName, T) -> SourceEvent,
     ) {
         self.complain(converted.problems);
         if let Some(value) = converted.value {
-            let event = event(Some(self.place.clone()), converted.name.clone(), value);
+            let event = event(Some(self.location.clone()), converted.name.clone(), value);
             self.keep(key(converted.name), event);
         }
     }
 
-    fn keep(&mut self, key: Key, event: Event) {
-        self.parsed.objects.push((key, event, self.place.clone()));
+    fn keep(&mut self, key: ObjectKey, event: SourceEvent) {
+        self.parsed.objects.push((key, event, self.location.clone()));
     }
 
     fn complain(&mut self, problems: Vec<Problem>) {
         let placed =
-            problems.into_iter().map(|problem| Problem { place: Some(self.place.clone()), ..problem });
+            problems.into_iter().map(|problem| Problem { location: Some(self.location.clone()), ..problem });
         self.parsed.problems.extend(placed);
     }
 
@@ -283,7 +287,7 @@ impl Reader<'_> {
     ) {
         self.complain(vec![Problem {
             severity: Severity::Error,
-            place: None,
+            location: None,
             object: object.into(),
             field: field.into(),
             kind,
@@ -340,7 +344,7 @@ mod tests {
     /// The objects and problems of a file, a line each.
     fn read(file: &str, text: &str) -> Vec<String> {
         let parsed = parse(&FilePath::new(file).into(), text, "here");
-        let objects = parsed.objects.iter().map(|(key, _, place)| format!("{key:?} at {place}"));
+        let objects = parsed.objects.iter().map(|(key, _, location)| format!("{key:?} at {location}"));
         let problems = parsed.problems.iter().map(|problem| problem.to_string());
         objects.chain(problems).map(|line| line.replace("ObjectName(\"", "").replace("\")", "")).collect()
     }
@@ -411,7 +415,7 @@ items:
             read("a.yml", text),
             [
                 "Service(default/a) at a.yml: document 1 (line 1)",
-                "Slice(default/a-1) at a.yml: document 1 (line 1)"
+                "EndpointSlice(default/a-1) at a.yml: document 1 (line 1)"
             ]
         );
     }
@@ -515,11 +519,15 @@ spec:
         ];
         assert_eq!(read("a.yaml", &text(OTHER_PROXY))[1..], expected);
         let parsed = parse(&FilePath::new("a.yaml").into(), &text(""), "here");
-        let [(_, Event::Service(_, Some(service)), _)] = &parsed.objects[..] else { panic!("{parsed:?}") };
+        let [(_, SourceEvent::Service(_, Some(service)), _)] = &parsed.objects[..] else {
+            panic!("{parsed:?}")
+        };
         assert!(service.ports.is_empty());
         assert_eq!(service.source_ranges.v4.as_deref(), Some(&[][..]), "nobody may come in");
         let parsed = parse(&FilePath::new("a.yaml").into(), &text(OTHER_PROXY), "here");
-        let [(_, Event::Service(_, Some(service)), _)] = &parsed.objects[..] else { panic!("{parsed:?}") };
+        let [(_, SourceEvent::Service(_, Some(service)), _)] = &parsed.objects[..] else {
+            panic!("{parsed:?}")
+        };
         assert!(service.other_proxy && service.ports.is_empty(), "the other proxy serves it");
     }
 }

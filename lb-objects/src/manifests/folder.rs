@@ -8,18 +8,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use lb_model::{Event, Origin, Part, Place, Problem, ProblemKind, Severity};
+use lb_model::{
+    ManifestLocation, Problem, ProblemKind, ProblemSource, Severity, SourceEvent, WatchedResource,
+};
 
 use super::ManifestError;
-use super::document::{Key, Parsed, parse};
+use super::document::{ObjectKey, ParsedFile, parse};
 
-/// A manifest folder, looked at whenever [`Folder::scan`] is called.
-pub struct Folder {
+/// A manifest folder, looked at whenever [`ManifestFolder::scan`] is called.
+pub struct ManifestFolder {
     root: PathBuf,
     this_node: Arc<str>,
-    files: BTreeMap<Arc<Path>, File>,
+    files: BTreeMap<Arc<Path>, ManifestFile>,
     /// What the planner was told.
-    sent: BTreeMap<Key, Event>,
+    sent: BTreeMap<ObjectKey, SourceEvent>,
     /// The files and folders that something was reported of.
     reported: BTreeMap<Arc<Path>, Vec<Problem>>,
     synced: bool,
@@ -27,16 +29,16 @@ pub struct Folder {
 
 /// The last good state of a file.
 #[derive(Default)]
-struct File {
+struct ManifestFile {
     /// None: too fresh to rely on.
-    stamp: Option<Stamp>,
-    objects: BTreeMap<Key, (Event, Arc<Place>)>,
+    stamp: Option<FileStamp>,
+    objects: BTreeMap<ObjectKey, (SourceEvent, Arc<ManifestLocation>)>,
     problems: Vec<Problem>,
 }
 
 /// Equal for a file that was not written to.
 #[derive(PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     device: u64,
     inode: u64,
     length: u64,
@@ -47,7 +49,7 @@ struct Stamp {
 /// The clock of a file system ticks every few milliseconds: two writes within this time may bear one stamp.
 const FRESH: Duration = Duration::from_secs(1);
 
-impl Folder {
+impl ManifestFolder {
     pub fn new(root: PathBuf, this_node: Arc<str>) -> Self {
         Self {
             root,
@@ -60,7 +62,7 @@ impl Folder {
     }
 
     /// Reads what changed. Fails only if the folder cannot be read the first time; later that is a problem like others.
-    pub fn scan(&mut self) -> Result<Vec<Event>, ManifestError> {
+    pub fn scan(&mut self) -> Result<Vec<SourceEvent>, ManifestError> {
         let mut found = Walk::default();
         if let Err(source) = found.folder(&self.root)
             && !self.synced
@@ -86,23 +88,23 @@ impl Folder {
         events.extend(self.report(reports));
         if !self.synced {
             self.synced = true;
-            events.extend(Part::ALL.map(Event::Synced));
+            events.extend(WatchedResource::ALL.map(SourceEvent::Synced));
         }
         Ok(events)
     }
 
     fn read(&mut self, path: &Arc<Path>) -> io::Result<()> {
-        let stamp = Stamp::of(path)?;
+        let stamp = FileStamp::of(path)?;
         if stamp.is_some() && self.files.get(path).is_some_and(|file| file.stamp == stamp) {
             return Ok(());
         }
         let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
-        let Parsed { objects, problems, incomplete } = parse(path, &text, &self.this_node);
-        let mut file = File { stamp, problems, ..File::default() };
-        for (key, event, place) in objects {
+        let ParsedFile { objects, problems, incomplete } = parse(path, &text, &self.this_node);
+        let mut file = ManifestFile { stamp, problems, ..ManifestFile::default() };
+        for (key, event, location) in objects {
             match file.objects.get(&key) {
-                None => drop(file.objects.insert(key, (event, place))),
-                Some((_, first)) => file.problems.push(duplicate(&key, place, first)),
+                None => drop(file.objects.insert(key, (event, location))),
+                Some((_, first)) => file.problems.push(duplicate(&key, location, first)),
             }
         }
         if let (true, Some(before)) = (incomplete, self.files.remove(path)) {
@@ -115,8 +117,8 @@ impl Folder {
     }
 
     /// The objects of all files. One that is in several files counts in the first of them.
-    fn merge(&self, reports: &mut BTreeMap<Arc<Path>, Vec<Problem>>) -> BTreeMap<Key, Event> {
-        let mut merged: BTreeMap<&Key, &(Event, Arc<Place>)> = BTreeMap::new();
+    fn merge(&self, reports: &mut BTreeMap<Arc<Path>, Vec<Problem>>) -> BTreeMap<ObjectKey, SourceEvent> {
+        let mut merged: BTreeMap<&ObjectKey, &(SourceEvent, Arc<ManifestLocation>)> = BTreeMap::new();
         for (path, file) in &self.files {
             let problems = reports.entry(path.clone()).or_default();
             problems.extend(file.problems.iter().cloned());
@@ -130,23 +132,23 @@ impl Folder {
         merged.into_iter().map(|(key, (event, _))| (key.clone(), event.clone())).collect()
     }
 
-    fn differences(&mut self, objects: BTreeMap<Key, Event>) -> Vec<Event> {
+    fn differences(&mut self, objects: BTreeMap<ObjectKey, SourceEvent>) -> Vec<SourceEvent> {
         let gone = self.sent.keys().filter(|key| !objects.contains_key(key)).map(deletion);
-        let changed = |(key, event): &(&Key, &Event)| self.sent.get(key) != Some(event);
+        let changed = |(key, event): &(&ObjectKey, &SourceEvent)| self.sent.get(key) != Some(event);
         let new = objects.iter().filter(changed).map(|(_, event)| event.clone());
         let events = gone.chain(new).collect();
         self.sent = objects;
         events
     }
 
-    fn report(&mut self, mut reports: BTreeMap<Arc<Path>, Vec<Problem>>) -> Vec<Event> {
+    fn report(&mut self, mut reports: BTreeMap<Arc<Path>, Vec<Problem>>) -> Vec<SourceEvent> {
         reports.retain(|_, problems| !problems.is_empty());
         let paths: BTreeSet<_> = self.reported.keys().chain(reports.keys()).cloned().collect();
         let changed = paths.into_iter().filter(|path| self.reported.get(path) != reports.get(path));
         let events = changed
             .map(|path| {
                 let problems = reports.get(&path).cloned().unwrap_or_default();
-                Event::Report(Origin::File(path), problems)
+                SourceEvent::Report(ProblemSource::File(path), problems)
             })
             .collect();
         self.reported = reports;
@@ -154,7 +156,7 @@ impl Folder {
     }
 }
 
-impl Stamp {
+impl FileStamp {
     fn of(path: &Path) -> io::Result<Option<Self>> {
         let metadata = fs::metadata(path)?;
         let age = SystemTime::now().duration_since(metadata.modified()?);
@@ -217,25 +219,25 @@ fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
 }
 
-fn deletion(key: &Key) -> Event {
+fn deletion(key: &ObjectKey) -> SourceEvent {
     match key {
-        Key::Node => Event::Node(None),
-        Key::ServiceCidr(name) => Event::ServiceCidr(name.clone(), None),
-        Key::Service(name) => Event::Service(name.clone(), None),
-        Key::Slice(name) => Event::Slice(name.clone(), None),
+        ObjectKey::Node => SourceEvent::Node(None),
+        ObjectKey::ServiceCidr(name) => SourceEvent::ServiceCidr(name.clone(), None),
+        ObjectKey::Service(name) => SourceEvent::Service(name.clone(), None),
+        ObjectKey::EndpointSlice(name) => SourceEvent::EndpointSlice(name.clone(), None),
     }
 }
 
-fn duplicate(key: &Key, place: Arc<Place>, first: &Place) -> Problem {
+fn duplicate(key: &ObjectKey, location: Arc<ManifestLocation>, first: &ManifestLocation) -> Problem {
     let object = match key {
-        Key::Node => "Node".to_owned(),
-        Key::ServiceCidr(name) => format!("ServiceCIDR {}", name.name()),
-        Key::Service(name) => format!("Service {name}"),
-        Key::Slice(name) => format!("EndpointSlice {name}"),
+        ObjectKey::Node => "Node".to_owned(),
+        ObjectKey::ServiceCidr(name) => format!("ServiceCIDR {}", name.name()),
+        ObjectKey::Service(name) => format!("Service {name}"),
+        ObjectKey::EndpointSlice(name) => format!("EndpointSlice {name}"),
     };
     Problem {
         severity: Severity::Error,
-        place: Some(place),
+        location: Some(location),
         object: object.into(),
         field: "".into(),
         kind: ProblemKind::Duplicate,
@@ -247,7 +249,7 @@ fn duplicate(key: &Key, place: Arc<Place>, first: &Place) -> Problem {
 fn unreadable(path: &Path, error: &io::Error) -> Problem {
     Problem {
         severity: Severity::Error,
-        place: None,
+        location: None,
         object: path.display().to_string().into(),
         field: "".into(),
         kind: ProblemKind::Unreadable,
@@ -271,13 +273,13 @@ mod tests {
     /// A folder of its own, and what is told of it.
     struct Case {
         folder: tempfile::TempDir,
-        scanner: Folder,
+        scanner: ManifestFolder,
     }
 
     impl Case {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let scanner = Folder::new(folder.path().to_owned(), "here".into());
+            let scanner = ManifestFolder::new(folder.path().to_owned(), "here".into());
             Self { folder, scanner }
         }
 
@@ -295,13 +297,15 @@ mod tests {
             let root = format!("{}/", self.folder.path().display());
             let events = self.scanner.scan().unwrap();
             let told = events.into_iter().filter_map(|event| match event {
-                Event::Service(name, Some(service)) => Some(format!("{name} = {:?}", service.cluster_ips)),
-                Event::Service(name, None) => Some(format!("{name} is gone")),
-                Event::Report(Origin::File(file), problems) => {
+                SourceEvent::Service(name, Some(service)) => {
+                    Some(format!("{name} = {:?}", service.cluster_ips))
+                }
+                SourceEvent::Service(name, None) => Some(format!("{name} is gone")),
+                SourceEvent::Report(ProblemSource::File(file), problems) => {
                     let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
                     Some(format!("{}: [{}]", file.display(), problems.join("; ")))
                 }
-                Event::Synced(_) => None,
+                SourceEvent::Synced(_) => None,
                 other => panic!("{other:?}"),
             });
             told.map(|line| line.replace(&root, "")).collect()
@@ -311,7 +315,7 @@ mod tests {
     #[test]
     fn the_first_scan_ends_with_synced_even_if_the_folder_is_empty() {
         let mut case = Case::new();
-        assert_eq!(case.scanner.scan().unwrap(), Part::ALL.map(Event::Synced));
+        assert_eq!(case.scanner.scan().unwrap(), WatchedResource::ALL.map(SourceEvent::Synced));
         assert_eq!(case.scanner.scan().unwrap(), []);
     }
 
@@ -420,7 +424,7 @@ mod tests {
     #[test]
     fn a_folder_that_does_not_exist_is_an_error_at_start() {
         let folder = tempfile::tempdir().unwrap();
-        let error = Folder::new(folder.path().join("none"), "here".into()).scan().unwrap_err();
+        let error = ManifestFolder::new(folder.path().join("none"), "here".into()).scan().unwrap_err();
         assert!(error.to_string().contains("/none cannot be read: "), "{error}");
     }
 }

@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb_model::Event;
+use lb_model::SourceEvent;
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-pub use folder::Folder;
+pub use folder::ManifestFolder;
 
 /// An editor or `kubectl` writes a file in several steps: wait until nothing more comes for so long,
 const QUIET: Duration = Duration::from_millis(50);
@@ -38,15 +38,15 @@ pub enum ManifestError {
 }
 
 /// Reads the folder once: every object in it, then that all has been sent.
-pub fn load(root: &Path, this_node: &str) -> Result<Vec<Event>, ManifestError> {
-    Folder::new(root.to_owned(), this_node.into()).scan()
+pub fn load(root: &Path, this_node: &str) -> Result<Vec<SourceEvent>, ManifestError> {
+    ManifestFolder::new(root.to_owned(), this_node.into()).scan()
 }
 
 /// Sends what the folder holds and then every change of it, until nobody listens any more.
 pub async fn watch(
     root: PathBuf,
     this_node: Arc<str>,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<SourceEvent>,
 ) -> Result<(), ManifestError> {
     let (wake, mut woken) = mpsc::channel(1);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -65,7 +65,7 @@ pub async fn watch(
         _ => ManifestError::Watch { path: root.clone(), source },
     })?;
 
-    let mut folder = Folder::new(root, this_node);
+    let mut folder = ManifestFolder::new(root, this_node);
     loop {
         let scanned = tokio::task::spawn_blocking(move || {
             let found = folder.scan();
@@ -106,12 +106,12 @@ fn is_change(kind: EventKind) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use lb_model::Part;
+    use lb_model::WatchedResource;
     use std::fs;
 
     use super::*;
 
-    async fn next(events: &mut mpsc::Receiver<Event>) -> Event {
+    async fn next(events: &mut mpsc::Receiver<SourceEvent>) -> SourceEvent {
         let limit = Duration::from_secs(20);
         tokio::time::timeout(limit, events.recv())
             .await
@@ -127,8 +127,8 @@ mod tests {
         };
         let (sender, mut events) = mpsc::channel(16);
         let watcher = tokio::spawn(watch(folder.path().to_owned(), "here".into(), sender));
-        for part in Part::ALL {
-            assert_eq!(next(&mut events).await, Event::Synced(part));
+        for part in WatchedResource::ALL {
+            assert_eq!(next(&mut events).await, SourceEvent::Synced(part));
         }
         // As an editor does it: another file takes the place of the old one. And in a folder made later.
         let deep = folder.path().join("deep");
@@ -136,11 +136,13 @@ mod tests {
         for ip in ["10.96.0.1", "10.96.0.2"] {
             fs::write(deep.join("new"), service(ip)).unwrap();
             fs::rename(deep.join("new"), deep.join("web.yaml")).unwrap();
-            let Event::Service(_, Some(service)) = next(&mut events).await else { panic!("no Service") };
+            let SourceEvent::Service(_, Some(service)) = next(&mut events).await else {
+                panic!("no Service")
+            };
             assert_eq!(service.cluster_ips[0].to_string(), ip);
         }
         fs::remove_file(deep.join("web.yaml")).unwrap();
-        assert!(matches!(next(&mut events).await, Event::Service(_, None)));
+        assert!(matches!(next(&mut events).await, SourceEvent::Service(_, None)));
         drop(events);
         watcher.await.unwrap().unwrap();
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use lb_datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
-use lb_model::{Event, Protocol, Severity};
-use lb_objects::kubernetes::events::{Notice, Recorder};
+use lb_model::{Protocol, Severity, SourceEvent};
+use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -42,7 +42,7 @@ pub struct MainLoop<'a> {
     pub service_health: watch::Sender<ServiceHealth>,
     pub metrics: Arc<Metrics>,
     /// None when the objects come from manifests.
-    pub recorder: Option<Recorder>,
+    pub recorder: Option<EventRecorder>,
     /// Triggers before this time were served by an earlier agent.
     pub started: SystemTime,
     /// Devices that are left alone, and why: each is said once.
@@ -52,7 +52,7 @@ pub struct MainLoop<'a> {
 impl MainLoop<'_> {
     pub async fn run(
         mut self,
-        mut events: mpsc::Receiver<Event>,
+        mut events: mpsc::Receiver<SourceEvent>,
         mut source: JoinHandle<Result<(), AgentError>>,
         mut stop: Stop,
     ) -> Result<(), AgentError> {
@@ -95,7 +95,7 @@ impl MainLoop<'_> {
         }
     }
 
-    fn follow_events(&mut self, batch: Vec<Event>) {
+    fn follow_events(&mut self, batch: Vec<SourceEvent>) {
         let started = Instant::now();
         let events = batch.len();
         self.metrics.received(&batch);
@@ -215,8 +215,8 @@ impl MainLoop<'_> {
     fn say(&self, outcome: &Outcome) {
         for problem in &outcome.raised {
             self.metrics.raised(problem);
-            if let (Some(recorder), Some(notice)) = (&self.recorder, Notice::of_problem(problem)) {
-                recorder.tell(notice);
+            if let (Some(recorder), Some(notice)) = (&self.recorder, ObjectWarning::from_problem(problem)) {
+                recorder.record(notice);
             }
             match problem.severity {
                 Severity::Error => warn!("{problem}"),
@@ -236,7 +236,8 @@ impl MainLoop<'_> {
     }
 
     fn report_awaited(&self) {
-        let awaited: Vec<String> = self.reconciler.planner().awaited().map(|part| part.to_string()).collect();
+        let awaited: Vec<String> =
+            self.reconciler.planner().unsynced().map(|part| part.to_string()).collect();
         if !awaited.is_empty() {
             let text = format!("waiting for {}", awaited.join(", "));
             self.health.send_modify(|state| state.progress = Progress::Starting(text));

@@ -27,11 +27,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lb_datapath::apply::Engine;
 use lb_datapath::{AttachError, Datapath, FlowTimeouts, LoadError, LoadOptions, Pins, monotonic_ns};
-use lb_model::Event;
-use lb_objects::kubernetes::events::{Notice, Recorder};
+use lb_model::SourceEvent;
+use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use lb_objects::kubernetes::{self, KubernetesError};
 use lb_objects::manifests::{self, ManifestError};
-use lb_plan::{Planner, Settings};
+use lb_plan::{Planner, PlannerSettings};
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -153,7 +153,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     let teller = recorder.clone();
     let failed = move |failure: &OpenError| {
         if let Some(recorder) = &teller {
-            recorder.tell(Notice::health_check_failed(&failure.service, failure.to_string()));
+            recorder.record(ObjectWarning::health_check_failed(&failure.service, failure.to_string()));
         }
     };
     tokio::spawn(HealthPorts::new(wanted, state, failed).run());
@@ -209,11 +209,11 @@ async fn wait_for_lock(config: &Config, stop: &mut Stop) -> Result<Option<NodeLo
 
 /// Where the objects come from.
 struct Source {
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<SourceEvent>,
     /// Ends by itself only with an error.
     task: JoinHandle<Result<(), AgentError>>,
     /// Where to say what is wrong with them; the log alone when they come from manifests.
-    recorder: Option<Recorder>,
+    recorder: Option<EventRecorder>,
 }
 
 async fn start_source(config: &Config) -> Result<Source, AgentError> {
@@ -231,7 +231,7 @@ async fn start_source(config: &Config) -> Result<Source, AgentError> {
         None => {
             let client = kubernetes::connect(config.kubeconfig.as_deref()).await?;
             info!("Services come from the Kubernetes API");
-            let recorder = Recorder::start(client.clone(), &node_name);
+            let recorder = EventRecorder::start(client.clone(), &node_name);
             let task = tokio::spawn(async move {
                 kubernetes::watch(client, node_name, sender).await;
                 Ok(())
@@ -303,11 +303,11 @@ pub fn load_options(config: &Config) -> LoadOptions {
     }
 }
 
-fn planner_settings(config: &Config) -> Settings {
+fn planner_settings(config: &Config) -> PlannerSettings {
     match &config.external_ips {
-        ExternalIps::Allow => Settings::default(),
-        ExternalIps::Deny => Settings { allowed_external_ips: Vec::new() },
-        ExternalIps::Within(networks) => Settings { allowed_external_ips: networks.clone() },
+        ExternalIps::Allow => PlannerSettings::default(),
+        ExternalIps::Deny => PlannerSettings { allowed_external_ips: Vec::new() },
+        ExternalIps::Within(networks) => PlannerSettings { allowed_external_ips: networks.clone() },
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use lb_datapath::apply::tables::{ServiceAddress, Tables};
 use lb_datapath::apply::{ApplyError, Engine, MapUsage, NamedByFlows};
-use lb_model::{Event, ObjectName, Problem, Protocol, Trigger};
-use lb_plan::wanted::ServicePortId;
+use lb_model::{ObjectName, Problem, Protocol, SourceEvent, Trigger};
+use lb_plan::desired::ServicePortId;
 use lb_plan::{HealthCheck, Planner};
 
 use crate::serve::Pending;
@@ -63,7 +63,7 @@ impl<T: Tables> Reconciler<T> {
     }
 
     /// Takes events in and brings the maps up to date.
-    pub fn absorb(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Outcome {
+    pub fn absorb(&mut self, events: impl IntoIterator<Item = SourceEvent>, now: Instant) -> Outcome {
         let changes = self.planner.update(events);
         let mut errors = Vec::new();
         // What is removed makes room, and frees addresses, for what comes.
@@ -163,38 +163,38 @@ mod tests {
 
     use k8s_openapi::api::core::v1;
     use lb_datapath::apply::memory::Memory;
-    use lb_model::Part;
+    use lb_model::WatchedResource;
     use lb_objects::convert;
-    use lb_plan::Settings;
+    use lb_plan::PlannerSettings;
 
     use super::*;
 
     const GRACE: Duration = Duration::from_secs(1);
 
-    fn service(name: &str, cluster_ip: &str) -> Event {
+    fn service(name: &str, cluster_ip: &str) -> SourceEvent {
         let object: v1::Service = serde_json::from_value(serde_json::json!({
             "metadata": { "namespace": "default", "name": name },
             "spec": { "clusterIP": cluster_ip, "clusterIPs": [cluster_ip], "ports": [{ "port": 80 }] },
         }))
         .unwrap();
         let converted = convert::service(&object);
-        Event::Service(converted.name, converted.value.map(Arc::new))
+        SourceEvent::Service(converted.name, converted.value.map(Arc::new))
     }
 
-    fn gone(name: &str) -> Event {
+    fn gone(name: &str) -> SourceEvent {
         match service(name, "10.96.0.1") {
-            Event::Service(name, _) => Event::Service(name, None),
+            SourceEvent::Service(name, _) => SourceEvent::Service(name, None),
             other => other,
         }
     }
 
-    fn synced() -> impl Iterator<Item = Event> {
-        Part::ALL.into_iter().map(Event::Synced)
+    fn synced() -> impl Iterator<Item = SourceEvent> {
+        WatchedResource::ALL.into_iter().map(SourceEvent::Synced)
     }
 
     fn reconciler(memory: &Memory, now: Instant) -> Reconciler<Memory> {
         let engine = Engine::adopt(memory.clone(), &NamedByFlows::default(), GRACE, now).unwrap();
-        Reconciler::new(Planner::new(Settings::default()), engine)
+        Reconciler::new(Planner::new(PlannerSettings::default()), engine)
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
             }))
             .unwrap();
             let converted = convert::service(&object);
-            Event::Service(converted.name, converted.value.map(Arc::new))
+            SourceEvent::Service(converted.name, converted.value.map(Arc::new))
         };
         let guards = || {
             let state = memory.state();
@@ -248,7 +248,8 @@ mod tests {
         assert!(!left.is_empty());
 
         let mut agent = reconciler(&memory, now);
-        let outcome = agent.absorb([service("new", "10.96.0.10"), Event::Synced(Part::Services)], now);
+        let outcome =
+            agent.absorb([service("new", "10.96.0.10"), SourceEvent::Synced(WatchedResource::Services)], now);
         assert!(!outcome.complete);
         assert_eq!(memory.state().services, left);
 

@@ -52,7 +52,7 @@ mod tests {
 
     use lb_common::reason::Reason;
     use lb_datapath::apply::MapUsage;
-    use lb_model::{Event, IpFamily, ObjectName, Problem, ProblemKind, Severity, Trigger};
+    use lb_model::{IpFamily, ObjectName, Problem, ProblemKind, Severity, SourceEvent, Trigger};
 
     use super::super::http::testing::ask;
     use super::super::{Port, bind};
@@ -62,7 +62,7 @@ mod tests {
     fn problem(severity: Severity, object: &str, kind: ProblemKind) -> Problem {
         Problem {
             severity,
-            place: None,
+            location: None,
             object: object.into(),
             field: "".into(),
             kind,
@@ -78,10 +78,10 @@ mod tests {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_millis(seconds);
         let name = |name| ObjectName::new("default", name);
         metrics.received(&[
-            Event::Service(name("web"), None),
-            Event::Slice(name("web-1"), None),
-            Event::Slice(name("web-2"), None),
-            Event::Node(None),
+            SourceEvent::Service(name("web"), None),
+            SourceEvent::EndpointSlice(name("web-1"), None),
+            SourceEvent::EndpointSlice(name("web-2"), None),
+            SourceEvent::Node(None),
         ]);
         metrics.synced(Duration::from_micros(1500), at(1_700_000_000_500));
         metrics.programmed(Trigger { family: IpFamily::V6, at: at(1000) }, at(1700));

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use lb_common::reason::{Outcome, Reason};
 use lb_datapath::apply::{MapUsage, PerFamily};
-use lb_model::{Event, IpFamily, Problem, Severity, Trigger};
+use lb_model::{IpFamily, Problem, Severity, SourceEvent, Trigger};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -79,12 +79,12 @@ impl Metrics {
     }
 
     /// Changes that a source has sent.
-    pub fn received(&self, events: &[Event]) {
+    pub fn received(&self, events: &[SourceEvent]) {
         let mut values = self.values();
         for event in events {
             match event {
-                Event::Service(..) => values.service_changes += 1,
-                Event::Slice(..) => values.endpoint_changes += 1,
+                SourceEvent::Service(..) => values.service_changes += 1,
+                SourceEvent::EndpointSlice(..) => values.endpoint_changes += 1,
                 _ => {}
             }
         }
@@ -106,7 +106,7 @@ impl Metrics {
         let mut values = self.values();
         *values.current(problem.severity) += 1;
         let raised = Raised {
-            kind: problem.subject().map_or("", |(kind, ..)| kind),
+            kind: problem.object_reference().map_or("", |(kind, ..)| kind),
             reason: problem.kind.code(),
             severity: severity(problem.severity),
         };

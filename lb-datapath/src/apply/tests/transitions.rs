@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::{core::v1, discovery};
 use lb_common::layout;
-use lb_model::{Event, ObjectName, Part, Problem};
+use lb_model::{ObjectName, Problem, SourceEvent, WatchedResource};
 use lb_objects::convert;
-use lb_plan::{Changes, HealthCheck, Planner, Settings};
+use lb_plan::{Changes, HealthCheck, Planner, PlannerSettings};
 use proptest::sample::{select, subsequence};
 use serde_json::{Value, json};
 
@@ -92,14 +92,14 @@ impl Fields {
     }
 }
 
-fn service(object: Value) -> Event {
+fn service(object: Value) -> SourceEvent {
     let object: v1::Service = serde_json::from_value(object).unwrap();
     let converted = convert::service(&object);
-    Event::Service(converted.name, converted.value.map(Arc::new))
+    SourceEvent::Service(converted.name, converted.value.map(Arc::new))
 }
 
 /// The slices of a Service: its ports by the names that [`Fields`] has for them.
-fn slices(service: &str, endpoints: &[(&str, &str)]) -> Vec<Event> {
+fn slices(service: &str, endpoints: &[(&str, &str)]) -> Vec<SourceEvent> {
     let ports = [("http", "TCP", 8080), ("https", "TCP", 8443), ("dns", "UDP", 5353)]
         .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port}));
     let slice = |address_type: &str| {
@@ -114,14 +114,14 @@ fn slices(service: &str, endpoints: &[(&str, &str)]) -> Vec<Event> {
             "addressType": address_type, "ports": ports, "endpoints": endpoints,
         }))
         .unwrap();
-        let converted = convert::slice(&object, "here");
-        Event::Slice(converted.name, converted.value.map(Arc::new))
+        let converted = convert::endpoint_slice(&object, "here");
+        SourceEvent::EndpointSlice(converted.name, converted.value.map(Arc::new))
     };
     ["IPv4", "IPv6"].map(slice).into()
 }
 
 /// Two others: one that has nothing in common with `web`, and one that gets an address of it when that gives it up.
-fn others() -> Vec<Event> {
+fn others() -> Vec<SourceEvent> {
     let mut events = slices("other", &[("10.0.0.1", "here"), ("10.0.9.2", "there"), ("fd00::9", "there")]);
     events.push(service(json!({
         "metadata": {"namespace": "default", "name": "other"},
@@ -147,17 +147,17 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(events: Vec<Event>) -> Self {
+    fn start(events: Vec<SourceEvent>) -> Self {
         let memory = Memory::roomy(Instant::now());
         let engine = engine(&memory);
-        let planner = Planner::new(Settings::default());
+        let planner = Planner::new(PlannerSettings::default());
         let mut agent = Self { planner, engine, memory, health_checks: BTreeMap::new() };
-        let now = agent.absorb(events.into_iter().chain(Part::ALL.map(Event::Synced)));
+        let now = agent.absorb(events.into_iter().chain(WatchedResource::ALL.map(SourceEvent::Synced)));
         assert!(agent.engine.finish_sync(now).is_empty());
         agent
     }
 
-    fn absorb(&mut self, events: impl IntoIterator<Item = Event>) -> Instant {
+    fn absorb(&mut self, events: impl IntoIterator<Item = SourceEvent>) -> Instant {
         let now = self.memory.state().now + 2 * GRACE;
         self.memory.state_mut().now = now;
         let Changes { changed, removed, health_checks, .. } = self.planner.update(events);

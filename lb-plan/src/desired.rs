@@ -1,6 +1,6 @@
 //! What the planner wants the maps to say, in terms that know nothing of map entries, ids or slots.
 //!
-//! The planner makes one [`WantedService`] per Service **port**; the data path turns it into map entries.
+//! The planner makes one [`DesiredServicePort`] per Service **port**; the data path turns it into map entries.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -29,7 +29,7 @@ impl fmt::Display for ServicePortId {
 
 /// Everything the maps shall say about one service port, both families.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WantedService {
+pub struct DesiredServicePort {
     pub id: ServicePortId,
     /// Port number in the Service spec.
     pub port: u16,
@@ -45,7 +45,7 @@ pub struct WantedService {
     pub v6: EndpointLists,
 }
 
-impl WantedService {
+impl DesiredServicePort {
     pub fn endpoints(&self, family: IpFamily) -> &EndpointLists {
         match family {
             IpFamily::V4 => &self.v4,
@@ -68,9 +68,9 @@ pub struct Frontend {
     pub port: u16,
     pub kind: FrontendKind,
     /// Which endpoints traffic from outside the cluster gets.
-    pub outside: Candidates,
+    pub outside: ListPolicy,
     /// Which endpoints pods and the node itself get.
-    pub inside: Candidates,
+    pub inside: ListPolicy,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,7 +100,7 @@ pub enum FrontendKind {
 
 /// Which list of [`EndpointLists`], and what an empty one means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Candidates {
+pub struct ListPolicy {
     pub list: EndpointList,
     pub when_empty: WhenEmpty,
 }
@@ -122,7 +122,7 @@ pub enum WhenEmpty {
 pub struct EndpointLists {
     /// Every endpoint that keeps its connections, sorted by address: those in the lists, and those that only drain.
     /// Empty when no frontend is of this family.
-    pub endpoints: Vec<WantedEndpoint>,
+    pub endpoints: Vec<DesiredEndpoint>,
     /// Eligible under the Cluster policy.
     pub cluster: Vec<u32>,
     /// Eligible under the Local policy.
@@ -130,7 +130,7 @@ pub struct EndpointLists {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct WantedEndpoint {
+pub struct DesiredEndpoint {
     pub address: SocketAddr,
     /// Runs on this node.
     pub local: bool,
