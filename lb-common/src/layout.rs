@@ -10,9 +10,9 @@ use core::mem::{offset_of, size_of};
 
 use crate::family::{Family, V4, V6};
 
-/// Version of everything in this module. Part of the pin path (`<bpffs>/sluice/v2/…`), so that an agent never reuses
+/// Version of everything in this module. Part of the pin path (`<bpffs>/sluice/v3/…`), so that an agent never reuses
 /// a map whose entries it would misread.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// `IPPROTO_TCP`.
 pub const TCP: u8 = 6;
@@ -68,14 +68,12 @@ pub mod service_flags {
     pub const INSIDE_DROP: u32 = 1 << 1;
     /// `loadBalancerSourceRanges` applies: sources outside `SOURCE_RANGES_V4`/`V6` of this service are dropped.
     pub const SOURCE_RANGES: u32 = 1 << 2;
-    /// The address is external (NodePort, external IP, load balancer): a Local policy short-circuits for pods.
-    pub const EXTERNAL: u32 = 1 << 3;
-    /// The two ranges differ: the source of a packet must be told apart (pod and node, or outside).
-    pub const POLICY_LOCAL: u32 = 1 << 4;
+    /// The two ranges differ: whether a packet comes from outside or from a pod or this node matters.
+    pub const POLICY_LOCAL: u32 = 1 << 3;
     /// The range for traffic from outside is the Local list of endpoints ([`super::backend_flags::IN_LOCAL`]).
-    pub const OUTSIDE_LOCAL: u32 = 1 << 5;
+    pub const OUTSIDE_LOCAL: u32 = 1 << 4;
     /// The range for traffic from pods and this node is the Local list of endpoints.
-    pub const INSIDE_LOCAL: u32 = 1 << 6;
+    pub const INSIDE_LOCAL: u32 = 1 << 5;
 }
 
 /// Values of [`Service::algorithm`]: how the slot is chosen.
@@ -357,8 +355,6 @@ pub struct Device {
     /// Source address for packets that are sent out of this device with their source rewritten; zero when it has none.
     pub addr_v4: [u8; 4],
     pub addr_v6: [u8; 16],
-    /// In bytes, of the IP packet.
-    pub mtu: u32,
     /// Bits of [`device_flags`].
     pub flags: u32,
 }
@@ -367,10 +363,8 @@ pub struct Device {
 pub mod device_flags {
     /// XDP programs may send frames out of this device (`XDP_REDIRECT` to it works).
     pub const XDP_TARGET: u32 = 1 << 0;
-    /// Frames of this device carry no Ethernet header (ipip, wireguard, tun).
-    pub const NO_ETHERNET: u32 = 1 << 1;
-    /// The device leads to a pod (`--pod-interfaces`): what arrives by it comes from this node's pods, replies to them leave by it.
-    pub const POD: u32 = 1 << 2;
+    /// The device leads to a pod (`--pod-interfaces`): packets that arrive by it come from a pod of this node.
+    pub const POD: u32 = 1 << 1;
 }
 
 /// Value of `SERVICE_NAMES`, keyed by service id: the service port in the words of the Kubernetes API. Zero padded UTF-8.
@@ -400,16 +394,14 @@ pub struct Settings {
     pub pad: [u8; 3],
 }
 
-/// The only entry of `RECORD`, which only a recording program has (`lb explain`): who sends the packet that is about to be run, and
-/// then what the program decided about it. Numbers are zero where nothing was decided.
+/// The only entry of `RECORD`, which only the programs of `lb explain` use: the caller, if the packet that is about to be run
+/// stands for a call at a socket, and then what the program decided. Numbers are zero where nothing was decided.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Default)]
 pub struct Record {
-    /// Input, from [`record_from::SOCKET`]: cookie of the network namespace of the socket; 0: not known.
+    /// Input for a call: cookie of the network namespace of the socket; 0: unknown.
     pub netns_cookie: u64,
-    /// Input: one of [`record_from`].
-    pub from: u32,
-    /// What would have been counted last, a number of `Reason`, plus one.
+    /// The last reason that would have been counted, a number of `Reason`, plus one.
     pub reason: u32,
     /// The service entry that was matched: its id, [`Service::kind`] and [`Service::flags`].
     pub service_id: u32,
@@ -424,21 +416,12 @@ pub struct Record {
     pub backend_id: u32,
     /// One of [`record_source`].
     pub source: u32,
-    /// 1: the packet belongs to a connection that is open, and nothing was chosen anew.
+    /// 1: the packet belongs to a connection that is open, and no endpoint was chosen.
     pub known_flow: u32,
     /// 1: the endpoint was chosen by session affinity.
     pub by_affinity: u32,
-    /// Interface index of the device the packet leaves by.
+    /// Interface index of the device that the packet leaves by.
     pub ifindex: u32,
-    pub pad: u32,
-}
-
-/// Values of [`Record::from`].
-pub mod record_from {
-    /// Whoever the source address and the device say.
-    pub const DEVICE: u32 = 0;
-    /// A process of this node or of a pod on it that calls `connect`: the packet stands for the call.
-    pub const SOCKET: u32 = 1;
 }
 
 /// Values of [`Record::client`].
@@ -495,7 +478,7 @@ assert_layout! {
     AffinityKey: 24, { client: 0, service_id: 16, client_kind: 20 };
     Affinity: 16, { last_used_ns: 0, backend_id: 8 };
     Settings: 16, { netns_cookie: 0, snat_port_first: 8, host_sockets_only: 12 };
-    Record: 64, { netns_cookie: 0, from: 8, reason: 12, backend_id: 40, by_affinity: 52, ifindex: 56 };
-    Device: 28, { addr_v4: 0, addr_v6: 4, mtu: 20, flags: 24 };
+    Record: 56, { netns_cookie: 0, reason: 8, backend_id: 36, by_affinity: 48, ifindex: 52 };
+    Device: 24, { addr_v4: 0, addr_v6: 4, flags: 20 };
     ServiceName: 196, { namespace: 0, name: 64, port_name: 128, port: 192, protocol: 194 };
 }

@@ -29,6 +29,50 @@ macro_rules! reasons {
     };
 }
 
+/// The error of a call at a socket (`connect`, `sendmsg`, `bind`).
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Errno {
+    /// The reaction of a local firewall.
+    Eperm,
+    Eaddrinuse,
+    Econnrefused,
+    Ehostunreach,
+}
+
+impl Errno {
+    /// The number on Linux, positive.
+    pub const fn number(self) -> i32 {
+        match self {
+            Self::Eperm => 1,
+            Self::Eaddrinuse => 98,
+            Self::Econnrefused => 111,
+            Self::Ehostunreach => 113,
+        }
+    }
+
+    /// The name in the C library.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Eperm => "EPERM",
+            Self::Eaddrinuse => "EADDRINUSE",
+            Self::Econnrefused => "ECONNREFUSED",
+            Self::Ehostunreach => "EHOSTUNREACH",
+        }
+    }
+}
+
+impl Reason {
+    /// The error of a call that fails for this reason, on kernels that let a program choose it (Linux 5.18).
+    pub const fn errno(self) -> Errno {
+        match self {
+            Reason::SocketRefused => Errno::Econnrefused,
+            Reason::SourceRange => Errno::Eperm,
+            Reason::NodePortProtected => Errno::Eaddrinuse,
+            _ => Errno::Ehostunreach,
+        }
+    }
+}
+
 /// What became of a counted packet.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -52,7 +96,7 @@ reasons! {
     /// A call at a socket was translated.
     SocketTranslated = 3, "socket_translated", Translated;
     /// A TCP or SCTP packet to a service that opens no connection and has none here: left to the kernel.
-    NotOpening = 4, "tcp_without_flow", Passed;
+    NotOpening = 4, "not_opening", Passed;
     /// XDP left the packet to the tc program of the same device.
     LeftToTc = 5, "left_to_tc", Passed;
     /// The service has no endpoint: refused at the socket.

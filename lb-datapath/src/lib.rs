@@ -32,10 +32,8 @@ pub use self::links::{AttachError, Attached};
 pub use self::maps::ServiceTables;
 use self::maps::{HostMaps, MapHandles};
 use self::programs::Programs;
-pub use self::programs::{
-    DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, RECORDER, TcAttach,
-};
-pub use self::recorder::{Recorded, attached_devices, serves_sockets};
+pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, TcAttach};
+pub use self::recorder::{Occasion, Recorded, attached_devices, serves_sockets};
 pub use self::sizes::{MapSizes, mebibytes};
 pub use self::sys::{TestRun, device_index, device_name, monotonic_ns, namespace_cookie};
 use crate::apply::tables::ServiceAddress;
@@ -95,7 +93,7 @@ impl Datapath {
 
     /// Loads the programs on maps of their own, for tests and benchmarks. They cannot be attached.
     pub fn load_private(options: &LoadOptions) -> Result<Self, LoadError> {
-        let programs = Programs::load(options, None)?;
+        let programs = Programs::load_for_tests(options)?;
         let maps = programs.map_handles()?;
         Ok(Self { programs, maps, links: None })
     }

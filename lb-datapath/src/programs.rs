@@ -22,8 +22,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb
 const XDP: &str = "lb_xdp";
 const XDP_LINEAR: &str = "lb_xdp_linear";
 
-/// What `lb explain` runs.
-pub const RECORDER: &str = "lb_tc_ingress";
+/// The least that an XDP program can do with a packet: what benchmarks measure the others against.
+const FLOOR: &str = "lb_floor";
+
+/// The programs that `lb explain` runs: for a packet that arrives by a device, and for a call at a socket.
+pub(crate) const PACKET_RECORDER: &str = "lb_tc_ingress";
+pub(crate) const CALL_RECORDER: &str = "lb_explain_call";
 
 /// Maps that no other program reads and that need not outlive the programs.
 const UNPINNED: [&str; 4] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS", "RECORD"];
@@ -192,6 +196,8 @@ pub type DatapathLog = EbpfLogger<&'static dyn log::Log>;
 #[derive(Copy, Clone, PartialEq, Eq)]
 enum Purpose {
     Serve,
+    /// Tests and benchmarks.
+    Test,
     /// `lb explain`.
     Record,
 }
@@ -210,7 +216,12 @@ impl Programs {
         Self::load_for(options, pins, Purpose::Serve)
     }
 
-    /// Loads [`RECORDER`] alone, to record what it decides. With `pins`, maps are taken from there as they are; all must be there.
+    /// Loads every program on maps of its own, and the one that benchmarks compare with.
+    pub fn load_for_tests(options: &LoadOptions) -> Result<Self, LoadError> {
+        Self::load_for(options, None, Purpose::Test)
+    }
+
+    /// Loads the programs of `lb explain`, to record what they decide. With `pins`, maps are taken from there as they are; all must be there.
     pub fn load_recorder(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self, LoadError> {
         Self::load_for(options, pins, Purpose::Record)
     }
@@ -281,8 +292,9 @@ impl Programs {
         }
         let xdp_of_other_kernels = if features.xdp_frags { XDP_LINEAR } else { XDP };
         let wanted = |name: &str| match purpose {
-            Purpose::Serve => name != xdp_of_other_kernels,
-            Purpose::Record => name == RECORDER,
+            Purpose::Serve => ![xdp_of_other_kernels, CALL_RECORDER, FLOOR].contains(&name),
+            Purpose::Test => ![xdp_of_other_kernels, CALL_RECORDER].contains(&name),
+            Purpose::Record => [PACKET_RECORDER, CALL_RECORDER].contains(&name),
         };
         for (name, program) in ebpf.programs_mut().filter(|(name, _)| wanted(name)) {
             load_program(program, btf.as_ref())

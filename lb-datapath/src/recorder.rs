@@ -7,15 +7,26 @@ use lb_common::layout::{Record, Settings};
 
 use crate::links::Links;
 use crate::maps::MapHandles;
-use crate::programs::{LoadError, LoadOptions, Programs, RECORDER, hooks};
+use crate::programs::{CALL_RECORDER, LoadError, LoadOptions, PACKET_RECORDER, Programs, hooks};
 use crate::sizes::MapSizes;
 use crate::sys::TestRun;
 use crate::table::Table;
 use crate::{AttachError, Datapath, Pins, TcAttach};
 
+/// What a recorded packet stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// It arrives by a device.
+    Arrival { ifindex: u32 },
+    /// A socket of this network namespace calls `connect` with its destination.
+    Call { netns_cookie: u64 },
+}
+
 /// What a run decided.
 #[derive(Debug, Clone)]
 pub struct Recorded {
+    /// The program that ran.
+    pub program: &'static str,
     pub record: Record,
     pub run: TestRun,
 }
@@ -79,14 +90,19 @@ impl Datapath {
         settings_of(&self.maps)?.get(&0)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Gives the recorder a packet with an Ethernet header as if it had arrived by a device. Of `input` only the fields that are
-    /// inputs matter.
-    pub fn record(&self, input: &Record, ifindex: u32, packet: &[u8]) -> io::Result<Recorded> {
+    /// Runs a recorder on a packet with an Ethernet header.
+    pub fn record(&self, occasion: Occasion, packet: &[u8]) -> io::Result<Recorded> {
+        // A call arrives by no device; every namespace has the loopback device, whose index this is.
+        const LOOPBACK: u32 = 1;
+        let (program, ifindex, netns_cookie) = match occasion {
+            Occasion::Arrival { ifindex } => (PACKET_RECORDER, ifindex, 0),
+            Occasion::Call { netns_cookie } => (CALL_RECORDER, LOOPBACK, netns_cookie),
+        };
         let table: Table<u32, Record> = self.maps.table("RECORD")?;
-        table.put(&0, input)?;
-        let run = self.test_run(RECORDER, packet, &skb_context(ifindex), 1)?;
+        table.put(&0, &Record { netns_cookie, ..Record::default() })?;
+        let run = self.test_run(program, packet, &skb_context(ifindex), 1)?;
         let record = table.get(&0)?.ok_or(io::ErrorKind::NotFound)?;
-        Ok(Recorded { record, run })
+        Ok(Recorded { program, record, run })
     }
 }
 

@@ -1,18 +1,16 @@
-//! What becomes of a call at a socket (`connect`, `sendmsg`). Decided here for the socket programs, and for `lb explain`: those
-//! programs have no test run, so a recording packet program asks in their place.
+//! What becomes of a call at a socket (`connect`, `sendmsg`): for the socket programs, and for `lb explain` (`explain.rs`).
 
-use lb_common::layout::{Backend, FlowKey, Service, service_flags};
+use lb_common::layout::{Backend, Service, service_flags};
 use lb_common::reason::Reason;
 
+use crate::address::{is_loopback, known};
 use crate::aligned::Aligned;
 use crate::client::{self, Client};
-use crate::count::count;
 use crate::maps::{Maps, NAMESPACES};
-use crate::record::{self, note};
+use crate::record;
 use crate::select::{self, Eligible, Refusal};
 use crate::service::{self, Destination};
 use crate::settings::NODE_NETNS_COOKIE;
-use crate::verdict::Verdict;
 
 /// A socket that asks.
 pub trait Caller {
@@ -27,12 +25,6 @@ pub trait Caller {
     }
 }
 
-/// Whether a host calls itself so.
-#[inline(always)]
-pub fn is_loopback<F: Maps>(addr: &F::Addr) -> bool {
-    if F::IS_V6 { *addr == F::LOOPBACK } else { addr.as_ref().first() == Some(&127) }
-}
-
 /// What stands at a socket's destination.
 #[inline(always)]
 fn destination<F: Maps, C: Caller>(caller: &C, addr: F::Addr, port: u16, protocol: u8) -> Destination {
@@ -44,9 +36,9 @@ fn destination<F: Maps, C: Caller>(caller: &C, addr: F::Addr, port: u16, protoco
         }
         return Destination::Elsewhere;
     }
-    match service::known::<F>(&addr) {
-        0 => service::at_unknown::<F>(addr),
-        flags => service::at_known::<F>(flags, addr, port, protocol),
+    match known::<F>(&addr) {
+        Some(known) => service::at_known::<F>(known, addr, port, protocol),
+        None => service::at_unknown::<F>(addr),
     }
 }
 
@@ -100,7 +92,7 @@ pub fn select<F: Maps, C: Caller>(
     let cookie = if service.affinity_seconds != 0 { caller.namespace() } else { 0 };
     let client = select::name_by_namespace::<F>(service, cookie);
     let eligible = Eligible::of(service, Client::Inside);
-    record::note_eligible(Client::Inside, &eligible);
+    select::note_eligible(Client::Inside, &eligible);
     select::select::<F>(service, &eligible, &client.0)
 }
 
@@ -111,39 +103,4 @@ pub fn reason(refusal: Refusal) -> Reason {
         Refusal::Reject => Reason::SocketRefused,
         Refusal::Drop(reason) => reason,
     }
-}
-
-/// The socket that a packet stands for, by its network namespace.
-struct Recorded(u64);
-
-impl Caller for Recorded {
-    #[inline(always)]
-    fn namespace(&self) -> u64 {
-        self.0
-    }
-}
-
-/// Writes down what becomes of a `connect` to a packet's destination. The packet stays as it is.
-#[inline(always)]
-pub fn record<F: Maps>(key: &FlowKey<F::Addr>, namespace: u64) -> Verdict {
-    let caller = Recorded(namespace);
-    let service = match find::<F, _>(&caller, key.dst_addr, key.dst_port, key.protocol) {
-        Some(Ok(service)) => service,
-        Some(Err(refusal)) => return refused(refusal),
-        None => return Verdict::Pass,
-    };
-    match select::<F, _>(&caller, service) {
-        Ok((backend_id, _)) => {
-            note(|record| record.backend_id = backend_id);
-            count(Reason::SocketTranslated);
-            Verdict::Pass
-        }
-        Err(refusal) => refused(refusal),
-    }
-}
-
-#[inline(always)]
-fn refused(refusal: Refusal) -> Verdict {
-    count(reason(refusal));
-    Verdict::Pass
 }

@@ -5,14 +5,17 @@
 //! table and are promoted when both sides have spoken, so that a flood never evicts an established one.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::{bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 use lb_common::layout::{Flow, FlowKey, SEEN_GRANULARITY_NS, deliver, direction, tcp_flags};
 use lb_common::reason::Reason;
 
+use crate::clock::now;
+use crate::count::count;
 use crate::frame::Frame;
 use crate::maps::Maps;
 use crate::packet::Packet;
 use crate::record::recording;
+use crate::service::still_serves;
 use crate::settings::{SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 use crate::socket;
 
@@ -34,13 +37,6 @@ pub struct Found<A: 'static> {
     pub flow: &'static Flow<A>,
     pointer: *mut Flow<A>,
     pub stage: Stage,
-}
-
-/// The clock of flow time stamps: `CLOCK_MONOTONIC` at tick resolution, in nanoseconds. A few ns to read.
-#[inline(always)]
-pub fn now() -> u64 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 impl<A> Found<A> {
@@ -99,10 +95,10 @@ fn unless_stale<F: Maps>(packet: &Packet<F>, found: Found<F::Addr>) -> Option<Fo
             packet.opens()
                 && (flow.tcp_seen & (tcp_flags::FIN | tcp_flags::RST) != 0
                     || peer_closed::<F>(flow, packet.key.protocol)
-                    || !crate::service::still_serves::<F>(flow.backend_id, flow.service_id))
+                    || !still_serves::<F>(flow.backend_id, flow.service_id))
         } else {
             // Datagrams must not be sent to an endpoint that is gone.
-            !crate::service::still_serves::<F>(flow.backend_id, flow.service_id)
+            !still_serves::<F>(flow.backend_id, flow.service_id)
         };
         if stale {
             remove::<F>(&packet.key, flow);
@@ -182,12 +178,12 @@ fn promote<F: Maps>(packet: &Packet<F>, flow: &Flow<F::Addr>) {
     // SAFETY: see `lookup`.
     let Some(other) = (unsafe { F::half_open().get(&other_key) }) else { return };
     if F::flows().insert(&other_key, other, BPF_NOEXIST as u64).is_err() {
-        crate::count::count(Reason::FlowTableFull);
+        count(Reason::FlowTableFull);
         return;
     }
     if F::flows().insert(&packet.key, flow, BPF_NOEXIST as u64).is_err() {
         let _ = F::flows().remove(&other_key);
-        crate::count::count(Reason::FlowTableFull);
+        count(Reason::FlowTableFull);
         return;
     }
     let _ = F::half_open().remove(&other_key);

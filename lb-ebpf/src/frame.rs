@@ -1,48 +1,44 @@
-//! A packet as a hook hands it over: the few operations in which XDP frames and skbs differ.
+//! A packet as bytes: the operations in which XDP frames and skbs differ, and reading and writing in place.
+
+pub mod skb;
+pub mod xdp;
 
 use core::mem::size_of;
 
-use crate::maps::Maps;
-use crate::packet::Packet;
-use crate::route::{Next, Route};
-use crate::verdict::Verdict;
+use lb_common::family::Family;
 
-/// Headers are looked at within this many bytes; what reaches beyond is passed on untouched.
-/// A power of two minus one: masking an offset with it is what proves the access to the verifier.
+/// Headers are read within this many bytes; a packet whose headers reach further is passed on untouched.
+/// The value is a power of two minus one, so that a mask bounds an offset for the verifier.
 const OFFSET_MASK: usize = 0x1ff;
 
 /// An XDP frame or an skb.
 pub trait Frame {
-    /// False for XDP: it finishes what it can and leaves the rest, untouched, to the tc program of the same device.
+    /// False for XDP, which finishes what it can and leaves the rest, untouched, to the tc program of the same device.
     const COMPLETE: bool;
 
     /// First byte of the linear data.
     fn data(&self) -> usize;
     /// One past the last byte of the linear data.
     fn data_end(&self) -> usize;
-    /// The hook's context, as helpers want it.
+    /// The hook's context, for helpers.
     fn context(&self) -> *mut core::ffi::c_void;
-    /// Interface index of the device the packet is on.
+    /// Interface index of the device that the packet is on.
     fn ifindex(&self) -> u32;
     /// Bytes of payload in each segment of a GRO-merged or GSO packet; 0 when it is a single packet.
     fn segment_payload(&self) -> usize;
 
-    /// Applies a change to the transport checksum at `offset`. `addresses` and `ports` are differences as
-    /// [`lb_common::checksum::difference`] makes them: of what the pseudo-header covers, and of the header itself.
-    fn update_checksum<F: Maps>(
+    /// Applies a change to the transport checksum at `offset`. Both differences are made by
+    /// [`lb_common::checksum::difference`]: `addresses` of the pseudo-header, `data` of the rest.
+    /// In UDP a checksum of zero stands for none, and a computed zero is written as all ones.
+    fn update_checksum<F: Family>(
         &self,
-        packet: &Packet<F>,
         offset: usize,
+        is_udp: bool,
         addresses: u64,
-        ports: u64,
+        data: u64,
     ) -> Option<()>;
 
-    /// Whether [`Frame::send`] can take this packet along this route. Asked before the packet is changed.
-    fn can_send<F: Maps>(&self, packet: &Packet<F>, route: &Route, next: Next) -> bool;
-    /// Sends the rewritten packet out along `route`.
-    fn send<F: Maps>(&self, packet: &Packet<F>, route: &mut Route) -> Verdict;
-
-    /// A pointer to `T` at `offset` bytes into the packet, or nothing if the packet is shorter.
+    /// Returns a pointer to the `T` at `offset`, or `None` if the packet is shorter.
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
         // The compiler turns a check for one byte into `start >= end`, from which the verifier learns nothing.
@@ -55,12 +51,14 @@ pub trait Frame {
         }
     }
 
+    /// Reads the `T` at `offset`.
     #[inline(always)]
     fn load<T: Copy>(&self, offset: usize) -> Option<T> {
         // SAFETY: `at` checked that the whole T lies within the packet; any bytes are a valid T (plain numbers and arrays).
         self.at::<T>(offset).map(|pointer| unsafe { pointer.read_unaligned() })
     }
 
+    /// Writes the `T` at `offset`.
     #[inline(always)]
     fn store<T: Copy>(&self, offset: usize, value: T) -> Option<()> {
         // SAFETY: `at` checked that the whole T lies within the packet.
@@ -68,11 +66,23 @@ pub trait Frame {
     }
 }
 
-/// Exchanges the addresses of an Ethernet header: the frame goes back to whom it came from.
+/// Exchanges the addresses of an Ethernet header, so that the frame returns to its sender.
 #[inline(always)]
 pub fn swap_link_addresses<K: Frame>(frame: &K) -> Option<()> {
     let destination = frame.load::<[u8; 6]>(0)?;
     let source = frame.load::<[u8; 6]>(6)?;
     frame.store(0, source)?;
     frame.store(6, destination)
+}
+
+/// Returns `offset`, which must be below 16, with that bound visible to the verifier.
+///
+/// The compiler removes a mask that it can prove redundant, and may reload the value from the stack. Before Linux 6.8
+/// the verifier does not apply the check of a filled register to the spilled value, and then refuses the access.
+/// The compiler cannot see through this mask.
+#[inline(always)]
+pub fn below_16(mut offset: usize) -> usize {
+    // SAFETY: one instruction that changes its operand only.
+    unsafe { core::arch::asm!("{0} &= 15", inout(reg) offset, options(pure, nomem, nostack)) };
+    offset
 }

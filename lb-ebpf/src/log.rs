@@ -14,12 +14,12 @@ use crate::maps::Maps;
 #[inline(always)]
 pub fn dropped<F: Maps>(key: &FlowKey<F::Addr>, reason: Reason) {
     if level_enabled(Level::Warn) {
-        say_dropped::<F>(key, reason as u32);
+        log_dropped::<F>(key, reason as u32);
     }
 }
 
 #[inline(never)]
-fn say_dropped<F: Maps>(key: &FlowKey<F::Addr>, reason: u32) {
+fn log_dropped<F: Maps>(key: &FlowKey<F::Addr>, reason: u32) {
     warn!(
         (),
         "dropped, reason {}: protocol {} {:i} {} -> {:i} {}",
@@ -36,12 +36,12 @@ fn say_dropped<F: Maps>(key: &FlowKey<F::Addr>, reason: u32) {
 #[inline(always)]
 pub fn opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
     if level_enabled(Level::Debug) {
-        say_opened::<F>(key, flow);
+        log_opened::<F>(key, flow);
     }
 }
 
 #[inline(never)]
-fn say_opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+fn log_opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
     debug!(
         (),
         "opened: service {} backend {} protocol {} {:i} {} -> {:i} {}",
@@ -59,12 +59,12 @@ fn say_opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
 #[inline(always)]
 pub fn translated<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
     if level_enabled(Level::Trace) {
-        say_translated::<F>(key, flow);
+        log_translated::<F>(key, flow);
     }
 }
 
 #[inline(never)]
-fn say_translated<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+fn log_translated<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
     trace!(
         (),
         "translated: {:i} {} -> {:i} {} became {:i} {} -> {:i} {}",

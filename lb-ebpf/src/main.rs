@@ -1,25 +1,39 @@
-//! The kernel programs of Sluice. This file holds their entry points and nothing else.
+//! The kernel programs of Sluice. This file has their entry points and nothing else.
 //!
-//! | folder or file | concern |
-//! |---|---|
-//! | `xdp/ tc/ cgroup/` | one folder per hook family: adapts its context, consumes the verdict |
-//! | `pipeline.rs` | the way of a packet, written once |
-//! | `packet.rs flow.rs service.rs client.rs select.rs call.rs route.rs nat.rs icmp.rs reset.rs` | its steps, one file each |
-//! | `connected.rs` | what connected sockets were given, for the agent to read |
-//! | `maps.rs settings.rs count.rs record.rs log.rs` | what the programs share with the agent |
+//! The files are a stack of floors: a file imports files of lower floors only, and of its own floor only those to its left.
+//! `floor` in this table counts from the bottom.
+//!
+//! | floor | files | concern |
+//! |---|---|---|
+//! | 9 | `xdp tc cgroup/ explain connected` | the hooks: each adapts its context, runs a lower floor and returns an action |
+//! | 8 | `pipeline` · `icmp/translate icmp` | what happens to a packet, to an ICMP message |
+//! | 7 | `reset icmp/kind icmp/answer icmp/echo` · `call` | answers; calls at sockets |
+//! | 6 | `flow` · `deliver` · `nat compose` | connections; where a packet goes; rewriting and writing headers |
+//! | 5 | `select` · `socket` · `scratch` | endpoints for new connections; ports held by sockets; working memory |
+//! | 4 | `service client` · `packet route` | what a destination is, where a client is; parsing, the kernel's routes |
+//! | 3 | `count log` · `address` | what people read; what an address is |
+//! | 2 | `record` · `frame/skb frame/xdp` | recording for `lb explain`; skbs and XDP frames |
+//! | 1 | `maps` · `frame` · `clock verdict` | all maps; packets as bytes; words that all floors share |
+//! | 0 | `settings aligned` | read-only globals; alignment on the stack |
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(
     clippy::needless_borrows_for_generic_args,
     reason = "keys and values go to map calls by reference: by value they would be copied on a stack of 512 bytes"
 )]
 
+mod address;
 mod aligned;
 mod call;
 mod cgroup;
 mod client;
+mod clock;
+mod compose;
 mod connected;
 mod count;
+mod deliver;
+mod explain;
 mod flow;
 mod frame;
 mod icmp;
@@ -31,6 +45,7 @@ mod pipeline;
 mod record;
 mod reset;
 mod route;
+mod scratch;
 mod select;
 mod service;
 mod settings;
@@ -41,7 +56,7 @@ mod xdp;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
-use tc::Way;
+use verdict::Direction;
 
 /// NICs whose driver hands over complete checksums.
 #[xdp(frags)]
@@ -64,25 +79,31 @@ pub fn lb_floor(context: XdpContext) -> u32 {
 /// Every device, ingress.
 #[classifier]
 pub fn lb_tc_ingress(context: TcContext) -> i32 {
-    tc::with_ethernet(context, Way::In)
+    tc::with_ethernet(context, Direction::Ingress)
 }
 
 /// Every device, egress.
 #[classifier]
 pub fn lb_tc_egress(context: TcContext) -> i32 {
-    tc::with_ethernet(context, Way::Out)
+    tc::with_ethernet(context, Direction::Egress)
 }
 
 /// Devices without Ethernet headers, ingress.
 #[classifier]
 pub fn lb_tc_ingress_l3(context: TcContext) -> i32 {
-    tc::without_ethernet(context, Way::In)
+    tc::without_ethernet(context, Direction::Ingress)
 }
 
 /// Devices without Ethernet headers, egress.
 #[classifier]
 pub fn lb_tc_egress_l3(context: TcContext) -> i32 {
-    tc::without_ethernet(context, Way::Out)
+    tc::without_ethernet(context, Direction::Egress)
+}
+
+/// `lb explain` of a call at a socket; attached to nothing.
+#[classifier]
+pub fn lb_explain_call(context: TcContext) -> i32 {
+    explain::call(context)
 }
 
 #[cgroup_sock_addr(connect4)]

@@ -15,9 +15,6 @@ use lb_common::layout::{
 };
 use lb_common::reason::REASONS;
 
-use crate::packet::Packet;
-use crate::route::Route;
-
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
@@ -124,26 +121,6 @@ pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
 #[btf_map]
 pub static RECORD: Array<Record, 1> = Array::new();
 
-/// What a packet program builds up. Kept here because a stack of 512 bytes has no room for it, and because the verifier
-/// allows misaligned access (addresses copied as words) in map values but not on the stack. Written and read within one run of a program:
-/// packet programs run with softirqs disabled and do not nest.
-#[repr(C)]
-pub struct Scratch<F: Family> {
-    pub packet: Packet<F>,
-    /// The packet that an ICMP error is about.
-    pub quoted: Packet<F>,
-    pub route: Route,
-    pub reply_key: FlowKey<F::Addr>,
-    pub flow: Flow<F::Addr>,
-    /// The client, in the words of session affinity.
-    pub client: AffinityKey,
-}
-
-#[btf_map]
-pub static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
-#[btf_map]
-pub static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
-
 /// The maps of one address family.
 pub trait Maps: Family<Addr: IpFormatter + Argument> {
     fn services() -> &'static Services<Self::Addr>;
@@ -155,7 +132,6 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
     fn addresses() -> &'static Addresses<Self::Addr>;
     fn networks() -> &'static Networks<Self::Addr>;
     fn source_ranges() -> &'static SourceRanges<Self::Addr>;
-    fn scratch() -> Option<&'static mut Scratch<Self>>;
     /// The address of a device to which sources are rewritten.
     fn device_addr(device: &Device) -> Self::Addr;
     /// The address of a network namespace.
@@ -164,7 +140,7 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
 
 macro_rules! family_maps {
     ($family:ty, $addr:ident, $services:ident, $backends:ident, $flows:ident, $half_open:ident, $fragments:ident,
-     $socket_peers:ident, $addresses:ident, $networks:ident, $source_ranges:ident, $scratch:ident) => {
+     $socket_peers:ident, $addresses:ident, $networks:ident, $source_ranges:ident) => {
         impl Maps for $family {
             #[inline(always)]
             fn services() -> &'static Services<Self::Addr> {
@@ -203,11 +179,6 @@ macro_rules! family_maps {
                 &$source_ranges
             }
             #[inline(always)]
-            fn scratch() -> Option<&'static mut Scratch<Self>> {
-                // SAFETY: the only reference to this CPU's entry: see `Scratch`.
-                $scratch.get_ptr_mut(0).map(|pointer| unsafe { &mut *pointer })
-            }
-            #[inline(always)]
             fn device_addr(device: &Device) -> Self::Addr {
                 device.$addr
             }
@@ -230,8 +201,7 @@ family_maps!(
     SOCKET_PEERS_V4,
     ADDRESSES_V4,
     NETWORKS_V4,
-    SOURCE_RANGES_V4,
-    SCRATCH_V4
+    SOURCE_RANGES_V4
 );
 family_maps!(
     V6,
@@ -244,6 +214,5 @@ family_maps!(
     SOCKET_PEERS_V6,
     ADDRESSES_V6,
     NETWORKS_V6,
-    SOURCE_RANGES_V6,
-    SCRATCH_V6
+    SOURCE_RANGES_V6
 );

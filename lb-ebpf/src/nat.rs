@@ -3,7 +3,7 @@
 use lb_common::checksum::{difference, sum4, sum16, update};
 use lb_common::crc32c;
 use lb_common::family::{Family, V4, V6};
-use lb_common::layout::{Flow, SCTP, TCP};
+use lb_common::layout::{Flow, SCTP, TCP, UDP};
 use lb_common::reason::Reason;
 use lb_common::wire::{IPV4_CHECKSUM, SCTP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
 
@@ -92,7 +92,8 @@ fn write<F: Header, K: Frame>(
         } else {
             let ports = port_difference(packet, flow);
             let checksum = if packet.key.protocol == TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
-            frame.update_checksum(packet, packet.l4 + checksum, addresses, ports)?;
+            let is_udp = packet.key.protocol == UDP;
+            frame.update_checksum::<F>(packet.l4 + checksum, is_udp, addresses, ports)?;
         }
         frame.store::<[u16; 2]>(packet.l4, [flow.new_src_port.to_be(), flow.new_dst_port.to_be()])?;
     }

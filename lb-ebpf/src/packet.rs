@@ -128,7 +128,7 @@ struct Ipv6Header {
 }
 
 /// Reading the IP header of a family.
-pub trait Parse: Maps + crate::icmp::Report {
+pub trait Parse: Maps {
     /// Fills everything but ports and TCP flags; nothing when the header is not sound.
     fn network<K: Frame>(frame: &K, l3: usize, packet: &mut Packet<Self>) -> Option<()>
     where

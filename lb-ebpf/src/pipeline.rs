@@ -1,86 +1,70 @@
-//! The way of a packet, once for both families and for XDP frames and skbs:
+//! What happens to a packet, once for both families and for XDP frames and skbs:
 //!
 //! ```text
-//! parse ─► flow hit? ── yes ─────────────────────────────► rewrite ─► pass, or send along a route
+//! parse ─► flow? ── yes ─────────────────────────────────► rewrite ─► pass, or send along a route
 //!             └ no ─► known destination? ── no ─► pass (or drop: an address of Services that none has)
-//!                        └ yes ─► service hit? ── no ─► pass (or reject: a port that the ClusterIP does not have)
+//!                        └ yes ─► service? ── no ─► pass (or reject: a port that the ClusterIP does not have)
 //!                                    └ yes ─► allowed? ─► select ─► open flow pair ─► rewrite ─► …
 //! ```
 
 use aya_ebpf::bindings::BPF_ANY;
-#[cfg(doc)]
-use lb_common::layout::address_flags;
 use lb_common::layout::{
-    AffinityKey, Flow, FlowKey, FragmentPorts, SCTP, TCP, backend_flags, deliver, direction, record_source,
-    service_flags,
+    Flow, FragmentPorts, backend_flags, deliver, direction, record_source, service_flags,
 };
 use lb_common::reason::Reason;
-use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
-use crate::call;
+use crate::address::{self, Known};
 use crate::client::{self, Client};
 use crate::count::count;
-use crate::flow::{self, Opening};
+use crate::deliver::{self as delivery, Decided, Deliver, Delivery};
+use crate::flow::{self, Found, Opening};
 use crate::frame::Frame;
-use crate::icmp;
 use crate::log;
-use crate::maps::Scratch;
 use crate::nat::{self, Header};
 use crate::packet::{Fragment, Packet};
 use crate::record::{self, note};
-use crate::route::{Next, Route};
+use crate::scratch::Scratch;
 use crate::select::{self, Eligible, Refusal, select};
 use crate::service::{self, Destination};
-use crate::verdict::Verdict;
+use crate::verdict::{Answer, Verdict};
 
-/// A packet that arrives at this node, parsed into `scratch`.
+/// A packet, the flow that translates it, and where it goes.
+struct Connection<'s, F: Header> {
+    packet: &'s Packet<F>,
+    flow: &'s Flow<F::Addr>,
+    delivery: Decided<'s>,
+}
+
+/// Decides about a packet that arrives at this node, parsed into `scratch`.
 #[inline(always)]
-pub fn ingress<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
-    let Scratch { packet, route, reply_key, flow: new, client, .. } = scratch;
-    let packet = &*packet;
-    if let Some(namespace) = record::socket() {
-        return call::record::<F>(&packet.key, namespace);
-    }
-    let flow = match find_flow(packet) {
-        // A reply that goes on along its path is translated where it leaves: with the service's address as source, perhaps one of
-        // this node's, the kernel would take it for a martian.
-        Ok(found) if found.is_passing_reply() => return Verdict::Pass,
-        Ok(found) => {
-            note_known(frame, packet, found.flow);
-            if found.flow.deliver == deliver::ROUTE {
-                match find_way(frame, packet, route, found.flow.new_src_addr, found.flow.new_dst_addr) {
-                    Ok(true) => {}
-                    Ok(false) => return Verdict::LeaveToTc,
-                    Err(verdict) => return verdict,
-                }
-            }
-            found.touch(packet);
-            found.flow
-        }
-        Err(flags) => {
-            let opened = connect(frame, packet, flags, route, client, reply_key, new);
-            match opened {
-                Ok(flow) => flow,
-                Err(verdict) => return verdict,
-            }
-        }
+pub fn ingress<F: Header, K: Deliver>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
+    let connection = match find_flow(&scratch.packet) {
+        (Some(found), _) => continue_connection(frame, scratch, found),
+        (None, Some(known)) => open_connection(frame, scratch, known),
+        (None, None) => return service::to_unknown::<F>(scratch.packet.key.dst_addr),
+    };
+    let Connection { packet, flow, mut delivery } = match connection {
+        Ok(connection) => connection,
+        Err(verdict) => return verdict,
     };
     log::translated::<F>(&packet.key, flow);
-    let forwarded = flow.deliver == deliver::ROUTE;
-    if let Err(reason) = nat::rewrite(frame, packet, flow, forwarded) {
+    if let Err(reason) = nat::rewrite(frame, packet, flow, delivery.is_out()) {
         return Verdict::Drop(reason);
     }
     remember_fragments(packet);
-    if forwarded {
-        count(Reason::Forwarded);
-        frame.send(packet, route)
-    } else {
-        count(Reason::Delivered);
-        Verdict::Pass
+    match delivery.delivery() {
+        Delivery::UpStack => {
+            count(Reason::Delivered);
+            Verdict::Pass
+        }
+        Delivery::Out(route) => {
+            count(Reason::Forwarded);
+            frame.send(route)
+        }
     }
 }
 
-/// A packet that leaves this node: an endpoint's reply gets the service's address back.
+/// Decides about a packet that leaves this node: an endpoint's reply gets the service's address back.
 #[inline(always)]
 pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
     let Some(found) = flow::find_reply(packet) else { return Verdict::Pass };
@@ -94,44 +78,62 @@ pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
     Verdict::Pass
 }
 
-/// The entry of the packet's connection, or what is known of its destination (bits of [`address_flags`]). The tables are asked in
-/// the order in which packets are frequent: those of open connections, those that are none of ours, the rest.
+/// Returns the packet's flow, and what is known of its destination as far as that was looked up. The lookups are in order of
+/// frequency: packets of open connections, packets that are not for Services, the rest.
 #[inline(always)]
-fn find_flow<F: Header>(packet: &Packet<F>) -> Result<flow::Found<F::Addr>, u32> {
+fn find_flow<F: Header>(packet: &Packet<F>) -> (Option<Found<F::Addr>>, Option<Known>) {
     if let Some(found) = flow::find(packet) {
-        return Ok(found);
+        return (Some(found), None);
     }
-    let flags = service::known::<F>(&packet.key.dst_addr);
-    if flags == 0 {
-        return Err(0);
+    let known = address::known::<F>(&packet.key.dst_addr);
+    if known.is_none() {
+        return (None, None);
     }
-    flow::find_half_open(packet).ok_or(flags)
+    (flow::find_half_open(packet), known)
 }
 
-/// A packet of no known connection, whose destination is known by `flags`: perhaps it opens one to a service.
+/// A packet of a connection that is open or half open.
 #[inline(always)]
-fn connect<'a, F: Header, K: Frame>(
+fn continue_connection<'s, F: Header, K: Deliver>(
     frame: &K,
-    packet: &Packet<F>,
-    flags: u32,
-    route: &mut Route,
-    client: &mut AffinityKey,
-    reply_key: &mut FlowKey<F::Addr>,
-    flow: &'a mut Flow<F::Addr>,
-) -> Result<&'a Flow<F::Addr>, Verdict> {
-    let key = &packet.key;
-    if flags == 0 {
-        return Err(to_unknown::<F>(key.dst_addr));
+    scratch: &'s mut Scratch<F>,
+    found: Found<F::Addr>,
+) -> Result<Connection<'s, F>, Verdict> {
+    // A reply that continues on its path is translated at egress. At ingress it would get the service's address as source,
+    // perhaps one of this node's, and the kernel would drop it as a martian.
+    if found.is_passing_reply() {
+        return Err(Verdict::Pass);
     }
-    // What opens nothing and has no flow may belong to kube-proxy and is passed on. XDP need not even look whether it goes
-    // to a service: it comes by again in tc, and is counted there.
+    let Scratch { packet, route, .. } = scratch;
+    let packet = &*packet;
+    note_known(frame, packet, found.flow);
+    let mut delivery = delivery::of_flow(frame, packet, found.flow, route)?;
+    if !delivery.is_possible(frame, packet) {
+        return Err(Verdict::LeaveToTc);
+    }
+    found.touch(packet);
+    Ok(Connection { packet, flow: found.flow, delivery })
+}
+
+/// A packet of no known connection to a known address: opens a connection if the packet may and a service is there.
+#[inline(always)]
+fn open_connection<'s, F: Header, K: Deliver>(
+    frame: &K,
+    scratch: &'s mut Scratch<F>,
+    known: Known,
+) -> Result<Connection<'s, F>, Verdict> {
+    let Scratch { packet, route, reply_key, flow, client, .. } = scratch;
+    let packet = &*packet;
+    let key = &packet.key;
+    // A packet that opens nothing and has no flow may belong to kube-proxy: it passes. XDP does not even look up the
+    // service, because tc receives the packet next and counts it.
     let opens = packet.opens();
     if !opens && !K::COMPLETE {
         return Err(Verdict::Pass);
     }
-    let service = match service::at_known::<F>(flags, key.dst_addr, key.dst_port, key.protocol) {
+    let service = match service::at_known::<F>(known, key.dst_addr, key.dst_port, key.protocol) {
         Destination::Service(service) => service,
-        Destination::UnknownPort if opens => return Err(Verdict::Answer(icmp::Error::UnknownPort)),
+        Destination::UnknownPort if opens => return Err(Verdict::Answer(Answer::UnknownPort)),
         _ => return Err(Verdict::Pass),
     };
     if !opens {
@@ -143,21 +145,21 @@ fn connect<'a, F: Header, K: Frame>(
         return Err(Verdict::Drop(Reason::SourceRange));
     }
     let client_is_here = client::came_from_pod(frame);
-    // Only a service whose ranges differ makes it necessary to know who asks; and a record, for people.
-    let asks = if client_is_here {
+    // Where the client is matters only if the two ranges of the service differ, and for a record.
+    let origin = if client_is_here {
         Client::Inside
     } else if service.flags & service_flags::POLICY_LOCAL != 0 || record::recording() {
         client::of_source::<F>(key.src_addr)
     } else {
         Client::Outside
     };
-    let eligible = Eligible::of(service, asks);
-    record::note_eligible(asks, &eligible);
+    let eligible = Eligible::of(service, origin);
+    select::note_eligible(origin, &eligible);
     select::name_by_address::<F>(client, service, key.src_addr);
     let (backend_id, backend) = match select::<F>(service, &eligible, client) {
         Ok(selected) => selected,
         Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
-        Err(Refusal::Reject) => return Err(Verdict::Answer(icmp::Error::PortUnreachable)),
+        Err(Refusal::Reject) => return Err(Verdict::Answer(Answer::NoEndpoint)),
     };
     let mut opening = Opening {
         backend_addr: backend.addr,
@@ -168,42 +170,36 @@ fn connect<'a, F: Header, K: Frame>(
         masquerade: false,
         deliver: deliver::PASS,
     };
-    let mut can_finish = true;
-    let way = reply_way(backend.addr == key.src_addr, backend.flags, client_is_here);
+    let source = source_rewrite(backend.addr == key.src_addr, backend.flags, client_is_here);
     note(|record| {
         record.backend_id = backend_id;
-        record.source = way;
+        record.source = source;
     });
-    if way == record_source::ENDPOINT_ELSEWHERE || way == record_source::HAIRPIN {
-        can_finish = find_way(frame, packet, route, F::UNSPECIFIED, backend.addr)?;
+    let mut delivery = if source == record_source::ENDPOINT_ELSEWHERE || source == record_source::HAIRPIN {
+        let route = delivery::find_route(frame, packet, route, F::UNSPECIFIED, backend.addr)?;
         opening.source = route.source::<F>().ok_or(Verdict::Drop(Reason::NoSourceAddress))?;
         opening.masquerade = true;
         opening.deliver = deliver::ROUTE;
+        Decided::out(route)
+    } else {
+        Decided::up_stack(route)
+    };
+    let flow = flow::open(frame, packet, &opening, reply_key, flow).map_err(Verdict::Drop)?;
+    count(Reason::FlowOpened);
+    log::opened::<F>(key, flow);
+    // The flow stays when XDP cannot send the packet. If tc selected again, endpoints that XDP can reach would be selected
+    // more often than others.
+    if !delivery.is_possible(frame, packet) {
+        return Err(Verdict::LeaveToTc);
     }
-    match flow::open(frame, packet, &opening, reply_key, flow) {
-        Ok(flow) => {
-            count(Reason::FlowOpened);
-            log::opened::<F>(&packet.key, flow);
-            // The endpoint stays chosen: were tc to choose again, those that XDP can reach would be taken more often.
-            if can_finish { Ok(flow) } else { Err(Verdict::LeaveToTc) }
-        }
-        Err(reason) => Err(Verdict::Drop(reason)),
-    }
+    Ok(Connection { packet, flow, delivery })
 }
 
-/// A packet to an address that is neither this node's nor a Service's.
+/// Returns whether the source must be rewritten, and why: one of [`record_source`]. The reply must pass this node again. The
+/// reply of an endpoint or to a client on this node does so anyway; the reply of an endpoint that is the client itself would
+/// never leave it.
 #[inline(always)]
-pub fn to_unknown<F: Header>(addr: F::Addr) -> Verdict {
-    match service::at_unknown::<F>(addr) {
-        Destination::Unassigned => Verdict::Drop(Reason::UnassignedAddress),
-        _ => Verdict::Pass,
-    }
-}
-
-/// Whether the source must be rewritten, and why: one of [`record_source`]. The reply must pass this node again. That of an
-/// endpoint or to a client on this node does by itself; that of an endpoint which is the client itself would never leave it.
-#[inline(always)]
-fn reply_way(hairpin: bool, endpoint: u16, client_is_here: bool) -> u32 {
+fn source_rewrite(hairpin: bool, endpoint: u16, client_is_here: bool) -> u32 {
     if hairpin {
         record_source::HAIRPIN
     } else if endpoint & backend_flags::LOCAL != 0 {
@@ -215,47 +211,7 @@ fn reply_way(hairpin: bool, endpoint: u16, client_is_here: bool) -> u32 {
     }
 }
 
-/// Finds the way of a packet to `dst`, and whether this program can send it there, or the reason why nobody can.
-#[inline(always)]
-fn find_way<F: Header, K: Frame>(
-    frame: &K,
-    packet: &Packet<F>,
-    route: &mut Route,
-    src: F::Addr,
-    dst: F::Addr,
-) -> Result<bool, Verdict> {
-    match route.find::<F, K>(frame, src, dst, packet.key.protocol, longest(frame, packet)) {
-        Next::None if K::COMPLETE => Err(Verdict::Drop(Reason::NoRoute)),
-        Next::None => Err(Verdict::LeaveToTc),
-        Next::TooBig => Err(Verdict::Answer(icmp::Error::TooBig)),
-        _ if packet.ttl <= 1 => Err(Verdict::Answer(icmp::Error::TimeExceeded)),
-        next => Ok(frame.can_send(packet, route, next)),
-    }
-}
-
-/// Length of the largest IP packet in the frame, in bytes: what must fit the path.
-#[inline(always)]
-fn longest<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
-    let segment = frame.segment_payload();
-    if segment == 0 {
-        return packet.length;
-    }
-    if packet.key.protocol == SCTP {
-        // Its segments have lengths of their own (GSO_BY_FRAGS). With 0 the kernel leaves the check to who takes the packet apart.
-        return 0;
-    }
-    let transport = if packet.key.protocol == TCP {
-        match frame.load::<[u8; 2]>(packet.l4 + TCP_DATA_OFFSET) {
-            Some([offset, _]) => ((offset >> 4) as usize) * 4,
-            None => TCP_LEN,
-        }
-    } else {
-        UDP_LEN
-    };
-    packet.l4 - packet.l3 + transport + segment
-}
-
-/// Writes down that the packet belongs to a connection that is known, and what would be eligible were it a new one.
+/// Records that the packet belongs to a known connection, and the endpoints that would be eligible for a new one.
 #[inline(always)]
 fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, flow: &Flow<F::Addr>) {
     if !record::recording() {
@@ -263,14 +219,14 @@ fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, flow: &Flow<F:
     }
     let key = &packet.key;
     if flow.direction == direction::REQUEST
-        && let flags = service::known::<F>(&key.dst_addr)
+        && let Some(known) = address::known::<F>(&key.dst_addr)
         && let Destination::Service(service) =
-            service::at_known::<F>(flags, key.dst_addr, key.dst_port, key.protocol)
+            service::at_known::<F>(known, key.dst_addr, key.dst_port, key.protocol)
     {
-        let asks =
+        let origin =
             if client::came_from_pod(frame) { Client::Inside } else { client::of_source::<F>(key.src_addr) };
         record::note_service(service);
-        record::note_eligible(asks, &Eligible::of(service, asks));
+        select::note_eligible(origin, &Eligible::of(service, origin));
     }
     note(|record| {
         record.known_flow = 1;
@@ -279,12 +235,12 @@ fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, flow: &Flow<F:
     });
 }
 
-/// The ports of a first fragment, for those that follow.
+/// Stores the ports of a first fragment for the fragments that follow.
 #[inline(always)]
 fn remember_fragments<F: Header>(packet: &Packet<F>) {
     if packet.fragment == Fragment::First && !record::recording() {
         let ports = FragmentPorts { src_port: packet.key.src_port, dst_port: packet.key.dst_port };
-        // On failure the rest of the datagram is passed on untouched, as if its first fragment had not been seen.
+        // On failure the rest of the datagram passes untouched, as if its first fragment had not arrived.
         let _ = F::fragments().insert(&packet.fragment_key(), &ports, BPF_ANY as u64);
     }
 }

@@ -2,12 +2,10 @@
 //! set. They decide as ever, write down what they decided and leave no trace in flows, affinity or counters. In the programs that
 //! are attached the verifier removes all of it.
 
-use lb_common::layout::{Record, Service, record_client, record_from};
+use lb_common::layout::{Record, Service};
 use lb_common::reason::Reason;
 
-use crate::client::Client;
 use crate::maps::RECORD;
-use crate::select::Eligible;
 use crate::settings::RECORDING;
 
 /// Whether nothing but `RECORD` may be written.
@@ -43,23 +41,8 @@ pub fn note_service(service: &Service) {
     });
 }
 
-/// Writes down who asks, and the endpoints that are eligible for that.
+/// Returns the network namespace of the socket whose call is to be explained.
 #[inline(always)]
-pub fn note_eligible(client: Client, eligible: &Eligible) {
-    note(|record| {
-        record.client = match client {
-            Client::Inside => record_client::INSIDE,
-            Client::Outside => record_client::OUTSIDE,
-        };
-        (record.slot_base, record.slot_count) = eligible.slots();
-    });
-}
-
-/// When the packet stands for a call at a socket: the network namespace of that.
-#[inline(always)]
-pub fn socket() -> Option<u64> {
-    if !recording() {
-        return None;
-    }
-    RECORD.get(0).filter(|record| record.from == record_from::SOCKET).map(|record| record.netns_cookie)
+pub fn socket_namespace() -> u64 {
+    RECORD.get(0).map_or(0, |record| record.netns_cookie)
 }

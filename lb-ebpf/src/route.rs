@@ -1,4 +1,4 @@
-//! The kernel's forwarding decision for a rewritten packet.
+//! The kernel's forwarding decision for a packet.
 
 use core::mem::size_of;
 
@@ -11,96 +11,88 @@ use crate::frame::Frame;
 use crate::maps::{DEVICES, Maps};
 use crate::settings::HAS_FIB_SOURCE;
 
-/// What the lookup found.
+/// Which route is looked up.
+pub struct Query<A> {
+    /// Unspecified: the lookup also determines the source address of the route, see [`Route::source`].
+    pub src: A,
+    pub dst: A,
+    pub protocol: u8,
+    /// Length of the largest IP packet in the frame, in bytes.
+    pub length: usize,
+}
+
+/// Why there is no route for a packet.
 #[derive(Copy, Clone, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Next {
-    /// Out of `ifindex`, with both link-layer addresses.
-    Resolved,
-    /// Out of `ifindex`, but the neighbour's link-layer address is not known yet.
-    Unresolved,
-    /// The packet is longer than the path allows: `mtu` bytes.
+pub enum Unroutable {
+    /// The packet is longer than the MTU of the path, [`RouteLookup::mtu`].
     TooBig,
-    /// No way.
-    None,
+    /// The table has no route, or one that refuses.
+    NoRoute,
 }
 
-/// A forwarding decision: the parameters and results of `bpf_fib_lookup`, and the next hop for `bpf_redirect_neigh`.
+/// Parameters and results of `bpf_fib_lookup`, and the next hop for `bpf_redirect_neigh`.
 #[repr(C)]
-pub struct Route {
+pub struct RouteLookup {
     fib: bpf_fib_lookup,
     neighbour: bpf_redir_neigh,
+    /// One of [`state`].
+    state: u32,
 }
 
-impl Route {
-    /// Index of the outgoing device.
-    #[inline(always)]
-    pub fn ifindex(&self) -> u32 {
-        self.fib.ifindex
-    }
+/// Values of [`RouteLookup::state`].
+mod state {
+    /// No route was looked up for this packet.
+    pub const NONE: u32 = 0;
+    /// A route was found; the neighbour's link-layer address is not known.
+    pub const UNRESOLVED: u32 = 1;
+    /// A route was found, with both link-layer addresses.
+    pub const RESOLVED: u32 = 2;
+}
 
-    /// Source and destination link-layer addresses.
-    #[inline(always)]
-    pub fn link_addresses(&self) -> ([u8; 6], [u8; 6]) {
-        (self.fib.smac, self.fib.dmac)
-    }
-
-    /// Largest IP packet the path takes, in bytes; only when [`Next::TooBig`].
+impl RouteLookup {
+    /// Returns the largest IP packet that the path takes, in bytes. Valid after [`Unroutable::TooBig`] only.
     #[inline(always)]
     pub fn mtu(&self) -> u16 {
         // SAFETY: both members of the union are the same u16.
         unsafe { self.fib.__bindgen_anon_1.mtu_result }
     }
 
-    /// The next hop, as `bpf_redirect_neigh` wants it.
+    /// Forgets the route of an earlier packet.
     #[inline(always)]
-    pub fn neighbour(&mut self) -> *mut bpf_redir_neigh {
-        self.neighbour.nh_family = self.fib.family as u32;
-        // SAFETY: plain numbers; an IPv4 address is the first word, as it is in the other union.
-        self.neighbour.__bindgen_anon_1.ipv6_nh = unsafe { self.fib.__bindgen_anon_4.ipv6_dst };
-        &raw mut self.neighbour
+    pub fn clear(&mut self) {
+        self.state = state::NONE;
     }
 
-    /// The address of this node that the kernel would use as source on this route; nothing if the device has none.
+    /// Returns the route of this packet, if one was looked up and found.
     #[inline(always)]
-    pub fn source<F: Maps>(&self) -> Option<F::Addr> {
-        let source = if HAS_FIB_SOURCE.load() != 0 {
-            // SAFETY: plain bytes; an IPv4 address is the first four of them.
-            unsafe { (&raw const self.fib.__bindgen_anon_3).cast::<F::Addr>().read_unaligned() }
-        } else {
-            // SAFETY: entries are replaced whole.
-            F::device_addr(unsafe { DEVICES.get(&self.fib.ifindex) }?)
-        };
-        if source == F::UNSPECIFIED { None } else { Some(source) }
+    pub fn found(&mut self) -> Option<Route<'_>> {
+        if self.state == state::NONE { None } else { Some(Route(self)) }
     }
 
-    /// Asks for the route to `dst`. `length` is that of the largest packet in the frame, in bytes of IP.
-    /// With `src` unspecified the route's own source address is asked for, see [`Route::source`].
+    /// Looks up a route.
     #[inline(always)]
     pub fn find<F: Maps, K: Frame>(
         &mut self,
         frame: &K,
-        src: F::Addr,
-        dst: F::Addr,
-        protocol: u8,
-        length: usize,
-    ) -> Next {
+        query: &Query<F::Addr>,
+    ) -> Result<Route<'_>, Unroutable> {
         let fib = &mut self.fib;
         fib.family = F::AF;
-        fib.l4_protocol = protocol;
+        fib.l4_protocol = query.protocol;
         fib.sport = 0;
         fib.dport = 0;
-        fib.__bindgen_anon_1.tot_len = length as u16;
+        fib.__bindgen_anon_1.tot_len = query.length as u16;
         fib.ifindex = frame.ifindex();
         fib.__bindgen_anon_2.flowinfo = 0;
-        // SAFETY: the unions are 16 bytes long and an IPv4 address is their first four.
+        // SAFETY: the unions are 16 bytes long, and an IPv4 address is their first four.
         unsafe {
-            (&raw mut fib.__bindgen_anon_3).cast::<F::Addr>().write_unaligned(src);
-            (&raw mut fib.__bindgen_anon_4).cast::<F::Addr>().write_unaligned(dst);
+            (&raw mut fib.__bindgen_anon_3).cast::<F::Addr>().write_unaligned(query.src);
+            (&raw mut fib.__bindgen_anon_4).cast::<F::Addr>().write_unaligned(query.dst);
         }
-        let wants_source = src == F::UNSPECIFIED && HAS_FIB_SOURCE.load() != 0;
+        let wants_source = query.src == F::UNSPECIFIED && HAS_FIB_SOURCE.load() != 0;
         let flags = if wants_source { BPF_FIB_LOOKUP_SRC } else { 0 };
-        // SAFETY: `fib` is of the size given; all that the helper reads of it is set above.
+        // SAFETY: `fib` has the size given; all fields that the helper reads are set above.
         let result = unsafe {
             aya_ebpf::helpers::generated::bpf_fib_lookup(
                 frame.context(),
@@ -110,10 +102,68 @@ impl Route {
             )
         };
         match result as u32 {
-            BPF_FIB_LKUP_RET_SUCCESS => Next::Resolved,
-            BPF_FIB_LKUP_RET_NO_NEIGH => Next::Unresolved,
-            BPF_FIB_LKUP_RET_FRAG_NEEDED => Next::TooBig,
-            _ => Next::None,
+            BPF_FIB_LKUP_RET_SUCCESS => {
+                self.state = state::RESOLVED;
+                Ok(Route(self))
+            }
+            BPF_FIB_LKUP_RET_NO_NEIGH => {
+                self.state = state::UNRESOLVED;
+                Ok(Route(self))
+            }
+            BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(Unroutable::TooBig),
+            _ => Err(Unroutable::NoRoute),
         }
+    }
+}
+
+/// A route that was found.
+pub struct Route<'a>(&'a mut RouteLookup);
+
+impl<'a> Route<'a> {
+    /// Returns the lookup that found it.
+    #[inline(always)]
+    pub fn into_lookup(self) -> &'a mut RouteLookup {
+        self.0
+    }
+
+    /// Returns the index of the outgoing device.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        self.0.fib.ifindex
+    }
+
+    /// Returns whether the neighbour's link-layer address is known.
+    #[inline(always)]
+    pub fn is_resolved(&self) -> bool {
+        self.0.state == state::RESOLVED
+    }
+
+    /// Returns the source and destination link-layer addresses; valid if the route is resolved.
+    #[inline(always)]
+    pub fn link_addresses(&self) -> ([u8; 6], [u8; 6]) {
+        (self.0.fib.smac, self.0.fib.dmac)
+    }
+
+    /// Returns the next hop in the form of `bpf_redirect_neigh`.
+    #[inline(always)]
+    pub fn neighbour(&mut self) -> *mut bpf_redir_neigh {
+        self.0.neighbour.nh_family = self.0.fib.family as u32;
+        // SAFETY: plain numbers; an IPv4 address is the first word, as it is in the other union.
+        self.0.neighbour.__bindgen_anon_1.ipv6_nh = unsafe { self.0.fib.__bindgen_anon_4.ipv6_dst };
+        &raw mut self.0.neighbour
+    }
+
+    /// Returns the address of this node that the kernel would use as source on this route; `None` if the device has none.
+    #[inline(always)]
+    pub fn source<F: Maps>(&self) -> Option<F::Addr> {
+        let source = if HAS_FIB_SOURCE.load() != 0 {
+            // SAFETY: plain bytes; an IPv4 address is the first four of them.
+            unsafe { (&raw const self.0.fib.__bindgen_anon_3).cast::<F::Addr>().read_unaligned() }
+        } else {
+            // SAFETY: the address is copied. The agent replaces entries; if the element is reused during the copy, the address
+            // may be a mixture of two, and one connection gets no reply.
+            F::device_addr(unsafe { DEVICES.get(&self.0.fib.ifindex) }?)
+        };
+        if source == F::UNSPECIFIED { None } else { Some(source) }
     }
 }

@@ -3,13 +3,13 @@
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use lb_common::layout::{
-    Affinity, AffinityKey, Backend, Service, affinity_client, backend_flags, service_flags,
+    Affinity, AffinityKey, Backend, Service, affinity_client, backend_flags, record_client, service_flags,
 };
 use lb_common::reason::Reason;
 
 use crate::aligned::Aligned;
 use crate::client::Client;
-use crate::flow::now;
+use crate::clock::now;
 use crate::maps::{AFFINITY, Maps, SLOTS};
 use crate::record::{note, recording};
 use crate::service::backend;
@@ -76,12 +76,6 @@ impl Eligible {
         Self { base, count, list, drop: service.flags & drop != 0 }
     }
 
-    /// First slot and number of slots.
-    #[inline(always)]
-    pub fn slots(&self) -> (u32, u32) {
-        (self.base, self.count)
-    }
-
     /// The endpoint with this id, if it is one of them now. Ids are used again, by another endpoint of the same service perhaps:
     /// it is eligible as well.
     #[inline(always)]
@@ -89,6 +83,18 @@ impl Eligible {
         backend::<F>(id)
             .filter(|backend| backend.service_id == service.service_id && backend.flags & self.list != 0)
     }
+}
+
+/// Records the client and the endpoints that are eligible for it.
+#[inline(always)]
+pub fn note_eligible(client: Client, eligible: &Eligible) {
+    note(|record| {
+        record.client = match client {
+            Client::Inside => record_client::INSIDE,
+            Client::Outside => record_client::OUTSIDE,
+        };
+        (record.slot_base, record.slot_count) = (eligible.base, eligible.count);
+    });
 }
 
 /// Takes an endpoint for a new connection: its id and entry. `client_key` names the client for session affinity.

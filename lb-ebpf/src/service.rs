@@ -1,12 +1,15 @@
-//! What a destination is: a Service, something that only looks like one, or none of ours; and the endpoints of Services.
+//! What a destination is: a Service, an address of Services without this port or owner, or another address; and the
+//! endpoints of Services.
 
 use lb_common::layout::{Backend, Service, ServiceKey, address_flags, backend_flags, network_flags};
+use lb_common::reason::Reason;
 
+use crate::address::{Known, network};
 use crate::aligned::Aligned;
-use crate::client::network;
 use crate::maps::Maps;
+use crate::verdict::Verdict;
 
-/// What stands at an address and port.
+/// What an address and port stand for.
 #[derive(Copy, Clone)]
 pub enum Destination {
     Service(&'static Service),
@@ -14,36 +17,27 @@ pub enum Destination {
     UnknownPort,
     /// An address inside a ServiceCIDR that no Service has.
     Unassigned,
-    /// Nothing that Services know of.
+    /// Not a destination of Services.
     Elsewhere,
 }
 
-/// The service at exactly this address and port.
+/// Returns the service at exactly this address and port.
 #[inline(always)]
 fn at_address<F: Maps>(addr: F::Addr, port: u16, protocol: u8) -> Option<&'static Service> {
     let key = Aligned(ServiceKey { addr, port, protocol, pad: 0 });
-    // SAFETY: entries are replaced whole, never changed in place; a removed one stays readable until this program ends (RCU).
+    // SAFETY: the agent replaces entries and never changes one in place. The memory of a replaced element can be reused for
+    // another entry of this map while this program reads it. All fields are plain numbers; a mixture of two services is
+    // noticed when an endpoint is chosen, because the endpoint then belongs to another service id (`select.rs`).
     unsafe { F::services().get(&key.0) }
 }
 
-/// The NodePort service of this port, whatever the address.
+/// Returns the NodePort service of this port, at any address.
 #[inline(always)]
 pub fn at_node_port<F: Maps>(port: u16, protocol: u8) -> Option<&'static Service> {
     at_address::<F>(F::UNSPECIFIED, port, protocol)
 }
 
-/// Bits of [`address_flags`] of a destination; zero when it is neither this node's nor a Service's. To be asked first: it
-/// tells with one lookup what all other packets are, those that are none of ours.
-#[inline(always)]
-pub fn known<F: Maps>(addr: &F::Addr) -> u32 {
-    // SAFETY: only flags, one aligned word, are read.
-    match unsafe { F::addresses().get(addr) } {
-        Some(entry) => entry.flags,
-        None => 0,
-    }
-}
-
-/// What a destination that is not [`known`] is.
+/// Returns what a destination is that is not [`crate::address::known`].
 #[inline(always)]
 pub fn at_unknown<F: Maps>(addr: F::Addr) -> Destination {
     if network::<F>(addr) & network_flags::SERVICES != 0 {
@@ -53,33 +47,45 @@ pub fn at_unknown<F: Maps>(addr: F::Addr) -> Destination {
     }
 }
 
-/// What stands at a destination that is [`known`] with `flags`.
+/// Returns what becomes of a packet to an address that is not [`crate::address::known`].
 #[inline(always)]
-pub fn at_known<F: Maps>(flags: u32, addr: F::Addr, port: u16, protocol: u8) -> Destination {
-    if flags & address_flags::SERVICE != 0
+pub fn to_unknown<F: Maps>(addr: F::Addr) -> Verdict {
+    match at_unknown::<F>(addr) {
+        Destination::Unassigned => Verdict::Drop(Reason::UnassignedAddress),
+        _ => Verdict::Pass,
+    }
+}
+
+/// Returns what a destination is whose address is known.
+#[inline(always)]
+pub fn at_known<F: Maps>(known: Known, addr: F::Addr, port: u16, protocol: u8) -> Destination {
+    if known.has(address_flags::SERVICE)
         && let Some(service) = at_address::<F>(addr, port, protocol)
     {
         return Destination::Service(service);
     }
-    if flags & address_flags::NODE_PORTS != 0
+    if known.takes_node_ports()
         && let Some(service) = at_node_port::<F>(port, protocol)
     {
         return Destination::Service(service);
     }
-    if flags & (address_flags::CLUSTER_IP | address_flags::NODE) == address_flags::CLUSTER_IP {
+    if known.has(address_flags::CLUSTER_IP) && !known.has(address_flags::NODE) {
         Destination::UnknownPort
     } else {
         Destination::Elsewhere
     }
 }
 
-/// An endpoint that exists.
+/// Returns the endpoint with this id, if it exists.
+///
+/// Elements of an array are never freed. The agent clears an entry before it fills it for another endpoint, and only after
+/// a grace period: the fields that are read after `flags` belong to one endpoint.
 #[inline(always)]
 pub fn backend<F: Maps>(id: u32) -> Option<&'static Backend<F::Addr>> {
     F::backends().get(id).filter(|backend| backend.flags & backend_flags::PRESENT != 0)
 }
 
-/// Whether the endpoint of a flow is still there, for protocols whose flows must move when it is not.
+/// Returns whether the endpoint of a flow still exists. Datagram flows move to another endpoint when it does not.
 #[inline(always)]
 pub fn still_serves<F: Maps>(backend_id: u32, service_id: u32) -> bool {
     match backend::<F>(backend_id) {

@@ -2,20 +2,60 @@
 
 use lb_common::reason::Reason;
 
-use crate::icmp;
-
-/// The end of a packet's way through the pipeline.
-#[must_use = "a verdict that is not consumed is a packet silently eaten"]
+/// The result of the pipeline for one packet.
+#[must_use = "a packet whose verdict is not consumed is lost without a trace"]
 #[derive(Copy, Clone)]
 pub enum Verdict {
-    /// On along the path it was on, untouched or rewritten.
+    /// The packet continues on its path, untouched or rewritten.
     Pass,
-    /// XDP cannot finish this: on, untouched, to the tc program of the same device.
+    /// XDP cannot finish this packet: it continues, untouched, to the tc program of the same device.
     LeaveToTc,
-    /// Given to the kernel to send: the action to return.
+    /// The kernel sends the packet: the entry point returns this action.
     Sent(i32),
-    /// Answered with an error to its sender, for a counted reason.
-    Answer(icmp::Error),
-    /// Dropped for a counted reason.
+    /// The sender receives an error, for a counted reason.
+    Answer(Answer),
+    /// The packet is dropped, for a counted reason.
     Drop(Reason),
+}
+
+/// The error that the sender of a packet receives.
+///
+/// The variants carry no data: the verifier rejects payload bytes that the compiler leaves undefined in other variants.
+#[derive(Copy, Clone, PartialEq, Eq)]
+#[repr(u32)] // as wide as the other payloads of a verdict: parts of words cannot be copied aligned
+pub enum Answer {
+    /// Fragmentation needed, or packet too big: the path's MTU is in the route lookup.
+    TooBig,
+    /// TTL or hop limit ran out.
+    TimeExceeded,
+    /// The service has no endpoint.
+    NoEndpoint,
+    /// The address belongs to a Service that does not have this port.
+    UnknownPort,
+}
+
+impl Answer {
+    /// Returns whether the port is refused. The other answers are about the path.
+    #[inline(always)]
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Answer::NoEndpoint | Answer::UnknownPort)
+    }
+
+    /// Returns the reason that is counted.
+    #[inline(always)]
+    pub fn reason(self) -> Reason {
+        match self {
+            Answer::TooBig => Reason::TooBig,
+            Answer::TimeExceeded => Reason::TtlExpired,
+            Answer::NoEndpoint => Reason::NoEndpointRejected,
+            Answer::UnknownPort => Reason::UnknownPort,
+        }
+    }
+}
+
+/// Which way a packet crosses a device, as seen from this node.
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub enum Direction {
+    Ingress,
+    Egress,
 }

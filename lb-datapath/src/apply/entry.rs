@@ -57,7 +57,6 @@ pub fn service(
         (outside_drop, service_flags::OUTSIDE_DROP),
         (inside_drop, service_flags::INSIDE_DROP),
         (guarded, service_flags::SOURCE_RANGES),
-        (frontend.kind != FrontendKind::ClusterIp, service_flags::EXTERNAL),
         ((outside, outside_drop) != (inside, inside_drop), service_flags::POLICY_LOCAL),
         (frontend.outside.list == EndpointList::Local, service_flags::OUTSIDE_LOCAL),
         (frontend.inside.list == EndpointList::Local, service_flags::INSIDE_LOCAL),

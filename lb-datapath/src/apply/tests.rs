@@ -234,11 +234,10 @@ fn wish<'a>(services: impl IntoIterator<Item = &'a DesiredServicePort>) -> Meani
                 meaning.source_ranges.extend(ranges.map(|net| format!("{} {net}", wanted.id)));
             }
             let text = format!(
-                "{} kind {} affinity {} outside {outside} inside {inside} external {} local {differ} guarded {guarded}",
+                "{} kind {} affinity {} outside {outside} inside {inside} local {differ} guarded {guarded}",
                 wanted.id,
                 frontend.kind as u8,
                 wanted.affinity_seconds.unwrap_or(0),
-                frontend.kind != FrontendKind::ClusterIp,
             );
             meaning.entries.insert(service_address(frontend, wanted.id.protocol).to_string(), text);
             for endpoint in &lists.endpoints {
@@ -265,11 +264,10 @@ fn meaning(memory: &Memory) -> Meaning {
             format!("{addresses:?} {}", drops[side])
         });
         let text = format!(
-            "{} kind {} affinity {} outside {outside} inside {inside} external {} local {} guarded {}",
+            "{} kind {} affinity {} outside {outside} inside {inside} local {} guarded {}",
             ids[&service.service_id].0,
             service.kind,
             service.affinity_seconds,
-            service.flags & service_flags::EXTERNAL != 0,
             service.flags & service_flags::POLICY_LOCAL != 0,
             service.flags & service_flags::SOURCE_RANGES != 0,
         );

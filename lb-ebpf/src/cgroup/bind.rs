@@ -3,21 +3,17 @@
 //!
 //! Pods have ports of their own, and so has an address of the node that takes no NodePorts.
 
-use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::family::{Family, V4, V6};
-use lb_common::layout::address_flags;
 use lb_common::reason::Reason;
 
 use super::address::{self, In4, In6, Mapped, SocketAddress, is_mapped};
-use super::{ALLOW, REFUSE, protocol};
-use crate::call::{Caller, is_loopback};
-use crate::count::count;
+use super::context::{ALLOW, protocol, refuse};
+use crate::address::{Known, is_loopback, known};
+use crate::call::Caller as _;
 use crate::maps::Maps;
-use crate::service::{at_node_port, known};
-use crate::settings::{HAS_SET_RETVAL, PROTECT_NODE_PORTS};
-
-const EADDRINUSE: i32 = 98;
+use crate::service::at_node_port;
+use crate::settings::PROTECT_NODE_PORTS;
 
 pub fn bind4(context: &SockAddrContext) -> i32 {
     decide(context, is_node_port::<V4, In4>)
@@ -46,12 +42,7 @@ fn decide(context: &SockAddrContext, taken: impl Fn(&SockAddrContext, u16, u8) -
     if !taken(context, port, protocol) {
         return ALLOW;
     }
-    count(Reason::NodePortProtected);
-    if HAS_SET_RETVAL.load() != 0 {
-        // SAFETY: no preconditions; not reached on kernels without it, where the call fails with EPERM.
-        unsafe { bpf_set_retval(-EADDRINUSE) };
-    }
-    REFUSE
+    refuse(Reason::NodePortProtected)
 }
 
 /// Whether the Service of this NodePort would get what is sent to the address.
@@ -61,5 +52,5 @@ fn is_node_port<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext, port: u
     at_node_port::<F>(port, protocol).is_some()
         && (addr == F::UNSPECIFIED
             || is_loopback::<F>(&addr)
-            || known::<F>(&addr) & address_flags::NODE_PORTS != 0)
+            || known::<F>(&addr).is_some_and(Known::takes_node_ports))
 }

@@ -5,32 +5,22 @@
 
 mod address;
 pub mod bind;
+mod context;
 
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_ANY;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::family::{V4, V6};
-use lb_common::layout::{ConnectedPeer, SCTP, SocketPeer, SocketPeerKey, TCP, UDP};
+use lb_common::layout::{ConnectedPeer, SocketPeer, SocketPeerKey, UDP};
 use lb_common::reason::Reason;
 
 use self::address::{In4, In6, Mapped, SocketAddress, is_mapped};
+use self::context::{ALLOW, cookie, is_served, protocol, refuse};
 use crate::aligned::Aligned;
-use crate::call::{self, Caller};
+use crate::call;
 use crate::client::Client;
 use crate::count::count;
 use crate::maps::{CONNECTED, Maps};
-use crate::select::{Eligible, Refusal};
-use crate::settings::{HAS_SET_RETVAL, HOST_SOCKETS_ONLY};
-
-/// The call goes on, with the address as it stands now.
-const ALLOW: i32 = 1;
-/// The call fails.
-const REFUSE: i32 = 0;
-/// What a socket sees of a local firewall.
-const EPERM: i32 = 1;
-const ECONNREFUSED: i32 = 111;
-const EHOSTUNREACH: i32 = 113;
+use crate::select::Eligible;
 
 pub fn connect4(context: &SockAddrContext) -> i32 {
     connect::<V4, In4>(context)
@@ -64,50 +54,6 @@ pub fn getpeername6(context: &SockAddrContext) -> i32 {
     if is_mapped(context) { show_service::<Mapped>(context) } else { show_service::<In6>(context) }
 }
 
-impl Caller for SockAddrContext {
-    #[inline(always)]
-    fn namespace(&self) -> u64 {
-        // SAFETY: the context is the program's own.
-        unsafe { bpf_get_netns_cookie(self.as_ptr()) }
-    }
-}
-
-/// Whether a call of this socket is translated at all. What was translated before is shown as the Service in any case, so that
-/// a socket does not change its peer when an agent starts that serves fewer.
-#[inline(always)]
-fn is_served(context: &SockAddrContext) -> bool {
-    HOST_SOCKETS_ONLY.load() == 0 || context.is_in_node_namespace()
-}
-
-/// The transport protocol of the call, if Services know it.
-#[inline(always)]
-fn protocol(context: &SockAddrContext) -> Option<u8> {
-    // SAFETY: a context field, always readable.
-    match unsafe { (*context.sock_addr).protocol } {
-        protocol if protocol == TCP as u32 || protocol == UDP as u32 || protocol == SCTP as u32 => {
-            Some(protocol as u8)
-        }
-        _ => None,
-    }
-}
-
-/// Fails the call with `errno` where the kernel lets a program choose it, else with `EPERM`.
-#[inline(always)]
-fn refuse(refusal: Refusal) -> i32 {
-    let reason = call::reason(refusal);
-    count(reason);
-    let errno = match reason {
-        Reason::SocketRefused => ECONNREFUSED,
-        Reason::SourceRange => EPERM,
-        _ => EHOSTUNREACH,
-    };
-    if HAS_SET_RETVAL.load() != 0 {
-        // SAFETY: no preconditions; not reached on kernels without it.
-        unsafe { bpf_set_retval(-errno) };
-    }
-    REFUSE
-}
-
 #[inline(always)]
 fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     if !is_served(context) {
@@ -117,12 +63,12 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     let (addr, port) = (S::address(context), address::port(context));
     let service = match call::find::<F, _>(context, addr, port, protocol) {
         Some(Ok(service)) => service,
-        Some(Err(refusal)) => return refuse(refusal),
+        Some(Err(refusal)) => return refuse(call::reason(refusal)),
         None => return ALLOW,
     };
     let (backend_id, backend) = match call::select::<F, _>(context, service) {
         Ok(selected) => selected,
-        Err(refusal) => return refuse(refusal),
+        Err(refusal) => return refuse(call::reason(refusal)),
     };
     let mut peer = Aligned(ConnectedPeer {
         service_addr: S::widen(&addr),
@@ -145,13 +91,6 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     ALLOW
 }
 
-#[inline(always)]
-fn cookie(context: &SockAddrContext) -> [u32; 2] {
-    // SAFETY: the context is the program's own.
-    let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
-    [cookie as u32, (cookie >> 32) as u32]
-}
-
 /// One datagram of an unconnected socket. The socket stays with the endpoint it was given while that takes new clients.
 #[inline(always)]
 fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
@@ -161,7 +100,7 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     let (addr, port) = (S::address(context), address::port(context));
     let service = match call::find::<F, _>(context, addr, port, UDP) {
         Some(Ok(service)) => service,
-        Some(Err(refusal)) => return refuse(refusal),
+        Some(Err(refusal)) => return refuse(call::reason(refusal)),
         None => return ALLOW,
     };
     let mut key = SocketPeerKey { cookie: cookie(context), addr, port, pad: [0; 2] };
@@ -178,7 +117,7 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     }
     let (backend_id, backend) = match call::select::<F, _>(context, service) {
         Ok(selected) => selected,
-        Err(refusal) => return refuse(refusal),
+        Err(refusal) => return refuse(call::reason(refusal)),
     };
     let mut peer = Aligned(SocketPeer {
         addr: backend.addr,

@@ -1,53 +1,50 @@
-//! Ping to a Service address: nobody has the address, so the programs answer (kube-proxy does not).
+//! Pings to Service addresses. No host has such an address, so the programs answer (kube-proxy does not).
 
-use aya_ebpf::bindings::BPF_F_INGRESS;
-use aya_ebpf::helpers::generated::bpf_redirect;
 use lb_common::checksum::difference;
-use lb_common::layout::address_flags;
 use lb_common::reason::Reason;
 use lb_common::wire::{ETHERNET_LEN, ICMP_CHECKSUM};
 
-use super::OWN_TTL;
+use super::kind::Kinds;
+use crate::address::known;
+use crate::compose::OWN_TTL;
 use crate::count::count;
-use crate::frame::{Frame, swap_link_addresses};
-use crate::nat::{Header, store_addresses};
+use crate::frame::skb::SkbFrame;
+use crate::frame::{Frame as _, swap_link_addresses};
+use crate::nat::store_addresses;
 use crate::packet::Packet;
-use crate::pipeline;
-use crate::service::known;
-use crate::tc::Way;
-use crate::verdict::Verdict;
+use crate::service;
+use crate::verdict::{Direction, Verdict};
 
-/// An echo request. Those to addresses that this node has itself are the kernel's to answer.
+/// Decides about an echo request. The kernel answers requests to addresses of this node.
 ///
-/// A request that arrives is answered to the device it came by. One that leaves is a ping from a pod or from this node that
-/// found no device of the Service's address and was routed out; its reply enters by that device, as if somebody out there
-/// had answered: it passes strict reverse path filters, because the route to the Service's address is that same device.
+/// The reply to a request that arrives leaves by the same device. A request that leaves is a ping from a pod or from this
+/// node which was routed out, because no device has the Service's address. The reply to it enters by the device that the
+/// request was about to leave by. It passes strict reverse path filters: the route to the Service's address is that device.
 #[inline(always)]
-pub fn request<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, way: Way) -> Verdict {
-    let flags = known::<F>(&packet.key.dst_addr);
-    if flags == 0 {
-        return pipeline::to_unknown::<F>(packet.key.dst_addr);
-    }
-    if flags & (address_flags::SERVICE | address_flags::NODE) != address_flags::SERVICE {
+pub fn request<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, direction: Direction) -> Verdict {
+    let Some(known) = known::<F>(&packet.key.dst_addr) else {
+        return service::to_unknown::<F>(packet.key.dst_addr);
+    };
+    if !known.is_service_only() {
         return Verdict::Pass;
     }
     if reply(frame, packet).is_none() {
         return Verdict::Drop(Reason::RewriteFailed);
     }
     count(Reason::EchoAnswered);
-    let direction = if way == Way::In { 0 } else { BPF_F_INGRESS as u64 };
-    // SAFETY: no preconditions.
-    Verdict::Sent(unsafe { bpf_redirect(frame.ifindex(), direction) } as i32)
+    Verdict::Sent(match direction {
+        Direction::Ingress => frame.send_out(),
+        Direction::Egress => frame.receive(),
+    })
 }
 
-/// Turns the request into its reply. Exchanged addresses change no sum.
+/// Turns the request into its reply. The addresses are exchanged, which changes no sum.
 #[inline(always)]
-fn reply<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Option<()> {
-    let (asked, replied) = F::ECHO;
-    let change = difference(first_word(asked), first_word(replied));
-    // First, because it calls helpers.
-    frame.update_checksum(packet, packet.l4 + ICMP_CHECKSUM, 0, change)?;
-    frame.store::<[u8; 2]>(packet.l4, [replied, 0])?;
+fn reply<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>) -> Option<()> {
+    let change = difference(first_word(F::ECHO_REQUEST), first_word(F::ECHO_REPLY));
+    // This comes first because it calls helpers.
+    frame.update_checksum::<F>(packet.l4 + ICMP_CHECKSUM, false, 0, change)?;
+    frame.store::<[u8; 2]>(packet.l4, [F::ECHO_REPLY, 0])?;
     if packet.l3 >= ETHERNET_LEN {
         swap_link_addresses(frame)?;
     }
@@ -55,7 +52,7 @@ fn reply<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Option<()> {
     store_addresses(frame, packet, packet.key.dst_addr, packet.key.src_addr)
 }
 
-/// The first word of an echo: type, and code 0.
+/// Returns the first word of an echo: its type, and code 0.
 #[inline(always)]
 fn first_word(kind: u8) -> u64 {
     u16::from_ne_bytes([kind, 0]) as u64

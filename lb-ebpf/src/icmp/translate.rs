@@ -20,20 +20,22 @@ use lb_common::layout::{Flow, TCP, UDP, deliver};
 use lb_common::reason::Reason;
 use lb_common::wire::{ICMP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
 
+use super::kind::Kinds;
 use crate::count::count;
+use crate::deliver::{Deliver as _, Delivery};
 use crate::flow;
-use crate::frame::Frame;
+use crate::frame::Frame as _;
+use crate::frame::skb::SkbFrame;
 use crate::log;
-use crate::maps::Scratch;
-use crate::nat::{Header, address_difference, port_difference, store_addresses};
+use crate::nat::{address_difference, port_difference, store_addresses};
 use crate::packet::{Packet, parse_quoted};
-use crate::route::Next;
-use crate::tc::Way;
-use crate::verdict::Verdict;
+use crate::route::Query;
+use crate::scratch::Scratch;
+use crate::verdict::{Direction, Verdict};
 
-/// An ICMP error. One about a packet of no known connection passes untouched.
+/// Decides about an ICMP error. An error about a packet of no known connection passes untouched.
 #[inline(always)]
-pub fn error<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>, way: Way) -> Verdict {
+pub fn error<F: Kinds>(frame: &SkbFrame, scratch: &mut Scratch<F>, direction: Direction) -> Verdict {
     let Scratch { packet, quoted, route, reply_key, .. } = scratch;
     let packet = &*packet;
     if parse_quoted(frame, packet, quoted).is_none() {
@@ -49,62 +51,73 @@ pub fn error<F: Header, K: Frame>(frame: &K, scratch: &mut Scratch<F>, way: Way)
     reply_key.reserved = 0;
     let Some(found) = flow::lookup::<F>(reply_key) else { return Verdict::Pass };
     let flow = found.flow;
-    // An error goes to the sender of the packet it is about, or is none.
+    // An error is addressed to the sender of the packet that it quotes.
     if packet.key.dst_addr != quoted.key.src_addr {
         return Verdict::Pass;
     }
-    // As the reply itself would be: where it leaves, when it goes on along its path; else where it arrives.
-    if (way == Way::Out) != found.is_passing_reply() {
+    // Errors are translated where replies of this flow are: at egress if replies continue on their path, else at ingress.
+    if (direction == Direction::Egress) != found.is_passing_reply() {
         return Verdict::Pass;
     }
     let source_stays = flow.new_src_addr == reply_key.src_addr;
     let src = if source_stays { packet.key.src_addr } else { flow.new_src_addr };
-    let forwarded = flow.deliver == deliver::ROUTE;
-    if forwarded {
-        // No error is sent about an error (RFC 1122 3.2.2): what cannot go on is dropped.
-        match route.find::<F, K>(frame, src, flow.new_dst_addr, F::ICMP, packet.length) {
-            Next::Resolved | Next::Unresolved => {}
-            Next::TooBig | Next::None => return Verdict::Drop(Reason::NoRoute),
+    let delivery = if flow.deliver == deliver::ROUTE {
+        let query = Query { src, dst: flow.new_dst_addr, protocol: F::ICMP, length: packet.length };
+        // An error about an error is forbidden (RFC 1122 3.2.2): what cannot be forwarded is dropped.
+        match route.find::<F, _>(frame, &query) {
+            Ok(_) if packet.ttl <= 1 => return Verdict::Drop(Reason::TtlExpired),
+            Ok(route) => Delivery::Out(route),
+            Err(_) => return Verdict::Drop(Reason::NoRoute),
         }
-        if packet.ttl <= 1 {
-            return Verdict::Drop(Reason::TtlExpired);
-        }
-    }
+    } else {
+        Delivery::UpStack
+    };
     log::translated::<F>(&quoted.key, flow);
-    if rewrite(frame, packet, quoted, flow, src, forwarded).is_none() {
+    let new = Outer { src, dst: flow.new_dst_addr, is_forwarded: matches!(delivery, Delivery::Out(_)) };
+    let rewritten = rewrite_quoted(frame, packet, quoted, flow)
+        .and_then(|change| rewrite_outer(frame, packet, &new, change));
+    if rewritten.is_none() {
         return Verdict::Drop(Reason::RewriteFailed);
     }
     count(Reason::IcmpTranslated);
-    if forwarded { frame.send(packet, route) } else { Verdict::Pass }
+    match delivery {
+        Delivery::UpStack => Verdict::Pass,
+        Delivery::Out(route) => frame.send(route),
+    }
 }
 
+/// What the IP header of the translated error depends on.
+struct Outer<A> {
+    src: A,
+    dst: A,
+    is_forwarded: bool,
+}
+
+/// Rewrites the IP header and the ICMP checksum. `change` is that of the quotation's sum.
 #[inline(always)]
-fn rewrite<F: Header, K: Frame>(
-    frame: &K,
+fn rewrite_outer<F: Kinds>(
+    frame: &SkbFrame,
     packet: &Packet<F>,
-    quoted: &Packet<F>,
-    flow: &Flow<F::Addr>,
-    src: F::Addr,
-    forwarded: bool,
+    new: &Outer<F::Addr>,
+    change: u64,
 ) -> Option<()> {
-    let change = rewrite_quoted(frame, packet, quoted, flow)?;
     let addresses = difference(
         F::sum(packet.key.src_addr) + F::sum(packet.key.dst_addr),
-        F::sum(src) + F::sum(flow.new_dst_addr),
+        F::sum(new.src) + F::sum(new.dst),
     );
     // Only the checksum of ICMPv6 covers the addresses (RFC 4443 2.3).
     let pseudo = if F::IS_V6 { addresses } else { 0 };
-    frame.update_checksum(packet, packet.l4 + ICMP_CHECKSUM, pseudo, change)?;
-    let ttl = if forwarded { packet.ttl.wrapping_sub(1) } else { packet.ttl };
+    frame.update_checksum::<F>(packet.l4 + ICMP_CHECKSUM, false, pseudo, change)?;
+    let ttl = if new.is_forwarded { packet.ttl.wrapping_sub(1) } else { packet.ttl };
     F::finish(frame, packet, addresses, ttl)?;
-    store_addresses(frame, packet, src, flow.new_dst_addr)
+    store_addresses(frame, packet, new.src, new.dst)
 }
 
 /// Gives the quoted packet the tuple that replies to it leave with, ends exchanged. Returns by how much the sum of the quotation
 /// has changed.
 #[inline(always)]
-fn rewrite_quoted<F: Header, K: Frame>(
-    frame: &K,
+fn rewrite_quoted<F: Kinds>(
+    frame: &SkbFrame,
     packet: &Packet<F>,
     quoted: &Packet<F>,
     flow: &Flow<F::Addr>,

@@ -262,8 +262,7 @@ impl Subject {
             let mut flags = 0;
             flags |= if device.xdp_target { device_flags::XDP_TARGET } else { 0 };
             flags |= if device.pod { device_flags::POD } else { 0 };
-            flags |= if device.ethernet { 0 } else { device_flags::NO_ETHERNET };
-            let entry = layout::Device { addr_v4: v4.octets(), addr_v6: v6.octets(), mtu: device.mtu, flags };
+            let entry = layout::Device { addr_v4: v4.octets(), addr_v6: v6.octets(), flags };
             datapath.put_device(ifindex, &entry)?;
             for address in [IpAddr::V4(v4), IpAddr::V6(v6)] {
                 let entry =
@@ -358,7 +357,6 @@ impl Subject {
         for (set, flag) in [
             (outside_drop, service_flags::OUTSIDE_DROP),
             (inside_drop, service_flags::INSIDE_DROP),
-            (entry.kind != AddressKind::ClusterIp, service_flags::EXTERNAL),
             ((outside, outside_drop) != (inside, inside_drop), service_flags::POLICY_LOCAL),
             (entry.outside_local, service_flags::OUTSIDE_LOCAL),
             (entry.inside_local, service_flags::INSIDE_LOCAL),

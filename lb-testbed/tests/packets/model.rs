@@ -195,7 +195,7 @@ impl Model {
         };
         if !opening {
             // A tagged packet is counted at the VLAN device, where it has no tag.
-            return Expected::Untouched(if view.tagged { vec![] } else { vec!["tcp_without_flow"] });
+            return Expected::Untouched(if view.tagged { vec![] } else { vec!["not_opening"] });
         }
         if service.endpoints.is_empty() {
             return match service.drop {

@@ -323,7 +323,7 @@ mod tests {
         }
         fn put_device(&mut self, ifindex: u32, device: &Device) -> io::Result<()> {
             let xdp = if device.flags & device_flags::XDP_TARGET == 0 { "" } else { " XDP" };
-            self.call(format!("put device {ifindex} mtu {}{xdp}", device.mtu))
+            self.call(format!("put device {ifindex} {}{xdp}", IpAddr::from(device.addr_v4)))
         }
         fn remove_device(&mut self, ifindex: u32) -> io::Result<()> {
             self.call(format!("remove device {ifindex}"))
@@ -352,8 +352,8 @@ mod tests {
         Choice { index, name: name.into(), programs, ethernet: true, pod: false, reason: "NIC".into() }
     }
 
-    fn device(mtu: u32) -> Device {
-        Device { addr_v4: [0; 4], addr_v6: [0; 16], mtu, flags: 0 }
+    fn device(last: u8) -> Device {
+        Device { addr_v4: [192, 0, 2, last], addr_v6: [0; 16], flags: 0 }
     }
 
     fn namespace(cookie: u64, last: u8) -> (u64, NamespaceAddrs) {
@@ -363,7 +363,7 @@ mod tests {
     fn wanted() -> Wanted {
         let choices = [choice(1, "lo", Programs::None), choice(2, "eth0", Programs::Tc)];
         let address = ("192.0.2.1".parse().unwrap(), KnownAddress { ifindex: 2, flags: 1 });
-        Wanted::new(&choices, vec![(2, device(1500))], vec![address], None, Arc::default())
+        Wanted::new(&choices, vec![(2, device(1))], vec![address], None, Arc::default())
     }
 
     fn now() -> Instant {
@@ -378,7 +378,7 @@ mod tests {
         let steps = network.converge(&wanted(), &mut host, now());
         assert_eq!(
             host.take_calls(),
-            ["put device 2 mtu 1500", "put address 192.0.2.1 flags 1", "attach 2 tc"]
+            ["put device 2 192.0.2.1", "put address 192.0.2.1 flags 1", "attach 2 tc"]
         );
         assert_eq!(steps, [Step::Attached { device: "eth0".into(), how: "tc".into(), reason: "NIC".into() }]);
         assert_eq!(network.converge(&wanted(), &mut host, now()), []);
@@ -392,10 +392,10 @@ mod tests {
         host.take_calls();
 
         let mut changed = wanted();
-        changed.devices.insert(2, device(9000));
+        changed.devices.insert(2, device(9));
         changed.attachments.insert(3, choice(3, "vxlan0", Programs::Tc));
         network.converge(&changed, &mut host, now());
-        assert_eq!(host.take_calls(), ["put device 2 mtu 9000", "attach 3 tc"]);
+        assert_eq!(host.take_calls(), ["put device 2 192.0.2.9", "attach 3 tc"]);
 
         changed.attachments.remove(&3);
         changed.addresses.clear();
@@ -413,10 +413,10 @@ mod tests {
         assert_eq!(
             host.take_calls(),
             [
-                "put device 2 mtu 1500",
+                "put device 2 192.0.2.1",
                 "put address 192.0.2.1 flags 1",
                 "attach 2 XDP and tc",
-                "put device 2 mtu 1500 XDP"
+                "put device 2 192.0.2.1 XDP"
             ]
         );
         network.converge(&xdp, &mut host, now());
@@ -426,7 +426,7 @@ mod tests {
     #[test]
     fn what_an_earlier_agent_left_is_taken_over_or_removed() {
         let stale = ("198.51.100.1".parse().unwrap(), KnownAddress { ifindex: 9, flags: 1 });
-        let devices = [(2, device(1500)), (9, device(1500))];
+        let devices = [(2, device(1)), (9, device(1))];
         let addresses = wanted().addresses.into_iter().chain([stale]);
         let mut network = Network::adopt(devices, addresses, [], [namespace(1, 7), namespace(2, 8)], [2, 9]);
         let mut host = Host::default();

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use lb_common::layout::{self, address_flags, device_flags};
 
 use super::devices::Choice;
-use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeState, Scope};
+use super::{DeviceAddress, DeviceInfo, NodeState, Scope};
 
 impl DeviceAddress {
     /// A global address with neighbours: the prefix leaves room for others.
@@ -119,12 +119,9 @@ pub fn device_table(node: &NodeState, choices: &[Choice]) -> Vec<(u32, layout::D
         if pods.contains(&device.index) {
             flags |= device_flags::POD;
         }
-        if device.link_layer == LinkLayer::None {
-            flags |= device_flags::NO_ETHERNET;
-        }
         let addr_v4 = if let Some(IpAddr::V4(ip)) = v4 { ip.octets() } else { [0; 4] };
         let addr_v6 = if let Some(IpAddr::V6(ip)) = v6 { ip.octets() } else { [0; 16] };
-        (device.index, layout::Device { addr_v4, addr_v6, mtu: device.mtu, flags })
+        (device.index, layout::Device { addr_v4, addr_v6, flags })
     };
     node.devices.iter().filter(|device| device.up && !device.loopback).map(entry).collect()
 }
@@ -149,6 +146,7 @@ fn is_link_local(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::LinkLayer;
     use super::super::devices::{DeviceOptions, PodInterfaces, choose};
     use super::super::testing::{device, node};
     use super::*;
@@ -223,7 +221,6 @@ mod tests {
     #[test]
     fn packets_leave_with_the_address_of_the_device_or_the_main_one() {
         let mut state = example();
-        state.devices[2].mtu = 1450;
         state
             .devices
             .push(DeviceInfo { link_layer: LinkLayer::None, ..device(7, "wg0", Some("wireguard"), &[]) });
@@ -237,11 +234,7 @@ mod tests {
         assert_eq!(of(2), ("192.0.2.7".into(), "2001:db8::7".into()));
         assert_eq!(of(3), ("10.244.1.0".into(), "2001:db8::7".into()));
         assert_eq!(of(7), ("192.0.2.7".into(), "2001:db8::7".into()));
-        assert_eq!(
-            [2, 5, 6, 7].map(|index| table[&index].flags),
-            [0, device_flags::POD, 0, device_flags::NO_ETHERNET]
-        );
-        assert_eq!((table[&2].mtu, table[&3].mtu), (1500, 1450));
+        assert_eq!([2, 5, 6, 7].map(|index| table[&index].flags), [0, device_flags::POD, 0, 0]);
         assert!(!table.contains_key(&1) && !table.contains_key(&8), "neither loopback nor what is down");
     }
 }

@@ -13,9 +13,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use lb_common::layout::{NamespaceAddrs, Record, backend_flags, record_from};
+use lb_common::layout::{NamespaceAddrs, backend_flags};
 use lb_datapath::{
-    AttachError, Datapath, LoadError, Pins, RECORDER, attached_devices, device_index, device_name,
+    AttachError, Datapath, LoadError, Occasion, Pins, attached_devices, device_index, device_name,
     serves_sockets,
 };
 use lb_model::IpFamily;
@@ -108,7 +108,7 @@ pub enum ExplainError {
     OtherNamespace,
     #[error("cannot read the maps")]
     Maps(#[source] io::Error),
-    #[error("the kernel cannot run {RECORDER} (BPF_PROG_TEST_RUN)")]
+    #[error("the kernel cannot run the recording program (BPF_PROG_TEST_RUN)")]
     Run(#[source] io::Error),
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -255,14 +255,11 @@ impl Subject {
         repeat: u32,
     ) -> Result<Explanation, ExplainError> {
         let frame = packet.build();
-        let (input, ifindex) = match origin.hook {
-            // Loopback, which every namespace has: a call arrives by no device.
-            Hook::Socket { netns_cookie } => {
-                (Record { from: record_from::SOCKET, netns_cookie, ..Record::default() }, 1)
-            }
-            Hook::Device { ifindex } => (Record { from: record_from::DEVICE, ..Record::default() }, ifindex),
+        let occasion = match origin.hook {
+            Hook::Socket { netns_cookie } => Occasion::Call { netns_cookie },
+            Hook::Device { ifindex } => Occasion::Arrival { ifindex },
         };
-        let run = || self.datapath.record(&input, ifindex, &frame).map_err(ExplainError::Run);
+        let run = || self.datapath.record(occasion, &frame).map_err(ExplainError::Run);
         let recorded = run()?;
         // One run at a time: a program changes the packet, and would be given the changed one again by the kernel's own repetition.
         let mut times = Vec::new();
@@ -285,7 +282,6 @@ impl Subject {
             packet,
             origin,
             recorded: &recorded,
-            program: RECORDER,
             nanoseconds: times[times.len() / 2],
             names: &names,
             backends: &backends,

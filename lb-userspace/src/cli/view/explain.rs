@@ -32,8 +32,7 @@ pub struct Observation<'a> {
     pub packet: &'a Packet,
     pub origin: &'a Origin,
     pub recorded: &'a Recorded,
-    /// Name of the program that was run, and how long it takes.
-    pub program: &'static str,
+    /// How long a run takes.
     pub nanoseconds: u32,
     pub names: &'a Names,
     pub backends: &'a Backends,
@@ -121,7 +120,7 @@ const TC_ACT_REDIRECT: u32 = 7;
 
 /// Puts a run into words.
 pub fn explain(seen: &Observation<'_>) -> Explanation {
-    let Recorded { record, run } = seen.recorded;
+    let Recorded { program, record, run } = seen.recorded;
     let packet = seen.packet;
     let reason = reason(record);
     let verdict = verdict(run, reason);
@@ -154,7 +153,7 @@ pub fn explain(seen: &Observation<'_>) -> Explanation {
         reason: reason.map(Reason::label),
         source_rewritten: after.is_some_and(|after| after != packet.source),
         source_after: after.map(|after| packet.end(after)),
-        program: seen.program,
+        program: *program,
         nanoseconds: seen.nanoseconds,
         device: seen.device.clone(),
     }
@@ -252,13 +251,7 @@ fn why_verdict(seen: &Observation<'_>, verdict: Verdict, reason: Option<Reason>)
     };
     let mut text = reason.describe().trim().to_owned();
     if is_socket(seen) && matches!(verdict, Verdict::Reject | Verdict::Drop) {
-        // As the socket programs choose it, where the kernel lets them (lb-ebpf/src/cgroup).
-        let errno = match reason {
-            Reason::SocketRefused => "ECONNREFUSED",
-            Reason::SourceRange => "EPERM",
-            _ => "EHOSTUNREACH",
-        };
-        text += &format!(" The call fails at once with {errno}.");
+        text += &format!(" The call fails at once with {}.", reason.errno().name());
     }
     text
 }
@@ -341,8 +334,6 @@ impl Explanation {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::layout::record_from;
-
     use super::super::fixture;
     use super::*;
     use crate::cli::explain::packet::{End, Protocol};
@@ -358,25 +349,25 @@ mod tests {
 
     /// What is said of a packet to `default/web` that was recorded so, leaving the program as `after`.
     fn said(packet: &Packet, after: &Packet, return_code: u32, record: Record) -> Explanation {
-        let origin = match record.from {
-            record_from::SOCKET => Origin {
+        let origin = match record.netns_cookie {
+            netns_cookie @ 1.. => Origin {
                 from: "pod".into(),
-                hook: Hook::Socket { netns_cookie: 5 },
+                hook: Hook::Socket { netns_cookie },
                 why: "--in pod: a process there calls connect".into(),
             },
-            _ => Origin {
+            0 => Origin {
                 from: "external".into(),
                 hook: Hook::Device { ifindex: 2 },
                 why: "--in external; arrives by eth0, which leads to it".into(),
             },
         };
+        let program = if record.netns_cookie == 0 { "lb_tc_ingress" } else { "lb_explain_call" };
         let run = TestRun { return_code, packet: after.build(), nanoseconds: 999 };
         let slots = if record.slot_count > 0 { &[1, 2, 1][..] } else { &[] };
         explain(&Observation {
             packet,
             origin: &origin,
-            recorded: &Recorded { record, run },
-            program: "lb_tc_ingress",
+            recorded: &Recorded { program, record, run },
             nanoseconds: 250,
             names: &fixture::names(),
             backends: &fixture::backends(),
@@ -426,7 +417,7 @@ mod tests {
     fn table_of_a_call_at_a_socket() {
         let asked = packet(Protocol::Udp, "10.244.1.9", "10.96.0.10:53");
         let record = Record {
-            from: record_from::SOCKET,
+            netns_cookie: 5,
             service_id: 1,
             kind: kind::CLUSTER_IP.into(),
             flags: service_flags::INSIDE_LOCAL,
@@ -445,7 +436,7 @@ mod tests {
     fn table_of_what_is_refused_at_a_socket() {
         let asked = packet(Protocol::Tcp, "10.244.1.9", "10.96.0.10:80");
         let record = Record {
-            from: record_from::SOCKET,
+            netns_cookie: 5,
             service_id: 1,
             kind: kind::CLUSTER_IP.into(),
             client: record_client::INSIDE,

@@ -214,15 +214,15 @@ mod tests {
 
     fn rows(filter: &Filter) -> Vec<ServiceRow> {
         use layout::kind::{CLUSTER_IP, LOAD_BALANCER, NODE_PORT};
-        use service_flags::{EXTERNAL, OUTSIDE_DROP, POLICY_LOCAL, SOURCE_RANGES};
-        let local = EXTERNAL | OUTSIDE_DROP | POLICY_LOCAL;
-        let guarded = EXTERNAL | SOURCE_RANGES;
+        use service_flags::{OUTSIDE_DROP, POLICY_LOCAL, SOURCE_RANGES};
+        let local = OUTSIDE_DROP | POLICY_LOCAL;
+        let guarded = SOURCE_RANGES;
         let services = [
             (address("0.0.0.0", 30088, layout::TCP), service(1, NODE_PORT, (1, 2), (3, 1), local)),
             (address("10.96.0.10", 80, layout::TCP), service(1, CLUSTER_IP, (1, 2), (1, 2), 0)),
             (address("10.96.0.10", 0, 0), service(1, CLUSTER_IP, (0, 0), (0, 0), 0)),
             (address("fd00:10:96::10", 80, layout::TCP), service(1, CLUSTER_IP, (4, 1), (4, 1), 0)),
-            (address("::", 30088, layout::TCP), service(1, NODE_PORT, (4, 1), (4, 1), EXTERNAL)),
+            (address("::", 30088, layout::TCP), service(1, NODE_PORT, (4, 1), (4, 1), 0)),
             (address("10.96.0.2", 53, layout::UDP), service(2, CLUSTER_IP, (5, 3), (5, 3), 0)),
             (address("192.0.2.7", 8080, layout::TCP), service(3, LOAD_BALANCER, (0, 0), (0, 0), guarded)),
             (address("2001:db8::7", 8080, layout::TCP), service(3, LOAD_BALANCER, (0, 0), (0, 0), guarded)),

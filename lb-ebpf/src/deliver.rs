@@ -1,0 +1,178 @@
+//! Where a translated packet goes: up the stack, or out of this node along a route.
+
+use core::mem::size_of;
+
+use aya_ebpf::bindings::{bpf_redir_neigh, xdp_action};
+use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::helpers::generated::bpf_redirect_neigh;
+use lb_common::layout::{Flow, SCTP, TCP, deliver, device_flags};
+use lb_common::reason::Reason;
+use lb_common::wire::{ETHERNET_LEN, TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
+
+use crate::frame::Frame;
+use crate::frame::skb::SkbFrame;
+use crate::frame::xdp::XdpFrame;
+use crate::maps::{DEVICES, Maps};
+use crate::packet::Packet;
+use crate::record::note;
+use crate::route::{Query, Route, RouteLookup, Unroutable};
+use crate::verdict::{Answer, Verdict};
+
+/// What will happen to a packet once it is rewritten.
+pub enum Delivery<'a> {
+    /// It continues up the stack.
+    UpStack,
+    /// It leaves this node along this route.
+    Out(Route<'a>),
+}
+
+/// A [`Delivery`] that is decided. It is kept in the route lookup, not in a variable: otherwise the verifier follows the code
+/// that rewrites a packet once for each variant.
+pub struct Decided<'a>(&'a mut RouteLookup);
+
+impl<'a> Decided<'a> {
+    #[inline(always)]
+    pub fn up_stack(lookup: &'a mut RouteLookup) -> Self {
+        lookup.clear();
+        Self(lookup)
+    }
+
+    #[inline(always)]
+    pub fn out(route: Route<'a>) -> Self {
+        Self(route.into_lookup())
+    }
+
+    /// Returns whether this hook can do it. Callers check this before they change the packet.
+    #[inline(always)]
+    pub fn is_possible<F: Maps, K: Deliver>(&mut self, frame: &K, packet: &Packet<F>) -> bool {
+        K::COMPLETE || self.0.found().is_none_or(|route| frame.can_send(packet.l3, &route))
+    }
+
+    /// Returns whether the packet is forwarded.
+    #[inline(always)]
+    pub fn is_out(&mut self) -> bool {
+        self.0.found().is_some()
+    }
+
+    #[inline(always)]
+    pub fn delivery(self) -> Delivery<'a> {
+        match self.0.found() {
+            Some(route) => Delivery::Out(route),
+            None => Delivery::UpStack,
+        }
+    }
+}
+
+/// Sending a packet.
+pub trait Deliver: Frame {
+    /// Returns whether [`Deliver::send`] can take a packet whose IP header is at `l3` along this route.
+    fn can_send(&self, l3: usize, route: &Route<'_>) -> bool;
+    /// Sends the rewritten packet out along `route`.
+    fn send(&self, route: Route<'_>) -> Verdict;
+}
+
+/// Returns what will happen to a packet of this flow, or the verdict if it cannot be delivered.
+#[inline(always)]
+pub fn of_flow<'a, F: Maps, K: Frame>(
+    frame: &K,
+    packet: &Packet<F>,
+    flow: &Flow<F::Addr>,
+    lookup: &'a mut RouteLookup,
+) -> Result<Decided<'a>, Verdict> {
+    if flow.deliver != deliver::ROUTE {
+        return Ok(Decided::up_stack(lookup));
+    }
+    find_route(frame, packet, lookup, flow.new_src_addr, flow.new_dst_addr).map(Decided::out)
+}
+
+/// Finds the route of a packet from `src` to `dst`, or returns the verdict if there is none that takes it.
+/// With `src` unspecified, the route determines the source address.
+#[inline(always)]
+pub fn find_route<'a, F: Maps, K: Frame>(
+    frame: &K,
+    packet: &Packet<F>,
+    lookup: &'a mut RouteLookup,
+    src: F::Addr,
+    dst: F::Addr,
+) -> Result<Route<'a>, Verdict> {
+    let query = Query { src, dst, protocol: packet.key.protocol, length: longest(frame, packet) };
+    match lookup.find::<F, K>(frame, &query) {
+        Err(Unroutable::NoRoute) if K::COMPLETE => Err(Verdict::Drop(Reason::NoRoute)),
+        Err(Unroutable::NoRoute) => Err(Verdict::LeaveToTc),
+        Err(Unroutable::TooBig) => Err(Verdict::Answer(Answer::TooBig)),
+        Ok(_) if packet.ttl <= 1 => Err(Verdict::Answer(Answer::TimeExceeded)),
+        Ok(route) => Ok(route),
+    }
+}
+
+/// Returns the length of the largest IP packet in the frame, in bytes: it must fit the path.
+#[inline(always)]
+fn longest<F: Maps, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
+    let segment = frame.segment_payload();
+    if segment == 0 {
+        return packet.length;
+    }
+    if packet.key.protocol == SCTP {
+        // SCTP segments vary in length (GSO_BY_FRAGS). 0 leaves the MTU check to the code that segments the packet.
+        return 0;
+    }
+    let transport = if packet.key.protocol == TCP {
+        match frame.load::<[u8; 2]>(packet.l4 + TCP_DATA_OFFSET) {
+            Some([offset, _]) => ((offset >> 4) as usize) * 4,
+            None => TCP_LEN,
+        }
+    } else {
+        UDP_LEN
+    };
+    packet.l4 - packet.l3 + transport + segment
+}
+
+impl Deliver for SkbFrame {
+    #[inline(always)]
+    fn can_send(&self, _l3: usize, _route: &Route<'_>) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn send(&self, mut route: Route<'_>) -> Verdict {
+        let ifindex = route.ifindex();
+        note(|record| record.ifindex = ifindex);
+        let size = size_of::<bpf_redir_neigh>() as i32;
+        // SAFETY: the parameters are initialized and have the size given. The helper resolves the neighbour and adds the
+        // link header of the device, if the device has one.
+        let action = unsafe { bpf_redirect_neigh(ifindex, route.neighbour(), size, 0) };
+        Verdict::Sent(action as i32)
+    }
+}
+
+impl Deliver for XdpFrame {
+    #[inline(always)]
+    fn can_send(&self, l3: usize, route: &Route<'_>) -> bool {
+        // A VLAN tag would have to be changed or removed: the tc program of the VLAN device receives the packet without it.
+        if !route.is_resolved() || l3 != ETHERNET_LEN {
+            return false;
+        }
+        if route.ifindex() == self.ifindex() {
+            return true;
+        }
+        // SAFETY: only `flags` is read, one aligned word. If the element is reused by another device meanwhile, the kernel
+        // drops a frame that the device cannot send.
+        match unsafe { DEVICES.get(&route.ifindex()) } {
+            Some(device) => device.flags & device_flags::XDP_TARGET != 0,
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn send(&self, route: Route<'_>) -> Verdict {
+        let (source, destination) = route.link_addresses();
+        if self.store::<[u8; 6]>(0, destination).is_none() || self.store::<[u8; 6]>(6, source).is_none() {
+            return Verdict::Drop(Reason::RewriteFailed);
+        }
+        if route.ifindex() == self.ifindex() {
+            return Verdict::Sent(xdp_action::XDP_TX as i32);
+        }
+        // SAFETY: the helper has no preconditions.
+        Verdict::Sent(unsafe { bpf_redirect(route.ifindex(), 0) } as i32)
+    }
+}

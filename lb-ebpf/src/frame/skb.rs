@@ -1,0 +1,180 @@
+//! skbs. Headers are written in place; transport checksums are changed only through `bpf_l4_csum_replace`, because the
+//! helper distinguishes checksums that are complete, partial, or verified by the device.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::{
+    bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_skb_pull_data,
+};
+use aya_ebpf::programs::TcContext;
+use lb_common::checksum::fold;
+use lb_common::family::Family;
+
+use super::Frame;
+
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16 and stable kernels): leaves a complete checksum alone. In an IPv6
+/// packet the change of the addresses and that of the transport checksum cancel each other out.
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// Headers within this many bytes are made linear before they are parsed.
+const LINEAR: u32 = 128;
+
+pub struct SkbFrame(TcContext);
+
+impl SkbFrame {
+    #[inline(always)]
+    pub fn new(skb: *mut __sk_buff) -> Self {
+        Self(TcContext::new(skb))
+    }
+
+    #[inline(always)]
+    pub fn skb(&self) -> *mut __sk_buff {
+        self.0.skb.skb
+    }
+
+    /// Returns whether a VLAN tag was removed from the bytes and is stored in the skb.
+    #[inline(always)]
+    pub fn has_vlan_tag(&self) -> bool {
+        // SAFETY: a context field, always readable.
+        unsafe { (*self.skb()).vlan_present != 0 }
+    }
+
+    /// Returns the EtherType that the kernel has found, in host order.
+    #[inline(always)]
+    pub fn ethertype(&self) -> u16 {
+        // SAFETY: a context field, always readable.
+        u16::from_be(unsafe { (*self.skb()).protocol } as u16)
+    }
+
+    /// Makes the headers readable in place when the driver left them in page fragments.
+    #[inline(always)]
+    pub fn linearize(&self) {
+        let length = self.0.len();
+        let linear = self.data_end() - self.data();
+        if linear < LINEAR as usize && (linear as u32) < length {
+            // On failure only the linear part is parsed, and the packet is passed on untouched.
+            // SAFETY: the helper checks the length; packet pointers are read again after it.
+            unsafe { bpf_skb_pull_data(self.skb(), if length < LINEAR { length } else { LINEAR }) };
+        }
+    }
+
+    /// Cuts or extends the packet at its end, to `length` bytes.
+    #[inline(always)]
+    pub fn set_length(&self, length: usize) -> Option<()> {
+        // SAFETY: the helper checks the length; packet pointers are read again after it.
+        succeeded(unsafe { bpf_skb_change_tail(self.skb(), length as u32, 0) } as i64)
+    }
+
+    /// Adds `bytes` bytes in front of the packet.
+    #[inline(always)]
+    pub fn grow_head(&self, bytes: usize) -> Option<()> {
+        // SAFETY: the helper checks the length; packet pointers are read again after it.
+        succeeded(unsafe { bpf_skb_change_head(self.skb(), bytes as u32, 0) } as i64)
+    }
+
+    /// Applies `difference` to the transport checksum at `offset`.
+    #[inline(always)]
+    fn replace_checksum(&self, offset: usize, difference: u64, flags: u64) -> i64 {
+        // SAFETY: the helper checks the offset; packet pointers are read again after it.
+        unsafe { bpf_l4_csum_replace(self.skb(), offset as u32, 0, difference, flags) as i64 }
+    }
+
+    /// Adds `pseudo`, an unfolded sum, to the pseudo-header that the checksum at `offset` covers, and `data` to the rest.
+    #[inline(always)]
+    pub fn add_to_checksum(&self, offset: usize, pseudo: u64, data: u64) -> Option<()> {
+        succeeded(self.replace_checksum(offset, fold(pseudo) as u64, BPF_F_PSEUDO_HDR as u64))?;
+        succeeded(self.replace_checksum(offset, fold(data) as u64, 0))
+    }
+
+    /// Returns the content of the checksum field at `offset` if the sender left the checksum to the device
+    /// (`CHECKSUM_PARTIAL`), else `Some(None)`. Returns `None` if the field cannot be written.
+    ///
+    /// A program cannot read the state of the checksum, but `bpf_l4_csum_replace` uses it: the helper leaves a partial
+    /// checksum unchanged when something outside the pseudo-header changes.
+    #[inline(always)]
+    pub fn partial_checksum(&self, offset: usize) -> Option<Option<u16>> {
+        let before = self.load::<u16>(offset)?;
+        succeeded(self.replace_checksum(offset, 1, 0))?;
+        let after = self.load::<u16>(offset)?;
+        self.store(offset, before)?;
+        Some(if before == after { Some(before) } else { None })
+    }
+
+    /// Sends the packet out of the device that it is on, and returns the action.
+    #[inline(always)]
+    pub fn send_out(&self) -> i32 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_redirect(self.ifindex(), 0) as i32 }
+    }
+
+    /// Makes the packet arrive by the device that it is on, and returns the action.
+    #[inline(always)]
+    pub fn receive(&self) -> i32 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_redirect(self.ifindex(), BPF_F_INGRESS as u64) as i32 }
+    }
+}
+
+#[inline(always)]
+fn succeeded(result: i64) -> Option<()> {
+    if result == 0 { Some(()) } else { None }
+}
+
+impl Frame for SkbFrame {
+    const COMPLETE: bool = true;
+
+    #[inline(always)]
+    fn data(&self) -> usize {
+        self.0.data()
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        self.0.data_end()
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut core::ffi::c_void {
+        self.0.as_ptr()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: a context field, always readable.
+        unsafe { (*self.skb()).ifindex }
+    }
+
+    #[inline(always)]
+    fn segment_payload(&self) -> usize {
+        // SAFETY: a context field, always readable (Linux 5.7).
+        unsafe { (*self.skb()).gso_size as usize }
+    }
+
+    #[inline(always)]
+    fn update_checksum<F: Family>(
+        &self,
+        offset: usize,
+        is_udp: bool,
+        addresses: u64,
+        data: u64,
+    ) -> Option<()> {
+        let udp = if is_udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        let addresses = fold(addresses) as u64;
+        let pseudo = BPF_F_PSEUDO_HDR as u64 | udp;
+        let mut failed = if F::IS_V6 {
+            let mut result = self.replace_checksum(offset, addresses, pseudo | BPF_F_IPV6);
+            if result != 0 {
+                // A kernel without the flag wrongly subtracts the difference from a complete checksum: add it again.
+                result = self.replace_checksum(offset, addresses, pseudo);
+                // SAFETY: the helper has no preconditions; it fails, as intended, where the checksum is not complete.
+                unsafe { bpf_csum_update(self.skb(), addresses as u32) };
+            }
+            result
+        } else {
+            self.replace_checksum(offset, addresses, pseudo)
+        };
+        failed |= self.replace_checksum(offset, fold(data) as u64, udp);
+        succeeded(failed)
+    }
+}

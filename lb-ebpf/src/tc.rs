@@ -1,0 +1,199 @@
+//! tc programs at ingress and egress: run the pipeline and turn its verdict into an action.
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::programs::TcContext;
+use lb_common::family::{Family as _, V4, V6};
+
+use crate::count::count;
+use crate::frame::skb::SkbFrame;
+use crate::icmp;
+use crate::icmp::kind::Kinds;
+use crate::log;
+use crate::maps::Maps;
+use crate::packet::{Packet, ethernet, parse};
+use crate::pipeline;
+use crate::scratch::Scratches;
+use crate::verdict::{Answer, Direction, Verdict};
+
+/// Decides about a packet on a device with Ethernet headers.
+#[inline(always)]
+pub fn with_ethernet(context: TcContext, direction: Direction) -> i32 {
+    let frame = SkbFrame::new(context.skb.skb);
+    if frame.has_vlan_tag() {
+        // The program of the VLAN device receives this packet next, without the tag.
+        return TC_ACT_UNSPEC;
+    }
+    frame.linearize();
+    match ethernet(&frame) {
+        Some((ethertype, l3)) => run(&frame, ethertype, l3, direction),
+        None => TC_ACT_UNSPEC,
+    }
+}
+
+/// Decides about a packet on a device whose frames start with the IP header (ipip, wireguard, tun).
+#[inline(always)]
+pub fn without_ethernet(context: TcContext, direction: Direction) -> i32 {
+    let frame = SkbFrame::new(context.skb.skb);
+    frame.linearize();
+    run(&frame, frame.ethertype(), 0, direction)
+}
+
+#[inline(always)]
+fn run(frame: &SkbFrame, ethertype: u16, l3: usize, direction: Direction) -> i32 {
+    let skb = frame.skb();
+    match (ethertype, direction) {
+        (V4::ETHERTYPE, Direction::Ingress) => match ingress_v4(skb, l3) {
+            action if action < ICMP => action,
+            ICMP => icmp_ingress_v4(skb),
+            answer => answer_v4(skb, answer),
+        },
+        (V6::ETHERTYPE, Direction::Ingress) => match ingress_v6(skb, l3) {
+            action if action < ICMP => action,
+            ICMP => icmp_ingress_v6(skb),
+            answer => answer_v6(skb, answer),
+        },
+        (V4::ETHERTYPE, Direction::Egress) => match egress_v4(skb, l3) {
+            ICMP => icmp_egress_v4(skb),
+            action => action,
+        },
+        (V6::ETHERTYPE, Direction::Egress) => match egress_v6(skb, l3) {
+            ICMP => icmp_egress_v6(skb),
+            action => action,
+        },
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+// Each family and direction is a subprogram with a stack of its own, and so are ICMP messages and answers. The program calls
+// them one after the other: the frames of nested calls together must not exceed 512 bytes, and kernels before 6.7 round each
+// up to 32. The parsed packet stays in the scratch entry.
+
+/// Returned by a pipeline in the place of an action: the packet is an ICMP message.
+const ICMP: i32 = 0x100;
+/// Returned by a pipeline in the place of an action: this number plus an [`Answer`].
+const ANSWER: i32 = 0x200;
+
+const TOO_BIG: i32 = Answer::TooBig as i32;
+const TIME_EXCEEDED: i32 = Answer::TimeExceeded as i32;
+const NO_ENDPOINT: i32 = Answer::NoEndpoint as i32;
+
+/// What a helper returns as the action for a packet that it sends is below this, which the verifier does not know.
+const ACTIONS: i32 = 16;
+
+#[inline(never)]
+fn ingress_v4(skb: *mut __sk_buff, l3: usize) -> i32 {
+    ingress::<V4>(skb, l3)
+}
+
+#[inline(never)]
+fn ingress_v6(skb: *mut __sk_buff, l3: usize) -> i32 {
+    ingress::<V6>(skb, l3)
+}
+
+#[inline(never)]
+fn egress_v4(skb: *mut __sk_buff, l3: usize) -> i32 {
+    egress::<V4>(skb, l3)
+}
+
+#[inline(never)]
+fn egress_v6(skb: *mut __sk_buff, l3: usize) -> i32 {
+    egress::<V6>(skb, l3)
+}
+
+#[inline(never)]
+fn icmp_ingress_v4(skb: *mut __sk_buff) -> i32 {
+    message::<V4>(skb, Direction::Ingress)
+}
+
+#[inline(never)]
+fn icmp_ingress_v6(skb: *mut __sk_buff) -> i32 {
+    message::<V6>(skb, Direction::Ingress)
+}
+
+#[inline(never)]
+fn icmp_egress_v4(skb: *mut __sk_buff) -> i32 {
+    message::<V4>(skb, Direction::Egress)
+}
+
+#[inline(never)]
+fn icmp_egress_v6(skb: *mut __sk_buff) -> i32 {
+    message::<V6>(skb, Direction::Egress)
+}
+
+#[inline(never)]
+fn answer_v4(skb: *mut __sk_buff, answer: i32) -> i32 {
+    send_answer::<V4>(skb, answer)
+}
+
+#[inline(never)]
+fn answer_v6(skb: *mut __sk_buff, answer: i32) -> i32 {
+    send_answer::<V6>(skb, answer)
+}
+
+#[inline(always)]
+fn ingress<F: Kinds + Scratches>(skb: *mut __sk_buff, l3: usize) -> i32 {
+    let frame = SkbFrame::new(skb);
+    // SAFETY: the only borrow in this subprogram, and its caller holds none.
+    let Some(scratch) = (unsafe { F::scratch() }) else { return TC_ACT_UNSPEC };
+    if parse(&frame, l3, &mut scratch.packet).is_none() {
+        return without_ports(&scratch.packet);
+    }
+    match pipeline::ingress(&frame, scratch) {
+        Verdict::Answer(answer) => ANSWER + answer as i32,
+        verdict => action(&scratch.packet, verdict),
+    }
+}
+
+#[inline(always)]
+fn egress<F: Kinds + Scratches>(skb: *mut __sk_buff, l3: usize) -> i32 {
+    let frame = SkbFrame::new(skb);
+    // SAFETY: the only borrow in this subprogram, and its caller holds none.
+    let Some(scratch) = (unsafe { F::scratch() }) else { return TC_ACT_UNSPEC };
+    if parse(&frame, l3, &mut scratch.packet).is_none() {
+        return without_ports(&scratch.packet);
+    }
+    let verdict = pipeline::egress(&frame, &scratch.packet);
+    action(&scratch.packet, verdict)
+}
+
+/// Returns what becomes of a packet whose IP header alone is parsed.
+#[inline(always)]
+fn without_ports<F: Maps>(packet: &Packet<F>) -> i32 {
+    if packet.key.protocol == F::ICMP { ICMP } else { TC_ACT_UNSPEC }
+}
+
+#[inline(always)]
+fn message<F: Kinds + Scratches>(skb: *mut __sk_buff, direction: Direction) -> i32 {
+    // SAFETY: the only borrow in this subprogram, and its caller holds none.
+    let Some(scratch) = (unsafe { F::scratch() }) else { return TC_ACT_UNSPEC };
+    let verdict = icmp::message(&SkbFrame::new(skb), scratch, direction);
+    action(&scratch.packet, verdict)
+}
+
+#[inline(always)]
+fn send_answer<F: Kinds + Scratches>(skb: *mut __sk_buff, answer: i32) -> i32 {
+    let answer = match answer - ANSWER {
+        TOO_BIG => Answer::TooBig,
+        TIME_EXCEEDED => Answer::TimeExceeded,
+        NO_ENDPOINT => Answer::NoEndpoint,
+        _ => Answer::UnknownPort,
+    };
+    // SAFETY: the only borrow in this subprogram, and its caller holds none.
+    let Some(scratch) = (unsafe { F::scratch() }) else { return TC_ACT_UNSPEC };
+    let verdict = icmp::answer::send(&SkbFrame::new(skb), &scratch.packet, answer, scratch.route.mtu());
+    action(&scratch.packet, verdict)
+}
+
+/// Counts the verdict and returns the action. `TC_ACT_UNSPEC` lets the next program of the device, perhaps a CNI's, run too.
+#[inline(always)]
+fn action<F: Maps>(packet: &Packet<F>, verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass | Verdict::LeaveToTc | Verdict::Answer(_) => TC_ACT_UNSPEC,
+        Verdict::Sent(action) => action & (ACTIONS - 1),
+        Verdict::Drop(reason) => {
+            count(reason);
+            log::dropped::<F>(&packet.key, reason);
+            TC_ACT_SHOT
+        }
+    }
+}
