@@ -1,8 +1,8 @@
-//! `lb cleanup --kube-proxy` with the real iptables, nft and ipset, in a network namespace of its
-//! own. Needs root.
+//! Tests of `lb cleanup --kube-proxy` with the real iptables, nft and ipset, in a network
+//! namespace. They need root.
 //!
-//! IPVS proper is missing in many kernels: of that mode only the rules, the sets and the device are
-//! made here.
+//! Many kernels lack IPVS, so the tests create only the iptables rules, the ipsets and the device
+//! of that mode.
 
 use std::fs;
 use std::process::Stdio;
@@ -11,11 +11,11 @@ use lb_testbed::agent;
 use lb_testbed::place::Place;
 use lb_testbed::run::{self, RunId};
 
-/// What kube-proxy wrote; the same that the unit tests of `lb` read.
+/// Rules of kube-proxy. The unit tests of `lb` use the same file.
 const KUBE_PROXY: &str = include_str!("../../lb-userspace/tests/captures/kube-proxy-iptables.txt");
 
-/// What the kubelet, CNI plug-ins and people write. Some of it looks like kube-proxy's.
-const OTHERS: &str = r#"*mangle
+/// Rules of the kubelet, CNI plug-ins and users. Some of them resemble those of kube-proxy.
+const FOREIGN_RULES: &str = r#"*mangle
 :KUBE-IPTABLES-HINT - [0:0]
 :KUBE-KUBELET-CANARY - [0:0]
 -A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
@@ -50,7 +50,7 @@ struct Node {
 
 impl Node {
     fn create() -> Self {
-        // Before anything that has to be waited for: it may have to be built.
+        // Build `lb` first, if necessary.
         agent::program().expect("lb");
         let id = RunId::claim().expect("a name for the run");
         let place = Place::create(id.netns("node"), id.cgroup().expect("cgroup v2").join("node"));
@@ -61,7 +61,7 @@ impl Node {
         self.place.run(program, arguments).expect("a program that .ci/run installs")
     }
 
-    /// Adds rules to those that are there, by each variant of iptables.
+    /// Adds rules with each variant of iptables.
     fn add(&self, rules: &str) {
         let file = self.id.folder().join("rules");
         for variant in VARIANTS {
@@ -77,15 +77,15 @@ impl Node {
         self.place.run(lb, [&["cleanup", "--kube-proxy"], arguments].concat())
     }
 
-    /// All that the node's programs show.
+    /// Returns the output of all programs that list rules, tables, sets and devices.
     fn state(&self) -> String {
         let rules: String =
             VARIANTS.iter().map(|variant| self.run(&format!("{variant}-save"), &[])).collect();
-        // The heading tells the time.
+        // Comment lines contain the time.
         let rules = rules.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
-        let others = [("nft", ["list", "tables"].as_slice()), ("ipset", &["save"]), ("ip", &["-br", "link"])];
-        let others: String = others.iter().map(|(program, arguments)| self.run(program, arguments)).collect();
-        format!("{rules}\n{others}")
+        let lists = [("nft", ["list", "tables"].as_slice()), ("ipset", &["save"]), ("ip", &["-br", "link"])];
+        let lists: String = lists.iter().map(|(program, arguments)| self.run(program, arguments)).collect();
+        format!("{rules}\n{lists}")
     }
 }
 
@@ -97,7 +97,7 @@ impl Drop for Node {
     }
 }
 
-/// The same chains and jumps, without the rules that name an IPv4 address or message.
+/// Returns the rules without those that contain an IPv4 address or an ICMPv4 message.
 fn without_ipv4(rules: &str) -> String {
     let v4 = |line: &&str| {
         ![" -s ", " -d ", "--to-destination", "--mask ", "icmp-port"].iter().any(|word| line.contains(word))
@@ -106,9 +106,9 @@ fn without_ipv4(rules: &str) -> String {
 }
 
 #[test]
-fn what_kube_proxy_left_goes_and_all_else_stays() {
+fn leftovers_of_kube_proxy_are_removed_and_nothing_else() {
     let node = Node::create();
-    node.add(OTHERS);
+    node.add(FOREIGN_RULES);
     node.run("nft", &["add table inet kube-proxy; add table ip mine"]);
     node.run("ipset", &["create", "KUBE-ROUTER-PODS", "hash:ip"]);
     let before = node.state();
@@ -118,7 +118,7 @@ fn what_kube_proxy_left_goes_and_all_else_stays() {
     node.run("nft", &["add chain ip kube-proxy services; add rule ip kube-proxy services return"]);
     node.run("ipset", &["create", "KUBE-CLUSTER-IP", "hash:ip,port"]);
     node.run("ipset", &["create", "KUBE-6-CLUSTER-IP", "hash:ip,port", "family", "inet6"]);
-    // A set can be removed only after the last rule that names it.
+    // A set can be removed only after the last rule that refers to it.
     let rule = ["-t", "nat", "-A", "KUBE-SERVICES", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst"];
     node.run("iptables-legacy", &[&rule[..], &["-j", "ACCEPT"]].concat());
     node.run("ip", &["link", "add", "kube-ipvs0", "type", "bridge"]);
@@ -126,30 +126,30 @@ fn what_kube_proxy_left_goes_and_all_else_stays() {
 
     let listed = node.cleanup(&["--dry-run"]).expect("a list");
     assert_eq!(node.state(), with_leftovers, "--dry-run changed something");
-    let said = node.cleanup(&[]).expect("everything removed");
-    assert_eq!(node.state(), before, "{said}");
-    assert_eq!(said, listed.replace("would remove ", "removed "));
-    for what in [
+    let output = node.cleanup(&[]).expect("everything removed");
+    assert_eq!(node.state(), before, "{output}");
+    assert_eq!(output, listed.replace("would remove ", "removed "));
+    for line in [
         "removed chain  ip6tables-legacy nat KUBE-SERVICES\n",
         "removed chain  iptables-nft nat KUBE-SEP-SXIVWICOYRO3J4NJ\n",
         "removed table  nftables ip6 kube-proxy\n",
         "removed device kube-ipvs0\n",
         "removed ipset  KUBE-6-CLUSTER-IP\n",
     ] {
-        assert!(said.contains(what), "no {what:?} in\n{said}");
+        assert!(output.contains(line), "no {line:?} in\n{output}");
     }
     assert_eq!(node.cleanup(&[]).expect("a node without leftovers"), "nothing to remove\n");
 }
 
-/// Half of a table must not go.
+/// A chain that a foreign rule uses is kept with all its rules.
 #[test]
-fn a_chain_in_use_stays_and_the_rest_goes() {
+fn a_chain_in_use_is_kept_and_the_others_are_removed() {
     let node = Node::create();
     node.add(KUBE_PROXY);
     node.run("iptables-nft", &["-t", "nat", "-N", "CNI-HOSTPORT-SETMARK"]);
     node.run("iptables-nft", &["-t", "nat", "-A", "CNI-HOSTPORT-SETMARK", "-j", "KUBE-MARK-MASQ"]);
-    let said = node.cleanup(&[]).expect("everything else removed");
-    assert!(said.contains("note: iptables-nft nat KUBE-MARK-MASQ stays: "), "{said}");
+    let output = node.cleanup(&[]).expect("everything else removed");
+    assert!(output.contains("note: iptables-nft nat KUBE-MARK-MASQ stays: "), "{output}");
     let left = node.run("iptables-nft-save", &[]);
     let chains: Vec<_> = left.lines().filter_map(|line| line.strip_prefix(":KUBE-")).collect();
     assert_eq!(chains, ["MARK-MASQ - [0:0]", "POSTROUTING - [0:0]"], "{left}");
@@ -158,7 +158,7 @@ fn a_chain_in_use_stays_and_the_rest_goes() {
 }
 
 #[test]
-fn it_refuses_while_kube_proxy_runs() {
+fn cleanup_is_refused_while_kube_proxy_runs() {
     let node = Node::create();
     node.add(KUBE_PROXY);
     let before = node.state();
@@ -168,11 +168,11 @@ fn it_refuses_while_kube_proxy_runs() {
     let mut process = process.arg("60").stdin(Stdio::null()).spawn().expect("a process of that name");
     let refusal = node.cleanup(&[]).expect_err("a refusal");
     let list = node.cleanup(&["--dry-run"]);
-    process.kill().expect("an end");
-    process.wait().expect("an end");
+    process.kill().expect("kill the process");
+    process.wait().expect("wait for the process");
     let reason = format!("kube-proxy runs on this node: process {}", process.id());
     assert!(format!("{refusal:#}").contains(&reason), "{refusal:#}");
     assert!(list.is_ok(), "{list:?}");
     assert_eq!(node.state(), before);
-    node.cleanup(&[]).expect("nobody in the way");
+    node.cleanup(&[]).expect("cleanup after kube-proxy has ended");
 }

@@ -1,5 +1,5 @@
-//! The testbed itself, without an agent: if plain traffic fails here, no other end-to-end result
-//! means anything. Needs root.
+//! Tests of the testbed itself, without an agent. If plain traffic fails here, all other end-to-end
+//! results are meaningless. The tests need root.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -27,7 +27,7 @@ fn assert_plain(exchanges: &[Exchange], client: &[IpAddr], server: &str) {
     }
 }
 
-/// HTTP and datagrams larger than any MTU here, which travel as fragments.
+/// The server answers HTTP requests, and datagrams larger than any MTU, which are sent as fragments.
 fn assert_reaches(client: &Host, addresses: &[IpAddr], server: &Host) {
     for family in Family::BOTH {
         let exchanges = client.get(&[server.at(family, HTTP_PORT)], 1).expect("requests");
@@ -40,7 +40,7 @@ fn assert_reaches(client: &Host, addresses: &[IpAddr], server: &Host) {
     }
 }
 
-/// Namespaces, cgroups, mounts and folders all carry the name of the run.
+/// No namespace, cgroup, mount or folder has the name of the run.
 fn assert_nothing_left(id: &str) {
     let cgroups = run::cgroup2_root().expect("a cgroup-v2 hierarchy");
     for folder in [Path::new("/run/netns"), Path::new("/run/sluice-testbed"), &cgroups] {
@@ -52,7 +52,7 @@ fn assert_nothing_left(id: &str) {
     assert!(!mounts.contains(id), "still mounted: {mounts}");
 }
 
-/// A process that holds a cluster, and the cluster's name.
+/// Starts a process that builds a cluster. Returns it with the name of the cluster.
 fn cluster_of_another_process() -> (Child, String) {
     let mut child = Command::new(tool()).arg("up").stdout(Stdio::piped()).spawn().expect("lb-testbed up");
     let mut id = String::new();
@@ -65,7 +65,7 @@ fn cluster_of_another_process() -> (Child, String) {
 fn an_interrupted_cluster_removes_itself() {
     let (mut child, id) = cluster_of_another_process();
     rustix::process::kill_process(Pid::from_child(&child), Signal::INT).expect("Ctrl-C");
-    let status = child.wait().expect("the end of it");
+    let status = child.wait().expect("wait for the process");
     assert_eq!(status.code(), Some(130));
     assert_nothing_left(&id);
 }
@@ -74,8 +74,8 @@ fn an_interrupted_cluster_removes_itself() {
 fn a_killed_cluster_is_removed_by_the_next_one() {
     let (mut child, id) = cluster_of_another_process();
     child.kill().expect("SIGKILL");
-    child.wait().expect("the end of it");
-    run::sweep_dead().expect("a sweep");
+    child.wait().expect("wait for the process");
+    run::sweep_dead().expect("remove dead runs");
     assert_nothing_left(&id);
 }
 
@@ -86,7 +86,7 @@ fn plain_traffic_flows(underlay: Underlay, datapath: Datapath) {
     let servers: Vec<_> =
         pods.clone().chain(nodes.clone()).map(|host| host.serve(&host.name).expect("servers")).collect();
     for pod in pods.clone() {
-        pods.clone().for_each(|other| assert_reaches(pod, &[pod.v4.into(), pod.v6.into()], other));
+        pods.clone().for_each(|server| assert_reaches(pod, &[pod.v4.into(), pod.v6.into()], server));
     }
     for node in &topology.nodes {
         pods.clone().for_each(|pod| assert_reaches(&node.host, &node.addresses(), pod));

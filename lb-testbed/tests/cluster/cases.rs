@@ -1,4 +1,4 @@
-//! The cases, in the order they run.
+//! The cases, in the order in which they run.
 
 use std::fs;
 
@@ -18,33 +18,34 @@ pub type Run = fn(&mut World) -> Result<()>;
 
 pub const CASES: &[(&str, Run)] = &[
     ("manifests_are_accepted", manifests_are_accepted),
-    ("agent_has_the_rights_it_needs_and_no_more", agent_has_the_rights_it_needs_and_no_more),
+    ("agent_has_only_the_rights_that_it_needs", agent_has_only_the_rights_that_it_needs),
     ("connections_follow_endpoints", connections_follow_endpoints),
     ("connections_follow_ports", connections_follow_ports),
     ("connections_follow_the_service", connections_follow_the_service),
     ("connections_follow_the_type", connections_follow_the_type),
-    ("service_of_another_proxy_is_left_alone", service_of_another_proxy_is_left_alone),
-    ("faults_are_said_once_at_the_object", faults_are_said_once_at_the_object),
-    ("api_server_goes_away_and_comes_back", api_server_goes_away_and_comes_back),
-    ("changes_while_no_agent_runs_are_made_up_for", changes_while_no_agent_runs_are_made_up_for),
+    ("service_of_another_proxy_is_not_served", service_of_another_proxy_is_not_served),
+    ("problems_are_reported_once_as_events", problems_are_reported_once_as_events),
+    ("api_server_restarts", api_server_restarts),
+    ("changes_while_no_agent_runs_are_applied_later", changes_while_no_agent_runs_are_applied_later),
     ("agent_starts_before_the_api_server", agent_starts_before_the_api_server),
     ("api_server_is_reached_through_its_own_service", api_server_is_reached_through_its_own_service),
 ];
 
-/// Those of `deploy/` and the examples, with every field name right.
+/// The API server accepts all manifests of `deploy/` and its examples, with strict field
+/// validation.
 fn manifests_are_accepted(world: &mut World) -> Result<()> {
     let mut files = 0;
     for folder in [deploy(), deploy().join("examples")] {
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
-            // A kustomization is for kubectl, not for the API server.
+            // A kustomization is an input of kubectl, not an object of the API server.
             if path.extension().is_none_or(|extension| extension != "yaml")
                 || path.file_name().is_some_and(|name| name == "kustomization.yaml")
             {
                 continue;
             }
             for object in documents(&path)? {
-                // What is in a namespace can be checked only when the namespace is there.
+                // Objects in a namespace can be checked only if the namespace exists.
                 let accepted = match object["kind"] == "Namespace" {
                     true => world.admin.apply(&object),
                     false => world.admin.check(&object),
@@ -59,14 +60,14 @@ fn manifests_are_accepted(world: &mut World) -> Result<()> {
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": "wrong" },
         "spec": { "externalname": "db.example.com", "type": "ExternalName" },
     });
-    ensure!(world.admin.check(&wrong).is_err(), "a wrong field name is not noticed");
+    ensure!(world.admin.check(&wrong).is_err(), "an unknown field is accepted");
     Ok(())
 }
 
-fn agent_has_the_rights_it_needs_and_no_more(world: &mut World) -> Result<()> {
-    // The agent has started, so it could read all that it must.
+fn agent_has_only_the_rights_that_it_needs(world: &mut World) -> Result<()> {
+    // The agent has synced, so it has all rights to read.
     let log = world.agent_log()?;
-    ensure!(!log.contains("forbidden") && !log.contains("cannot list"), "refused something:\n{log}");
+    ensure!(!log.contains("forbidden") && !log.contains("cannot list"), "a request was refused:\n{log}");
     let (namespace, name) = ACCOUNT;
     let agent = world.control_plane.service_account(namespace, name)?;
     let rights = [
@@ -82,27 +83,27 @@ fn agent_has_the_rights_it_needs_and_no_more(world: &mut World) -> Result<()> {
     for (verb, group, resource, expected) in rights {
         ensure!(
             agent.may(verb, group, resource)? == expected,
-            "the agent may {}{verb} {resource}",
-            if expected { "not " } else { "" }
+            "the agent {} {verb} {resource}",
+            if expected { "may not" } else { "may" }
         );
     }
     Ok(())
 }
 
-/// Pods 1 and 2 are on the node of the agent, 3 and 4 on the other.
+/// Pods 1 and 2 are on the node of the agent, pods 3 and 4 on the other node.
 fn connections_follow_endpoints(world: &mut World) -> Result<()> {
-    let other = world.publish(&[1, 4])?;
-    let loads = world.start_loads(&other)?;
+    let unchanged = world.publish(&[1, 4])?;
+    let loads = world.start_loads(&unchanged)?;
     let service = world.publish(&[1])?;
     world.set_endpoints(&service, &[1, 3])?;
-    world.serves(&service, &[1, 3])?;
+    world.wait_until_served(&service, &[1, 3])?;
     world.set_endpoints(&service, &[3])?;
-    world.serves(&service, &[3])?;
+    world.wait_until_served(&service, &[3])?;
     world.delete_endpoints(&service)?;
     has_no_endpoint(world, &service)?;
     world.set_endpoints(&service, &[4, 1])?;
-    world.serves(&service, &[1, 4])?;
-    // The API server has a slice that names no pod, as after a scale-down to zero.
+    world.wait_until_served(&service, &[1, 4])?;
+    // A slice without endpoints, as after a scale-down to zero.
     world.set_endpoints(&service, &[])?;
     has_no_endpoint(world, &service)?;
     finish(loads)
@@ -116,29 +117,29 @@ fn connections_follow_ports(world: &mut World) -> Result<()> {
         port.node_port = port.node_port.map(|number| number + 1000);
     }
     world.apply(&after.object())?;
-    world.serves(&after, &[1, 3])?;
-    world.serves_no_more(&before)
+    world.wait_until_served(&after, &[1, 3])?;
+    world.wait_until_unserved(&before)
 }
 
-/// The order in which Service and slices come and go does not matter.
+/// Services and slices can be created and deleted in any order.
 fn connections_follow_the_service(world: &mut World) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     world.delete(&service.object())?;
-    world.serves_no_more(&service)?;
+    world.wait_until_unserved(&service)?;
     world.apply(&service.object())?;
-    world.serves(&service, &[1, 3])?;
-    // Recreated between two looks of the agent: another object of the same name.
+    world.wait_until_served(&service, &[1, 3])?;
+    // Another object with the same name replaces the Service at once.
     world.delete(&service.object())?;
     let mut successor = world.new_service();
     successor.name = service.name.clone();
     world.apply(&successor.object())?;
-    world.serves(&successor, &[1, 3])?;
-    world.serves_no_more(&service)
+    world.wait_until_served(&successor, &[1, 3])?;
+    world.wait_until_unserved(&service)
 }
 
 fn connections_follow_the_type(world: &mut World) -> Result<()> {
-    let other = world.publish(&[3])?;
-    let loads = world.start_loads(&other)?;
+    let unchanged = world.publish(&[3])?;
+    let loads = world.start_loads(&unchanged)?;
     let service = world.publish(&[1, 3])?;
     let external = json!({
         "apiVersion": "v1",
@@ -147,64 +148,65 @@ fn connections_follow_the_type(world: &mut World) -> Result<()> {
         "spec": { "type": "ExternalName", "externalName": "db.example.com" },
     });
     world.apply(&external)?;
-    world.serves_no_more(&service)?;
+    world.wait_until_unserved(&service)?;
     world.apply(&service.object())?;
-    world.serves(&service, &[1, 3])?;
+    world.wait_until_served(&service, &[1, 3])?;
     let mut inside_only = service.clone();
     inside_only.ports.iter_mut().for_each(|port| port.node_port = None);
     world.apply(&inside_only.object())?;
-    world.serves_no_more_outside(&service)?;
-    world.serves(&inside_only, &[1, 3])?;
+    world.wait_until_unserved_outside(&service)?;
+    world.wait_until_served(&inside_only, &[1, 3])?;
     world.apply(&external)?;
-    world.serves_no_more(&service)?;
+    world.wait_until_unserved(&service)?;
     world.apply(&inside_only.object())?;
-    world.serves(&inside_only, &[1, 3])?;
+    world.wait_until_served(&inside_only, &[1, 3])?;
     finish(loads)
 }
 
 /// KEP-2447. The EndpointSlice controller copies the label to the slices.
-fn service_of_another_proxy_is_left_alone(world: &mut World) -> Result<()> {
+fn service_of_another_proxy_is_not_served(world: &mut World) -> Result<()> {
     let service = world.new_service();
     let plain: Vec<_> = std::iter::once(service.object()).chain(world.slices(&service, &[1, 3])).collect();
     let labelled: Vec<_> = plain.iter().map(with_label_of_another_proxy).collect();
     labelled.iter().try_for_each(|object| world.apply(object))?;
-    // Once this one is served, the agent has had the chance to serve the other.
+    // When this later Service is served, the agent has also processed the first one.
     world.publish(&[4])?;
-    world.serves_no_more(&service)?;
+    world.wait_until_unserved(&service)?;
     plain.iter().try_for_each(|object| world.apply(object))?;
-    world.serves(&service, &[1, 3])?;
+    world.wait_until_served(&service, &[1, 3])?;
     labelled.iter().try_for_each(|object| world.apply(object))?;
-    world.serves_no_more(&service)
+    world.wait_until_unserved(&service)
 }
 
-/// What `kubectl describe` shows of a Service whose address is taken, and of one whose health-check
-/// port is.
-fn faults_are_said_once_at_the_object(world: &mut World) -> Result<()> {
+/// `kubectl describe` shows one Event for a Service whose address is taken, and one for a Service
+/// whose health-check port is in use.
+fn problems_are_reported_once_as_events(world: &mut World) -> Result<()> {
     let rivals = [world.new_service(), world.new_service()];
     for service in &rivals {
         let mut object = service.object();
         object["spec"]["externalIPs"] = json!(["203.0.113.7"]);
         world.apply(&object)?;
     }
-    let said_of = |world: &World, service: &ServiceManifest, reason: &str| -> Result<Vec<Event>> {
+    let events_of = |world: &World, service: &ServiceManifest, reason: &str| -> Result<Vec<Event>> {
         let events = world.admin.events(&service.namespace, "Service", &service.name)?;
         Ok(events.into_iter().filter(|event| event.reason.as_deref() == Some(reason)).collect())
     };
-    // The older one has the address; both are of the same second, most likely.
+    // The older Service has the address, or the first by name if both have the same creation time.
+    // The test accepts both.
     let taken = |world: &World| -> Result<Vec<Event>> {
-        let [one, other] = &rivals;
-        Ok([said_of(world, one, "AddressTaken")?, said_of(world, other, "AddressTaken")?].concat())
+        let [first, second] = &rivals;
+        Ok([events_of(world, first, "AddressTaken")?, events_of(world, second, "AddressTaken")?].concat())
     };
     eventually(|| {
         let events = taken(world)?;
-        // One for each port.
+        // One Event for each port.
         ensure!(events.len() == 2, "{events:?}");
         for event in &events {
             let note = event.note.as_deref().unwrap_or_default();
             ensure!(note.starts_with("spec.externalIPs: 203.0.113.7 port "), "{event:?}");
             ensure!(event.type_.as_deref() == Some("Warning"), "{event:?}");
             let uid = event.regarding.as_ref().and_then(|regarding| regarding.uid.as_ref());
-            ensure!(uid.is_some_and(|uid| !uid.is_empty()), "kubectl describe would not find {event:?}");
+            ensure!(uid.is_some_and(|uid| !uid.is_empty()), "kubectl describe does not show {event:?}");
         }
         Ok(())
     })?;
@@ -212,7 +214,7 @@ fn faults_are_said_once_at_the_object(world: &mut World) -> Result<()> {
     world.stop_agent()?;
     world.start_agent()?;
     let service = world.new_service();
-    let port = 32000 + service.ports[0].node_port.context("a nodePort")? - 30000;
+    let port = 32000 + service.ports[0].node_port.context("the port has no nodePort")? - 30000;
     let node = &world.node().host;
     let occupant = node.serve_at("occupant", &Listen { http: vec![port], ..Listen::default() })?;
     let mut object = service.object();
@@ -221,38 +223,39 @@ fn faults_are_said_once_at_the_object(world: &mut World) -> Result<()> {
     object["spec"]["healthCheckNodePort"] = port.into();
     world.apply(&object)?;
     eventually(|| {
-        let events = said_of(world, &service, "FailedToStartServiceHealthcheck")?;
-        // One for each family.
+        let events = events_of(world, &service, "FailedToStartServiceHealthcheck")?;
+        // One Event for each family.
         ensure!(events.len() == 2, "{events:?}");
         ensure!(events.iter().all(|event| event.note.as_ref().is_some_and(|note| note.contains("in use"))));
         Ok(())
     })?;
-    // The agent said everything again when it started, before that.
-    ensure!(taken(world)?.len() == 2, "said again: {:?}", taken(world)?);
+    // The restarted agent reported all problems before it processed this Service. It did not create
+    // the Events again.
+    ensure!(taken(world)?.len() == 2, "reported again: {:?}", taken(world)?);
 
     drop(occupant);
     world.set_endpoints(&service, &[1])?;
     eventually(|| {
-        let at = world.node().host.at(Family::V6, port);
-        let answer = http::get(&world.topology.client.place, at, "/")?;
+        let server = world.node().host.at(Family::V6, port);
+        let answer = http::get(&world.topology.client.place, server, "/")?;
         ensure!(answer.status == 200, "{answer:?}");
         Ok(())
     })
 }
 
-/// As the agent reports them.
+/// Log messages of failed watches.
 const WATCHES: [&str; 2] = ["cannot watch services", "cannot watch endpointslices"];
 
-fn api_server_goes_away_and_comes_back(world: &mut World) -> Result<()> {
+fn api_server_restarts(world: &mut World) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let loads = world.start_loads(&service)?;
     let log = world.agent_log()?;
     world.control_plane.stop_api_server();
     for watch in WATCHES {
-        world.agent_says(&[watch, "check that the API server is reachable"], &log)?;
+        world.wait_for_log(&[watch, "check that the API server is reachable"], &log)?;
     }
-    world.serves(&service, &[1, 3])?;
-    // The kubelet would restart an agent that is unhealthy for so little.
+    world.wait_until_served(&service, &[1, 3])?;
+    // A failed watch does not make the agent unhealthy: the kubelet would restart it.
     world.agent()?.wait_until_healthy()?;
     world.control_plane.start_api_server()?;
     let later = world.new_service();
@@ -260,17 +263,18 @@ fn api_server_goes_away_and_comes_back(world: &mut World) -> Result<()> {
     world.set_endpoints(&later, &[3])?;
     world.set_endpoints(&service, &[1, 3, 4])?;
     for watch in WATCHES {
-        world.agent_says(&["resolved", watch], &log)?;
+        world.wait_for_log(&["resolved", watch], &log)?;
     }
-    world.serves(&service, &[1, 3, 4])?;
-    world.serves(&later, &[3])?;
+    world.wait_until_served(&service, &[1, 3, 4])?;
+    world.wait_until_served(&later, &[3])?;
     world.delete(&later.object())?;
-    world.serves_no_more(&later)?;
+    world.wait_until_unserved(&later)?;
     finish(loads)
 }
 
-/// What exists is served through the restart, and what changed in between is made up for.
-fn changes_while_no_agent_runs_are_made_up_for(world: &mut World) -> Result<()> {
+/// Services are served during the restart of the agent. The new agent applies the changes that were
+/// made while no agent ran.
+fn changes_while_no_agent_runs_are_applied_later(world: &mut World) -> Result<()> {
     let stays = world.publish(&[1, 3])?;
     let changes = world.publish(&[1])?;
     let goes = world.publish(&[1, 3])?;
@@ -281,15 +285,15 @@ fn changes_while_no_agent_runs_are_made_up_for(world: &mut World) -> Result<()> 
     world.delete(&goes.object())?;
     world.apply(&comes.object())?;
     world.set_endpoints(&comes, &[3])?;
-    world.serves(&stays, &[1, 3])?;
+    world.wait_until_served(&stays, &[1, 3])?;
     world.start_agent()?;
-    world.serves(&changes, &[4])?;
-    world.serves_no_more(&goes)?;
-    world.serves(&comes, &[3])?;
+    world.wait_until_served(&changes, &[4])?;
+    world.wait_until_unserved(&goes)?;
+    world.wait_until_served(&comes, &[3])?;
     finish(loads)
 }
 
-/// An agent that cannot ask what exists must not take it away.
+/// An agent that cannot list objects must not remove map entries.
 fn agent_starts_before_the_api_server(world: &mut World) -> Result<()> {
     let stays = world.publish(&[1, 3])?;
     let goes = world.publish(&[1, 4])?;
@@ -299,19 +303,19 @@ fn agent_starts_before_the_api_server(world: &mut World) -> Result<()> {
     let log = world.agent_log()?;
     world.control_plane.stop_api_server();
     world.spawn_agent()?;
-    world.agent_says(&["cannot list services"], &log)?;
-    world.serves(&stays, &[1, 3])?;
-    world.serves(&goes, &[1, 4])?;
+    world.wait_for_log(&["cannot list services"], &log)?;
+    world.wait_until_served(&stays, &[1, 3])?;
+    world.wait_until_served(&goes, &[1, 4])?;
     world.control_plane.start_api_server()?;
     world.agent()?.wait_until_healthy()?;
-    world.serves_no_more(&goes)?;
+    world.wait_until_unserved(&goes)?;
     world.set_endpoints(&stays, &[1, 3, 4])?;
-    world.serves(&stays, &[1, 3, 4])?;
+    world.wait_until_served(&stays, &[1, 3, 4])?;
     finish(loads)
 }
 
-/// As pods reach it, and agents that are given no other address: the Service `kubernetes` that the
-/// API server publishes.
+/// The agent reaches the API server through the Service `kubernetes`, as pods do, and as an agent
+/// without another address does.
 fn api_server_is_reached_through_its_own_service(world: &mut World) -> Result<()> {
     let (namespace, name) = ACCOUNT;
     let address = world.control_plane.service_address();
@@ -320,7 +324,7 @@ fn api_server_is_reached_through_its_own_service(world: &mut World) -> Result<()
     world.start_agent()?;
     let service = world.publish(&[1, 3])?;
     world.set_endpoints(&service, &[4])?;
-    world.serves(&service, &[4])
+    world.wait_until_served(&service, &[4])
 }
 
 fn has_no_endpoint(world: &World, service: &ServiceManifest) -> Result<()> {
@@ -329,7 +333,7 @@ fn has_no_endpoint(world: &World, service: &ServiceManifest) -> Result<()> {
         eventually(|| refused(&world.pod(2).host.get(&[target.http], 1)?))?;
         eventually(|| refused(&world.pod(2).host.send_datagrams(target.udp, ONE_DATAGRAM)?))?;
     }
-    world.serves_no_more_outside(service)
+    world.wait_until_unserved_outside(service)
 }
 
 fn with_label_of_another_proxy(object: &Value) -> Value {

@@ -1,10 +1,10 @@
-//! The agent against a real Kubernetes API server: objects are created, changed and deleted through
-//! the API, and real connections follow. The agent has the rights that `deploy/rbac.yaml` gives it
-//! and no others. Needs root, etcd, and kube-apiserver: `cargo xtask test --only cluster` builds
-//! it.
+//! Tests of the agent with a real Kubernetes API server. The cases create, change and delete
+//! objects through the API and check real connections. The agent has only the rights of
+//! `deploy/rbac.yaml`. The tests need root, etcd, and kube-apiserver, which `cargo xtask test
+//! --only cluster` builds.
 //!
-//! What happens to packets is the matter of the `e2e` tests; here are a few connections of each
-//! kind, and many changes.
+//! The `e2e` tests cover packets. These tests cover changes of objects, with a few connections of
+//! each kind.
 
 mod cases;
 mod world;
@@ -18,7 +18,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use crate::cases::{CASES, Run};
 use crate::world::World;
 
-/// The cluster of all cases until one of them fails, or why there is none.
+/// The cluster that the cases share, or the error of building it. A failed case removes it.
 static WORLD: Mutex<Option<Result<World, String>>> = Mutex::new(None);
 
 fn main() -> ExitCode {
@@ -27,12 +27,13 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let trials = CASES.iter().map(|(name, run)| Trial::test(*name, move || in_world(*run)));
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    // Statics are not dropped by themselves.
+    // Rust does not drop statics.
     drop(WORLD.lock().unwrap_or_else(PoisonError::into_inner).take());
     conclusion.exit_code()
 }
 
-/// Runs a case. After a failure the cluster is thrown away, so that it cannot spoil the next case.
+/// Runs a case. After a failure the cluster is removed, so that its state does not affect the next
+/// case.
 fn in_world(run: Run) -> Result<(), Failed> {
     let mut slot = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     let world = slot.get_or_insert_with(|| World::build().map_err(|error| format!("{error:#}")));

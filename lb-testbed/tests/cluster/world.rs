@@ -1,5 +1,5 @@
-//! A cluster whose first node runs an agent that takes its objects from a real API server, which
-//! runs on the client's host.
+//! A cluster whose first node runs an agent that watches a real API server. The API server runs on
+//! the client's host.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,32 +18,33 @@ use serde_json::Value;
 
 /// Namespace and name of the service account of `deploy/rbac.yaml`.
 pub const ACCOUNT: (&str, &str) = ("sluice", "sluice");
-/// From a connected socket: it is told when nobody is there.
+/// One datagram from a connected socket: the kernel reports ICMP errors only to connected sockets.
 pub const ONE_DATAGRAM: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
 const DATAGRAMS: Datagrams = Datagrams { connected: false, count: 3, ..ONE_DATAGRAM };
 
-/// How long a watch may take to come back after a short outage: the pauses between attempts grow
-/// meanwhile.
+/// How long a watch may take to recover after a short outage. The delay between attempts grows
+/// during the outage.
 const WATCH_LIMIT: Duration = Duration::from_secs(60);
 
 pub struct World {
     pub topology: Topology,
     pub control_plane: ControlPlane,
     pub admin: Api,
-    /// Of the agent; says where it looks for the API server.
+    /// Kubeconfig of the agent, with the address of the API server.
     pub kubeconfig: PathBuf,
     /// The settings of `deploy/config.yaml`.
     config: PathBuf,
     agent: Option<Agent>,
     _servers: Vec<Process>,
-    /// What [`Self::reset`] deletes.
+    /// Objects that [`Self::reset`] deletes.
     applied: Vec<Value>,
+    /// Number of the last Service.
     next: u16,
 }
 
 impl World {
     pub fn build() -> Result<Self> {
-        // Before the topology: nothing is left half built when one is missing.
+        // Check the programs first: if one is missing, no topology has to be removed.
         control_plane::program()?;
         agent::program()?;
         let tool = Path::new(env!("CARGO_BIN_EXE_lb-testbed"));
@@ -81,19 +82,19 @@ impl World {
         &self.topology.nodes[0]
     }
 
-    /// By the number in its name: `pod(1)` and `pod(2)` run on the node of the agent, `pod(3)` and
-    /// `pod(4)` on the other.
+    /// Returns the pod with this number. Pods 1 and 2 run on the node of the agent, pods 3 and 4 on
+    /// the other node.
     pub fn pod(&self, number: usize) -> &Pod {
         &self.topology.pods[number - 1]
     }
 
-    /// Starts the agent and waits until it has synced.
+    /// Starts the agent and waits until its initial sync is complete.
     pub fn start_agent(&mut self) -> Result<()> {
         self.spawn_agent()?;
         self.agent()?.wait_until_healthy()
     }
 
-    /// Starts the agent and does not wait.
+    /// Starts the agent without waiting for its initial sync.
     pub fn spawn_agent(&mut self) -> Result<()> {
         let options = AgentOptions {
             kubeconfig: Some(self.kubeconfig.clone()),
@@ -111,7 +112,8 @@ impl World {
         self.agent.take().context("no agent runs")?.stop()
     }
 
-    /// A dual-stack Service with a nodePort for each of its two ports, not applied yet.
+    /// Returns a dual-stack Service with a nodePort for each of its two ports. It is not applied
+    /// yet.
     pub fn new_service(&mut self) -> ServiceManifest {
         self.next += 1;
         let number = self.next;
@@ -134,7 +136,7 @@ impl World {
         let service = self.new_service();
         self.apply(&service.object())?;
         self.set_endpoints(&service, pods)?;
-        self.serves(&service, pods)?;
+        self.wait_until_served(&service, pods)?;
         Ok(service)
     }
 
@@ -154,56 +156,57 @@ impl World {
     /// Creates or changes an object of a case.
     pub fn apply(&mut self, object: &Value) -> Result<()> {
         self.admin.apply(object)?;
-        if !self.applied.iter().any(|other| same(other, object)) {
+        if !self.applied.iter().any(|applied| same(applied, object)) {
             self.applied.push(object.clone());
         }
         Ok(())
     }
 
     pub fn delete(&mut self, object: &Value) -> Result<()> {
-        self.applied.retain(|other| !same(other, object));
+        self.applied.retain(|applied| !same(applied, object));
         self.admin.delete(object)
     }
 
-    /// Removes what a case applied, so that each starts from the same cluster.
+    /// Deletes all objects that a case applied, so that every case starts with the same cluster.
     pub fn reset(&mut self) -> Result<()> {
         self.applied.drain(..).try_for_each(|object| self.admin.delete(&object))
     }
 
-    /// Waits until each of these pods, and no other, answers at all addresses of a Service, from a
-    /// pod and from outside.
-    pub fn serves(&self, service: &ServiceManifest, pods: &[usize]) -> Result<()> {
+    /// Waits until exactly these pods answer at all addresses of a Service, for a pod and for the
+    /// outside client.
+    pub fn wait_until_served(&self, service: &ServiceManifest, pods: &[usize]) -> Result<()> {
         for family in Family::BOTH {
-            answer(&self.pod(2).host, cluster_ip(service, family), pods)?;
+            wait_for_answers(&self.pod(2).host, cluster_ip(service, family), pods)?;
             if let Some(target) = self.node_port(service, family) {
-                answer(&self.topology.client, target, pods)?;
+                wait_for_answers(&self.topology.client, target, pods)?;
             }
         }
         Ok(())
     }
 
-    /// Waits until nobody answers at any address of a Service.
-    pub fn serves_no_more(&self, service: &ServiceManifest) -> Result<()> {
+    /// Waits until no address of a Service answers.
+    pub fn wait_until_unserved(&self, service: &ServiceManifest) -> Result<()> {
         for family in Family::BOTH {
-            silence(&self.pod(2).host, cluster_ip(service, family))?;
+            wait_for_no_answer(&self.pod(2).host, cluster_ip(service, family))?;
         }
-        self.serves_no_more_outside(service)
+        self.wait_until_unserved_outside(service)
     }
 
-    /// Waits until nobody answers at the nodePorts of a Service.
-    pub fn serves_no_more_outside(&self, service: &ServiceManifest) -> Result<()> {
+    /// Waits until no nodePort of a Service answers.
+    pub fn wait_until_unserved_outside(&self, service: &ServiceManifest) -> Result<()> {
         for family in Family::BOTH {
-            let target = self.node_port(service, family).context("a Service without nodePorts")?;
-            silence(&self.topology.client, target)?;
+            let target = self.node_port(service, family).context("the Service has no nodePorts")?;
+            wait_for_no_answer(&self.topology.client, target)?;
         }
         Ok(())
     }
 
-    /// Starts requests to a Service from a pod and from outside, on new connections and on one.
+    /// Starts loads to a Service from a pod and from outside, each with new connections and with
+    /// one connection.
     pub fn start_loads(&self, service: &ServiceManifest) -> Result<Vec<(&'static str, Load)>> {
         let (pod, client) = (&self.pod(2).host, &self.topology.client);
         let inside = cluster_ip(service, Family::V4).http;
-        let outside = self.node_port(service, Family::V6).context("a Service without nodePorts")?.http;
+        let outside = self.node_port(service, Family::V6).context("the Service has no nodePorts")?.http;
         Ok(vec![
             ("pod, new connections", pod.start_load(LoadKind::NewConnections, inside, 20)?),
             ("pod, one connection", pod.start_load(LoadKind::OneConnection, inside, 20)?),
@@ -218,23 +221,24 @@ impl World {
         Some(Target { http: at(http?), udp: at(udp?) })
     }
 
-    /// What the agents have logged so far.
+    /// Returns the agent's log.
     pub fn agent_log(&self) -> Result<String> {
         let path = self.agent_log_path();
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
 
-    /// Waits until the agent has logged a line with all these words since its log was `before`.
-    pub fn agent_says(&self, words: &[&str], before: &str) -> Result<()> {
+    /// Waits until the agent logs a line that contains all these texts. `before` is the earlier
+    /// log, which is skipped.
+    pub fn wait_for_log(&self, texts: &[&str], before: &str) -> Result<()> {
         eventually_within(WATCH_LIMIT, || {
             let log = self.agent_log()?;
-            let said = |line: &str| words.iter().all(|word| line.contains(word));
-            ensure!(log[before.len()..].lines().any(said), "the agent did not say {words:?}");
+            let matches = |line: &str| texts.iter().all(|text| line.contains(text));
+            ensure!(log[before.len()..].lines().any(matches), "the agent did not log {texts:?}");
             Ok(())
         })
     }
 
-    /// The ends of all logs, for a failure.
+    /// Returns the last lines of all logs, for a failure message.
     pub fn logs(&self) -> String {
         [self.control_plane.log(), self.agent_log_path()].map(|path| agent::tail(&path)).join("\n")
     }
@@ -258,30 +262,30 @@ pub fn cluster_ip(service: &ServiceManifest, family: Family) -> Target {
     Target { http, udp }
 }
 
-/// Waits until each of these pods, and no other, answers to a client.
-fn answer(client: &Host, target: Target, pods: &[usize]) -> Result<()> {
+/// Waits until exactly these pods answer a client.
+fn wait_for_answers(client: &Host, target: Target, pods: &[usize]) -> Result<()> {
     eventually(|| spread_over(&client.get(&[target.http], 20)?, pods))?;
     eventually(|| answered_by(&client.send_datagrams(target.udp, DATAGRAMS)?, pods))
 }
 
-/// Waits until nobody answers to a client.
-fn silence(client: &Host, target: Target) -> Result<()> {
+/// Waits until a client gets no answer.
+fn wait_for_no_answer(client: &Host, target: Target) -> Result<()> {
     eventually(|| unanswered(&client.get(&[target.http], 1)?))?;
     eventually(|| unanswered(&client.send_datagrams(target.udp, ONE_DATAGRAM)?))
 }
 
-/// The manifests for a cluster.
+/// Returns the folder with the manifests for a cluster.
 pub fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
-/// What the DaemonSet's agents find in the file of their `--config`.
+/// Returns the content of the file that the DaemonSet's agents get with `--config`.
 fn settings() -> Result<String> {
     let maps = documents(&deploy().join("config.yaml"))?;
     let settings = maps.iter().find_map(|map| map["data"]["config.yaml"].as_str());
     settings.map(str::to_owned).context("deploy/config.yaml has no settings")
 }
 
-fn same(one: &Value, other: &Value) -> bool {
-    one["kind"] == other["kind"] && one["metadata"]["name"] == other["metadata"]["name"]
+fn same(left: &Value, right: &Value) -> bool {
+    left["kind"] == right["kind"] && left["metadata"]["name"] == right["metadata"]["name"]
 }

@@ -1,4 +1,4 @@
-//! Services with every kind of address, and requests to them from every kind of source.
+//! Services with every kind of address, and requests to them from every kind of client.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::check::{answered_by, eventually, failed_as, refused};
 use crate::world::{Published, To, World};
 
-/// What the client outside sends to external addresses comes to the first node, as routers in front
-/// of a cluster do it.
+/// Makes the outside client route external addresses to the first node, as a router in front of a
+/// cluster would.
 pub fn route_external_addresses(world: &World) -> Result<()> {
     let via = &world.node(0).host;
     let client = &world.client().place;
@@ -23,14 +23,15 @@ pub fn route_external_addresses(world: &World) -> Result<()> {
     ))
 }
 
-/// A Service with every kind of address.
+/// A published Service with every kind of address.
 pub struct Exposed {
     pub published: Published,
     number: u8,
 }
 
 impl Exposed {
-    /// Both policies are `policy`. `change` may do more to the Service object. Does not wait.
+    /// Publishes a new Service. `policy` is the internal and the external traffic policy. `change`
+    /// can change the Service object further. Does not wait.
     pub fn publish(
         world: &mut World,
         policy: &str,
@@ -43,7 +44,7 @@ impl Exposed {
         Ok(exposed)
     }
 
-    /// Writes it anew.
+    /// Writes the objects again, see [`Self::publish`].
     pub fn write(
         &self,
         world: &mut World,
@@ -66,8 +67,8 @@ impl Exposed {
         world.write(&self.published, &objects)
     }
 
-    /// Waits until both agents have it in their maps.
-    pub fn wait_until_known(&self, world: &World) -> Result<()> {
+    /// Waits until both agents have written the Service to their maps.
+    pub fn wait_until_programmed(&self, world: &World) -> Result<()> {
         for node in [0, 1] {
             let name = format!("\"{}\"", self.published.service.name);
             eventually(|| {
@@ -88,7 +89,7 @@ impl Exposed {
     }
 
     fn outside_ip(&self, family: Family, kind: u8) -> IpAddr {
-        // Two addresses of each Service out of 254.
+        // Each Service uses two of 254 addresses.
         let last = (self.number - 1) % 126 * 2 + kind;
         match family {
             Family::V4 => Ipv4Addr::new(198, 51, 100, last).into(),
@@ -96,6 +97,8 @@ impl Exposed {
         }
     }
 
+    /// Returns the Service's address of a kind: `NodePort` (of the first node), `ExternalIP`,
+    /// `LoadBalancer` or `ClusterIP`.
     pub fn address(&self, kind: &str, world: &World, family: Family, to: To) -> SocketAddr {
         let port = self.published.cluster_ip(family, to).port();
         match kind {
@@ -107,17 +110,20 @@ impl Exposed {
     }
 }
 
-/// Requests of one source to one address.
-pub struct Ask<'a> {
+/// A client that sends requests to one address.
+pub struct Requester<'a> {
     world: &'a World,
     client: &'a Host,
-    /// Addresses that the source may have.
+    /// The client's own addresses.
     own: Vec<IpAddr>,
     target: SocketAddr,
     to: To,
 }
 
-impl<'a> Ask<'a> {
+impl<'a> Requester<'a> {
+    /// `source` is `pod here` (pod 2 of the first node), `pod there` (pod 4 of the second node),
+    /// `outside`, `node` (a process of the first node), or `localhost` (the same, with the loopback
+    /// address as target).
     pub fn new(world: &'a World, source: &str, mut target: SocketAddr, to: To) -> Self {
         let node = world.node(0);
         if source == "localhost" {
@@ -136,11 +142,11 @@ impl<'a> Ask<'a> {
         Self { world, client, own, target, to }
     }
 
-    /// Some requests, each on a socket of its own.
-    pub fn some(&self, count: u32) -> Result<Vec<Exchange>> {
+    /// Sends `count` requests, each on its own socket.
+    pub fn send(&self, count: u32) -> Result<Vec<Exchange>> {
         match self.to {
             To::Udp => {
-                // Connected, to hear of ICMP errors.
+                // The kernel reports ICMP errors only to connected sockets.
                 let one = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
                 let mut exchanges = Vec::new();
                 for _ in 0..count {
@@ -152,25 +158,28 @@ impl<'a> Ask<'a> {
         }
     }
 
+    /// Checks the result of requests. `cell` is a cell of the [matrix](crate::cases::matrix), or
+    /// `forbidden` (EPERM).
     pub fn expect(&self, cell: &str) -> Result<()> {
         match cell {
-            "refused" => refused(&self.some(1)?),
-            "unreachable" => failed_as(&self.some(1)?, FailureKind::Unreachable),
-            "forbidden" => failed_as(&self.some(1)?, FailureKind::NotPermitted),
-            "drop" => failed_as(&self.some(1)?, FailureKind::TimedOut),
-            _ => self.answers(cell),
+            "refused" => refused(&self.send(1)?),
+            "unreachable" => failed_as(&self.send(1)?, FailureKind::Unreachable),
+            "forbidden" => failed_as(&self.send(1)?, FailureKind::NotPermitted),
+            "drop" => failed_as(&self.send(1)?, FailureKind::TimedOut),
+            _ => self.expect_answers(cell),
         }
     }
 
-    /// Asks until all the endpoints have answered, and nobody else has.
-    fn answers(&self, cell: &str) -> Result<()> {
+    /// Sends requests until all endpoints of the cell have answered. Fails if another endpoint
+    /// answers.
+    fn expect_answers(&self, cell: &str) -> Result<()> {
         let expected: BTreeSet<&str> = cell.split_whitespace().collect();
         let pods = expected.iter().map(|word| word.trim_end_matches('\'').parse());
         let pods: Vec<usize> =
-            pods.collect::<Result<_, _>>().with_context(|| format!("the cell `{cell}`"))?;
+            pods.collect::<Result<_, _>>().with_context(|| format!("parse the cell `{cell}`"))?;
         let mut seen = BTreeSet::new();
         for _ in 0..16 {
-            let exchanges = self.some(4)?;
+            let exchanges = self.send(4)?;
             answered_by(&exchanges, &pods)?;
             for exchange in &exchanges {
                 let Ok(answer) = &exchange.result else { continue };

@@ -1,8 +1,9 @@
-//! End to end: real agents, real sockets, real servers, in network namespaces. Needs root.
+//! End-to-end tests: real agents, sockets and servers in network namespaces. They need root.
 //!
-//! Every case runs with tc and default offloads, and with XDP, some also with clsact filters; those
-//! that cross nodes also over a VXLAN overlay; nearly all with IPv4 and IPv6. `cargo test -p
-//! lb-testbed --test e2e -- xdp::vxlan` runs a part, `--list` names them all.
+//! Every case runs with tc and default offloads, and with XDP. Some cases also run with clsact
+//! filters. Cases whose traffic crosses nodes also run over a VXLAN overlay. Nearly all cases run
+//! with IPv4 and IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs some of them,
+//! `--list` lists all names.
 
 mod cases;
 mod exposed;
@@ -15,17 +16,17 @@ use std::sync::{Mutex, PoisonError};
 use lb_testbed::{Datapath, Underlay, check};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::cases::{CASES, Case, Run, Where};
+use crate::cases::{CASES, Case, Run, Underlays};
 use crate::world::World;
 
-/// The cluster of the case before: cases that can share it do. One at a time, for the machine's
-/// sake.
+/// The current cluster. Cases with the same data path and underlay share it. Only one exists at a
+/// time, to limit the load on the machine.
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
 
-/// Cases that also run with filters in place of links: the programs are the same, attaching them is
-/// not.
-const OF_CLSACT: [&str; 7] = [
-    "attached_as_asked",
+/// Cases that also run with clsact filters instead of links. The programs are the same, but are
+/// attached differently.
+const CLSACT_CASES: [&str; 7] = [
+    "attached_as_configured",
     "outside_to_node_port_local",
     "outside_to_node_port_remote",
     "udp_outside_to_node_port",
@@ -36,7 +37,7 @@ const OF_CLSACT: [&str; 7] = [
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Parallel cases would only tear down each other's cluster.
+    // Cases cannot run in parallel: they share the cluster.
     arguments.test_threads = Some(1);
     let mut trials = Vec::new();
     for datapath in [Datapath::Tc, Datapath::Xdp] {
@@ -46,11 +47,11 @@ fn main() -> ExitCode {
             }
         }
     }
-    for case in CASES.iter().filter(|case| OF_CLSACT.contains(&case.name)) {
+    for case in CASES.iter().filter(|case| CLSACT_CASES.contains(&case.name)) {
         trials.extend(trials_of(case, Datapath::Clsact, Underlay::Routed));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
-    // Statics are not dropped by themselves.
+    // Rust does not drop statics.
     drop(WORLD.lock().unwrap_or_else(PoisonError::into_inner).take());
     conclusion.exit_code()
 }
@@ -73,14 +74,16 @@ fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec
     }
 }
 
-/// Clusters that could not be built: the first case says why, the others need not wait for the
-/// same.
+/// Kinds of clusters that could not be built. The first case reports the error. Later cases fail at
+/// once.
 static BROKEN: Mutex<Vec<(Datapath, Underlay)>> = Mutex::new(Vec::new());
 
 fn build(datapath: Datapath, underlay: Underlay, agents: &'static [&'static str]) -> Result<World, String> {
     let mut broken = BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if broken.contains(&(datapath, underlay)) {
-        return Err("the cluster could not be built, see the first case of this kind".to_owned());
+        return Err(
+            "the cluster could not be built: see the first case with this data path and underlay".to_owned()
+        );
     }
     World::build(datapath, underlay, agents).map_err(|error| {
         broken.push((datapath, underlay));
@@ -88,8 +91,8 @@ fn build(datapath: Datapath, underlay: Underlay, agents: &'static [&'static str]
     })
 }
 
-/// Runs a case in the cluster it needs. After a failure the cluster is thrown away, so that it
-/// cannot spoil the next case.
+/// Runs a case in a cluster with its data path and underlay. After a failure the cluster is
+/// removed, so that its state does not affect the next case.
 fn in_world(
     datapath: Datapath,
     underlay: Underlay,
@@ -121,10 +124,10 @@ fn in_world(
 
 impl Case {
     fn runs_on(&self, underlay: Underlay) -> bool {
-        match self.place {
-            Where::Routed => underlay == Underlay::Routed,
-            Where::Vxlan => underlay == Underlay::Vxlan,
-            Where::Both => true,
+        match self.underlays {
+            Underlays::Routed => underlay == Underlay::Routed,
+            Underlays::Vxlan => underlay == Underlay::Vxlan,
+            Underlays::Both => true,
         }
     }
 }

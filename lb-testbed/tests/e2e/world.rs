@@ -23,10 +23,12 @@ const TRANSFER: u16 = 9000;
 pub struct World {
     pub topology: Topology,
     agents: [Option<Agent>; 2],
-    /// Of the agents, beyond those that the topology determines.
+    /// Arguments of the agents that do not follow from the topology.
     arguments: &'static [&'static str],
     _servers: Vec<Process>,
+    /// Manifest files of published Services.
     published: Vec<String>,
+    /// Number of the last Service.
     next: u16,
 }
 
@@ -39,7 +41,7 @@ pub enum To {
     Transfer,
 }
 
-/// A Service of a case, with addresses and nodePorts of its own.
+/// A Service of a case. No other Service of the cluster has its addresses and nodePorts.
 #[derive(Debug, Clone)]
 pub struct Published {
     pub service: ServiceManifest,
@@ -63,7 +65,7 @@ impl Published {
         node.host.at(family, node_port(self.number, to))
     }
 
-    /// Different for each Service of a cluster.
+    /// Returns a number that no other Service of the cluster has.
     pub fn number(&self) -> u16 {
         self.number
     }
@@ -79,7 +81,7 @@ fn node_port(number: u16, to: To) -> u16 {
 
 impl World {
     pub fn build(datapath: Datapath, underlay: Underlay, arguments: &'static [&'static str]) -> Result<Self> {
-        // Before the topology: nothing is left half built when it cannot be compiled.
+        // Build `lb` first: if that fails, no topology has to be removed.
         agent::program()?;
         let tool = Path::new(env!("CARGO_BIN_EXE_lb-testbed"));
         let topology = Topology::build(underlay, datapath, tool)?;
@@ -113,8 +115,8 @@ impl World {
         &self.topology.nodes[index]
     }
 
-    /// By the number in its name: `pod(1)` and `pod(2)` run on the first node, `pod(3)` and
-    /// `pod(4)` on the second.
+    /// Returns the pod with this number. Pods 1 and 2 run on the first node, pods 3 and 4 on the
+    /// second.
     pub fn pod(&self, number: usize) -> &Pod {
         &self.topology.pods[number - 1]
     }
@@ -138,7 +140,8 @@ impl World {
         Ok(())
     }
 
-    /// Has agents run with these arguments, on what those before left.
+    /// Restarts the agents with these arguments, unless they already run with them. Maps and links
+    /// stay.
     pub fn restart_agents_with(&mut self, arguments: &'static [&'static str]) -> Result<()> {
         if self.arguments == arguments {
             return Ok(());
@@ -151,7 +154,7 @@ impl World {
         Ok(())
     }
 
-    /// The entries of a map on a node, as bpftool shows them.
+    /// Returns the entries of a map on a node, as `bpftool` shows them.
     pub fn dump(&self, node: usize, map: &str) -> Result<Vec<serde_json::Value>> {
         let node = self.node(node);
         let versions: Vec<_> =
@@ -164,8 +167,8 @@ impl World {
         Ok(entries.into_iter().map(|mut entry| entry["formatted"].take()).collect())
     }
 
-    /// A Service with a ClusterIP of each family and a nodePort for each of its three ports, not
-    /// published yet.
+    /// Returns a new Service with a ClusterIP of each family and a nodePort for each port. It is
+    /// not published yet.
     pub fn new_service(&mut self) -> Published {
         self.next += 1;
         let number = self.next;
@@ -195,14 +198,14 @@ impl World {
         Ok(published)
     }
 
-    /// Writes a Service and its slices; does not wait.
+    /// Writes a Service and its EndpointSlices. Does not wait.
     pub fn set_endpoints(&mut self, published: &Published, pods: &[usize]) -> Result<()> {
         let pods: Vec<_> = pods.iter().map(|number| self.pod(*number)).collect();
         let objects = published.service.with_endpoints(&pods);
         self.write(published, &objects)
     }
 
-    /// Writes these objects in place of what was published of the Service; does not wait.
+    /// Replaces the published objects of a Service with these objects. Does not wait.
     pub fn write(&mut self, published: &Published, objects: &[Value]) -> Result<()> {
         let file = published.file();
         self.topology.manifests.write(&file, objects)?;
@@ -214,17 +217,17 @@ impl World {
 
     pub fn delete(&mut self, published: &Published) -> Result<()> {
         let file = published.file();
-        self.published.retain(|other| *other != file);
+        self.published.retain(|published| *published != file);
         self.topology.manifests.remove(&file)
     }
 
-    /// Removes what cases published, so that each starts from the same cluster.
+    /// Removes all published Services, so that every case starts with the same cluster.
     pub fn reset(&mut self) -> Result<()> {
         self.published.drain(..).try_for_each(|file| self.topology.manifests.remove(&file))
     }
 
-    /// Waits until both nodes answer for the Service's ClusterIPs, all ports, from these pods
-    /// alone.
+    /// Waits until requests from both nodes to the Service's ClusterIPs are answered, over HTTP and
+    /// UDP, by these pods only.
     pub fn wait_until_served(&self, published: &Published, pods: &[usize]) -> Result<()> {
         for node in &self.topology.nodes {
             let http = Family::BOTH.map(|family| published.cluster_ip(family, To::Http));
@@ -238,7 +241,7 @@ impl World {
         Ok(())
     }
 
-    /// The ends of the agents' logs, for a failure.
+    /// Returns the last lines of the agents' logs, for a failure message.
     pub fn logs(&self) -> String {
         let logs =
             self.topology.nodes.iter().map(|node| {

@@ -1,4 +1,4 @@
-//! Services and endpoints that come, change and go while traffic flows.
+//! Services and endpoints are added, changed and removed while traffic flows.
 
 use anyhow::{Result, ensure};
 use lb_testbed::Family;
@@ -10,7 +10,7 @@ use crate::world::{To, World};
 
 const DATAGRAM: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
 
-/// Number 80 on TCP and on UDP of one address, and one nodePort on both, are Services of their own.
+/// Two Services share an address, a port number and a nodePort number: one with TCP, one with UDP.
 pub fn one_address_two_protocols(world: &mut World, family: Family) -> Result<()> {
     let mut tcp = world.new_service();
     let mut udp = world.new_service();
@@ -48,8 +48,8 @@ pub fn endpoint_added(world: &mut World, family: Family) -> Result<()> {
     eventually(|| spread_over(&world.client().get(&[outside], 40)?, &[1, 3]))
 }
 
-/// New requests go to the endpoints that are left, open connections end as they began, a UDP socket
-/// moves over.
+/// New requests go to the remaining endpoints. Open connections keep the removed endpoint. A UDP
+/// socket moves to another endpoint.
 pub fn endpoint_removed_under_load(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3, 4])?;
     let inside = |to| service.cluster_ip(family, to);
@@ -66,7 +66,8 @@ pub fn endpoint_removed_under_load(world: &mut World, family: Family) -> Result<
     let (service, inside, outside) = (service.clone(), inside(To::Http), outside(To::Http));
     world.set_endpoints(&service, &[1, 4])?;
     let (pod, client) = (&world.pod(2).host, world.client());
-    // 40 requests that all miss a third of the endpoints by chance: once in ten million runs.
+    // The removed endpoint would get about a third of the requests. By chance it gets none of 40 in
+    // one of ten million runs.
     eventually(|| spread_over(&pod.get(&[inside], 40)?, &[1, 4]))?;
     eventually(|| spread_over(&client.get(&[outside], 40)?, &[1, 4]))?;
     for (what, load) in loads {
@@ -81,7 +82,7 @@ pub fn service_deleted(world: &mut World, family: Family) -> Result<()> {
     let outside = gone.node_port(world.node(0), family, To::Http);
     answered_by(&world.client().get(&[outside], 3)?, &[1, 3])?;
     world.delete(&gone)?;
-    // Nothing listens on the port: the node's own kernel refuses.
+    // No process listens on the port, so the kernel of the node refuses the connection.
     eventually(|| refused(&world.client().get(&[outside], 1)?))?;
     for client in [&world.pod(2).host, &world.node(0).host] {
         eventually(|| unanswered(&client.get(&[gone.cluster_ip(family, To::Http)], 1)?))?;
@@ -91,9 +92,9 @@ pub fn service_deleted(world: &mut World, family: Family) -> Result<()> {
     answered_by(&world.pod(2).host.get(&[stays.cluster_ip(family, To::Http)], 5)?, &[1, 3])
 }
 
-/// A file that does not parse and an object with an impossible address are reported; all other
-/// objects are served.
-pub fn bad_manifest_harms_nobody_else(world: &mut World) -> Result<()> {
+/// A file that does not parse and an object with an invalid address are logged. All other objects
+/// are served.
+pub fn bad_manifest_affects_nothing_else(world: &mut World) -> Result<()> {
     let before = world.publish(&[1])?;
     world.topology.manifests.write_text("broken.yaml", "kind: Service\nspec: [}\n")?;
     let mut impossible = world.new_service().service.object();
@@ -104,7 +105,7 @@ pub fn bad_manifest_harms_nobody_else(world: &mut World) -> Result<()> {
     answered_by(&world.pod(2).host.get(&targets, 3)?, &[1, 3])?;
     let logged = |text: &str| -> Result<()> {
         let log = std::fs::read_to_string(world.agent(0)?.log())?;
-        ensure!(log.contains(text), "the log does not name {text}");
+        ensure!(log.contains(text), "the log does not contain {text}");
         Ok(())
     };
     logged("broken.yaml")?;

@@ -1,4 +1,4 @@
-//! TCP to a ClusterIP: from pods and nodes (translated at the socket) and from outside (translated
+//! TCP to a ClusterIP from pods and nodes (translated at the socket) and from outside (translated
 //! as packets).
 
 use anyhow::Result;
@@ -35,7 +35,8 @@ pub fn pod_to_itself(world: &mut World, family: Family) -> Result<()> {
     answered(&exchanges, &[1], &[pod.address(family)])
 }
 
-/// A program that opens only IPv6 sockets asks for `::ffff:10.96.…`, and sees that as its peer.
+/// A program with an IPv6 socket connects to the IPv4-mapped address `::ffff:10.96.…`. Its socket
+/// shows that address as the peer.
 pub fn mapped_address(world: &mut World) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let mut target = service.cluster_ip(Family::V4, To::Http);
@@ -56,7 +57,7 @@ pub fn host(world: &mut World, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// The client has a route for the Service network by way of the first node.
+/// The client has a route to the Service network through the first node.
 pub fn outside(world: &mut World, family: Family) -> Result<()> {
     let local = world.publish(&[1])?;
     let remote = world.publish(&[3])?;
@@ -67,9 +68,9 @@ pub fn outside(world: &mut World, family: Family) -> Result<()> {
     answered(&exchanges, &[3], &world.node(0).addresses())
 }
 
-/// 300 requests over three endpoints: 100 each with a standard deviation of 8, so five of those
-/// either way once in a million runs. The entry node has one of them itself and reaches two by way
-/// of the other node: neither may be preferred.
+/// Each of three endpoints gets about 100 of 300 requests, with a standard deviation of 8. A
+/// deviation of 40 occurs in one of a million runs. One endpoint is on the entry node and two are
+/// on the other node: none is preferred.
 pub fn requests_are_spread(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3, 4])?;
     let inside = service.cluster_ip(family, To::Http);

@@ -1,5 +1,5 @@
-//! UDP: connected and unconnected sockets, fragments, and a path that is narrower than the client's
-//! own link.
+//! UDP: connected and unconnected sockets, fragments, and a path with a smaller MTU than the
+//! client's link.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,9 +13,9 @@ use lb_testbed::topology::OVERLAY_MTU;
 use crate::check::{answered, failed_as};
 use crate::world::{To, World};
 
-/// Two sizes from a connected and from an unconnected socket: the one names its peer by
-/// `getpeername`, the other by `recvfrom`.
-fn ask_both_ways(
+/// Sends datagrams of each size from a connected and from an unconnected socket. The first shows
+/// its peer with `getpeername`, the second with `recvfrom`.
+fn send_from_both_sockets(
     client: &Host,
     target: SocketAddr,
     sizes: &[usize],
@@ -37,7 +37,7 @@ pub fn pod_to_cluster_ip(world: &mut World, family: Family) -> Result<()> {
         let service = world.publish(&[endpoint])?;
         let pod = &world.pod(2).host;
         let target = service.cluster_ip(family, To::Udp);
-        ask_both_ways(pod, target, &[32, 1300], &[endpoint], &[pod.address(family)])?;
+        send_from_both_sockets(pod, target, &[32, 1300], &[endpoint], &[pod.address(family)])?;
     }
     Ok(())
 }
@@ -47,14 +47,14 @@ pub fn host_to_cluster_ip(world: &mut World, family: Family) -> Result<()> {
         let service = world.publish(&[endpoint])?;
         let node = world.node(0);
         let target = service.cluster_ip(family, To::Udp);
-        ask_both_ways(&node.host, target, &[32, 1300], &[endpoint], &node.addresses())?;
+        send_from_both_sockets(&node.host, target, &[32, 1300], &[endpoint], &node.addresses())?;
     }
     Ok(())
 }
 
 pub fn outside_to_node_port(world: &mut World, family: Family) -> Result<()> {
     let client = world.client().clone();
-    // Without an overlay, datagrams that fill the Ethernet MTU to the byte pass too.
+    // Without an overlay, datagrams may fill the Ethernet MTU exactly.
     let full = match (world.topology.underlay, family) {
         (Underlay::Vxlan, _) => 1300,
         (Underlay::Routed, Family::V4) => 1500 - 20 - 8,
@@ -62,28 +62,28 @@ pub fn outside_to_node_port(world: &mut World, family: Family) -> Result<()> {
     };
     let service = world.publish(&[1])?;
     let local = service.node_port(world.node(0), family, To::Udp);
-    ask_both_ways(&client, local, &[32, full], &[1], &[client.address(family)])?;
+    send_from_both_sockets(&client, local, &[32, full], &[1], &[client.address(family)])?;
     let remote = service.node_port(world.node(1), family, To::Udp);
-    ask_both_ways(&client, remote, &[32, full], &[1], &world.node(1).addresses())
+    send_from_both_sockets(&client, remote, &[32, full], &[1], &world.node(1).addresses())
 }
 
-/// Only the first fragment has ports; the others follow it to the same endpoint.
+/// Only the first fragment has ports. The other fragments go to the same endpoint.
 pub fn fragments(world: &mut World, family: Family) -> Result<()> {
     let client = world.client().clone();
     let service = world.publish(&[1])?;
     let local = service.node_port(world.node(0), family, To::Udp);
-    ask_both_ways(&client, local, &[4000], &[1], &[client.address(family)])?;
+    send_from_both_sockets(&client, local, &[4000], &[1], &[client.address(family)])?;
     let remote = service.node_port(world.node(1), family, To::Udp);
-    ask_both_ways(&client, remote, &[4000], &[1], &world.node(1).addresses())
+    send_from_both_sockets(&client, remote, &[4000], &[1], &world.node(1).addresses())
 }
 
-/// The overlay is narrower than the client's link: a datagram that must not be fragmented is
-/// answered with "fragmentation needed" or "packet too big", which the client's kernel reports as
-/// EMSGSIZE, and the size it allows passes.
-pub fn path_mtu_is_told(world: &mut World, family: Family) -> Result<()> {
+/// The overlay has a smaller MTU than the client's link. A larger datagram that must not be
+/// fragmented is answered with "fragmentation needed" or "packet too big", which the client's
+/// kernel reports as EMSGSIZE. The largest allowed datagram passes.
+pub fn path_mtu_is_reported(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[3])?;
     let target = service.node_port(world.node(0), family, To::Udp);
-    let ask = |size| {
+    let send = |size| {
         let datagrams = Datagrams { connected: true, count: 1, size, dont_fragment: true };
         world.client().send_datagrams(target, datagrams)
     };
@@ -92,6 +92,6 @@ pub fn path_mtu_is_told(world: &mut World, family: Family) -> Result<()> {
         Family::V6 => 40 + 8,
     };
     let overlay = OVERLAY_MTU as usize;
-    failed_as(&ask(overlay - headers + 1)?, FailureKind::TooBig)?;
-    answered(&ask(overlay - headers)?, &[3], &world.node(0).addresses())
+    failed_as(&send(overlay - headers + 1)?, FailureKind::TooBig)?;
+    answered(&send(overlay - headers)?, &[3], &world.node(0).addresses())
 }

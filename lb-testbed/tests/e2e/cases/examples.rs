@@ -1,4 +1,5 @@
-//! The manifests of `deploy/examples`, from every side.
+//! The manifests of `deploy/examples`: every port of every Service answers clients in and outside
+//! the cluster.
 
 use std::path::Path;
 
@@ -13,13 +14,13 @@ use crate::world::World;
 
 pub fn examples_are_served(world: &mut World) -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
-    // Replicas are placed on pods 1, 3 and 4; pod 2 is a client.
+    // Replicas are placed on pods 1, 3 and 4. Pod 2 is a client.
     let hosts = [1, 3, 4];
     let services = controllers::apply(&folder, hosts.len())?;
     let mut servers = Vec::new();
     for (index, listen) in controllers::listeners(&services) {
         let host = &world.pod(hosts[index]).host;
-        // The pods serve some of these ports already.
+        // The pods already serve port 8080.
         let listen =
             Listen { http: listen.http.into_iter().filter(|port| *port != 8080).collect(), ..listen };
         servers.push(host.serve_at(&host.name, &listen)?);
@@ -35,7 +36,7 @@ pub fn examples_are_served(world: &mut World) -> Result<()> {
         {
             let mut routes = Vec::new();
             let ip = applied.cluster_ip(family).context("a dual-stack Service")?;
-            // SCTP comes as packets, and those of pods and nodes do not arrive at a NIC.
+            // SCTP is translated as packets. Packets of pods and nodes do not arrive at a NIC.
             if port.protocol != Protocol::Sctp {
                 routes.push((&world.pod(2).host, (ip, port.port).into()));
                 routes.push((&world.node(1).host, (ip, port.port).into()));

@@ -1,4 +1,4 @@
-//! `lb explain` says what real traffic of the same addresses meets, and leaves no trace.
+//! `lb explain` reports what happens to real traffic with the same addresses, and changes no map.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,9 +18,9 @@ use serde_json::json;
 use crate::check::{answered_by, eventually, refused, unanswered};
 use crate::world::{Published, To, World};
 
-/// The JSON of `lb explain`.
+/// The JSON output of `lb explain`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-struct Said {
+struct Explanation {
     service: Option<Service>,
     endpoints: Vec<SocketAddr>,
     chosen: Option<SocketAddr>,
@@ -32,7 +32,7 @@ struct Said {
     why: Why,
 }
 
-/// Of pings an address alone: port 0.
+/// Parses an address with a port. Pings have an address without a port, which gets port 0.
 fn address_and_port<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
     let text = Option::<String>::deserialize(from)?;
     let parse = |text: String| {
@@ -54,8 +54,8 @@ struct Why {
     chosen: Option<String>,
 }
 
-impl Said {
-    /// What is the same in each run: all but the port of a rewritten source.
+impl Explanation {
+    /// Returns the fields that are the same in each run: all except the port of a rewritten source.
     fn decision(&self) -> Self {
         let source_after = self.source_after.map(|source| SocketAddr::new(source.ip(), 0));
         Self { source_after, ..self.clone() }
@@ -66,8 +66,8 @@ fn arguments(world: &World, to: To, source: &str, target: SocketAddr) -> Vec<Str
     let protocol = if to == To::Udp { "udp" } else { "tcp" };
     let arguments = ["explain", protocol, source, &target.to_string(), "-o", "json"].map(str::to_owned);
     let mut arguments = arguments.to_vec();
-    // The client outside is a namespace of the same kernel here, and its address would be taken for
-    // a pod's.
+    // The outside client is a namespace of the same kernel, so `lb explain` would classify it as a
+    // pod.
     let ip = source.parse::<SocketAddr>().map(|source| source.ip()).or_else(|_| source.parse());
     if ip.is_ok_and(|ip| ip == world.client().address(Family::of(ip))) {
         arguments.extend(["--in", "external"].map(str::to_owned));
@@ -75,16 +75,15 @@ fn arguments(world: &World, to: To, source: &str, target: SocketAddr) -> Vec<Str
     arguments
 }
 
-/// What the first node's programs would do.
-fn explain(world: &World, to: To, source: &str, target: SocketAddr) -> Result<Said> {
+/// Runs `lb explain` on the first node.
+fn explain(world: &World, to: To, source: &str, target: SocketAddr) -> Result<Explanation> {
     let arguments = arguments(world, to, source, target);
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     let text = world.agent(0)?.lb(&arguments)?;
-    serde_json::from_str(&text).with_context(|| format!("read what lb {arguments:?} printed: {text}"))
+    serde_json::from_str(&text).with_context(|| format!("parse the output of lb {arguments:?}: {text}"))
 }
 
-/// Whether `lb explain` says of a request what a cell of the [matrix](super::matrix) says of its
-/// traffic.
+/// Checks that `lb explain` reports the result of a cell of the [matrix](super::matrix).
 pub fn agrees_with_cell(
     world: &World,
     source: &str,
@@ -97,7 +96,7 @@ pub fn agrees_with_cell(
     let from_pod = |pod: usize, node: usize, origin| (world.pod(pod).host.address(family), node, origin);
     let (address, node, origin) = match source {
         "pod here" => from_pod(2, 0, "pod"),
-        // What it asks at a nodePort of the first node comes there as a packet.
+        // Its requests to a nodePort of the first node arrive there as packets.
         "pod there" if kind == "NodePort" => from_pod(4, 0, "external"),
         "pod there" => from_pod(4, 1, "pod"),
         "outside" => (world.client().address(family), 0, "external"),
@@ -112,17 +111,17 @@ pub fn agrees_with_cell(
     let arguments =
         ["explain", protocol, &address.to_string(), &target.to_string(), "--in", origin, "-o", "json"];
     let text = world.agent(node)?.lb(&arguments)?;
-    let said: Said = serde_json::from_str(&text).with_context(|| format!("read {text}"))?;
-    let what = || format!("lb {arguments:?} says {text}");
+    let explanation: Explanation = serde_json::from_str(&text).with_context(|| format!("parse {text}"))?;
+    let what = || format!("lb {arguments:?} printed {text}");
     let verdict = match cell {
         "refused" => "reject",
         "unreachable" | "drop" => "drop",
         _ => "forward",
     };
-    ensure!(said.verdict == verdict, "the verdict should be {verdict}: {}", what());
-    ensure!(said.service.as_ref().is_some_and(|service| service.kind == kind), "{}", what());
+    ensure!(explanation.verdict == verdict, "the verdict should be {verdict}: {}", what());
+    ensure!(explanation.service.as_ref().is_some_and(|service| service.kind == kind), "{}", what());
     let port = if to == To::Udp { UDP_PORT } else { HTTP_PORT };
-    // Each endpoint that answers, and whether it sees the node in the client's place.
+    // Each endpoint that answers, and whether it sees the node's address instead of the client's.
     let mut answering = Vec::new();
     for word in if verdict == "forward" { cell.split_whitespace() } else { "".split_whitespace() } {
         let pod = world.pod(word.trim_end_matches('\'').parse()?);
@@ -130,14 +129,15 @@ pub fn agrees_with_cell(
     }
     answering.sort();
     let endpoints: Vec<_> = answering.iter().map(|(endpoint, _)| *endpoint).collect();
-    ensure!(said.endpoints == endpoints, "the endpoints should be {endpoints:?}: {}", what());
-    let chosen = said.chosen.and_then(|chosen| answering.iter().find(|(endpoint, _)| *endpoint == chosen));
+    ensure!(explanation.endpoints == endpoints, "the endpoints should be {endpoints:?}: {}", what());
+    let chosen =
+        explanation.chosen.and_then(|chosen| answering.iter().find(|(endpoint, _)| *endpoint == chosen));
     ensure!(chosen.is_some() == (verdict == "forward"), "{}", what());
-    ensure!(said.source_rewritten == chosen.is_some_and(|(_, rewritten)| *rewritten), "{}", what());
+    ensure!(explanation.source_rewritten == chosen.is_some_and(|(_, rewritten)| *rewritten), "{}", what());
     Ok(())
 }
 
-fn ask(host: &Host, to: To, target: SocketAddr) -> Result<Vec<Exchange>> {
+fn send(host: &Host, to: To, target: SocketAddr) -> Result<Vec<Exchange>> {
     match to {
         To::Udp => host
             .send_datagrams(target, Datagrams { connected: true, count: 4, size: 32, dont_fragment: false }),
@@ -145,8 +145,8 @@ fn ask(host: &Host, to: To, target: SocketAddr) -> Result<Vec<Exchange>> {
     }
 }
 
-/// A ping to a Service's address is answered; one to a pod is none of ours. Source and destination
-/// are addresses without ports.
+/// A ping to a Service's address is answered, a ping to a pod passes. Source and destination are
+/// addresses without ports.
 pub fn pings(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1])?;
     let (client, agent) = (client_address(world, family), world.agent(0)?);
@@ -156,13 +156,17 @@ pub fn pings(world: &mut World, family: Family) -> Result<()> {
     ] {
         let text =
             agent.lb(&["explain", "icmp", &client, &target.to_string(), "--in", "external", "-o", "json"])?;
-        let said: Said = serde_json::from_str(&text)?;
-        ensure!((said.verdict.as_str(), said.reason.as_deref()) == (verdict, reason), "{target}: {said:?}");
+        let explanation: Explanation = serde_json::from_str(&text)?;
+        ensure!(
+            (explanation.verdict.as_str(), explanation.reason.as_deref()) == (verdict, reason),
+            "{target}: {explanation:?}"
+        );
     }
     Ok(())
 }
 
-/// Each source × each kind of address × endpoints here, elsewhere and both × TCP and UDP.
+/// Compares `lb explain` with traffic for each source, each kind of address, endpoints on this
+/// node, on the other node and on both, and TCP and UDP.
 pub fn agrees_with_traffic(world: &mut World, family: Family) -> Result<()> {
     for pods in [&[1][..], &[3], &[1, 3]] {
         let service = world.publish(pods)?;
@@ -176,17 +180,23 @@ pub fn agrees_with_traffic(world: &mut World, family: Family) -> Result<()> {
                 ("NodePort", service.node_port(world.node(0), family, to)),
             ] {
                 let (client, node) = (world.client(), &world.node(0).host);
-                // pod1 is an endpoint itself.
+                // Pod 1 is also an endpoint.
                 for host in [client, node, &world.pod(1).host, &world.pod(2).host] {
-                    let said = explain(world, to, &host.address(family).to_string(), target)?;
-                    let what = || format!("{} to {target}, endpoints {pods:?}: {said:?}", host.name);
-                    ensure!(said.verdict == "forward", "{}", what());
-                    let named =
-                        said.service.as_ref().map(|service| (service.name.as_str(), service.kind.as_str()));
+                    let explanation = explain(world, to, &host.address(family).to_string(), target)?;
+                    let what = || format!("{} to {target}, endpoints {pods:?}: {explanation:?}", host.name);
+                    ensure!(explanation.verdict == "forward", "{}", what());
+                    let named = explanation
+                        .service
+                        .as_ref()
+                        .map(|service| (service.name.as_str(), service.kind.as_str()));
                     ensure!(named == Some((service.service.name.as_str(), kind)), "{}", what());
-                    ensure!(said.endpoints == endpoints, "{}", what());
-                    ensure!(said.chosen.is_some_and(|chosen| endpoints.contains(&chosen)), "{}", what());
-                    let exchanges = ask(host, to, target)?;
+                    ensure!(explanation.endpoints == endpoints, "{}", what());
+                    ensure!(
+                        explanation.chosen.is_some_and(|chosen| endpoints.contains(&chosen)),
+                        "{}",
+                        what()
+                    );
+                    let exchanges = send(host, to, target)?;
                     answered_by(&exchanges, pods).with_context(what)?;
                     if pods.len() > 1 {
                         continue;
@@ -194,17 +204,17 @@ pub fn agrees_with_traffic(world: &mut World, family: Family) -> Result<()> {
                     for exchange in exchanges {
                         let seen = exchange.result.as_ref().map(|answer| answer.greeting.client.ip());
                         let seen = seen.map_err(|failure| anyhow::anyhow!("{failure}"))?;
-                        // Of what a process of the node sends, the kernel chooses the source, by
-                        // the way to the endpoint.
+                        // For packets of a process of the node, the kernel chooses the source
+                        // address by the route to the endpoint.
                         let agrees = if host.name == node.name {
-                            !said.source_rewritten && world.node(0).addresses().contains(&seen)
+                            !explanation.source_rewritten && world.node(0).addresses().contains(&seen)
                         } else {
-                            said.source_after.map(|source| source.ip()) == Some(seen)
+                            explanation.source_after.map(|source| source.ip()) == Some(seen)
                         };
                         ensure!(agrees, "the endpoint saw {seen}: {}", what());
                         let rewritten =
-                            said.source_after.map(|source| source.ip()) != Some(host.address(family));
-                        ensure!(said.source_rewritten == rewritten, "{}", what());
+                            explanation.source_after.map(|source| source.ip()) != Some(host.address(family));
+                        ensure!(explanation.source_rewritten == rewritten, "{}", what());
                     }
                 }
             }
@@ -226,22 +236,24 @@ fn publish_with(world: &mut World, pods: &[usize], change: serde_json::Value) ->
     Ok(published)
 }
 
-/// No endpoint: rejected as well as refused; none here with a Local policy: dropped and unanswered,
-/// but not for pods.
+/// Without endpoints, `lb explain` reports a rejection and the connection is refused. With policy
+/// Local and no local endpoint, it reports a drop and requests time out, but not for pods.
 pub fn refusals_agree_with_traffic(world: &mut World, family: Family) -> Result<()> {
     let client = world.client().address(family).to_string();
     let pod = world.pod(2).host.address(family).to_string();
 
-    let nobody = publish_with(world, &[], json!({}))?;
-    let target = nobody.node_port(world.node(0), family, To::Http);
+    let without_endpoint = publish_with(world, &[], json!({}))?;
+    let target = without_endpoint.node_port(world.node(0), family, To::Http);
     for (source, host) in [(&client, world.client()), (&pod, &world.pod(2).host)] {
         eventually(|| {
-            let said = explain(world, To::Http, source, target)?;
+            let explanation = explain(world, To::Http, source, target)?;
             ensure!(
-                said.verdict == "reject" && said.endpoints.is_empty() && said.chosen.is_none(),
-                "{said:?}"
+                explanation.verdict == "reject"
+                    && explanation.endpoints.is_empty()
+                    && explanation.chosen.is_none(),
+                "{explanation:?}"
             );
-            ensure!(said.source_after.is_none() && !said.source_rewritten, "{said:?}");
+            ensure!(explanation.source_after.is_none() && !explanation.source_rewritten, "{explanation:?}");
             Ok(())
         })?;
         refused(&host.get(&[target], 1)?)?;
@@ -250,20 +262,24 @@ pub fn refusals_agree_with_traffic(world: &mut World, family: Family) -> Result<
     let local = publish_with(world, &[3], json!({ "externalTrafficPolicy": "Local" }))?;
     let target = local.node_port(world.node(0), family, To::Http);
     eventually(|| {
-        let said = explain(world, To::Http, &client, target)?;
-        ensure!(said.verdict == "drop" && said.reason.as_deref() == Some("no_endpoint_dropped"), "{said:?}");
+        let explanation = explain(world, To::Http, &client, target)?;
+        ensure!(
+            explanation.verdict == "drop" && explanation.reason.as_deref() == Some("no_endpoint_dropped"),
+            "{explanation:?}"
+        );
         Ok(())
     })?;
     unanswered(&world.client().get(&[target], 1)?)?;
-    let said = explain(world, To::Http, &pod, target)?;
+    let explanation = explain(world, To::Http, &pod, target)?;
     ensure!(
-        said.verdict == "forward" && said.chosen == Some(world.pod(3).host.at(family, HTTP_PORT)),
-        "{said:?}"
+        explanation.verdict == "forward"
+            && explanation.chosen == Some(world.pod(3).host.at(family, HTTP_PORT)),
+        "{explanation:?}"
     );
     answered_by(&world.pod(2).host.get(&[target], 2)?, &[3])
 }
 
-/// Everything that programs write.
+/// Map entries and counters that the programs write.
 type Written = (Vec<FlowEntry>, Vec<AffinityEntry>, Vec<(Reason, u64)>);
 
 fn written(world: &World) -> Result<Written> {
@@ -274,8 +290,8 @@ fn written(world: &World) -> Result<Written> {
     Ok((flows, affinity, maps.counters()?))
 }
 
-/// A connection that is open, an affinity that is remembered: both are said, and explaining changes
-/// neither them nor a counter.
+/// `lb explain` reports an open connection and a stored affinity. It changes no flow, affinity or
+/// counter.
 pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
     let service = publish_with(world, &[1, 3], json!({ "sessionAffinity": "ClientIP" }))?;
     world.wait_until_served(&service, &[1, 3])?;
@@ -291,17 +307,26 @@ pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
     })?;
     let flow = flow.context("no flow")?;
 
-    let said = explain(world, To::Http, &flow.src.to_string(), target)?;
+    let explanation = explain(world, To::Http, &flow.src.to_string(), target)?;
     ensure!(
-        (said.chosen, said.source_after) == (Some(flow.new_dst), Some(flow.new_src)),
-        "{said:?}, not {flow:?}"
+        (explanation.chosen, explanation.source_after) == (Some(flow.new_dst), Some(flow.new_src)),
+        "{explanation:?}, not {flow:?}"
     );
-    ensure!(said.why.chosen.as_ref().is_some_and(|why| why.contains("connection is open")), "{said:?}");
+    ensure!(
+        explanation.why.chosen.as_ref().is_some_and(|why| why.contains("connection is open")),
+        "{explanation:?}"
+    );
     // A new connection of the same client goes to the same endpoint.
     for _ in 0..4 {
-        let said = explain(world, To::Http, &client_address(world, family), target)?;
-        ensure!(said.chosen == Some(flow.new_dst) && said.endpoints.len() == 2, "{said:?}, not {flow:?}");
-        ensure!(said.why.chosen.as_ref().is_some_and(|why| why.contains("affinity")), "{said:?}");
+        let explanation = explain(world, To::Http, &client_address(world, family), target)?;
+        ensure!(
+            explanation.chosen == Some(flow.new_dst) && explanation.endpoints.len() == 2,
+            "{explanation:?}, not {flow:?}"
+        );
+        ensure!(
+            explanation.why.chosen.as_ref().is_some_and(|why| why.contains("affinity")),
+            "{explanation:?}"
+        );
     }
     load.finish()?;
 
@@ -309,8 +334,8 @@ pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
         Family::V4 => "10.10.0.99",
         Family::V6 => "fd00:10::99",
     };
-    // The last packets of the connection are still on their way at first; what explaining writes
-    // would be there each time.
+    // At first, the last packets of the connection may still change the maps. Changes by `lb
+    // explain` would occur in each attempt.
     eventually(|| {
         let before = written(world)?;
         for to in [To::Http, To::Udp] {
@@ -319,7 +344,7 @@ pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
                 ensure!(explain(world, to, source, target)?.verdict == "forward");
             }
         }
-        ensure!(before == written(world)?, "explaining changed the maps");
+        ensure!(before == written(world)?, "`lb explain` changed the maps");
         Ok(())
     })
 }
@@ -328,8 +353,8 @@ fn client_address(world: &World, family: Family) -> String {
     world.client().address(family).to_string()
 }
 
-/// Before an agent is installed the manifests are explained as it will serve them, and nothing
-/// stays behind.
+/// Before an agent is installed, `lb explain --manifests` reports what the agent will do. It leaves
+/// no maps or pins.
 pub fn without_an_agent(world: &mut World, family: Family) -> Result<()> {
     let client = client_address(world, family);
     let mut cases = Vec::new();
@@ -357,8 +382,11 @@ pub fn without_an_agent(world: &mut World, family: Family) -> Result<()> {
         let folder = world.topology.manifests.path().display().to_string();
         arguments.extend(["--manifests", &folder, "--node", &world.node(0).host.name].map(str::to_owned));
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        let said: Said = serde_json::from_str(&lb_on(world.node(0), &arguments)?)?;
-        ensure!(said.decision() == expected.decision(), "{source} to {target}: {said:?}, not {expected:?}");
+        let explanation: Explanation = serde_json::from_str(&lb_on(world.node(0), &arguments)?)?;
+        ensure!(
+            explanation.decision() == expected.decision(),
+            "{source} to {target}: {explanation:?}, not {expected:?}"
+        );
     }
     let left: Vec<_> = std::fs::read_dir(&world.node(0).bpffs)?
         .flatten()

@@ -1,5 +1,5 @@
-//! Who may use an address: source ranges of load balancers, ports that a Service does not have,
-//! addresses that belong to none.
+//! Refused requests: sources outside the ranges of a load balancer, ports that a Service does not
+//! define, and addresses without a Service.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,16 +9,16 @@ use lb_testbed::topology::{SERVICE_CIDR_V4, SERVICE_CIDR_V6};
 use serde_json::{Value, json};
 
 use crate::check::eventually;
-use crate::exposed::{Ask, Exposed, route_external_addresses};
+use crate::exposed::{Exposed, Requester, route_external_addresses};
 use crate::world::{To, World};
 
-/// `loadBalancerSourceRanges` lets its sources in at the load-balancer address, a pod as well as a
-/// client outside, and nobody else; at the other addresses everybody is welcome.
+/// `loadBalancerSourceRanges` allows only its sources at the load-balancer address, for pods and
+/// for outside clients. The other addresses allow all clients.
 pub fn source_ranges(world: &mut World, family: Family) -> Result<()> {
     route_external_addresses(world)?;
     let service = Exposed::publish(world, "Cluster", &[1, 3], |_| {})?;
     let empty = Exposed::publish(world, "Cluster", &[], |object| allow(object, "192.0.2.1".parse().ok()))?;
-    empty.wait_until_known(world)?;
+    empty.wait_until_programmed(world)?;
     let from_client = [("outside", "1 3'"), ("pod here", "forbidden"), ("pod there", "forbidden")];
     let from_pod = [("outside", "drop"), ("pod here", "1 3"), ("pod there", "forbidden")];
     let sources =
@@ -28,36 +28,37 @@ pub fn source_ranges(world: &mut World, family: Family) -> Result<()> {
         for to in [To::Http, To::Udp] {
             let target = |kind| service.address(kind, world, family, to);
             for (source, cell) in expected {
-                let ask = Ask::new(world, source, target("LoadBalancer"), to);
-                eventually(|| ask.expect(cell))
-                    .with_context(|| format!("{allowed} is allowed, {source} asks"))?;
+                let requester = Requester::new(world, source, target("LoadBalancer"), to);
+                eventually(|| requester.expect(cell))
+                    .with_context(|| format!("range {allowed}, requests from {source}"))?;
             }
             for kind in ["ClusterIP", "NodePort", "ExternalIP"] {
-                Ask::new(world, "outside", target(kind), to)
+                Requester::new(world, "outside", target(kind), to)
                     .expect("1 3'")
                     .with_context(|| kind.to_owned())?;
-                Ask::new(world, "pod here", target(kind), to)
+                Requester::new(world, "pod here", target(kind), to)
                     .expect("1 3")
                     .with_context(|| kind.to_owned())?;
             }
         }
     }
-    // Without endpoints too: who is not allowed shall not learn that.
+    // Other sources are dropped also without endpoints: they must not learn that there are none.
     let target = empty.address("LoadBalancer", world, family, To::Http);
-    Ask::new(world, "outside", target, To::Http).expect("drop")?;
-    Ask::new(world, "pod here", target, To::Http).expect("forbidden")
+    Requester::new(world, "outside", target, To::Http).expect("drop")?;
+    Requester::new(world, "pod here", target, To::Http).expect("forbidden")
 }
 
+/// Sets source ranges that contain `source` and no other host of the testbed.
 fn allow(object: &mut Value, source: Option<IpAddr>) {
     let length = |ip: &IpAddr| if ip.is_ipv4() { 32 } else { 128 };
-    // A family without a range of its own is open.
+    // Both families need a range: a family without one allows all sources.
     let ranges: Vec<_> = source.iter().map(|ip| format!("{ip}/{}", length(ip))).collect();
     object["spec"]["loadBalancerSourceRanges"] =
         json!([ranges, vec!["2001:db8:ffff::/64".to_owned(), "192.0.2.0/24".to_owned()]].concat());
 }
 
-/// A port that the Service of a ClusterIP does not have is refused; an address of a ServiceCIDR
-/// that no Service has is silent.
+/// A port that the Service of a ClusterIP does not define is refused. Packets to an address of a
+/// ServiceCIDR without a Service are dropped.
 pub fn unknown_addresses(world: &mut World, family: Family) -> Result<()> {
     let cidrs = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
@@ -66,34 +67,37 @@ pub fn unknown_addresses(world: &mut World, family: Family) -> Result<()> {
     world.topology.manifests.write("cidrs.yaml", &[cidrs])?;
     let service = world.publish(&[1])?;
     let unknown_port = SocketAddr::new(service.cluster_ip(family, To::Http).ip(), 7);
-    // In the same range, but somebody else's business: nothing here answers it, and nothing drops
-    // it.
-    let theirs = world.new_service();
-    let mut object = theirs.service.object();
+    // A Service of another proxy, with an address in the same range. The programs pass its packets.
+    let foreign = world.new_service();
+    let mut object = foreign.service.object();
     object["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
-    world.write(&theirs, &[object])?;
-    let nobody = match family {
+    world.write(&foreign, &[object])?;
+    let unassigned = match family {
         Family::V4 => "10.96.250.250:80".parse()?,
         Family::V6 => "[fd00:96::fafa]:80".parse()?,
     };
     let client = world.client().address(family).to_string();
-    for (target, verdict) in [(nobody, "drop"), (theirs.cluster_ip(family, To::Http), "pass")] {
+    for (target, verdict) in [(unassigned, "drop"), (foreign.cluster_ip(family, To::Http), "pass")] {
         eventually(|| {
-            let ask = ["explain", "tcp", &client, &target.to_string(), "--in", "external", "-o", "json"];
-            let said = world.agent(0)?.lb(&ask)?;
-            ensure!(said.contains(&format!("\"verdict\": \"{verdict}\"")), "{target}: {said}");
+            let arguments =
+                ["explain", "tcp", &client, &target.to_string(), "--in", "external", "-o", "json"];
+            let explanation = world.agent(0)?.lb(&arguments)?;
+            let expected = format!("\"verdict\": \"{verdict}\"");
+            ensure!(explanation.contains(&expected), "{target}: {explanation}");
             Ok(())
         })?;
     }
     for to in [To::Http, To::Udp] {
         for source in ["pod here", "node", "outside"] {
-            let ask = Ask::new(world, source, unknown_port, to);
-            eventually(|| ask.expect("refused")).with_context(|| format!("port 7, {source}"))?;
+            let requester = Requester::new(world, source, unknown_port, to);
+            eventually(|| requester.expect("refused")).with_context(|| format!("port 7, {source}"))?;
         }
-        // The node has a route that says unreachable: this silence is of the programs' making.
-        let ask = Ask::new(world, "outside", nobody, to);
-        eventually(|| ask.expect("drop")).context("an address of no Service, outside")?;
-        // Without that route a pod would wait for an answer: this error is of the programs' making.
+        // The node has an unreachable route for the range. So the programs, not the kernel, drop
+        // this.
+        let requester = Requester::new(world, "outside", unassigned, to);
+        eventually(|| requester.expect("drop")).context("an address without a Service, from outside")?;
+        // Without that route the pod would wait for an answer. So the programs, not the kernel,
+        // return this error.
         let node = &world.node(0).host.place;
         let routes = |verb: &str| {
             node.ip(&format!(
@@ -101,9 +105,9 @@ pub fn unknown_addresses(world: &mut World, family: Family) -> Result<()> {
             ))
         };
         routes("del")?;
-        let told = Ask::new(world, "pod here", nobody, to).expect("unreachable");
+        let result = Requester::new(world, "pod here", unassigned, to).expect("unreachable");
         routes("add")?;
-        told.context("an address of no Service, pod here")?;
+        result.context("an address without a Service, from pod here")?;
     }
     world.topology.manifests.remove("cidrs.yaml")
 }

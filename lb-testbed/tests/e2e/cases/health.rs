@@ -1,4 +1,4 @@
-//! What load balancers, Prometheus and people ask an agent.
+//! HTTP endpoints of the agent: health checks for load balancers, metrics, and settings.
 
 use std::net::SocketAddr;
 
@@ -12,13 +12,12 @@ use serde_json::{Value, json};
 use crate::check::{eventually, unanswered};
 use crate::world::{Published, To, World};
 
-/// Beyond the nodePorts of other cases.
+/// Returns a port that no other case uses as a nodePort.
 fn health_check_port(service: &Published, world: &World) -> u16 {
     service.node_port(world.node(0), Family::V4, To::Http).port() + 2000
 }
 
-/// A load balancer Service with a Local policy, with these pods as endpoints. Replaces what was
-/// written of it before.
+/// Writes a LoadBalancer Service with policy Local and these pods as endpoints.
 fn write(world: &World, service: &Published, pods: &[usize]) -> Result<()> {
     let pods: Vec<_> = pods.iter().map(|number| world.pod(*number)).collect();
     let mut objects = service.service.with_endpoints(&pods);
@@ -28,9 +27,15 @@ fn write(world: &World, service: &Published, pods: &[usize]) -> Result<()> {
     world.topology.manifests.write("local.yaml", &objects)
 }
 
-/// A load balancer outside the cluster is told how many endpoints this node has.
-fn says(world: &World, node: usize, at: SocketAddr, service: &str, endpoints: usize) -> Result<()> {
-    let answer = http::get(&world.client().place, at, "/any")?;
+/// Checks that the health-check port of a node reports this number of local endpoints.
+fn check_health_answer(
+    world: &World,
+    node: usize,
+    address: SocketAddr,
+    service: &str,
+    endpoints: usize,
+) -> Result<()> {
+    let answer = http::get(&world.client().place, address, "/any")?;
     let status = if endpoints == 0 { 503 } else { 200 };
     ensure!(answer.status == status, "node{}: {answer:?}", node + 1);
     for header in [
@@ -53,19 +58,20 @@ fn says(world: &World, node: usize, at: SocketAddr, service: &str, endpoints: us
 pub fn health_check_follows_endpoints(world: &mut World, family: Family) -> Result<()> {
     let service = world.new_service();
     let port = health_check_port(&service, world);
-    let at = [0, 1].map(|node| world.node(node).host.at(family, port));
+    let addresses = [0, 1].map(|node| world.node(node).host.at(family, port));
     for (pods, expected) in [(&[1][..], [1, 0]), (&[1, 2, 3], [2, 1]), (&[4], [0, 1]), (&[], [0, 0])] {
         write(world, &service, pods)?;
         for node in [0, 1] {
-            eventually(|| says(world, node, at[node], &service.service.name, expected[node]))?;
+            let name = &service.service.name;
+            eventually(|| check_health_answer(world, node, addresses[node], name, expected[node]))?;
         }
     }
-    // A policy that is not Local any more needs no such port.
+    // With policy Cluster the port is closed.
     world.set_endpoints(&service, &[1])?;
     world.topology.manifests.remove("local.yaml")?;
-    for at in at {
+    for address in addresses {
         eventually(|| {
-            let answer = http::get(&world.client().place, at, "/");
+            let answer = http::get(&world.client().place, address, "/");
             ensure!(answer.is_err(), "still open: {answer:?}");
             Ok(())
         })?;
@@ -73,7 +79,7 @@ pub fn health_check_follows_endpoints(world: &mut World, family: Family) -> Resu
     Ok(())
 }
 
-/// It is reported, and opened as soon as that is possible.
+/// A health-check port in use is logged. The agent opens it as soon as it is free.
 pub fn health_check_port_in_use(world: &mut World) -> Result<()> {
     let service = world.new_service();
     let port = health_check_port(&service, world);
@@ -83,12 +89,13 @@ pub fn health_check_port_in_use(world: &mut World) -> Result<()> {
     eventually(|| {
         let log = std::fs::read_to_string(world.agent(0)?.log())?;
         let line = format!("its healthCheckNodePort cannot be opened at 0.0.0.0:{port}");
-        ensure!(log.contains(&line), "the log does not say {line:?}");
+        ensure!(log.contains(&line), "the log does not contain {line:?}");
         Ok(())
     })?;
     drop(occupant);
     for family in Family::BOTH {
-        eventually(|| says(world, 0, node.at(family, port), &service.service.name, 1))?;
+        let name = &service.service.name;
+        eventually(|| check_health_answer(world, 0, node.at(family, port), name, 1))?;
     }
     world.topology.manifests.remove("local.yaml")
 }
@@ -98,7 +105,7 @@ pub fn metrics_and_settings_are_served(world: &mut World) -> Result<()> {
         let answer = http::get(&world.node(0).host.place, METRICS, "/metrics")?;
         ensure!(answer.status == 200 && answer.body.ends_with("# EOF\n"), "{answer:?}");
         let line = answer.body.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        // A sample appears with its first event.
+        // A sample appears only after its first event.
         Ok(line.map_or(Ok(0.0), str::parse)?)
     };
     let dropped = "sluice_packets_total{outcome=\"dropped\",reason=\"no_endpoint_dropped\"}";
@@ -107,10 +114,10 @@ pub fn metrics_and_settings_are_served(world: &mut World) -> Result<()> {
     write(world, &service, &[1])?;
     let outside = service.node_port(world.node(0), Family::V4, To::Http);
     eventually(|| {
-        ensure!(world.client().get(&[outside], 1)?[0].result.is_ok(), "not served");
+        ensure!(world.client().get(&[outside], 1)?[0].result.is_ok(), "the nodePort does not answer");
         Ok(())
     })?;
-    // The only endpoint is on the other node now.
+    // Now the only endpoint is on the other node.
     write(world, &service, &[3])?;
     eventually(|| unanswered(&world.client().get(&[outside], 1)?))?;
     ensure!(value(world, dropped)? > before, "the drop is not counted");
@@ -121,7 +128,7 @@ pub fn metrics_and_settings_are_served(world: &mut World) -> Result<()> {
     })?;
     for family in ["IPv4", "IPv6"] {
         let synced = format!("kubeproxy_sync_proxy_rules_duration_seconds_count{{ip_family=\"{family}\"}}");
-        ensure!(value(world, &synced)? >= 3.0, "rounds are not counted");
+        ensure!(value(world, &synced)? >= 3.0, "syncs are not counted");
     }
 
     let raised =
@@ -134,12 +141,15 @@ pub fn metrics_and_settings_are_served(world: &mut World) -> Result<()> {
     world.topology.manifests.write("bad.yaml", &[bad])?;
     eventually(|| {
         let after = (value(world, raised)?, value(world, now)?);
-        ensure!(after.0 > before.0 && after.1 > before.1, "bad input is not counted: {before:?} {after:?}");
+        ensure!(
+            after.0 > before.0 && after.1 > before.1,
+            "invalid input is not counted: {before:?} {after:?}"
+        );
         Ok(())
     })?;
     world.topology.manifests.remove("bad.yaml")?;
     eventually(|| {
-        ensure!(value(world, now)? == before.1, "a problem that is gone is still counted");
+        ensure!(value(world, now)? == before.1, "a resolved problem is still counted");
         Ok(())
     })?;
     world.topology.manifests.remove("local.yaml")?;

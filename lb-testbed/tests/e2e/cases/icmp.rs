@@ -1,4 +1,4 @@
-//! What takes ICMP, or replaces it: path-MTU discovery, ping, and refusals of packets.
+//! Path MTU discovery, ping, and refusals of packets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,13 +11,14 @@ use serde_json::json;
 use crate::check::{echoed, eventually, refused, transferred};
 use crate::world::{To, World};
 
-/// More than fits the buffers on the way: segments of full size, many of them.
+/// Bytes of a transfer. They exceed all buffers on the path, so many full-sized segments are sent.
 const BYTES: u64 = 4 << 20;
-/// Less than any other link takes, more than IPv6 must.
-const NARROW: u32 = 1290;
+/// A smaller MTU than that of any other link, and larger than the minimum of IPv6.
+const SMALL_MTU: u32 = 1290;
 
-/// Behind the node that the client asks, a router finds its packets too big. It tells that node,
-/// which it takes for the sender; the client hears of it as from the address that it asked.
+/// A router between the entry node and the endpoint sends an ICMP error about the client's packets
+/// to the entry node, which is their source. The client receives the error from the Service's
+/// address.
 pub fn path_mtu_to_an_endpoint(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[3])?;
     let pod = world.pod(3).host.address(family);
@@ -25,19 +26,19 @@ pub fn path_mtu_to_an_endpoint(world: &mut World, family: Family) -> Result<()> 
     let router = &world.node(1).host.place;
     let target = service.node_port(world.node(0), family, To::Transfer);
     let client = world.client();
-    router.ip(&format!("route replace {pod}/{prefix} dev veth-pod3 mtu lock {NARROW}\n"))?;
+    router.ip(&format!("route replace {pod}/{prefix} dev veth-pod3 mtu lock {SMALL_MTU}\n"))?;
     let report = client.transfer(target, BYTES)?;
     let known = path_mtu(client, target.ip())?;
     router.ip(&format!("route replace {pod}/{prefix} dev veth-pod3\n"))?;
     forget_path_mtus(client, family)?;
     transferred(&report, BYTES)?;
-    ensure!(known == Some(NARROW), "the client knows a path MTU of {known:?} to {}", target.ip());
+    ensure!(known == Some(SMALL_MTU), "the client has a path MTU of {known:?} to {}", target.ip());
     Ok(())
 }
 
-/// A router on the way to the client finds the replies too big. It tells the Service's address,
-/// which it takes for the sender; the endpoint, here and on another node, hears of it as from whom
-/// it takes for the client.
+/// A router between the entry node and the client sends an ICMP error about the replies to the
+/// Service's address, which is their source. The endpoint, on this or on another node, receives the
+/// error from the address that it sees as the client.
 pub fn path_mtu_to_a_client(world: &mut World, family: Family) -> Result<()> {
     for endpoint in [1, 3] {
         let service = world.publish(&[endpoint])?;
@@ -53,12 +54,12 @@ pub fn path_mtu_to_a_client(world: &mut World, family: Family) -> Result<()> {
             known.extend(path_mtu(pod, client)?);
         }
         forget_path_mtus(pod, family)?;
-        ensure!(known == [FAR_MTU], "pod{endpoint} knows path MTUs of {known:?} to its clients");
+        ensure!(known == [FAR_MTU], "pod{endpoint} has path MTUs of {known:?} to its clients");
     }
     Ok(())
 }
 
-/// What a host has learned of the path to an address.
+/// Returns the path MTU to an address that a host has learned.
 fn path_mtu(host: &Host, to: IpAddr) -> Result<Option<u32>> {
     let route = host.place.run("ip", ["route", "get", &to.to_string()])?;
     let mut words = route.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
@@ -70,11 +71,11 @@ fn forget_path_mtus(host: &Host, family: Family) -> Result<()> {
     host.place.run("ip", [family, "route", "flush", "cache"]).map(drop)
 }
 
-/// From outside, from a pod and from a node, whatever the size.
+/// Pings of any size from outside, from a pod and from a node are answered.
 pub fn ping_service_address(world: &mut World, family: Family) -> Result<()> {
     const FILE: &str = "ping.yaml";
-    // The nodes of the testbed refuse to route what nobody translates to a ClusterIP: for those
-    // inside it takes another address.
+    // The nodes have unreachable routes for the ClusterIPs. So pods and nodes need an address
+    // outside that range.
     let vip: IpAddr = match family {
         Family::V4 => Ipv4Addr::new(10, 30, 0, 1).into(),
         Family::V6 => Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, 1).into(),
@@ -98,8 +99,9 @@ pub fn ping_service_address(world: &mut World, family: Family) -> Result<()> {
     world.topology.manifests.remove(FILE)
 }
 
-/// A connection attempt fails at once, a datagram with the next call. Also when the node's device
-/// does not complete checksums: a packet that came with a partial one leaves with it.
+/// A TCP connection fails at once, and a UDP socket fails with the next call. This works also if
+/// the node's device does not complete checksums: the answer to a packet with a partial checksum
+/// has a partial one, too.
 pub fn no_endpoint_is_refused_outside(world: &mut World, family: Family) -> Result<()> {
     let datagram = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
     let service = world.publish(&[1])?;

@@ -1,4 +1,4 @@
-//! The agent starts, dies, comes back and is cleaned up.
+//! Start, crash, restart and cleanup of the agent.
 
 use std::fs;
 
@@ -10,8 +10,9 @@ use lb_testbed::{Datapath, Family};
 use crate::check::{answered_by, eventually, refused, without_failure};
 use crate::world::{To, World};
 
-/// Without this, an XDP run could pass with tc doing all the work, and the other way round.
-pub fn attached_as_asked(world: &mut World) -> Result<()> {
+/// The programs are attached as the data path of the run requires. Otherwise an XDP run could pass
+/// although only tc is attached.
+pub fn attached_as_configured(world: &mut World) -> Result<()> {
     for node in &world.topology.nodes {
         let link = node.host.place.run("ip", ["-details", "link", "show", "dev", "eth0"])?;
         let xdp = link.contains("prog/xdp");
@@ -19,15 +20,15 @@ pub fn attached_as_asked(world: &mut World) -> Result<()> {
         let filters = node.host.place.run("tc", ["filter", "show", "dev", "eth0", "ingress"])?;
         let clsact = filters.contains("lb_tc_ingress");
         ensure!(clsact == (world.topology.datapath == Datapath::Clsact), "{}: {filters}", node.host.name);
-        ensure!(!link.contains("xdpgeneric"), "generic XDP on {}: {link}", node.host.name);
+        ensure!(!link.contains("xdpgeneric"), "generic XDP is attached on {}: {link}", node.host.name);
         let all = node.host.place.run("ip", ["link", "show"])?;
-        ensure!(all.matches("prog/xdp").count() <= 1, "XDP on a device that is no NIC: {all}");
+        ensure!(all.matches("prog/xdp").count() <= 1, "XDP is attached to a device that is not a NIC: {all}");
     }
     Ok(())
 }
 
-/// SIGTERM and SIGKILL: the data path goes on without an agent, and through the start of the next
-/// one.
+/// After SIGTERM and SIGKILL the data path keeps working, without an agent and during the start of
+/// the next agent.
 pub fn agent_restarts_under_load(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let inside = service.cluster_ip(family, To::Http);
@@ -57,44 +58,45 @@ pub fn agent_restarts_under_load(world: &mut World, family: Family) -> Result<()
     for (what, load) in loads {
         without_failure(what, &load.finish()?)?;
     }
-    // The new agents took over: they apply changes.
+    // The new agents apply changes.
     world.set_endpoints(&service, &[4])?;
     world.wait_until_served(&service, &[4])
 }
 
 pub fn second_agent_is_refused(world: &mut World) -> Result<()> {
-    let (status, said) = Agent::start_refused(&world.topology, world.node(0))?;
+    let (status, output) = Agent::start_refused(&world.topology, world.node(0))?;
     ensure!(!status.success(), "two agents run on one node");
     let first = world.agent(0)?.pid().to_string();
-    ensure!(said.contains(&first), "the refusal does not name the process {first}: {said}");
+    ensure!(output.contains(&first), "the error does not name the process {first}: {output}");
     let service = world.publish(&[1, 3])?;
     answered_by(&world.pod(2).host.get(&[service.cluster_ip(Family::V4, To::Http)], 5)?, &[1, 3])
 }
 
-/// After `lb cleanup` the node is as if no agent had ever run, and a new agent can start.
+/// `lb cleanup` removes everything that the agent installed. A new agent can start after it.
 pub fn cleanup_removes_everything(world: &mut World) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let outside = service.node_port(world.node(0), Family::V4, To::Http);
     answered_by(&world.client().get(&[outside], 3)?, &[1, 3])?;
     world.take_agent(0)?.stop()?;
-    // What a former kube-proxy left is told of, and stays: this may be the way back to it.
+    // Leftovers of kube-proxy are reported, but kept: the user may be about to return to
+    // kube-proxy.
     let table = ["table", "ip", "kube-proxy"];
     let nft = |verb| world.node(0).host.place.run("nft", [&[verb], &table[..]].concat());
     nft("add")?;
-    let said = cleanup(world.node(0))?;
+    let output = cleanup(world.node(0))?;
     nft("delete")?;
     ensure!(
-        said.contains("`lb cleanup --kube-proxy` removes them"),
-        "kube-proxy's table is not told of: {said}"
+        output.contains("`lb cleanup --kube-proxy` removes them"),
+        "kube-proxy's table is not reported: {output}"
     );
-    // The kernel's own maps.debug and progs.debug are in every BPF file system.
+    // The kernel creates maps.debug and progs.debug in every BPF file system.
     let left: Vec<_> = fs::read_dir(&world.node(0).bpffs)?
         .flatten()
         .map(|entry| entry.file_name())
         .filter(|name| !name.to_string_lossy().ends_with(".debug"))
         .collect();
     ensure!(left.is_empty(), "left in the BPF file system: {left:?}");
-    // Links are freed after their last pin, not with it.
+    // The kernel detaches a link some time after its last pin is removed.
     eventually(|| refused(&world.client().get(&[outside], 1)?))?;
     let links = world.node(0).host.place.run("ip", ["link", "show"])?;
     ensure!(!links.contains("prog/xdp"), "still attached: {links}");

@@ -1,5 +1,5 @@
-//! Each source, at each kind of address, under each policy: which endpoints answer, and whom they
-//! see as the client. `lb explain` must say the same.
+//! Requests from each source to each kind of address under each traffic policy: the endpoints that
+//! answer, and the client address that they see. `lb explain` must report the same.
 
 use std::thread;
 
@@ -9,17 +9,17 @@ use lb_testbed::topology::Datapath;
 
 use super::explain;
 use crate::check::eventually;
-use crate::exposed::{Ask, Exposed, route_external_addresses};
+use crate::exposed::{Exposed, Requester, route_external_addresses};
 use crate::world::{To, World};
 
-/// Endpoints are given by the numbers of their pods: 1 runs on the first node, 3 on the second. The
-/// columns are sources: pod 2 of the first node, pod 4 of the second, a process of the first node,
-/// the same at its loopback address, the client outside. NodePorts are asked for at the first node.
-/// External addresses are routed to the first node.
+/// Endpoints are pod numbers: pod 1 runs on the first node, pod 3 on the second. The columns are
+/// sources: pod 2 of the first node, pod 4 of the second node, a process of the first node, a
+/// process of the first node that uses its loopback address, and the outside client. Requests to
+/// NodePorts go to the first node. External addresses are routed to the first node.
 ///
-/// A cell has the endpoints that answer, all of them and no others. They see the client as who it
-/// is; with a `'` they see the first node in its place. `refused`: ECONNREFUSED. `unreachable`:
-/// EHOSTUNREACH, at once, at the socket. `drop`: silence.
+/// A cell has exactly the endpoints that answer. They see the client's address, or with a `'` an
+/// address of the first node. `refused` is ECONNREFUSED. `unreachable` is EHOSTUNREACH, returned at
+/// once by the socket call. `drop` is a time-out.
 const TABLE: &str = "
 address       policy   endpoints | pod here | pod there | node    | localhost | outside
 ClusterIP     Cluster  1 3       | 1 3      | 1 3       | 1 3     | -         | 1 3'
@@ -53,7 +53,8 @@ ExternalIP    Local              | refused  | refused   | refused | -         | 
 LoadBalancer  Local              | refused  | refused   | refused | -         | refused
 ";
 
-/// `lb explain` is asked for one cell of so many; other variants of the case ask for the others.
+/// Each run compares `lb explain` with one of this many cells. Other variants of the case compare
+/// the other cells.
 const SHARES: usize = 4;
 
 pub fn tcp(world: &mut World, family: Family) -> Result<()> {
@@ -74,21 +75,21 @@ fn matrix(world: &mut World, family: Family, to: To) -> Result<()> {
         }
     }
     for (_, service) in &services {
-        service.wait_until_known(world)?;
+        service.wait_until_programmed(world)?;
     }
-    let service_of = |row: &Row<'_>| {
+    let find_service = |row: &Row<'_>| {
         let key = format!("{} {:?}", row.policy, row.endpoints);
         services.iter().find(|(known, _)| *known == key).map(|(_, service)| service)
     };
     let mut wrong = Vec::new();
     let mut silent = Vec::new();
-    // To load the programs takes a second: each family, protocol and data path has `lb explain` say
-    // a share of the cells.
+    // `lb explain` takes a second, because it loads the programs. So each combination of family,
+    // protocol and data path explains only a share of the cells.
     let explained = [family == Family::V6, to == To::Udp, world.topology.datapath == Datapath::Xdp];
     let explained = explained.into_iter().fold(0, |share, bit| 2 * share + usize::from(bit));
     let mut cells = 0;
     for row in rows() {
-        let service = service_of(&row).context("published above")?;
+        let service = find_service(&row).context("the Service of the row was not published")?;
         for (source, expected) in &row.cells {
             if *expected == "-" {
                 continue;
@@ -99,19 +100,20 @@ fn matrix(world: &mut World, family: Family, to: To) -> Result<()> {
                 explain::agrees_with_cell(world, source, target, to, row.address, expected)
                     .with_context(|| format!("{} {} from {source}", row.address, row.policy))?;
             }
-            let ask = Ask::new(world, source, service.address(row.address, world, family, to), to);
+            let target = service.address(row.address, world, family, to);
+            let requester = Requester::new(world, source, target, to);
             let name = format!("{} {} {:?} from {source}", row.address, row.policy, row.endpoints);
             if *expected == "drop" {
-                silent.push((name, ask));
-            } else if let Err(error) = eventually(|| ask.expect(expected)) {
+                silent.push((name, requester));
+            } else if let Err(error) = eventually(|| requester.expect(expected)) {
                 wrong.push(format!("{name}: {error:#}"));
             }
         }
     }
-    // Silence takes its time: all of it at once.
+    // Time-outs are slow, so all requests that should time out run in parallel.
     thread::scope(|scope| {
         let waiting: Vec<_> =
-            silent.iter().map(|(name, ask)| (name, scope.spawn(|| ask.expect("drop")))).collect();
+            silent.iter().map(|(name, requester)| (name, scope.spawn(|| requester.expect("drop")))).collect();
         for (name, thread) in waiting {
             match thread.join() {
                 Ok(Ok(())) => {}
@@ -128,7 +130,7 @@ struct Row<'a> {
     address: &'a str,
     policy: &'a str,
     endpoints: Vec<usize>,
-    /// Source and what it gets.
+    /// Source and expected result.
     cells: Vec<(&'a str, &'a str)>,
 }
 

@@ -1,5 +1,5 @@
-//! TCP to NodePorts. The client's address reaches a local endpoint as it is; on the way to another
-//! node it becomes the node's, so that the reply comes back.
+//! TCP to NodePorts. A local endpoint sees the client's address. An endpoint on another node sees
+//! an address of the entry node, so that its reply returns there.
 
 use anyhow::Result;
 use lb_testbed::Family;
@@ -27,9 +27,9 @@ pub fn outside_remote(world: &mut World, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// At its own node a pod is translated at the socket; at the other node it comes as packets. In
-/// both cases endpoints on either node answer, and the reply finds its way even if the endpoint
-/// could answer the pod directly.
+/// A pod's request to its own node is translated at the socket, a request to the other node as
+/// packets. In both cases endpoints on both nodes answer. The reply arrives even if the endpoint
+/// could send it to the pod directly.
 pub fn pod(world: &mut World, family: Family) -> Result<()> {
     let client = 2;
     for endpoint in [1, 3] {
@@ -45,7 +45,7 @@ pub fn pod(world: &mut World, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A process of a node asks its own node and the other one.
+/// A process of a node sends requests to its own node and to the other node.
 pub fn host(world: &mut World, family: Family) -> Result<()> {
     for endpoint in [1, 3] {
         let service = world.publish(&[endpoint])?;

@@ -1,7 +1,7 @@
-//! Packets of pods whose sockets are not served: virtual machines (here a process of the pod's
-//! network outside every agent's cgroup), and pods that are left to a service mesh. They are
-//! translated at the node's end of the pod's device; the endpoint sees the pod's own address
-//! wherever it is.
+//! Packets of pods whose sockets are not translated: virtual machines, and pods of a service mesh.
+//! A virtual machine is a process in the pod's network namespace, but outside the cgroups of the
+//! agents. The packets are translated at the node's end of the pod's veth pair. The endpoint sees
+//! the pod's address, also on another node.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,8 +15,9 @@ use crate::world::{Published, To, World};
 
 const DATAGRAM: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
 
-/// Datagrams of one socket, connected or not; those of 4000 bytes are fragments.
-fn ask_in_all_ways(
+/// Sends datagrams of several sizes from a connected and an unconnected socket. Those of 4000 bytes
+/// are sent as fragments.
+fn send_all_kinds(
     client: &Host,
     service: &Published,
     family: Family,
@@ -36,22 +37,23 @@ pub fn to_cluster_ip(world: &mut World, family: Family) -> Result<()> {
         let service = world.publish(&[endpoint])?;
         let exchanges = vm.get(&[service.cluster_ip(family, To::Http)], 5)?;
         answered(&exchanges, &[endpoint], &[vm.address(family)])?;
-        ask_in_all_ways(&vm, &service, family, &[endpoint], &[vm.address(family)])?;
+        send_all_kinds(&vm, &service, family, &[endpoint], &[vm.address(family)])?;
     }
     Ok(())
 }
 
-/// Its own node's nodePort is served at its device; another node's when the packet arrives there.
+/// Packets to a nodePort of the pod's own node are translated at the pod's device. Packets to a
+/// nodePort of the other node are translated there.
 pub fn to_node_port(world: &mut World, family: Family) -> Result<()> {
     let vm = world.topology.virtual_machine(2)?;
     for endpoint in [1, 3] {
         let service = world.publish(&[endpoint])?;
         let own = service.node_port(world.node(0), family, To::Http);
         answered(&vm.get(&[own], 5)?, &[endpoint], &[vm.address(family)])?;
-        let other = service.node_port(world.node(1), family, To::Http);
+        let remote = service.node_port(world.node(1), family, To::Http);
         let mut seen = vec![vm.address(family)];
         seen.extend(world.node(1).addresses());
-        answered(&vm.get(&[other], 5)?, &[endpoint], &seen)?;
+        answered(&vm.get(&[remote], 5)?, &[endpoint], &seen)?;
     }
     Ok(())
 }
@@ -74,17 +76,18 @@ pub fn to_load_balancer(world: &mut World, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// The endpoint sees an address of the node: it would answer its own one directly.
+/// A pod that is its own endpoint sees an address of the node. It would answer its own address
+/// directly.
 pub fn to_itself(world: &mut World, family: Family) -> Result<()> {
     let vm = world.topology.virtual_machine(1)?;
     let service = world.publish(&[1])?;
     let node = world.node(0);
     answered(&vm.get(&[service.cluster_ip(family, To::Http)], 5)?, &[1], &node.addresses())?;
     answered(&vm.get(&[service.node_port(node, family, To::Http)], 5)?, &[1], &node.addresses())?;
-    ask_in_all_ways(&vm, &service, family, &[1], &node.addresses())
+    send_all_kinds(&vm, &service, family, &[1], &node.addresses())
 }
 
-/// Segments larger than the MTU, in both directions.
+/// Transfers with segments larger than the MTU (GSO), in both directions.
 pub fn transfers(world: &mut World, family: Family) -> Result<()> {
     const BYTES: u64 = 8 << 20;
     for (client, endpoint) in [(2, 1), (2, 3), (1, 1)] {
@@ -103,8 +106,8 @@ pub fn refused_without_endpoint(world: &mut World, family: Family) -> Result<()>
     eventually(|| refused(&vm.send_datagrams(service.cluster_ip(family, To::Udp), DATAGRAM)?))
 }
 
-/// The endpoint's device is one of pods: what it answers to clients outside and to pods elsewhere
-/// finds its way.
+/// The programs are also attached to the device of the endpoint. Its replies reach clients outside
+/// and pods on the other node.
 pub fn serves(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1])?;
     let client = world.client();
@@ -117,7 +120,7 @@ pub fn serves(world: &mut World, family: Family) -> Result<()> {
     answered(&exchanges, &[1], &[vm.address(family)])
 }
 
-/// The rows of `lb get flows` on the first node that are this client's.
+/// Returns the number of flows of a client on the first node.
 fn flows_of(world: &World, client: IpAddr) -> Result<usize> {
     let rows: Vec<Value> = serde_json::from_str(&world.agent(0)?.lb(&["get", "flows", "-o", "json"])?)?;
     let of_client = |row: &&Value| {
@@ -127,18 +130,18 @@ fn flows_of(world: &World, client: IpAddr) -> Result<usize> {
     Ok(rows.iter().filter(of_client).count())
 }
 
-/// A process whose socket is served is translated there, and only there, although its device is one
-/// of pods.
-pub fn beside_processes(world: &mut World, family: Family) -> Result<()> {
+/// The calls of a process are translated only at the socket, although programs are attached to the
+/// pod's device, too.
+pub fn vm_and_process(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let target = service.cluster_ip(family, To::Http);
     let address = world.pod(2).host.address(family);
     let before = flows_of(world, address)?;
     answered(&world.pod(2).host.get(&[target], 5)?, &[1, 3], &[address])?;
-    ensure!(flows_of(world, address)? <= before, "a socket's connection was translated by packets too");
+    ensure!(flows_of(world, address)? <= before, "a connection of a socket was also translated as packets");
     let vm = world.topology.virtual_machine(2)?;
     answered(&vm.get(&[target], 5)?, &[1, 3], &[address])?;
-    ensure!(flows_of(world, address)? > before, "no flow of the virtual machine");
+    ensure!(flows_of(world, address)? > before, "the virtual machine has no flow");
     Ok(())
 }
 
@@ -153,8 +156,8 @@ pub fn appears_later(world: &mut World, family: Family) -> Result<()> {
     eventually(|| answered(&vm.get(&[target], 5)?, &[1, 3], &[vm.address(family)]))
 }
 
-/// Two pods behind a bridge, as most CNIs have them: the endpoint answers on the bridge, not by way
-/// of the node, and its answer is translated as it leaves the bridge by the client's port.
+/// Two pods are ports of a bridge, as with most CNIs. The endpoint's reply passes the bridge, but
+/// not the node's IP stack. It is translated where it leaves the bridge, at the client's port.
 pub fn on_a_bridge(world: &mut World) -> Result<()> {
     let bridge = "link add cni0 type bridge mcast_snooping 0\n\
                   address add 10.244.1.1/24 dev cni0\n\
@@ -185,12 +188,12 @@ pub fn on_a_bridge(world: &mut World) -> Result<()> {
     for family in Family::BOTH {
         let own = [vm.address(family)];
         let http = |service: &Published| service.cluster_ip(family, To::Http);
-        // The agent may not have seen the ports yet.
+        // The agent may not have attached to the new devices yet.
         eventually(|| answered(&vm.get(&[http(&neighbour)], 5)?, &[1], &own))?;
         answered(&vm.get(&[http(&remote)], 5)?, &[3], &own)?;
         answered(&vm.get(&[http(&itself)], 5)?, &[2], &world.node(0).addresses())?;
-        ask_in_all_ways(&vm, &neighbour, family, &[1], &own)?;
-        ask_in_all_ways(&vm, &remote, family, &[3], &own)?;
+        send_all_kinds(&vm, &neighbour, family, &[1], &own)?;
+        send_all_kinds(&vm, &remote, family, &[3], &own)?;
     }
     for number in [1, 2] {
         world.topology.unplug(number)?;
@@ -202,21 +205,22 @@ pub fn on_a_bridge(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// A process in a pod sees the Service's address, in its own stack too: that is what a mesh
-/// redirects by. The node's own processes are still served at their sockets (which is how
-/// [`World::publish`] asks).
-pub fn sockets_left_alone(world: &mut World, family: Family) -> Result<()> {
+/// The calls of a process in a pod are not translated, so the packets in its namespace have the
+/// Service's address. A service mesh redirects by that address. Calls of the node's own processes
+/// are translated at the socket: [`World::publish`] sends requests from them.
+pub fn sockets_not_translated(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let pod = &world.pod(2).host;
     let (target, address) = (service.cluster_ip(family, To::Http), pod.address(family));
     let before = flows_of(world, address)?;
     answered(&pod.get(&[target], 5)?, &[1, 3], &[address])?;
-    ask_in_all_ways(pod, &service, family, &[1, 3], &[address])?;
+    send_all_kinds(pod, &service, family, &[1, 3], &[address])?;
     ensure!(flows_of(world, address)? > before, "the connection was translated at the socket");
     Ok(())
 }
 
-/// The socket programs of the agent before are detached: the node's own processes reach no Service.
+/// The cgroup programs of the previous agent are detached: the node's own processes reach no
+/// Service.
 pub fn no_sockets(world: &mut World, family: Family) -> Result<()> {
     let service = world.new_service();
     world.set_endpoints(&service, &[1, 3])?;

@@ -1,4 +1,4 @@
-//! A thousand Services at once.
+//! A thousand Services are added and removed in one step.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -14,7 +14,7 @@ use crate::world::World;
 const COUNT: u16 = 1000;
 const FILE: &str = "a-thousand.yaml";
 
-/// Service number `n` has one endpoint, and it is the right one that answers.
+/// Returns the number of the pod that is the only endpoint of Service `n`.
 fn endpoint(n: u16) -> usize {
     usize::from(n) % 4 + 1
 }
@@ -44,8 +44,8 @@ pub fn a_thousand_services(world: &mut World, family: Family) -> Result<()> {
     world.topology.manifests.write(FILE, &objects)?;
     let inside: Vec<_> = (0..COUNT).map(|n| SocketAddr::new(address(family, n), 80)).collect();
     let outside: Vec<_> = (0..COUNT).map(|n| world.node(0).host.at(family, node_port(n))).collect();
-    eventually(|| each_by_its_own(&world.pod(2).host.get(&inside, 1)?))?;
-    each_by_its_own(&world.client().get(&outside, 1)?)?;
+    eventually(|| answered_by_own_endpoints(&world.pod(2).host.get(&inside, 1)?))?;
+    answered_by_own_endpoints(&world.client().get(&outside, 1)?)?;
     world.topology.manifests.remove(FILE)?;
     eventually(|| {
         let answered = world.client().get(&outside, 1)?.iter().filter(|one| one.result.is_ok()).count();
@@ -54,8 +54,9 @@ pub fn a_thousand_services(world: &mut World, family: Family) -> Result<()> {
     })
 }
 
-fn each_by_its_own(exchanges: &[Exchange]) -> Result<()> {
-    ensure!(exchanges.len() == usize::from(COUNT), "{} requests", exchanges.len());
+/// Each Service was answered by its own endpoint.
+fn answered_by_own_endpoints(exchanges: &[Exchange]) -> Result<()> {
+    ensure!(exchanges.len() == usize::from(COUNT), "only {} requests were sent", exchanges.len());
     for (n, exchange) in (0..COUNT).zip(exchanges) {
         answered_by(std::slice::from_ref(exchange), &[endpoint(n)])?;
     }

@@ -1,5 +1,5 @@
-//! SCTP as packets: client and endpoints use raw sockets and answer only what has a correct
-//! checksum.
+//! SCTP is translated as packets. Client and endpoints use raw sockets, and answer only packets
+//! with a correct checksum.
 
 use anyhow::Result;
 use lb_testbed::Family;
@@ -7,7 +7,8 @@ use lb_testbed::Family;
 use crate::check::answered;
 use crate::world::{To, World};
 
-/// An endpoint on the node that is asked sees the client, one on the other node sees the node.
+/// An endpoint on the entry node sees the client, an endpoint on the other node sees the entry
+/// node.
 pub fn outside_to_node_port(world: &mut World, family: Family) -> Result<()> {
     for (node, pod, local) in [(0, 1, true), (0, 3, false), (1, 3, true), (1, 1, false)] {
         let service = world.publish(&[pod])?;

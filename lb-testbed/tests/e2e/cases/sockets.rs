@@ -1,5 +1,5 @@
-//! What the agent does to sockets: those whose endpoint is gone are closed, NodePorts cannot be
-//! bound, and the programs know the addresses of the network namespace a socket is in.
+//! Sockets: the agent closes sockets of removed endpoints, NodePorts cannot be bound, and a map has
+//! the addresses of each network namespace.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,48 +12,49 @@ use lb_testbed::report::FailureKind;
 use crate::check::{answered_by, eventually, failed_as, unanswered};
 use crate::world::{To, World};
 
-/// A connected UDP socket does not notice that its endpoint is gone: the agent closes it, in pods
-/// and on the node, and the application connects again. Other sockets at the same endpoint's
-/// address are not touched.
-pub fn udp_sockets_leave_an_endpoint_that_is_gone(world: &mut World, family: Family) -> Result<()> {
+/// A connected UDP socket does not notice that its endpoint was removed. The agent closes it, in
+/// pods and on the node, so that the application connects again. Other sockets with the same peer
+/// address stay open.
+pub fn udp_sockets_of_a_removed_endpoint_are_closed(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[3])?;
-    let other = world.publish(&[3])?;
+    let unchanged = world.publish(&[3])?;
     let target = service.cluster_ip(family, To::Udp);
-    let mut concerned = vec![world.pod(2).host.hold_udp(target)?, world.node(0).host.hold_udp(target)?];
+    let mut affected = vec![world.pod(2).host.hold_udp(target)?, world.node(0).host.hold_udp(target)?];
     if let IpAddr::V4(ip) = target.ip() {
         // An IPv4 connection of an IPv6 socket.
-        concerned.push(world.pod(2).host.hold_udp((ip.to_ipv6_mapped(), target.port()).into())?);
+        affected.push(world.pod(2).host.hold_udp((ip.to_ipv6_mapped(), target.port()).into())?);
     }
-    let mut unconcerned = [
+    let mut unaffected = [
         world.pod(2).host.hold_udp(world.pod(3).host.at(family, UDP_PORT))?,
-        world.pod(2).host.hold_udp(other.cluster_ip(family, To::Udp))?,
+        world.pod(2).host.hold_udp(unchanged.cluster_ip(family, To::Udp))?,
         world.pod(1).host.hold_http(service.cluster_ip(family, To::Http))?,
     ];
-    for held in concerned.iter_mut().chain(&mut unconcerned) {
+    for held in affected.iter_mut().chain(&mut unaffected) {
         answered_by(&[held.request()?], &[3])?;
     }
 
     world.set_endpoints(&service, &[1])?;
-    for held in &mut concerned {
+    for held in &mut affected {
         eventually(|| failed_as(&[held.request()?], FailureKind::Aborted))?;
         answered_by(&[held.reconnect()?], &[1])?;
         answered_by(&[held.request()?], &[1])?;
     }
-    for held in &mut unconcerned {
+    for held in &mut unaffected {
         answered_by(&[held.request()?], &[3])?;
     }
 
     world.delete(&service)?;
-    for held in &mut concerned {
+    for held in &mut affected {
         eventually(|| failed_as(&[held.request()?], FailureKind::Aborted))?;
     }
-    for held in &mut unconcerned[..2] {
+    for held in &mut unaffected[..2] {
         answered_by(&[held.request()?], &[3])?;
     }
     Ok(())
 }
 
-/// An endpoint that went while no agent ran; and TCP, when that is asked for.
+/// The endpoint is removed while no agent runs. With `--terminate-sockets=all`, the next agent also
+/// closes TCP sockets.
 pub fn sockets_are_closed_by_the_next_agent(world: &mut World) -> Result<()> {
     let service = world.publish(&[3])?;
     let host = world.pod(2).host.clone();
@@ -74,8 +75,8 @@ pub fn sockets_are_closed_by_the_next_agent(world: &mut World) -> Result<()> {
     world.start_agent(0)
 }
 
-/// Which of these addresses cannot be bound on a host, and that they are refused for the right
-/// reason.
+/// Returns which of these addresses cannot be bound on a host. Returns an error if the reason is
+/// not EADDRINUSE.
 fn refused(host: &Host, udp: bool, addresses: &[SocketAddr]) -> Result<BTreeSet<SocketAddr>> {
     let mut refused = BTreeSet::new();
     for bound in host.bind(udp, addresses)? {
@@ -101,32 +102,38 @@ pub fn node_ports_cannot_be_bound(world: &mut World) -> Result<()> {
     ];
     let all = BTreeSet::from(everywhere);
     let none = BTreeSet::new();
-    ensure!(refused(&node, false, &everywhere)? == all, "on the node");
-    ensure!(refused(&node, true, &everywhere)? == none, "another protocol");
+    ensure!(refused(&node, false, &everywhere)? == all, "the nodePort can be bound on the node");
+    ensure!(refused(&node, true, &everywhere)? == none, "another protocol is refused");
     let (pod, any) = (world.pod(1).host.clone(), everywhere[0]);
-    ensure!(refused(&pod, false, &[any, at(pod.v4.into())])? == none, "in a pod");
+    ensure!(refused(&pod, false, &[any, at(pod.v4.into())])? == none, "a pod is refused");
     let free = (Ipv4Addr::UNSPECIFIED, 0).into();
-    ensure!(refused(&node, false, &[free])? == none, "a port that the kernel chooses");
+    ensure!(refused(&node, false, &[free])? == none, "a port that the kernel chooses is refused");
     let udp = service.node_port(world.node(0), Family::V4, To::Udp).port();
-    ensure!(refused(&node, true, &[(Ipv4Addr::UNSPECIFIED, udp).into()])?.len() == 1, "UDP");
+    ensure!(
+        refused(&node, true, &[(Ipv4Addr::UNSPECIFIED, udp).into()])?.len() == 1,
+        "the nodePort can be bound with UDP"
+    );
 
     world.take_agent(0)?.stop()?;
-    ensure!(refused(&node, false, &everywhere)? == all, "while no agent runs");
+    ensure!(refused(&node, false, &everywhere)? == all, "the nodePort can be bound while no agent runs");
     world.start_agent_with(0, &["--protect-node-ports=false"])?;
-    ensure!(refused(&node, false, &everywhere)? == none, "protection is off");
+    ensure!(refused(&node, false, &everywhere)? == none, "refused although the protection is off");
     world.take_agent(0)?.stop()?;
     world.start_agent(0)?;
-    ensure!(refused(&node, false, &everywhere)? == all, "protection is on again");
+    ensure!(
+        refused(&node, false, &everywhere)? == all,
+        "the nodePort can be bound after the protection is on again"
+    );
     world.delete(&service)?;
     eventually(|| {
-        ensure!(refused(&node, false, &everywhere)? == none, "the Service is gone");
+        ensure!(refused(&node, false, &everywhere)? == none, "still refused after the Service was deleted");
         Ok(())
     })
 }
 
-/// The programs decide by the source address, which a socket does not have yet: they know that of
-/// its namespace.
-pub fn namespaces_are_known(world: &mut World) -> Result<()> {
+/// The programs need the source address of a call, which its socket does not have yet. So a map has
+/// the addresses of each network namespace.
+pub fn namespace_addresses_are_in_the_map(world: &mut World) -> Result<()> {
     let expected: BTreeSet<_> =
         [&world.pod(1).host, &world.pod(2).host, &world.node(0).host].map(|host| (host.v4, host.v6)).into();
     eventually(|| {
@@ -137,12 +144,14 @@ pub fn namespaces_are_known(world: &mut World) -> Result<()> {
                 let bytes = |field: &str| -> Result<Vec<u8>> {
                     serde_json::from_value(entry["value"][field].clone()).with_context(|| format!("{entry}"))
                 };
-                let v4: [u8; 4] = bytes("addr_v4")?.try_into().ok().context("four bytes")?;
-                let v6: [u8; 16] = bytes("addr_v6")?.try_into().ok().context("sixteen bytes")?;
+                let v4: [u8; 4] =
+                    bytes("addr_v4")?.try_into().ok().context("addr_v4 does not have four bytes")?;
+                let v6: [u8; 16] =
+                    bytes("addr_v6")?.try_into().ok().context("addr_v6 does not have sixteen bytes")?;
                 Ok((Ipv4Addr::from(v4), Ipv6Addr::from(v6)))
             })
             .collect::<Result<_>>()?;
-        ensure!(known.is_superset(&expected), "{known:?} lacks some of {expected:?}");
+        ensure!(known.is_superset(&expected), "the map has {known:?}, expected {expected:?}");
         Ok(())
     })
 }

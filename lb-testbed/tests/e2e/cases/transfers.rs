@@ -1,5 +1,5 @@
-//! Megabytes both ways over one connection: full-sized segments, GSO and GRO where they are on,
-//! every byte compared.
+//! Transfers of megabytes in both directions over one connection, with full-sized segments, and
+//! with GSO and GRO where they are on. Every byte is compared.
 
 use anyhow::Result;
 use lb_testbed::Family;

@@ -1,4 +1,4 @@
-//! A Service changes its type, in every direction.
+//! A Service changes from each type to each other type.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use lb_testbed::host::LoadKind;
 use serde_json::Value;
 
 use crate::check::{eventually, without_failure};
-use crate::exposed::{Ask, Exposed, route_external_addresses};
+use crate::exposed::{Exposed, Requester, route_external_addresses};
 use crate::world::{To, World};
 
-/// In this order each type follows each other one.
+/// In this sequence each type follows each other type once.
 const TYPES: [&str; 21] = [
     "ExternalName",
     "headless",
@@ -36,19 +36,25 @@ const TYPES: [&str; 21] = [
     "ExternalName",
 ];
 
-/// What each has is served and nothing else, while connections of another Service go on.
+/// Exactly the addresses of each type are served. Connections of another Service continue.
 pub fn changes(world: &mut World) -> Result<()> {
     route_external_addresses(world)?;
-    let other = world.publish(&[1, 3])?;
+    let unchanged = world.publish(&[1, 3])?;
     let outside = world.client().start_load(
         LoadKind::OneConnection,
-        other.node_port(world.node(0), Family::V4, To::Http),
+        unchanged.node_port(world.node(0), Family::V4, To::Http),
         50,
     )?;
-    let inside =
-        world.pod(2).host.start_load(LoadKind::OneConnection, other.cluster_ip(Family::V6, To::Http), 50)?;
-    let new =
-        world.pod(4).host.start_load(LoadKind::NewConnections, other.cluster_ip(Family::V4, To::Http), 20)?;
+    let inside = world.pod(2).host.start_load(
+        LoadKind::OneConnection,
+        unchanged.cluster_ip(Family::V6, To::Http),
+        50,
+    )?;
+    let new = world.pod(4).host.start_load(
+        LoadKind::NewConnections,
+        unchanged.cluster_ip(Family::V4, To::Http),
+        20,
+    )?;
 
     let service = Exposed::publish(world, "Cluster", &[1, 3], |object| become_type(object, TYPES[0]))?;
     for (kind, family) in TYPES.into_iter().zip(Family::BOTH.into_iter().cycle()) {
@@ -63,16 +69,16 @@ pub fn changes(world: &mut World) -> Result<()> {
             eventually(|| {
                 let served = served(world, node, &service)?;
                 let expected: BTreeSet<_> = addresses.iter().map(|address| (*address).to_owned()).collect();
-                ensure!(served == expected, "as {kind} node{} serves {served:?}", node + 1);
+                ensure!(served == expected, "type {kind}: node{} serves {served:?}", node + 1);
                 Ok(())
             })?;
         }
         for address in addresses {
             let target = service.address(address, world, family, To::Http);
-            Ask::new(world, "pod here", target, To::Http)
+            Requester::new(world, "pod here", target, To::Http)
                 .expect("1 3")
                 .with_context(|| format!("{address} as {kind}"))?;
-            Ask::new(world, "outside", target, To::Http)
+            Requester::new(world, "outside", target, To::Http)
                 .expect("1 3'")
                 .with_context(|| format!("{address} as {kind}"))?;
         }
@@ -82,7 +88,7 @@ pub fn changes(world: &mut World) -> Result<()> {
     without_failure("pod, new connections", &new.finish()?)
 }
 
-/// What an API server leaves of the fields when somebody changes the type.
+/// Changes the type, and the other fields as an API server would.
 fn become_type(object: &mut Value, kind: &str) {
     let spec = &mut object["spec"];
     match kind {
@@ -107,13 +113,13 @@ fn become_type(object: &mut Value, kind: &str) {
     }
 }
 
-/// The kinds of address that the maps of a node hold for a Service.
+/// Returns the kinds of address that the maps of a node have for a Service.
 fn served(world: &World, node: usize, service: &Exposed) -> Result<BTreeSet<String>> {
     let rows: Value = serde_json::from_str(&world.agent(node)?.lb(&["get", "services", "-o", "json"])?)?;
     let own = rows
         .as_array()
-        .context("a list")?
+        .context("`lb get` returned no list")?
         .iter()
         .filter(|row| row["name"] == service.published.service.name.as_str());
-    own.map(|row| Ok(row["type"].as_str().context("a type")?.to_owned())).collect()
+    own.map(|row| Ok(row["type"].as_str().context("a row has no type")?.to_owned())).collect()
 }
