@@ -2,10 +2,12 @@
 
 use core::fmt::Debug;
 
+use crate::plain::Plain;
+
 /// An address family: [`V4`] or [`V6`].
 pub trait Family: Copy + Clone + Debug + PartialEq + Eq + 'static {
     /// An address in network byte order: `[u8; 4]` or `[u8; 16]`.
-    type Addr: Copy + Clone + Debug + PartialEq + Eq + PartialOrd + Ord + AsRef<[u8]> + 'static;
+    type Addr: Plain + Debug + PartialEq + Eq + PartialOrd + Ord + AsRef<[u8]>;
 
     /// `AF_INET` or `AF_INET6`.
     const AF: u8;

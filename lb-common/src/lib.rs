@@ -2,6 +2,7 @@
 //!
 //! * [`layout`]: keys and values of the BPF maps. An interface: `bpftool` shows it, `docs/maps.md` documents it.
 //! * [`family`]: IPv4 and IPv6 behind one trait, so that the pipeline is written once.
+//! * [`plain`]: which types are copied byte by byte.
 //! * [`reason`]: what a counter counts, and the verdicts of the pipeline.
 //! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
 //! * [`crc32c`]: the checksum of SCTP after its ports changed (RFC 9260).
@@ -10,12 +11,19 @@
 //!
 //! Nothing here does I/O, allocates, or can panic: the same code is compiled for the kernel and tested on the host.
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod checksum;
 pub mod crc32c;
 pub mod family;
 pub mod layout;
+#[expect(
+    unsafe_code,
+    reason = "the trait that other crates trust when they copy bytes; its macro proves each implementation"
+)]
+pub mod plain;
+#[expect(unsafe_code, reason = "implementations that the macro proves")]
+mod plain_layouts;
 pub mod reason;
 pub mod sctp;
 pub mod wire;

@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use lb_common::layout::{Backend, ConnectedPeer, ConnectedSocket, backend_flags};
+use lb_common::plain::Plain;
 
 use crate::maps::MapHandles;
 use crate::programs::Programs;
-use crate::sys::{self, Plain};
+use crate::sys;
 use crate::table::ArrayTable;
 
 /// The program that lists sockets.

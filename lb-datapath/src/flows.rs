@@ -11,8 +11,8 @@ use lb_model::IpFamily;
 use crate::apply::NamedByFlows;
 use crate::apply::tables::ServiceAddress;
 use crate::maps::{MapAddress, MapHandles};
-use crate::sys::Plain;
 use crate::table::Table;
+use lb_common::plain::Plain;
 
 /// One entry of a flow table.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,12 +11,13 @@ use lb_common::layout::{
     self, Backend, Device, KnownAddress, NamespaceAddrs, Service, ServiceKey, ServiceName, SourceRange,
     address_flags,
 };
+use lb_common::plain::Plain;
 use lb_model::IpFamily;
 
 use crate::Pins;
 use crate::apply::tables::{BackendEntry, Capacity, ServiceAddress, SizedMap, TableError, Tables};
 use crate::programs::LoadError;
-use crate::sys::{self, Plain};
+use crate::sys;
 use crate::table::{ArrayTable, LpmKey, Table};
 
 /// An address type that is part of map keys.

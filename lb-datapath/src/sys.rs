@@ -10,13 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
+use lb_common::plain::Plain;
 use rustix::net::{AddressFamily, SocketType, socket};
-
-/// A type whose every byte is initialized and for which any bytes are a value: what may be copied to and from a map.
-///
-/// # Safety
-/// No padding, no references, no enums, no bool.
-pub unsafe trait Plain: Copy + 'static {}
 
 /// A zeroed `bpf_attr`, as the kernel demands of the fields a command does not use.
 fn attributes() -> bpf_attr {

@@ -8,49 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use lb_common::layout;
+use lb_common::plain::Plain;
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::sys::{self, Plain};
-
-// SAFETY: numbers and arrays of numbers.
-unsafe impl Plain for u32 {}
-// SAFETY: as above.
-unsafe impl Plain for u64 {}
-// SAFETY: as above.
-unsafe impl Plain for [u8; 4] {}
-// SAFETY: as above.
-unsafe impl Plain for [u8; 16] {}
-
-macro_rules! plain {
-    ($($type:ty),* $(,)?) => { $(
-        // SAFETY: lb-common asserts the size and offsets of every layout: numbers and byte arrays without padding.
-        unsafe impl Plain for $type {}
-    )* };
-}
-
-plain!(
-    layout::ServiceKey<[u8; 4]>,
-    layout::ServiceKey<[u8; 16]>,
-    layout::Service,
-    layout::FlowKey<[u8; 4]>,
-    layout::FlowKey<[u8; 16]>,
-    layout::Flow<[u8; 4]>,
-    layout::Flow<[u8; 16]>,
-    layout::FragmentKey<[u8; 4]>,
-    layout::FragmentKey<[u8; 16]>,
-    layout::FragmentPorts,
-    layout::KnownAddress,
-    layout::Device,
-    layout::NamespaceAddrs,
-    layout::Record,
-    layout::ConnectedSocket,
-    layout::ServiceName,
-    layout::Settings,
-    layout::Backend<[u8; 4]>,
-    layout::Backend<[u8; 16]>,
-    layout::AffinityKey,
-    layout::Affinity,
-);
+use crate::sys;
 
 /// Key of a longest-prefix map (`struct bpf_lpm_trie_key`): the bits of `data` that count, from the first byte on.
 #[repr(C)]
@@ -60,15 +21,12 @@ pub struct LpmKey<D> {
     pub data: D,
 }
 
-macro_rules! plain_lpm_keys {
-    ($($data:ty),* $(,)?) => { $(
-        const _: () = assert!(size_of::<LpmKey<$data>>() == size_of::<u32>() + size_of::<$data>());
-        // SAFETY: a number and `data`, which is numbers and bytes, without padding: asserted above.
-        unsafe impl Plain for LpmKey<$data> {}
-    )* };
+lb_common::plain! {
+    LpmKey<[u8; 4]> { prefix_len, data }
+    LpmKey<[u8; 16]> { prefix_len, data }
+    LpmKey<layout::SourceRange<[u8; 4]>> { prefix_len, data }
+    LpmKey<layout::SourceRange<[u8; 16]>> { prefix_len, data }
 }
-
-plain_lpm_keys!([u8; 4], [u8; 16], layout::SourceRange<[u8; 4]>, layout::SourceRange<[u8; 16]>);
 
 /// A hash map, or a longest-prefix map: keyed by [`LpmKey`], and [`Table::get`] then finds the longest prefix that covers the key.
 #[derive(Debug, Clone)]

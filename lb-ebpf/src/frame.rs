@@ -6,6 +6,7 @@ pub mod xdp;
 use core::mem::size_of;
 
 use lb_common::family::Family;
+use lb_common::plain::Plain;
 
 /// Headers are read within this many bytes; a packet whose headers reach further is passed on untouched.
 /// The value is a power of two minus one, so that a mask bounds an offset for the verifier.
@@ -40,7 +41,7 @@ pub trait Frame {
 
     /// Returns a pointer to the `T` at `offset`, or `None` if the packet is shorter.
     #[inline(always)]
-    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+    fn at<T: Plain>(&self, offset: usize) -> Option<*mut T> {
         // The compiler turns a check for one byte into `start >= end`, from which the verifier learns nothing.
         const { assert!(size_of::<T>() >= 2) };
         let start = self.data() + (offset & OFFSET_MASK);
@@ -53,14 +54,14 @@ pub trait Frame {
 
     /// Reads the `T` at `offset`.
     #[inline(always)]
-    fn load<T: Copy>(&self, offset: usize) -> Option<T> {
-        // SAFETY: `at` checked that the whole T lies within the packet; any bytes are a valid T (plain numbers and arrays).
+    fn load<T: Plain>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `at` checked that the whole T lies within the packet; any bytes are a T.
         self.at::<T>(offset).map(|pointer| unsafe { pointer.read_unaligned() })
     }
 
     /// Writes the `T` at `offset`.
     #[inline(always)]
-    fn store<T: Copy>(&self, offset: usize, value: T) -> Option<()> {
+    fn store<T: Plain>(&self, offset: usize, value: T) -> Option<()> {
         // SAFETY: `at` checked that the whole T lies within the packet.
         self.at::<T>(offset).map(|pointer| unsafe { pointer.write_unaligned(value) })
     }

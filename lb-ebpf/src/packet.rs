@@ -116,6 +116,7 @@ struct Ipv4Header {
     dst: [u8; 4],
 }
 
+/// IP header without extension headers.
 #[repr(C)]
 #[derive(Copy, Clone)]
 struct Ipv6Header {
@@ -125,6 +126,11 @@ struct Ipv6Header {
     hop_limit: u8,
     src: [u8; 16],
     dst: [u8; 16],
+}
+
+lb_common::plain! {
+    Ipv4Header { version_length, tos, total_length, id, fragment, ttl, protocol, checksum, src, dst }
+    Ipv6Header { version_class_label, payload_length, next_header, hop_limit, src, dst }
 }
 
 /// Reading the IP header of a family.

@@ -45,9 +45,8 @@ pub fn service(
     range_of: impl Fn(ListPolicy) -> SlotRange,
 ) -> layout::Service {
     let [outside, inside] = [frontend.outside, frontend.inside].map(&range_of);
-    let drops = |policy: ListPolicy, range: SlotRange| {
-        range.count == 0 && policy.when_empty == WhenEmpty::Drop
-    };
+    let drops =
+        |policy: ListPolicy, range: SlotRange| range.count == 0 && policy.when_empty == WhenEmpty::Drop;
     let [outside_drop, inside_drop] = [drops(frontend.outside, outside), drops(frontend.inside, inside)];
     let guarded = frontend.kind == FrontendKind::LoadBalancer
         && source_ranges(wanted, frontend.address.family()).is_some();
