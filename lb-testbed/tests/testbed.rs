@@ -27,7 +27,8 @@ fn assert_plain(exchanges: &[Exchange], client: &[IpAddr], server: &str) {
     }
 }
 
-/// The server answers HTTP requests, and datagrams larger than any MTU, which are sent as fragments.
+/// The server answers HTTP requests, and datagrams larger than any MTU, which are sent as
+/// fragments.
 fn assert_reaches(client: &Host, addresses: &[IpAddr], server: &Host) {
     for family in Family::BOTH {
         let exchanges = client.get(&[server.at(family, HTTP_PORT)], 1).expect("requests");

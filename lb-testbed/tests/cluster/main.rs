@@ -1,7 +1,7 @@
 //! Tests of the agent with a real Kubernetes API server. The cases create, change and delete
 //! objects through the API and check real connections. The agent has only the rights of
-//! `deploy/rbac.yaml`. The tests need root, etcd, and kube-apiserver, which `cargo xtask test
-//! --only cluster` builds.
+//! `deploy/rbac.yaml`. The tests need root, etcd, and kube-apiserver, which
+//! `cargo xtask test --only cluster` builds.
 //!
 //! The `e2e` tests cover packets. These tests cover changes of objects, with a few connections of
 //! each kind.

@@ -334,8 +334,8 @@ pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
         Family::V4 => "10.10.0.99",
         Family::V6 => "fd00:10::99",
     };
-    // At first, the last packets of the connection may still change the maps. Changes by `lb
-    // explain` would occur in each attempt.
+    // At first, the last packets of the connection may still change the maps. Changes by
+    // `lb explain` would occur in each attempt.
     eventually(|| {
         let before = written(world)?;
         for to in [To::Http, To::Udp] {
