@@ -1,6 +1,7 @@
 //! Reads objects from the API server, with one watch for each resource. Each object is converted to
 //! its [model](lb_model) type when it arrives, and dropped.
 
+mod event_limit;
 pub mod events;
 mod watch;
 
