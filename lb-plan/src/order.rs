@@ -184,7 +184,7 @@ fn last_of_each(events: &[SourceEvent]) -> Vec<SourceEvent> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 512 }, ..ProptestConfig::default() })]
 
     #[test]
     fn updates_in_any_order_and_batching_equal_planning_from_scratch(
