@@ -1,5 +1,5 @@
-//! Is the object one that the agent can load? Caught here, a mistake has a name; caught by the kernel's verifier, it has
-//! a page of register states.
+//! Checks that the agent can load the object. The messages name the mistake; the kernel's verifier
+//! would report the same mistake as a page of register states.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,8 @@ use object::{File, Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use crate::BuildError;
 
-/// Sections that must hold at least one program: one for each hook that the agent attaches to.
+/// Sections that must contain at least one program: one section for each hook that the agent
+/// attaches to.
 const PROGRAM_SECTIONS: [&str; 10] = [
     "xdp",
     "classifier",
@@ -21,15 +22,17 @@ const PROGRAM_SECTIONS: [&str; 10] = [
     "cgroup/getpeername6",
 ];
 
-/// Parts of symbol names that only code for a panic has. The kernel cannot panic on our behalf: each of these is an
-/// `unwrap`, an index or an arithmetic check that the compiler could not prove away.
+/// Parts of symbol names that occur only in code for a panic. A BPF program cannot panic. Each such
+/// symbol stems from an `unwrap`, an index or an arithmetic check that the compiler could not
+/// remove.
 const PANIC_SYMBOLS: [&str; 5] =
     ["panic", "rust_begin_unwind", "unwrap_failed", "expect_failed", "slice_index_fail"];
 
-/// Checks the object at `path`: machine, licence, BTF, programs, no path to a panic, nothing undefined.
+/// Checks the object at `path`: machine, licence, BTF, programs, no path to a panic, no undefined
+/// symbol.
 ///
 /// # Errors
-/// [`BuildError::Object`] lists all that is wrong.
+/// [`BuildError::Object`] lists every problem.
 pub fn object(path: &Path) -> Result<(), BuildError> {
     let data = fs::read(path).map_err(|source| BuildError::file("read", path, source))?;
     let problems = problems(&data);
@@ -39,11 +42,11 @@ pub fn object(path: &Path) -> Result<(), BuildError> {
 fn problems(data: &[u8]) -> Vec<String> {
     let file = match File::parse(data) {
         Ok(file) => file,
-        Err(error) => return vec![format!("it is no ELF object: {error}")],
+        Err(error) => return vec![format!("it is not an ELF object: {error}")],
     };
     let mut problems = Vec::new();
     if file.architecture() != object::Architecture::Bpf || !file.is_little_endian() {
-        problems.push(format!("it is made for {:?}, not for little-endian BPF", file.architecture()));
+        problems.push(format!("it is built for {:?}, not for little-endian BPF", file.architecture()));
     }
     let filled: Vec<_> = file
         .sections()
@@ -51,7 +54,7 @@ fn problems(data: &[u8]) -> Vec<String> {
         .filter_map(|section| section.name().map(str::to_owned).ok())
         .collect();
     for wanted in ["license", ".BTF", ".BTF.ext"].into_iter().chain(PROGRAM_SECTIONS) {
-        // `xdp.frags` serves the hook `xdp` too.
+        // Programs in `xdp.frags` attach to the hook `xdp` too.
         let serves =
             |name: &String| name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest == ".frags");
         if !filled.iter().any(serves) {
@@ -61,23 +64,23 @@ fn problems(data: &[u8]) -> Vec<String> {
     for symbol in file.symbols() {
         let Ok(name) = symbol.name() else { continue };
         if PANIC_SYMBOLS.iter().any(|part| name.contains(part)) {
-            problems.push(format!("{name}: a panic can be reached; use `get`, masks and checked arithmetic"));
+            problems.push(format!("{name}: a panic is reachable; use `get`, masks and checked arithmetic"));
         } else if symbol.is_undefined() && !name.is_empty() {
-            problems.push(format!("{name} is called and defined nowhere"));
+            problems.push(format!("{name} is called but not defined"));
         }
     }
     problems
 }
 
-/// Names of the functions in program sections of an object, with their section: what there is to load.
+/// Returns the name and the section of each program of the object at `path`.
 ///
 /// # Errors
-/// [`BuildError`] when the file cannot be read or is no ELF object.
+/// [`BuildError`] if the file cannot be read or is not an ELF object.
 pub fn programs(path: &Path) -> Result<Vec<(String, String)>, BuildError> {
     let data = fs::read(path).map_err(|source| BuildError::file("read", path, source))?;
     let file = File::parse(&*data).map_err(|error| BuildError::Object {
         object: path.to_owned(),
-        problems: vec![format!("it is no ELF object: {error}")],
+        problems: vec![format!("it is not an ELF object: {error}")],
     })?;
     let mut programs: Vec<_> = file
         .symbols()
@@ -85,7 +88,8 @@ pub fn programs(path: &Path) -> Result<Vec<(String, String)>, BuildError> {
         .filter_map(|symbol| {
             let section = file.section_by_index(symbol.section_index()?).ok()?;
             let section = section.name().ok()?;
-            // Subprograms are in .text; what can be attached stands in a section of its hook's name.
+            // Subprograms are in .text. A program that can be attached is in a section with the
+            // name of its hook.
             (section != ".text").then(|| Some((symbol.name().ok()?.to_owned(), section.to_owned())))?
         })
         .collect();
@@ -102,7 +106,7 @@ mod tests {
 
     use super::{PROGRAM_SECTIONS, problems};
 
-    /// An object that has everything, for `architecture`.
+    /// Returns an object for `architecture` that has all required sections.
     fn complete(architecture: Architecture) -> Object<'static> {
         let mut object = Object::new(BinaryFormat::Elf, architecture, Endianness::Little);
         for name in ["license", ".BTF", ".BTF.ext"].into_iter().chain(PROGRAM_SECTIONS) {
@@ -126,13 +130,13 @@ mod tests {
     }
 
     #[test]
-    fn an_object_with_everything_has_no_problems() {
+    fn a_complete_object_has_no_problems() {
         let object = complete(Architecture::Bpf);
         assert_eq!(problems(&object.write().expect("an object")), Vec::<String>::new());
     }
 
     #[test]
-    fn a_panic_path_and_a_missing_function_are_named() {
+    fn a_panic_path_and_an_undefined_function_are_reported() {
         let mut object = complete(Architecture::Bpf);
         let text = object.add_section(Vec::new(), b".text".to_vec(), SectionKind::Text);
         add_symbol(&mut object, "_ZN4core9panicking18panic_bounds_check17h0E", SymbolSection::Section(text));
@@ -145,11 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn missing_parts_and_other_machines_are_named() {
+    fn missing_sections_and_other_machines_are_reported() {
         let empty = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
         assert_eq!(problems(&empty.write().expect("an object")).len(), 3 + PROGRAM_SECTIONS.len());
         let host = problems(&complete(Architecture::X86_64).write().expect("an object"));
         assert!(matches!(&host[..], [problem] if problem.contains("X86_64")), "{host:?}");
-        assert!(matches!(&problems(b"no object")[..], [problem] if problem.starts_with("it is no ELF")));
+        assert!(matches!(&problems(b"no object")[..], [problem] if problem.starts_with("it is not an ELF")));
     }
 }

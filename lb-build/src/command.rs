@@ -1,11 +1,12 @@
-//! Running other programs, cargo inside cargo above all.
+//! Runs other programs, in particular cargo inside of cargo.
 
 use std::{env, process::Command};
 
-use crate::BuildError;
+use crate::{BuildError, progress::watched_cargo};
 
-/// Variables of cargo's own that a person sets to steer it (network, registries, colours) and that must go on to an inner
-/// cargo. Everything else that begins with `CARGO` was set by the outer cargo for its own build.
+/// Variables of cargo by which a person configures it (network, registries, colours). An inner
+/// cargo must see them. Every other variable that begins with `CARGO` was set by the outer cargo
+/// for its own build.
 const KEPT: [&str; 8] = [
     "CARGO_HOME",
     "CARGO_HTTP_",
@@ -17,7 +18,8 @@ const KEPT: [&str; 8] = [
     "CARGO_UNSTABLE_",
 ];
 
-/// Variables with other names that cargo and rustup set, or that would change what the compiler does.
+/// Variables with other names that cargo and rustup set, or that would change the compiler's
+/// output.
 const DROPPED: [&str; 17] = [
     "DEBUG",
     "HOST",
@@ -38,8 +40,8 @@ const DROPPED: [&str; 17] = [
     "TARGET",
 ];
 
-/// Removes from `command` what an outer cargo put into the environment: an inner cargo would take the outer build's
-/// compiler, flags and target directory for its own.
+/// Removes the variables of an outer cargo from the environment of `command`: an inner cargo would
+/// use the outer build's compiler, flags and target directory.
 pub fn without_cargo_environment(command: &mut Command) -> &mut Command {
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(is_of_outer_cargo) {
@@ -53,9 +55,9 @@ fn is_of_outer_cargo(name: &str) -> bool {
     (name.starts_with("CARGO") && !KEPT.iter().any(|kept| name.starts_with(kept))) || DROPPED.contains(&name)
 }
 
-/// Runs to the end; anything but success is an error.
-pub(crate) fn run(command: &mut Command) -> Result<(), BuildError> {
-    let status = command.status().map_err(|source| spawn_error(command, source))?;
+/// Runs a cargo command that compiles, and reports its progress for `task`.
+pub(crate) fn compile(task: &str, command: &mut Command) -> Result<(), BuildError> {
+    let status = watched_cargo(task, command).map_err(|source| spawn_error(command, source))?;
     if status.success() {
         Ok(())
     } else {
@@ -63,7 +65,7 @@ pub(crate) fn run(command: &mut Command) -> Result<(), BuildError> {
     }
 }
 
-/// Standard output of a command that succeeded, or the reason in words.
+/// Returns the standard output of a command, or the reason of its failure as text.
 pub(crate) fn output(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| format!("cannot run {}: {error}", program(command)))?;
     if output.status.success() {
@@ -97,7 +99,7 @@ mod tests {
     use super::is_of_outer_cargo;
 
     #[test]
-    fn an_inner_cargo_keeps_what_the_person_set_and_loses_what_the_outer_cargo_set() {
+    fn an_inner_cargo_sees_the_settings_of_the_person_and_not_those_of_the_outer_cargo() {
         for name in
             ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_TERM_COLOR", "CARGO_REGISTRIES_X_INDEX", "PATH"]
         {

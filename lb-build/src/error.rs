@@ -1,17 +1,17 @@
-//! What can keep the kernel programs from being built.
+//! Reasons why the kernel programs cannot be built.
 
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-/// Each message names what failed, why, and what the person can do.
+/// Each message names the action that failed, the reason and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     #[error(
         "no Rust toolchain can compile the kernel programs:\n{}\n\
          remedy: `rustup toolchain install nightly --component rust-src` (needs the network once)",
-        .reasons.iter().map(|reason| format!("  - {reason}")).collect::<Vec<_>>().join("\n")
+        list(.reasons)
     )]
     NoToolchain { reasons: Vec<String> },
 
@@ -22,23 +22,28 @@ pub enum BuildError {
     )]
     Linker { version: &'static str, llvm: String, reason: String, output: String },
 
-    #[error("SLUICE_BPF_LINKER names {}, which is not a file\nremedy: correct or unset it", .0.display())]
+    #[error("SLUICE_BPF_LINKER is {}, which is not a file\nremedy: correct or unset it", .0.display())]
     NamedLinkerMissing(PathBuf),
 
     #[error("cannot run {program}: {source}\nremedy: install it or add its folder to PATH")]
     Spawn { program: String, source: io::Error },
 
     #[error(
-        "{command} failed ({status}); its messages stand above\n\
-         remedy: correct what they name; if crates could not be downloaded, `cargo fetch` once with the network"
+        "{command} failed ({status}), see its messages above\n\
+         remedy: correct the errors; if crates could not be downloaded, run `cargo fetch` once with the network"
     )]
     Failed { command: String, status: String },
 
     #[error("cannot {action} {}: {source}", .path.display())]
     File { action: &'static str, path: PathBuf, source: io::Error },
 
-    #[error("{} is not what the agent can load:\n{}", .object.display(), .problems.iter().map(|p| format!("  - {p}")).collect::<Vec<_>>().join("\n"))]
+    #[error("the agent could not load {}:\n{}", .object.display(), list(.problems))]
     Object { object: PathBuf, problems: Vec<String> },
+}
+
+/// One line for each item.
+fn list(items: &[String]) -> String {
+    items.iter().map(|item| format!("  - {item}")).collect::<Vec<_>>().join("\n")
 }
 
 impl BuildError {

@@ -1,4 +1,4 @@
-//! Whether anything that the object was made from has changed: content, not time stamps, decides.
+//! Detects changes of the object's inputs by their content. Time stamps do not count.
 
 use std::{
     fs,
@@ -8,8 +8,8 @@ use std::{
 
 use crate::BuildError;
 
-/// A digest of all `files` (folders: everything below them) and `settings`. Good for "is it the same as last time" on one
-/// machine, which is all it is used for.
+/// Returns a digest of all `files` (of a folder: all files below it) and `settings`. It is
+/// comparable with digests made by the same compiler on the same machine only.
 pub(crate) fn of(files: &[PathBuf], settings: &[&str]) -> Result<String, BuildError> {
     let mut hasher = DefaultHasher::new();
     settings.hash(&mut hasher);
@@ -31,7 +31,7 @@ fn add(path: &Path, hasher: &mut DefaultHasher) -> Result<(), BuildError> {
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(read)?;
-    // The order in which a folder lists its files is up to the file system.
+    // The order in which a folder lists its files depends on the file system.
     entries.sort();
     entries.iter().try_for_each(|entry| add(entry, hasher))
 }
@@ -43,7 +43,7 @@ mod tests {
     use super::of;
 
     #[test]
-    fn content_names_and_settings_count_and_time_does_not() {
+    fn a_change_of_content_name_or_setting_is_detected() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let root = [folder.path().to_owned()];
         fs::create_dir(folder.path().join("src")).expect("a folder");

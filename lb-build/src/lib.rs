@@ -1,9 +1,10 @@
-//! Builds the kernel programs (`lb-ebpf`) for `cargo xtask build-ebpf` and for the agent's build script alike.
+//! Builds the kernel programs (`lb-ebpf`), for `cargo xtask build-ebpf` and for the agent's build
+//! script.
 //!
-//! On a machine that has only rustup, this is all it takes: find a toolchain that can compile for BPF
-//! ([`toolchain`]), make the `bpf-linker` that speaks the same LLVM once ([`linker`]), compile, and check that the
-//! object is what the agent expects ([`check`]). What was made is kept in `target/` and used again as long as nothing it
-//! was made from has changed ([`fingerprint`]).
+//! It needs a machine with rustup and a C compiler. It finds a toolchain that can compile for BPF
+//! ([`toolchain`]), builds a `bpf-linker` with the same LLVM once ([`linker`]), compiles, and
+//! checks that the agent can load the object ([`check`]). Its results stay in `target/`. An object
+//! is built again only after one of its inputs has changed ([`fingerprint`]).
 
 pub mod check;
 mod command;
@@ -18,44 +19,46 @@ pub mod toolchain;
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Stdio,
 };
 
 pub use command::without_cargo_environment;
 pub use error::BuildError;
-use progress::say;
+use progress::report;
 pub use toolchain::Toolchain;
 
-/// The target of the kernel programs. Little endian, as is every machine the agent runs on.
+/// Target of the kernel programs. It is little endian: the agent runs on little-endian machines
+/// only.
 pub const TARGET: &str = "bpfel-unknown-none";
 
-/// The name under which progress is told.
+/// Name of this task in its lines of progress.
 const TASK: &str = "build-ebpf";
 
-/// Environment variables by which a person steers the build: the toolchain by its rustup name, a linker that is there.
+/// Environment variables that configure the build: the toolchain by its name in rustup, and the
+/// path of a linker.
 pub const VARIABLES: [&str; 2] = ["SLUICE_EBPF_TOOLCHAIN", "SLUICE_BPF_LINKER"];
 
-/// What to build from and for.
+/// Parameters of a build.
 #[derive(Clone, Debug)]
 pub struct Build {
     /// Root folder of the workspace.
     pub workspace: PathBuf,
-    /// Architecture of the machine that will load the programs, as Rust names it (`x86_64`): it decides the layout of
-    /// what programs read from the kernel, such as registers.
+    /// Architecture of the machine that will load the programs, by its name in Rust (`x86_64`). It
+    /// determines the layout of kernel structures that programs read, such as registers.
     pub arch: String,
 }
 
-/// What came out of a build.
+/// Result of a build.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// The ELF object with all programs.
     pub object: PathBuf,
-    /// False when nothing had changed and the object of an earlier build was returned.
+    /// False if no input had changed and this is the object of an earlier build.
     pub rebuilt: bool,
 }
 
 impl Build {
-    /// Folders and files that the object is made from: a change in any of them makes a new build.
+    /// Returns the folders and files that the object depends on. A change in any of them causes a
+    /// new build.
     #[must_use]
     pub fn inputs(&self) -> Vec<PathBuf> {
         [
@@ -70,14 +73,14 @@ impl Build {
         .to_vec()
     }
 
-    /// Builds the object, or returns the one that is there if it is up to date. Several processes may call this at the
-    /// same time: one works, the others wait.
+    /// Builds the object, unless that of an earlier build is up to date. Several processes may call
+    /// this at the same time: one builds, the others wait.
     ///
     /// # Errors
-    /// [`BuildError`] names what is missing or wrong and the remedy.
+    /// [`BuildError`] names the reason and the remedy.
     pub fn run(&self) -> Result<Programs, BuildError> {
-        // Everything that this crate makes lives below these; CARGO_TARGET_DIR moves the object, not the linker, which
-        // is expensive and the same for all.
+        // This crate writes below these two folders only. CARGO_TARGET_DIR moves the object but not
+        // the linker: that takes a minute to build and is the same for all target folders.
         let workspace_target = self.workspace.join("target");
         let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_target.clone(), PathBuf::from);
         let folder = target.join("ebpf");
@@ -95,7 +98,7 @@ impl Build {
             return Ok(Programs { object, rebuilt: false });
         }
 
-        // Should anything below fail, the next build must not take this object for a good one.
+        // If a later step fails, the next build must not use this object.
         drop(fs::remove_file(&fingerprint_file));
         let compiled = self.compile(&folder, &toolchain, &flags)?;
         strip::debug_information(&compiled, &object)?;
@@ -106,35 +109,35 @@ impl Build {
     }
 
     fn compile(&self, folder: &Path, toolchain: &Toolchain, flags: &[String]) -> Result<PathBuf, BuildError> {
-        say(TASK, &format!("compiling the kernel programs with {}", toolchain.name));
+        report(TASK, &format!("compiling the kernel programs with {}", toolchain.name));
         let mut command = toolchain.cargo();
         command
             .current_dir(&self.workspace)
             .args(["build", "--package", "lb-ebpf", "--bin", "lb-ebpf", "--profile", "ebpf"])
             .args(["--target", TARGET, "-Z", "build-std=core", "--locked", "--target-dir"])
             .arg(folder)
-            // The separator is the one cargo defines for flags that may contain spaces.
-            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-            // A build script's standard output is read by cargo: nothing of the inner cargo may get there.
-            .stdout(Stdio::null());
-        progress::timed(TASK, "compiled", || command::run(&mut command))?;
+            // Cargo defines this separator because flags may contain spaces.
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        progress::timed(TASK, "compiled", || command::compile(TASK, &mut command))?;
         Ok(folder.join(TARGET).join("ebpf").join("lb-ebpf"))
     }
 }
 
-/// Compiler and linker flags of the kernel programs. Each was measured or is needed by the loader:
+/// Returns the compiler and linker flags of the kernel programs. The loader needs them, or their
+/// effect was measured.
 fn rust_flags(linker: &Path, arch: &str) -> Vec<String> {
     vec![
         format!("--cfg=bpf_target_arch=\"{arch}\""),
         format!("-Clinker={}", linker.display()),
-        // BTF (types of maps and functions) is made from debug information.
+        // The linker derives BTF (types of maps and functions) from debug information.
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
-        // v3 has 32-bit registers and jumps; every kernel we support (5.15 and later) runs it.
+        // v3 has 32-bit registers and jumps. Every supported kernel (5.15 and later) runs it.
         "-Ctarget-cpu=v3".to_owned(),
-        // Without these two, every packet read and struct copy becomes loads of single bytes: 912 instead of 320 bytes
-        // of program for one 16-byte address and one map lookup. The machines we run on read unaligned. (As a flag of
-        // the linker, which generates the code: rustc warns of this feature and gains nothing by it.)
+        // Without these two, the compiler reads packets and copies structs byte by byte: 912
+        // instead of 320 bytes of program for one 16-byte address and one map lookup. The machines
+        // that run the agent support unaligned reads. (The linker generates the code, so it gets
+        // the flag: rustc would warn about the feature and ignore it.)
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
         "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
     ]

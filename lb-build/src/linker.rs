@@ -1,7 +1,9 @@
-//! `bpf-linker`, built against the LLVM of the toolchain that compiles the kernel programs.
+//! Provides `bpf-linker`, built against the LLVM of the toolchain that compiles the kernel
+//! programs.
 //!
-//! No LLVM package is needed: the toolchain's own shared library is given to its build under the name that a linker looks
-//! for (`libLLVM.so`), and found again at run time by an rpath into the toolchain.
+//! This needs no LLVM package. The build links to the toolchain's own shared library through a
+//! symbolic link with the name that a linker looks for (`libLLVM.so`). At run time an rpath into
+//! the toolchain leads to the same library.
 
 use std::{
     env, fs,
@@ -13,15 +15,16 @@ use crate::{
     BuildError, TASK, Toolchain,
     command::spawn_error,
     create_folder, lock,
-    progress::{say, timed, watched},
+    progress::{report, timed, watched},
 };
 
 pub(crate) const VERSION: &str = "0.13.0";
 
-/// LLVM versions that [`VERSION`] can be built for; each has a feature `llvm-<major>`.
+/// LLVM versions that [`VERSION`] can be built for. Each has a feature `llvm-<major>`.
 pub(crate) const LLVM_MAJORS: [&str; 3] = ["21", "22", "23"];
 
-/// The path of the linker for `toolchain`, which is built below `cache` unless it is there.
+/// Returns the path of the linker for `toolchain`. Builds it below `cache` if it does not exist
+/// yet.
 pub(crate) fn provide(cache: &Path, toolchain: &Toolchain) -> Result<PathBuf, BuildError> {
     if let Some(named) = env::var_os("SLUICE_BPF_LINKER").map(PathBuf::from) {
         return if named.is_file() { Ok(named) } else { Err(BuildError::NamedLinkerMissing(named)) };
@@ -41,10 +44,10 @@ pub(crate) fn provide(cache: &Path, toolchain: &Toolchain) -> Result<PathBuf, Bu
 }
 
 fn build(folder: &Path, toolchain: &Toolchain) -> Result<(), BuildError> {
-    say(
+    report(
         TASK,
         &format!(
-            "building bpf-linker {VERSION} for LLVM {} once, into {} (about a minute)",
+            "building bpf-linker {VERSION} for LLVM {} into {} (once, about a minute)",
             toolchain.llvm,
             folder.display()
         ),
@@ -52,7 +55,7 @@ fn build(folder: &Path, toolchain: &Toolchain) -> Result<(), BuildError> {
     let library_folder = folder.join("lib");
     create_folder(&library_folder)?;
     let library = library_folder.join("libLLVM.so");
-    // An interrupted build may have left one that points into a toolchain that is gone.
+    // An interrupted build may have left a link into a toolchain that has been removed.
     drop(fs::remove_file(&library));
     symlink(&toolchain.llvm_library, &library)
         .map_err(|source| BuildError::file("create the link", &library, source))?;
@@ -63,7 +66,7 @@ fn build(folder: &Path, toolchain: &Toolchain) -> Result<(), BuildError> {
         .args(["--no-default-features", "--features", &format!("llvm-{}", toolchain.llvm_major())])
         .arg("--root")
         .arg(folder)
-        // Its debug information takes time and is of no use here.
+        // Debug information of the linker costs build time and is not needed.
         .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
         .env("LLVM_PREFIX", folder)
         .env("RUSTFLAGS", format!("-Clink-arg=-Wl,-rpath,{}", toolchain.sysroot.join("lib").display()))

@@ -1,13 +1,15 @@
-//! One builder at a time per folder; the kernel frees the lock when its process ends, however it ends.
+//! Locks a folder for one build at a time. The kernel releases the lock when its process ends, in
+//! whatever way.
 
 use std::{
     fs::{File, TryLockError},
     path::Path,
 };
 
-use crate::{BuildError, TASK, progress::say};
+use crate::{BuildError, TASK, progress::report};
 
-/// Held until it is dropped. Waits for whoever has it, and says so.
+/// Takes the lock, which is held until the file is dropped. Waits while another process holds it,
+/// and reports the wait.
 pub(crate) fn exclusive(path: &Path, what: &str) -> Result<File, BuildError> {
     let file = File::options()
         .create(true)
@@ -18,7 +20,7 @@ pub(crate) fn exclusive(path: &Path, what: &str) -> Result<File, BuildError> {
     match file.try_lock() {
         Ok(()) => return Ok(file),
         Err(TryLockError::WouldBlock) => {
-            say(TASK, &format!("waiting for another process to finish {what} ({})", path.display()));
+            report(TASK, &format!("waiting for another process to finish {what} ({})", path.display()));
         }
         Err(TryLockError::Error(source)) => return Err(BuildError::file("lock", path, source)),
     }

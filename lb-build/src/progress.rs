@@ -1,24 +1,45 @@
-//! What is being done, while it is done, on standard error.
+//! Progress of long commands, on standard error.
 
 use std::{
     fmt,
-    io::{self, BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader, IsTerminal as _, stderr},
     process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
-/// While something long runs, a line of progress appears this often.
-const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// While a command runs, one line of progress appears this often.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// So many last lines of a failed command are shown.
+/// On a terminal one line is written over and over, so it may change faster.
+const REPORT_ON_TERMINAL_EVERY: Duration = Duration::from_millis(200);
+
+/// The number of lines that are shown of the end of a failed command's output.
 const TAIL: usize = 30;
 
-/// One line about `task`.
-pub fn say(task: &str, text: &str) {
+/// First words of the lines by which cargo reports its progress.
+const CARGO_STATUS: [&str; 14] = [
+    "Adding",
+    "Blocking",
+    "Building",
+    "Checking",
+    "Compiling",
+    "Downloaded",
+    "Downloading",
+    "Executable",
+    "Finished",
+    "Fresh",
+    "Locking",
+    "Preparing",
+    "Running",
+    "Updating",
+];
+
+/// Writes one line about `task`.
+pub fn report(task: &str, text: &str) {
     eprintln!("{task}: {text}");
 }
 
-/// Runs `work` and says how long it took if that was more than a second.
+/// Runs `work` and reports its duration if that is a second or more.
 ///
 /// # Errors
 /// Those of `work`.
@@ -27,15 +48,15 @@ pub fn timed<T, E>(task: &str, done: &str, work: impl FnOnce() -> Result<T, E>) 
     let result = work()?;
     let seconds = start.elapsed().as_secs();
     if seconds >= 1 {
-        say(task, &format!("{done} in {seconds} s"));
+        report(task, &format!("{done} in {seconds} s"));
     }
     Ok(result)
 }
 
-/// A watched command that did not succeed.
+/// A watched command that failed.
 #[derive(Debug)]
 pub struct Failure {
-    /// How it ended.
+    /// Exit code or signal.
     pub status: ExitStatus,
     /// The last lines of its standard error.
     pub tail: String,
@@ -47,26 +68,17 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs a command that talks much and takes long: of its standard error a line is shown now and then, with the seconds
-/// gone by, and the end of it only if the command fails.
+/// Runs a command and hides its output: every few seconds the line of standard error that came last
+/// is shown. The end of the output is returned if the command fails.
 ///
 /// # Errors
-/// The outer error: the command could not be started. The inner one: it failed.
+/// The outer error: the command could not be started. The inner error: the command failed.
 pub fn watched(task: &str, command: &mut Command) -> io::Result<Result<(), Failure>> {
-    let start = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let mut lines = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        let mut reported = start;
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if reported.elapsed() >= REPORT_EVERY {
-                reported = Instant::now();
-                say(task, &format!("{:4} s  {}", start.elapsed().as_secs(), line.trim()));
-            }
-            lines.push(line);
-        }
-    }
-    let status = child.wait()?;
+    let status = watch(task, command, |line| {
+        lines.push(line.to_owned());
+        true
+    })?;
     if status.success() {
         return Ok(Ok(()));
     }
@@ -74,14 +86,106 @@ pub fn watched(task: &str, command: &mut Command) -> io::Result<Result<(), Failu
     Ok(Err(Failure { status, tail }))
 }
 
+/// Runs a cargo command that compiles. Warnings and errors are shown as they come; the lines about
+/// single crates are progress, of which one is shown every few seconds.
+///
+/// # Errors
+/// The command could not be started.
+pub fn watched_cargo(task: &str, command: &mut Command) -> io::Result<ExitStatus> {
+    if stderr().is_terminal() {
+        // Cargo sees a pipe and would leave the colours out.
+        command.env("CARGO_TERM_COLOR", "always");
+    }
+    watch(task, command, |line| {
+        let text = without_escapes(line);
+        // Cargo aligns its status to the right; the lines of a diagnostic begin at the left or with
+        // a line number.
+        text.starts_with(' ')
+            && text.split_whitespace().next().is_some_and(|word| CARGO_STATUS.contains(&word))
+    })
+}
+
+/// Runs a command. Lines of standard error for which `is_progress` is true are shown now and then,
+/// all others at once.
+fn watch(
+    task: &str,
+    command: &mut Command,
+    mut is_progress: impl FnMut(&str) -> bool,
+) -> io::Result<ExitStatus> {
+    let mut progress = Line::new(task);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    if let Some(stderr) = child.stderr.take() {
+        let mut stderr = BufReader::new(stderr);
+        let mut bytes = Vec::new();
+        while stderr.read_until(b'\n', &mut bytes)? > 0 {
+            let line = String::from_utf8_lossy(&bytes);
+            let line = line.trim_end();
+            if is_progress(line) {
+                progress.show(&without_escapes(line));
+            } else {
+                progress.clear();
+                eprintln!("{line}");
+            }
+            bytes.clear();
+        }
+    }
+    progress.clear();
+    child.wait()
+}
+
+/// The line of progress of one command.
+struct Line<'a> {
+    task: &'a str,
+    start: Instant,
+    shown: Instant,
+    /// The line is rewritten in place instead of being followed by the next one.
+    in_place: bool,
+}
+
+impl<'a> Line<'a> {
+    fn new(task: &'a str) -> Self {
+        let now = Instant::now();
+        Self { task, start: now, shown: now, in_place: stderr().is_terminal() }
+    }
+
+    fn show(&mut self, text: &str) {
+        let every = if self.in_place { REPORT_ON_TERMINAL_EVERY } else { REPORT_EVERY };
+        if self.shown.elapsed() < every || text.is_empty() {
+            return;
+        }
+        self.shown = Instant::now();
+        let text = format!("{:4} s  {}", self.start.elapsed().as_secs(), text.trim());
+        if self.in_place {
+            // Short enough for a terminal of 80 columns: a line that wraps could not be rewritten.
+            let room = 78usize.saturating_sub(self.task.len());
+            eprint!("\r\x1b[K{}: {}", self.task, text.chars().take(room).collect::<String>());
+        } else {
+            report(self.task, &text);
+        }
+    }
+
+    fn clear(&self) {
+        if self.in_place {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// The text without the escape sequences that set colours.
+fn without_escapes(text: &str) -> String {
+    let mut parts = text.split("\x1b[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |plain, part| plain + part.split_once('m').map_or("", |(_, rest)| rest))
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
-    use super::watched;
+    use super::{watch, watched, without_escapes};
 
     #[test]
-    fn a_failed_command_leaves_the_end_of_what_it_said() {
+    fn the_end_of_a_failed_commands_output_is_returned() {
         let mut command = Command::new("sh");
         command.args(["-c", "for i in $(seq 50); do echo line $i >&2; done; exit 3"]);
         let failure = watched("test", &mut command).expect("sh starts").expect_err("it exits with 3");
@@ -94,7 +198,26 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_cannot_be_started() {
+    fn every_line_is_classified_once_and_without_its_end() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo '   Compiling a v1'; echo '   Compiling b v1' >&2; printf end >&2"]);
+        let mut lines = Vec::new();
+        let status = watch("test", &mut command, |line| {
+            lines.push(line.to_owned());
+            true
+        });
+        assert!(status.expect("sh starts").success());
+        assert_eq!(lines, ["   Compiling b v1", "end"]);
+    }
+
+    #[test]
+    fn colours_are_removed() {
+        assert_eq!(without_escapes("\x1b[1m\x1b[92m   Compiling\x1b[0m a"), "   Compiling a");
+        assert_eq!(without_escapes("no colour"), "no colour");
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_cannot_be_started() {
         assert!(watched("test", &mut Command::new("/nonexistent/program")).is_err());
     }
 }

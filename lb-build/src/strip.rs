@@ -1,4 +1,5 @@
-//! Debug information is needed to make BTF from, and by nobody after that: it is two thirds of the object.
+//! Removes debug information from the object. The linker derives BTF from it; after that it is of
+//! no use, and it is two thirds of the object.
 
 use std::{fs, path::Path};
 
@@ -24,7 +25,8 @@ fn without_debug_information(data: &[u8]) -> Result<Vec<u8>, object::build::Erro
         section.delete |= name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
     }
     builder.delete_orphan_symbols();
-    // LLVM keeps all names in one string table; the builder writes those of sections into a table of their own.
+    // LLVM keeps all names in one string table. The builder writes the names of sections into a
+    // separate table.
     if !builder.sections.iter().any(|section| matches!(section.data, SectionData::SectionString)) {
         let names = builder.sections.add();
         names.name = b".shstrtab"[..].into();
@@ -46,14 +48,14 @@ mod tests {
     use super::without_debug_information;
 
     #[test]
-    fn dwarf_goes_and_the_rest_stays() {
+    fn dwarf_is_removed_and_the_rest_stays() {
         let mut object = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
         for name in ["xdp", ".BTF", ".debug_info", ".debug_str"] {
             let section = object.add_section(Vec::new(), name.into(), SectionKind::Data);
             object.append_section_data(section, name.as_bytes(), 1);
         }
         let stripped = without_debug_information(&object.write().expect("an object")).expect("an ELF object");
-        let stripped = File::parse(&*stripped).expect("an object again");
+        let stripped = File::parse(&*stripped).expect("the stripped object");
         for name in ["xdp", ".BTF"] {
             let data = stripped.section_by_name(name).and_then(|section| section.data().ok());
             assert_eq!(data, Some(name.as_bytes()));

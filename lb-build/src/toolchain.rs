@@ -1,8 +1,9 @@
-//! Which Rust toolchain compiles the kernel programs.
+//! Chooses the Rust toolchain that compiles the kernel programs.
 //!
-//! Their target has no precompiled `core`, so it is built from the `rust-src` component with `-Z build-std`, which a
-//! nightly takes and any other toolchain takes under `RUSTC_BOOTSTRAP=1`. The linker reads the LLVM bitcode that rustc
-//! writes, so it must be linked to the same LLVM: the toolchain must come with it as a shared library, as those of rustup do.
+//! The BPF target has no precompiled `core`: cargo builds it from the `rust-src` component with `-Z
+//! build-std`. A nightly accepts that flag; any other toolchain accepts it with
+//! `RUSTC_BOOTSTRAP=1`. `bpf-linker` reads the LLVM bitcode that rustc writes, so it must use the
+//! same LLVM: the toolchain must contain LLVM as a shared library, as rustup's toolchains do.
 
 use std::{
     env,
@@ -14,55 +15,87 @@ use crate::{
     BuildError, TASK,
     command::{output, without_cargo_environment},
     linker,
-    progress::{say, timed},
+    progress::{report, timed},
 };
 
 /// A toolchain that can compile the kernel programs.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
-    /// `nightly-x86_64-unknown-linux-gnu`, or the sysroot of one that rustup does not know.
+    /// `nightly-x86_64-unknown-linux-gnu`; the sysroot if rustup does not manage the toolchain.
     pub name: String,
-    /// What `rustc -vV` prints.
+    /// Output of `rustc -vV`.
     pub version: String,
-    /// `rustc`'s own version: `1.97.0-nightly`.
+    /// Version of `rustc`: `1.97.0-nightly`.
     pub release: String,
     pub(crate) sysroot: PathBuf,
     /// `22.1.4`
     pub(crate) llvm: String,
-    /// The shared library of that LLVM.
+    /// Shared library of that LLVM.
     pub(crate) llvm_library: PathBuf,
+    /// Rustup can add components.
+    rustup: bool,
 }
 
 impl Toolchain {
-    /// The toolchain's cargo, in an environment free of any outer cargo.
+    /// Returns a command that runs the toolchain's cargo, without the environment of an outer
+    /// cargo.
     #[must_use]
     pub fn cargo(&self) -> Command {
         let bin = self.sysroot.join("bin");
         let mut command = Command::new(bin.join("cargo"));
         without_cargo_environment(&mut command);
-        // Cargo looks for rustc (and `cargo clippy` for its driver) by these, in this order.
+        // Cargo finds rustc by these two, in this order; `cargo clippy` finds its driver in the
+        // same way.
         command.env("RUSTC", bin.join("rustc"));
         let path = env::var_os("PATH").unwrap_or_default();
         if let Ok(path) = env::join_paths([bin].into_iter().chain(env::split_paths(&path))) {
             command.env("PATH", path);
         }
-        if !self.release.contains("nightly") {
+        if !self.is_nightly() {
             command.env("RUSTC_BOOTSTRAP", "1");
         }
         command
     }
 
-    /// Whether the toolchain has this cargo subcommand (`clippy`).
+    /// Returns true for a nightly: other toolchains have no Miri.
     #[must_use]
-    pub fn has_subcommand(&self, name: &str) -> bool {
-        self.sysroot.join("bin").join(format!("cargo-{name}")).is_file()
+    pub fn is_nightly(&self) -> bool {
+        self.release.contains("nightly")
+    }
+
+    /// Returns true if the toolchain contains this component of rustup.
+    #[must_use]
+    pub fn has(&self, component: Component) -> bool {
+        self.sysroot.join(component.file()).is_file()
+    }
+
+    /// Adds a component by rustup, unless the toolchain contains it.
+    ///
+    /// # Errors
+    /// The reason as text.
+    pub fn add(&self, component: Component) -> Result<(), String> {
+        if self.has(component) {
+            return Ok(());
+        }
+        let component = component.name();
+        if !self.rustup {
+            return Err(format!("it has no {component} (distributions package it as `{component}`)"));
+        }
+        report(TASK, &format!("adding {component} to {}", self.name));
+        let mut command = Command::new("rustup");
+        command.args(["component", "add", component, "--toolchain", &self.name]);
+        timed(TASK, &format!("added {component}"), || output(&mut command))
+            .map(drop)
+            .map_err(|reason| format!("it has no {component} and rustup could not add it: {reason}"))
     }
 
     pub(crate) fn llvm_major(&self) -> &str {
         major(&self.llvm)
     }
 
-    fn at(name: String, sysroot: PathBuf, rustup: bool) -> Result<Self, String> {
+    /// Examines a candidate. The error is the reason why it cannot compile the kernel programs.
+    fn examine(candidate: Candidate) -> Result<Self, String> {
+        let Candidate { name, sysroot, rustup, .. } = candidate;
         let rustc = sysroot.join("bin/rustc");
         if !sysroot.join("bin/cargo").is_file() {
             return Err(format!("it has no cargo in {}", sysroot.join("bin").display()));
@@ -72,7 +105,7 @@ impl Toolchain {
             version.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
         };
         let (Some(release), Some(llvm)) = (field("release:"), field("LLVM version:")) else {
-            return Err(format!("`{} -vV` names no release or no LLVM version", rustc.display()));
+            return Err(format!("`{} -vV` prints no release or no LLVM version", rustc.display()));
         };
         if !linker::LLVM_MAJORS.contains(&major(&llvm)) {
             return Err(format!(
@@ -83,21 +116,67 @@ impl Toolchain {
         }
         let llvm_library = shared_llvm(&sysroot.join("lib"), major(&llvm)).ok_or_else(|| {
             format!(
-                "{} has no libLLVM shared library for bpf-linker to use (those of rustup have)",
+                "{} has no shared libLLVM for bpf-linker (rustup's toolchains have one)",
                 sysroot.join("lib").display()
             )
         })?;
-        provide_rust_src(&name, &sysroot, rustup)?;
-        Ok(Self { name, version, release, sysroot, llvm, llvm_library })
+        let toolchain = Self { name, version, release, sysroot, llvm, llvm_library, rustup };
+        if !rustup && !toolchain.has(Component::RustSrc) {
+            return toolchain.add(Component::RustSrc).map(|()| toolchain);
+        }
+        Ok(toolchain)
     }
 }
 
-/// Finds the best usable toolchain: the one named in `SLUICE_EBPF_TOOLCHAIN` and no other, or else a nightly, the default
-/// one, any other that rustup has, and at last, without rustup, the `rustc` in `PATH`.
+/// Components of rustup that the tasks of this workspace use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Component {
+    Clippy,
+    Miri,
+    RustSrc,
+}
+
+impl Component {
+    /// The name that rustup uses.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clippy => "clippy",
+            Self::Miri => "miri",
+            Self::RustSrc => "rust-src",
+        }
+    }
+
+    /// A file below the sysroot that comes with the component.
+    fn file(self) -> &'static str {
+        match self {
+            Self::Clippy => "bin/cargo-clippy",
+            Self::Miri => "bin/cargo-miri",
+            Self::RustSrc => "lib/rustlib/src/rust/library/core/Cargo.toml",
+        }
+    }
+}
+
+/// Finds the best usable toolchain and adds `rust-src` to it.
 ///
 /// # Errors
-/// [`BuildError::NoToolchain`] says of each candidate why it cannot be used.
+/// [`BuildError::NoToolchain`] lists for each candidate why it cannot be used.
 pub fn find() -> Result<Toolchain, BuildError> {
+    first(|toolchain| toolchain.add(Component::RustSrc).map(|()| toolchain))
+}
+
+/// Returns the toolchain that [`find`] prefers, and changes nothing. It may lack `rust-src`.
+///
+/// # Errors
+/// [`BuildError::NoToolchain`] lists for each candidate why it cannot be used.
+pub fn preferred() -> Result<Toolchain, BuildError> {
+    first(Ok)
+}
+
+/// Returns the first candidate that `prepare` accepts. `SLUICE_EBPF_TOOLCHAIN` names the only
+/// candidate. Without it these are a nightly, then the default toolchain, then any other toolchain
+/// of rustup. Without rustup it is the `rustc` in `PATH`.
+fn first(prepare: impl Fn(Toolchain) -> Result<Toolchain, String>) -> Result<Toolchain, BuildError> {
     let mut reasons = Vec::new();
     let installed = match output(Command::new("rustup").args(["toolchain", "list", "-v"])) {
         Ok(list) => parse_list(&list),
@@ -119,9 +198,10 @@ pub fn find() -> Result<Toolchain, BuildError> {
         Err(_) => in_order_of_preference(installed),
     };
     for candidate in candidates {
-        match Toolchain::at(candidate.name.clone(), candidate.sysroot, candidate.rustup) {
+        let name = candidate.name.clone();
+        match Toolchain::examine(candidate).and_then(&prepare) {
             Ok(toolchain) => return Ok(toolchain),
-            Err(reason) => reasons.push(format!("{}: {reason}", candidate.name)),
+            Err(reason) => reasons.push(format!("{name}: {reason}")),
         }
     }
     Err(BuildError::NoToolchain { reasons })
@@ -135,7 +215,8 @@ struct Candidate {
     rustup: bool,
 }
 
-/// Lines of `rustup toolchain list -v`: `stable-x86_64-unknown-linux-gnu (active, default) /root/.rustup/toolchains/…`.
+/// Parses the output of `rustup toolchain list -v`. A line of it:
+/// `stable-x86_64-unknown-linux-gnu (active, default) /root/.rustup/toolchains/…`.
 fn parse_list(list: &str) -> Vec<Candidate> {
     list.lines()
         .filter_map(|line| {
@@ -152,7 +233,7 @@ fn parse_list(list: &str) -> Vec<Candidate> {
 }
 
 fn in_order_of_preference(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
-    // Stable sort: among equals, rustup's own order.
+    // The sort is stable: among equals, rustup's order stays.
     candidates.sort_by_key(|candidate| match candidate {
         Candidate { name, .. } if name.starts_with("nightly") => 0,
         Candidate { default: true, .. } => 1,
@@ -174,24 +255,9 @@ fn in_path(reasons: &mut Vec<String>) -> Option<Candidate> {
     }
 }
 
-fn provide_rust_src(name: &str, sysroot: &Path, rustup: bool) -> Result<(), String> {
-    if sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file() {
-        return Ok(());
-    }
-    if !rustup {
-        return Err("it has no rust-src (distributions have it as a package `rust-src`)".to_owned());
-    }
-    say(TASK, &format!("adding rust-src to {name}"));
-    let mut command = Command::new("rustup");
-    command.args(["component", "add", "rust-src", "--toolchain", name]);
-    timed(TASK, "added rust-src", || output(&mut command))
-        .map(drop)
-        .map_err(|reason| format!("it has no rust-src and rustup could not add it: {reason}"))
-}
-
-/// `libLLVM.so.22.1-rust-1.97.0-nightly` in rustup's toolchains, `libLLVM.so.22.1` or `libLLVM-22.so` elsewhere. (The
-/// `libLLVM-22-rust-….so` beside the first is a linker script of a few bytes, which a linker cannot be given as `-lLLVM`
-/// from another folder.)
+/// Returns the shared LLVM in `folder`: `libLLVM.so.22.1-rust-1.97.0-nightly` in rustup's
+/// toolchains, `libLLVM.so.22.1` or `libLLVM-22.so` elsewhere. (The `libLLVM-22-rust-….so` beside
+/// the first is a linker script of a few bytes. A linker cannot use it from another folder.)
 fn shared_llvm(folder: &Path, major: &str) -> Option<PathBuf> {
     let (versioned, plain) = (format!("libLLVM.so.{major}"), format!("libLLVM-{major}.so"));
     folder.read_dir().ok()?.flatten().map(|entry| entry.path()).find(|path| {
@@ -211,7 +277,7 @@ mod tests {
     use super::{in_order_of_preference, parse_list, shared_llvm};
 
     #[test]
-    fn a_nightly_is_preferred_then_the_default() {
+    fn a_nightly_is_preferred_to_the_default_toolchain() {
         let list = "\
             1.95.0-x86_64-unknown-linux-gnu /r/toolchains/1.95.0\n\
             stable-x86_64-unknown-linux-gnu (active, default) /r/toolchains/stable\n\
@@ -229,12 +295,12 @@ mod tests {
     }
 
     #[test]
-    fn no_toolchain_at_all_is_an_empty_list() {
+    fn the_list_of_a_rustup_without_toolchains_is_empty() {
         assert!(parse_list("no installed toolchains\n").is_empty());
     }
 
     #[test]
-    fn the_llvm_library_is_the_real_one_of_the_right_version() {
+    fn the_llvm_library_has_the_right_version_and_is_no_linker_script() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for name in ["libLLVM-22-rust-1.97.0-nightly.so", "libLLVM.so.21.1", "librustc_driver-b5.so"] {
             fs::write(folder.path().join(name), "").expect("a file");

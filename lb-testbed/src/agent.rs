@@ -94,7 +94,6 @@ impl Agent {
         &self.log
     }
 
-    /// Returns the process id of the agent.
     pub fn pid(&self) -> u32 {
         self.process.0.id()
     }

@@ -58,7 +58,7 @@ impl Node {
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> String {
-        self.place.run(program, arguments).expect("a program that .ci/run installs")
+        self.place.run(program, arguments).expect("a program that `cargo xtask test` installs")
     }
 
     /// Adds rules with each variant of iptables.

@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`: the kernel programs, and what is in them.
+//! `cargo xtask build-ebpf`: builds the kernel programs and lists them.
 
 use std::{env, fs, path::PathBuf};
 
@@ -15,7 +15,8 @@ pub struct Options {
     arch: String,
 }
 
-/// Builds them before a task runs cargo for something that contains them: cargo would do it too, but show nothing of it.
+/// Builds the programs before a task compiles the agent, which contains them. The agent's build
+/// script would build them too, but cargo shows no progress of build scripts.
 pub fn ensure() -> Result<()> {
     build(env::consts::ARCH).map(drop)
 }

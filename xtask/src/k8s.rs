@@ -1,8 +1,9 @@
-//! `cargo xtask k8s`: a real Kubernetes API server (and on request the other programs) for the tests, built from its Go
-//! modules and kept below `target/k8s/`.
+//! `cargo xtask k8s`: builds a real Kubernetes API server (and on request other programs) for the
+//! tests from its Go modules, and keeps it below `target/k8s/`.
 //!
-//! Kubernetes is not made to be a dependency: its go.mod replaces its own parts by folders. A module of our own that requires it
-//! and replaces the same parts by their published versions builds the unchanged programs.
+//! No Go module can simply depend on Kubernetes, because its go.mod replaces its staging modules by
+//! folders. This task writes a module that requires Kubernetes and replaces the same modules by
+//! their published versions. It builds the programs unchanged.
 
 use std::{
     fs,
@@ -12,11 +13,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use lb_build::progress::{say, timed, watched};
+use lb_build::progress::{report, timed, watched};
+
+use crate::process::{self, is_installed};
 
 const TASK: &str = "k8s";
 
-/// The release that `semantics.md` was written against.
+const INSTALL_GO: &str = "install Go 1.26 or later (https://go.dev/dl)";
+
+/// The release that `docs/semantics.md` describes.
 const VERSION: &str = "1.37.2";
 
 #[derive(clap::Args)]
@@ -53,12 +58,27 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The folder with the programs, which are built first unless they are there.
+/// Returns the reason and the remedy if [`provide`] can neither find nor build these programs.
+pub fn unavailable(programs: &[Program]) -> Option<String> {
+    (!missing(programs).is_empty() && !is_installed("go")).then(|| {
+        format!("Go is needed to build the API server of Kubernetes {VERSION}\nremedy: {INSTALL_GO}")
+    })
+}
+
+fn root() -> PathBuf {
+    crate::target().join("k8s").join(VERSION)
+}
+
+fn missing(programs: &[Program]) -> Vec<Program> {
+    let bin = root().join("bin");
+    programs.iter().copied().filter(|program| !bin.join(program.name()).is_file()).collect()
+}
+
+/// Returns the folder with the programs. Builds those that are missing.
 pub fn provide(programs: &[Program]) -> Result<PathBuf> {
-    let root = crate::target().join("k8s").join(VERSION);
+    let root = root();
     let bin = root.join("bin");
-    let missing: Vec<_> =
-        programs.iter().copied().filter(|program| !bin.join(program.name()).is_file()).collect();
+    let missing = missing(programs);
     if missing.is_empty() {
         return Ok(bin);
     }
@@ -78,30 +98,31 @@ fn write_module(folder: &Path) -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all(folder)?;
-    say(TASK, &format!("fetching the Go modules of Kubernetes {VERSION}"));
+    report(TASK, &format!("fetching the Go modules of Kubernetes {VERSION}"));
     let own = fs::read_to_string(download(folder)?).context("cannot read the go.mod of Kubernetes")?;
     fs::write(folder.join("go.mod"), go_mod(&own))?;
     fs::write(folder.join("tools.go"), tools_go())?;
     timed(TASK, "resolved the modules", || go(folder, &["mod", "tidy"]))
 }
 
-/// Path of Kubernetes' own go.mod in Go's cache.
+/// Downloads Kubernetes and returns the path of its go.mod in Go's cache.
 fn download(folder: &Path) -> Result<PathBuf> {
     let module = format!("k8s.io/kubernetes@v{VERSION}");
     let output =
         command(folder).args(["mod", "download", "-json", &module]).stderr(Stdio::inherit()).output();
-    let output = output.context("cannot run `go`\nremedy: install Go 1.26 or later (https://go.dev/dl)")?;
+    let output = output.with_context(|| format!("cannot run `go`\nremedy: {INSTALL_GO}"))?;
     let json = String::from_utf8_lossy(&output.stdout);
     let path = json.lines().find_map(|line| line.trim().strip_prefix("\"GoMod\": \"")?.strip_suffix("\","));
     match path {
         Some(path) if output.status.success() => Ok(path.into()),
         _ => bail!(
-            "`go mod download {module}` failed: {json}\nremedy: it needs the network (proxy.golang.org) once"
+            "`go mod download {module}` failed: {json}\nremedy: connect to the network (proxy.golang.org is needed once)"
         ),
     }
 }
 
-/// Our go.mod, from the `go` line and the replaced parts in Kubernetes' own.
+/// Returns the go.mod of this task's module, from the `go` line and the replaced modules of
+/// Kubernetes' go.mod.
 fn go_mod(kubernetes: &str) -> String {
     let minor = VERSION.strip_prefix("1.").unwrap_or(VERSION);
     let go = kubernetes.lines().find(|line| line.starts_with("go ")).unwrap_or("go 1.26");
@@ -116,7 +137,8 @@ fn go_mod(kubernetes: &str) -> String {
     text
 }
 
-/// Imports all programs, so that one `go mod tidy` resolves what any of them needs.
+/// Returns a Go file that imports all programs, so that one `go mod tidy` resolves the dependencies
+/// of each.
 fn tools_go() -> String {
     let imports = Program::value_variants()
         .iter()
@@ -127,10 +149,11 @@ fn tools_go() -> String {
 
 fn build(program: Program, module: &Path, bin: &Path) -> Result<()> {
     let name = program.name();
-    say(TASK, &format!("building {name} {VERSION} (some minutes the first time)"));
+    report(TASK, &format!("building {name} {VERSION} (once, about four minutes)"));
     let ldflags = format!("-s -w -X k8s.io/component-base/version.gitVersion=v{VERSION}");
     let output = bin.join(name);
-    // Built under another name: an interrupted build must not look finished.
+    // The build writes to another name: an interrupted build must not leave a file that looks
+    // complete.
     let unfinished = bin.join(format!("{name}.unfinished"));
     let unfinished_arg = unfinished.display().to_string();
     let package = format!("k8s.io/kubernetes/cmd/{name}");
@@ -142,12 +165,12 @@ fn build(program: Program, module: &Path, bin: &Path) -> Result<()> {
 
 fn go(module: &Path, args: &[&str]) -> Result<()> {
     watched(TASK, command(module).args(args))
-        .context("cannot run `go`\nremedy: install Go 1.26 or later (https://go.dev/dl)")?
+        .with_context(|| format!("cannot run `go`\nremedy: {INSTALL_GO}"))?
         .map_err(|failure| anyhow::anyhow!("`go {}` failed: {failure}", args.join(" ")))
 }
 
 fn command(module: &Path) -> Command {
-    let mut command = Command::new("go");
+    let mut command = process::command("go");
     command.current_dir(module).env("CGO_ENABLED", "0").env("GOFLAGS", "-mod=mod").env("GOWORK", "off");
     command
 }
@@ -157,7 +180,7 @@ mod tests {
     use super::go_mod;
 
     #[test]
-    fn the_parts_that_kubernetes_replaces_by_folders_come_from_their_releases() {
+    fn modules_that_kubernetes_replaces_by_folders_are_replaced_by_their_releases() {
         let own = "module k8s.io/kubernetes\n\ngo 1.26.0\n\nrequire (\n\tk8s.io/api v0.0.0\n)\n\nreplace (\n\
                    \tk8s.io/api => ./staging/src/k8s.io/api\n\tk8s.io/client-go => ./staging/src/k8s.io/client-go\n)\n";
         assert_eq!(

@@ -1,4 +1,4 @@
-//! `cargo xtask …`: what is done in this workspace, in Rust instead of scripts. One file per task.
+//! `cargo xtask …`: the tasks of this workspace, in Rust instead of scripts. Each task has a file.
 
 mod bench;
 mod build_ebpf;
@@ -6,6 +6,7 @@ mod demo;
 mod k8s;
 mod process;
 mod run;
+mod setup;
 mod test;
 
 use std::{
@@ -18,15 +19,17 @@ use anyhow::Result;
 use clap::Parser;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "What is done in this workspace")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Tasks of this workspace")]
 enum Task {
-    /// Build the kernel programs (finds a toolchain and makes the linker when it is the first time)
+    /// Build the kernel programs (finds a toolchain; builds the linker the first time)
     BuildEbpf(build_ebpf::Options),
     /// Build lb and run it as root: `cargo xtask run agent --manifests deploy/examples`
     Run(run::Options),
-    /// Show Sluice at work: two nodes, four pods and real traffic in network namespaces, on this machine alone
-    Demo(demo::Options),
-    /// Run the tests: formatting, lints, unit, packet, end-to-end and cluster tests
+    /// Show Sluice at work: two nodes, four pods and real traffic in network namespaces, on this
+    /// machine alone
+    Demo(demo::Task),
+    /// Install what the tests need, and run them: formatting, lints, unit, packet, end-to-end and
+    /// cluster tests
     Test(test::Options),
     /// Measure: the figures of docs/benchmarks.md
     #[command(subcommand)]
@@ -51,7 +54,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Run(options) => run::run(&options),
-        Task::Demo(options) => demo::run(&options),
+        Task::Demo(task) => demo::run(&task),
         Task::Test(options) => test::run(&options),
         Task::Bench(bench) => bench::run(&bench),
         Task::Tidy => test::run(&test::Options::tidy()),
@@ -59,12 +62,22 @@ fn run(task: Task) -> Result<()> {
     }
 }
 
-/// Root folder of the workspace, wherever cargo was started from.
+/// Root folder of the workspace, independent of the working directory.
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// Where builds put what they make.
+/// Folder into which builds write.
 fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Task::command().debug_assert();
+    }
 }

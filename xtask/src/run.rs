@@ -1,12 +1,12 @@
-//! `cargo xtask run`: the agent or any other command of `lb`, built and run as root.
+//! `cargo xtask run`: builds `lb` and runs one of its commands as root.
 
 use std::{os::unix::process::CommandExt as _, process::Command};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::{
     build_ebpf,
-    process::{cargo, is_root},
+    process::{cargo, compile, is_root},
 };
 
 #[derive(clap::Args)]
@@ -22,10 +22,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     build_ebpf::ensure()?;
     let profile = if options.release { "release" } else { "dev" };
-    if !cargo().args(["build", "-p", "lb-userspace", "--bin", "lb", "--profile", profile]).status()?.success()
-    {
-        bail!("lb could not be built, see above");
-    }
+    compile(cargo().args(["build", "-p", "lb-userspace", "--bin", "lb", "--profile", profile]))?;
     let lb = crate::target().join(if options.release { "release" } else { "debug" }).join("lb");
     let mut command = if is_root() {
         Command::new(&lb)
@@ -34,7 +31,8 @@ pub fn run(options: &Options) -> Result<()> {
         sudo.arg(&lb);
         sudo
     };
-    // exec returns only if it failed: signals and the exit code are lb's own.
+    // lb replaces this process, so that it receives signals and its exit code is returned. exec
+    // returns only if it fails.
     let error = command.args(&options.args).exec();
     Err(error).with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: the figures of docs/benchmarks.md, one file per group.
+//! `cargo xtask bench`: measures the figures of docs/benchmarks.md. Each group of figures has a
+//! file.
 
 mod programs;
 

@@ -1,10 +1,10 @@
-//! How the demo looks: numbered headings with the time, aligned tables, colour on a terminal only.
+//! Output of the demo: numbered headings, aligned tables, and colours on a terminal only.
 
 use std::env;
 use std::io::{IsTerminal, stdout};
 use std::time::Instant;
 
-/// How a cell is to be read.
+/// Meaning of a text; on a terminal its colour.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
     Plain,
@@ -23,7 +23,7 @@ impl Cell {
         Self { text: text.into(), tone }
     }
 
-    /// "ok" or what is wrong.
+    /// "ok", or the problem.
     pub fn verdict(problem: Option<&str>) -> Self {
         match problem {
             None => Self::new("ok", Tone::Good),
@@ -53,13 +53,9 @@ impl Screen {
         Self { colour, start: Instant::now(), section: 0 }
     }
 
-    /// Seconds since the start.
+    /// Returns the seconds since the start.
     pub fn seconds(&self) -> f32 {
         self.start.elapsed().as_secs_f32()
-    }
-
-    pub fn title(&self, text: &str) {
-        println!("{}", self.bold(text));
     }
 
     pub fn heading(&mut self, text: &str) {
@@ -75,7 +71,7 @@ impl Screen {
         println!("{INDENT}{}", self.paint(text, tone));
     }
 
-    /// Lines that a program printed, at most `limit` of them.
+    /// Prints the first `limit` lines of a program's output.
     pub fn excerpt(&self, output: &str, limit: usize) {
         let lines: Vec<_> = output.trim_end().lines().collect();
         for line in lines.iter().take(limit) {

@@ -1,4 +1,5 @@
-//! Rules of this repository that no compiler checks. Each test lists every place that breaks its rule.
+//! Rules of this repository that no compiler checks. Each test lists every place that breaks its
+//! rule.
 
 mod docs;
 mod files;

@@ -60,7 +60,8 @@ fn check(object: &Value) -> Vec<String> {
     }
 }
 
-/// What is read as `T` and written again must still hold every field: the API's types drop those they do not know.
+/// What is read as `T` and written again must still hold every field: the API's types drop those
+/// they do not know.
 fn check_as<T: DeserializeOwned + Serialize>(object: &Value) -> Vec<String> {
     match serde_json::from_value::<T>(object.clone()).and_then(serde_json::to_value) {
         Ok(known) => {

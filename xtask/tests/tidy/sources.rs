@@ -2,7 +2,8 @@
 
 use crate::{assert_none, text_files};
 
-/// What must not stand in sources, and what to do instead. Each is written in two halves so that this file is no finding.
+/// What must not stand in sources, and what to do instead. Each is written in two halves so that
+/// this file is no finding.
 const BANNED: [([&str; 2], &str); 6] = [
     (["tod", "o!("], "do it now or leave it out"),
     (["unimple", "mented!("], "do it now or leave it out"),
@@ -35,7 +36,8 @@ fn every_crate_names_its_licence_and_takes_the_lints_of_the_workspace() {
     for file in manifests.filter(|file| file.text.contains("[package]")) {
         let path = file.path.display();
         let dual = file.path.starts_with("lb-common") || file.path.starts_with("lb-ebpf");
-        // The kernel accepts some helpers from GPL programs only, so what is compiled into them is offered under both.
+        // The kernel accepts some helpers from GPL programs only, so what is compiled into them is
+        // offered under both.
         let licence =
             if dual { "license = \"Apache-2.0 OR GPL-2.0-only\"" } else { "license.workspace = true" };
         if !file.text.contains(licence) {

@@ -1,17 +1,20 @@
-//! `cargo xtask demo`: the whole product on one machine, with no cluster. Namespaces stand for the machines; the agents,
-//! the kernel programs, the servers, the clients and every packet are real.
+//! The demo: the whole product on one machine, without a cluster. Network namespaces take the place
+//! of machines. The agents, the kernel programs, the servers, the clients and every packet are
+//! real.
 
+mod options;
 mod screen;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail};
+use clap::Parser;
 use lb_testbed::controllers::{self, Applied};
 use lb_testbed::host::{Datagrams, LoadKind, Process};
 use lb_testbed::manifests::{self, Protocol};
@@ -19,77 +22,48 @@ use lb_testbed::report::Exchange;
 use lb_testbed::topology::Pod;
 use lb_testbed::{Agent, AgentOptions, Datapath, Family, Host, Topology, Underlay, agent, run};
 
+use self::options::{Mode, Options};
 use self::screen::{Cell, Screen, Tone};
-use crate::process::{cargo, is_root};
 
-#[derive(clap::Args)]
-pub struct Options {
-    /// Leave everything running and say how to look around
-    #[arg(long)]
-    keep: bool,
-    /// Remove what an earlier --keep left running, and do nothing else
-    #[arg(long, conflicts_with = "keep")]
-    remove: bool,
-    /// Which programs translate packets
-    #[arg(long, value_enum, default_value = "tc")]
-    mode: Mode,
-    /// Let pods of different nodes speak through VXLAN, as an overlay CNI does
-    #[arg(long)]
-    overlay: bool,
+#[derive(Parser)]
+#[command(about = "The demo of Sluice; `cargo xtask demo` builds and runs it")]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Mode {
-    Tc,
-    Xdp,
-}
-
-/// Pods that carry the replicas; the remaining one is a client.
+/// Pods with the replicas. The remaining pod is a client.
 const REPLICAS: [usize; 3] = [0, 2, 3];
 const CLIENT_POD: usize = 1;
 /// Requests to each address.
-const ASKED: u32 = 6;
+const REQUESTS: u32 = 6;
+const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
 
-pub fn run(options: &Options) -> Result<()> {
-    if !is_root() {
-        bail!(
-            "the demo makes network namespaces and loads BPF programs: run it as root (sudo -E cargo xtask demo)"
-        );
+fn main() -> ExitCode {
+    match run(&Arguments::parse().options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+fn run(options: &Options) -> Result<()> {
     if options.remove {
         for id in run::remove_kept()? {
             println!("removed {id}");
         }
         return Ok(());
     }
-    let mut screen = Screen::new();
-    screen
-        .title("Sluice in network namespaces: two nodes with a real agent each, four pods, a client outside");
-    let tool = build(&mut screen)?;
-    let mut demo = Demo::set_up(options, screen, &tool)?;
+    let servers = env::current_exe().context("cannot find this program")?.with_file_name("lb-testbed");
+    let mut demo = Demo::set_up(options, Screen::new(), &servers)?;
     demo.start_agents()?;
     demo.requests()?;
     demo.spread()?;
     demo.removal_under_load()?;
     demo.maps()?;
     demo.finish(options.keep)
-}
-
-fn build(screen: &mut Screen) -> Result<PathBuf> {
-    screen.heading("Build");
-    // Two builds: in one the testbed would choose other features of the agent's libraries. Its servers need none of its own.
-    let agent: &[_] = &["--package", "lb-userspace", "--bin", "lb"];
-    let servers: &[_] = &["--package", "lb-testbed", "--bin", "lb-testbed", "--no-default-features"];
-    for arguments in [agent, servers] {
-        if !cargo().arg("build").args(arguments).status()?.success() {
-            bail!("the build failed, see above");
-        }
-    }
-    screen.line(&format!(
-        "the agent with its kernel programs, and the servers and clients: {:.1} s",
-        screen.seconds()
-    ));
-    Ok(crate::target().join("debug").join("lb-testbed"))
 }
 
 struct Demo {
@@ -112,7 +86,7 @@ impl Demo {
             Mode::Xdp => Datapath::Xdp,
         };
         let topology = Topology::build(underlay, datapath, tool)?;
-        let services = controllers::apply(&crate::workspace().join("deploy/examples"), REPLICAS.len())?;
+        let services = controllers::apply(Path::new(EXAMPLES), REPLICAS.len())?;
         let mut servers = Vec::new();
         for (index, listen) in controllers::listeners(&services) {
             let host = &topology.pods[REPLICAS[index]].host;
@@ -161,7 +135,7 @@ impl Demo {
         let rows: Vec<_> = self.services.iter().map(row).collect();
         self.screen.table(&["SERVICE", "TYPE", "CLUSTER-IPS", "PORTS", "ENDPOINTS"], &rows);
         self.screen.line(
-            "from deploy/examples; the demo assigns addresses and makes EndpointSlices as a cluster would",
+            "from deploy/examples; the demo assigns the addresses and writes the EndpointSlices, as a cluster does",
         );
     }
 
@@ -176,7 +150,7 @@ impl Demo {
             let name = &node.host.name;
             self.screen.toned(
                 &format!(
-                    "{name}: programs loaded, Services in the maps after {took:.1} s; packets of eth0 by {by}"
+                    "{name}: initial sync complete after {took:.1} s; {by} translates the packets of eth0"
                 ),
                 Tone::Good,
             );
@@ -185,7 +159,7 @@ impl Demo {
         Ok(())
     }
 
-    /// Every kind of client to every kind of address, IPv4 and IPv6.
+    /// Sends requests from every kind of client to every kind of address, IPv4 and IPv6.
     fn requests(&mut self) -> Result<()> {
         self.screen.heading("Requests");
         let mut rows = Vec::new();
@@ -210,7 +184,7 @@ impl Demo {
                 }
             }
         }
-        self.screen.table(&["FROM", "SERVICE", "ADDRESS", "ANSWERED BY", "WHO SAW THE CLIENT AS", ""], &rows);
+        self.screen.table(&["FROM", "SERVICE", "ADDRESS", "ANSWERED BY", "CLIENT ADDRESS THERE", ""], &rows);
         Ok(())
     }
 
@@ -222,11 +196,10 @@ impl Demo {
         target: SocketAddr,
     ) -> Result<Vec<Cell>> {
         let exchanges = match protocol {
-            Protocol::Tcp => client.get(&[target], ASKED)?,
-            Protocol::Sctp => client.associate(target, ASKED)?,
-            Protocol::Udp => {
-                client.send_datagrams(target, Datagrams { count: ASKED, size: 32, ..Datagrams::default() })?
-            }
+            Protocol::Tcp => client.get(&[target], REQUESTS)?,
+            Protocol::Sctp => client.associate(target, REQUESTS)?,
+            Protocol::Udp => client
+                .send_datagrams(target, Datagrams { count: REQUESTS, size: 32, ..Datagrams::default() })?,
         };
         let answers = || exchanges.iter().flat_map(|exchange| &exchange.result);
         let join = |texts: BTreeSet<String>| texts.into_iter().collect::<Vec<_>>().join(" ");
@@ -246,7 +219,8 @@ impl Demo {
         ])
     }
 
-    /// What is wrong with an exchange: no answer, the wrong pod, the wrong peer, or a client address that it must not show.
+    /// Returns the problem of an exchange: no answer, the wrong pod, the wrong peer, or a wrong
+    /// client address.
     fn problem(&self, applied: &Applied, client: &Host, exchange: &Exchange) -> Option<String> {
         let answer = match &exchange.result {
             Ok(answer) => answer,
@@ -254,15 +228,16 @@ impl Demo {
         };
         let endpoints = pods(&self.topology, &applied.pods);
         let Some(pod) = endpoints.iter().find(|pod| pod.host.name == answer.greeting.pod) else {
-            return Some(format!("{} is no endpoint", answer.greeting.pod));
+            return Some(format!("{} is not an endpoint", answer.greeting.pod));
         };
         if answer.peer != exchange.target {
             return Some(format!("the client sees the peer {}", answer.peer));
         }
         let seen = answer.greeting.client.ip();
         let family = Family::of(seen);
-        // A packet that entered at the endpoint's own node shows the client itself; one that was sent on to the other
-        // node, and requests of a node's own processes, show an address of a node.
+        // The endpoint sees the client's own address if the packet entered at the endpoint's node.
+        // It sees an address of a node if the packet entered at the other node, or if the client is
+        // a process of a node.
         let entry = self.topology.nodes.iter().find(|node| node.host.address(family) == exchange.target.ip());
         let own = client.address(family) == seen;
         let nodes = self.topology.nodes.iter();
@@ -301,7 +276,8 @@ impl Demo {
         Ok(())
     }
 
-    /// Requests run while one of three endpoints leaves; none may fail, and none may reach it afterwards.
+    /// Removes one of three endpoints during requests. No request may fail, and none may reach the
+    /// removed endpoint.
     fn removal_under_load(&mut self) -> Result<()> {
         let leaving = *REPLICAS.last().context("there are replicas")?;
         let leaving_name = self.topology.pods[leaving].host.name.clone();
@@ -359,10 +335,10 @@ impl Demo {
         }
         if left {
             self.screen.line(&format!(
-                "{took} ms after its EndpointSlice changed, 60 new requests found the other two"
+                "{took} ms after the change of its EndpointSlice, 60 new requests reached only the other two"
             ));
         }
-        self.check((!left).then(|| format!("{leaving_name} is still asked 10 s after it left")));
+        self.check((!left).then(|| format!("{leaving_name} still receives requests 10 s after its removal")));
         Ok(())
     }
 
@@ -435,7 +411,7 @@ impl Demo {
         let pod = &self.topology.pods[CLIENT_POD].host;
         let inside = web_address(self.find("web")?)?;
         let outside = self.topology.nodes[0].host.at(Family::V4, node_port(self.find("web-nodeport")?)?);
-        println!("\n{id} is left running. To look around:");
+        println!("\n{id} keeps running. To look around:");
         self.screen
             .line(&format!("ip netns exec {} curl http://{outside}/", self.topology.client.place.netns()));
         self.screen.line(&format!(
@@ -465,7 +441,7 @@ impl Demo {
     }
 }
 
-/// Pods by the numbers that [`Applied`] uses.
+/// Returns the pods with these numbers, as [`Applied`] counts them.
 fn pods<'a>(topology: &'a Topology, numbers: &[usize]) -> Vec<&'a Pod> {
     numbers.iter().map(|index| &topology.pods[REPLICAS[*index]]).collect()
 }
@@ -488,7 +464,8 @@ fn node_port(applied: &Applied) -> Result<u16> {
     applied.service.ports.first().and_then(|port| port.node_port).context("web-nodeport has no nodePort")
 }
 
-/// A pinned map whose file name is this, in any case of letters, below the folder.
+/// Returns the path of the pinned map with this name below the folder. Upper and lower case do not
+/// count.
 fn find_pin(folder: &Path, name: &str) -> Option<PathBuf> {
     for entry in fs::read_dir(folder).ok()?.flatten() {
         let path = entry.path();
@@ -503,7 +480,7 @@ fn find_pin(folder: &Path, name: &str) -> Option<PathBuf> {
     None
 }
 
-/// What bpftool prints of a map, if there is a bpftool.
+/// Returns the output of bpftool for a map. Returns `None` if this machine has no bpftool.
 fn dump(map: &Path) -> Option<String> {
     let output = Command::new("bpftool")
         .args(["map", "dump", "pinned"])

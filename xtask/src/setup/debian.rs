@@ -1,0 +1,112 @@
+//! Programs of the system and the Debian packages that contain them.
+
+use anyhow::{Context as _, Result, bail};
+use lb_build::progress::{timed, watched};
+
+use super::TASK;
+use crate::process::{command, is_installed, is_root};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    Compiler,
+    Ip,
+    Ethtool,
+    Bpftool,
+    Iptables,
+    Nft,
+    Ipset,
+    Etcd,
+}
+
+impl Program {
+    /// The program's file name: the machine has the program if PATH leads to this file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Compiler => "cc",
+            Self::Ip => "ip",
+            Self::Ethtool => "ethtool",
+            Self::Bpftool => "bpftool",
+            Self::Iptables => "iptables-nft",
+            Self::Nft => "nft",
+            Self::Ipset => "ipset",
+            Self::Etcd => "etcd",
+        }
+    }
+
+    pub fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Compiler => &["gcc", "libc6-dev"],
+            Self::Ip => &["iproute2"],
+            Self::Ethtool => &["ethtool"],
+            Self::Bpftool => &["bpftool"],
+            Self::Iptables => &["iptables"],
+            Self::Nft => &["nftables"],
+            Self::Ipset => &["ipset"],
+            Self::Etcd => &["etcd-server"],
+        }
+    }
+
+    pub fn purpose(self) -> &'static str {
+        match self {
+            Self::Compiler => "links Rust programs, compiles the C code of crates",
+            Self::Ip => "network namespaces and devices",
+            Self::Ethtool => "offloads of devices",
+            Self::Bpftool => "shows maps and programs",
+            Self::Iptables | Self::Nft => "rules of kube-proxy, for the tests of their removal",
+            Self::Ipset => "sets of kube-proxy, for the tests of their removal",
+            Self::Etcd => "storage of the real API server",
+        }
+    }
+
+    pub fn is_installed(self) -> bool {
+        is_installed(self.name())
+    }
+}
+
+/// Returns the reason why [`install`] cannot install these programs on this machine.
+pub fn cannot_install(programs: &[Program]) -> Option<&'static str> {
+    if programs.is_empty() {
+        None
+    } else if !is_installed("apt-get") {
+        Some(
+            "this machine has no apt-get\nremedy: install the packages of your distribution with these programs",
+        )
+    } else if !is_root() {
+        Some(
+            "apt-get needs root\nremedy: run `sudo -E` with the same command, or install the packages yourself",
+        )
+    } else {
+        None
+    }
+}
+
+/// Installs the packages of `programs` with apt-get.
+pub fn install(programs: &[Program]) -> Result<()> {
+    if programs.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<_> = programs.iter().flat_map(|program| program.packages()).copied().collect();
+    timed(TASK, &format!("installed {}", packages.join(" ")), || {
+        apt_get(&["update"])?;
+        apt_get(&[&["install", "--yes", "--no-install-recommends"][..], &packages].concat())
+    })?;
+    let missing: Vec<_> =
+        programs.iter().filter(|program| !program.is_installed()).map(|program| program.name()).collect();
+    if !missing.is_empty() {
+        bail!(
+            "apt-get installed {} but there is no program {}\nremedy: install it and add its folder to PATH",
+            packages.join(" "),
+            missing.join(" ")
+        );
+    }
+    Ok(())
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let mut apt_get = command("apt-get");
+    // RUNLEVEL=1 keeps the package of etcd from starting a server: the tests start their own.
+    apt_get.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
+    watched(TASK, &mut apt_get)
+        .context("cannot run apt-get")?
+        .map_err(|failure| anyhow::anyhow!("`apt-get {}` failed: {failure}", arguments.join(" ")))
+}
