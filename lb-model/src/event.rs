@@ -6,48 +6,46 @@ use ipnet::IpNet;
 
 use crate::{EndpointSlice, Node, ObjectName, Problem, Service};
 
-/// One change that a source (the API server or a folder of manifests) reports. An object that is
-/// `None` has been deleted, or no longer concerns this proxy.
+/// Something changed. An object that is `None` is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceEvent {
     Service(ObjectName, Option<Arc<Service>>),
     EndpointSlice(ObjectName, Option<Arc<EndpointSlice>>),
-    /// The Node that this process runs on.
+    /// The node this process runs on.
     Node(Option<Arc<Node>>),
     ServiceCidr(ObjectName, Option<Arc<[IpNet]>>),
-    /// All current problems of one problem source. The list replaces the previous one; an empty
-    /// list means that the problems are resolved.
+    /// Everything that is wrong at this origin now, in place of what was reported of it before.
     Report(ProblemSource, Vec<Problem>),
-    /// Every existing object of this resource has been sent once.
+    /// Everything of this part that exists has been sent once.
     Synced(WatchedResource),
 }
 
-/// Where problems were found: in an object, in a file or in a watch.
+/// What a report is about: an object, a file, or a watch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProblemSource {
-    /// Kind (such as `Service`) and name of an API object.
     Object(&'static str, ObjectName),
-    /// A file or folder of manifests.
     File(Arc<Path>),
-    /// The watch of a resource, as RBAC rules name it (such as `services`).
     Watch(&'static str),
 }
 
-/// The resources that must have been read completely before the maps are written.
+/// The kinds of object that must have arrived in full before anything is programmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum WatchedResource {
     Services,
     EndpointSlices,
-    /// The zone of the node decides about topology hints. kube-proxy 1.36 could start before it
-    /// had read its zone, and ignored every hint.
+    /// kube-proxy 1.36 could start before it knew its zone, and ignored every hint.
     Node,
     ServiceCidrs,
 }
 
 impl WatchedResource {
-    pub const ALL: [WatchedResource; 4] =
-        [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs];
+    pub const ALL: [WatchedResource; 4] = [
+        WatchedResource::Services,
+        WatchedResource::EndpointSlices,
+        WatchedResource::Node,
+        WatchedResource::ServiceCidrs,
+    ];
 }
 
 impl fmt::Display for WatchedResource {

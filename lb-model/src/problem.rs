@@ -2,28 +2,25 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A part of the input that cannot be used. The rest of the object and all other objects are
-/// served.
+/// Something in the input that cannot be used as it stands. The rest of the object, and every other object, is served.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Problem {
     pub severity: Severity,
-    /// Set if the object was read from a manifest folder.
+    /// Where the object was read, if from a manifest folder.
     pub location: Option<Arc<ManifestLocation>>,
-    /// Kind, namespace and name, such as `Service default/web`. For files it is the path, for
-    /// watches the request that failed. Empty if a document could not be parsed.
+    /// Kind, namespace and name, such as `Service default/web`; empty when a file could not be read that far.
     pub object: Arc<str>,
-    /// Path of the field in the object, such as `spec.ports[1].nodePort`. Empty if the problem
-    /// concerns the whole object.
+    /// Path of the field inside the object, such as `spec.ports[1].nodePort`; empty when it is the whole object.
     pub field: Box<str>,
     pub kind: ProblemKind,
     pub reason: Box<str>,
-    /// What a person can do, and how the object is served until then.
+    /// What a person can do, and what becomes of the object until then.
     pub remedy: Box<str>,
 }
 
 impl Problem {
-    /// Returns kind, namespace and name of the API object. The namespace is empty for kinds without
-    /// namespaces. Returns `None` if the problem concerns no API object.
+    /// Kind, namespace and name of the API object; none when it is about something else. Objects without a namespace have an
+    /// empty one.
     pub fn object_reference(&self) -> Option<(&'static str, &str, &str)> {
         let (kind, name) = self.object.split_once(' ')?;
         let kind = OBJECT_KINDS.into_iter().find(|known| *known == kind)?;
@@ -32,35 +29,35 @@ impl Problem {
     }
 }
 
-/// The kinds of API object that can have problems.
+/// The kinds of API object that problems are about.
 const OBJECT_KINDS: [&str; 5] = ["Service", "EndpointSlice", "Endpoints", "Node", "ServiceCIDR"];
 
-/// The category of a problem. Its code is stable: metrics have it as a label, Events as the reason.
+/// What is wrong, in one word: stable, for the labels of metrics and the reasons of Events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProblemKind {
-    /// A file, folder or document cannot be read or parsed.
+    /// A file, folder or document cannot be read at all.
     Unreadable,
-    /// The API server refuses a list or watch request, or cannot be reached.
+    /// The API server refuses a list or a watch, or is not reached.
     Api,
-    /// A required field is missing.
+    /// Something that must be there is not.
     Missing,
     /// The value does not have the type of its field.
     WrongType,
-    /// A string that is not an allowed value of its field.
+    /// A word that is not among those of its field.
     UnknownValue,
-    /// A number outside the range of its field.
+    /// A number outside the limits of its field.
     OutOfRange,
     InvalidAddress,
     InvalidCidr,
-    /// An address whose family the object or list does not have.
+    /// An address of a family that its object or list is not of.
     WrongFamily,
-    /// A value that occurs twice in one object, or an object that exists twice.
+    /// Said twice in one object, or an object that is there twice.
     Duplicate,
-    /// Two fields of one object contradict each other.
+    /// Two fields of one object do not go together.
     Contradiction,
-    /// An address and port that belong to another Service port.
+    /// An address and port that another Service port holds.
     AddressTaken,
-    /// An external IP that the configuration of the agent does not allow.
+    /// An external IP that the operator does not allow.
     NotAllowed,
     /// An EndpointSlice of a Service that does not exist.
     NoService,
@@ -95,9 +92,9 @@ impl fmt::Display for ProblemKind {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
-    /// Part of the object is not served, or is probably not served as its author intended.
+    /// Part of what was asked for is not served, or is hardly what was meant.
     Error,
-    /// Perhaps intended, or a state that ends without intervention.
+    /// Nothing is wrong for sure: the state often passes by itself, or is meant.
     Note,
 }
 
@@ -105,10 +102,9 @@ pub enum Severity {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ManifestLocation {
     pub file: Arc<Path>,
-    /// Number of the document in the file, counted from 1.
+    /// Number of the document in the file, from 1.
     pub document: u32,
-    /// Line in the file, counted from 1: the line of the error if it is known, otherwise the first
-    /// line of the document.
+    /// Line in the file, from 1: of the error if it is known, else of the beginning of the document.
     pub line: u32,
 }
 
@@ -137,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn object_reference_is_set_for_api_objects_only() {
+    fn the_subject_of_a_problem_is_an_api_object() {
         let about = |object: &str| Problem {
             severity: Severity::Error,
             location: None,
