@@ -1,7 +1,10 @@
-//! The Sluice agent, as a library: the `lb` binary and its tests are built from it.
+//! The code of the `lb` binary, as a library that its tests can use too.
 //!
-//! [`agent`] ties the other crates together: [`lb_objects`] → [`lb_plan`] → [`lb_datapath`]. [`node`] reads what the
-//! kernel reports of this host; [`cli`] and [`serve`] are for people and for probes.
+//! * [`agent`] connects the other crates: [`lb_objects`] → [`lb_plan`] → [`lb_datapath`].
+//! * [`node`] reads devices, addresses and network namespaces from the kernel.
+//! * [`serve`] answers HTTP probes and serves metrics.
+//! * [`cli`] has the commands, [`config`] the settings.
+//! * [`preflight`] checks privileges and file systems before a command starts.
 
 pub mod agent;
 pub mod cli;

@@ -8,14 +8,15 @@ use lb_userspace::agent::{self, AgentError};
 use lb_userspace::cli::{self, CleanupError, Command, ExplainError, Invocation, ReadError, UsageError};
 use lb_userspace::config::Machine;
 
-/// A command line or a configuration file that cannot be followed; anything else that fails is 1.
+/// Exit code of a command line or configuration file that is not valid. Other failures exit with 1.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os(), &Machine::detect()) {
         Ok(invocation) => invocation,
         Err(UsageError::Arguments(error)) => {
-            // Also --help and --version, which are no failure. Nobody may be reading.
+            // clap returns --help and --version as errors too, with exit code 0.
+            // The reader of the output may be gone: a failed write is ignored.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
@@ -46,7 +47,7 @@ fn execute(invocation: Invocation) -> anyhow::Result<()> {
         Invocation::Run(Command::Explain(args)) => {
             let (text, problems) = runtime()?.block_on(args.run())?;
             for problem in problems {
-                // Nobody may be reading.
+                // The reader of standard error may be gone.
                 let _ = writeln!(std::io::stderr(), "warning: {problem}");
             }
             print(&text)
@@ -55,7 +56,8 @@ fn execute(invocation: Invocation) -> anyhow::Result<()> {
     }
 }
 
-/// The main thread does the work; another one follows the sources and answers probes, also while the first is busy.
+/// Returns a runtime with one worker beside the main thread. The main thread runs the main loop.
+/// The worker reads the sources and answers probes, also while the main thread is busy.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(1).enable_all().build().context("cannot start the event loop")
@@ -63,17 +65,17 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        // `lb get flows | head`.
+        // The reader closed the pipe, as in `lb get flows | head`.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to standard output"),
     }
 }
 
-/// Prints an error with its causes, and what a person can do.
+/// Prints an error with its causes and, if there is one, a hint that names the remedy.
 fn report(error: &anyhow::Error) {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        // Many messages contain their cause already.
+        // Many messages contain the text of their cause.
         if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }

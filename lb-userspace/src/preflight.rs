@@ -1,14 +1,16 @@
-//! What must be true of the host before anything can be done: privileges, the BPF file system, the cgroup folder.
+//! Checks of the host before a command starts: capabilities, the BPF file system, the cgroup
+//! folder.
 
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
 /// `BPF_FS_MAGIC` and `CGROUP2_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
-/// The host is not as it must be.
+/// A requirement that this host or process does not meet.
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
     #[error("this process lacks {}", .0.join(", "))]
@@ -26,67 +28,63 @@ pub enum PreflightError {
 }
 
 impl PreflightError {
-    /// What a person can do.
+    /// Returns the remedy.
     pub fn hint(&self) -> String {
         match self {
             Self::Capabilities(_) => "run it as root; in a container, make it privileged".into(),
             Self::NoBpffs { path, .. } | Self::NotBpffs(path) => format!(
-                "mount one there (`mount -t bpf bpf {}`) or name another with --bpffs; in a container, mount the host's",
+                "mount one there (`mount -t bpf bpf {}`) or name another with --bpffs; \
+                 in a container, mount the host's",
                 path.display()
             ),
-            Self::NoCgroup { .. } | Self::NotCgroup(_) => {
-                "name a folder in a cgroup-v2 file system with --cgroup; `findmnt -t cgroup2` lists them".into()
-            }
-            Self::CgroupUnmounted => {
-                "mount it (`mount -t cgroup2 none /sys/fs/cgroup/unified`, beside v1 controllers anywhere) and name it \
-                 with --cgroup; in a container, mount the host's"
-                    .into()
-            }
+            Self::NoCgroup { .. } | Self::NotCgroup(_) => "name a folder in a cgroup-v2 file system \
+                 with --cgroup; `findmnt -t cgroup2` lists them"
+                .into(),
+            Self::CgroupUnmounted => "mount it (`mount -t cgroup2 none /sys/fs/cgroup/unified`, \
+                 beside v1 controllers anywhere) and name it with --cgroup; \
+                 in a container, mount the host's"
+                .into(),
         }
     }
 }
 
-/// A capability: its number (include/uapi/linux/capability.h) and name.
-type Capability = (u32, &'static str);
-const CAP_NET_ADMIN: Capability = (12, "CAP_NET_ADMIN");
-/// Includes CAP_BPF and CAP_PERFMON, which were split off it in Linux 5.8.
-const CAP_SYS_ADMIN: Capability = (21, "CAP_SYS_ADMIN");
-const CAP_PERFMON: Capability = (38, "CAP_PERFMON");
-const CAP_BPF: Capability = (39, "CAP_BPF");
+/// A capability and its name.
+type Capability = (CapabilitySet, &'static str);
+const NET_ADMIN: Capability = (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN");
+const PERFMON: Capability = (CapabilitySet::PERFMON, "CAP_PERFMON");
+const BPF: Capability = (CapabilitySet::BPF, "CAP_BPF");
 
-/// What loading and attaching needs.
+/// Checks the capabilities for loading and attaching programs.
 pub fn may_load() -> Result<(), PreflightError> {
-    check_capabilities(&[CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN])
+    check_capabilities(&[BPF, PERFMON, NET_ADMIN])
 }
 
-/// What reading pinned maps needs.
+/// Checks the capability for reading pinned maps.
 pub fn may_read() -> Result<(), PreflightError> {
-    check_capabilities(&[CAP_BPF])
+    check_capabilities(&[BPF])
 }
 
 fn check_capabilities(needed: &[Capability]) -> Result<(), PreflightError> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    match missing(&status, needed) {
+    // If capget(2) fails, the kernel checks the privileges anyway when programs are loaded.
+    let Ok(sets) = rustix::thread::capabilities(None) else { return Ok(()) };
+    match missing(sets.effective, needed) {
         missing if missing.is_empty() => Ok(()),
         missing => Err(PreflightError::Capabilities(missing)),
     }
 }
 
-/// Which of `needed` are not effective, of the text of `/proc/self/status`.
-fn missing(status: &str, needed: &[Capability]) -> Vec<&'static str> {
-    let Some(effective) = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-    else {
-        // No /proc: the kernel itself will say no.
-        return Vec::new();
+/// Returns the names of the capabilities in `needed` that `effective` does not grant.
+///
+/// CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON, which Linux 5.8 split off it.
+fn missing(effective: CapabilitySet, needed: &[Capability]) -> Vec<&'static str> {
+    let granted = |capability: CapabilitySet| {
+        effective.contains(capability)
+            || (capability != CapabilitySet::NET_ADMIN && effective.contains(CapabilitySet::SYS_ADMIN))
     };
-    let has = |(bit, _): Capability| effective & (1 << bit) != 0;
-    let included = |capability: Capability| capability != CAP_NET_ADMIN && has(CAP_SYS_ADMIN);
-    needed.iter().copied().filter(|&c| !has(c) && !included(c)).map(|(_, name)| name).collect()
+    needed.iter().filter(|(capability, _)| !granted(*capability)).map(|(_, name)| *name).collect()
 }
 
+/// Checks that `path` is in a BPF file system.
 pub fn check_bpffs(path: &Path) -> Result<(), PreflightError> {
     match rustix::fs::statfs(path) {
         Ok(stat) if stat.f_type.cast_unsigned() == BPF_FS_MAGIC => Ok(()),
@@ -95,7 +93,8 @@ pub fn check_bpffs(path: &Path) -> Result<(), PreflightError> {
     }
 }
 
-/// Returns the folder, which is the one that was found if none was configured.
+/// Checks that `path` is in a cgroup-v2 file system, and returns it. `None` means that no folder
+/// is configured and that no cgroup-v2 mount was found.
 pub fn check_cgroup(path: Option<&Path>) -> Result<&Path, PreflightError> {
     let path = path.ok_or(PreflightError::CgroupUnmounted)?;
     match rustix::fs::statfs(path) {
@@ -111,15 +110,12 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        let needed = [CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN];
-        assert!(missing("Name:\tlb\nCapEff:\t000001ffffffffff\n", &needed).is_empty());
-        assert_eq!(
-            missing("CapEff:\t0000000000000000\n", &needed),
-            ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]
-        );
-        // SYS_ADMIN alone (kernels before 5.8 know no other).
-        assert_eq!(missing("CapEff:\t0000000000200000\n", &needed), ["CAP_NET_ADMIN"]);
-        assert_eq!(missing("CapEff:\t0000008000001000\n", &needed), ["CAP_PERFMON"]);
+        let needed = [BPF, PERFMON, NET_ADMIN];
+        assert!(missing(CapabilitySet::all(), &needed).is_empty());
+        assert_eq!(missing(CapabilitySet::empty(), &needed), ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]);
+        // Kernels before 5.8 have SYS_ADMIN only.
+        assert_eq!(missing(CapabilitySet::SYS_ADMIN, &needed), ["CAP_NET_ADMIN"]);
+        assert_eq!(missing(CapabilitySet::BPF | CapabilitySet::NET_ADMIN, &needed), ["CAP_PERFMON"]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-/// Compares with `tests/golden/NAME`. `SLUICE_BLESS=1` writes the file instead, for a person to review.
+/// Compares `actual` with the file `tests/golden/NAME`. With `SLUICE_BLESS=1` the file is
+/// written instead, and the change is reviewed in the diff.
 #[track_caller]
 pub fn assert_golden(name: &str, actual: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -12,10 +13,11 @@ pub fn assert_golden(name: &str, actual: &str) {
         return;
     }
     let expected = std::fs::read_to_string(&path)
-        .unwrap_or_else(|error| panic!("{}: {error}; make it with SLUICE_BLESS=1", path.display()));
+        .unwrap_or_else(|error| panic!("{}: {error}; create it with SLUICE_BLESS=1", path.display()));
     assert!(
         actual == expected,
-        "{} differs; if the new text is right, write it with SLUICE_BLESS=1\n--- expected\n{expected}\n--- actual\n{actual}",
+        "{} differs; if the new text is right, write it with SLUICE_BLESS=1\n\
+         --- expected\n{expected}\n--- actual\n{actual}",
         path.display()
     );
 }

@@ -1,4 +1,4 @@
-//! The log: lines on stderr, for people or for programs.
+//! The log: text lines or JSON objects on standard error.
 
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFilter, LogFormat};
 
-/// Sets the log up for the whole process. A second call changes nothing.
+/// Sets up the log of this process. A second call changes nothing.
 pub fn start(filter: &LogFilter, format: LogFormat) {
     let registry = tracing_subscriber::registry().with(filter.to_env_filter());
     let result = match format {
@@ -22,14 +22,14 @@ pub fn start(filter: &LogFilter, format: LogFormat) {
         }
     };
     if result.is_err() {
-        tracing::debug!("the log is set up already");
+        tracing::debug!("the log has been set up before");
     }
 }
 
-/// The ring buffer of the kernel programs' log is emptied this often.
+/// Pause between two readings of the kernel programs' log, which is a ring buffer.
 const DATAPATH_LOG_PERIOD: Duration = Duration::from_millis(50);
 
-/// Passes on what the kernel programs say, as long as the runtime lives.
+/// Copies the log of the kernel programs to the agent's log until the runtime ends.
 pub fn follow_datapath(mut log: DatapathLog) {
     tokio::spawn(async move {
         let mut period = tokio::time::interval(DATAPATH_LOG_PERIOD);

@@ -1,63 +1,65 @@
-//! The loop, and what it says in the log.
+//! The main loop of the agent: it waits for events, changes of the host, and time, and applies
+//! them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use lb_datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
-use lb_model::{Protocol, Severity, SourceEvent};
+use lb_model::{Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
-use super::AgentError;
-use super::network::{Network, Step, Wanted};
+use super::desired_host::{DesiredHost, device_choices, pod_networks};
+use super::error::AgentError;
+use super::host_reconciler::{HostChange, HostReconciler};
 use super::reconciler::{Outcome, Reconciler};
 use super::stop::Stop;
-use super::wanted;
 use crate::config::{Config, TerminateSockets};
 use crate::node::NodeState;
-use crate::node::addresses::{device_table, listen_addresses};
-use crate::node::devices::Programs;
+use crate::node::addresses::listen_addresses;
+use crate::node::devices::{DeviceChoice, Hooks};
 use crate::node::namespaces::follow::Follower;
 use crate::serve::{Metrics, Progress, ServiceHealth, State};
 
-/// Retries, and a sign of life.
+/// Period of retries, of health updates and of metrics.
 const TICK: Duration = Duration::from_secs(1);
 /// Flows that are over are removed this often.
 const SWEEP: Duration = Duration::from_secs(10);
-/// Events taken in at once. What is queued is planned together; what comes meanwhile is the next batch.
+/// Maximum number of events in one batch. Queued events are planned together.
 const BATCH: usize = 4096;
 
 pub struct MainLoop<'a> {
     pub config: &'a Config,
     pub datapath: Datapath,
     pub reconciler: Reconciler<ServiceTables>,
-    pub network: Network,
+    pub host_reconciler: HostReconciler,
     pub node: watch::Receiver<Arc<NodeState>>,
     pub namespaces: Follower,
     pub health: watch::Sender<State>,
     pub service_health: watch::Sender<ServiceHealth>,
     pub metrics: Arc<Metrics>,
-    /// None when the objects come from manifests.
+    /// `None` if the objects come from manifests.
     pub recorder: Option<EventRecorder>,
-    /// Triggers before this time were served by an earlier agent.
+    /// An earlier agent has measured the changes before this time.
     pub started: SystemTime,
-    /// Devices that are left alone, and why: each is said once.
-    pub left: BTreeMap<String, String>,
+    /// Devices that are not attached to, with the reason. Each is logged once.
+    pub skipped: BTreeMap<String, String>,
 }
 
 impl MainLoop<'_> {
+    /// Runs until a signal comes or the source fails.
     pub async fn run(
         mut self,
         mut events: mpsc::Receiver<SourceEvent>,
         mut source: JoinHandle<Result<(), AgentError>>,
         mut stop: Stop,
     ) -> Result<(), AgentError> {
-        self.follow_host();
-        self.report_awaited();
+        self.apply_host_state();
+        self.publish_awaited();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut swept = Instant::now();
@@ -65,7 +67,7 @@ impl MainLoop<'_> {
         loop {
             tokio::select! {
                 signal = stop.requested() => {
-                    info!("{signal}: the agent ends; programs and maps stay, and connections go on");
+                    info!("{signal}: the agent ends; programs, maps and connections stay");
                     return Ok(());
                 }
                 ended = &mut source => {
@@ -74,113 +76,126 @@ impl MainLoop<'_> {
                         _ => AgentError::SourceEnded,
                     });
                 }
-                _ = events.recv_many(&mut batch, BATCH) => self.follow_events(std::mem::take(&mut batch)),
-                Ok(()) = self.node.changed() => self.follow_host(),
-                Ok(()) = self.namespaces.addresses.changed() => self.follow_host(),
+                _ = events.recv_many(&mut batch, BATCH) => self.apply_events(std::mem::take(&mut batch)),
+                Ok(()) = self.node.changed() => self.apply_host_state(),
+                Ok(()) = self.namespaces.addresses.changed() => self.apply_host_state(),
                 _ = tick.tick() => {
-                    let outcome = self.reconciler.tick(Instant::now());
-                    self.say(&outcome);
-                    self.close_sockets(&outcome);
-                    if self.network.pending().is_some() {
-                        self.follow_host();
-                    }
+                    self.tick();
                     if swept.elapsed() >= SWEEP {
                         self.sweep();
                         swept = Instant::now();
                     }
-                    self.report();
-                    self.measure();
+                    self.publish_health();
+                    self.update_metrics();
                 }
             }
         }
     }
 
-    fn follow_events(&mut self, batch: Vec<SourceEvent>) {
+    /// Repeats writes that failed.
+    fn tick(&mut self) {
+        let outcome = self.reconciler.tick(Instant::now());
+        self.log_outcome(&outcome);
+        self.close_stale_sockets(&outcome);
+        if self.host_reconciler.pending().is_some() {
+            self.apply_host_state();
+        }
+    }
+
+    /// Applies a batch of events to the service maps, and to everything that depends on them.
+    fn apply_events(&mut self, batch: Vec<SourceEvent>) {
         let started = Instant::now();
         let events = batch.len();
         self.metrics.received(&batch);
-        let mut outcome = self.reconciler.absorb(batch, started);
-        self.say(&outcome);
+        let mut outcome = self.reconciler.apply(batch, started);
+        self.log_outcome(&outcome);
         let health_checks = std::mem::take(&mut outcome.health_checks);
         if !health_checks.is_empty() {
-            self.service_health.send_modify(|wanted| wanted.update(health_checks));
+            self.service_health.send_modify(|desired| desired.update(health_checks));
         }
-        self.close_sockets(&outcome);
-        let facts_changed =
+        self.close_stale_sockets(&outcome);
+        let host_depends =
             outcome.node_changed || outcome.service_cidrs_changed || outcome.other_proxies_changed;
-        if facts_changed || outcome.complete {
-            self.follow_host();
+        if host_depends || outcome.complete {
+            self.apply_host_state();
         }
         if outcome.complete {
-            let services = outcome.changed;
-            info!(services, seconds = started.elapsed().as_secs_f32(), "all Service ports are in the maps");
-            if wanted::pod_networks(self.config, self.reconciler.planner()).is_empty() {
-                info!(
-                    "no pod networks are known (neither --cluster-cidr nor podCIDRs of this Node): traffic policies and source \
-                     rewriting take pods for clients outside the cluster"
-                );
-            }
-            self.health.send_modify(|state| state.progress = Progress::Serving);
-        } else if outcome.changed + outcome.removed > 0 {
-            let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            debug!(
-                events,
-                changed = outcome.changed,
-                removed = outcome.removed,
-                micros,
-                "maps are up to date"
-            );
+            self.complete_initial_sync(outcome.changed, started);
         }
         if outcome.complete || outcome.changed + outcome.removed > 0 {
+            let Outcome { changed, removed, .. } = outcome;
+            let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            debug!(events, changed, removed, micros, "updated service maps");
             self.metrics.synced(started.elapsed(), SystemTime::now());
         }
-        // What could not be written is not served yet.
-        if self.reconciler.planner().is_synced() && self.reconciler.pending().is_none() {
-            let now = SystemTime::now();
-            for trigger in outcome.triggers.into_iter().filter(|trigger| trigger.at > self.started) {
-                self.metrics.programmed(trigger, now);
-            }
-        }
-        self.report_awaited();
-        self.report();
+        self.measure_latency(outcome.triggers);
+        self.publish_awaited();
+        self.publish_health();
     }
 
-    /// Attaches where packets arrive, and tells the programs about devices, addresses and networks.
-    fn follow_host(&mut self) {
-        let state = Arc::clone(&self.node.borrow_and_update());
-        let choices = wanted::choices(self.config, &state);
-        for choice in choices.iter().filter(|choice| choice.programs == Programs::None) {
-            if self.left.get(&choice.name) != Some(&choice.reason) {
-                info!("{} is left alone: {}", choice.name, choice.reason);
-                self.left.insert(choice.name.clone(), choice.reason.clone());
-            }
+    fn complete_initial_sync(&self, service_ports: usize, started: Instant) {
+        info!(service_ports, seconds = started.elapsed().as_secs_f32(), "initial sync complete");
+        if pod_networks(self.config, self.reconciler.planner()).is_empty() {
+            info!(
+                "no pod networks are known (neither --cluster-cidr nor podCIDRs of this Node): \
+                 pods are treated as clients outside the cluster"
+            );
         }
-        self.left.retain(|name, _| state.devices.iter().any(|device| device.name == *name));
+        self.health.send_modify(|state| state.progress = Progress::Serving);
+    }
 
-        let planner = self.reconciler.planner();
-        let addresses = wanted::addresses(self.config, &state, planner);
+    /// Records the time from changes in the cluster until now. Without a complete map it records
+    /// nothing: the changes may not be in the maps yet.
+    fn measure_latency(&self, triggers: Vec<Trigger>) {
+        if !self.reconciler.planner().is_synced() || self.reconciler.pending().is_some() {
+            return;
+        }
+        let now = SystemTime::now();
+        for trigger in triggers.into_iter().filter(|trigger| trigger.at > self.started) {
+            self.metrics.programmed(trigger, now);
+        }
+    }
+
+    /// Attaches programs to devices, and writes devices, addresses, networks and namespaces.
+    fn apply_host_state(&mut self) {
+        let state = Arc::clone(&self.node.borrow_and_update());
         let namespaces = Arc::clone(&self.namespaces.addresses.borrow_and_update());
-        let listen = listen_addresses(&self.config.nodeport_addresses, &addresses);
-        self.service_health.send_if_modified(|wanted| {
-            let before = std::mem::replace(&mut wanted.addresses, listen);
-            before != wanted.addresses
+        let choices = device_choices(self.config, &state);
+        self.log_skipped_devices(&choices);
+        let planner = self.reconciler.planner();
+        let desired = DesiredHost::new(self.config, &state, &choices, planner, namespaces);
+        let listen = listen_addresses(&self.config.nodeport_addresses, &desired.addresses);
+        self.service_health.send_if_modified(|desired| {
+            let before = std::mem::replace(&mut desired.addresses, listen);
+            before != desired.addresses
         });
-        let networks = wanted::networks(self.config, planner);
-        let wanted = Wanted::new(&choices, device_table(&state, &choices), addresses, networks, namespaces);
-        for step in self.network.converge(&wanted, &mut self.datapath, Instant::now()) {
-            match step {
-                Step::Attached { device, how, reason } => {
-                    self.left.remove(&device);
+        for change in self.host_reconciler.converge(&desired, &mut self.datapath, Instant::now()) {
+            match change {
+                HostChange::Attached { device, how, reason } => {
+                    self.skipped.remove(&device);
                     info!("attached to {device} by {how}: {reason}");
                 }
-                Step::Detached { device } => info!("detached from {device}"),
-                Step::Failed { what, reason } => error!("cannot {what}, trying again: {reason}"),
+                HostChange::Detached { device } => info!("detached from {device}"),
+                HostChange::Failed { action, reason } => {
+                    error!("cannot {action}, trying again: {reason}");
+                }
             }
         }
     }
 
-    /// Sees to it that sockets that stand at an endpoint that is gone are closed; once also those that an earlier agent left.
-    fn close_sockets(&self, outcome: &Outcome) {
+    fn log_skipped_devices(&mut self, choices: &[DeviceChoice]) {
+        for choice in choices.iter().filter(|choice| choice.hooks == Hooks::None) {
+            if self.skipped.get(&choice.name) != Some(&choice.reason) {
+                info!("not attached to {}: {}", choice.name, choice.reason);
+                self.skipped.insert(choice.name.clone(), choice.reason.clone());
+            }
+        }
+        self.skipped.retain(|name, _| choices.iter().any(|choice| choice.name == *name));
+    }
+
+    /// Closes sockets that are connected to removed endpoints. After the initial sync this includes
+    /// endpoints that were removed while no agent ran.
+    fn close_stale_sockets(&self, outcome: &Outcome) {
         let lost = match self.config.terminate_sockets {
             TerminateSockets::None => return,
             TerminateSockets::Udp => outcome.lost.contains(&Protocol::Udp),
@@ -212,16 +227,9 @@ impl MainLoop<'_> {
         }
     }
 
-    fn say(&self, outcome: &Outcome) {
+    fn log_outcome(&self, outcome: &Outcome) {
         for problem in &outcome.raised {
-            self.metrics.raised(problem);
-            if let (Some(recorder), Some(notice)) = (&self.recorder, ObjectWarning::from_problem(problem)) {
-                recorder.record(notice);
-            }
-            match problem.severity {
-                Severity::Error => warn!("{problem}"),
-                Severity::Note => info!("{problem}"),
-            }
+            self.report_problem(problem);
         }
         for problem in &outcome.resolved {
             self.metrics.resolved(problem);
@@ -230,12 +238,25 @@ impl MainLoop<'_> {
         for failure in &outcome.failed {
             error!("{failure}");
         }
-        for service in &outcome.settled {
-            info!("service port {service} is in the maps now");
+        for service in &outcome.recovered {
+            info!("wrote service port {service} after failures");
         }
     }
 
-    fn report_awaited(&self) {
+    /// Reports a problem of an API object: in the log, as a metric and as a Kubernetes Event.
+    fn report_problem(&self, problem: &Problem) {
+        self.metrics.raised(problem);
+        if let (Some(recorder), Some(warning)) = (&self.recorder, ObjectWarning::from_problem(problem)) {
+            recorder.record(warning);
+        }
+        match problem.severity {
+            Severity::Error => warn!("{problem}"),
+            Severity::Note => info!("{problem}"),
+        }
+    }
+
+    /// Publishes which parts of the initial sync are missing.
+    fn publish_awaited(&self) {
         let awaited: Vec<String> =
             self.reconciler.planner().unsynced().map(|part| part.to_string()).collect();
         if !awaited.is_empty() {
@@ -244,20 +265,20 @@ impl MainLoop<'_> {
         }
     }
 
-    /// What changes with nearly every event is counted once a second.
-    fn measure(&self) {
+    /// Updates metrics that change with nearly every event. It runs once a second.
+    fn update_metrics(&self) {
         let maps = self.reconciler.usage();
         let endpoints =
             maps.iter().filter(|usage| usage.map.starts_with("BACKENDS_")).map(|usage| usage.entries).sum();
         self.metrics.set_served(self.reconciler.planner().service_count(), endpoints, maps);
     }
 
-    /// Tells the probes how it stands.
-    fn report(&self) {
+    /// Publishes the state that the probes report.
+    fn publish_health(&self) {
         let planner = self.reconciler.planner();
-        // A manifest folder need not have a Node.
+        // A manifest folder need not contain a Node object.
         let node_eligible = planner.node().map_or(self.config.manifests.is_some(), |node| node.eligible);
-        let pending = [self.reconciler.pending(), self.network.pending()];
+        let pending = [self.reconciler.pending(), self.host_reconciler.pending()];
         let pending = pending.into_iter().flatten().min_by_key(|pending| pending.since);
         self.health.send_modify(|state| {
             state.alive = Instant::now();

@@ -1,6 +1,7 @@
-//! From events to maps: the planner and the engine, and what is to be said about both.
+//! Applies events to the service maps: the planner computes the entries, the engine writes them.
 //!
-//! No I/O but the maps, no clock: the main loop brings time and events, and logs the [`Outcome`].
+//! It has no I/O except the maps, and no clock: the main loop passes events and the time, and logs
+//! the [`Outcome`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -17,56 +18,59 @@ use crate::serve::Pending;
 pub struct Reconciler<T> {
     planner: Planner,
     engine: Engine<T>,
-    /// Service ports that the maps do not hold as they are wanted.
-    unsettled: BTreeMap<ServicePortId, Unsettled>,
+    /// Service ports whose entries could not be written.
+    failing: BTreeMap<ServicePortId, FailedWrite>,
 }
 
 #[derive(Debug)]
-struct Unsettled {
+struct FailedWrite {
     since: Instant,
-    /// What was last said about it.
+    /// The message that was logged last.
     message: String,
 }
 
-/// What happened, for the log.
+/// What a batch of events or a tick changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Service ports that were written and removed.
+    /// Number of service ports that were written.
     pub changed: usize,
+    /// Number of service ports that were removed.
     pub removed: usize,
-    /// Every source has been read in full, for the first time: the maps hold everything and nothing else.
+    /// The initial sync is complete: every source has been read in full, and the maps contain
+    /// exactly the desired entries.
     pub complete: bool,
     pub node_changed: bool,
     pub service_cidrs_changed: bool,
     pub other_proxies_changed: bool,
     pub health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
-    /// What led to the changes of endpoints.
+    /// The changes in the cluster that caused the changes of endpoints, with their times.
     pub triggers: Vec<Trigger>,
-    /// Problems of the input that are new, and those that are gone.
+    /// New problems of API objects.
     pub raised: Vec<Problem>,
+    /// Problems that do not exist any more.
     pub resolved: Vec<Problem>,
-    /// What could not be written, each said once.
+    /// Messages about failed writes that have not been logged yet.
     pub failed: Vec<String>,
-    /// What failed before and has been written now.
-    pub settled: Vec<ServicePortId>,
-    /// Protocols of the service ports that lost an endpoint.
+    /// Service ports that failed before and are written now.
+    pub recovered: Vec<ServicePortId>,
+    /// Protocols of the service ports from which an endpoint was removed.
     pub lost: BTreeSet<Protocol>,
 }
 
 impl<T: Tables> Reconciler<T> {
     pub fn new(planner: Planner, engine: Engine<T>) -> Self {
-        Self { planner, engine, unsettled: BTreeMap::new() }
+        Self { planner, engine, failing: BTreeMap::new() }
     }
 
     pub fn planner(&self) -> &Planner {
         &self.planner
     }
 
-    /// Takes events in and brings the maps up to date.
-    pub fn absorb(&mut self, events: impl IntoIterator<Item = SourceEvent>, now: Instant) -> Outcome {
+    /// Applies events to the maps.
+    pub fn apply(&mut self, events: impl IntoIterator<Item = SourceEvent>, now: Instant) -> Outcome {
         let changes = self.planner.update(events);
         let mut errors = Vec::new();
-        // What is removed makes room, and frees addresses, for what comes.
+        // Remove before adding: removal frees slots and addresses that the additions may need.
         for id in &changes.removed {
             errors.extend(self.engine.remove(id, now).err());
         }
@@ -79,7 +83,7 @@ impl<T: Tables> Reconciler<T> {
         } else if !changes.removed.is_empty() || changed > 0 {
             errors.extend(self.engine.tick(now));
         }
-        let (failed, settled) = self.take_note(errors, now);
+        let (failed, recovered) = self.record_failures(errors, now);
         Outcome {
             changed,
             removed: changes.removed.len(),
@@ -92,49 +96,56 @@ impl<T: Tables> Reconciler<T> {
             raised: changes.raised,
             resolved: changes.resolved,
             failed,
-            settled,
+            recovered,
             lost: self.engine.take_lost(),
         }
     }
 
-    /// Tries again what failed, and reuses what is past its grace period. To be called about every second.
+    /// Repeats failed writes, and frees entries whose grace period is over. To be called about once
+    /// a second.
     pub fn tick(&mut self, now: Instant) -> Outcome {
         let errors = self.engine.tick(now);
-        let (failed, settled) = self.take_note(errors, now);
-        Outcome { failed, settled, lost: self.engine.take_lost(), ..Outcome::default() }
+        let (failed, recovered) = self.record_failures(errors, now);
+        Outcome { failed, recovered, lost: self.engine.take_lost(), ..Outcome::default() }
     }
 
-    /// The flow tables were swept, beginning at `started`, and name these ids.
+    /// Reports a sweep of the flow tables to the engine. The sweep began at `started`; `named` are
+    /// the ids that flows refer to.
     pub fn swept(&mut self, started: Instant, named: &NamedByFlows) {
         self.engine.swept(started, named);
     }
 
-    /// Whether a packet with this destination is served by an entry of this service port, see [`Engine::serves`].
+    /// Returns whether this service port has an entry for the destination, see [`Engine::serves`].
     pub fn serves(&self, service_id: u32, destination: ServiceAddress) -> bool {
         self.engine.serves(service_id, destination)
     }
 
-    /// How full the maps are.
+    /// Returns the numbers of used and available map entries.
     pub fn usage(&self) -> Vec<MapUsage> {
         self.engine.usage()
     }
 
-    /// What has been waiting longest to get into the maps.
+    /// Returns the write that has been failing longest, or `None` if the maps are as desired.
     pub fn pending(&self) -> Option<Pending> {
-        let oldest = self.unsettled.values().min_by_key(|unsettled| unsettled.since)?;
+        let oldest = self.failing.values().min_by_key(|failed| failed.since)?;
         Some(Pending { since: oldest.since, what: oldest.message.clone() })
     }
 
-    /// Compares what fails now with what was said before. An error that a later step of the same batch repaired is
-    /// not worth a word.
-    fn take_note(&mut self, errors: Vec<ApplyError>, now: Instant) -> (Vec<String>, Vec<ServicePortId>) {
+    /// Compares the errors of a batch with those before it. Returns messages to log, and service
+    /// ports that are written again. An error that a later step of the same batch repaired is not
+    /// reported.
+    fn record_failures(
+        &mut self,
+        errors: Vec<ApplyError>,
+        now: Instant,
+    ) -> (Vec<String>, Vec<ServicePortId>) {
         let failing: BTreeSet<&ServicePortId> = self.engine.unsettled().collect();
-        let settled: Vec<ServicePortId> =
-            self.unsettled.keys().filter(|id| !failing.contains(id)).cloned().collect();
-        for id in &settled {
-            self.unsettled.remove(id);
+        let recovered: Vec<ServicePortId> =
+            self.failing.keys().filter(|id| !failing.contains(id)).cloned().collect();
+        for id in &recovered {
+            self.failing.remove(id);
         }
-        // The last error of a service port is the one that counts.
+        // Of several errors of one service port the last one is reported.
         let last: BTreeMap<&ServicePortId, &ApplyError> = errors
             .iter()
             .map(|error| (error.service(), error))
@@ -143,16 +154,16 @@ impl<T: Tables> Reconciler<T> {
         let mut failed = Vec::new();
         for (id, error) in last {
             let message = error.to_string();
-            let known = self.unsettled.get_mut(id);
-            if known.as_ref().is_none_or(|known| known.message != message) {
+            let before = self.failing.get_mut(id);
+            if before.as_ref().is_none_or(|before| before.message != message) {
                 failed.push(message.clone());
             }
-            match known {
-                Some(known) => known.message = message,
-                None => drop(self.unsettled.insert(id.clone(), Unsettled { since: now, message })),
+            match before {
+                Some(before) => before.message = message,
+                None => drop(self.failing.insert(id.clone(), FailedWrite { since: now, message })),
             }
         }
-        (failed, settled)
+        (failed, recovered)
     }
 }
 
@@ -227,13 +238,13 @@ mod tests {
         };
         let guard = |source: &str| (vec!["203.0.113.20".to_owned()], vec![source.to_owned()]);
 
-        agent.absorb([guarded(serde_json::json!(["192.0.2.77/24"]))].into_iter().chain(synced()), now);
-        assert_eq!(guards(), guard("192.0.2.0/24"), "neither the ClusterIP nor the nodePort");
-        agent.absorb([guarded(serde_json::json!(["192.0.2.0/25"]))], now);
+        agent.apply([guarded(serde_json::json!(["192.0.2.77/24"]))].into_iter().chain(synced()), now);
+        assert_eq!(guards(), guard("192.0.2.0/24"), "neither the ClusterIP nor the nodePort are restricted");
+        agent.apply([guarded(serde_json::json!(["192.0.2.0/25"]))], now);
         assert_eq!(guards(), guard("192.0.2.0/25"));
-        agent.absorb([guarded(serde_json::json!(["192.0.2.0"]))], now);
-        assert_eq!(guards(), (vec!["203.0.113.20".to_owned()], vec![]), "no range that can be read: nobody");
-        agent.absorb([guarded(serde_json::json!([]))], now);
+        agent.apply([guarded(serde_json::json!(["192.0.2.0"]))], now);
+        assert_eq!(guards(), (vec!["203.0.113.20".to_owned()], vec![]), "an invalid range admits no source");
+        agent.apply([guarded(serde_json::json!([]))], now);
         assert_eq!(guards(), (vec![], vec![]));
         assert_eq!(memory.state().services.len(), 3, "served all the time");
     }
@@ -243,17 +254,17 @@ mod tests {
         let now = Instant::now();
         let memory = Memory::roomy(now);
         let mut before = reconciler(&memory, now);
-        before.absorb([service("old", "10.96.0.9")].into_iter().chain(synced()), now);
+        before.apply([service("old", "10.96.0.9")].into_iter().chain(synced()), now);
         let left = memory.state().services.clone();
         assert!(!left.is_empty());
 
         let mut agent = reconciler(&memory, now);
         let outcome =
-            agent.absorb([service("new", "10.96.0.10"), SourceEvent::Synced(WatchedResource::Services)], now);
+            agent.apply([service("new", "10.96.0.10"), SourceEvent::Synced(WatchedResource::Services)], now);
         assert!(!outcome.complete);
         assert_eq!(memory.state().services, left);
 
-        let outcome = agent.absorb(synced(), now);
+        let outcome = agent.apply(synced(), now);
         assert!(outcome.complete);
         assert_eq!((outcome.changed, outcome.failed), (1, vec![]));
         assert!(memory.state().services.keys().all(|address| address.ip.to_string() == "10.96.0.10"));
@@ -261,7 +272,7 @@ mod tests {
         assert_eq!(
             used.map(|usage| (usage.map, usage.entries)).collect::<Vec<_>>(),
             [("SERVICES_V4", 1), ("SERVICE_NAMES", 1)],
-            "what was pruned is not counted"
+            "pruned entries are not counted"
         );
         assert_eq!(agent.pending(), None);
     }
@@ -270,25 +281,26 @@ mod tests {
     fn an_address_that_changes_hands_in_one_batch_is_no_failure() {
         let now = Instant::now();
         let memory = Memory::roomy(now);
-        reconciler(&memory, now).absorb([service("old", "10.96.0.9")].into_iter().chain(synced()), now);
-        // While no agent ran the Service was renamed: its address is held by what is about to be pruned.
+        reconciler(&memory, now).apply([service("old", "10.96.0.9")].into_iter().chain(synced()), now);
+        // The Service was renamed while no agent ran. Its address belongs to an entry that is about
+        // to be pruned.
         let mut agent = reconciler(&memory, now);
-        let outcome = agent.absorb([service("new", "10.96.0.9")].into_iter().chain(synced()), now);
-        assert_eq!((outcome.failed, outcome.settled), (vec![], vec![]));
+        let outcome = agent.apply([service("new", "10.96.0.9")].into_iter().chain(synced()), now);
+        assert_eq!((outcome.failed, outcome.recovered), (vec![], vec![]));
         assert_eq!(agent.pending(), None);
     }
 
     #[test]
-    fn a_failure_is_said_once_and_tried_again() {
+    fn a_failure_is_logged_once_and_tried_again() {
         let now = Instant::now();
         let memory = Memory::roomy(now);
         let mut agent = reconciler(&memory, now);
-        agent.absorb(synced(), now);
+        agent.apply(synced(), now);
 
         memory.state_mut().capacity.service_names = 0;
         drop(agent);
         let mut agent = reconciler(&memory, now);
-        let outcome = agent.absorb([service("web", "10.96.0.10")].into_iter().chain(synced()), now);
+        let outcome = agent.apply([service("web", "10.96.0.10")].into_iter().chain(synced()), now);
         assert_eq!(outcome.failed.len(), 1, "{outcome:?}");
         assert!(outcome.failed[0].contains("raise --max-services"), "{outcome:?}");
         assert_eq!(agent.pending().unwrap().since, now);
@@ -297,22 +309,22 @@ mod tests {
         assert_eq!(agent.tick(later), Outcome::default());
         assert_eq!(agent.pending().unwrap().since, now);
 
-        // The Service goes away: nothing is wanted any more.
-        let outcome = agent.absorb([gone("web")], later);
-        assert_eq!(outcome.settled.len(), 1, "{outcome:?}");
+        // The Service is deleted: nothing is left to be written.
+        let outcome = agent.apply([gone("web")], later);
+        assert_eq!(outcome.recovered.len(), 1, "{outcome:?}");
         assert_eq!(agent.pending(), None);
     }
 
     #[test]
-    fn a_write_that_fails_is_settled_by_a_later_tick() {
+    fn a_write_that_fails_is_repeated_by_the_tick_of_its_batch() {
         let now = Instant::now();
         let memory = Memory::roomy(now);
         let mut agent = reconciler(&memory, now);
-        agent.absorb(synced(), now);
+        agent.apply(synced(), now);
         memory.state_mut().fail_after = Some(0);
-        let outcome = agent.absorb([service("web", "10.96.0.10")], now);
-        // The tick at the end of the batch has tried it again already.
-        assert_eq!((outcome.failed, outcome.settled), (vec![], vec![]));
+        let outcome = agent.apply([service("web", "10.96.0.10")], now);
+        // The tick at the end of the batch has repeated the write.
+        assert_eq!((outcome.failed, outcome.recovered), (vec![], vec![]));
         assert_eq!(memory.state().services.keys().filter(|address| address.port == 80).count(), 1);
     }
 }

@@ -1,10 +1,10 @@
-//! SIGTERM and SIGINT: the agent ends, the data path goes on.
+//! SIGTERM and SIGINT end the agent. The data path stays as it is.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Whether somebody asked this process to end.
+/// Handlers of the signals that end the agent.
 #[derive(Debug)]
 pub struct Stop {
     terminate: Signal,
@@ -12,12 +12,12 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// From now on these signals do not end the process by themselves.
+    /// Installs the handlers. From now on these signals do not end the process by themselves.
     pub fn listen() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Returns the name of the signal when one comes. Can be dropped and called again without losing any.
+    /// Waits for a signal and returns its name. Dropping the future loses no signal.
     pub async fn requested(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

@@ -1,4 +1,5 @@
-//! Which addresses of this host take NodePorts, and the source addresses of what leaves through a device. Pure.
+//! Which addresses of this host serve NodePorts, and which source address packets have that leave
+//! by a device. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,11 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use lb_common::layout::{self, address_flags, device_flags};
 
-use super::devices::Choice;
+use super::devices::DeviceChoice;
 use super::{DeviceAddress, DeviceInfo, NodeState, Scope};
 
 impl DeviceAddress {
-    /// A global address with neighbours: the prefix leaves room for others.
+    /// Returns whether the address is global and its subnet has room for neighbours.
     pub fn is_in_a_subnet(&self) -> bool {
         let full = if self.ip.is_ipv4() { 32 } else { 128 };
         self.scope == Scope::Global && self.prefix_len < full
@@ -20,19 +21,19 @@ impl DeviceAddress {
 /// Option `--nodeport-addresses`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum NodePortAddresses {
-    /// Every local address, as kube-proxy in its iptables mode, but neither loopback (`localhost:nodePort` is served at the
-    /// socket) nor link-local ones: nothing that comes from a link-local address can be forwarded to an endpoint (RFC 3927
-    /// 2.7, RFC 4291 2.5.6).
+    /// Every local address, as kube-proxy in its iptables mode, except loopback and link-local
+    /// addresses. Socket programs serve `localhost:nodePort`. Packets from link-local addresses
+    /// must not be forwarded (RFC 3927 2.7, RFC 4291 2.5.6).
     #[default]
     All,
-    /// Only the addresses of the Node object, or, without one, those this host speaks with by default.
+    /// The addresses of the Node object. Without a Node object, the main addresses of this host.
     Primary,
-    /// Only those inside of these; a family that is not mentioned: all of it, as above.
+    /// Addresses inside these networks. A family without a network is served as with `All`.
     Within(Vec<IpNet>),
 }
 
 impl NodePortAddresses {
-    fn takes(&self, ip: IpAddr, primary: &[IpAddr]) -> bool {
+    fn contains(&self, ip: IpAddr, primary: &[IpAddr]) -> bool {
         let ordinary = !is_loopback(ip) && !is_link_local(ip);
         match self {
             Self::All => ordinary,
@@ -49,10 +50,11 @@ impl NodePortAddresses {
     }
 }
 
-/// What `ADDRESSES` shall hold of this node: every address of this host, with a flag on those that take NodePorts.
+/// Returns the entries of the map `ADDRESSES` for this node: every address of this host, with a
+/// flag on those that serve NodePorts.
 ///
-/// `node_addresses` are those of the Node object, empty when it is not known. An address that stands on several devices
-/// (pod gateways do) is listed once, with the first.
+/// `node_addresses` are the addresses of the Node object, or empty without one. Several devices may
+/// have the same address (pod gateways do): it is listed once, with the first device.
 pub fn node_addresses(
     node: &NodeState,
     options: &NodePortAddresses,
@@ -69,7 +71,7 @@ pub fn node_addresses(
     for device in &node.devices {
         for address in &device.addresses {
             let mut flags = address_flags::NODE;
-            if options.takes(address.ip, &primary) {
+            if options.contains(address.ip, &primary) {
                 flags |= address_flags::NODE_PORTS;
             }
             found.entry(address.ip).or_insert(layout::KnownAddress { ifindex: device.index, flags });
@@ -78,11 +80,13 @@ pub fn node_addresses(
     found.into_iter().collect()
 }
 
-/// Where servers listen that are reached at the node ports' addresses: the unspecified address for a family of which all are.
-/// `known`: see [`node_addresses`].
+/// Returns the addresses at which health check servers listen: those that serve NodePorts. It is
+/// the unspecified address for a family in which every address serves NodePorts.
+///
+/// `known` is the result of [`node_addresses`].
 pub fn listen_addresses(
     options: &NodePortAddresses,
-    known: &[(IpAddr, layout::KnownAddress)],
+    known: &BTreeMap<IpAddr, layout::KnownAddress>,
 ) -> BTreeSet<IpAddr> {
     let everywhere = |unspecified: IpAddr| match options {
         NodePortAddresses::All => true,
@@ -99,8 +103,8 @@ pub fn listen_addresses(
             let taken = known.iter().filter(|(ip, value)| {
                 ip.is_ipv4() == unspecified.is_ipv4()
                     && value.flags & address_flags::NODE_PORTS != 0
-                    // A link-local IPv6 address is none without the device.
-                    && !is_link_local(*ip)
+                    // A socket needs the device too to bind a link-local IPv6 address.
+                    && !is_link_local(**ip)
             });
             addresses.extend(taken.map(|(ip, _)| *ip));
         }
@@ -108,9 +112,10 @@ pub fn listen_addresses(
     addresses
 }
 
-/// What `DEVICES` shall hold: an entry for every device a packet can leave through, also where no program is attached (the
-/// VLAN above a NIC, a pod's veth). Whether XDP may send frames out of it turns out when XDP is attached.
-pub fn device_table(node: &NodeState, choices: &[Choice]) -> Vec<(u32, layout::Device)> {
+/// Returns the entries of the map `DEVICES`: every device by which packets can leave. That includes
+/// devices without programs, such as a pod's veth. The flag `XDP_TARGET` is set later, after XDP
+/// has been attached.
+pub fn device_table(node: &NodeState, choices: &[DeviceChoice]) -> Vec<(u32, layout::Device)> {
     let pods: BTreeSet<u32> = choices.iter().filter(|choice| choice.pod).map(|choice| choice.index).collect();
     let entry = |device: &DeviceInfo| {
         let main = [node.main_v4.map(IpAddr::V4), node.main_v6.map(IpAddr::V6)];
@@ -126,8 +131,9 @@ pub fn device_table(node: &NodeState, choices: &[Choice]) -> Vec<(u32, layout::D
     node.devices.iter().filter(|device| device.up && !device.loopback).map(entry).collect()
 }
 
-/// The address the kernel would choose for what leaves through a device: its first of global scope (`inet_select_addr`,
-/// net/ipv4/devinet.c); deprecated and secondary ones come last in the list.
+/// Returns the source address that the kernel chooses for packets that leave by a device: the first
+/// of global scope (`inet_select_addr`, net/ipv4/devinet.c). Deprecated and secondary addresses are
+/// last in the list.
 fn source(device: &DeviceInfo, is_v4: bool) -> Option<IpAddr> {
     let global = |address: &&DeviceAddress| address.scope == Scope::Global && address.ip.is_ipv4() == is_v4;
     device.addresses.iter().find(global).map(|address| address.ip)
@@ -147,7 +153,7 @@ fn is_link_local(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::LinkLayer;
-    use super::super::devices::{DeviceOptions, PodInterfaces, choose};
+    use super::super::devices::{DeviceOptions, PodInterfaces, choose_devices};
     use super::super::testing::{device, node};
     use super::*;
 
@@ -169,12 +175,12 @@ mod tests {
         state
     }
 
-    /// The addresses that take NodePorts.
+    /// Returns the addresses that serve NodePorts.
     fn with_node_ports(options: &NodePortAddresses, of_node: &[IpAddr]) -> Vec<String> {
         let all = node_addresses(&example(), options, of_node);
-        assert_eq!(all.len(), 9, "every address is listed, and once");
-        let takes = |value: &layout::KnownAddress| value.flags & address_flags::NODE_PORTS != 0;
-        all.into_iter().filter(|(_, value)| takes(value)).map(|(ip, _)| ip.to_string()).collect()
+        assert_eq!(all.len(), 9, "every address is listed once");
+        let serves = |value: &layout::KnownAddress| value.flags & address_flags::NODE_PORTS != 0;
+        all.into_iter().filter(|(_, value)| serves(value)).map(|(ip, _)| ip.to_string()).collect()
     }
 
     #[test]
@@ -199,7 +205,7 @@ mod tests {
     fn servers_listen_where_node_ports_are() {
         use NodePortAddresses::{All, Primary, Within};
         let listen = |options: NodePortAddresses| {
-            let known = node_addresses(&example(), &options, &[]);
+            let known = node_addresses(&example(), &options, &[]).into_iter().collect();
             listen_addresses(&options, &known).iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(listen(All), ["0.0.0.0", "::"]);
@@ -219,14 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn packets_leave_with_the_address_of_the_device_or_the_main_one() {
+    fn packets_leave_with_the_address_of_the_device_or_the_main_address() {
         let mut state = example();
         state
             .devices
             .push(DeviceInfo { link_layer: LinkLayer::None, ..device(7, "wg0", Some("wireguard"), &[]) });
         state.devices.push(DeviceInfo { up: false, ..device(8, "eth1", None, &["198.51.100.1/24"]) });
         let options = DeviceOptions { pods: PodInterfaces(vec!["vetha".into()]), ..DeviceOptions::default() };
-        let choices = choose(&state, &options);
+        let choices = choose_devices(&state, &options);
         let table: BTreeMap<_, _> = device_table(&state, &choices).into_iter().collect();
         let of = |index: u32| {
             (IpAddr::from(table[&index].addr_v4).to_string(), IpAddr::from(table[&index].addr_v6).to_string())
@@ -235,6 +241,9 @@ mod tests {
         assert_eq!(of(3), ("10.244.1.0".into(), "2001:db8::7".into()));
         assert_eq!(of(7), ("192.0.2.7".into(), "2001:db8::7".into()));
         assert_eq!([2, 5, 6, 7].map(|index| table[&index].flags), [0, device_flags::POD, 0, 0]);
-        assert!(!table.contains_key(&1) && !table.contains_key(&8), "neither loopback nor what is down");
+        assert!(
+            !table.contains_key(&1) && !table.contains_key(&8),
+            "neither loopback nor a device that is down"
+        );
     }
 }

@@ -24,7 +24,9 @@ struct DriverInfo {
 
 const _: () = assert!(size_of::<DriverInfo>() == 196);
 
-/// Asks the kernel. The socket belongs to the caller's network namespace, which `/sys/class/net` need not.
+/// Reads driver names by ioctl. The socket belongs to the network namespace of the caller.
+/// `/sys/class/net` may show another namespace, so it is not used. The netlink interface of ethtool
+/// has no message for the driver's name.
 pub struct Drivers(OwnedFd);
 
 impl Drivers {
@@ -32,7 +34,8 @@ impl Drivers {
         Ok(Self(socket(AddressFamily::INET, SocketType::DGRAM, None)?))
     }
 
-    /// `None`: no such device, or one without a driver that answers.
+    /// Returns the driver of a device. `None` if there is no such device, or if its driver does not
+    /// report a name.
     pub fn of(&self, device: &str) -> Option<String> {
         let mut info = DriverInfo {
             cmd: ETHTOOL_GDRVINFO,
@@ -55,8 +58,9 @@ impl Drivers {
             *to = from.cast_signed();
         }
         request.ifr_ifru.ifru_data = (&raw mut info).cast();
-        // SAFETY: the kernel reads the name, and writes at most a struct ethtool_drvinfo to where ifru_data points, which
-        // is `info`, of that very layout (asserted above) and alive until after the call.
+        // SAFETY: the kernel reads the name, and writes at most one struct ethtool_drvinfo to
+        // ifru_data. That points to `info`, which has this layout (its size is asserted above) and
+        // lives until after the call.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), SIOCETHTOOL as libc::Ioctl, &raw mut request) };
         if result < 0 {
             return None;

@@ -1,10 +1,12 @@
-//! What the kernel knows of this host: devices, addresses, forwarding.
+//! The state of this host as the kernel reports it: devices, addresses, network namespaces.
 //!
-//! * [`watch`]: reads it by netlink, and again whenever it changes.
-//! * [`devices`]: on which devices programs attach, and why. Pure.
-//! * [`addresses`]: which addresses take NodePorts, and what is the source of packets that leave through a device. Pure.
+//! * [`watch`]: reads devices and addresses by netlink, and reads them again after each change.
+//! * [`devices`]: to which devices programs are attached, and why. Pure.
+//! * [`addresses`]: which addresses serve NodePorts, and the source address of packets that leave
+//!   by a device. Pure.
 //! * [`namespaces`]: the network namespaces of pods, and the addresses in them.
-//! * [`sockets`]: closes sockets whose endpoint is gone.
+//! * [`route`]: the device by which the kernel reaches an address.
+//! * [`sockets`]: closes sockets that are connected to removed endpoints.
 //! * [`sysctl`]: the kernel's forwarding switches.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,12 +23,12 @@ pub mod sysctl;
 mod testing;
 pub mod watch;
 
-/// Everything at one moment.
+/// The state at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeState {
-    /// In the order of their index.
+    /// Ordered by index.
     pub devices: Vec<DeviceInfo>,
-    /// The addresses this host speaks with by default: what the kernel chooses for a destination far away, else the
+    /// The main addresses: the source that the kernel chooses for destinations outside, or else the
     /// first address of global scope.
     pub main_v4: Option<Ipv4Addr>,
     pub main_v6: Option<Ipv6Addr>,
@@ -37,7 +39,7 @@ impl NodeState {
         self.devices.iter().find(|device| device.index == index)
     }
 
-    /// Whether a device carries an address this host speaks with by default.
+    /// Returns whether a device has a main address of this host.
     pub fn is_main_device(&self, device: &DeviceInfo) -> bool {
         let main = [self.main_v4.map(IpAddr::V4), self.main_v6.map(IpAddr::V6)];
         device.addresses.iter().any(|address| main.contains(&Some(address.ip)))
@@ -49,33 +51,34 @@ impl NodeState {
 pub struct DeviceInfo {
     pub index: u32,
     pub name: String,
-    /// The kernel's word for a virtual device (`IFLA_INFO_KIND`): `veth`, `vxlan`, `bond` … None: a NIC.
+    /// The kernel's name for the kind of a virtual device (`IFLA_INFO_KIND`): `veth`, `vxlan`,
+    /// `bond` and so on. `None` for a NIC.
     pub kind: Option<String>,
     /// The driver of a NIC (`ETHTOOL_GDRVINFO`).
     pub driver: Option<String>,
     pub link_layer: LinkLayer,
     pub loopback: bool,
-    /// Set up by the administrator (`IFF_UP`), whether there is a carrier or not.
+    /// `IFF_UP`: the administrator has set the device up. It may have no carrier.
     pub up: bool,
-    /// The device this one is a port of: bond, bridge, VRF.
+    /// Index of the bond, bridge or VRF that this device is a port of.
     pub master: Option<u32>,
-    /// The device below, or the other end of a pair (`IFLA_LINK`), in the same network namespace.
+    /// Index of the lower device, or of the other end of a veth pair (`IFLA_LINK`), if it is in
+    /// this network namespace.
     pub lower: Option<u32>,
-    /// The device below, or the other end of a pair, is in another network namespace (`IFLA_LINK_NETNSID`).
+    /// Whether the lower device, or the other end of a veth pair, is in another network namespace
+    /// (`IFLA_LINK_NETNSID`).
     pub lower_elsewhere: bool,
-    /// In bytes, of the IP packet.
-    pub mtu: u32,
-    /// The preferred ones first; none that is not usable yet (tentative) or is a duplicate.
+    /// Preferred addresses first. Addresses that are tentative or duplicates are left out.
     pub addresses: Vec<DeviceAddress>,
 }
 
-/// What stands before the IP header.
+/// The header before the IP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkLayer {
     Ethernet,
-    /// Nothing: ipip, wireguard, tun and their like.
+    /// No header, as on ipip, wireguard and tun devices.
     None,
-    /// Something the programs cannot read: the `ARPHRD_` number.
+    /// A header that the programs cannot parse, by its `ARPHRD_` number.
     Other(u16),
 }
 
@@ -84,9 +87,9 @@ pub struct DeviceAddress {
     pub ip: IpAddr,
     pub prefix_len: u8,
     pub scope: Scope,
-    /// Still valid, not to be used for new connections (RFC 4862 5.5.4).
+    /// Valid, but not to be used for new connections (RFC 4862 5.5.4).
     pub deprecated: bool,
-    /// A further address of the same subnet (IPv4), or a temporary one (IPv6, RFC 8981).
+    /// IPv4: another address of the same subnet. IPv6: a temporary address (RFC 8981).
     pub secondary: bool,
 }
 
@@ -100,10 +103,13 @@ pub enum Scope {
 /// Why the state of this host cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    #[error("netlink socket: {0}: the agent needs a network namespace with NETLINK_ROUTE")]
+    #[error("cannot open a netlink socket: {0}")]
     Socket(#[source] std::io::Error),
-    #[error("netlink, reading {what}: {source}")]
+    #[error("cannot read {what} by netlink: {source}")]
     Read { what: &'static str, source: Box<rtnetlink::Error> },
-    #[error("{path}: {source}: run the agent as root, with /proc/sys writable, or set it by other means")]
+    #[error(
+        "cannot access {path}: {source}; run the agent as root with /proc/sys writable, or set it by \
+         other means"
+    )]
     Sysctl { path: std::path::PathBuf, source: std::io::Error },
 }

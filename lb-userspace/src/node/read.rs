@@ -1,4 +1,4 @@
-//! Netlink messages to our own types.
+//! Reads devices and addresses by netlink, and converts the messages to types of our own.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -11,7 +11,7 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMess
 use super::driver::Drivers;
 use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeError, NodeState, Scope};
 
-/// Reads everything. `drivers` remembers the answers of NICs (index and name → driver).
+/// Reads the state of this host. `drivers` caches the driver of each NIC, by index and name.
 pub async fn node_state(
     handle: &Handle,
     drivers: &mut HashMap<(u32, String), Option<String>>,
@@ -28,14 +28,14 @@ pub async fn node_state(
             device.addresses.push(address);
         }
     }
-    let ask = Drivers::open().map_err(NodeError::Socket)?;
+    let reader = Drivers::open().map_err(NodeError::Socket)?;
     let mut known = HashMap::new();
     for device in &mut devices {
-        // The kernel's order is kept among equals: it is the order in which the kernel itself would choose.
+        // The sort is stable. Among equals the kernel's order stays, in which it chooses sources.
         device.addresses.sort_by_key(|address| (address.deprecated, address.secondary));
         if device.kind.is_none() && !device.loopback {
             let key = (device.index, device.name.clone());
-            device.driver = drivers.remove(&key).unwrap_or_else(|| ask.of(&device.name));
+            device.driver = drivers.remove(&key).unwrap_or_else(|| reader.of(&device.name));
             known.insert(key, device.driver.clone());
         }
     }
@@ -47,12 +47,13 @@ pub async fn node_state(
     Ok(NodeState { devices, main_v4, main_v6 })
 }
 
-/// The addresses the kernel would choose for destinations far away, in the network namespace of the calling thread.
+/// Returns the source addresses that the kernel chooses for destinations outside, in the network
+/// namespace of the calling thread.
 pub fn default_sources() -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
-    // Addresses for documentation (RFC 5737, RFC 3849): no specific route leads there.
-    let far_away_v4 = Ipv4Addr::new(192, 0, 2, 1).into();
-    let far_away_v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into();
-    (v4(default_source(far_away_v4)), v6(default_source(far_away_v6)))
+    // Addresses for documentation (RFC 5737, RFC 3849) have no specific route.
+    let outside_v4 = Ipv4Addr::new(192, 0, 2, 1).into();
+    let outside_v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into();
+    (v4(default_source(outside_v4)), v6(default_source(outside_v6)))
 }
 
 fn v4(ip: Option<IpAddr>) -> Option<Ipv4Addr> {
@@ -63,7 +64,8 @@ fn v6(ip: Option<IpAddr>) -> Option<Ipv6Addr> {
     ip.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None })
 }
 
-/// The source address the kernel would choose for a destination. Connecting a UDP socket sends nothing.
+/// Returns the source address that the kernel chooses for a destination. Connecting a UDP socket
+/// sends no packet.
 fn default_source(destination: IpAddr) -> Option<IpAddr> {
     let any: IpAddr =
         if destination.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -74,20 +76,20 @@ fn default_source(destination: IpAddr) -> Option<IpAddr> {
     usable.then_some(source)
 }
 
-/// Without a default route: a global address of the first device that looks most like a way out. Gateways of pods have no
-/// subnet, or stand on bridges.
+/// Returns the main address of a host without a default route: a global address of the device that
+/// most likely leads to other nodes. Pod gateways have no subnet, or are on bridges.
 fn likely_source(devices: &[DeviceInfo], is_v4: bool) -> Option<IpAddr> {
-    let carried = devices.iter().filter(|device| device.up && !device.loopback).flat_map(|device| {
+    let candidates = devices.iter().filter(|device| device.up && !device.loopback).flat_map(|device| {
         let inward = matches!(device.kind.as_deref(), Some("bridge" | "dummy"));
         device.addresses.iter().map(move |address| (inward, address))
     });
-    carried
+    candidates
         .filter(|(_, address)| address.ip.is_ipv4() == is_v4 && address.scope == Scope::Global)
         .min_by_key(|(inward, address)| (address.deprecated, !address.is_in_a_subnet(), *inward))
         .map(|(_, address)| address.ip)
 }
 
-/// `None`: a device without a name is none.
+/// Converts a link message. Returns `None` if it has no device name.
 fn device(message: &LinkMessage) -> Option<DeviceInfo> {
     let flags = message.header.flags;
     let mut info = DeviceInfo {
@@ -101,13 +103,11 @@ fn device(message: &LinkMessage) -> Option<DeviceInfo> {
         master: None,
         lower: None,
         lower_elsewhere: false,
-        mtu: 0,
         addresses: Vec::new(),
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => info.name.clone_from(name),
-            LinkAttribute::Mtu(mtu) => info.mtu = *mtu,
             LinkAttribute::Controller(index) => info.master = Some(*index),
             LinkAttribute::Link(index) => info.lower = Some(*index).filter(|index| *index != 0),
             LinkAttribute::LinkNetNsId(_) => info.lower_elsewhere = true,
@@ -121,16 +121,16 @@ fn device(message: &LinkMessage) -> Option<DeviceInfo> {
         }
     }
     if info.lower_elsewhere || info.lower == Some(info.index) {
-        info.lower = None; // An index of another namespace says nothing here.
+        info.lower = None; // An index of another namespace is not valid in this one.
     }
     (!info.name.is_empty()).then_some(info)
 }
 
-/// Numbers of linux/if_arp.h that libc lacks.
+/// Numbers of linux/if_arp.h that the libc crate does not have.
 const ARPHRD_RAWIP: u16 = 519;
 const ARPHRD_IP6GRE: u16 = 823;
 
-/// From an `ARPHRD_` number.
+/// Converts an `ARPHRD_` number.
 fn link_layer(arphrd: u16) -> LinkLayer {
     match arphrd {
         libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => LinkLayer::Ethernet,
@@ -146,14 +146,15 @@ fn link_layer(arphrd: u16) -> LinkLayer {
     }
 }
 
-/// Index of the device, and the address. `None`: not usable (yet).
+/// Converts an address message to the index of the device and the address. Returns `None` if the
+/// address is tentative or a duplicate.
 fn device_address(message: &AddressMessage) -> Option<(u32, DeviceAddress)> {
     let header = &message.header;
     let mut flags = AddressFlags::from_bits_retain(header.flags.bits().into());
     let (mut local, mut address) = (None, None);
     for attribute in &message.attributes {
         match attribute {
-            // On a point-to-point device `Address` is the other end, and `Local` this one.
+            // On a point-to-point device `Address` is the address of the peer, `Local` the own one.
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Address(ip) => address = Some(*ip),
             AddressAttribute::Flags(all) => flags = *all,
@@ -184,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_default_route_the_main_address_is_one_that_leads_out() {
+    fn without_a_default_route_the_main_address_is_that_of_a_device_to_other_nodes() {
         let devices = [
             DeviceInfo { loopback: true, ..device(1, "lo", None, &["10.9.9.9/32"]) },
             device(2, "veth1", Some("veth"), &["10.244.0.1/32"]),

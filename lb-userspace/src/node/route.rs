@@ -1,4 +1,4 @@
-//! The way the kernel would send a packet.
+//! Route lookups in the kernel.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,23 +8,24 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::NodeError;
 
-/// Index of the device that leads to an address. `None`: there is no route.
+/// Returns the index of the device by which the kernel sends packets to an address. `None` if there
+/// is no route.
 pub async fn device_to(ip: IpAddr) -> Result<Option<u32>, NodeError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(NodeError::Socket)?;
     let connection = tokio::spawn(connection);
-    let device = ask(&handle, ip).await;
+    let device = look_up(&handle, ip).await;
     connection.abort();
     device
 }
 
-async fn ask(handle: &Handle, ip: IpAddr) -> Result<Option<u32>, NodeError> {
-    let question = match ip {
+async fn look_up(handle: &Handle, ip: IpAddr) -> Result<Option<u32>, NodeError> {
+    let request = match ip {
         IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
         IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
     };
-    let routes: Vec<_> = match handle.route().get(question).execute().try_collect().await {
+    let routes: Vec<_> = match handle.route().get(request).execute().try_collect().await {
         Ok(routes) => routes,
-        // ENETUNREACH, or the error of a route that refuses.
+        // ENETUNREACH, or the error of an unreachable, prohibit or blackhole route.
         Err(rtnetlink::Error::NetlinkError(_)) => return Ok(None),
         Err(source) => return Err(NodeError::Read { what: "a route", source: Box::new(source) }),
     };

@@ -1,6 +1,7 @@
-//! The kernel's switches that decide whether it forwards packets.
+//! The kernel's switches for forwarding.
 //!
-//! Redirects by the programs need no forwarding; a packet that is translated and passed up for a pod of this node does.
+//! A packet that is translated for a pod of this node is passed up the stack, and the kernel
+//! forwards it. Packets that the programs redirect do not depend on these switches.
 
 use std::fs;
 use std::io;
@@ -8,27 +9,27 @@ use std::path::{Path, PathBuf};
 
 use super::NodeError;
 
-/// `/proc/sys/net`, or what stands for it in a test.
+/// The folder `/proc/sys/net`, or another folder in tests.
 #[derive(Debug, Clone)]
 pub struct Sysctls {
     root: PathBuf,
 }
 
-/// What the kernel does now.
+/// The current settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forwarding {
     pub v4: bool,
-    /// `None`: the kernel has no IPv6.
+    /// `None` if the kernel has no IPv6.
     pub v6: Option<bool>,
-    /// Devices with strict reverse path filtering (RFC 3704): they drop a packet whose source they would not answer to
-    /// through the same device.
+    /// Devices with strict reverse path filtering (RFC 3704). The kernel drops a packet on them if
+    /// the route to its source leads to another device.
     pub strict_rp_filter: Vec<String>,
 }
 
 /// A switch that was changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// As `sysctl` names it.
+    /// The name that `sysctl` uses.
     pub name: String,
     pub before: String,
     pub after: &'static str,
@@ -41,13 +42,14 @@ impl Default for Sysctls {
 }
 
 impl Sysctls {
-    /// With another folder in the place of `/proc/sys/net`.
+    /// Uses another folder instead of `/proc/sys/net`.
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
+    /// Reads the current settings.
     pub fn forwarding(&self) -> Result<Forwarding, NodeError> {
-        // The kernel takes the maximum of `all` and the device (Documentation/networking/ip-sysctl.rst).
+        // The maximum of `all` and the device is in force (Documentation/networking/ip-sysctl.rst).
         let all = self.read("ipv4/conf/all/rp_filter")?;
         let mut strict_rp_filter = Vec::new();
         for (device, path) in self.per_device("ipv4/conf", "rp_filter") {
@@ -63,10 +65,10 @@ impl Sysctls {
         })
     }
 
-    /// Turns forwarding on for both families, and returns what was changed for it, to be logged.
+    /// Enables forwarding in both families, and returns the changes.
     ///
-    /// A host that forwards IPv6 ignores router advertisements, and so would lose its default route; on devices that take
-    /// them (`accept_ra` 1) they are first made to be taken in spite of forwarding (2).
+    /// With `accept_ra` 1 a host that forwards IPv6 ignores router advertisements, and would lose
+    /// its default route. So devices with 1 get 2 first, which accepts them in spite of forwarding.
     pub fn enable_forwarding(&self) -> Result<Vec<Change>, NodeError> {
         let mut changes = Vec::new();
         self.set("ipv4/ip_forward", "1", &mut changes)?;
@@ -91,7 +93,8 @@ impl Sysctls {
         Ok(())
     }
 
-    /// `None`: there is no such switch (a family that the kernel lacks, a device that is gone).
+    /// Reads a switch. `None` if it does not exist: the kernel lacks the family, or the device has
+    /// been removed.
     fn read(&self, path: &str) -> Result<Option<String>, NodeError> {
         let file = self.root.join(path);
         match fs::read_to_string(&file) {
@@ -101,7 +104,8 @@ impl Sysctls {
         }
     }
 
-    /// The devices below `folder` and the path of their switch, sorted; without `all`. `default` is for devices to come.
+    /// Returns the devices in `folder` and the paths of their switch, sorted. It leaves out `all`,
+    /// and contains `default`, which applies to new devices.
     fn per_device(&self, folder: &str, switch: &str) -> Vec<(String, String)> {
         let entries = fs::read_dir(self.root.join(folder)).into_iter().flatten().flatten();
         let names =
@@ -113,7 +117,8 @@ impl Sysctls {
     }
 }
 
-/// `net.ipv4.ip_forward`; a dot in a device's name becomes a slash, as `sysctl` wants it.
+/// Returns the name of a switch, such as `net.ipv4.ip_forward`. A dot in the name of a device
+/// becomes a slash, as `sysctl` expects it.
 fn name(path: &str) -> String {
     let parts = Path::new(path).iter().map(|part| part.to_string_lossy().replace('.', "/"));
     std::iter::once("net".to_owned()).chain(parts).collect::<Vec<_>>().join(".")
@@ -160,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_ipv6_is_fine() {
+    fn a_kernel_without_ipv6_is_no_error() {
         let (_folder, sysctls) = folder(&[("ipv4/ip_forward", "1")]);
         let expected = Forwarding { v4: true, v6: None, strict_rp_filter: vec![] };
         assert_eq!(sysctls.forwarding().expect("readable"), expected);

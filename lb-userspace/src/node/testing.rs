@@ -1,4 +1,4 @@
-//! Devices as the tests of this folder write them, and network namespaces of their own.
+//! Test helpers: devices, and private network namespaces.
 
 use std::fs::File;
 
@@ -10,7 +10,7 @@ use rustix::thread::UnshareFlags;
 
 use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeState, Scope};
 
-/// An Ethernet device that is up. Addresses are `IP/PREFIX`; their scope follows from what they are.
+/// Returns an Ethernet device that is up. Addresses are `IP/PREFIX`; the scope follows from the IP.
 pub fn device(index: u32, name: &str, kind: Option<&str>, addresses: &[&str]) -> DeviceInfo {
     let address = |text: &&str| {
         let net: IpNet = text.parse().expect("IP/PREFIX");
@@ -33,7 +33,6 @@ pub fn device(index: u32, name: &str, kind: Option<&str>, addresses: &[&str]) ->
         master: None,
         lower: None,
         lower_elsewhere: false,
-        mtu: 1500,
         addresses: addresses.iter().map(address).collect(),
     }
 }
@@ -42,14 +41,15 @@ pub fn node(devices: Vec<DeviceInfo>) -> NodeState {
     NodeState { devices, ..NodeState::default() }
 }
 
-/// Moves the calling thread to a network namespace of its own, which goes with it.
+/// Moves the calling thread to a new network namespace, which ends with the thread.
 pub fn enter_new_namespace() {
-    // SAFETY: only the network namespace of this thread changes; it shares no file table or address space flags.
+    // SAFETY: only the network namespace of this thread changes. File table and address space stay
+    // shared.
     let entered = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) };
-    entered.expect("this test needs root: it makes network namespaces");
+    entered.expect("this test needs root to create network namespaces");
 }
 
-/// A namespace that lives as long as the file is open.
+/// Returns a new namespace. It exists as long as the file is open.
 pub fn other_namespace() -> File {
     let thread = std::thread::spawn(|| {
         enter_new_namespace();
@@ -58,7 +58,8 @@ pub fn other_namespace() -> File {
     thread.join().expect("made")
 }
 
-/// Makes `eth0` with these addresses (`IP/PREFIX`) in the network namespace of the calling thread.
+/// Creates `eth0` with these addresses (`IP/PREFIX`) in the network namespace of the calling
+/// thread.
 pub fn add_veth(addresses: &[&str]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {

@@ -1,8 +1,9 @@
 //! Keeps a [`NodeState`] up to date.
 //!
-//! A notification says only *that* something changed; then everything is read again. So a lost notification (the kernel
-//! drops them when a socket buffer is full) costs nothing but time: the state is read every [`REFRESH`] in any case,
-//! which also catches what is not notified here (a default route that moves to another device).
+//! After a notification the whole state is read again. The content of a notification is not used,
+//! so a lost one only causes a delay: the state is read every [`REFRESH`] in any case. (The kernel
+//! drops notifications if a socket buffer is full.) The periodic reading also notices changes
+//! without a notification here, such as a default route that moves to another device.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -18,15 +19,15 @@ use tracing::{debug, warn};
 
 use super::{NodeError, NodeState, read};
 
-/// The state is read at least this often.
+/// Maximum time between two readings.
 const REFRESH: Duration = Duration::from_secs(10);
-/// And at most this often: starting a pod makes a dozen notifications.
+/// Time to wait for more notifications before the state is read. Starting a pod causes a dozen.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// Reads the state of the network namespace of the calling thread, and follows it until every receiver is dropped.
-/// The receiver is woken only when something changed.
+/// Reads the state of the network namespace of the calling thread, and watches it until every
+/// receiver is dropped. The receiver is notified only of changes.
 ///
-/// Needs a tokio runtime whose threads are in the same namespace.
+/// The threads of the tokio runtime must be in the same namespace.
 pub async fn watch() -> Result<watch::Receiver<Arc<NodeState>>, NodeError> {
     let mut reader = Reader::open()?;
     let (sender, receiver) = watch::channel(Arc::new(reader.read().await?));
@@ -34,12 +35,12 @@ pub async fn watch() -> Result<watch::Receiver<Arc<NodeState>>, NodeError> {
         loop {
             match follow(&mut reader, &sender).await {
                 Ok(()) => return,
-                Err(error) => warn!(%error, "lost sight of devices and addresses, looking again"),
+                Err(error) => warn!(%error, "cannot read devices and addresses, trying again"),
             }
             sleep(Duration::from_secs(1)).await;
             match Reader::open() {
                 Ok(again) => reader = again,
-                Err(error) => warn!(%error, "cannot look at devices and addresses"),
+                Err(error) => warn!(%error, "cannot watch devices and addresses, trying again"),
             }
         }
     });
@@ -51,8 +52,8 @@ pub async fn read_once() -> Result<NodeState, NodeError> {
     Reader::open()?.read().await
 }
 
-/// The addresses that processes in the network namespace of the calling thread speak with. Not to be called by a thread of a
-/// tokio runtime.
+/// Returns the main addresses of the network namespace of the calling thread, which must not be a
+/// thread of a tokio runtime.
 pub fn main_addresses() -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), NodeError> {
     let (v4, v6) = read::default_sources();
     if v4.is_some() && v6.is_some() {
@@ -68,7 +69,8 @@ type Notifications = futures::channel::mpsc::UnboundedReceiver<(
     rtnetlink::sys::SocketAddr,
 )>;
 
-/// Two sockets: notifications that overflow theirs cannot disturb what is read through the other.
+/// Reads the state. Notifications have a socket of their own: if its buffer overflows, reading is
+/// not disturbed.
 struct Reader {
     handle: rtnetlink::Handle,
     notifications: Notifications,
@@ -78,7 +80,7 @@ struct Reader {
 
 impl Reader {
     fn open() -> Result<Self, NodeError> {
-        // Notifications first: what changes after the first reading is notified.
+        // Subscribe before the first reading: every later change causes a notification.
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (notifier, _, notifications) =
             rtnetlink::new_multicast_connection(&groups).map_err(NodeError::Socket)?;
@@ -100,7 +102,7 @@ impl Drop for Reader {
     }
 }
 
-/// Returns Ok when nobody listens any more.
+/// Publishes every change. Returns `Ok` when all receivers are dropped.
 async fn follow(reader: &mut Reader, sender: &watch::Sender<Arc<NodeState>>) -> Result<(), NodeError> {
     let mut refresh = interval(REFRESH);
     refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -139,7 +141,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::super::LinkLayer;
-    use super::super::devices::{DeviceOptions, Programs, choose};
+    use super::super::devices::{DeviceOptions, Hooks, choose_devices};
     use super::super::testing::{enter_new_namespace, other_namespace};
     use super::*;
 
@@ -165,7 +167,7 @@ mod tests {
         let index =
             |state: &NodeState, name: &str| state.devices.iter().find(|d| d.name == name).map(|d| d.index);
 
-        // A NIC as in kind: one end here, the other one elsewhere.
+        // A NIC as in kind: a veth whose other end is in another namespace.
         handle.link().add(LinkVeth::new("eth0", "peer0").build()).execute().await.expect("veth");
         until(&mut receiver, "eth0 and its peer", |state| index(state, "peer0").is_some()).await;
         let state = receiver.borrow_and_update().clone();
@@ -173,12 +175,7 @@ mod tests {
         assert_eq!(state.device(eth0).map(|device| device.lower), Some(Some(peer0)));
         let away = LinkUnspec::new_with_index(peer0).setns_by_fd(elsewhere.as_raw_fd()).build();
         handle.link().set(away).execute().await.expect("moved");
-        handle
-            .link()
-            .set(LinkUnspec::new_with_index(eth0).up().mtu(1400).build())
-            .execute()
-            .await
-            .expect("up");
+        handle.link().set(LinkUnspec::new_with_index(eth0).up().build()).execute().await.expect("up");
         for ip in ["192.0.2.7", "2001:db8::7"] {
             let ip: IpAddr = ip.parse().expect("valid");
             let mut request = handle.address().add(eth0, ip, if ip.is_ipv4() { 24 } else { 64 });
@@ -198,35 +195,35 @@ mod tests {
             (device.kind.as_deref(), device.lower, device.lower_elsewhere),
             (Some("veth"), None, true)
         );
-        assert_eq!((device.up, device.mtu, device.link_layer), (true, 1400, LinkLayer::Ethernet));
+        assert_eq!((device.up, device.link_layer), (true, LinkLayer::Ethernet));
         assert_eq!(state.main_v4.map(|ip| ip.to_string()).as_deref(), Some("192.0.2.7"));
         assert_eq!(state.main_v6.map(|ip| ip.to_string()).as_deref(), Some("2001:db8::7"));
         let choice = |state: &NodeState, name: &str| {
-            choose(state, &DeviceOptions::default())
+            choose_devices(state, &DeviceOptions::default())
                 .into_iter()
                 .find(|choice| choice.name == name)
-                .map(|c| c.programs)
+                .map(|choice| choice.hooks)
         };
-        assert_eq!(choice(&state, "eth0"), Some(Programs::Tc));
+        assert_eq!(choice(&state, "eth0"), Some(Hooks::Tc));
 
-        // A tunnel that appears later, and goes.
+        // A tunnel that is created later, and deleted.
         handle
             .link()
             .add(LinkVxlan::new("flannel.1", 1).dev(eth0).port(8472).up().build())
             .execute()
             .await
             .expect("vxlan");
-        until(&mut receiver, "flannel.1", |state| choice(state, "flannel.1") == Some(Programs::Tc)).await;
+        until(&mut receiver, "flannel.1", |state| choice(state, "flannel.1") == Some(Hooks::Tc)).await;
         let flannel = index(&receiver.borrow_and_update(), "flannel.1").expect("seen");
         handle.link().del(flannel).execute().await.expect("deleted");
-        until(&mut receiver, "flannel.1 gone", |state| state.device(flannel).is_none()).await;
+        until(&mut receiver, "flannel.1 deleted", |state| state.device(flannel).is_none()).await;
         handle.link().set(LinkUnspec::new_with_index(eth0).down().build()).execute().await.expect("down");
-        until(&mut receiver, "eth0 down", |state| choice(state, "eth0") == Some(Programs::None)).await;
+        until(&mut receiver, "eth0 down", |state| choice(state, "eth0") == Some(Hooks::None)).await;
     }
 
     #[test]
     fn follows_devices_and_addresses() {
-        // A thread of its own: its namespace must not be that of other tests.
+        // A thread of its own: other tests must not share its namespace.
         let thread = std::thread::spawn(|| {
             enter_new_namespace();
             let runtime =

@@ -1,4 +1,4 @@
-//! `/metrics`, `/configz` and `/proxyMode`, where kube-proxy has them.
+//! The server of `/metrics`, `/configz` and `/proxyMode`, with the paths of kube-proxy.
 
 use std::sync::Arc;
 
@@ -8,13 +8,14 @@ use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
-use super::Metrics;
 use super::http::{self, Answer};
+use super::metrics::Metrics;
+use super::process::ProcessMetrics;
 
-/// OpenMetrics 1.0.0; Prometheus takes the format from here.
+/// The content type of OpenMetrics 1.0.0. Prometheus selects the parser by it.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers requests until the task is dropped. `configuration`: the effective settings.
+/// Answers requests until the future is dropped. `configuration` are the effective settings.
 pub async fn serve_diagnostics(
     listener: TcpListener,
     metrics: Arc<Metrics>,
@@ -22,6 +23,7 @@ pub async fn serve_diagnostics(
 ) {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(metrics));
+    registry.register_collector(Box::new(ProcessMetrics));
     let answers = Arc::new((registry, json!({ "sluice": configuration })));
     http::serve(listener, move |method: &Method, path: &str| {
         let (registry, configuration) = &*answers;
@@ -40,7 +42,7 @@ fn respond(path: &str, registry: &Registry, configuration: &Value) -> Answer {
             }
         }
         "/configz" => http::json(StatusCode::OK, configuration),
-        // kube-proxy answers `iptables`, `nftables` …
+        // kube-proxy answers `iptables` or `nftables` here.
         "/proxyMode" => http::text(StatusCode::OK, "sluice"),
         _ => http::text(StatusCode::NOT_FOUND, "try /metrics, /configz or /proxyMode\n"),
     }
@@ -54,7 +56,7 @@ mod tests {
     use lb_datapath::apply::MapUsage;
     use lb_model::{IpFamily, ObjectName, Problem, ProblemKind, Severity, SourceEvent, Trigger};
 
-    use super::super::http::testing::ask;
+    use super::super::http::testing::request;
     use super::super::{Port, bind};
     use super::*;
     use crate::testing::assert_golden;
@@ -71,7 +73,7 @@ mod tests {
         }
     }
 
-    /// As after a few minutes of work.
+    /// Metrics as after a few minutes of work.
     fn example() -> Metrics {
         let counts = [(Reason::Delivered, 1200), (Reason::SourceRange, 3)];
         let metrics = Metrics::new(Box::new(move || Ok(counts.to_vec())));
@@ -114,13 +116,14 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let configuration = Map::from_iter([("mode".to_owned(), "tc".into())]);
         let server = tokio::spawn(serve_diagnostics(listener, Arc::new(example()), configuration));
-        let metrics = ask(address, "GET /metrics").await;
+        let metrics = request(address, "GET /metrics").await;
         assert!(metrics.starts_with("HTTP/1.1 200 ") && metrics.ends_with("# EOF\n"), "{metrics}");
         assert!(metrics.contains("sluice_packets_total{outcome=\"dropped\",reason=\"source_range\"} 3\n"));
-        assert!(ask(address, "GET /configz").await.ends_with("\r\n{\"sluice\":{\"mode\":\"tc\"}}"));
-        assert!(ask(address, "GET /proxyMode").await.ends_with("\r\nsluice"));
-        assert!(ask(address, "GET /").await.starts_with("HTTP/1.1 404 "));
-        assert!(ask(address, "DELETE /metrics").await.starts_with("HTTP/1.1 405 "));
+        assert!(metrics.contains("\nprocess_resident_memory_bytes "), "{metrics}");
+        assert!(request(address, "GET /configz").await.ends_with("\r\n{\"sluice\":{\"mode\":\"tc\"}}"));
+        assert!(request(address, "GET /proxyMode").await.ends_with("\r\nsluice"));
+        assert!(request(address, "GET /").await.starts_with("HTTP/1.1 404 "));
+        assert!(request(address, "DELETE /metrics").await.starts_with("HTTP/1.1 405 "));
         server.abort();
     }
 }

@@ -1,6 +1,7 @@
-//! What `/healthz` and `/livez` answer, as pure functions of the agent's state.
+//! The answers of `/healthz` and `/livez`, as pure functions of the agent's state.
 //!
-//! The answers have the keys of kube-proxy's (pkg/proxy/healthcheck/proxy_health.go), plus a reason.
+//! They have the keys of kube-proxy's answers (pkg/proxy/healthcheck/proxy_health.go), and a
+//! reason.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,31 +10,33 @@ use hyper::StatusCode;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
-/// The main loop shows a sign of life about every second. One that takes this long is stuck.
+/// The main loop updates its state about every second. After this time without update it is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
-/// A change that is not in the maps after this time makes the node a bad place to send traffic to.
-/// kube-proxy: twice its sync period of 30 s.
+/// If a change is not in the maps after this time, load balancers should avoid the node. It is the
+/// value of kube-proxy: twice its sync period of 30 s.
 const PENDING_LIMIT: Duration = Duration::from_secs(60);
 
-/// What the agent's main loop knows of itself.
+/// The state of the agent, as the main loop publishes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     pub progress: Progress,
-    /// Last sign of life of the main loop.
+    /// When the main loop last updated this state.
     pub alive: Instant,
-    /// When the maps were last brought up to date.
+    /// When the maps were last known to be up to date.
     pub last_updated: Option<SystemTime>,
-    /// Since when something wanted is not in the maps, and what.
+    /// The change that has been waiting longest to get into the maps.
     pub pending: Option<Pending>,
-    /// Load balancers may send new connections to this node (KEP-3836): its Node is there and stays.
+    /// Whether load balancers may send new connections to this node (KEP-3836): its Node object
+    /// exists and is not about to be deleted.
     pub node_eligible: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
-    /// Not ready: the maps are as an earlier agent left them. Says what is awaited.
+    /// The initial sync is not complete, and the maps are as an earlier agent left them. The text
+    /// names what is missing.
     Starting(String),
-    /// Every source was read in full once and the maps were written.
+    /// The initial sync is complete.
     Serving,
 }
 
@@ -54,25 +57,29 @@ impl State {
         }
     }
 
-    /// `/healthz`: whether this node serves the Services of the cluster now. For load balancers and readiness probes.
+    /// Returns the answer of `/healthz`, for load balancers and readiness probes: whether this node
+    /// serves the Services of the cluster.
     pub fn healthz(&self, now: Instant, wall_clock: SystemTime) -> Report {
         let ineligible =
             || (!self.node_eligible).then(|| "the Node is missing or about to be deleted".to_owned());
-        let trouble = self.trouble(now).or_else(ineligible);
-        Report::new(self, Some(self.node_eligible), trouble, now, wall_clock)
+        let reason = self.reason(now).or_else(ineligible);
+        Report::new(self, Some(self.node_eligible), reason, now, wall_clock)
     }
 
-    /// `/livez`: whether a restart would help. It would not help a full map or an API server that is away.
+    /// Returns the answer of `/livez`: whether the agent works. A restart does not help if a map is
+    /// full or the API server is not reachable, so these are not reported here.
     pub fn livez(&self, now: Instant, wall_clock: SystemTime) -> Report {
         Report::new(self, None, self.stuck(now), now, wall_clock)
     }
 
-    /// Whether the maps are as they are wanted. Unlike `/healthz` it does not ask whether the Node stays.
+    /// Returns whether the maps are up to date. Unlike `/healthz` it ignores whether the Node is
+    /// eligible.
     pub fn is_healthy(&self, now: Instant) -> bool {
-        self.trouble(now).is_none()
+        self.reason(now).is_none()
     }
 
-    fn trouble(&self, now: Instant) -> Option<String> {
+    /// Returns why the agent is not healthy.
+    fn reason(&self, now: Instant) -> Option<String> {
         match &self.progress {
             Progress::Starting(awaited) => Some(awaited.clone()),
             Progress::Serving => self.stuck(now).or_else(|| self.overdue(now)),
@@ -80,8 +87,8 @@ impl State {
     }
 
     fn stuck(&self, now: Instant) -> Option<String> {
-        let silent = now.saturating_duration_since(self.alive);
-        (silent > STUCK_AFTER).then(|| format!("the main loop has not moved for {} s", silent.as_secs()))
+        let stuck = now.saturating_duration_since(self.alive);
+        (stuck > STUCK_AFTER).then(|| format!("the main loop has been stuck for {} s", stuck.as_secs()))
     }
 
     fn overdue(&self, now: Instant) -> Option<String> {
@@ -92,20 +99,20 @@ impl State {
     }
 }
 
-/// An answer.
+/// The body of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// RFC 3339; null before the first time.
+    /// In RFC 3339. Null before the initial sync.
     last_updated: Option<String>,
     current_time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     node_eligible: Option<bool>,
     healthy: bool,
-    /// Why not.
+    /// Why it is not healthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// By IP family; none before the first time. Both are always written together.
+    /// By IP family. Empty before the initial sync. Both families are always written together.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     status: BTreeMap<&'static str, FamilyStatus>,
 }
@@ -147,7 +154,7 @@ impl Report {
     }
 }
 
-/// In milliseconds; a clock outside the years that RFC 3339 can say is shown as the beginning of Unix time.
+/// Formats a time with milliseconds. A year that RFC 3339 cannot express results in the Unix epoch.
 fn rfc3339(time: SystemTime) -> String {
     let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
     let timestamp = i64::try_from(millis).ok().and_then(|millis| Timestamp::from_millisecond(millis).ok());
@@ -197,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_sync_it_lives_and_is_not_healthy() {
+    fn before_the_initial_sync_it_is_alive_and_not_healthy() {
         let state = State::starting("waiting for Services");
         let healthz = state.healthz(state.alive, wall_clock(0));
         assert_eq!(healthz.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -215,7 +222,7 @@ mod tests {
         let healthz = state.healthz(now, wall_clock(0));
         assert_eq!(healthz.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(json(&healthz)["nodeEligible"], false);
-        assert!(state.is_healthy(now), "the endpoints here can be reached as long as the node is there");
+        assert!(state.is_healthy(now), "its endpoints can be reached until the node is deleted");
         let livez = state.livez(now, wall_clock(0));
         assert_eq!(livez.status(), StatusCode::OK);
         assert!(json(&livez).get("nodeEligible").is_none());
@@ -231,7 +238,7 @@ mod tests {
         assert_eq!(state.livez(late, wall_clock(0)).status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(
             json(&state.healthz(late, wall_clock(0)))["reason"],
-            "the main loop has not moved for 31 s"
+            "the main loop has been stuck for 31 s"
         );
     }
 

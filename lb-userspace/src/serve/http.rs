@@ -1,4 +1,4 @@
-//! The HTTP server under all of it: small answers that are ready at once.
+//! A minimal HTTP server for short answers.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tracing::debug;
 
-/// A client that sends no complete request within this time is hung up on.
+/// The server closes connections on which no complete request header arrives within this time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub type Answer = Response<Full<Bytes>>;
 
-/// Answers requests, by their method and path, until it is dropped; then open connections are closed too.
+/// Answers requests by their method and path. Dropping the future closes all connections.
 pub async fn serve(listener: TcpListener, answer: impl Fn(&Method, &str) -> Answer + Clone + Send + 'static) {
     let mut connections = JoinSet::new();
     loop {
@@ -28,7 +28,8 @@ pub async fn serve(listener: TcpListener, answer: impl Fn(&Method, &str) -> Answ
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Out of file descriptors, or a client that is gone already: others may have more luck a little later.
+                    // The process has too many open files, or the client has closed the connection
+                    // already. Later connections may succeed.
                     debug!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
@@ -47,13 +48,13 @@ pub async fn serve(listener: TcpListener, answer: impl Fn(&Method, &str) -> Answ
                 .header_read_timeout(REQUEST_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {
-                debug!(%error, "a connection broke");
+                debug!(%error, "connection failed");
             }
         });
     }
 }
 
-/// The answer to a method that only reads; to others, that they cannot be used.
+/// Answers GET and HEAD. Other methods are refused with 405.
 pub fn read_only(method: &Method, answer: impl FnOnce() -> Answer) -> Answer {
     match *method {
         Method::GET | Method::HEAD => answer(),
@@ -88,11 +89,11 @@ pub mod testing {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
-    /// The whole answer to a request line such as `GET /healthz`.
-    pub async fn ask(address: SocketAddr, request: &str) -> String {
+    /// Sends a request line such as `GET /healthz`, and returns the whole answer.
+    pub async fn request(address: SocketAddr, line: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream
-            .write_all(format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+            .write_all(format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
             .await
             .unwrap();
         let mut answer = String::new();
@@ -118,9 +119,9 @@ mod tests {
         stream.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let mut answer = [0; 1024];
         let length = stream.read(&mut answer).await.unwrap();
-        assert!(answer[..length].starts_with(b"HTTP/1.1 200 "), "kept alive");
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200 "), "the connection is kept alive");
         server.abort();
-        assert_eq!(stream.read(&mut answer).await.unwrap(), 0, "closed");
+        assert_eq!(stream.read(&mut answer).await.unwrap(), 0, "the connection is closed");
         assert!(TcpStream::connect(address).await.is_err());
     }
 }

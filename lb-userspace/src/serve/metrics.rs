@@ -1,7 +1,8 @@
-//! `/metrics`: what is counted, and how it is written (OpenMetrics text).
+//! The metrics of Services, maps and packets, in OpenMetrics.
 //!
-//! Metrics that dashboards for kube-proxy use keep their names and meaning (pkg/proxy/metrics/metrics.go); those of our own
-//! begin with `sluice_`. Labels have few values: nothing here grows with the number of Services.
+//! Metrics that dashboards of kube-proxy use have the same names and meaning
+//! (pkg/proxy/metrics/metrics.go). The names of other metrics begin with `sluice_`. No label has
+//! values that grow with the number of Services.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,18 +14,19 @@ use lb_common::reason::{Outcome, Reason};
 use lb_datapath::apply::{MapUsage, PerFamily};
 use lb_model::{IpFamily, Problem, Severity, SourceEvent, Trigger};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets, linear_buckets};
 
-/// Packets by reason, since the maps were made. Read from the kernel for each answer.
+use super::writer::Writer;
+
+/// Returns the number of packets by reason since the maps were created. It is called for each
+/// request and reads the kernel.
 pub type Packets = Box<dyn Fn() -> io::Result<Vec<(Reason, u64)>> + Send + Sync>;
 
-/// Everything that is counted. The main loop writes it, `/metrics` reads it.
+/// The values of all metrics. The main loop updates them, `/metrics` reads them.
 pub struct Metrics {
     packets: Packets,
-    /// From the change in the cluster to the change of the maps.
+    /// Time from a change in the cluster to the change of the maps.
     network_programming: PerFamily<Histogram>,
     sync_duration: Histogram,
     values: Mutex<Values>,
@@ -40,7 +42,7 @@ struct Values {
     open_flows: usize,
     half_open_flows: usize,
     maps: Vec<MapUsage>,
-    /// Those that are there now.
+    /// Problems of API objects that exist now.
     errors: u64,
     notes: u64,
     raised: BTreeMap<Raised, u64>,
@@ -74,11 +76,11 @@ impl Metrics {
     }
 
     fn values(&self) -> MutexGuard<'_, Values> {
-        // Numbers are never half written.
+        // A panic of another thread cannot leave a value half written.
         self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes that a source has sent.
+    /// Counts the events of a source.
     pub fn received(&self, events: &[SourceEvent]) {
         let mut values = self.values();
         for event in events {
@@ -90,18 +92,20 @@ impl Metrics {
         }
     }
 
-    /// The maps were brought up to date.
+    /// Records an update of the maps.
     pub fn synced(&self, took: Duration, at: SystemTime) {
         self.sync_duration.observe(took.as_secs_f64());
         self.values().last_sync = Some(at);
     }
 
-    /// What this trigger led to is in the maps at `now`. Clocks may differ: what lies in the future took no time.
+    /// Records that the result of a change in the cluster is in the maps at `now`. Clocks differ
+    /// between machines: a change in the future counts as zero seconds.
     pub fn programmed(&self, trigger: Trigger, now: SystemTime) {
         let latency = now.duration_since(trigger.at).unwrap_or_default();
         self.network_programming[trigger.family].observe(latency.as_secs_f64());
     }
 
+    /// Counts a new problem.
     pub fn raised(&self, problem: &Problem) {
         let mut values = self.values();
         *values.current(problem.severity) += 1;
@@ -113,13 +117,15 @@ impl Metrics {
         *values.raised.entry(raised).or_default() += 1;
     }
 
+    /// Records that a problem does not exist any more.
     pub fn resolved(&self, problem: &Problem) {
         let mut values = self.values();
         let current = values.current(problem.severity);
         *current = current.saturating_sub(1);
     }
 
-    /// Services that are proxied, endpoints of all their ports, and how full the maps of both are.
+    /// Sets the number of Services, the number of endpoints of all their ports, and the usage of
+    /// maps.
     pub fn set_served(&self, services: usize, endpoints: u64, maps: Vec<MapUsage>) {
         let mut values = self.values();
         values.services = services;
@@ -165,67 +171,68 @@ impl Collector for Metrics {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let values = self.values().clone();
         let mut writer = Writer(encoder);
-        // kube-proxy has a proxier per family and this label to tell them apart; here one round serves both.
+        // kube-proxy has a proxier for each family. Here one update writes both families, so both
+        // labels have the same value.
         writer.histograms(
             "kubeproxy_network_programming_duration_seconds",
-            "In Cluster Network Programming Latency in seconds",
+            "Seconds from a change of an EndpointSlice until the maps contain it",
             FAMILIES.map(|(family, name)| (name, &self.network_programming[family])),
         )?;
         writer.histograms(
             "kubeproxy_sync_proxy_rules_duration_seconds",
-            "Time that one round of bringing the maps up to date took",
+            "Duration of an update of the maps in seconds",
             FAMILIES.map(|(_, name)| (name, &self.sync_duration)),
         )?;
         if let Some(at) = values.last_sync {
             let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             writer.gauges(
                 "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                "When the maps were last brought up to date",
+                "Time of the last update of the maps",
                 FAMILIES.map(|(_, name)| ([("ip_family", name)], seconds)),
             )?;
         }
         writer.counter(
             "kubeproxy_sync_proxy_rules_endpoint_changes",
-            "EndpointSlice changes received",
+            "Received changes of EndpointSlices",
             values.endpoint_changes,
         )?;
         writer.counter(
             "kubeproxy_sync_proxy_rules_service_changes",
-            "Service changes received",
+            "Received changes of Services",
             values.service_changes,
         )?;
-        writer.info("sluice_build", "The version that runs", &[("version", env!("CARGO_PKG_VERSION"))])?;
-        writer.gauge("sluice_services", "Services that are proxied", values.services)?;
+        writer.info("sluice_build", "Version of the agent", &[("version", env!("CARGO_PKG_VERSION"))])?;
+        writer.gauge("sluice_services", "Services in the maps", values.services)?;
         writer.gauge(
             "sluice_endpoints",
-            "Endpoints in the maps, counted once for each Service port",
+            "Endpoints in the maps, counted for each Service port",
             values.endpoints,
         )?;
         writer.gauges(
             "sluice_flows",
-            "Entries of the flow tables, two for each connection, at the last sweep",
+            "Entries of the flow tables at the last sweep, two for each connection",
             [("open", values.open_flows), ("half_open", values.half_open_flows)]
                 .map(|(state, flows)| ([("state", state)], flows)),
         )?;
         writer.gauges(
             "sluice_map_entries",
-            "Entries in use of the maps that the agent fills",
+            "Used entries of each map that the agent writes",
             values.maps.iter().map(|usage| ([("map", usage.map)], usage.entries)),
         )?;
         writer.gauges(
             "sluice_map_capacity",
-            "Entries that these maps have room for",
+            "Maximum entries of each map that the agent writes",
             values.maps.iter().map(|usage| ([("map", usage.map)], usage.capacity)),
         )?;
         writer.gauges(
             "sluice_problems",
-            "What is wrong with the input now",
+            "Current problems of API objects",
             [("error", values.errors), ("note", values.notes)]
                 .map(|(severity, count)| ([("severity", severity)], count)),
         )?;
         writer.counters(
             "sluice_problems_raised",
-            "Problems of the input when they were first seen, by kind of object",
+            "Problems of API objects since the start, by kind of object",
             values.raised.iter().map(|(raised, count)| {
                 let Raised { kind, reason, severity } = *raised;
                 ([("kind", kind), ("reason", reason), ("severity", severity)], *count)
@@ -234,12 +241,12 @@ impl Collector for Metrics {
         match (self.packets)() {
             Ok(packets) => writer.counters(
                 "sluice_packets",
-                "Packets, and calls at sockets, by what became of them",
+                "Packets and socket calls by outcome and reason",
                 packets.into_iter().map(|(reason, count)| {
                     ([("outcome", outcome(reason.outcome())), ("reason", reason.label())], count)
                 }),
             ),
-            // The others are worth having.
+            // The other metrics are answered all the same.
             Err(error) => {
                 tracing::warn!("cannot read the packet counters: {error}");
                 Ok(())
@@ -251,61 +258,5 @@ impl Collector for Metrics {
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").field("values", &self.values).finish_non_exhaustive()
-    }
-}
-
-/// Writes families of samples in the order given.
-struct Writer<'a>(DescriptorEncoder<'a>);
-
-impl Writer<'_> {
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        ConstCounter::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
-    }
-
-    fn counters<L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (L, u64)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, value) in samples {
-            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-
-    fn gauges<L: EncodeLabelSet, N: EncodeGaugeValue>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (L, N)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in samples {
-            family.encode_family(&labels)?.encode_gauge(&value)?;
-        }
-        Ok(())
-    }
-
-    fn histograms<const N: usize>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: [(&str, &Histogram); N],
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (label, histogram) in samples {
-            histogram.encode(family.encode_family(&[("ip_family", label)])?)?;
-        }
-        Ok(())
-    }
-
-    fn info(&mut self, name: &str, help: &str, labels: &[(&str, &str); 1]) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
     }
 }

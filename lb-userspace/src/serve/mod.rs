@@ -1,15 +1,20 @@
-//! What the agent answers over HTTP:
+//! The HTTP servers of the agent.
 //!
-//! - `probes`: `/healthz` and `/livez`, for load balancers and the kubelet; `health` says what they answer.
-//! - `service_health`: the `healthCheckNodePort` of each Service, for the load balancer that sends it traffic.
-//! - `diagnostics`: `/metrics`, `/configz`, `/proxyMode`, for people and Prometheus.
+//! - `probes`: `/healthz` and `/livez`, for load balancers and the kubelet. `health` computes the
+//!   answers.
+//! - `service_health`: the `healthCheckNodePort` of each Service, for its load balancer.
+//! - `diagnostics`: `/metrics`, `/configz` and `/proxyMode`, for Prometheus and operators.
+//!   `metrics` and `process` have the metrics.
+//! - `http`: the server that they share.
 
 mod diagnostics;
 mod health;
 mod http;
 mod metrics;
 mod probes;
+mod process;
 mod service_health;
+mod writer;
 
 use std::net::SocketAddr;
 
@@ -21,7 +26,7 @@ pub use metrics::{Metrics, Packets};
 pub use probes::serve_probes;
 pub use service_health::{HealthPorts, OpenError, ServiceHealth};
 
-/// The ports that the agent cannot do without.
+/// The ports that the agent must open to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Port {
     Health,
@@ -46,7 +51,8 @@ impl Port {
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot serve {} at {address}: {source}; end what uses the port (kube-proxy has the same default) or choose another address with {}",
+    "cannot serve {} at {address}: {source}; end the process that uses the port \
+     (kube-proxy has the same default) or choose another address with {}",
     port.serves(), port.option()
 )]
 pub struct BindError {
@@ -55,7 +61,7 @@ pub struct BindError {
     source: std::io::Error,
 }
 
-/// Opens the port. Nothing is answered before it is given to its server.
+/// Opens the port. Connections wait until a server accepts them.
 pub async fn bind(port: Port, address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError { port, address, source })
 }

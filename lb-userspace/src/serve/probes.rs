@@ -1,4 +1,4 @@
-//! `/healthz` and `/livez`: for load balancers and the kubelet.
+//! The server of `/healthz` and `/livez`, for load balancers and the kubelet.
 
 use std::time::{Instant, SystemTime};
 
@@ -6,7 +6,7 @@ use hyper::{Method, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::State;
+use super::health::State;
 use super::http::{self, Answer};
 
 /// Answers requests until the task is dropped.
@@ -28,8 +28,9 @@ fn respond(method: &Method, path: &str, state: &State) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::http::testing::ask;
-    use super::super::{Port, Progress, bind};
+    use super::super::health::Progress;
+    use super::super::http::testing::request;
+    use super::super::{Port, bind};
     use super::*;
 
     #[tokio::test]
@@ -39,17 +40,17 @@ mod tests {
         let (state, receiver) = watch::channel(State::starting("waiting for Services"));
         let server = tokio::spawn(serve_probes(listener, receiver));
 
-        let starting = ask(address, "GET /healthz").await;
+        let starting = request(address, "GET /healthz").await;
         assert!(starting.starts_with("HTTP/1.1 503 "), "{starting}");
         assert!(starting.contains("content-type: application/json"), "{starting}");
         assert!(starting.contains("\"reason\":\"waiting for Services\""), "{starting}");
-        assert!(ask(address, "GET /livez?verbose").await.starts_with("HTTP/1.1 200 "));
+        assert!(request(address, "GET /livez?verbose").await.starts_with("HTTP/1.1 200 "));
 
         state.send_modify(|state| state.progress = Progress::Serving);
-        assert!(ask(address, "GET /healthz").await.starts_with("HTTP/1.1 200 "));
-        assert!(ask(address, "HEAD /healthz").await.ends_with("\r\n\r\n"));
-        assert!(ask(address, "GET /other").await.starts_with("HTTP/1.1 404 "));
-        assert!(ask(address, "POST /healthz").await.starts_with("HTTP/1.1 405 "));
+        assert!(request(address, "GET /healthz").await.starts_with("HTTP/1.1 200 "));
+        assert!(request(address, "HEAD /healthz").await.ends_with("\r\n\r\n"));
+        assert!(request(address, "GET /other").await.starts_with("HTTP/1.1 404 "));
+        assert!(request(address, "POST /healthz").await.starts_with("HTTP/1.1 405 "));
         server.abort();
     }
 }

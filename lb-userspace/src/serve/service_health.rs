@@ -1,5 +1,6 @@
-//! `healthCheckNodePort`: by which a load balancer learns which nodes have endpoints of a Service with a Local policy
-//! (KEP-3836; pkg/proxy/healthcheck/service_health.go).
+//! The servers of `healthCheckNodePort`: a load balancer asks them whether this node has ready
+//! endpoints of a Service with externalTrafficPolicy Local (KEP-3836;
+//! pkg/proxy/healthcheck/service_health.go).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,24 +17,24 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
-use super::State;
+use super::health::State;
 use super::http::{self, Answer};
 
-/// A port that could not be opened is tried again after this time.
+/// Pause before another attempt to open a port.
 const RETRY: Duration = Duration::from_secs(2);
-/// Connections that may wait to be accepted.
+/// Maximum number of connections that wait to be accepted.
 const BACKLOG: u32 = 128;
 
-/// What shall be answered, and where.
+/// The desired health check servers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceHealth {
     pub checks: BTreeMap<ObjectName, HealthCheck>,
-    /// Addresses to listen at, the same for all.
+    /// Addresses at which every server listens.
     pub addresses: BTreeSet<IpAddr>,
 }
 
 impl ServiceHealth {
-    /// Takes in what the planner says of Services that changed; none: there is nothing to answer any more.
+    /// Applies the changes of Services from the planner. `None` removes a health check.
     pub fn update(&mut self, changes: Vec<(ObjectName, Option<HealthCheck>)>) {
         for (service, check) in changes {
             match check {
@@ -47,8 +48,9 @@ impl ServiceHealth {
 /// Why a port is not open.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "Service {service}: its healthCheckNodePort cannot be opened at {at}: {source}: load balancers take this node for one \
-     without endpoints; end what uses the port on this node, or recreate the Service with another one; trying again"
+    "Service {service}: its healthCheckNodePort cannot be opened at {at}: {source}; load balancers \
+     send no traffic of this Service to this node; end the process that uses the port, or recreate \
+     the Service with another port; trying again"
 )]
 pub struct OpenError {
     pub service: ObjectName,
@@ -56,49 +58,54 @@ pub struct OpenError {
     source: io::Error,
 }
 
-/// Opens and closes ports as [`ServiceHealth`] changes, in a task of its own: the main loop need not wait for it.
+/// Opens and closes ports when [`ServiceHealth`] changes. It runs in a task of its own, so that the
+/// main loop does not wait for it.
 pub struct HealthPorts<F> {
-    wanted: watch::Receiver<ServiceHealth>,
+    desired: watch::Receiver<ServiceHealth>,
     health: watch::Receiver<State>,
-    /// Told of each failure when it begins or becomes another one.
-    failed: F,
+    /// Called when a port cannot be opened, once for each message.
+    on_failure: F,
     open: BTreeMap<Socket, JoinHandle<()>>,
-    /// What was said of those that cannot be opened.
+    /// The messages that were logged about ports that cannot be opened.
     failures: BTreeMap<Socket, String>,
 }
 
 type Socket = (ObjectName, SocketAddr);
 
 impl<F: FnMut(&OpenError)> HealthPorts<F> {
-    pub fn new(wanted: watch::Receiver<ServiceHealth>, health: watch::Receiver<State>, failed: F) -> Self {
-        Self { wanted, health, failed, open: BTreeMap::new(), failures: BTreeMap::new() }
+    pub fn new(
+        desired: watch::Receiver<ServiceHealth>,
+        health: watch::Receiver<State>,
+        on_failure: F,
+    ) -> Self {
+        Self { desired, health, on_failure, open: BTreeMap::new(), failures: BTreeMap::new() }
     }
 
-    /// Runs until nobody can want anything any more; then everything is closed.
+    /// Runs until the sender of [`ServiceHealth`] is dropped, then closes all ports.
     pub async fn run(mut self) {
         loop {
-            let wanted = self.wanted.borrow_and_update().clone();
-            self.converge(&wanted).await;
+            let desired = self.desired.borrow_and_update().clone();
+            self.converge(&desired).await;
             tokio::select! {
-                changed = self.wanted.changed() => if changed.is_err() { break },
+                changed = self.desired.changed() => if changed.is_err() { break },
                 () = tokio::time::sleep(RETRY), if !self.failures.is_empty() => {}
             }
         }
         self.converge(&ServiceHealth::default()).await;
     }
 
-    async fn converge(&mut self, wanted: &ServiceHealth) {
-        let sockets: BTreeSet<Socket> = (wanted.checks.iter())
+    async fn converge(&mut self, desired: &ServiceHealth) {
+        let sockets: BTreeSet<Socket> = (desired.checks.iter())
             .flat_map(|(name, check)| {
                 let of_family = |ip: &&IpAddr| check.local_endpoints(IpFamily::of(ip)).is_some();
-                let addresses = wanted.addresses.iter().filter(of_family);
+                let addresses = desired.addresses.iter().filter(of_family);
                 addresses.map(|ip| (name.clone(), SocketAddr::new(*ip, check.port)))
             })
             .collect();
-        // First what closes: another Service may be given the port.
+        // Close before opening: another Service may have got the port.
         for (_, server) in self.open.extract_if(.., |socket, _| !sockets.contains(socket)) {
             server.abort();
-            // The listener is closed when the task has ended, not before. Cancelled is what it shall be.
+            // The listener is closed when the task has ended. The result is always `cancelled`.
             let _ = server.await;
         }
         self.failures.retain(|socket, _| sockets.contains(socket));
@@ -113,7 +120,7 @@ impl<F: FnMut(&OpenError)> HealthPorts<F> {
         let (service, at) = &socket;
         let listener = match listen(*at) {
             Ok(listener) => listener,
-            // A kernel without IPv6: nobody can ask there.
+            // The kernel has no IPv6, so no load balancer can connect by IPv6.
             Err(source) if at.ip().is_unspecified() && source.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
                 return;
             }
@@ -122,20 +129,20 @@ impl<F: FnMut(&OpenError)> HealthPorts<F> {
                 let message = failure.to_string();
                 if self.failures.get(&socket) != Some(&message) {
                     error!("{message}");
-                    (self.failed)(&failure);
+                    (self.on_failure)(&failure);
                     self.failures.insert(socket, message);
                 }
                 return;
             }
         };
         if self.failures.remove(&socket).is_some() {
-            info!("Service {service}: its healthCheckNodePort is open at {at} now");
+            info!("Service {service}: opened its healthCheckNodePort at {at} after failures");
         }
         let (name, family) = (service.clone(), IpFamily::of(&at.ip()));
-        let (wanted, health) = (self.wanted.clone(), self.health.clone());
+        let (desired, health) = (self.desired.clone(), self.health.clone());
         let server = http::serve(listener, move |_: &hyper::Method, _: &str| {
-            // As kube-proxy, of which each family has its own.
-            let local_endpoints = (wanted.borrow().checks.get(&name))
+            // The number of its own family, as in kube-proxy.
+            let local_endpoints = (desired.borrow().checks.get(&name))
                 .and_then(|check| check.local_endpoints(family))
                 .unwrap_or_default();
             let healthy = health.borrow().is_healthy(Instant::now());
@@ -145,7 +152,7 @@ impl<F: FnMut(&OpenError)> HealthPorts<F> {
     }
 }
 
-/// An IPv6 listener takes no IPv4 connections: each family has its own.
+/// Opens a listener. An IPv6 listener does not accept IPv4 connections.
 fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     let socket = match at {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -155,13 +162,13 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
             socket
         }
     };
-    // Connections of a listener before may still be in TIME_WAIT.
+    // Connections of an earlier listener may be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(at)?;
     socket.listen(BACKLOG)
 }
 
-/// Any method and path are answered, as kube-proxy does.
+/// Returns the answer, which is the same for every method and path, as in kube-proxy.
 fn answer(service: &ObjectName, local_endpoints: u32, healthy: bool) -> Answer {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -193,8 +200,8 @@ fn answer(service: &ObjectName, local_endpoints: u32, healthy: bool) -> Answer {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use super::super::Progress;
-    use super::super::http::testing::ask;
+    use super::super::health::Progress;
+    use super::super::http::testing::request;
     use super::*;
 
     fn name(name: &str) -> ObjectName {
@@ -210,15 +217,15 @@ mod tests {
         HealthCheck { port, local_v4: Some(local), local_v6: Some(local) }
     }
 
-    /// Ports that were free a moment ago.
+    /// Returns ports that were free a moment ago.
     fn free_ports<const N: usize>() -> [u16; N] {
         let held = [(); N].map(|()| std::net::TcpListener::bind(at(0)).unwrap());
         held.map(|listener| listener.local_addr().unwrap().port())
     }
 
-    /// Health checks at loopback, of an agent that is healthy.
+    /// Health check servers at loopback addresses, of a healthy agent.
     struct Running {
-        wanted: watch::Sender<ServiceHealth>,
+        desired: watch::Sender<ServiceHealth>,
         health: watch::Sender<State>,
         failed: Arc<Mutex<Vec<String>>>,
     }
@@ -228,24 +235,24 @@ mod tests {
             let (health, of_agent) =
                 watch::channel(State { progress: Progress::Serving, ..State::starting("") });
             let addresses = ["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()].into();
-            let (wanted, receiver) = watch::channel(ServiceHealth { addresses, ..ServiceHealth::default() });
+            let (desired, receiver) = watch::channel(ServiceHealth { addresses, ..ServiceHealth::default() });
             let failed = Arc::new(Mutex::new(Vec::new()));
             let sink = failed.clone();
             let ports = HealthPorts::new(receiver, of_agent, move |failure: &OpenError| {
                 sink.lock().unwrap().push(failure.to_string());
             });
             tokio::spawn(ports.run());
-            Self { wanted, health, failed }
+            Self { desired, health, failed }
         }
 
         fn set(&self, checks: &[(&str, u16, u32)]) {
             let checks: BTreeMap<_, _> =
                 checks.iter().map(|&(service, port, local)| (name(service), dual(port, local))).collect();
-            self.wanted.send_modify(|wanted| {
-                let gone = wanted.checks.keys().filter(|service| !checks.contains_key(service));
+            self.desired.send_modify(|desired| {
+                let gone = desired.checks.keys().filter(|service| !checks.contains_key(service));
                 let gone: Vec<_> = gone.map(|service| (service.clone(), None)).collect();
                 let there = checks.into_iter().map(|(service, check)| (service, Some(check)));
-                wanted.update(gone.into_iter().chain(there).collect());
+                desired.update(gone.into_iter().chain(there).collect());
             });
         }
     }
@@ -279,34 +286,34 @@ mod tests {
         let [first, second] = free_ports();
         running.set(&[("web", first, 2)]);
         eventually(async || is_open(at(first)).await).await;
-        let answer = ask(at(first), "GET /any/path").await;
+        let answer = request(at(first), "GET /any/path").await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         let body = r#"{"service":{"namespace":"default","name":"web"},"localEndpoints":2,"serviceProxyHealthy":true}"#;
         assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
         let over_ipv6 = SocketAddr::new("::1".parse().unwrap(), first);
-        assert!(ask(over_ipv6, "POST /").await.starts_with("HTTP/1.1 200 "));
+        assert!(request(over_ipv6, "POST /").await.starts_with("HTTP/1.1 200 "));
 
         running.set(&[("web", first, 0)]);
-        let answer = ask(at(first), "GET /").await;
+        let answer = request(at(first), "GET /").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         assert!(answer.contains("x-load-balancing-endpoint-weight: 0\r\n"), "{answer}");
 
-        // One Service takes over the port of another.
+        // Another Service gets the port of the first one.
         running.set(&[("web", second, 1), ("shop", first, 1)]);
         eventually(async || is_open(at(second)).await).await;
-        eventually(async || ask(at(first), "GET /").await.contains("\"name\":\"shop\"")).await;
+        eventually(async || request(at(first), "GET /").await.contains("\"name\":\"shop\"")).await;
 
         // A Service of one family.
         let single = HealthCheck { port: second, local_v4: None, local_v6: Some(4) };
-        running.wanted.send_modify(|wanted| {
-            wanted.update(vec![(name("web"), Some(single))]);
+        running.desired.send_modify(|desired| {
+            desired.update(vec![(name("web"), Some(single))]);
         });
         eventually(async || !is_open(at(second)).await).await;
         let over_ipv6 = SocketAddr::new("::1".parse().unwrap(), second);
-        assert!(ask(over_ipv6, "GET /").await.contains("x-load-balancing-endpoint-weight: 4\r\n"));
+        assert!(request(over_ipv6, "GET /").await.contains("x-load-balancing-endpoint-weight: 4\r\n"));
 
-        running.health.send_modify(|state| state.progress = Progress::Starting("anew".into()));
-        let answer = ask(at(first), "GET /").await;
+        running.health.send_modify(|state| state.progress = Progress::Starting("restart".into()));
+        let answer = request(at(first), "GET /").await;
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\"serviceProxyHealthy\":false"));
 
         running.set(&[]);
@@ -317,7 +324,7 @@ mod tests {
     #[tokio::test]
     async fn a_listener_stays_when_only_the_number_of_endpoints_changes() {
         let [port] = free_ports();
-        let (wanted, receiver) = watch::channel(ServiceHealth::default());
+        let (desired, receiver) = watch::channel(ServiceHealth::default());
         let health = watch::channel(State::starting("")).1;
         let mut ports = HealthPorts::new(receiver, health, |_: &OpenError| {});
         let with = |local_endpoints| ServiceHealth {
@@ -330,16 +337,16 @@ mod tests {
         assert_eq!(before.len(), 1);
         ports.converge(&with(2)).await;
         assert_eq!(task(&ports), before);
-        drop(wanted);
+        drop(desired);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_port_that_is_taken_is_said_once_and_tried_again() {
+    async fn a_port_in_use_is_logged_once_and_tried_again() {
         let taken = std::net::TcpListener::bind(at(0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         let running = Running::start();
         running.set(&[("web", port, 1)]);
-        // Many attempts.
+        // Enough time for many attempts.
         tokio::time::sleep(20 * RETRY).await;
         let failed = running.failed.lock().unwrap().clone();
         assert_eq!(failed.len(), 1, "{failed:?}");
@@ -348,6 +355,6 @@ mod tests {
         }
         drop(taken);
         tokio::time::sleep(2 * RETRY).await;
-        assert!(ask(at(port), "GET /").await.starts_with("HTTP/1.1 200 "));
+        assert!(request(at(port), "GET /").await.starts_with("HTTP/1.1 200 "));
     }
 }

@@ -153,7 +153,7 @@ pub fn explain(seen: &Observation<'_>) -> Explanation {
         reason: reason.map(Reason::label),
         source_rewritten: after.is_some_and(|after| after != packet.source),
         source_after: after.map(|after| packet.end(after)),
-        program: *program,
+        program,
         nanoseconds: seen.nanoseconds,
         device: seen.device.clone(),
     }

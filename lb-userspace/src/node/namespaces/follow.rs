@@ -1,7 +1,9 @@
-//! A thread that keeps up with the namespaces of this node and the addresses in them, and visits them all when asked to.
+//! A thread that watches the network namespaces of this node and the addresses in them. On request
+//! it visits all of them.
 //!
-//! The kernel tells of new names, by inotify; of what is mounted there a moment later, and of addresses that come after that,
-//! it tells nobody outside. So what has changed is looked at again soon, and ever more seldom while it stays as it is.
+//! inotify reports new names. Nothing reports that a namespace is mounted there a moment later, or
+//! that it gets addresses after that. So each namespace is read again soon after a change, and less
+//! and less often while it does not change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,42 +21,45 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::{NamespaceId, enumerate, inside};
+use super::list::{NamespaceId, list, run_in};
 use crate::node::watch::main_addresses;
 
-/// How soon something is looked at again that has just changed.
-const SOONEST: Duration = Duration::from_millis(50);
-/// Names, processes: at least this often.
-const LATEST_SCAN: Duration = Duration::from_secs(10);
-/// A namespace without any address, which still waits for its network.
-const LATEST_WITHOUT_ADDRESS: Duration = Duration::from_secs(5);
-const LATEST_WITH_ADDRESS: Duration = Duration::from_secs(30);
-/// When a visit is repeated: what was under way during the first one has come to its end by then.
-const AGAIN: Duration = Duration::from_secs(1);
+/// First pause after a change. It doubles with each reading that finds no change.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Maximum pause between two readings of the names and processes.
+const MAX_SCAN_PAUSE: Duration = Duration::from_secs(10);
+/// Maximum pause between two readings of a namespace without addresses: its network is being set
+/// up.
+const MAX_PAUSE_WITHOUT_ADDRESS: Duration = Duration::from_secs(5);
+/// Maximum pause between two readings of a namespace with addresses.
+const MAX_PAUSE_WITH_ADDRESS: Duration = Duration::from_secs(30);
+/// Each visit is repeated after this time. It covers calls that were in progress during the first
+/// visit.
+const SECOND_VISIT: Duration = Duration::from_secs(1);
 
-/// The addresses that the processes of each namespace speak with, by the namespace's cookie. Those without any are left out.
-pub type Addresses = BTreeMap<u64, NamespaceAddrs>;
+/// The main addresses of each namespace, by its cookie. Namespaces without addresses are left out.
+pub type NamespaceAddresses = BTreeMap<u64, NamespaceAddrs>;
 
-/// What is done in every namespace when [`Follower::visit`] asks for it.
+/// Work to do in every namespace when [`Follower::visit`] is called.
 pub trait Visitor: Send + Sync {
-    /// What it does, for messages: `cannot …`.
+    /// Description of the work, for messages that begin with `cannot`.
     const TASK: &'static str;
-    /// Called first; false: there is nothing to do anywhere.
+    /// Called before each round of visits. Returns false if no namespace needs a visit.
     fn prepare(&mut self) -> io::Result<bool>;
-    /// Called on a thread that is in the namespace.
+    /// Called in each namespace.
     fn visit(&self) -> io::Result<()>;
 }
 
-/// The thread ends when this is dropped.
+/// A handle of the thread. Dropping it ends the thread.
 pub struct Follower {
-    pub addresses: watch::Receiver<Arc<Addresses>>,
+    pub addresses: watch::Receiver<Arc<NamespaceAddresses>>,
     wake: Sender<Wake>,
 }
 
 impl Follower {
-    /// Asks for a visit of every namespace, and for another one a second later; does not wait.
+    /// Requests a visit of every namespace, and another one a second later. Does not wait for them.
     pub fn visit(&self) {
-        // The thread lives as long as this does.
+        // Sending cannot fail: the thread lives as long as this handle.
         let _ = self.wake.send(Wake::Visit);
     }
 }
@@ -66,13 +71,13 @@ impl Drop for Follower {
 }
 
 enum Wake {
-    /// A name was made or removed.
+    /// A name was created or removed.
     Names,
     Visit,
     End,
 }
 
-/// Looks at all namespaces once, and starts the thread that goes on with it.
+/// Reads all namespaces once, then starts the thread.
 pub fn follow(folder: PathBuf, visitor: impl Visitor + 'static) -> io::Result<Follower> {
     let (wake, woken) = channel();
     let (sender, addresses) = watch::channel(Arc::default());
@@ -81,11 +86,11 @@ pub fn follow(folder: PathBuf, visitor: impl Visitor + 'static) -> io::Result<Fo
         folder,
         visitor,
         known: BTreeMap::new(),
-        scan: Schedule::soon(now),
+        scan: Schedule::now(now),
         visits: BTreeSet::new(),
         watcher: None,
         wake: wake.clone(),
-        said: BTreeMap::new(),
+        logged: BTreeMap::new(),
         sender,
     };
     worker.round(now);
@@ -93,7 +98,7 @@ pub fn follow(folder: PathBuf, visitor: impl Visitor + 'static) -> io::Result<Fo
     Ok(Follower { addresses, wake })
 }
 
-/// When something is looked at.
+/// When to read something next.
 #[derive(Debug, Clone, Copy)]
 struct Schedule {
     at: Instant,
@@ -101,39 +106,41 @@ struct Schedule {
 }
 
 impl Schedule {
-    fn soon(now: Instant) -> Self {
-        Self { at: now, pause: SOONEST }
+    /// Reads now.
+    fn now(now: Instant) -> Self {
+        Self { at: now, pause: FIRST_PAUSE }
     }
 
-    /// It was looked at.
-    fn next(&mut self, now: Instant, changed: bool, latest: Duration) {
+    /// Sets the next time after a reading. `changed` is whether that reading found a change.
+    fn next(&mut self, now: Instant, changed: bool, max_pause: Duration) {
         if changed {
-            self.pause = SOONEST;
+            self.pause = FIRST_PAUSE;
         }
         self.at = now + self.pause;
-        self.pause = (self.pause * 2).min(latest);
+        self.pause = (self.pause * 2).min(max_pause);
     }
 }
 
-struct Known {
+/// A known namespace.
+struct Namespace {
     path: PathBuf,
-    look: Schedule,
-    /// Cookie and addresses; none before the first look.
-    seen: Option<(u64, NamespaceAddrs)>,
+    schedule: Schedule,
+    /// Cookie and addresses. `None` before the first reading.
+    addresses: Option<(u64, NamespaceAddrs)>,
 }
 
 struct Worker<V> {
     folder: PathBuf,
     visitor: V,
-    known: BTreeMap<NamespaceId, Known>,
+    known: BTreeMap<NamespaceId, Namespace>,
     scan: Schedule,
-    /// When visits are due.
+    /// Times of requested visits.
     visits: BTreeSet<Instant>,
     watcher: Option<RecommendedWatcher>,
     wake: Sender<Wake>,
-    /// By topic, what was last said to be wrong.
-    said: BTreeMap<&'static str, String>,
-    sender: watch::Sender<Arc<Addresses>>,
+    /// The warning that was logged last, by topic.
+    logged: BTreeMap<&'static str, String>,
+    sender: watch::Sender<Arc<NamespaceAddresses>>,
 }
 
 impl<V: Visitor> Worker<V> {
@@ -149,8 +156,8 @@ impl<V: Visitor> Worker<V> {
             let now = Instant::now();
             for wake in first.into_iter().chain(woken.try_iter()) {
                 match wake {
-                    Wake::Names => self.scan = Schedule::soon(now),
-                    Wake::Visit => self.visits.extend([now, now + AGAIN]),
+                    Wake::Names => self.scan = Schedule::now(now),
+                    Wake::Visit => self.visits.extend([now, now + SECOND_VISIT]),
                     Wake::End => return,
                 }
             }
@@ -159,56 +166,61 @@ impl<V: Visitor> Worker<V> {
     }
 
     fn next(&self) -> Instant {
-        let looks = self.known.values().map(|known| known.look.at).min();
-        [Some(self.scan.at), looks, self.visits.first().copied()]
+        let readings = self.known.values().map(|namespace| namespace.schedule.at).min();
+        [Some(self.scan.at), readings, self.visits.first().copied()]
             .into_iter()
             .flatten()
             .min()
             .unwrap_or(self.scan.at)
     }
 
-    /// Does what is due.
+    /// Does everything that is due.
     fn round(&mut self, now: Instant) {
         if self.scan.at <= now {
             self.scan(now);
         }
-        self.look(now);
+        self.read(now);
         if self.visits.first().is_some_and(|at| *at <= now) {
             self.visits = self.visits.split_off(&(now + Duration::from_nanos(1)));
             self.visit_all(now);
         }
     }
 
+    /// Reads the names and processes: namespaces that are new, and those that ended.
     fn scan(&mut self, now: Instant) {
         let watched = self.watch_names();
-        let (found, named) = enumerate(&self.folder);
-        self.say("names", named.and(watched).err().map(|error| {
-            format!(
-                "the network namespaces named in {} are not seen: {error}; without those of pods their sockets are refused by \
-                 Services with loadBalancerSourceRanges, and UDP sockets stay connected to endpoints that are gone; give the \
-                 folder with --netns-dir (in a container: mount it, with HostToContainer propagation)",
-                self.folder.display()
-            )
-        }));
+        let (found, named) = list(&self.folder);
+        self.warn_once("names", named.and(watched).err().map(|error| self.no_names_warning(&error)));
         let before = self.known.len();
         self.known.retain(|id, _| found.contains_key(id));
         let mut changed = self.known.len() < before;
         for (id, path) in found {
-            let new = Known { path: path.clone(), look: Schedule::soon(now), seen: None };
-            let known = self.known.entry(id).or_insert_with(|| {
+            let new = Namespace { path: path.clone(), schedule: Schedule::now(now), addresses: None };
+            let namespace = self.known.entry(id).or_insert_with(|| {
                 changed = true;
                 new
             });
-            known.path = path;
+            namespace.path = path;
         }
-        self.scan.next(now, false, LATEST_SCAN);
+        self.scan.next(now, false, MAX_SCAN_PAUSE);
         if changed {
-            debug!(namespaces = self.known.len(), "namespaces came or went");
+            debug!(namespaces = self.known.len(), "network namespaces were added or removed");
             self.publish();
         }
     }
 
-    /// Sees to it that new names are noticed at once. The folder may be there later than this process.
+    fn no_names_warning(&self, error: &io::Error) -> String {
+        format!(
+            "cannot read the names of network namespaces in {}: {error}. Without the namespaces of \
+             pods, Services with loadBalancerSourceRanges refuse their sockets, and their UDP sockets \
+             stay connected to removed endpoints. Name the folder with --netns-dir (in a container, \
+             mount it with HostToContainer propagation)",
+            self.folder.display()
+        )
+    }
+
+    /// Starts watching the folder for new names, unless that is done already. The folder may be
+    /// created after this process has started.
     fn watch_names(&mut self) -> io::Result<()> {
         if self.watcher.is_some() && self.folder.exists() {
             return Ok(());
@@ -220,7 +232,7 @@ impl<V: Visitor> Worker<V> {
             _ => io::Error::other(error),
         };
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Being looked at makes events too.
+            // Reading the folder causes events too. They are ignored.
             let is_name = |kind| {
                 matches!(
                     kind,
@@ -238,74 +250,75 @@ impl<V: Visitor> Worker<V> {
         Ok(())
     }
 
-    /// Reads addresses where it is time to.
-    fn look(&mut self, now: Instant) {
+    /// Reads the addresses of each namespace whose time has come.
+    fn read(&mut self, now: Instant) {
         let mut changed = false;
-        let mut trouble = None;
-        self.known.retain(|id, known| {
-            if known.look.at > now {
+        let mut warning = None;
+        self.known.retain(|id, namespace| {
+            if namespace.schedule.at > now {
                 return true;
             }
-            match inside(*id, &known.path, addresses).and_then(|seen| seen) {
-                Ok(seen) => {
-                    let differs = known.seen != Some(seen);
+            match run_in(*id, &namespace.path, addresses).and_then(|result| result) {
+                Ok(current) => {
+                    let differs = namespace.addresses != Some(current);
                     changed |= differs;
-                    known.seen = Some(seen);
-                    let latest =
-                        if seen.1 == NO_ADDRESS { LATEST_WITHOUT_ADDRESS } else { LATEST_WITH_ADDRESS };
-                    known.look.next(now, differs, latest);
+                    namespace.addresses = Some(current);
+                    let max_pause = match current.1 {
+                        NO_ADDRESS => MAX_PAUSE_WITHOUT_ADDRESS,
+                        _ => MAX_PAUSE_WITH_ADDRESS,
+                    };
+                    namespace.schedule.next(now, differs, max_pause);
                     true
                 }
-                // Gone, or another one has its name: the next scan says which.
+                // The namespace ended, or its name belongs to another one, which the next scan
+                // finds.
                 Err(error) if is_gone(&error) => {
                     changed = true;
                     false
                 }
                 Err(error) => {
-                    trouble = Some(format!(
-                        "network namespace {}: cannot read its addresses: {error}",
-                        known.path.display()
-                    ));
-                    known.look.next(now, false, LATEST_WITH_ADDRESS);
+                    let path = namespace.path.display();
+                    warning = Some(format!("network namespace {path}: cannot read its addresses: {error}"));
+                    namespace.schedule.next(now, false, MAX_PAUSE_WITH_ADDRESS);
                     true
                 }
             }
         });
-        self.say("addresses", trouble);
+        self.warn_once("addresses", warning);
         if changed {
             self.publish();
         }
     }
 
+    /// Runs the visitor in every namespace.
     fn visit_all(&mut self, now: Instant) {
         let failed = |place: String, error| format!("{place}cannot {}, trying again: {error}", V::TASK);
-        let mut trouble = None;
+        let mut warning = None;
         match self.visitor.prepare() {
             Ok(false) => {}
             Ok(true) => {
-                for (id, known) in &self.known {
-                    match inside(*id, &known.path, || self.visitor.visit()).and_then(|done| done) {
+                for (id, namespace) in &self.known {
+                    match run_in(*id, &namespace.path, || self.visitor.visit()).and_then(|done| done) {
                         Ok(()) => {}
                         Err(error) if is_gone(&error) => {}
                         Err(error) => {
-                            let place = format!("network namespace {}: ", known.path.display());
-                            trouble = Some(failed(place, error));
+                            let place = format!("network namespace {}: ", namespace.path.display());
+                            warning = Some(failed(place, error));
                         }
                     }
                 }
             }
-            Err(error) => trouble = Some(failed(String::new(), error)),
+            Err(error) => warning = Some(failed(String::new(), error)),
         }
-        if trouble.is_some() {
-            self.visits.insert(now + LATEST_SCAN);
+        if warning.is_some() {
+            self.visits.insert(now + MAX_SCAN_PAUSE);
         }
-        self.say("visit", trouble);
+        self.warn_once("visit", warning);
     }
 
     fn publish(&self) {
-        let seen =
-            self.known.values().filter_map(|known| known.seen).filter(|(_, addrs)| *addrs != NO_ADDRESS);
-        let addresses: Addresses = seen.collect();
+        let known = self.known.values().filter_map(|namespace| namespace.addresses);
+        let addresses: NamespaceAddresses = known.filter(|(_, addresses)| *addresses != NO_ADDRESS).collect();
         self.sender.send_if_modified(|current| {
             let changed = **current != addresses;
             if changed {
@@ -315,13 +328,13 @@ impl<V: Visitor> Worker<V> {
         });
     }
 
-    /// Says what is wrong with a topic, once.
-    fn say(&mut self, topic: &'static str, trouble: Option<String>) {
-        match trouble {
-            None => drop(self.said.remove(topic)),
-            Some(trouble) if self.said.get(topic) != Some(&trouble) => {
-                warn!("{trouble}");
-                self.said.insert(topic, trouble);
+    /// Logs the warning of a topic, unless it was the last one. `None` ends the topic.
+    fn warn_once(&mut self, topic: &'static str, warning: Option<String>) {
+        match warning {
+            None => drop(self.logged.remove(topic)),
+            Some(warning) if self.logged.get(topic) != Some(&warning) => {
+                warn!("{warning}");
+                self.logged.insert(topic, warning);
             }
             Some(_) => {}
         }
@@ -330,13 +343,14 @@ impl<V: Visitor> Worker<V> {
 
 const NO_ADDRESS: NamespaceAddrs = NamespaceAddrs { addr_v4: [0; 4], addr_v6: [0; 16] };
 
-/// The path leads to no namespace any more. A process that ended leaves ESRCH or ENOENT, an unmounted name a plain file.
+/// Returns whether the error means that the path leads to no namespace any more: ESRCH or ENOENT
+/// for a process that has ended, EINVAL for the plain file that unmounting leaves.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ESRCH))
         || error.kind() == io::ErrorKind::NotFound
 }
 
-/// Cookie and addresses of the calling thread's namespace.
+/// Returns the cookie and the main addresses of the namespace of the calling thread.
 fn addresses() -> io::Result<(u64, NamespaceAddrs)> {
     let (v4, v6) = main_addresses().map_err(io::Error::other)?;
     let addr_v4 = v4.map_or([0; 4], |ip: Ipv4Addr| ip.octets());
@@ -354,11 +368,11 @@ mod tests {
     use super::super::super::testing::{add_veth, other_namespace};
     use super::*;
 
-    /// Notes where it has been.
+    /// Records the cookies of the namespaces that it visits.
     struct Cookies(Arc<Mutex<Vec<u64>>>);
 
     impl Visitor for Cookies {
-        const TASK: &'static str = "be here";
+        const TASK: &'static str = "record the cookie";
 
         fn prepare(&mut self) -> io::Result<bool> {
             Ok(true)
@@ -370,28 +384,28 @@ mod tests {
         }
     }
 
-    async fn until(follower: &mut Follower, what: &str, seen: impl Fn(&Addresses) -> bool) {
+    async fn until(follower: &mut Follower, what: &str, seen: impl Fn(&NamespaceAddresses) -> bool) {
         let wait =
             tokio::time::timeout(Duration::from_secs(20), follower.addresses.wait_for(|all| seen(all)));
         wait.await.unwrap_or_else(|_| panic!("never saw {what}")).expect("the thread lives");
     }
 
     #[tokio::test]
-    async fn addresses_are_seen_when_they_come_and_namespaces_when_they_go() {
+    async fn new_addresses_and_removed_namespaces_are_noticed() {
         let folder = tempfile::tempdir().expect("a folder");
         let netns = folder.path().join("netns");
         let visited = Arc::new(Mutex::new(Vec::new()));
-        // The folder is made later, as by the first pod of a node.
+        // The first pod of a node creates the folder, after the agent has started.
         let mut follower = follow(netns.clone(), Cookies(Arc::clone(&visited))).expect("started");
         fs::create_dir(&netns).expect("a folder");
         let namespace = other_namespace();
         let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
         let id = NamespaceId::of(&namespace.metadata().expect("open"));
-        let number = inside(id, path.as_ref(), namespace_cookie).expect("entered").expect("a cookie");
+        let number = run_in(id, path.as_ref(), namespace_cookie).expect("entered").expect("a cookie");
         symlink(&path, netns.join("pod")).expect("a name");
         assert!(!follower.addresses.borrow().contains_key(&number), "it has no address yet");
 
-        inside(id, path.as_ref(), || add_veth(&["192.0.2.9/24", "2001:db8::9/64"])).expect("entered");
+        run_in(id, path.as_ref(), || add_veth(&["192.0.2.9/24", "2001:db8::9/64"])).expect("entered");
         let wanted = NamespaceAddrs {
             addr_v4: [192, 0, 2, 9],
             addr_v6: "2001:db8::9".parse::<Ipv6Addr>().expect("valid").octets(),
@@ -410,9 +424,9 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_as_it_is_is_looked_at_ever_more_seldom() {
+    fn pauses_double_until_something_changes() {
         let start = Instant::now();
-        let mut schedule = Schedule::soon(start);
+        let mut schedule = Schedule::now(start);
         let mut now = start;
         let mut pauses = Vec::new();
         for changed in [false, false, false, true, false, false] {

@@ -1,4 +1,5 @@
-//! The data path as the keeper of what it knows of the host.
+//! The part of the data path that depends on this host: attachments, and the maps of devices,
+//! addresses, networks and network namespaces.
 
 use std::io;
 use std::net::IpAddr;
@@ -7,8 +8,25 @@ use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, NamespaceAddrs};
 use lb_datapath::{AttachError, Attached, Datapath};
 
-use super::network::HostTables;
-use crate::node::devices::{Choice, Programs};
+use crate::node::devices::{DeviceChoice, Hooks};
+
+/// Writes attachments and host maps. The tests implement it in memory.
+pub trait HostTables {
+    type Error: std::error::Error;
+
+    /// Attaches to a device, or replaces what is attached to it.
+    fn attach(&mut self, choice: &DeviceChoice) -> Result<Attached, Self::Error>;
+    /// Detaches from a device. It is no error if the device does not exist any more.
+    fn detach(&mut self, ifindex: u32) -> Result<(), Self::Error>;
+    fn put_device(&mut self, ifindex: u32, device: &Device) -> Result<(), Self::Error>;
+    fn remove_device(&mut self, ifindex: u32) -> Result<(), Self::Error>;
+    fn put_address(&mut self, address: IpAddr, value: &KnownAddress) -> Result<(), Self::Error>;
+    fn remove_address(&mut self, address: IpAddr) -> Result<(), Self::Error>;
+    fn put_network(&mut self, network: IpNet, flags: u32) -> Result<(), Self::Error>;
+    fn remove_network(&mut self, network: IpNet) -> Result<(), Self::Error>;
+    fn put_namespace(&mut self, cookie: u64, addresses: &NamespaceAddrs) -> Result<(), Self::Error>;
+    fn remove_namespace(&mut self, cookie: u64) -> Result<(), Self::Error>;
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -21,8 +39,8 @@ pub enum HostError {
 impl HostTables for Datapath {
     type Error = HostError;
 
-    fn attach(&mut self, choice: &Choice) -> Result<Attached, HostError> {
-        let xdp = choice.programs == Programs::XdpAndTc;
+    fn attach(&mut self, choice: &DeviceChoice) -> Result<Attached, HostError> {
+        let xdp = choice.hooks == Hooks::XdpAndTc;
         Ok(self.attach_device(choice.index, &choice.name, xdp, !choice.ethernet)?)
     }
 

@@ -1,0 +1,55 @@
+//! Why the agent cannot start or continue.
+
+use std::io;
+
+use lb_datapath::{AttachError, LoadError};
+use lb_objects::kubernetes::KubernetesError;
+use lb_objects::manifests::ManifestError;
+
+use super::lock::LockError;
+use crate::node::NodeError;
+use crate::preflight::PreflightError;
+use crate::serve::BindError;
+
+/// Why the agent cannot start or continue.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("cannot install handlers for SIGTERM and SIGINT")]
+    Signals(#[source] io::Error),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+    #[error(transparent)]
+    Manifests(#[from] ManifestError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error("cannot read the maps of an earlier agent")]
+    Adopt(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("cannot watch network namespaces")]
+    Namespaces(#[source] io::Error),
+    #[error("the source of Services ended unexpectedly")]
+    SourceEnded,
+}
+
+impl AgentError {
+    /// Returns the remedy, if the message does not contain it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Preflight(error) => Some(error.hint()),
+            Self::Lock(LockError::Held { .. }) => {
+                Some("end that agent first, or use --wait-lock to wait until it has ended".into())
+            }
+            Self::Adopt(_) => Some("`lb cleanup` removes these maps; open connections break".into()),
+            _ => None,
+        }
+    }
+}

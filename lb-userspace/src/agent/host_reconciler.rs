@@ -1,0 +1,487 @@
+//! Keeps attachments and host maps equal to the [`DesiredHost`].
+//!
+//! A change that fails is tried again with the next call of [`HostReconciler::converge`]. Each
+//! failure is logged once.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use lb_common::layout::{Device, KnownAddress, NamespaceAddrs, device_flags};
+use lb_datapath::Attached;
+
+use super::desired_host::DesiredHost;
+use super::host_tables::HostTables;
+use crate::node::devices::DeviceChoice;
+use crate::node::namespaces::follow::NamespaceAddresses;
+use crate::serve::Pending;
+
+/// The current attachments and the current content of the host maps.
+#[derive(Debug, Default)]
+pub struct HostReconciler {
+    devices: BTreeMap<u32, Device>,
+    addresses: BTreeMap<IpAddr, KnownAddress>,
+    networks: BTreeMap<IpNet, u32>,
+    namespaces: NamespaceAddresses,
+    attachments: BTreeMap<u32, Attachment>,
+    /// Changes that failed, by their description.
+    failed: BTreeMap<String, Failure>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    since: Instant,
+    /// The reason that was logged last.
+    reason: String,
+}
+
+/// The programs on a device.
+#[derive(Debug)]
+enum Attachment {
+    /// Programs of an earlier agent.
+    Adopted,
+    /// Programs of this agent.
+    Own { choice: DeviceChoice, xdp: bool },
+}
+
+impl Attachment {
+    /// Returns whether attaching by `desired` would change nothing.
+    fn matches(&self, desired: &DeviceChoice) -> bool {
+        match self {
+            Self::Adopted => false,
+            Self::Own { choice, .. } => {
+                (&choice.name, choice.hooks, choice.ethernet)
+                    == (&desired.name, desired.hooks, desired.ethernet)
+            }
+        }
+    }
+
+    fn has_xdp(&self) -> bool {
+        matches!(self, Self::Own { xdp: true, .. })
+    }
+}
+
+/// A change to be logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostChange {
+    Attached { device: String, how: String, reason: String },
+    Detached { device: String },
+    Failed { action: String, reason: String },
+}
+
+impl HostReconciler {
+    /// Starts from the maps and attachments of an earlier agent. `attached` are the interface
+    /// indices of devices with attached programs.
+    pub fn adopt(
+        devices: impl IntoIterator<Item = (u32, Device)>,
+        addresses: impl IntoIterator<Item = (IpAddr, KnownAddress)>,
+        networks: impl IntoIterator<Item = (IpNet, u32)>,
+        namespaces: impl IntoIterator<Item = (u64, NamespaceAddrs)>,
+        attached: impl IntoIterator<Item = u32>,
+    ) -> Self {
+        Self {
+            devices: devices.into_iter().collect(),
+            addresses: addresses.into_iter().collect(),
+            networks: networks.into_iter().collect(),
+            namespaces: namespaces.into_iter().collect(),
+            attachments: attached.into_iter().map(|ifindex| (ifindex, Attachment::Adopted)).collect(),
+            failed: BTreeMap::new(),
+        }
+    }
+
+    /// Returns the change that has been failing longest, or `None` if everything is as desired.
+    pub fn pending(&self) -> Option<Pending> {
+        let (action, failure) = self.failed.iter().min_by_key(|(_, failure)| failure.since)?;
+        Some(Pending { since: failure.since, what: format!("{action}: {}", failure.reason) })
+    }
+
+    /// Makes every change that is missing, and returns what is to be logged.
+    pub fn converge<H: HostTables>(
+        &mut self,
+        desired: &DesiredHost,
+        host: &mut H,
+        now: Instant,
+    ) -> Vec<HostChange> {
+        let failed = std::mem::take(&mut self.failed);
+        let mut round = Round { now, failed, failing: BTreeMap::new(), changes: Vec::new() };
+        // A program that is attached must find the device and its addresses in the maps.
+        self.write_devices(desired, host, &mut round);
+        self.write_addresses(desired, host, &mut round);
+        self.write_networks(desired, host, &mut round);
+        self.write_namespaces(desired, host, &mut round);
+        self.detach(desired, host, &mut round);
+        self.attach(desired, host, &mut round);
+        // Attaching decided on which devices XDP runs.
+        self.write_devices(desired, host, &mut round);
+        self.failed = round.failing;
+        round.changes
+    }
+
+    fn write_devices<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
+        let mut devices = desired.devices.clone();
+        for (ifindex, device) in &mut devices {
+            if self.attachments.get(ifindex).is_some_and(Attachment::has_xdp) {
+                device.flags |= device_flags::XDP_TARGET;
+            }
+        }
+        update(&mut self.devices, &devices, |ifindex, device| {
+            let done = match device {
+                Some(device) => host.put_device(*ifindex, device),
+                None => host.remove_device(*ifindex),
+            };
+            round.check(|| format!("map entry of interface {ifindex}"), done).is_some()
+        });
+    }
+
+    fn write_addresses<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
+        update(&mut self.addresses, &desired.addresses, |address, value| {
+            let done = match value {
+                Some(value) => host.put_address(*address, value),
+                None => host.remove_address(*address),
+            };
+            round.check(|| format!("map entry of node address {address}"), done).is_some()
+        });
+    }
+
+    fn write_networks<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
+        let Some(networks) = &desired.networks else { return };
+        update(&mut self.networks, networks, |network, flags| {
+            let done = match flags {
+                Some(flags) => host.put_network(*network, *flags),
+                None => host.remove_network(*network),
+            };
+            round.check(|| format!("map entry of network {network}"), done).is_some()
+        });
+    }
+
+    fn write_namespaces<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
+        update(&mut self.namespaces, &desired.namespaces, |cookie, addresses| {
+            let done = match addresses {
+                Some(addresses) => host.put_namespace(*cookie, addresses),
+                None => host.remove_namespace(*cookie),
+            };
+            round.check(|| format!("map entry of network namespace {cookie}"), done).is_some()
+        });
+    }
+
+    fn detach<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
+        let undesired = |ifindex: &&u32| !desired.attachments.contains_key(ifindex);
+        let indices: Vec<u32> = self.attachments.keys().filter(undesired).copied().collect();
+        for ifindex in indices {
+            let device = match self.attachments.get(&ifindex) {
+                Some(Attachment::Own { choice, .. }) => choice.name.clone(),
+                _ => format!("interface {ifindex}"),
+            };
+            if round.check(|| format!("detach from {device}"), host.detach(ifindex)).is_some() {
+                self.attachments.remove(&ifindex);
+                round.changes.push(HostChange::Detached { device });
+            }
+        }
+    }
+
+    fn attach<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
+        for (ifindex, choice) in &desired.attachments {
+            if self.attachments.get(ifindex).is_some_and(|attachment| attachment.matches(choice)) {
+                continue;
+            }
+            let done = host.attach(choice);
+            if let Some(Attached { xdp, how }) = round.check(|| format!("attach to {}", choice.name), done) {
+                self.attachments.insert(*ifindex, Attachment::Own { choice: choice.clone(), xdp });
+                let (device, reason) = (choice.name.clone(), choice.reason.clone());
+                round.changes.push(HostChange::Attached { device, how, reason });
+            }
+        }
+    }
+}
+
+/// One call of [`HostReconciler::converge`].
+struct Round {
+    now: Instant,
+    /// The failures of the previous round.
+    failed: BTreeMap<String, Failure>,
+    /// The failures of this round.
+    failing: BTreeMap<String, Failure>,
+    changes: Vec<HostChange>,
+}
+
+impl Round {
+    /// Returns the value of `result`, or records the failure of `action` and returns `None`.
+    fn check<T, E: std::error::Error>(
+        &mut self,
+        action: impl FnOnce() -> String,
+        result: Result<T, E>,
+    ) -> Option<T> {
+        let error = match result {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        let (action, reason) = (action(), with_causes(&error));
+        let before = self.failed.get(&action);
+        if before.is_none_or(|before| before.reason != reason) {
+            self.changes.push(HostChange::Failed { action: action.clone(), reason: reason.clone() });
+        }
+        let since = before.map_or(self.now, |before| before.since);
+        self.failing.insert(action, Failure { since, reason });
+        None
+    }
+}
+
+/// Returns the text of an error and of its causes, without repeating a text that contains another.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let message = next.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
+/// Makes `current` equal to `desired`. `write` writes one entry (`None`: removes it) and returns
+/// whether it succeeded. An entry that could not be written stays different.
+fn update<K: Ord + Copy, V: Clone + PartialEq>(
+    current: &mut BTreeMap<K, V>,
+    desired: &BTreeMap<K, V>,
+    mut write: impl FnMut(&K, Option<&V>) -> bool,
+) {
+    // Remove before adding: removal frees map entries that the additions may need.
+    current.retain(|key, _| desired.contains_key(key) || !write(key, None));
+    for (key, value) in desired {
+        if current.get(key) != Some(value) && write(key, Some(value)) {
+            current.insert(*key, value.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::node::devices::Hooks;
+
+    /// Records every call. Calls whose text contains `fail` fail.
+    #[derive(Default)]
+    struct Host {
+        calls: Vec<String>,
+        fail: Option<&'static str>,
+    }
+
+    impl Host {
+        fn call(&mut self, call: String) -> io::Result<()> {
+            match self.fail {
+                Some(fail) if call.contains(fail) => Err(io::Error::other("injected")),
+                _ => {
+                    self.calls.push(call);
+                    Ok(())
+                }
+            }
+        }
+
+        fn take_calls(&mut self) -> Vec<String> {
+            std::mem::take(&mut self.calls)
+        }
+    }
+
+    impl HostTables for Host {
+        type Error = io::Error;
+
+        fn attach(&mut self, choice: &DeviceChoice) -> io::Result<Attached> {
+            self.call(format!("attach {} {}", choice.index, choice.hooks))?;
+            let xdp = choice.hooks == Hooks::XdpAndTc;
+            Ok(Attached { xdp, how: choice.hooks.to_string() })
+        }
+        fn detach(&mut self, ifindex: u32) -> io::Result<()> {
+            self.call(format!("detach {ifindex}"))
+        }
+        fn put_device(&mut self, ifindex: u32, device: &Device) -> io::Result<()> {
+            let xdp = if device.flags & device_flags::XDP_TARGET == 0 { "" } else { " XDP" };
+            self.call(format!("put device {ifindex} {}{xdp}", IpAddr::from(device.addr_v4)))
+        }
+        fn remove_device(&mut self, ifindex: u32) -> io::Result<()> {
+            self.call(format!("remove device {ifindex}"))
+        }
+        fn put_address(&mut self, address: IpAddr, value: &KnownAddress) -> io::Result<()> {
+            self.call(format!("put address {address} flags {}", value.flags))
+        }
+        fn remove_address(&mut self, address: IpAddr) -> io::Result<()> {
+            self.call(format!("remove address {address}"))
+        }
+        fn put_namespace(&mut self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
+            self.call(format!("put namespace {cookie} {}", IpAddr::from(addresses.addr_v4)))
+        }
+        fn remove_namespace(&mut self, cookie: u64) -> io::Result<()> {
+            self.call(format!("remove namespace {cookie}"))
+        }
+        fn put_network(&mut self, network: IpNet, flags: u32) -> io::Result<()> {
+            self.call(format!("put network {network} flags {flags}"))
+        }
+        fn remove_network(&mut self, network: IpNet) -> io::Result<()> {
+            self.call(format!("remove network {network}"))
+        }
+    }
+
+    fn choice(index: u32, name: &str, hooks: Hooks) -> DeviceChoice {
+        DeviceChoice { index, name: name.into(), hooks, ethernet: true, pod: false, reason: "NIC".into() }
+    }
+
+    fn device(last: u8) -> Device {
+        Device { addr_v4: [192, 0, 2, last], addr_v6: [0; 16], flags: 0 }
+    }
+
+    fn namespace(cookie: u64, last: u8) -> (u64, NamespaceAddrs) {
+        (cookie, NamespaceAddrs { addr_v4: [10, 244, 0, last], addr_v6: [0; 16] })
+    }
+
+    fn desired() -> DesiredHost {
+        DesiredHost {
+            attachments: BTreeMap::from([(2, choice(2, "eth0", Hooks::Tc))]),
+            devices: BTreeMap::from([(2, device(1))]),
+            addresses: BTreeMap::from([(
+                "192.0.2.1".parse().unwrap(),
+                KnownAddress { ifindex: 2, flags: 1 },
+            )]),
+            ..DesiredHost::default()
+        }
+    }
+
+    fn now() -> Instant {
+        Instant::now()
+    }
+
+    const NO_CALLS: [String; 0] = [];
+
+    #[test]
+    fn programs_are_attached_after_the_maps_contain_the_device() {
+        let (mut host_reconciler, mut host) = (HostReconciler::default(), Host::default());
+        let changes = host_reconciler.converge(&desired(), &mut host, now());
+        assert_eq!(
+            host.take_calls(),
+            ["put device 2 192.0.2.1", "put address 192.0.2.1 flags 1", "attach 2 tc"]
+        );
+        assert_eq!(
+            changes,
+            [HostChange::Attached { device: "eth0".into(), how: "tc".into(), reason: "NIC".into() }]
+        );
+        assert_eq!(host_reconciler.converge(&desired(), &mut host, now()), []);
+        assert_eq!(host.take_calls(), NO_CALLS);
+    }
+
+    #[test]
+    fn only_differences_are_written() {
+        let (mut host_reconciler, mut host) = (HostReconciler::default(), Host::default());
+        host_reconciler.converge(&desired(), &mut host, now());
+        host.take_calls();
+
+        let mut changed = desired();
+        changed.devices.insert(2, device(9));
+        changed.attachments.insert(3, choice(3, "vxlan0", Hooks::Tc));
+        host_reconciler.converge(&changed, &mut host, now());
+        assert_eq!(host.take_calls(), ["put device 2 192.0.2.9", "attach 3 tc"]);
+
+        changed.attachments.remove(&3);
+        changed.addresses.clear();
+        let changes = host_reconciler.converge(&changed, &mut host, now());
+        assert_eq!(host.take_calls(), ["remove address 192.0.2.1", "detach 3"]);
+        assert_eq!(changes, [HostChange::Detached { device: "vxlan0".into() }]);
+    }
+
+    #[test]
+    fn a_device_becomes_an_xdp_target_after_xdp_is_attached() {
+        let (mut host_reconciler, mut host) = (HostReconciler::default(), Host::default());
+        let mut xdp = desired();
+        xdp.attachments.insert(2, choice(2, "eth0", Hooks::XdpAndTc));
+        host_reconciler.converge(&xdp, &mut host, now());
+        assert_eq!(
+            host.take_calls(),
+            [
+                "put device 2 192.0.2.1",
+                "put address 192.0.2.1 flags 1",
+                "attach 2 XDP and tc",
+                "put device 2 192.0.2.1 XDP"
+            ]
+        );
+        host_reconciler.converge(&xdp, &mut host, now());
+        assert_eq!(host.take_calls(), NO_CALLS);
+    }
+
+    #[test]
+    fn entries_and_attachments_of_an_earlier_agent_are_adopted_or_removed() {
+        let stale = ("198.51.100.1".parse().unwrap(), KnownAddress { ifindex: 9, flags: 1 });
+        let devices = [(2, device(1)), (9, device(1))];
+        let addresses = desired().addresses.into_iter().chain([stale]);
+        let mut host_reconciler =
+            HostReconciler::adopt(devices, addresses, [], [namespace(1, 7), namespace(2, 8)], [2, 9]);
+        let mut host = Host::default();
+        let namespaces = Arc::new(NamespaceAddresses::from([namespace(1, 7), namespace(3, 9)]));
+        host_reconciler.converge(&DesiredHost { namespaces, ..desired() }, &mut host, now());
+        assert_eq!(
+            host.take_calls(),
+            [
+                "remove device 9",
+                "remove address 198.51.100.1",
+                "remove namespace 2",
+                "put namespace 3 10.244.0.9",
+                "detach 9",
+                "attach 2 tc"
+            ]
+        );
+    }
+
+    #[test]
+    fn networks_of_an_earlier_agent_stay_until_the_initial_sync() {
+        let networks = |list: &[(&str, u32)]| -> BTreeMap<IpNet, u32> {
+            list.iter().map(|(text, flags)| (text.parse().unwrap(), *flags)).collect()
+        };
+        let left = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 1), ("fd00::/56", 1)]);
+        let mut host_reconciler = HostReconciler::adopt([], [], left, [], []);
+        let mut host = Host { fail: Some("fd00::/56"), ..Host::default() };
+        host_reconciler.converge(&DesiredHost::default(), &mut host, now());
+        assert_eq!(host.take_calls(), NO_CALLS);
+
+        let desired = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 3)]);
+        let desired = DesiredHost { networks: Some(desired), ..DesiredHost::default() };
+        let changes = host_reconciler.converge(&desired, &mut host, now());
+        assert_eq!(host.take_calls(), ["put network 10.244.0.0/16 flags 3"]);
+        assert!(
+            matches!(&*changes, [HostChange::Failed { action, .. }] if action == "map entry of network fd00::/56")
+        );
+
+        host.fail = None;
+        host_reconciler.converge(&desired, &mut host, now());
+        assert_eq!(host.take_calls(), ["remove network fd00::/56"]);
+        assert_eq!(host_reconciler.pending(), None);
+    }
+
+    #[test]
+    fn a_failure_is_logged_once_and_tried_again() {
+        let (mut host_reconciler, mut host) =
+            (HostReconciler::default(), Host { fail: Some("attach"), ..Host::default() });
+        let failed = |changes: &[HostChange]| match changes {
+            [HostChange::Failed { action, .. }] => action == "attach to eth0",
+            _ => false,
+        };
+        let start = now();
+        assert!(failed(&host_reconciler.converge(&desired(), &mut host, start)));
+        assert_eq!(host_reconciler.converge(&desired(), &mut host, start + Duration::from_secs(9)), []);
+        let pending = Pending { since: start, what: "attach to eth0: injected".into() };
+        assert_eq!(host_reconciler.pending(), Some(pending));
+
+        host.fail = None;
+        host.take_calls();
+        assert_eq!(host_reconciler.converge(&desired(), &mut host, now()).len(), 1);
+        assert_eq!(host.take_calls(), ["attach 2 tc"]);
+        assert_eq!(host_reconciler.pending(), None);
+
+        // A failure after a success is logged again.
+        host_reconciler.attachments.clear();
+        host.fail = Some("attach");
+        assert!(failed(&host_reconciler.converge(&desired(), &mut host, now())));
+    }
+}

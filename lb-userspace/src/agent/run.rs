@@ -1,0 +1,205 @@
+//! Starts the agent: checks, lock, source, data path, servers; then the main loop.
+
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use lb_datapath::apply::Engine;
+use lb_datapath::{AttachError, Datapath, FlowTimeouts, LoadError, Pins, ServiceTables, monotonic_ns};
+use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
+use lb_plan::Planner;
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::error::AgentError;
+use super::host_reconciler::HostReconciler;
+use super::lock::NodeLock;
+use super::logging;
+use super::main_loop::MainLoop;
+use super::options::{GRACE, load_options, planner_settings};
+use super::reconciler::Reconciler;
+use super::source::Source;
+use super::stale_sockets::StaleSockets;
+use super::stop::Stop;
+use crate::config::{Config, DatapathLog, SocketHooks, TerminateSockets};
+use crate::node;
+use crate::node::namespaces::follow::{Follower, follow};
+use crate::node::sysctl::{Change, Sysctls};
+use crate::preflight;
+use crate::serve::{self, HealthPorts, Metrics, OpenError, Port, ServiceHealth, State};
+
+/// Runs the agent until a signal comes. `effective` are the effective settings, for `/configz`.
+///
+/// The runtime needs a thread beside the caller's, which answers probes while the caller is busy.
+pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), AgentError> {
+    logging::start(&config.log_level, config.log_format);
+    let mut stop = Stop::listen().map_err(AgentError::Signals)?;
+    let cgroup = check_host(config)?;
+    info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "starting Sluice");
+
+    let started = SystemTime::now();
+    let Some(_lock) = NodeLock::acquire_or_wait(config, &mut stop).await? else { return Ok(()) };
+    let probes = serve::bind(Port::Health, config.health_bind).await?;
+    let diagnostics = serve::bind(Port::Metrics, config.metrics_bind).await?;
+    let (health, state) = watch::channel(State::starting("loading the kernel programs"));
+    tokio::spawn(serve::serve_probes(probes, state.clone()));
+
+    let Source { events, task, recorder } = Source::start(config).await?;
+    let node = node::watch::watch().await?;
+
+    let mut datapath = load(config)?;
+    let (engine, host_reconciler) = adopt(&mut datapath)?;
+    enable_forwarding();
+    attach_socket_programs(config, cgroup, &mut datapath)?;
+
+    let counters = datapath.maps();
+    let metrics = Arc::new(Metrics::new(Box::new(move || counters.counters())));
+    tokio::spawn(serve::serve_diagnostics(diagnostics, metrics.clone(), effective));
+    let service_health = serve_health_checks(state, recorder.clone());
+    let namespaces = follow_namespaces(config, &datapath).map_err(AgentError::Namespaces)?;
+
+    MainLoop {
+        config,
+        datapath,
+        reconciler: Reconciler::new(Planner::new(planner_settings(config)), engine),
+        host_reconciler,
+        node,
+        namespaces,
+        health,
+        service_health,
+        metrics,
+        recorder,
+        started,
+        skipped: Default::default(),
+    }
+    .run(events, task, stop)
+    .await
+}
+
+/// Checks privileges and file systems. Returns the cgroup folder for the socket programs, if they
+/// are to be attached.
+fn check_host(config: &Config) -> Result<Option<&Path>, AgentError> {
+    preflight::may_load()?;
+    preflight::check_bpffs(&config.bpffs)?;
+    Ok(match config.socket_hooks {
+        SocketHooks::Off => None,
+        SocketHooks::All | SocketHooks::Host => Some(preflight::check_cgroup(config.cgroup.as_deref())?),
+    })
+}
+
+/// Loads the kernel programs on the pinned maps, and logs which kernel features are missing.
+fn load(config: &Config) -> Result<Datapath, LoadError> {
+    let started = Instant::now();
+    let pins = Pins::new(&config.bpffs);
+    let mut datapath = Datapath::load(&pins, &load_options(config))?;
+    let features = datapath.features();
+    let (major, minor) = features.kernel;
+    info!(
+        kernel = format!("{major}.{minor}"),
+        pins = %pins.root().display(),
+        map_memory_mib = config.maps.map_sizes().memory() >> 20,
+        seconds = started.elapsed().as_secs_f32(),
+        "loaded the kernel programs"
+    );
+    for missing in features.missing() {
+        warn!("this kernel has {missing}");
+    }
+    if config.datapath_log != DatapathLog::Off {
+        logging::follow_datapath(datapath.take_log()?);
+    }
+    Ok(datapath)
+}
+
+/// Reads the maps and attachments that an earlier agent left.
+fn adopt(datapath: &mut Datapath) -> Result<(Engine<ServiceTables>, HostReconciler), AgentError> {
+    let failed = |error: Box<dyn Error + Send + Sync>| AgentError::Adopt(error);
+    // The engine does not exist yet, so this sweep cannot remove flows of service ports that are
+    // not served any more. The next sweep removes them.
+    let flows = datapath
+        .sweep_flows(monotonic_ns(), &FlowTimeouts::default(), |_, _| true)
+        .map_err(|error| failed(error.into()))?;
+    let engine = Engine::adopt(datapath.tables()?, &flows.named, GRACE, Instant::now())
+        .map_err(|error| failed(error.into()))?;
+    let maps = datapath.maps();
+    let host_reconciler = HostReconciler::adopt(
+        maps.devices().map_err(|error| failed(error.into()))?,
+        maps.node_addresses().map_err(|error| failed(error.into()))?,
+        maps.networks().map_err(|error| failed(error.into()))?,
+        maps.namespaces().map_err(|error| failed(error.into()))?,
+        datapath.attached_devices()?,
+    );
+    Ok((engine, host_reconciler))
+}
+
+/// Attaches the socket programs to `cgroup`, or detaches those of an earlier agent.
+fn attach_socket_programs(
+    config: &Config,
+    cgroup: Option<&Path>,
+    datapath: &mut Datapath,
+) -> Result<(), AttachError> {
+    match cgroup {
+        Some(cgroup) => {
+            datapath.attach_cgroup(cgroup)?;
+            let host_only = config.socket_hooks == SocketHooks::Host;
+            info!(cgroup = %cgroup.display(), host_only, "attached the socket programs");
+        }
+        None => {
+            datapath.detach_cgroup()?;
+            info!("socket programs are off: processes of this host cannot reach Services");
+        }
+    }
+    if config.socket_hooks != SocketHooks::All && config.pod_interfaces.0.is_empty() {
+        warn!(
+            "pods of this node cannot reach Services: socket programs do not serve them \
+             (--socket-hooks), and no programs are attached to their devices (--pod-interfaces)"
+        );
+    }
+    Ok(())
+}
+
+/// Enables forwarding: the kernel forwards packets that are translated for a pod of this node.
+fn enable_forwarding() {
+    let sysctls = Sysctls::default();
+    match sysctls.enable_forwarding() {
+        Ok(changes) => {
+            for Change { name, before, after } in changes {
+                info!(sysctl = name, before, after, "enabled forwarding");
+            }
+        }
+        Err(error) => warn!("the kernel may not forward packets to pods of this node: {error}"),
+    }
+    if let Ok(forwarding) = sysctls.forwarding()
+        && !forwarding.strict_rp_filter.is_empty()
+    {
+        warn!(
+            devices = forwarding.strict_rp_filter.join(","),
+            "strict reverse path filtering (rp_filter=1) drops packets whose replies would leave \
+             by another device"
+        );
+    }
+}
+
+/// Starts the task that serves the health check ports of Services. A port that cannot be opened is
+/// reported as a Kubernetes Event.
+fn serve_health_checks(
+    state: watch::Receiver<State>,
+    recorder: Option<EventRecorder>,
+) -> watch::Sender<ServiceHealth> {
+    let (service_health, desired) = watch::channel(ServiceHealth::default());
+    let on_failure = move |failure: &OpenError| {
+        if let Some(recorder) = &recorder {
+            recorder.record(ObjectWarning::health_check_failed(&failure.service, failure.to_string()));
+        }
+    };
+    tokio::spawn(HealthPorts::new(desired, state, on_failure).run());
+    service_health
+}
+
+/// Starts the thread that reads the network namespaces of this node and closes stale sockets.
+fn follow_namespaces(config: &Config, datapath: &Datapath) -> std::io::Result<Follower> {
+    let close_tcp = config.terminate_sockets == TerminateSockets::All;
+    let visitor = StaleSockets::new(datapath.endpoints()?, close_tcp);
+    follow(config.netns_dir.clone(), visitor)
+}

@@ -1,0 +1,50 @@
+//! The source of Kubernetes objects: the API server, or a folder of manifests.
+
+use std::sync::Arc;
+
+use lb_model::SourceEvent;
+use lb_objects::kubernetes;
+use lb_objects::kubernetes::events::EventRecorder;
+use lb_objects::manifests::{self, ManifestError};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::info;
+
+use super::error::AgentError;
+use crate::config::Config;
+
+/// Capacity of the event channel. A source waits while the channel is full.
+const EVENT_QUEUE: usize = 1024;
+
+/// A running source.
+pub struct Source {
+    pub events: mpsc::Receiver<SourceEvent>,
+    /// Ends only with an error.
+    pub task: JoinHandle<Result<(), AgentError>>,
+    /// Writes Kubernetes Events about faulty objects. `None` for manifests: there is no API server.
+    pub recorder: Option<EventRecorder>,
+}
+
+impl Source {
+    /// Starts the configured source as a task of the runtime.
+    pub async fn start(config: &Config) -> Result<Self, AgentError> {
+        let (sender, events) = mpsc::channel(EVENT_QUEUE);
+        let node_name: Arc<str> = config.node_name.as_str().into();
+        let Some(folder) = config.manifests.clone() else {
+            let client = kubernetes::connect(config.kubeconfig.as_deref()).await?;
+            info!("reading Services from the Kubernetes API");
+            let recorder = EventRecorder::start(client.clone(), &node_name);
+            let task = tokio::spawn(async move {
+                kubernetes::watch(client, node_name, sender).await;
+                Ok(())
+            });
+            return Ok(Self { events, task, recorder: Some(recorder) });
+        };
+        info!(folder = %folder.display(), "reading Services from manifests");
+        // A wrong folder is reported before programs are loaded. Later errors end the main loop.
+        std::fs::read_dir(&folder)
+            .map_err(|source| ManifestError::Folder { path: folder.clone(), source })?;
+        let task = tokio::spawn(async move { Ok(manifests::watch(folder, node_name, sender).await?) });
+        Ok(Self { events, task, recorder: None })
+    }
+}

@@ -1,0 +1,71 @@
+//! The decision about each device.
+
+use std::fmt;
+
+use super::glob::first_match;
+use super::options::DeviceOptions;
+use super::{rules, xdp};
+use crate::node::{DeviceInfo, LinkLayer, NodeState};
+
+/// The hooks of a device that programs are attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hooks {
+    /// XDP, and tc for packets that XDP passes on and for replies that leave. If XDP cannot be
+    /// attached, tc alone is correct too.
+    XdpAndTc,
+    Tc,
+    None,
+}
+
+impl fmt::Display for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::XdpAndTc => "XDP and tc",
+            Self::Tc => "tc",
+            Self::None => "nothing",
+        })
+    }
+}
+
+/// The decision about one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceChoice {
+    pub index: u32,
+    pub name: String,
+    pub hooks: Hooks,
+    /// Whether frames begin with an Ethernet header. Otherwise they begin with the IP header.
+    pub ethernet: bool,
+    /// Whether the device leads to a pod. Otherwise it leads to other machines.
+    pub pod: bool,
+    /// The reason of the decision, for the log. It does not contain the name.
+    pub reason: String,
+}
+
+/// Decides about every device, in the order of `node.devices`.
+pub fn choose_devices(node: &NodeState, options: &DeviceOptions) -> Vec<DeviceChoice> {
+    node.devices.iter().map(|device| choose(node, device, options)).collect()
+}
+
+fn choose(node: &NodeState, device: &DeviceInfo, options: &DeviceOptions) -> DeviceChoice {
+    let pod = first_match(&options.pods.0, &device.name);
+    let selected = rules::parseable(device).and_then(|()| match pod {
+        Some(glob) => rules::select_pod(node, device, glob, &options.patterns),
+        None => rules::select(node, device, &options.patterns),
+    });
+    let (hooks, reason) = match selected {
+        Ok(reason) if pod.is_some() => (Hooks::Tc, reason),
+        Ok(reason) => match xdp::hooks(node, device, options.mode) {
+            (hooks, Some(detail)) => (hooks, format!("{reason}; {detail}")),
+            (hooks, None) => (hooks, reason),
+        },
+        Err(reason) => (Hooks::None, reason),
+    };
+    DeviceChoice {
+        index: device.index,
+        name: device.name.clone(),
+        hooks,
+        ethernet: device.link_layer == LinkLayer::Ethernet,
+        pod: pod.is_some(),
+        reason,
+    }
+}
