@@ -163,7 +163,8 @@ fn connections_follow_the_type(world: &mut World) -> Result<()> {
     finish(loads)
 }
 
-/// KEP-2447. The EndpointSlice controller copies the label to the slices.
+/// A Service with the label of another proxy is not served (KEP-2447). The case copies the label to
+/// the slices, as the EndpointSlice controller does.
 fn service_of_another_proxy_is_not_served(world: &mut World) -> Result<()> {
     let service = world.new_service();
     let plain: Vec<_> = std::iter::once(service.object()).chain(world.slices(&service, &[1, 3])).collect();
@@ -178,8 +179,8 @@ fn service_of_another_proxy_is_not_served(world: &mut World) -> Result<()> {
     world.wait_until_unserved(&service)
 }
 
-/// `kubectl describe` shows one Event for a Service whose address is taken, and one for a Service
-/// whose health-check port is in use.
+/// The agent creates Events about a Service whose address is taken, and about a Service whose
+/// health-check port is in use. It does not create them again after a restart.
 fn problems_are_reported_once_as_events(world: &mut World) -> Result<()> {
     let rivals = [world.new_service(), world.new_service()];
     for service in &rivals {
@@ -199,7 +200,7 @@ fn problems_are_reported_once_as_events(world: &mut World) -> Result<()> {
     };
     eventually(|| {
         let events = taken(world)?;
-        // One Event for each port.
+        // There is one Event for each port.
         ensure!(events.len() == 2, "{events:?}");
         for event in &events {
             let note = event.note.as_deref().unwrap_or_default();
@@ -224,7 +225,7 @@ fn problems_are_reported_once_as_events(world: &mut World) -> Result<()> {
     world.apply(&object)?;
     eventually(|| {
         let events = events_of(world, &service, "FailedToStartServiceHealthcheck")?;
-        // One Event for each family.
+        // There is one Event for each family.
         ensure!(events.len() == 2, "{events:?}");
         ensure!(events.iter().all(|event| event.note.as_ref().is_some_and(|note| note.contains("in use"))));
         Ok(())
@@ -255,7 +256,7 @@ fn api_server_restarts(world: &mut World) -> Result<()> {
         world.wait_for_log(&[watch, "check that the API server is reachable"], &log)?;
     }
     world.wait_until_served(&service, &[1, 3])?;
-    // A failed watch does not make the agent unhealthy: the kubelet would restart it.
+    // A failed watch must not make the agent unhealthy. Otherwise the kubelet would restart it.
     world.agent()?.wait_until_healthy()?;
     world.control_plane.start_api_server()?;
     let later = world.new_service();

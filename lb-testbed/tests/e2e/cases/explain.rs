@@ -96,7 +96,7 @@ pub fn agrees_with_cell(
     let from_pod = |pod: usize, node: usize, origin| (world.pod(pod).host.address(family), node, origin);
     let (address, node, origin) = match source {
         "pod here" => from_pod(2, 0, "pod"),
-        // Its requests to a nodePort of the first node arrive there as packets.
+        // Requests of this pod to a nodePort of the first node arrive there as packets.
         "pod there" if kind == "NodePort" => from_pod(4, 0, "external"),
         "pod there" => from_pod(4, 1, "pod"),
         "outside" => (world.client().address(family), 0, "external"),
