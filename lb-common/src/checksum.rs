@@ -1,9 +1,10 @@
 //! Ones' complement checksum arithmetic (RFC 1071), with incremental update (RFC 1624, equation 3).
 //!
-//! Sums are kept unfolded in a `u64`, made of 16-bit words **in the byte order of the host as loaded from the wire**:
-//! ones' complement sums do not depend on byte order (RFC 1071, 2.B), so nothing is swapped.
+//! Sums are kept unfolded in a `u64`, made of 16-bit words **in the byte order of the host as
+//! loaded from the wire**: ones' complement sums do not depend on byte order (RFC 1071, 2.B), so
+//! nothing is swapped.
 
-/// Folds an unfolded sum to 16 bits.
+/// Returns an unfolded sum folded to 16 bits.
 #[inline(always)]
 pub const fn fold(mut sum: u64) -> u16 {
     sum = (sum & 0xffff_ffff) + (sum >> 32);
@@ -14,13 +15,13 @@ pub const fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
-/// Sum of the 16-bit words of a 4-byte aligned length of bytes, as loaded from memory.
+/// Returns the sum of two 16-bit words.
 #[inline(always)]
 pub fn sum4(bytes: [u8; 4]) -> u64 {
     u32::from_ne_bytes(bytes) as u64
 }
 
-/// Sum of a 16-byte address.
+/// Returns the sum of a 16-byte address.
 #[inline(always)]
 pub fn sum16(b: [u8; 16]) -> u64 {
     sum4([b[0], b[1], b[2], b[3]])
@@ -29,7 +30,7 @@ pub fn sum16(b: [u8; 16]) -> u64 {
         + sum4([b[12], b[13], b[14], b[15]])
 }
 
-/// Sum of any bytes; an odd last byte is padded with zero.
+/// Returns the sum of any bytes; an odd last byte is padded with zero.
 pub fn sum_bytes(bytes: &[u8]) -> u64 {
     let mut sum = 0;
     let mut words = bytes.chunks_exact(2);
@@ -44,14 +45,17 @@ pub fn sum_bytes(bytes: &[u8]) -> u64 {
     sum
 }
 
-/// The change a rewrite makes: what to feed to [`update`]. `old` and `new` are sums as made by the functions above.
+/// Returns the change that a rewrite makes, for [`update`]. `old` and `new` are sums made by the
+/// functions above.
 #[inline(always)]
 pub const fn difference(old: u64, new: u64) -> u64 {
-    // ~old + new, per 16-bit word (RFC 1624): the complement of the folded sum is the sum of the complements.
+    // ~old + new, per 16-bit word (RFC 1624): the complement of the folded sum is the sum of the
+    // complements.
     (!fold(old)) as u64 + new
 }
 
-/// The checksum field after its data changed by `difference`. Field values are as loaded from the wire.
+/// Returns the checksum field after its data changed by `difference`. Fields are in the byte order
+/// of the wire.
 #[inline(always)]
 pub const fn update(checksum: u16, difference: u64) -> u16 {
     !fold((!checksum) as u64 + difference)
@@ -66,7 +70,7 @@ pub const fn update_udp(checksum: u16, difference: u64) -> u16 {
     }
 }
 
-/// The checksum of data with this sum.
+/// Returns the checksum of data with this sum.
 #[inline(always)]
 pub const fn finish(sum: u64) -> u16 {
     !fold(sum)
@@ -103,7 +107,7 @@ mod tests {
         }
 
         #[test]
-        fn incremental_update_agrees_with_computing_anew(
+        fn incremental_update_agrees_with_a_full_computation(
             mut bytes in prop::collection::vec(any::<u8>(), 40..LENGTH), new in any::<[u8; 16]>(), at in 0usize..12,
         ) {
             let at = at & !1;
@@ -112,7 +116,8 @@ mod tests {
             old.copy_from_slice(&bytes[at..at + 16]);
             bytes[at..at + 16].copy_from_slice(&new);
             let updated = update(before, difference(sum16(old), sum16(new)));
-            // 0x0000 and 0xffff are the same number in ones' complement; only an all-zero packet tells them apart.
+            // 0x0000 and 0xffff are the same number in ones' complement; the results differ only
+            // for an all-zero packet.
             prop_assert_eq!(updated, finish(sum_bytes(&bytes)));
         }
 

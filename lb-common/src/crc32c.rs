@@ -1,26 +1,29 @@
-//! CRC32c, the checksum of SCTP (RFC 9260 6.8), after the ports of a packet changed: without reading the packet.
+//! CRC32c, the checksum of SCTP (RFC 9260 6.8): the new CRC of a packet whose ports change, without
+//! reading the packet.
 //!
-//! A CRC is the remainder of a polynomial over GF(2): the packet is the polynomial, its first bit the highest power of x,
-//! and the remainder of `packet * x^32` by [`POLYNOMIAL`] is the CRC. (Initial value and final inversion depend on nothing but the
-//! length; they cancel between packets of one length.) Remainders add like polynomials, by exclusive or:
+//! A CRC is the remainder of a polynomial over GF(2): the packet is the polynomial, its first bit
+//! the highest power of x, and the remainder of `packet * x^32` by [`POLYNOMIAL`] is the CRC.
+//! (Initial value and final inversion depend on the length alone; they cancel between packets of
+//! one length.) Remainders add like polynomials, by exclusive or:
 //!
 //! ```text
 //! crc(new) = crc(old) + crc(new + old)
 //! ```
 //!
-//! Of `new + old` only the first 32 bits, the two ports, are not zero. Call them `d`. In a packet of `n` bytes they stand
-//! `8n - 32` bits before its end, therefore
+//! In `new + old` only the first 32 bits, the two ports, are not zero. Call them `d`. In a packet
+//! of `n` bytes they are `8n - 32` bits before its end, therefore
 //!
 //! ```text
 //! crc(new + old) = d * x^(8n - 32) * x^32 = d * x^(8n)      modulo the polynomial
 //! ```
 //!
-//! The power of x is the product of one tabled power for each byte of `n`, so the work is two multiplications whatever
-//! the length: logarithmic, with 256 as its base.
+//! The power of x is the product of two powers from a table, one for each byte of `n`: two
+//! multiplications for any length.
 //!
-//! Bits are reflected, as RFC 9260 appendix A has them: the least significant bit of a byte is sent first and is the highest
-//! power of x. A polynomial of degree below 32 is a `u32` whose bit 31 is the factor of `x^0`, and a CRC or four bytes of a packet
-//! become such a number in little-endian order.
+//! Bits are reflected, as in RFC 9260 appendix A: the least significant bit of a byte is sent first
+//! and is the highest power of x. A polynomial of degree below 32 is a `u32` whose bit 31 is the
+//! factor of `x^0`. A CRC or four bytes of a packet are read as such a number in little-endian
+//! order.
 
 /// Castagnoli's polynomial without its `x^32`.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
@@ -58,7 +61,7 @@ const fn multiples(step: u32) -> [u32; 256] {
 
 #[inline(always)]
 const fn times_x(a: u32) -> u32 {
-    // No branch: the verifier of the kernel follows both ways of each.
+    // No branch: the kernel's verifier follows both sides of every branch.
     (a >> 1) ^ ((a & 1).wrapping_neg() & POLYNOMIAL)
 }
 
@@ -75,10 +78,11 @@ const fn multiply(a: u32, mut b: u32) -> u32 {
     product
 }
 
-/// What the CRC of a packet of `length` bytes changes by (exclusive or) when its first four bytes change by `difference`
-/// (exclusive or, read in little-endian order). The CRC field is read in little-endian order too.
+/// Returns by what the CRC of a packet of `length` bytes changes (exclusive or) when its first four
+/// bytes change by `difference` (exclusive or, read in little-endian order). The CRC field is read
+/// in little-endian order too.
 ///
-/// Of `length` the lower 16 bits count: no SCTP packet is longer.
+/// Only the lower 16 bits of `length` are used: no SCTP packet is longer.
 #[inline(always)]
 pub const fn change(difference: u32, length: usize) -> u32 {
     let low = POWERS[0][length & 0xff];
@@ -137,14 +141,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_packet_whose_ports_change_has_the_crc_of_the_new_one(
+        fn the_changed_crc_is_that_of_the_packet_with_the_new_ports(
             packet in prop::collection::vec(any::<u8>(), 12..LONGEST.min(2000)), new in any::<[u8; 4]>(),
         ) {
             check(packet, new)?;
         }
 
         #[test]
-        fn whatever_the_length(length in 12..=LONGEST, fill in any::<u8>(), new in any::<[u8; 4]>()) {
+        fn any_length(length in 12..=LONGEST, fill in any::<u8>(), new in any::<[u8; 4]>()) {
             check(vec![fill; length], new)?;
         }
 

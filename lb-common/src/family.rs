@@ -1,4 +1,5 @@
-//! IPv4 and IPv6 behind one trait: the pipeline, the planner and the maps are written once, generic over [`Family`].
+//! IPv4 and IPv6 behind one trait: the pipeline, the planner and the maps are written once, generic
+//! over [`Family`].
 
 use core::fmt::Debug;
 
@@ -19,11 +20,12 @@ pub trait Family: Copy + Clone + Debug + PartialEq + Eq + 'static {
     const HEADER_LEN: usize;
     /// Offset of the source address in the IP header; the destination address follows it.
     const SOURCE_OFFSET: usize;
-    /// The unspecified address. As the address of a service key it stands for "any address of this node" (NodePorts).
+    /// The unspecified address. As the address of a service key it stands for "any address of this
+    /// node" (NodePorts).
     const UNSPECIFIED: Self::Addr;
-    /// This host as it calls itself: `127.0.0.1`, one of a whole network, or `::1`.
+    /// `127.0.0.1`, one address of the loopback network, or `::1`.
     const LOOPBACK: Self::Addr;
-    /// True for IPv6: lets generic code take a branch that the compiler removes.
+    /// True for IPv6. The compiler removes the other branch of generic code.
     const IS_V6: bool;
 }
 

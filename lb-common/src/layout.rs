@@ -1,17 +1,18 @@
 //! Keys and values of the BPF maps.
 //!
-//! These layouts are an interface: people read them with `bpftool map dump pinned …`, programs may too. Addresses are
-//! byte arrays in network order, as they stand in a packet; **ports and every other number are in host byte order**.
-//! Padding is explicit and always zero, because the kernel compares keys byte by byte. `docs/maps.md` documents each map.
+//! These layouts are an interface: people read them with `bpftool map dump pinned …`, and programs
+//! may. Addresses are byte arrays in network order; **ports and all other numbers are in host byte
+//! order**. Padding is explicit and always zero, because the kernel compares keys byte by byte.
+//! `docs/maps.md` documents each map.
 //!
-//! A change of any layout here must change [`LAYOUT_VERSION`].
+//! A change of any layout must change [`LAYOUT_VERSION`].
 
 use core::mem::{offset_of, size_of};
 
 use crate::family::{Family, V4, V6};
 
-/// Version of everything in this module. Part of the pin path (`<bpffs>/sluice/v3/…`), so that an agent never reuses
-/// a map whose entries it would misread.
+/// Version of all layouts. It is part of the pin path (`<bpffs>/sluice/v3/…`), so that an agent
+/// never reuses a map whose entries it would misread.
 pub const LAYOUT_VERSION: u32 = 3;
 
 /// `IPPROTO_TCP`.
@@ -23,7 +24,8 @@ pub const SCTP: u8 = 132;
 
 /// Key of `SERVICES_V4` and `SERVICES_V6`: an address and port that clients use.
 ///
-/// `addr` all zero: any address of this node that takes NodePorts (see [`address_flags::NODE_PORTS`]).
+/// An `addr` of zeros stands for every address of this node that serves NodePorts (see
+/// [`address_flags::NODE_PORTS`]).
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct ServiceKey<A> {
@@ -33,15 +35,17 @@ pub struct ServiceKey<A> {
     pub pad: u8,
 }
 
-/// Value of `SERVICES_V4` and `SERVICES_V6`: where the endpoints are and how one is chosen.
+/// Value of `SERVICES_V4` and `SERVICES_V6`: the endpoints, and how one is selected.
 ///
-/// A service has two ranges of `SLOTS`: one for traffic from outside the cluster, one for traffic from pods and from
-/// this node; they are the same range unless a traffic policy makes them differ. Both live in one entry, so that
-/// replacing it changes both views at once. A range with a count of zero: no endpoint (see [`service_flags`]).
+/// A service has two ranges of `SLOTS`: one for traffic from outside the cluster, one for traffic
+/// from pods and from this node; they are the same range unless a traffic policy makes them differ.
+/// Both are in one entry, so that replacing it changes both at once. A range with a count of zero
+/// has no endpoint (see [`service_flags`]).
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// Names the service port in `SERVICE_NAMES`; the same for all addresses and both families of that port.
+    /// Key of the service port in `SERVICE_NAMES`; the same for all addresses and both families of
+    /// that port.
     pub service_id: u32,
     /// Bits of [`service_flags`].
     pub flags: u32,
@@ -51,7 +55,7 @@ pub struct Service {
     /// First slot and number of slots for traffic from pods and from this node.
     pub inside_base: u32,
     pub inside_count: u32,
-    /// ClientIP session affinity: seconds, 0 when off.
+    /// Timeout of ClientIP session affinity in seconds; 0: off.
     pub affinity_seconds: u32,
     /// One of [`algorithm`].
     pub algorithm: u8,
@@ -62,27 +66,31 @@ pub struct Service {
 
 /// Bits of [`Service::flags`].
 pub mod service_flags {
-    /// No endpoint for traffic from outside: drop instead of reject (a Local policy without local endpoints).
+    /// Without an endpoint, traffic from outside is dropped, not rejected (a Local policy without
+    /// local endpoints).
     pub const OUTSIDE_DROP: u32 = 1 << 0;
-    /// No endpoint for traffic from pods and this node: drop instead of reject.
+    /// Without an endpoint, traffic from pods and this node is dropped, not rejected.
     pub const INSIDE_DROP: u32 = 1 << 1;
-    /// `loadBalancerSourceRanges` applies: sources outside `SOURCE_RANGES_V4`/`V6` of this service are dropped.
+    /// `loadBalancerSourceRanges` applies: sources outside `SOURCE_RANGES_V4`/`V6` of this service
+    /// are dropped.
     pub const SOURCE_RANGES: u32 = 1 << 2;
-    /// The two ranges differ: whether a packet comes from outside or from a pod or this node matters.
+    /// The two ranges differ: whether a packet comes from outside or from a pod or this node
+    /// matters.
     pub const POLICY_LOCAL: u32 = 1 << 3;
-    /// The range for traffic from outside is the Local list of endpoints ([`super::backend_flags::IN_LOCAL`]).
+    /// The range for traffic from outside is the Local list of endpoints
+    /// ([`super::backend_flags::IN_LOCAL`]).
     pub const OUTSIDE_LOCAL: u32 = 1 << 4;
     /// The range for traffic from pods and this node is the Local list of endpoints.
     pub const INSIDE_LOCAL: u32 = 1 << 5;
 }
 
-/// Values of [`Service::algorithm`]: how the slot is chosen.
+/// Values of [`Service::algorithm`]: how the slot is selected.
 pub mod algorithm {
     /// Uniformly at random over the slots. Weights are repetitions of a backend in the slots.
     pub const RANDOM: u8 = 0;
 }
 
-/// Values of [`Service::kind`]: which address of the service the entry stands for.
+/// Values of [`Service::kind`]: the kind of address.
 pub mod kind {
     pub const CLUSTER_IP: u8 = 1;
     pub const NODE_PORT: u8 = 2;
@@ -90,9 +98,10 @@ pub mod kind {
     pub const LOAD_BALANCER: u8 = 4;
 }
 
-/// Value of `BACKENDS_V4` and `BACKENDS_V6`, indexed by backend id: one endpoint of one service port.
+/// Value of `BACKENDS_V4` and `BACKENDS_V6`, indexed by backend id: one endpoint of one service
+/// port.
 ///
-/// Id 0 is never used. An id is not given to another endpoint before every flow that names it is gone.
+/// Id 0 is not used. The agent reuses an id when no flow has it any more.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Backend<A> {
@@ -103,16 +112,18 @@ pub struct Backend<A> {
     pub service_id: u32,
 }
 
-/// Bits of [`Backend::flags`]. Zero: the endpoint is gone.
+/// Bits of [`Backend::flags`]; 0: the endpoint is gone.
 pub mod backend_flags {
-    /// The endpoint exists. Cleared when it is gone: its UDP flows then move to another endpoint with their next packet.
+    /// The endpoint exists. When the bit is cleared, its UDP flows move to another endpoint with
+    /// their next packet.
     pub const PRESENT: u16 = 1 << 0;
-    /// The endpoint runs on this node: packets are handed up the stack instead of being sent out again.
+    /// The endpoint runs on this node: packets are handed up the stack instead of being sent out
+    /// again.
     pub const LOCAL: u16 = 1 << 1;
-    /// In the Cluster list: new connections under the Cluster policy may be given to it. An endpoint in neither list drains:
-    /// it takes no new connections and keeps the open ones.
+    /// In the Cluster list: eligible for new connections under the Cluster policy. An endpoint in
+    /// neither list drains: it gets no new connections and keeps the open ones.
     pub const IN_CLUSTER: u16 = 1 << 2;
-    /// In the Local list: the same for the Local policy.
+    /// In the Local list: eligible for new connections under the Local policy.
     pub const IN_LOCAL: u16 = 1 << 3;
 }
 
@@ -196,20 +207,21 @@ pub mod tcp_flags {
 /// A flow's time stamp is refreshed when it is older than this: writing it on every packet would bounce cache lines.
 pub const SEEN_GRANULARITY_NS: u64 = 2_000_000_000;
 
-/// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what all fragments of one datagram have in common (RFC 791, RFC 8200 4.5).
+/// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what identifies a datagram in all its fragments (RFC
+/// 791, RFC 8200 4.5).
 #[repr(C, align(8))]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FragmentKey<A> {
     pub src_addr: A,
     pub dst_addr: A,
-    /// Identification field as read from the wire, big endian value in host order.
+    /// Identification field of the IP header, in host byte order.
     pub id: u32,
     pub protocol: u8,
     pub pad: u8,
     pub reserved: u16,
 }
 
-/// Value of `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports, which only the first fragment carries.
+/// Value of `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports, which only the first fragment has.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FragmentPorts {
@@ -217,20 +229,23 @@ pub struct FragmentPorts {
     pub dst_port: u16,
 }
 
-/// Key of `SOCKET_PEERS_V4` and `SOCKET_PEERS_V6`: an unconnected UDP socket and an endpoint that it was sent to.
+/// Key of `SOCKET_PEERS_V4` and `SOCKET_PEERS_V6`: an unconnected UDP socket and a peer of it, a
+/// service or an endpoint.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct SocketPeerKey<A> {
-    /// `SO_COOKIE` of the socket, low and high half. A `u64` would align the key to 8 bytes: hidden padding after an IPv6
-    /// address, with whatever the stack held, and no lookup would ever match.
+    /// `SO_COOKIE` of the socket, low and high half. A `u64` would align the key to 8 bytes, with
+    /// hidden padding after an IPv6 address. That padding would contain remains of the stack, and
+    /// no lookup would match.
     pub cookie: [u32; 2],
     pub addr: A,
     pub port: u16,
     pub pad: [u8; 2],
 }
 
-/// Value of `SOCKET_PEERS_V4`/`V6`: under an endpoint's address the service address that the socket asked for; under a
-/// service address the endpoint that it was given (then `backend_id` is set), so that one socket stays with one endpoint.
+/// Value of `SOCKET_PEERS_V4`/`V6`. With a service in the key: the endpoint that the socket uses,
+/// so that it keeps one endpoint. With an endpoint in the key: the service that the process has
+/// sent to.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct SocketPeer<A> {
@@ -241,8 +256,8 @@ pub struct SocketPeer<A> {
     pub service_id: u32,
 }
 
-/// Value of the socket storage `CONNECTED`: what a connected socket asked for and what it got.
-/// IPv4 addresses stand in the first four bytes.
+/// Value of the socket storage `CONNECTED`: the service that a socket was connected to, and its
+/// endpoint. An IPv4 address is the first four bytes.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct ConnectedPeer {
@@ -254,7 +269,7 @@ pub struct ConnectedPeer {
     pub service_id: u32,
 }
 
-/// What the program `lb_connected` lists of each socket in `CONNECTED`.
+/// What the program `lb_connected` writes for each socket in `CONNECTED`.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct ConnectedSocket {
@@ -263,12 +278,12 @@ pub struct ConnectedSocket {
     pub peer: ConnectedPeer,
 }
 
-/// Value of `ADDRESSES_V4` and `ADDRESSES_V6`, keyed by an address that packets to be looked at may have as destination: an
-/// address of this node, of a Service, or of both. A destination that is not in this map is nobody's business here.
+/// Value of `ADDRESSES_V4` and `ADDRESSES_V6`, keyed by a destination that the programs handle: an
+/// address of this node, of a Service, or of both. Packets to other destinations pass untouched.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct KnownAddress {
-    /// Interface index of the device that carries the address; 0 when it is none of this node's.
+    /// Interface index of the device that has the address; 0 if this node does not have it.
     pub ifindex: u32,
     /// Bits of [`address_flags`].
     pub flags: u32,
@@ -280,28 +295,29 @@ pub mod address_flags {
     pub const NODE_PORTS: u32 = 1 << 0;
     /// An address of this node.
     pub const NODE: u32 = 1 << 1;
-    /// An address of a Service: echo requests to it are answered, unless the node has it too.
+    /// An address of a Service. Echo requests to it are answered, unless the node has it too.
     pub const SERVICE: u32 = 1 << 2;
-    /// A ClusterIP: ports that its Service does not have are rejected.
+    /// A ClusterIP. Packets to ports that its Service does not have are rejected.
     pub const CLUSTER_IP: u32 = 1 << 3;
-    /// The ClusterIP of a Service that another proxy serves: what is sent there is none of ours, and not lost either.
+    /// The ClusterIP of a Service that another proxy serves. Packets to it pass untouched.
     pub const OTHER_PROXY: u32 = 1 << 4;
-    /// The bits that follow from what is known of this host; the others follow from the Services that are served.
+    /// The bits that follow from the state of this host.
     pub const OF_HOST: u32 = NODE_PORTS | NODE | OTHER_PROXY;
-    /// The bits that follow from Services.
+    /// The bits that follow from the Services that are served.
     pub const OF_SERVICES: u32 = SERVICE | CLUSTER_IP;
 }
 
 /// Values of `NETWORKS_V4` and `NETWORKS_V6`, whose keys are prefix lengths and addresses.
 pub mod network_flags {
-    /// Addresses of pods: they count as inside the cluster.
+    /// Addresses of pods, which are inside the cluster.
     pub const PODS: u32 = 1 << 0;
-    /// A ServiceCIDR: what is sent to an address in it that no Service has is dropped.
+    /// A ServiceCIDR. Packets to an address in it that no Service has are dropped.
     pub const SERVICES: u32 = 1 << 1;
 }
 
-/// What follows the prefix length in a key of `SOURCE_RANGES_V4`/`V6`: a network whose addresses may use the load-balancer
-/// addresses of a service port with [`service_flags::SOURCE_RANGES`]. Prefix lengths count the id: 32 for everybody.
+/// What follows the prefix length in a key of `SOURCE_RANGES_V4`/`V6`: a network whose addresses
+/// may use the load-balancer addresses of a service port with [`service_flags::SOURCE_RANGES`]. The
+/// prefix length includes the 32 bits of the id.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct SourceRange<A> {
@@ -309,8 +325,9 @@ pub struct SourceRange<A> {
     pub addr: A,
 }
 
-/// Key of `NAMESPACES`: a network namespace (`SO_NETNS_COOKIE`). Its value: the addresses its processes speak with, for programs
-/// at sockets, which do not see a source address yet; all zero when it has none of a family.
+/// Value of `NAMESPACES`, keyed by the cookie of a network namespace (`SO_NETNS_COOKIE`): the
+/// source addresses of its processes. A socket program needs them because a socket may have no
+/// source address yet. All zero: no address of the family.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceAddrs {
@@ -322,15 +339,16 @@ pub struct NamespaceAddrs {
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct AffinityKey {
-    /// The source address of packets, IPv4 in the first four bytes; the cookie of the network namespace of sockets, in the first
-    /// eight bytes, low byte first: a pod.
+    /// For packets the source address, IPv4 in the first four bytes. For sockets the cookie of the
+    /// network namespace, in the first eight bytes, low byte first.
     pub client: [u8; 16],
     pub service_id: u32,
     /// One of [`affinity_client`].
     pub client_kind: u32,
 }
 
-/// Values of [`AffinityKey::client_kind`]: what stands in [`AffinityKey::client`], and the family of the connection.
+/// Values of [`AffinityKey::client_kind`]: what [`AffinityKey::client`] is, and the family of the
+/// connection.
 pub mod affinity_client {
     pub const ADDRESS_V4: u32 = 1;
     pub const ADDRESS_V6: u32 = 2;
@@ -338,7 +356,7 @@ pub mod affinity_client {
     pub const NAMESPACE_V6: u32 = 4;
 }
 
-/// Value of `AFFINITY`: the endpoint the client was given last.
+/// Value of `AFFINITY`: the client's last endpoint.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Affinity {
@@ -348,11 +366,11 @@ pub struct Affinity {
     pub pad: u32,
 }
 
-/// Value of `DEVICES`, keyed by interface index: what the programs must know of a device that packets leave through.
+/// Value of `DEVICES`, keyed by interface index: a device that packets arrive or leave by.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Source address for packets that are sent out of this device with their source rewritten; zero when it has none.
+    /// Source address of packets that leave by this device with a rewritten source; zero: none.
     pub addr_v4: [u8; 4],
     pub addr_v6: [u8; 16],
     /// Bits of [`device_flags`].
@@ -361,13 +379,15 @@ pub struct Device {
 
 /// Bits of [`Device::flags`].
 pub mod device_flags {
-    /// XDP programs may send frames out of this device (`XDP_REDIRECT` to it works).
+    /// XDP programs can send frames out of this device (`XDP_REDIRECT`).
     pub const XDP_TARGET: u32 = 1 << 0;
-    /// The device leads to a pod (`--pod-interfaces`): packets that arrive by it come from a pod of this node.
+    /// The device leads to a pod (`--pod-interfaces`): packets that arrive by it come from a pod of
+    /// this node.
     pub const POD: u32 = 1 << 1;
 }
 
-/// Value of `SERVICE_NAMES`, keyed by service id: the service port in the words of the Kubernetes API. Zero padded UTF-8.
+/// Value of `SERVICE_NAMES`, keyed by service id: the service port in the Kubernetes API. Names are
+/// zero-padded UTF-8.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct ServiceName {
@@ -380,22 +400,25 @@ pub struct ServiceName {
     pub pad: u8,
 }
 
-/// The only entry of `SETTINGS`: what the agent set when it loaded its programs. `lb explain` loads them in the same way.
+/// The only entry of `SETTINGS`: the settings that the agent loaded its programs with. `lb explain`
+/// uses the same settings.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Cookie of the network namespace the agent runs in (`SO_NETNS_COOKIE`); 0 where the kernel does not tell.
+    /// Cookie of the network namespace that the agent runs in (`SO_NETNS_COOKIE`); 0: the kernel
+    /// has none.
     pub netns_cookie: u64,
-    /// First port of the range that sources are rewritten to, and number of ports.
+    /// First port of the range that source ports are rewritten to, and number of ports.
     pub snat_port_first: u16,
     pub snat_port_count: u16,
-    /// 1: sockets are translated in the agent's own network namespace only.
+    /// 1: calls are translated in the agent's own network namespace only.
     pub host_sockets_only: u8,
     pub pad: [u8; 3],
 }
 
-/// The only entry of `RECORD`, which only the programs of `lb explain` use: the caller, if the packet that is about to be run
-/// stands for a call at a socket, and then what the program decided. Numbers are zero where nothing was decided.
+/// The only entry of `RECORD`, which only the programs of `lb explain` use: the caller, if the
+/// packet that is about to be run stands for a call at a socket, and then what the program decided.
+/// Numbers are zero where nothing was decided.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Default)]
 pub struct Record {
@@ -430,7 +453,7 @@ pub mod record_client {
     pub const INSIDE: u32 = 2;
 }
 
-/// Values of [`Record::source`]: what becomes of the source address, and why.
+/// Values of [`Record::source`]: whether the source address is rewritten, and why.
 pub mod record_source {
     /// Kept: the endpoint is on this node.
     pub const KEPT_ENDPOINT_HERE: u32 = 1;

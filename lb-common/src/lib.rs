@@ -1,15 +1,16 @@
-//! What the kernel programs and the agent share.
+//! Code that the kernel programs and the agent share.
 //!
-//! * [`layout`]: keys and values of the BPF maps. An interface: `bpftool` shows it, `docs/maps.md` documents it.
+//! * [`layout`]: keys and values of the BPF maps, an interface that `docs/maps.md` documents.
 //! * [`family`]: IPv4 and IPv6 behind one trait, so that the pipeline is written once.
 //! * [`plain`]: which types are copied byte by byte.
-//! * [`reason`]: what a counter counts, and the verdicts of the pipeline.
+//! * [`reason`]: what the programs count, and the error of a call that they refuse.
 //! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
-//! * [`crc32c`]: the checksum of SCTP after its ports changed (RFC 9260).
-//! * [`sctp`]: what an SCTP packet says about its association (RFC 9260).
+//! * [`crc32c`]: the checksum of an SCTP packet whose ports change (RFC 9260).
+//! * [`sctp`]: SCTP chunks as TCP flags (RFC 9260).
 //! * [`wire`]: header constants and offsets.
 //!
-//! Nothing here does I/O, allocates, or can panic: the same code is compiled for the kernel and tested on the host.
+//! Nothing here does I/O, allocates, or can panic. The same code is compiled for the kernel and
+//! tested on the host.
 #![no_std]
 #![deny(unsafe_code)]
 

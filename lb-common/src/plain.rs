@@ -1,10 +1,12 @@
-//! Types that are copied to and from packets and map entries byte by byte. The one module of this crate with `unsafe`.
+//! Types that are copied to and from packets and map entries byte by byte. The one module of this
+//! crate with `unsafe`.
 
 /// A type of which every byte is initialized and any bytes are a value.
 ///
 /// # Safety
-/// The type has no padding, and no field that is a reference, a pointer, an enum, a `bool` or a `char`. The macro
-/// [`plain!`](crate::plain!) implements the trait for a structure and proves that at compile time.
+/// The type has no padding, and no field that is a reference, a pointer, an enum, a `bool` or a
+/// `char`. The macro [`plain!`](crate::plain!) implements the trait for a structure and proves that
+/// at compile time.
 pub unsafe trait Plain: Copy + 'static {}
 
 macro_rules! numbers {
@@ -19,13 +21,14 @@ numbers!(u8, u16, u32, u64);
 // SAFETY: an array has no padding between its elements.
 unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 
-/// Returns the size of a field, given by a function that borrows it. Used by [`plain!`](crate::plain!).
+/// Returns the size of a field, given by a function that borrows it. Used by
+/// [`plain!`](crate::plain!).
 pub const fn size_of_field<T, F: Plain>(_: fn(&T) -> &F) -> usize {
     size_of::<F>()
 }
 
-/// Implements [`Plain`] for structures: `plain! { Name { field, field } }`. Every field must be listed and be [`Plain`]; it is
-/// an error if the structure is larger than its fields.
+/// Implements [`Plain`] for structures: `plain! { Name { field, field } }`. Every field must be
+/// listed and be [`Plain`]; it is an error if the structure is larger than its fields.
 #[macro_export]
 macro_rules! plain {
     ($($type:ty { $($field:ident),+ $(,)? })*) => { $(

@@ -1,4 +1,5 @@
-//! What the programs count. Every packet that is dropped, rejected or could not be translated has one of these reasons.
+//! What the programs count. Every packet that they drop, reject or cannot translate has one of
+//! these reasons.
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $value:literal, $label:literal, $kind:ident;)*) => {
@@ -11,17 +12,17 @@ macro_rules! reasons {
             /// Every reason, in the order of its number.
             pub const ALL: &'static [Reason] = &[$(Reason::$name,)*];
 
-            /// The metric label and the word that tools print.
+            /// Returns the metric label, which tools print too.
             pub const fn label(self) -> &'static str {
                 match self { $(Reason::$name => $label,)* }
             }
 
-            /// What happened to the packet.
+            /// Returns what happened to the packet.
             pub const fn outcome(self) -> Outcome {
                 match self { $(Reason::$name => Outcome::$kind,)* }
             }
 
-            /// One sentence for people.
+            /// Returns one sentence for people.
             pub const fn describe(self) -> &'static str {
                 match self { $(Reason::$name => concat!($($doc),+),)* }
             }
@@ -40,7 +41,7 @@ pub enum Errno {
 }
 
 impl Errno {
-    /// The number on Linux, positive.
+    /// Returns the number on Linux, positive.
     pub const fn number(self) -> i32 {
         match self {
             Self::Eperm => 1,
@@ -50,7 +51,7 @@ impl Errno {
         }
     }
 
-    /// The name in the C library.
+    /// Returns the name in the C library.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Eperm => "EPERM",
@@ -62,7 +63,8 @@ impl Errno {
 }
 
 impl Reason {
-    /// The error of a call that fails for this reason, on kernels that let a program choose it (Linux 5.18).
+    /// Returns the error of a call that fails for this reason, on kernels that let a program choose
+    /// it (Linux 5.18).
     pub const fn errno(self) -> Errno {
         match self {
             Reason::SocketRefused => Errno::Econnrefused,
@@ -78,7 +80,7 @@ impl Reason {
 pub enum Outcome {
     /// Translated and sent on.
     Translated,
-    /// Left untouched on purpose.
+    /// Passed untouched.
     Passed,
     /// Answered with an error.
     Rejected,
@@ -95,45 +97,50 @@ reasons! {
     FlowOpened = 2, "flow_opened", Translated;
     /// A call at a socket was translated.
     SocketTranslated = 3, "socket_translated", Translated;
-    /// A TCP or SCTP packet to a service that opens no connection and has none here: left to the kernel.
+    /// A TCP or SCTP packet to a service that opens no connection and belongs to none: passed
+    /// untouched.
     NotOpening = 4, "not_opening", Passed;
-    /// XDP left the packet to the tc program of the same device.
+    /// XDP passed the packet to the tc program of the same device.
     LeftToTc = 5, "left_to_tc", Passed;
     /// The service has no endpoint: refused at the socket.
     SocketRefused = 6, "socket_no_endpoint", Rejected;
     /// The service has no endpoint: the packet was answered with an error.
     NoEndpointRejected = 7, "no_endpoint_rejected", Rejected;
-    /// The packet does not fit the path: the sender was told (fragmentation needed, packet too big).
+    /// The packet does not fit the path: the sender received an error (fragmentation needed, packet
+    /// too big).
     TooBig = 8, "too_big", Rejected;
     /// The service has no endpoint here and its policy is Local.
     NoEndpointDropped = 9, "no_endpoint_dropped", Dropped;
-    /// No port was free to rewrite the source to.
+    /// No source port was free.
     NoSourcePort = 10, "no_source_port", Dropped;
     /// The flow table is full.
     FlowTableFull = 11, "flow_table_full", Dropped;
-    /// No route to the endpoint, or one that refuses (blackhole, prohibit, unreachable).
+    /// There is no route to the endpoint, or one that refuses (blackhole, prohibit, unreachable).
     NoRoute = 12, "no_route", Dropped;
     /// The outgoing device has no address to rewrite the source to.
     NoSourceAddress = 13, "no_source_address", Dropped;
     /// TTL or hop limit ran out on a packet to be forwarded.
     TtlExpired = 14, "ttl_expired", Dropped;
-    /// The packet could not be changed: out of memory or a header that is cut off.
+    /// The packet could not be changed: no memory, or a header that is cut off.
     RewriteFailed = 15, "rewrite_failed", Dropped;
-    /// A slot or backend that the service entry names is missing from its map: a fault of the agent.
+    /// The service entry points at a slot or backend that is missing or of another service: a fault
+    /// of the agent.
     MapInconsistent = 16, "map_inconsistent", Dropped;
     /// The source is outside the service's loadBalancerSourceRanges.
     SourceRange = 17, "source_range", Dropped;
-    /// An SCTP packet in fragments whose ports would change: its checksum cannot be known before the last fragment.
+    /// The fragments of an SCTP packet would get other ports: its checksum depends on the last
+    /// fragment.
     SctpFragment = 18, "sctp_fragment", Dropped;
     /// The ClusterIP's Service does not have this port: answered with an error.
     UnknownPort = 19, "unknown_port_rejected", Rejected;
-    /// The address is inside a ServiceCIDR and no Service has it.
+    /// The address is inside a ServiceCIDR, and no Service has it.
     UnassignedAddress = 20, "unassigned_address", Dropped;
-    /// A process of the node asked for a port that is a NodePort.
+    /// A process of the node called bind with a port that is a NodePort.
     NodePortProtected = 21, "node_port_protected", Rejected;
     /// An echo request (ping) to the address of a Service was answered.
     EchoAnswered = 22, "echo_answered", Translated;
-    /// An ICMP error about a packet of a translated connection: translated with the packet it quotes, and sent on.
+    /// An ICMP error about a packet of a translated connection was translated, with the packet that
+    /// it quotes.
     IcmpTranslated = 23, "icmp_translated", Translated;
 }
 

@@ -1,4 +1,4 @@
-//! What an SCTP packet (RFC 9260) says about its association, in the words of TCP: one pipeline serves both.
+//! SCTP chunks (RFC 9260) as TCP flags, so that one pipeline serves both protocols.
 
 use crate::layout::tcp_flags::{ACK, FIN, RST, SYN};
 
@@ -12,15 +12,17 @@ mod chunk {
     pub const SHUTDOWN_COMPLETE: u8 = 14;
 }
 
-/// The TCP flags that correspond to the first chunk of a packet, the one with this type.
+/// Returns the TCP flags that correspond to a packet whose first chunk has this type.
 ///
-/// Chunks that open or end an association stand first or alone (RFC 9260 6.10), with two exceptions that cost nothing but time: an ABORT
-/// behind other chunks is not seen, nor is a SHUTDOWN; the flow then leaves when it is silent.
+/// Chunks that open or end an association are the first or the only one (RFC 9260 6.10). There are
+/// two exceptions: an ABORT or a SHUTDOWN behind other chunks is not noticed, and the flow is
+/// removed when it has been idle long enough.
 ///
-/// * INIT opens, but only with a verification tag of zero (RFC 9260 8.5.1).
+/// * INIT opens an association, but only with a verification tag of zero (RFC 9260 8.5.1).
 /// * SHUTDOWN and SHUTDOWN ACK close one side each.
-/// * ABORT and SHUTDOWN COMPLETE are the end.
-/// * Any other chunk is sent only by who has heard the peer, as an ACK.
+/// * ABORT and SHUTDOWN COMPLETE end the association.
+/// * A host sends any other chunk only after it has received one from the peer: it corresponds to
+///   an ACK.
 #[inline(always)]
 pub const fn signals(verification_tag: u32, first_chunk: u8) -> u8 {
     match first_chunk {
@@ -38,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_association_speaks_like_a_tcp_connection() {
+    fn chunks_correspond_to_the_segments_of_a_tcp_connection() {
         const DATA: u8 = 0;
         const HEARTBEAT: u8 = 4;
         const COOKIE_ECHO: u8 = 10;

@@ -1,4 +1,4 @@
-//! Header constants: offsets and protocol numbers as they stand on the wire.
+//! Header constants: offsets, lengths and protocol numbers.
 
 /// Length of an Ethernet header without VLAN tags.
 pub const ETHERNET_LEN: usize = 14;
@@ -23,19 +23,22 @@ pub const TCP_FLAGS: usize = 13;
 pub const UDP_CHECKSUM: usize = 6;
 /// Length of an SCTP common header (RFC 9260).
 pub const SCTP_LEN: usize = 12;
-/// Length of the header of an SCTP chunk, of which one at least follows the common header; its first byte is the type.
+/// Length of the header of an SCTP chunk, whose first byte is the type. At least one chunk follows
+/// the common header.
 pub const SCTP_CHUNK_LEN: usize = 4;
 /// Offset of the checksum in an SCTP common header (RFC 9260); a CRC32c, little endian.
 pub const SCTP_CHECKSUM: usize = 8;
 /// Offset of the checksum in an IPv4 header (RFC 791).
 pub const IPV4_CHECKSUM: usize = 10;
 
-/// Length of the header that ICMP errors and echoes share (RFC 792, RFC 4443); behind it an error quotes a packet.
+/// Length of the header of ICMP errors and echoes (RFC 792, RFC 4443). The quoted packet of an
+/// error follows it.
 pub const ICMP_LEN: usize = 8;
 /// Offset of the checksum in an ICMP message, both families.
 pub const ICMP_CHECKSUM: usize = 2;
 
-/// IPv6 extension headers that stand between the fixed header and the transport header (RFC 8200, RFC 6275, RFC 4302).
+/// IPv6 extension headers between the fixed header and the transport header (RFC 8200, RFC 6275,
+/// RFC 4302).
 pub mod ipv6_next {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;

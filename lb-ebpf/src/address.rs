@@ -1,4 +1,5 @@
-//! What an address is: known to the agent as one of this node or of Services, in a network of pods, loopback.
+//! What an address is: known to the agent as one of this node or of Services, in a network of pods,
+//! loopback.
 
 use core::num::NonZeroU32;
 
@@ -9,7 +10,8 @@ use lb_common::layout::network_flags;
 
 use crate::maps::Maps;
 
-/// What the agent has published about an address of this node or of a Service: bits of [`address_flags`], at least one.
+/// What the agent has published about an address of this node or of a Service: bits of
+/// [`address_flags`], at least one.
 #[derive(Copy, Clone)]
 pub struct Known(NonZeroU32);
 
@@ -33,12 +35,12 @@ impl Known {
     }
 }
 
-/// Returns what is known of an address, `None` for addresses that are neither this node's nor a Service's. Most packets
-/// are not for Services: this one lookup identifies them.
+/// Returns what is known of an address, `None` for addresses that are neither this node's nor a
+/// Service's. Most packets are not for Services: this one lookup identifies them.
 #[inline(always)]
 pub fn known<F: Maps>(addr: &F::Addr) -> Option<Known> {
-    // SAFETY: only `flags` is read, one aligned word. If the element was removed and is reused meanwhile, the flags are
-    // those of another address, for this packet alone.
+    // SAFETY: only `flags` is read, one aligned word. If the element was removed and is reused
+    // meanwhile, the flags are those of another address, for this packet alone.
     let entry = unsafe { F::addresses().get(addr) }?;
     NonZeroU32::new(entry.flags).map(Known)
 }
@@ -50,7 +52,8 @@ struct NetworkKey<A> {
     key: Key<A>,
 }
 
-/// Returns the bits of [`network_flags`] of the smallest network that contains the address; 0 if none does.
+/// Returns the bits of [`network_flags`] of the smallest network that contains the address; 0 if
+/// none does.
 #[inline(always)]
 pub fn network<F: Maps>(addr: F::Addr) -> u32 {
     let lookup = NetworkKey { pad: 0, key: Key::new(size_of::<F::Addr>() as u32 * 8, addr) };

@@ -1,4 +1,5 @@
-//! What becomes of a call at a socket (`connect`, `sendmsg`): for the socket programs, and for `lb explain` (`explain.rs`).
+//! What becomes of a call at a socket (`connect`, `sendmsg`): for the socket programs, and for `lb
+//! explain` (`explain.rs`).
 
 use lb_common::layout::{Backend, Service, service_flags};
 use lb_common::reason::Reason;
@@ -12,12 +13,13 @@ use crate::select::{self, Eligible, Refusal};
 use crate::service::{self, Destination};
 use crate::settings::NODE_NETNS_COOKIE;
 
-/// A socket that asks.
+/// A socket that makes a call.
 pub trait Caller {
-    /// Cookie of its network namespace.
+    /// Returns the cookie of its network namespace.
     fn namespace(&self) -> u64;
 
-    /// Whether it lives in the node's own network namespace: the only one whose loopback serves NodePorts.
+    /// Returns whether the socket is in the node's own network namespace, the only one whose
+    /// loopback addresses serve NodePorts.
     #[inline(always)]
     fn is_in_node_namespace(&self) -> bool {
         let node = NODE_NETNS_COOKIE.load();
@@ -25,7 +27,7 @@ pub trait Caller {
     }
 }
 
-/// What stands at a socket's destination.
+/// Returns what the destination of a call is.
 #[inline(always)]
 fn destination<F: Maps, C: Caller>(caller: &C, addr: F::Addr, port: u16, protocol: u8) -> Destination {
     if is_loopback::<F>(&addr) {
@@ -42,7 +44,8 @@ fn destination<F: Maps, C: Caller>(caller: &C, addr: F::Addr, port: u16, protoco
     }
 }
 
-/// The service that a socket may use at its destination; nothing when it is none of ours.
+/// Returns the service at the destination if the socket may use it, and the refusal if it may not.
+/// Returns `None` if the destination is not one of Services.
 #[inline(always)]
 pub fn find<F: Maps, C: Caller>(
     caller: &C,
@@ -65,15 +68,17 @@ pub fn find<F: Maps, C: Caller>(
     }
 }
 
-/// `loadBalancerSourceRanges`: a socket that is not bound has no source yet, so the address of its pod or node counts. Where
-/// that is not known nobody can say that it is allowed.
+/// Applies `loadBalancerSourceRanges`. A socket that is not bound has no source address yet, so the
+/// address of its pod or node is checked. The call is refused if that address is unknown.
 #[inline(always)]
 fn may_use<F: Maps, C: Caller>(caller: &C, service: &Service) -> bool {
     if service.flags & service_flags::SOURCE_RANGES == 0 {
         return true;
     }
     let cookie = Aligned(caller.namespace());
-    // SAFETY: entries are replaced whole.
+    // SAFETY: the address is copied. The agent replaces entries; if the element is reused during
+    // the copy, the address may be a mixture of two, and this call is judged by an address that no
+    // pod has.
     match unsafe { NAMESPACES.get(&cookie.0) } {
         Some(addrs) => {
             let addr = F::namespace_addr(addrs);
@@ -83,7 +88,7 @@ fn may_use<F: Maps, C: Caller>(caller: &C, service: &Service) -> bool {
     }
 }
 
-/// Takes an endpoint for a socket.
+/// Selects an endpoint for a socket.
 #[inline(always)]
 pub fn select<F: Maps, C: Caller>(
     caller: &C,
@@ -96,7 +101,7 @@ pub fn select<F: Maps, C: Caller>(
     select::select::<F>(service, &eligible, &client.0)
 }
 
-/// What is counted when a call fails.
+/// Returns the reason that is counted when a call fails.
 #[inline(always)]
 pub fn reason(refusal: Refusal) -> Reason {
     match refusal {

@@ -31,8 +31,8 @@ pub fn came_from_pod<K: Frame>(frame: &K) -> bool {
     if !K::COMPLETE {
         return false;
     }
-    // SAFETY: only `flags` is read, one aligned word. If the element is reused meanwhile, the flags are those of another
-    // device, for this packet alone.
+    // SAFETY: only `flags` is read, one aligned word. If the element is reused meanwhile, the flags
+    // are those of another device, for this packet alone.
     match unsafe { DEVICES.get(&frame.ifindex()) } {
         Some(device) => device.flags & device_flags::POD != 0,
         None => false,

@@ -12,8 +12,8 @@ pub fn count(reason: Reason) {
         return note_reason(reason);
     }
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
-        // SAFETY: a per-CPU entry, valid for the whole run of the program; a program that interrupts this one between
-        // load and store (a socket program, interrupted by packets) can lose a count, never corrupt one.
+        // SAFETY: elements of an array are never freed, and this one belongs to this CPU. If
+        // packets interrupt a socket program between load and store, one count is lost.
         unsafe { *counter += 1 };
     }
 }

@@ -26,8 +26,8 @@ pub enum Delivery<'a> {
     Out(Route<'a>),
 }
 
-/// A [`Delivery`] that is decided. It is kept in the route lookup, not in a variable: otherwise the verifier follows the code
-/// that rewrites a packet once for each variant.
+/// A [`Delivery`] that is decided. It is kept in the route lookup, not in a variable: otherwise the
+/// verifier follows the code that rewrites a packet once for each variant.
 pub struct Decided<'a>(&'a mut RouteLookup);
 
 impl<'a> Decided<'a> {
@@ -65,7 +65,8 @@ impl<'a> Decided<'a> {
 
 /// Sending a packet.
 pub trait Deliver: Frame {
-    /// Returns whether [`Deliver::send`] can take a packet whose IP header is at `l3` along this route.
+    /// Returns whether [`Deliver::send`] can take a packet whose IP header is at `l3` along this
+    /// route.
     fn can_send(&self, l3: usize, route: &Route<'_>) -> bool;
     /// Sends the rewritten packet out along `route`.
     fn send(&self, route: Route<'_>) -> Verdict;
@@ -85,8 +86,8 @@ pub fn of_flow<'a, F: Maps, K: Frame>(
     find_route(frame, packet, lookup, flow.new_src_addr, flow.new_dst_addr).map(Decided::out)
 }
 
-/// Finds the route of a packet from `src` to `dst`, or returns the verdict if there is none that takes it.
-/// With `src` unspecified, the route determines the source address.
+/// Finds the route of a packet from `src` to `dst`, or returns the verdict if there is none that
+/// takes it. With `src` unspecified, the route determines the source address.
 #[inline(always)]
 pub fn find_route<'a, F: Maps, K: Frame>(
     frame: &K,
@@ -113,7 +114,8 @@ fn longest<F: Maps, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
         return packet.length;
     }
     if packet.key.protocol == SCTP {
-        // SCTP segments vary in length (GSO_BY_FRAGS). 0 leaves the MTU check to the code that segments the packet.
+        // SCTP segments vary in length (GSO_BY_FRAGS). 0 leaves the MTU check to the code that
+        // segments the packet.
         return 0;
     }
     let transport = if packet.key.protocol == TCP {
@@ -138,8 +140,8 @@ impl Deliver for SkbFrame {
         let ifindex = route.ifindex();
         note(|record| record.ifindex = ifindex);
         let size = size_of::<bpf_redir_neigh>() as i32;
-        // SAFETY: the parameters are initialized and have the size given. The helper resolves the neighbour and adds the
-        // link header of the device, if the device has one.
+        // SAFETY: the parameters are initialized and have the size given. The helper resolves the
+        // neighbour and adds the link header of the device, if the device has one.
         let action = unsafe { bpf_redirect_neigh(ifindex, route.neighbour(), size, 0) };
         Verdict::Sent(action as i32)
     }
@@ -148,15 +150,16 @@ impl Deliver for SkbFrame {
 impl Deliver for XdpFrame {
     #[inline(always)]
     fn can_send(&self, l3: usize, route: &Route<'_>) -> bool {
-        // A VLAN tag would have to be changed or removed: the tc program of the VLAN device receives the packet without it.
+        // A VLAN tag would have to be changed or removed: the tc program of the VLAN device
+        // receives the packet without it.
         if !route.is_resolved() || l3 != ETHERNET_LEN {
             return false;
         }
         if route.ifindex() == self.ifindex() {
             return true;
         }
-        // SAFETY: only `flags` is read, one aligned word. If the element is reused by another device meanwhile, the kernel
-        // drops a frame that the device cannot send.
+        // SAFETY: only `flags` is read, one aligned word. If the element is reused by another
+        // device meanwhile, the kernel drops a frame that the device cannot send.
         match unsafe { DEVICES.get(&route.ifindex()) } {
             Some(device) => device.flags & device_flags::XDP_TARGET != 0,
             None => false,

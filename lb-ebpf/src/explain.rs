@@ -1,5 +1,6 @@
-//! `lb explain` for calls at sockets. Programs at sockets have no test run, so this packet program stands in for them: the
-//! packet carries the destination and the protocol of the call, `RECORD` the caller. It is loaded by the recorder alone.
+//! `lb explain` for calls at sockets. Programs at sockets have no test run, so this packet program
+//! stands in for them: the packet carries the destination and the protocol of the call, `RECORD`
+//! the caller. It is loaded by the recorder alone.
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::programs::TcContext;

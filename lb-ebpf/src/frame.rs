@@ -1,4 +1,5 @@
-//! A packet as bytes: the operations in which XDP frames and skbs differ, and reading and writing in place.
+//! A packet as bytes: the operations in which XDP frames and skbs differ, and reading and writing
+//! in place.
 
 pub mod skb;
 pub mod xdp;
@@ -8,13 +9,15 @@ use core::mem::size_of;
 use lb_common::family::Family;
 use lb_common::plain::Plain;
 
-/// Headers are read within this many bytes; a packet whose headers reach further is passed on untouched.
-/// The value is a power of two minus one, so that a mask bounds an offset for the verifier.
+/// Headers are read within this many bytes; a packet whose headers reach further is passed on
+/// untouched. The value is a power of two minus one, so that a mask bounds an offset for the
+/// verifier.
 const OFFSET_MASK: usize = 0x1ff;
 
 /// An XDP frame or an skb.
 pub trait Frame {
-    /// False for XDP, which finishes what it can and leaves the rest, untouched, to the tc program of the same device.
+    /// False for XDP, which finishes what it can and leaves the rest, untouched, to the tc program
+    /// of the same device.
     const COMPLETE: bool;
 
     /// First byte of the linear data.
@@ -25,7 +28,8 @@ pub trait Frame {
     fn context(&self) -> *mut core::ffi::c_void;
     /// Interface index of the device that the packet is on.
     fn ifindex(&self) -> u32;
-    /// Bytes of payload in each segment of a GRO-merged or GSO packet; 0 when it is a single packet.
+    /// Bytes of payload in each segment of a GRO-merged or GSO packet; 0 when it is a single
+    /// packet.
     fn segment_payload(&self) -> usize;
 
     /// Applies a change to the transport checksum at `offset`. Both differences are made by
@@ -42,7 +46,8 @@ pub trait Frame {
     /// Returns a pointer to the `T` at `offset`, or `None` if the packet is shorter.
     #[inline(always)]
     fn at<T: Plain>(&self, offset: usize) -> Option<*mut T> {
-        // The compiler turns a check for one byte into `start >= end`, from which the verifier learns nothing.
+        // The compiler turns a check for one byte into `start >= end`, from which the verifier
+        // learns nothing.
         const { assert!(size_of::<T>() >= 2) };
         let start = self.data() + (offset & OFFSET_MASK);
         if offset > OFFSET_MASK || start + size_of::<T>() > self.data_end() {
@@ -78,9 +83,9 @@ pub fn swap_link_addresses<K: Frame>(frame: &K) -> Option<()> {
 
 /// Returns `offset`, which must be below 16, with that bound visible to the verifier.
 ///
-/// The compiler removes a mask that it can prove redundant, and may reload the value from the stack. Before Linux 6.8
-/// the verifier does not apply the check of a filled register to the spilled value, and then refuses the access.
-/// The compiler cannot see through this mask.
+/// The compiler removes a mask that it can prove redundant, and may reload the value from the
+/// stack. Before Linux 6.8 the verifier does not apply the check of a filled register to the
+/// spilled value, and then refuses the access. The compiler cannot see through this mask.
 #[inline(always)]
 pub fn below_16(mut offset: usize) -> usize {
     // SAFETY: one instruction that changes its operand only.

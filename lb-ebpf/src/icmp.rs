@@ -1,5 +1,6 @@
-//! ICMP (RFC 792, RFC 4443): what this node does with messages that devices send or receive ([`echo`] answers pings,
-//! [`translate`] translates errors), and the errors that it sends itself ([`answer`]).
+//! ICMP (RFC 792, RFC 4443): what this node does with messages that devices send or receive
+//! ([`echo`] answers pings, [`translate`] translates errors), and the errors that it sends itself
+//! ([`answer`]).
 
 pub mod answer;
 mod echo;

@@ -1,7 +1,9 @@
-//! What the programs say for debugging, through aya-log. The level is a read-only global set before loading
-//! (`--datapath-log`): when it is off the verifier removes every call in this file, and nothing is paid.
+//! Log lines of the programs, through aya-log. The level is a read-only global that the agent sets
+//! before loading (`--datapath-log`). While it is off, the verifier removes every call in this
+//! file, and logging costs nothing.
 //!
-//! Each function is a subprogram of its own, so that its temporaries do not weigh on the pipeline's stack.
+//! Each line is written by a subprogram of its own, so that its temporaries take no stack of the
+//! pipeline.
 
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use aya_log_ebpf::{debug, trace, warn};
@@ -10,7 +12,7 @@ use lb_common::reason::Reason;
 
 use crate::maps::Maps;
 
-/// A packet was dropped (`warn`).
+/// Logs that a packet was dropped (`warn`).
 #[inline(always)]
 pub fn dropped<F: Maps>(key: &FlowKey<F::Addr>, reason: Reason) {
     if level_enabled(Level::Warn) {
@@ -32,7 +34,7 @@ fn log_dropped<F: Maps>(key: &FlowKey<F::Addr>, reason: u32) {
     );
 }
 
-/// A connection was opened (`debug`).
+/// Logs that a connection was opened (`debug`).
 #[inline(always)]
 pub fn opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
     if level_enabled(Level::Debug) {
@@ -55,7 +57,7 @@ fn log_opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
     );
 }
 
-/// A packet of a known connection was translated (`trace`: one line per packet).
+/// Logs that a packet was translated (`trace`: one line per packet).
 #[inline(always)]
 pub fn translated<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
     if level_enabled(Level::Trace) {

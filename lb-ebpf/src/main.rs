@@ -1,26 +1,27 @@
 //! The kernel programs of Sluice. This file has their entry points and nothing else.
 //!
-//! The files are a stack of floors: a file imports files of lower floors only, and of its own floor only those to its left.
-//! `floor` in this table counts from the bottom.
+//! The files are a stack of floors, the lowest first in this table. A file imports only files that
+//! stand before it: on a lower floor, or further left on its own.
 //!
-//! | floor | files | concern |
-//! |---|---|---|
-//! | 9 | `xdp tc cgroup/ explain connected` | the hooks: each adapts its context, runs a lower floor and returns an action |
-//! | 8 | `pipeline` · `icmp/translate icmp` | what happens to a packet, to an ICMP message |
-//! | 7 | `reset icmp/kind icmp/answer icmp/echo` · `call` | answers; calls at sockets |
-//! | 6 | `flow` · `deliver` · `nat compose` | connections; where a packet goes; rewriting and writing headers |
-//! | 5 | `select` · `socket` · `scratch` | endpoints for new connections; ports held by sockets; working memory |
-//! | 4 | `service client` · `packet route` | what a destination is, where a client is; parsing, the kernel's routes |
-//! | 3 | `count log` · `address` | what people read; what an address is |
-//! | 2 | `record` · `frame/skb frame/xdp` | recording for `lb explain`; skbs and XDP frames |
-//! | 1 | `maps` · `frame` · `clock verdict` | all maps; packets as bytes; words that all floors share |
-//! | 0 | `settings aligned` | read-only globals; alignment on the stack |
+//! | floor | files |
+//! |---|---|
+//! | words | `aligned clock settings verdict` |
+//! | the kernel's side: maps, packets as bytes | `maps frame frame/skb frame/xdp` |
+//! | what people read | `record count log` |
+//! | what an address is | `address service client` |
+//! | what a packet is | `packet route socket scratch` |
+//! | connections | `select flow` |
+//! | changing and sending a packet | `nat compose deliver` |
+//! | decisions about a packet | `pipeline` |
+//! | decisions about an ICMP message | `reset icmp/kind icmp/answer icmp/echo icmp/translate icmp` |
+//! | decisions about a call at a socket | `call` |
+//! | hooks | `xdp tc cgroup/address cgroup/context cgroup cgroup/bind connected explain` |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 #![expect(
     clippy::needless_borrows_for_generic_args,
-    reason = "keys and values go to map calls by reference: by value they would be copied on a stack of 512 bytes"
+    reason = "map calls take keys and values by reference: by value they would be copied on a stack of 512 bytes"
 )]
 
 mod address;
@@ -58,49 +59,50 @@ use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use verdict::Direction;
 
-/// NICs whose driver hands over complete checksums.
+/// Ingress of NICs whose driver delivers complete checksums.
 #[xdp(frags)]
 pub fn lb_xdp(context: XdpContext) -> u32 {
     xdp::ingress(context)
 }
 
-/// The same for kernels without multi-buffer XDP (before 5.18): frames of one buffer only.
+/// The same program for kernels without multi-buffer XDP (before 5.18): frames of one buffer only.
 #[xdp]
 pub fn lb_xdp_linear(context: XdpContext) -> u32 {
     xdp::ingress(context)
 }
 
-/// The cost of touching a packet at all, for benchmarks: parse, swap the MAC addresses, send back.
+/// Swaps the MAC addresses and sends the frame back: the cost of touching a packet at all. Tests
+/// and benchmarks alone load it.
 #[xdp]
 pub fn lb_floor(context: XdpContext) -> u32 {
     xdp::floor(context)
 }
 
-/// Every device, ingress.
+/// Ingress of every device with Ethernet headers.
 #[classifier]
 pub fn lb_tc_ingress(context: TcContext) -> i32 {
     tc::with_ethernet(context, Direction::Ingress)
 }
 
-/// Every device, egress.
+/// Egress of every device with Ethernet headers.
 #[classifier]
 pub fn lb_tc_egress(context: TcContext) -> i32 {
     tc::with_ethernet(context, Direction::Egress)
 }
 
-/// Devices without Ethernet headers, ingress.
+/// Ingress of devices without Ethernet headers.
 #[classifier]
 pub fn lb_tc_ingress_l3(context: TcContext) -> i32 {
     tc::without_ethernet(context, Direction::Ingress)
 }
 
-/// Devices without Ethernet headers, egress.
+/// Egress of devices without Ethernet headers.
 #[classifier]
 pub fn lb_tc_egress_l3(context: TcContext) -> i32 {
     tc::without_ethernet(context, Direction::Egress)
 }
 
-/// `lb explain` of a call at a socket; attached to nothing.
+/// Records what becomes of a call at a socket. `lb explain` alone loads it; it is not attached.
 #[classifier]
 pub fn lb_explain_call(context: TcContext) -> i32 {
     explain::call(context)
@@ -156,20 +158,21 @@ pub fn lb_bind6(context: SockAddrContext) -> i32 {
     cgroup::bind::bind6(&context)
 }
 
-/// Read by the agent, not attached to anything.
+/// Lists connected sockets when the agent reads it; it is not attached.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
 pub extern "C" fn lb_connected(context: *const connected::Context) -> i32 {
     connected::show(context)
 }
 
-/// Needed by the compiler; the build refuses an object in which any path leads here.
+/// The compiler requires it. The build refuses an object in which any path leads here.
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// Dual licensed; the kernel wants a name it knows for the helpers that only GPL programs may call.
+/// The programs are dual licensed. Helpers for GPL programs require a name that the kernel
+/// recognizes.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";

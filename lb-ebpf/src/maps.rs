@@ -1,7 +1,13 @@
-//! Every map: what its key and value mean, who writes it, and when entries leave.
+//! Every map but the scratch entry (`scratch.rs`): its key and value, its writer, and when entries
+//! are removed.
 //!
-//! Sizes here are defaults; the agent sets others at load time. `docs/maps.md` documents the same maps for people who
-//! read them with `bpftool`.
+//! Sizes here are defaults; the agent sets others at load time. `docs/maps.md` documents the same
+//! maps for people who read them with `bpftool`.
+//!
+//! **References to elements.** An element stays mapped until the program ends, but it can get
+//! another content before. The kernel reuses the memory of a removed element for a new entry of the
+//! same map: at once in preallocated and LRU maps, and since Linux 6.1 in others too. Each read
+//! therefore states what a mixture of two entries would do.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
@@ -28,88 +34,100 @@ pub type Addresses<A> = HashMap<A, KnownAddress, 65_536, SPARSE>;
 pub type Networks<A> = LpmTrie<A, u32, 4_096>;
 pub type SourceRanges<A> = LpmTrie<SourceRange<A>, u32, 65_536>;
 
-/// Addresses and ports that clients use → endpoints. Written by the agent; leaves with its Service.
+/// Address and port that clients use → endpoints. Written by the agent; removed with the Service.
 #[btf_map]
 pub static SERVICES_V4: Services<[u8; 4]> = HashMap::new();
 #[btf_map]
 pub static SERVICES_V6: Services<[u8; 16]> = HashMap::new();
 
-/// Ranges of backend ids that service entries point at; both families. Written by the agent through `mmap`; a range is
-/// used again only some seconds after the last service entry that named it was replaced.
+/// Ranges of backend ids that service entries point at; both families. Written by the agent through
+/// `mmap`. The agent reuses a range some seconds after it replaced the last service entry that
+/// pointed at it.
 #[btf_map]
 pub static SLOTS: Array<u32, 1_048_576, MMAPABLE> = Array::new();
 
-/// Backend id → endpoint. Written by the agent through `mmap`; an id is used again only when no flow names it.
+/// Backend id → endpoint. Written by the agent through `mmap`. The agent reuses an id when no flow
+/// has it any more.
 #[btf_map]
 pub static BACKENDS_V4: Backends<[u8; 4]> = Array::new();
 #[btf_map]
 pub static BACKENDS_V6: Backends<[u8; 16]> = Array::new();
 
-/// Open connections, two entries each. Written by the packet programs; swept by the agent when idle or closed.
+/// Open connections, two entries each. Written by the packet programs; the agent removes entries
+/// that are idle or closed.
 #[btf_map]
 pub static FLOWS_V4: Flows<[u8; 4]> = HashMap::new();
 #[btf_map]
 pub static FLOWS_V6: Flows<[u8; 16]> = HashMap::new();
 
-/// Connections that were not answered in both directions yet, so that a flood of them evicts its own kind alone.
-/// Written by the packet programs; promoted to the flow table, else evicted as the least recently used.
+/// Connections that were not answered in both directions yet: a flood of them evicts no open
+/// connection. Written by the packet programs; moved to the flow table, or evicted as the least
+/// recently used.
 #[btf_map]
 pub static HALF_OPEN_V4: HalfOpen<[u8; 4]> = LruHashMap::new();
 #[btf_map]
 pub static HALF_OPEN_V6: HalfOpen<[u8; 16]> = LruHashMap::new();
 
-/// Datagram identity → ports, for fragments after the first. Written by the packet programs; least recently used leave.
+/// Datagram identity → ports, for fragments after the first. Written by the packet programs; the
+/// least recently used are evicted.
 #[btf_map]
 pub static FRAGMENTS_V4: Fragments<[u8; 4]> = LruHashMap::new();
 #[btf_map]
 pub static FRAGMENTS_V6: Fragments<[u8; 16]> = LruHashMap::new();
 
-/// Unconnected UDP sockets: which endpoint they were given, and which service an endpoint's reply stands for.
-/// Written by the socket programs; least recently used leave.
+/// Unconnected UDP sockets: the endpoint of a socket at a service, and the service of an endpoint's
+/// reply. Written by the socket programs; the least recently used are evicted.
 #[btf_map]
 pub static SOCKET_PEERS_V4: SocketPeers<[u8; 4]> = LruHashMap::new();
 #[btf_map]
 pub static SOCKET_PEERS_V6: SocketPeers<[u8; 16]> = LruHashMap::new();
 
-/// What a connected socket asked for. Written by the connect programs; leaves with the socket.
+/// The service and the endpoint of a connected socket. Written by the connect programs; removed
+/// with the socket.
 #[btf_map]
 pub static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
 
-/// Addresses of this node and of Services: destinations that are looked at. Written by the agent; leaves with the address.
+/// Addresses of this node and of Services: the destinations that the programs handle. Written by
+/// the agent; removed with the address.
 #[btf_map]
 pub static ADDRESSES_V4: Addresses<[u8; 4]> = HashMap::new();
 #[btf_map]
 pub static ADDRESSES_V6: Addresses<[u8; 16]> = HashMap::new();
 
-/// Networks of pods and of Services. Written by the agent when it has read everything, and as they change.
+/// Networks of pods and of Services. Written by the agent after its initial sync, and when they
+/// change.
 #[btf_map]
 pub static NETWORKS_V4: Networks<[u8; 4]> = LpmTrie::new();
 #[btf_map]
 pub static NETWORKS_V6: Networks<[u8; 16]> = LpmTrie::new();
 
-/// `loadBalancerSourceRanges` by service id. Written by the agent before the service entry that refers to it; leaves after it.
+/// `loadBalancerSourceRanges` by service id. Written by the agent before the service entry that
+/// refers to it, and removed after.
 #[btf_map]
 pub static SOURCE_RANGES_V4: SourceRanges<[u8; 4]> = LpmTrie::new();
 #[btf_map]
 pub static SOURCE_RANGES_V6: SourceRanges<[u8; 16]> = LpmTrie::new();
 
-/// Cookie of a network namespace → the addresses of its pod. Written by the agent as pods come and go.
+/// Cookie of a network namespace → the addresses of its pod. Written by the agent as pods come and
+/// go.
 #[btf_map]
 pub static NAMESPACES: HashMap<u64, NamespaceAddrs, 4_096, SPARSE> = HashMap::new();
 
-/// ClientIP session affinity, both families. Written by the programs; least recently used leave.
+/// ClientIP session affinity, both families. Written by the programs; the least recently used are
+/// evicted.
 #[btf_map]
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65_536> = LruHashMap::new();
 
-/// Interface index → what the programs must know of the device. Written by the agent as devices come and go.
+/// Interface index → properties of the device. Written by the agent as devices come and go.
 #[btf_map]
 pub static DEVICES: HashMap<u32, Device, 4_096, SPARSE> = HashMap::new();
 
-/// Service id → its name in the API. Written by the agent, read by people and tools only.
+/// Service id → its name in the API. Written by the agent, for people and tools.
 #[btf_map]
 pub static SERVICE_NAMES: HashMap<u32, ServiceName, 65_536, SPARSE> = HashMap::new();
 
-/// What the agent set when it loaded the programs (`settings.rs`), for `lb explain`. Written by the agent, read by tools only.
+/// The settings that the agent loaded the programs with (`settings.rs`). Written by the agent, for
+/// `lb explain`.
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
 
@@ -117,7 +135,8 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
 
-/// What a recording program decided, see `record.rs`. Not pinned: `lb explain` has one of its own.
+/// The decisions of a recording program, see `record.rs`. Not pinned: each process of `lb explain`
+/// has a map of its own.
 #[btf_map]
 pub static RECORD: Array<Record, 1> = Array::new();
 

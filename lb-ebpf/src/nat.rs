@@ -1,4 +1,4 @@
-//! Rewriting a packet to another tuple, every checksum with it.
+//! Rewriting a packet to another tuple, with every checksum.
 
 use lb_common::checksum::{difference, sum4, sum16, update};
 use lb_common::crc32c;
@@ -15,11 +15,12 @@ const IPV4_TTL_PROTOCOL: usize = 8;
 /// Offset of next header and hop limit in an IPv6 header.
 const IPV6_NEXT_HOP_LIMIT: usize = 6;
 
-/// Where the IP headers differ in rewriting.
+/// Rewriting the IP header of a family.
 pub trait Header: Parse {
-    /// Unfolded sum of an address.
+    /// Returns the unfolded sum of an address.
     fn sum(addr: Self::Addr) -> u64;
-    /// Writes what follows from new addresses (their difference), and the TTL or hop limit.
+    /// Writes the TTL or hop limit, and updates the header checksum by `addresses`, the difference
+    /// of the address sums.
     fn finish<K: Frame>(frame: &K, packet: &Packet<Self>, addresses: u64, ttl: u8) -> Option<()>
     where
         Self: Sized;
@@ -61,7 +62,7 @@ impl Header for V6 {
     }
 }
 
-/// Gives the packet the tuple of `flow`, or says why it cannot.
+/// Rewrites the packet to the tuple of `flow`, or returns the reason why that is impossible.
 #[inline(always)]
 pub fn rewrite<F: Header, K: Frame>(
     frame: &K,
@@ -69,14 +70,15 @@ pub fn rewrite<F: Header, K: Frame>(
     flow: &Flow<F::Addr>,
     forwarded: bool,
 ) -> Result<(), Reason> {
-    // The checksum of SCTP stands in the first fragment and covers bytes of the others, how many nobody knows yet. It covers no addresses.
+    // The checksum of SCTP is in the first fragment and covers the other fragments, whose length is
+    // unknown yet. It does not cover addresses.
     if packet.key.protocol == SCTP && packet.fragment == Fragment::First && changed_ports(packet, flow) != 0 {
         return Err(Reason::SctpFragment);
     }
     write(frame, packet, flow, forwarded).ok_or(Reason::RewriteFailed)
 }
 
-/// Writes the new headers. Nothing: the packet is shorter than its headers say.
+/// Writes the new headers. Returns `None` if the packet is shorter than its headers declare.
 #[inline(always)]
 fn write<F: Header, K: Frame>(
     frame: &K,
@@ -85,7 +87,8 @@ fn write<F: Header, K: Frame>(
     forwarded: bool,
 ) -> Option<()> {
     let addresses = address_difference(packet, flow);
-    // The transport header first: on an skb this calls helpers, after which no earlier pointer is valid.
+    // The transport header comes first: on an skb this calls helpers, which invalidate earlier
+    // packet pointers.
     if packet.fragment != Fragment::Later {
         if packet.key.protocol == SCTP {
             update_crc(frame, packet, changed_ports(packet, flow))?;
@@ -101,7 +104,8 @@ fn write<F: Header, K: Frame>(
     store_addresses(frame, packet, flow.new_src_addr, flow.new_dst_addr)
 }
 
-/// By how much the sum of a packet's addresses changes with the tuple of `flow`, whichever of them becomes the source.
+/// Returns by how much the sum of a packet's addresses changes when it gets the tuple of `flow`, in
+/// either direction.
 #[inline(always)]
 pub fn address_difference<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> u64 {
     difference(
@@ -110,7 +114,8 @@ pub fn address_difference<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -
     )
 }
 
-/// The same of its ports.
+/// Returns by how much the sum of a packet's ports changes when it gets the tuple of `flow`, in
+/// either direction.
 #[inline(always)]
 pub fn port_difference<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> u64 {
     difference(
@@ -119,7 +124,7 @@ pub fn port_difference<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> u
     )
 }
 
-/// Writes the addresses of an IP header, without what follows from them.
+/// Writes the addresses of an IP header, and no checksum.
 #[inline(always)]
 pub fn store_addresses<F: Family, K: Frame>(
     frame: &K,
@@ -132,7 +137,8 @@ pub fn store_addresses<F: Family, K: Frame>(
     frame.store::<F::Addr>(offset + core::mem::size_of::<F::Addr>(), dst)
 }
 
-/// Which bits of the two ports change: the first four bytes of the transport header in little-endian order.
+/// Returns the bits of the two ports that change, as the first four bytes of the transport header
+/// in little-endian order.
 #[inline(always)]
 fn changed_ports<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> u32 {
     let source = (packet.key.src_port ^ flow.new_src_port).swap_bytes();
@@ -140,13 +146,14 @@ fn changed_ports<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> u32 {
     source as u32 | (destination as u32) << 16
 }
 
-/// Changes the CRC of an SCTP packet whose ports change by `ports`.
+/// Updates the CRC of an SCTP packet whose ports change by `ports`.
 ///
-/// A CRC of zero stays: the device has still to fill it in (`CHECKSUM_PARTIAL` in an skb, where nothing else tells), or there is
-/// none (RFC 9653). One correct CRC in 2^32 is zero by chance; such a packet is lost as if it had been damaged on its way.
+/// A CRC of zero stays zero: the device will fill it in (`CHECKSUM_PARTIAL`, which a program cannot
+/// see), or the packet has none (RFC 9653). One correct CRC in 2^32 is zero by chance; the receiver
+/// discards such a packet as damaged.
 ///
-/// The sum of an skb that its device has delivered (`CHECKSUM_COMPLETE`) is left as it is: nothing asks for it of SCTP.
-/// (Linux 6.17, net/openvswitch/actions.c, `set_sctp`.)
+/// The sum that a device has computed over an skb (`CHECKSUM_COMPLETE`) is left as it is: the
+/// kernel does not use it for SCTP (Linux 6.17, net/openvswitch/actions.c, `set_sctp`).
 #[inline(always)]
 fn update_crc<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, ports: u32) -> Option<()> {
     let offset = packet.l4 + SCTP_CHECKSUM;

@@ -1,4 +1,4 @@
-//! From bytes to a [`Packet`]: link layer, IP header, transport ports. Nothing here changes a packet.
+//! Parsing: link layer, IP header, transport ports. Nothing here changes a packet.
 
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{FlowKey, FragmentKey, SCTP, TCP, UDP, tcp_flags};
@@ -11,26 +11,26 @@ use lb_common::wire::{
 use crate::frame::Frame;
 use crate::maps::Maps;
 
-/// IPv6 extension headers looked behind; more than any real packet carries.
+/// How many IPv6 extension headers are skipped; real packets carry fewer.
 const MAX_EXTENSION_HEADERS: usize = 6;
-/// VLAN tags looked behind: 802.1ad outside 802.1Q.
+/// How many VLAN tags are skipped: 802.1ad outside 802.1Q.
 const MAX_VLAN_TAGS: usize = 2;
 
-/// What an ICMP error quotes of the transport header at least (RFC 792).
+/// Bytes of the transport header that an ICMP error quotes at least (RFC 792).
 const QUOTED_TRANSPORT: usize = 8;
 
-/// Which part of a datagram this is.
+/// Which part of a datagram a packet is.
 #[derive(Copy, Clone, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Fragment {
     Whole,
-    /// Carries the ports: later ones are recognized by it.
+    /// Carries the ports, which are stored for the later fragments.
     First,
     /// Has no transport header.
     Later,
 }
 
-/// What the pipeline knows of a packet.
+/// A parsed packet.
 #[repr(C)]
 pub struct Packet<F: Family> {
     /// The 5-tuple as it arrived. For a later fragment the ports are those of its first.
@@ -44,34 +44,37 @@ pub struct Packet<F: Family> {
     /// Identification of the datagram, for fragments.
     pub id: u32,
     pub fragment: Fragment,
-    /// Byte 13 of the TCP header, or what an SCTP packet says in the same words ([`sctp::signals`]); 0 for UDP and later
-    /// fragments.
+    /// Byte 13 of the TCP header, or the flags that correspond to an SCTP packet
+    /// ([`sctp::signals`]); 0 for UDP and later fragments.
     pub tcp_flags: u8,
     /// TTL or hop limit.
     pub ttl: u8,
 }
 
 impl<F: Family> Packet<F> {
-    /// UDP: any datagram may be the first of a connection, and none says that it is the last.
+    /// Returns whether the packet is a UDP datagram: any datagram may be the first of a connection,
+    /// and none is marked as the last.
     #[inline(always)]
     pub fn is_datagram(&self) -> bool {
         self.key.protocol == UDP
     }
 
-    /// The first packet of a connection: a SYN (not together with FIN or RST: RFC 9293 3.10.7.2), an INIT, any datagram.
+    /// Returns whether the packet may be the first of a connection: a SYN (without FIN and RST: RFC
+    /// 9293 3.10.7.2), an INIT, any datagram.
     #[inline(always)]
     pub fn opens(&self) -> bool {
         const OPENING: u8 = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN;
         self.is_datagram() || self.tcp_flags & OPENING == tcp_flags::SYN
     }
 
-    /// Length of the transport header and what it carries, in bytes, by the IP header.
+    /// Returns the length of the transport header and its payload, in bytes, according to the IP
+    /// header.
     #[inline(always)]
     pub fn transport_length(&self) -> usize {
         (self.l3 + self.length).saturating_sub(self.l4)
     }
 
-    /// The key under which all fragments of this datagram are found.
+    /// Returns the key that all fragments of this datagram have.
     #[inline(always)]
     pub fn fragment_key(&self) -> FragmentKey<F::Addr> {
         FragmentKey {
@@ -85,7 +88,7 @@ impl<F: Family> Packet<F> {
     }
 }
 
-/// EtherType in host order and offset of the network header of an Ethernet frame.
+/// Returns the EtherType, in host order, and the offset of the network header of an Ethernet frame.
 #[inline(always)]
 pub fn ethernet<K: Frame>(frame: &K) -> Option<(u16, usize)> {
     let mut ethertype = u16::from_be(frame.load::<u16>(ETHERNET_LEN - 2)?);
@@ -135,7 +138,7 @@ lb_common::plain! {
 
 /// Reading the IP header of a family.
 pub trait Parse: Maps {
-    /// Fills everything but ports and TCP flags; nothing when the header is not sound.
+    /// Fills all fields but ports and TCP flags. Returns `None` if the header is malformed.
     fn network<K: Frame>(frame: &K, l3: usize, packet: &mut Packet<Self>) -> Option<()>
     where
         Self: Sized;
@@ -196,7 +199,8 @@ impl Parse for V6 {
                     l4 += (length as usize + 2) * 4;
                 }
                 ipv6_next::FRAGMENT => {
-                    // RFC 8200 4.5: next header, reserved, offset (13 bits) and M flag, identification.
+                    // RFC 8200 4.5: next header, reserved, offset (13 bits) and M flag,
+                    // identification.
                     let [next, _, high, low, i0, i1, i2, i3] = frame.load::<[u8; 8]>(l4)?;
                     protocol = next;
                     l4 += 8;
@@ -219,8 +223,8 @@ impl Parse for V6 {
     }
 }
 
-/// Reads the packet whose IP header starts at `l3`. Nothing: it is none that a Service could be asked with; the protocol in its
-/// key then still says which it is, zero when not even the IP header is sound.
+/// Parses the packet whose IP header starts at `l3`. Returns `None` if no Service can be addressed
+/// by this packet. `key.protocol` is set all the same; it is 0 if the IP header is malformed.
 #[inline(always)]
 pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -> Option<()> {
     packet.l3 = l3;
@@ -237,18 +241,21 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
         (SCTP, _) => SCTP_LEN,
         _ => return None,
     };
-    // Bytes behind the end of the IP packet are padding, not ports. (Of GRO-merged packets over 64 KiB it says 0.)
+    // Bytes behind the end of the IP packet are padding, not ports. (The length of GRO-merged
+    // packets over 64 KiB is 0.)
     if packet.l4 + transport > packet.l3 + packet.length && frame.segment_payload() == 0 {
         return None;
     }
     if packet.fragment == Fragment::Later {
-        // SAFETY: the value is copied at once; entries are written whole.
+        // SAFETY: the ports are copied. The key was compared before; if the element is evicted and
+        // reused during the copy, the ports are another datagram's, and the fragment is translated
+        // for that connection or passes; its datagram is incomplete then.
         let ports = unsafe { F::fragments().get(&packet.fragment_key()) }?;
         packet.key.src_port = ports.src_port;
         packet.key.dst_port = ports.dst_port;
         return Some(());
     }
-    // The whole header must be there, so that a rewrite cannot fail half-way.
+    // The whole header must be present, so that a rewrite cannot fail half-way.
     if protocol == TCP {
         packet.tcp_flags = frame.load::<[u8; TCP_LEN]>(packet.l4)?[TCP_FLAGS];
     } else if protocol == SCTP {
@@ -258,7 +265,8 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
     load_ports(frame, packet)
 }
 
-/// Reads the packet that the ICMP error in `outer` quotes. Nothing: it is none that was translated, or cannot be told.
+/// Parses the packet that the ICMP error in `outer` quotes. Returns `None` if its ports are
+/// unknown, or it has none.
 #[inline(always)]
 pub fn parse_quoted<F: Parse, K: Frame>(frame: &K, outer: &Packet<F>, quoted: &mut Packet<F>) -> Option<()> {
     quoted.l3 = outer.l4 + ICMP_LEN;
@@ -266,7 +274,8 @@ pub fn parse_quoted<F: Parse, K: Frame>(frame: &K, outer: &Packet<F>, quoted: &m
     quoted.key.pad = 0;
     quoted.key.reserved = 0;
     quoted.tcp_flags = 0;
-    // Later fragments have no ports; nobody who finds the path too small for one lets their first through.
+    // Later fragments have no ports. A router that finds the path too small for one has refused the
+    // first fragment already.
     let has_ports = matches!(quoted.key.protocol, TCP | UDP | SCTP) && quoted.fragment != Fragment::Later;
     if !has_ports || quoted.l4 + QUOTED_TRANSPORT > outer.l3 + outer.length {
         return None;
@@ -274,7 +283,7 @@ pub fn parse_quoted<F: Parse, K: Frame>(frame: &K, outer: &Packet<F>, quoted: &m
     load_ports(frame, quoted)
 }
 
-/// The ports are at one place in all transport headers.
+/// Reads the ports, which are in the same place in all transport headers.
 #[inline(always)]
 fn load_ports<F: Family, K: Frame>(frame: &K, packet: &mut Packet<F>) -> Option<()> {
     let [s0, s1, d0, d1, ..] = frame.load::<[u8; UDP_LEN]>(packet.l4)?;
@@ -283,8 +292,9 @@ fn load_ports<F: Family, K: Frame>(frame: &K, packet: &mut Packet<F>) -> Option<
     Some(())
 }
 
-/// What the first chunk of an SCTP packet says; nothing when the packet ends before it. Fragments are of packets with much data:
-/// chunks that open and close associations stand in packets of their own.
+/// Returns the flags that correspond to the first chunk of an SCTP packet; `None` if the packet
+/// ends before it. Fragments are skipped: a packet that needs fragments carries data, and no chunk
+/// that opens or closes an association.
 #[inline(always)]
 fn sctp_signals<F: Family, K: Frame>(frame: &K, packet: &Packet<F>) -> Option<u8> {
     const LEN: usize = SCTP_LEN + SCTP_CHUNK_LEN;

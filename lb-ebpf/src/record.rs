@@ -1,6 +1,6 @@
-//! Recording instead of acting, for `lb explain`: the programs are loaded once more on the same maps, with the global `RECORDING`
-//! set. They decide as ever, write down what they decided and leave no trace in flows, affinity or counters. In the programs that
-//! are attached the verifier removes all of it.
+//! Recording for `lb explain`, which loads the programs again on the same maps, with the global
+//! `RECORDING` set. They make the same decisions and record them, and change neither flows nor
+//! affinity nor counters. In the attached programs the verifier removes all of it.
 
 use lb_common::layout::{Record, Service};
 use lb_common::reason::Reason;
@@ -8,30 +8,31 @@ use lb_common::reason::Reason;
 use crate::maps::RECORD;
 use crate::settings::RECORDING;
 
-/// Whether nothing but `RECORD` may be written.
+/// Returns whether this program records: then it may write no other map than `RECORD`.
 #[inline(always)]
 pub fn recording() -> bool {
     RECORDING.load() != 0
 }
 
-/// Writes down a decision.
+/// Records a decision.
 #[inline(always)]
 pub fn note(decision: impl FnOnce(&mut Record)) {
     if recording()
         && let Some(record) = RECORD.get_ptr_mut(0)
     {
-        // SAFETY: the only program that uses this map is run by one process, one packet after the other.
+        // SAFETY: each process of `lb explain` has a map of its own, and runs one packet after the
+        // other.
         decision(unsafe { &mut *record });
     }
 }
 
-/// Writes down what would be counted.
+/// Records the reason that would be counted.
 #[inline(always)]
 pub fn note_reason(reason: Reason) {
     note(|record| record.reason = reason as u32 + 1);
 }
 
-/// Writes down the service that was matched.
+/// Records the service that was matched.
 #[inline(always)]
 pub fn note_service(service: &Service) {
     note(|record| {

@@ -1,4 +1,4 @@
-//! TCP resets: how a connection attempt to a port that nobody serves is refused.
+//! TCP resets, which refuse a connection attempt to a port without endpoints.
 
 use lb_common::layout::{TCP, tcp_flags};
 use lb_common::wire::{ETHERNET_LEN, TCP_CHECKSUM, TCP_DATA_OFFSET, TCP_LEN};
@@ -8,7 +8,7 @@ use crate::frame::skb::SkbFrame;
 use crate::frame::{Frame as _, swap_link_addresses};
 use crate::packet::{Fragment, Packet};
 
-/// The segment that answers another one, as a closed port does (RFC 9293 3.10.7.1).
+/// The segment with which a closed port answers another segment (RFC 9293 3.10.7.1).
 pub struct Reset {
     seq: u32,
     ack: u32,
@@ -16,7 +16,8 @@ pub struct Reset {
 }
 
 impl Reset {
-    /// Nothing: a reset is never answered, and the length of a segment in fragments is not known.
+    /// Returns the reset for a segment. Returns `None` for a reset, which is never answered, and
+    /// for fragments, because the length of the segment is unknown.
     #[inline(always)]
     pub fn answering<F: Compose>(frame: &SkbFrame, packet: &Packet<F>) -> Option<Self> {
         if packet.fragment != Fragment::Whole || packet.tcp_flags & tcp_flags::RST != 0 {
@@ -35,12 +36,13 @@ impl Reset {
         Some(Self { seq: 0, ack, flags: tcp_flags::RST | tcp_flags::ACK })
     }
 
-    /// Turns the packet into the reset. IP options and extension headers are left out.
+    /// Turns the packet into the reset. IP options and extension headers are removed.
     #[inline(always)]
     pub fn build<F: Compose>(self, frame: &SkbFrame, packet: &Packet<F>) -> Option<()> {
         let l3 = packet.l3;
         let l4 = l3 + F::HEADER_LEN;
-        // A packet with options and a partial checksum is refused here: its checksum field would be behind the new end.
+        // This fails for a packet with options and a partial checksum: its checksum field would be
+        // behind the new end.
         frame.set_length(l4 + TCP_LEN)?;
         if l3 >= ETHERNET_LEN {
             swap_link_addresses(frame)?;
@@ -49,14 +51,15 @@ impl Reset {
         F::header(frame, l3, &own)?;
         let ports = ((packet.key.dst_port as u32) << 16 | packet.key.src_port as u32).to_be();
         let (seq, ack) = (self.seq.to_be(), self.ack.to_be());
-        // Header of five words, flags, a window of zero.
+        // A header of five words, the flags, a window of zero.
         let flags = (0x5000_0000 | (self.flags as u32) << 16).to_be();
         frame.store::<u32>(l4, ports)?;
         frame.store::<u32>(l4 + 4, seq)?;
         frame.store::<u32>(l4 + 8, ack)?;
         frame.store::<u32>(l4 + 12, flags)?;
-        // Zero in ones' complement, for a partial checksum and a complete one alike. The helper knows which it is, and that a
-        // partial one is to hold the pseudo-header alone: the sender's device adds the rest, here as it would have there.
+        // 0xffff is zero in ones' complement, and the start for both kinds of checksums. A complete
+        // checksum gets the sum of pseudo-header and header. A partial one gets the pseudo-header
+        // alone, and a device adds the rest. The helper distinguishes them.
         frame.store::<[u16; 2]>(l4 + TCP_CHECKSUM, [0xffff, 0])?;
         let header = ports as u64 + seq as u64 + ack as u64 + flags as u64;
         frame.add_to_checksum(l4 + TCP_CHECKSUM, F::pseudo(&own), header)

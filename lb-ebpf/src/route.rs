@@ -13,7 +13,8 @@ use crate::settings::HAS_FIB_SOURCE;
 
 /// Which route is looked up.
 pub struct Query<A> {
-    /// Unspecified: the lookup also determines the source address of the route, see [`Route::source`].
+    /// Unspecified: the lookup also determines the source address of the route, see
+    /// [`Route::source`].
     pub src: A,
     pub dst: A,
     pub protocol: u8,
@@ -51,7 +52,8 @@ mod state {
 }
 
 impl RouteLookup {
-    /// Returns the largest IP packet that the path takes, in bytes. Valid after [`Unroutable::TooBig`] only.
+    /// Returns the largest IP packet that the path takes, in bytes. Valid after
+    /// [`Unroutable::TooBig`] only.
     #[inline(always)]
     pub fn mtu(&self) -> u16 {
         // SAFETY: both members of the union are the same u16.
@@ -153,15 +155,17 @@ impl<'a> Route<'a> {
         &raw mut self.0.neighbour
     }
 
-    /// Returns the address of this node that the kernel would use as source on this route; `None` if the device has none.
+    /// Returns the address of this node that the kernel would use as source on this route; `None`
+    /// if the device has none.
     #[inline(always)]
     pub fn source<F: Maps>(&self) -> Option<F::Addr> {
         let source = if HAS_FIB_SOURCE.load() != 0 {
             // SAFETY: plain bytes; an IPv4 address is the first four of them.
             unsafe { (&raw const self.0.fib.__bindgen_anon_3).cast::<F::Addr>().read_unaligned() }
         } else {
-            // SAFETY: the address is copied. The agent replaces entries; if the element is reused during the copy, the address
-            // may be a mixture of two, and one connection gets no reply.
+            // SAFETY: the address is copied. The agent replaces entries; if the element is reused
+            // during the copy, the address may be a mixture of two, and one connection gets no
+            // reply.
             F::device_addr(unsafe { DEVICES.get(&self.0.fib.ifindex) }?)
         };
         if source == F::UNSPECIFIED { None } else { Some(source) }

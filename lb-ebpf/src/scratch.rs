@@ -8,8 +8,9 @@ use lb_common::layout::{AffinityKey, Flow, FlowKey};
 use crate::packet::Packet;
 use crate::route::RouteLookup;
 
-/// The working memory of one run of a packet program. It is a map entry because a stack of 512 bytes has no room for it,
-/// and because the verifier allows misaligned access (addresses are copied as words) in map values but not on the stack.
+/// The working memory of one run of a packet program. It is a map entry because a stack of 512
+/// bytes has no room for it, and because the verifier allows misaligned access (addresses are
+/// copied as words) in map values but not on the stack.
 #[repr(C)]
 pub struct Scratch<F: Family> {
     pub packet: Packet<F>,
@@ -32,8 +33,9 @@ pub trait Scratches: Family {
     /// Returns this CPU's entry, with whatever an earlier program has left in it.
     ///
     /// # Safety
-    /// The caller holds no other reference to the entry. Packet programs run with softirqs disabled and do not interrupt each
-    /// other, so a subprogram that borrows the entry once, and is not called while a caller of it holds one, has the only reference.
+    /// The caller holds no other reference to the entry. Packet programs run with softirqs disabled
+    /// and do not interrupt each other, so a subprogram that borrows the entry once, and is not
+    /// called while a caller of it holds one, has the only reference.
     unsafe fn scratch<'run>() -> Option<&'run mut Scratch<Self>>;
 }
 
@@ -42,8 +44,8 @@ macro_rules! scratches {
         impl Scratches for $family {
             #[inline(always)]
             unsafe fn scratch<'run>() -> Option<&'run mut Scratch<Self>> {
-                // SAFETY: the kernel zeroes new entries, and any bytes that the programs store are valid; unaliased by this
-                // function's own contract.
+                // SAFETY: the kernel zeroes new entries, and any bytes that the programs store are
+                // valid; unaliased by this function's own contract.
                 $map.get_ptr_mut(0).map(|pointer| unsafe { &mut *pointer })
             }
         }

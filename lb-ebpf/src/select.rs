@@ -1,4 +1,4 @@
-//! Which endpoint a new connection gets.
+//! Selecting the endpoint of a new connection.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
@@ -14,16 +14,16 @@ use crate::maps::{AFFINITY, Maps, SLOTS};
 use crate::record::{note, recording};
 use crate::service::backend;
 
-/// Why no endpoint is taken.
+/// Why no endpoint is selected.
 #[derive(Copy, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// Answer with an error.
+    /// The client receives an error.
     Reject,
-    /// Say nothing.
+    /// The client receives nothing.
     Drop(Reason),
 }
 
-/// Names the client of a packet, for session affinity.
+/// Identifies the client of a packet for session affinity: by its source address.
 #[inline(always)]
 pub fn name_by_address<F: Maps>(key: &mut AffinityKey, service: &Service, addr: F::Addr) {
     key.client = [0; 16];
@@ -33,10 +33,11 @@ pub fn name_by_address<F: Maps>(key: &mut AffinityKey, service: &Service, addr: 
     key.client_kind = if F::IS_V6 { affinity_client::ADDRESS_V6 } else { affinity_client::ADDRESS_V4 };
 }
 
-/// Names the client of a socket: the pod or node it lives in, as its source address is not chosen yet.
+/// Identifies the client of a call for session affinity: by its pod or node, because the socket may
+/// have no source address yet.
 #[inline(always)]
 pub fn name_by_namespace<F: Maps>(service: &Service, netns_cookie: u64) -> Aligned<AffinityKey> {
-    // SAFETY: the same size, and any bytes are valid on both sides.
+    // SAFETY: both types have the same size and take any bytes.
     let client = unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>([netns_cookie, 0]) };
     let client_kind = if F::IS_V6 { affinity_client::NAMESPACE_V6 } else { affinity_client::NAMESPACE_V4 };
     Aligned(AffinityKey { client, service_id: service.service_id, client_kind })
@@ -45,16 +46,17 @@ pub fn name_by_namespace<F: Maps>(service: &Service, netns_cookie: u64) -> Align
 /// The endpoints that are eligible for a client.
 #[derive(Copy, Clone)]
 pub struct Eligible {
-    /// The first of their slots, and how many there are.
+    /// First slot and number of slots.
     base: u32,
     count: u32,
-    /// The bit of [`backend_flags`] that they all have.
+    /// The bit of [`backend_flags`] that all of them have.
     list: u16,
-    /// There is none: drop instead of reject.
+    /// If there is no endpoint: drop instead of reject.
     drop: bool,
 }
 
 impl Eligible {
+    /// Returns the endpoints of a service that are eligible for a client.
     #[inline(always)]
     pub fn of(service: &Service, client: Client) -> Self {
         let (base, count, local, drop) = match client {
@@ -76,8 +78,8 @@ impl Eligible {
         Self { base, count, list, drop: service.flags & drop != 0 }
     }
 
-    /// The endpoint with this id, if it is one of them now. Ids are used again, by another endpoint of the same service perhaps:
-    /// it is eligible as well.
+    /// Returns the endpoint with this id if it is eligible now. The agent reuses ids: the id may
+    /// belong to another endpoint of the same service by now, which is eligible as well.
     #[inline(always)]
     pub fn get<F: Maps>(&self, service: &Service, id: u32) -> Option<&'static Backend<F::Addr>> {
         backend::<F>(id)
@@ -97,7 +99,8 @@ pub fn note_eligible(client: Client, eligible: &Eligible) {
     });
 }
 
-/// Takes an endpoint for a new connection: its id and entry. `client_key` names the client for session affinity.
+/// Selects an endpoint for a new connection, and returns its id and entry. `client_key` identifies
+/// the client for session affinity.
 #[inline(always)]
 pub fn select<F: Maps>(
     service: &Service,
@@ -114,20 +117,24 @@ pub fn select<F: Maps>(
     }
     // SAFETY: the helper has no preconditions.
     let random = unsafe { bpf_get_prandom_u32() } as u64;
-    // Multiply and shift instead of a division: uniform to within count / 2^32.
+    // Multiplying and shifting is uniform to within count / 2^32, and needs no division.
     let index = ((random * eligible.count as u64) >> 32) as u32;
     let slot = eligible.base.wrapping_add(index);
     let id = *SLOTS.get(slot).ok_or(Refusal::Drop(Reason::MapInconsistent))?;
-    let backend = backend::<F>(id).ok_or(Refusal::Drop(Reason::MapInconsistent))?;
+    // An endpoint of another service: the service entry was replaced while this program read it.
+    let backend = backend::<F>(id)
+        .filter(|backend| backend.service_id == service.service_id)
+        .ok_or(Refusal::Drop(Reason::MapInconsistent))?;
     if service.affinity_seconds != 0 && !recording() {
         let affinity = Aligned(Affinity { last_used_ns: now(), backend_id: id, pad: 0 });
-        // The map forgets the least recently used by itself; on failure the next connection is given any endpoint.
+        // On failure the next connection gets any endpoint.
         let _ = AFFINITY.insert(client_key, &affinity.0, BPF_ANY as u64);
     }
     Ok((id, backend))
 }
 
-/// The endpoint that the client was given last, if that was not too long ago and it is still eligible.
+/// Returns the client's last endpoint, if its affinity has not timed out and the endpoint is still
+/// eligible.
 #[inline(always)]
 fn recall<F: Maps>(
     service: &Service,
@@ -136,7 +143,8 @@ fn recall<F: Maps>(
 ) -> Option<(u32, &'static Backend<F::Addr>)> {
     const SECOND: u64 = 1_000_000_000;
     let affinity = AFFINITY.get_ptr_mut(client_key)?;
-    // SAFETY: a map value, valid until the program ends; others write it whole or change its one aligned word.
+    // SAFETY: the entry is copied. If it is evicted and reused during the copy, the endpoint may be
+    // another client's; it is used only if it is eligible for this client too.
     let known = unsafe { affinity.read() };
     let now = now();
     if now.wrapping_sub(known.last_used_ns) > service.affinity_seconds as u64 * SECOND {
@@ -144,7 +152,8 @@ fn recall<F: Maps>(
     }
     let backend = eligible.get::<F>(service, known.backend_id)?;
     if !recording() {
-        // SAFETY: as above; one aligned word.
+        // SAFETY: one aligned word of a map value. If the element was reused, another client's
+        // affinity is prolonged.
         unsafe { (&raw mut (*affinity).last_used_ns).write_volatile(now) };
     }
     note(|record| record.by_affinity = 1);

@@ -1,5 +1,5 @@
-//! What a destination is: a Service, an address of Services without this port or owner, or another address; and the
-//! endpoints of Services.
+//! What a destination is: a Service, an address of Services without this port or owner, or another
+//! address; and the endpoints of Services.
 
 use lb_common::layout::{Backend, Service, ServiceKey, address_flags, backend_flags, network_flags};
 use lb_common::reason::Reason;
@@ -25,9 +25,10 @@ pub enum Destination {
 #[inline(always)]
 fn at_address<F: Maps>(addr: F::Addr, port: u16, protocol: u8) -> Option<&'static Service> {
     let key = Aligned(ServiceKey { addr, port, protocol, pad: 0 });
-    // SAFETY: the agent replaces entries and never changes one in place. The memory of a replaced element can be reused for
-    // another entry of this map while this program reads it. All fields are plain numbers; a mixture of two services is
-    // noticed when an endpoint is chosen, because the endpoint then belongs to another service id (`select.rs`).
+    // SAFETY: the agent replaces entries and never changes one in place. The memory of a replaced
+    // element can be reused for another entry of this map while this program reads it. All fields
+    // are plain numbers; a mixture of two services is noticed when an endpoint is chosen, because
+    // the endpoint then belongs to another service id (`select.rs`).
     unsafe { F::services().get(&key.0) }
 }
 
@@ -78,14 +79,16 @@ pub fn at_known<F: Maps>(known: Known, addr: F::Addr, port: u16, protocol: u8) -
 
 /// Returns the endpoint with this id, if it exists.
 ///
-/// Elements of an array are never freed. The agent clears an entry before it fills it for another endpoint, and only after
-/// a grace period: the fields that are read after `flags` belong to one endpoint.
+/// Elements of an array are never freed. The agent clears an entry before it fills it for another
+/// endpoint, and only after a grace period: the fields that are read after `flags` belong to one
+/// endpoint.
 #[inline(always)]
 pub fn backend<F: Maps>(id: u32) -> Option<&'static Backend<F::Addr>> {
     F::backends().get(id).filter(|backend| backend.flags & backend_flags::PRESENT != 0)
 }
 
-/// Returns whether the endpoint of a flow still exists. Datagram flows move to another endpoint when it does not.
+/// Returns whether the endpoint of a flow still exists. Datagram flows move to another endpoint
+/// when it does not.
 #[inline(always)]
 pub fn still_serves<F: Maps>(backend_id: u32, service_id: u32) -> bool {
     match backend::<F>(backend_id) {

@@ -1,4 +1,4 @@
-//! Does a socket of this node use a tuple already.
+//! Lookup of the sockets of this node.
 
 use core::mem::size_of;
 
@@ -21,8 +21,9 @@ struct Tuple<A> {
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = -1i32 as u32 as u64;
 
-/// Whether a socket of this network namespace would receive a packet with this tuple. Of SCTP nobody can tell: no helper looks
-/// for its sockets, and only the range that source ports come from keeps them apart.
+/// Returns whether a socket of this network namespace would receive a packet with this tuple.
+/// Returns false for SCTP, whose sockets no helper looks up: only the range of source ports keeps
+/// connections of sockets and of Sluice apart.
 #[inline(always)]
 pub fn exists<F: Maps, K: Frame>(frame: &K, key: &FlowKey<F::Addr>) -> bool {
     if key.protocol == SCTP {
@@ -36,7 +37,8 @@ pub fn exists<F: Maps, K: Frame>(frame: &K, key: &FlowKey<F::Addr>) -> bool {
     };
     let pointer = (&raw mut tuple).cast::<bpf_sock_tuple>();
     let size = size_of::<Tuple<F::Addr>>() as u32;
-    // SAFETY: the tuple is initialized and of the size given; a socket that is found is released at once.
+    // SAFETY: the tuple is initialized and has the size given; a socket that is found is released
+    // at once.
     unsafe {
         let socket = if key.protocol == TCP {
             bpf_skc_lookup_tcp(frame.context(), pointer, size, CURRENT_NETNS, 0).cast::<core::ffi::c_void>()

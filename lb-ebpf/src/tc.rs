@@ -64,9 +64,10 @@ fn run(frame: &SkbFrame, ethertype: u16, l3: usize, direction: Direction) -> i32
     }
 }
 
-// Each family and direction is a subprogram with a stack of its own, and so are ICMP messages and answers. The program calls
-// them one after the other: the frames of nested calls together must not exceed 512 bytes, and kernels before 6.7 round each
-// up to 32. The parsed packet stays in the scratch entry.
+// Each family and direction is a subprogram with a stack of its own, and so are ICMP messages and
+// answers. The program calls them one after the other: the frames of nested calls together must not
+// exceed 512 bytes, and older kernels (6.1) round each up to 32. The parsed packet stays in the
+// scratch entry.
 
 /// Returned by a pipeline in the place of an action: the packet is an ICMP message.
 const ICMP: i32 = 0x100;
@@ -77,7 +78,8 @@ const TOO_BIG: i32 = Answer::TooBig as i32;
 const TIME_EXCEEDED: i32 = Answer::TimeExceeded as i32;
 const NO_ENDPOINT: i32 = Answer::NoEndpoint as i32;
 
-/// What a helper returns as the action for a packet that it sends is below this, which the verifier does not know.
+/// What a helper returns as the action for a packet that it sends is below this, which the verifier
+/// does not know.
 const ACTIONS: i32 = 16;
 
 #[inline(never)]
@@ -184,7 +186,8 @@ fn send_answer<F: Kinds + Scratches>(skb: *mut __sk_buff, answer: i32) -> i32 {
     action(&scratch.packet, verdict)
 }
 
-/// Counts the verdict and returns the action. `TC_ACT_UNSPEC` lets the next program of the device, perhaps a CNI's, run too.
+/// Counts the verdict and returns the action. `TC_ACT_UNSPEC` lets the next program of the device,
+/// perhaps a CNI's, run too.
 #[inline(always)]
 fn action<F: Maps>(packet: &Packet<F>, verdict: Verdict) -> i32 {
     match verdict {

@@ -1,4 +1,5 @@
-//! What becomes of a packet. Every path of the pipeline ends in one [`Verdict`], and only an entry point consumes it.
+//! What becomes of a packet. Every path of the pipeline ends in one [`Verdict`], and only an entry
+//! point consumes it.
 
 use lb_common::reason::Reason;
 
@@ -8,7 +9,8 @@ use lb_common::reason::Reason;
 pub enum Verdict {
     /// The packet continues on its path, untouched or rewritten.
     Pass,
-    /// XDP cannot finish this packet: it continues, untouched, to the tc program of the same device.
+    /// XDP cannot finish this packet: it continues, untouched, to the tc program of the same
+    /// device.
     LeaveToTc,
     /// The kernel sends the packet: the entry point returns this action.
     Sent(i32),
@@ -20,7 +22,8 @@ pub enum Verdict {
 
 /// The error that the sender of a packet receives.
 ///
-/// The variants carry no data: the verifier rejects payload bytes that the compiler leaves undefined in other variants.
+/// The variants carry no data: the verifier rejects payload bytes that the compiler leaves
+/// undefined in other variants.
 #[derive(Copy, Clone, PartialEq, Eq)]
 #[repr(u32)] // as wide as the other payloads of a verdict: parts of words cannot be copied aligned
 pub enum Answer {

@@ -26,7 +26,8 @@ pub fn ingress(context: XdpContext) -> u32 {
     }
 }
 
-// One subprogram per family: each has a stack of its own, and the verifier walks them one after the other.
+// One subprogram per family: each has a stack of its own, and the verifier walks them one after the
+// other.
 
 #[inline(never)]
 fn ingress_v4(context: *mut aya_ebpf::bindings::xdp_md, l3: usize) -> u32 {
@@ -61,7 +62,8 @@ fn run<F: Header + Scratches>(frame: &XdpFrame, l3: usize) -> u32 {
     }
 }
 
-/// Parses the link header, swaps its addresses, and sends the frame back: the least that a program can do with a packet.
+/// Parses the link header, swaps its addresses, and sends the frame back: the least that a program
+/// can do with a packet.
 #[inline(always)]
 pub fn floor(context: XdpContext) -> u32 {
     let frame = XdpFrame(context);

@@ -1,21 +1,24 @@
-//! The address fields of `struct bpf_sock_addr` (network byte order), in the three ways a socket uses them.
+//! The address fields of `struct bpf_sock_addr` (network byte order), in the three forms that
+//! sockets use.
 
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::family::{Family, V4, V6};
 
-/// The fifth and sixth word of an IPv4-mapped IPv6 address: `::ffff:0:0/96` (RFC 4291 2.5.5.2), in network order.
+/// The fifth and sixth word of an IPv4-mapped IPv6 address: `::ffff:0:0/96` (RFC 4291 2.5.5.2), in
+/// network order.
 const MAPPED: u32 = 0x0000_ffff_u32.to_be();
 
-/// The port of the call, in host byte order.
+/// Returns the port of the call, in host byte order.
 #[inline(always)]
 pub fn port(context: &SockAddrContext) -> u16 {
-    // SAFETY: a context field, always readable; its low 16 bits hold the port in network order.
+    // SAFETY: a context field, always readable. Its low 16 bits are the port in network order.
     u16::from_be(unsafe { (*context.sock_addr).user_port } as u16)
 }
 
+/// Writes the port of the call, given in host byte order.
 #[inline(always)]
 pub fn set_port(context: &SockAddrContext, port: u16) {
-    // SAFETY: a context field these programs may write.
+    // SAFETY: a context field that these programs may write.
     unsafe { (*context.sock_addr).user_port = port.to_be() as u32 }
 }
 
@@ -47,24 +50,25 @@ fn set_words(context: &SockAddrContext, words: [u32; 4]) {
     }
 }
 
-/// Whether an IPv6 socket's address is an IPv4-mapped one.
+/// Returns whether an IPv6 socket's address is IPv4-mapped.
 #[inline(always)]
 pub fn is_mapped(context: &SockAddrContext) -> bool {
     let [a, b, c, _] = words(context);
     a == 0 && b == 0 && c == MAPPED
 }
 
-/// The address as 16 bytes: as in the socket's own family, IPv4 in the first four.
+/// The address of a call as 16 bytes, in the socket's own family; an IPv4 address is the first
+/// four.
 pub trait Wide {
     fn wide(context: &SockAddrContext) -> [u8; 16];
     fn set_wide(context: &SockAddrContext, addr: &[u8; 16]);
 }
 
-/// How a socket holds an address of family `F`.
+/// The address of a call as an address of family `F`.
 pub trait SocketAddress<F: Family>: Wide {
     fn address(context: &SockAddrContext) -> F::Addr;
     fn set_address(context: &SockAddrContext, addr: F::Addr);
-    /// The same address as [`Wide::wide`] would show it.
+    /// Converts an address to the form of [`Wide::wide`].
     fn widen(addr: &F::Addr) -> [u8; 16];
 }
 
@@ -77,15 +81,17 @@ pub struct Mapped;
 
 #[inline(always)]
 fn bytes(words: [u32; 4]) -> [u8; 16] {
-    // Two halves, so that no store of eight bytes crosses them: the stack is accessed aligned only.
+    // Two halves: no store of eight bytes crosses their border, and the stack allows aligned access
+    // only.
     let halves = [words[0] as u64 | (words[1] as u64) << 32, words[2] as u64 | (words[3] as u64) << 32];
-    // SAFETY: the same size, and any bytes are valid on both sides; the programs run on little-endian machines (bpfel).
+    // SAFETY: both types have the same size and take any bytes. The programs run on little-endian
+    // machines (bpfel).
     unsafe { core::mem::transmute(halves) }
 }
 
 #[inline(always)]
 fn from_bytes(bytes: [u8; 16]) -> [u32; 4] {
-    // SAFETY: the same size, and any bytes are valid on both sides.
+    // SAFETY: both types have the same size and take any bytes.
     unsafe { core::mem::transmute(bytes) }
 }
 

@@ -1,7 +1,8 @@
-//! A process of the node asks for a port that is a NodePort: whoever would connect to it reaches the Service's endpoints and
-//! never the process, so the call fails as if the port were taken, as it was when kube-proxy still held nodePorts open.
+//! `bind` to a port that is a NodePort. Clients that connect to the port reach the Service's
+//! endpoints and never the process, so the call fails as if the port were in use. (Older
+//! kube-proxies opened a socket for each NodePort, with the same effect.)
 //!
-//! Pods have ports of their own, and so has an address of the node that takes no NodePorts.
+//! The call is allowed in pods, and at addresses of the node that serve no NodePorts.
 
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::family::{Family, V4, V6};
@@ -19,7 +20,8 @@ pub fn bind4(context: &SockAddrContext) -> i32 {
     decide(context, is_node_port::<V4, In4>)
 }
 
-/// An IPv6 socket on the unspecified address takes IPv4 too. Whether this one does not (`IPV6_V6ONLY`) cannot be seen here.
+/// An IPv6 socket at the unspecified address receives IPv4 too, unless it has `IPV6_V6ONLY`, which
+/// a program cannot see.
 pub fn bind6(context: &SockAddrContext) -> i32 {
     decide(context, |context, port, protocol| {
         if is_mapped(context) {
@@ -34,7 +36,7 @@ pub fn bind6(context: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn decide(context: &SockAddrContext, taken: impl Fn(&SockAddrContext, u16, u8) -> bool) -> i32 {
     let port = address::port(context);
-    // Port 0: the kernel chooses one.
+    // With port 0 the kernel chooses a port.
     if PROTECT_NODE_PORTS.load() == 0 || port == 0 || !context.is_in_node_namespace() {
         return ALLOW;
     }
@@ -45,7 +47,8 @@ fn decide(context: &SockAddrContext, taken: impl Fn(&SockAddrContext, u16, u8) -
     refuse(Reason::NodePortProtected)
 }
 
-/// Whether the Service of this NodePort would get what is sent to the address.
+/// Returns whether a Service has this port as its NodePort, and serves it at the address of the
+/// call.
 #[inline(always)]
 fn is_node_port<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext, port: u16, protocol: u8) -> bool {
     let addr = S::address(context);

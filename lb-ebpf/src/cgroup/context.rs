@@ -23,8 +23,9 @@ impl Caller for SockAddrContext {
     }
 }
 
-/// Returns whether calls of this socket are translated. Addresses that were translated before are shown as the Service's in
-/// any case: a socket does not change its peer when an agent starts that serves fewer sockets.
+/// Returns whether calls of this socket are translated. Addresses that were translated before are
+/// shown as the Service's in any case: a socket does not change its peer when an agent starts that
+/// serves fewer sockets.
 #[inline(always)]
 pub fn is_served(context: &SockAddrContext) -> bool {
     HOST_SOCKETS_ONLY.load() == 0 || context.is_in_node_namespace()
@@ -50,8 +51,8 @@ pub fn cookie(context: &SockAddrContext) -> [u32; 2] {
     [cookie as u32, (cookie >> 32) as u32]
 }
 
-/// Counts the reason and fails the call: with the error of the reason where the kernel lets a program choose it, else with
-/// `EPERM`.
+/// Counts the reason and fails the call: with the error of the reason where the kernel lets a
+/// program choose it, else with `EPERM`.
 #[inline(always)]
 pub fn refuse(reason: Reason) -> i32 {
     count(reason);

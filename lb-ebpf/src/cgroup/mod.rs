@@ -1,7 +1,8 @@
-//! Socket programs: a process calls `connect` or `sendmsg` with a Service's address and is connected to an endpoint; it
-//! is shown the Service's address again by `recvmsg` and `getpeername`. No packet is rewritten on this way.
+//! Socket programs. A process calls `connect` or `sendmsg` with a Service's address, and the kernel
+//! continues with the address of an endpoint. `recvmsg` and `getpeername` return the Service's
+//! address. No packet is rewritten.
 //!
-//! An IPv6 socket may use IPv4-mapped addresses (`::ffff:10.96.0.1`): those are IPv4 Services.
+//! An IPv6 socket may use IPv4-mapped addresses (`::ffff:10.96.0.1`), which reach IPv4 Services.
 
 mod address;
 pub mod bind;
@@ -78,7 +79,10 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         backend_id,
         service_id: service.service_id,
     });
-    // SAFETY: the socket belongs to the context. An entry of an earlier connect stays as it is: replace its contents.
+    // SAFETY: the socket belongs to the context, and the entry to the socket. `get_or_insert`
+    // returns the entry of an earlier connect unchanged, so it is overwritten. A concurrent reader
+    // may see a mixture: the process called `connect` and `getpeername` on one socket at the same
+    // time.
     unsafe {
         let stored = CONNECTED.get_or_insert_ptr_mut(context, Some(&mut peer.0));
         if !stored.is_null() {
@@ -91,7 +95,8 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// One datagram of an unconnected socket. The socket stays with the endpoint it was given while that takes new clients.
+/// Translates one datagram of an unconnected socket. The socket keeps its endpoint while that takes
+/// new connections.
 #[inline(always)]
 fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     if !is_served(context) {
@@ -104,15 +109,16 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         None => return ALLOW,
     };
     let mut key = SocketPeerKey { cookie: cookie(context), addr, port, pad: [0; 2] };
-    // SAFETY: copied at once; entries are written whole.
+    // SAFETY: the fields that are used are compared with the endpoint below. If the element is
+    // evicted and reused meanwhile, they are not equal, or the endpoint is one of this service too.
     if let Some(known) = unsafe { F::socket_peers().get(&key) }
         && let Some(backend) = Eligible::of(service, Client::Inside).get::<F>(service, known.backend_id)
-        // Ids are used again: it must still be the endpoint that this socket was given.
+        // The agent reuses ids: this must still be the endpoint of this socket.
         && backend.port == known.port
         && backend.addr == known.addr
     {
-        S::set_address(context, known.addr);
-        address::set_port(context, known.port);
+        S::set_address(context, backend.addr);
+        address::set_port(context, backend.port);
         return ALLOW;
     }
     let (backend_id, backend) = match call::select::<F, _>(context, service) {
@@ -126,7 +132,8 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         backend_id,
         service_id: service.service_id,
     });
-    // If either insert fails the datagram still goes to a good endpoint; its reply then shows that endpoint's address.
+    // If an insert fails, the datagram reaches an endpoint all the same; the reply then has the
+    // endpoint's address.
     let _ = F::socket_peers().insert(&key, &peer.0, BPF_ANY as u64);
     key.addr = backend.addr;
     key.port = backend.port;
@@ -139,7 +146,8 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// A datagram came in: if its sender is an endpoint that this socket was given, show the service instead.
+/// Replaces the sender of a received datagram by the service, if the sender is an endpoint that
+/// this socket was given.
 #[inline(always)]
 fn recvmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     let key = SocketPeerKey {
@@ -148,7 +156,8 @@ fn recvmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         port: address::port(context),
         pad: [0; 2],
     };
-    // SAFETY: copied at once; entries are written whole.
+    // SAFETY: address and port are copied. If the element is evicted and reused during the copy,
+    // the process sees a wrong sender of this one datagram.
     if let Some(service) = unsafe { F::socket_peers().get(&key) } {
         S::set_address(context, service.addr);
         address::set_port(context, service.port);
@@ -157,10 +166,12 @@ fn recvmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     show_service::<S>(context)
 }
 
-/// If the address is the endpoint that this socket was connected to, show the service that it asked for.
+/// Replaces the address by the service that the socket was connected to, if the address is the
+/// endpoint.
 #[inline(always)]
 fn show_service<S: address::Wide>(context: &SockAddrContext) -> i32 {
-    // SAFETY: the socket belongs to the context; a null pointer means that it was never connected to a service.
+    // SAFETY: the socket belongs to the context, and the entry to the socket. The pointer is null
+    // if the socket was never connected to a service.
     let Some(peer) = (unsafe { CONNECTED.get_ptr_mut(context).as_ref() }) else { return ALLOW };
     if address::port(context) == peer.backend_port && S::wide(context) == peer.backend_addr {
         S::set_wide(context, &peer.service_addr);

@@ -1,5 +1,6 @@
-//! skbs. Headers are written in place; transport checksums are changed only through `bpf_l4_csum_replace`, because the
-//! helper distinguishes checksums that are complete, partial, or verified by the device.
+//! skbs. Headers are written in place; transport checksums are changed only through
+//! `bpf_l4_csum_replace`, because the helper distinguishes checksums that are complete, partial, or
+//! verified by the device.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
@@ -13,8 +14,9 @@ use lb_common::family::Family;
 
 use super::Frame;
 
-/// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16 and stable kernels): leaves a complete checksum alone. In an IPv6
-/// packet the change of the addresses and that of the transport checksum cancel each other out.
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16 and stable kernels): leaves a complete
+/// checksum alone. In an IPv6 packet the change of the addresses and that of the transport checksum
+/// cancel each other out.
 const BPF_F_IPV6: u64 = 1 << 7;
 
 /// Headers within this many bytes are made linear before they are parsed.
@@ -80,18 +82,20 @@ impl SkbFrame {
         unsafe { bpf_l4_csum_replace(self.skb(), offset as u32, 0, difference, flags) as i64 }
     }
 
-    /// Adds `pseudo`, an unfolded sum, to the pseudo-header that the checksum at `offset` covers, and `data` to the rest.
+    /// Adds `pseudo`, an unfolded sum, to the pseudo-header that the checksum at `offset` covers,
+    /// and `data` to the rest.
     #[inline(always)]
     pub fn add_to_checksum(&self, offset: usize, pseudo: u64, data: u64) -> Option<()> {
         succeeded(self.replace_checksum(offset, fold(pseudo) as u64, BPF_F_PSEUDO_HDR as u64))?;
         succeeded(self.replace_checksum(offset, fold(data) as u64, 0))
     }
 
-    /// Returns the content of the checksum field at `offset` if the sender left the checksum to the device
-    /// (`CHECKSUM_PARTIAL`), else `Some(None)`. Returns `None` if the field cannot be written.
+    /// Returns the content of the checksum field at `offset` if the sender left the checksum to the
+    /// device (`CHECKSUM_PARTIAL`), else `Some(None)`. Returns `None` if the field cannot be
+    /// written.
     ///
-    /// A program cannot read the state of the checksum, but `bpf_l4_csum_replace` uses it: the helper leaves a partial
-    /// checksum unchanged when something outside the pseudo-header changes.
+    /// A program cannot read the state of the checksum, but `bpf_l4_csum_replace` uses it: the
+    /// helper leaves a partial checksum unchanged when something outside the pseudo-header changes.
     #[inline(always)]
     pub fn partial_checksum(&self, offset: usize) -> Option<Option<u16>> {
         let before = self.load::<u16>(offset)?;
@@ -165,9 +169,11 @@ impl Frame for SkbFrame {
         let mut failed = if F::IS_V6 {
             let mut result = self.replace_checksum(offset, addresses, pseudo | BPF_F_IPV6);
             if result != 0 {
-                // A kernel without the flag wrongly subtracts the difference from a complete checksum: add it again.
+                // A kernel without the flag wrongly subtracts the difference from a complete
+                // checksum: add it again.
                 result = self.replace_checksum(offset, addresses, pseudo);
-                // SAFETY: the helper has no preconditions; it fails, as intended, where the checksum is not complete.
+                // SAFETY: the helper has no preconditions; it fails, as intended, where the
+                // checksum is not complete.
                 unsafe { bpf_csum_update(self.skb(), addresses as u32) };
             }
             result

@@ -1,5 +1,6 @@
-//! Turns a packet into the error that its sender receives: an ICMP error, or a TCP reset if the port is refused
-//! (RFC 9293 3.10.7.1; unlike an ICMP error, a reset ends the connection attempt at once).
+//! Turns a packet into the error that its sender receives: an ICMP error, or a TCP reset if the
+//! port is refused (RFC 9293 3.10.7.1; unlike an ICMP error, a reset ends the connection attempt at
+//! once).
 
 use lb_common::checksum::{finish, sum4};
 use lb_common::layout::{SCTP, TCP, UDP};
@@ -15,10 +16,12 @@ use crate::packet::{Fragment, Packet};
 use crate::reset::Reset;
 use crate::verdict::{Answer, Verdict};
 
-/// Bytes of the offending packet that an error quotes at most: any IP header and the transport header.
+/// Bytes of the offending packet that an error quotes at most: any IP header and the transport
+/// header.
 const QUOTE_MAX: usize = 128;
 
-/// Turns the packet into the answer to it, and sends that out of the device that the packet arrived by.
+/// Turns the packet into the answer to it, and sends that out of the device that the packet arrived
+/// by.
 #[inline(always)]
 pub fn send<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu: u16) -> Verdict {
     // RFC 1122 3.2.2: no error about a fragment other than the first.
@@ -42,14 +45,17 @@ pub fn send<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu:
     }
 }
 
-/// Turns the packet into an ICMP error that quotes it. Returns `None` if the packet cannot be changed.
+/// Turns the packet into an ICMP error that quotes it. Returns `None` if the packet cannot be
+/// changed.
 #[inline(always)]
 fn build<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu: u16) -> Option<()> {
     let quoted = packet.l4 - packet.l3
         + match packet.key.protocol {
-            // All of a TCP header, because an skb with a partial checksum cannot be cut before the end of its checksum field.
+            // All of a TCP header, because an skb with a partial checksum cannot be cut before the
+            // end of its checksum field.
             TCP => 20,
-            // An INIT has no verification tag yet: the sender recognizes the error by the tag in the chunk (RFC 9260 10).
+            // An INIT has no verification tag yet: the sender recognizes the error by the tag in
+            // the chunk (RFC 9260 10).
             SCTP => core::cmp::min(packet.transport_length(), 20) & !3,
             _ => 8,
         };
@@ -77,7 +83,8 @@ fn build<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu: u1
     frame.store(icmp, first)?;
     frame.store(icmp + 4, rest)?;
     let mut sum = F::pseudo(&own) + sum4(first) + sum4(rest);
-    // With a partial checksum the sum of the quoted transport header is known already, see `partial_checksum`.
+    // With a partial checksum the sum of the quoted transport header is known already, see
+    // `partial_checksum`.
     let (summed, rest) = match partial {
         Some(pseudo) => (packet.l4 - packet.l3, !pseudo),
         None => (quoted, 0),
@@ -92,14 +99,16 @@ fn build<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu: u1
     frame.store(icmp + ICMP_CHECKSUM, finish(sum))
 }
 
-/// Returns the transport checksum field of an skb whose sender left the checksum to the device (`CHECKSUM_PARTIAL`): p, the
-/// folded sum of the pseudo-header. Returns `Some(None)` when the checksum is complete, and `None` when the packet cannot
-/// be written.
+/// Returns the transport checksum field of an skb whose sender left the checksum to the device
+/// (`CHECKSUM_PARTIAL`): p, the folded sum of the pseudo-header. Returns `Some(None)` when the
+/// checksum is complete, and `None` when the packet cannot be written.
 ///
-/// An error that quotes such a packet depends on it, because the device will fill in the checksum in the middle of the
-/// quotation. The device sums up everything from the transport header to the end of the packet: o + p, with o for all but the
-/// checksum field. It writes the complement in the place of p, so that these bytes sum up to o - (o + p) = -p. (Where no device
-/// fills it in, nothing checks the ICMP checksum either: the packet never left this machine. Linux 6.17, `skb_csum_unnecessary`.)
+/// An error that quotes such a packet depends on it, because the device will fill in the checksum
+/// in the middle of the quotation. The device sums up everything from the transport header to the
+/// end of the packet: o + p, with o for all but the checksum field. It writes the complement in the
+/// place of p, so that these bytes sum up to o - (o + p) = -p. (Where no device fills it in,
+/// nothing checks the ICMP checksum either: the packet never left this machine. Linux 6.17,
+/// `skb_csum_unnecessary`.)
 #[inline(always)]
 fn partial_checksum<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>) -> Option<Option<u16>> {
     let field = match packet.key.protocol {

@@ -1,4 +1,5 @@
-//! Pings to Service addresses. No host has such an address, so the programs answer (kube-proxy does not).
+//! Pings to Service addresses. No host has such an address, so the programs answer (kube-proxy does
+//! not).
 
 use lb_common::checksum::difference;
 use lb_common::reason::Reason;
@@ -17,9 +18,10 @@ use crate::verdict::{Direction, Verdict};
 
 /// Decides about an echo request. The kernel answers requests to addresses of this node.
 ///
-/// The reply to a request that arrives leaves by the same device. A request that leaves is a ping from a pod or from this
-/// node which was routed out, because no device has the Service's address. The reply to it enters by the device that the
-/// request was about to leave by. It passes strict reverse path filters: the route to the Service's address is that device.
+/// The reply to a request that arrives leaves by the same device. A request that leaves is a ping
+/// from a pod or from this node which was routed out, because no device has the Service's address.
+/// The reply to it enters by the device that the request was about to leave by. It passes strict
+/// reverse path filters: the route to the Service's address is that device.
 #[inline(always)]
 pub fn request<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, direction: Direction) -> Verdict {
     let Some(known) = known::<F>(&packet.key.dst_addr) else {

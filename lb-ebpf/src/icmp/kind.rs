@@ -9,10 +9,12 @@ use crate::verdict::Answer;
 pub trait Kinds: Compose {
     const ECHO_REQUEST: u8;
     const ECHO_REPLY: u8;
-    /// Returns whether messages of this type are errors that the sender of the quoted packet must receive: unreachable,
-    /// too big, time exceeded, parameter problem. Redirects are not: they are about this node's own link.
+    /// Returns whether messages of this type are errors that the sender of the quoted packet must
+    /// receive: unreachable, too big, time exceeded, parameter problem. Redirects are not: they are
+    /// about this node's own link.
     fn is_error(kind: u8) -> bool;
-    /// Returns type, code, and the 32 bits that follow the checksum. `mtu`, in bytes of IP, is used by [`Answer::TooBig`] alone.
+    /// Returns type, code, and the 32 bits that follow the checksum. `mtu`, in bytes of IP, is used
+    /// by [`Answer::TooBig`] alone.
     fn describe(answer: Answer, mtu: u16) -> (u8, u8, [u8; 4]);
 }
 

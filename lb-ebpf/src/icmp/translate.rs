@@ -1,19 +1,22 @@
-//! ICMP errors about packets of translated connections: without them a client never learns that its packets are too big for the
-//! path to the endpoint, nor an endpoint that its replies are too big for the path to the client.
+//! ICMP errors about packets of translated connections. By these errors a client learns that its
+//! packets are too big for the path to the endpoint, and an endpoint that its replies are too big
+//! for the path to the client.
 //!
-//! An error quotes the packet that caused it as that packet was where the error arose: translated. Whoever sent the packet
-//! knows it as it was before. The flow entry that translates replies to the quoted packet says how to get back there:
+//! An error quotes the translated packet, because the packet was translated before it met the
+//! error. The sender of the packet expects the packet as it was before. The flow entry that
+//! translates replies to the quoted packet has both forms:
 //!
 //! ```text
 //! connection    client > service   became   source > endpoint      (source: the client, or this node's address)
-//! an error about the request       quotes   source > endpoint  ─► client > service,   and goes to the client
-//! an error about the reply         quotes   service > client   ─► endpoint > source,  and goes to the endpoint
+//! an error about the request       quotes   source > endpoint  ─► client > service,   and is sent to the client
+//! an error about the reply         quotes   service > client   ─► endpoint > source,  and is sent to the endpoint
 //! ```
 //!
-//! The new destination is whom the entry sends replies to. The source becomes what the entry makes of the source of replies, if it
-//! changes that at all, whoever on the path sent the error: the sides must not depend on routers that they know no way to. RFC
-//! 5508 (REQ-5, errors from behind a NAT) and netfilter do the same (Linux 6.17, `nf_nat_icmp_reply_translation`: the outer
-//! source changes if the connection's status has the bit for this direction).
+//! The new destination of the error is the destination of replies. The source changes if the flow
+//! entry changes the source of replies, and becomes the same, whichever router on the path sent the
+//! error: the receiver may have no route to that router. RFC 5508 (REQ-5, errors from behind a NAT)
+//! and netfilter do the same (Linux 6.17, `nf_nat_icmp_reply_translation`: the outer source changes
+//! if the connection's status has the bit for this direction).
 
 use lb_common::checksum::{difference, update, update_udp};
 use lb_common::layout::{Flow, TCP, UDP, deliver};
@@ -55,7 +58,8 @@ pub fn error<F: Kinds>(frame: &SkbFrame, scratch: &mut Scratch<F>, direction: Di
     if packet.key.dst_addr != quoted.key.src_addr {
         return Verdict::Pass;
     }
-    // Errors are translated where replies of this flow are: at egress if replies continue on their path, else at ingress.
+    // Errors are translated where replies of this flow are: at egress if replies continue on their
+    // path, else at ingress.
     if (direction == Direction::Egress) != found.is_passing_reply() {
         return Verdict::Pass;
     }
@@ -63,7 +67,8 @@ pub fn error<F: Kinds>(frame: &SkbFrame, scratch: &mut Scratch<F>, direction: Di
     let src = if source_stays { packet.key.src_addr } else { flow.new_src_addr };
     let delivery = if flow.deliver == deliver::ROUTE {
         let query = Query { src, dst: flow.new_dst_addr, protocol: F::ICMP, length: packet.length };
-        // An error about an error is forbidden (RFC 1122 3.2.2): what cannot be forwarded is dropped.
+        // An error about an error is forbidden (RFC 1122 3.2.2): what cannot be forwarded is
+        // dropped.
         match route.find::<F, _>(frame, &query) {
             Ok(_) if packet.ttl <= 1 => return Verdict::Drop(Reason::TtlExpired),
             Ok(route) => Delivery::Out(route),
@@ -113,8 +118,8 @@ fn rewrite_outer<F: Kinds>(
     store_addresses(frame, packet, new.src, new.dst)
 }
 
-/// Gives the quoted packet the tuple that replies to it leave with, ends exchanged. Returns by how much the sum of the quotation
-/// has changed.
+/// Rewrites the quoted packet to the tuple that replies to it leave with, with source and
+/// destination exchanged. Returns by how much the sum of the quotation has changed.
 #[inline(always)]
 fn rewrite_quoted<F: Kinds>(
     frame: &SkbFrame,
@@ -123,10 +128,10 @@ fn rewrite_quoted<F: Kinds>(
     flow: &Flow<F::Addr>,
 ) -> Option<u64> {
     let (addresses, ports) = (address_difference(quoted, flow), port_difference(quoted, flow));
-    // An IPv4 header always sums up to zero, its checksum sees to that.
+    // The sum of an IPv4 header is always zero, because of its checksum.
     let mut change = ports + if F::IS_V6 { addresses } else { 0 };
-    // The checksum of TCP is there only if more than the eight bytes that must be are quoted. SCTP's covers no addresses,
-    // and cannot be checked by who does not have the whole packet.
+    // The checksum of TCP is present only if the quotation has more than the required eight bytes.
+    // The checksum of SCTP covers no addresses, and cannot be verified without the whole packet.
     let end = packet.l3 + packet.length;
     let offset = quoted.l4 + if quoted.key.protocol == TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
     if matches!(quoted.key.protocol, TCP | UDP)
@@ -135,7 +140,7 @@ fn rewrite_quoted<F: Kinds>(
     {
         let new = match (quoted.key.protocol, old) {
             (TCP, _) => update(old, addresses + ports),
-            (_, 0) => 0, // none was computed (RFC 768)
+            (_, 0) => 0, // the sender computed none (RFC 768)
             _ => update_udp(old, addresses + ports),
         };
         frame.store::<u16>(offset, new)?;
