@@ -3,6 +3,7 @@
 
 mod docs;
 mod files;
+mod flags;
 mod manifests;
 mod semantics;
 mod sources;
