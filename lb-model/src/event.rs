@@ -6,46 +6,48 @@ use ipnet::IpNet;
 
 use crate::{EndpointSlice, Node, ObjectName, Problem, Service};
 
-/// Something changed. An object that is `None` is gone.
+/// One change that a source (the API server or a folder of manifests) reports. An object that is
+/// `None` has been deleted, or no longer concerns this proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceEvent {
     Service(ObjectName, Option<Arc<Service>>),
     EndpointSlice(ObjectName, Option<Arc<EndpointSlice>>),
-    /// The node this process runs on.
+    /// The Node that this process runs on.
     Node(Option<Arc<Node>>),
     ServiceCidr(ObjectName, Option<Arc<[IpNet]>>),
-    /// Everything that is wrong at this origin now, in place of what was reported of it before.
+    /// All current problems of one problem source. The list replaces the previous one; an empty
+    /// list means that the problems are resolved.
     Report(ProblemSource, Vec<Problem>),
-    /// Everything of this part that exists has been sent once.
+    /// Every existing object of this resource has been sent once.
     Synced(WatchedResource),
 }
 
-/// What a report is about: an object, a file, or a watch.
+/// Where problems were found: in an object, in a file or in a watch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProblemSource {
+    /// Kind (such as `Service`) and name of an API object.
     Object(&'static str, ObjectName),
+    /// A file or folder of manifests.
     File(Arc<Path>),
+    /// The watch of a resource, as RBAC rules name it (such as `services`).
     Watch(&'static str),
 }
 
-/// The kinds of object that must have arrived in full before anything is programmed.
+/// The resources that must have been read completely before the maps are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum WatchedResource {
     Services,
     EndpointSlices,
-    /// kube-proxy 1.36 could start before it knew its zone, and ignored every hint.
+    /// The zone of the node decides about topology hints. kube-proxy 1.36 could start before it
+    /// had read its zone, and ignored every hint.
     Node,
     ServiceCidrs,
 }
 
 impl WatchedResource {
-    pub const ALL: [WatchedResource; 4] = [
-        WatchedResource::Services,
-        WatchedResource::EndpointSlices,
-        WatchedResource::Node,
-        WatchedResource::ServiceCidrs,
-    ];
+    pub const ALL: [WatchedResource; 4] =
+        [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs];
 }
 
 impl fmt::Display for WatchedResource {

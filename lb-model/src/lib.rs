@@ -1,10 +1,11 @@
-//! The words for Kubernetes objects that every other crate uses: what a proxy needs of Services, EndpointSlices, Nodes
-//! and ServiceCIDRs, and the [`SourceEvent`]s by which their changes arrive.
+//! The vocabulary for Kubernetes objects that all crates share: the fields of Services,
+//! EndpointSlices, Nodes and ServiceCIDRs that a proxy needs, and [`SourceEvent`], which reports
+//! their changes.
 //!
-//! The types are compact: a cluster with a hundred thousand endpoints has to fit into a few megabytes. `lb-objects`
-//! makes them of API objects, `lb-plan` takes them.
+//! The types are compact: a hundred thousand endpoints have to fit into a few megabytes.
+//! `lb-objects` converts API objects into these types, `lb-plan` consumes them.
 //!
-//! **Invariant:** no I/O, no clock. The manifest of this crate shows it.
+//! **Invariant:** no I/O and no clock. The dependencies in the manifest of this crate prove it.
 
 mod event;
 mod family;

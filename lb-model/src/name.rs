@@ -1,11 +1,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// `namespace/name` of an object, as one shared string: it stands in several indices, and a copy costs no memory.
+/// `namespace/name` of an object. Several indices hold the same name, so the string is shared:
+/// a clone allocates nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName(Arc<str>);
 
 impl ObjectName {
+    /// `namespace` is empty for objects without a namespace.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self(format!("{namespace}/{name}").into())
     }
@@ -19,7 +21,7 @@ impl ObjectName {
     }
 
     fn split(&self) -> (&str, &str) {
-        // A namespace is a DNS label: the first slash ends it.
+        // A namespace is a DNS label and contains no slash: the first slash ends it.
         self.0.split_once('/').unwrap_or(("", &self.0))
     }
 }

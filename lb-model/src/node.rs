@@ -2,13 +2,16 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// What the API says of the node this process runs on.
+/// The Node object of the node that this process runs on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Node {
+    /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Box<str>>,
     pub pod_cidrs: Box<[IpNet]>,
-    /// `InternalIP` addresses, then `ExternalIP` ones, in the order of the API: the first of a family is the primary one.
+    /// `InternalIP` addresses, then `ExternalIP` addresses, each in the order of the API. The
+    /// first address of a family is the primary one.
     pub addresses: Box<[IpAddr]>,
-    /// Load balancers shall send new connections here: the Node is neither deleted nor about to be.
+    /// External load balancers may send new connections to this node: the Node is not being
+    /// deleted and does not have the taint of the cluster autoscaler (KEP-3836).
     pub eligible: bool,
 }

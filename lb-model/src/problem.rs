@@ -2,25 +2,28 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Something in the input that cannot be used as it stands. The rest of the object, and every other object, is served.
+/// A part of the input that cannot be used. The rest of the object and all other objects are
+/// served.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Problem {
     pub severity: Severity,
-    /// Where the object was read, if from a manifest folder.
+    /// Set if the object was read from a manifest folder.
     pub location: Option<Arc<ManifestLocation>>,
-    /// Kind, namespace and name, such as `Service default/web`; empty when a file could not be read that far.
+    /// Kind, namespace and name, such as `Service default/web`. For files it is the path, for
+    /// watches the request that failed. Empty if a document could not be parsed.
     pub object: Arc<str>,
-    /// Path of the field inside the object, such as `spec.ports[1].nodePort`; empty when it is the whole object.
+    /// Path of the field in the object, such as `spec.ports[1].nodePort`. Empty if the problem
+    /// concerns the whole object.
     pub field: Box<str>,
     pub kind: ProblemKind,
     pub reason: Box<str>,
-    /// What a person can do, and what becomes of the object until then.
+    /// What a person can do, and how the object is served until then.
     pub remedy: Box<str>,
 }
 
 impl Problem {
-    /// Kind, namespace and name of the API object; none when it is about something else. Objects without a namespace have an
-    /// empty one.
+    /// Returns kind, namespace and name of the API object. The namespace is empty for kinds without
+    /// namespaces. Returns `None` if the problem concerns no API object.
     pub fn object_reference(&self) -> Option<(&'static str, &str, &str)> {
         let (kind, name) = self.object.split_once(' ')?;
         let kind = OBJECT_KINDS.into_iter().find(|known| *known == kind)?;
@@ -29,35 +32,35 @@ impl Problem {
     }
 }
 
-/// The kinds of API object that problems are about.
+/// The kinds of API object that can have problems.
 const OBJECT_KINDS: [&str; 5] = ["Service", "EndpointSlice", "Endpoints", "Node", "ServiceCIDR"];
 
-/// What is wrong, in one word: stable, for the labels of metrics and the reasons of Events.
+/// The category of a problem. Its code is stable: metrics have it as a label, Events as the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProblemKind {
-    /// A file, folder or document cannot be read at all.
+    /// A file, folder or document cannot be read or parsed.
     Unreadable,
-    /// The API server refuses a list or a watch, or is not reached.
+    /// The API server refuses a list or watch request, or cannot be reached.
     Api,
-    /// Something that must be there is not.
+    /// A required field is missing.
     Missing,
     /// The value does not have the type of its field.
     WrongType,
-    /// A word that is not among those of its field.
+    /// A string that is not an allowed value of its field.
     UnknownValue,
-    /// A number outside the limits of its field.
+    /// A number outside the range of its field.
     OutOfRange,
     InvalidAddress,
     InvalidCidr,
-    /// An address of a family that its object or list is not of.
+    /// An address whose family the object or list does not have.
     WrongFamily,
-    /// Said twice in one object, or an object that is there twice.
+    /// A value that occurs twice in one object, or an object that exists twice.
     Duplicate,
-    /// Two fields of one object do not go together.
+    /// Two fields of one object contradict each other.
     Contradiction,
-    /// An address and port that another Service port holds.
+    /// An address and port that belong to another Service port.
     AddressTaken,
-    /// An external IP that the operator does not allow.
+    /// An external IP that the configuration of the agent does not allow.
     NotAllowed,
     /// An EndpointSlice of a Service that does not exist.
     NoService,
@@ -92,9 +95,9 @@ impl fmt::Display for ProblemKind {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
-    /// Part of what was asked for is not served, or is hardly what was meant.
+    /// Part of the object is not served, or is probably not served as its author intended.
     Error,
-    /// Nothing is wrong for sure: the state often passes by itself, or is meant.
+    /// Perhaps intended, or a state that ends without intervention.
     Note,
 }
 
@@ -102,9 +105,10 @@ pub enum Severity {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ManifestLocation {
     pub file: Arc<Path>,
-    /// Number of the document in the file, from 1.
+    /// Number of the document in the file, counted from 1.
     pub document: u32,
-    /// Line in the file, from 1: of the error if it is known, else of the beginning of the document.
+    /// Line in the file, counted from 1: the line of the error if it is known, otherwise the first
+    /// line of the document.
     pub line: u32,
 }
 
@@ -133,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_subject_of_a_problem_is_an_api_object() {
+    fn object_reference_is_set_for_api_objects_only() {
         let about = |object: &str| Problem {
             severity: Severity::Error,
             location: None,

@@ -3,41 +3,47 @@ use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::{IpFamily, ManifestLocation, Protocol};
+use crate::{ManifestLocation, Protocol};
 
-/// A Service, as far as a proxy needs it. One without cluster addresses (ExternalName, headless, served by another
-/// proxy) is kept as the empty value: it makes no entries, but its slices have an owner.
+/// The fields of a Service that a proxy needs.
+///
+/// A Service without cluster addresses (ExternalName or headless) is kept as the default value: it
+/// needs no map entries, but its EndpointSlices have an owner.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Service {
-    /// `metadata.creationTimestamp` in seconds since 1970; none in a manifest folder. The older Service wins a conflict.
+    /// `metadata.creationTimestamp` in seconds since 1970. `None` if a manifest does not set it.
+    /// The older of two Services that claim one address gets it.
     pub created: Option<i64>,
-    /// Where it was read, if from a manifest folder.
+    /// Set if the Service was read from a manifest folder.
     pub location: Option<Arc<ManifestLocation>>,
-    /// At most one of each family. A family without one is not served at all.
+    /// At most one address of each family. A family without a cluster address is not served.
     pub cluster_ips: Box<[IpAddr]>,
     pub ports: Box<[ServicePort]>,
     pub external_ips: Box<[IpAddr]>,
-    /// `status.loadBalancer.ingress` with an address that the load balancer hands on unchanged.
+    /// The addresses of `status.loadBalancer.ingress` whose packets arrive with this destination
+    /// (`ipMode: VIP`, KEP-1860).
     pub load_balancer_ips: Box<[IpAddr]>,
     pub source_ranges: SourceRanges,
-    /// ClientIP affinity: its time-out.
+    /// Timeout of ClientIP session affinity in seconds. `None` means no affinity.
     pub affinity_seconds: Option<u32>,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
     pub health_check_node_port: Option<u16>,
-    /// Another proxy serves it (label `service.kubernetes.io/service-proxy-name`, KEP-2447): only its ClusterIPs are of interest.
+    /// Another proxy serves this Service (label `service.kubernetes.io/service-proxy-name`,
+    /// KEP-2447). Only `cluster_ips` is set then.
     pub other_proxy: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
-    /// Empty for the only port of a Service.
+    /// Empty for a port without a name, which is the only port of its Service.
     pub name: Box<str>,
     pub protocol: Protocol,
     pub port: u16,
     pub node_port: Option<u16>,
 }
 
+/// `internalTrafficPolicy` (KEP-2086) or `externalTrafficPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TrafficPolicy {
     #[default]
@@ -45,15 +51,10 @@ pub enum TrafficPolicy {
     Local,
 }
 
-/// Who may use the load balancer addresses of each family; `None`: everyone, an empty list: nobody.
+/// The source addresses that may use the load balancer addresses, per family. `None` admits every
+/// source, an empty list admits none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SourceRanges {
     pub v4: Option<Box<[Ipv4Net]>>,
     pub v6: Option<Box<[Ipv6Net]>>,
-}
-
-impl Service {
-    pub fn cluster_ip(&self, family: IpFamily) -> Option<IpAddr> {
-        self.cluster_ips.iter().copied().find(|ip| IpFamily::of(ip) == family)
-    }
 }

@@ -4,32 +4,41 @@ use std::time::SystemTime;
 
 use crate::{IpFamily, ManifestLocation, ObjectName, Protocol};
 
-/// An EndpointSlice. What depends on the name of this node is settled in the conversion, because a process runs on one
-/// node all its life; what depends on the node's zone is not, because labels change.
+/// The fields of an EndpointSlice that a proxy needs.
+///
+/// The conversion evaluates everything that depends on the name of this node, because a process
+/// runs on the same node all its life. Zones are stored unevaluated: the zone label of a Node may
+/// change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointSlice {
+    /// The Service that label `kubernetes.io/service-name` names. It need not exist.
     pub service: ObjectName,
-    /// Where it was read, if from a manifest folder.
+    /// Set if the slice was read from a manifest folder.
     pub location: Option<Arc<ManifestLocation>>,
     pub ports: Box<[EndpointPort]>,
     pub endpoints: Box<[Endpoint]>,
-    /// The different sets of zones that the endpoints are meant for. See [`Endpoint::zone_hints`].
+    /// The distinct values of `hints.forZones` in this slice. [`Endpoint::zone_hints`] is an index
+    /// into this list.
     pub zone_sets: Box<[Box<[Box<str>]>]>,
-    /// What brought the slice into this state; none: its author did not say.
+    /// The change that caused the current state of the slice. `None` if the slice does not have
+    /// the annotation.
     pub trigger: Option<Trigger>,
 }
 
-/// When a pod or Service changed so that the EndpointSlice controller wrote the slice, by the clock of the controller. What lies
-/// between that and the change of the maps is the latency that a cluster is judged by.
+/// The time at which a pod or Service changed, so that the EndpointSlice controller wrote the
+/// slice (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
+///
+/// The time from this trigger to the update of the maps is the network programming latency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Trigger {
     pub family: IpFamily,
+    /// By the clock of the controller.
     pub at: SystemTime,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointPort {
-    /// Matches the name of a Service port; empty for the only port of a Service.
+    /// Equals the name of a Service port. Empty for a port without a name.
     pub name: Box<str>,
     pub protocol: Protocol,
     pub port: u16,
@@ -41,14 +50,15 @@ pub struct Endpoint {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
-    /// Runs on this node.
+    /// The endpoint runs on this node.
     pub local: bool,
     pub node_hint: NodeHint,
-    /// Index into [`EndpointSlice::zone_sets`]; none: no zone hints.
+    /// Index into [`EndpointSlice::zone_sets`]. `None` if the endpoint has no zone hints.
     pub zone_hints: Option<u16>,
 }
 
-/// What `hints.forNodes` says (KEP-4444, PreferSameNode).
+/// `hints.forNodes` of an endpoint, compared with the name of this node (KEP-4444,
+/// PreferSameNode).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeHint {
     None,
@@ -57,7 +67,8 @@ pub enum NodeHint {
 }
 
 impl EndpointSlice {
-    /// Whether an endpoint of this slice is meant for the zone; `None`: it has no zone hints.
+    /// Returns whether the zone hints of an endpoint of this slice contain `zone`. Returns `None`
+    /// if the endpoint has no zone hints.
     pub fn for_zone(&self, endpoint: &Endpoint, zone: Option<&str>) -> Option<bool> {
         let zones = self.zone_sets.get(usize::from(endpoint.zone_hints?))?;
         Some(zone.is_some_and(|zone| zones.iter().any(|hinted| **hinted == *zone)))

@@ -1,5 +1,6 @@
-//! Where the objects come from: the API server or a folder of manifests. Both send [events](lb_model::SourceEvent) into one
-//! channel. [`convert`] makes the types of `lb-model` of the objects.
+//! The sources of Kubernetes objects: the API server ([`kubernetes`]) or a folder of manifests
+//! ([`manifests`]). Each sends [`SourceEvent`](lb_model::SourceEvent)s into a channel. [`convert`]
+//! converts API objects into the types of `lb-model`.
 
 pub mod convert;
 pub mod kubernetes;

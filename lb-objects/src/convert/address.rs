@@ -1,11 +1,11 @@
-//! Addresses as they stand in API objects.
+//! Parses the addresses and CIDRs of API objects.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-/// Reads an IP address as Kubernetes does: a leading zero in IPv4 does not mean octal (`ParseIPSloppy`, k8s.io/utils/net),
-/// and an IPv4-mapped IPv6 address is the IPv4 address.
+/// Parses an IP address as Kubernetes does (`ParseIPSloppy` in k8s.io/utils/net): IPv4 octets with
+/// leading zeros are decimal, and an IPv4-mapped IPv6 address is converted to IPv4.
 pub(super) fn parse_ip(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(|| parse_padded_v4(text).map(IpAddr::V4)).map(|ip: IpAddr| ip.to_canonical())
 }
@@ -23,7 +23,7 @@ fn parse_padded_v4(text: &str) -> Option<Ipv4Addr> {
     parts.next().is_none().then(|| Ipv4Addr::from(octets))
 }
 
-/// Reads a CIDR; bits behind the prefix are cleared, surrounding blanks do not matter.
+/// Parses a CIDR. Ignores surrounding whitespace and clears the host bits.
 pub(super) fn parse_cidr(text: &str) -> Option<IpNet> {
     let (address, length) = text.trim().split_once('/')?;
     let length: u8 = length.parse().ok()?;
@@ -36,9 +36,10 @@ pub(super) fn parse_cidr(text: &str) -> Option<IpNet> {
     }
 }
 
-/// Why an address can belong neither to a Service nor to an endpoint (`ValidateNonSpecialIP` in
-/// pkg/apis/core/validation). An unspecified one would moreover stand for "every address of the node" in the maps.
-pub(super) fn why_unusable(ip: &IpAddr) -> Option<&'static str> {
+/// Returns the reason why neither a Service nor an endpoint can have this address
+/// (`ValidateNonSpecialIP` in pkg/apis/core/validation), or `None` if it can. In the maps the
+/// unspecified address moreover means "every address of the node".
+pub(super) fn special_address(ip: &IpAddr) -> Option<&'static str> {
     if ip.is_unspecified() {
         Some("is the unspecified address")
     } else if ip.is_loopback() {
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_as_kubernetes_reads_them() {
+    fn addresses_are_parsed_as_kubernetes_parses_them() {
         let ip = |text| parse_ip(text).map(|ip| ip.to_string());
         assert_eq!(ip("10.0.0.1").as_deref(), Some("10.0.0.1"));
         assert_eq!(ip("010.000.0.08").as_deref(), Some("10.0.0.8"));

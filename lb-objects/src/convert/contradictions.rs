@@ -1,15 +1,17 @@
-//! Fields of a Service that do not go together. An API server refuses them (`ValidateService` in
-//! pkg/apis/core/validation/validation.go); a manifest folder has none to do so, and each is served as kube-proxy, which looks
-//! at the fields and not at the type, would serve it.
+//! Reports fields of a Service that contradict each other.
+//!
+//! An API server refuses such a Service (`ValidateService` in
+//! pkg/apis/core/validation/validation.go), but a manifest folder can contain one. It is served as
+//! kube-proxy would serve it: kube-proxy evaluates the fields and ignores the type.
 
 use k8s_openapi::api::core::v1;
 use lb_model::{ProblemKind, Service, TrafficPolicy};
 
 use super::problems::Problems;
 
-/// Reports what does not go together in a Service that became `converted`.
+/// Reports the contradictions in a Service spec whose conversion is `converted`.
 pub(super) fn report(service: &v1::ServiceSpec, converted: &Service, problems: &mut Problems) {
-    let mut tell = |field: &str, reason: String, remedy: &str| {
+    let mut report = |field: &str, reason: String, remedy: &str| {
         problems.error(ProblemKind::Contradiction, field, reason, remedy);
     };
     let load_balancer = service.type_.as_deref() == Some("LoadBalancer");
@@ -19,10 +21,11 @@ pub(super) fn report(service: &v1::ServiceSpec, converted: &Service, problems: &
     if plain {
         for (index, port) in service.ports.iter().flatten().enumerate() {
             if port.node_port.is_some_and(|port| port != 0) {
-                tell(
+                report(
                     &format!("spec.ports[{index}].nodePort"),
                     format!("is set, but {}", type_is()),
-                    "use type NodePort or LoadBalancer, or take it out; it is served",
+                    "use type NodePort or LoadBalancer, or remove the field; the nodePort is \
+                     served",
                 );
             }
         }
@@ -31,36 +34,38 @@ pub(super) fn report(service: &v1::ServiceSpec, converted: &Service, problems: &
         && service.external_traffic_policy.as_deref() == Some("Local")
         && converted.external_ips.is_empty()
     {
-        tell(
+        report(
             "spec.externalTrafficPolicy",
             "is Local, but the Service has no external address".to_owned(),
-            "use type NodePort or LoadBalancer, or take it out; it has no effect",
+            "use type NodePort or LoadBalancer, or remove the field; it has no effect",
         );
     }
     if !load_balancer && service.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty())
     {
-        tell(
+        report(
             "spec.loadBalancerSourceRanges",
-            format!("are set, but {}", type_is()),
-            "use type LoadBalancer, or take them out; they restrict nothing but load-balancer addresses",
+            format!("is set, but {}", type_is()),
+            "use type LoadBalancer, or remove the field; it restricts load balancer addresses only",
         );
     }
     if service.health_check_node_port.is_some_and(|port| port != 0)
         && !(load_balancer && converted.external_policy == TrafficPolicy::Local)
     {
-        tell(
+        report(
             "spec.healthCheckNodePort",
-            "is set, but the Service is not a LoadBalancer with externalTrafficPolicy Local".to_owned(),
-            "make it one, or take the port out; it is not opened",
+            "is set, but the Service is not a LoadBalancer with externalTrafficPolicy \
+             Local"
+                .to_owned(),
+            "change the Service, or remove the field; the port is not opened",
         );
     }
     if service.session_affinity_config.as_ref().is_some_and(|config| config.client_ip.is_some())
         && matches!(service.session_affinity.as_deref(), None | Some("" | "None"))
     {
-        tell(
+        report(
             "spec.sessionAffinityConfig",
             "is set, but spec.sessionAffinity is None".to_owned(),
-            "use sessionAffinity ClientIP, or take it out; there is no affinity",
+            "use sessionAffinity ClientIP, or remove the field; the Service has no affinity",
         );
     }
     if let (Some(one), Some(first)) = (
@@ -68,10 +73,10 @@ pub(super) fn report(service: &v1::ServiceSpec, converted: &Service, problems: &
         service.cluster_ips.iter().flatten().next(),
     ) && one != first
     {
-        tell(
+        report(
             "spec.clusterIP",
             format!("is {one}, but spec.clusterIPs[0] is {first}"),
-            "write the same address in both; spec.clusterIPs is served",
+            "write the same address into both fields; spec.clusterIPs is served",
         );
     }
 }

@@ -1,8 +1,8 @@
-//! From API objects to the types of `lb-model`. The API objects are dropped afterwards.
+//! Converts API objects into the types of `lb-model`. The API objects are dropped afterwards.
 //!
-//! A conversion keeps everything that is valid and returns a [`Problem`](lb_model::Problem) for each part that is not.
-//! What the API server would have filled in (a protocol, a policy) is filled in here too, because a manifest folder has
-//! no API server.
+//! A conversion keeps every valid part of an object and returns a [`Problem`](lb_model::Problem)
+//! for each invalid one. It applies the defaults of the API server (a protocol, a policy) itself,
+//! because a manifest folder has no API server.
 
 mod address;
 mod contradictions;

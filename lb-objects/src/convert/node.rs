@@ -8,9 +8,10 @@ use super::address::{parse_cidr, parse_ip};
 use super::problems::{Converted, Problems};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
-/// The cluster autoscaler is about to remove the node (KEP-3836).
+/// The cluster autoscaler sets this taint before it removes a node (KEP-3836).
 const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
+/// Converts a Node. Its [`ObjectName`] has an empty namespace.
 pub fn node(node: &v1::Node) -> Converted<Node> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let mut problems = Problems::of("Node", name);
@@ -42,7 +43,8 @@ fn pod_cidrs(spec: &v1::NodeSpec, problems: &mut Problems) -> Box<[IpNet]> {
                 ProblemKind::InvalidCidr,
                 format_args!("spec.podCIDRs[{index}]"),
                 format_args!("`{text}` is not a CIDR"),
-                "correct it; pods in it are taken for outside clients",
+                "correct it; until then the pods in this range count as clients outside the \
+                 cluster",
             ),
         }
     }
@@ -52,15 +54,16 @@ fn pod_cidrs(spec: &v1::NodeSpec, problems: &mut Problems) -> Box<[IpNet]> {
 fn addresses(node: &v1::Node, problems: &mut Problems) -> Box<[IpAddr]> {
     let listed = node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
     let mut addresses = Vec::new();
-    for wanted in ["InternalIP", "ExternalIP"] {
-        for (index, address) in listed.iter().enumerate().filter(|(_, address)| address.type_ == wanted) {
+    for address_type in ["InternalIP", "ExternalIP"] {
+        let of_type = listed.iter().enumerate().filter(|(_, address)| address.type_ == address_type);
+        for (index, address) in of_type {
             match parse_ip(&address.address) {
                 Some(ip) => addresses.push(ip),
                 None => problems.error(
                     ProblemKind::InvalidAddress,
                     format_args!("status.addresses[{index}].address"),
                     format_args!("`{}` is not an IP address", address.address),
-                    "correct it; it is left out",
+                    "correct it; the address is ignored",
                 ),
             }
         }
@@ -85,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn pod_cidrs_of_both_families_or_the_single_old_one() {
+    fn pod_cidrs_of_both_families_or_the_legacy_field() {
         let cidrs =
             |spec| node(json!({"spec": spec})).pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
@@ -112,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_about_to_go_is_not_eligible() {
+    fn a_node_that_is_about_to_be_removed_is_not_eligible() {
         assert!(node(json!({})).eligible);
         assert!(node(json!({"spec": {"taints": [{"key": "other", "effect": "NoSchedule"}]}})).eligible);
         let taint = json!({"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"});

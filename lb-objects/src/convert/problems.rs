@@ -1,4 +1,4 @@
-//! What the conversions have in common: a value, and the problems met on the way to it.
+//! The result type of all conversions, and the collector of problems.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -6,16 +6,17 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_model::{ObjectName, Problem, ProblemKind, Protocol, Severity};
 
-/// What became of an API object. No value: nothing of it concerns the proxy.
+/// The result of converting an API object.
 #[derive(Debug, Clone)]
 pub struct Converted<T> {
     pub name: ObjectName,
+    /// `None` if the object does not concern this proxy.
     pub value: Option<T>,
     pub problems: Vec<Problem>,
 }
 
-/// `metadata.namespace` and `metadata.name`. An object of a manifest folder without a namespace is in `default`, as
-/// `kubectl apply` would put it.
+/// Returns `metadata.namespace` and `metadata.name`. The namespace of a manifest without one is
+/// `default`, as for `kubectl apply`.
 pub(super) fn object_name(metadata: &ObjectMeta) -> ObjectName {
     ObjectName::new(
         metadata.namespace.as_deref().unwrap_or("default"),
@@ -27,19 +28,20 @@ pub(super) fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
     metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
 }
 
-/// How many problems of one object are told one by one. A slice can have a thousand endpoints, all wrong in one way.
-const TOLD_PER_OBJECT: usize = 8;
+/// The number of problems of one object that are reported individually. A slice can have a thousand
+/// endpoints that are all invalid for the same reason.
+const REPORTED_PER_OBJECT: usize = 8;
 
 /// Collects the problems of one object.
 pub(super) struct Problems {
     object: Arc<str>,
-    told: Vec<Problem>,
-    untold: usize,
+    reported: Vec<Problem>,
+    suppressed: usize,
 }
 
 impl Problems {
     pub fn of(kind: &str, name: impl Display) -> Self {
-        Self { object: format!("{kind} {name}").into(), told: Vec::new(), untold: 0 }
+        Self { object: format!("{kind} {name}").into(), reported: Vec::new(), suppressed: 0 }
     }
 
     pub fn error(
@@ -69,11 +71,11 @@ impl Problems {
         reason: impl Display,
         remedy: impl Display,
     ) {
-        if self.told.len() == TOLD_PER_OBJECT {
-            self.untold += 1;
+        if self.reported.len() == REPORTED_PER_OBJECT {
+            self.suppressed += 1;
             return;
         }
-        self.told.push(Problem {
+        self.reported.push(Problem {
             severity,
             location: None,
             object: self.object.clone(),
@@ -84,22 +86,23 @@ impl Problems {
         });
     }
 
+    /// Returns the problems. The last one counts those that were suppressed, if any.
     pub fn into_vec(mut self) -> Vec<Problem> {
-        if let (1.., Some(kind)) = (self.untold, self.told.last().map(|last| last.kind)) {
-            self.told.push(Problem {
+        if let (1.., Some(kind)) = (self.suppressed, self.reported.last().map(|last| last.kind)) {
+            self.reported.push(Problem {
                 severity: Severity::Error,
                 location: None,
                 object: self.object,
                 field: "".into(),
                 kind,
-                reason: format!("{} more parts are invalid", self.untold).into(),
-                remedy: "correct those above first".into(),
+                reason: format!("{} more fields are invalid", self.suppressed).into(),
+                remedy: "correct the reported fields first".into(),
             });
         }
-        self.told
+        self.reported
     }
 
-    /// A port number that traffic can have.
+    /// Converts a port number. Reports a number outside 1 to 65535 and returns `None` for it.
     pub fn port(&mut self, field: impl Display, number: i32) -> Option<u16> {
         let port = u16::try_from(number).ok().filter(|port| *port != 0);
         if port.is_none() {
@@ -113,18 +116,19 @@ impl Problems {
         port
     }
 
-    /// The protocol of a port; the API's default is TCP.
+    /// Parses the protocol of a port; the default is TCP. Reports an unknown protocol and returns
+    /// `None` for it.
     pub fn protocol(&mut self, field: impl Display, protocol: Option<&str>) -> Option<Protocol> {
         match protocol {
             None | Some("" | "TCP") => Some(Protocol::Tcp),
             Some("UDP") => Some(Protocol::Udp),
             Some("SCTP") => Some(Protocol::Sctp),
-            Some(other) => {
+            Some(unknown) => {
                 self.error(
                     ProblemKind::UnknownValue,
                     field,
-                    format_args!("`{other}` is not a protocol that Services know"),
-                    "use TCP, UDP or SCTP; this port is left out",
+                    format_args!("`{unknown}` is not a supported protocol"),
+                    "use TCP, UDP or SCTP; the port is ignored",
                 );
                 None
             }

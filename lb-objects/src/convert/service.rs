@@ -5,17 +5,19 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1;
 use lb_model::{IpFamily, ProblemKind, Service, ServicePort, SourceRanges, TrafficPolicy};
 
-use super::address::{parse_cidr, parse_ip, why_unusable};
+use super::address::{parse_cidr, parse_ip, special_address};
 use super::contradictions;
 use super::problems::{Converted, Problems, has_label, object_name};
 
-/// Any value: another proxy serves the Service (KEP-2447).
+/// Another proxy serves a Service that has this label, whatever the value (KEP-2447).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
-/// `DefaultClientIPServiceAffinitySeconds` and `MaxClientIPServiceAffinitySeconds` in pkg/apis/core.
+/// `DefaultClientIPServiceAffinitySeconds` and `MaxClientIPServiceAffinitySeconds` in
+/// pkg/apis/core.
 const AFFINITY_DEFAULT_SECONDS: u32 = 10_800;
 const AFFINITY_MAX_SECONDS: i32 = 86_400;
 
+/// Converts a Service. The result always has a value; an invalid Service has no cluster addresses.
 pub fn service(service: &v1::Service) -> Converted<Service> {
     let name = object_name(&service.metadata);
     let mut problems = Problems::of("Service", &name);
@@ -25,22 +27,23 @@ pub fn service(service: &v1::Service) -> Converted<Service> {
 
 fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
     let Some(spec) = &service.spec else {
-        problems.error(ProblemKind::Missing, "spec", "is missing", "write one; the Service is not served");
+        problems.error(ProblemKind::Missing, "spec", "is missing", "add one; the Service is not served");
         return Service::default();
     };
     if has_label(&service.metadata, PROXY_NAME_LABEL) {
-        // What is wrong with it is for the other proxy to say.
+        // The other proxy reports its problems.
         let cluster_ips = cluster_ips(spec, &mut Problems::of("Service", object_name(&service.metadata)));
         return Service { cluster_ips, other_proxy: true, ..Service::default() };
     }
     match spec.type_.as_deref() {
         Some("ExternalName") => return Service::default(),
         None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer") => {}
-        Some(other) => problems.error(
+        Some(unknown) => problems.error(
             ProblemKind::UnknownValue,
             "spec.type",
-            format_args!("`{other}` is not a type of Service"),
-            "use ClusterIP, NodePort, LoadBalancer or ExternalName; it is served as its other fields say",
+            format_args!("`{unknown}` is not a type of Service"),
+            "use ClusterIP, NodePort, LoadBalancer or ExternalName; until then the other fields \
+             decide how it is served",
         ),
     }
     let first = spec.cluster_ips.iter().flatten().next().or(spec.cluster_ip.as_ref());
@@ -75,7 +78,8 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
     converted
 }
 
-/// The policy counts where an address of the Service is external (`ExternallyAccessible` in pkg/api/v1/service/util.go).
+/// The policy applies only to Services with an external address (`ExternallyAccessible` in
+/// pkg/api/v1/service/util.go).
 fn external_policy(
     spec: &v1::ServiceSpec,
     external_ips: &[IpAddr],
@@ -88,14 +92,14 @@ fn external_policy(
     }
 }
 
-/// Only a load balancer with policy Local asks for one (KEP-3836).
+/// Only a Service of type LoadBalancer with policy Local has a health check port.
 fn health_check_node_port(
     spec: &v1::ServiceSpec,
     external_policy: TrafficPolicy,
     problems: &mut Problems,
 ) -> Option<u16> {
-    let asks = spec.type_.as_deref() == Some("LoadBalancer") && external_policy == TrafficPolicy::Local;
-    let port = spec.health_check_node_port.filter(|port| asks && *port != 0)?;
+    let has_port = spec.type_.as_deref() == Some("LoadBalancer") && external_policy == TrafficPolicy::Local;
+    let port = spec.health_check_node_port.filter(|port| has_port && *port != 0)?;
     problems.port("spec.healthCheckNodePort", port)
 }
 
@@ -104,12 +108,12 @@ fn cluster_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]>
     let mut found: Vec<IpAddr> = Vec::new();
     let mut add = |field: String, text: &str| {
         let Some(ip) = vip(&field, text, problems) else { return };
-        if found.iter().any(|other| IpFamily::of(other) == IpFamily::of(&ip)) {
+        if found.iter().any(|previous| IpFamily::of(previous) == IpFamily::of(&ip)) {
             problems.error(
                 ProblemKind::Duplicate,
                 &field,
                 format_args!("{text} is the second address of its family"),
-                "give one address of each family; this one is left out",
+                "use one address per family; this one is ignored",
             );
         } else {
             found.push(ip);
@@ -128,8 +132,8 @@ fn cluster_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]>
         problems.error(
             ProblemKind::Missing,
             "spec.clusterIP",
-            "is not set, and there is no API server to choose it",
-            "write the address that clients shall use, or None; the Service is not served",
+            "is not set, and no API server assigns one",
+            "set the address that clients use, or None; the Service is not served",
         );
     }
     found.into()
@@ -149,7 +153,7 @@ fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> 
                 ProblemKind::Duplicate,
                 field("name"),
                 format_args!("`{name}` is the name of another {protocol} port of this Service"),
-                "name each port differently; this one is left out",
+                "use a different name; this port is ignored",
             );
             continue;
         }
@@ -158,7 +162,7 @@ fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> 
                 ProblemKind::Duplicate,
                 field("port"),
                 format_args!("{number} is the number of another {protocol} port of this Service"),
-                "number each port differently; this one is left out",
+                "use a different number; this port is ignored",
             );
             continue;
         }
@@ -173,39 +177,44 @@ fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> 
     ports.into()
 }
 
-/// An address that clients can use.
+/// Parses an address that clients can use. Reports an invalid address and returns `None` for it.
 fn vip(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
     let Some(ip) = parse_ip(text) else {
         problems.error(
             ProblemKind::InvalidAddress,
             field,
             format_args!("`{text}` is not an IP address"),
-            "correct it; it is left out",
+            "correct it; the address is ignored",
         );
         return None;
     };
-    if let Some(why) = why_unusable(&ip) {
+    if let Some(reason) = special_address(&ip) {
         problems.error(
             ProblemKind::InvalidAddress,
             field,
-            format_args!("{text} {why}"),
-            "use an address that is routed to the nodes; it is left out",
+            format_args!("{text} {reason}"),
+            "use an address that is routed to the nodes; this one is ignored",
         );
         return None;
     }
     Some(ip)
 }
 
-/// A VIP of a family that the Service has; the other family's are left out (proxy/serviceport.go does the same).
+/// Parses a VIP whose family the Service has. Reports one of the other family and ignores it, as
+/// pkg/proxy/serviceport.go does.
 fn vip_of_family(field: &str, text: &str, cluster_ips: &[IpAddr], problems: &mut Problems) -> Option<IpAddr> {
     let ip = vip(field, text, problems)?;
     let family = IpFamily::of(&ip);
-    if cluster_ips.iter().all(|other| IpFamily::of(other) != family) {
+    if cluster_ips.iter().all(|cluster_ip| IpFamily::of(cluster_ip) != family) {
+        let name = match family {
+            IpFamily::V4 => "IPv4",
+            IpFamily::V6 => "IPv6",
+        };
         problems.error(
             ProblemKind::WrongFamily,
             field,
-            format_args!("{text} is of a family that the Service has no cluster address of"),
-            "make the Service dual-stack (spec.ipFamilyPolicy); the address is left out",
+            format_args!("{text} is an {name} address, but the Service has no {name} cluster address"),
+            "make the Service dual-stack (spec.ipFamilyPolicy); the address is ignored",
         );
         return None;
     }
@@ -236,13 +245,13 @@ fn load_balancer_ips(
         let Some(text) = ingress.ip.as_deref().filter(|text| !text.is_empty()) else { continue };
         match ingress.ip_mode.as_deref() {
             None | Some("VIP") => ips.extend(vip_of_family(&field("ip"), text, cluster_ips, problems)),
-            // The load balancer terminates connections or translates itself (KEP-1860).
+            // The load balancer terminates or translates connections itself (KEP-1860).
             Some("Proxy") => {}
-            Some(other) => problems.error(
+            Some(unknown) => problems.error(
                 ProblemKind::UnknownValue,
                 field("ipMode"),
-                format_args!("`{other}` is not a mode"),
-                "use VIP or Proxy; the address is left out",
+                format_args!("`{unknown}` is not an IP mode"),
+                "use VIP or Proxy; the address is ignored",
             ),
         }
     }
@@ -251,8 +260,9 @@ fn load_balancer_ips(
     ips.into()
 }
 
-/// `loadBalancerSourceRanges`, per family. A range of everything lifts the restriction of its family. A range that does
-/// not parse lets nobody in, rather than everybody.
+/// Returns `loadBalancerSourceRanges` per family. A range of prefix length 0 removes the
+/// restriction of its family. If a range is invalid, a family without valid ranges admits no
+/// source.
 fn source_ranges(spec: &v1::ServiceSpec, problems: &mut Problems) -> SourceRanges {
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     let mut invalid = false;
@@ -266,7 +276,7 @@ fn source_ranges(spec: &v1::ServiceSpec, problems: &mut Problems) -> SourceRange
                     ProblemKind::InvalidCidr,
                     format_args!("spec.loadBalancerSourceRanges[{index}]"),
                     format_args!("`{text}` is not a CIDR"),
-                    "write it as 192.0.2.0/24; it lets nobody in",
+                    "use the form 192.0.2.0/24; the range admits no source",
                 );
             }
         }
@@ -290,12 +300,12 @@ fn affinity_seconds(spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<u
     match spec.session_affinity.as_deref() {
         None | Some("" | "None") => return None,
         Some("ClientIP") => {}
-        Some(other) => {
+        Some(unknown) => {
             problems.error(
                 ProblemKind::UnknownValue,
                 "spec.sessionAffinity",
-                format_args!("`{other}` is not a kind of affinity"),
-                "use None or ClientIP; there is none until then",
+                format_args!("`{unknown}` is not a session affinity"),
+                "use None or ClientIP; the Service has no affinity until then",
             );
             return None;
         }
@@ -304,12 +314,15 @@ fn affinity_seconds(spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<u
     match config.and_then(|client_ip| client_ip.timeout_seconds) {
         None => Some(AFFINITY_DEFAULT_SECONDS),
         Some(seconds @ 1..=AFFINITY_MAX_SECONDS) => Some(seconds.unsigned_abs()),
-        Some(other) => {
+        Some(seconds) => {
             problems.error(
                 ProblemKind::OutOfRange,
                 "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-                format_args!("{other} is not a time-out"),
-                format_args!("use 1 to {AFFINITY_MAX_SECONDS}; it is {AFFINITY_DEFAULT_SECONDS} until then"),
+                format_args!("{seconds} is not a valid timeout"),
+                format_args!(
+                    "use 1 to {AFFINITY_MAX_SECONDS}; the timeout is {AFFINITY_DEFAULT_SECONDS} \
+                     until then"
+                ),
             );
             Some(AFFINITY_DEFAULT_SECONDS)
         }
@@ -320,12 +333,12 @@ fn policy(field: &str, value: Option<&str>, problems: &mut Problems) -> TrafficP
     match value {
         None | Some("" | "Cluster") => TrafficPolicy::Cluster,
         Some("Local") => TrafficPolicy::Local,
-        Some(other) => {
+        Some(unknown) => {
             problems.error(
                 ProblemKind::UnknownValue,
                 field,
-                format_args!("`{other}` is not a traffic policy"),
-                "use Cluster or Local; it is Cluster until then",
+                format_args!("`{unknown}` is not a traffic policy"),
+                "use Cluster or Local; the policy is Cluster until then",
             );
             TrafficPolicy::Cluster
         }

@@ -5,7 +5,8 @@ use lb_model::{ObjectName, ProblemKind};
 use super::address::parse_cidr;
 use super::problems::{Converted, Problems};
 
-/// The ranges of a ServiceCIDR (KEP-1880): addresses in them belong to Services or to nobody.
+/// Returns the ranges of a ServiceCIDR (KEP-1880). An address in a range is the ClusterIP of a
+/// Service, or unassigned.
 pub fn service_cidrs(object: &v1::ServiceCIDR) -> Converted<Box<[IpNet]>> {
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let mut problems = Problems::of("ServiceCIDR", name);
@@ -18,7 +19,7 @@ pub fn service_cidrs(object: &v1::ServiceCIDR) -> Converted<Box<[IpNet]>> {
                 ProblemKind::InvalidCidr,
                 format_args!("spec.cidrs[{index}]"),
                 format_args!("`{text}` is not a CIDR"),
-                "correct it; it is left out",
+                "correct it; the range is ignored",
             ),
         }
     }

@@ -7,16 +7,18 @@ use lb_model::{
     Endpoint, EndpointPort, EndpointSlice, IpFamily, NodeHint, ObjectName, Problem, ProblemKind, Trigger,
 };
 
-use super::address::{parse_ip, why_unusable};
+use super::address::{parse_ip, special_address};
 use super::problems::{Converted, Problems, has_label, object_name};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
-/// RFC 3339, with nanoseconds (`EndpointsLastChangeTriggerTime`, k8s.io/api/core/v1).
+/// RFC 3339 with nanoseconds (`EndpointsLastChangeTriggerTime` in k8s.io/api/core/v1).
 const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
-/// The EndpointSlice controller copies the labels of the Service.
+/// The EndpointSlice controller copies this label from the Service (KEP-2447).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
+/// Converts an EndpointSlice. The result has no value if this proxy does not use the slice: a slice
+/// of a headless Service or of another proxy, one of type FQDN, or one that names no Service.
 pub fn endpoint_slice(slice: &discovery::v1::EndpointSlice, this_node: &str) -> Converted<EndpointSlice> {
     let name = object_name(&slice.metadata);
     let mut problems = Problems::of("EndpointSlice", &name);
@@ -24,8 +26,9 @@ pub fn endpoint_slice(slice: &discovery::v1::EndpointSlice, this_node: &str) -> 
     Converted { name, value, problems: problems.into_vec() }
 }
 
-/// The slices that the control plane's mirroring controller would make of a legacy `Endpoints` object: one for each
-/// subset and family. A slash cannot stand in the name of a real slice.
+/// Converts a legacy `Endpoints` object into the slices that the mirroring controller of the
+/// control plane would create: one for each subset and family. Their names contain slashes, so they
+/// differ from the name of every real slice.
 pub fn endpoints(
     object: &v1::Endpoints,
     this_node: &str,
@@ -37,8 +40,11 @@ pub fn endpoints(
         let ports = subset_ports(subset, index, &mut problems);
         let endpoints = subset_endpoints(subset, index, this_node, &mut problems);
         for (family, suffix) in [(IpFamily::V4, "IPv4"), (IpFamily::V6, "IPv6")] {
-            let endpoints: Box<[_]> =
-                endpoints.iter().filter(|ep| IpFamily::of(&ep.address) == family).copied().collect();
+            let endpoints: Box<[_]> = endpoints
+                .iter()
+                .filter(|endpoint| IpFamily::of(&endpoint.address) == family)
+                .copied()
+                .collect();
             if !endpoints.is_empty() {
                 let name = format!("Endpoints/{}/{index}/{suffix}", service.name());
                 let slice = EndpointSlice {
@@ -76,7 +82,7 @@ fn convert(
             ProblemKind::Missing,
             format_args!("metadata.labels[{SERVICE_LABEL}]"),
             "is missing",
-            "name the Service whose endpoints these are; the slice is not used",
+            "set it to the name of the Service; the slice is not used",
         );
         return None;
     };
@@ -84,11 +90,11 @@ fn convert(
         "IPv4" => IpFamily::V4,
         "IPv6" => IpFamily::V6,
         "FQDN" => return None,
-        other => {
+        unknown => {
             problems.error(
                 ProblemKind::UnknownValue,
                 "addressType",
-                format_args!("`{other}` is not a type of address"),
+                format_args!("`{unknown}` is not a supported address type"),
                 "use IPv4 or IPv6; the slice is not used",
             );
             return None;
@@ -110,7 +116,8 @@ fn convert(
     })
 }
 
-/// An annotation that cannot be read says nothing of the endpoints: it is ignored, as kube-proxy does.
+/// Parses the trigger time. Ignores an invalid annotation, as kube-proxy does: it does not affect
+/// how the endpoints are served.
 fn trigger(metadata: &ObjectMeta, family: IpFamily) -> Option<Trigger> {
     let text = metadata.annotations.as_ref()?.get(TRIGGER_ANNOTATION)?;
     let at: Timestamp = text.parse().ok()?;
@@ -120,12 +127,13 @@ fn trigger(metadata: &ObjectMeta, family: IpFamily) -> Option<Trigger> {
 fn slice_ports(slice: &discovery::v1::EndpointSlice, problems: &mut Problems) -> Box<[EndpointPort]> {
     let mut ports = Vec::new();
     for (index, port) in slice.ports.iter().flatten().enumerate() {
-        // No number means "every port" to consumers other than proxies (discovery/v1); 0 says the same to kube-proxy.
+        // A missing number means "all ports", which only other consumers than proxies can use
+        // (discovery/v1). kube-proxy treats 0 as missing.
         let Some(number) = port.port.filter(|number| *number != 0) else { continue };
         let protocol = problems.protocol(format_args!("ports[{index}].protocol"), port.protocol.as_deref());
         let number = problems.port(format_args!("ports[{index}].port"), number);
         if let (Some(protocol), Some(port_number)) = (protocol, number) {
-            // The API server stores a missing name as the empty one.
+            // The API server stores a missing name as an empty string.
             let name = port.name.as_deref().unwrap_or_default().into();
             ports.push(EndpointPort { name, protocol, port: port_number });
         }
@@ -141,7 +149,7 @@ fn convert_endpoint(
     zone_sets: &mut Vec<Box<[Box<str>]>>,
     problems: &mut Problems,
 ) -> Option<Endpoint> {
-    // The API reserves the further addresses; kube-proxy has never read them.
+    // The API reserves further addresses for later use; kube-proxy has never read them.
     let address = address(
         &format!("endpoints[{index}].addresses[0]"),
         endpoint.addresses.first().map_or("", String::as_str),
@@ -151,8 +159,8 @@ fn convert_endpoint(
         problems.error(
             ProblemKind::WrongFamily,
             format_args!("endpoints[{index}].addresses[0]"),
-            format_args!("{address} is not of the slice's addressType"),
-            "put it into a slice of its own family; the endpoint is left out",
+            format_args!("{address} does not have the addressType of the slice"),
+            "move it to a slice of its family; the endpoint is ignored",
         );
         return None;
     }
@@ -179,7 +187,8 @@ fn convert_endpoint(
     })
 }
 
-/// The index of this set of zones among those of the slice. A slice has few different ones.
+/// Returns the index of this set of zones in `zone_sets`, and adds the set if it is new. A slice
+/// has few distinct sets, so the search is linear.
 fn zone_set<'a>(
     zones: impl Iterator<Item = &'a str> + Clone,
     zone_sets: &mut Vec<Box<[Box<str>]>>,
@@ -190,26 +199,28 @@ fn zone_set<'a>(
         zone_sets.push(zones.map(Box::from).collect());
         zone_sets.len() - 1
     });
-    // The API allows a thousand endpoints in a slice. Beyond 65535 different sets an endpoint counts as not hinted.
+    // The API allows a thousand endpoints per slice. In a manifest with more than 65536 distinct
+    // sets the rest counts as endpoints without hints.
     u16::try_from(index).ok()
 }
 
+/// Parses the address of an endpoint. Reports an invalid address and returns `None` for it.
 fn address(field: &str, text: &str, problems: &mut Problems) -> Option<IpAddr> {
     let Some(ip) = parse_ip(text) else {
         problems.error(
             ProblemKind::InvalidAddress,
             field,
             format_args!("`{text}` is not an IP address"),
-            "correct it; the endpoint is left out",
+            "correct it; the endpoint is ignored",
         );
         return None;
     };
-    if let Some(why) = why_unusable(&ip) {
+    if let Some(reason) = special_address(&ip) {
         problems.error(
             ProblemKind::InvalidAddress,
             field,
-            format_args!("{text} {why}"),
-            "use the address of the pod or host; the endpoint is left out",
+            format_args!("{text} {reason}"),
+            "use the address of the pod or host; the endpoint is ignored",
         );
         return None;
     }

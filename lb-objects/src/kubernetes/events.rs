@@ -1,10 +1,16 @@
-//! Kubernetes Events: what is wrong with an object is said where its owner looks, in `kubectl describe`.
+//! Writes Kubernetes Events about faulty objects, so that `kubectl describe` shows the problem.
 //!
-//! Every agent of a cluster sees the same faulty object, and each one again when it starts. The name of an Event follows
-//! from what it says, so the first to say it creates it and the others find it there; the API server forgets Events after
-//! an hour.
+//! Every agent of a cluster finds the same problem, and finds it again after a restart. The name of
+//! an Event is a digest of its content: the first agent creates the Event, the requests of the
+//! others fail because it exists. The API server deletes Events after an hour. [`EventLimit`]
+//! limits the Events about each object, and the recorder limits them all.
+//!
+//! `kube::runtime::events::Recorder` does not fit. It derives the name from the time, so that every
+//! agent would create an Event of its own; it treats two Events as equal if only their notes
+//! differ; and it has no limits.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -17,22 +23,26 @@ use kube::{Api, Client, Resource};
 use lb_model::{ObjectName, Problem, Severity};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, warn};
 
-/// Events that may wait. More than these are in the log alone.
+use super::event_limit::{Admission, EventLimit};
+
+/// The number of Events that can wait. Further ones appear only in the log.
 const QUEUE: usize = 256;
-/// Between two Events: a cluster full of faults must not become a load on its API server.
+/// The time between two Events. It bounds the load on the API server of a cluster with many faults.
 const PACE: Duration = Duration::from_millis(200);
-/// Pauses before further attempts, when the API server does not answer.
+/// The pauses before further attempts if the API server does not respond.
 const RETRIES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(20)];
 const CONTROLLER: &str = "sluice.dev/agent";
-/// In bytes (pkg/apis/core/validation/events.go).
+/// The maximum length of a note in bytes (pkg/apis/core/validation/events.go).
 const NOTE_MAX: usize = 1024;
-/// A DNS subdomain has 253 characters; the rest is for the dot and the digits.
+/// The part of the object's name that the name of an Event contains. A name has at most 253
+/// characters (DNS subdomain); a dot and 16 digits follow.
 const NAME_MAX: usize = 253 - 17;
 
-/// Something to say of an object.
+/// A warning about an object. [`EventRecorder`] writes it as an Event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectWarning {
     kind: &'static str,
@@ -43,12 +53,15 @@ pub struct ObjectWarning {
     reason: String,
     action: &'static str,
     note: String,
-    /// True here and not everywhere: each node says it by itself.
-    of_this_node: bool,
+    /// The warning concerns this node only: each node writes an Event of its own.
+    node_specific: bool,
+    /// The warning stands for all similar ones that follow.
+    combined: bool,
 }
 
 impl ObjectWarning {
-    /// None when nothing is wrong for sure, and for what is no object of the API.
+    /// Returns the warning about a problem. Returns `None` for mere notes, and for problems that
+    /// concern no API object.
     pub fn from_problem(problem: &Problem) -> Option<Self> {
         let (kind, namespace, name) = problem.object_reference()?;
         let field = match &*problem.field {
@@ -62,11 +75,13 @@ impl ObjectWarning {
             reason: upper_camel_case(problem.kind.code()),
             action: "Serve",
             note: format!("{field}{}: {}", problem.reason, problem.remedy),
-            of_this_node: false,
+            node_specific: false,
+            combined: false,
         })
     }
 
-    /// The port by which load balancers ask cannot be opened. kube-proxy says it with the same reason.
+    /// Returns the warning that the health check port of a Service cannot be opened. The reason is
+    /// that of kube-proxy.
     pub fn health_check_failed(service: &ObjectName, note: String) -> Self {
         Self {
             kind: "Service",
@@ -75,7 +90,8 @@ impl ObjectWarning {
             reason: "FailedToStartServiceHealthcheck".to_owned(),
             action: "Listen",
             note,
-            of_this_node: true,
+            node_specific: true,
+            combined: false,
         }
     }
 
@@ -87,14 +103,24 @@ impl ObjectWarning {
         }
     }
 
-    /// Where its Event is: that of an object without a namespace is in `default`.
+    /// Returns the namespace of the Event: `default` for objects without a namespace.
     fn namespace(&self) -> &str {
         if self.namespace.is_empty() { "default" } else { &self.namespace }
     }
 
+    /// Kind, namespace and name.
+    fn object(&self) -> String {
+        format!("{} {}/{}", self.kind, self.namespace, self.name)
+    }
+
     fn event(&self, uid: String, node: &str, now: Timestamp) -> Event {
-        let said_by = if self.of_this_node { node } else { "" };
-        let digest = fnv1a(&[&uid, said_by, &self.reason, &self.note]);
+        let reporter = if self.node_specific { node } else { "" };
+        let (note, digest) = if self.combined {
+            let note = format!("(combined from similar events): {}", self.note);
+            (note, fnv1a(&[&uid, reporter, &self.reason]))
+        } else {
+            (self.note.clone(), fnv1a(&[&uid, reporter, &self.reason, &self.note]))
+        };
         // Names are ASCII.
         let name = self.name.get(..NAME_MAX).unwrap_or(&self.name);
         Event {
@@ -109,13 +135,13 @@ impl ObjectWarning {
             type_: Some("Warning".to_owned()),
             reason: Some(self.reason.clone()),
             action: Some(self.action.to_owned()),
-            note: Some(self.note[..self.note.floor_char_boundary(NOTE_MAX)].to_owned()),
+            note: Some(note[..note.floor_char_boundary(NOTE_MAX)].to_owned()),
             regarding: Some(ObjectReference {
                 api_version: Some(self.api_version().to_owned()),
                 kind: Some(self.kind.to_owned()),
                 namespace: Some(self.namespace.clone()).filter(|namespace| !namespace.is_empty()),
                 name: Some(self.name.clone()),
-                // `kubectl describe` shows only Events that name it.
+                // `kubectl describe` shows only Events with the UID of the object.
                 uid: Some(uid),
                 ..ObjectReference::default()
             }),
@@ -132,49 +158,71 @@ fn upper_camel_case(word: &str) -> String {
     word.split('_').map(capitalized).collect()
 }
 
-/// FNV-1a: agents of any version must come to the same number.
+/// Returns the FNV-1a hash. Agents of all versions must compute the same value, and the hash of the
+/// standard library may change.
 fn fnv1a(parts: &[&str]) -> u64 {
-    // What separates the parts is in no text.
+    // UTF-8 text does not contain the separator 0xff.
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0xff]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
 
-/// Takes notices and never waits.
+/// Accepts warnings without waiting, and writes them as Events in a task.
 #[derive(Debug, Clone)]
-pub struct EventRecorder(mpsc::Sender<ObjectWarning>);
+pub struct EventRecorder {
+    queue: mpsc::Sender<ObjectWarning>,
+    limit: Arc<Mutex<EventLimit>>,
+}
 
 impl EventRecorder {
-    /// Writes Events in a task that ends with the last recorder.
+    /// Starts the task, which ends when the last clone of the recorder is dropped. `node` is the
+    /// name of the Node of this process.
     pub fn start(client: Client, node: &str) -> Self {
-        let (sender, mut notices) = mpsc::channel(QUEUE);
-        let node = node.to_owned();
-        tokio::spawn(async move {
-            let mut pace = interval(PACE);
-            pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut forbidden = false;
-            while let Some(notice) = notices.recv().await {
-                pace.tick().await;
-                match publish(&client, &notice, &node).await {
-                    Err(error) if is_status(&error, FORBIDDEN) && !forbidden => {
-                        forbidden = true;
-                        warn!(
-                            "Events cannot be written: {error}: allow the agent's account the verb create on \
-                             events.events.k8s.io (deploy/ has the ClusterRole)"
-                        );
-                    }
-                    Err(error) => debug!(?notice, "cannot write an Event: {error}"),
-                    Ok(()) => {}
-                }
-            }
-        });
-        Self(sender)
+        let (queue, warnings) = mpsc::channel(QUEUE);
+        tokio::spawn(write_events(client, node.to_owned(), warnings));
+        Self { queue, limit: Arc::default() }
     }
 
-    pub fn record(&self, notice: ObjectWarning) {
-        if self.0.try_send(notice).is_err() {
-            debug!("too many Events wait: one is left out");
+    /// Queues a warning. Drops it if the limit of its object is reached, or if the queue is full.
+    pub fn record(&self, mut warning: ObjectWarning) {
+        let note = fnv1a(&[&warning.note]);
+        let admission = (self.limit.lock().unwrap_or_else(PoisonError::into_inner)).admit(
+            &warning.object(),
+            &warning.reason,
+            note,
+            Instant::now(),
+        );
+        match admission {
+            Admission::Individual => {}
+            Admission::Combined => warning.combined = true,
+            Admission::Suppressed => {
+                debug!(object = warning.object(), "Event suppressed: limit of the object");
+                return;
+            }
+        }
+        if let Err(TrySendError::Full(warning)) = self.queue.try_send(warning) {
+            debug!(object = warning.object(), "Event suppressed: queue is full");
+        }
+    }
+}
+
+async fn write_events(client: Client, node: String, mut warnings: mpsc::Receiver<ObjectWarning>) {
+    let mut pace = interval(PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut forbidden = false;
+    while let Some(warning) = warnings.recv().await {
+        pace.tick().await;
+        match publish(&client, &warning, &node).await {
+            Err(error) if is_status(&error, FORBIDDEN) && !forbidden => {
+                forbidden = true;
+                warn!(
+                    "cannot write Events: {error}: grant the agent's account the verb create on \
+                     events.events.k8s.io (see the ClusterRole in deploy/)"
+                );
+            }
+            Err(error) => debug!(?warning, "cannot write an Event: {error}"),
+            Ok(()) => {}
         }
     }
 }
@@ -187,11 +235,11 @@ fn is_status(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
-async fn publish(client: &Client, notice: &ObjectWarning, node: &str) -> kube::Result<()> {
+async fn publish(client: &Client, warning: &ObjectWarning, node: &str) -> kube::Result<()> {
     let mut retries = RETRIES.into_iter();
     loop {
-        match try_publish(client, notice, node).await {
-            // The object is gone, or the Event is there.
+        match try_publish(client, warning, node).await {
+            // The object has been deleted, or the Event exists.
             Err(error) if is_status(&error, NOT_FOUND) || is_status(&error, CONFLICT) => return Ok(()),
             Err(error @ kube::Error::Api(_)) => return Err(error),
             Err(error) => match retries.next() {
@@ -203,18 +251,18 @@ async fn publish(client: &Client, notice: &ObjectWarning, node: &str) -> kube::R
     }
 }
 
-async fn try_publish(client: &Client, notice: &ObjectWarning, node: &str) -> kube::Result<()> {
-    let ObjectWarning { kind, namespace, name, .. } = notice;
+async fn try_publish(client: &Client, warning: &ObjectWarning, node: &str) -> kube::Result<()> {
+    let ObjectWarning { kind, namespace, name, .. } = warning;
     let uid = match *kind {
         "Service" => uid(Api::<Service>::namespaced(client.clone(), namespace), name).await?,
         "EndpointSlice" => uid(Api::<EndpointSlice>::namespaced(client.clone(), namespace), name).await?,
         "Node" => uid(Api::<Node>::all(client.clone()), name).await?,
         "ServiceCIDR" => uid(Api::<ServiceCIDR>::all(client.clone()), name).await?,
-        // Not read from an API server.
+        // The agent does not read other kinds from an API server.
         _ => return Ok(()),
     };
-    let event = notice.event(uid, node, Timestamp::now());
-    let events = Api::<Event>::namespaced(client.clone(), notice.namespace());
+    let event = warning.event(uid, node, Timestamp::now());
+    let events = Api::<Event>::namespaced(client.clone(), warning.namespace());
     events.create(&PostParams::default(), &event).await.map(drop)
 }
 
@@ -243,14 +291,14 @@ mod tests {
         }
     }
 
-    fn notice(object: &str) -> Option<ObjectWarning> {
+    fn warning(object: &str) -> Option<ObjectWarning> {
         ObjectWarning::from_problem(&problem(Severity::Error, object))
     }
 
     #[test]
-    fn an_event_says_what_is_wrong_at_the_object() {
+    fn an_event_describes_the_problem_of_an_object() {
         let event =
-            notice("Service default/web").unwrap().event("u-1".into(), "node-1", Timestamp::UNIX_EPOCH);
+            warning("Service default/web").unwrap().event("u-1".into(), "node-1", Timestamp::UNIX_EPOCH);
         assert_eq!(
             serde_json::to_value(&event).unwrap(),
             serde_json::json!({
@@ -272,30 +320,35 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_fault_of_an_object_makes_no_event() {
+    fn notes_and_problems_without_an_object_have_no_event() {
         assert_eq!(ObjectWarning::from_problem(&problem(Severity::Note, "Service default/web")), None);
-        assert_eq!(notice("cannot list services"), None);
-        assert_eq!(notice("/etc/sluice/web.yaml"), None);
+        assert_eq!(warning("cannot list services"), None);
+        assert_eq!(warning("/etc/sluice/web.yaml"), None);
     }
 
     #[test]
-    fn the_same_fault_has_the_same_name_on_every_node_until_the_object_is_another() {
-        let name = |notice: &ObjectWarning, uid: &str, node: &str| {
-            notice.event(uid.into(), node, Timestamp::now()).metadata.name.unwrap()
+    fn the_name_of_an_event_depends_on_the_object_and_the_problem_only() {
+        let name = |warning: &ObjectWarning, uid: &str, node: &str| {
+            warning.event(uid.into(), node, Timestamp::now()).metadata.name.unwrap()
         };
-        let everywhere = notice("Service default/web").unwrap();
+        let everywhere = warning("Service default/web").unwrap();
         assert_eq!(name(&everywhere, "u-1", "node-1"), name(&everywhere, "u-1", "node-2"));
         assert_ne!(name(&everywhere, "u-1", "node-1"), name(&everywhere, "u-2", "node-1"));
+        // A combined Event stands for any of the similar ones.
+        let combined = |object| ObjectWarning { combined: true, ..warning(object).unwrap() };
+        let similar = ObjectWarning { note: "198.51.100.1".into(), ..combined("Service default/web") };
+        assert_eq!(name(&combined("Service default/web"), "u-1", "a"), name(&similar, "u-1", "b"));
+        assert_ne!(name(&similar, "u-1", "a"), name(&everywhere, "u-1", "a"));
         let web = ObjectName::new("default", "web");
         let here = ObjectWarning::health_check_failed(&web, "address in use".into());
         assert_ne!(name(&here, "u-1", "node-1"), name(&here, "u-1", "node-2"));
-        // Published values for FNV-1a: agents of different versions must agree.
+        // The published offset basis of FNV-1a.
         assert_eq!(fnv1a(&[]), 0xcbf2_9ce4_8422_2325);
         assert_ne!(fnv1a(&["ab", ""]), fnv1a(&["a", "b"]));
     }
 
     #[test]
-    fn long_texts_and_names_are_cut() {
+    fn long_notes_and_names_are_truncated() {
         let long = Problem { reason: "é".repeat(2000).into(), ..problem(Severity::Error, "Node worker-1") };
         let event =
             ObjectWarning::from_problem(&long).unwrap().event("u".into(), "worker-1", Timestamp::now());
@@ -303,7 +356,7 @@ mod tests {
         assert_eq!(event.metadata.namespace.as_deref(), Some("default"));
         assert_eq!(event.regarding.unwrap().namespace, None);
         let event =
-            notice(&format!("Node {}", "n".repeat(253))).unwrap().event("u".into(), "", Timestamp::now());
+            warning(&format!("Node {}", "n".repeat(253))).unwrap().event("u".into(), "", Timestamp::now());
         assert_eq!(event.metadata.name.unwrap().len(), 253);
     }
 }

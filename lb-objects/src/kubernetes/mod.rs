@@ -1,6 +1,7 @@
-//! The API server as the source: one watch for each kind of object. Objects become [model](lb_model) types as they
-//! come from the stream and are dropped at once.
+//! Reads objects from the API server, with one watch for each resource. Each object is converted to
+//! its [model](lb_model) type when it arrives, and dropped.
 
+mod event_limit;
 pub mod events;
 mod watch;
 
@@ -17,24 +18,31 @@ use kube::{Api, Client, Config};
 use lb_model::{EndpointSlice, Node, ObjectName, Service, SourceEvent, WatchedResource};
 use tokio::sync::mpsc;
 
-use self::watch::{WatchBackoff, WatchSpec, follow};
+use self::watch::{WatchBackoff, WatchSpec, run_watch};
 use crate::convert::{self, Converted};
 
+/// The reasons why no client for the API server can be created.
 #[derive(Debug, thiserror::Error)]
 pub enum KubernetesError {
-    #[error("kubeconfig {}: {source}: give --kubeconfig a file that kubectl works with", path.display())]
+    #[error(
+        "kubeconfig {}: {source}: set --kubeconfig to a file that kubectl accepts",
+        path.display()
+    )]
     Kubeconfig { path: PathBuf, source: Box<kube::config::KubeconfigError> },
     #[error(
-        "not in a cluster ({source}): run as a pod with a service account, or give --kubeconfig FILE or --manifests DIR"
+        "not in a cluster ({source}): run as a pod with a service account, or set --kubeconfig \
+         FILE or --manifests DIR"
     )]
     InCluster { source: Box<kube::config::InClusterError> },
     #[error(
-        "the client for {url} cannot be made: {source}: check certificates and credentials of the kubeconfig"
+        "cannot create a client for {url}: {source}: check the certificates and credentials of the \
+         kubeconfig"
     )]
     Client { url: String, source: Box<kube::Error> },
 }
 
-/// A client for the cluster of a kubeconfig file, or for the one this process runs in.
+/// Creates a client for the cluster of a kubeconfig file. Without a file, creates a client for the
+/// cluster that this process runs in. Sends no request.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, KubernetesError> {
     let mut config = match kubeconfig {
         Some(path) => {
@@ -47,24 +55,30 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, KubernetesErro
             Config::incluster().map_err(|source| KubernetesError::InCluster { source: Box::new(source) })?
         }
     };
-    // A watch is silent for minutes. The watcher has time-outs of its own; this one would break it off each time.
+    // A watch can receive nothing for minutes, and this timeout would end it. The watcher has
+    // timeouts of its own.
     config.read_timeout = None;
     let url = config.cluster_url.to_string();
     Client::try_from(config).map_err(|source| KubernetesError::Client { url, source: Box::new(source) })
 }
 
-/// A directive for the log filter. The client library logs each failed attempt, several times a second; what is wrong is
-/// reported as a [`Problem`](lb_model::Problem), once.
+/// Directives for the log filter that silence the client library. It logs each failed request,
+/// several per second. The watches report each failure once, as a [`Problem`](lb_model::Problem).
 pub const LOG_FILTER: &str = "kube_client=off,kube_runtime=off";
 
-/// Neither for other proxies (KEP-2447; the EndpointSlice controller copies the label of the Service) nor of headless Services.
-/// The Services of other proxies are followed all the same: their addresses must not be taken for unassigned ones.
+/// Selects the EndpointSlices that belong neither to other proxies (KEP-2447; the EndpointSlice
+/// controller copies the label of the Service) nor to headless Services.
+///
+/// The Services of other proxies are watched nevertheless: their ClusterIPs must not count as
+/// unassigned addresses.
 const SLICES_OF_THIS_PROXY: &str =
     "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 
-/// Sends what the cluster holds and then every change of it, until nobody listens any more.
+/// Sends all objects of the cluster and then every change, until the receiver is dropped.
+///
+/// `this_node` is the name of the Node of this process.
 pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<SourceEvent>) {
-    let services = follow(
+    let services = run_watch(
         watcher(
             Api::<ApiService>::all(client.clone()),
             watcher::Config::default().fields("spec.clusterIP!=None"),
@@ -73,7 +87,7 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Sou
         services(),
         &events,
     );
-    let slices = follow(
+    let slices = run_watch(
         watcher(
             Api::<ApiEndpointSlice>::all(client.clone()),
             watcher::Config::default().labels(SLICES_OF_THIS_PROXY),
@@ -82,7 +96,7 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Sou
         slices(this_node.clone()),
         &events,
     );
-    let node = follow(
+    let node = run_watch(
         watcher(
             Api::<ApiNode>::all(client.clone()),
             watcher::Config::default().fields(&format!("metadata.name={this_node}")),
@@ -91,7 +105,7 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Sou
         node(),
         &events,
     );
-    let service_cidrs = follow(
+    let service_cidrs = run_watch(
         watcher(Api::<ServiceCIDR>::all(client), watcher::Config::default()).backoff(WatchBackoff::default()),
         service_cidrs(),
         &events,
@@ -99,10 +113,10 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Sou
     tokio::join!(services, slices, node, service_cidrs);
 }
 
-/// Makes the model's `T` of an API object.
+/// Converts an API object into the model type `T`.
 type Convert<K, T> = fn(&K) -> Converted<T>;
 
-/// Makes the event that tells of a `T`, or that it is gone.
+/// Creates the event for a new or changed `T`, or for its deletion.
 type MakeEvent<T> = fn(ObjectName, Option<T>) -> SourceEvent;
 
 fn services() -> WatchSpec<Convert<ApiService, Service>, MakeEvent<Service>> {
@@ -112,7 +126,7 @@ fn services() -> WatchSpec<Convert<ApiService, Service>, MakeEvent<Service>> {
         singular: "Service",
         optional: false,
         convert: convert::service,
-        event: |name, service: Option<Service>| SourceEvent::Service(name, service.map(Arc::new)),
+        make_event: |name, service: Option<Service>| SourceEvent::Service(name, service.map(Arc::new)),
     }
 }
 
@@ -125,7 +139,9 @@ fn slices(
         singular: "EndpointSlice",
         optional: false,
         convert: move |slice: &ApiEndpointSlice| convert::endpoint_slice(slice, &this_node),
-        event: |name, slice: Option<EndpointSlice>| SourceEvent::EndpointSlice(name, slice.map(Arc::new)),
+        make_event: |name, slice: Option<EndpointSlice>| {
+            SourceEvent::EndpointSlice(name, slice.map(Arc::new))
+        },
     }
 }
 
@@ -136,7 +152,7 @@ fn node() -> WatchSpec<Convert<ApiNode, Node>, MakeEvent<Node>> {
         singular: "Node",
         optional: false,
         convert: convert::node,
-        event: |_, node: Option<Node>| SourceEvent::Node(node.map(Arc::new)),
+        make_event: |_, node: Option<Node>| SourceEvent::Node(node.map(Arc::new)),
     }
 }
 
@@ -148,14 +164,18 @@ fn service_cidrs() -> WatchSpec<Convert<ServiceCIDR, Ranges>, MakeEvent<Ranges>>
         resource: WatchedResource::ServiceCidrs,
         plural: "servicecidrs.networking.k8s.io",
         singular: "ServiceCIDR",
-        // Served by Kubernetes 1.33 and newer; without it addresses that belong to no Service are not known.
+        // Kubernetes serves this resource since 1.33. Without it, unassigned ClusterIPs cannot be
+        // distinguished from other addresses.
         optional: true,
         convert: convert::service_cidrs,
-        event: |name, cidrs: Option<Ranges>| SourceEvent::ServiceCidr(name, cidrs.map(Arc::from)),
+        make_event: |name, cidrs: Option<Ranges>| SourceEvent::ServiceCidr(name, cidrs.map(Arc::from)),
     }
 }
 
-/// The events that a first list of these objects would make. Fails for an object that an API server could not hold.
+/// Returns the events of a first list of these objects.
+///
+/// # Errors
+/// Fails if an object does not have the type that an API server would accept.
 #[cfg(feature = "test-util")]
 pub async fn list(
     objects: &[serde_json::Value],
@@ -176,10 +196,10 @@ pub async fn list(
     }
 
     let (sender, mut receiver) = mpsc::channel(1024);
-    follow(stream(objects, "Service")?, services(), &sender).await;
-    follow(stream(objects, "EndpointSlice")?, slices(this_node), &sender).await;
-    follow(stream(objects, "Node")?, node(), &sender).await;
-    follow(stream(objects, "ServiceCIDR")?, service_cidrs(), &sender).await;
+    run_watch(stream(objects, "Service")?, services(), &sender).await;
+    run_watch(stream(objects, "EndpointSlice")?, slices(this_node), &sender).await;
+    run_watch(stream(objects, "Node")?, node(), &sender).await;
+    run_watch(stream(objects, "ServiceCIDR")?, service_cidrs(), &sender).await;
     drop(sender);
     let mut events = Vec::new();
     while let Some(event) = receiver.recv().await {

@@ -1,4 +1,4 @@
-//! One watch, kept up for ever.
+//! Runs one watch of the API server without end.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -12,24 +12,26 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::convert::Converted;
 
-/// What [`follow`] must know of a kind of object.
+/// Describes a watched resource for [`run_watch`].
 pub(super) struct WatchSpec<C, E> {
     pub resource: WatchedResource,
-    /// As RBAC rules name it, for messages.
+    /// The resource as RBAC rules name it, for messages.
     pub plural: &'static str,
     pub singular: &'static str,
-    /// The cluster may lack it, or refuse it: the agent starts all the same.
+    /// The agent starts even if the cluster does not serve the resource or refuses access to it.
     pub optional: bool,
     pub convert: C,
-    pub event: E,
+    pub make_event: E,
 }
 
-/// The receiver of the events is gone.
+/// The receiver of the events has been dropped.
 struct Closed;
 
-/// Pauses after failed attempts, as client-go has them: from 0.8 s, each twice as long, up to 30 s and as much of jitter; from
-/// 0.8 s again after two minutes without a failure. `default_backoff()` would begin anew with every item of the stream, and
-/// every attempt to list has one before it fails: each agent would ask an API server that is down once a second.
+/// Exponential backoff after failed requests, as in client-go: 0.8 s, doubled up to 30 s, plus up
+/// to 100 % jitter. The pause returns to 0.8 s after two minutes without a failure.
+///
+/// `default_backoff()` resets the pause with every item of the stream, and every attempt to list
+/// begins with an item. Each agent would then send a request per second to a failed API server.
 #[derive(Default)]
 pub(super) struct WatchBackoff(watcher::DefaultBackoff);
 
@@ -42,46 +44,50 @@ impl Iterator for WatchBackoff {
 }
 
 impl Backoff for WatchBackoff {
-    /// Called for every item. The two minutes are counted in `next`.
+    /// Does nothing: the watcher calls it for every item. `next` counts the two minutes.
     fn reset(&mut self) {}
 }
 
-/// A watch that is taken up again where it broke off says nothing until an object changes. But a failed attempt follows
-/// upon another after at most 30 seconds and a jitter ([`WatchBackoff`]) and 30 seconds in which no connection
-/// came about: when there was none for longer, one succeeded.
-const SILENCE_MEANS_RECOVERED: Duration = Duration::from_secs(150);
+/// A watch without a failure for this time has recovered.
+///
+/// A watch that resumes after a failure returns nothing until an object changes. If the requests
+/// still failed, the next failure would follow after at most 60 s of backoff ([`WatchBackoff`]) and
+/// 30 s of connection timeout.
+const RECOVERED_AFTER: Duration = Duration::from_secs(150);
 
-/// What is wrong with the watch itself.
+/// A failure of the watch itself.
 struct WatchFailure {
-    /// HTTP status; none if there was no answer.
+    /// HTTP status. `None` if the API server did not respond.
     code: Option<u16>,
-    /// When it was seen last.
+    /// Time of the last occurrence.
     last: Instant,
 }
 
-/// Follows a watch until nobody listens. After each new list (a restart, a 410, a lost connection) what it lacks is
-/// deleted, and nothing before it is complete.
-pub(super) async fn follow<K, T, C, E>(
+/// Converts the items of a watch into events until the receiver of the events is dropped.
+///
+/// After each complete list (a restart, status 410, a lost connection) it sends deletions for the
+/// objects that the list does not contain. An incomplete list deletes nothing.
+pub(super) async fn run_watch<K, T, C, E>(
     stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
-    kind: WatchSpec<C, E>,
+    spec: WatchSpec<C, E>,
     events: &mpsc::Sender<SourceEvent>,
 ) where
     C: Fn(&K) -> Converted<T>,
     E: Fn(ObjectName, Option<T>) -> SourceEvent,
 {
     let mut stream = std::pin::pin!(stream);
-    let mut follower = ObjectWatch::new(kind, events);
+    let mut watch = ObjectWatch::new(spec, events);
     loop {
-        let recovered = follower.failure.as_ref().map(|failure| failure.last + SILENCE_MEANS_RECOVERED);
+        let recovered = watch.failure.as_ref().map(|failure| failure.last + RECOVERED_AFTER);
         let done = tokio::select! {
             () = events.closed() => Err(Closed),
             item = stream.next() => match item {
-                Some(item) => follower.take(item).await,
-                // The stream has no end of its own.
+                Some(item) => watch.handle(item).await,
+                // The streams of kube-rs do not end. Those of tests do.
                 None => Err(Closed),
             },
             () = sleep_until(recovered.unwrap_or_else(Instant::now)), if recovered.is_some() => {
-                follower.recover().await
+                watch.report_recovery().await
             }
         };
         if done.is_err() {
@@ -91,43 +97,43 @@ pub(super) async fn follow<K, T, C, E>(
 }
 
 struct ObjectWatch<'a, C, E> {
-    kind: WatchSpec<C, E>,
+    spec: WatchSpec<C, E>,
     events: &'a mpsc::Sender<SourceEvent>,
-    /// The objects that the planner was told of.
-    known: HashSet<ObjectName>,
-    /// Those of a list that is under way.
+    /// The objects that exist according to the events sent so far.
+    sent: HashSet<ObjectName>,
+    /// The objects of the list that is being received.
     listed: HashSet<ObjectName>,
-    /// The objects that something was reported of.
-    reported: HashSet<ObjectName>,
-    /// What was reported of the watch itself.
+    /// The objects with reported problems.
+    faulty: HashSet<ObjectName>,
+    /// The reported failure of the watch itself.
     failure: Option<WatchFailure>,
     synced: bool,
 }
 
 impl<'a, C, E> ObjectWatch<'a, C, E> {
-    fn new(kind: WatchSpec<C, E>, events: &'a mpsc::Sender<SourceEvent>) -> Self {
+    fn new(spec: WatchSpec<C, E>, events: &'a mpsc::Sender<SourceEvent>) -> Self {
         Self {
-            kind,
+            spec,
             events,
-            known: HashSet::new(),
+            sent: HashSet::new(),
             listed: HashSet::new(),
-            reported: HashSet::new(),
+            faulty: HashSet::new(),
             failure: None,
             synced: false,
         }
     }
 
-    async fn take<K, T>(&mut self, item: watcher::Result<watcher::Event<K>>) -> Result<(), Closed>
+    async fn handle<K, T>(&mut self, item: watcher::Result<watcher::Event<K>>) -> Result<(), Closed>
     where
         C: Fn(&K) -> Converted<T>,
         E: Fn(ObjectName, Option<T>) -> SourceEvent,
     {
         let event = match item {
             Ok(event) => event,
-            Err(error) => return self.fail(&error).await,
+            Err(error) => return self.report_failure(&error).await,
         };
         match event {
-            // Only the attempt to list begins.
+            // The watcher is about to send the list request: no sign of recovery.
             watcher::Event::Init => {
                 self.listed = HashSet::new();
                 return Ok(());
@@ -138,28 +144,22 @@ impl<'a, C, E> ObjectWatch<'a, C, E> {
             }
             watcher::Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
-                let told = self.known.union(&self.reported);
-                let gone: Vec<ObjectName> = told.filter(|name| !listed.contains(name)).cloned().collect();
-                for name in gone {
+                let previous = self.sent.union(&self.faulty);
+                let deleted: Vec<ObjectName> =
+                    previous.filter(|name| !listed.contains(name)).cloned().collect();
+                for name in deleted {
                     self.delete(name).await?;
                 }
-                self.known.shrink_to_fit();
-                self.sync().await?;
+                self.sent.shrink_to_fit();
+                self.report_synced().await?;
             }
             watcher::Event::Apply(object) => drop(self.apply(object).await?),
             watcher::Event::Delete(object) => {
-                let name = (self.kind.convert)(&object).name;
+                let name = (self.spec.convert)(&object).name;
                 self.delete(name).await?;
             }
         }
-        self.recover().await
-    }
-
-    async fn recover(&mut self) -> Result<(), Closed> {
-        if self.failure.take().is_some() {
-            self.send(SourceEvent::Report(ProblemSource::Watch(self.kind.plural), Vec::new())).await?;
-        }
-        Ok(())
+        self.report_recovery().await
     }
 
     async fn apply<K, T>(&mut self, object: K) -> Result<ObjectName, Closed>
@@ -167,12 +167,12 @@ impl<'a, C, E> ObjectWatch<'a, C, E> {
         C: Fn(&K) -> Converted<T>,
         E: Fn(ObjectName, Option<T>) -> SourceEvent,
     {
-        let Converted { name, value, problems } = (self.kind.convert)(&object);
+        let Converted { name, value, problems } = (self.spec.convert)(&object);
         drop(object);
-        self.report(&name, problems).await?;
-        if value.is_some() || self.known.contains(&name) {
-            self.known.insert(name.clone());
-            self.send((self.kind.event)(name.clone(), value)).await?;
+        self.report_problems(&name, problems).await?;
+        if value.is_some() || self.sent.contains(&name) {
+            self.sent.insert(name.clone());
+            self.send((self.spec.make_event)(name.clone(), value)).await?;
         }
         Ok(name)
     }
@@ -181,48 +181,55 @@ impl<'a, C, E> ObjectWatch<'a, C, E> {
     where
         E: Fn(ObjectName, Option<T>) -> SourceEvent,
     {
-        self.report(&name, Vec::new()).await?;
-        if self.known.remove(&name) {
-            self.send((self.kind.event)(name, None)).await?;
+        self.report_problems(&name, Vec::new()).await?;
+        if self.sent.remove(&name) {
+            self.send((self.spec.make_event)(name, None)).await?;
         }
         Ok(())
     }
 
-    async fn report(&mut self, name: &ObjectName, problems: Vec<Problem>) -> Result<(), Closed> {
-        let had_problems = if problems.is_empty() {
-            self.reported.remove(name)
-        } else {
-            !self.reported.insert(name.clone())
-        };
-        if problems.is_empty() && !had_problems {
+    async fn report_problems(&mut self, name: &ObjectName, problems: Vec<Problem>) -> Result<(), Closed> {
+        let was_faulty =
+            if problems.is_empty() { self.faulty.remove(name) } else { !self.faulty.insert(name.clone()) };
+        if problems.is_empty() && !was_faulty {
             return Ok(());
         }
-        self.send(SourceEvent::Report(ProblemSource::Object(self.kind.singular, name.clone()), problems))
-            .await
+        let source = ProblemSource::Object(self.spec.singular, name.clone());
+        self.send(SourceEvent::Report(source, problems)).await
     }
 
-    async fn sync(&mut self) -> Result<(), Closed> {
+    async fn report_synced(&mut self) -> Result<(), Closed> {
         if !self.synced {
             self.synced = true;
-            self.send(SourceEvent::Synced(self.kind.resource)).await?;
+            self.send(SourceEvent::Synced(self.spec.resource)).await?;
         }
         Ok(())
     }
 
-    /// Reports a failure when it begins or becomes another one, not at each attempt.
-    async fn fail(&mut self, error: &watcher::Error) -> Result<(), Closed> {
+    /// Reports the first failure and each failure with a new status code. Repeated failures are not
+    /// reported again.
+    async fn report_failure(&mut self, error: &watcher::Error) -> Result<(), Closed> {
         let code = status_code(error);
         if code == Some(GONE) {
-            // The watch was too far behind: the watcher lists anew.
+            // The watch was too far behind. The watcher lists again: this is no failure.
             return Ok(());
         }
-        let known = self.failure.replace(WatchFailure { code, last: Instant::now() });
-        if known.is_none_or(|known| known.code != code) {
-            let problem = describe(error, code, self.kind.plural);
-            self.send(SourceEvent::Report(ProblemSource::Watch(self.kind.plural), vec![problem])).await?;
+        let previous = self.failure.replace(WatchFailure { code, last: Instant::now() });
+        if previous.is_none_or(|previous| previous.code != code) {
+            let source = ProblemSource::Watch(self.spec.plural);
+            let problem = problem(error, code, self.spec.plural);
+            self.send(SourceEvent::Report(source, vec![problem])).await?;
         }
-        if self.kind.optional && matches!(code, Some(NOT_FOUND | FORBIDDEN)) {
-            self.sync().await?;
+        if self.spec.optional && matches!(code, Some(NOT_FOUND | FORBIDDEN)) {
+            self.report_synced().await?;
+        }
+        Ok(())
+    }
+
+    async fn report_recovery(&mut self) -> Result<(), Closed> {
+        if self.failure.take().is_some() {
+            let source = ProblemSource::Watch(self.spec.plural);
+            self.send(SourceEvent::Report(source, Vec::new())).await?;
         }
         Ok(())
     }
@@ -247,7 +254,7 @@ fn status_code(error: &watcher::Error) -> Option<u16> {
     }
 }
 
-fn describe(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
+fn problem(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
     let verb = match error {
         watcher::Error::InitialListFailed(_) => "list",
         _ => "watch",
@@ -257,16 +264,19 @@ fn describe(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem 
         Some(FORBIDDEN) => (
             Severity::Error,
             format!(
-                "allow the agent's account the verbs list and watch on {plural} (deploy/ has the ClusterRole)"
+                "grant the agent's account the verbs list and watch on {plural} (see the \
+                 ClusterRole in deploy/)"
             ),
         ),
-        Some(NOT_FOUND) => {
-            (Severity::Note, "upgrade Kubernetes to have it; the agent goes on without".to_owned())
-        }
+        Some(NOT_FOUND) => (
+            Severity::Note,
+            "upgrade Kubernetes if you need this resource; the agent runs without it".to_owned(),
+        ),
         _ => (
             Severity::Error,
-            "check that the API server is reachable; the agent keeps trying, and serves what it knows"
-                .to_owned(),
+            "check that the API server is reachable; the agent retries and serves the objects it \
+             has"
+            .to_owned(),
         ),
     };
     let reason = match error {
@@ -275,9 +285,9 @@ fn describe(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem 
         | watcher::Error::WatchStartFailed(inner)
         | watcher::Error::WatchFailed(inner) => match inner {
             kube::Error::Api(status) => status.message.clone(),
-            other => with_causes(other),
+            no_response => with_causes(no_response),
         },
-        other @ watcher::Error::NoResourceVersion => other.to_string(),
+        watcher::Error::NoResourceVersion => error.to_string(),
     };
     Problem {
         severity,
@@ -290,7 +300,8 @@ fn describe(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem 
     }
 }
 
-/// An error with what it was caused by. Layers that repeat the message of the one below are said once.
+/// Returns the message of an error and of its causes. A message that a previous one already
+/// contains is not repeated.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -320,53 +331,54 @@ mod tests {
     type Convert = fn(&v1::Service) -> Converted<Service>;
     type Make = fn(ObjectName, Option<Service>) -> SourceEvent;
 
-    /// A follower of Services, and what it sends.
+    /// A watch of Services and the events that it sends.
     struct Case {
-        follower: ObjectWatch<'static, Convert, Make>,
+        watch: ObjectWatch<'static, Convert, Make>,
         events: Receiver<SourceEvent>,
     }
 
     impl Case {
         fn new(optional: bool) -> Self {
             let (sender, events) = mpsc::channel(64);
-            let kind = WatchSpec {
+            let spec = WatchSpec {
                 resource: WatchedResource::Services,
                 plural: "services",
                 singular: "Service",
                 optional,
                 convert: convert::service as Convert,
-                event: (|name, service| SourceEvent::Service(name, service.map(Arc::new))) as Make,
+                make_event: (|name, service| SourceEvent::Service(name, service.map(Arc::new))) as Make,
             };
-            // Lives as long as the test process: the follower borrows its sender.
-            Self { follower: ObjectWatch::new(kind, Box::leak(Box::new(sender))), events }
+            // The watch borrows the sender: it has to live as long as the test.
+            Self { watch: ObjectWatch::new(spec, Box::leak(Box::new(sender))), events }
         }
 
-        async fn take(&mut self, item: watcher::Result<watcher::Event<v1::Service>>) -> Vec<String> {
-            assert!(self.follower.take(item).await.is_ok());
-            let mut told = Vec::new();
+        /// Handles an item and returns one line for each event.
+        async fn handle(&mut self, item: watcher::Result<watcher::Event<v1::Service>>) -> Vec<String> {
+            assert!(self.watch.handle(item).await.is_ok());
+            let mut lines = Vec::new();
             while let Ok(event) = self.events.try_recv() {
-                told.push(match event {
+                lines.push(match event {
                     SourceEvent::Service(name, Some(service)) => {
                         format!("{name} = {:?}", service.cluster_ips)
                     }
-                    SourceEvent::Service(name, None) => format!("{name} is gone"),
-                    SourceEvent::Report(origin, problems) => {
+                    SourceEvent::Service(name, None) => format!("{name} deleted"),
+                    SourceEvent::Report(source, problems) => {
                         let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
-                        format!("{origin:?}: {problems:?}")
+                        format!("{source:?}: {problems:?}")
                             .replace("ObjectName(\"default/web\")", "default/web")
                     }
-                    other => format!("{other:?}"),
+                    synced => format!("{synced:?}"),
                 });
             }
-            told
+            lines
         }
 
-        async fn all(&mut self, items: Vec<watcher::Event<v1::Service>>) -> Vec<String> {
-            let mut told = Vec::new();
+        async fn handle_all(&mut self, items: Vec<watcher::Event<v1::Service>>) -> Vec<String> {
+            let mut lines = Vec::new();
             for item in items {
-                told.extend(self.take(Ok(item)).await);
+                lines.extend(self.handle(Ok(item)).await);
             }
-            told
+            lines
         }
     }
 
@@ -384,37 +396,37 @@ mod tests {
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
 
     #[test]
-    fn pauses_grow_also_when_each_attempt_begins_with_an_item() {
-        let mut pauses = WatchBackoff::default();
+    fn the_backoff_grows_although_each_attempt_begins_with_an_item() {
+        let mut backoff = WatchBackoff::default();
         for attempt in 0..6 {
-            let pause = pauses.next().unwrap();
+            let pause = backoff.next().unwrap();
             assert!(pause >= Duration::from_millis(800 << attempt), "{attempt}: {pause:?}");
             assert!(pause <= Duration::from_secs(60), "{attempt}: {pause:?}");
-            pauses.reset();
+            backoff.reset();
         }
     }
 
     #[tokio::test]
-    async fn a_new_list_deletes_only_what_it_lacks_and_only_when_it_is_complete() {
+    async fn a_complete_list_deletes_the_objects_that_it_does_not_contain() {
         let mut case = Case::new(false);
         let listed =
             vec![Init, InitApply(service("a", "10.96.0.1")), InitApply(service("b", "10.96.0.2")), InitDone];
         assert_eq!(
-            case.all(listed).await,
+            case.handle_all(listed).await,
             ["default/a = [10.96.0.1]", "default/b = [10.96.0.2]", "Synced(Services)"]
         );
         assert_eq!(
-            case.all(vec![Apply(service("c", "10.96.0.3")), Delete(service("c", "10.96.0.3"))]).await,
-            ["default/c = [10.96.0.3]", "default/c is gone"]
+            case.handle_all(vec![Apply(service("c", "10.96.0.3")), Delete(service("c", "10.96.0.3"))]).await,
+            ["default/c = [10.96.0.3]", "default/c deleted"]
         );
-        // The list breaks off, twice, before it shows `a`.
+        // The list ends twice before it reaches `a`.
         assert_eq!(
-            case.all(vec![Init, InitApply(service("b", "10.96.0.2")), Init, Init]).await,
+            case.handle_all(vec![Init, InitApply(service("b", "10.96.0.2")), Init, Init]).await,
             ["default/b = [10.96.0.2]"]
         );
         assert_eq!(
-            case.all(vec![InitApply(service("b", "10.96.0.9")), InitDone]).await,
-            ["default/b = [10.96.0.9]", "default/a is gone"]
+            case.handle_all(vec![InitApply(service("b", "10.96.0.9")), InitDone]).await,
+            ["default/b = [10.96.0.9]", "default/a deleted"]
         );
     }
 
@@ -423,64 +435,67 @@ mod tests {
         let mut case = Case::new(false);
         let forbidden = || watcher::Error::InitialListFailed(refused(403, "services is forbidden"));
         assert_eq!(
-            case.take(Err(forbidden())).await,
-            [
-                "Watch(\"services\"): [\"cannot list services: services is forbidden: allow the agent's account the verbs \
-             list and watch on services (deploy/ has the ClusterRole)\"]"
-            ]
+            case.handle(Err(forbidden())).await,
+            ["Watch(\"services\"): [\"cannot list services: services is forbidden: grant the \
+                 agent's account the verbs list and watch on services (see the ClusterRole in \
+                 deploy/)\"]"]
         );
-        assert_eq!(case.all(vec![Init]).await, [""; 0]);
-        assert_eq!(case.take(Err(forbidden())).await, [""; 0], "once is enough, and nothing has synced");
-        let told = case.take(Err(watcher::Error::InitialListFailed(refused(500, "etcd is away")))).await;
+        assert_eq!(case.handle_all(vec![Init]).await, [""; 0]);
+        assert_eq!(case.handle(Err(forbidden())).await, [""; 0], "reported once, and nothing has synced");
+        let lines = case.handle(Err(watcher::Error::InitialListFailed(refused(500, "etcd is away")))).await;
         assert!(
-            told.len() == 1 && told[0].contains("etcd is away: check that the API server is reachable"),
-            "{told:?}"
-        );
-        assert_eq!(case.all(vec![Init, InitDone]).await, ["Synced(Services)", "Watch(\"services\"): []"]);
-    }
-
-    #[tokio::test]
-    async fn a_watch_that_fell_behind_is_no_failure() {
-        let mut case = Case::new(false);
-        let gone = Status { code: 410, ..Status::default() };
-        assert_eq!(case.take(Err(watcher::Error::WatchError(Box::new(gone)))).await, [""; 0]);
-    }
-
-    #[tokio::test]
-    async fn a_kind_that_the_cluster_may_lack_does_not_hold_up_the_start() {
-        let mut case = Case::new(true);
-        let missing = || watcher::Error::InitialListFailed(refused(404, "not found"));
-        let told = case.take(Err(missing())).await;
-        assert!(told.len() == 2 && told[1] == "Synced(Services)", "{told:?}");
-        assert_eq!(case.take(Err(missing())).await, [""; 0]);
-    }
-
-    #[tokio::test]
-    async fn problems_of_an_object_end_with_them_or_with_it() {
-        let mut case = Case::new(false);
-        let wrong = || Apply(service("web", "10.96.0"));
-        let told = case.all(vec![wrong()]).await;
-        assert!(
-            told[0].starts_with("Object(\"Service\", default/web): [\"Service default/web: spec.clusterIP: "),
-            "{told:?}"
+            lines.len() == 1 && lines[0].contains("etcd is away: check that the API server is reachable"),
+            "{lines:?}"
         );
         assert_eq!(
-            case.all(vec![Apply(service("web", "10.96.0.1"))]).await,
+            case.handle_all(vec![Init, InitDone]).await,
+            ["Synced(Services)", "Watch(\"services\"): []"]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_is_too_far_behind_is_no_failure() {
+        let mut case = Case::new(false);
+        let gone = Status { code: 410, ..Status::default() };
+        assert_eq!(case.handle(Err(watcher::Error::WatchError(Box::new(gone)))).await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn an_optional_resource_does_not_delay_the_start() {
+        let mut case = Case::new(true);
+        let missing = || watcher::Error::InitialListFailed(refused(404, "not found"));
+        let lines = case.handle(Err(missing())).await;
+        assert!(lines.len() == 2 && lines[1] == "Synced(Services)", "{lines:?}");
+        assert_eq!(case.handle(Err(missing())).await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn problems_are_resolved_when_the_object_is_corrected_or_deleted() {
+        let mut case = Case::new(false);
+        let wrong = || Apply(service("web", "10.96.0"));
+        let lines = case.handle_all(vec![wrong()]).await;
+        assert!(
+            lines[0]
+                .starts_with("Object(\"Service\", default/web): [\"Service default/web: spec.clusterIP: "),
+            "{lines:?}"
+        );
+        assert_eq!(
+            case.handle_all(vec![Apply(service("web", "10.96.0.1"))]).await,
             ["Object(\"Service\", default/web): []", "default/web = [10.96.0.1]"]
         );
         for end in [vec![Delete(service("web", "10.96.0"))], vec![Init, InitDone]] {
-            case.all(vec![wrong()]).await;
-            let told = case.all(end).await;
-            assert_eq!(told[..2], ["Object(\"Service\", default/web): []", "default/web is gone"]);
+            case.handle_all(vec![wrong()]).await;
+            let lines = case.handle_all(end).await;
+            assert_eq!(lines[..2], ["Object(\"Service\", default/web): []", "default/web deleted"]);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watch_that_is_silent_after_failures_has_recovered() {
-        let Case { follower: ObjectWatch { kind, events: sender, .. }, mut events } = Case::new(false);
+    async fn a_watch_without_items_after_failures_has_recovered() {
+        let Case { watch: ObjectWatch { spec, events: sender, .. }, mut events } = Case::new(false);
         let failing =
             futures::stream::iter([Err(watcher::Error::WatchStartFailed(refused(503, "starting")))]);
-        tokio::spawn(follow(failing.chain(futures::stream::pending()), kind, sender));
+        tokio::spawn(run_watch(failing.chain(futures::stream::pending()), spec, sender));
         assert!(matches!(events.recv().await, Some(SourceEvent::Report(_, problems)) if problems.len() == 1));
         assert!(matches!(events.recv().await, Some(SourceEvent::Report(_, problems)) if problems.is_empty()));
     }

@@ -1,4 +1,4 @@
-//! From the text of a file to objects.
+//! Parses the text of a manifest file into objects.
 
 use std::ops::Range;
 use std::path::Path as FilePath;
@@ -14,27 +14,28 @@ use serde_path_to_error::{Path, Segment};
 
 use crate::convert::{self, Converted};
 
-/// Identity of an object that the planner wants.
+/// Identifies an object of a manifest folder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum ObjectKey {
-    /// There is one at most, the own.
+    /// The Node of this process. Other Nodes are ignored.
     Node,
     ServiceCidr(ObjectName),
     Service(ObjectName),
     EndpointSlice(ObjectName),
 }
 
-/// What a file holds.
+/// The content of a manifest file.
 #[derive(Debug, Default)]
 pub(super) struct ParsedFile {
-    /// Each as the event that tells of it.
+    /// Each object with the event that announces it.
     pub objects: Vec<(ObjectKey, SourceEvent, Arc<ManifestLocation>)>,
     pub problems: Vec<Problem>,
-    /// Some document or object could not be read at all: what it was is not known.
+    /// A document or object could not be parsed, so that its identity is unknown.
     pub incomplete: bool,
 }
 
-/// Reads a file. `this_node` selects the Node object and decides which endpoints are local.
+/// Parses a file: JSON if its extension is `json`, otherwise YAML. `this_node` selects the Node
+/// object, and the local endpoints.
 pub(super) fn parse(file: &Arc<FilePath>, text: &str, this_node: &str) -> ParsedFile {
     let mut parsed = ParsedFile::default();
     let json = file.extension().is_some_and(|extension| extension == "json");
@@ -44,7 +45,8 @@ pub(super) fn parse(file: &Arc<FilePath>, text: &str, this_node: &str) -> Parsed
         let value = if json { read_json(&text[range]) } else { read_yaml(&text[range], first_line) };
         match value {
             Ok(value) => {
-                DocumentReader { location: location.into(), this_node, parsed: &mut parsed }.document(value)
+                let location = location.into();
+                DocumentReader { location, this_node, parsed: &mut parsed }.read(value);
             }
             Err((line, reason)) => {
                 parsed.incomplete = true;
@@ -55,7 +57,8 @@ pub(super) fn parse(file: &Arc<FilePath>, text: &str, this_node: &str) -> Parsed
                     field: "".into(),
                     kind: ProblemKind::Unreadable,
                     reason: reason.into(),
-                    remedy: "correct it; until then what the file said before stays, and the other documents are served"
+                    remedy: "correct it; until then the other documents and the previous objects \
+                             of the file are served"
                         .into(),
                 });
             }
@@ -64,8 +67,9 @@ pub(super) fn parse(file: &Arc<FilePath>, text: &str, this_node: &str) -> Parsed
     parsed
 }
 
-/// The documents of a YAML stream: the first line and the bytes of each. What stands before the first `---` is none if
-/// there are only comments and directives in it. (YAML 1.2.2, 9.1.1: the marker cannot occur inside a document.)
+/// Splits a YAML stream and returns the first line and the bytes of each document. Text before the
+/// first `---` is no document if it contains only comments and directives. A line that begins with
+/// `---` cannot occur inside a document (YAML 1.2.2, section 9.1.1).
 fn documents(text: &str) -> Vec<(u32, Range<usize>)> {
     let mut documents = Vec::new();
     let (mut first_line, mut start, mut offset) = (1, 0, 0);
@@ -90,13 +94,15 @@ fn is_blank(document: &str) -> bool {
     document.lines().all(|line| line.trim_start().is_empty() || line.trim_start().starts_with(['#', '%']))
 }
 
+/// The line of the error in the file, if it is known, and the reason.
 type Unreadable = (Option<u32>, String);
 
 fn read_yaml(document: &str, first_line: u32) -> Result<Value, Unreadable> {
     if is_blank(document) {
         return Ok(Value::Null);
     }
-    // A dump of a whole cluster is one document of millions of nodes; the limits against alias bombs stay.
+    // A dump of a whole cluster is one document with millions of nodes. The limits that prevent
+    // exponential alias expansion remain.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_nodes: usize::MAX, max_events: usize::MAX, max_total_scalar_bytes: usize::MAX },
         with_snippet: false,
@@ -105,7 +111,8 @@ fn read_yaml(document: &str, first_line: u32) -> Result<Value, Unreadable> {
         let error = error.without_snippet();
         let line = error.location().and_then(|location| u32::try_from(location.line()).ok());
         let text = error.to_string();
-        // The library counts lines from the beginning of the document: say the line of the file, once, in the place.
+        // The library counts lines from the start of the document. The location of the problem has
+        // the line in the file instead.
         let reason = match error.location() {
             Some(location) => {
                 let suffix = format!(" at line {}, column {}", location.line(), location.column());
@@ -122,7 +129,7 @@ fn read_json(document: &str) -> Result<Value, Unreadable> {
         .map_err(|error| (u32::try_from(error.line()).ok(), format!("is not JSON: {error}")))
 }
 
-/// Takes the objects out of one document.
+/// Extracts the objects of one document.
 struct DocumentReader<'a> {
     location: Arc<ManifestLocation>,
     this_node: &'a str,
@@ -130,162 +137,177 @@ struct DocumentReader<'a> {
 }
 
 impl DocumentReader<'_> {
-    fn document(&mut self, value: Value) {
+    fn read(&mut self, value: Value) {
         if value.is_null() {
             return;
         }
         let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (version, kind) = (text("apiVersion"), text("kind"));
         if let Some(item_kind) = kind.strip_suffix("List") {
-            self.items(value, &version, item_kind);
+            self.read_list(value, &version, item_kind);
             return;
         }
         match (version.as_str(), kind.as_str()) {
-            ("v1", "Service") => self.object(value, &kind, |reader, service| {
+            ("v1", "Service") => self.read_object(value, &kind, |reader, service| {
                 let converted = convert::service(&service);
-                reader.take(converted, ObjectKey::Service, |location, name, service| {
+                reader.add(converted, ObjectKey::Service, |location, name, service| {
                     SourceEvent::Service(name, Some(Arc::new(Service { location, ..service })))
                 });
             }),
-            ("v1", "Endpoints") => self.object(value, &kind, |reader, endpoints: core::v1::Endpoints| {
-                let (slices, problems) = convert::endpoints(&endpoints, reader.this_node);
-                reader.complain(problems);
-                for (name, slice) in slices {
-                    let slice = EndpointSlice { location: Some(reader.location.clone()), ..slice };
-                    reader.keep(ObjectKey::EndpointSlice(name.clone()), SourceEvent::EndpointSlice(name, Some(Arc::new(slice))));
-                }
-            }),
+            ("v1", "Endpoints") => {
+                self.read_object(value, &kind, |reader, endpoints: core::v1::Endpoints| {
+                    let (slices, problems) = convert::endpoints(&endpoints, reader.this_node);
+                    reader.report(problems);
+                    for (name, slice) in slices {
+                        let slice = EndpointSlice { location: Some(reader.location.clone()), ..slice };
+                        reader.insert(
+                            ObjectKey::EndpointSlice(name.clone()),
+                            SourceEvent::EndpointSlice(name, Some(Arc::new(slice))),
+                        );
+                    }
+                });
+            }
             ("discovery.k8s.io/v1", "EndpointSlice") => {
-                self.object(value, &kind, |reader, slice: discovery::v1::EndpointSlice| {
+                self.read_object(value, &kind, |reader, slice: discovery::v1::EndpointSlice| {
                     let converted = convert::endpoint_slice(&slice, reader.this_node);
-                    reader.take(converted, ObjectKey::EndpointSlice, |location, name, slice| {
+                    reader.add(converted, ObjectKey::EndpointSlice, |location, name, slice| {
                         SourceEvent::EndpointSlice(name, Some(Arc::new(EndpointSlice { location, ..slice })))
                     });
                 });
             }
             ("networking.k8s.io/v1", "ServiceCIDR") => {
-                self.object(value, &kind, |reader, cidr: networking::v1::ServiceCIDR| {
+                self.read_object(value, &kind, |reader, cidr: networking::v1::ServiceCIDR| {
                     let converted = convert::service_cidrs(&cidr);
-                    reader.take(converted, ObjectKey::ServiceCidr, |_, name, cidrs| {
+                    reader.add(converted, ObjectKey::ServiceCidr, |_, name, cidrs| {
                         SourceEvent::ServiceCidr(name, Some(cidrs.into()))
                     });
                 });
             }
-            ("v1", "Node") => self.object(value, &kind, |reader, node: core::v1::Node| {
+            ("v1", "Node") => self.read_object(value, &kind, |reader, node: core::v1::Node| {
                 if node.metadata.name.as_deref() == Some(reader.this_node) {
-                    reader.take(convert::node(&node), |_| ObjectKey::Node, |_, _, node| SourceEvent::Node(Some(Arc::new(node))));
+                    reader.add(
+                        convert::node(&node),
+                        |_| ObjectKey::Node,
+                        |_, _, node| SourceEvent::Node(Some(Arc::new(node))),
+                    );
                 }
             }),
-            (_, "Service" | "Endpoints" | "EndpointSlice" | "ServiceCIDR" | "Node") => self.complain_one(
+            (_, "Service" | "Endpoints" | "EndpointSlice" | "ServiceCIDR" | "Node") => self.report_one(
                 format!("{kind} {}", name_of(&value)),
                 ("apiVersion", ProblemKind::UnknownValue),
-                format!("`{version}` is not a version of {kind} that is served here"),
-                "use v1 (discovery.k8s.io/v1 for EndpointSlice, networking.k8s.io/v1 for ServiceCIDR); it is not served",
+                format!("`{version}` is not a supported version of {kind}"),
+                "use v1 (discovery.k8s.io/v1 for EndpointSlice, networking.k8s.io/v1 for \
+                 ServiceCIDR); the object is not served",
             ),
-            (_, "") => self.complain_one(
+            (_, "") => self.report_one(
                 String::new(),
                 ("kind", ProblemKind::Missing),
-                "is missing: this is not a Kubernetes object".to_owned(),
-                "write apiVersion and kind; the document is not used",
+                "is missing: the document is not a Kubernetes object".to_owned(),
+                "add apiVersion and kind; the document is not used",
             ),
-            _ => tracing::debug!(location = %self.location, kind, "not of a kind that matters here"),
+            _ => tracing::debug!(location = %self.location, kind, "ignored an object of another kind"),
         }
     }
 
-    /// `kind: List`, or the `ServiceList` that the API server returns, whose items do not say their kind.
-    fn items(&mut self, mut list: Value, version: &str, item_kind: &str) {
+    /// Reads the items of a `List`, or of a typed list such as `ServiceList`. The API server omits
+    /// kind and version in the items of typed lists.
+    fn read_list(&mut self, mut list: Value, version: &str, item_kind: &str) {
         let Some(Value::Array(items)) = list.get_mut("items").map(Value::take) else { return };
         for mut item in items {
             if let (false, Some(fields)) = (item_kind.is_empty(), item.as_object_mut()) {
                 fields.entry("apiVersion").or_insert_with(|| version.into());
                 fields.entry("kind").or_insert_with(|| item_kind.into());
             }
-            self.document(item);
+            self.read(item);
         }
     }
 
-    /// Makes the API type of a value. A part that does not fit the type is reported, and something that fits and means
-    /// nothing takes its place.
-    fn object<T: DeserializeOwned>(
+    /// Parses an object of API type `T` and passes it to `convert`.
+    ///
+    /// Reports each field that has the wrong type, and replaces it by a placeholder that fits the
+    /// type but is not valid.
+    fn read_object<T: DeserializeOwned>(
         &mut self,
         mut value: Value,
         kind: &str,
-        use_it: impl FnOnce(&mut Self, T),
+        convert: impl FnOnce(&mut Self, T),
     ) {
         let object = format!("{kind} {}", name_of(&value));
         if value.pointer("/metadata/name").and_then(Value::as_str).is_none_or(str::is_empty) {
-            self.complain_one(
+            self.report_one(
                 object,
                 ("metadata.name", ProblemKind::Missing),
                 "is missing".to_owned(),
-                "write one; the object is not served",
+                "add one; the object is not served",
             );
             return;
         }
-        let mut misfits: Vec<String> = Vec::new();
+        let mut mistyped: Vec<String> = Vec::new();
         loop {
             let error = match serde_path_to_error::deserialize::<_, T>(&value) {
                 Ok(api_object) => {
-                    let told = self.parsed.problems.len();
-                    use_it(self, api_object);
-                    // Nor do the stand-ins mean anything to the conversion: once is enough.
-                    let told = self.parsed.problems.split_off(told).into_iter();
-                    self.parsed.problems.extend(told.filter(|problem| !is_in(&problem.field, &misfits)));
+                    let before = self.parsed.problems.len();
+                    convert(self, api_object);
+                    // The conversion reports the placeholders again: drop these reports.
+                    let mut added = self.parsed.problems.split_off(before);
+                    added.retain(|problem| !is_within(&problem.field, &mistyped));
+                    self.parsed.problems.extend(added);
                     return;
                 }
                 Err(error) => error,
             };
             let field = error.path().to_string();
-            let replaced = misfits.len() < MISFITS_PER_OBJECT && put_stand_in::<T>(&mut value, error.path());
-            self.complain_one(
+            let replaced =
+                mistyped.len() < MISTYPED_PER_OBJECT && put_placeholder::<T>(&mut value, error.path());
+            self.report_one(
                 object.clone(),
                 (&field, ProblemKind::WrongType),
                 error.inner().to_string(),
                 if replaced {
-                    "correct it; the rest is served"
+                    "correct it; the rest of the object is served"
                 } else {
-                    "correct it; the object is not read"
+                    "correct it; until then the previous version of the object is served, if any"
                 },
             );
             if !replaced {
                 self.parsed.incomplete = true;
                 return;
             }
-            misfits.push(field);
+            mistyped.push(field);
         }
     }
 
-    fn take<T>(
+    fn add<T>(
         &mut self,
         converted: Converted<T>,
         key: impl FnOnce(ObjectName) -> ObjectKey,
         event: impl FnOnce(Option<Arc<ManifestLocation>>, ObjectName, T) -> SourceEvent,
     ) {
-        self.complain(converted.problems);
+        self.report(converted.problems);
         if let Some(value) = converted.value {
             let event = event(Some(self.location.clone()), converted.name.clone(), value);
-            self.keep(key(converted.name), event);
+            self.insert(key(converted.name), event);
         }
     }
 
-    fn keep(&mut self, key: ObjectKey, event: SourceEvent) {
+    fn insert(&mut self, key: ObjectKey, event: SourceEvent) {
         self.parsed.objects.push((key, event, self.location.clone()));
     }
 
-    fn complain(&mut self, problems: Vec<Problem>) {
+    fn report(&mut self, problems: Vec<Problem>) {
         let placed =
             problems.into_iter().map(|problem| Problem { location: Some(self.location.clone()), ..problem });
         self.parsed.problems.extend(placed);
     }
 
-    fn complain_one(
+    fn report_one(
         &mut self,
         object: String,
         (field, kind): (&str, ProblemKind),
         reason: String,
         remedy: &str,
     ) {
-        self.complain(vec![Problem {
+        self.report(vec![Problem {
             severity: Severity::Error,
             location: None,
             object: object.into(),
@@ -297,7 +319,8 @@ impl DocumentReader<'_> {
     }
 }
 
-/// `namespace/name` of whatever a document says it is; only the name if the kind has no namespace.
+/// Returns `namespace/name` of an object that need not be valid, or only the name if its kind has
+/// no namespace.
 fn name_of(value: &Value) -> String {
     let text = |field: &str| value.pointer(field).and_then(Value::as_str);
     let name = text("/metadata/name").unwrap_or("without a name");
@@ -307,18 +330,20 @@ fn name_of(value: &Value) -> String {
     }
 }
 
-/// After so many parts of a wrong type the object as a whole is taken for something else.
-const MISFITS_PER_OBJECT: usize = 16;
+/// An object with more mistyped fields is not served: it is probably no object of its kind.
+const MISTYPED_PER_OBJECT: usize = 16;
 
-/// Replaces the part at `path` by a value that the type takes there. None of these values means anything valid, where
-/// something has to be said: left out, a range of sources, or a label, would open or proxy what it should not.
-fn put_stand_in<T: DeserializeOwned>(value: &mut Value, path: &Path) -> bool {
-    let stand_ins = [json!("?"), json!(0), json!(false), json!(["?"]), json!({}), Value::Null];
-    stand_ins.into_iter().any(|stand_in| {
+/// Replaces the field at `path` by a placeholder that its type accepts. Returns whether one fits.
+///
+/// Placeholders are invalid values where a value has meaning. Without a value, a source range would
+/// admit every source, and a Service of another proxy would be served.
+fn put_placeholder<T: DeserializeOwned>(value: &mut Value, path: &Path) -> bool {
+    let placeholders = [json!("?"), json!(0), json!(false), json!(["?"]), json!({}), Value::Null];
+    placeholders.into_iter().any(|placeholder| {
         let Some(part) = part_at(value, path) else { return false };
-        *part = stand_in;
+        *part = placeholder;
         let remaining = serde_path_to_error::deserialize::<_, T>(&*value).err();
-        remaining.is_none_or(|error| !is_in(&error.path().to_string(), &[path.to_string()]))
+        remaining.is_none_or(|error| !is_within(&error.path().to_string(), &[path.to_string()]))
     })
 }
 
@@ -330,8 +355,8 @@ fn part_at<'a>(value: &'a mut Value, path: &Path) -> Option<&'a mut Value> {
     })
 }
 
-/// Whether a field is one of those, or inside one.
-fn is_in(field: &str, outer: &[String]) -> bool {
+/// Returns whether a field is one of the outer fields, or inside one.
+fn is_within(field: &str, outer: &[String]) -> bool {
     outer.iter().any(|outer| {
         field.strip_prefix(outer.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
     })
@@ -341,7 +366,7 @@ fn is_in(field: &str, outer: &[String]) -> bool {
 mod tests {
     use super::*;
 
-    /// The objects and problems of a file, a line each.
+    /// Parses a file. Returns one line for each object and problem.
     fn read(file: &str, text: &str) -> Vec<String> {
         let parsed = parse(&FilePath::new(file).into(), text, "here");
         let objects = parsed.objects.iter().map(|(key, _, location)| format!("{key:?} at {location}"));
@@ -350,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn several_documents_and_kinds_that_do_not_matter() {
+    fn several_documents_and_kinds_that_are_ignored() {
         let text = "\
 # The web shop.
 ---
@@ -365,7 +390,7 @@ spec:
   clusterIP: 10.96.0.10
   ports:
   - port: 80
---- # nothing in this one
+--- # an empty document
 ---
 apiVersion: v1
 kind: Node
@@ -381,7 +406,7 @@ metadata: {name: elsewhere}
     }
 
     #[test]
-    fn a_document_marker_inside_a_text_does_not_count() {
+    fn a_document_marker_in_a_block_scalar_is_ignored() {
         let text = "\
 apiVersion: v1
 kind: ConfigMap
@@ -455,19 +480,22 @@ just: something
             [
                 "Service(default/good) at web.yaml: document 1 (line 1)",
                 "Service(default/web) at web.yaml: document 3 (line 10)",
-                "web.yaml: document 2 (line 9): is not YAML: while parsing a flow mapping, did not find expected ',' \
-                 or '}': correct it; until then what the file said before stays, and the other documents are served",
-                "web.yaml: document 3 (line 10): Service default/web: spec.ports[0].nodePort: invalid type: string \
-                 \"high\", expected i32: correct it; the rest is served",
-                "web.yaml: document 3 (line 10): Service default/web: spec.ports[1].port: 99999 is not a port number: \
-                 use a number from 1 to 65535",
-                "web.yaml: document 4 (line 17): EndpointSlice default/old: apiVersion: `discovery.k8s.io/v1beta1` is \
-                 not a version of EndpointSlice that is served here: use v1 (discovery.k8s.io/v1 for EndpointSlice, \
-                 networking.k8s.io/v1 for ServiceCIDR); it is not served",
-                "web.yaml: document 5 (line 21): Service shop/without a name: metadata.name: is missing: write one; \
+                "web.yaml: document 2 (line 9): is not YAML: while parsing a flow mapping, did \
+                 not find expected ',' or '}': correct it; until then the other documents and the \
+                 previous objects of the file are served",
+                "web.yaml: document 3 (line 10): Service default/web: spec.ports[0].nodePort: \
+                 invalid type: string \
+                 \"high\", expected i32: correct it; the rest of the object is served",
+                "web.yaml: document 3 (line 10): Service default/web: spec.ports[1].port: 99999 \
+                 is not a port number: use a number from 1 to 65535",
+                "web.yaml: document 4 (line 17): EndpointSlice default/old: apiVersion: \
+                 `discovery.k8s.io/v1beta1` is not a supported version of EndpointSlice: use v1 \
+                 (discovery.k8s.io/v1 for EndpointSlice, networking.k8s.io/v1 for ServiceCIDR); \
                  the object is not served",
-                "web.yaml: document 6 (line 25): kind: is missing: this is not a Kubernetes object: write apiVersion \
-                 and kind; the document is not used",
+                "web.yaml: document 5 (line 21): Service shop/without a name: metadata.name: is \
+                 missing: add one; the object is not served",
+                "web.yaml: document 6 (line 25): kind: is missing: the document is not a \
+                 Kubernetes object: add apiVersion and kind; the document is not used",
             ]
         );
     }
@@ -476,15 +504,14 @@ just: something
     fn json_that_does_not_parse() {
         assert_eq!(
             read("a.json", "{\n  \"kind\": \n}"),
-            [
-                "a.json: document 1 (line 3): is not JSON: expected value at line 3 column 1: correct it; until then what \
-              the file said before stays, and the other documents are served"
-            ]
+            ["a.json: document 1 (line 3): is not JSON: expected value at line 3 column 1: \
+                 correct it; until then the other documents and the previous objects of the file \
+                 are served"]
         );
     }
 
     #[test]
-    fn parts_of_a_wrong_type_are_told_once_and_do_not_open_anything() {
+    fn mistyped_fields_are_reported_once_and_admit_nothing() {
         const OTHER_PROXY: &str = ", labels: {service.kubernetes.io/service-proxy-name: 5}";
         let text = |label| {
             format!(
@@ -499,23 +526,24 @@ spec:
 "
             )
         };
-        let told = |field: &str, reason: &str| {
+        let line = |field: &str, reason: &str| {
             format!(
-                "a.yaml: document 1 (line 1): Service default/web: {field}: {reason}: correct it; the rest is served"
+                "a.yaml: document 1 (line 1): Service default/web: {field}: {reason}: correct it; \
+                 the rest of the object is served"
             )
         };
         let integer = |number| format!("invalid type: integer `{number}`, expected a string");
         let string = |text, expected| format!("invalid type: string \"{text}\", expected {expected}");
         let expected = [
-            told(
+            line(
                 "metadata.creationTimestamp",
                 "failed to parse four digit integer as year: invalid digit, expected 0-9 but got y",
             ),
-            told("metadata.labels.service.kubernetes.io/service-proxy-name", &integer(5)),
-            told("spec.loadBalancerSourceRanges", &string("10.0.0.0/8", "a sequence")),
-            told("spec.ports[0]", &string("x", "ServicePort")),
-            told("spec.ports[1].port", &string("http", "i32")),
-            told("spec.ports[2].protocol", &integer(6)),
+            line("metadata.labels.service.kubernetes.io/service-proxy-name", &integer(5)),
+            line("spec.loadBalancerSourceRanges", &string("10.0.0.0/8", "a sequence")),
+            line("spec.ports[0]", &string("x", "ServicePort")),
+            line("spec.ports[1].port", &string("http", "i32")),
+            line("spec.ports[2].protocol", &integer(6)),
         ];
         assert_eq!(read("a.yaml", &text(OTHER_PROXY))[1..], expected);
         let parsed = parse(&FilePath::new("a.yaml").into(), &text(""), "here");
@@ -523,11 +551,11 @@ spec:
             panic!("{parsed:?}")
         };
         assert!(service.ports.is_empty());
-        assert_eq!(service.source_ranges.v4.as_deref(), Some(&[][..]), "nobody may come in");
+        assert_eq!(service.source_ranges.v4.as_deref(), Some(&[][..]), "no source is admitted");
         let parsed = parse(&FilePath::new("a.yaml").into(), &text(OTHER_PROXY), "here");
         let [(_, SourceEvent::Service(_, Some(service)), _)] = &parsed.objects[..] else {
             panic!("{parsed:?}")
         };
-        assert!(service.other_proxy && service.ports.is_empty(), "the other proxy serves it");
+        assert!(service.other_proxy && service.ports.is_empty(), "another proxy serves it");
     }
 }

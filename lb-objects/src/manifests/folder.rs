@@ -1,4 +1,4 @@
-//! What is in the folder now, and what became different since the last look.
+//! Reads the files of a manifest folder, and compares the objects with those of the last scan.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -15,28 +15,28 @@ use lb_model::{
 use super::ManifestError;
 use super::document::{ObjectKey, ParsedFile, parse};
 
-/// A manifest folder, looked at whenever [`ManifestFolder::scan`] is called.
+/// A manifest folder. [`ManifestFolder::scan`] reads it and returns the changes.
 pub struct ManifestFolder {
     root: PathBuf,
     this_node: Arc<str>,
     files: BTreeMap<Arc<Path>, ManifestFile>,
-    /// What the planner was told.
+    /// The objects that exist according to the events returned so far.
     sent: BTreeMap<ObjectKey, SourceEvent>,
-    /// The files and folders that something was reported of.
+    /// The reported problems of each file and folder.
     reported: BTreeMap<Arc<Path>, Vec<Problem>>,
     synced: bool,
 }
 
-/// The last good state of a file.
+/// The last valid content of a file.
 #[derive(Default)]
 struct ManifestFile {
-    /// None: too fresh to rely on.
+    /// `None` if the file was modified so recently that the stamp is not reliable.
     stamp: Option<FileStamp>,
     objects: BTreeMap<ObjectKey, (SourceEvent, Arc<ManifestLocation>)>,
     problems: Vec<Problem>,
 }
 
-/// Equal for a file that was not written to.
+/// Metadata that changes when a file is written or replaced.
 #[derive(PartialEq, Eq)]
 struct FileStamp {
     device: u64,
@@ -46,10 +46,13 @@ struct FileStamp {
     changed: (i64, i64),
 }
 
-/// The clock of a file system ticks every few milliseconds: two writes within this time may bear one stamp.
-const FRESH: Duration = Duration::from_secs(1);
+/// A stamp is reliable when the file has not been modified for this time. Timestamps of file
+/// systems have a resolution of milliseconds: two writes in quick succession can have the same
+/// stamp.
+const STAMP_RELIABLE_AFTER: Duration = Duration::from_secs(1);
 
 impl ManifestFolder {
+    /// `this_node` is the name of the Node of this process.
     pub fn new(root: PathBuf, this_node: Arc<str>) -> Self {
         Self {
             root,
@@ -61,9 +64,13 @@ impl ManifestFolder {
         }
     }
 
-    /// Reads what changed. Fails only if the folder cannot be read the first time; later that is a problem like others.
+    /// Reads the changed files and returns the events since the last scan.
+    ///
+    /// # Errors
+    /// Fails if the folder cannot be read in the first scan. In later scans this is a problem like
+    /// those of files.
     pub fn scan(&mut self) -> Result<Vec<SourceEvent>, ManifestError> {
-        let mut found = Walk::default();
+        let mut found = FolderWalk::default();
         if let Err(source) = found.folder(&self.root)
             && !self.synced
         {
@@ -73,7 +80,8 @@ impl ManifestFolder {
         for (folder, error) in &found.unreadable {
             reports.entry(folder.clone()).or_default().push(unreadable(folder, error));
         }
-        // A file that is gone takes its objects with it; one in a folder that cannot be read is not known to be gone.
+        // The objects of a deleted file are deleted. A file in an unreadable folder counts as
+        // unchanged.
         let in_unreadable = |file: &Path| found.unreadable.iter().any(|(folder, _)| file.starts_with(folder));
         self.files.retain(|file, _| found.files.contains(file) || in_unreadable(file));
         for file in &found.files {
@@ -84,7 +92,7 @@ impl ManifestFolder {
             }
         }
         let objects = self.merge(&mut reports);
-        let mut events = self.differences(objects);
+        let mut events = self.changes(objects);
         events.extend(self.report(reports));
         if !self.synced {
             self.synced = true;
@@ -116,7 +124,7 @@ impl ManifestFolder {
         Ok(())
     }
 
-    /// The objects of all files. One that is in several files counts in the first of them.
+    /// Returns the objects of all files. If several files contain an object, the first one counts.
     fn merge(&self, reports: &mut BTreeMap<Arc<Path>, Vec<Problem>>) -> BTreeMap<ObjectKey, SourceEvent> {
         let mut merged: BTreeMap<&ObjectKey, &(SourceEvent, Arc<ManifestLocation>)> = BTreeMap::new();
         for (path, file) in &self.files {
@@ -132,11 +140,11 @@ impl ManifestFolder {
         merged.into_iter().map(|(key, (event, _))| (key.clone(), event.clone())).collect()
     }
 
-    fn differences(&mut self, objects: BTreeMap<ObjectKey, SourceEvent>) -> Vec<SourceEvent> {
-        let gone = self.sent.keys().filter(|key| !objects.contains_key(key)).map(deletion);
-        let changed = |(key, event): &(&ObjectKey, &SourceEvent)| self.sent.get(key) != Some(event);
-        let new = objects.iter().filter(changed).map(|(_, event)| event.clone());
-        let events = gone.chain(new).collect();
+    fn changes(&mut self, objects: BTreeMap<ObjectKey, SourceEvent>) -> Vec<SourceEvent> {
+        let deleted = self.sent.keys().filter(|key| !objects.contains_key(key)).map(deletion);
+        let is_changed = |(key, event): &(&ObjectKey, &SourceEvent)| self.sent.get(key) != Some(event);
+        let changed = objects.iter().filter(is_changed).map(|(_, event)| event.clone());
+        let events = deleted.chain(changed).collect();
         self.sent = objects;
         events
     }
@@ -160,7 +168,7 @@ impl FileStamp {
     fn of(path: &Path) -> io::Result<Option<Self>> {
         let metadata = fs::metadata(path)?;
         let age = SystemTime::now().duration_since(metadata.modified()?);
-        Ok(age.is_ok_and(|age| age > FRESH).then(|| Self {
+        Ok(age.is_ok_and(|age| age > STAMP_RELIABLE_AFTER).then(|| Self {
             device: metadata.dev(),
             inode: metadata.ino(),
             length: metadata.len(),
@@ -170,17 +178,18 @@ impl FileStamp {
     }
 }
 
-/// The manifest files below a folder.
+/// The manifest files of a folder and its subfolders.
 #[derive(Default)]
-struct Walk {
+struct FolderWalk {
     files: BTreeSet<Arc<Path>>,
     unreadable: Vec<(Arc<Path>, io::Error)>,
-    /// Folders by device and inode: a symbolic link may lead back.
+    /// Device and inode of each visited folder. Symbolic links can form a cycle.
     visited: HashSet<(u64, u64)>,
 }
 
-impl Walk {
-    /// Goes through a folder. The error of the folder itself is returned as well as kept.
+impl FolderWalk {
+    /// Walks through a folder. Stores the errors in `unreadable`, and returns the error of the
+    /// folder itself.
     fn folder(&mut self, folder: &Path) -> io::Result<()> {
         let entries = fs::metadata(folder).and_then(|metadata| {
             let unseen = self.visited.insert((metadata.dev(), metadata.ino()));
@@ -195,14 +204,15 @@ impl Walk {
             }
         };
         for entry in entries {
-            // Hidden: files of editors, and the folders between which a ConfigMap mount switches its links.
+            // Hidden entries: temporary files of editors, and the folders to which the links of a
+            // ConfigMap mount lead.
             if entry.file_name().as_encoded_bytes().starts_with(b".") {
                 continue;
             }
             let path = entry.path();
             match fs::metadata(&path) {
                 Ok(metadata) if metadata.is_dir() => {
-                    // Kept in `unreadable`; the rest goes on.
+                    // The error is in `unreadable`. The walk continues.
                     let _: io::Result<()> = self.folder(&path);
                 }
                 Ok(_) if is_manifest(&path) => drop(self.files.insert(path.into())),
@@ -241,8 +251,8 @@ fn duplicate(key: &ObjectKey, location: Arc<ManifestLocation>, first: &ManifestL
         object: object.into(),
         field: "".into(),
         kind: ProblemKind::Duplicate,
-        reason: format!("is in {first} already").into(),
-        remedy: "delete one of them; the first is served".into(),
+        reason: format!("is also defined in {first}").into(),
+        remedy: "delete one of the two; the first one is served".into(),
     }
 }
 
@@ -254,7 +264,7 @@ fn unreadable(path: &Path, error: &io::Error) -> Problem {
         field: "".into(),
         kind: ProblemKind::Unreadable,
         reason: format!("cannot be read: {error}").into(),
-        remedy: "make it readable for the agent; until then what it said before stays".into(),
+        remedy: "make it readable for the agent; until then its previous objects are served".into(),
     }
 }
 
@@ -266,11 +276,12 @@ mod tests {
 
     fn service(name: &str, ip: &str) -> String {
         format!(
-            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}}}\n"
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{clusterIP: \
+             {ip}, ports: [{{port: 80}}]}}}}\n"
         )
     }
 
-    /// A folder of its own, and what is told of it.
+    /// A temporary folder and its scanner.
     struct Case {
         folder: tempfile::TempDir,
         scanner: ManifestFolder,
@@ -292,23 +303,23 @@ mod tests {
             fs::write(self.path(file), text).unwrap();
         }
 
-        /// The events of a scan, in short.
+        /// Scans the folder. Returns one line for each event.
         fn scan(&mut self) -> Vec<String> {
             let root = format!("{}/", self.folder.path().display());
             let events = self.scanner.scan().unwrap();
-            let told = events.into_iter().filter_map(|event| match event {
+            let lines = events.into_iter().filter_map(|event| match event {
                 SourceEvent::Service(name, Some(service)) => {
                     Some(format!("{name} = {:?}", service.cluster_ips))
                 }
-                SourceEvent::Service(name, None) => Some(format!("{name} is gone")),
+                SourceEvent::Service(name, None) => Some(format!("{name} deleted")),
                 SourceEvent::Report(ProblemSource::File(file), problems) => {
                     let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
                     Some(format!("{}: [{}]", file.display(), problems.join("; ")))
                 }
                 SourceEvent::Synced(_) => None,
-                other => panic!("{other:?}"),
+                unexpected => panic!("{unexpected:?}"),
             });
-            told.map(|line| line.replace(&root, "")).collect()
+            lines.map(|line| line.replace(&root, "")).collect()
         }
     }
 
@@ -320,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_changed_is_told() {
+    fn a_scan_returns_changes_only() {
         let mut case = Case::new();
         case.write("a.yaml", &[service("a", "10.0.0.1"), service("b", "10.0.0.2")].join("---\n"));
         case.write("deep/er/c.yml", &service("c", "10.0.0.3"));
@@ -334,30 +345,30 @@ mod tests {
         case.write("a.yaml", &[service("a", "10.0.0.1"), service("b", "10.0.0.4")].join("---\n"));
         assert_eq!(case.scan(), ["default/b = [10.0.0.4]"]);
         fs::remove_dir_all(case.path("deep")).unwrap();
-        assert_eq!(case.scan(), ["default/c is gone"]);
+        assert_eq!(case.scan(), ["default/c deleted"]);
         fs::rename(case.path("a.yaml"), case.path("z.yaml")).unwrap();
-        // Only the place of the objects is another one.
+        // The objects changed: their location is part of them.
         assert_eq!(case.scan(), ["default/a = [10.0.0.1]", "default/b = [10.0.0.4]"]);
         fs::remove_file(case.path("z.yaml")).unwrap();
-        assert_eq!(case.scan(), ["default/a is gone", "default/b is gone"]);
+        assert_eq!(case.scan(), ["default/a deleted", "default/b deleted"]);
     }
 
     #[test]
-    fn a_file_that_does_not_parse_any_more_keeps_its_last_good_objects() {
+    fn an_invalid_file_keeps_its_last_valid_objects() {
         let mut case = Case::new();
         case.write("a.yaml", &[service("a", "10.0.0.1"), service("b", "10.0.0.2")].join("---\n"));
         case.scan();
         case.write("a.yaml", &[service("a", "10.0.0.9"), "kind: [".to_owned()].join("---\n"));
-        let told = case.scan();
-        assert_eq!(told[0], "default/a = [10.0.0.9]");
-        assert!(told[1].starts_with("a.yaml: [a.yaml: document 2 (line 3): is not YAML: "), "{told:?}");
-        assert_eq!(told.len(), 2, "{told:?}");
+        let lines = case.scan();
+        assert_eq!(lines[0], "default/a = [10.0.0.9]");
+        assert!(lines[1].starts_with("a.yaml: [a.yaml: document 2 (line 3): is not YAML: "), "{lines:?}");
+        assert_eq!(lines.len(), 2, "{lines:?}");
         case.write("a.yaml", &service("a", "10.0.0.9"));
-        assert_eq!(case.scan(), ["default/b is gone", "a.yaml: []"]);
+        assert_eq!(case.scan(), ["default/b deleted", "a.yaml: []"]);
     }
 
     #[test]
-    fn the_first_of_two_files_with_one_object_is_served() {
+    fn the_first_of_two_files_with_the_same_object_is_served() {
         let mut case = Case::new();
         case.write("2.yaml", &service("a", "10.0.0.2"));
         case.write("3.yaml", &[service("b", "10.0.0.3"), service("b", "10.0.0.4")].join("---\n"));
@@ -366,8 +377,8 @@ mod tests {
             [
                 "default/a = [10.0.0.2]",
                 "default/b = [10.0.0.3]",
-                "3.yaml: [3.yaml: document 2 (line 2): Service default/b: is in 3.yaml: document 1 (line 1) already: \
-                 delete one of them; the first is served]",
+                "3.yaml: [3.yaml: document 2 (line 2): Service default/b: is also defined in \
+                 3.yaml: document 1 (line 1): delete one of the two; the first one is served]",
             ]
         );
         case.write("1.yaml", &service("a", "10.0.0.1"));
@@ -375,8 +386,8 @@ mod tests {
             case.scan(),
             [
                 "default/a = [10.0.0.1]",
-                "2.yaml: [2.yaml: document 1 (line 1): Service default/a: is in 1.yaml: document 1 (line 1) already: \
-                 delete one of them; the first is served]",
+                "2.yaml: [2.yaml: document 1 (line 1): Service default/a: is also defined in \
+                 1.yaml: document 1 (line 1): delete one of the two; the first one is served]",
             ]
         );
         fs::remove_file(case.path("1.yaml")).unwrap();
@@ -399,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_back_to_the_folder_is_not_followed_for_ever() {
+    fn a_link_back_to_the_folder_does_not_cause_an_endless_loop() {
         let mut case = Case::new();
         case.write("deep/a.yaml", &service("a", "10.0.0.1"));
         symlink("..", case.path("deep/up")).unwrap();
@@ -407,18 +418,18 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_vanishes_takes_nothing_with_it() {
+    fn a_folder_that_disappears_deletes_no_objects() {
         let mut case = Case::new();
         case.write("a.yaml", &service("a", "10.0.0.1"));
         case.scan();
         let elsewhere = tempfile::tempdir().unwrap();
         fs::rename(case.folder.path(), elsewhere.path().join("moved")).unwrap();
-        let told = case.scan();
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert!(told[0].contains("cannot be read"), "{told:?}");
+        let lines = case.scan();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("cannot be read"), "{lines:?}");
         fs::rename(elsewhere.path().join("moved"), case.folder.path()).unwrap();
-        let told = case.scan();
-        assert!(told.len() == 1 && told[0].ends_with(": []"), "{told:?}");
+        let lines = case.scan();
+        assert!(lines.len() == 1 && lines[0].ends_with(": []"), "{lines:?}");
     }
 
     #[test]

@@ -1,8 +1,11 @@
-//! A folder of ordinary Kubernetes YAML and JSON as the source: `*.yaml`, `*.yml` and `*.json`, at any depth, several
-//! documents in a file, `List` objects. Services, EndpointSlices, Endpoints, ServiceCIDRs and the own Node are taken;
-//! everything else that such files hold (Deployments and so on) is passed over.
+//! Reads objects from a folder of ordinary Kubernetes YAML and JSON files.
 //!
-//! The folder is watched. A file that stops being readable keeps what it said last, and that is reported.
+//! Files are `*.yaml`, `*.yml` and `*.json` in the folder and its subfolders. A file can contain
+//! several documents and `List` objects. Services, EndpointSlices, Endpoints, ServiceCIDRs and the
+//! Node of this process are used; objects of other kinds, such as Deployments, are ignored.
+//!
+//! The folder is watched for changes. A file that becomes unreadable or invalid is reported, and
+//! its previous objects stay in effect.
 
 mod document;
 mod folder;
@@ -19,44 +22,60 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 pub use folder::ManifestFolder;
 
-/// An editor or `kubectl` writes a file in several steps: wait until nothing more comes for so long,
-const QUIET: Duration = Duration::from_millis(50);
-/// but not longer than this, should changes never cease.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// The folder is read again this often, whatever the kernel says: it does not tell of changes on network file systems,
-/// nor behind symbolic links that lead out of the folder.
-const RESCAN: Duration = Duration::from_secs(30);
+/// A scan waits until no change has occurred for this time, because editors write a file in several
+/// steps.
+const QUIET_PERIOD: Duration = Duration::from_millis(50);
+/// A scan waits at most this long, even if changes continue.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+/// The folder is scanned at least this often. The kernel does not report changes on network file
+/// systems, nor changes of targets of symbolic links outside the folder.
+const RESCAN_INTERVAL: Duration = Duration::from_secs(30);
 
+/// The reasons why objects cannot be read from a manifest folder at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    #[error("the manifest folder {} cannot be read: {source}: give --manifests a folder that exists", path.display())]
+    #[error(
+        "the manifest folder {} cannot be read: {source}: set --manifests to an existing folder",
+        path.display()
+    )]
     Folder { path: PathBuf, source: std::io::Error },
-    #[error("the manifest folder {} cannot be watched for changes: {source}: raise fs.inotify.max_user_watches if it is large", path.display())]
+    #[error(
+        "the manifest folder {} cannot be watched for changes: {source}: increase \
+         fs.inotify.max_user_watches if the folder is large",
+        path.display()
+    )]
     Watch { path: PathBuf, source: notify::Error },
     #[error("reading the manifest folder was interrupted: {0}")]
     Interrupted(#[from] tokio::task::JoinError),
 }
 
-/// Reads the folder once: every object in it, then that all has been sent.
+/// Reads the folder once. Returns an event for each object and then the `Synced` events.
+/// `this_node` is the name of the Node of this process.
+///
+/// # Errors
+/// Fails if the folder itself cannot be read. Unreadable files are reported in the events.
 pub fn load(root: &Path, this_node: &str) -> Result<Vec<SourceEvent>, ManifestError> {
     ManifestFolder::new(root.to_owned(), this_node.into()).scan()
 }
 
-/// Sends what the folder holds and then every change of it, until nobody listens any more.
+/// Sends all objects of the folder and then every change, until the receiver is dropped.
+///
+/// # Errors
+/// Fails if the folder cannot be read at the start, or if the kernel cannot watch it.
 pub async fn watch(
     root: PathBuf,
     this_node: Arc<str>,
     events: mpsc::Sender<SourceEvent>,
 ) -> Result<(), ManifestError> {
-    let (wake, mut woken) = mpsc::channel(1);
+    let (changed, mut changes) = mpsc::channel(1);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         if event.map_or(true, |event| is_change(event.kind)) {
-            // Full: the scan that this asks for is due already.
-            let _: Result<(), mpsc::error::TrySendError<()>> = wake.try_send(());
+            // If the channel is full, a scan is due already.
+            let _: Result<(), mpsc::error::TrySendError<()>> = changed.try_send(());
         }
     })
     .map_err(|source| ManifestError::Watch { path: root.clone(), source })?;
-    // Before the first scan, so that no change falls between the two.
+    // Start to watch before the first scan: a change between the two would be missed.
     watcher.watch(&root, RecursiveMode::Recursive).map_err(|source| match source.kind {
         notify::ErrorKind::PathNotFound => {
             ManifestError::Folder { path: root.clone(), source: std::io::ErrorKind::NotFound.into() }
@@ -68,38 +87,39 @@ pub async fn watch(
     let mut folder = ManifestFolder::new(root, this_node);
     loop {
         let scanned = tokio::task::spawn_blocking(move || {
-            let found = folder.scan();
-            (folder, found)
+            let events = folder.scan();
+            (folder, events)
         });
-        let found;
-        (folder, found) = scanned.await?;
-        for event in found? {
+        let scan;
+        (folder, scan) = scanned.await?;
+        for event in scan? {
             if events.send(event).await.is_err() {
                 return Ok(());
             }
         }
         tokio::select! {
             () = events.closed() => return Ok(()),
-            () = sleep(RESCAN) => {}
-            Some(()) = woken.recv() => settle(&mut woken).await,
+            () = sleep(RESCAN_INTERVAL) => {}
+            Some(()) = changes.recv() => wait_until_quiet(&mut changes).await,
         }
     }
 }
 
-/// Waits until the folder is quiet.
-async fn settle(woken: &mut mpsc::Receiver<()>) {
-    let deadline = Instant::now() + PATIENCE;
+/// Waits until the folder has not changed for [`QUIET_PERIOD`], at most [`MAX_WAIT`].
+async fn wait_until_quiet(changes: &mut mpsc::Receiver<()>) {
+    let deadline = Instant::now() + MAX_WAIT;
     while Instant::now() < deadline {
-        let quiet = deadline.min(Instant::now() + QUIET);
-        if timeout_at(quiet, woken.recv()).await.is_err() {
+        let quiet = deadline.min(Instant::now() + QUIET_PERIOD);
+        if timeout_at(quiet, changes.recv()).await.is_err() {
             return;
         }
-        // Changes keep the channel full: look at it again after a pause, not in a loop.
+        // Continuous changes keep the channel full: pause, so that this is no busy loop.
         sleep_until(quiet).await;
     }
 }
 
-/// Reading a file makes events too: those must not cause the next scan.
+/// Returns whether an event can change the content of the folder. The scan itself causes events
+/// when it opens and reads files; these must not cause the next scan.
 fn is_change(kind: EventKind) -> bool {
     !matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
 }
@@ -115,22 +135,22 @@ mod tests {
         let limit = Duration::from_secs(20);
         tokio::time::timeout(limit, events.recv())
             .await
-            .expect("a change is noticed")
-            .expect("the watch goes on")
+            .expect("a change is detected")
+            .expect("the watch continues")
     }
 
     #[tokio::test]
-    async fn changes_are_noticed_and_the_watch_ends_with_its_listener() {
+    async fn changes_are_detected_and_the_watch_ends_with_its_receiver() {
         let folder = tempfile::tempdir().unwrap();
         let service = |ip: &str| {
             format!("{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{clusterIP: {ip}}}}}")
         };
         let (sender, mut events) = mpsc::channel(16);
         let watcher = tokio::spawn(watch(folder.path().to_owned(), "here".into(), sender));
-        for part in WatchedResource::ALL {
-            assert_eq!(next(&mut events).await, SourceEvent::Synced(part));
+        for resource in WatchedResource::ALL {
+            assert_eq!(next(&mut events).await, SourceEvent::Synced(resource));
         }
-        // As an editor does it: another file takes the place of the old one. And in a folder made later.
+        // An editor replaces the file by a new one. The subfolder is created while the watch runs.
         let deep = folder.path().join("deep");
         fs::create_dir(&deep).unwrap();
         for ip in ["10.96.0.1", "10.96.0.2"] {
