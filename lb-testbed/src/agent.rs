@@ -94,6 +94,7 @@ impl Agent {
         &self.log
     }
 
+    /// Returns the process id of the agent.
     pub fn pid(&self) -> u32 {
         self.process.0.id()
     }

@@ -42,6 +42,7 @@ impl Applied {
         manifests.remove(&self.file)
     }
 
+    /// Returns the ClusterIP of a family, or `None` for a Service without one.
     pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
         self.service.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)
     }

@@ -29,13 +29,16 @@ pub struct Listen {
     pub transfer: Vec<u16>,
 }
 
+/// A host: a name, a network namespace with a cgroup, and an address of each family.
 #[derive(Debug, Clone)]
 pub struct Host {
     pub name: String,
     pub place: Place,
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
+    /// Path of the `lb-testbed` program.
     tool: PathBuf,
+    /// Folder for the logs of servers.
     logs: PathBuf,
 }
 

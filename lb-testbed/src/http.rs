@@ -12,6 +12,7 @@ use crate::place::Place;
 /// Time limit for connecting and for each read.
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// The response to an HTTP request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     pub status: u16,

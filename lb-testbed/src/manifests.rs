@@ -20,6 +20,7 @@ pub struct ManifestDir {
 }
 
 impl ManifestDir {
+    /// Creates the watched folder `manifests` and the folder `staging` in `parent`.
     pub fn create(parent: &Path) -> Result<Self> {
         let dir = Self { folder: parent.join("manifests"), staging: parent.join("staging") };
         fs::create_dir_all(&dir.folder)?;
@@ -27,6 +28,7 @@ impl ManifestDir {
         Ok(dir)
     }
 
+    /// Returns the watched folder.
     pub fn path(&self) -> &Path {
         &self.folder
     }
@@ -49,11 +51,13 @@ impl ManifestDir {
             .with_context(|| format!("move the manifest {file} into the watched folder"))
     }
 
+    /// Removes a file. Returns an error if it does not exist.
     pub fn remove(&self, file: &str) -> Result<()> {
         fs::remove_file(self.folder.join(file)).with_context(|| format!("remove the manifest {file}"))
     }
 }
 
+/// The protocol of a Service port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     Tcp,
@@ -90,18 +94,22 @@ pub struct Port {
 }
 
 impl Port {
+    /// Returns a TCP port without a nodePort.
     pub fn tcp(name: &str, port: u16, target: u16) -> Self {
         Self { name: name.to_owned(), protocol: Protocol::Tcp, port, target, node_port: None }
     }
 
+    /// Returns a UDP port without a nodePort.
     pub fn udp(name: &str, port: u16, target: u16) -> Self {
         Self { name: name.to_owned(), protocol: Protocol::Udp, port, target, node_port: None }
     }
 
+    /// Returns an SCTP port without a nodePort.
     pub fn sctp(name: &str, port: u16, target: u16) -> Self {
         Self { name: name.to_owned(), protocol: Protocol::Sctp, port, target, node_port: None }
     }
 
+    /// Returns the port with a nodePort.
     pub fn node_port(self, port: u16) -> Self {
         Self { node_port: Some(port), ..self }
     }

@@ -37,10 +37,12 @@ impl Place {
         Ok(Self { netns: self.netns.clone(), cgroup })
     }
 
+    /// Returns the `ip netns` name of the network namespace.
     pub fn netns(&self) -> &str {
         &self.netns
     }
 
+    /// Returns the directory of the cgroup.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
     }

@@ -113,10 +113,12 @@ impl Node {
         ]
     }
 
+    /// Returns the IPv4 pod CIDR of the node.
     pub fn pod_cidr_v4(&self) -> String {
         format!("10.244.{}.0/24", self.number)
     }
 
+    /// Returns the IPv6 pod CIDR of the node.
     pub fn pod_cidr_v6(&self) -> String {
         format!("fd00:244:{}::/64", self.number)
     }
@@ -171,6 +173,7 @@ impl Topology {
         }
     }
 
+    /// Returns the name of the run that the cluster belongs to.
     pub fn id(&self) -> &RunId {
         &self.id
     }

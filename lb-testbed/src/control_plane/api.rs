@@ -53,6 +53,7 @@ impl Api {
         self.patch(object, true)
     }
 
+    /// Deletes an object. Returns an error if it does not exist.
     pub fn delete(&self, object: &Value) -> Result<()> {
         self.call(async |client| {
             let (api, object) = locate(client, object).await?;

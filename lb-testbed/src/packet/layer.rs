@@ -55,7 +55,7 @@ pub enum Layer {
     Trailer(Vec<u8>),
 }
 
-/// The first bytes on the wire.
+/// The first header of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     Ethernet,
@@ -79,6 +79,7 @@ impl Checksum {
     pub const FAULT: u16 = 0x0101;
 }
 
+/// A MAC address, in the order on the wire.
 pub type Mac = [u8; 6];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +91,7 @@ pub struct Ethernet {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vlan {
-    /// 802.1ad service tag instead of an 802.1Q customer tag.
+    /// True: an 802.1ad service tag. False: an 802.1Q customer tag.
     pub service: bool,
     /// Priority (3 bits), drop eligible indicator (1 bit) and VLAN id (12 bits).
     pub tci: u16,
@@ -121,7 +122,7 @@ pub struct Ipv4 {
     /// The reserved bit of the flags (RFC 3514).
     pub evil: bool,
     pub part: Part,
-    /// A multiple of four bytes, at most 40.
+    /// At most 40 bytes. Their number is a multiple of four.
     pub options: Vec<u8>,
     pub protocol: Option<u8>,
     pub length: Option<u16>,
@@ -134,7 +135,7 @@ pub struct Ipv6 {
     pub destination: Ipv6Addr,
     pub hop_limit: u8,
     pub traffic_class: u8,
-    /// 20 bits.
+    /// Only the lower 20 bits are used.
     pub flow_label: u32,
     pub next: Option<u8>,
     pub length: Option<u16>,
@@ -170,7 +171,7 @@ pub struct Tcp {
     pub flags: u16,
     pub window: u16,
     pub urgent: u16,
-    /// A multiple of four bytes, at most 40.
+    /// At most 40 bytes. Their number is a multiple of four.
     pub options: Vec<u8>,
     pub checksum: Checksum,
 }

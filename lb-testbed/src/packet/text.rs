@@ -3,7 +3,7 @@
 //! ```text
 //! eth 02:00:00:00:00:09 > 02:00:00:00:00:01 / vlan 7 / ip 192.0.2.9 > 10.96.0.10 / tcp 9 > 80 SA
 //! ip 2001:db8::9 > 2001:db8::1 / hop-by-hop / udp 5000 > 53 csum=faulty / bytes 100
-//! ip 192.0.2.1 > 192.0.2.9 / icmp too-big mtu=1400 quote=28 / ip 192.0.2.9 > 192.0.2.1 / zeros 2000
+//! ip 10.0.0.1 > 10.0.0.2 / icmp too-big mtu=1400 quote=28 / ip 10.0.0.2 > 10.0.0.1 / zeros 2000
 //! ```
 //!
 //! Layers are separated by ` / `. A layer starts with its name and its main fields (addresses,

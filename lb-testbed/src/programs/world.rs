@@ -57,8 +57,10 @@ const fn mac(last: u8) -> Mac {
     [2, 0, 0, 0, 0, last]
 }
 
+/// Name of the device that packets arrive on if a case names no other device.
 pub const NIC: &str = "nic";
 
+/// All devices of the node.
 pub const DEVICES: [Device; 5] = [
     Device {
         name: NIC,
@@ -107,6 +109,7 @@ pub const DEVICES: [Device; 5] = [
     },
 ];
 
+/// All peers of the node.
 pub const PEERS: [Peer; 12] = [
     // A client on the node's Ethernet segment.
     Peer { name: "client", addresses: ["192.0.2.9", "2001:db8:2::9"], device: NIC, mac: Some(mac(9)) },

@@ -14,6 +14,7 @@ pub struct Options {
     addresses: Vec<SocketAddr>,
 }
 
+/// Binds and releases each address. Returns one result for each, in the same order.
 pub fn run(options: &Options) -> Vec<Bound> {
     let bind = |address: SocketAddr| {
         let bound = if options.udp {

@@ -31,6 +31,8 @@ pub struct Options {
     target: SocketAddr,
 }
 
+/// Sends the datagrams and returns one exchange for each. Stops early if the server does not
+/// answer.
 pub fn run(options: &Options) -> Result<Vec<Exchange>> {
     let target = options.target;
     let socket = UdpSocket::bind(any_address(target))?;

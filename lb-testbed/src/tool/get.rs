@@ -40,6 +40,7 @@ pub async fn request(target: SocketAddr) -> Result<Answer, Failure> {
     Connection::open(target).await?.request().await
 }
 
+/// Returns the failure of a request that was not answered in time.
 pub fn timed_out() -> Failure {
     io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()
 }

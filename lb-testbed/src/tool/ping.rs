@@ -25,6 +25,7 @@ pub struct Options {
     target: IpAddr,
 }
 
+/// Sends the echo requests, each after the reply to the one before or its time-out.
 pub fn run(options: &Options) -> Result<PingReport> {
     // A ping socket of the kernel fills in identifier and checksum, and checks those of the reply.
     let (family, protocol, request, reply) = match options.target {

@@ -16,6 +16,7 @@ use lb_testbed::report::TransferReport;
 const STALL_LIMIT: Duration = Duration::from_secs(10);
 const CHUNK: usize = 128 * 1024;
 
+/// Transfers `bytes` bytes in each direction over one connection to `target`.
 pub fn client(target: SocketAddr, bytes: u64) -> TransferReport {
     let mut report = TransferReport { sent: 0, received: 0, intact: Ok(()) };
     if let Err(error) = transfer(target, bytes, &mut report) {
@@ -37,6 +38,7 @@ fn transfer(target: SocketAddr, bytes: u64, report: &mut TransferReport) -> io::
     receive(&mut stream, bytes, &mut report.received)
 }
 
+/// Serves transfers forever, each connection on its own thread.
 pub fn serve(listener: &TcpListener) {
     for stream in listener.incoming().flatten() {
         // The client reports errors.
