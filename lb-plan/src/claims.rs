@@ -1,4 +1,5 @@
-//! Which Service port has an address that several want. The oldest one does, and the next oldest gets it when that goes.
+//! Decides which Service port owns an address that several ones request. The oldest Service owns
+//! it; when it releases the address, the next oldest takes over.
 
 use std::collections::HashMap;
 
@@ -6,7 +7,7 @@ use lb_model::{ObjectName, Protocol};
 
 use super::desired::FrontendAddress;
 
-/// What can belong to one Service port only.
+/// An address, port and protocol, which at most one Service port can own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Claim {
     pub address: FrontendAddress,
@@ -14,31 +15,32 @@ pub(super) struct Claim {
     pub protocol: Protocol,
 }
 
-/// A Service port that wants it. The order is that of precedence.
+/// A Service port that requests a claim. The smallest claimant owns it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claimant {
-    pub age: Age,
+    pub created: CreationTime,
     pub service: ObjectName,
     /// Index of the port in the Service.
     pub port: u16,
 }
 
-/// Seconds since 1970 of the creation; objects of a manifest folder have none and go by their names.
+/// The creation time of a Service. Manifests usually have none: then the names decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Age {
-    Created(i64),
+pub(super) enum CreationTime {
+    /// In seconds since 1970.
+    At(i64),
     Unknown,
 }
 
-impl From<Option<i64>> for Age {
+impl From<Option<i64>> for CreationTime {
     fn from(created: Option<i64>) -> Self {
-        created.map_or(Self::Unknown, Self::Created)
+        created.map_or(Self::Unknown, Self::At)
     }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    /// Sorted; nearly always of one element.
+    /// The claimants of each claim, sorted. Nearly all claims have exactly one.
     claimants: HashMap<Claim, Vec<Claimant>>,
 }
 
@@ -52,7 +54,7 @@ impl Claims {
 
     pub fn remove(&mut self, claim: &Claim, claimant: &Claimant) {
         if let Some(claimants) = self.claimants.get_mut(claim) {
-            claimants.retain(|other| other != claimant);
+            claimants.retain(|existing| existing != claimant);
             if claimants.is_empty() {
                 self.claimants.remove(claim);
             }

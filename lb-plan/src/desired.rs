@@ -1,18 +1,20 @@
-//! What the planner wants the maps to say, in terms that know nothing of map entries, ids or slots.
+//! The desired content of the maps, independent of the layout of map entries, ids and slots.
 //!
-//! The planner makes one [`DesiredServicePort`] per Service **port**; the data path turns it into map entries.
+//! The planner creates one [`DesiredServicePort`] for each **port** of a Service. The data path
+//! converts it into map entries.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_model::{IpFamily, Protocol, SourceRanges};
 
-/// Identity of a service port: `namespace/name:port_name` and its protocol. What a service id stands for.
+/// Identifies a Service port: `namespace/name:port_name` and protocol. The data path assigns it a
+/// service id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServicePortId {
     pub namespace: String,
     pub name: String,
-    /// Empty for the only port of a Service.
+    /// Empty for a port without a name.
     pub port_name: String,
     pub protocol: Protocol,
 }
@@ -27,21 +29,23 @@ impl fmt::Display for ServicePortId {
     }
 }
 
-/// Everything the maps shall say about one service port, both families.
+/// The desired state of one Service port, for both families.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredServicePort {
     pub id: ServicePortId,
-    /// Port number in the Service spec.
+    /// The port number in the Service spec.
     pub port: u16,
     pub algorithm: Algorithm,
-    /// ClientIP affinity: its time-out in seconds.
+    /// Timeout of ClientIP session affinity in seconds. `None` means no affinity.
     pub affinity_seconds: Option<u32>,
-    /// Sources that may use the [`FrontendKind::LoadBalancer`] frontends; others are dropped.
+    /// Source addresses that may use the [`FrontendKind::LoadBalancer`] frontends. Packets from
+    /// other sources are dropped.
     pub source_ranges: SourceRanges,
-    /// Sorted; no address and port twice. Never empty.
+    /// Sorted and not empty. No address and port occurs twice.
     pub frontends: Vec<Frontend>,
-    /// Endpoint lists of each family.
+    /// The endpoint lists of the IPv4 frontends.
     pub v4: EndpointLists,
+    /// The endpoint lists of the IPv6 frontends.
     pub v6: EndpointLists,
 }
 
@@ -54,7 +58,7 @@ impl DesiredServicePort {
     }
 }
 
-/// How an endpoint is chosen for a new connection.
+/// How the data path selects an endpoint for a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Algorithm {
     #[default]
@@ -67,16 +71,16 @@ pub struct Frontend {
     pub address: FrontendAddress,
     pub port: u16,
     pub kind: FrontendKind,
-    /// Which endpoints traffic from outside the cluster gets.
+    /// The endpoints for traffic from outside the cluster.
     pub outside: ListPolicy,
-    /// Which endpoints pods and the node itself get.
+    /// The endpoints for traffic from pods and from the node itself.
     pub inside: ListPolicy,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FrontendAddress {
     Ip(IpAddr),
-    /// Every address of this node that takes NodePorts.
+    /// All addresses of this node that serve nodePorts.
     Node(IpFamily),
 }
 
@@ -98,7 +102,7 @@ pub enum FrontendKind {
     LoadBalancer = lb_common::layout::kind::LOAD_BALANCER,
 }
 
-/// Which list of [`EndpointLists`], and what an empty one means.
+/// A list of [`EndpointLists`], and the behavior if it is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListPolicy {
     pub list: EndpointList,
@@ -113,27 +117,30 @@ pub enum EndpointList {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WhenEmpty {
+    /// The client receives an error (an ICMP message or a TCP reset).
     Reject,
+    /// The packet is dropped without an error, so that the client retries.
     Drop,
 }
 
-/// The endpoints of one family. The lists hold indices into `endpoints`, sorted, without duplicates.
+/// The endpoints of one family. `cluster` and `local` contain indices into `endpoints`, sorted and
+/// without duplicates.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EndpointLists {
-    /// Every endpoint that keeps its connections, sorted by address: those in the lists, and those that only drain.
-    /// Empty when no frontend is of this family.
+    /// Every endpoint that keeps its connections: those in the lists, and those that only drain.
+    /// Sorted by address. Empty if no frontend has this family.
     pub endpoints: Vec<DesiredEndpoint>,
-    /// Eligible under the Cluster policy.
+    /// The eligible endpoints under the Cluster policy.
     pub cluster: Vec<u32>,
-    /// Eligible under the Local policy.
+    /// The eligible endpoints under the Local policy.
     pub local: Vec<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DesiredEndpoint {
     pub address: SocketAddr,
-    /// Runs on this node.
+    /// The endpoint runs on this node.
     pub local: bool,
-    /// Takes no new connections (in neither list), keeps those it has.
+    /// The endpoint keeps its connections and gets no new ones: neither list contains it.
     pub draining: bool,
 }

@@ -1,4 +1,5 @@
-//! Which endpoints are eligible: `CategorizeEndpoints` of kube-proxy (pkg/proxy/topology.go), on our types.
+//! Selects the eligible endpoints of a Service port. The rules are those of `CategorizeEndpoints`
+//! in kube-proxy (pkg/proxy/topology.go).
 
 use std::cmp::Reverse;
 use std::net::SocketAddr;
@@ -7,22 +8,22 @@ use lb_model::{Endpoint, EndpointSlice, IpFamily, NodeHint, Protocol, ServicePor
 
 use super::desired::{DesiredEndpoint, EndpointLists};
 
-/// Which lists the policies of a Service use; the others stay empty.
+/// The endpoint lists that the policies of a Service use. The other lists stay empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Uses {
+pub(super) struct UsedLists {
     pub cluster: bool,
     pub local: bool,
 }
 
-/// The endpoints of one Service port and family.
+/// The selected endpoints of one Service port and family.
 #[derive(Debug, Default)]
-pub(super) struct Choice {
+pub(super) struct SelectedEndpoints {
     pub lists: EndpointLists,
-    /// There is a usable endpoint somewhere in the cluster, if not in the lists.
+    /// The cluster has a usable endpoint, even if the lists do not contain it.
     pub reachable: bool,
 }
 
-/// An endpoint of the port that is asked for.
+/// An endpoint that has the port and family in question.
 struct Candidate<'a> {
     address: SocketAddr,
     endpoint: &'a Endpoint,
@@ -30,37 +31,42 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    /// Serves although it goes: the last resort (KEP-1669).
+    /// Returns whether the endpoint serves while it terminates. Such endpoints are used if no
+    /// endpoint is ready (KEP-1669).
     fn is_fallback(&self) -> bool {
         self.endpoint.serving && self.endpoint.terminating
     }
 
-    /// Whether connections that it has shall stay with it. One that fails its readiness probe keeps those of protocols
-    /// that would notice; a UDP client would send into the void without ever being told, so its flows move on
-    /// (kube-proxy's conntrack reconciler keeps UDP entries of serving endpoints only).
+    /// Returns whether existing connections stay with the endpoint.
+    ///
+    /// An endpoint that fails its readiness probe keeps its TCP and SCTP connections: the protocol
+    /// detects a dead peer. A UDP client cannot detect it, so its flows move to another endpoint.
+    /// The conntrack reconciler of kube-proxy also keeps the UDP entries of serving endpoints only.
     fn keeps_connections(&self, protocol: Protocol) -> bool {
         self.endpoint.ready || self.endpoint.serving || protocol != Protocol::Udp
     }
 }
 
-pub(super) fn choose<'a>(
+/// Selects the endpoints of one Service port and family. `zone` is the zone of this node.
+pub(super) fn select<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     port: &ServicePort,
     family: IpFamily,
-    uses: Uses,
+    used: UsedLists,
     zone: Option<&str>,
-) -> Choice {
-    let candidates = merge(slices, port, family, zone);
-    let reachable = candidates.iter().any(|it| it.endpoint.ready || it.is_fallback());
-    let in_cluster = if uses.cluster { cluster_list(&candidates) } else { vec![false; candidates.len()] };
-    let in_local = if uses.local { local_list(&candidates) } else { vec![false; candidates.len()] };
+) -> SelectedEndpoints {
+    let candidates = merge_slices(slices, port, family, zone);
+    let reachable = candidates.iter().any(|candidate| candidate.endpoint.ready || candidate.is_fallback());
+    let in_cluster = if used.cluster { cluster_list(&candidates) } else { vec![false; candidates.len()] };
+    let in_local = if used.local { local_list(&candidates) } else { vec![false; candidates.len()] };
 
     let mut lists = EndpointLists::default();
     for (index, candidate) in candidates.iter().enumerate() {
         let eligible = in_cluster[index] || in_local[index];
-        // Under a Local policy alone the endpoints of other nodes, thousands perhaps, are no business of this node.
-        let concerns_node = uses.cluster || candidate.endpoint.local;
-        let drains = !eligible && concerns_node && candidate.keeps_connections(port.protocol);
+        // If only the Local policy is used, the endpoints of other nodes are not needed. They can
+        // be thousands.
+        let is_needed = used.cluster || candidate.endpoint.local;
+        let drains = !eligible && is_needed && candidate.keeps_connections(port.protocol);
         if !(eligible || drains) {
             continue;
         }
@@ -77,12 +83,14 @@ pub(super) fn choose<'a>(
             draining: drains,
         });
     }
-    Choice { lists, reachable }
+    SelectedEndpoints { lists, reachable }
 }
 
-/// The endpoints of all slices, sorted by address. One that stands in two slices (it moves from one to the other, say)
-/// counts once: the entry that does not terminate wins, then the one that says more.
-fn merge<'a>(
+/// Returns the endpoints of all slices, sorted by address and without duplicates.
+///
+/// An endpoint can occur in two slices, for example while it moves from one to the other. The entry
+/// that does not terminate takes precedence, then the one that is ready, serving, local or hinted.
+fn merge_slices<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     port: &ServicePort,
     family: IpFamily,
@@ -90,9 +98,13 @@ fn merge<'a>(
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
     for slice in slices {
-        let numbers = slice.ports.iter().filter(|it| it.name == port.name && it.protocol == port.protocol);
-        for slice_port in numbers {
-            let of_family = slice.endpoints.iter().filter(|it| IpFamily::of(&it.address) == family);
+        let matching = slice
+            .ports
+            .iter()
+            .filter(|slice_port| slice_port.name == port.name && slice_port.protocol == port.protocol);
+        for slice_port in matching {
+            let of_family =
+                slice.endpoints.iter().filter(|endpoint| IpFamily::of(&endpoint.address) == family);
             candidates.extend(of_family.map(|endpoint| Candidate {
                 address: SocketAddr::new(endpoint.address, slice_port.port),
                 endpoint,
@@ -100,60 +112,71 @@ fn merge<'a>(
             }));
         }
     }
-    candidates.sort_by_key(|it| {
-        let Endpoint { ready, serving, terminating, local, node_hint, .. } = *it.endpoint;
-        (it.address, terminating, Reverse((ready, serving, local, node_hint, it.for_zone)))
+    candidates.sort_by_key(|candidate| {
+        let Endpoint { ready, serving, terminating, local, node_hint, .. } = *candidate.endpoint;
+        (candidate.address, terminating, Reverse((ready, serving, local, node_hint, candidate.for_zone)))
     });
-    candidates.dedup_by_key(|it| it.address);
+    candidates.dedup_by_key(|candidate| candidate.address);
     candidates
 }
 
-/// Which hints apply. All ready endpoints must have them and one must be meant for here: otherwise a controller has not
-/// finished, or has nothing for here, and every endpoint is better than none (KEP-2433, KEP-4444).
+/// The topology hints that apply to ready endpoints.
+///
+/// Hints apply if all ready endpoints have them and at least one is for this node or zone.
+/// Otherwise the controller has not finished, or has no endpoint for this node: all endpoints are
+/// used (KEP-2433, KEP-4444).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Topology {
+enum TopologyMode {
     SameNode,
     SameZone,
     Anywhere,
 }
 
-fn topology(candidates: &[Candidate<'_>]) -> Topology {
-    let ready = || candidates.iter().filter(|it| it.endpoint.ready);
-    if ready().all(|it| it.endpoint.node_hint != NodeHint::None)
-        && ready().any(|it| it.endpoint.node_hint == NodeHint::ThisNode)
+fn topology_mode(candidates: &[Candidate<'_>]) -> TopologyMode {
+    let ready = || candidates.iter().filter(|candidate| candidate.endpoint.ready);
+    if ready().all(|candidate| candidate.endpoint.node_hint != NodeHint::None)
+        && ready().any(|candidate| candidate.endpoint.node_hint == NodeHint::ThisNode)
     {
-        Topology::SameNode
-    } else if ready().all(|it| it.for_zone.is_some()) && ready().any(|it| it.for_zone == Some(true)) {
-        Topology::SameZone
+        TopologyMode::SameNode
+    } else if ready().all(|candidate| candidate.for_zone.is_some())
+        && ready().any(|candidate| candidate.for_zone == Some(true))
+    {
+        TopologyMode::SameZone
     } else {
-        Topology::Anywhere
+        TopologyMode::Anywhere
     }
 }
 
 fn cluster_list(candidates: &[Candidate<'_>]) -> Vec<bool> {
-    let topology = topology(candidates);
-    let hinted = |it: &Candidate<'_>| match topology {
-        Topology::SameNode => it.endpoint.node_hint == NodeHint::ThisNode,
-        Topology::SameZone => it.for_zone == Some(true),
-        Topology::Anywhere => true,
+    let mode = topology_mode(candidates);
+    let hinted = |candidate: &Candidate<'_>| match mode {
+        TopologyMode::SameNode => candidate.endpoint.node_hint == NodeHint::ThisNode,
+        TopologyMode::SameZone => candidate.for_zone == Some(true),
+        TopologyMode::Anywhere => true,
     };
-    ready_else_fallback(candidates, hinted, |_| true)
+    ready_or_terminating(candidates, hinted, |_| true)
 }
 
-/// Hints do not apply: whoever asks for local endpoints means these and no others.
+/// Hints do not apply to the Local policy: it admits all local endpoints and no others.
 fn local_list(candidates: &[Candidate<'_>]) -> Vec<bool> {
-    ready_else_fallback(candidates, |it| it.endpoint.local, |it| it.endpoint.local)
+    ready_or_terminating(
+        candidates,
+        |candidate| candidate.endpoint.local,
+        |candidate| candidate.endpoint.local,
+    )
 }
 
-/// The ready ones that `prefer` selects; if there are none, those of `fallback` that serve while they terminate.
-fn ready_else_fallback(
+/// Selects the ready endpoints that `is_preferred` accepts. If there are none, selects the
+/// endpoints that `is_possible` accepts and that serve while they terminate.
+fn ready_or_terminating(
     candidates: &[Candidate<'_>],
-    prefer: impl Fn(&Candidate<'_>) -> bool,
-    fallback: impl Fn(&Candidate<'_>) -> bool,
+    is_preferred: impl Fn(&Candidate<'_>) -> bool,
+    is_possible: impl Fn(&Candidate<'_>) -> bool,
 ) -> Vec<bool> {
-    let ready: Vec<bool> = candidates.iter().map(|it| it.endpoint.ready && prefer(it)).collect();
+    let ready: Vec<bool> =
+        candidates.iter().map(|candidate| candidate.endpoint.ready && is_preferred(candidate)).collect();
     if ready.contains(&true) {
         return ready;
     }
-    candidates.iter().map(|it| it.is_fallback() && fallback(it)).collect()
+    candidates.iter().map(|candidate| candidate.is_fallback() && is_possible(candidate)).collect()
 }

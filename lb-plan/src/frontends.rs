@@ -1,4 +1,5 @@
-//! The addresses of a Service port, and which list of endpoints each kind of traffic to them gets.
+//! The frontends of a Service port: the addresses that it requests, and the endpoint list that each
+//! kind of traffic to them uses.
 
 use std::net::IpAddr;
 
@@ -7,64 +8,74 @@ use lb_model::{IpFamily, Service, ServicePort, TrafficPolicy};
 
 use super::desired::{EndpointList, Frontend, FrontendAddress, FrontendKind, ListPolicy, WhenEmpty};
 
-/// An address that a Service port asks for.
+/// An address and port that a Service port requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct RequestedAddress {
     pub address: FrontendAddress,
     pub port: u16,
     pub kind: FrontendKind,
 }
 
-/// Everything that a port asks for, of which others may have some already. No address and port twice.
-pub(super) fn asked(service: &Service, port: &ServicePort, allowed_external_ips: &[IpNet]) -> Vec<Asked> {
-    let mut asked: Vec<Asked> = Vec::with_capacity(4);
-    let mut ask = |address, number, kind| {
-        if !asked.iter().any(|other| other.address == address && other.port == number) {
-            asked.push(Asked { address, port: number, kind });
+/// Returns every address that a Service port requests, whether or not another one owns it. No
+/// address and port occurs twice.
+pub(super) fn requested_addresses(
+    service: &Service,
+    port: &ServicePort,
+    allowed_external_ips: &[IpNet],
+) -> Vec<RequestedAddress> {
+    let mut requested: Vec<RequestedAddress> = Vec::with_capacity(4);
+    let mut request = |address, number, kind| {
+        let new = RequestedAddress { address, port: number, kind };
+        if !requested.iter().any(|request| (request.address, request.port) == (address, number)) {
+            requested.push(new);
         }
     };
     for ip in &service.cluster_ips {
-        ask(FrontendAddress::Ip(*ip), port.port, FrontendKind::ClusterIp);
+        request(FrontendAddress::Ip(*ip), port.port, FrontendKind::ClusterIp);
     }
     if let Some(node_port) = port.node_port {
         for ip in &service.cluster_ips {
-            ask(FrontendAddress::Node(IpFamily::of(ip)), node_port, FrontendKind::NodePort);
+            request(FrontendAddress::Node(IpFamily::of(ip)), node_port, FrontendKind::NodePort);
         }
     }
-    // Before the external IPs: an address that is both keeps the source ranges of the load balancer, as kube-proxy's
-    // firewall chain does whatever chain translates.
+    // The first kind of an address counts. Load balancer addresses come before external IPs: an
+    // address that is both keeps the source ranges, as in the firewall chain of kube-proxy.
     for ip in &service.load_balancer_ips {
-        ask(FrontendAddress::Ip(*ip), port.port, FrontendKind::LoadBalancer);
+        request(FrontendAddress::Ip(*ip), port.port, FrontendKind::LoadBalancer);
     }
     for ip in service.external_ips.iter().filter(|ip| is_allowed(ip, allowed_external_ips)) {
-        ask(FrontendAddress::Ip(*ip), port.port, FrontendKind::ExternalIp);
+        request(FrontendAddress::Ip(*ip), port.port, FrontendKind::ExternalIp);
     }
-    asked
+    requested
 }
 
-/// Anyone who may write a Service may name any address as external IP (CVE-2020-8554): the operator says which count.
+/// Returns whether a Service may claim this external IP. Everybody who may write a Service can
+/// request any external IP (CVE-2020-8554), so the operator restricts them.
 pub(super) fn is_allowed(ip: &IpAddr, allowed: &[IpNet]) -> bool {
     allowed.iter().any(|net| net.contains(ip))
 }
 
-/// Whether traffic from outside the cluster can come to this port, by addresses of the family. What a Service asks for
-/// counts, also when another one has it: the endpoint lists must not depend on that.
-pub(super) fn is_external(asked: &[Asked], family: IpFamily) -> bool {
-    asked.iter().any(|asked| asked.kind != FrontendKind::ClusterIp && asked.address.family() == family)
+/// Returns whether clients outside the cluster can use this port through addresses of the family.
+/// Addresses that another Service owns count too: the endpoint lists must not depend on ownership.
+pub(super) fn is_external(requested: &[RequestedAddress], family: IpFamily) -> bool {
+    let mut of_family = requested.iter().filter(|request| request.address.family() == family);
+    of_family.any(|request| request.kind != FrontendKind::ClusterIp)
 }
 
-/// The frontend with its policies. `reachable`: there is an endpoint somewhere in the cluster.
-pub(super) fn with_policies(asked: &Asked, service: &Service, reachable: bool) -> Frontend {
+/// Adds the traffic policies of the Service to an address. `reachable` is true if the cluster has a
+/// usable endpoint on any node.
+pub(super) fn with_policies(request: &RequestedAddress, service: &Service, reachable: bool) -> Frontend {
     let cluster = ListPolicy { list: EndpointList::Cluster, when_empty: WhenEmpty::Reject };
-    // An endpoint on another node: clients shall try there, so silence, not an error. None anywhere: an error.
+    // If another node has an endpoint, clients should retry there: drop. Otherwise report an error.
     let when_empty = if reachable { WhenEmpty::Drop } else { WhenEmpty::Reject };
     let local = ListPolicy { list: EndpointList::Local, when_empty };
-    let (outside, inside) = match (asked.kind, service.internal_policy, service.external_policy) {
+    let (outside, inside) = match (request.kind, service.internal_policy, service.external_policy) {
         (FrontendKind::ClusterIp, TrafficPolicy::Cluster, _) => (cluster, cluster),
         (FrontendKind::ClusterIp, TrafficPolicy::Local, _) => (local, local),
         (_, _, TrafficPolicy::Cluster) => (cluster, cluster),
-        // The short circuit: pods and the node itself are in the cluster already, whatever address they use.
+        // Pods and the node itself are inside the cluster whatever address they use, so they use
+        // all endpoints (the "short circuit" of kube-proxy).
         (_, _, TrafficPolicy::Local) => (local, cluster),
     };
-    Frontend { address: asked.address, port: asked.port, kind: asked.kind, outside, inside }
+    Frontend { address: request.address, port: request.port, kind: request.kind, outside, inside }
 }

@@ -1,11 +1,13 @@
-//! From model and node facts to the wanted map contents: pure functions, no I/O, no clock, no randomness.
+//! The rules of Kubernetes Services: computes the desired content of the maps from objects. Pure
+//! functions without I/O, clock or randomness.
 //!
-//! [`Planner`] holds the model and answers every batch of [events](lb_model::SourceEvent) with what changed:
+//! [`Planner`] holds the objects. [`Planner::update`] takes a batch of
+//! [events](lb_model::SourceEvent) and returns the changes:
 //!
-//! - `planner`: the state, its indices, and which Services a change touches;
-//! - `claims`: which Service has an address and port that several want;
-//! - `frontends`: the addresses of a Service port, and the policies that go with them;
-//! - `endpoints`: which endpoints those policies make eligible (KEP-1669, 1672, 2086, 2433, 4444);
+//! - `planner`: the state, its indices, and the Services that a change affects;
+//! - `claims`: the owner of an address and port that several Services request;
+//! - `frontends`: the addresses of a Service port, and the policies that apply to them;
+//! - `endpoints`: the endpoints that these policies select (KEP-1669, 1672, 2086, 2433, 4444);
 //! - `desired`: the result.
 //!
 //! ```no_run
@@ -23,7 +25,8 @@
 //! # }
 //! ```
 //!
-//! **Invariant:** the answers depend on the objects, never on the order in which they came. A property test holds it.
+//! **Invariant:** the result depends on the objects, not on the order in which they arrive. A
+//! property test proves it.
 
 mod claims;
 pub mod desired;

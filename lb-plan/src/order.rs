@@ -1,4 +1,5 @@
-//! The planner's invariant: what it says depends on the objects, not on the way they came.
+//! Tests the invariant of the planner: the result depends on the objects, not on the order in which
+//! they arrive.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -38,7 +39,7 @@ fn some_of(addresses: &'static [&'static str]) -> impl Strategy<Value = Box<[IpA
 }
 
 prop_compose! {
-    /// From pools so small that Services collide all the time.
+    /// The pools of values are so small that Services often conflict.
     fn service()(
         created in option::of(0..3_i64),
         four in option::of(select(vec!["10.96.0.1", "10.96.0.2"])),
@@ -70,7 +71,7 @@ prop_compose! {
     }
 }
 
-/// The conversion lets no name twice through for a protocol.
+/// Removes duplicate names of a protocol, as the conversion does.
 fn unique<P>(
     ports: Vec<(&'static str, Protocol, u16, P)>,
 ) -> impl Iterator<Item = (&'static str, Protocol, u16, P)> {
@@ -111,7 +112,7 @@ fn node() -> impl Strategy<Value = Option<Arc<Node>>> {
         .prop_map(|node| node.map(|zone| Arc::new(Node { zone: zone.map(Into::into), ..Node::default() })))
 }
 
-/// A problem names its object, so that no two origins report the same one.
+/// A problem names its object, so that two problem sources never report the same problem.
 fn report() -> impl Strategy<Value = SourceEvent> {
     (name(), select(vec![&[][..], &["x"], &["y"], &["x", "y"]])).prop_map(|(name, reasons)| {
         let problem = |reason: &&str| Problem {
@@ -137,7 +138,7 @@ fn event() -> impl Strategy<Value = SourceEvent> {
     ]
 }
 
-/// Everything that was ever answered, applied.
+/// The state that results from all changes so far.
 #[derive(Debug, Default, PartialEq)]
 struct Applied {
     services: BTreeMap<ServicePortId, DesiredServicePort>,
@@ -151,12 +152,12 @@ impl Applied {
             self.services.insert(service.id.clone(), service);
         }
         for id in changes.removed {
-            assert!(self.services.remove(&id).is_some(), "{id} was not there");
+            assert!(self.services.remove(&id).is_some(), "removed but not planned: {id}");
         }
         for (name, health_check) in changes.health_checks {
             match health_check {
                 Some(health_check) => drop(self.health_checks.insert(name, health_check)),
-                None => assert!(self.health_checks.remove(&name).is_some(), "{name} was not checked"),
+                None => assert!(self.health_checks.remove(&name).is_some(), "not open: {name}"),
             }
         }
         for (problems, difference) in [(changes.raised, 1), (changes.resolved, -1)] {
@@ -168,19 +169,28 @@ impl Applied {
     }
 }
 
-/// The last event about each object, which is all that matters.
+/// Returns the last event about each object. The others have no effect on the state.
 fn last_of_each(events: &[SourceEvent]) -> Vec<SourceEvent> {
     let mut last = BTreeMap::new();
     for event in events {
-        let subject = match event {
+        let object = match event {
             SourceEvent::Service(name, _) => format!("service {name}"),
             SourceEvent::EndpointSlice(name, _) => format!("slice {name}"),
-            SourceEvent::Report(origin, _) => format!("report {origin:?}"),
+            SourceEvent::Report(source, _) => format!("report {source:?}"),
             _ => "node".to_owned(),
         };
-        last.insert(subject, event.clone());
+        last.insert(object, event.clone());
     }
     last.into_values().collect()
+}
+
+/// Returns the state after a fresh start with the objects that these events leave.
+fn from_scratch(events: &[SourceEvent]) -> Applied {
+    let mut planner = Planner::new(PlannerSettings::default());
+    let mut applied = Applied::default();
+    let objects = last_of_each(events).into_iter().rev();
+    applied.apply(planner.update(objects.chain(WatchedResource::ALL.map(SourceEvent::Synced))));
+    applied
 }
 
 proptest! {
@@ -203,33 +213,31 @@ proptest! {
         let synced = planner.update(WatchedResource::ALL.map(SourceEvent::Synced));
         prop_assert!(synced.complete);
         applied.apply(synced);
-        for events in late.chunks(batch) {
-            applied.apply(planner.update(events.iter().cloned()));
-            let everything: BTreeMap<_, _> = planner.everything().map(|service| (service.id.clone(), service)).collect();
-            prop_assert_eq!(&applied.services, &everything);
+        prop_assert_eq!(&applied, &from_scratch(early));
+        let mut received = early.len();
+        for chunk in late.chunks(batch) {
+            applied.apply(planner.update(chunk.iter().cloned()));
+            received += chunk.len();
+            prop_assert_eq!(&applied, &from_scratch(&events[..received]));
         }
 
-        let mut from_scratch = Planner::new(PlannerSettings::default());
-        let mut expected = Applied::default();
-        expected.apply(from_scratch.update(last_of_each(&events).into_iter().rev().chain(WatchedResource::ALL.map(SourceEvent::Synced))));
-        prop_assert_eq!(&applied, &expected);
-
-        // An address belongs to one Service port.
+        // At most one Service port owns an address.
         let mut taken = BTreeMap::new();
         for service in applied.services.values() {
             prop_assert!(!service.frontends.is_empty());
             for frontend in &service.frontends {
-                let other = taken.insert((frontend.address, frontend.port, service.id.protocol), &service.id);
-                prop_assert!(other.is_none(), "{:?} and {} have {:?}", other, service.id, frontend);
+                let key = (frontend.address, frontend.port, service.id.protocol);
+                let previous = taken.insert(key, &service.id);
+                prop_assert!(previous.is_none(), "{previous:?}, {}: {frontend:?}", service.id);
             }
         }
     }
 
     #[test]
-    fn what_is_said_twice_changes_nothing(events in vec(event(), 1..20)) {
+    fn a_repeated_event_changes_nothing(events in vec(event(), 1..20)) {
         let mut planner = Planner::new(PlannerSettings::default());
         planner.update(events.iter().cloned().chain(WatchedResource::ALL.map(SourceEvent::Synced)));
-        let again = planner.update(last_of_each(&events));
-        prop_assert!(again.is_empty(), "{:?}", again);
+        let changes = planner.update(last_of_each(&events));
+        prop_assert!(changes.is_empty(), "{changes:?}");
     }
 }

@@ -11,43 +11,48 @@ use lb_model::{
 
 use super::claims::{Claim, Claimant, Claims};
 use super::desired::{Algorithm, DesiredServicePort, FrontendKind, ServicePortId};
-use super::endpoints::{self, Uses};
-use super::frontends::{self, Asked};
+use super::endpoints::{self, SelectedEndpoints, UsedLists};
+use super::frontends::{self, RequestedAddress};
 use super::problems;
 
-/// What the operator decides.
+/// The settings of the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannerSettings {
-    /// External IPs that Services may claim; others are refused and reported. Empty: none may.
+    /// The external IPs that Services may claim. Others are refused and reported. An empty list
+    /// refuses all.
     pub allowed_external_ips: Vec<IpNet>,
 }
 
 impl Default for PlannerSettings {
-    /// As kube-proxy: whatever a Service says.
+    /// Allows all external IPs, as kube-proxy does.
     fn default() -> Self {
         let everything = |net: &str| net.parse().ok();
         Self { allowed_external_ips: ["0.0.0.0/0", "::/0"].into_iter().filter_map(everything).collect() }
     }
 }
 
-/// What became different through a batch of events. Every list is sorted unless it says otherwise.
+/// The changes that a batch of events caused. Every list is sorted unless stated otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
-    /// The first answer: `changed` is all there is, and what else the maps hold is left over from before.
+    /// True in the first result after every resource has synced: `changed` contains all Service
+    /// ports. Everything else in the maps is left over from an earlier process.
     pub complete: bool,
+    /// New and changed Service ports.
     pub changed: Vec<DesiredServicePort>,
     pub removed: Vec<ServicePortId>,
-    /// Services whose `healthCheckNodePort` must be opened or says something else now, or (`None`) is to be closed.
+    /// The new or changed health check of a Service. `None` means that its port is to be closed.
     pub health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
-    /// [`Planner::node`] answers something else now.
+    /// [`Planner::node`] returns a different value.
     pub node_changed: bool,
-    /// [`Planner::service_cidrs`] answers something else now.
+    /// [`Planner::service_cidrs`] returns a different value.
     pub service_cidrs_changed: bool,
-    /// [`Planner::addresses_of_other_proxies`] answers something else now.
+    /// [`Planner::addresses_of_other_proxies`] returns a different value.
     pub other_proxies_changed: bool,
-    /// What led to the slices that are different now, in the order of the events.
+    /// The triggers of the changed EndpointSlices, in the order of the events.
     pub triggers: Vec<Trigger>,
+    /// New problems.
     pub raised: Vec<Problem>,
+    /// Problems that no longer exist.
     pub resolved: Vec<Problem>,
 }
 
@@ -57,12 +62,15 @@ impl Changes {
     }
 }
 
-/// `healthCheckNodePort` of a load balancer Service with a Local policy.
+/// The health check of a Service of type LoadBalancer with a Local policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HealthCheck {
+    /// `spec.healthCheckNodePort`.
     pub port: u16,
-    /// Different addresses of ready endpoints on this node; none: the Service has no such family, and no port is opened.
+    /// The number of distinct IPv4 addresses of ready endpoints on this node. `None` if the Service
+    /// does not have the family; its port is not opened for the family then.
     pub local_v4: Option<u32>,
+    /// The same for IPv6.
     pub local_v6: Option<u32>,
 }
 
@@ -75,27 +83,28 @@ impl HealthCheck {
     }
 }
 
-/// Holds the objects and says what the maps shall contain. See [`Planner::update`].
+/// Holds the objects and computes the desired content of the maps. See [`Planner::update`].
 #[derive(Debug)]
 pub struct Planner {
     settings: PlannerSettings,
     services: HashMap<ObjectName, Arc<Service>>,
-    /// The slices of each Service, whether it exists or not, sorted by name.
+    /// The slices of each Service, sorted by name. The Service need not exist.
     slices: HashMap<ObjectName, Vec<(ObjectName, Arc<EndpointSlice>)>>,
-    /// Which Service a slice belongs to: the label may change.
+    /// The Service of each slice. It can change, because a label names it.
     service_of_slice: HashMap<ObjectName, ObjectName>,
     node: Option<Arc<Node>>,
     service_cidrs: BTreeMap<ObjectName, Arc<[IpNet]>>,
-    /// Services that other proxies serve.
+    /// The Services that other proxies serve.
     other_proxies: BTreeSet<ObjectName>,
     claims: Claims,
     reports: BTreeMap<ProblemSource, Vec<Problem>>,
-    /// Bits of the [`WatchedResource`]s that have synced.
+    /// A bit for each [`WatchedResource`] that has synced.
     synced: u8,
+    /// The complete result has been returned.
     started: bool,
 }
 
-/// Everything that is said about one Service.
+/// The desired state of one Service, and its problems.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct ServicePlan {
     ports: BTreeMap<ServicePortId, DesiredServicePort>,
@@ -103,8 +112,8 @@ struct ServicePlan {
     problems: BTreeSet<Problem>,
 }
 
-/// What stood before a batch, of everything that the batch touches.
-struct Before {
+/// The state before a batch of everything that the batch affects.
+struct Snapshot {
     services: BTreeMap<ObjectName, ServicePlan>,
     reports: BTreeMap<ProblemSource, Vec<Problem>>,
     node: Option<Arc<Node>>,
@@ -130,13 +139,15 @@ impl Planner {
         }
     }
 
-    /// Takes a batch of events in and answers what they changed. Until every [`WatchedResource`] has synced the answer holds
-    /// nothing but problems of the input; the first one after that holds everything.
+    /// Applies a batch of events and returns the changes that they cause.
     ///
-    /// The work is proportional to the Services that the events touch, and to nothing else. (A new zone of the node
-    /// touches all of them.)
+    /// Until every [`WatchedResource`] has synced, the changes contain only problems, triggers and
+    /// the changes of the node and its networks. The first result after that contains everything.
+    ///
+    /// The cost is proportional to the number of Services that the events affect. (A new zone of
+    /// the node affects all of them.)
     pub fn update(&mut self, events: impl IntoIterator<Item = SourceEvent>) -> Changes {
-        let mut before = Before {
+        let mut before = Snapshot {
             services: BTreeMap::new(),
             reports: BTreeMap::new(),
             node: self.node.clone(),
@@ -145,7 +156,7 @@ impl Planner {
             triggers: Vec::new(),
         };
         for event in events {
-            self.absorb(event, &mut before);
+            self.apply_event(event, &mut before);
         }
         let mut changes = Changes {
             node_changed: self.node != before.node,
@@ -162,10 +173,11 @@ impl Planner {
         };
         let mut raised = BTreeSet::new();
         let mut resolved = BTreeSet::new();
-        for (origin, old) in &before.reports {
-            let new = self.reports.get(origin).map_or(&[][..], Vec::as_slice);
-            raised.extend(new.iter().filter(|problem| !old.contains(problem)).cloned());
-            resolved.extend(old.iter().filter(|problem| !new.contains(problem)).cloned());
+        for (source, old) in &before.reports {
+            let old: BTreeSet<_> = old.iter().collect();
+            let new: BTreeSet<_> = self.reports.get(source).into_iter().flatten().collect();
+            raised.extend(new.difference(&old).map(|problem| (*problem).clone()));
+            resolved.extend(old.difference(&new).map(|problem| (*problem).clone()));
         }
         self.compare_services(before, &mut changes, &mut raised, &mut resolved);
         changes.raised = raised.into_iter().collect();
@@ -175,7 +187,7 @@ impl Planner {
 
     fn compare_services(
         &mut self,
-        mut before: Before,
+        mut before: Snapshot,
         changes: &mut Changes,
         raised: &mut BTreeSet<Problem>,
         resolved: &mut BTreeSet<Problem>,
@@ -183,22 +195,22 @@ impl Planner {
         let old_zone = zone_of(before.node.as_deref());
         let new_zone = zone_of(self.node.as_deref());
         let first = !self.started && self.is_synced();
-        let touched: Vec<ObjectName> = if first || (self.started && old_zone != new_zone) {
-            // Also the owners of slices that have no Service: that is a problem to tell.
+        let affected: Vec<ObjectName> = if first || (self.started && old_zone != new_zone) {
+            // Slices of missing Services are problems: include the names of their Services.
             let names = self.services.keys().chain(self.slices.keys()).chain(before.services.keys());
             names.collect::<BTreeSet<_>>().into_iter().cloned().collect()
         } else {
             before.services.keys().cloned().collect()
         };
-        for name in touched {
+        for name in affected {
             let old = match before.services.remove(&name) {
                 Some(old) => old,
                 None if first => ServicePlan::default(),
                 None => self.plan(&name, old_zone),
             };
             let mut new = self.plan(&name, new_zone);
-            raised.extend(new.problems.iter().filter(|problem| !old.problems.contains(problem)).cloned());
-            resolved.extend(old.problems.iter().filter(|problem| !new.problems.contains(problem)).cloned());
+            raised.extend(new.problems.difference(&old.problems).cloned());
+            resolved.extend(old.problems.difference(&new.problems).cloned());
             if new.health_check != old.health_check {
                 changes.health_checks.push((name, new.health_check));
             }
@@ -206,7 +218,7 @@ impl Planner {
                 match new.ports.entry(id) {
                     Entry::Occupied(new) if *new.get() == old => drop(new.remove()),
                     Entry::Occupied(_) => {}
-                    Entry::Vacant(gone) => changes.removed.push(gone.into_key()),
+                    Entry::Vacant(removed) => changes.removed.push(removed.into_key()),
                 }
             }
             changes.changed.extend(new.ports.into_values());
@@ -215,53 +227,39 @@ impl Planner {
         self.started |= first;
     }
 
-    /// Everything that the maps shall contain now, whether synced or not.
-    pub fn everything(&self) -> impl Iterator<Item = DesiredServicePort> {
-        let zone = zone_of(self.node.as_deref());
-        self.services.keys().flat_map(move |name| self.plan(name, zone).ports.into_values())
-    }
-
-    /// Everything that is wrong now.
-    pub fn problems(&self) -> BTreeSet<Problem> {
-        let zone = zone_of(self.node.as_deref());
-        let names: BTreeSet<_> = self.services.keys().chain(self.slices.keys()).collect();
-        let of_services = names.into_iter().flat_map(|name| self.plan(name, zone).problems);
-        of_services.chain(self.reports.values().flatten().cloned()).collect()
-    }
-
-    /// Whether every [`WatchedResource`] has synced.
+    /// Returns whether every [`WatchedResource`] has synced.
     pub fn is_synced(&self) -> bool {
-        WatchedResource::ALL.iter().all(|part| self.synced & bit(*part) != 0)
+        WatchedResource::ALL.iter().all(|resource| self.synced & bit(*resource) != 0)
     }
 
-    /// The parts that have not synced yet.
+    /// Returns the resources that have not synced yet.
     pub fn unsynced(&self) -> impl Iterator<Item = WatchedResource> {
-        WatchedResource::ALL.into_iter().filter(|part| self.synced & bit(*part) == 0)
+        WatchedResource::ALL.into_iter().filter(|resource| self.synced & bit(*resource) == 0)
     }
 
-    /// How many Services are proxied.
+    /// Returns the number of Services, including those without map entries.
     pub fn service_count(&self) -> usize {
         self.services.len()
     }
 
-    /// What the API says of this node; none if it has no such Node.
+    /// Returns the Node of this process. `None` if it does not exist.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_deref()
     }
 
-    /// ClusterIPs that other proxies serve.
+    /// Returns the ClusterIPs that other proxies serve.
     pub fn addresses_of_other_proxies(&self) -> BTreeSet<IpAddr> {
         let services = self.other_proxies.iter().filter_map(|name| self.services.get(name));
         services.flat_map(|service| service.cluster_ips.iter().copied()).collect()
     }
 
-    /// The ranges of all ServiceCIDRs, sorted.
+    /// Returns the ranges of all ServiceCIDRs, sorted.
     pub fn service_cidrs(&self) -> Vec<IpNet> {
         let all: BTreeSet<_> = self.service_cidrs.values().flat_map(|cidrs| cidrs.iter().copied()).collect();
         all.into_iter().collect()
     }
 
-    fn absorb(&mut self, event: SourceEvent, before: &mut Before) {
+    fn apply_event(&mut self, event: SourceEvent, before: &mut Snapshot) {
         match event {
             SourceEvent::Service(name, service) => self.set_service(name, service, before),
             SourceEvent::EndpointSlice(name, slice) => self.set_slice(name, slice, before),
@@ -275,29 +273,29 @@ impl Planner {
                     None => self.service_cidrs.remove(&name),
                 };
             }
-            SourceEvent::Report(origin, problems) => {
+            SourceEvent::Report(source, problems) => {
                 let old = if problems.is_empty() {
-                    self.reports.remove(&origin)
+                    self.reports.remove(&source)
                 } else {
-                    self.reports.insert(origin.clone(), problems)
+                    self.reports.insert(source.clone(), problems)
                 };
-                before.reports.entry(origin).or_insert(old.unwrap_or_default());
+                before.reports.entry(source).or_insert(old.unwrap_or_default());
             }
-            SourceEvent::Synced(part) => self.synced |= bit(part),
+            SourceEvent::Synced(resource) => self.synced |= bit(resource),
         }
     }
 
-    fn set_service(&mut self, name: ObjectName, service: Option<Arc<Service>>, before: &mut Before) {
-        self.touch(&name, before);
+    fn set_service(&mut self, name: ObjectName, service: Option<Arc<Service>>, before: &mut Snapshot) {
+        self.take_snapshot(&name, before);
         let claims_of = |service: Option<&Arc<Service>>| {
             service.map(|service| self.claims_of(&name, service)).unwrap_or_default()
         };
         let old_claims = claims_of(self.services.get(&name));
         let new_claims = claims_of(service.as_ref());
-        // The others who want what this one gets or gives up.
+        // The Services that request an address that this Service gains or loses.
         for (claim, _) in old_claims.iter().chain(&new_claims) {
             for rival in self.claims.claimants(claim) {
-                self.touch(&rival.service, before);
+                self.take_snapshot(&rival.service, before);
             }
         }
         for (claim, claimant) in &old_claims {
@@ -323,16 +321,16 @@ impl Planner {
         };
     }
 
-    fn set_slice(&mut self, name: ObjectName, slice: Option<Arc<EndpointSlice>>, before: &mut Before) {
+    fn set_slice(&mut self, name: ObjectName, slice: Option<Arc<EndpointSlice>>, before: &mut Snapshot) {
         let old_service = self.service_of_slice.remove(&name);
         for service in old_service.iter().chain(slice.as_ref().map(|slice| &slice.service)) {
-            self.touch(service, before);
+            self.take_snapshot(service, before);
         }
         let mut old_trigger = None;
         if let Some(service) = old_service
             && let Some(slices) = self.slices.get_mut(&service)
         {
-            if let Some(index) = slices.iter().position(|(other, _)| *other == name) {
+            if let Some(index) = slices.iter().position(|(existing, _)| *existing == name) {
                 old_trigger = slices.remove(index).1.trigger;
             }
             if slices.is_empty() {
@@ -340,18 +338,18 @@ impl Planner {
             }
         }
         if let Some(slice) = slice {
-            // A new list sends every slice once more.
+            // A new list contains unchanged slices too.
             before.triggers.extend(slice.trigger.filter(|trigger| old_trigger != Some(*trigger)));
             let service = slice.service.clone();
             let slices = self.slices.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
-            let index = slices.partition_point(|(other, _)| *other < name);
+            let index = slices.partition_point(|(existing, _)| *existing < name);
             slices.insert(index, (name.clone(), slice));
             self.service_of_slice.insert(name, service);
         }
     }
 
-    /// Remembers what is said of a Service, before it changes for the first time in a batch.
-    fn touch(&self, name: &ObjectName, before: &mut Before) {
+    /// Stores the plan of a Service before its first change in a batch.
+    fn take_snapshot(&self, name: &ObjectName, before: &mut Snapshot) {
         if self.started && !before.services.contains_key(name) {
             let plan = self.plan(name, zone_of(before.node.as_deref()));
             before.services.insert(name.clone(), plan);
@@ -361,9 +359,11 @@ impl Planner {
     fn claims_of(&self, name: &ObjectName, service: &Service) -> Vec<(Claim, Claimant)> {
         let mut claims = Vec::new();
         for (index, port) in (0..).zip(&service.ports) {
-            for asked in frontends::asked(service, port, &self.settings.allowed_external_ips) {
-                let claimant = Claimant { age: service.created.into(), service: name.clone(), port: index };
-                claims.push((claim(&asked, port), claimant));
+            let allowed = &self.settings.allowed_external_ips;
+            for request in frontends::requested_addresses(service, port, allowed) {
+                let claimant =
+                    Claimant { created: service.created.into(), service: name.clone(), port: index };
+                claims.push((claim(&request, port), claimant));
             }
         }
         claims
@@ -384,8 +384,8 @@ impl Planner {
             }
         }
         for (index, port) in (0..).zip(&service.ports) {
-            if let Some(wanted) = self.plan_port(name, service, (index, port), zone, &mut plan.problems) {
-                plan.ports.insert(wanted.id.clone(), wanted);
+            if let Some(desired) = self.plan_port(name, service, (index, port), zone, &mut plan.problems) {
+                plan.ports.insert(desired.id.clone(), desired);
             }
         }
         plan.health_check = service.health_check_node_port.map(|port| {
@@ -405,43 +405,45 @@ impl Planner {
         service: &Service,
         (index, port): (u16, &ServicePort),
         zone: Option<&str>,
-        told: &mut BTreeSet<Problem>,
+        reported: &mut BTreeSet<Problem>,
     ) -> Option<DesiredServicePort> {
-        let asked = frontends::asked(service, port, &self.settings.allowed_external_ips);
-        let mut owned = Vec::with_capacity(asked.len());
-        for one in &asked {
-            match self.claims.owner(&claim(one, port)) {
+        let allowed = &self.settings.allowed_external_ips;
+        let requested = frontends::requested_addresses(service, port, allowed);
+        let mut owned = Vec::with_capacity(requested.len());
+        for request in &requested {
+            match self.claims.owner(&claim(request, port)) {
                 Some(owner) if owner.service != *name || owner.port != index => {
-                    told.insert(problems::address_taken((name, service), (index, port), one, owner));
+                    let problem = problems::address_taken((name, service), (index, port), request, owner);
+                    reported.insert(problem);
                 }
-                _ => owned.push(one),
+                _ => owned.push(request),
             }
         }
         if owned.is_empty() {
             return None;
         }
         let slices = self.slices.get(name).map_or(&[][..], Vec::as_slice);
-        let choose = |family| {
-            if owned.iter().all(|one| one.address.family() != family) {
-                return endpoints::Choice::default();
+        let select = |family| {
+            if owned.iter().all(|request| request.address.family() != family) {
+                return SelectedEndpoints::default();
             }
-            let external = frontends::is_external(&asked, family);
-            let uses = Uses {
+            let external = frontends::is_external(&requested, family);
+            let used = UsedLists {
                 cluster: service.internal_policy == TrafficPolicy::Cluster || external,
                 local: service.internal_policy == TrafficPolicy::Local
                     || (external && service.external_policy == TrafficPolicy::Local),
             };
-            endpoints::choose(slices.iter().map(|(_, slice)| &**slice), port, family, uses, zone)
+            endpoints::select(slices.iter().map(|(_, slice)| &**slice), port, family, used, zone)
         };
-        let (v4, v6) = (choose(IpFamily::V4), choose(IpFamily::V6));
+        let (v4, v6) = (select(IpFamily::V4), select(IpFamily::V6));
         let mut frontends: Vec<_> = owned
             .into_iter()
-            .map(|one| {
-                let reachable = match one.address.family() {
+            .map(|request| {
+                let reachable = match request.address.family() {
                     IpFamily::V4 => v4.reachable,
                     IpFamily::V6 => v6.reachable,
                 };
-                frontends::with_policies(one, service, reachable)
+                frontends::with_policies(request, service, reachable)
             })
             .collect();
         frontends.sort_unstable();
@@ -464,19 +466,20 @@ impl Planner {
     }
 }
 
-fn bit(part: WatchedResource) -> u8 {
-    1 << part as u8
+fn bit(resource: WatchedResource) -> u8 {
+    1 << resource as u8
 }
 
 fn zone_of(node: Option<&Node>) -> Option<&str> {
     node.and_then(|node| node.zone.as_deref())
 }
 
-fn claim(asked: &Asked, port: &ServicePort) -> Claim {
-    Claim { address: asked.address, port: asked.port, protocol: port.protocol }
+fn claim(request: &RequestedAddress, port: &ServicePort) -> Claim {
+    Claim { address: request.address, port: request.port, protocol: port.protocol }
 }
 
-/// What `X-Load-Balancing-Endpoint-Weight` says (KEP-3836, pkg/proxy/healthcheck).
+/// Returns the number of distinct addresses of ready endpoints on this node: the value of the
+/// header `X-Load-Balancing-Endpoint-Weight` (KEP-3836, pkg/proxy/healthcheck).
 fn local_ready_addresses<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, family: IpFamily) -> u32 {
     let addresses: BTreeSet<_> = slices
         .filter(|slice| !slice.ports.is_empty())
@@ -496,7 +499,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_programmed_before_every_part_has_synced() {
+    fn nothing_is_planned_before_every_resource_has_synced() {
         let name = ObjectName::new("default", "web");
         let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
         let service = Service {
@@ -506,19 +509,19 @@ mod tests {
         };
         let mut planner = Planner::new(PlannerSettings::default());
         assert!(planner.update([SourceEvent::Service(name, Some(service.into()))]).is_empty());
-        for part in [WatchedResource::Services, WatchedResource::EndpointSlices, WatchedResource::Node] {
-            assert!(planner.update([SourceEvent::Synced(part)]).is_empty());
+        for resource in [WatchedResource::Services, WatchedResource::EndpointSlices, WatchedResource::Node] {
+            assert!(planner.update([SourceEvent::Synced(resource)]).is_empty());
         }
         assert_eq!(planner.unsynced().collect::<Vec<_>>(), [WatchedResource::ServiceCidrs]);
         let first = planner.update([SourceEvent::Synced(WatchedResource::ServiceCidrs)]);
         assert!(first.complete);
         assert_eq!(first.changed.len(), 1);
-        // A source that is started again says so again.
+        // A restarted source sends `Synced` again.
         assert!(planner.update(WatchedResource::ALL.map(SourceEvent::Synced)).is_empty());
     }
 
     #[test]
-    fn what_led_to_a_slice_is_told_once() {
+    fn a_trigger_is_returned_once() {
         let event = |at: &str| {
             let slice = serde_json::from_value(serde_json::json!({
                 "metadata": {
@@ -534,12 +537,12 @@ mod tests {
             SourceEvent::EndpointSlice(converted.name, converted.value.map(Arc::new))
         };
         let mut planner = Planner::new(PlannerSettings::default());
-        let mut told = |at: &str| planner.update([event(at)]).triggers;
+        let mut triggers = |at: &str| planner.update([event(at)]).triggers;
         let at = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(1_700_000_000_250_000_000);
         let expected = Trigger { family: IpFamily::V6, at };
-        assert_eq!(told("2023-11-14T22:13:20.25Z"), [expected]);
-        assert_eq!(told("2023-11-14T22:13:20.25Z"), [], "a new list");
-        assert_eq!(told("yesterday"), []);
-        assert_eq!(told("2023-11-14T22:13:20.25Z"), [expected]);
+        assert_eq!(triggers("2023-11-14T22:13:20.25Z"), [expected]);
+        assert_eq!(triggers("2023-11-14T22:13:20.25Z"), [], "a new list");
+        assert_eq!(triggers("yesterday"), []);
+        assert_eq!(triggers("2023-11-14T22:13:20.25Z"), [expected]);
     }
 }

@@ -1,4 +1,5 @@
-//! What the planner has to say of objects that are valid by themselves.
+//! The problems of objects that are valid individually but conflict with others or with the
+//! settings.
 
 use std::net::IpAddr;
 
@@ -6,36 +7,36 @@ use lb_model::{EndpointSlice, ObjectName, Problem, ProblemKind, Service, Service
 
 use super::claims::Claimant;
 use super::desired::{FrontendAddress, FrontendKind};
-use super::frontends::Asked;
+use super::frontends::RequestedAddress;
 
-/// The operator does not let Services claim this address.
+/// The settings do not allow Services to claim this external IP.
 pub(super) fn external_ip_refused(service: (&ObjectName, &Service), ip: &IpAddr) -> Problem {
     problem(
         service,
         ("spec.externalIPs".to_owned(), ProblemKind::NotAllowed),
-        format!("{ip} is not among the external IPs that this cluster allows"),
-        "use an allowed address, or have the operator allow it (--external-ips)",
+        format!("{ip} is not an allowed external IP"),
+        "use an allowed address, or ask the operator to allow this one (--external-ips)",
     )
 }
 
-/// Another Service port has what this one asks for.
+/// Another Service port owns an address that this one requests.
 pub(super) fn address_taken(
     (name, service): (&ObjectName, &Service),
     (index, port): (u16, &ServicePort),
-    asked: &Asked,
+    request: &RequestedAddress,
     owner: &Claimant,
 ) -> Problem {
-    let field = match asked.kind {
+    let field = match request.kind {
         FrontendKind::ClusterIp => "spec.clusterIPs".to_owned(),
         FrontendKind::NodePort => format!("spec.ports[{index}].nodePort"),
         FrontendKind::ExternalIp => "spec.externalIPs".to_owned(),
         FrontendKind::LoadBalancer => "status.loadBalancer.ingress".to_owned(),
     };
-    let what = match asked.address {
-        FrontendAddress::Ip(ip) => format!("{ip} port {}/{}", asked.port, port.protocol),
-        FrontendAddress::Node(_) => format!("node port {}/{}", asked.port, port.protocol),
+    let address = match request.address {
+        FrontendAddress::Ip(ip) => format!("{ip} port {}/{}", request.port, port.protocol),
+        FrontendAddress::Node(_) => format!("node port {}/{}", request.port, port.protocol),
     };
-    let holder = if owner.service == *name {
+    let owner = if owner.service == *name {
         format!("spec.ports[{}] of the same Service", owner.port)
     } else {
         format!("Service {}", owner.service)
@@ -43,12 +44,12 @@ pub(super) fn address_taken(
     problem(
         (name, service),
         (field, ProblemKind::AddressTaken),
-        format!("{what} is held by {holder}"),
-        "choose another one; until then, or until the other gives it up, it is not served for this Service",
+        format!("{address} belongs to {owner}"),
+        "choose another one; this Service serves it as soon as the owner releases it",
     )
 }
 
-/// Nothing uses the endpoints.
+/// The Service of an EndpointSlice does not exist.
 pub(super) fn slice_without_service(name: &ObjectName, slice: &EndpointSlice) -> Problem {
     Problem {
         severity: Severity::Note,
@@ -56,8 +57,8 @@ pub(super) fn slice_without_service(name: &ObjectName, slice: &EndpointSlice) ->
         object: format!("EndpointSlice {name}").into(),
         field: "metadata.labels[kubernetes.io/service-name]".into(),
         kind: ProblemKind::NoService,
-        reason: format!("there is no Service {}", slice.service).into(),
-        remedy: "create it, or delete the slice; it is not used".into(),
+        reason: format!("Service {} does not exist", slice.service).into(),
+        remedy: "create the Service, or delete the slice; the slice is not used".into(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The plan as a person reads it: in debug logs, and in the expected results of the tests.
+//! Formats the plan for people: in debug logs, and in the expected results of tests.
 
 use std::fmt;
 
@@ -27,10 +27,10 @@ impl fmt::Display for DesiredServicePort {
             write!(f, "\n  {frontend}")?;
         }
         if let Some(ranges) = &self.source_ranges.v4 {
-            write!(f, "\n  IPv4 sources: {}", Words(ranges))?;
+            write!(f, "\n  IPv4 sources: {}", CommaSeparated(ranges))?;
         }
         if let Some(ranges) = &self.source_ranges.v6 {
-            write!(f, "\n  IPv6 sources: {}", Words(ranges))?;
+            write!(f, "\n  IPv6 sources: {}", CommaSeparated(ranges))?;
         }
         write_lists(f, "IPv4", &self.v4)?;
         write_lists(f, "IPv6", &self.v6)
@@ -47,20 +47,20 @@ fn write_lists(f: &mut fmt::Formatter<'_>, family: &str, lists: &EndpointLists) 
         [("cluster", pick(&lists.cluster)), ("local", pick(&lists.local)), ("draining", draining)]
     {
         if !endpoints.is_empty() {
-            write!(f, "\n  {family} {name}: {}", Words(&endpoints))?;
+            write!(f, "\n  {family} {name}: {}", CommaSeparated(&endpoints))?;
         }
     }
     Ok(())
 }
 
-/// A list with commas; `nobody` when it is empty.
-struct Words<'a, T>(&'a [T]);
+/// A comma-separated list, or `nobody` if it is empty.
+struct CommaSeparated<'a, T>(&'a [T]);
 
-impl<T: fmt::Display> fmt::Display for Words<'_, T> {
+impl<T: fmt::Display> fmt::Display for CommaSeparated<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some((first, rest)) = self.0.split_first() else { return f.write_str("nobody") };
         write!(f, "{first}")?;
-        rest.iter().try_for_each(|word| write!(f, ", {word}"))
+        rest.iter().try_for_each(|item| write!(f, ", {item}"))
     }
 }
 

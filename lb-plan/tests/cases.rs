@@ -1,26 +1,31 @@
-//! The semantics of Services as data: `cases/*.txt`, a file for each section, a case for each rule.
+//! The rules of Services as data: `cases/*.txt`, one file for each topic and one case for each
+//! rule.
 //!
 //! ```text
-//! === name of the case, in the words of the rule
-//! # Where the rule comes from, and what to look at.
+//! === name of the case, which states the rule
+//! # The source of the rule, and what to look at.
 //! service web: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
-//! slice web-1 of web: {ports: [{port: 8080}], endpoints: [10.0.0.1 @here, 10.0.0.2 @there terminating]}
+//! slice web-1 of web: {ports: [{port: 8080}], endpoints: [10.0.0.1, 10.0.0.2 @there terminating]}
 //! =>
-//! the plan as `DesiredServicePort` is displayed, and a line for each problem:
-//! ! kind: object: field: reason: remedy (`?` for those that are notes)
+//! the plan in the format of `DesiredServicePort`, and a line for each problem:
+//! ! kind: object: field: reason: remedy (`?` instead of `!` for notes)
 //! then
-//! the objects afterwards: those not named any more are gone
+//! all objects after the next change; objects that are not listed are deleted
 //! =>
-//! what changed (`+ id`, `- id`), and the plan again
+//! the changes (`+ id`, `- id`), and the new plan
 //! ```
 //!
-//! A step is YAML, each key an object in short: the fields of its `spec` (`labels`, `status`, `created` and `namespace`
-//! too), or for slices the fields of the slice, with endpoints as words: an address, then `@NODE`, `unready`,
-//! `notserving`, `terminating` (which implies `unready`, as in Kubernetes), `zones=A,B`, `nodes=A,B`. The objects go
-//! through the reader of manifest folders, and through that of API servers, which must agree. This node is called `here`; `node` has the fields of its `spec`, and `zone` and
-//! `addresses`.
+//! The input of a step is YAML. Each key is an object, its value contains the fields of the `spec`
+//! and optionally `labels`, `status`, `created` and `namespace`. The value of a slice contains its
+//! fields. An endpoint is an address followed by any of `@NODE`, `unready`, `notserving`,
+//! `terminating` (which implies `unready`, as in Kubernetes), `zones=A,B` and `nodes=A,B`. The name
+//! of this node is `here`. `node` contains the fields of its `spec`, `zone` and `addresses`.
 //!
-//! With `SLUICE_BLESS=1` in the environment the files are rewritten with what comes out; read the difference before you keep it.
+//! Each step is read by the reader of manifest folders and by that of the API server. Both must
+//! return the same plan, and the changes must lead to the plan of a fresh start.
+//!
+//! With `SLUICE_BLESS=1` in the environment the test rewrites the files with the actual results.
+//! Check the difference before you commit it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -29,14 +34,14 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
-use lb_model::{IpFamily, Node, ObjectName, Problem, Severity};
+use lb_model::{IpFamily, Node, ObjectName, Problem, Severity, SourceEvent};
 use lb_objects::{kubernetes, manifests};
 use lb_plan::desired::{DesiredServicePort, ServicePortId};
 use lb_plan::{Changes, HealthCheck, Planner, PlannerSettings};
 use serde_json::{Map, Value, json};
 
 #[test]
-fn every_case_gives_its_plan() {
+fn every_case_has_the_expected_plan() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
     let bless = std::env::var_os("SLUICE_BLESS").is_some();
     let mut failures = String::new();
@@ -48,7 +53,7 @@ fn every_case_gives_its_plan() {
         for (number, case) in text.split_inclusive("\n=== ").enumerate() {
             let body = case.strip_suffix("=== ").unwrap_or(case);
             let body = if number == 0 {
-                body.strip_prefix("=== ").expect("a file begins with a case")
+                body.strip_prefix("=== ").expect("a file starts with a case")
             } else {
                 body
             };
@@ -66,10 +71,10 @@ fn every_case_gives_its_plan() {
         }
     }
     assert!(count > 0);
-    assert!(bless || failures.is_empty(), "{failures}\n(`-` expected, `+` what came out)");
+    assert!(bless || failures.is_empty(), "{failures}\n(`-` expected, `+` actual)");
 }
 
-/// Plays the steps of a case and writes them down again, with what came out.
+/// Runs the steps of a case. Returns them with the actual results.
 fn run(steps: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut source = manifests::ManifestFolder::new(folder.path().to_owned(), "here".into());
@@ -80,107 +85,104 @@ fn run(steps: &str) -> String {
         let input = step.split("\n=>").next().unwrap();
         let (objects, settings) = expand(input);
         fs::write(folder.path().join("objects.json"), objects.to_string()).unwrap();
-        let from_api_server = plan_from_api_server(&objects, settings.clone());
-        let planner = planner.get_or_insert_with(|| Planner::new(settings));
+        let planner = planner.get_or_insert_with(|| Planner::new(settings.clone()));
         let changes = planner.update(source.scan().unwrap());
-        let told = if number == 0 { String::new() } else { state.told(&changes) };
-        if changes.node_changed {
-            state.node = planner.node().cloned();
-        }
-        if changes.service_cidrs_changed {
-            state.service_cidrs = planner.service_cidrs();
-        }
-        if changes.other_proxies_changed {
-            state.other_proxies = planner.addresses_of_other_proxies();
-        }
-        state.apply(changes);
-        assert_eq!((state.node.as_ref(), &state.service_cidrs), (planner.node(), &planner.service_cidrs()));
-        assert_eq!(state.other_proxies, planner.addresses_of_other_proxies());
-        assert_eq!(state.services.values().cloned().collect::<Vec<_>>(), sorted(planner.everything()));
-        assert_eq!(state.problems, planner.problems().into_iter().collect::<Vec<_>>());
-        if let Some((services, problems)) = from_api_server {
-            assert_eq!(services, sorted(planner.everything()), "from an API server, {input}");
-            assert_eq!(problems, without_places(planner.problems()), "from an API server, {input}");
+        let listed = if number == 0 { String::new() } else { list(&changes) };
+        state.apply(changes, planner);
+        let manifests = manifests::load(folder.path(), "here").unwrap();
+        assert_eq!(state, fresh_state(manifests, settings.clone()), "after a fresh start, {input}");
+        if let Some(events) = events_of_api_server(&objects) {
+            let state = state.clone().without_locations();
+            assert_eq!(state, fresh_state(events, settings), "from an API server, {input}");
         }
         let then = if number == 0 { "" } else { "then\n" };
-        writeln!(written, "{then}{}\n=>\n{told}{}", input.trim_end(), state.text()).unwrap();
+        writeln!(written, "{then}{}\n=>\n{listed}{}", input.trim_end(), state.text()).unwrap();
         written = written.trim_end().to_owned() + "\n";
     }
     written
 }
 
-/// What a fresh start with the same objects in an API server gives; none if it could not hold them.
-fn plan_from_api_server(
-    objects: &Value,
-    settings: PlannerSettings,
-) -> Option<(Vec<DesiredServicePort>, BTreeSet<Problem>)> {
+/// Returns the state after a start with these events.
+fn fresh_state(events: Vec<SourceEvent>, settings: PlannerSettings) -> State {
+    let mut planner = Planner::new(settings);
+    let changes = planner.update(events);
+    assert!(changes.complete);
+    let mut state = State::default();
+    state.apply(changes, &planner);
+    state
+}
+
+/// Returns the events of an API server with the same objects, or `None` if it could not store them.
+fn events_of_api_server(objects: &Value) -> Option<Vec<SourceEvent>> {
     let items = objects["items"].as_array().unwrap();
-    // It would have made slices of them.
+    // The control plane would mirror them to slices.
     if items.iter().any(|item| item["kind"] == "Endpoints") {
         return None;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let events = runtime.block_on(kubernetes::list(items, "here".into())).ok()?;
-    let mut planner = Planner::new(settings);
-    assert!(planner.update(events).complete);
-    Some((sorted(planner.everything()), without_places(planner.problems())))
+    runtime.block_on(kubernetes::list(items, "here".into())).ok()
 }
 
-/// An API server has no files.
-fn without_places(problems: BTreeSet<Problem>) -> BTreeSet<Problem> {
-    problems.into_iter().map(|problem| Problem { location: None, ..problem }).collect()
+/// One line for each changed Service port.
+fn list(changes: &Changes) -> String {
+    let mut listed = String::new();
+    for service in &changes.changed {
+        writeln!(listed, "+ {}", service.id).unwrap();
+    }
+    for id in &changes.removed {
+        writeln!(listed, "- {id}").unwrap();
+    }
+    if listed.is_empty() { "no change\n".to_owned() } else { listed }
 }
 
-fn sorted(services: impl Iterator<Item = DesiredServicePort>) -> Vec<DesiredServicePort> {
-    services.map(|service| (service.id.clone(), service)).collect::<BTreeMap<_, _>>().into_values().collect()
-}
-
-/// What somebody who applies the changes has.
-#[derive(Default)]
+/// The state that results from all changes so far.
+#[derive(Debug, Clone, Default, PartialEq)]
 struct State {
     services: BTreeMap<ServicePortId, DesiredServicePort>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
-    problems: Vec<Problem>,
-    /// What the planner answers of the node and of ServiceCIDRs: taken over when it says that they changed.
+    problems: BTreeSet<Problem>,
+    /// Read from the planner whenever it reports a change, as the agent does.
     node: Option<Node>,
     service_cidrs: Vec<IpNet>,
     other_proxies: BTreeSet<IpAddr>,
 }
 
 impl State {
-    fn apply(&mut self, changes: Changes) {
+    fn apply(&mut self, changes: Changes, planner: &Planner) {
         for service in changes.changed {
             self.services.insert(service.id.clone(), service);
         }
         for id in changes.removed {
-            self.services.remove(&id).expect("only what is there is removed");
+            assert!(self.services.remove(&id).is_some(), "removed but not planned: {id}");
         }
         for (name, health_check) in changes.health_checks {
             match health_check {
                 Some(health_check) => drop(self.health_checks.insert(name, health_check)),
-                None => drop(self.health_checks.remove(&name).expect("only what is there is closed")),
+                None => assert!(self.health_checks.remove(&name).is_some(), "not open: {name}"),
             }
         }
         for problem in changes.resolved {
-            let index = self.problems.iter().position(|told| *told == problem);
-            self.problems.remove(index.expect("only what was raised is resolved"));
+            assert!(self.problems.remove(&problem), "resolved but not raised: {problem}");
         }
         for problem in changes.raised {
-            assert!(!self.problems.contains(&problem), "raised twice: {problem}");
-            self.problems.push(problem);
+            assert!(self.problems.insert(problem.clone()), "raised twice: {problem}");
         }
-        self.problems.sort();
+        if changes.node_changed {
+            self.node = planner.node().cloned();
+        }
+        if changes.service_cidrs_changed {
+            self.service_cidrs = planner.service_cidrs();
+        }
+        if changes.other_proxies_changed {
+            self.other_proxies = planner.addresses_of_other_proxies();
+        }
     }
 
-    fn told(&self, changes: &Changes) -> String {
-        let mut told = String::new();
-        for service in &changes.changed {
-            writeln!(told, "+ {}", service.id).unwrap();
-        }
-        for id in &changes.removed {
-            writeln!(told, "- {id}").unwrap();
-        }
-        if told.is_empty() { "no change\n".to_owned() } else { told }
+    /// An API server has no files.
+    fn without_locations(mut self) -> Self {
+        let problems = std::mem::take(&mut self.problems).into_iter();
+        self.problems = problems.map(|problem| Problem { location: None, ..problem }).collect();
+        self
     }
 
     fn text(&self) -> String {
@@ -205,16 +207,15 @@ impl State {
         if !self.other_proxies.is_empty() {
             writeln!(text, "other proxies {:?}", self.other_proxies).unwrap();
         }
-        for problem in &self.problems {
+        for problem in &self.clone().without_locations().problems {
             let sign = if problem.severity == Severity::Error { "!" } else { "?" };
-            writeln!(text, "{sign} {}: {}", problem.kind, Problem { location: None, ..problem.clone() })
-                .unwrap();
+            writeln!(text, "{sign} {}: {problem}", problem.kind).unwrap();
         }
         if text.is_empty() { "nothing\n".to_owned() } else { text }
     }
 }
 
-/// The lines that differ, with those around them.
+/// Returns the lines that differ.
 fn difference(expected: &str, actual: &str) -> String {
     let (expected, actual): (Vec<_>, Vec<_>) =
         (expected.trim_end().lines().collect(), actual.trim_end().lines().collect());
@@ -235,7 +236,7 @@ fn difference(expected: &str, actual: &str) -> String {
     text
 }
 
-/// The objects that a step stands for, as a `List`, and the settings it asks for.
+/// Returns the objects of a step as a `List`, and its settings.
 fn expand(step: &str) -> (Value, PlannerSettings) {
     let mut settings = PlannerSettings::default();
     let parsed: Option<Map<String, Value>> =

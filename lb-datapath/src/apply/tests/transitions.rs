@@ -144,6 +144,7 @@ struct Agent {
     engine: Engine<Memory>,
     memory: Memory,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
+    problems: BTreeSet<Problem>,
 }
 
 impl Agent {
@@ -151,7 +152,8 @@ impl Agent {
         let memory = Memory::roomy(Instant::now());
         let engine = engine(&memory);
         let planner = Planner::new(PlannerSettings::default());
-        let mut agent = Self { planner, engine, memory, health_checks: BTreeMap::new() };
+        let mut agent =
+            Self { planner, engine, memory, health_checks: BTreeMap::new(), problems: BTreeSet::new() };
         let now = agent.absorb(events.into_iter().chain(WatchedResource::ALL.map(SourceEvent::Synced)));
         assert!(agent.engine.finish_sync(now).is_empty());
         agent
@@ -160,7 +162,7 @@ impl Agent {
     fn absorb(&mut self, events: impl IntoIterator<Item = SourceEvent>) -> Instant {
         let now = self.memory.state().now + 2 * GRACE;
         self.memory.state_mut().now = now;
-        let Changes { changed, removed, health_checks, .. } = self.planner.update(events);
+        let Changes { changed, removed, health_checks, raised, resolved, .. } = self.planner.update(events);
         for id in removed {
             self.engine.remove(&id, now).unwrap();
         }
@@ -173,11 +175,13 @@ impl Agent {
                 None => self.health_checks.remove(&name),
             };
         }
+        self.problems.retain(|problem| !resolved.contains(problem));
+        self.problems.extend(raised);
         now
     }
 
-    fn told(&self) -> (Meaning, &BTreeMap<ObjectName, HealthCheck>, BTreeSet<Problem>) {
-        (meaning(&self.memory), &self.health_checks, self.planner.problems())
+    fn told(&self) -> (Meaning, &BTreeMap<ObjectName, HealthCheck>, &BTreeSet<Problem>) {
+        (meaning(&self.memory), &self.health_checks, &self.problems)
     }
 
     /// What the maps hold of a Service, to the byte: ids, positions and all.
