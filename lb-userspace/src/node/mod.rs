@@ -9,6 +9,7 @@
 //! * [`sockets`]: closes sockets that are connected to removed endpoints.
 //! * [`sysctl`]: the kernel's forwarding switches.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub mod addresses;
@@ -32,17 +33,13 @@ pub struct NodeState {
     /// first address of global scope.
     pub main_v4: Option<Ipv4Addr>,
     pub main_v6: Option<Ipv6Addr>,
+    /// Indices of the devices by which the kernel sends packets to destinations outside.
+    pub default_route_devices: BTreeSet<u32>,
 }
 
 impl NodeState {
     pub fn device(&self, index: u32) -> Option<&DeviceInfo> {
         self.devices.iter().find(|device| device.index == index)
-    }
-
-    /// Returns whether a device has a main address of this host.
-    pub fn is_main_device(&self, device: &DeviceInfo) -> bool {
-        let main = [self.main_v4.map(IpAddr::V4), self.main_v6.map(IpAddr::V6)];
-        device.addresses.iter().any(|address| main.contains(&Some(address.ip)))
     }
 }
 

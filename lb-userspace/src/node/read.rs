@@ -1,6 +1,6 @@
 //! Reads devices and addresses by netlink, and converts the messages to types of our own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use futures::TryStreamExt;
@@ -9,6 +9,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMe
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::driver::Drivers;
+use super::route::look_up_device;
 use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeError, NodeState, Scope};
 
 /// Reads the state of this host. `drivers` caches the driver of each NIC, by index and name.
@@ -44,16 +45,22 @@ pub async fn node_state(
     let (main_v4, main_v6) = default_sources();
     let main_v4 = main_v4.or_else(|| v4(likely_source(&devices, true)));
     let main_v6 = main_v6.or_else(|| v6(likely_source(&devices, false)));
-    Ok(NodeState { devices, main_v4, main_v6 })
+    let mut default_route_devices = BTreeSet::new();
+    for outside in OUTSIDE {
+        default_route_devices.extend(look_up_device(handle, outside).await?);
+    }
+    Ok(NodeState { devices, main_v4, main_v6, default_route_devices })
 }
+
+/// Destinations outside: addresses for documentation (RFC 5737, RFC 3849) have no specific route.
+const OUTSIDE: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 /// Returns the source addresses that the kernel chooses for destinations outside, in the network
 /// namespace of the calling thread.
 pub fn default_sources() -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
-    // Addresses for documentation (RFC 5737, RFC 3849) have no specific route.
-    let outside_v4 = Ipv4Addr::new(192, 0, 2, 1).into();
-    let outside_v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into();
-    (v4(default_source(outside_v4)), v6(default_source(outside_v6)))
+    let [v4_source, v6_source] = OUTSIDE.map(default_source);
+    (v4(v4_source), v6(v6_source))
 }
 
 fn v4(ip: Option<IpAddr>) -> Option<Ipv4Addr> {

@@ -13,12 +13,13 @@ use super::NodeError;
 pub async fn device_to(ip: IpAddr) -> Result<Option<u32>, NodeError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(NodeError::Socket)?;
     let connection = tokio::spawn(connection);
-    let device = look_up(&handle, ip).await;
+    let device = look_up_device(&handle, ip).await;
     connection.abort();
     device
 }
 
-async fn look_up(handle: &Handle, ip: IpAddr) -> Result<Option<u32>, NodeError> {
+/// As [`device_to`], on an open netlink connection.
+pub async fn look_up_device(handle: &Handle, ip: IpAddr) -> Result<Option<u32>, NodeError> {
     let request = match ip {
         IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
         IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),

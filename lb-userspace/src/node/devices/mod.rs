@@ -12,8 +12,9 @@
 //! | port of a bridge | no, the bridge is: a port also receives frames for other hosts |
 //! | port of Open vSwitch | yes: the switch has no device that receives all packets |
 //! | bond, team | yes |
-//! | VLAN, macvlan, ipvlan above a device of this namespace | no: its frames pass that device first |
-//! | the same above a device of another namespace | yes: it is the NIC of this namespace |
+//! | VLAN, MACsec above a device that leads to other nodes | yes: programs there ignore its frames |
+//! | macvlan, ipvlan above a device of this namespace | no: its frames pass that device first |
+//! | any of these above a device of another namespace | yes: it is the NIC of this namespace |
 //! | bridge with a NIC, bond, VLAN or tunnel as a port | yes: packets for the host arrive there |
 //! | other bridge (`docker0`, `cni0`, `virbr0`) | no: it connects pods and containers |
 //! | vxlan, geneve, ipip, ip6tnl, sit, gre, wireguard, xfrm, tun | yes: tunnels of overlay CNIs |
@@ -22,10 +23,11 @@
 //! | dummy, ifb, VRF and others | no: no packets arrive there from outside |
 //!
 //! **veth.** In kind, k3d and minikube the NIC of a node is a veth. Three facts distinguish it from
-//! the host side of a pod: its other end is in another network namespace; it is no port of a
-//! bridge; and it has either a main address of this host or a global address *with a subnet*. The
-//! host side of a pod has no global address (Calico, Cilium, AWS VPC, Azure) or one without a
-//! subnet, `/32` or `/128` (kindnet, kubenet, the ptp plugin). A host route leads to the pod.
+//! the host side of a pod: its other end is in another network namespace; it is no port of a bridge;
+//! and either the default route leads there, or it has a global address *with a subnet*. The host
+//! side of a pod has no global address (Calico, Cilium, AWS VPC, Azure) or one without a subnet,
+//! `/32` or `/128` (kindnet, kubenet, the ptp plugin). A host route leads to the pod. While the NIC is
+//! down, and with it the default route, no veth of a pod is taken for it.
 //!
 //! **Devices of pods** are attached to only by name (`--pod-interfaces`), with tc: for virtual
 //! machines and sandboxes whose sockets do not belong to this kernel. Packets that arrive there

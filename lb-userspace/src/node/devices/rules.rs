@@ -82,7 +82,7 @@ fn auto(node: &NodeState, device: &DeviceInfo, depth: u32) -> Selection {
         Some(kind @ ("vlan" | "macvlan" | "ipvlan" | "macsec")) => {
             Ok(format!("{kind} of a device in another network namespace: NIC of this node"))
         }
-        Some("bridge") => bridge(node, device, depth),
+        Some("bridge") => bridge(node, device),
         Some(kind @ ("veth" | "netkit")) => pair(node, device, kind),
         Some("tun" | "macvtap" | "ipvtap") => Err("tap: a virtual machine is behind it".into()),
         Some("openvswitch") => {
@@ -107,26 +107,33 @@ fn port(device: &DeviceInfo, master: &DeviceInfo) -> Option<Selection> {
 }
 
 /// Decides about a VLAN or a similar device above `lower`. `None` for devices of other kinds.
+///
+/// The programs at the lower device leave frames of VLANs and MACsec alone. The upper device receives
+/// them without the tag, or decrypted. Frames of a macvlan or ipvlan device are complete at the lower
+/// device already.
 fn upper(node: &NodeState, device: &DeviceInfo, lower: &DeviceInfo, depth: u32) -> Option<Selection> {
-    let kinds = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"];
-    if !device.kind.as_deref().is_some_and(|kind| kinds.contains(&kind)) {
-        return None;
-    }
-    Some(match auto(node, lower, depth) {
-        Ok(_) => Err(format!("above {}: its packets are handled there", lower.name)),
-        Err(_) if lower.master.is_some() => {
-            Err(format!("above {}, which is a port: its packets are for other hosts", lower.name))
+    let kind = device.kind.as_deref()?;
+    let below = auto(node, lower, depth);
+    match kind {
+        // A VLAN device receives its frames before the bridge or bond that the lower device is a port of.
+        "vlan" | "macsec" if below.is_ok() || is_uplink(lower) => {
+            Some(Ok(format!("{kind} above {}", lower.name)))
         }
-        Err(_) => Ok(format!("above {}, which is not attached to", lower.name)),
-    })
+        "vlan" | "macsec" => Some(Err(format!("{kind} above {}, which leads to no other node", lower.name))),
+        "macvlan" | "macvtap" | "ipvlan" | "ipvtap" => Some(match below {
+            Ok(_) => Err(format!("above {}: its packets are handled there", lower.name)),
+            Err(_) if lower.master.is_some() => {
+                Err(format!("above {}, which is a port: its packets are for other hosts", lower.name))
+            }
+            Err(_) => Ok(format!("above {}, which is not attached to", lower.name)),
+        }),
+        _ => None,
+    }
 }
 
 /// Decides about a bridge: by whether one of its ports leads to other machines.
-fn bridge(node: &NodeState, device: &DeviceInfo, depth: u32) -> Selection {
+fn bridge(node: &NodeState, device: &DeviceInfo) -> Selection {
     match node.devices.iter().find(|port| port.master == Some(device.index) && is_uplink(port)) {
-        Some(port) if port.kind.as_deref() == Some("vlan") && is_covered(node, port, depth) => {
-            Err(format!("bridge above {}: its packets are handled at the lower device", port.name))
-        }
         Some(port) => Ok(format!("bridge with {} as a port", port.name)),
         None => Err("bridge of pods, containers or virtual machines".into()),
     }
@@ -137,21 +144,13 @@ fn pair(node: &NodeState, device: &DeviceInfo, kind: &str) -> Selection {
     if !device.lower_elsewhere {
         return Err(format!("{kind} with both ends in this network namespace"));
     }
-    if node.is_main_device(device) {
-        return Ok(format!("{kind} with the main address: NIC of this node"));
+    if node.default_route_devices.contains(&device.index) {
+        return Ok(format!("{kind} with the default route: NIC of this node"));
     }
     match device.addresses.iter().find(|address| address.is_in_a_subnet()) {
         Some(address) => Ok(format!("{kind} with {}/{}: NIC of this node", address.ip, address.prefix_len)),
         None => Err(format!("{kind} without an address in a subnet: a pod is behind it")),
     }
-}
-
-/// Returns whether programs at the lower device see the frames of a VLAN device.
-fn is_covered(node: &NodeState, device: &DeviceInfo, depth: u32) -> bool {
-    device
-        .lower
-        .and_then(|index| node.device(index))
-        .is_some_and(|lower| lower.up && auto(node, lower, depth).is_ok())
 }
 
 /// Returns whether packets of other nodes arrive on a device in encapsulated form.

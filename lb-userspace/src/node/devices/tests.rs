@@ -59,12 +59,73 @@ fn a_kind_node_with_kindnet_pods() {
 }
 
 #[test]
-fn a_veth_with_the_main_address_is_a_nic_also_without_a_subnet() {
+fn a_veth_with_the_default_route_is_a_nic_also_without_a_subnet() {
     let devices =
         vec![DeviceInfo { lower_elsewhere: true, ..device(2, "eth0", Some("veth"), &["203.0.113.9/32"]) }];
-    let node = NodeState { main_v4: Some("203.0.113.9".parse().expect("valid")), ..node(devices) };
+    let node = NodeState { default_route_devices: [2].into(), ..node(devices) };
     let choices = choose_devices(&node, &DeviceOptions::default());
-    assert_eq!(choices[0].reason, "veth with the main address: NIC of this node");
+    assert_eq!(choices[0].reason, "veth with the default route: NIC of this node");
+}
+
+#[test]
+fn while_the_nic_is_down_no_veth_of_a_pod_is_taken_for_it() {
+    let elsewhere = |info| DeviceInfo { lower_elsewhere: true, ..info };
+    let devices = vec![
+        elsewhere(device(2, "veth9a", Some("veth"), &["10.244.0.1/32"])),
+        elsewhere(DeviceInfo { up: false, ..device(9, "eth0", Some("veth"), &["172.18.0.2/16"]) }),
+    ];
+    // Without a default route the only usable address is the gateway of the pods.
+    let node = NodeState { main_v4: Some("10.244.0.1".parse().expect("an address")), ..node(devices) };
+    let choices = choose_devices(&node, &DeviceOptions::default());
+    let hooks: Vec<_> = choices.iter().map(|choice| choice.hooks).collect();
+    assert_eq!(hooks, [Hooks::None, Hooks::None]);
+}
+
+#[test]
+fn vlans_and_macsec_get_programs_of_their_own() {
+    let port_of = |bridge, info| DeviceInfo { master: Some(bridge), ..info };
+    let above = |lower, info| DeviceInfo { lower: Some(lower), ..info };
+    let nic = |index, name| DeviceInfo { driver: Some("ice".into()), ..device(index, name, None, &[]) };
+    let devices = vec![
+        nic(2, "eth0"),
+        above(2, device(3, "eth0.100", Some("vlan"), &["192.0.2.7/24"])),
+        port_of(10, nic(4, "eth1")),
+        above(4, device(5, "eth1.200", Some("vlan"), &["198.51.100.7/24"])),
+        nic(6, "eth2"),
+        above(6, device(7, "macsec0", Some("macsec"), &["203.0.113.7/24"])),
+        above(11, device(8, "docker0.3", Some("vlan"), &[])),
+        above(3, device(9, "mac0", Some("macvlan"), &[])),
+        device(10, "br0", Some("bridge"), &[]),
+        device(11, "docker0", Some("bridge"), &["172.17.0.1/16"]),
+    ];
+    assert_eq!(
+        auto(devices.clone()),
+        [
+            "eth0: tc: NIC; XDP cannot tell its packets from those of its VLANs, so tc",
+            "eth0.100: tc: vlan above eth0",
+            "eth1: nothing: port of br0: its packets are handled there, or are for other hosts",
+            "eth1.200: tc: vlan above eth1",
+            "eth2: XDP and tc: NIC; driver ice",
+            "macsec0: tc: macsec above eth2",
+            "docker0.3: nothing: vlan above docker0, which leads to no other node",
+            "mac0: nothing: above eth0.100: its packets are handled there",
+            "br0: tc: bridge with eth1 as a port",
+            "docker0: nothing: bridge of pods, containers or virtual machines",
+        ]
+    );
+    let forced = DeviceOptions { mode: AttachMode::Xdp, ..DeviceOptions::default() };
+    assert!(decide(devices, &forced)[0].contains("rxvlan off"));
+}
+
+#[test]
+fn xdp_is_left_off_where_it_costs_other_traffic() {
+    let devices = vec![DeviceInfo { driver: Some("virtio_net".into()), ..device(2, "eth0", None, &[]) }];
+    assert_eq!(
+        auto(devices.clone()),
+        ["eth0: tc: NIC; XDP slows down all other traffic with driver virtio_net, so tc"]
+    );
+    let forced = DeviceOptions { mode: AttachMode::Xdp, ..DeviceOptions::default() };
+    assert_eq!(decide(devices, &forced), ["eth0: XDP and tc: NIC"]);
 }
 
 #[test]
@@ -105,13 +166,18 @@ fn bonds_and_vlans_are_handled_once() {
         [
             "eth0: nothing: port of bond0: its packets are handled there, or are for other hosts",
             "eth1: nothing: port of bond0: its packets are handled there, or are for other hosts",
-            "bond0: XDP and tc: bond; all ports have native XDP",
-            "bond0.7: nothing: above bond0: its packets are handled there",
+            "bond0: tc: bond; XDP cannot tell its packets from those of its VLANs, so tc",
+            "bond0.7: tc: vlan above bond0",
             "mac0: nothing: above bond0: its packets are handled there",
         ]
     );
+    let without_vlan = |second| {
+        let devices = devices(second).into_iter().filter(|device| device.name != "bond0.7");
+        auto(devices.collect()).swap_remove(2)
+    };
+    assert_eq!(without_vlan("mlx5_core"), "bond0: XDP and tc: bond; all ports have native XDP");
     assert_eq!(
-        auto(devices("e1000"))[2],
+        without_vlan("e1000"),
         "bond0: tc: bond; not all ports are known for XDP with complete checksums, so tc"
     );
 }
@@ -150,15 +216,15 @@ fn a_bridge_with_an_uplink_is_attached_to() {
         auto(devices),
         [
             "eth0: nothing: port of br0: its packets are handled there, or are for other hosts",
-            "eth1: tc: NIC; unknown driver, so tc",
+            "eth1: tc: NIC; XDP cannot tell its packets from those of its VLANs, so tc",
             "eth1.5: nothing: port of br5: its packets are handled there, or are for other hosts",
             "vethab: nothing: port of docker0: its packets are handled there, or are for other hosts",
             "flannel.1: tc: vxlan tunnel: packets of other nodes arrive there",
             "br0: tc: bridge with eth0 as a port",
             "docker0: nothing: bridge of pods, containers or virtual machines",
-            "br5: nothing: bridge above eth1.5: its packets are handled at the lower device",
+            "br5: tc: bridge with eth1.5 as a port",
             "br-overlay: tc: bridge with flannel.1 as a port",
-            "br0.9: nothing: above br0: its packets are handled there",
+            "br0.9: tc: vlan above br0",
         ]
     );
 }
