@@ -27,15 +27,36 @@ pub const fn size_of_field<T, F: Plain>(_: fn(&T) -> &F) -> usize {
     size_of::<F>()
 }
 
-/// Implements [`Plain`] for structures: `plain! { Name { field, field } }`. Every field must be
-/// listed and be [`Plain`]; it is an error if the structure is larger than its fields.
+/// An address of one family in network byte order. `[u8; 4]` and `[u8; 16]` implement it, no other
+/// type.
+pub trait AddressBytes: Plain + sealed::Sealed {}
+
+impl AddressBytes for [u8; 4] {}
+impl AddressBytes for [u8; 16] {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for [u8; 4] {}
+    impl Sealed for [u8; 16] {}
+}
+
+/// Proves that structures may be [`Plain`]: `assert_plain! { Name { field, field } }`. Every field
+/// must be listed and be [`Plain`]; it is an error if the structure is larger than its fields.
 #[macro_export]
-macro_rules! plain {
+macro_rules! assert_plain {
     ($($type:ty { $($field:ident),+ $(,)? })*) => { $(
         const _: () = assert!(
             0 $(+ $crate::plain::size_of_field(|value: &$type| &value.$field))+ == size_of::<$type>(),
             concat!(stringify!($type), " has padding, or not all of its fields are listed"),
         );
+    )* };
+}
+
+/// Implements [`Plain`] for structures, as [`assert_plain!`](crate::assert_plain!) proves it.
+#[macro_export]
+macro_rules! plain {
+    ($($type:ty { $($field:ident),+ $(,)? })*) => { $(
+        $crate::assert_plain! { $type { $($field),+ } }
         // SAFETY: every field is Plain, and their sizes add up to that of the structure.
         unsafe impl $crate::plain::Plain for $type {}
     )* };

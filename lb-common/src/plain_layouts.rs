@@ -1,14 +1,17 @@
 //! Every layout is [`Plain`](crate::plain::Plain): keys and values of maps are copied byte by byte.
 
 use crate::layout::*;
+use crate::plain::{AddressBytes, Plain};
 
 macro_rules! of_both_families {
-    ($($name:ident { $($field:ident),+ $(,)? })*) => {
-        crate::plain! { $(
+    ($($name:ident { $($field:ident),+ $(,)? })*) => { $(
+        crate::assert_plain! {
             $name<[u8; 4]> { $($field),+ }
             $name<[u8; 16]> { $($field),+ }
-        )* }
-    };
+        }
+        // SAFETY: proved above for both families, and no other type is an `AddressBytes`.
+        unsafe impl<A: AddressBytes> Plain for $name<A> {}
+    )* };
 }
 
 of_both_families! {

@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use lb_common::layout::{Backend, ConnectedPeer, ConnectedSocket, backend_flags};
-use lb_common::plain::Plain;
 
-use crate::maps::MapHandles;
+use crate::address::MapAddress;
+use crate::handles::MapHandles;
+use crate::map_name::MapName;
 use crate::programs::Programs;
 use crate::sys;
 use crate::table::ArrayTable;
@@ -32,8 +33,8 @@ impl Endpoints {
         Ok(Self {
             list: programs.get(LIST).map(|program| program.try_clone_to_owned()).transpose()?,
             connected: maps.get("CONNECTED")?,
-            v4: maps.array("BACKENDS_V4")?,
-            v6: maps.array("BACKENDS_V6")?,
+            v4: maps.array(MapName::BACKENDS.v4)?,
+            v6: maps.array(MapName::BACKENDS.v6)?,
         })
     }
 
@@ -61,10 +62,7 @@ impl Endpoints {
 
 /// Whether the backend that a socket was given is still the endpoint at this address. An entry that is just being written was
 /// gone before, or is another endpoint's.
-fn is<A: PartialEq + Copy>(backends: &ArrayTable<Backend<A>>, peer: &ConnectedPeer, addr: A) -> bool
-where
-    Backend<A>: Plain,
-{
+fn is<A: MapAddress + PartialEq>(backends: &ArrayTable<Backend<A>>, peer: &ConnectedPeer, addr: A) -> bool {
     backends.read(peer.backend_id).is_ok_and(|backend| {
         backend.flags & backend_flags::PRESENT != 0
             && (backend.addr, backend.port, backend.service_id) == (addr, peer.backend_port, peer.service_id)

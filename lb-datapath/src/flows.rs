@@ -6,13 +6,15 @@ use std::net::SocketAddr;
 use lb_common::layout::{
     Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, SCTP, TCP, direction, tcp_flags,
 };
+use lb_common::plain::Plain;
 use lb_model::IpFamily;
 
+use crate::address::MapAddress;
 use crate::apply::NamedByFlows;
 use crate::apply::tables::ServiceAddress;
-use crate::maps::{MapAddress, MapHandles};
+use crate::handles::MapHandles;
+use crate::map_name::{MapName, TableError};
 use crate::table::Table;
-use lb_common::plain::Plain;
 
 /// One entry of a flow table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,13 +145,9 @@ fn sweep_family<A: MapAddress>(
     timeouts: &FlowTimeouts,
     serves: &impl Fn(u32, ServiceAddress) -> bool,
     sweep: &mut FlowSweep,
-) -> io::Result<()>
-where
-    FlowKey<A>: Plain,
-    Flow<A>: Plain,
-{
-    let open: Table<FlowKey<A>, Flow<A>> = maps.table(&format!("FLOWS_{}", A::SUFFIX))?;
-    let half_open: Table<FlowKey<A>, Flow<A>> = maps.table(&format!("HALF_OPEN_{}", A::SUFFIX))?;
+) -> io::Result<()> {
+    let open: Table<FlowKey<A>, Flow<A>> = maps.table(MapName::FLOWS[A::FAMILY])?;
+    let half_open: Table<FlowKey<A>, Flow<A>> = maps.table(MapName::HALF_OPEN[A::FAMILY])?;
     // The shortest time-out spares most entries the look at their other half.
     let shortest = timeouts.closed.min(timeouts.datagrams);
     let silent_for = |flow: &Flow<A>| now_ns.saturating_sub(flow.last_seen_ns) / 1_000_000_000;
@@ -184,7 +182,7 @@ where
         sweep.named.add(A::FAMILY, flow.service_id, flow.backend_id);
     })?;
     if let Some(error) = error {
-        return Err(error);
+        return Err(error.into());
     }
     for (key, other) in over {
         for key in [key, other] {
@@ -213,22 +211,17 @@ where
 pub fn forget(maps: &MapHandles) -> io::Result<()> {
     forget_family::<[u8; 4]>(maps)?;
     forget_family::<[u8; 16]>(maps)?;
-    remove_all(&maps.table::<AffinityKey, Affinity>("AFFINITY")?)
+    Ok(remove_all(&maps.table::<AffinityKey, Affinity>(MapName::AFFINITY)?)?)
 }
 
-fn forget_family<A: MapAddress>(maps: &MapHandles) -> io::Result<()>
-where
-    FlowKey<A>: Plain,
-    Flow<A>: Plain,
-    FragmentKey<A>: Plain,
-{
-    for name in ["FLOWS", "HALF_OPEN"] {
-        remove_all(&maps.table::<FlowKey<A>, Flow<A>>(&format!("{name}_{}", A::SUFFIX))?)?;
+fn forget_family<A: MapAddress>(maps: &MapHandles) -> io::Result<()> {
+    for names in [MapName::FLOWS, MapName::HALF_OPEN] {
+        remove_all(&maps.table::<FlowKey<A>, Flow<A>>(names[A::FAMILY])?)?;
     }
-    remove_all(&maps.table::<FragmentKey<A>, FragmentPorts>(&format!("FRAGMENTS_{}", A::SUFFIX))?)
+    Ok(remove_all(&maps.table::<FragmentKey<A>, FragmentPorts>(MapName::FRAGMENTS[A::FAMILY])?)?)
 }
 
-fn remove_all<K: Plain, V: Plain>(table: &Table<K, V>) -> io::Result<()> {
+fn remove_all<K: Plain, V: Plain>(table: &Table<K, V>) -> Result<(), TableError> {
     let mut keys = Vec::new();
     table.for_each(|key, _| keys.push(*key))?;
     for key in keys {
@@ -245,13 +238,9 @@ pub fn read(maps: &MapHandles) -> io::Result<Vec<FlowEntry>> {
     Ok(entries)
 }
 
-fn read_family<A: MapAddress>(maps: &MapHandles, entries: &mut Vec<FlowEntry>) -> io::Result<()>
-where
-    FlowKey<A>: Plain,
-    Flow<A>: Plain,
-{
-    for (name, half_open) in [("FLOWS", false), ("HALF_OPEN", true)] {
-        let table: Table<FlowKey<A>, Flow<A>> = maps.table(&format!("{name}_{}", A::SUFFIX))?;
+fn read_family<A: MapAddress>(maps: &MapHandles, entries: &mut Vec<FlowEntry>) -> io::Result<()> {
+    for (names, half_open) in [(MapName::FLOWS, false), (MapName::HALF_OPEN, true)] {
+        let table: Table<FlowKey<A>, Flow<A>> = maps.table(names[A::FAMILY])?;
         table.for_each(|key, flow| entries.push(FlowEntry::new(key, flow, half_open)))?;
     }
     Ok(())

@@ -4,17 +4,17 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::layout::{
-    Affinity, AffinityKey, Device, KnownAddress, NamespaceAddrs, Service, ServiceName, address_flags,
-    affinity_client,
-};
+use lb_common::layout::{Affinity, AffinityKey, Service, ServiceName, affinity_client};
 use lb_common::reason::Reason;
 use lb_model::IpFamily;
 
-use crate::Pins;
-use crate::apply::tables::{BackendEntry, ServiceAddress, TableError, Tables as _};
+use crate::apply::tables::{BackendEntry, ServiceAddress, Tables as _};
 use crate::flows::{self, FlowEntry};
-use crate::maps::{HostMaps, MapAddress, MapHandles, ServiceTables};
+use crate::handles::MapHandles;
+use crate::host_maps::HostMaps;
+use crate::map_name::MapName;
+use crate::pins::Pins;
+use crate::service_tables::ServiceTables;
 use crate::sys;
 use crate::table::Table;
 
@@ -25,7 +25,7 @@ pub struct Maps(MapHandles);
 impl Maps {
     /// Opens what an agent has pinned; no agent needs to run. Fails with `NotFound` when there is nothing.
     pub fn open(pins: &Pins) -> io::Result<Self> {
-        MapHandles::open(pins).map(Self)
+        MapHandles::open(&pins.maps()).map(Self)
     }
 
     pub(crate) fn of(maps: &MapHandles) -> Self {
@@ -37,30 +37,30 @@ impl Maps {
     }
 
     pub fn services(&self) -> io::Result<Vec<(ServiceAddress, Service)>> {
-        self.tables()?.services().map_err(unwrap)
+        Ok(self.tables()?.services()?)
     }
 
     pub fn service_names(&self) -> io::Result<Vec<(u32, ServiceName)>> {
-        self.tables()?.service_names().map_err(unwrap)
+        Ok(self.tables()?.service_names()?)
     }
 
     pub fn backends(&self, family: IpFamily) -> io::Result<Vec<(u32, BackendEntry)>> {
-        self.tables()?.backends(family).map_err(unwrap)
+        Ok(self.tables()?.backends(family)?)
     }
 
     /// Backend ids in a range of slots.
     pub fn slots(&self, base: u32, count: u32) -> io::Result<Vec<u32>> {
-        self.tables()?.read_slots(base, count).map_err(unwrap)
+        Ok(self.tables()?.read_slots(base, count)?)
     }
 
     /// Networks that may use the load-balancer addresses of service ports, by service id.
     pub fn source_ranges(&self) -> io::Result<Vec<(u32, IpNet)>> {
-        self.tables()?.source_ranges().map_err(unwrap)
+        Ok(self.tables()?.source_ranges()?)
     }
 
     /// Which endpoint each client of a service port with session affinity was given.
     pub fn affinity(&self) -> io::Result<Vec<AffinityEntry>> {
-        let table: Table<AffinityKey, Affinity> = self.0.table("AFFINITY")?;
+        let table: Table<AffinityKey, Affinity> = self.0.table(MapName::AFFINITY)?;
         let mut entries = Vec::new();
         table.for_each(|key, value| entries.extend(AffinityEntry::new(key, value)))?;
         Ok(entries)
@@ -81,46 +81,9 @@ impl Maps {
             .collect()
     }
 
-    /// Addresses of this node and of Services of other proxies, with the flags that do not follow from Services served here.
-    pub fn node_addresses(&self) -> io::Result<Vec<(IpAddr, KnownAddress)>> {
-        let mut addresses = Vec::new();
-        self.node_addresses_of::<[u8; 4]>(&mut addresses)?;
-        self.node_addresses_of::<[u8; 16]>(&mut addresses)?;
-        Ok(addresses)
-    }
-
-    fn node_addresses_of<A: MapAddress>(
-        &self,
-        addresses: &mut Vec<(IpAddr, KnownAddress)>,
-    ) -> io::Result<()> {
-        let table: Table<A, KnownAddress> = self.0.table(&format!("ADDRESSES_{}", A::SUFFIX))?;
-        table.for_each(|address, value| {
-            if value.flags & address_flags::OF_HOST != 0 {
-                let flags = value.flags & address_flags::OF_HOST;
-                addresses.push((address.to_ip(), KnownAddress { flags, ..*value }));
-            }
-        })
-    }
-
-    /// Addresses of pods and of this node, by the cookie of their network namespace.
-    pub fn namespaces(&self) -> io::Result<Vec<(u64, NamespaceAddrs)>> {
-        let table: Table<u64, NamespaceAddrs> = self.0.table("NAMESPACES")?;
-        let mut namespaces = Vec::new();
-        table.for_each(|cookie, addresses| namespaces.push((*cookie, *addresses)))?;
-        Ok(namespaces)
-    }
-
-    /// Networks of pods and of Services, with their flags.
-    pub fn networks(&self) -> io::Result<Vec<(IpNet, u32)>> {
-        HostMaps(&self.0).read_networks()
-    }
-
-    /// Devices by interface index.
-    pub fn devices(&self) -> io::Result<Vec<(u32, Device)>> {
-        let table: Table<u32, Device> = self.0.table("DEVICES")?;
-        let mut devices = Vec::new();
-        table.for_each(|ifindex, device| devices.push((*ifindex, *device)))?;
-        Ok(devices)
+    /// Facts about this host: devices, addresses, networks and network namespaces.
+    pub fn host(&self) -> io::Result<HostMaps> {
+        HostMaps::new(&self.0)
     }
 }
 
@@ -168,8 +131,4 @@ impl AffinityEntry {
             last_used_ns: value.last_used_ns,
         })
     }
-}
-
-fn unwrap(error: TableError) -> io::Error {
-    io::Error::other(error)
 }

@@ -4,78 +4,50 @@
 //! Everything that must outlive an agent is pinned below [`Pins`]: maps, and links, which keep programs attached. A
 //! second agent finds the pins, reuses the maps and puts its own programs into the links without a gap.
 
+mod address;
 pub mod apply;
 mod endpoints;
+mod family_table;
 pub mod flows;
+mod handles;
+mod host_maps;
 pub mod inspect;
+mod known_addresses;
 mod links;
-mod maps;
+mod map_name;
+mod pins;
 mod programs;
 mod recorder;
+mod service_tables;
 mod sizes;
 mod sys;
 mod table;
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, LAYOUT_VERSION, NamespaceAddrs};
-
+use self::apply::tables::ServiceAddress;
 pub use self::endpoints::Endpoints;
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
+use self::handles::MapHandles;
+pub use self::host_maps::HostMaps;
 pub use self::inspect::{AffinityClient, AffinityEntry};
 use self::links::Links;
 pub use self::links::{AttachError, Attached};
-pub use self::maps::ServiceTables;
-use self::maps::{HostMaps, MapHandles};
+pub use self::pins::Pins;
 use self::programs::Programs;
 pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, TcAttach};
 pub use self::recorder::{Occasion, Recorded, attached_devices, serves_sockets};
+pub use self::service_tables::ServiceTables;
 pub use self::sizes::{MapSizes, mebibytes};
 pub use self::sys::{TestRun, device_index, device_name, monotonic_ns, namespace_cookie};
-use crate::apply::tables::ServiceAddress;
-
-/// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pins {
-    root: PathBuf,
-}
-
-impl Pins {
-    pub fn new(bpffs: &Path) -> Self {
-        Self { root: bpffs.join("sluice").join(format!("v{LAYOUT_VERSION}")) }
-    }
-
-    /// The versioned folder.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    pub fn maps(&self) -> PathBuf {
-        self.root.join("maps")
-    }
-
-    pub fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
-    }
-
-    pub fn links(&self) -> PathBuf {
-        self.root.join("links")
-    }
-
-    fn create(&self) -> io::Result<()> {
-        std::fs::create_dir_all(self.maps())?;
-        std::fs::create_dir_all(self.links())
-    }
-}
 
 /// The loaded programs and their maps.
 pub struct Datapath {
     programs: Programs,
     maps: MapHandles,
+    host: HostMaps,
     links: Option<Links>,
 }
 
@@ -85,17 +57,21 @@ impl Datapath {
     pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, LoadError> {
         pins.create().map_err(|source| LoadError::PinFolder { path: pins.root().to_owned(), source })?;
         let programs = Programs::load(options, Some(pins))?;
-        let maps = programs.map_handles()?;
-        let datapath = Self { programs, maps, links: Some(Links::new(pins.links())) };
+        let datapath = Self::new(programs, Some(Links::new(pins.links())))?;
         datapath.publish_settings(options)?;
         Ok(datapath)
     }
 
     /// Loads the programs on maps of their own, for tests and benchmarks. They cannot be attached.
     pub fn load_private(options: &LoadOptions) -> Result<Self, LoadError> {
-        let programs = Programs::load_for_tests(options)?;
+        Self::new(Programs::load_for_tests(options)?, None)
+    }
+
+    fn new(programs: Programs, links: Option<Links>) -> Result<Self, LoadError> {
         let maps = programs.map_handles()?;
-        Ok(Self { programs, maps, links: None })
+        let failed = |source| LoadError::Map { map: "of the host".into(), source };
+        let host = HostMaps::new(&maps).map_err(failed)?;
+        Ok(Self { programs, maps, host, links })
     }
 
     /// The kernel features that were found, for the log.
@@ -105,7 +81,8 @@ impl Datapath {
 
     /// The maps of services and endpoints.
     pub fn tables(&self) -> Result<ServiceTables, LoadError> {
-        self.maps.service_tables()
+        let failed = |source| LoadError::Map { map: "of services".into(), source };
+        ServiceTables::new(&self.maps).map_err(failed)
     }
 
     /// The maps, for reading.
@@ -151,45 +128,14 @@ impl Datapath {
         self.links.as_mut().ok_or(AttachError::Private)
     }
 
-    pub fn put_device(&self, ifindex: u32, device: &Device) -> io::Result<()> {
-        self.host().put_device(ifindex, device)
-    }
-
-    pub fn remove_device(&self, ifindex: u32) -> io::Result<()> {
-        self.host().remove_device(ifindex)
-    }
-
-    pub fn put_node_address(&self, address: IpAddr, value: &KnownAddress) -> io::Result<()> {
-        self.host().put_address(address, value)
-    }
-
-    pub fn remove_node_address(&self, address: IpAddr) -> io::Result<()> {
-        self.host().remove_address(address)
-    }
-
-    pub fn put_namespace(&self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
-        self.host().put_namespace(cookie, addresses)
-    }
-
-    pub fn remove_namespace(&self, cookie: u64) -> io::Result<()> {
-        self.host().remove_namespace(cookie)
+    /// The maps of facts about this host.
+    pub fn host(&self) -> &HostMaps {
+        &self.host
     }
 
     /// What connected sockets were given, for a thread of its own.
     pub fn endpoints(&self) -> io::Result<Endpoints> {
         Endpoints::new(&self.programs, &self.maps)
-    }
-
-    pub fn put_network(&self, network: IpNet, flags: u32) -> io::Result<()> {
-        self.host().put_network(network, flags)
-    }
-
-    pub fn remove_network(&self, network: IpNet) -> io::Result<()> {
-        self.host().remove_network(network)
-    }
-
-    fn host(&self) -> HostMaps<'_> {
-        HostMaps(&self.maps)
     }
 
     /// Removes flows that are over, and those of service ports that are not served any more at the address that the client

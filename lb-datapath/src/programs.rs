@@ -10,8 +10,8 @@ use aya_log::EbpfLogger;
 use aya_obj::Object;
 use aya_obj::generated::bpf_attach_type;
 
-use crate::Pins;
-use crate::maps::MapHandles;
+use crate::handles::MapHandles;
+use crate::pins::Pins;
 use crate::sizes::MapSizes;
 use crate::sys;
 

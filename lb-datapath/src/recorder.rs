@@ -5,13 +5,15 @@ use std::io;
 
 use lb_common::layout::{Record, Settings};
 
+use crate::handles::MapHandles;
 use crate::links::Links;
-use crate::maps::MapHandles;
+use crate::map_name::MapName;
+use crate::pins::Pins;
 use crate::programs::{CALL_RECORDER, LoadError, LoadOptions, PACKET_RECORDER, Programs, hooks};
 use crate::sizes::MapSizes;
 use crate::sys::TestRun;
 use crate::table::Table;
-use crate::{AttachError, Datapath, Pins, TcAttach};
+use crate::{AttachError, Datapath, TcAttach};
 
 /// What a recorded packet stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,16 +66,12 @@ impl Datapath {
         let settings = pinned_settings(pins)
             .map_err(|source| LoadError::Map { map: "SETTINGS".into(), source })?
             .ok_or_else(|| LoadError::NoMaps(pins.root().to_owned()))?;
-        let programs = Programs::load_recorder(&LoadOptions::of(&settings), Some(pins))?;
-        let maps = programs.map_handles()?;
-        Ok(Self { programs, maps, links: None })
+        Self::new(Programs::load_recorder(&LoadOptions::of(&settings), Some(pins))?, None)
     }
 
     /// Loads the recorder on maps of its own.
     pub fn load_private_recorder(options: &LoadOptions) -> Result<Self, LoadError> {
-        let programs = Programs::load_recorder(options, None)?;
-        let maps = programs.map_handles()?;
-        let datapath = Self { programs, maps, links: None };
+        let datapath = Self::new(Programs::load_recorder(options, None)?, None)?;
         datapath.publish_settings(options)?;
         Ok(datapath)
     }
@@ -81,7 +79,7 @@ impl Datapath {
     /// Writes down how the programs were loaded.
     pub(crate) fn publish_settings(&self, options: &LoadOptions) -> Result<(), LoadError> {
         let settings = options.settings(self.programs.features.netns_cookie);
-        let publish = || settings_of(&self.maps)?.put(&0, &settings);
+        let publish = || Ok(settings_of(&self.maps)?.put(&0, &settings)?);
         publish().map_err(|source| LoadError::Map { map: "SETTINGS".into(), source })
     }
 
@@ -98,7 +96,7 @@ impl Datapath {
             Occasion::Arrival { ifindex } => (PACKET_RECORDER, ifindex, 0),
             Occasion::Call { netns_cookie } => (CALL_RECORDER, LOOPBACK, netns_cookie),
         };
-        let table: Table<u32, Record> = self.maps.table("RECORD")?;
+        let table: Table<u32, Record> = self.maps.table(MapName::RECORD)?;
         table.put(&0, &Record { netns_cookie, ..Record::default() })?;
         let run = self.test_run(program, packet, &skb_context(ifindex), 1)?;
         let record = table.get(&0)?.ok_or(io::ErrorKind::NotFound)?;
@@ -119,7 +117,7 @@ pub fn serves_sockets(pins: &Pins) -> bool {
 
 /// `None`: nothing is pinned.
 fn pinned_settings(pins: &Pins) -> io::Result<Option<Settings>> {
-    let settings = MapHandles::open(pins).and_then(|maps| settings_of(&maps)?.get(&0));
+    let settings = MapHandles::open(&pins.maps()).and_then(|maps| Ok(settings_of(&maps)?.get(&0)?));
     match settings {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // The agent has made the map and not written it yet.
@@ -129,7 +127,7 @@ fn pinned_settings(pins: &Pins) -> io::Result<Option<Settings>> {
 }
 
 fn settings_of(maps: &MapHandles) -> io::Result<Table<u32, Settings>> {
-    maps.table("SETTINGS")
+    maps.table(MapName::SETTINGS)
 }
 
 /// `struct __sk_buff` up to its `ifindex`, which alone is set.

@@ -7,10 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use lb_common::layout;
+use lb_common::layout::SourceRange;
 use lb_common::plain::Plain;
 use memmap2::{MmapOptions, MmapRaw};
 
+use crate::address::MapAddress;
+use crate::map_name::{MapName, TableError};
 use crate::sys;
 
 /// Key of a longest-prefix map (`struct bpf_lpm_trie_key`): the bits of `data` that count, from the first byte on.
@@ -21,52 +23,79 @@ pub struct LpmKey<D> {
     pub data: D,
 }
 
-lb_common::plain! {
+lb_common::assert_plain! {
     LpmKey<[u8; 4]> { prefix_len, data }
     LpmKey<[u8; 16]> { prefix_len, data }
-    LpmKey<layout::SourceRange<[u8; 4]>> { prefix_len, data }
-    LpmKey<layout::SourceRange<[u8; 16]>> { prefix_len, data }
+    LpmKey<SourceRange<[u8; 4]>> { prefix_len, data }
+    LpmKey<SourceRange<[u8; 16]>> { prefix_len, data }
 }
+
+// SAFETY: proved above for both address types.
+unsafe impl<A: MapAddress> Plain for LpmKey<A> {}
+// SAFETY: as above.
+unsafe impl<A: MapAddress> Plain for LpmKey<SourceRange<A>> {}
 
 /// A hash map, or a longest-prefix map: keyed by [`LpmKey`], and [`Table::get`] then finds the longest prefix that covers the key.
 #[derive(Debug, Clone)]
 pub struct Table<K, V> {
+    map: MapName,
     fd: Arc<OwnedFd>,
+    capacity: u32,
     entries: PhantomData<(K, V)>,
 }
 
 impl<K: Plain, V: Plain> Table<K, V> {
     /// Refuses a map whose entries have other sizes.
-    pub fn new(fd: Arc<OwnedFd>) -> io::Result<Self> {
-        check_sizes(fd.as_fd(), size_of::<K>(), size_of::<V>())?;
-        Ok(Self { fd, entries: PhantomData })
+    pub fn new(map: MapName, fd: Arc<OwnedFd>) -> io::Result<Self> {
+        let info = check_sizes(fd.as_fd(), size_of::<K>(), size_of::<V>())?;
+        Ok(Self { map, fd, capacity: info.max_entries, entries: PhantomData })
     }
 
-    pub fn put(&self, key: &K, value: &V) -> io::Result<()> {
-        sys::update(self.fd.as_fd(), key, value, 0)
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    pub fn put(&self, key: &K, value: &V) -> Result<(), TableError> {
+        sys::update(self.fd.as_fd(), key, value, 0).map_err(self.failed("write"))
     }
 
     /// False when there was no such entry.
-    pub fn remove(&self, key: &K) -> io::Result<bool> {
-        sys::delete(self.fd.as_fd(), key)
+    pub fn remove(&self, key: &K) -> Result<bool, TableError> {
+        sys::delete(self.fd.as_fd(), key).map_err(self.failed("remove"))
     }
 
-    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
-        sys::lookup(self.fd.as_fd(), key)
+    /// Writes an entry; `None` removes it. Removing what is not there is not an error.
+    pub fn set(&self, key: &K, value: Option<&V>) -> Result<(), TableError> {
+        match value {
+            Some(value) => self.put(key, value),
+            None => self.remove(key).map(drop),
+        }
     }
 
-    pub fn for_each(&self, visit: impl FnMut(&K, &V)) -> io::Result<()> {
-        sys::for_each(self.fd.as_fd(), visit)
+    pub fn get(&self, key: &K) -> Result<Option<V>, TableError> {
+        sys::lookup(self.fd.as_fd(), key).map_err(self.failed("read"))
     }
 
-    pub fn capacity(&self) -> io::Result<u32> {
-        Ok(sys::map_info(self.fd.as_fd())?.max_entries)
+    pub fn for_each(&self, visit: impl FnMut(&K, &V)) -> Result<(), TableError> {
+        sys::for_each(self.fd.as_fd(), visit).map_err(self.failed("read"))
+    }
+
+    pub fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
+        let mut entries = Vec::new();
+        self.for_each(|key, value| entries.push((*key, *value)))?;
+        Ok(entries)
+    }
+
+    fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> TableError {
+        let (map, capacity) = (self.map, self.capacity);
+        move |source| map.failed(capacity, action, source)
     }
 }
 
 /// A memory-mapped array (`BPF_F_MMAPABLE`): entries are read and written with plain loads and stores.
 #[derive(Debug)]
 pub struct ArrayTable<V> {
+    map: MapName,
     memory: MmapRaw,
     capacity: u32,
     entries: PhantomData<V>,
@@ -76,36 +105,35 @@ impl<V: Plain> ArrayTable<V> {
     /// The kernel rounds every element up to eight bytes.
     const STRIDE: usize = size_of::<V>().next_multiple_of(8);
 
-    pub fn new(fd: &OwnedFd) -> io::Result<Self> {
+    pub fn new(map: MapName, fd: &OwnedFd) -> io::Result<Self> {
         let info = check_sizes(fd.as_fd(), size_of::<u32>(), size_of::<V>())?;
         let length = info.max_entries as usize * Self::STRIDE;
         let memory = MmapOptions::new().len(length).map_raw(fd)?;
-        Ok(Self { memory, capacity: info.max_entries, entries: PhantomData })
+        Ok(Self { map, memory, capacity: info.max_entries, entries: PhantomData })
     }
 
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    fn entry(&self, index: u32) -> io::Result<*mut V> {
+    fn entry(&self, index: u32, action: &'static str) -> Result<*mut V, TableError> {
         if index >= self.capacity {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("index {index} of an array of {}", self.capacity),
-            ));
+            let text = format!("index {index} of an array of {}", self.capacity);
+            let source = io::Error::new(io::ErrorKind::InvalidInput, text);
+            return Err(TableError::Kernel { map: self.map.name, action, source });
         }
         // SAFETY: within the mapping: checked above.
         Ok(unsafe { self.memory.as_mut_ptr().add(index as usize * Self::STRIDE) }.cast())
     }
 
-    pub fn read(&self, index: u32) -> io::Result<V> {
+    pub fn read(&self, index: u32) -> Result<V, TableError> {
         // SAFETY: within the mapping and aligned to eight bytes; programs only read arrays.
-        Ok(unsafe { self.entry(index)?.read_volatile() })
+        Ok(unsafe { self.entry(index, "read")?.read_volatile() })
     }
 
     /// Writes an entry that no program reads meanwhile, or whose change is one aligned word.
-    pub fn write(&self, index: u32, value: V) -> io::Result<()> {
-        let entry = self.entry(index)?;
+    pub fn write(&self, index: u32, value: V) -> Result<(), TableError> {
+        let entry = self.entry(index, "write")?;
         // SAFETY: within the mapping and aligned; this process is the only writer.
         unsafe { entry.write_volatile(value) };
         // What is written later (a service entry that names this one) must not be seen before it.

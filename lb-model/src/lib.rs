@@ -17,7 +17,7 @@ mod service;
 mod slice;
 
 pub use event::{ProblemSource, SourceEvent, WatchedResource};
-pub use family::IpFamily;
+pub use family::{IpFamily, PerFamily};
 pub use name::ObjectName;
 pub use node::Node;
 pub use problem::{ManifestLocation, Problem, ProblemKind, Severity};

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lb_common::layout;
-use lb_model::IpFamily;
+use lb_model::{IpFamily, PerFamily};
 use lb_plan::desired::ServicePortId;
 
-use super::engine::{Engine, Installed, InstalledBackend, NamedByFlows, PerFamily, Slots, Writer};
+use super::engine::{Engine, Installed, InstalledBackend, NamedByFlows, Slots, Writer};
 use super::entry::{self, SlotRange};
 use super::ids::IdPool;
 use super::marks::AddressMarks;
@@ -193,8 +193,8 @@ impl<T: Tables> Reader<T> {
             IdPool::adopt(end, &used, &named, now)
         };
         let backend_ids = PerFamily {
-            v4: pool(IpFamily::V4, self.capacity.backends_v4),
-            v6: pool(IpFamily::V6, self.capacity.backends_v6),
+            v4: pool(IpFamily::V4, self.capacity.backends.v4),
+            v6: pool(IpFamily::V6, self.capacity.backends.v6),
         };
         let service_ids = {
             let used = self.services.keys().copied().collect();

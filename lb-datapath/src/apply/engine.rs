@@ -3,13 +3,12 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lb_common::layout;
-use lb_model::{IpFamily, Protocol};
+use lb_model::{IpFamily, PerFamily, Protocol};
 use lb_plan::desired::{DesiredServicePort, EndpointList, FrontendKind, ListPolicy, ServicePortId};
 
 use super::entry::{self, SlotRange};
@@ -17,7 +16,7 @@ use super::error::ApplyError;
 use super::ids::{IdPool, settled_before};
 use super::marks::AddressMarks;
 use super::slots::SlotPool;
-use super::tables::{BackendEntry, Capacity, ServiceAddress, SizedMap, TableError, Tables};
+use super::tables::{BackendEntry, Capacity, MapName, ServiceAddress, TableError, Tables};
 
 /// Keeps the service maps equal to what is wanted. Never sleeps and has no clock: time is an argument.
 ///
@@ -51,32 +50,6 @@ pub struct MapUsage {
     pub map: &'static str,
     pub entries: u64,
     pub capacity: u32,
-}
-
-/// One of something for each family.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PerFamily<T> {
-    pub v4: T,
-    pub v6: T,
-}
-
-impl<T> Index<IpFamily> for PerFamily<T> {
-    type Output = T;
-    fn index(&self, family: IpFamily) -> &T {
-        match family {
-            IpFamily::V4 => &self.v4,
-            IpFamily::V6 => &self.v6,
-        }
-    }
-}
-
-impl<T> IndexMut<IpFamily> for PerFamily<T> {
-    fn index_mut(&mut self, family: IpFamily) -> &mut T {
-        match family {
-            IpFamily::V4 => &mut self.v4,
-            IpFamily::V6 => &mut self.v6,
-        }
-    }
 }
 
 /// What the maps hold of one service port.
@@ -257,14 +230,14 @@ impl<T: Tables> Engine<T> {
         let Writer { capacity, entry_count, backend_ids, slots, source_range_count, .. } = &self.writer;
         let backends = |family| backend_ids[family].in_use() as u64;
         [
-            (SizedMap::SERVICES_V4, u64::from(entry_count.v4), capacity.services_v4),
-            (SizedMap::SERVICES_V6, u64::from(entry_count.v6), capacity.services_v6),
-            (SizedMap::SERVICE_NAMES, self.services.len() as u64, capacity.service_names),
-            (SizedMap::SLOTS, slots.in_use(), capacity.slots),
-            (SizedMap::BACKENDS_V4, backends(IpFamily::V4), capacity.backends_v4),
-            (SizedMap::BACKENDS_V6, backends(IpFamily::V6), capacity.backends_v6),
-            (SizedMap::SOURCE_RANGES_V4, source_range_count.v4.into(), capacity.source_ranges_v4),
-            (SizedMap::SOURCE_RANGES_V6, source_range_count.v6.into(), capacity.source_ranges_v6),
+            (MapName::SERVICES.v4, u64::from(entry_count.v4), capacity.services.v4),
+            (MapName::SERVICES.v6, u64::from(entry_count.v6), capacity.services.v6),
+            (MapName::SERVICE_NAMES, self.services.len() as u64, capacity.service_names),
+            (MapName::SLOTS, slots.in_use(), capacity.slots),
+            (MapName::BACKENDS.v4, backends(IpFamily::V4), capacity.backends.v4),
+            (MapName::BACKENDS.v6, backends(IpFamily::V6), capacity.backends.v6),
+            (MapName::SOURCE_RANGES.v4, source_range_count.v4.into(), capacity.source_ranges.v4),
+            (MapName::SOURCE_RANGES.v6, source_range_count.v6.into(), capacity.source_ranges.v6),
         ]
         .map(|(map, entries, capacity)| MapUsage { map: map.name, entries, capacity })
         .into()
@@ -366,7 +339,7 @@ impl<T: Tables> Writer<T> {
     fn take_service_id(&mut self, service: &Arc<ServicePortId>) -> Result<u32, ApplyError> {
         self.service_ids.take().ok_or_else(|| ApplyError::Table {
             service: service.clone(),
-            source: SizedMap::SERVICE_NAMES.full(self.capacity.service_names),
+            source: MapName::SERVICE_NAMES.full(self.capacity.service_names),
         })
     }
 
@@ -483,10 +456,7 @@ impl<T: Tables> Writer<T> {
                     new_entries += u32::from(!installed.entries.contains_key(&address));
                 }
             }
-            let (map, capacity) = match family {
-                IpFamily::V4 => (SizedMap::SERVICES_V4, self.capacity.services_v4),
-                IpFamily::V6 => (SizedMap::SERVICES_V6, self.capacity.services_v6),
-            };
+            let (map, capacity) = (MapName::SERVICES[family], self.capacity.services[family]);
             if self.entry_count[family] + new_entries > capacity {
                 return Err(map.full(capacity));
             }
@@ -495,10 +465,7 @@ impl<T: Tables> Writer<T> {
                 draft.source_ranges[family] =
                     entry::source_ranges(wanted, family).into_iter().flatten().collect();
             }
-            let (map, capacity) = match family {
-                IpFamily::V4 => (SizedMap::SOURCE_RANGES_V4, self.capacity.source_ranges_v4),
-                IpFamily::V6 => (SizedMap::SOURCE_RANGES_V6, self.capacity.source_ranges_v6),
-            };
+            let (map, capacity) = (MapName::SOURCE_RANGES[family], self.capacity.source_ranges[family]);
             // Those that go make room only when the entries no longer need them.
             let new = draft.source_ranges[family].difference(&known.source_ranges).count();
             if new > capacity.saturating_sub(self.source_range_count[family]) as usize {
@@ -509,16 +476,13 @@ impl<T: Tables> Writer<T> {
     }
 
     fn take_backend_id(&mut self, family: IpFamily) -> Result<u32, TableError> {
-        let (map, capacity) = match family {
-            IpFamily::V4 => (SizedMap::BACKENDS_V4, self.capacity.backends_v4),
-            IpFamily::V6 => (SizedMap::BACKENDS_V6, self.capacity.backends_v6),
-        };
+        let (map, capacity) = (MapName::BACKENDS[family], self.capacity.backends[family]);
         self.backend_ids[family].take().ok_or_else(|| map.full(capacity))
     }
 
     fn take_slots(&mut self, backend_ids: Vec<u32>) -> Result<Slots, TableError> {
         let count = u32::try_from(backend_ids.len()).unwrap_or(u32::MAX);
-        let base = self.slots.take(count).ok_or_else(|| SizedMap::SLOTS.full(self.slots.capacity()))?;
+        let base = self.slots.take(count).ok_or_else(|| MapName::SLOTS.full(self.slots.capacity()))?;
         Ok(Slots { base, backend_ids })
     }
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lb_common::layout::{self, address_flags, service_flags};
-use lb_model::IpFamily;
+use lb_model::{IpFamily, PerFamily};
 use lb_plan::desired::ServicePortId;
 
-use super::engine::{NamedByFlows, PerFamily};
+use super::engine::NamedByFlows;
 use super::entry::{parse_service_name, slot_ranges};
 use super::tables::{BackendEntry, Capacity, ServiceAddress, TableError, Tables};
 
@@ -76,14 +76,11 @@ impl Memory {
     /// Room for a hundred of everything.
     pub fn roomy(now: Instant) -> Self {
         let capacity = Capacity {
-            services_v4: 100,
-            services_v6: 100,
+            services: PerFamily { v4: 100, v6: 100 },
             slots: 1000,
-            backends_v4: 100,
-            backends_v6: 100,
+            backends: PerFamily { v4: 100, v6: 100 },
             service_names: 100,
-            source_ranges_v4: 100,
-            source_ranges_v6: 100,
+            source_ranges: PerFamily { v4: 100, v6: 100 },
         };
         Self::new(capacity, Duration::from_secs(1), now)
     }
@@ -211,10 +208,7 @@ impl Tables for Memory {
     fn put_service(&mut self, key: ServiceAddress, value: layout::Service) -> Result<(), TableError> {
         let mut state = self.state_mut();
         let family = IpFamily::of(&key.ip);
-        let capacity = match family {
-            IpFamily::V4 => state.capacity.services_v4,
-            IpFamily::V6 => state.capacity.services_v6,
-        };
+        let capacity = state.capacity.services[family];
         let count = state.services.keys().filter(|key| IpFamily::of(&key.ip) == family).count();
         assert!(
             state.services.contains_key(&key) || count < capacity as usize,
@@ -298,10 +292,7 @@ impl Tables for Memory {
 
     fn write_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError> {
         let mut state = self.state_mut();
-        let capacity = match family {
-            IpFamily::V4 => state.capacity.backends_v4,
-            IpFamily::V6 => state.capacity.backends_v6,
-        };
+        let capacity = state.capacity.backends[family];
         assert!(id != 0 && id < capacity, "backend {id} of {capacity}");
         assert!(entry.flags & layout::backend_flags::PRESENT != 0);
         assert_eq!(IpFamily::of(&entry.address.ip()), family);
@@ -359,8 +350,8 @@ impl Tables for Memory {
         let mut state = self.state_mut();
         assert_eq!(sources, sources.trunc());
         let (capacity, v4) = match sources {
-            IpNet::V4(_) => (state.capacity.source_ranges_v4, true),
-            IpNet::V6(_) => (state.capacity.source_ranges_v6, false),
+            IpNet::V4(_) => (state.capacity.source_ranges.v4, true),
+            IpNet::V6(_) => (state.capacity.source_ranges.v6, false),
         };
         let held = state.source_ranges.iter().filter(|(_, net)| net.addr().is_ipv4() == v4).count();
         assert!(held < capacity as usize, "the engine counts source ranges itself");

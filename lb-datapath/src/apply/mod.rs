@@ -30,5 +30,5 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Engine, MapUsage, NamedByFlows, PerFamily};
+pub use engine::{Engine, MapUsage, NamedByFlows};
 pub use error::ApplyError;

@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use lb_common::layout;
-use lb_model::IpFamily;
+use lb_model::{IpFamily, PerFamily};
+
+pub use crate::map_name::{MapName, TableError};
 
 /// `SERVICES_V4`/`V6`: key of either family. An unspecified address stands for "any NodePort address of this node".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,47 +47,11 @@ pub struct BackendEntry {
 /// How many entries each map holds. Slots and backends are arrays: valid indices are `0..capacity`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    pub services_v4: u32,
-    pub services_v6: u32,
+    pub services: PerFamily<u32>,
     pub slots: u32,
-    pub backends_v4: u32,
-    pub backends_v6: u32,
+    pub backends: PerFamily<u32>,
     pub service_names: u32,
-    pub source_ranges_v4: u32,
-    pub source_ranges_v6: u32,
-}
-
-/// A map whose size an option of the agent sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SizedMap {
-    pub name: &'static str,
-    pub option: &'static str,
-}
-
-impl SizedMap {
-    pub const SERVICES_V4: Self = Self { name: "SERVICES_V4", option: "max-services" };
-    pub const SERVICES_V6: Self = Self { name: "SERVICES_V6", option: "max-services" };
-    pub const SERVICE_NAMES: Self = Self { name: "SERVICE_NAMES", option: "max-services" };
-    pub const SLOTS: Self = Self { name: "SLOTS", option: "max-slots" };
-    pub const BACKENDS_V4: Self = Self { name: "BACKENDS_V4", option: "max-backends" };
-    pub const BACKENDS_V6: Self = Self { name: "BACKENDS_V6", option: "max-backends" };
-    pub const ADDRESSES_V4: Self = Self { name: "ADDRESSES_V4", option: "max-services" };
-    pub const ADDRESSES_V6: Self = Self { name: "ADDRESSES_V6", option: "max-services" };
-    pub const SOURCE_RANGES_V4: Self = Self { name: "SOURCE_RANGES_V4", option: "max-source-ranges" };
-    pub const SOURCE_RANGES_V6: Self = Self { name: "SOURCE_RANGES_V6", option: "max-source-ranges" };
-
-    pub fn full(self, capacity: u32) -> TableError {
-        TableError::Full { map: self.name, capacity, option: self.option }
-    }
-}
-
-/// Why a write failed. Names the map, so that the message can say which option to raise.
-#[derive(Debug, thiserror::Error)]
-pub enum TableError {
-    #[error("map {map} is full ({capacity} entries): raise --{option}")]
-    Full { map: &'static str, capacity: u32, option: &'static str },
-    #[error("map {map}: {action}: {source}")]
-    Kernel { map: &'static str, action: &'static str, source: std::io::Error },
+    pub source_ranges: PerFamily<u32>,
 }
 
 /// The service maps. Every write is visible to the programs when the call returns; one that fails has changed nothing.

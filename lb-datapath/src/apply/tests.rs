@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lb_common::layout::{address_flags, backend_flags, service_flags};
-use lb_model::{IpFamily, Protocol, SourceRanges};
+use lb_model::{IpFamily, PerFamily, Protocol, SourceRanges};
 use lb_plan::desired::*;
 use proptest::prelude::*;
 
@@ -489,14 +489,11 @@ fn a_restarted_engine_does_not_reuse_ids_that_flows_name() {
 fn a_full_map_leaves_the_service_as_it_was_and_the_others_go_on() {
     let start = Instant::now();
     let capacity = Capacity {
-        services_v4: 3,
-        services_v6: 0,
+        services: PerFamily { v4: 3, v6: 0 },
         slots: 6,
-        backends_v4: 6,
-        backends_v6: 1,
+        backends: PerFamily { v4: 6, v6: 1 },
         service_names: 10,
-        source_ranges_v4: 0,
-        source_ranges_v6: 0,
+        source_ranges: PerFamily { v4: 0, v6: 0 },
     };
     let memory = Memory::new(capacity, GRACE, start);
     let mut engine = engine(&memory);
@@ -579,7 +576,7 @@ fn source_ranges_change_without_a_moment_in_which_a_source_is_wrongly_let_in_or_
 fn source_ranges_that_do_not_fit_leave_the_service_as_it_was() {
     let now = Instant::now();
     let memory = Memory::roomy(now);
-    memory.state_mut().capacity.source_ranges_v4 = 2;
+    memory.state_mut().capacity.source_ranges.v4 = 2;
     let mut engine = engine(&memory);
     let guarded = |number, numbers: &[u8]| {
         Spec { balancer: Some(Some(numbers.iter().copied().collect())), ..spec(number, &[1]) }.wanted()

@@ -263,11 +263,11 @@ impl Subject {
             flags |= if device.xdp_target { device_flags::XDP_TARGET } else { 0 };
             flags |= if device.pod { device_flags::POD } else { 0 };
             let entry = layout::Device { addr_v4: v4.octets(), addr_v6: v6.octets(), flags };
-            datapath.put_device(ifindex, &entry)?;
+            datapath.host().set_device(ifindex, Some(&entry))?;
             for address in [IpAddr::V4(v4), IpAddr::V6(v6)] {
                 let entry =
                     layout::KnownAddress { ifindex, flags: address_flags::NODE | address_flags::NODE_PORTS };
-                datapath.put_node_address(address, &entry)?;
+                datapath.host().set_address(address, Some(&entry))?;
             }
         }
         let tables = datapath.tables()?;
@@ -415,10 +415,10 @@ impl Subject {
             }
         }
         for network in self.networks.keys().filter(|network| !wanted.contains_key(network)) {
-            self.datapath.remove_network(*network)?;
+            self.datapath.host().set_network(*network, None)?;
         }
         for (network, flags) in &wanted {
-            self.datapath.put_network(*network, *flags)?;
+            self.datapath.host().set_network(*network, Some(*flags))?;
         }
         self.networks = wanted;
         Ok(())

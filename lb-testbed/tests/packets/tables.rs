@@ -63,21 +63,21 @@ fn source_ranges(datapath: &Datapath) -> Result<()> {
 }
 
 fn networks(datapath: &Datapath) -> Result<()> {
-    let read = || anyhow::Ok(datapath.maps().networks()?.into_iter().collect::<BTreeSet<(IpNet, u32)>>());
+    let read = || anyhow::Ok(datapath.host().networks()?.into_iter().collect::<BTreeSet<(IpNet, u32)>>());
     ensure!(read()?.is_empty());
     let [wide, narrow, v6] = ["10.0.0.0/8", "10.96.0.0/12", "fd00::/56"].map(str::parse::<IpNet>);
     let (wide, narrow, v6) = (wide?, narrow?, v6?);
     let both = network_flags::PODS | network_flags::SERVICES;
-    datapath.put_network(wide, network_flags::PODS)?;
-    datapath.put_network(narrow, both)?;
-    datapath.put_network(v6, network_flags::SERVICES)?;
+    datapath.host().set_network(wide, Some(network_flags::PODS))?;
+    datapath.host().set_network(narrow, Some(both))?;
+    datapath.host().set_network(v6, Some(network_flags::SERVICES))?;
     ensure!(
         read()?
             == BTreeSet::from([(wide, network_flags::PODS), (narrow, both), (v6, network_flags::SERVICES)])
     );
-    datapath.put_network(wide, network_flags::SERVICES)?;
-    datapath.remove_network(narrow)?;
-    datapath.remove_network(v6)?;
+    datapath.host().set_network(wide, Some(network_flags::SERVICES))?;
+    datapath.host().set_network(narrow, None)?;
+    datapath.host().set_network(v6, None)?;
     ensure!(read()? == BTreeSet::from([(wide, network_flags::SERVICES)]));
     Ok(())
 }
@@ -89,23 +89,23 @@ fn addresses(datapath: &Datapath) -> Result<()> {
         let ip: IpAddr = ip.parse()?;
         let entry = KnownAddress { ifindex: 3, flags: address_flags::NODE | address_flags::NODE_PORTS };
         let marked = |tables: &dyn Tables| anyhow::Ok(tables.marked_addresses()?);
-        datapath.put_node_address(ip, &entry)?;
+        datapath.host().set_address(ip, Some(&entry))?;
         ensure!(marked(&tables)?.is_empty(), "an address of only the node counts as one of a Service");
         tables.mark_address(ip, address_flags::SERVICE)?;
         ensure!(
-            datapath.maps().node_addresses()? == [(ip, entry)]
+            datapath.host().addresses()? == [(ip, entry)]
                 && marked(&tables)? == [(ip, address_flags::SERVICE)]
         );
-        datapath.remove_node_address(ip)?;
+        datapath.host().set_address(ip, None)?;
         ensure!(
-            datapath.maps().node_addresses()?.is_empty(),
+            datapath.host().addresses()?.is_empty(),
             "an address of only a Service counts as one of the node"
         );
         ensure!(marked(&tables)? == [(ip, address_flags::SERVICE)]);
-        datapath.put_node_address(ip, &entry)?;
+        datapath.host().set_address(ip, Some(&entry))?;
         tables.mark_address(ip, 0)?;
-        ensure!(datapath.maps().node_addresses()? == [(ip, entry)] && marked(&tables)?.is_empty());
-        datapath.remove_node_address(ip)?;
+        ensure!(datapath.host().addresses()? == [(ip, entry)] && marked(&tables)?.is_empty());
+        datapath.host().set_address(ip, None)?;
     }
     Ok(())
 }

@@ -126,20 +126,14 @@ impl HostReconciler {
             }
         }
         update(&mut self.devices, &devices, |ifindex, device| {
-            let done = match device {
-                Some(device) => host.put_device(*ifindex, device),
-                None => host.remove_device(*ifindex),
-            };
+            let done = host.set_device(*ifindex, device);
             round.check(|| format!("map entry of interface {ifindex}"), done).is_some()
         });
     }
 
     fn write_addresses<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
         update(&mut self.addresses, &desired.addresses, |address, value| {
-            let done = match value {
-                Some(value) => host.put_address(*address, value),
-                None => host.remove_address(*address),
-            };
+            let done = host.set_address(*address, value);
             round.check(|| format!("map entry of node address {address}"), done).is_some()
         });
     }
@@ -147,20 +141,14 @@ impl HostReconciler {
     fn write_networks<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
         let Some(networks) = &desired.networks else { return };
         update(&mut self.networks, networks, |network, flags| {
-            let done = match flags {
-                Some(flags) => host.put_network(*network, *flags),
-                None => host.remove_network(*network),
-            };
+            let done = host.set_network(*network, flags.copied());
             round.check(|| format!("map entry of network {network}"), done).is_some()
         });
     }
 
     fn write_namespaces<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
         update(&mut self.namespaces, &desired.namespaces, |cookie, addresses| {
-            let done = match addresses {
-                Some(addresses) => host.put_namespace(*cookie, addresses),
-                None => host.remove_namespace(*cookie),
-            };
+            let done = host.set_namespace(*cookie, addresses);
             round.check(|| format!("map entry of network namespace {cookie}"), done).is_some()
         });
     }
@@ -300,30 +288,28 @@ mod tests {
         fn detach(&mut self, ifindex: u32) -> io::Result<()> {
             self.call(format!("detach {ifindex}"))
         }
-        fn put_device(&mut self, ifindex: u32, device: &Device) -> io::Result<()> {
+        fn set_device(&mut self, ifindex: u32, device: Option<&Device>) -> io::Result<()> {
+            let Some(device) = device else { return self.call(format!("remove device {ifindex}")) };
             let xdp = if device.flags & device_flags::XDP_TARGET == 0 { "" } else { " XDP" };
             self.call(format!("put device {ifindex} {}{xdp}", IpAddr::from(device.addr_v4)))
         }
-        fn remove_device(&mut self, ifindex: u32) -> io::Result<()> {
-            self.call(format!("remove device {ifindex}"))
+        fn set_address(&mut self, address: IpAddr, value: Option<&KnownAddress>) -> io::Result<()> {
+            self.call(match value {
+                Some(value) => format!("put address {address} flags {}", value.flags),
+                None => format!("remove address {address}"),
+            })
         }
-        fn put_address(&mut self, address: IpAddr, value: &KnownAddress) -> io::Result<()> {
-            self.call(format!("put address {address} flags {}", value.flags))
+        fn set_namespace(&mut self, cookie: u64, addresses: Option<&NamespaceAddrs>) -> io::Result<()> {
+            self.call(match addresses {
+                Some(addresses) => format!("put namespace {cookie} {}", IpAddr::from(addresses.addr_v4)),
+                None => format!("remove namespace {cookie}"),
+            })
         }
-        fn remove_address(&mut self, address: IpAddr) -> io::Result<()> {
-            self.call(format!("remove address {address}"))
-        }
-        fn put_namespace(&mut self, cookie: u64, addresses: &NamespaceAddrs) -> io::Result<()> {
-            self.call(format!("put namespace {cookie} {}", IpAddr::from(addresses.addr_v4)))
-        }
-        fn remove_namespace(&mut self, cookie: u64) -> io::Result<()> {
-            self.call(format!("remove namespace {cookie}"))
-        }
-        fn put_network(&mut self, network: IpNet, flags: u32) -> io::Result<()> {
-            self.call(format!("put network {network} flags {flags}"))
-        }
-        fn remove_network(&mut self, network: IpNet) -> io::Result<()> {
-            self.call(format!("remove network {network}"))
+        fn set_network(&mut self, network: IpNet, flags: Option<u32>) -> io::Result<()> {
+            self.call(match flags {
+                Some(flags) => format!("put network {network} flags {flags}"),
+                None => format!("remove network {network}"),
+            })
         }
     }
 

@@ -1,11 +1,11 @@
 //! The part of the data path that depends on this host: attachments, and the maps of devices,
 //! addresses, networks and network namespaces.
 
-use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, NamespaceAddrs};
+use lb_datapath::apply::tables::TableError;
 use lb_datapath::{AttachError, Attached, Datapath};
 
 use crate::node::devices::{DeviceChoice, Hooks};
@@ -18,14 +18,11 @@ pub trait HostTables {
     fn attach(&mut self, choice: &DeviceChoice) -> Result<Attached, Self::Error>;
     /// Detaches from a device. It is no error if the device does not exist any more.
     fn detach(&mut self, ifindex: u32) -> Result<(), Self::Error>;
-    fn put_device(&mut self, ifindex: u32, device: &Device) -> Result<(), Self::Error>;
-    fn remove_device(&mut self, ifindex: u32) -> Result<(), Self::Error>;
-    fn put_address(&mut self, address: IpAddr, value: &KnownAddress) -> Result<(), Self::Error>;
-    fn remove_address(&mut self, address: IpAddr) -> Result<(), Self::Error>;
-    fn put_network(&mut self, network: IpNet, flags: u32) -> Result<(), Self::Error>;
-    fn remove_network(&mut self, network: IpNet) -> Result<(), Self::Error>;
-    fn put_namespace(&mut self, cookie: u64, addresses: &NamespaceAddrs) -> Result<(), Self::Error>;
-    fn remove_namespace(&mut self, cookie: u64) -> Result<(), Self::Error>;
+    // The methods below write an entry, or remove it if the value is `None`.
+    fn set_device(&mut self, ifindex: u32, device: Option<&Device>) -> Result<(), Self::Error>;
+    fn set_address(&mut self, address: IpAddr, value: Option<&KnownAddress>) -> Result<(), Self::Error>;
+    fn set_network(&mut self, network: IpNet, flags: Option<u32>) -> Result<(), Self::Error>;
+    fn set_namespace(&mut self, cookie: u64, addresses: Option<&NamespaceAddrs>) -> Result<(), Self::Error>;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +30,7 @@ pub enum HostError {
     #[error(transparent)]
     Attach(#[from] AttachError),
     #[error(transparent)]
-    Map(#[from] io::Error),
+    Map(#[from] TableError),
 }
 
 impl HostTables for Datapath {
@@ -48,35 +45,19 @@ impl HostTables for Datapath {
         Ok(self.detach_device(ifindex)?)
     }
 
-    fn put_device(&mut self, ifindex: u32, device: &Device) -> Result<(), HostError> {
-        Ok(Datapath::put_device(self, ifindex, device)?)
+    fn set_device(&mut self, ifindex: u32, device: Option<&Device>) -> Result<(), HostError> {
+        Ok(self.host().set_device(ifindex, device)?)
     }
 
-    fn remove_device(&mut self, ifindex: u32) -> Result<(), HostError> {
-        Ok(Datapath::remove_device(self, ifindex)?)
+    fn set_address(&mut self, address: IpAddr, value: Option<&KnownAddress>) -> Result<(), HostError> {
+        Ok(self.host().set_address(address, value)?)
     }
 
-    fn put_address(&mut self, address: IpAddr, value: &KnownAddress) -> Result<(), HostError> {
-        Ok(self.put_node_address(address, value)?)
+    fn set_network(&mut self, network: IpNet, flags: Option<u32>) -> Result<(), HostError> {
+        Ok(self.host().set_network(network, flags)?)
     }
 
-    fn remove_address(&mut self, address: IpAddr) -> Result<(), HostError> {
-        Ok(self.remove_node_address(address)?)
-    }
-
-    fn put_namespace(&mut self, cookie: u64, addresses: &NamespaceAddrs) -> Result<(), HostError> {
-        Ok(Datapath::put_namespace(self, cookie, addresses)?)
-    }
-
-    fn remove_namespace(&mut self, cookie: u64) -> Result<(), HostError> {
-        Ok(Datapath::remove_namespace(self, cookie)?)
-    }
-
-    fn put_network(&mut self, network: IpNet, flags: u32) -> Result<(), HostError> {
-        Ok(Datapath::put_network(self, network, flags)?)
-    }
-
-    fn remove_network(&mut self, network: IpNet) -> Result<(), HostError> {
-        Ok(Datapath::remove_network(self, network)?)
+    fn set_namespace(&mut self, cookie: u64, addresses: Option<&NamespaceAddrs>) -> Result<(), HostError> {
+        Ok(self.host().set_namespace(cookie, addresses)?)
     }
 }

@@ -64,12 +64,13 @@ impl Visitor for NoVisits {
 
 /// Writes the host maps, and returns the errors. It attaches nothing.
 fn write_host(datapath: &Datapath, desired: &DesiredHost) -> Vec<String> {
-    let devices = desired.devices.iter().map(|(ifindex, device)| datapath.put_device(*ifindex, device));
-    let addresses = desired.addresses.iter().map(|(ip, value)| datapath.put_node_address(*ip, value));
+    let host = datapath.host();
+    let devices = desired.devices.iter().map(|(ifindex, device)| host.set_device(*ifindex, Some(device)));
+    let addresses = desired.addresses.iter().map(|(ip, value)| host.set_address(*ip, Some(value)));
     let networks = desired.networks.iter().flatten();
-    let networks = networks.map(|(network, flags)| datapath.put_network(*network, *flags));
+    let networks = networks.map(|(network, flags)| host.set_network(*network, Some(*flags)));
     let namespaces = desired.namespaces.iter();
-    let namespaces = namespaces.map(|(cookie, addresses)| datapath.put_namespace(*cookie, addresses));
+    let namespaces = namespaces.map(|(cookie, addresses)| host.set_namespace(*cookie, Some(addresses)));
     let results = devices.chain(addresses).chain(networks).chain(namespaces);
     results.filter_map(Result::err).map(|error| error.to_string()).collect()
 }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use lb_datapath::apply::Engine;
-use lb_datapath::{AttachError, Datapath, FlowTimeouts, LoadError, Pins, ServiceTables, monotonic_ns};
+use lb_datapath::apply::tables::TableError;
+use lb_datapath::{
+    AttachError, Datapath, FlowTimeouts, HostMaps, LoadError, Pins, ServiceTables, monotonic_ns,
+};
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use lb_plan::Planner;
 use serde_json::{Map, Value};
@@ -122,15 +125,15 @@ fn adopt(datapath: &mut Datapath) -> Result<(Engine<ServiceTables>, HostReconcil
         .map_err(|error| failed(error.into()))?;
     let engine = Engine::adopt(datapath.tables()?, &flows.named, GRACE, Instant::now())
         .map_err(|error| failed(error.into()))?;
-    let maps = datapath.maps();
-    let host_reconciler = HostReconciler::adopt(
-        maps.devices().map_err(|error| failed(error.into()))?,
-        maps.node_addresses().map_err(|error| failed(error.into()))?,
-        maps.networks().map_err(|error| failed(error.into()))?,
-        maps.namespaces().map_err(|error| failed(error.into()))?,
-        datapath.attached_devices()?,
-    );
+    let attached = datapath.attached_devices()?;
+    let host_reconciler = adopt_host(datapath.host(), attached).map_err(|error| failed(error.into()))?;
     Ok((engine, host_reconciler))
+}
+
+fn adopt_host(host: &HostMaps, attached: Vec<u32>) -> Result<HostReconciler, TableError> {
+    let (devices, addresses) = (host.devices()?, host.addresses()?);
+    let (networks, namespaces) = (host.networks()?, host.namespaces()?);
+    Ok(HostReconciler::adopt(devices, addresses, networks, namespaces, attached))
 }
 
 /// Attaches the socket programs to `cgroup`, or detaches those of an earlier agent.

@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lb_common::reason::{Outcome, Reason};
-use lb_datapath::apply::{MapUsage, PerFamily};
-use lb_model::{IpFamily, Problem, Severity, SourceEvent, Trigger};
+use lb_datapath::apply::MapUsage;
+use lb_model::{IpFamily, PerFamily, Problem, Severity, SourceEvent, Trigger};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets, linear_buckets};

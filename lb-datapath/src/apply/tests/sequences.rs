@@ -191,15 +191,12 @@ proptest! {
     #[test]
     fn full_maps_are_survived(steps in proptest::collection::vec(step(), 1..60)) {
         let capacity = Capacity {
-            services_v4: 6,
-            services_v6: 4,
+            services: PerFamily { v4: 6, v6: 4 },
             slots: 24,
-            backends_v4: 12,
-            backends_v6: 10,
+            backends: PerFamily { v4: 12, v6: 10 },
             service_names: 5,
             // Three old ones of a service port and three new ones fit.
-            source_ranges_v4: 8,
-            source_ranges_v6: 6,
+            source_ranges: PerFamily { v4: 8, v6: 6 },
         };
         let mut world = World::new(Some(capacity));
         for step in steps {

@@ -219,7 +219,8 @@ impl Subject {
                     endpoints_here.insert(entry.address.ip());
                 }
             }
-            Ok((self.datapath.settings()?.netns_cookie, maps.node_addresses()?, maps.namespaces()?))
+            let host = self.datapath.host();
+            Ok((self.datapath.settings()?.netns_cookie, host.addresses()?, host.namespaces()?))
         };
         let (netns_cookie, addresses, namespaces) = read().map_err(ExplainError::Maps)?;
         let route = route::device_to(source).await?;
@@ -244,7 +245,7 @@ impl Subject {
             IpAddr::V4(ip) => addresses.addr_v4 = ip.octets(),
             IpAddr::V6(ip) => addresses.addr_v6 = ip.octets(),
         }
-        self.datapath.put_namespace(netns_cookie, &addresses)
+        Ok(self.datapath.host().set_namespace(netns_cookie, Some(&addresses))?)
     }
 
     fn explain(

@@ -1,0 +1,215 @@
+//! Maps that exist for each family, as one: a key of either family chooses the map.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use lb_common::layout::{Backend, ServiceKey, SourceRange};
+use lb_common::plain::Plain;
+use lb_model::{IpFamily, PerFamily};
+
+use crate::address::MapAddress;
+use crate::apply::tables::{BackendEntry, ServiceAddress};
+use crate::handles::MapHandles;
+use crate::map_name::{MapName, TableError};
+use crate::table::{ArrayTable, LpmKey, Table};
+
+/// A key of either family.
+pub trait FamilyKey: Copy {
+    /// What a map of one family has as its key.
+    type Raw<A: MapAddress>: Plain;
+
+    fn address(&self) -> IpAddr;
+    /// `addr`: [`FamilyKey::address`] in the form of its family.
+    fn to_raw<A: MapAddress>(self, addr: A) -> Self::Raw<A>;
+    /// Returns `None` for a key that no agent writes.
+    fn from_raw<A: MapAddress>(raw: &Self::Raw<A>) -> Option<Self>;
+}
+
+impl FamilyKey for ServiceAddress {
+    type Raw<A: MapAddress> = ServiceKey<A>;
+
+    fn address(&self) -> IpAddr {
+        self.ip
+    }
+
+    fn to_raw<A: MapAddress>(self, addr: A) -> ServiceKey<A> {
+        ServiceKey { addr, port: self.port, protocol: self.protocol, pad: 0 }
+    }
+
+    fn from_raw<A: MapAddress>(raw: &ServiceKey<A>) -> Option<Self> {
+        Some(Self { ip: raw.addr.to_ip(), port: raw.port, protocol: raw.protocol })
+    }
+}
+
+impl FamilyKey for IpAddr {
+    type Raw<A: MapAddress> = A;
+
+    fn address(&self) -> IpAddr {
+        *self
+    }
+
+    fn to_raw<A: MapAddress>(self, addr: A) -> A {
+        addr
+    }
+
+    fn from_raw<A: MapAddress>(raw: &A) -> Option<Self> {
+        Some(raw.to_ip())
+    }
+}
+
+impl FamilyKey for IpNet {
+    type Raw<A: MapAddress> = LpmKey<A>;
+
+    fn address(&self) -> IpAddr {
+        self.network()
+    }
+
+    fn to_raw<A: MapAddress>(self, addr: A) -> LpmKey<A> {
+        LpmKey { prefix_len: self.prefix_len().into(), data: addr }
+    }
+
+    fn from_raw<A: MapAddress>(raw: &LpmKey<A>) -> Option<Self> {
+        Self::new(raw.data.to_ip(), u8::try_from(raw.prefix_len).ok()?).ok()
+    }
+}
+
+/// A network that may use the load-balancer addresses of a service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AllowedSource {
+    pub service_id: u32,
+    pub network: IpNet,
+}
+
+/// Bits of the service id, which stands before the address in a key of source ranges.
+const ID_BITS: u32 = u32::BITS;
+
+impl FamilyKey for AllowedSource {
+    type Raw<A: MapAddress> = LpmKey<SourceRange<A>>;
+
+    fn address(&self) -> IpAddr {
+        self.network.network()
+    }
+
+    fn to_raw<A: MapAddress>(self, addr: A) -> LpmKey<SourceRange<A>> {
+        let prefix_len = ID_BITS + u32::from(self.network.prefix_len());
+        LpmKey { prefix_len, data: SourceRange { service_id: self.service_id, addr } }
+    }
+
+    fn from_raw<A: MapAddress>(raw: &LpmKey<SourceRange<A>>) -> Option<Self> {
+        // An agent writes no prefix that does not cover the whole id.
+        let length = u8::try_from(raw.prefix_len.checked_sub(ID_BITS)?).ok()?;
+        let network = IpNet::new(raw.data.addr.to_ip(), length).ok()?;
+        Some(Self { service_id: raw.data.service_id, network })
+    }
+}
+
+/// A hash map or longest-prefix map of each family.
+#[derive(Debug)]
+pub struct FamilyTable<K: FamilyKey, V> {
+    v4: Table<K::Raw<[u8; 4]>, V>,
+    v6: Table<K::Raw<[u8; 16]>, V>,
+}
+
+impl<K: FamilyKey, V: Plain> FamilyTable<K, V> {
+    pub fn open(handles: &MapHandles, maps: PerFamily<MapName>) -> io::Result<Self> {
+        Ok(Self { v4: handles.table(maps.v4)?, v6: handles.table(maps.v6)? })
+    }
+
+    pub fn capacity(&self) -> PerFamily<u32> {
+        PerFamily { v4: self.v4.capacity(), v6: self.v6.capacity() }
+    }
+
+    pub fn get(&self, key: K) -> Result<Option<V>, TableError> {
+        match key.address() {
+            IpAddr::V4(ip) => self.v4.get(&key.to_raw(ip.octets())),
+            IpAddr::V6(ip) => self.v6.get(&key.to_raw(ip.octets())),
+        }
+    }
+
+    /// Writes an entry; `None` removes it. Removing what is not there is not an error.
+    pub fn set(&self, key: K, value: Option<&V>) -> Result<(), TableError> {
+        match key.address() {
+            IpAddr::V4(ip) => self.v4.set(&key.to_raw(ip.octets()), value),
+            IpAddr::V6(ip) => self.v6.set(&key.to_raw(ip.octets()), value),
+        }
+    }
+
+    /// Every entry of both families.
+    pub fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
+        let mut entries = Vec::new();
+        self.v4.for_each(|raw, value| entries.extend(K::from_raw(raw).map(|key| (key, *value))))?;
+        self.v6.for_each(|raw, value| entries.extend(K::from_raw(raw).map(|key| (key, *value))))?;
+        Ok(entries)
+    }
+}
+
+/// The array of backends of each family.
+#[derive(Debug)]
+pub struct BackendArrays {
+    v4: ArrayTable<Backend<[u8; 4]>>,
+    v6: ArrayTable<Backend<[u8; 16]>>,
+}
+
+impl BackendArrays {
+    pub fn open(handles: &MapHandles) -> io::Result<Self> {
+        let maps = MapName::BACKENDS;
+        Ok(Self { v4: handles.array(maps.v4)?, v6: handles.array(maps.v6)? })
+    }
+
+    pub fn capacity(&self) -> PerFamily<u32> {
+        PerFamily { v4: self.v4.capacity(), v6: self.v6.capacity() }
+    }
+
+    /// The address of the entry must be of this family.
+    pub fn write(&self, family: IpFamily, id: u32, entry: &BackendEntry) -> Result<(), TableError> {
+        match (family, entry.address.ip()) {
+            (IpFamily::V4, IpAddr::V4(ip)) => self.v4.write(id, raw_backend(ip.octets(), entry)),
+            (IpFamily::V6, IpAddr::V6(ip)) => self.v6.write(id, raw_backend(ip.octets(), entry)),
+            _ => {
+                let text = "an endpoint address of the other family";
+                let source = io::Error::new(io::ErrorKind::InvalidInput, text);
+                let map = MapName::BACKENDS[family].name;
+                Err(TableError::Kernel { map, action: "write", source })
+            }
+        }
+    }
+
+    /// Zeroes the entry.
+    pub fn clear(&self, family: IpFamily, id: u32) -> Result<(), TableError> {
+        match family {
+            IpFamily::V4 => self.v4.write(id, no_backend([0; 4])),
+            IpFamily::V6 => self.v6.write(id, no_backend([0; 16])),
+        }
+    }
+
+    /// Every entry of the family with flags other than 0, as (id, entry).
+    pub fn entries(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError> {
+        match family {
+            IpFamily::V4 => backend_entries(&self.v4),
+            IpFamily::V6 => backend_entries(&self.v6),
+        }
+    }
+}
+
+fn raw_backend<A>(addr: A, entry: &BackendEntry) -> Backend<A> {
+    Backend { addr, port: entry.address.port(), flags: entry.flags, service_id: entry.service_id }
+}
+
+fn no_backend<A>(addr: A) -> Backend<A> {
+    Backend { addr, port: 0, flags: 0, service_id: 0 }
+}
+
+fn backend_entries<A: MapAddress>(
+    table: &ArrayTable<Backend<A>>,
+) -> Result<Vec<(u32, BackendEntry)>, TableError> {
+    let mut entries = Vec::new();
+    for id in 0..table.capacity() {
+        let Backend { addr, port, flags, service_id } = table.read(id)?;
+        if flags != 0 {
+            let address = SocketAddr::new(addr.to_ip(), port);
+            entries.push((id, BackendEntry { address, flags, service_id }));
+        }
+    }
+    Ok(entries)
+}

@@ -1,0 +1,54 @@
+//! Descriptors of the maps, by name.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use lb_common::plain::Plain;
+
+use crate::map_name::MapName;
+use crate::sys;
+use crate::table::{ArrayTable, Table};
+
+/// Descriptors of maps, by name.
+#[derive(Debug, Clone, Default)]
+pub struct MapHandles(HashMap<String, Arc<OwnedFd>>);
+
+impl MapHandles {
+    pub fn insert(&mut self, name: &str, map: OwnedFd) {
+        self.0.insert(name.to_owned(), Arc::new(map));
+    }
+
+    /// Opens the maps that an agent has pinned in a folder.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        let mut handles = Self::default();
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            handles.insert(&entry.file_name().to_string_lossy(), sys::open_pin(&entry.path())?);
+        }
+        Ok(handles)
+    }
+
+    fn find(&self, name: &str) -> io::Result<&Arc<OwnedFd>> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("there is no map {name}"));
+        self.0.get(name).ok_or_else(missing)
+    }
+
+    pub fn get(&self, name: &str) -> io::Result<Arc<OwnedFd>> {
+        self.find(name).cloned()
+    }
+
+    pub fn fd(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
+        self.find(name).map(|map| map.as_fd())
+    }
+
+    pub fn table<K: Plain, V: Plain>(&self, map: MapName) -> io::Result<Table<K, V>> {
+        Table::new(map, self.get(map.name)?)
+    }
+
+    pub fn array<V: Plain>(&self, map: MapName) -> io::Result<ArrayTable<V>> {
+        ArrayTable::new(map, self.find(map.name)?)
+    }
+}

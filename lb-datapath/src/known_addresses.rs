@@ -1,0 +1,42 @@
+//! `ADDRESSES_V4` and `ADDRESSES_V6`, which Services and the node share.
+
+use std::io;
+use std::net::IpAddr;
+
+use lb_common::layout::KnownAddress;
+
+use crate::family_table::FamilyTable;
+use crate::handles::MapHandles;
+use crate::map_name::{MapName, TableError};
+
+/// Every address that the programs know.
+#[derive(Debug)]
+pub struct KnownAddresses(FamilyTable<IpAddr, KnownAddress>);
+
+impl KnownAddresses {
+    pub fn open(handles: &MapHandles) -> io::Result<Self> {
+        FamilyTable::open(handles, MapName::ADDRESSES).map(Self)
+    }
+
+    pub fn entries(&self) -> Result<Vec<(IpAddr, KnownAddress)>, TableError> {
+        self.0.entries()
+    }
+
+    /// Changes an entry, and removes it when no flag is left. One thread writes the map: no write comes between reading and
+    /// writing.
+    pub fn update(
+        &self,
+        address: IpAddr,
+        change: impl FnOnce(KnownAddress) -> KnownAddress,
+    ) -> Result<(), TableError> {
+        let known = self.0.get(address)?.unwrap_or(KnownAddress { ifindex: 0, flags: 0 });
+        let changed = change(known);
+        if changed.flags == 0 {
+            self.0.set(address, None)
+        } else if changed != known {
+            self.0.set(address, Some(&changed))
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Names of the maps, and errors that carry them.
+
+use std::io;
+
+use lb_model::PerFamily;
+
+/// The name of a map, and the option of the agent that sets its size, if one does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapName {
+    pub name: &'static str,
+    pub option: Option<&'static str>,
+}
+
+/// A map for each family.
+macro_rules! per_family {
+    ($name:literal, $option:expr) => {
+        PerFamily {
+            v4: MapName { name: concat!($name, "_V4"), option: $option },
+            v6: MapName { name: concat!($name, "_V6"), option: $option },
+        }
+    };
+}
+
+impl MapName {
+    pub const SERVICES: PerFamily<Self> = per_family!("SERVICES", Some("max-services"));
+    pub const SERVICE_NAMES: Self = Self { name: "SERVICE_NAMES", option: Some("max-services") };
+    pub const SLOTS: Self = Self { name: "SLOTS", option: Some("max-slots") };
+    pub const BACKENDS: PerFamily<Self> = per_family!("BACKENDS", Some("max-backends"));
+    pub const ADDRESSES: PerFamily<Self> = per_family!("ADDRESSES", Some("max-services"));
+    pub const SOURCE_RANGES: PerFamily<Self> = per_family!("SOURCE_RANGES", Some("max-source-ranges"));
+    pub const NETWORKS: PerFamily<Self> = per_family!("NETWORKS", None);
+    pub const DEVICES: Self = Self { name: "DEVICES", option: None };
+    pub const NAMESPACES: Self = Self { name: "NAMESPACES", option: None };
+    pub const FLOWS: PerFamily<Self> = per_family!("FLOWS", Some("max-flows"));
+    pub const HALF_OPEN: PerFamily<Self> = per_family!("HALF_OPEN", Some("max-half-open"));
+    pub const FRAGMENTS: PerFamily<Self> = per_family!("FRAGMENTS", Some("max-fragments"));
+    pub const AFFINITY: Self = Self { name: "AFFINITY", option: Some("max-affinity") };
+    pub const SETTINGS: Self = Self { name: "SETTINGS", option: None };
+    pub const RECORD: Self = Self { name: "RECORD", option: None };
+
+    /// The error of a write to a map that has no room. `capacity`: how many entries it holds.
+    pub fn full(self, capacity: u32) -> TableError {
+        self.failed(capacity, "write", io::Error::from_raw_os_error(libc::E2BIG))
+    }
+
+    /// What an error of the kernel means.
+    pub fn failed(self, capacity: u32, action: &'static str, source: io::Error) -> TableError {
+        match (source.raw_os_error(), self.option) {
+            // Hash maps return E2BIG, longest-prefix maps ENOSPC.
+            (Some(libc::E2BIG | libc::ENOSPC), Some(option)) => {
+                TableError::Full { map: self.name, capacity, option }
+            }
+            _ => TableError::Kernel { map: self.name, action, source },
+        }
+    }
+}
+
+/// Why a read or a write failed. It names the map, so that the message can say which option to raise.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    #[error("map {map} is full ({capacity} entries): raise --{option}")]
+    Full { map: &'static str, capacity: u32, option: &'static str },
+    #[error("map {map}: {action}: {source}")]
+    Kernel { map: &'static str, action: &'static str, source: io::Error },
+}
+
+impl From<TableError> for io::Error {
+    fn from(error: TableError) -> Self {
+        Self::other(error)
+    }
+}

@@ -1,0 +1,127 @@
+//! The kernel's maps of services, as the apply engine writes them.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use lb_common::layout::{KnownAddress, Service, ServiceName, address_flags};
+use lb_model::IpFamily;
+
+use crate::apply::tables::{BackendEntry, Capacity, ServiceAddress, Tables};
+use crate::family_table::{AllowedSource, BackendArrays, FamilyTable};
+use crate::handles::MapHandles;
+use crate::known_addresses::KnownAddresses;
+use crate::map_name::{MapName, TableError};
+use crate::table::{ArrayTable, Table};
+
+/// The service maps of the kernel.
+#[derive(Debug)]
+pub struct ServiceTables {
+    services: FamilyTable<ServiceAddress, Service>,
+    names: Table<u32, ServiceName>,
+    slots: ArrayTable<u32>,
+    backends: BackendArrays,
+    addresses: KnownAddresses,
+    source_ranges: FamilyTable<AllowedSource, u32>,
+    capacity: Capacity,
+}
+
+impl ServiceTables {
+    pub fn new(handles: &MapHandles) -> io::Result<Self> {
+        let services = FamilyTable::open(handles, MapName::SERVICES)?;
+        let names: Table<_, _> = handles.table(MapName::SERVICE_NAMES)?;
+        let slots: ArrayTable<_> = handles.array(MapName::SLOTS)?;
+        let backends = BackendArrays::open(handles)?;
+        let source_ranges = FamilyTable::open(handles, MapName::SOURCE_RANGES)?;
+        let capacity = Capacity {
+            services: services.capacity(),
+            slots: slots.capacity(),
+            backends: backends.capacity(),
+            service_names: names.capacity(),
+            source_ranges: source_ranges.capacity(),
+        };
+        let addresses = KnownAddresses::open(handles)?;
+        Ok(Self { services, names, slots, backends, addresses, source_ranges, capacity })
+    }
+}
+
+impl Tables for ServiceTables {
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn put_service(&mut self, address: ServiceAddress, value: Service) -> Result<(), TableError> {
+        self.services.set(address, Some(&value))
+    }
+
+    fn remove_service(&mut self, address: ServiceAddress) -> Result<(), TableError> {
+        self.services.set(address, None)
+    }
+
+    fn put_service_name(&mut self, service_id: u32, name: &ServiceName) -> Result<(), TableError> {
+        self.names.put(&service_id, name)
+    }
+
+    fn remove_service_name(&mut self, service_id: u32) -> Result<(), TableError> {
+        self.names.remove(&service_id).map(drop)
+    }
+
+    fn write_slots(&mut self, base: u32, backend_ids: &[u32]) -> Result<(), TableError> {
+        let end = u64::from(base) + backend_ids.len() as u64;
+        if end > u64::from(self.capacity.slots) {
+            return Err(MapName::SLOTS.full(self.capacity.slots));
+        }
+        (base..).zip(backend_ids).try_for_each(|(slot, id)| self.slots.write(slot, *id))
+    }
+
+    fn write_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError> {
+        self.backends.write(family, id, &entry)
+    }
+
+    fn clear_backend(&mut self, family: IpFamily, id: u32) -> Result<(), TableError> {
+        self.backends.clear(family, id)
+    }
+
+    fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError> {
+        self.addresses.update(ip, |known| KnownAddress {
+            flags: known.flags & !address_flags::OF_SERVICES | flags,
+            ..known
+        })
+    }
+
+    fn put_source_range(&mut self, service_id: u32, network: IpNet) -> Result<(), TableError> {
+        self.source_ranges.set(AllowedSource { service_id, network }, Some(&1))
+    }
+
+    fn remove_source_range(&mut self, service_id: u32, network: IpNet) -> Result<(), TableError> {
+        self.source_ranges.set(AllowedSource { service_id, network }, None)
+    }
+
+    fn services(&self) -> Result<Vec<(ServiceAddress, Service)>, TableError> {
+        self.services.entries()
+    }
+
+    fn service_names(&self) -> Result<Vec<(u32, ServiceName)>, TableError> {
+        self.names.entries()
+    }
+
+    fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError> {
+        let slots = base..base.saturating_add(count);
+        slots.map(|slot| self.slots.read(slot)).collect()
+    }
+
+    fn backends(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError> {
+        self.backends.entries(family)
+    }
+
+    fn marked_addresses(&self) -> Result<Vec<(IpAddr, u32)>, TableError> {
+        let marks = self.addresses.entries()?.into_iter();
+        let marks = marks.map(|(address, known)| (address, known.flags & address_flags::OF_SERVICES));
+        Ok(marks.filter(|(_, flags)| *flags != 0).collect())
+    }
+
+    fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>, TableError> {
+        let entries = self.source_ranges.entries()?.into_iter();
+        Ok(entries.map(|(source, _)| (source.service_id, source.network)).collect())
+    }
+}
