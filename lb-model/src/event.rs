@@ -14,6 +14,7 @@ pub enum SourceEvent {
     EndpointSlice(ObjectName, Option<Arc<EndpointSlice>>),
     /// The Node that this process runs on.
     Node(Option<Arc<Node>>),
+    /// The ranges of one ServiceCIDR object (KEP-1880).
     ServiceCidr(ObjectName, Option<Arc<[IpNet]>>),
     /// All current problems of one problem source. The list replaces the previous one; an empty
     /// list means that the problems are resolved.
@@ -46,6 +47,7 @@ pub enum WatchedResource {
 }
 
 impl WatchedResource {
+    /// Every resource once.
     pub const ALL: [WatchedResource; 4] =
         [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs];
 }

@@ -12,10 +12,12 @@ impl ObjectName {
         Self(format!("{namespace}/{name}").into())
     }
 
+    /// Empty for objects without a namespace.
     pub fn namespace(&self) -> &str {
         self.split().0
     }
 
+    /// Returns the name without the namespace.
     pub fn name(&self) -> &str {
         self.split().1
     }

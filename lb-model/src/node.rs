@@ -7,6 +7,7 @@ use ipnet::IpNet;
 pub struct Node {
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Box<str>>,
+    /// `spec.podCIDRs`: the addresses of the pods of this node.
     pub pod_cidrs: Box<[IpNet]>,
     /// `InternalIP` addresses, then `ExternalIP` addresses, each in the order of the API. The
     /// first address of a family is the primary one.

@@ -16,6 +16,7 @@ pub struct Problem {
     /// concerns the whole object.
     pub field: Box<str>,
     pub kind: ProblemKind,
+    /// What is wrong with the field or object, such as "is not set".
     pub reason: Box<str>,
     /// What a person can do, and how the object is served until then.
     pub remedy: Box<str>,
@@ -67,6 +68,7 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
+    /// Returns the code in snake case, such as `address_taken`.
     pub fn code(self) -> &'static str {
         match self {
             Self::Unreadable => "unreadable",
@@ -93,6 +95,7 @@ impl fmt::Display for ProblemKind {
     }
 }
 
+/// Whether a problem is certain. Errors are logged as warnings and written as Events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
     /// Part of the object is not served, or is probably not served as its author intended.

@@ -18,22 +18,27 @@ pub struct Service {
     pub location: Option<Arc<ManifestLocation>>,
     /// At most one address of each family. A family without a cluster address is not served.
     pub cluster_ips: Box<[IpAddr]>,
+    /// No name and no number occurs twice for a protocol.
     pub ports: Box<[ServicePort]>,
+    /// Addresses of the families of `cluster_ips`, sorted and without duplicates.
     pub external_ips: Box<[IpAddr]>,
     /// The addresses of `status.loadBalancer.ingress` whose packets arrive with this destination
-    /// (`ipMode: VIP`, KEP-1860).
+    /// (`ipMode: VIP`, KEP-1860). Sorted and without duplicates.
     pub load_balancer_ips: Box<[IpAddr]>,
+    /// `loadBalancerSourceRanges`. It applies to `load_balancer_ips` only.
     pub source_ranges: SourceRanges,
     /// Timeout of ClientIP session affinity in seconds. `None` means no affinity.
     pub affinity_seconds: Option<u32>,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
+    /// Set for type LoadBalancer with the external policy Local only.
     pub health_check_node_port: Option<u16>,
     /// Another proxy serves this Service (label `service.kubernetes.io/service-proxy-name`,
     /// KEP-2447). Only `cluster_ips` is set then.
     pub other_proxy: bool,
 }
 
+/// A port of a Service. `targetPort` is not needed: EndpointSlices contain its number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     /// Empty for a port without a name, which is the only port of its Service.

@@ -16,6 +16,7 @@ pub struct EndpointSlice {
     /// Set if the slice was read from a manifest folder.
     pub location: Option<Arc<ManifestLocation>>,
     pub ports: Box<[EndpointPort]>,
+    /// Every endpoint has all `ports`.
     pub endpoints: Box<[Endpoint]>,
     /// The distinct values of `hints.forZones` in this slice. [`Endpoint::zone_hints`] is an index
     /// into this list.
@@ -31,11 +32,13 @@ pub struct EndpointSlice {
 /// The time from this trigger to the update of the maps is the network programming latency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Trigger {
+    /// The family of the slice.
     pub family: IpFamily,
     /// By the clock of the controller.
     pub at: SystemTime,
 }
 
+/// A port of the endpoints of a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointPort {
     /// Equals the name of a Service port. Empty for a port without a name.
@@ -44,8 +47,10 @@ pub struct EndpointPort {
     pub port: u16,
 }
 
+/// An endpoint of a slice. The conditions are those of discovery/v1, with the defaults applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Endpoint {
+    /// `addresses[0]`.
     pub address: IpAddr,
     pub ready: bool,
     pub serving: bool,

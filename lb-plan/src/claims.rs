@@ -54,7 +54,9 @@ impl Claims {
 
     pub fn remove(&mut self, claim: &Claim, claimant: &Claimant) {
         if let Some(claimants) = self.claimants.get_mut(claim) {
-            claimants.retain(|existing| existing != claimant);
+            if let Ok(index) = claimants.binary_search(claimant) {
+                claimants.remove(index);
+            }
             if claimants.is_empty() {
                 self.claimants.remove(claim);
             }

@@ -50,6 +50,7 @@ pub struct DesiredServicePort {
 }
 
 impl DesiredServicePort {
+    /// Returns the endpoint lists of a family.
     pub fn endpoints(&self, family: IpFamily) -> &EndpointLists {
         match family {
             IpFamily::V4 => &self.v4,
@@ -69,6 +70,7 @@ pub enum Algorithm {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Frontend {
     pub address: FrontendAddress,
+    /// The Service port, or the nodePort.
     pub port: u16,
     pub kind: FrontendKind,
     /// The endpoints for traffic from outside the cluster.
@@ -77,6 +79,7 @@ pub struct Frontend {
     pub inside: ListPolicy,
 }
 
+/// The address of a frontend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FrontendAddress {
     Ip(IpAddr),
@@ -85,6 +88,7 @@ pub enum FrontendAddress {
 }
 
 impl FrontendAddress {
+    /// Returns the address family.
     pub fn family(&self) -> IpFamily {
         match self {
             Self::Ip(address) => IpFamily::of(address),
@@ -93,6 +97,7 @@ impl FrontendAddress {
     }
 }
 
+/// The field of the Service that contains the address. The values are those of the map entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum FrontendKind {
@@ -109,12 +114,14 @@ pub struct ListPolicy {
     pub when_empty: WhenEmpty,
 }
 
+/// A list of [`EndpointLists`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EndpointList {
     Cluster,
     Local,
 }
 
+/// The treatment of a new connection if the list is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WhenEmpty {
     /// The client receives an error (an ICMP message or a TCP reset).
@@ -136,8 +143,10 @@ pub struct EndpointLists {
     pub local: Vec<u32>,
 }
 
+/// An endpoint of a Service port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DesiredEndpoint {
+    /// Address and target port.
     pub address: SocketAddr,
     /// The endpoint runs on this node.
     pub local: bool,

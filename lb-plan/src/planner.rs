@@ -57,6 +57,7 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Returns whether the batch changed nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -75,6 +76,7 @@ pub struct HealthCheck {
 }
 
 impl HealthCheck {
+    /// Returns `local_v4` or `local_v6`.
     pub fn local_endpoints(&self, family: IpFamily) -> Option<u32> {
         match family {
             IpFamily::V4 => self.local_v4,
@@ -123,6 +125,7 @@ struct Snapshot {
 }
 
 impl Planner {
+    /// Creates a planner without objects.
     pub fn new(settings: PlannerSettings) -> Self {
         Self {
             settings,

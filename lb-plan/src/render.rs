@@ -53,12 +53,12 @@ fn write_lists(f: &mut fmt::Formatter<'_>, family: &str, lists: &EndpointLists) 
     Ok(())
 }
 
-/// A comma-separated list, or `nobody` if it is empty.
+/// A comma-separated list, or `none` if it is empty.
 struct CommaSeparated<'a, T>(&'a [T]);
 
 impl<T: fmt::Display> fmt::Display for CommaSeparated<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((first, rest)) = self.0.split_first() else { return f.write_str("nobody") };
+        let Some((first, rest)) = self.0.split_first() else { return f.write_str("none") };
         write!(f, "{first}")?;
         rest.iter().try_for_each(|item| write!(f, ", {item}"))
     }

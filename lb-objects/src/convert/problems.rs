@@ -12,6 +12,7 @@ pub struct Converted<T> {
     pub name: ObjectName,
     /// `None` if the object does not concern this proxy.
     pub value: Option<T>,
+    /// The invalid parts of the object, at most nine.
     pub problems: Vec<Problem>,
 }
 

@@ -14,7 +14,7 @@ const REFILL: Duration = Duration::from_secs(300);
 /// The number of different Events with the same object and reason that are written individually
 /// (`defaultAggregateMaxEvents`). One combined Event follows.
 const SIMILAR_MAX: usize = 10;
-/// Similar Events are counted anew after this time without one
+/// The count of similar Events restarts after this time without one
 /// (`defaultAggregateIntervalInSeconds`).
 const SIMILAR_WINDOW: Duration = Duration::from_secs(600);
 /// The number of objects whose Events are limited (`maxLruCacheEntries`).
@@ -91,9 +91,9 @@ impl ObjectLimit {
             combined: false,
         });
         similar.last = now;
-        let known = similar.notes.contains(&note);
+        let repeated = similar.notes.contains(&note);
         let admission = match similar.notes.len() {
-            _ if known => Admission::Individual,
+            _ if repeated => Admission::Individual,
             ..SIMILAR_MAX => Admission::Individual,
             _ if !similar.combined => Admission::Combined,
             _ => return Admission::Suppressed,
@@ -104,7 +104,7 @@ impl ObjectLimit {
         self.full_at = self.full_at.max(now) + REFILL;
         match admission {
             Admission::Combined => similar.combined = true,
-            _ if !known => similar.notes.push(note),
+            _ if !repeated => similar.notes.push(note),
             _ => {}
         }
         admission
@@ -133,7 +133,7 @@ mod tests {
         now: Instant,
     ) -> (usize, usize) {
         let admissions: Vec<_> = notes.map(|note| limit.admit("Service a/b", reason, note, now)).collect();
-        let count = |wanted| admissions.iter().filter(|admission| **admission == wanted).count();
+        let count = |expected| admissions.iter().filter(|admission| **admission == expected).count();
         (count(Admission::Individual), count(Admission::Combined))
     }
 
