@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::host::Process;
 use crate::http;
+use crate::patience::patient;
 use crate::place::Place;
 use crate::topology::{self, CLUSTER_CIDRS, Datapath, Node, Topology};
 
@@ -76,7 +77,7 @@ impl Agent {
         let mut command = command(program()?, topology, node, &AgentOptions::default())?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process(command.spawn()?);
-        let deadline = Instant::now() + START_LIMIT;
+        let deadline = Instant::now() + patient(START_LIMIT);
         while process.0.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 bail!("the agent is still running: it was expected to exit with an error");
@@ -126,7 +127,7 @@ impl Agent {
 
     /// Waits until `/healthz` returns 200: the initial sync is complete.
     pub fn wait_until_healthy(&mut self) -> Result<()> {
-        let deadline = Instant::now() + START_LIMIT;
+        let deadline = Instant::now() + patient(START_LIMIT);
         loop {
             if let Some(status) = self.process.0.try_wait()? {
                 return Err(self.failed(&format!("exited early with {status}")));

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::patience::patient;
 use crate::report::{Answer, Exchange, FailureKind, LoadReport, PingReport, TransferReport};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
@@ -20,7 +21,7 @@ pub fn eventually(attempt: impl FnMut() -> Result<()>) -> Result<()> {
 
 /// Repeats `attempt` until it succeeds. Returns its last error after `limit`.
 pub fn eventually_within(limit: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + patient(limit);
     loop {
         match attempt() {
             Ok(()) => return Ok(()),

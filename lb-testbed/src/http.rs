@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::patience::patient;
 use crate::place::Place;
 
 /// Time limit for connecting and for each read.
@@ -27,8 +28,8 @@ pub fn get(place: &Place, server: SocketAddr, path: &str) -> Result<Response> {
 }
 
 fn request(server: SocketAddr, path: &str) -> Result<Response> {
-    let mut stream = TcpStream::connect_timeout(&server, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    let mut stream = TcpStream::connect_timeout(&server, patient(LIMIT))?;
+    stream.set_read_timeout(Some(patient(LIMIT)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

@@ -17,6 +17,7 @@ pub mod host;
 pub mod http;
 pub mod manifests;
 pub mod packet;
+pub mod patience;
 pub mod pattern;
 pub mod place;
 #[cfg(feature = "programs")]

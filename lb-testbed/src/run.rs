@@ -4,6 +4,7 @@
 //! removal needs only the name. It works on drop, in the signal handler, and in a later process if
 //! the first one was killed.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,9 +14,11 @@ use std::{fmt, fs, process, thread};
 
 use anyhow::{Context, Result, bail};
 use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::patience::patient;
 use crate::place::{self, NETNS_DIR};
 
 /// First part of every name.
@@ -112,8 +115,7 @@ pub fn remove_everything_of(id: &RunId) -> Result<()> {
     };
     let cgroup = id.cgroup()?;
     if cgroup.exists() {
-        // Kills every process below, including forked ones, in one step (kernel 5.14).
-        note(fs::write(cgroup.join("cgroup.kill"), "1").context("kill the processes of the run"));
+        note(kill_processes(&cgroup).context("kill the processes of the run"));
         note(remove_cgroup(&cgroup));
     }
     // The BPF file systems are private to the run. Unmounting them drops the pins, and thereby the
@@ -203,6 +205,31 @@ fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(below)
 }
 
+/// Kills all processes of a cgroup and of those below it.
+fn kill_processes(cgroup: &Path) -> Result<()> {
+    // One step, which includes forked processes (Linux 5.14).
+    match fs::write(cgroup.join("cgroup.kill"), "1") {
+        Err(error) if error.kind() == ErrorKind::NotFound => kill_one_by_one(cgroup),
+        result => Ok(result?),
+    }
+}
+
+/// Kills the processes that the kernel lists.
+fn kill_one_by_one(cgroup: &Path) -> Result<()> {
+    for entry in fs::read_dir(cgroup)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            kill_one_by_one(&entry.path())?;
+        }
+    }
+    for line in fs::read_to_string(cgroup.join("cgroup.procs"))?.lines() {
+        if let Some(pid) = line.parse().ok().and_then(Pid::from_raw) {
+            // A process may have exited since the list was read.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+    Ok(())
+}
+
 /// Removes a cgroup and those below it. Removal fails with EBUSY until the killed processes have
 /// left the cgroup, which takes a moment.
 fn remove_cgroup(path: &Path) -> Result<()> {
@@ -211,7 +238,7 @@ fn remove_cgroup(path: &Path) -> Result<()> {
             remove_cgroup(&entry.path())?;
         }
     }
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + patient(Duration::from_secs(10));
     while let Err(error) = fs::remove_dir(path) {
         if Instant::now() > deadline {
             bail!("remove the cgroup {}: {error}", path.display());

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use lb_testbed::patience::patient;
 use lb_testbed::pattern;
 use lb_testbed::report::{Answer, Exchange, Failure};
 use rustix::net::sockopt::{
@@ -36,7 +37,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<Vec<Exchange>> {
     let target = options.target;
     let socket = UdpSocket::bind(any_address(target))?;
-    socket.set_read_timeout(Some(ANSWER_LIMIT))?;
+    socket.set_read_timeout(Some(patient(ANSWER_LIMIT)))?;
     if options.dont_fragment {
         match target {
             SocketAddr::V4(_) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO)?,

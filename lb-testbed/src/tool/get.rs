@@ -8,6 +8,7 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use lb_testbed::patience::patient;
 use lb_testbed::report::{Answer, Exchange, Failure, FailureKind, Greeting};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -24,7 +25,8 @@ pub async fn run(targets: &[SocketAddr], count: u32) -> Vec<Exchange> {
     let mut slow = 0;
     for &target in targets {
         for _ in 0..count {
-            let result = timeout(REQUEST_LIMIT, request(target)).await.unwrap_or_else(|_| Err(timed_out()));
+            let result =
+                timeout(patient(REQUEST_LIMIT), request(target)).await.unwrap_or_else(|_| Err(timed_out()));
             slow += u32::from(result.as_ref().is_err_and(|failure| failure.kind != FailureKind::Refused));
             exchanges.push(Exchange { target, result });
             if slow == SLOW_FAILURES {

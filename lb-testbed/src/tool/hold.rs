@@ -8,6 +8,7 @@ use std::thread;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use lb_testbed::patience::patient;
 use lb_testbed::pattern;
 use lb_testbed::report::{Answer, Exchange, Failure};
 use tokio::net::UdpSocket;
@@ -40,9 +41,9 @@ pub async fn run(options: &Options) -> Result<()> {
         let result = match (line.as_str(), &mut held) {
             (_, Err(failure)) => Err(failure.clone()),
             ("request", Ok(Held::Datagrams(socket))) => datagram(socket).await,
-            ("request", Ok(Held::Http(connection))) => {
-                timeout(REQUEST_LIMIT, connection.request()).await.unwrap_or_else(|_| Err(get::timed_out()))
-            }
+            ("request", Ok(Held::Http(connection))) => timeout(patient(REQUEST_LIMIT), connection.request())
+                .await
+                .unwrap_or_else(|_| Err(get::timed_out())),
             ("reconnect", Ok(Held::Datagrams(socket))) => reconnect(socket, target).await,
             (unknown, _) => bail!("unknown command {unknown:?}"),
         };
@@ -73,7 +74,8 @@ async fn datagram(socket: &UdpSocket) -> Result<Answer, Failure> {
     pattern::fill(&mut payload, 0);
     socket.send(&payload).await?;
     let mut answer = vec![0; 65536];
-    let length = timeout(ANSWER_LIMIT, socket.recv(&mut answer)).await.map_err(|_| get::timed_out())??;
+    let length =
+        timeout(patient(ANSWER_LIMIT), socket.recv(&mut answer)).await.map_err(|_| get::timed_out())??;
     datagrams::parse(&answer[..length], socket.peer_addr()?)
 }
 

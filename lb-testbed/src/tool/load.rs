@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Args;
 use lb_testbed::host::LoadKind;
+use lb_testbed::patience::patient;
 use lb_testbed::pattern;
 use lb_testbed::report::{Answer, Failure, LoadReport};
 use tokio::net::UdpSocket;
@@ -71,7 +72,7 @@ async fn independent(
             let begin = Instant::now();
             let answer = match kind {
                 LoadKind::NewSockets => datagram_on_new_socket(target).await,
-                _ => timeout(REQUEST_LIMIT, get::request(target))
+                _ => timeout(patient(REQUEST_LIMIT), get::request(target))
                     .await
                     .unwrap_or_else(|_| Err(get::timed_out())),
             };
@@ -102,7 +103,7 @@ async fn one_connection(
     signal_start();
     while !stop_or_tick(&mut stop, &mut ticks).await {
         let begin = Instant::now();
-        let answer = timeout(REQUEST_LIMIT, connection.request()).await;
+        let answer = timeout(patient(REQUEST_LIMIT), connection.request()).await;
         recorder.record(begin, answer.unwrap_or_else(|_| Err(get::timed_out())));
     }
 }
@@ -150,7 +151,7 @@ async fn datagram(socket: &UdpSocket) -> Result<Answer, Failure> {
     let mut payload = [0; 32];
     pattern::fill(&mut payload, 0);
     socket.send(&payload).await?;
-    let left = ANSWER_LIMIT.saturating_sub(begin.elapsed());
+    let left = patient(ANSWER_LIMIT).saturating_sub(begin.elapsed());
     let length = timeout(left, socket.recv(&mut answer)).await.map_err(|_| get::timed_out())??;
     datagrams::parse(&answer[..length], socket.peer_addr()?)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use lb_testbed::patience::patient;
 use lb_testbed::pattern;
 use lb_testbed::report::{Failure, PingReport};
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
@@ -33,7 +34,7 @@ pub fn run(options: &Options) -> Result<PingReport> {
         IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6, 128, 129),
     };
     let socket = UdpSocket::from(socket(family, SocketType::DGRAM, Some(protocol))?);
-    socket.set_read_timeout(Some(ANSWER_LIMIT))?;
+    socket.set_read_timeout(Some(patient(ANSWER_LIMIT)))?;
     let mut report = PingReport { sent: 0, answered: 0, failures: Vec::new() };
     for sequence in 1..=options.count {
         let mut message = vec![0; HEADER + options.size];

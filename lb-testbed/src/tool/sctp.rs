@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use clap::Args;
 use lb_testbed::packet::sums::crc32c;
+use lb_testbed::patience::patient;
 use lb_testbed::pattern;
 use lb_testbed::report::{Answer, Exchange, Failure};
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
@@ -163,7 +164,7 @@ pub fn run(options: &Options) -> Vec<Exchange> {
 
 fn associate(target: SocketAddr) -> Result<Answer, Failure> {
     let raw = Raw::open(target.is_ipv6())?;
-    raw.socket.set_read_timeout(Some(ANSWER_LIMIT))?;
+    raw.socket.set_read_timeout(Some(patient(ANSWER_LIMIT)))?;
     let random = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).subsec_nanos();
     let own_tag = random | 1;
     let source = 32_768 + (random % 28_000) as u16;

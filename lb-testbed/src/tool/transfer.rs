@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use lb_testbed::patience::patient;
 use lb_testbed::pattern;
 use lb_testbed::report::TransferReport;
 
@@ -26,7 +27,7 @@ pub fn client(target: SocketAddr, bytes: u64) -> TransferReport {
 }
 
 fn transfer(target: SocketAddr, bytes: u64, report: &mut TransferReport) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&target, super::REQUEST_LIMIT)?;
+    let mut stream = TcpStream::connect_timeout(&target, patient(super::REQUEST_LIMIT))?;
     limit(&stream)?;
     stream.write_all(&bytes.to_be_bytes())?;
     send(&mut stream, bytes, &mut report.sent)?;
@@ -57,8 +58,8 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
 }
 
 fn limit(stream: &TcpStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(STALL_LIMIT))?;
-    stream.set_write_timeout(Some(STALL_LIMIT))
+    stream.set_read_timeout(Some(patient(STALL_LIMIT)))?;
+    stream.set_write_timeout(Some(patient(STALL_LIMIT)))
 }
 
 fn send(stream: &mut TcpStream, bytes: u64, sent: &mut u64) -> io::Result<()> {

@@ -3,7 +3,7 @@
 //! Every case runs with tc and default offloads, and with XDP. Some cases also run with clsact
 //! filters. Cases whose traffic crosses nodes also run over a VXLAN overlay. Nearly all cases run
 //! with IPv4 and IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs some of them,
-//! `--list` lists all names.
+//! `-- smoke` runs those of [`SMOKE`], `--list` lists all names.
 
 mod cases;
 mod exposed;
@@ -35,6 +35,44 @@ const CLSACT_CASES: [&str; 7] = [
     "cleanup_removes_everything",
 ];
 
+/// Cases that run on emulated machines (`cargo xtask test kernels`): a few of every kind.
+const SMOKE: [(Datapath, &[&str]); 3] = [
+    (
+        Datapath::Tc,
+        &[
+            "attached_as_configured",
+            "pod_to_cluster_ip_same_node",
+            "pod_to_cluster_ip_other_node",
+            "outside_to_node_port_local",
+            "outside_to_node_port_remote",
+            "udp_pod_to_cluster_ip",
+            "udp_outside_to_node_port",
+            "no_endpoint_is_refused",
+            "no_endpoint_is_refused_outside",
+            "affinity_keeps_the_endpoint",
+            "agent_restarts",
+            "vm_to_cluster_ip",
+            "sockets_of_pods_are_not_translated",
+            "no_sockets_are_translated",
+            "cleanup_removes_everything",
+        ],
+    ),
+    (
+        Datapath::Xdp,
+        &[
+            "attached_as_configured",
+            "outside_to_node_port_local",
+            "outside_to_node_port_remote",
+            "udp_outside_to_node_port",
+            "cleanup_removes_everything",
+        ],
+    ),
+    (
+        Datapath::Clsact,
+        &["attached_as_configured", "outside_to_node_port_local", "cleanup_removes_everything"],
+    ),
+];
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Cases cannot run in parallel: they share the cluster.
@@ -50,10 +88,25 @@ fn main() -> ExitCode {
     for case in CASES.iter().filter(|case| CLSACT_CASES.contains(&case.name)) {
         trials.extend(trials_of(case, Datapath::Clsact, Underlay::Routed));
     }
+    if arguments.filter.as_deref() == Some("smoke") {
+        arguments.filter = None;
+        trials.retain(|trial| is_in_smoke(trial.name()));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Rust does not drop statics.
     drop(WORLD.lock().unwrap_or_else(PoisonError::into_inner).take());
     conclusion.exit_code()
+}
+
+/// Returns whether a trial runs a case of [`SMOKE`] on the routed underlay.
+fn is_in_smoke(trial: &str) -> bool {
+    let mut parts = trial.split("::");
+    let (datapath, underlay, case) = (parts.next(), parts.next(), parts.next());
+    underlay == Some("routed")
+        && SMOKE.iter().any(|(of, cases)| {
+            datapath.is_some_and(|datapath| datapath.eq_ignore_ascii_case(&format!("{of:?}")))
+                && case.is_some_and(|case| cases.contains(&case))
+        })
 }
 
 fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec<Trial> {

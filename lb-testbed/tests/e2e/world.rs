@@ -97,9 +97,7 @@ impl World {
             published: Vec::new(),
             next: 0,
         };
-        for node in 0..2 {
-            world.start_agent(node)?;
-        }
+        world.start_agents()?;
         Ok(world)
     }
 
@@ -149,8 +147,19 @@ impl World {
         self.arguments = arguments;
         for node in 0..2 {
             self.take_agent(node)?.stop()?;
-            self.start_agent(node)?;
         }
+        self.start_agents()
+    }
+
+    /// Starts the agents of both nodes at the same time, and waits for both.
+    fn start_agents(&mut self) -> Result<()> {
+        let arguments = self.arguments.iter().map(ToString::to_string).collect();
+        let options = AgentOptions { arguments, ..AgentOptions::default() };
+        let [first, second] = &self.topology.nodes;
+        let mut agents =
+            [Agent::spawn(&self.topology, first, &options)?, Agent::spawn(&self.topology, second, &options)?];
+        agents.iter_mut().try_for_each(Agent::wait_until_healthy)?;
+        self.agents = agents.map(Some);
         Ok(())
     }
 

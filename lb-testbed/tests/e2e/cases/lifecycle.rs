@@ -19,12 +19,48 @@ pub fn attached_as_configured(world: &mut World) -> Result<()> {
         ensure!(xdp == (world.topology.datapath == Datapath::Xdp), "{}: {link}", node.host.name);
         let filters = node.host.place.run("tc", ["filter", "show", "dev", "eth0", "ingress"])?;
         let clsact = filters.contains("lb_tc_ingress");
-        ensure!(clsact == (world.topology.datapath == Datapath::Clsact), "{}: {filters}", node.host.name);
+        let as_filters = world.topology.datapath == Datapath::Clsact || !has_tcx();
+        ensure!(clsact == as_filters, "{}: {filters}", node.host.name);
         ensure!(!link.contains("xdpgeneric"), "generic XDP is attached on {}: {link}", node.host.name);
         let all = node.host.place.run("ip", ["link", "show"])?;
         ensure!(all.matches("prog/xdp").count() <= 1, "XDP is attached to a device that is not a NIC: {all}");
     }
     Ok(())
+}
+
+/// Returns whether the kernel attaches tc programs as links (tcx, Linux 6.6).
+fn has_tcx() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>());
+    let version = (numbers.next(), numbers.next());
+    matches!(version, (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 6))
+}
+
+/// Connections are served while no agent runs. The next agent applies changes, and `lb` reads its
+/// maps.
+pub fn agent_restarts(world: &mut World) -> Result<()> {
+    let service = world.publish(&[1, 3])?;
+    let outside = Family::BOTH.map(|family| service.node_port(world.node(0), family, To::Http));
+    let inside = Family::BOTH.map(|family| service.cluster_ip(family, To::Http));
+    let served = |world: &World, pods: &[usize]| {
+        answered_by(&world.client().get(&outside, 3)?, pods)?;
+        answered_by(&world.pod(2).host.get(&inside, 3)?, pods)
+    };
+    world.take_agent(0)?.stop()?;
+    served(world, &[1, 3])?;
+    world.start_agent(0)?;
+    served(world, &[1, 3])?;
+    let services = world.agent(0)?.lb(&["get", "services"])?;
+    ensure!(services.contains(&service.service.name), "not listed by lb get services: {services}");
+    let flows = world.agent(0)?.lb(&["get", "flows"])?;
+    ensure!(flows.contains(&outside[0].to_string()), "not listed by lb get flows: {flows}");
+    let client = world.client().address(Family::V4).to_string();
+    let target = outside[0].to_string();
+    let explained = world.agent(0)?.lb(&["explain", "--in", "external", "tcp", &client, &target])?;
+    ensure!(explained.contains(&service.service.name), "not named by lb explain: {explained}");
+    world.set_endpoints(&service, &[4])?;
+    world.wait_until_served(&service, &[4])?;
+    served(world, &[4])
 }
 
 /// After SIGTERM and SIGKILL the data path keeps working, without an agent and during the start of

@@ -130,6 +130,7 @@ pub const CASES: &[Case] = &[
     ),
     once("examples_are_served", Underlays::Routed, examples::examples_are_served),
     once("bad_manifest_affects_nothing_else", Underlays::Routed, changes::bad_manifest_affects_nothing_else),
+    once("agent_restarts", Underlays::Routed, lifecycle::agent_restarts),
     each("agent_restarts_under_load", Underlays::Both, lifecycle::agent_restarts_under_load),
     once("second_agent_is_refused", Underlays::Routed, lifecycle::second_agent_is_refused),
     each("a_thousand_services", Underlays::Routed, scale::a_thousand_services),
