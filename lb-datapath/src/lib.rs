@@ -8,6 +8,7 @@ mod address;
 pub mod apply;
 mod endpoints;
 mod family_table;
+mod features;
 pub mod flows;
 mod handles;
 mod host_maps;
@@ -18,6 +19,7 @@ mod map_name;
 mod pins;
 mod programs;
 mod recorder;
+mod refusal;
 mod service_tables;
 mod sizes;
 mod sys;
@@ -29,6 +31,7 @@ use std::path::Path;
 
 use self::apply::tables::ServiceAddress;
 pub use self::endpoints::Endpoints;
+pub use self::features::Features;
 pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
 use self::handles::MapHandles;
 pub use self::host_maps::HostMaps;
@@ -37,8 +40,9 @@ use self::links::Links;
 pub use self::links::{AttachError, Attached};
 pub use self::pins::Pins;
 use self::programs::Programs;
-pub use self::programs::{DatapathLog, Features, LoadError, LoadOptions, ProgramStatistics, TcAttach};
+pub use self::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, TcAttach};
 pub use self::recorder::{Occasion, Recorded, attached_devices, serves_sockets};
+pub use self::refusal::Refusal;
 pub use self::service_tables::ServiceTables;
 pub use self::sizes::{MapSizes, mebibytes};
 pub use self::sys::{TestRun, device_index, device_name, monotonic_ns, namespace_cookie};
@@ -77,6 +81,21 @@ impl Datapath {
     /// The kernel features that were found, for the log.
     pub fn features(&self) -> &Features {
         &self.programs.features
+    }
+
+    /// Programs that this kernel refuses, by name.
+    pub fn refusals(&self) -> &[Refusal] {
+        &self.programs.refusals
+    }
+
+    /// Whether calls at sockets can be served.
+    pub fn can_serve_sockets(&self) -> bool {
+        self.programs.serves_sockets()
+    }
+
+    /// Whether packets can be served on devices with Ethernet headers.
+    pub fn can_serve_packets(&self) -> bool {
+        links::refused(&self.programs, false).is_none()
     }
 
     /// The maps of services and endpoints.

@@ -53,11 +53,15 @@ fn cgroup_hint(error: &io::Error) -> &'static str {
 
 /// What was attached to a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attached {
-    /// With XDP. It may have been asked for in vain: tc does all the work then.
-    pub xdp: bool,
-    /// The hooks, and why XDP had to be left out, for the log.
-    pub how: String,
+pub enum Attached {
+    Programs {
+        /// With XDP. It may have been asked for in vain: tc does all the work then.
+        xdp: bool,
+        /// The hooks, and why XDP had to be left out, for the log.
+        how: String,
+    },
+    /// The kernel has refused this program, without which packets cannot be served. What an earlier agent attached stays.
+    Nothing { refused: &'static str },
 }
 
 /// The attachments of one agent.
@@ -107,7 +111,8 @@ impl Links {
         let id = std::os::unix::fs::MetadataExt::ino(&cgroup.metadata().map_err(open)?);
         for (program, attach_type, hook) in hooks::CGROUP {
             let failed = |source| AttachError::Cgroup { hook, path: path.to_owned(), source };
-            let program = program_fd(programs, program).map_err(failed)?;
+            // The kernel refuses it, and sockets are served without it.
+            let Some(program) = programs.get(program) else { continue };
             let here = |link: BorrowedFd<'_>| {
                 // SAFETY: the active member for links of this type; the pin's name says which it is. The cgroup's id is
                 // its inode number (kernfs, 64-bit).
@@ -133,11 +138,14 @@ impl Links {
         xdp: bool,
         layer3: bool,
     ) -> Result<Attached, AttachError> {
-        let mut attached = Attached { xdp: false, how: String::new() };
+        if let Some(refused) = refused(programs, layer3) {
+            return Ok(Attached::Nothing { refused });
+        }
+        let (mut with_xdp, mut how) = (false, String::new());
         if xdp {
             match self.attach_xdp(programs, ifindex) {
-                Ok(()) => attached = Attached { xdp: true, how: "XDP and ".into() },
-                Err(error) => attached.how = format!("(no XDP: {}) ", xdp_reason(&error)),
+                Ok(()) => (with_xdp, how) = (true, "XDP and ".into()),
+                Err(error) => how = format!("(no XDP: {}) ", xdp_reason(&error)),
             }
         } else {
             remove_pin(&self.pin_path("xdp", ifindex))?;
@@ -159,8 +167,8 @@ impl Links {
         if programs.tcx {
             detach_clsact(ifindex);
         }
-        attached.how.push_str(if programs.tcx { "tcx" } else { "clsact" });
-        Ok(attached)
+        how.push_str(if programs.tcx { "tcx" } else { "clsact" });
+        Ok(Attached::Programs { xdp: with_xdp, how })
     }
 
     fn attach_xdp(&self, programs: &Programs, ifindex: u32) -> io::Result<()> {
@@ -206,8 +214,18 @@ impl Links {
     }
 }
 
+/// The tc program that the kernel has refused and that devices with (`layer3`: without) Ethernet headers need. XDP alone
+/// serves nothing: replies of endpoints here pass tc.
+pub fn refused(programs: &Programs, layer3: bool) -> Option<&'static str> {
+    let needed = TC_HOOKS.iter().map(|hook| hook.programs[usize::from(layer3)]);
+    needed.into_iter().find(|program| programs.get(program).is_none())
+}
+
 /// Why the kernel would not take the XDP program, in words.
 fn xdp_reason(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::NotFound {
+        return "the kernel refuses the program".into();
+    }
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => "another XDP program is attached".into(),
         Some(libc::EOPNOTSUPP) => "the driver has no native XDP".into(),

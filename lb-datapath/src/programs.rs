@@ -9,9 +9,12 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use aya_obj::Object;
 use aya_obj::generated::bpf_attach_type;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
+use crate::features::Features;
 use crate::handles::MapHandles;
 use crate::pins::Pins;
+use crate::refusal::Refusal;
 use crate::sizes::MapSizes;
 use crate::sys;
 
@@ -59,83 +62,6 @@ pub enum TcAttach {
     Clsact,
 }
 
-/// What this kernel has beyond the oldest one supported (5.15).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Features {
-    /// Major and minor version.
-    pub kernel: (u32, u32),
-    /// XDP programs take frames of several buffers (5.18), as jumbo frames are; else drivers refuse large MTUs.
-    pub xdp_frags: bool,
-    /// tc programs attach as links (tcx, 6.6); else as clsact filters.
-    pub tcx: bool,
-    /// `bpf_fib_lookup` tells the source address of a route (6.7); else the device's primary address is used.
-    pub fib_source: bool,
-    /// A socket program chooses the error of a refused call (5.18); else it is EPERM.
-    pub set_retval: bool,
-    /// The kernel tells its own types (`CONFIG_DEBUG_INFO_BTF`); else sockets stay connected to endpoints that are gone.
-    pub btf: bool,
-    /// Cookie of this network namespace; without it `localhost:nodePort` is not served, and nodePorts are not protected.
-    pub netns_cookie: Option<u64>,
-}
-
-impl Features {
-    fn probe() -> Self {
-        let kernel = kernel_version();
-        Self {
-            kernel,
-            xdp_frags: kernel >= (5, 18),
-            tcx: kernel >= (6, 6),
-            fib_source: kernel >= (6, 7),
-            set_retval: kernel >= (5, 18),
-            btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
-            netns_cookie: sys::namespace_cookie().ok(),
-        }
-    }
-
-    /// What is lost on this kernel, a sentence each.
-    pub fn missing(&self) -> Vec<&'static str> {
-        let mut missing = Vec::new();
-        if !self.xdp_frags {
-            missing
-                .push("no multi-buffer XDP (Linux 5.18): devices with jumbo frames are served by tc alone");
-        }
-        if !self.tcx {
-            missing.push(
-                "no tcx (Linux 6.6): tc programs attach as clsact filters, which other agents may remove",
-            );
-        }
-        if !self.fib_source {
-            missing.push(
-                "no source address from FIB lookups (Linux 6.7): the primary address of the outgoing device is used",
-            );
-        }
-        if !self.set_retval {
-            missing.push(
-                "no bpf_set_retval (Linux 5.18): connecting to a Service without endpoints, and binding a NodePort, fails \
-                 with EPERM",
-            );
-        }
-        if !self.btf {
-            missing.push(
-                "no BTF (CONFIG_DEBUG_INFO_BTF): connected UDP sockets whose endpoint is gone are not closed",
-            );
-        }
-        if self.netns_cookie.is_none() {
-            missing.push(
-                "no SO_NETNS_COOKIE (Linux 5.14): NodePorts are not served at localhost, nor protected",
-            );
-        }
-        missing
-    }
-}
-
-/// Major and minor number of the running kernel.
-fn kernel_version() -> (u32, u32) {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(
@@ -146,8 +72,8 @@ pub enum LoadError {
     Object(String),
     #[error("loading the kernel programs: {0}")]
     Load(#[from] Box<aya::EbpfError>),
-    #[error("the kernel refuses program {program}: {source}")]
-    Verify { program: String, source: Box<aya::programs::ProgramError> },
+    #[error("{0}")]
+    Refused(Box<Refusal>),
     #[error("the log of the kernel programs: {0}")]
     Log(String),
     #[error("there are no maps of a running Sluice in {}", .0.display())]
@@ -206,6 +132,8 @@ enum Purpose {
 pub struct Programs {
     ebpf: Ebpf,
     pub features: Features,
+    /// Programs that the kernel did not take, by name.
+    pub refusals: Vec<Refusal>,
     /// tc programs are attached as links, not as filters.
     pub tcx: bool,
 }
@@ -227,6 +155,7 @@ impl Programs {
     }
 
     fn load_for(options: &LoadOptions, pins: Option<&Pins>, purpose: Purpose) -> Result<Self, LoadError> {
+        unlimited_locked_memory();
         let features = Features::probe();
         let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
         let btf = Btf::from_sys_fs().ok();
@@ -234,6 +163,7 @@ impl Programs {
         let port_count = last - first + 1;
         let fib_source = u8::from(features.fib_source);
         let set_retval = u8::from(features.set_retval);
+        let coarse_clock = u8::from(features.coarse_clock);
         let protect_node_ports = u8::from(options.protect_node_ports);
         let netns_cookie = features.netns_cookie.unwrap_or(0);
         let host_sockets_only = u8::from(options.host_sockets_only);
@@ -246,6 +176,7 @@ impl Programs {
             .override_global("SNAT_PORT_COUNT", &port_count, true)
             .override_global("HAS_FIB_SOURCE", &fib_source, true)
             .override_global("HAS_SET_RETVAL", &set_retval, true)
+            .override_global("HAS_COARSE_CLOCK", &coarse_clock, true)
             .override_global("PROTECT_NODE_PORTS", &protect_node_ports, true)
             .override_global("NODE_NETNS_COOKIE", &netns_cookie, true)
             .override_global("HOST_SOCKETS_ONLY", &host_sockets_only, true)
@@ -296,20 +227,37 @@ impl Programs {
             Purpose::Test => ![xdp_of_other_kernels, CALL_RECORDER].contains(&name),
             Purpose::Record => [PACKET_RECORDER, CALL_RECORDER].contains(&name),
         };
-        for (name, program) in ebpf.programs_mut().filter(|(name, _)| wanted(name)) {
-            load_program(program, btf.as_ref())
-                .map_err(|source| LoadError::Verify { program: name.to_owned(), source: Box::new(source) })?;
+        let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| wanted(name)).collect();
+        // The same order each time: what is refused is reported in it.
+        programs.sort_by_key(|(name, _)| *name);
+        let mut refusals = Vec::new();
+        for (name, program) in programs {
+            if let Err(error) = load_program(program, btf.as_ref()) {
+                refusals.push(Refusal::new(name, &features.kernel, &error));
+            }
+        }
+        if purpose == Purpose::Record
+            && let Some(refusal) = refusals.pop()
+        {
+            return Err(LoadError::Refused(Box::new(refusal)));
         }
         let tcx = match options.tc_attach {
             TcAttach::Auto => features.tcx,
             TcAttach::Tcx => true,
             TcAttach::Clsact => false,
         };
-        Ok(Self { ebpf, features, tcx })
+        Ok(Self { ebpf, features, refusals, tcx })
     }
 
     pub fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
         self.ebpf.program(name).and_then(|program| program_fd(program)).map(AsFd::as_fd)
+    }
+
+    /// Whether everything that sockets need is loaded. Without `getpeername` they are served all the same.
+    pub fn serves_sockets(&self) -> bool {
+        const NEEDED: [&str; 6] =
+            ["lb_connect4", "lb_connect6", "lb_sendmsg4", "lb_sendmsg6", "lb_recvmsg4", "lb_recvmsg6"];
+        NEEDED.iter().all(|name| self.get(name).is_some())
     }
 
     /// Name of the XDP program for this kernel.
@@ -354,6 +302,13 @@ impl Programs {
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
     }
+}
+
+/// Before Linux 5.11 maps and programs count as locked memory, of which the default limit is 64 KiB.
+fn unlimited_locked_memory() {
+    let unlimited = Rlimit { current: None, maximum: None };
+    // Without the privilege for it, loading fails and its error is the one that matters.
+    let _ = setrlimit(Resource::Memlock, unlimited);
 }
 
 fn load_program(program: &mut Program, btf: Option<&Btf>) -> Result<(), aya::programs::ProgramError> {

@@ -9,7 +9,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
+use aya_obj::generated::{
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info, bpf_prog_type,
+};
 use lb_common::plain::Plain;
 use rustix::net::{AddressFamily, SocketType, socket};
 
@@ -58,6 +60,25 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     pin.pathname = path.as_ptr() as u64;
     pin.bpf_fd = object.as_raw_fd() as u32;
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes).map(drop)
+}
+
+/// Loads a small program (`BPF_PROG_LOAD`) given as encoded instructions, to see whether the kernel takes it.
+pub fn load_program(
+    kind: bpf_prog_type,
+    attach_type: u32,
+    flags: u32,
+    instructions: &[u64],
+) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    // SAFETY: the active member of the union for this command.
+    let load = unsafe { &mut attributes.__bindgen_anon_3 };
+    load.prog_type = kind as u32;
+    load.expected_attach_type = attach_type;
+    load.prog_flags = flags;
+    load.insns = instructions.as_ptr() as u64;
+    load.insn_cnt = instructions.len() as u32;
+    load.license = c"GPL".as_ptr() as u64;
+    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes).map(owned)
 }
 
 /// Attaches a program (`BPF_LINK_CREATE`). `target` is a device's index or a cgroup's descriptor.
@@ -175,9 +196,51 @@ fn element<K: Plain>(map: BorrowedFd<'_>, key: &K) -> bpf_attr {
     attributes
 }
 
-/// Calls `visit` with every entry of a hash or longest-prefix map (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6 and 5.13). Entries
-/// that come and go meanwhile may be seen or not; none is seen half written.
+/// Calls `visit` with every entry of a hash or longest-prefix map. Entries that come and go meanwhile may be seen or not; none is
+/// seen half written.
 pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+    /// `ENOTSUPP` of the kernel, which has no name outside.
+    const ENOTSUPP: i32 = 524;
+    match for_each_by_batch(map, &mut visit) {
+        // Longest-prefix maps before Linux 5.13. Nothing was visited.
+        Err(error) if error.raw_os_error() == Some(ENOTSUPP) => for_each_by_key(map, &mut visit),
+        result => result,
+    }
+}
+
+/// Reads entries one by one (`BPF_MAP_GET_NEXT_KEY`).
+fn for_each_by_key<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    visit: &mut impl FnMut(&K, &V),
+) -> io::Result<()> {
+    let mut previous: Option<K> = None;
+    // A key that was removed meanwhile makes the kernel begin anew: the number of entries is the limit.
+    for _ in 0..map_info(map)?.max_entries {
+        let mut key = MaybeUninit::<K>::zeroed();
+        let mut attributes = attributes();
+        attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+        attributes.__bindgen_anon_2.key = previous.as_ref().map_or(0, |key| std::ptr::from_ref(key) as u64);
+        attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = key.as_mut_ptr() as u64;
+        match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        // SAFETY: Plain, zeroed before and filled by the kernel.
+        let key = unsafe { key.assume_init() };
+        if let Some(value) = lookup(map, &key)? {
+            visit(&key, &value);
+        }
+        previous = Some(key);
+    }
+    Ok(())
+}
+
+/// Reads many entries by one call (`BPF_MAP_LOOKUP_BATCH`, hash maps Linux 5.6).
+fn for_each_by_batch<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    visit: &mut impl FnMut(&K, &V),
+) -> io::Result<()> {
     // A bucket must fit into one batch, else the kernel says ENOSPC: grow then.
     let mut size = 4096usize;
     // Hash maps keep the number of a bucket there, others (`generic_map_lookup_batch`, kernel/bpf/syscall.c) a whole key.

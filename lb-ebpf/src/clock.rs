@@ -1,11 +1,13 @@
 //! The clock of flow and affinity time stamps.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
-/// Returns `CLOCK_MONOTONIC` at tick resolution, in nanoseconds. Reading it takes a few
-/// nanoseconds.
+use crate::settings::HAS_COARSE_CLOCK;
+
+/// Returns `CLOCK_MONOTONIC` in nanoseconds, at tick resolution if the kernel has a helper for that.
+/// Reading it takes a few nanoseconds then.
 #[inline(always)]
 pub fn now() -> u64 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_ktime_get_coarse_ns() }
+    // SAFETY: the helpers have no preconditions.
+    unsafe { if HAS_COARSE_CLOCK.load() != 0 { bpf_ktime_get_coarse_ns() } else { bpf_ktime_get_ns() } }
 }

@@ -22,6 +22,10 @@ pub static HAS_FIB_SOURCE: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 
+/// Nonzero: programs can read the clock at tick resolution (`bpf_ktime_get_coarse_ns`, Linux 5.11).
+#[unsafe(no_mangle)]
+pub static HAS_COARSE_CLOCK: Global<u8> = Global::new(0);
+
 /// Nonzero: processes of the node may not bind NodePorts (`--protect-node-ports`).
 #[unsafe(no_mangle)]
 pub static PROTECT_NODE_PORTS: Global<u8> = Global::new(1);

@@ -32,6 +32,8 @@ pub enum AgentError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Attach(#[from] AttachError),
+    #[error("the kernel refuses the programs for packets, and those for sockets if they are wanted")]
+    NothingServes,
     #[error("cannot read the maps of an earlier agent")]
     Adopt(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot watch network namespaces")]
@@ -47,6 +49,9 @@ impl AgentError {
             Self::Preflight(error) => Some(error.hint()),
             Self::Lock(LockError::Held { .. }) => {
                 Some("end that agent first, or use --wait-lock to wait until it has ended".into())
+            }
+            Self::NothingServes => {
+                Some("the log has the kernel's reason and a remedy for each program".into())
             }
             Self::Adopt(_) => Some("`lb cleanup` removes these maps; open connections break".into()),
             _ => None,

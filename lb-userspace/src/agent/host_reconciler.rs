@@ -65,9 +65,23 @@ impl Attachment {
 /// A change to be logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostChange {
-    Attached { device: String, how: String, reason: String },
-    Detached { device: String },
-    Failed { action: String, reason: String },
+    Attached {
+        device: String,
+        how: String,
+        reason: String,
+    },
+    Detached {
+        device: String,
+    },
+    /// The kernel refuses the program that would serve the packets of the device.
+    Refused {
+        device: String,
+        program: &'static str,
+    },
+    Failed {
+        action: String,
+        reason: String,
+    },
 }
 
 impl HostReconciler {
@@ -174,11 +188,14 @@ impl HostReconciler {
                 continue;
             }
             let done = host.attach(choice);
-            if let Some(Attached { xdp, how }) = round.check(|| format!("attach to {}", choice.name), done) {
-                self.attachments.insert(*ifindex, Attachment::Own { choice: choice.clone(), xdp });
-                let (device, reason) = (choice.name.clone(), choice.reason.clone());
-                round.changes.push(HostChange::Attached { device, how, reason });
-            }
+            let Some(attached) = round.check(|| format!("attach to {}", choice.name), done) else { continue };
+            let (device, reason) = (choice.name.clone(), choice.reason.clone());
+            let (xdp, change) = match attached {
+                Attached::Programs { xdp, how } => (xdp, HostChange::Attached { device, how, reason }),
+                Attached::Nothing { refused } => (false, HostChange::Refused { device, program: refused }),
+            };
+            self.attachments.insert(*ifindex, Attachment::Own { choice: choice.clone(), xdp });
+            round.changes.push(change);
         }
     }
 }
@@ -259,6 +276,8 @@ mod tests {
     struct Host {
         calls: Vec<String>,
         fail: Option<&'static str>,
+        /// The kernel refuses the tc programs.
+        refused: bool,
     }
 
     impl Host {
@@ -283,7 +302,10 @@ mod tests {
         fn attach(&mut self, choice: &DeviceChoice) -> io::Result<Attached> {
             self.call(format!("attach {} {}", choice.index, choice.hooks))?;
             let xdp = choice.hooks == Hooks::XdpAndTc;
-            Ok(Attached { xdp, how: choice.hooks.to_string() })
+            if self.refused {
+                return Ok(Attached::Nothing { refused: "lb_tc_ingress" });
+            }
+            Ok(Attached::Programs { xdp, how: choice.hooks.to_string() })
         }
         fn detach(&mut self, ifindex: u32) -> io::Result<()> {
             self.call(format!("detach {ifindex}"))
@@ -443,6 +465,21 @@ mod tests {
         host_reconciler.converge(&desired, &mut host, now());
         assert_eq!(host.take_calls(), ["remove network fd00::/56"]);
         assert_eq!(host_reconciler.pending(), None);
+    }
+
+    #[test]
+    fn a_refused_program_is_logged_once_and_not_tried_again() {
+        let (mut host_reconciler, mut host) =
+            (HostReconciler::default(), Host { refused: true, ..Host::default() });
+        let mut xdp = desired();
+        xdp.attachments.insert(2, choice(2, "eth0", Hooks::XdpAndTc));
+        let changes = host_reconciler.converge(&xdp, &mut host, now());
+        assert_eq!(changes, [HostChange::Refused { device: "eth0".into(), program: "lb_tc_ingress" }]);
+        // The device does not become an XDP target, and the agent does not become unhealthy.
+        assert!(host.take_calls().iter().all(|call| call != "put device 2 192.0.2.1 XDP"));
+        assert_eq!(host_reconciler.pending(), None);
+        assert_eq!(host_reconciler.converge(&xdp, &mut host, now()), []);
+        assert_eq!(host.take_calls(), NO_CALLS);
     }
 
     #[test]

@@ -175,6 +175,9 @@ impl MainLoop<'_> {
                     self.skipped.remove(&device);
                     info!("attached to {device} by {how}: {reason}");
                 }
+                HostChange::Refused { device, program } => {
+                    error!("does not serve packets that arrive by {device}: the kernel refuses {program}");
+                }
                 HostChange::Detached { device } => info!("detached from {device}"),
                 HostChange::Failed { action, reason } => {
                     error!("cannot {action}, trying again: {reason}");

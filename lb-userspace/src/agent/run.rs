@@ -14,7 +14,7 @@ use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use lb_plan::Planner;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::error::AgentError;
 use super::host_reconciler::HostReconciler;
@@ -53,6 +53,9 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     let node = node::watch::watch().await?;
 
     let mut datapath = load(config)?;
+    if !datapath.can_serve_packets() && (cgroup.is_none() || !datapath.can_serve_sockets()) {
+        return Err(AgentError::NothingServes);
+    }
     let (engine, host_reconciler) = adopt(&mut datapath)?;
     enable_forwarding();
     attach_socket_programs(config, cgroup, &mut datapath)?;
@@ -98,14 +101,16 @@ fn load(config: &Config) -> Result<Datapath, LoadError> {
     let pins = Pins::new(&config.bpffs);
     let mut datapath = Datapath::load(&pins, &load_options(config))?;
     let features = datapath.features();
-    let (major, minor) = features.kernel;
     info!(
-        kernel = format!("{major}.{minor}"),
+        kernel = features.kernel,
         pins = %pins.root().display(),
         map_memory_mib = config.maps.map_sizes().memory() >> 20,
         seconds = started.elapsed().as_secs_f32(),
         "loaded the kernel programs"
     );
+    for refusal in datapath.refusals() {
+        error!("{refusal}");
+    }
     for missing in features.missing() {
         warn!("this kernel has {missing}");
     }
@@ -143,6 +148,10 @@ fn attach_socket_programs(
     datapath: &mut Datapath,
 ) -> Result<(), AttachError> {
     match cgroup {
+        // The programs of an earlier agent stay attached.
+        Some(_) if !datapath.can_serve_sockets() => {
+            error!("does not serve calls at sockets: the kernel refuses a program that they need");
+        }
         Some(cgroup) => {
             datapath.attach_cgroup(cgroup)?;
             let host_only = config.socket_hooks == SocketHooks::Host;

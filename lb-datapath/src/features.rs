@@ -1,0 +1,216 @@
+//! What this kernel can do beyond what every program needs. Each feature is tried: vendors backport features, so the version of
+//! a kernel is no evidence.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
+
+use crate::programs::hooks;
+use crate::sys;
+
+/// What this kernel has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Features {
+    /// As `uname -r` prints it.
+    pub kernel: String,
+    /// XDP programs take frames of several buffers, as jumbo frames are; else drivers refuse large MTUs.
+    pub xdp_frags: bool,
+    /// tc programs attach as links (tcx); else as clsact filters.
+    pub tcx: bool,
+    /// `bpf_fib_lookup` returns the source address of a route; else the device's primary address is used.
+    pub fib_source: bool,
+    /// A socket program chooses the error of a refused call; else it is EPERM.
+    pub set_retval: bool,
+    /// Programs read the clock at tick resolution; else they read the exact one, which takes longer.
+    pub coarse_clock: bool,
+    /// Types of the kernel are in /sys; else sockets stay connected to endpoints that are gone.
+    pub btf: bool,
+    /// Programs are compiled to machine code; else they are interpreted.
+    pub jit: bool,
+    /// Cookie of this network namespace; without it `localhost:nodePort` is not served, and nodePorts are not protected.
+    pub netns_cookie: Option<u64>,
+}
+
+impl Features {
+    pub(crate) fn probe() -> Self {
+        Self {
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            xdp_frags: xdp_frags().is_ok(),
+            tcx: tcx(),
+            fib_source: fib_source().unwrap_or(false),
+            set_retval: set_retval().is_ok(),
+            coarse_clock: coarse_clock().is_ok(),
+            btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+            // The file is missing where the kernel always compiles (CONFIG_BPF_JIT_ALWAYS_ON, and no sysctl in a container).
+            jit: std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
+                .map_or(true, |value| value.trim() != "0"),
+            netns_cookie: sys::namespace_cookie().ok(),
+        }
+    }
+
+    /// What is lost on this kernel, a sentence each.
+    pub fn missing(&self) -> Vec<&'static str> {
+        [
+            (
+                self.xdp_frags,
+                "no multi-buffer XDP (Linux 5.18): devices with jumbo frames are served by tc alone",
+            ),
+            (
+                self.tcx,
+                "no tcx (Linux 6.6): tc programs attach as clsact filters, which other agents may remove",
+            ),
+            (
+                self.fib_source,
+                "no source address from FIB lookups (Linux 6.7): the primary address of the outgoing device is used",
+            ),
+            (
+                self.set_retval,
+                "no bpf_set_retval (Linux 5.18): connecting to a Service without endpoints, and binding a NodePort, fails \
+                 with EPERM",
+            ),
+            (
+                self.coarse_clock,
+                "no bpf_ktime_get_coarse_ns (Linux 5.11): the programs read the exact clock, which takes longer",
+            ),
+            (
+                self.btf,
+                "no BTF (CONFIG_DEBUG_INFO_BTF): connected UDP sockets whose endpoint is gone are not closed",
+            ),
+            (
+                self.jit,
+                "no BPF compiler in use (CONFIG_BPF_JIT, sysctl net.core.bpf_jit_enable): programs run several times slower",
+            ),
+            (
+                self.netns_cookie.is_some(),
+                "no SO_NETNS_COOKIE (Linux 5.14): NodePorts are not served at localhost, nor protected",
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(present, sentence)| (!present).then_some(sentence))
+        .collect()
+    }
+}
+
+/// Registers, by their numbers (Documentation/bpf/standardization/instruction-set.rst).
+const R0: u64 = 0;
+const R1: u64 = 1;
+const R2: u64 = 2;
+const R3: u64 = 3;
+const R4: u64 = 4;
+/// The end of the stack.
+const R10: u64 = 10;
+
+const EXIT: u64 = 0x95;
+
+/// `register = value`.
+const fn set(register: u64, value: i32) -> u64 {
+    0xb7 | register << 8 | (value as u32 as u64) << 32
+}
+
+/// `register = other`.
+const fn copy(register: u64, other: u64) -> u64 {
+    0xbf | register << 8 | other << 12
+}
+
+/// `register += value`.
+const fn add(register: u64, value: i32) -> u64 {
+    0x07 | register << 8 | (value as u32 as u64) << 32
+}
+
+/// Writes eight zero bytes at `offset` from the end of the stack.
+const fn clear(offset: i16) -> u64 {
+    0x7a | R10 << 8 | (offset as u16 as u64) << 16
+}
+
+/// Calls a helper by its number in include/uapi/linux/bpf.h.
+const fn call(helper: u32) -> u64 {
+    0x85 | (helper as u64) << 32
+}
+
+/// `BPF_F_XDP_HAS_FRAGS`.
+const HAS_FRAGS: u32 = 1 << 5;
+
+fn xdp_frags() -> io::Result<OwnedFd> {
+    const XDP_PASS: i32 = 2;
+    sys::load_program(bpf_prog_type::BPF_PROG_TYPE_XDP, 0, HAS_FRAGS, &[set(R0, XDP_PASS), EXIT])
+}
+
+/// Attaches to a device that does not exist: a kernel without tcx does not get as far as looking for it.
+fn tcx() -> bool {
+    const NO_DEVICE: u32 = i32::MAX as u32;
+    let program = sys::load_program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, 0, &[set(R0, 0), EXIT]);
+    let attached =
+        program.and_then(|program| sys::create_link(program.as_fd(), NO_DEVICE, hooks::TCX_INGRESS, 0));
+    attached.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+}
+
+/// Calls `bpf_fib_lookup` with the flag and parameters of no address family: EINVAL is about the flag, which is looked at first
+/// (net/core/filter.c, `bpf_skb_fib_lookup`).
+fn fib_source() -> io::Result<bool> {
+    const BPF_FIB_LOOKUP: u32 = 69;
+    const BPF_FIB_LOOKUP_SRC: i32 = 1 << 4;
+    /// Size of `struct bpf_fib_lookup`.
+    const PARAMETERS: i16 = 64;
+    let mut program: Vec<u64> = (1..=PARAMETERS / 8).map(|i| clear(-8 * i)).collect();
+    program.extend([
+        copy(R2, R10),
+        add(R2, -i32::from(PARAMETERS)),
+        set(R3, PARAMETERS.into()),
+        set(R4, BPF_FIB_LOOKUP_SRC),
+        call(BPF_FIB_LOOKUP),
+        EXIT,
+    ]);
+    let program = sys::load_program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, 0, &program)?;
+    let frame = [0; 64];
+    let run = sys::test_run(program.as_fd(), &frame, &[], 1)?;
+    Ok(run.return_code.cast_signed() != -libc::EINVAL)
+}
+
+fn set_retval() -> io::Result<OwnedFd> {
+    const BPF_SET_RETVAL: u32 = 187;
+    const CONNECT: u32 = bpf_attach_type::BPF_CGROUP_INET4_CONNECT as u32;
+    let program = [set(R1, -libc::ECONNREFUSED), call(BPF_SET_RETVAL), set(R0, 0), EXIT];
+    sys::load_program(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, CONNECT, 0, &program)
+}
+
+fn coarse_clock() -> io::Result<OwnedFd> {
+    const BPF_KTIME_GET_COARSE_NS: u32 = 160;
+    let program = [call(BPF_KTIME_GET_COARSE_NS), set(R0, 0), EXIT];
+    sys::load_program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, 0, &program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instructions_are_encoded_as_the_kernel_reads_them() {
+        assert_eq!(set(R0, 2).to_le_bytes(), [0xb7, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(set(R1, -111).to_le_bytes(), [0xb7, 1, 0, 0, 0x91, 0xff, 0xff, 0xff]);
+        assert_eq!(copy(R2, R10).to_le_bytes(), [0xbf, 0xa2, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(clear(-8).to_le_bytes(), [0x7a, 0x0a, 0xf8, 0xff, 0, 0, 0, 0]);
+        assert_eq!(call(69).to_le_bytes(), [0x85, 0, 0, 0, 69, 0, 0, 0]);
+    }
+
+    #[test]
+    fn what_is_missing_is_said_with_what_is_lost() {
+        let all = Features {
+            kernel: "7.3.4".to_owned(),
+            xdp_frags: true,
+            tcx: true,
+            fib_source: true,
+            set_retval: true,
+            coarse_clock: true,
+            btf: true,
+            jit: true,
+            netns_cookie: Some(1),
+        };
+        assert_eq!(all.missing(), [""; 0]);
+        let without = Features { tcx: false, netns_cookie: None, ..all };
+        assert!(
+            matches!(without.missing()[..], [tcx, cookie] if tcx.contains("tcx") && cookie.contains("localhost"))
+        );
+    }
+}
