@@ -39,6 +39,9 @@ enum Command {
     Load(tool::load::Options),
     /// Send ICMP echo requests and wait for the reply to each
     Ping(tool::ping::Options),
+    /// List the kernel programs that this kernel takes, and what is lost on it
+    #[cfg(feature = "programs")]
+    Programs,
     /// Build a cluster without agents, print its name, and remove it on Ctrl-C
     Up,
     /// Send and receive many bytes over one TCP connection
@@ -60,6 +63,8 @@ async fn main() -> Result<()> {
         Command::Associate(options) => print(&tool::sctp::run(&options)),
         Command::Load(options) => print(&tool::load::run(&options).await?),
         Command::Ping(options) => print(&tool::ping::run(&options)?),
+        #[cfg(feature = "programs")]
+        Command::Programs => print(&lb_testbed::programs::Listing::new()?),
         Command::Up => up().await,
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),
     }

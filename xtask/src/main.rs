@@ -4,6 +4,7 @@ mod bench;
 mod build_ebpf;
 mod demo;
 mod k8s;
+mod kernels;
 mod process;
 mod run;
 mod setup;
@@ -41,7 +42,8 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    match run(Task::parse()) {
+    let result = if kernels::is_guest() { kernels::guest() } else { run(Task::parse()) };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -47,6 +47,26 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Runs a command and returns its standard output. An error contains its standard error.
+pub fn text_of(command: &mut Command) -> Result<String> {
+    Ok(String::from_utf8_lossy(&bytes_of(command)?).into_owned())
+}
+
+/// Like [`text_of`], for output that is not text.
+pub fn bytes_of(command: &mut Command) -> Result<Vec<u8>> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {program} (is it installed?)"))?;
+    if !output.status.success() {
+        let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        bail!("`{program} {}`: {}\n{}", arguments.join(" "), output.status, errors.trim());
+    }
+    Ok(output.stdout)
+}
+
 /// Compiles with cargo. Shows warnings and errors as they come, and a line of progress every few
 /// seconds.
 pub fn compile(command: &mut Command) -> Result<()> {

@@ -16,6 +16,12 @@ pub enum Program {
     Nft,
     Ipset,
     Etcd,
+    Qemu,
+    Depmod,
+    Strip,
+    Xz,
+    Zstd,
+    Lz4,
 }
 
 impl Program {
@@ -30,6 +36,12 @@ impl Program {
             Self::Nft => "nft",
             Self::Ipset => "ipset",
             Self::Etcd => "etcd",
+            Self::Qemu => "qemu-system-x86_64",
+            Self::Depmod => "depmod",
+            Self::Strip => "strip",
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
+            Self::Lz4 => "lz4",
         }
     }
 
@@ -43,6 +55,12 @@ impl Program {
             Self::Nft => &["nftables"],
             Self::Ipset => &["ipset"],
             Self::Etcd => &["etcd-server"],
+            Self::Qemu => &["qemu-system-x86"],
+            Self::Depmod => &["kmod"],
+            Self::Strip => &["binutils"],
+            Self::Xz => &["xz-utils"],
+            Self::Zstd => &["zstd"],
+            Self::Lz4 => &["lz4"],
         }
     }
 
@@ -55,6 +73,10 @@ impl Program {
             Self::Iptables | Self::Nft => "rules of kube-proxy, for the tests of their removal",
             Self::Ipset => "sets of kube-proxy, for the tests of their removal",
             Self::Etcd => "storage of the real API server",
+            Self::Qemu => "machines with other kernels",
+            Self::Depmod => "modules of other kernels",
+            Self::Strip => "makes programs for other kernels small",
+            Self::Xz | Self::Zstd | Self::Lz4 => "decompresses other kernels",
         }
     }
 

@@ -10,15 +10,18 @@ use std::{process::Command, time::Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use self::summary::{Report, Tally};
+use self::summary::Report;
+pub use self::summary::Tally;
 use crate::{
     build_ebpf,
     k8s::{self, Program},
+    kernels,
     process::{cargo, is_root, run_and_read, try_compile},
     setup::{self, Component, Need},
 };
 
 #[derive(clap::Args, Default)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
     /// Run these parts only
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
@@ -36,6 +39,15 @@ pub struct Options {
     /// Passed on to the test programs (such as `--nocapture`)
     #[arg(last = true)]
     test_args: Vec<String>,
+    #[command(subcommand)]
+    separate: Option<Separate>,
+}
+
+/// Tests with options of their own.
+#[derive(clap::Subcommand)]
+enum Separate {
+    /// Boot other kernels in emulated machines and test there (needs root and QEMU)
+    Kernels(kernels::Options),
 }
 
 impl Options {
@@ -174,6 +186,9 @@ impl Part {
 }
 
 pub fn run(options: &Options) -> Result<()> {
+    if let Some(Separate::Kernels(options)) = &options.separate {
+        return kernels::run(options);
+    }
     let parts = options.parts();
     let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
     println!("Parts: {}.", names.join(" "));

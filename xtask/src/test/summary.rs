@@ -5,8 +5,8 @@ use std::{fmt, ops::Add, time::Duration};
 /// Result of one part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    passed: u64,
-    failed: u64,
+    pub passed: u64,
+    pub failed: u64,
     /// The part did not run.
     skipped: bool,
     /// Why the part failed or was skipped, or what it left out, unless the output of its tests

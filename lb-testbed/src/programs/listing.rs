@@ -1,0 +1,45 @@
+//! `lb-testbed programs`: what this kernel takes, for `cargo xtask test kernels`.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use lb_datapath::Datapath;
+use serde::Serialize;
+
+use super::{Limits, load_options};
+
+/// What loads on this kernel, and what is lost.
+#[derive(Debug, Serialize)]
+pub struct Listing {
+    /// How tc programs are attached.
+    tc: &'static str,
+    xdp: &'static str,
+    /// Verified instructions by program; none if the kernel does not count them (before 5.16).
+    loaded: BTreeMap<String, Option<u32>>,
+    /// Reason by program.
+    refused: BTreeMap<String, String>,
+    missing: Vec<&'static str>,
+}
+
+impl Listing {
+    /// Loads the programs on maps of their own.
+    pub fn new() -> Result<Self> {
+        let datapath = Datapath::load_private(&load_options(&Limits::default()))?;
+        let features = datapath.features();
+        let loaded = datapath.program_statistics()?.into_iter().map(|program| {
+            let verified = program.verified_instructions;
+            (program.name, (verified > 0).then_some(verified))
+        });
+        let refused = datapath.refusals().iter().map(|refusal| {
+            let reason = refusal.log.last().unwrap_or(&refusal.error);
+            (refusal.program.clone(), reason.clone())
+        });
+        Ok(Self {
+            tc: if features.tcx { "tcx" } else { "clsact" },
+            xdp: if features.xdp_frags { "multi-buffer" } else { "linear" },
+            loaded: loaded.collect(),
+            refused: refused.collect(),
+            missing: features.missing(),
+        })
+    }
+}

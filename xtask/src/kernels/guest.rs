@@ -1,0 +1,202 @@
+//! Inside the virtual machine: this program as its first process.
+//!
+//! It makes a root file system of the host's, which is shared read-only, and of memory on top of it, runs the steps of
+//! its task there, reports over serial ports, and turns the machine off.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use rustix::{
+    mount::{MountFlags, mount, mount_bind},
+    system::{RebootCommand, finit_module, reboot, sethostname},
+};
+use serde::{Deserialize, Serialize};
+
+/// Where the task is in the initial file system.
+pub const TASK_FILE: &str = "/task.json";
+/// Name of the share with the host's root.
+pub const SHARE: &str = "host";
+/// What programs print.
+const OUTPUT: &str = "/dev/ttyS1";
+/// Begins the line before what a step prints; the name of the step follows.
+pub const STEP_MARK: &str = "── in the guest: ";
+/// One [`Report`] a line.
+const REPORTS: &str = "/dev/ttyS2";
+/// Where programs are looked for.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What the machine does.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Task {
+    /// As `uname -r` prints it.
+    pub release: String,
+    /// The kernel's modules, on the host.
+    pub modules: PathBuf,
+    /// Modules in the initial file system, in the order of loading.
+    pub early_modules: Vec<String>,
+    /// Modules that nothing loads by itself when they are needed.
+    pub late_modules: Vec<String>,
+    /// Folder that the steps run in.
+    pub folder: PathBuf,
+    pub steps: Vec<Step>,
+}
+
+/// A program that is run to its end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Step {
+    pub name: String,
+    pub program: PathBuf,
+    pub arguments: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    /// It is killed after so many seconds.
+    pub limit: u64,
+}
+
+/// What came of the task so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Report {
+    /// A step has ended. Without a code it was killed.
+    End { step: String, code: Option<i32>, seconds: f64 },
+    /// The machine could not run the steps.
+    Broken { reason: String },
+    /// All steps were run.
+    Complete,
+}
+
+/// Whether this process is the first one of a machine that was started for a task.
+pub fn is_guest() -> bool {
+    std::process::id() == 1 && Path::new(TASK_FILE).exists()
+}
+
+/// Runs the task and turns the machine off.
+pub fn main() -> Result<()> {
+    let mut result = devices();
+    if result.is_ok()
+        && let Ok(mut reports) = OpenOptions::new().write(true).open(REPORTS)
+    {
+        result = run(&mut reports);
+        let last = match &result {
+            Ok(()) => Report::Complete,
+            Err(error) => Report::Broken { reason: format!("{error:#}") },
+        };
+        // Without the last report the host takes the machine for broken.
+        let _ = send(&mut reports, &last);
+    }
+    if let Err(error) = &result {
+        eprintln!("{error:#}");
+    }
+    // What the serial ports still hold is lost when the power goes.
+    thread::sleep(Duration::from_millis(200));
+    reboot(RebootCommand::PowerOff).context("turn the machine off")
+}
+
+fn devices() -> Result<()> {
+    attach("devtmpfs", "devtmpfs", "/dev", "")
+}
+
+fn run(reports: &mut File) -> Result<()> {
+    let task: Task = serde_json::from_slice(&fs::read(TASK_FILE)?).context("read the task")?;
+    attach("proc", "proc", "/proc", "")?;
+    attach("sysfs", "sysfs", "/sys", "")?;
+    for module in &task.early_modules {
+        let file = File::open(Path::new("/modules").join(module))?;
+        finit_module(&file, c"", 0).with_context(|| format!("load the module {module}"))?;
+    }
+    root(&task)?;
+    let mut output = OpenOptions::new().write(true).open(OUTPUT)?;
+    // The kernel's threads have the same root as this process: what they load on demand comes from the host's /sbin/modprobe.
+    std::os::unix::fs::chroot("/root").context("change the root")?;
+    std::env::set_current_dir(&task.folder)
+        .with_context(|| format!("enter {} (is it on the root file system?)", task.folder.display()))?;
+    command(Path::new("ip"), &output)?.args(["link", "set", "lo", "up"]).status().context("run ip")?;
+    for module in &task.late_modules {
+        // It may be built in. If the kernel does not have it, the tests that need it fail.
+        command(Path::new("modprobe"), &output)?.args(["-q", module]).status().context("run modprobe")?;
+    }
+    for step in &task.steps {
+        writeln!(output, "\n{STEP_MARK}{}", step.name)?;
+        let start = Instant::now();
+        let code = execute(step, &output)?;
+        let seconds = start.elapsed().as_secs_f64();
+        send(reports, &Report::End { step: step.name.clone(), code, seconds })?;
+    }
+    Ok(())
+}
+
+/// Makes `/root`: the host's files, changes in memory, and this kernel's own file systems and modules.
+fn root(task: &Task) -> Result<()> {
+    mount(SHARE, "/host", "virtiofs", MountFlags::RDONLY, None).context("mount the host's root")?;
+    attach("tmpfs", "writable", "/writable", "size=70%,mode=755")?;
+    for folder in ["/writable/upper", "/writable/work"] {
+        fs::create_dir(folder)?;
+    }
+    attach("overlay", "root", "/root", "lowerdir=/host,upperdir=/writable/upper,workdir=/writable/work")?;
+    for (kind, path) in [
+        ("proc", "proc"),
+        ("sysfs", "sys"),
+        ("devtmpfs", "dev"),
+        ("tmpfs", "dev/shm"),
+        ("devpts", "dev/pts"),
+        ("tmpfs", "run"),
+        ("tmpfs", "tmp"),
+        ("cgroup2", "sys/fs/cgroup"),
+        ("bpf", "sys/fs/bpf"),
+    ] {
+        let path = Path::new("/root").join(path);
+        if !path.exists() {
+            fs::create_dir_all(&path)?;
+        }
+        attach(kind, kind, path, "")?;
+    }
+    // /lib is a link into /usr, and absolute links would leave the new root.
+    let modules = Path::new("/root/usr/lib/modules").join(&task.release);
+    fs::create_dir_all(&modules)?;
+    let source = Path::new("/root").join(task.modules.strip_prefix("/").unwrap_or(&task.modules));
+    mount_bind(&source, &modules).with_context(|| format!("mount {}", source.display()))?;
+    sethostname(b"guest")?;
+    Ok(())
+}
+
+fn attach(kind: &str, source: &str, path: impl AsRef<Path>, options: &str) -> Result<()> {
+    let path = path.as_ref();
+    let options = std::ffi::CString::new(options)?;
+    mount(source, path, kind, MountFlags::empty(), options.as_c_str())
+        .with_context(|| format!("mount {kind} at {}", path.display()))
+}
+
+fn command(program: &Path, output: &File) -> Result<Command> {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", PATH).env("HOME", "/root").env("LANG", "C.UTF-8");
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
+    Ok(command)
+}
+
+/// Runs a step. No code: it was killed.
+fn execute(step: &Step, output: &File) -> Result<Option<i32>> {
+    let mut command = command(&step.program, output)?;
+    command.args(&step.arguments).envs(step.environment.iter().map(|(name, value)| (name, value)));
+    let mut child = command.spawn().with_context(|| format!("run {}", step.program.display()))?;
+    let deadline = Instant::now() + Duration::from_secs(step.limit);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.code());
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn send(reports: &mut File, report: &Report) -> Result<()> {
+    writeln!(reports, "{}", serde_json::to_string(report)?).context("write a report")
+}

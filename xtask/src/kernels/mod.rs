@@ -1,0 +1,233 @@
+//! `cargo xtask test kernels`: Sluice on kernels other than this machine's.
+//!
+//! For each kernel: Debian's package is fetched ([`debian`]), a machine is emulated that boots it ([`vm`]), and in it this
+//! program ([`guest`]) runs test programs that were built here. What loads, with the instructions that the verifier
+//! looked at, and what passes is a table, which `--write` puts into `docs/kernels.md`. Everything is kept below
+//! `target/kernels/`.
+
+mod debian;
+mod guest;
+mod image;
+mod table;
+mod vm;
+
+use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lb_build::progress::report;
+
+pub use self::guest::{is_guest, main as guest};
+use self::{
+    guest::{Step, Task},
+    table::Row,
+    vm::Qemu,
+};
+use crate::{
+    process::{cargo, is_root},
+    setup::{self, Component, InstallOptions, Need},
+    test::Tally,
+};
+
+const TASK: &str = "kernels";
+
+/// The series that stands for the newest kernel of all.
+const NEWEST: &str = "newest";
+
+/// The step that prints what loads.
+const PROGRAMS: &str = "programs";
+
+/// What is tested by default and in CI: the oldest kernel, the most common one, and the newest.
+const DEFAULT: [&str; 3] = ["5.10", "6.1", NEWEST];
+/// What `--all-kernels` tests.
+const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", NEWEST];
+
+/// How much longer the testbed waits in a guest than on a machine.
+const PATIENCE: &str = "8";
+
+/// Modules of the tests that no kernel loads on demand.
+const LATE_MODULES: [&str; 2] = ["tun", "sctp"];
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Test these series only (`5.10`, `6.1`, …, `newest`)
+    #[arg(long, value_delimiter = ',', value_name = "SERIES")]
+    only: Vec<String>,
+    /// Test all series that Debian has, not only those of CI
+    #[arg(long, conflicts_with = "only")]
+    all_kernels: bool,
+    /// Run all packet cases and all end-to-end cases on routed underlays, not only the smoke test
+    #[arg(long)]
+    all_cases: bool,
+    /// Fetch the newest kernel of each series, even if one is there
+    #[arg(long)]
+    refresh: bool,
+    /// Write the table into docs/kernels.md
+    #[arg(long)]
+    write: bool,
+    #[command(flatten)]
+    setup: InstallOptions,
+    /// Run this in the guests in place of the tests, with its arguments
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let tally = test(options)?;
+    if tally.failed > 0 {
+        bail!("{} passed, {} failed", tally.passed, tally.failed);
+    }
+    println!("{} passed", tally.passed);
+    Ok(())
+}
+
+fn test(options: &Options) -> Result<Tally> {
+    ensure!(
+        is_root(),
+        "needs root to share the file system with the guest: run `sudo -E cargo xtask test kernels`"
+    );
+    setup::provide(&needs(), options.setup)?;
+    let cache = crate::target().join("kernels");
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    // Two runs would use the same files.
+    let lock = fs::File::create(cache.join("lock"))?;
+    lock.lock()?;
+    let qemu = Qemu::provide(&cache)?;
+    let steps = if options.command.is_empty() { steps(options.all_cases)? } else { given(&options.command) };
+    let series: Vec<&str> = match (options.only.as_slice(), options.all_kernels) {
+        ([], false) => DEFAULT.to_vec(),
+        ([], true) => ALL.to_vec(),
+        (only, _) => only.iter().map(String::as_str).collect(),
+    };
+    let mut tally = Tally::default();
+    let mut rows = Vec::new();
+    for series in series {
+        let kernel = debian::provide(&cache, series, options.refresh)?;
+        report(TASK, &format!("Linux {}", kernel.release));
+        let task = Task {
+            release: kernel.release.clone(),
+            modules: kernel.modules(),
+            early_modules: Vec::new(),
+            late_modules: LATE_MODULES.map(str::to_owned).to_vec(),
+            folder: crate::workspace().to_owned(),
+            steps: steps.clone(),
+        };
+        let limit = Duration::from_secs(60 + steps.iter().map(|step| step.limit).sum::<u64>());
+        let run = vm::run(&qemu, &kernel, &task, &cache.join("runs").join(series), limit)?;
+        if let Some(trouble) = &run.trouble {
+            println!("{trouble}");
+            tally.failed += 1;
+        }
+        if options.command.is_empty() {
+            let row = Row::read(&kernel.release, series, &run);
+            tally = tally + row.tally();
+            rows.push(row);
+        } else if run.steps.iter().any(|step| step.code != Some(0)) {
+            tally.failed += 1;
+        }
+    }
+    if options.command.is_empty() {
+        let limits = table::limits()?;
+        for excess in table::excesses(&rows, &limits) {
+            println!("{excess}");
+            tally.failed += 1;
+        }
+        let table = table::render(&rows);
+        println!("{table}");
+        if options.write {
+            table::write(&table)?;
+        }
+    }
+    Ok(tally)
+}
+
+/// What the machine must have.
+pub fn needs() -> Vec<Need> {
+    use setup::Program::{Bpftool, Compiler, Depmod, Ethtool, Ip, Lz4, Nft, Qemu, Strip, Xz, Zstd};
+
+    let mut needs = vec![Need::Component(Component::KernelRustSrc)];
+    let programs = [Compiler, Ip, Ethtool, Bpftool, Nft, Qemu, Depmod, Strip, Xz, Zstd, Lz4];
+    needs.extend(programs.map(Need::Program));
+    needs
+}
+
+/// What is run in each guest.
+fn steps(all_cases: bool) -> Result<Vec<Step>> {
+    let built = Built::new()?;
+    let mut steps = vec![
+        step(PROGRAMS, &built.tool, &["programs"], 120, &built),
+        step("smoke", &built.e2e, &["smoke"], 600, &built),
+    ];
+    if all_cases {
+        steps.push(step("packets", &built.packets, &[], 3600, &built));
+        steps.push(step("e2e", &built.e2e, &["routed"], 4 * 3600, &built));
+    }
+    Ok(steps)
+}
+
+fn step(name: &str, program: &std::path::Path, arguments: &[&str], limit: u64, built: &Built) -> Step {
+    Step {
+        name: name.to_owned(),
+        program: program.to_owned(),
+        arguments: arguments.iter().map(ToString::to_string).collect(),
+        environment: vec![
+            ("SLUICE_LB".to_owned(), built.lb.display().to_string()),
+            ("SLUICE_PATIENCE".to_owned(), PATIENCE.to_owned()),
+        ],
+        limit,
+    }
+}
+
+/// The command that was given, as the only step.
+fn given(command: &[String]) -> Vec<Step> {
+    let (program, arguments) = command.split_first().expect("the caller has looked");
+    vec![Step {
+        name: "command".to_owned(),
+        program: program.into(),
+        arguments: arguments.to_vec(),
+        environment: vec![("SLUICE_PATIENCE".to_owned(), PATIENCE.to_owned())],
+        limit: 3600,
+    }]
+}
+
+/// The programs that guests run: they are built here, and reached there by the same paths.
+struct Built {
+    lb: PathBuf,
+    tool: PathBuf,
+    packets: PathBuf,
+    e2e: PathBuf,
+}
+
+impl Built {
+    fn new() -> Result<Self> {
+        let agent = build(&["build", "-p", "lb-userspace", "--bin", "lb"])?;
+        let tests = build(&["test", "--no-run", "-p", "lb-testbed", "--test", "packets", "--test", "e2e"])?;
+        let find = |programs: &[(String, PathBuf)], name: &str| {
+            let program = programs.iter().find(|(program, _)| program == name);
+            program.map(|(_, path)| path.clone()).with_context(|| format!("cargo did not build {name}"))
+        };
+        Ok(Self {
+            lb: find(&agent, "lb")?,
+            tool: find(&tests, "lb-testbed")?,
+            packets: find(&tests, "packets")?,
+            e2e: find(&tests, "e2e")?,
+        })
+    }
+}
+
+/// Builds, and returns names and paths of the programs.
+fn build(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let output = cargo()
+        .args(arguments)
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "`cargo {}` failed", arguments.join(" "));
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let programs = messages.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let name = message["target"]["name"].as_str()?.to_owned();
+        Some((name, message["executable"].as_str()?.into()))
+    });
+    Ok(programs.collect())
+}

@@ -1,0 +1,301 @@
+//! What the guests reported, as tables, and compared with the limits.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use super::vm::Run;
+use crate::test::Tally;
+
+/// What the limits of programs are read from.
+const LIMITS: &str = "xtask/src/kernels/limits.txt";
+/// What the tables are written into, between the marks.
+const DOCUMENT: &str = "docs/kernels.md";
+const BEGIN: &str = "<!-- written by `cargo xtask test kernels --write` -->\n";
+const END: &str = "<!-- end -->\n";
+
+/// What `lb-testbed programs` prints.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Programs {
+    /// How tc programs are attached.
+    pub tc: String,
+    pub xdp: String,
+    /// Verified instructions by program; none where the kernel does not count them (before 5.16).
+    pub loaded: BTreeMap<String, Option<u32>>,
+    /// Reason by program.
+    pub refused: BTreeMap<String, String>,
+    /// What is lost.
+    pub missing: Vec<String>,
+}
+
+/// A kernel.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub release: String,
+    pub series: String,
+    programs: Option<Programs>,
+    /// Results of the test programs by step, in order.
+    tests: Vec<(String, Tally)>,
+    seconds: f64,
+    complete: bool,
+}
+
+impl Row {
+    pub fn read(release: &str, series: &str, run: &Run) -> Self {
+        let mut row = Self {
+            release: release.to_owned(),
+            series: series.to_owned(),
+            programs: None,
+            tests: Vec::new(),
+            seconds: 0.0,
+            complete: run.trouble.is_none(),
+        };
+        for ended in &run.steps {
+            row.seconds += ended.seconds;
+            if ended.step == super::PROGRAMS {
+                row.programs = ended.output.lines().find_map(|line| serde_json::from_str(line).ok());
+                continue;
+            }
+            let mut tally = Tally::default();
+            ended.output.lines().for_each(|line| tally.read(line));
+            if ended.code != Some(0) && tally.failed == 0 {
+                tally.failed = 1;
+            }
+            row.tests.push((ended.step.clone(), tally));
+        }
+        row
+    }
+
+    /// Everything that was tested on this kernel. A kernel that loads no program fails.
+    pub fn tally(&self) -> Tally {
+        let mut sum = Tally::default();
+        for (_, tally) in &self.tests {
+            sum = sum + tally.clone();
+        }
+        match &self.programs {
+            Some(programs) => {
+                sum.passed += programs.loaded.len() as u64;
+                sum.failed += programs.refused.len() as u64;
+            }
+            None => sum.failed += 1,
+        }
+        sum
+    }
+}
+
+/// Limits of verified instructions: by program, then by series.
+pub type Limits = BTreeMap<String, BTreeMap<String, u32>>;
+
+pub fn limits() -> Result<Limits> {
+    let path = crate::workspace().join(LIMITS);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse_limits(&text).with_context(|| format!("in {}", path.display()))
+}
+
+/// The first line names the series, each other one a program and its limits. `#` begins a comment.
+fn parse_limits(text: &str) -> Result<Limits> {
+    let mut lines = text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+    let series: Vec<_> = lines.next().context("it is empty")?.split_whitespace().skip(1).collect();
+    let mut limits = Limits::new();
+    for line in lines {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("a line without a program")?;
+        let numbers = words.map(str::parse).collect::<Result<Vec<u32>, _>>();
+        let numbers = numbers.with_context(|| format!("the limits of {program}"))?;
+        if numbers.len() != series.len() {
+            bail!("{program} has {} limits, and there are {} kernels", numbers.len(), series.len());
+        }
+        let of_series = series.iter().map(ToString::to_string).zip(numbers).collect();
+        limits.insert(program.to_owned(), of_series);
+    }
+    Ok(limits)
+}
+
+/// Programs that need more verified instructions than their limit, a line each.
+pub fn excesses(rows: &[Row], limits: &Limits) -> Vec<String> {
+    let mut excesses = Vec::new();
+    for row in rows {
+        let loaded = row.programs.iter().flat_map(|programs| &programs.loaded);
+        for (program, verified) in loaded {
+            let Some(verified) = verified else { continue };
+            let of_program = limits.get(program).map(|of_series| of_series.get(&row.series));
+            match of_program {
+                // A series without limits: it is tested on demand only.
+                Some(None) => {}
+                Some(Some(limit)) if verified <= limit => {}
+                Some(Some(limit)) => excesses.push(format!(
+                    "{program} needs {verified} verified instructions on {}: more than its limit of {limit} ({LIMITS})",
+                    row.release
+                )),
+                None => excesses.push(format!("{program} has no limit in {LIMITS}")),
+            }
+        }
+    }
+    excesses.sort();
+    excesses.dedup();
+    excesses
+}
+
+/// The tables, in Markdown.
+pub fn render(rows: &[Row]) -> String {
+    let mut text = String::new();
+    let mut steps: Vec<&str> = Vec::new();
+    for (step, _) in rows.iter().flat_map(|row| &row.tests) {
+        if !steps.contains(&step.as_str()) {
+            steps.push(step);
+        }
+    }
+    let titles = ["kernel", "programs loaded", "tc", "XDP"].into_iter().chain(steps.iter().copied());
+    let titles: Vec<_> = titles.chain(["seconds"]).map(str::to_owned).collect();
+    let mut lines = vec![titles];
+    for row in rows {
+        let mut line =
+            vec![format!("{}{}", row.release, if row.complete { "" } else { " (did not complete)" })];
+        match &row.programs {
+            Some(programs) => {
+                let (loaded, refused) = (programs.loaded.len(), programs.refused.len());
+                line.push(format!("{loaded} of {}", loaded + refused));
+                line.extend([programs.tc.clone(), programs.xdp.clone()]);
+            }
+            None => line.extend(["none", "–", "–"].map(str::to_owned)),
+        }
+        for step in &steps {
+            let tally = row.tests.iter().find(|(name, _)| name == step).map(|(_, tally)| tally);
+            line.push(tally.map_or("–".to_owned(), |tally| {
+                format!("{} of {}", tally.passed, tally.passed + tally.failed)
+            }));
+        }
+        line.push(format!("{:.0}", row.seconds));
+        lines.push(line);
+    }
+    text.push_str(&table(&lines));
+    text.push_str("\nInstructions that the verifier looks at:\n\n");
+    text.push_str(&table(&verified(rows)));
+    for row in rows {
+        let Some(programs) = &row.programs else { continue };
+        if !programs.missing.is_empty() || !programs.refused.is_empty() {
+            text.push_str(&format!("\nLinux {}:\n\n", row.release));
+        }
+        for missing in &programs.missing {
+            text.push_str(&format!("- {missing}\n"));
+        }
+        for (program, reason) in &programs.refused {
+            text.push_str(&format!("- {program} is refused: {reason}\n"));
+        }
+    }
+    text
+}
+
+/// A line for each program, a column for each kernel.
+fn verified(rows: &[Row]) -> Vec<Vec<String>> {
+    let programs = |row: &Row| row.programs.clone().unwrap_or_default();
+    let titles = rows.iter().map(|row| row.release.clone());
+    let mut lines = vec![std::iter::once("program".to_owned()).chain(titles).collect::<Vec<_>>()];
+    let mut names: Vec<String> = rows
+        .iter()
+        .flat_map(|row| {
+            let Programs { loaded, refused, .. } = programs(row);
+            loaded.into_keys().chain(refused.into_keys())
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        let cells = rows.iter().map(|row| match programs(row).loaded.get(&name) {
+            Some(Some(verified)) => verified.to_string(),
+            Some(None) => "loaded".to_owned(),
+            None if programs(row).refused.contains_key(&name) => "refused".to_owned(),
+            None => "–".to_owned(),
+        });
+        lines.push(std::iter::once(format!("`{name}`")).chain(cells).collect());
+    }
+    lines
+}
+
+/// A Markdown table; the first line is its head.
+fn table(lines: &[Vec<String>]) -> String {
+    let mut text = String::new();
+    for (number, line) in lines.iter().enumerate() {
+        text.push_str(&format!("| {} |\n", line.join(" | ")));
+        if number == 0 {
+            text.push_str(&format!("|{}\n", "---|".repeat(line.len())));
+        }
+    }
+    text
+}
+
+/// Replaces the tables in the document.
+pub fn write(table: &str) -> Result<()> {
+    let path: PathBuf = crate::workspace().join(DOCUMENT);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = replaced(&text, table).with_context(|| format!("{DOCUMENT} has no marks for the table"))?;
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn replaced(text: &str, table: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(verified: u32) -> Row {
+        let programs = Programs {
+            tc: "clsact".to_owned(),
+            xdp: "native".to_owned(),
+            loaded: BTreeMap::from([("lb_xdp".to_owned(), Some(verified)), ("lb_new".to_owned(), None)]),
+            refused: BTreeMap::from([("lb_connected".to_owned(), "unknown func".to_owned())]),
+            missing: vec!["no tcx".to_owned()],
+        };
+        let mut smoke = Tally::default();
+        smoke.read("test result: FAILED. 20 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out");
+        Row {
+            release: "6.1.0-56-cloud-amd64".to_owned(),
+            series: "6.1".to_owned(),
+            programs: Some(programs),
+            tests: vec![("smoke".to_owned(), smoke)],
+            seconds: 61.4,
+            complete: true,
+        }
+    }
+
+    #[test]
+    fn the_tables_have_a_line_for_each_kernel_and_each_program() {
+        assert_eq!(
+            render(&[row(54_230)]),
+            "| kernel | programs loaded | tc | XDP | smoke | seconds |\n\
+             |---|---|---|---|---|---|\n\
+             | 6.1.0-56-cloud-amd64 | 2 of 3 | clsact | native | 20 of 21 | 61 |\n\
+             \nInstructions that the verifier looks at:\n\n\
+             | program | 6.1.0-56-cloud-amd64 |\n\
+             |---|---|\n\
+             | `lb_connected` | refused |\n\
+             | `lb_new` | loaded |\n\
+             | `lb_xdp` | 54230 |\n\
+             \nLinux 6.1.0-56-cloud-amd64:\n\n\
+             - no tcx\n\
+             - lb_connected is refused: unknown func\n"
+        );
+    }
+
+    #[test]
+    fn a_program_that_grows_past_its_limit_is_named() {
+        let limits = parse_limits("# limits\nprogram 6.1 newest\nlb_xdp 60000 90000\nlb_new 1 1\n").unwrap();
+        assert_eq!(excesses(&[row(60_000)], &limits), [""; 0]);
+        let excess = excesses(&[row(60_001)], &limits);
+        assert_eq!(excess.len(), 1);
+        assert!(excess[0].starts_with("lb_xdp needs 60001 verified instructions on 6.1.0-56"), "{excess:?}");
+        assert!(parse_limits("program 6.1 newest\nlb_xdp 60000\n").is_err());
+    }
+
+    #[test]
+    fn the_table_goes_between_the_marks() {
+        let text = format!("before\n{BEGIN}old\n{END}after\n");
+        assert_eq!(replaced(&text, "new\n").unwrap(), format!("before\n{BEGIN}\nnew\n\n{END}after\n"));
+        assert_eq!(replaced("no marks", "new"), None);
+    }
+}

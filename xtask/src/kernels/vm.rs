@@ -1,0 +1,231 @@
+//! A virtual machine that runs one task: QEMU, and the daemon that shares the host's files with it.
+//!
+//! The processor is emulated (TCG), which works everywhere and makes everything some twenty times slower.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount},
+    process::{Signal, set_parent_process_death_signal},
+    thread::{UnshareFlags, unshare_unsafe},
+};
+
+use super::{
+    debian::{self, Kernel},
+    guest::{Report, SHARE, STEP_MARK, Task},
+    image,
+};
+use crate::process::{command, text_of};
+
+/// Where Debian has the daemon: with QEMU up to 7.2, and as a package of its own.
+const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
+/// Memory of a machine, in MiB. What it uses is what it touches.
+const MEMORY: u32 = 3072;
+/// Options of every kernel: a panic ends the machine; what only costs time under emulation is off.
+const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 rdinit=/init mitigations=off nokaslr no5lvl audit=0 \
+                              random.trust_cpu=on tsc=reliable";
+
+/// The emulator.
+pub struct Qemu {
+    program: PathBuf,
+    /// Folder of an unpacked QEMU, which looks for its parts where it would have been installed.
+    unpacked: Option<PathBuf>,
+}
+
+impl Qemu {
+    /// The one that is installed if it is new enough, else an unpacked newer one.
+    pub fn provide(cache: &Path) -> Result<Self> {
+        let version = text_of(command("qemu-system-x86_64").arg("--version"))?;
+        let major = version.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse::<u32>().ok());
+        if major.is_some_and(|major| major >= 8) {
+            return Ok(Self { program: "qemu-system-x86_64".into(), unpacked: None });
+        }
+        let folder = debian::qemu(cache)?;
+        Ok(Self { program: folder.join("usr/bin/qemu-system-x86_64"), unpacked: Some(folder) })
+    }
+
+    fn command(&self) -> Command {
+        // The machines of the tests leave the processor to whoever builds.
+        let mut command = Command::new("nice");
+        command.arg(&self.program);
+        if let Some(folder) = &self.unpacked {
+            command.env("QEMU_MODULE_DIR", folder.join("usr/lib/x86_64-linux-gnu/qemu"));
+            for data in ["usr/share/qemu", "usr/share/seabios"] {
+                command.arg("-L").arg(folder.join(data));
+            }
+        }
+        command
+    }
+}
+
+/// A step that was run.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    pub step: String,
+    /// None: it was killed after its time.
+    pub code: Option<i32>,
+    pub seconds: f64,
+    pub output: String,
+}
+
+/// What a machine left.
+pub struct Run {
+    pub steps: Vec<Ended>,
+    /// The last lines of the kernel's messages, if the task was not completed.
+    pub trouble: Option<String>,
+}
+
+/// Boots a kernel with a task and waits until it is done, or for `limit`. `folder` gets what it writes.
+pub fn run(qemu: &Qemu, kernel: &Kernel, task: &Task, folder: &Path, limit: Duration) -> Result<Run> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let vmlinux = image::vmlinux(kernel)?;
+    let initramfs = folder.join("initramfs");
+    image::initramfs(kernel, task, &initramfs)?;
+    let [console, output, reports, errors] =
+        ["console", "output", "reports", "qemu"].map(|name| folder.join(name));
+    let share = Share::start(folder)?;
+    let mut command = qemu.command();
+    command
+        .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", &MEMORY.to_string()])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"])
+        .arg("-kernel")
+        .arg(&vmlinux)
+        .arg("-initrd")
+        .arg(&initramfs)
+        .args(["-append", KERNEL_OPTIONS])
+        .args(
+            [&console, &output, &reports]
+                .iter()
+                .flat_map(|port| ["-serial".to_owned(), format!("file:{}", port.display())]),
+        )
+        .args(["-device", "virtio-rng-pci"])
+        .args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY}M,share=on")])
+        .args(["-machine", "memory-backend=memory"])
+        .args(["-chardev", &format!("socket,id=share,path={}", share.socket.display())])
+        .args(["-device", &format!("vhost-user-fs-pci,chardev=share,tag={SHARE}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&errors)?);
+    // SAFETY: the closure makes one system call. QEMU ends with this program, however that ends.
+    unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
+    let machine = Killed(command.spawn().context("cannot run QEMU")?);
+    let ended = machine.wait(limit)?;
+    drop(share);
+    let text = |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', ""));
+    let output = text(&output)?;
+    println!("{output}");
+    let reports: Vec<Report> =
+        text(&reports)?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let steps = reports.iter().filter_map(|report| match report {
+        Report::End { step, code, seconds } => Some(Ended {
+            step: step.clone(),
+            code: *code,
+            seconds: *seconds,
+            output: output_of(&output, step).to_owned(),
+        }),
+        _ => None,
+    });
+    let steps = steps.collect();
+    let trouble = (reports.last() != Some(&Report::Complete)).then(|| {
+        let console = text(&console).unwrap_or_default();
+        let lines: Vec<_> = console.lines().collect();
+        let last = lines[lines.len().saturating_sub(15)..].join("\n");
+        let errors = text(&errors).unwrap_or_default();
+        let what = if ended { "ended" } else { "was stopped after its time" };
+        let reason = match reports.last() {
+            Some(Report::Broken { reason }) => reason.as_str(),
+            _ => "",
+        };
+        format!("the machine {what} before its task was complete: {reason}\n{last}\n{errors}")
+    });
+    fs::remove_file(&initramfs)?;
+    Ok(Run { steps, trouble })
+}
+
+/// What a step printed.
+fn output_of<'a>(output: &'a str, step: &str) -> &'a str {
+    let mark = format!("{STEP_MARK}{step}\n");
+    let of_step = output.split_once(&mark).map_or("", |(_, rest)| rest);
+    of_step.split(STEP_MARK).next().unwrap_or("")
+}
+
+/// The host's root, read-only, as a share.
+struct Share {
+    socket: PathBuf,
+    _daemon: Killed,
+}
+
+impl Share {
+    fn start(folder: &Path) -> Result<Self> {
+        let daemon = VIRTIOFSD.iter().find(|path| Path::new(path).is_file()).context(
+            "there is no virtiofsd\nremedy: `apt-get install virtiofsd` (Debian 12: it is part of qemu-system-common)",
+        )?;
+        let root = folder.join("share");
+        fs::create_dir_all(&root)?;
+        let socket = folder.join("share.socket");
+        let _ = fs::remove_file(&socket);
+        let mut command = Command::new(daemon);
+        command
+            .arg(format!("--socket-path={}", socket.display()))
+            .args(["-o", &format!("source={}", root.display())])
+            .args(["-o", "sandbox=chroot", "-o", "cache=always", "-f"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("virtiofsd"))?);
+        // SAFETY: between fork and exec the closure makes system calls only. The daemon has no threads yet.
+        unsafe { command.pre_exec(move || read_only_root(&root)) };
+        let mut daemon = Killed(command.spawn().context("cannot run virtiofsd")?);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !socket.exists() {
+            if daemon.0.try_wait()?.is_some() || Instant::now() > deadline {
+                bail!("virtiofsd did not start:\n{}", fs::read_to_string(folder.join("virtiofsd"))?);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Self { socket, _daemon: daemon })
+    }
+}
+
+/// Puts the host's root, read-only, at `path`, for this process alone: the daemon has no switch for it.
+fn read_only_root(path: &Path) -> std::io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // SAFETY: nothing else of this process depends on its mount namespace: it is about to become another program.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    mount_bind("/", path)?;
+    mount_remount(path, MountFlags::BIND | MountFlags::RDONLY, c"")?;
+    Ok(())
+}
+
+/// A process that does not outlive its use.
+struct Killed(Child);
+
+impl Killed {
+    /// Waits until it ends; false: it runs on after `limit`.
+    fn wait(mut self, limit: Duration) -> Result<bool> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if self.0.try_wait()?.is_some() {
+                return Ok(true);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(false)
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
