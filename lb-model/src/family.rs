@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 use std::ops::{Index, IndexMut};
 
-/// IPv4 or IPv6.
+/// An address family: IPv4 or IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IpFamily {
     V4,
@@ -9,9 +9,11 @@ pub enum IpFamily {
 }
 
 impl IpFamily {
-    pub const BOTH: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
+    /// Both families, IPv4 first.
+    pub const BOTH: [IpFamily; 2] = [Self::V4, Self::V6];
 
-    /// The family of an address. IPv4-mapped IPv6 addresses are IPv6 here; sources unmap them before.
+    /// Returns the family of an address. An IPv4-mapped IPv6 address counts as IPv6; the conversion
+    /// of API objects has replaced such addresses by IPv4 ones.
     pub fn of(address: &IpAddr) -> Self {
         match address {
             IpAddr::V4(_) => Self::V4,
@@ -20,7 +22,7 @@ impl IpFamily {
     }
 }
 
-/// One of something for each family.
+/// A pair of values, one for each address family.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PerFamily<T> {
     pub v4: T,
@@ -29,6 +31,7 @@ pub struct PerFamily<T> {
 
 impl<T> Index<IpFamily> for PerFamily<T> {
     type Output = T;
+
     fn index(&self, family: IpFamily) -> &T {
         match family {
             IpFamily::V4 => &self.v4,

@@ -62,6 +62,7 @@ impl DesiredServicePort {
 /// How the data path selects an endpoint for a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Algorithm {
+    /// Each endpoint of the list has the same probability.
     #[default]
     Random,
 }

@@ -132,7 +132,7 @@ mod tests {
     }
 
     /// Miri interprets the tests some hundred times slower.
-    const ITEMS_MAX: usize = if cfg!(miri) { 100 } else { 3000 };
+    const ITEMS_MAX: usize = if cfg!(miri) { 100 } else { 1000 };
 
     proptest! {
         #![proptest_config(ProptestConfig {

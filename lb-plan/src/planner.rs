@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb_model::{
-    EndpointSlice, IpFamily, Node, ObjectName, Problem, ProblemSource, Service, ServicePort, SourceEvent,
-    TrafficPolicy, Trigger, WatchedResource,
+    EndpointSlice, IpFamily, Node, ObjectName, PerFamily, Problem, ProblemSource, Service, ServicePort,
+    SourceEvent, TrafficPolicy, Trigger, WatchedResource,
 };
 
 use super::claims::{Claim, Claimant, Claims};
@@ -438,14 +438,11 @@ impl Planner {
             };
             endpoints::select(slices.iter().map(|(_, slice)| &**slice), port, family, used, zone)
         };
-        let (v4, v6) = (select(IpFamily::V4), select(IpFamily::V6));
+        let selected = PerFamily { v4: select(IpFamily::V4), v6: select(IpFamily::V6) };
         let mut frontends: Vec<_> = owned
             .into_iter()
             .map(|request| {
-                let reachable = match request.address.family() {
-                    IpFamily::V4 => v4.reachable,
-                    IpFamily::V6 => v6.reachable,
-                };
+                let reachable = selected[request.address.family()].reachable;
                 frontends::with_policies(request, service, reachable)
             })
             .collect();
@@ -463,8 +460,8 @@ impl Planner {
             affinity_seconds: service.affinity_seconds,
             source_ranges: if restricted { service.source_ranges.clone() } else { Default::default() },
             frontends,
-            v4: v4.lists,
-            v6: v6.lists,
+            v4: selected.v4.lists,
+            v6: selected.v6.lists,
         })
     }
 }

@@ -286,7 +286,7 @@ mod tests {
             object: object.into(),
             field: "spec.externalIPs".into(),
             kind: ProblemKind::AddressTaken,
-            reason: "203.0.113.1 is held by Service default/shop".into(),
+            reason: "203.0.113.1 belongs to Service default/shop".into(),
             remedy: "choose another one".into(),
         }
     }
@@ -311,7 +311,7 @@ mod tests {
                 "type": "Warning",
                 "reason": "AddressTaken",
                 "action": "Serve",
-                "note": "spec.externalIPs: 203.0.113.1 is held by Service default/shop: choose another one",
+                "note": "spec.externalIPs: 203.0.113.1 belongs to Service default/shop: choose another one",
                 "regarding": {
                     "apiVersion": "v1", "kind": "Service", "namespace": "default", "name": "web", "uid": "u-1",
                 },
@@ -345,6 +345,30 @@ mod tests {
         // The published offset basis of FNV-1a.
         assert_eq!(fnv1a(&[]), 0xcbf2_9ce4_8422_2325);
         assert_ne!(fnv1a(&["ab", ""]), fnv1a(&["a", "b"]));
+    }
+
+    #[test]
+    fn the_recorder_queues_a_limited_number_of_warnings_about_an_object() {
+        let (queue, mut warnings) = mpsc::channel(QUEUE);
+        let recorder = EventRecorder { queue, limit: Arc::default() };
+        for number in 0..100 {
+            let note = format!("spec.externalIPs: 203.0.113.{number} belongs to Service default/shop");
+            recorder.record(ObjectWarning { note, ..warning("Service default/web").unwrap() });
+        }
+        recorder.record(warning("Service default/api").unwrap());
+        let queued: Vec<_> = std::iter::from_fn(|| warnings.try_recv().ok()).collect();
+        assert_eq!(queued.len(), 12);
+        assert!(queued[..10].iter().all(|warning| !warning.combined));
+        assert!(queued[10].combined);
+        let event = queued[10].event("u-1".into(), "node-1", Timestamp::UNIX_EPOCH);
+        assert_eq!(
+            event.note.as_deref(),
+            Some(
+                "(combined from similar events): spec.externalIPs: 203.0.113.10 belongs to Service \
+                 default/shop"
+            )
+        );
+        assert_eq!(queued[11].name, "api");
     }
 
     #[test]
