@@ -1,11 +1,11 @@
-//! Documentation: what it links to exists, and what must be documented is.
+//! Documentation: its links lead to existing files, and it describes every map.
 
 use std::path::Path;
 
 use crate::{assert_none, root, text_files};
 
 #[test]
-fn links_in_markdown_lead_somewhere() {
+fn links_in_markdown_lead_to_files_and_headings() {
     let mut problems = Vec::new();
     for file in text_files().iter().filter(|file| file.has_extension("md")) {
         let folder = root().join(&file.path).parent().map(Path::to_owned).unwrap_or_default();
@@ -17,7 +17,7 @@ fn links_in_markdown_lead_somewhere() {
             } else if !anchor.is_empty() && linked.extension().is_some_and(|extension| extension == "md") {
                 let text = std::fs::read_to_string(&linked).expect("a readable document");
                 if !text.lines().filter_map(heading_anchor).any(|found| found == anchor) {
-                    problems.push(format!("{}: {target} names no heading", file.path.display()));
+                    problems.push(format!("{}: {target} is not a heading", file.path.display()));
                 }
             }
         }
@@ -25,7 +25,7 @@ fn links_in_markdown_lead_somewhere() {
     assert_none("dead links", &problems);
 }
 
-/// Targets of `[text](target)` that lie in this repository, outside of code blocks.
+/// Returns the targets of `[text](target)` in this repository. Code blocks are not read.
 fn links(markdown: &str) -> Vec<&str> {
     let outside_of_code = markdown.split("```").step_by(2);
     outside_of_code
@@ -35,7 +35,7 @@ fn links(markdown: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The anchor that GitHub gives a heading.
+/// Returns the anchor that GitHub derives from a heading.
 fn heading_anchor(line: &str) -> Option<String> {
     let heading = line.strip_prefix('#')?.trim_start_matches('#').trim();
     let keeps = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
@@ -56,10 +56,10 @@ fn every_map_is_documented() {
         .filter(|map| !documentation.contains(&format!("`{map}`")))
         .map(|map| format!("docs/maps.md does not describe `{map}`"))
         .collect();
-    assert_none("maps are an interface", &problems);
+    assert_none("maps without documentation", &problems);
 }
 
-/// Names of the statics under `#[map]` or `#[btf_map]`.
+/// Returns the names of the statics with `#[map]` or `#[btf_map]`.
 fn map_names(source: &str) -> Vec<&str> {
     source
         .split("map]\n")

@@ -2,7 +2,7 @@
 
 use crate::{TextFile, assert_none, text_files};
 
-/// A file longer than this has more than one concern.
+/// A longer file has more than one concern.
 const MAX_LINES: usize = 900;
 
 #[test]
@@ -14,7 +14,7 @@ fn shell_scripts_are_in_ci_only() {
         .filter(|file| is_script(file) && !file.path.starts_with(".ci"))
         .map(|file| file.path.display().to_string())
         .collect();
-    assert_none("what a script does belongs into xtask", &problems);
+    assert_none("shell scripts outside of .ci; write a task of xtask instead", &problems);
 }
 
 fn is_shell_line(line: &str) -> bool {
@@ -24,7 +24,7 @@ fn is_shell_line(line: &str) -> bool {
 #[test]
 fn no_trailing_white_space_and_a_newline_at_the_end() {
     let mut problems = Vec::new();
-    for file in text_files().iter().filter(|file| !is_others(file)) {
+    for file in text_files().iter().filter(|file| !is_verbatim(file)) {
         for (number, line) in file.text.lines().enumerate() {
             if line.ends_with([' ', '\t', '\r']) {
                 problems.push(format!("{}:{}: white space at the end", file.path.display(), number + 1));
@@ -37,8 +37,8 @@ fn no_trailing_white_space_and_a_newline_at_the_end() {
     assert_none("trailing white space", &problems);
 }
 
-/// Texts that are kept as their authors wrote them, or as a program prints them.
-fn is_others(file: &TextFile) -> bool {
+/// Returns true for texts of other authors, and for output of programs.
+fn is_verbatim(file: &TextFile) -> bool {
     file.path.to_string_lossy().starts_with("LICENSE") || file.path.iter().any(|part| part == "golden")
 }
 
@@ -53,7 +53,7 @@ fn source_files_are_short() {
 }
 
 #[test]
-fn a_shell_script_is_told_by_its_first_line() {
+fn the_first_line_identifies_a_shell_script() {
     assert!(is_shell_line("#!/bin/sh") && is_shell_line("#!/usr/bin/env bash"));
     assert!(!is_shell_line("#![no_std]") && !is_shell_line("#!/usr/bin/env python3"));
 }

@@ -1,4 +1,4 @@
-//! Rules of this repository that no compiler checks. Each test lists every place that breaks its
+//! Rules of this repository that no compiler checks. Each test lists every violation of its
 //! rule.
 
 mod docs;
@@ -27,10 +27,10 @@ impl TextFile {
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the root of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the root of the workspace")
 }
 
-/// All text files, without what is built and what git keeps.
+/// Returns all text files, without those of git and of builds.
 fn text_files() -> Vec<TextFile> {
     let mut files = Vec::new();
     collect(root(), &mut files);

@@ -1,4 +1,4 @@
-//! Kubernetes manifests: what `kubectl apply` would refuse is refused here.
+//! Kubernetes manifests: each is one that `kubectl apply` accepts.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{assert_none, text_files};
 
 #[test]
-fn manifests_hold_valid_objects_and_nothing_unknown() {
+fn manifests_hold_valid_objects_without_unknown_fields() {
     let mut problems = Vec::new();
     let mut count = 0;
     for file in
@@ -54,14 +54,14 @@ fn check(object: &Value) -> Vec<String> {
         ("networking.k8s.io/v1", "IngressClass") => check_as::<IngressClass>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRole") => check_as::<ClusterRole>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => check_as::<ClusterRoleBinding>(object),
-        // A client-side file; its one risk, a resource that is not there, has a test of its own.
+        // kubectl reads this file and the API server does not. Another test checks its list of resources.
         ("kustomize.config.k8s.io/v1beta1", "Kustomization") => Vec::new(),
-        (version, kind) => vec![format!("{version} {kind:?} is no kind that this test knows: add it")],
+        (version, kind) => vec![format!("{version} {kind:?} is not in the table of this test: add it")],
     }
 }
 
-/// What is read as `T` and written again must still hold every field: the API's types drop those
-/// they do not know.
+/// Parses the object as `T`, and reports the fields that are missing afterwards: the types of the
+/// API drop unknown fields.
 fn check_as<T: DeserializeOwned + Serialize>(object: &Value) -> Vec<String> {
     match serde_json::from_value::<T>(object.clone()).and_then(serde_json::to_value) {
         Ok(known) => {
@@ -95,7 +95,7 @@ fn lost(given: &Value, known: &Value, path: &str, unknown: &mut Vec<String>) {
 }
 
 #[test]
-fn kustomizations_take_every_manifest_of_their_folder() {
+fn kustomizations_list_every_manifest_of_their_folder() {
     let files = text_files();
     let kustomizations: Vec<_> =
         files.iter().filter(|file| file.path.ends_with("kustomization.yaml")).collect();

@@ -1,4 +1,4 @@
-//! `docs/semantics.md`: every rule names cases that show it, and those cases exist.
+//! `docs/semantics.md`: every rule names test cases that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ fn every_rule_names_cases_that_exist() {
     let mut problems = Vec::new();
     for (rule, cases) in rules {
         if cases.is_empty() {
-            problems.push(format!("{rule}: names no case"));
+            problems.push(format!("{rule}: it names no case"));
         }
         for (kind, name) in cases {
             match known.get(kind) {
@@ -32,7 +32,7 @@ fn every_rule_names_cases_that_exist() {
     assert_none("rules and their cases", &problems);
 }
 
-/// Each `### rule`, with the kind and name of each `` - kind: `name` `` below it.
+/// Returns each `### rule`, with the kind and name of each `` - kind: `name` `` below it.
 fn rules(document: &str) -> Vec<(&str, Vec<(&str, &str)>)> {
     document
         .split("\n### ")
@@ -50,7 +50,7 @@ fn case(line: &str) -> Option<(&str, &str)> {
     Some((kind, name.strip_suffix('`')?))
 }
 
-/// The names of all cases, by kind.
+/// Returns the names of all cases, by kind.
 fn known_cases(files: &[TextFile]) -> BTreeMap<&'static str, BTreeSet<&str>> {
     let mut known: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for file in files {
@@ -76,13 +76,13 @@ fn known_cases(files: &[TextFile]) -> BTreeMap<&'static str, BTreeSet<&str>> {
     known
 }
 
-/// The string that stands first in each call.
+/// Returns the first argument of each call, which is a string.
 fn called_with_name<'a>(source: &'a str, calls: &[&str]) -> Vec<&'a str> {
     let after = calls.iter().flat_map(|call| source.split(call).skip(1));
     after.filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next()).collect()
 }
 
-/// Functions under `#[test]` or `#[tokio::test]`.
+/// Returns the functions with `#[test]` or `#[tokio::test]`.
 fn test_functions(source: &str) -> Vec<&str> {
     let after = source.split("test]\n").skip(1);
     after.filter_map(|rest| rest.split_once("fn ")?.1.split('(').next()).collect()

@@ -2,19 +2,19 @@
 
 use crate::{assert_none, text_files};
 
-/// What must not stand in sources, and what to do instead. Each is written in two halves so that
-/// this file is no finding.
+/// Text that sources must not contain, and the remedy. Each text is written in two halves, so that
+/// this file does not contain it.
 const BANNED: [([&str; 2], &str); 6] = [
-    (["tod", "o!("], "do it now or leave it out"),
-    (["unimple", "mented!("], "do it now or leave it out"),
+    (["tod", "o!("], "implement it or leave it out"),
+    (["unimple", "mented!("], "implement it or leave it out"),
     (["db", "g!("], "use tracing"),
-    (["#[al", "low("], "#[expect(lint, reason = \"…\")]: it tells when it is no longer needed"),
-    (["#![al", "low("], "#![expect(lint, reason = \"…\")]: it tells when it is no longer needed"),
-    (["#[ign", "ore"], "a test that is not run is no test"),
+    (["#[al", "low("], "#[expect(lint, reason = \"…\")]: the compiler reports when it is obsolete"),
+    (["#![al", "low("], "#![expect(lint, reason = \"…\")]: the compiler reports when it is obsolete"),
+    (["#[ign", "ore"], "run the test or remove it"),
 ];
 
 #[test]
-fn nothing_unfinished_or_silenced() {
+fn sources_contain_no_banned_text() {
     let mut problems = Vec::new();
     for file in text_files().iter().filter(|file| file.has_extension("rs")) {
         for (number, line) in file.text.lines().enumerate() {
@@ -36,8 +36,8 @@ fn every_crate_names_its_licence_and_takes_the_lints_of_the_workspace() {
     for file in manifests.filter(|file| file.text.contains("[package]")) {
         let path = file.path.display();
         let dual = file.path.starts_with("lb-common") || file.path.starts_with("lb-ebpf");
-        // The kernel accepts some helpers from GPL programs only, so what is compiled into them is
-        // offered under both.
+        // The kernel offers some helpers to GPL programs only, so the crates of these programs have
+        // both licences.
         let licence =
             if dual { "license = \"Apache-2.0 OR GPL-2.0-only\"" } else { "license.workspace = true" };
         if !file.text.contains(licence) {
