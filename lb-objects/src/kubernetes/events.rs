@@ -2,8 +2,8 @@
 //!
 //! Every agent of a cluster finds the same problem, and finds it again after a restart. The name of
 //! an Event is a digest of its content: the first agent creates the Event, the requests of the
-//! others fail because it exists. The API server deletes Events after an hour. [`EventLimit`]
-//! limits the Events about each object, and the recorder limits them all.
+//! others fail because it exists. The API server deletes Events after an hour. `event_limit`
+//! limits the Events about each object, and the recorder limits their total rate.
 //!
 //! `kube::runtime::events::Recorder` does not fit. It derives the name from the time, so that every
 //! agent would create an Event of its own; it treats two Events as equal if only their notes

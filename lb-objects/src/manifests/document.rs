@@ -330,13 +330,14 @@ fn name_of(value: &Value) -> String {
     }
 }
 
-/// An object with more mistyped fields is not served: it is probably no object of its kind.
+/// An object with more mistyped fields is not read: it is probably not an object of its kind.
 const MISTYPED_PER_OBJECT: usize = 16;
 
 /// Replaces the field at `path` by a placeholder that its type accepts. Returns whether one fits.
 ///
-/// Placeholders are invalid values where a value has meaning. Without a value, a source range would
-/// admit every source, and a Service of another proxy would be served.
+/// The field is not removed, because a missing field can have a meaning of its own. Without its
+/// source ranges a Service would admit every source, and without its label the Service of another
+/// proxy would be served.
 fn put_placeholder<T: DeserializeOwned>(value: &mut Value, path: &Path) -> bool {
     let placeholders = [json!("?"), json!(0), json!(false), json!(["?"]), json!({}), Value::Null];
     placeholders.into_iter().any(|placeholder| {
