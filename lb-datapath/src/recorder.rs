@@ -5,15 +5,14 @@ use std::io;
 
 use lb_common::layout::{Record, Settings};
 
-use crate::handles::MapHandles;
-use crate::links::Links;
+use crate::datapath::Datapath;
+use crate::links::{AttachError, Links};
 use crate::map_name::MapName;
 use crate::pins::Pins;
 use crate::programs::{CALL_RECORDER, LoadError, LoadOptions, PACKET_RECORDER, Programs, hooks};
-use crate::sizes::MapSizes;
+use crate::settings;
 use crate::sys::TestRun;
 use crate::table::Table;
-use crate::{AttachError, Datapath, TcAttach};
 
 /// What a recorded packet stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,59 +32,25 @@ pub struct Recorded {
     pub run: TestRun,
 }
 
-impl LoadOptions {
-    /// What other tools are told of them.
-    pub(crate) fn settings(&self, netns_cookie: Option<u64>) -> Settings {
-        let (first, last) = self.snat_ports;
-        Settings {
-            netns_cookie: netns_cookie.unwrap_or(0),
-            snat_port_first: first,
-            snat_port_count: last - first + 1,
-            host_sockets_only: u8::from(self.host_sockets_only),
-            pad: [0; 3],
-        }
-    }
-
-    /// Options that load programs in the way that somebody else did. Maps are not made: their sizes play no part.
-    fn of(settings: &Settings) -> Self {
-        let first = settings.snat_port_first;
-        Self {
-            sizes: MapSizes::same(1),
-            snat_ports: (first, first + (settings.snat_port_count - 1)),
-            log_level: 0,
-            tc_attach: TcAttach::Auto,
-            host_sockets_only: settings.host_sockets_only != 0,
-            protect_node_ports: false,
-        }
-    }
-}
-
 impl Datapath {
     /// Loads the recorder on the maps that an agent has pinned, as they are; no agent needs to run. Nothing is pinned, made or changed.
     pub fn load_recorder(pins: &Pins) -> Result<Self, LoadError> {
-        let settings = pinned_settings(pins)
+        let settings = settings::read_pinned(pins)
             .map_err(|source| LoadError::Map { map: "SETTINGS".into(), source })?
             .ok_or_else(|| LoadError::NoMaps(pins.root().to_owned()))?;
-        Self::new(Programs::load_recorder(&LoadOptions::of(&settings), Some(pins))?, None)
+        Self::new(Programs::load_recorder(&settings::load_options(&settings), Some(pins))?, None)
     }
 
     /// Loads the recorder on maps of its own.
     pub fn load_private_recorder(options: &LoadOptions) -> Result<Self, LoadError> {
         let datapath = Self::new(Programs::load_recorder(options, None)?, None)?;
-        datapath.publish_settings(options)?;
+        settings::publish(&datapath.maps, options, datapath.features().netns_cookie)?;
         Ok(datapath)
-    }
-
-    /// Writes down how the programs were loaded.
-    pub(crate) fn publish_settings(&self, options: &LoadOptions) -> Result<(), LoadError> {
-        let settings = options.settings(self.programs.features.netns_cookie);
-        let publish = || Ok(settings_of(&self.maps)?.put(&0, &settings)?);
-        publish().map_err(|source| LoadError::Map { map: "SETTINGS".into(), source })
     }
 
     /// How the agent has loaded its programs.
     pub fn settings(&self) -> io::Result<Settings> {
-        settings_of(&self.maps)?.get(&0)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+        settings::table(&self.maps)?.get(&0)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Runs a recorder on a packet with an Ethernet header.
@@ -113,21 +78,6 @@ pub fn attached_devices(pins: &Pins) -> Result<Vec<u32>, AttachError> {
 pub fn serves_sockets(pins: &Pins) -> bool {
     let [(_, _, first), ..] = hooks::CGROUP;
     pins.links().join(first).exists()
-}
-
-/// `None`: nothing is pinned.
-fn pinned_settings(pins: &Pins) -> io::Result<Option<Settings>> {
-    let settings = MapHandles::open(&pins.maps()).and_then(|maps| Ok(settings_of(&maps)?.get(&0)?));
-    match settings {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // The agent has made the map and not written it yet.
-        Ok(Some(settings)) if settings.snat_port_count == 0 => Ok(None),
-        result => result,
-    }
-}
-
-fn settings_of(maps: &MapHandles) -> io::Result<Table<u32, Settings>> {
-    maps.table(MapName::SETTINGS)
 }
 
 /// `struct __sk_buff` up to its `ifindex`, which alone is set.

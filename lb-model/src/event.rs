@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::{EndpointSlice, Node, ObjectName, Problem, Service};
+use crate::name::ObjectName;
+use crate::node::Node;
+use crate::problem::Problem;
+use crate::service::Service;
+use crate::slice::EndpointSlice;
 
 /// One change that a source (the API server or a folder of manifests) reports. An object that is
 /// `None` has been deleted, or no longer concerns this proxy.

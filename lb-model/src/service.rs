@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::{ManifestLocation, Protocol};
+use crate::problem::ManifestLocation;
+use crate::protocol::Protocol;
 
 /// The fields of a Service that a proxy needs.
 ///

@@ -2,7 +2,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::{IpFamily, ManifestLocation, ObjectName, Protocol};
+use crate::family::IpFamily;
+use crate::name::ObjectName;
+use crate::problem::ManifestLocation;
+use crate::protocol::Protocol;
 
 /// The fields of an EndpointSlice that a proxy needs.
 ///

@@ -11,6 +11,8 @@ pub mod cli;
 pub mod config;
 pub mod node;
 pub mod preflight;
+pub mod probe;
 pub mod serve;
 #[cfg(test)]
 mod testing;
+pub mod view;

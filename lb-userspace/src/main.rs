@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use lb_userspace::agent::{self, AgentError};
 use lb_userspace::cli::{self, CleanupError, Command, ExplainError, Invocation, ReadError, UsageError};
-use lb_userspace::config::Machine;
+use lb_userspace::config::{Machine, SettingsError};
 
 /// Exit code of a command line or configuration file that is not valid. Other failures exit with 1.
 const USAGE: u8 = 2;
@@ -14,7 +14,7 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os(), &Machine::detect()) {
         Ok(invocation) => invocation,
-        Err(UsageError::Arguments(error)) => {
+        Err(UsageError::Settings(SettingsError::Arguments(error))) => {
             // clap returns --help and --version as errors too, with exit code 0.
             // The reader of the output may be gone: a failed write is ignored.
             let _ = error.print();

@@ -1,7 +1,7 @@
 //! Checks the packets that `lb explain` builds with the dissector, which shares no code with it.
 
 use lb_testbed::packet::{Link, dissect, render, verify};
-use lb_userspace::cli::explain::packet::{End, Packet, Protocol};
+use lb_userspace::probe::packet::{End, Packet, Protocol};
 
 const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
 

@@ -12,8 +12,8 @@ use lb_model::{
     ManifestLocation, Problem, ProblemKind, ProblemSource, Severity, SourceEvent, WatchedResource,
 };
 
-use super::ManifestError;
 use super::document::{ObjectKey, ParsedFile, parse};
+use super::error::ManifestError;
 
 /// A manifest folder. [`ManifestFolder::scan`] reads it and returns the changes.
 pub struct ManifestFolder {

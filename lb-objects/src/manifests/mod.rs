@@ -8,6 +8,7 @@
 //! its previous objects stay in effect.
 
 mod document;
+mod error;
 mod folder;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+pub use error::ManifestError;
 pub use folder::ManifestFolder;
 
 /// A scan waits until no change has occurred for this time, because editors write a file in several
@@ -30,24 +32,6 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 /// The folder is scanned at least this often. The kernel does not report changes on network file
 /// systems, nor changes of targets of symbolic links outside the folder.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(30);
-
-/// The reasons why objects cannot be read from a manifest folder at all.
-#[derive(Debug, thiserror::Error)]
-pub enum ManifestError {
-    #[error(
-        "the manifest folder {} cannot be read: {source}: set --manifests to an existing folder",
-        path.display()
-    )]
-    Folder { path: PathBuf, source: std::io::Error },
-    #[error(
-        "the manifest folder {} cannot be watched for changes: {source}: increase \
-         fs.inotify.max_user_watches if the folder is large",
-        path.display()
-    )]
-    Watch { path: PathBuf, source: notify::Error },
-    #[error("reading the manifest folder was interrupted: {0}")]
-    Interrupted(#[from] tokio::task::JoinError),
-}
 
 /// Reads the folder once. Returns an event for each object and then the `Synced` events.
 /// `this_node` is the name of the Node of this process.
@@ -126,8 +110,9 @@ fn is_change(kind: EventKind) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use lb_model::WatchedResource;
     use std::fs;
+
+    use lb_model::WatchedResource;
 
     use super::*;
 

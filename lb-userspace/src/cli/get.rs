@@ -10,12 +10,12 @@ use lb_datapath::inspect::Maps;
 use lb_datapath::{Pins, monotonic_ns};
 use lb_model::IpFamily;
 
-use super::PinArgs;
-use super::view::{
+use super::pin_args::PinArgs;
+use crate::preflight::{self, PreflightError};
+use crate::view::{
     Backends, Filter, Names, Output, OutputError, Row, Slots, SourceRanges, affinity_rows, backend_rows,
     flow_rows, render, service_rows,
 };
-use crate::preflight::{self, PreflightError};
 
 #[derive(Debug, Subcommand)]
 pub enum Get {

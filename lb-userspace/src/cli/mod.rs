@@ -1,26 +1,22 @@
 //! The command line: what a person types, and what `lb` prints for it.
 //!
-//! Reading ([`lb_datapath`]) and rendering ([`view`]) are separate: everything in [`view`] is a pure function.
+//! Reading ([`lb_datapath`]) and rendering ([`view`](crate::view)) are separate: everything in `view` is a pure function.
 
 pub mod cleanup;
 pub mod explain;
 pub mod get;
-pub mod view;
+mod pin_args;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use lb_common::layout::LAYOUT_VERSION;
 
-use self::explain::packet::PacketError;
-use crate::config::{self, Config, ConfigFile, FileError, Machine, SizeFlags};
+use crate::config::{self, AgentArgs, Machine, ReadArguments, SettingsError};
+use crate::probe::packet::PacketError;
 pub use cleanup::CleanupError;
 pub use explain::ExplainError;
 pub use get::ReadError;
-
-/// Heading of the arguments of `lb agent` that are not settings.
-pub const GENERAL: &str = "Configuration";
 
 /// Sluice: Kubernetes Service load balancing in eBPF, in place of kube-proxy
 ///
@@ -69,60 +65,11 @@ Examples:
   lb get backends -n shop web           The endpoints of one Service
   lb get flows -o json                  Connections that are translated packet by packet, for programs";
 
-#[derive(Debug, Args)]
-#[command(after_help = AGENT_EXAMPLES)]
-pub struct AgentArgs {
-    /// Take settings from this YAML file; its keys are the flags in camelCase, as in --print-config
-    #[arg(long, env = "SLUICE_CONFIG", value_name = "FILE", help_heading = GENERAL)]
-    pub config: Option<PathBuf>,
-
-    /// Print the effective settings as such a file, with the origin of each, and exit
-    #[arg(long, help_heading = GENERAL)]
-    pub print_config: bool,
-
-    #[command(flatten)]
-    pub settings: Config,
-
-    /// The settings by the keys of the file, for people who ask a running agent.
-    #[arg(skip)]
-    pub effective: serde_json::Map<String, serde_json::Value>,
-}
-
-const AGENT_EXAMPLES: &str = "\
-Every setting can be given as a flag, in the environment, or in the file of --config; the first of these wins.
-Lists are separated by commas.
-
-Examples:
-  lb agent --kubeconfig /etc/kubernetes/kubeconfig --node-name worker-1
-  lb agent --manifests ./manifests --devices 'eth*' --mode tc
-  SLUICE_LOG_LEVEL=debug lb agent --config /etc/sluice/config.yaml";
-
-/// Where the maps are: shared by all commands that read or remove them.
-#[derive(Debug, Clone, Args)]
-pub struct PinArgs {
-    /// BPF file system that the agent uses (its --bpffs)
-    #[arg(long, env = "SLUICE_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
-    pub bpffs: PathBuf,
-}
-
-impl PinArgs {
-    /// The folder above those of all layout versions.
-    pub fn root(&self) -> PathBuf {
-        self.bpffs.join("sluice")
-    }
-}
-
 /// A command line that cannot be followed. Ends `lb` with exit code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
-    /// Prints itself, also `--help` and `--version`.
     #[error(transparent)]
-    Arguments(#[from] clap::Error),
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// clap sees this by itself, but not when one of the two stands in the file.
-    #[error("kubeconfig and manifests are both set: Services come from one of them")]
-    TwoSources,
+    Settings(#[from] SettingsError),
     /// `lb explain`: no such packet.
     #[error(transparent)]
     Packet(#[from] PacketError),
@@ -138,44 +85,20 @@ pub enum Invocation {
 
 /// Understands a command line (the first of `args` is the program), the environment and the configuration file.
 pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Result<Invocation, UsageError> {
-    let args: Vec<OsString> = args.into_iter().collect();
-    let command = command(machine);
-    let matches = command.clone().try_get_matches_from(&args)?;
-    let file = match matches.subcommand_matches("agent").and_then(|agent| agent.get_one::<PathBuf>("config"))
-    {
-        Some(path) => Some(ConfigFile::read(path, &agent_of(&command))?),
-        None => None,
-    };
-
-    // The file's values become the defaults of the flags, and the command line is read again.
-    let (command, matches) = match &file {
-        Some(file) => {
-            let command = command.mut_subcommand("agent", |agent| file.as_defaults(agent));
-            let matches = command.clone().try_get_matches_from(&args)?;
-            (command, matches)
-        }
-        None => (command, matches),
-    };
+    let ReadArguments { command, matches, file } = config::read_arguments(command(machine), args)?;
     if let Some(agent) = matches.subcommand_matches("agent").filter(|agent| agent.get_flag("print_config")) {
-        return Ok(Invocation::PrintConfig(config::effective_yaml(
-            &agent_of(&command),
-            agent,
-            file.as_ref(),
-        )));
+        let schema = config::agent_of(&command);
+        return Ok(Invocation::PrintConfig(config::effective_yaml(&schema, agent, file.as_ref())));
     }
-    match Cli::from_arg_matches(&matches)?.command {
-        Command::Agent(agent)
-            if agent.settings.kubeconfig.is_some() && agent.settings.manifests.is_some() =>
-        {
-            Err(UsageError::TwoSources)
-        }
+    match Cli::from_arg_matches(&matches).map_err(SettingsError::from)?.command {
         Command::Explain(args) => {
             args.packet()?;
             Ok(Invocation::Run(Command::Explain(args)))
         }
         Command::Agent(mut agent) => {
+            agent.check()?;
             if let Some(matches) = matches.subcommand_matches("agent") {
-                agent.effective = config::effective_json(&agent_of(&command), matches);
+                agent.effective = config::effective_json(&config::agent_of(&command), matches);
             }
             Ok(Invocation::Run(Command::Agent(agent)))
         }
@@ -184,9 +107,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Res
 }
 
 fn command(machine: &Machine) -> clap::Command {
-    Cli::command().mut_subcommand("agent", |agent| {
-        config::with_machine_defaults(SizeFlags::with_memory_in_help(agent), machine)
-    })
+    config::with_machine(Cli::command(), machine)
 }
 
 /// What `lb version` prints.
@@ -194,19 +115,10 @@ pub fn version() -> String {
     format!("lb {} (map layout {LAYOUT_VERSION})\n", env!("CARGO_PKG_VERSION"))
 }
 
-fn agent_of(command: &clap::Command) -> clap::Command {
-    command.find_subcommand("agent").cloned().unwrap_or_default()
-}
-
-/// `lb agent` as clap knows it, without the defaults of this machine.
-#[cfg(test)]
-pub fn agent_command() -> clap::Command {
-    agent_of(&Cli::command())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::node::devices::AttachMode;
     use crate::testing::assert_golden;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::settings;
+use super::schema::settings;
 
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -200,7 +200,7 @@ impl<'de> Deserialize<'de> for Scalar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::agent_command;
+    use crate::config::agent_args::agent_command;
 
     fn parse(text: &str) -> Result<ConfigFile, FileError> {
         ConfigFile::parse(Path::new("sluice.yaml"), text, &agent_command())

@@ -7,7 +7,8 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 use serde_json::{Map, Value};
 
-use super::{ConfigFile, settings};
+use super::file::ConfigFile;
+use super::schema::settings;
 
 /// Width of the comments.
 const COLUMNS: usize = 100;

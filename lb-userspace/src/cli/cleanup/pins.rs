@@ -3,7 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use super::{CleanupError, Item};
+use super::error::CleanupError;
+use super::item::Item;
 
 /// Everything at and below `folder`, in an order in which it can be removed. Nothing if there is no such folder.
 pub(super) fn below(folder: &Path) -> Result<Vec<Item>, CleanupError> {

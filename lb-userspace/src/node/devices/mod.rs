@@ -40,11 +40,13 @@
 
 mod choice;
 mod glob;
+mod hooks;
 mod options;
 mod rules;
 #[cfg(test)]
 mod tests;
 mod xdp;
 
-pub use choice::{DeviceChoice, Hooks, choose_devices};
+pub use choice::{DeviceChoice, choose_devices};
+pub use hooks::Hooks;
 pub use options::{AttachMode, DeviceOptions, DevicePatterns, PodInterfaces};

@@ -2,7 +2,8 @@
 
 use super::super::testing::{device, node};
 use super::super::{DeviceInfo, LinkLayer, NodeState};
-use super::choice::{DeviceChoice, Hooks, choose_devices};
+use super::choice::{DeviceChoice, choose_devices};
+use super::hooks::Hooks;
 use super::options::{AttachMode, DeviceOptions, DevicePatterns, PodInterfaces};
 
 /// Returns name, hooks and reason of each device.

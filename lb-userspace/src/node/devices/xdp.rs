@@ -4,7 +4,7 @@
 //! veth, and between virtual machines on some hypervisors. An XDP program cannot detect that. What
 //! it rewrites and transmits is corrupt. A tc program gets the checksum status from the kernel.
 
-use super::choice::Hooks;
+use super::hooks::Hooks;
 use super::options::AttachMode;
 use crate::node::{DeviceInfo, LinkLayer, NodeState};
 

@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use super::leftovers::{Answer, Leftovers, Removal};
 use super::programs::Call;
-use super::{Answer, Leftovers, Removal};
 
 /// Chains by table (pkg/proxy/iptables/cleanup.go; pkg/proxy/ipvs/proxier.go, iptablesCleanupChains).
 const CHAINS: [(&str, &[&str]); 3] = [

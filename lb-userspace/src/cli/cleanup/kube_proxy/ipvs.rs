@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
+use super::leftovers::{Answer, Leftovers, Removal};
 use super::programs::{Call, ProgramError};
-use super::{Answer, Leftovers, Removal};
 
 const DEVICE: &str = "kube-ipvs0";
 

@@ -8,6 +8,7 @@
 
 mod iptables;
 mod ipvs;
+mod leftovers;
 mod nftables;
 mod programs;
 mod running;
@@ -15,68 +16,17 @@ mod running;
 use std::io;
 use std::path::Path;
 
-use super::{CleanupArgs, CleanupError, Report};
-use programs::{Call, ProgramError};
+use self::leftovers::Leftovers;
+use super::args::CleanupArgs;
+use super::error::CleanupError;
+use super::report::Report;
 
-/// Things that one call removes together, or not at all.
-#[derive(Debug, PartialEq, Eq)]
-struct Removal {
-    what: Vec<String>,
-    call: Call,
-}
-
-impl Removal {
-    /// A call that removes one thing and reads no input.
-    fn one(what: impl Into<String>, program: &str, arguments: &[&str]) -> Self {
-        Self { what: vec![what.into()], call: Call::new(program, arguments) }
-    }
-}
-
-/// What kube-proxy left here.
-#[derive(Debug, Default)]
-struct Leftovers {
-    /// In an order in which they can be removed: rules before the sets they name.
-    removals: Vec<Removal>,
-    /// What is here, or may be, and cannot be removed, with the reason.
-    unreachable: Vec<(String, String)>,
-    /// What stays, or was not looked at, with good reason.
-    notes: Vec<String>,
-    /// Some program could be asked.
-    asked: bool,
-}
-
-enum Answer {
-    Text(String),
-    Failed,
-    NotInstalled,
-}
-
-impl Leftovers {
-    fn find() -> Self {
-        let mut found = Self::default();
-        iptables::find(&mut found);
-        nftables::find(&mut found);
-        ipvs::find(&mut found);
-        found
-    }
-
-    /// What a program says about the kernel. That it could not say it is noted already.
-    fn ask(&mut self, what: &str, call: &Call) -> Answer {
-        let answer = match call.run() {
-            Ok(text) => Answer::Text(text),
-            Err(ProgramError::Missing(_)) => return Answer::NotInstalled,
-            Err(error) => {
-                self.unreachable.push((what.to_owned(), error.to_string()));
-                Answer::Failed
-            }
-        };
-        self.asked = true;
-        answer
-    }
-
-    fn things(&self) -> usize {
-        self.removals.iter().map(|removal| removal.what.len()).sum()
-    }
+fn find() -> Leftovers {
+    let mut found = Leftovers::default();
+    iptables::find(&mut found);
+    nftables::find(&mut found);
+    ipvs::find(&mut found);
+    found
 }
 
 /// Writes one line for each thing to `out` as it is removed.
@@ -89,7 +39,7 @@ pub(super) fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), Cl
     {
         return Err(CleanupError::KubeProxyRuns(who));
     }
-    let found = Leftovers::find();
+    let found = find();
     if !found.asked {
         return Err(CleanupError::NoPrograms);
     }
@@ -115,7 +65,7 @@ pub(super) fn hint() -> Option<String> {
     if running::kube_proxy(Path::new("/proc")).is_some() {
         return None;
     }
-    let things = Leftovers::find().things();
+    let things = find().things();
     (things > 0).then(|| {
         format!(
             "a former kube-proxy left things here, {things} in all: `lb cleanup --kube-proxy` removes them, with --dry-run \

@@ -1,7 +1,7 @@
 //! nftables mode: one table per family.
 
+use super::leftovers::{Answer, Leftovers, Removal};
 use super::programs::Call;
-use super::{Answer, Leftovers, Removal};
 
 /// All that the mode makes (pkg/proxy/nftables/cleanup.go).
 const TABLES: [&str; 2] = ["ip kube-proxy", "ip6 kube-proxy"];

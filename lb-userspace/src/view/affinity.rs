@@ -6,7 +6,8 @@ use lb_datapath::{AffinityClient, AffinityEntry};
 use serde::Serialize;
 
 use super::flows::{age, idle_seconds};
-use super::{Backends, Filter, Names, Row, ServicePort, protocol_name};
+use super::row::Row;
+use super::service_port::{Backends, Filter, Names, ServicePort, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -94,7 +95,8 @@ impl Row for AffinityRow {
 mod tests {
     use lb_model::IpFamily;
 
-    use super::super::{Output, fixture, render};
+    use super::super::fixture;
+    use super::super::output::{Output, render};
     use super::*;
     use crate::testing::assert_golden;
 

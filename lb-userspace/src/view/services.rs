@@ -5,7 +5,8 @@ use lb_datapath::apply::tables::ServiceAddress;
 use lb_model::IpFamily;
 use serde::Serialize;
 
-use super::{Backends, Filter, Names, Row, ServicePort, Slots, SourceRanges, protocol_name};
+use super::row::Row;
+use super::service_port::{Backends, Filter, Names, ServicePort, Slots, SourceRanges, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -183,7 +184,8 @@ impl Row for ServiceRow {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Output, fixture, render};
+    use super::super::fixture;
+    use super::super::output::{Output, render};
     use super::*;
     use crate::testing::assert_golden;
 

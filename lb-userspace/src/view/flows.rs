@@ -9,7 +9,8 @@ use lb_common::layout::{self, tcp_flags};
 use lb_datapath::FlowEntry;
 use serde::Serialize;
 
-use super::{Filter, Names, Row, ServicePort, protocol_name};
+use super::row::Row;
+use super::service_port::{Filter, Names, ServicePort, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -152,7 +153,8 @@ impl Row for FlowRow {
 mod tests {
     use lb_model::IpFamily;
 
-    use super::super::{Output, fixture, render};
+    use super::super::fixture;
+    use super::super::output::{Output, render};
     use super::*;
     use crate::testing::assert_golden;
 

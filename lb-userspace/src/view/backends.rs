@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use lb_common::layout::backend_flags;
 use serde::Serialize;
 
-use super::{Backends, Filter, Names, Row, ServicePort, protocol_name};
+use super::row::Row;
+use super::service_port::{Backends, Filter, Names, ServicePort, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -79,7 +80,8 @@ impl Row for BackendRow {
 mod tests {
     use lb_model::IpFamily;
 
-    use super::super::{Output, fixture, render};
+    use super::super::fixture;
+    use super::super::output::{Output, render};
     use super::*;
     use crate::testing::assert_golden;
 

@@ -10,9 +10,10 @@ use lb_datapath::{Recorded, TestRun};
 use lb_model::IpFamily;
 use serde::Serialize;
 
-use super::{Backends, Names, OutputError, ServicePort};
-use crate::cli::explain::origin::{Hook, Origin};
-use crate::cli::explain::packet::{Packet, ends};
+use super::output::OutputError;
+use super::service_port::{Backends, Names, ServicePort};
+use crate::probe::origin::{Hook, Origin};
+use crate::probe::packet::{Packet, ends};
 
 /// `-o`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -336,7 +337,7 @@ impl Explanation {
 mod tests {
     use super::super::fixture;
     use super::*;
-    use crate::cli::explain::packet::{End, Protocol};
+    use crate::probe::packet::{End, Protocol};
     use crate::testing::assert_golden;
 
     const SOURCE: &str = "10.10.0.1";

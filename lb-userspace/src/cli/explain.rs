@@ -3,9 +3,6 @@
 //! The programs are those of the agent, loaded once more on its maps with `RECORDING` set (lb-ebpf/src/record.rs): they decide as
 //! ever and write down what they decided, nothing else. **Invariant:** no rule of Services is written down a second time here.
 
-pub mod origin;
-pub mod packet;
-
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
@@ -20,15 +17,15 @@ use lb_datapath::{
 };
 use lb_model::IpFamily;
 
-use self::origin::{Device, Facts, Hook, In, Origin, OriginError, Sockets};
-use self::packet::{End, Packet, PacketError, Protocol};
-use super::view::explain::{Explanation, Format, Observation, explain};
-use super::view::{Backends, OutputError};
-use super::{Command, Invocation, PinArgs, UsageError};
+use super::pin_args::PinArgs;
 use crate::agent::{AgentError, once};
-use crate::config::{Config, Machine, SocketHooks};
+use crate::config::{Config, Machine, SettingsError, SocketHooks, read_settings};
 use crate::node::{NodeError, route};
 use crate::preflight::{self, PreflightError};
+use crate::probe::origin::{Device, Facts, Hook, In, Origin, OriginError, Sockets};
+use crate::probe::packet::{End, Packet, PacketError, Protocol};
+use crate::view::explain::{Explanation, Format, Observation, explain};
+use crate::view::{Backends, OutputError};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -103,7 +100,7 @@ pub enum ExplainError {
     #[error(transparent)]
     Manifests(#[from] AgentError),
     #[error("the settings of an agent in the environment: {0}")]
-    Settings(#[source] Box<UsageError>),
+    Settings(#[source] Box<SettingsError>),
     #[error("the agent runs in another network namespace, whose devices and routes decide")]
     OtherNamespace,
     #[error("cannot read the maps")]
@@ -195,16 +192,11 @@ impl ExplainArgs {
 
     /// The settings that an agent would have here.
     fn agent_settings(&self, folder: &std::path::Path) -> Result<Config, ExplainError> {
-        let mut line: Vec<OsString> = ["lb", "agent", "--manifests"].map(Into::into).to_vec();
-        line.push(folder.into());
+        let mut arguments: Vec<OsString> = vec!["--manifests".into(), folder.into()];
         if let Some(node) = &self.node {
-            line.extend(["--node-name".into(), node.into()]);
+            arguments.extend(["--node-name".into(), node.into()]);
         }
-        match super::parse(line, &Machine::detect()) {
-            Ok(Invocation::Run(Command::Agent(agent))) => Ok(agent.settings),
-            Ok(_) => unreachable!("the command line above is that of an agent"),
-            Err(error) => Err(ExplainError::Settings(Box::new(error))),
-        }
+        read_settings(arguments, &Machine::detect()).map_err(|error| ExplainError::Settings(Box::new(error)))
     }
 }
 

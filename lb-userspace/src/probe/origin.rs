@@ -213,8 +213,8 @@ fn by_device(from: &str, why: String, device: &Device) -> Origin {
 mod tests {
     use lb_common::layout::address_flags;
 
-    use super::super::packet::End;
     use super::*;
+    use crate::probe::packet::End;
 
     fn facts() -> Facts {
         let address =

@@ -1,12 +1,4 @@
-//! What the tools print, as pure functions of what stands in the maps.
-
-mod affinity;
-mod backends;
-pub mod explain;
-mod flows;
-mod output;
-mod services;
-mod table;
+//! Service ports in the words of the API, and the maps by which their names are found.
 
 use std::collections::HashMap;
 
@@ -15,13 +7,6 @@ use lb_common::layout::{self, ServiceName};
 use lb_datapath::apply::tables::BackendEntry;
 use lb_model::IpFamily;
 use serde::Serialize;
-
-pub use affinity::{AffinityRow, affinity_rows};
-pub use backends::{BackendRow, backend_rows};
-pub use flows::{FlowRow, flow_rows};
-pub use output::{Output, OutputError, render};
-pub use services::{ServiceRow, service_rows};
-pub use table::Table;
 
 /// `SERVICE_NAMES` by service id.
 pub type Names = HashMap<u32, ServiceName>;
@@ -89,22 +74,13 @@ impl Filter {
     }
 }
 
-/// A row of a table, and an object of the JSON and YAML output.
-pub trait Row: Serialize {
-    /// What the rows are, for "no … found".
-    const PLURAL: &'static str;
-
-    fn columns(wide: bool) -> Vec<&'static str>;
-    fn cells(&self, wide: bool) -> Vec<String>;
-}
-
 /// A zero-padded name. The agent writes UTF-8; anything else is shown as it can be.
 fn text(padded: &[u8]) -> String {
     let end = padded.iter().position(|&byte| byte == 0).unwrap_or(padded.len());
     String::from_utf8_lossy(&padded[..end]).into_owned()
 }
 
-fn protocol_name(protocol: u8) -> String {
+pub fn protocol_name(protocol: u8) -> String {
     match protocol {
         layout::TCP => "TCP".into(),
         layout::UDP => "UDP".into(),
@@ -114,44 +90,8 @@ fn protocol_name(protocol: u8) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod fixture {
-    use super::*;
-
-    pub fn name(namespace: &str, name: &str, port_name: &str, port: u16, protocol: u8) -> ServiceName {
-        let mut value =
-            ServiceName { namespace: [0; 64], name: [0; 64], port_name: [0; 64], port, protocol, pad: 0 };
-        value.namespace[..namespace.len()].copy_from_slice(namespace.as_bytes());
-        value.name[..name.len()].copy_from_slice(name.as_bytes());
-        value.port_name[..port_name.len()].copy_from_slice(port_name.as_bytes());
-        value
-    }
-
-    pub fn names() -> Names {
-        HashMap::from([
-            (1, name("default", "web", "http", 80, layout::TCP)),
-            (2, name("kube-system", "kube-dns", "dns", 53, layout::UDP)),
-            (3, name("shop", "cart", "", 8080, layout::TCP)),
-        ])
-    }
-
-    pub fn backend(address: &str, flags: u16, service_id: u32) -> BackendEntry {
-        BackendEntry { address: address.parse().unwrap(), flags, service_id }
-    }
-
-    pub fn backends() -> Backends {
-        use layout::backend_flags::{IN_CLUSTER, IN_LOCAL, LOCAL, PRESENT};
-        HashMap::from([
-            ((IpFamily::V4, 1), backend("10.244.1.2:8080", PRESENT | LOCAL | IN_CLUSTER | IN_LOCAL, 1)),
-            ((IpFamily::V4, 2), backend("10.244.2.2:8080", PRESENT | IN_CLUSTER, 1)),
-            ((IpFamily::V4, 3), backend("10.244.2.3:8080", PRESENT, 1)),
-            ((IpFamily::V6, 1), backend("[fd00:10:244:1::2]:8080", PRESENT | LOCAL | IN_CLUSTER, 1)),
-            ((IpFamily::V4, 4), backend("10.244.2.10:53", PRESENT | IN_CLUSTER, 2)),
-        ])
-    }
-}
-
-#[cfg(test)]
 mod tests {
+    use super::super::fixture;
     use super::*;
 
     #[test]

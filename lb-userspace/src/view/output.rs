@@ -1,6 +1,6 @@
 //! Output formats: tables for people, JSON and YAML for programs.
 
-use super::Row;
+use super::row::Row;
 use super::table::Table;
 
 /// `-o`.

@@ -1,0 +1,59 @@
+//! `SETTINGS`: how the agent loaded its programs, for other processes that load them.
+
+use std::io;
+
+use lb_common::layout::Settings;
+
+use crate::handles::MapHandles;
+use crate::map_name::MapName;
+use crate::pins::Pins;
+use crate::programs::{LoadError, LoadOptions, TcAttach};
+use crate::sizes::MapSizes;
+use crate::table::Table;
+
+/// Writes the options that the programs were loaded with.
+pub fn publish(maps: &MapHandles, options: &LoadOptions, netns_cookie: Option<u64>) -> Result<(), LoadError> {
+    let settings = settings(options, netns_cookie);
+    let publish = || Ok(table(maps)?.put(&0, &settings)?);
+    publish().map_err(|source| LoadError::Map { map: "SETTINGS".into(), source })
+}
+
+/// Reads the settings of the agent whose maps are pinned. Returns `None` if nothing is pinned.
+pub fn read_pinned(pins: &Pins) -> io::Result<Option<Settings>> {
+    let settings = MapHandles::open(&pins.maps()).and_then(|maps| Ok(table(&maps)?.get(&0)?));
+    match settings {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // The agent has created the map, but has not written it yet.
+        Ok(Some(settings)) if settings.snat_port_count == 0 => Ok(None),
+        result => result,
+    }
+}
+
+pub fn table(maps: &MapHandles) -> io::Result<Table<u32, Settings>> {
+    maps.table(MapName::SETTINGS)
+}
+
+/// The entry of `SETTINGS` for programs that were loaded with these options.
+fn settings(options: &LoadOptions, netns_cookie: Option<u64>) -> Settings {
+    let (first, last) = options.snat_ports;
+    Settings {
+        netns_cookie: netns_cookie.unwrap_or(0),
+        snat_port_first: first,
+        snat_port_count: last - first + 1,
+        host_sockets_only: u8::from(options.host_sockets_only),
+        pad: [0; 3],
+    }
+}
+
+/// Returns options that load programs as an agent loaded them. The maps exist, so the sizes have no effect.
+pub fn load_options(settings: &Settings) -> LoadOptions {
+    let first = settings.snat_port_first;
+    LoadOptions {
+        sizes: MapSizes::same(1),
+        snat_ports: (first, first + (settings.snat_port_count - 1)),
+        log_level: 0,
+        tc_attach: TcAttach::Auto,
+        host_sockets_only: settings.host_sockets_only != 0,
+        protect_node_ports: false,
+    }
+}

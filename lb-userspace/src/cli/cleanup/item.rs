@@ -1,0 +1,25 @@
+use std::fmt;
+use std::path::PathBuf;
+
+use super::filters::{Filter, Qdisc};
+
+/// Something that is there because an agent put it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// A pinned link, map or program.
+    Pin(PathBuf),
+    Folder(PathBuf),
+    Filter(Filter),
+    Qdisc(Qdisc),
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pin(path) => write!(f, "pin    {}", path.display()),
+            Self::Folder(path) => write!(f, "folder {}", path.display()),
+            Self::Filter(filter) => write!(f, "filter {filter}"),
+            Self::Qdisc(qdisc) => write!(f, "qdisc  {qdisc}"),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The arguments of `lb agent`, and how they are read: from flags, environment and file.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use super::file::{ConfigFile, FileError};
+use super::machine::Machine;
+use super::schema::GENERAL;
+use super::settings::Config;
+use super::sizes::SizeFlags;
+
+#[derive(Debug, Args)]
+#[command(after_help = AGENT_EXAMPLES)]
+pub struct AgentArgs {
+    /// Take settings from this YAML file; its keys are the flags in camelCase, as in --print-config
+    #[arg(long, env = "SLUICE_CONFIG", value_name = "FILE", help_heading = GENERAL)]
+    pub config: Option<PathBuf>,
+
+    /// Print the effective settings as such a file, with the origin of each, and exit
+    #[arg(long, help_heading = GENERAL)]
+    pub print_config: bool,
+
+    #[command(flatten)]
+    pub settings: Config,
+
+    /// The settings by the keys of the file, for people who ask a running agent.
+    #[arg(skip)]
+    pub effective: serde_json::Map<String, serde_json::Value>,
+}
+
+const AGENT_EXAMPLES: &str = "\
+Every setting can be given as a flag, in the environment, or in the file of --config; the first of these wins.
+Lists are separated by commas.
+
+Examples:
+  lb agent --kubeconfig /etc/kubernetes/kubeconfig --node-name worker-1
+  lb agent --manifests ./manifests --devices 'eth*' --mode tc
+  SLUICE_LOG_LEVEL=debug lb agent --config /etc/sluice/config.yaml";
+
+impl AgentArgs {
+    /// Refuses settings that exclude each other.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        match self.settings.kubeconfig.is_some() && self.settings.manifests.is_some() {
+            true => Err(SettingsError::TwoSources),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Arguments or a configuration file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// Prints itself, also `--help` and `--version`.
+    #[error(transparent)]
+    Arguments(#[from] clap::Error),
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// clap reports this by itself, except if one of the two is in the file.
+    #[error("kubeconfig and manifests are both set: Services come from one of them")]
+    TwoSources,
+}
+
+/// A command line after the values of the file became the defaults of its flags.
+pub struct ReadArguments {
+    pub command: clap::Command,
+    pub matches: ArgMatches,
+    pub file: Option<ConfigFile>,
+}
+
+/// Reads a command line of `command`. If it has `lb agent --config`, the values of that file become the defaults of the
+/// flags, and the command line is read again.
+pub fn read_arguments(
+    command: clap::Command,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<ReadArguments, SettingsError> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let matches = command.clone().try_get_matches_from(&arguments)?;
+    let agent = matches.subcommand_matches("agent");
+    let Some(path) = agent.and_then(|agent| agent.get_one::<PathBuf>("config")) else {
+        return Ok(ReadArguments { command, matches, file: None });
+    };
+    let file = ConfigFile::read(path, &agent_of(&command))?;
+    let command = command.mut_subcommand("agent", |agent| file.as_defaults(agent));
+    let matches = command.clone().try_get_matches_from(&arguments)?;
+    Ok(ReadArguments { command, matches, file: Some(file) })
+}
+
+/// Returns the subcommand `agent`.
+pub fn agent_of(command: &clap::Command) -> clap::Command {
+    command.find_subcommand("agent").cloned().unwrap_or_default()
+}
+
+/// Adds defaults and help texts that depend on the machine to the subcommand `agent`.
+pub fn with_machine(command: clap::Command, machine: &Machine) -> clap::Command {
+    command.mut_subcommand("agent", |agent| {
+        with_machine_defaults(SizeFlags::with_memory_in_help(agent), machine)
+    })
+}
+
+/// Fills in the defaults that depend on the machine.
+fn with_machine_defaults(agent: clap::Command, machine: &Machine) -> clap::Command {
+    // mut_args() keeps the order of the arguments, mut_arg() does not.
+    agent.mut_args(|arg| match (arg.get_id().as_str(), &machine.cgroup_root) {
+        ("node_name", _) => arg.default_value(machine.host_name.clone()),
+        ("cgroup", Some(root)) => arg.default_value(root.as_os_str().to_owned()),
+        _ => arg,
+    })
+}
+
+/// A command line that has no other subcommand.
+#[derive(Debug, Parser)]
+#[command(name = "lb")]
+struct AgentOnly {
+    #[command(subcommand)]
+    command: AgentCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum AgentCommand {
+    Agent(Box<AgentArgs>),
+}
+
+/// Returns the settings that `lb agent` has with these arguments.
+pub fn read_settings(arguments: Vec<OsString>, machine: &Machine) -> Result<Config, SettingsError> {
+    let line = ["lb", "agent"].into_iter().map(OsString::from).chain(arguments);
+    let read = read_arguments(with_machine(AgentOnly::command(), machine), line)?;
+    let AgentCommand::Agent(agent) = AgentOnly::from_arg_matches(&read.matches)?.command;
+    agent.check()?;
+    Ok(agent.settings)
+}
+
+/// `lb agent` without the defaults of this machine.
+#[cfg(test)]
+pub fn agent_command() -> clap::Command {
+    agent_of(&AgentOnly::command())
+}
