@@ -11,12 +11,9 @@ use lb_common::layout::{Backend, ConnectedPeer, ConnectedSocket, backend_flags};
 use crate::address::MapAddress;
 use crate::handles::MapHandles;
 use crate::map_name::MapName;
-use crate::programs::Programs;
+use crate::programs::{ITERATOR, Programs};
 use crate::sys;
 use crate::table::ArrayTable;
-
-/// The program that lists sockets.
-const LIST: &str = "lb_connected";
 
 /// The endpoints, and the sockets that were connected to one through a Service.
 #[derive(Debug)]
@@ -31,7 +28,7 @@ pub struct Endpoints {
 impl Endpoints {
     pub(crate) fn new(programs: &Programs, maps: &MapHandles) -> io::Result<Self> {
         Ok(Self {
-            list: programs.get(LIST).map(|program| program.try_clone_to_owned()).transpose()?,
+            list: programs.get(ITERATOR).map(|program| program.try_clone_to_owned()).transpose()?,
             connected: maps.get("CONNECTED")?,
             v4: maps.array(MapName::BACKENDS.v4)?,
             v6: maps.array(MapName::BACKENDS.v6)?,

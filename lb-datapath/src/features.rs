@@ -27,6 +27,8 @@ pub struct Features {
     pub coarse_clock: bool,
     /// Types of the kernel are in /sys; else sockets stay connected to endpoints that are gone.
     pub btf: bool,
+    /// An iterator program can tell which socket it sees; else sockets stay connected to endpoints that are gone.
+    pub iterator_cookie: bool,
     /// Programs are compiled to machine code; else they are interpreted.
     pub jit: bool,
     /// Cookie of this network namespace; without it `localhost:nodePort` is not served, and nodePorts are not protected.
@@ -43,6 +45,8 @@ impl Features {
             set_retval: set_retval().is_ok(),
             coarse_clock: coarse_clock().is_ok(),
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+            // Seen when the iterator program is loaded: a smaller one would need its own types.
+            iterator_cookie: true,
             // The file is missing where the kernel always compiles (CONFIG_BPF_JIT_ALWAYS_ON, and no sysctl in a container).
             jit: std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
                 .map_or(true, |value| value.trim() != "0"),
@@ -77,6 +81,11 @@ impl Features {
             (
                 self.btf,
                 "no BTF (CONFIG_DEBUG_INFO_BTF): connected UDP sockets whose endpoint is gone are not closed",
+            ),
+            (
+                self.iterator_cookie,
+                "no bpf_get_socket_cookie in iterators (Linux 5.12): connected UDP sockets whose endpoint is gone are not \
+                 closed",
             ),
             (
                 self.jit,
@@ -204,6 +213,7 @@ mod tests {
             set_retval: true,
             coarse_clock: true,
             btf: true,
+            iterator_cookie: true,
             jit: true,
             netns_cookie: Some(1),
         };

@@ -25,6 +25,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb
 const XDP: &str = "lb_xdp";
 const XDP_LINEAR: &str = "lb_xdp_linear";
 
+/// The iterator program that lists connected sockets.
+pub(crate) const ITERATOR: &str = "lb_connected";
+
 /// The least that an XDP program can do with a packet: what benchmarks measure the others against.
 const FLOOR: &str = "lb_floor";
 
@@ -156,7 +159,7 @@ impl Programs {
 
     fn load_for(options: &LoadOptions, pins: Option<&Pins>, purpose: Purpose) -> Result<Self, LoadError> {
         unlimited_locked_memory();
-        let features = Features::probe();
+        let mut features = Features::probe();
         let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
         let btf = Btf::from_sys_fs().ok();
         let (first, last) = options.snat_ports;
@@ -233,7 +236,12 @@ impl Programs {
         let mut refusals = Vec::new();
         for (name, program) in programs {
             if let Err(error) = load_program(program, btf.as_ref()) {
-                refusals.push(Refusal::new(name, &features.kernel, &error));
+                let refusal = Refusal::new(name, &features.kernel, &error);
+                if name == ITERATOR && refusal.lacks("bpf_get_socket_cookie") {
+                    features.iterator_cookie = false;
+                } else {
+                    refusals.push(refusal);
+                }
             }
         }
         if purpose == Purpose::Record

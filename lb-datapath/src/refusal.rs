@@ -31,6 +31,11 @@ impl Refusal {
         Self { program: program.to_owned(), kernel: kernel.to_owned(), error, log }
     }
 
+    /// Whether the kernel lacks this helper function.
+    pub(crate) fn lacks(&self, helper: &str) -> bool {
+        self.log.iter().any(|line| line.contains("unknown func") && line.contains(helper))
+    }
+
     /// What a person can do.
     pub fn remedy(&self) -> &'static str {
         let log = self.log.join("\n");
@@ -139,6 +144,8 @@ processed 24310 insns (limit 1000000) max_states_per_insn 4 total_states 1193 pe
 
     #[test]
     fn the_remedy_follows_from_the_complaint() {
+        let unknown = "12: (85) call unknown#46\nunknown func bpf_get_socket_cookie#46\n";
+        assert!(refusal("Invalid argument", unknown).lacks("bpf_get_socket_cookie"));
         let remedy = |error, log| refusal(error, log).remedy();
         assert!(
             remedy("Invalid argument", "12: (85) call unknown#46\nunknown func bpf_get_socket_cookie#46\n")

@@ -12,7 +12,7 @@ use lb_common::plain::Plain;
 /// Headers are read within this many bytes; a packet whose headers reach further is passed on
 /// untouched. The value is a power of two minus one, so that a mask bounds an offset for the
 /// verifier.
-const OFFSET_MASK: usize = 0x1ff;
+const OFFSET_MASK: usize = 511;
 
 /// An XDP frame or an skb.
 pub trait Frame {
@@ -49,12 +49,11 @@ pub trait Frame {
         // The compiler turns a check for one byte into `start >= end`, from which the verifier
         // learns nothing.
         const { assert!(size_of::<T>() >= 2) };
-        let start = self.data() + (offset & OFFSET_MASK);
-        if offset > OFFSET_MASK || start + size_of::<T>() > self.data_end() {
-            None
-        } else {
-            Some(start as *mut T)
+        if offset > OFFSET_MASK {
+            return None;
         }
+        let start = self.data() + within_mask(offset);
+        if start + size_of::<T>() > self.data_end() { None } else { Some(start as *mut T) }
     }
 
     /// Reads the `T` at `offset`.
@@ -79,6 +78,15 @@ pub fn swap_link_addresses<K: Frame>(frame: &K) -> Option<()> {
     let source = frame.load::<[u8; 6]>(6)?;
     frame.store(0, source)?;
     frame.store(6, destination)
+}
+
+/// Returns `offset`, which must not exceed [`OFFSET_MASK`], with that bound visible to the verifier,
+/// for the reasons of [`below_16`].
+#[inline(always)]
+fn within_mask(mut offset: usize) -> usize {
+    // SAFETY: one instruction that changes its operand only.
+    unsafe { core::arch::asm!("{0} &= 511", inout(reg) offset, options(pure, nomem, nostack)) };
+    offset
 }
 
 /// Returns `offset`, which must be below 16, with that bound visible to the verifier.
