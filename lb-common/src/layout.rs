@@ -9,6 +9,7 @@
 
 use core::mem::{offset_of, size_of};
 
+use crate::connection::State;
 use crate::family::{Family, V4, V6};
 
 /// Version of all layouts. It is part of the pin path (`<bpffs>/sluice/v3/…`), so that an agent
@@ -127,7 +128,7 @@ pub mod backend_flags {
     pub const IN_LOCAL: u16 = 1 << 3;
 }
 
-/// Key of the flow tables: a packet's 5-tuple as it arrives at the hook.
+/// Key of `FLOW_INDEX_V4` and `FLOW_INDEX_V6`: a packet's 5-tuple as it arrives at the hook.
 #[repr(C, align(8))]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowKey<A> {
@@ -140,47 +141,212 @@ pub struct FlowKey<A> {
     pub reserved: u16,
 }
 
-/// Value of the flow tables: what becomes of the packet. A connection has two entries, one per direction; the key of
-/// the other one is this entry's rewritten tuple with source and destination exchanged.
+/// Value of `FLOW_INDEX_V4` and `FLOW_INDEX_V6`: the record that holds the connection of a tuple. Every connection has two
+/// index entries, one per direction.
+///
+/// An entry counts only if the record has the same generation and holds the tuple: the record may have been given to another
+/// connection since.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Flow<A> {
-    /// `CLOCK_MONOTONIC` at the last packet, in nanoseconds; written at most every [`SEEN_GRANULARITY_NS`].
-    pub last_seen_ns: u64,
-    /// The tuple the packet leaves with.
-    pub new_src_addr: A,
-    pub new_dst_addr: A,
-    pub new_src_port: u16,
-    pub new_dst_port: u16,
-    pub backend_id: u32,
-    pub service_id: u32,
-    /// One of [`direction`].
+pub struct FlowIndex {
+    /// Index into `FLOWS_V4` or `FLOWS_V6`.
+    pub record: u32,
+    /// [`Flow::generation`] of the record when the entry was written.
+    pub generation: u16,
+    /// One of [`direction`]: which tuple of the record the key is.
     pub direction: u8,
-    /// One of [`deliver`].
-    pub deliver: u8,
-    /// TCP flags (RFC 9293 bit positions) seen so far in this direction, see [`tcp_flags`]; of SCTP what corresponds to
-    /// them, see [`crate::sctp::signals`].
-    pub tcp_seen: u8,
     pub pad: u8,
 }
 
+/// Value of `FLOWS_V4` and `FLOWS_V6`: one connection.
+///
+/// ```text
+/// request:  client → service   becomes   source → backend
+/// reply:    backend → source   becomes   service → client
+/// ```
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Flow<A> {
+    /// Incremented when the record is given to another connection.
+    pub generation: u16,
+    /// One of [`flow_phase`]. 0: the record is free.
+    pub phase: u8,
+    pub protocol: u8,
+    /// One of [`deliver`], for both directions.
+    pub deliver: u8,
+    pub pad: [u8; 3],
+    /// `CLOCK_MONOTONIC` at the last packet of either direction, in nanoseconds; written at most every
+    /// [`SEEN_GRANULARITY_NS`].
+    pub last_seen_ns: u64,
+    /// `CLOCK_MONOTONIC` at the first packet, in seconds.
+    pub opened_s: u32,
+    pub backend_id: u32,
+    pub service_id: u32,
+    pub client_port: u16,
+    /// The address and port that the client uses.
+    pub service_port: u16,
+    /// What the endpoint sees as its client: the client itself, or an address of this node.
+    pub source_port: u16,
+    pub backend_port: u16,
+    pub client_addr: A,
+    pub service_addr: A,
+    pub source_addr: A,
+    pub backend_addr: A,
+    /// What the client has sent. Written by packets of that direction, as [`Flow::reply`] is by its own.
+    pub request: FlowSide,
+    pub reply: FlowSide,
+    pub reserved: u32,
+}
+
+/// What is remembered of one direction of a connection, see [`crate::connection`].
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct FlowSide {
+    /// TCP: the sequence number after everything that was sent. SCTP: the verification tag of this direction.
+    pub end: u32,
+    /// TCP: the highest acknowledgement number that was sent.
+    pub ack: u32,
+    /// 1: this side has closed (TCP FIN, SCTP SHUTDOWN).
+    pub closed: u32,
+}
+
 impl<A: Copy> Flow<A> {
-    /// The key of the other direction of this connection: what its packets look like when they arrive.
+    /// The tuple of request packets as they arrive.
     #[inline(always)]
-    pub fn other_key(&self, protocol: u8) -> FlowKey<A> {
+    pub fn request_key(&self) -> FlowKey<A> {
         FlowKey {
-            src_addr: self.new_dst_addr,
-            dst_addr: self.new_src_addr,
-            src_port: self.new_dst_port,
-            dst_port: self.new_src_port,
-            protocol,
+            src_addr: self.client_addr,
+            dst_addr: self.service_addr,
+            src_port: self.client_port,
+            dst_port: self.service_port,
+            protocol: self.protocol,
             pad: 0,
             reserved: 0,
         }
     }
+
+    /// The tuple of reply packets as they arrive.
+    #[inline(always)]
+    pub fn reply_key(&self) -> FlowKey<A> {
+        FlowKey {
+            src_addr: self.backend_addr,
+            dst_addr: self.source_addr,
+            src_port: self.backend_port,
+            dst_port: self.source_port,
+            protocol: self.protocol,
+            pad: 0,
+            reserved: 0,
+        }
+    }
+
+    /// Returns whether packets of this direction, one of [`direction`], arrive with this tuple.
+    #[inline(always)]
+    pub fn has_tuple(&self, key: &FlowKey<A>, direction: u8) -> bool
+    where
+        A: PartialEq,
+    {
+        let (src_addr, dst_addr, src_port, dst_port) = if direction == direction::REQUEST {
+            (&self.client_addr, &self.service_addr, self.client_port, self.service_port)
+        } else {
+            (&self.backend_addr, &self.source_addr, self.backend_port, self.source_port)
+        };
+        self.protocol == key.protocol
+            && src_port == key.src_port
+            && dst_port == key.dst_port
+            && *src_addr == key.src_addr
+            && *dst_addr == key.dst_addr
+    }
+
+    /// What the tracking of the connection goes by.
+    #[inline(always)]
+    pub fn state(&self) -> State {
+        State { phase: self.phase, request: self.request, reply: self.reply }
+    }
+
+    /// Whether the connection is over: it has been silent for as long as its time-out at `now_ns`. A free record is over too.
+    #[inline(always)]
+    pub fn is_over(&self, now_ns: u64, timeouts: &FlowTimeouts) -> bool {
+        const SECOND: u64 = 1_000_000_000;
+        let seconds = self.state().timeout(self.protocol, timeouts);
+        self.phase == flow_phase::FREE || now_ns.saturating_sub(self.last_seen_ns) >= seconds as u64 * SECOND
+    }
 }
 
-/// Values of [`Flow::direction`].
+/// Values of [`Flow::phase`].
+pub mod flow_phase {
+    /// The record belongs to no connection.
+    pub const FREE: u8 = 0;
+    /// The client has sent its first packet.
+    pub const OPENING: u8 = 1;
+    /// The endpoint has answered. TCP: with a SYN-ACK; SCTP: with an INIT ACK.
+    pub const ANSWERED: u8 = 2;
+    /// TCP: the client has acknowledged the SYN-ACK; SCTP: it has sent the COOKIE ECHO. UDP: both sides have been heard for
+    /// more than [`crate::connection::STREAM_AFTER_S`].
+    pub const ESTABLISHED: u8 = 3;
+    /// TCP: reset; SCTP: aborted.
+    pub const RESET: u8 = 4;
+    /// A program is filling the record in.
+    pub const CLAIMED: u8 = 255;
+}
+
+/// The only entry of `FLOW_TIMEOUTS`: how many seconds a connection may be silent before it is over.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct FlowTimeouts {
+    /// TCP: not established. As `nf_conntrack_tcp_timeout_syn_recv`.
+    pub tcp_syn: u32,
+    /// TCP: open on both sides. As kube-proxy's `--conntrack-tcp-timeout-established`.
+    pub tcp_established: u32,
+    /// TCP: closed by one side. As kube-proxy's `--conntrack-tcp-timeout-close-wait`.
+    pub tcp_half_closed: u32,
+    /// TCP: closed by both sides. As `nf_conntrack_tcp_timeout_time_wait`.
+    pub tcp_time_wait: u32,
+    /// TCP: reset. As `nf_conntrack_tcp_timeout_close`.
+    pub tcp_reset: u32,
+    /// UDP: the endpoint has not answered. As `nf_conntrack_udp_timeout`.
+    pub udp_unreplied: u32,
+    /// UDP: the endpoint has answered.
+    pub udp: u32,
+    /// UDP: both sides have been heard for more than two seconds. As `nf_conntrack_udp_timeout_stream`.
+    pub udp_stream: u32,
+    /// SCTP: not established.
+    pub sctp_opening: u32,
+    /// SCTP: open. As `nf_conntrack_sctp_timeout_established`: an idle association sends a HEARTBEAT every 30 s (RFC 9260
+    /// 8.3).
+    pub sctp_established: u32,
+    /// SCTP: shut down or aborted. As `nf_conntrack_sctp_timeout_closed`.
+    pub sctp_closed: u32,
+}
+
+impl FlowTimeouts {
+    /// What applies unless the operator sets something else.
+    pub const DEFAULT: Self = Self {
+        tcp_syn: 60,
+        tcp_established: 86_400,
+        tcp_half_closed: 3_600,
+        tcp_time_wait: 120,
+        tcp_reset: 10,
+        udp_unreplied: 30,
+        udp: 30,
+        udp_stream: 120,
+        sctp_opening: 30,
+        sctp_established: 210,
+        sctp_closed: 10,
+    };
+}
+
+/// Value of `FLOW_HANDS`, one for each CPU: where this CPU looks for a record next.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct FlowHand {
+    /// Index of the next record to be looked at; 0 when the CPU has not looked at any.
+    pub next: u32,
+    pub pad: u32,
+    /// `CLOCK_MONOTONIC` when a connection last gave way to another one, in nanoseconds.
+    pub pressure_ns: u64,
+}
+
+/// Values of [`FlowIndex::direction`].
 pub mod direction {
     /// From the client to the service.
     pub const REQUEST: u8 = 1;
@@ -188,9 +354,9 @@ pub mod direction {
     pub const REPLY: u8 = 2;
 }
 
-/// Values of [`Flow::deliver`]: where the rewritten packet goes.
+/// Values of [`Flow::deliver`]: where rewritten packets go.
 pub mod deliver {
-    /// On along the path it was on: up the stack at ingress, out at egress.
+    /// On along the path that they were on: up the stack at ingress, out at egress.
     pub const PASS: u8 = 1;
     /// Out of this node again, by a FIB lookup.
     pub const ROUTE: u8 = 2;
@@ -483,8 +649,12 @@ assert_layout! {
     Backend<A6>: 24, { addr: 0, port: 16, flags: 18, service_id: 20 };
     FlowKey<A4>: 16, { src_addr: 0, dst_addr: 4, src_port: 8, dst_port: 10, protocol: 12 };
     FlowKey<A6>: 40, { src_addr: 0, dst_addr: 16, src_port: 32, dst_port: 34, protocol: 36 };
-    Flow<A4>: 32, { last_seen_ns: 0, new_src_addr: 8, new_dst_addr: 12, new_src_port: 16, backend_id: 20, direction: 28 };
-    Flow<A6>: 56, { last_seen_ns: 0, new_src_addr: 8, new_dst_addr: 24, new_src_port: 40, backend_id: 44, direction: 52 };
+    FlowIndex: 8, { record: 0, generation: 4, direction: 6 };
+    FlowSide: 12, { end: 0, ack: 4, closed: 8 };
+    Flow<A4>: 80, { generation: 0, phase: 2, last_seen_ns: 8, client_port: 28, client_addr: 36, request: 52, reply: 64 };
+    Flow<A6>: 128, { generation: 0, phase: 2, last_seen_ns: 8, client_port: 28, client_addr: 36, request: 100, reply: 112 };
+    FlowTimeouts: 44, { tcp_syn: 0, udp: 24, sctp_closed: 40 };
+    FlowHand: 16, { next: 0, pressure_ns: 8 };
     FragmentKey<A4>: 16, { id: 8, protocol: 12 };
     FragmentKey<A6>: 40, { id: 32, protocol: 36 };
     FragmentPorts: 4, {};

@@ -5,6 +5,7 @@
 //! * [`plain`]: which types are copied byte by byte.
 //! * [`reason`]: what the programs count, and the error of a call that they refuse.
 //! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
+//! * [`connection`]: the phases of a connection, its time-outs, and which connections give way.
 //! * [`crc32c`]: the checksum of an SCTP packet whose ports change (RFC 9260).
 //! * [`sctp`]: SCTP chunks as TCP flags (RFC 9260).
 //! * [`wire`]: header constants and offsets.
@@ -15,6 +16,7 @@
 #![deny(unsafe_code)]
 
 pub mod checksum;
+pub mod connection;
 pub mod crc32c;
 pub mod family;
 pub mod layout;

@@ -19,8 +19,9 @@ of_both_families! {
     Backend { addr, port, flags, service_id }
     FlowKey { src_addr, dst_addr, src_port, dst_port, protocol, pad, reserved }
     Flow {
-        last_seen_ns, new_src_addr, new_dst_addr, new_src_port, new_dst_port, backend_id, service_id, direction, deliver,
-        tcp_seen, pad,
+        generation, phase, protocol, deliver, pad, last_seen_ns, opened_s, backend_id, service_id, client_port,
+        service_port, source_port, backend_port, client_addr, service_addr, source_addr, backend_addr, request, reply,
+        reserved,
     }
     FragmentKey { src_addr, dst_addr, id, protocol, pad, reserved }
     SocketPeerKey { cookie, addr, port, pad }
@@ -31,6 +32,13 @@ of_both_families! {
 crate::plain! {
     Service {
         service_id, flags, outside_base, outside_count, inside_base, inside_count, affinity_seconds, algorithm, kind, pad,
+    }
+    FlowIndex { record, generation, direction, pad }
+    FlowSide { end, ack, closed }
+    FlowHand { next, pad, pressure_ns }
+    FlowTimeouts {
+        tcp_syn, tcp_established, tcp_half_closed, tcp_time_wait, tcp_reset, udp_unreplied, udp, udp_stream,
+        sctp_opening, sctp_established, sctp_closed,
     }
     FragmentPorts { src_port, dst_port }
     ConnectedPeer { service_addr, backend_addr, service_port, backend_port, backend_id, service_id }

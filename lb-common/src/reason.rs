@@ -86,6 +86,8 @@ pub enum Outcome {
     Rejected,
     /// Dropped.
     Dropped,
+    /// A connection gave way to another one.
+    Evicted,
 }
 
 reasons! {
@@ -113,7 +115,7 @@ reasons! {
     NoEndpointDropped = 9, "no_endpoint_dropped", Dropped;
     /// No source port was free.
     NoSourcePort = 10, "no_source_port", Dropped;
-    /// The flow table is full.
+    /// The flow table is full of established connections.
     FlowTableFull = 11, "flow_table_full", Dropped;
     /// There is no route to the endpoint, or one that refuses (blackhole, prohibit, unreachable).
     NoRoute = 12, "no_route", Dropped;
@@ -142,6 +144,12 @@ reasons! {
     /// An ICMP error about a packet of a translated connection was translated, with the packet that
     /// it quotes.
     IcmpTranslated = 23, "icmp_translated", Translated;
+    /// A connection that was not open yet gave way to a new one: no record or source port was free.
+    EvictedHalfOpen = 24, "evicted_half_open", Evicted;
+    /// An idle UDP flow gave way to a new connection.
+    EvictedDatagrams = 25, "evicted_datagrams", Evicted;
+    /// A connection that was closed or reset gave way to a new one before its time.
+    EvictedClosed = 26, "evicted_closed", Evicted;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

@@ -26,6 +26,8 @@ pub const SCTP_LEN: usize = 12;
 /// Length of the header of an SCTP chunk, whose first byte is the type. At least one chunk follows
 /// the common header.
 pub const SCTP_CHUNK_LEN: usize = 4;
+/// Length of the initiate tag, with which an INIT or INIT ACK chunk begins behind its header.
+pub const SCTP_TAG_LEN: usize = 4;
 /// Offset of the checksum in an SCTP common header (RFC 9260); a CRC32c, little endian.
 pub const SCTP_CHECKSUM: usize = 8;
 /// Offset of the checksum in an IPv4 header (RFC 791).

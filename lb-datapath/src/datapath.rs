@@ -4,10 +4,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use crate::apply::tables::ServiceAddress;
+use lb_common::layout::FlowTimeouts;
+
 use crate::endpoints::Endpoints;
 use crate::features::Features;
-use crate::flows::{self, FlowSweep, FlowTimeouts};
+use crate::flows::{self, FlowUsage};
 use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
 use crate::inspect;
@@ -34,13 +35,15 @@ impl Datapath {
         pins.create().map_err(|source| LoadError::PinFolder { path: pins.root().to_owned(), source })?;
         let programs = Programs::load(options, Some(pins))?;
         let datapath = Self::new(programs, Some(Links::new(pins.links())))?;
-        settings::publish(&datapath.maps, options, datapath.features().netns_cookie)?;
+        datapath.publish(options)?;
         Ok(datapath)
     }
 
     /// Loads the programs on maps of their own, for tests and benchmarks. They cannot be attached.
     pub fn load_private(options: &LoadOptions) -> Result<Self, LoadError> {
-        Self::new(Programs::load_for_tests(options)?, None)
+        let datapath = Self::new(Programs::load_for_tests(options)?, None)?;
+        datapath.publish(options)?;
+        Ok(datapath)
     }
 
     pub(crate) fn new(programs: Programs, links: Option<Links>) -> Result<Self, LoadError> {
@@ -48,6 +51,12 @@ impl Datapath {
         let failed = |source| LoadError::Map { map: "of the host".into(), source };
         let host = HostMaps::new(&maps).map_err(failed)?;
         Ok(Self { programs, maps, host, links })
+    }
+
+    /// Writes the options that other processes and the programs read from maps.
+    pub(crate) fn publish(&self, options: &LoadOptions) -> Result<(), LoadError> {
+        settings::publish(&self.maps, options, self.features().netns_cookie)?;
+        self.set_flow_timeouts(&options.flow_timeouts)
     }
 
     /// The kernel features that were found, for the log.
@@ -129,15 +138,21 @@ impl Datapath {
         Endpoints::new(&self.programs, &self.maps)
     }
 
-    /// Removes flows that are over, and those of service ports that are not served any more at the address that the client
-    /// uses. Tells which ids the others name. `now_ns`: see [`monotonic_ns`].
-    pub fn sweep_flows(
-        &self,
-        now_ns: u64,
-        timeouts: &FlowTimeouts,
-        serves: impl Fn(u32, ServiceAddress) -> bool,
-    ) -> io::Result<FlowSweep> {
-        flows::sweep(&self.maps, now_ns, timeouts, &serves)
+    /// Returns what is in the flow table, and which ids its connections name. `now_ns`: see
+    /// [`crate::monotonic_ns`].
+    pub fn flow_usage(&self, now_ns: u64) -> io::Result<FlowUsage> {
+        flows::usage(&self.maps, now_ns)
+    }
+
+    /// Sets how long connections may be silent.
+    fn set_flow_timeouts(&self, timeouts: &FlowTimeouts) -> Result<(), LoadError> {
+        let failed = |source| LoadError::Map { map: "FLOW_TIMEOUTS".into(), source };
+        flows::set_timeouts(&self.maps, timeouts).map_err(failed)
+    }
+
+    /// Lets time pass for connections, for tests: see [`flows::age`].
+    pub fn age_flows(&self, seconds: u64) -> io::Result<()> {
+        flows::age(&self.maps, seconds)
     }
 
     /// Forgets connections and session affinity, for tests and benchmarks that begin anew. Connections that are translated break.

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::layout::{Affinity, AffinityKey, Service, ServiceName, affinity_client};
+use lb_common::layout::{Affinity, AffinityKey, FlowTimeouts, Service, ServiceName, affinity_client};
 use lb_common::reason::Reason;
 use lb_model::IpFamily;
 
@@ -66,9 +66,14 @@ impl Maps {
         Ok(entries)
     }
 
-    /// Open and half-open flows of both families.
+    /// How long connections may be silent.
+    pub fn flow_timeouts(&self) -> io::Result<FlowTimeouts> {
+        flows::timeouts(&self.0)
+    }
+
+    /// Connections of both families that are not over.
     pub fn flows(&self) -> io::Result<Vec<FlowEntry>> {
-        flows::read(&self.0)
+        flows::read(&self.0, sys::monotonic_ns())
     }
 
     /// Packets by reason, summed over the CPUs.

@@ -30,7 +30,7 @@ mod table;
 pub use self::datapath::Datapath;
 pub use self::endpoints::Endpoints;
 pub use self::features::Features;
-pub use self::flows::{FlowEntry, FlowSweep, FlowTimeouts};
+pub use self::flows::{FlowEntry, FlowUsage};
 pub use self::host_maps::HostMaps;
 pub use self::inspect::{AffinityClient, AffinityEntry};
 pub use self::links::{AttachError, Attached};

@@ -32,7 +32,8 @@ impl MapName {
     pub const DEVICES: Self = Self { name: "DEVICES", option: None };
     pub const NAMESPACES: Self = Self { name: "NAMESPACES", option: None };
     pub const FLOWS: PerFamily<Self> = per_family!("FLOWS", Some("max-flows"));
-    pub const HALF_OPEN: PerFamily<Self> = per_family!("HALF_OPEN", Some("max-half-open"));
+    pub const FLOW_INDEX: PerFamily<Self> = per_family!("FLOW_INDEX", Some("max-flows"));
+    pub const FLOW_TIMEOUTS: Self = Self { name: "FLOW_TIMEOUTS", option: None };
     pub const FRAGMENTS: PerFamily<Self> = per_family!("FRAGMENTS", Some("max-fragments"));
     pub const AFFINITY: Self = Self { name: "AFFINITY", option: Some("max-affinity") };
     pub const SETTINGS: Self = Self { name: "SETTINGS", option: None };

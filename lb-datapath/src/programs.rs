@@ -11,6 +11,8 @@ use aya_obj::Object;
 use aya_obj::generated::bpf_attach_type;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use lb_common::layout::FlowTimeouts;
+
 use crate::features::Features;
 use crate::handles::MapHandles;
 use crate::pins::Pins;
@@ -36,7 +38,8 @@ pub(crate) const PACKET_RECORDER: &str = "lb_tc_ingress";
 pub(crate) const CALL_RECORDER: &str = "lb_explain_call";
 
 /// Maps that no other program reads and that need not outlive the programs.
-const UNPINNED: [&str; 4] = ["SCRATCH_V4", "SCRATCH_V6", "AYA_LOGS", "RECORD"];
+const UNPINNED: [&str; 6] =
+    ["SCRATCH_V4", "SCRATCH_V6", "FLOW_KEYS_V4", "FLOW_KEYS_V6", "AYA_LOGS", "RECORD"];
 
 /// What is set before the programs are loaded.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ pub struct LoadOptions {
     pub sizes: MapSizes,
     /// First and last port that sources are rewritten to.
     pub snat_ports: (u16, u16),
+    /// How long connections may be silent.
+    pub flow_timeouts: FlowTimeouts,
     /// Level of the programs' own log: 0 off, 1 error … 5 trace.
     pub log_level: u8,
     pub tc_attach: TcAttach,
@@ -177,6 +182,7 @@ impl Programs {
             .btf(btf.as_ref())
             .override_global("SNAT_PORT_FIRST", &first, true)
             .override_global("SNAT_PORT_COUNT", &port_count, true)
+            .override_global("FLOW_RECORDS", &options.sizes.max_flows, true)
             .override_global("HAS_FIB_SOURCE", &fib_source, true)
             .override_global("HAS_SET_RETVAL", &set_retval, true)
             .override_global("HAS_COARSE_CLOCK", &coarse_clock, true)
@@ -358,6 +364,8 @@ const NODE_ADDRESSES: u32 = 1024;
 fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 20] {
     // The engine keeps to the limit for addresses of Services; those of the node have room beside them.
     let addresses = sizes.max_services + NODE_ADDRESSES;
+    // One entry per direction.
+    let index = sizes.max_flows * 2;
     [
         ("SERVICES_V4", sizes.max_services),
         ("SERVICES_V6", sizes.max_services),
@@ -369,8 +377,8 @@ fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 20] {
         ("BACKENDS_V6", sizes.max_backends),
         ("FLOWS_V4", sizes.max_flows),
         ("FLOWS_V6", sizes.max_flows),
-        ("HALF_OPEN_V4", sizes.max_half_open),
-        ("HALF_OPEN_V6", sizes.max_half_open),
+        ("FLOW_INDEX_V4", index),
+        ("FLOW_INDEX_V6", index),
         ("FRAGMENTS_V4", sizes.max_fragments),
         ("FRAGMENTS_V6", sizes.max_fragments),
         ("SOCKET_PEERS_V4", sizes.max_socket_peers),

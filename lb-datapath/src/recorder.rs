@@ -44,7 +44,7 @@ impl Datapath {
     /// Loads the recorder on maps of its own.
     pub fn load_private_recorder(options: &LoadOptions) -> Result<Self, LoadError> {
         let datapath = Self::new(Programs::load_recorder(options, None)?, None)?;
-        settings::publish(&datapath.maps, options, datapath.features().netns_cookie)?;
+        datapath.publish(options)?;
         Ok(datapath)
     }
 

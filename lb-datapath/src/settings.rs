@@ -2,7 +2,7 @@
 
 use std::io;
 
-use lb_common::layout::Settings;
+use lb_common::layout::{FlowTimeouts, Settings};
 
 use crate::handles::MapHandles;
 use crate::map_name::MapName;
@@ -51,6 +51,7 @@ pub fn load_options(settings: &Settings) -> LoadOptions {
     LoadOptions {
         sizes: MapSizes::same(1),
         snat_ports: (first, first + (settings.snat_port_count - 1)),
+        flow_timeouts: FlowTimeouts::DEFAULT,
         log_level: 0,
         tc_attach: TcAttach::Auto,
         host_sockets_only: settings.host_sockets_only != 0,

@@ -14,10 +14,8 @@ pub struct MapSizes {
     pub max_slots: u32,
     /// Endpoints of all Service ports
     pub max_backends: u32,
-    /// Flow entries: two for each connection that is translated packet by packet
+    /// Connections that are translated packet by packet
     pub max_flows: u32,
-    /// Flow entries of connections whose handshake is not complete; a SYN flood fills these and no others
-    pub max_half_open: u32,
     /// Datagrams whose fragments are under way
     pub max_fragments: u32,
     /// Service addresses that unconnected UDP sockets talk to, two entries each
@@ -59,7 +57,6 @@ impl MapSizes {
             max_slots: entries,
             max_backends: entries,
             max_flows: entries,
-            max_half_open: entries,
             max_fragments: entries,
             max_socket_peers: entries,
             max_source_ranges: entries,
@@ -68,7 +65,7 @@ impl MapSizes {
     }
 
     /// Names of the fields and the bytes that one of each costs, both families together.
-    pub const ENTRY_BYTES: [(&str, usize); 9] = {
+    pub const ENTRY_BYTES: [(&str, usize); 8] = {
         use layout::*;
         let service = hash_entry(size_of::<ServiceKey<A4>>(), size_of::<Service>())
             + hash_entry(size_of::<ServiceKey<A6>>(), size_of::<Service>())
@@ -76,8 +73,9 @@ impl MapSizes {
             + hash_entry(size_of::<A4>(), size_of::<KnownAddress>())
             + hash_entry(size_of::<A6>(), size_of::<KnownAddress>());
         let backend = array_entry(size_of::<Backend<A4>>()) + array_entry(size_of::<Backend<A6>>());
-        let flow = hash_entry(size_of::<FlowKey<A4>>(), size_of::<Flow<A4>>())
-            + hash_entry(size_of::<FlowKey<A6>>(), size_of::<Flow<A6>>());
+        let index = hash_entry(size_of::<FlowKey<A4>>(), size_of::<FlowIndex>())
+            + hash_entry(size_of::<FlowKey<A6>>(), size_of::<FlowIndex>());
+        let flow = array_entry(size_of::<Flow<A4>>()) + array_entry(size_of::<Flow<A6>>()) + 2 * index;
         let fragment = hash_entry(size_of::<FragmentKey<A4>>(), size_of::<FragmentPorts>())
             + hash_entry(size_of::<FragmentKey<A6>>(), size_of::<FragmentPorts>());
         let peer = hash_entry(size_of::<SocketPeerKey<A4>>(), size_of::<SocketPeer<A4>>())
@@ -89,7 +87,6 @@ impl MapSizes {
             ("max_slots", array_entry(size_of::<u32>())),
             ("max_backends", backend),
             ("max_flows", flow),
-            ("max_half_open", flow),
             ("max_fragments", fragment),
             ("max_socket_peers", peer),
             ("max_source_ranges", source_range),
@@ -104,7 +101,6 @@ impl MapSizes {
             self.max_slots,
             self.max_backends,
             self.max_flows,
-            self.max_half_open,
             self.max_fragments,
             self.max_socket_peers,
             self.max_source_ranges,
@@ -138,7 +134,6 @@ mod tests {
             max_slots: 2,
             max_backends: 3,
             max_flows: 0,
-            max_half_open: 0,
             max_fragments: 0,
             max_socket_peers: 0,
             max_source_ranges: 5,

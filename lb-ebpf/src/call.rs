@@ -98,7 +98,7 @@ pub fn select<F: Maps, C: Caller>(
     let client = select::name_by_namespace::<F>(service, cookie);
     let eligible = Eligible::of(service, Client::Inside);
     select::note_eligible(Client::Inside, &eligible);
-    select::select::<F>(service, &eligible, &client.0)
+    select::select::<F>(service, &eligible, &client.0, select::random())
 }
 
 /// Returns the reason that is counted when a call fails.

@@ -5,7 +5,7 @@ use core::mem::size_of;
 use aya_ebpf::bindings::{bpf_redir_neigh, xdp_action};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::helpers::generated::bpf_redirect_neigh;
-use lb_common::layout::{Flow, SCTP, TCP, deliver, device_flags};
+use lb_common::layout::{SCTP, TCP, deliver, device_flags};
 use lb_common::reason::Reason;
 use lb_common::wire::{ETHERNET_LEN, TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
@@ -16,6 +16,7 @@ use crate::maps::{DEVICES, Maps};
 use crate::packet::Packet;
 use crate::record::note;
 use crate::route::{Query, Route, RouteLookup, Unroutable};
+use crate::translation::Translation;
 use crate::verdict::{Answer, Verdict};
 
 /// What will happen to a packet once it is rewritten.
@@ -72,18 +73,18 @@ pub trait Deliver: Frame {
     fn send(&self, route: Route<'_>) -> Verdict;
 }
 
-/// Returns what will happen to a packet of this flow, or the verdict if it cannot be delivered.
+/// Returns what will happen to a packet with this translation, or the verdict if it cannot be delivered.
 #[inline(always)]
-pub fn of_flow<'a, F: Maps, K: Frame>(
+pub fn of_translation<'a, F: Maps, K: Frame>(
     frame: &K,
     packet: &Packet<F>,
-    flow: &Flow<F::Addr>,
+    translation: &Translation<F::Addr>,
     lookup: &'a mut RouteLookup,
 ) -> Result<Decided<'a>, Verdict> {
-    if flow.deliver != deliver::ROUTE {
+    if translation.deliver != deliver::ROUTE {
         return Ok(Decided::up_stack(lookup));
     }
-    find_route(frame, packet, lookup, flow.new_src_addr, flow.new_dst_addr).map(Decided::out)
+    find_route(frame, packet, lookup, translation.new_src_addr, translation.new_dst_addr).map(Decided::out)
 }
 
 /// Finds the route of a packet from `src` to `dst`, or returns the verdict if there is none that

@@ -1,290 +1,305 @@
-//! The two-entry flow table: finding, opening, promoting and closing connections.
+//! Connections: finding the one that a packet belongs to, following it, and opening a new one.
 //!
-//! A connection has two entries, keyed by the tuple of each direction as it arrives. The reply entry is inserted first
-//! and only if absent: that insert **is** the allocation of the source port. New connections stand in the half-open
-//! table and are promoted when both sides have spoken, so that a flood never evicts an established one.
+//! A connection is one record; two index entries lead to it, from the tuple of each direction as it arrives. The index entry
+//! of the reply is inserted first and only if absent: that insert **is** the allocation of the source port. What moves a
+//! connection from phase to phase is in [`lb_common::connection`], where records come from in [`crate::records`].
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use lb_common::layout::{Flow, FlowKey, SEEN_GRANULARITY_NS, deliver, direction, tcp_flags};
+use lb_common::connection::{self, Segment};
+use lb_common::family::Family;
+use lb_common::layout::{Flow, FlowIndex, FlowKey, SEEN_GRANULARITY_NS, direction, flow_phase};
 use lb_common::reason::Reason;
 
 use crate::clock::now;
-use crate::count::count;
 use crate::frame::Frame;
 use crate::maps::Maps;
 use crate::packet::Packet;
 use crate::record::recording;
+use crate::records::{self, Claimed, Records, Reserved};
+use crate::scratch::Candidate;
 use crate::service::still_serves;
 use crate::settings::{SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 use crate::socket;
+use crate::translation::Translation;
 
-/// How many source ports are tried before a connection is given up: at nine ports in ten taken, one in six fails.
+/// How many source ports are tried for a new connection. If all are taken, the weakest of their connections gives way.
 const PORT_ATTEMPTS: u32 = 16;
 
-/// `EEXIST`, as map updates return it.
-const EEXIST: i32 = -17;
+const SECOND: u64 = 1_000_000_000;
 
-/// The table an entry was found in.
-#[derive(Copy, Clone, PartialEq, Eq)]
-pub enum Stage {
-    Open,
-    HalfOpen,
-}
-
-/// An entry, alive until the program ends.
+/// The record of a connection, and which of its directions was looked up. Other programs may give the record to another
+/// connection at any time; its generation then differs.
 pub struct Found<A: 'static> {
-    pub flow: &'static Flow<A>,
-    pointer: *mut Flow<A>,
-    pub stage: Stage,
+    flow: *mut Flow<A>,
+    number: u32,
+    generation: u16,
+    direction: u8,
 }
 
-impl<A> Found<A> {
-    /// A reply that goes on along its path.
-    #[inline(always)]
-    pub fn is_passing_reply(&self) -> bool {
-        self.flow.direction == direction::REPLY && self.flow.deliver == deliver::PASS
+/// Looks a tuple up and fills in what becomes of its packets. Returns `None` if no connection has the tuple. Does not check
+/// whether the connection is over, see [`Found::is_over`].
+#[inline(always)]
+pub fn lookup<F: Maps>(
+    key: &FlowKey<F::Addr>,
+    translation: &mut Translation<F::Addr>,
+) -> Option<Found<F::Addr>> {
+    // SAFETY: copied at once, one aligned word. An element that is reused meanwhile names a record that has another tuple.
+    let FlowIndex { record: number, generation, direction, .. } = *unsafe { F::flow_index().get(key) }?;
+    let pointer = F::flows().get_ptr_mut(number)?;
+    // SAFETY: a map value. While it is read, other programs change single aligned words of it, or give it to another
+    // connection; the latter changes the generation, which is compared before and after.
+    let flow = unsafe { &*pointer };
+    if flow.generation != generation || !flow.has_tuple(key, direction) {
+        return None;
     }
-
-    #[inline(always)]
-    fn new(pointer: *mut Flow<A>, stage: Stage) -> Self {
-        // SAFETY: a map value, valid until the program ends; after its creation only `last_seen_ns` and `tcp_seen` change,
-        // each one aligned word or byte.
-        Self { flow: unsafe { &*pointer }, pointer, stage }
+    translation.set(flow, direction);
+    // SAFETY: as above; read again, whatever the compiler remembers of it.
+    let (after, phase) = unsafe {
+        ((&raw const (*pointer).generation).read_volatile(), (&raw const (*pointer).phase).read_volatile())
+    };
+    if after != generation || phase == flow_phase::FREE || phase == flow_phase::CLAIMED {
+        return None;
     }
+    Some(Found { flow: pointer, number, generation, direction })
 }
 
+/// Finds the connection that a packet which arrives here belongs to. A connection that the packet replaces, because it opens
+/// a new one with the same tuple, is ended and not found.
 #[inline(always)]
-fn open_entry<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
-    F::flows().get_ptr_mut(key).map(|pointer| Found::new(pointer, Stage::Open))
-}
-
-#[inline(always)]
-fn half_open_entry<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
-    F::half_open().get_ptr_mut(key).map(|pointer| Found::new(pointer, Stage::HalfOpen))
-}
-
-/// The entry of a tuple, whatever its state.
-#[inline(always)]
-pub fn lookup<F: Maps>(key: &FlowKey<F::Addr>) -> Option<Found<F::Addr>> {
-    match open_entry::<F>(key) {
-        Some(found) => Some(found),
-        None => half_open_entry::<F>(key),
+pub fn find<F: Records>(
+    packet: &Packet<F>,
+    translation: &mut Translation<F::Addr>,
+) -> Option<Found<F::Addr>> {
+    let found = lookup::<F>(&packet.key, translation)?;
+    if found.is_over::<F>() {
+        return None;
     }
-}
-
-/// The entry for a packet of an established connection.
-#[inline(always)]
-pub fn find<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
-    open_entry::<F>(&packet.key).and_then(|found| unless_stale(packet, found))
-}
-
-/// The entry for a packet of a connection in the making.
-#[inline(always)]
-pub fn find_half_open<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
-    half_open_entry::<F>(&packet.key).and_then(|found| unless_stale(packet, found))
-}
-
-/// Removes the entry and returns nothing when the packet opens a connection over the remains of an old one.
-#[inline(always)]
-fn unless_stale<F: Maps>(packet: &Packet<F>, found: Found<F::Addr>) -> Option<Found<F::Addr>> {
-    let flow = found.flow;
-    if flow.direction == direction::REQUEST {
-        let stale = if !packet.is_datagram() {
-            // A client that uses its port again. As long as the old connection lives the endpoint itself answers.
-            packet.opens()
-                && (flow.tcp_seen & (tcp_flags::FIN | tcp_flags::RST) != 0
-                    || peer_closed::<F>(flow, packet.key.protocol)
-                    || !still_serves::<F>(flow.backend_id, flow.service_id))
-        } else {
-            // Datagrams must not be sent to an endpoint that is gone.
-            !still_serves::<F>(flow.backend_id, flow.service_id)
-        };
-        if stale {
-            remove::<F>(&packet.key, flow);
-            return None;
+    if found.direction == direction::REQUEST && found.is_replaced_by(packet) {
+        if !recording() {
+            F::end(found.number, found.generation);
         }
+        return None;
     }
     Some(found)
 }
 
-/// The entry for a reply that leaves this node along its path. Nothing is judged or removed here: requests decide about that.
+/// Finds the connection of a reply that leaves this node along its path. Only requests decide whether a connection is
+/// replaced.
 #[inline(always)]
-pub fn find_reply<F: Maps>(packet: &Packet<F>) -> Option<Found<F::Addr>> {
-    lookup::<F>(&packet.key).filter(Found::is_passing_reply)
+pub fn find_reply<F: Records>(
+    packet: &Packet<F>,
+    translation: &mut Translation<F::Addr>,
+) -> Option<Found<F::Addr>> {
+    let found = lookup::<F>(&packet.key, translation)?;
+    if translation.is_passing_reply() && !found.is_over::<F>() { Some(found) } else { None }
 }
 
-/// Whether the other side of a connection has closed or reset it.
-#[inline(always)]
-fn peer_closed<F: Maps>(flow: &Flow<F::Addr>, protocol: u8) -> bool {
-    match lookup::<F>(&flow.other_key(protocol)) {
-        Some(peer) => peer.flow.tcp_seen & (tcp_flags::FIN | tcp_flags::RST) != 0,
-        None => true,
-    }
-}
-
-#[inline(always)]
-fn remove<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
-    if recording() {
-        return;
-    }
-    let other = flow.other_key(key.protocol);
-    // An entry is in one of the two tables; that the other has none is no error.
-    let _ = F::flows().remove(&other);
-    let _ = F::half_open().remove(&other);
-    let _ = F::flows().remove(key);
-    let _ = F::half_open().remove(key);
-}
-
-impl<A: Copy + 'static> Found<A> {
-    /// Notes that a packet of this direction went by; promotes the connection when this packet proves both sides alive.
+impl<A: Copy + PartialEq + 'static> Found<A> {
+    /// Returns one of [`direction`].
     #[inline(always)]
-    pub fn touch<F: Maps<Addr = A>>(&self, packet: &Packet<F>) {
-        if recording() {
-            return;
-        }
+    pub fn direction(&self) -> u8 {
+        self.direction
+    }
+
+    /// Returns the ids of the service port and of the backend.
+    #[inline(always)]
+    pub fn ids(&self) -> (u32, u32) {
+        // SAFETY: a map value; two aligned words.
+        unsafe { ((*self.flow).service_id, (*self.flow).backend_id) }
+    }
+
+    /// Returns whether the connection was silent for as long as its time-out. Its record may be taken at any time.
+    #[inline(always)]
+    pub fn is_over<F: Records<Addr = A>>(&self) -> bool {
+        // SAFETY: a map value. If it was given to another connection since `lookup`, that one is not over.
+        let flow = unsafe { &*self.flow };
         let now = now();
-        if now.wrapping_sub(self.flow.last_seen_ns) > SEEN_GRANULARITY_NS {
-            // SAFETY: see `lookup`; one aligned word.
-            unsafe { (&raw mut (*self.pointer).last_seen_ns).write_volatile(now) };
-        }
-        if packet.tcp_flags & !self.flow.tcp_seen != 0 {
-            // SAFETY: see `lookup`; one byte. A concurrent packet's flag may be lost: the sender repeats what was not acknowledged.
-            unsafe {
-                (&raw mut (*self.pointer).tcp_seen).write_volatile(self.flow.tcp_seen | packet.tcp_flags);
-            };
-        }
-        if self.stage == Stage::HalfOpen && self.answered(packet) {
-            promote(packet, self.flow);
-        }
+        now.wrapping_sub(flow.last_seen_ns) > SEEN_GRANULARITY_NS && F::is_over(self.number, now)
     }
 
-    /// TCP and SCTP: the client acknowledges. UDP: the endpoint answers.
+    /// Returns whether this request opens a new connection in the place of this one.
     #[inline(always)]
-    fn answered<F: Maps<Addr = A>>(&self, packet: &Packet<F>) -> bool {
-        if !packet.is_datagram() {
-            self.flow.direction == direction::REQUEST
-                && packet.tcp_flags & (tcp_flags::ACK | tcp_flags::SYN | tcp_flags::RST) == tcp_flags::ACK
-        } else {
-            self.flow.direction == direction::REPLY
+    fn is_replaced_by<F: Maps<Addr = A>>(&self, packet: &Packet<F>) -> bool {
+        if !packet.opens() {
+            return false;
+        }
+        // SAFETY: as in `is_over`.
+        let flow = unsafe { &*self.flow };
+        // Datagrams must not be sent to an endpoint that is gone. Open TCP connections stay: their endpoint ends them.
+        !still_serves::<F>(flow.backend_id, flow.service_id)
+            || (!packet.is_datagram() && flow.state().reopens(flow.protocol, &packet.segment(self.direction)))
+    }
+
+    /// Takes note of a packet of this connection.
+    #[inline(always)]
+    pub fn follow<F: Records<Addr = A>>(&self, packet: &Packet<F>) {
+        if !recording() {
+            F::follow(self.number, self.generation, &packet.segment(self.direction));
         }
     }
 }
 
-/// Moves both entries of a connection to the flow table. On a full table they stay where they are.
-#[inline(always)]
-fn promote<F: Maps>(packet: &Packet<F>, flow: &Flow<F::Addr>) {
-    let other_key = flow.other_key(packet.key.protocol);
-    // SAFETY: see `lookup`.
-    let Some(other) = (unsafe { F::half_open().get(&other_key) }) else { return };
-    if F::flows().insert(&other_key, other, BPF_NOEXIST as u64).is_err() {
-        count(Reason::FlowTableFull);
-        return;
+impl<F: Family> Packet<F> {
+    /// Returns what the packet carries for the tracking of its connection.
+    #[inline(always)]
+    fn segment(&self, direction: u8) -> Segment {
+        Segment { direction, flags: self.tcp_flags, seq: self.seq, ack: self.ack, length: self.payload }
     }
-    if F::flows().insert(&packet.key, flow, BPF_NOEXIST as u64).is_err() {
-        let _ = F::flows().remove(&other_key);
-        count(Reason::FlowTableFull);
-        return;
-    }
-    let _ = F::half_open().remove(&other_key);
-    let _ = F::half_open().remove(&packet.key);
 }
 
-/// What a new connection's packets shall become.
+/// A new connection.
 pub struct Opening<A> {
     pub backend_addr: A,
     pub backend_port: u16,
     pub backend_id: u32,
     pub service_id: u32,
-    /// The address replies are sent to: the client's own, or an address of this node.
+    /// The address that replies are sent to: the client's own, or an address of this node.
     pub source: A,
-    /// True: `source` is this node's, and its port comes from the range for that.
+    /// True: `source` is this node's, and the port is taken from the range for that.
     pub masquerade: bool,
     /// One of [`lb_common::layout::deliver`], for both directions.
     pub deliver: u8,
 }
 
-/// Makes both entries of a new connection in the half-open table and returns the request entry.
+/// Opens a connection with a packet, and fills in what becomes of the packet.
 #[inline(always)]
-pub fn open<'a, F: Maps, K: Frame>(
+pub fn open<F: Records, K: Frame>(
     frame: &K,
     packet: &Packet<F>,
     opening: &Opening<F::Addr>,
-    reply_key: &mut FlowKey<F::Addr>,
-    flow: &'a mut Flow<F::Addr>,
-) -> Result<&'a Flow<F::Addr>, Reason> {
-    *reply_key = FlowKey {
-        src_addr: opening.backend_addr,
-        dst_addr: opening.source,
-        src_port: opening.backend_port,
-        dst_port: if opening.masquerade { random_port() } else { packet.key.src_port },
-        protocol: packet.key.protocol,
-        pad: 0,
-        reserved: 0,
-    };
-    *flow = Flow {
-        last_seen_ns: now(),
-        new_src_addr: packet.key.dst_addr,
-        new_dst_addr: packet.key.src_addr,
-        new_src_port: packet.key.dst_port,
-        new_dst_port: packet.key.src_port,
-        backend_id: opening.backend_id,
-        service_id: opening.service_id,
-        direction: direction::REPLY,
-        deliver: opening.deliver,
-        tcp_seen: 0,
-        pad: 0,
-    };
-    let mut allocated = false;
-    for _ in 0..PORT_ATTEMPTS {
-        if claim::<F, K>(frame, reply_key, flow, opening.masquerade)? {
-            allocated = true;
-            break;
+    translation: &mut Translation<F::Addr>,
+) -> Result<(), Reason> {
+    let keys = F::keys().ok_or(Reason::FlowTableFull)?;
+    // SAFETY: a map value of this CPU: no other program changes it meanwhile.
+    unsafe {
+        (*keys).reply = FlowKey {
+            src_addr: opening.backend_addr,
+            dst_addr: opening.source,
+            src_port: opening.backend_port,
+            dst_port: if opening.masquerade { random_port() } else { packet.key.src_port },
+            protocol: packet.key.protocol,
+            pad: 0,
+            reserved: 0,
+        };
+    }
+    let now = now();
+    let port = if recording() {
+        free_port::<F>(now)?
+    } else {
+        let claimed = F::claim(now).ok_or(Reason::FlowTableFull)?;
+        let flow = claimed.flow::<F>().ok_or(Reason::FlowTableFull)?;
+        fill_in(flow, packet, opening, now);
+        match allocate::<F, K>(frame, claimed, opening.masquerade, now) {
+            Ok(port) => {
+                publish(claimed, flow, packet)?;
+                port
+            }
+            Err(reason) => {
+                records::free(flow);
+                return Err(reason);
+            }
         }
-        // Without masquerading this is a client that reaches one endpoint by two addresses from one port.
-        reply_key.dst_port = random_port();
-    }
-    if !allocated {
-        return Err(Reason::NoSourcePort);
-    }
-    flow.new_src_addr = opening.source;
-    flow.new_src_port = reply_key.dst_port;
-    flow.new_dst_addr = opening.backend_addr;
-    flow.new_dst_port = opening.backend_port;
-    flow.direction = direction::REQUEST;
-    flow.tcp_seen = packet.tcp_flags;
-    if recording() {
-        return Ok(flow);
-    }
-    if F::half_open().insert(&packet.key, &*flow, BPF_ANY as u64).is_err() {
-        let _ = F::half_open().remove(&*reply_key);
-        return Err(Reason::FlowTableFull);
-    }
-    Ok(flow)
+    };
+    translation.new_src_addr = opening.source;
+    translation.new_dst_addr = opening.backend_addr;
+    translation.new_src_port = port;
+    translation.new_dst_port = opening.backend_port;
+    translation.direction = direction::REQUEST;
+    translation.deliver = opening.deliver;
+    Ok(())
 }
 
-/// Inserts the reply entry if its tuple is free: in both tables and, for this node's own addresses, among its sockets.
+/// Writes a new connection into its record, all but the source port and the phase.
 #[inline(always)]
-fn claim<F: Maps, K: Frame>(
+fn fill_in<F: Maps>(flow: *mut Flow<F::Addr>, packet: &Packet<F>, opening: &Opening<F::Addr>, now: u64) {
+    // SAFETY: a map value that is this program's own: other programs do not use it while it is claimed.
+    let flow = unsafe { &mut *flow };
+    let state = connection::opened(packet.key.protocol, &packet.segment(direction::REQUEST));
+    flow.protocol = packet.key.protocol;
+    flow.deliver = opening.deliver;
+    flow.last_seen_ns = now;
+    flow.opened_s = (now / SECOND) as u32;
+    flow.backend_id = opening.backend_id;
+    flow.service_id = opening.service_id;
+    flow.client_port = packet.key.src_port;
+    flow.service_port = packet.key.dst_port;
+    flow.backend_port = opening.backend_port;
+    flow.client_addr = packet.key.src_addr;
+    flow.service_addr = packet.key.dst_addr;
+    flow.source_addr = opening.source;
+    flow.backend_addr = opening.backend_addr;
+    flow.request = state.request;
+    flow.reply = state.reply;
+}
+
+/// Finds a source port: reserves the tuple of the replies, which must be free among connections and, for this node's own
+/// addresses, among its sockets. If no port that is tried is free, the weakest of the connections that have them gives way.
+#[inline(always)]
+fn allocate<F: Records, K: Frame>(
     frame: &K,
-    key: &FlowKey<F::Addr>,
-    flow: &Flow<F::Addr>,
+    claimed: Claimed,
     masquerade: bool,
-) -> Result<bool, Reason> {
-    if recording() {
-        return Ok(lookup::<F>(key).is_none());
+    now: u64,
+) -> Result<u16, Reason> {
+    let keys = F::keys().ok_or(Reason::FlowTableFull)?;
+    let flow = claimed.flow::<F>().ok_or(Reason::FlowTableFull)?;
+    // SAFETY: map values of this CPU, and a record that is this program's own.
+    unsafe {
+        (*keys).weakest = Candidate::NONE;
+        for _ in 0..PORT_ATTEMPTS {
+            (*flow).source_port = (*keys).reply.dst_port;
+            match F::reserve(claimed, now) {
+                Reserved::Yes if masquerade && socket::exists::<F, K>(frame, &(*keys).reply) => {
+                    let _ = F::flow_index().remove(&(*keys).reply);
+                }
+                Reserved::Yes => return Ok((*keys).reply.dst_port),
+                Reserved::Taken => {}
+                Reserved::Full => return Err(Reason::FlowTableFull),
+            }
+            // Without masquerading this is a client that reaches one endpoint by two addresses from one port.
+            (*keys).reply.dst_port = random_port();
+        }
+        let port = (*keys).weakest.port;
+        if !F::make_way(now) {
+            return Err(Reason::NoSourcePort);
+        }
+        (*keys).reply.dst_port = port;
+        (*flow).source_port = port;
+        match F::reserve(claimed, now) {
+            Reserved::Yes => Ok(port),
+            // Another CPU was faster.
+            _ => Err(Reason::NoSourcePort),
+        }
     }
-    match F::half_open().insert(key, flow, BPF_NOEXIST as u64) {
-        Ok(()) => {}
-        Err(EEXIST) => return Ok(false),
-        Err(_) => return Err(Reason::FlowTableFull),
+}
+
+/// Makes a new connection visible to all programs.
+#[inline(always)]
+fn publish<F: Records>(claimed: Claimed, flow: *mut Flow<F::Addr>, packet: &Packet<F>) -> Result<(), Reason> {
+    // SAFETY: a map value that is this program's own; one byte.
+    unsafe { (&raw mut (*flow).phase).write_volatile(flow_phase::OPENING) };
+    let index = claimed.index(direction::REQUEST);
+    if F::flow_index().insert(&packet.key, &index, BPF_ANY as u64).is_err() {
+        F::end(claimed.number, claimed.generation);
+        return Err(Reason::FlowTableFull);
     }
-    // In this order: a connection that is promoted meanwhile is in the flow table before it leaves the half-open one.
-    let taken = F::flows().get_ptr(key).is_some() || (masquerade && socket::exists::<F, K>(frame, key));
-    if taken {
-        let _ = F::half_open().remove(key);
+    Ok(())
+}
+
+/// Returns a source port whose tuple no connection has, for `lb explain`, which allocates nothing.
+#[inline(always)]
+fn free_port<F: Records>(now: u64) -> Result<u16, Reason> {
+    let keys = F::keys().ok_or(Reason::FlowTableFull)?;
+    // SAFETY: a map value of this CPU: no other program changes it meanwhile.
+    let key = unsafe { &mut (*keys).reply };
+    for _ in 0..PORT_ATTEMPTS {
+        if records::holder::<F>(key, now).is_none() {
+            return Ok(key.dst_port);
+        }
+        key.dst_port = random_port();
     }
-    Ok(!taken)
+    Err(Reason::NoSourcePort)
 }
 
 #[inline(always)]

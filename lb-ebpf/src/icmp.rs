@@ -13,12 +13,17 @@ use self::kind::Kinds;
 use crate::frame::Frame as _;
 use crate::frame::skb::SkbFrame;
 use crate::packet::Fragment;
+use crate::records::Records;
 use crate::scratch::Scratch;
 use crate::verdict::{Direction, Verdict};
 
 /// Decides about an ICMP message whose IP header is parsed into `scratch`.
 #[inline(always)]
-pub fn message<F: Kinds>(frame: &SkbFrame, scratch: &mut Scratch<F>, direction: Direction) -> Verdict {
+pub fn message<F: Kinds + Records>(
+    frame: &SkbFrame,
+    scratch: &mut Scratch<F>,
+    direction: Direction,
+) -> Verdict {
     let packet = &scratch.packet;
     // The checksum covers all fragments, and the content of the later ones is unknown.
     if packet.fragment != Fragment::Whole || packet.l4 + ICMP_LEN > packet.l3 + packet.length {

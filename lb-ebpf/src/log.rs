@@ -7,10 +7,11 @@
 
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use aya_log_ebpf::{debug, trace, warn};
-use lb_common::layout::{Flow, FlowKey};
+use lb_common::layout::FlowKey;
 use lb_common::reason::Reason;
 
 use crate::maps::Maps;
+use crate::translation::Translation;
 
 /// Logs that a packet was dropped (`warn`).
 #[inline(always)]
@@ -36,19 +37,17 @@ fn log_dropped<F: Maps>(key: &FlowKey<F::Addr>, reason: u32) {
 
 /// Logs that a connection was opened (`debug`).
 #[inline(always)]
-pub fn opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+pub fn opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Translation<F::Addr>) {
     if level_enabled(Level::Debug) {
         log_opened::<F>(key, flow);
     }
 }
 
 #[inline(never)]
-fn log_opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+fn log_opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Translation<F::Addr>) {
     debug!(
         (),
-        "opened: service {} backend {} protocol {} {:i} {} -> {:i} {}",
-        flow.service_id,
-        flow.backend_id,
+        "opened: protocol {} {:i} {} -> {:i} {}",
         key.protocol,
         key.src_addr,
         key.src_port,
@@ -59,14 +58,14 @@ fn log_opened<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
 
 /// Logs that a packet was translated (`trace`: one line per packet).
 #[inline(always)]
-pub fn translated<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+pub fn translated<F: Maps>(key: &FlowKey<F::Addr>, flow: &Translation<F::Addr>) {
     if level_enabled(Level::Trace) {
         log_translated::<F>(key, flow);
     }
 }
 
 #[inline(never)]
-fn log_translated<F: Maps>(key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) {
+fn log_translated<F: Maps>(key: &FlowKey<F::Addr>, flow: &Translation<F::Addr>) {
     trace!(
         (),
         "translated: {:i} {} -> {:i} {} became {:i} {} -> {:i} {}",

@@ -5,12 +5,12 @@
 //!
 //! | floor | files |
 //! |---|---|
-//! | words | `aligned clock settings verdict` |
+//! | words | `aligned clock settings translation verdict` |
 //! | the kernel's side: maps, packets as bytes | `maps frame frame/skb frame/xdp` |
 //! | what people read | `record count log` |
 //! | what an address is | `address service client` |
 //! | what a packet is | `packet route socket scratch` |
-//! | connections | `select flow` |
+//! | connections | `records select flow` |
 //! | changing and sending a packet | `nat compose deliver` |
 //! | decisions about a packet | `pipeline` |
 //! | decisions about an ICMP message | `reset icmp/kind icmp/answer icmp/echo icmp/translate icmp` |
@@ -44,6 +44,7 @@ mod nat;
 mod packet;
 mod pipeline;
 mod record;
+mod records;
 mod reset;
 mod route;
 mod scratch;
@@ -52,6 +53,7 @@ mod service;
 mod settings;
 mod socket;
 mod tc;
+mod translation;
 mod verdict;
 mod xdp;
 

@@ -9,15 +9,15 @@
 //! same map: at once in preallocated and LRU maps, and since Linux 6.1 in others too. Each read
 //! therefore states what a mixture of two entries would do.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_spin_lock};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::macro_support::{Argument, IpFormatter};
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
-    Affinity, AffinityKey, Backend, ConnectedPeer, Device, Flow, FlowKey, FragmentKey, FragmentPorts,
-    KnownAddress, NamespaceAddrs, Record, Service, ServiceKey, ServiceName, Settings, SocketPeer,
-    SocketPeerKey, SourceRange,
+    Affinity, AffinityKey, Backend, ConnectedPeer, Device, Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts,
+    FragmentKey, FragmentPorts, KnownAddress, NamespaceAddrs, Record, Service, ServiceKey, ServiceName,
+    Settings, SocketPeer, SocketPeerKey, SourceRange,
 };
 use lb_common::reason::REASONS;
 
@@ -26,8 +26,8 @@ const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 pub type Services<A> = HashMap<ServiceKey<A>, Service, 65_536, SPARSE>;
 pub type Backends<A> = Array<Backend<A>, 262_144, MMAPABLE>;
-pub type Flows<A> = HashMap<FlowKey<A>, Flow<A>, 262_144>;
-pub type HalfOpen<A> = LruHashMap<FlowKey<A>, Flow<A>, 65_536>;
+pub type Flows<A> = Array<Flow<A>, 65_536, MMAPABLE>;
+pub type FlowIndices<A> = HashMap<FlowKey<A>, FlowIndex, 131_072>;
 pub type Fragments<A> = LruHashMap<FragmentKey<A>, FragmentPorts, 8_192>;
 pub type SocketPeers<A> = LruHashMap<SocketPeerKey<A>, SocketPeer<A>, 65_536>;
 pub type Addresses<A> = HashMap<A, KnownAddress, 65_536, SPARSE>;
@@ -53,20 +53,40 @@ pub static BACKENDS_V4: Backends<[u8; 4]> = Array::new();
 #[btf_map]
 pub static BACKENDS_V6: Backends<[u8; 16]> = Array::new();
 
-/// Open connections, two entries each. Written by the packet programs; the agent removes entries
-/// that are idle or closed.
+/// Connections, one record each. Written by the packet programs. A record is used again when its connection is over, or gives
+/// way (`records.rs`).
 #[btf_map]
-pub static FLOWS_V4: Flows<[u8; 4]> = HashMap::new();
+pub static FLOWS_V4: Flows<[u8; 4]> = Array::new();
 #[btf_map]
-pub static FLOWS_V6: Flows<[u8; 16]> = HashMap::new();
+pub static FLOWS_V6: Flows<[u8; 16]> = Array::new();
 
-/// Connections that were not answered in both directions yet: a flood of them evicts no open
-/// connection. Written by the packet programs; moved to the flow table, or evicted as the least
-/// recently used.
+/// Tuple of a packet as it arrives → record of its connection: two entries for each. Written by the packet programs. An entry
+/// leaves when its record is used again.
 #[btf_map]
-pub static HALF_OPEN_V4: HalfOpen<[u8; 4]> = LruHashMap::new();
+pub static FLOW_INDEX_V4: FlowIndices<[u8; 4]> = HashMap::new();
 #[btf_map]
-pub static HALF_OPEN_V6: HalfOpen<[u8; 16]> = LruHashMap::new();
+pub static FLOW_INDEX_V6: FlowIndices<[u8; 16]> = HashMap::new();
+
+/// How long connections may be silent. Written by the agent.
+#[btf_map]
+pub static FLOW_TIMEOUTS: Array<FlowTimeouts, 1> = Array::new();
+
+/// Where each CPU looks for a record next: IPv4, IPv6. Written by the packet programs.
+#[btf_map]
+pub static FLOW_HANDS: PerCpuArray<FlowHand, 2> = PerCpuArray::new();
+
+/// Number of [`FLOW_LOCKS`].
+pub const FLOW_LOCK_COUNT: u32 = 64;
+
+/// Locks of flow records, by record number. Written by the packet programs, each for a few instructions.
+#[btf_map]
+pub static FLOW_LOCKS: Array<FlowLock, { FLOW_LOCK_COUNT as usize }> = Array::new();
+
+/// Held while a program takes a record.
+#[repr(C)]
+pub struct FlowLock {
+    pub lock: bpf_spin_lock,
+}
 
 /// Datagram identity → ports, for fragments after the first. Written by the packet programs; the
 /// least recently used are evicted.
@@ -145,7 +165,7 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
     fn services() -> &'static Services<Self::Addr>;
     fn backends() -> &'static Backends<Self::Addr>;
     fn flows() -> &'static Flows<Self::Addr>;
-    fn half_open() -> &'static HalfOpen<Self::Addr>;
+    fn flow_index() -> &'static FlowIndices<Self::Addr>;
     fn fragments() -> &'static Fragments<Self::Addr>;
     fn socket_peers() -> &'static SocketPeers<Self::Addr>;
     fn addresses() -> &'static Addresses<Self::Addr>;
@@ -158,7 +178,7 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
 }
 
 macro_rules! family_maps {
-    ($family:ty, $addr:ident, $services:ident, $backends:ident, $flows:ident, $half_open:ident, $fragments:ident,
+    ($family:ty, $addr:ident, $services:ident, $backends:ident, $flows:ident, $flow_index:ident, $fragments:ident,
      $socket_peers:ident, $addresses:ident, $networks:ident, $source_ranges:ident) => {
         impl Maps for $family {
             #[inline(always)]
@@ -174,8 +194,8 @@ macro_rules! family_maps {
                 &$flows
             }
             #[inline(always)]
-            fn half_open() -> &'static HalfOpen<Self::Addr> {
-                &$half_open
+            fn flow_index() -> &'static FlowIndices<Self::Addr> {
+                &$flow_index
             }
             #[inline(always)]
             fn fragments() -> &'static Fragments<Self::Addr> {
@@ -215,7 +235,7 @@ family_maps!(
     SERVICES_V4,
     BACKENDS_V4,
     FLOWS_V4,
-    HALF_OPEN_V4,
+    FLOW_INDEX_V4,
     FRAGMENTS_V4,
     SOCKET_PEERS_V4,
     ADDRESSES_V4,
@@ -228,7 +248,7 @@ family_maps!(
     SERVICES_V6,
     BACKENDS_V6,
     FLOWS_V6,
-    HALF_OPEN_V6,
+    FLOW_INDEX_V6,
     FRAGMENTS_V6,
     SOCKET_PEERS_V6,
     ADDRESSES_V6,

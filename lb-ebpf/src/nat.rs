@@ -3,12 +3,13 @@
 use lb_common::checksum::{difference, sum4, sum16, update};
 use lb_common::crc32c;
 use lb_common::family::{Family, V4, V6};
-use lb_common::layout::{Flow, SCTP, TCP, UDP};
+use lb_common::layout::{SCTP, TCP, UDP};
 use lb_common::reason::Reason;
 use lb_common::wire::{IPV4_CHECKSUM, SCTP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
 
 use crate::frame::Frame;
 use crate::packet::{Fragment, Packet, Parse};
+use crate::translation::Translation;
 
 /// Offset of TTL and protocol in an IPv4 header.
 const IPV4_TTL_PROTOCOL: usize = 8;
@@ -67,7 +68,7 @@ impl Header for V6 {
 pub fn rewrite<F: Header, K: Frame>(
     frame: &K,
     packet: &Packet<F>,
-    flow: &Flow<F::Addr>,
+    flow: &Translation<F::Addr>,
     forwarded: bool,
 ) -> Result<(), Reason> {
     // The checksum of SCTP is in the first fragment and covers the other fragments, whose length is
@@ -83,7 +84,7 @@ pub fn rewrite<F: Header, K: Frame>(
 fn write<F: Header, K: Frame>(
     frame: &K,
     packet: &Packet<F>,
-    flow: &Flow<F::Addr>,
+    flow: &Translation<F::Addr>,
     forwarded: bool,
 ) -> Option<()> {
     let addresses = address_difference(packet, flow);
@@ -107,7 +108,7 @@ fn write<F: Header, K: Frame>(
 /// Returns by how much the sum of a packet's addresses changes when it gets the tuple of `flow`, in
 /// either direction.
 #[inline(always)]
-pub fn address_difference<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> u64 {
+pub fn address_difference<F: Header>(packet: &Packet<F>, flow: &Translation<F::Addr>) -> u64 {
     difference(
         F::sum(packet.key.src_addr) + F::sum(packet.key.dst_addr),
         F::sum(flow.new_src_addr) + F::sum(flow.new_dst_addr),
@@ -117,7 +118,7 @@ pub fn address_difference<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -
 /// Returns by how much the sum of a packet's ports changes when it gets the tuple of `flow`, in
 /// either direction.
 #[inline(always)]
-pub fn port_difference<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> u64 {
+pub fn port_difference<F: Header>(packet: &Packet<F>, flow: &Translation<F::Addr>) -> u64 {
     difference(
         packet.key.src_port.to_be() as u64 + packet.key.dst_port.to_be() as u64,
         flow.new_src_port.to_be() as u64 + flow.new_dst_port.to_be() as u64,
@@ -140,7 +141,7 @@ pub fn store_addresses<F: Family, K: Frame>(
 /// Returns the bits of the two ports that change, as the first four bytes of the transport header
 /// in little-endian order.
 #[inline(always)]
-fn changed_ports<F: Header>(packet: &Packet<F>, flow: &Flow<F::Addr>) -> u32 {
+fn changed_ports<F: Header>(packet: &Packet<F>, flow: &Translation<F::Addr>) -> u32 {
     let source = (packet.key.src_port ^ flow.new_src_port).swap_bytes();
     let destination = (packet.key.dst_port ^ flow.new_dst_port).swap_bytes();
     source as u32 | (destination as u32) << 16

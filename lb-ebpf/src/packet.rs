@@ -4,7 +4,7 @@ use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{FlowKey, FragmentKey, SCTP, TCP, UDP, tcp_flags};
 use lb_common::sctp;
 use lb_common::wire::{
-    ETHERNET_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, ICMP_LEN, SCTP_CHUNK_LEN, SCTP_LEN, TCP_FLAGS, TCP_LEN,
+    ETHERNET_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, ICMP_LEN, SCTP_CHUNK_LEN, SCTP_LEN, SCTP_TAG_LEN, TCP_LEN,
     UDP_LEN, VLAN_LEN, ipv6_next,
 };
 
@@ -49,6 +49,12 @@ pub struct Packet<F: Family> {
     pub tcp_flags: u8,
     /// TTL or hop limit.
     pub ttl: u8,
+    /// TCP: sequence number. SCTP: verification tag.
+    pub seq: u32,
+    /// TCP: acknowledgement number. SCTP: initiate tag of an INIT or INIT ACK, else 0.
+    pub ack: u32,
+    /// Bytes behind the TCP header.
+    pub payload: u32,
 }
 
 impl<F: Family> Packet<F> {
@@ -233,6 +239,9 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
     packet.key.pad = 0;
     packet.key.reserved = 0;
     packet.tcp_flags = 0;
+    packet.seq = 0;
+    packet.ack = 0;
+    packet.payload = 0;
     let protocol = packet.key.protocol;
     let transport = match (protocol, packet.fragment) {
         (TCP | UDP | SCTP, Fragment::Later) => 0,
@@ -257,10 +266,16 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
     }
     // The whole header must be present, so that a rewrite cannot fail half-way.
     if protocol == TCP {
-        packet.tcp_flags = frame.load::<[u8; TCP_LEN]>(packet.l4)?[TCP_FLAGS];
+        let [_, seq, ack, offset_flags, _] = frame.load::<[u32; TCP_LEN / 4]>(packet.l4)?;
+        let [offset, flags, ..] = offset_flags.to_ne_bytes();
+        packet.tcp_flags = flags;
+        packet.seq = u32::from_be(seq);
+        packet.ack = u32::from_be(ack);
+        packet.payload = packet.transport_length().saturating_sub((offset >> 4) as usize * 4) as u32;
     } else if protocol == SCTP {
-        frame.load::<[u8; SCTP_LEN]>(packet.l4)?;
-        packet.tcp_flags = sctp_signals(frame, packet).unwrap_or(0);
+        let [_, tag, _] = frame.load::<[u32; SCTP_LEN / 4]>(packet.l4)?;
+        packet.seq = u32::from_be(tag);
+        read_chunk(frame, packet);
     }
     load_ports(frame, packet)
 }
@@ -292,16 +307,20 @@ fn load_ports<F: Family, K: Frame>(frame: &K, packet: &mut Packet<F>) -> Option<
     Some(())
 }
 
-/// Returns the flags that correspond to the first chunk of an SCTP packet; `None` if the packet
-/// ends before it. Fragments are skipped: a packet that needs fragments carries data, and no chunk
-/// that opens or closes an association.
+/// Reads the first chunk of an SCTP packet: what it does, and the initiate tag of an INIT or INIT ACK. Fragments carry much
+/// data; chunks that open and close associations are in packets of their own.
 #[inline(always)]
-fn sctp_signals<F: Family, K: Frame>(frame: &K, packet: &Packet<F>) -> Option<u8> {
-    const LEN: usize = SCTP_LEN + SCTP_CHUNK_LEN;
-    if packet.fragment != Fragment::Whole || packet.transport_length() < LEN {
-        return None;
+fn read_chunk<F: Family, K: Frame>(frame: &K, packet: &mut Packet<F>) {
+    const CHUNK: usize = SCTP_LEN + SCTP_CHUNK_LEN;
+    if packet.fragment != Fragment::Whole || packet.transport_length() < CHUNK {
+        return;
     }
-    let header = frame.load::<[u32; LEN / 4]>(packet.l4)?;
-    let [_, verification_tag, _, chunk] = header;
-    Some(sctp::signals(verification_tag, chunk.to_ne_bytes()[0]))
+    let Some(kind) = frame.load::<[u8; SCTP_CHUNK_LEN]>(packet.l4 + SCTP_LEN) else { return };
+    packet.tcp_flags = sctp::signals(packet.seq, kind[0]);
+    if packet.tcp_flags & tcp_flags::SYN != 0
+        && packet.transport_length() >= CHUNK + SCTP_TAG_LEN
+        && let Some(tag) = frame.load::<u32>(packet.l4 + CHUNK)
+    {
+        packet.ack = u32::from_be(tag);
+    }
 }

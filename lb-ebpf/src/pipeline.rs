@@ -4,12 +4,12 @@
 //! parse ─► flow? ── yes ─────────────────────────────────► rewrite ─► pass, or send along a route
 //!             └ no ─► known destination? ── no ─► pass (or drop: an address of Services that none has)
 //!                        └ yes ─► service? ── no ─► pass (or reject: a port that the ClusterIP does not have)
-//!                                    └ yes ─► allowed? ─► select ─► open flow pair ─► rewrite ─► …
+//!                                    └ yes ─► allowed? ─► select ─► open connection ─► rewrite ─► …
 //! ```
 
 use aya_ebpf::bindings::BPF_ANY;
 use lb_common::layout::{
-    Flow, FragmentPorts, backend_flags, deliver, direction, record_source, service_flags,
+    FlowKey, FragmentPorts, backend_flags, deliver, direction, record_source, service_flags,
 };
 use lb_common::reason::Reason;
 
@@ -23,32 +23,36 @@ use crate::log;
 use crate::nat::{self, Header};
 use crate::packet::{Fragment, Packet};
 use crate::record::{self, note};
+use crate::records::Records;
 use crate::scratch::Scratch;
 use crate::select::{self, Eligible, Refusal, select};
 use crate::service::{self, Destination};
+use crate::translation::Translation;
 use crate::verdict::{Answer, Verdict};
 
-/// A packet, the flow that translates it, and where it goes.
+/// A packet, its translation, and where it goes.
 struct Connection<'s, F: Header> {
     packet: &'s Packet<F>,
-    flow: &'s Flow<F::Addr>,
+    translation: &'s Translation<F::Addr>,
     delivery: Decided<'s>,
 }
 
 /// Decides about a packet that arrives at this node, parsed into `scratch`.
 #[inline(always)]
-pub fn ingress<F: Header, K: Deliver>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
-    let connection = match find_flow(&scratch.packet) {
-        (Some(found), _) => continue_connection(frame, scratch, found),
-        (None, Some(known)) => open_connection(frame, scratch, known),
-        (None, None) => return service::to_unknown::<F>(scratch.packet.key.dst_addr),
+pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
+    let connection = if let Some(found) = flow::find(&scratch.packet, &mut scratch.translation) {
+        continue_connection(frame, scratch, found)
+    } else if let Some(known) = address::known::<F>(&scratch.packet.key.dst_addr) {
+        open_connection(frame, scratch, known)
+    } else {
+        return service::to_unknown::<F>(scratch.packet.key.dst_addr);
     };
-    let Connection { packet, flow, mut delivery } = match connection {
+    let Connection { packet, translation, mut delivery } = match connection {
         Ok(connection) => connection,
         Err(verdict) => return verdict,
     };
-    log::translated::<F>(&packet.key, flow);
-    if let Err(reason) = nat::rewrite(frame, packet, flow, delivery.is_out()) {
+    log::translated::<F>(&packet.key, translation);
+    if let Err(reason) = nat::rewrite(frame, packet, translation, delivery.is_out()) {
         return Verdict::Drop(reason);
     }
     remember_fragments(packet);
@@ -66,11 +70,13 @@ pub fn ingress<F: Header, K: Deliver>(frame: &K, scratch: &mut Scratch<F>) -> Ve
 
 /// Decides about a packet that leaves this node: an endpoint's reply gets the service's address back.
 #[inline(always)]
-pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
-    let Some(found) = flow::find_reply(packet) else { return Verdict::Pass };
-    found.touch(packet);
-    log::translated::<F>(&packet.key, found.flow);
-    if let Err(reason) = nat::rewrite(frame, packet, found.flow, false) {
+pub fn egress<F: Header + Records, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
+    let Scratch { packet, translation, .. } = scratch;
+    let packet = &*packet;
+    let Some(found) = flow::find_reply(packet, translation) else { return Verdict::Pass };
+    found.follow(packet);
+    log::translated::<F>(&packet.key, translation);
+    if let Err(reason) = nat::rewrite(frame, packet, translation, false) {
         return Verdict::Drop(reason);
     }
     remember_fragments(packet);
@@ -78,51 +84,37 @@ pub fn egress<F: Header, K: Frame>(frame: &K, packet: &Packet<F>) -> Verdict {
     Verdict::Pass
 }
 
-/// Returns the packet's flow, and what is known of its destination as far as that was looked up. The lookups are in order of
-/// frequency: packets of open connections, packets that are not for Services, the rest.
+/// A packet of a known connection.
 #[inline(always)]
-fn find_flow<F: Header>(packet: &Packet<F>) -> (Option<Found<F::Addr>>, Option<Known>) {
-    if let Some(found) = flow::find(packet) {
-        return (Some(found), None);
-    }
-    let known = address::known::<F>(&packet.key.dst_addr);
-    if known.is_none() {
-        return (None, None);
-    }
-    (flow::find_half_open(packet), known)
-}
-
-/// A packet of a connection that is open or half open.
-#[inline(always)]
-fn continue_connection<'s, F: Header, K: Deliver>(
+fn continue_connection<'s, F: Header + Records, K: Deliver>(
     frame: &K,
     scratch: &'s mut Scratch<F>,
     found: Found<F::Addr>,
 ) -> Result<Connection<'s, F>, Verdict> {
+    let Scratch { packet, route, translation, .. } = scratch;
+    let (packet, translation) = (&*packet, &*translation);
     // A reply that continues on its path is translated at egress. At ingress it would get the service's address as source,
     // perhaps one of this node's, and the kernel would drop it as a martian.
-    if found.is_passing_reply() {
+    if translation.is_passing_reply() {
         return Err(Verdict::Pass);
     }
-    let Scratch { packet, route, .. } = scratch;
-    let packet = &*packet;
-    note_known(frame, packet, found.flow);
-    let mut delivery = delivery::of_flow(frame, packet, found.flow, route)?;
+    note_known(frame, packet, &found);
+    let mut delivery = delivery::of_translation(frame, packet, translation, route)?;
     if !delivery.is_possible(frame, packet) {
         return Err(Verdict::LeaveToTc);
     }
-    found.touch(packet);
-    Ok(Connection { packet, flow: found.flow, delivery })
+    found.follow(packet);
+    Ok(Connection { packet, translation, delivery })
 }
 
 /// A packet of no known connection to a known address: opens a connection if the packet may and a service is there.
 #[inline(always)]
-fn open_connection<'s, F: Header, K: Deliver>(
+fn open_connection<'s, F: Header + Records, K: Deliver>(
     frame: &K,
     scratch: &'s mut Scratch<F>,
     known: Known,
 ) -> Result<Connection<'s, F>, Verdict> {
-    let Scratch { packet, route, reply_key, flow, client, .. } = scratch;
+    let Scratch { packet, route, translation, client, .. } = scratch;
     let packet = &*packet;
     let key = &packet.key;
     // A packet that opens nothing and has no flow may belong to kube-proxy: it passes. XDP does not even look up the
@@ -156,11 +148,12 @@ fn open_connection<'s, F: Header, K: Deliver>(
     let eligible = Eligible::of(service, origin);
     select::note_eligible(origin, &eligible);
     select::name_by_address::<F>(client, service, key.src_addr);
-    let (backend_id, backend) = match select::<F>(service, &eligible, client) {
-        Ok(selected) => selected,
-        Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
-        Err(Refusal::Reject) => return Err(Verdict::Answer(Answer::NoEndpoint)),
-    };
+    let (backend_id, backend) =
+        match select::<F>(service, &eligible, client, select::choice::<F>(tuple_hash::<F>(key))) {
+            Ok(selected) => selected,
+            Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
+            Err(Refusal::Reject) => return Err(Verdict::Answer(Answer::NoEndpoint)),
+        };
     let mut opening = Opening {
         backend_addr: backend.addr,
         backend_port: backend.port,
@@ -184,15 +177,25 @@ fn open_connection<'s, F: Header, K: Deliver>(
     } else {
         Decided::up_stack(route)
     };
-    let flow = flow::open(frame, packet, &opening, reply_key, flow).map_err(Verdict::Drop)?;
+    flow::open(frame, packet, &opening, translation).map_err(Verdict::Drop)?;
     count(Reason::FlowOpened);
-    log::opened::<F>(key, flow);
+    log::opened::<F>(key, translation);
     // The flow stays when XDP cannot send the packet. If tc selected again, endpoints that XDP can reach would be selected
     // more often than others.
     if !delivery.is_possible(frame, packet) {
         return Err(Verdict::LeaveToTc);
     }
-    Ok(Connection { packet, flow, delivery })
+    Ok(Connection { packet, translation, delivery })
+}
+
+/// Returns a hash of a tuple: the same number for the same tuple, on every node.
+#[inline(always)]
+fn tuple_hash<F: Header>(key: &FlowKey<F::Addr>) -> u32 {
+    /// 2^64 divided by the golden ratio: multiplication by it mixes the lower bits into the upper (Knuth, TAOCP 6.4).
+    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+    let ports = (key.src_port as u64) << 16 | key.dst_port as u64;
+    let addresses = F::sum(key.src_addr) << 32 ^ F::sum(key.dst_addr);
+    ((addresses ^ ports).wrapping_mul(MIX) >> 32) as u32
 }
 
 /// Returns whether the source must be rewritten, and why: one of [`record_source`]. The reply must pass this node again. The
@@ -213,12 +216,12 @@ fn source_rewrite(hairpin: bool, endpoint: u16, client_is_here: bool) -> u32 {
 
 /// Records that the packet belongs to a known connection, and the endpoints that would be eligible for a new one.
 #[inline(always)]
-fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, flow: &Flow<F::Addr>) {
+fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, found: &Found<F::Addr>) {
     if !record::recording() {
         return;
     }
     let key = &packet.key;
-    if flow.direction == direction::REQUEST
+    if found.direction() == direction::REQUEST
         && let Some(known) = address::known::<F>(&key.dst_addr)
         && let Destination::Service(service) =
             service::at_known::<F>(known, key.dst_addr, key.dst_port, key.protocol)
@@ -228,10 +231,11 @@ fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, flow: &Flow<F:
         record::note_service(service);
         select::note_eligible(origin, &Eligible::of(service, origin));
     }
+    let (service_id, backend_id) = found.ids();
     note(|record| {
         record.known_flow = 1;
-        record.service_id = flow.service_id;
-        record.backend_id = flow.backend_id;
+        record.service_id = service_id;
+        record.backend_id = backend_id;
     });
 }
 

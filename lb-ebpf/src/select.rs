@@ -12,6 +12,7 @@ use crate::client::Client;
 use crate::clock::now;
 use crate::maps::{AFFINITY, Maps, SLOTS};
 use crate::record::{note, recording};
+use crate::records;
 use crate::service::backend;
 
 /// Why no endpoint is selected.
@@ -99,13 +100,29 @@ pub fn note_eligible(client: Client, eligible: &Eligible) {
     });
 }
 
+/// Returns what an endpoint is selected by: a random number; while connections give way to new ones, a
+/// hash of the connection's tuple. A handshake whose record gave way then reaches the same endpoint
+/// again with the client's next SYN.
+#[inline(always)]
+pub fn choice<F: Maps>(tuple_hash: u32) -> u32 {
+    if records::is_under_pressure::<F>(now()) { tuple_hash } else { random() }
+}
+
+/// Returns a random number.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_prandom_u32() }
+}
+
 /// Selects an endpoint for a new connection, and returns its id and entry. `client_key` identifies
-/// the client for session affinity.
+/// the client for session affinity. `choice`: any number; equal numbers select the same endpoint.
 #[inline(always)]
 pub fn select<F: Maps>(
     service: &Service,
     eligible: &Eligible,
     client_key: &AffinityKey,
+    choice: u32,
 ) -> Result<(u32, &'static Backend<F::Addr>), Refusal> {
     if eligible.count == 0 {
         return Err(if eligible.drop { Refusal::Drop(Reason::NoEndpointDropped) } else { Refusal::Reject });
@@ -115,10 +132,8 @@ pub fn select<F: Maps>(
     {
         return Ok(selected);
     }
-    // SAFETY: the helper has no preconditions.
-    let random = unsafe { bpf_get_prandom_u32() } as u64;
     // Multiplying and shifting is uniform to within count / 2^32, and needs no division.
-    let index = ((random * eligible.count as u64) >> 32) as u32;
+    let index = ((choice as u64 * eligible.count as u64) >> 32) as u32;
     let slot = eligible.base.wrapping_add(index);
     let id = *SLOTS.get(slot).ok_or(Refusal::Drop(Reason::MapInconsistent))?;
     // An endpoint of another service: the service entry was replaced while this program read it.

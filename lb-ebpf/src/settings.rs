@@ -6,11 +6,15 @@ use aya_ebpf::Global;
 
 /// First port of the range that source ports are rewritten to.
 #[unsafe(no_mangle)]
-pub static SNAT_PORT_FIRST: Global<u16> = Global::new(61_000);
+pub static SNAT_PORT_FIRST: Global<u16> = Global::new(1_024);
 
 /// Number of ports of that range.
 #[unsafe(no_mangle)]
-pub static SNAT_PORT_COUNT: Global<u16> = Global::new(4_536);
+pub static SNAT_PORT_COUNT: Global<u16> = Global::new(28_976);
+
+/// Number of records in `FLOWS_V4` and in `FLOWS_V6`: the size that the maps were made with.
+#[unsafe(no_mangle)]
+pub static FLOW_RECORDS: Global<u32> = Global::new(65_536);
 
 /// Nonzero: `bpf_fib_lookup` returns the source address of a route (`BPF_FIB_LOOKUP_SRC`, Linux
 /// 6.7).

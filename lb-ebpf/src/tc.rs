@@ -12,6 +12,7 @@ use crate::log;
 use crate::maps::Maps;
 use crate::packet::{Packet, ethernet, parse};
 use crate::pipeline;
+use crate::records::Records;
 use crate::scratch::Scratches;
 use crate::verdict::{Answer, Direction, Verdict};
 
@@ -133,7 +134,7 @@ fn answer_v6(skb: *mut __sk_buff, answer: i32) -> i32 {
 }
 
 #[inline(always)]
-fn ingress<F: Kinds + Scratches>(skb: *mut __sk_buff, l3: usize) -> i32 {
+fn ingress<F: Kinds + Records>(skb: *mut __sk_buff, l3: usize) -> i32 {
     let frame = SkbFrame::new(skb);
     // SAFETY: the only borrow in this subprogram, and its caller holds none.
     let Some(scratch) = (unsafe { F::scratch() }) else { return TC_ACT_UNSPEC };
@@ -147,14 +148,14 @@ fn ingress<F: Kinds + Scratches>(skb: *mut __sk_buff, l3: usize) -> i32 {
 }
 
 #[inline(always)]
-fn egress<F: Kinds + Scratches>(skb: *mut __sk_buff, l3: usize) -> i32 {
+fn egress<F: Kinds + Records>(skb: *mut __sk_buff, l3: usize) -> i32 {
     let frame = SkbFrame::new(skb);
     // SAFETY: the only borrow in this subprogram, and its caller holds none.
     let Some(scratch) = (unsafe { F::scratch() }) else { return TC_ACT_UNSPEC };
     if parse(&frame, l3, &mut scratch.packet).is_none() {
         return without_ports(&scratch.packet);
     }
-    let verdict = pipeline::egress(&frame, &scratch.packet);
+    let verdict = pipeline::egress(&frame, scratch);
     action(&scratch.packet, verdict)
 }
 
@@ -165,7 +166,7 @@ fn without_ports<F: Maps>(packet: &Packet<F>) -> i32 {
 }
 
 #[inline(always)]
-fn message<F: Kinds + Scratches>(skb: *mut __sk_buff, direction: Direction) -> i32 {
+fn message<F: Kinds + Records>(skb: *mut __sk_buff, direction: Direction) -> i32 {
     // SAFETY: the only borrow in this subprogram, and its caller holds none.
     let Some(scratch) = (unsafe { F::scratch() }) else { return TC_ACT_UNSPEC };
     let verdict = icmp::message(&SkbFrame::new(skb), scratch, direction);

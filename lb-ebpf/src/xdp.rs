@@ -12,7 +12,7 @@ use crate::log;
 use crate::nat::Header;
 use crate::packet::{ethernet, parse};
 use crate::pipeline;
-use crate::scratch::Scratches;
+use crate::records::Records;
 use crate::verdict::Verdict;
 
 /// Finds the network header and runs the pipeline of its family.
@@ -40,7 +40,7 @@ fn ingress_v6(context: *mut aya_ebpf::bindings::xdp_md, l3: usize) -> u32 {
 }
 
 #[inline(always)]
-fn run<F: Header + Scratches>(frame: &XdpFrame, l3: usize) -> u32 {
+fn run<F: Header + Records>(frame: &XdpFrame, l3: usize) -> u32 {
     // SAFETY: the only borrow in this program.
     let Some(scratch) = (unsafe { F::scratch() }) else { return xdp_action::XDP_PASS };
     if parse(frame, l3, &mut scratch.packet).is_none() {

@@ -2,7 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -210,19 +210,6 @@ impl<T: Tables> Engine<T> {
     /// Protocols of the service ports that have lost an endpoint since this was asked last.
     pub fn take_lost(&mut self) -> BTreeSet<Protocol> {
         std::mem::take(&mut self.writer.lost)
-    }
-
-    /// Whether the maps hold an entry of this service port by which a packet with this destination is served: at the address
-    /// itself, or as a nodePort. If not, a connection to it goes on by a rule that is gone.
-    pub fn serves(&self, service_id: u32, destination: ServiceAddress) -> bool {
-        let any_address = match destination.ip {
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        [destination, ServiceAddress { ip: any_address, ..destination }].iter().any(|address| {
-            let owner = self.writer.owners.get(address).and_then(|owner| self.services.get(owner));
-            owner.is_some_and(|installed| installed.service_id == service_id)
-        })
     }
 
     /// How full the maps are.

@@ -597,28 +597,6 @@ fn source_ranges_that_do_not_fit_leave_the_service_as_it_was() {
 }
 
 #[test]
-fn a_flow_is_served_by_an_entry_of_its_own_service_port() {
-    let memory = Memory::roomy(Instant::now());
-    let mut engine = engine(&memory);
-    let now = memory.state().now;
-    engine.apply(&Spec { node_port: true, ..spec(1, &[1]) }.wanted(), now).expect("applied");
-    let to = |ip: &str, port| super::tables::ServiceAddress {
-        ip: ip.parse().expect("an address"),
-        port,
-        protocol: lb_common::layout::TCP,
-    };
-    assert!(engine.serves(1, to("10.96.0.1", 80)) && engine.serves(1, to("192.0.2.9", 30001)));
-    assert!(!engine.serves(2, to("10.96.0.1", 80)), "of another service port");
-    assert!(!engine.serves(1, to("10.96.0.1", 81)) && !engine.serves(1, to("2001:db8::1", 30001)));
-
-    engine.apply(&Spec { port: 81, ..spec(1, &[1]) }.wanted(), now).expect("applied");
-    assert!(engine.serves(1, to("10.96.0.1", 81)) && !engine.serves(1, to("10.96.0.1", 80)));
-    assert!(!engine.serves(1, to("192.0.2.9", 30001)));
-    engine.remove(&id(1), now).expect("removed");
-    assert!(!engine.serves(1, to("10.96.0.1", 81)));
-}
-
-#[test]
 fn leftovers_that_are_not_whole_are_cleaned() {
     let memory = Memory::roomy(Instant::now());
     let now = memory.state().now;

@@ -19,7 +19,7 @@
 //! if the connection's status has the bit for this direction).
 
 use lb_common::checksum::{difference, update, update_udp};
-use lb_common::layout::{Flow, TCP, UDP, deliver};
+use lb_common::layout::{TCP, UDP, deliver};
 use lb_common::reason::Reason;
 use lb_common::wire::{ICMP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
 
@@ -32,14 +32,20 @@ use crate::frame::skb::SkbFrame;
 use crate::log;
 use crate::nat::{address_difference, port_difference, store_addresses};
 use crate::packet::{Packet, parse_quoted};
+use crate::records::Records;
 use crate::route::Query;
 use crate::scratch::Scratch;
+use crate::translation::Translation;
 use crate::verdict::{Direction, Verdict};
 
 /// Decides about an ICMP error. An error about a packet of no known connection passes untouched.
 #[inline(always)]
-pub fn error<F: Kinds>(frame: &SkbFrame, scratch: &mut Scratch<F>, direction: Direction) -> Verdict {
-    let Scratch { packet, quoted, route, reply_key, .. } = scratch;
+pub fn error<F: Kinds + Records>(
+    frame: &SkbFrame,
+    scratch: &mut Scratch<F>,
+    direction: Direction,
+) -> Verdict {
+    let Scratch { packet, quoted, route, reply_key, translation, .. } = scratch;
     let packet = &*packet;
     if parse_quoted(frame, packet, quoted).is_none() {
         return Verdict::Pass;
@@ -52,15 +58,18 @@ pub fn error<F: Kinds>(frame: &SkbFrame, scratch: &mut Scratch<F>, direction: Di
     reply_key.protocol = quoted.key.protocol;
     reply_key.pad = 0;
     reply_key.reserved = 0;
-    let Some(found) = flow::lookup::<F>(reply_key) else { return Verdict::Pass };
-    let flow = found.flow;
+    match flow::lookup::<F>(reply_key, translation) {
+        Some(found) if !found.is_over::<F>() => {}
+        _ => return Verdict::Pass,
+    }
+    let flow = &*translation;
     // An error is addressed to the sender of the packet that it quotes.
     if packet.key.dst_addr != quoted.key.src_addr {
         return Verdict::Pass;
     }
     // Errors are translated where replies of this flow are: at egress if replies continue on their
     // path, else at ingress.
-    if (direction == Direction::Egress) != found.is_passing_reply() {
+    if (direction == Direction::Egress) != flow.is_passing_reply() {
         return Verdict::Pass;
     }
     let source_stays = flow.new_src_addr == reply_key.src_addr;
@@ -125,7 +134,7 @@ fn rewrite_quoted<F: Kinds>(
     frame: &SkbFrame,
     packet: &Packet<F>,
     quoted: &Packet<F>,
-    flow: &Flow<F::Addr>,
+    flow: &Translation<F::Addr>,
 ) -> Option<u64> {
     let (addresses, ports) = (address_difference(quoted, flow), port_difference(quoted, flow));
     // The sum of an IPv4 header is always zero, because of its checksum.

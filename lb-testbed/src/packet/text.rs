@@ -15,6 +15,7 @@
 //! whole datagram, and this packet carries bytes A to B of it.
 //!
 //! `chunk NAME N` is an SCTP chunk with N bytes after its header, padded to a multiple of four.
+//! `initiate=TAG` sets the initiate tag of an INIT or INIT ACK, the first four of these bytes.
 //!
 //! The writer leaves out correct fields and defaults. It writes chunks as bytes.
 
@@ -250,6 +251,9 @@ impl<'a> Fields<'a> {
         let [high, low] = (4 + body).to_be_bytes();
         let mut bytes = vec![*kind, 0, high, low];
         bytes.extend(pattern(body.into()));
+        if let Some(tag) = self.option("initiate", number::<u32>)? {
+            bytes.get_mut(4..8).ok_or("no room for a tag")?.copy_from_slice(&tag.to_be_bytes());
+        }
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         Ok(bytes)
     }

@@ -8,12 +8,11 @@ use std::ops::RangeInclusive;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use lb_common::layout::{
-    self, address_flags, algorithm, backend_flags, device_flags, kind, network_flags, service_flags,
+    self, FlowTimeouts, address_flags, algorithm, backend_flags, device_flags, kind, network_flags,
+    service_flags,
 };
 use lb_datapath::apply::tables::{BackendEntry, ServiceAddress, Tables};
-use lb_datapath::{
-    Datapath, FlowTimeouts, LoadOptions, MapSizes, ProgramStatistics, ServiceTables, TcAttach, monotonic_ns,
-};
+use lb_datapath::{Datapath, FlowEntry, LoadOptions, MapSizes, ProgramStatistics, ServiceTables, TcAttach};
 use lb_model::IpFamily;
 
 use super::world::{DEVICES, World};
@@ -25,20 +24,12 @@ pub struct Limits {
     pub backends: u32,
     pub slots: u32,
     pub flows: u32,
-    pub half_open: u32,
     pub snat_ports: RangeInclusive<u16>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            services: 64,
-            backends: 1024,
-            slots: 1024,
-            flows: 4096,
-            half_open: 4096,
-            snat_ports: 61_000..=65_535,
-        }
+        Self { services: 64, backends: 1024, slots: 1024, flows: 4096, snat_ports: 61_000..=65_535 }
     }
 }
 
@@ -216,7 +207,6 @@ pub fn load_options(limits: &Limits) -> LoadOptions {
         max_slots: limits.slots,
         max_backends: limits.backends,
         max_flows: limits.flows,
-        max_half_open: limits.half_open,
         max_fragments: 4096,
         max_socket_peers: 64,
         max_source_ranges: 64,
@@ -226,6 +216,7 @@ pub fn load_options(limits: &Limits) -> LoadOptions {
     LoadOptions {
         sizes,
         snat_ports,
+        flow_timeouts: FlowTimeouts::DEFAULT,
         log_level: 0,
         tc_attach: TcAttach::Auto,
         protect_node_ports: true,
@@ -448,19 +439,9 @@ impl Subject {
         Ok(())
     }
 
-    /// Sweeps the flow tables, as the agent does.
-    pub fn sweep(&mut self) -> Result<()> {
-        let serves = |service_id, destination: ServiceAddress| {
-            let unspecified: IpAddr = match destination.ip {
-                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-            };
-            [destination, ServiceAddress { ip: unspecified, ..destination }]
-                .iter()
-                .any(|address| self.services.get(address) == Some(&service_id))
-        };
-        self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default(), serves)?;
-        Ok(())
+    /// Lets time pass for all connections: they are silent for this many seconds more than they were.
+    pub fn wait(&mut self, seconds: u64) -> Result<()> {
+        Ok(self.datapath.age_flows(seconds)?)
     }
 
     /// Removes all flow and affinity entries.
@@ -498,32 +479,10 @@ impl Subject {
         Ok(counters.into_iter().map(|(reason, count)| (reason.label(), count)).collect())
     }
 
-    /// Returns every flow entry.
+    /// Both directions of every connection that is not over.
     pub fn flows(&self) -> Result<Vec<Flow>> {
         let entries = self.datapath.maps().flows()?;
-        Ok(entries
-            .into_iter()
-            .map(|entry| {
-                let protocol = match entry.protocol {
-                    layout::TCP => "tcp",
-                    layout::UDP => "udp",
-                    layout::SCTP => "sctp",
-                    _ => "?",
-                };
-                let end = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
-                let direction = if entry.direction == layout::direction::REPLY { "reply" } else { "request" };
-                let deliver = if entry.deliver == layout::deliver::ROUTE { "route" } else { "pass" };
-                let stage = if entry.half_open { " half-open" } else { "" };
-                let text = format!(
-                    "{protocol} {} > {} => {} > {} {direction} {deliver}{stage}",
-                    end(entry.src),
-                    end(entry.dst),
-                    end(entry.new_src),
-                    end(entry.new_dst),
-                );
-                Flow { text, half_open: entry.half_open }
-            })
-            .collect())
+        Ok(entries.iter().flat_map(directions).collect())
     }
 
     /// Returns size and verification cost of each program.
@@ -532,8 +491,35 @@ impl Subject {
     }
 }
 
-/// Returns a `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
-/// egress_ifindex.
+/// Both directions of a connection, as cases write them.
+fn directions(entry: &FlowEntry) -> [Flow; 2] {
+    let protocol = match entry.protocol {
+        layout::TCP => "tcp",
+        layout::UDP => "udp",
+        layout::SCTP => "sctp",
+        _ => "?",
+    };
+    let half_open = entry.state.is_half_open(entry.protocol);
+    let deliver = if entry.deliver == layout::deliver::ROUTE { "route" } else { "pass" };
+    let stage = if half_open { " half-open" } else { "" };
+    let flow = |direction: &str, [src, dst, new_src, new_dst]: [SocketAddr; 4]| {
+        let end = |address: SocketAddr| format!("{} {}", address.ip(), address.port());
+        let text = format!(
+            "{protocol} {} > {} => {} > {} {direction} {deliver}{stage}",
+            end(src),
+            end(dst),
+            end(new_src),
+            end(new_dst),
+        );
+        Flow { text, half_open }
+    };
+    [
+        flow("request", [entry.client, entry.service, entry.source, entry.backend]),
+        flow("reply", [entry.backend, entry.source, entry.service, entry.client]),
+    ]
+}
+
+/// Returns a `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
 fn xdp_context(ifindex: u32, length: usize) -> Vec<u8> {
     [0, length as u32, 0, ifindex, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect()
 }

@@ -56,14 +56,13 @@ pub enum Mode {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Limits {
     pub flows: u32,
-    pub half_open: u32,
     pub first_snat_port: u16,
     pub last_snat_port: u16,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 4096, half_open: 4096, first_snat_port: 61_000, last_snat_port: 65_535 }
+        Self { flows: 4096, first_snat_port: 61_000, last_snat_port: 65_535 }
     }
 }
 
@@ -71,7 +70,6 @@ impl Limits {
     pub fn to_program_limits(&self) -> lb_testbed::programs::Limits {
         lb_testbed::programs::Limits {
             flows: self.flows,
-            half_open: self.half_open,
             snat_ports: self.first_snat_port..=self.last_snat_port,
             ..Default::default()
         }
@@ -153,10 +151,9 @@ pub struct Step {
     /// Replaces the services before the packet.
     #[serde(default)]
     pub services: Option<Vec<Service>>,
-    /// Sweeps the flow tables before the packet, after the services are replaced. The agent does so
-    /// every ten seconds.
+    /// Before the packet, and after the services changed: so many seconds pass without a packet.
     #[serde(default)]
-    pub sweep: bool,
+    pub wait: u64,
     #[serde(default)]
     pub at: Hook,
     /// The device that the packet is on.

@@ -14,6 +14,7 @@ use lb_testbed::programs::world::{self, Peer, World};
 use lb_testbed::programs::{Action, Endpoint, Limits, ServiceEntry, Subject};
 
 use crate::case::{Hook, Mode};
+use crate::model::connection::End;
 use crate::model::{Direction, Expected, Model, Route, Service, Tuple};
 use crate::run::{Found, can_be_an_skb, is_icmp, send};
 
@@ -313,7 +314,7 @@ fn generate(random: &mut Random, model: &Model, mode: Mode) -> (Vec<u8>, Directi
         ""
     };
     let packet = if random.percent(8) { error_text(random, model) } else { None };
-    let packet = packet.unwrap_or_else(|| ip_text(random, &tuple));
+    let packet = packet.unwrap_or_else(|| ip_text(random, &tuple, model.ends(&tuple)));
     let text = format!("eth {from} > {to} / {tag}{packet}");
     let mut bytes = build(&parse(&text).expect("the generator writes valid packet texts"));
     damage(random, &mut bytes, mode, direction);
@@ -335,7 +336,7 @@ fn error_text(random: &mut Random, model: &Model) -> Option<String> {
     let kind = random.pick(&["too-big mtu=1280", "time-exceeded", "port-unreachable", "5.1", "12.0", "4.0"]);
     let checksum = random.pick(&["", "", "", " csum=faulty"]);
     let quote = if random.percent(50) { format!(" quote={}", 20 + random.below(80)) } else { String::new() };
-    let quoted = ip_text(random, &sent);
+    let quoted = ip_text(random, &sent, None);
     let quoted = quoted.split(" / trailer").next().unwrap_or_default();
     Some(format!("ip {from} > {to} ttl={ttl} / icmp {kind}{quote}{checksum} / {quoted}"))
 }
@@ -373,8 +374,25 @@ fn new_connection(random: &mut Random, mode: Mode) -> (Tuple, Direction) {
     (tuple, if random.percent(4) { Direction::Egress } else { Direction::Ingress })
 }
 
+/// Returns a sequence and an acknowledgement number: of the connection, next to those, or any.
+fn tcp_numbers(random: &mut Random, ends: Option<(End, End)>) -> (u32, u32) {
+    let any = random.below(1 << 32) as u32;
+    let Some((sender, receiver)) = ends else { return (any, random.below(1 << 32) as u32) };
+    let near = [0, 0, 0, 0, 0, 1, u32::MAX, 1000, 60_000, 0u32.wrapping_sub(1000), 1 << 22, 1 << 23];
+    let seq = match random.below(10) {
+        0 => any,
+        1 | 2 => receiver.acked,
+        _ => sender.next.wrapping_add(random.pick(&near)),
+    };
+    let ack = match random.below(10) {
+        0 => any,
+        _ => receiver.next.wrapping_add(random.pick(&near)),
+    };
+    (seq, ack)
+}
+
 /// Returns the text of a packet, starting with its IP header.
-fn ip_text(random: &mut Random, tuple: &Tuple) -> String {
+fn ip_text(random: &mut Random, tuple: &Tuple, ends: Option<(End, End)>) -> String {
     let v6 = tuple.source.is_ipv6();
     let ttl = if random.percent(4) { random.below(3) } else { 1 + random.below(255) };
     let mut ip =
@@ -422,15 +440,17 @@ fn ip_text(random: &mut Random, tuple: &Tuple) -> String {
             let flags = random
                 .pick(&["S", "S", "S", "S", "A", "A", "PA", "PA", "FA", "R", "RA", "SA", "SEC", "-", "SF"]);
             let options = random.pick(&["", "", " mss=1460", " options=0x0101080a0000000100000002"]);
-            format!(
-                "tcp {source} > {destination} {flags} seq={} ack={}{options}{checksum}",
-                random.below(1 << 32),
-                random.below(1 << 32)
-            )
+            let (seq, ack) = tcp_numbers(random, ends);
+            format!("tcp {source} > {destination} {flags} seq={seq} ack={ack}{options}{checksum}")
         }
         17 => format!("udp {source} > {destination}{checksum}"),
         132 => {
-            let tag = if random.percent(60) { 0 } else { random.below(1 << 32) };
+            let known = ends.map(|(sender, receiver)| if random.percent(80) { sender } else { receiver });
+            let tag = match known {
+                Some(end) if random.percent(70) => end.next as usize,
+                _ if random.percent(60) => 0,
+                _ => random.below(1 << 32),
+            };
             format!("sctp {source} > {destination} tag={tag}{checksum}")
         }
         _ => format!("icmp echo id=7{checksum}"),

@@ -5,6 +5,7 @@
 //! maps. Where a program chooses (endpoint, source port), the model checks the choice and stores
 //! it.
 
+pub mod connection;
 mod icmp;
 
 use std::collections::HashMap;
@@ -14,6 +15,8 @@ use lb_testbed::packet::layer::{Link, Mac};
 use lb_testbed::packet::sums::crc32c;
 use lb_testbed::packet::{build, parse};
 use lb_testbed::programs::world;
+
+use self::connection::{Connection, End, Numbers};
 
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
@@ -54,8 +57,8 @@ pub struct Flow {
     pub reply: bool,
     /// The programs send the packets out along a route.
     pub routed: bool,
-    /// A FIN or RST, or the SCTP chunk with the same meaning, has passed in this direction.
-    closed: bool,
+    /// Index of its connection in [`Model::connections`].
+    connection: usize,
 }
 
 /// The header offsets and fields of a packet that the programs may translate.
@@ -138,6 +141,8 @@ pub struct Model {
     link: Link,
     services: HashMap<(u8, SocketAddr), Service>,
     pub flows: HashMap<Tuple, Flow>,
+    /// Every connection that was opened, in this order. Connections without flows are over.
+    connections: Vec<Connection>,
     /// Ports of a datagram, by addresses, protocol and identification of its fragments.
     fragments: HashMap<(IpAddr, IpAddr, u8, u32), (u16, u16)>,
     first_snat_port: u16,
@@ -152,12 +157,27 @@ pub struct Service {
 
 impl Model {
     pub fn new(link: Link, services: HashMap<(u8, SocketAddr), Service>, first_snat_port: u16) -> Self {
-        Self { link, services, flows: HashMap::new(), fragments: HashMap::new(), first_snat_port }
+        Self {
+            link,
+            services,
+            flows: HashMap::new(),
+            connections: Vec::new(),
+            fragments: HashMap::new(),
+            first_snat_port,
+        }
+    }
+
+    /// Returns what the sender and the receiver of packets with this tuple have sent in their connection.
+    pub fn ends(&self, tuple: &Tuple) -> Option<(End, End)> {
+        let flow = self.flows.get(tuple)?;
+        let Connection { client, endpoint, .. } = self.connections[flow.connection];
+        Some(if flow.reply { (endpoint, client) } else { (client, endpoint) })
     }
 
     /// Removes all connections, and the ports of all fragmented datagrams.
     pub fn forget_flows(&mut self) {
         self.flows.clear();
+        self.connections.clear();
         self.fragments.clear();
     }
 
@@ -174,13 +194,14 @@ impl Model {
         let opening = view.protocol == UDP || flags & (SYN | ACK | RST | FIN) == SYN;
 
         if let Some(flow) = self.flows.get(&tuple).copied() {
-            let reverse = flow.to.reversed();
-            let closed = flow.closed || self.flows.get(&reverse).is_none_or(|reverse| reverse.closed);
-            if direction == Direction::Ingress && !flow.reply && view.protocol != UDP && opening && closed {
+            let replaced = view.protocol != UDP
+                && opening
+                && self.connections[flow.connection].gives_way_to(&view.numbers(bytes));
+            if direction == Direction::Ingress && !flow.reply && replaced {
                 self.flows.remove(&tuple);
-                self.flows.remove(&reverse);
+                self.flows.remove(&flow.to.reversed());
             } else {
-                return self.expect_flow(&view, bytes, tuple, flow, flags, direction);
+                return self.expect_flow(&view, bytes, tuple, flow, direction);
             }
         }
         if direction == Direction::Egress {
@@ -222,7 +243,6 @@ impl Model {
         bytes: &[u8],
         tuple: Tuple,
         flow: Flow,
-        flags: u8,
         direction: Direction,
     ) -> Expected {
         // A reply that stays on the kernel's path is translated at egress, everything else at
@@ -241,9 +261,7 @@ impl Model {
         } else {
             None
         };
-        if flags & (FIN | RST) != 0 {
-            self.flows.entry(tuple).and_modify(|flow| flow.closed = true);
-        }
+        self.connections[flow.connection].passed(&view.numbers(bytes), !flow.reply);
         let ports = |tuple: Tuple| (tuple.source.port(), tuple.destination.port());
         if view.protocol == SCTP && view.part == Part::First && ports(tuple) != ports(flow.to) {
             return Expected::Dropped("sctp_fragment");
@@ -282,9 +300,10 @@ impl Model {
         if taken {
             return Err(format!("{:?} is already taken", to.reversed()));
         }
-        let flags = view.flags(bytes);
-        let request = Flow { to, reply: false, routed: !kept, closed: flags & (FIN | RST) != 0 };
-        let reply = Flow { to: tuple.reversed(), reply: true, routed: !kept, closed: false };
+        let connection = self.connections.len();
+        self.connections.push(Connection::opened(view.protocol, &view.numbers(bytes)));
+        let request = Flow { to, reply: false, routed: !kept, connection };
+        let reply = Flow { to: tuple.reversed(), reply: true, routed: !kept, connection };
         self.flows.insert(tuple, request);
         self.flows.insert(to.reversed(), reply);
         self.remember_fragment(&view, bytes);
@@ -564,6 +583,25 @@ impl View {
                 }
             }
             _ => 0,
+        }
+    }
+
+    /// Returns the numbers by which connections are followed; zeros for what the packet lacks.
+    fn numbers(&self, bytes: &[u8]) -> Numbers {
+        let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let flags = self.flags(bytes);
+        match (self.protocol, self.part) {
+            (TCP, Part::Whole | Part::First) => {
+                let header = usize::from(bytes[self.l4 + 12] >> 4) * 4;
+                let payload = (self.l3 + self.length).saturating_sub(self.l4 + header) as u32;
+                Numbers { flags, seq: word(self.l4 + 4), ack: word(self.l4 + 8), payload }
+            }
+            (SCTP, Part::Whole | Part::First) => {
+                let has_tag = flags & SYN != 0 && bytes.len().min(self.l3 + self.length) >= self.l4 + 20;
+                let ack = if has_tag { word(self.l4 + 16) } else { 0 };
+                Numbers { flags, seq: word(self.l4 + 4), ack, payload: 0 }
+            }
+            _ => Numbers::default(),
         }
     }
 

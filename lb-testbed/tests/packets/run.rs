@@ -25,8 +25,8 @@ pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut
         if let Some(services) = &step.services {
             run.serve(services).with_context(description)?;
         }
-        if step.sweep {
-            run.subject.sweep().with_context(description)?;
+        if step.wait > 0 {
+            run.subject.wait(step.wait).with_context(description)?;
         }
         let [first, last] = step.for_each.unwrap_or([0, 0]);
         for number in first..=last {

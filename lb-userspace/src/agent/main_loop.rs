@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use lb_datapath::{Datapath, FlowTimeouts, ServiceTables, monotonic_ns};
+use lb_datapath::{Datapath, ServiceTables, monotonic_ns};
 use lb_model::{Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use tokio::sync::{mpsc, watch};
@@ -27,7 +27,7 @@ use crate::serve::{Metrics, Progress, ServiceHealth, State};
 
 /// Period of retries, of health updates and of metrics.
 const TICK: Duration = Duration::from_secs(1);
-/// Flows that are over are removed this often.
+/// The flow table is read this often.
 const SWEEP: Duration = Duration::from_secs(10);
 /// Maximum number of events in one batch. Queued events are planned together.
 const BATCH: usize = 4096;
@@ -209,23 +209,17 @@ impl MainLoop<'_> {
         }
     }
 
-    /// Removes flows that are over, and lets the engine reuse the ids that no flow names any more.
+    /// Reads the flow table, and lets the engine reuse the ids that no connection names any more.
     fn sweep(&mut self) {
         let started = Instant::now();
-        let serves = |service_id, destination| self.reconciler.serves(service_id, destination);
-        match self.datapath.sweep_flows(monotonic_ns(), &FlowTimeouts::default(), serves) {
-            Ok(sweep) => {
-                self.reconciler.swept(started, &sweep.named);
-                self.metrics.set_flows(sweep.open, sweep.half_open);
-                debug!(
-                    open = sweep.open,
-                    half_open = sweep.half_open,
-                    expired = sweep.expired,
-                    "flows are swept"
-                );
+        match self.datapath.flow_usage(monotonic_ns()) {
+            Ok(usage) => {
+                self.reconciler.swept(started, &usage.named);
+                self.metrics.set_flows(usage.open, usage.half_open);
+                debug!(open = usage.open, half_open = usage.half_open, "the flow table was read");
             }
             Err(error) => {
-                warn!("cannot sweep the flow tables, trying again in {} s: {error}", SWEEP.as_secs());
+                warn!("cannot read the flow table, trying again in {} s: {error}", SWEEP.as_secs());
             }
         }
     }

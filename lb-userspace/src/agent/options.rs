@@ -17,6 +17,7 @@ pub fn load_options(config: &Config) -> LoadOptions {
     LoadOptions {
         sizes: config.maps.map_sizes(),
         snat_ports: (*ports.start(), *ports.end()),
+        flow_timeouts: config.flow_timeouts.seconds(),
         log_level: match config.datapath_log {
             DatapathLog::Off => 0,
             DatapathLog::Error => 1,

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use lb_datapath::apply::tables::{ServiceAddress, Tables};
+use lb_datapath::apply::tables::Tables;
 use lb_datapath::apply::{ApplyError, Engine, MapUsage, NamedByFlows};
 use lb_model::{ObjectName, Problem, Protocol, SourceEvent, Trigger};
 use lb_plan::desired::ServicePortId;
@@ -113,11 +113,6 @@ impl<T: Tables> Reconciler<T> {
     /// the ids that flows refer to.
     pub fn swept(&mut self, started: Instant, named: &NamedByFlows) {
         self.engine.swept(started, named);
-    }
-
-    /// Returns whether this service port has an entry for the destination, see [`Engine::serves`].
-    pub fn serves(&self, service_id: u32, destination: ServiceAddress) -> bool {
-        self.engine.serves(service_id, destination)
     }
 
     /// Returns the numbers of used and available map entries.

@@ -7,9 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use lb_datapath::apply::Engine;
 use lb_datapath::apply::tables::TableError;
-use lb_datapath::{
-    AttachError, Datapath, FlowTimeouts, HostMaps, LoadError, Pins, ServiceTables, monotonic_ns,
-};
+use lb_datapath::{AttachError, Datapath, HostMaps, LoadError, Pins, ServiceTables, monotonic_ns};
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use lb_plan::Planner;
 use serde_json::{Map, Value};
@@ -123,11 +121,7 @@ fn load(config: &Config) -> Result<Datapath, LoadError> {
 /// Reads the maps and attachments that an earlier agent left.
 fn adopt(datapath: &mut Datapath) -> Result<(Engine<ServiceTables>, HostReconciler), AgentError> {
     let failed = |error: Box<dyn Error + Send + Sync>| AgentError::Adopt(error);
-    // The engine does not exist yet, so this sweep cannot remove flows of service ports that are
-    // not served any more. The next sweep removes them.
-    let flows = datapath
-        .sweep_flows(monotonic_ns(), &FlowTimeouts::default(), |_, _| true)
-        .map_err(|error| failed(error.into()))?;
+    let flows = datapath.flow_usage(monotonic_ns()).map_err(|error| failed(error.into()))?;
     let engine = Engine::adopt(datapath.tables()?, &flows.named, GRACE, Instant::now())
         .map_err(|error| failed(error.into()))?;
     let attached = datapath.attached_devices()?;

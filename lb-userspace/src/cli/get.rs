@@ -100,8 +100,9 @@ impl Get {
                 args.print(&backend_rows(&backends, &names, &args.filter()))
             }
             Self::Flows(args) => {
-                let (flows, names) = args.read(|maps| Ok((maps.flows()?, names(maps)?)))?;
-                args.print(&flow_rows(&flows, &names, monotonic_ns(), &args.filter()))
+                let (flows, timeouts, names) =
+                    args.read(|maps| Ok((maps.flows()?, maps.flow_timeouts()?, names(maps)?)))?;
+                args.print(&flow_rows(&flows, &timeouts, (&names, &args.filter()), monotonic_ns()))
             }
             Self::Affinity(args) => {
                 let (entries, names, backends) =

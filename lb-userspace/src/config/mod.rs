@@ -22,6 +22,6 @@ pub use print::{effective_json, effective_yaml};
 pub use settings::Config;
 pub use sizes::SizeFlags;
 pub use values::{
-    Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, SocketHooks, TcAttachMode,
-    TerminateSockets, ValueError,
+    Cidrs, DatapathLog, ExternalIps, FlowTimeoutList, LogFilter, LogFormat, PortRange, SocketHooks,
+    TcAttachMode, TerminateSockets, ValueError,
 };

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::sizes::SizeFlags;
 use super::values::{
-    Cidrs, DatapathLog, ExternalIps, LogFilter, LogFormat, PortRange, SocketHooks, TcAttachMode,
-    TerminateSockets,
+    Cidrs, DatapathLog, ExternalIps, FlowTimeoutList, LogFilter, LogFormat, PortRange, SocketHooks,
+    TcAttachMode, TerminateSockets,
 };
 use crate::node::addresses::NodePortAddresses;
 use crate::node::devices::{AttachMode, DevicePatterns, PodInterfaces};
@@ -113,15 +113,28 @@ pub struct Config {
     )]
     pub nodeport_addresses: NodePortAddresses,
 
-    /// Ports for rewritten sources; keep them out of net.ipv4.ip_local_port_range and of --service-node-port-range
+    /// Ports for rewritten sources, outside net.ipv4.ip_local_port_range and the API server's --service-node-port-range; ports
+    /// on which this node's sockets listen are left out
     #[arg(
         long,
         env = "SLUICE_SNAT_PORTS",
         value_name = "FIRST-LAST",
-        default_value = "61000-65535",
+        default_value = "1024-29999",
         help_heading = "Data path"
     )]
     pub snat_ports: PortRange,
+
+    /// Seconds after which a silent connection is over, for those that differ from the default; TCP: tcp-syn=60,
+    /// tcp=86400, tcp-close-wait=3600, tcpfin=120 (closed by both sides), tcp-close=10 (reset); UDP: udp-unreplied=30, udp=30,
+    /// udp-stream=120; SCTP: sctp-init=30, sctp=210, sctp-closed=10
+    #[arg(
+        long,
+        env = "SLUICE_FLOW_TIMEOUTS",
+        value_name = "NAME=SECONDS,…",
+        default_value = "",
+        help_heading = "Data path"
+    )]
+    pub flow_timeouts: FlowTimeoutList,
 
     /// Whose connections to translate at the socket, which costs nothing per packet
     #[arg(

@@ -38,27 +38,16 @@ pub struct SizeFlags {
     )]
     pub max_backends: u32,
 
-    /// Flow entries: two for each connection that is translated packet by packet
+    /// Connections that are translated packet by packet
     #[arg(
         long,
         env = "SLUICE_MAX_FLOWS",
         value_name = "N",
-        default_value_t = 262_144,
+        default_value_t = 131_072,
         value_parser = size(),
         help_heading = "Map sizes"
     )]
     pub max_flows: u32,
-
-    /// Flow entries of connections whose handshake is not complete; a SYN flood fills these and no others
-    #[arg(
-        long,
-        env = "SLUICE_MAX_HALF_OPEN",
-        value_name = "N",
-        default_value_t = 65_536,
-        value_parser = size(),
-        help_heading = "Map sizes"
-    )]
-    pub max_half_open: u32,
 
     /// Datagrams whose fragments are under way
     #[arg(
@@ -117,7 +106,6 @@ impl SizeFlags {
             max_slots,
             max_backends,
             max_flows,
-            max_half_open,
             max_fragments,
             max_socket_peers,
             max_source_ranges,
@@ -128,7 +116,6 @@ impl SizeFlags {
             max_slots,
             max_backends,
             max_flows,
-            max_half_open,
             max_fragments,
             max_socket_peers,
             max_source_ranges,

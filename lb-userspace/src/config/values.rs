@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::builder::PossibleValue;
 use ipnet::IpNet;
+use lb_common::layout::FlowTimeouts;
 use lb_datapath::TcAttach;
 use tracing_subscriber::EnvFilter;
 
@@ -30,6 +31,8 @@ pub enum ValueError {
         "{0:?} is not a port range; give two ports like `61000-65535`, the smaller one first, none below 1024"
     )]
     PortRange(String),
+    #[error("{0:?} is not a time-out; give a name and seconds like `udp=60`, with one of the names {1}")]
+    FlowTimeout(String, String),
     #[error("{0}; give a level like `info`, or directives like `info,lb_plan=debug`")]
     LogFilter(String),
 }
@@ -231,6 +234,69 @@ impl FromStr for PortRange {
     }
 }
 
+/// How long connections may be silent: the defaults, but for what the operator has set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowTimeoutList(FlowTimeouts);
+
+impl FlowTimeoutList {
+    pub fn seconds(self) -> FlowTimeouts {
+        self.0
+    }
+
+    /// The names that operators use, and the values they stand for.
+    fn named(timeouts: &mut FlowTimeouts) -> [(&'static str, &mut u32); 11] {
+        let FlowTimeouts {
+            tcp_syn,
+            tcp_established,
+            tcp_half_closed,
+            tcp_time_wait,
+            tcp_reset,
+            udp_unreplied,
+            udp,
+            udp_stream,
+            sctp_opening,
+            sctp_established,
+            sctp_closed,
+        } = timeouts;
+        [
+            ("tcp-syn", tcp_syn),
+            ("tcp", tcp_established),
+            ("tcp-close-wait", tcp_half_closed),
+            ("tcpfin", tcp_time_wait),
+            ("tcp-close", tcp_reset),
+            ("udp-unreplied", udp_unreplied),
+            ("udp", udp),
+            ("udp-stream", udp_stream),
+            ("sctp-init", sctp_opening),
+            ("sctp", sctp_established),
+            ("sctp-closed", sctp_closed),
+        ]
+    }
+}
+
+impl FromStr for FlowTimeoutList {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let mut timeouts = FlowTimeouts::DEFAULT;
+        for item in items(text) {
+            let mut named = Self::named(&mut timeouts);
+            let setting = item.split_once('=').and_then(|(name, seconds)| {
+                let seconds = seconds.trim().parse().ok().filter(|seconds| *seconds > 0)?;
+                Some((named.iter_mut().find(|(known, _)| *known == name.trim())?, seconds))
+            });
+            match setting {
+                Some(((_, value), seconds)) => **value = seconds,
+                None => {
+                    let names = named.map(|(name, _)| name).join(", ");
+                    return Err(ValueError::FlowTimeout(item.to_owned(), names));
+                }
+            }
+        }
+        Ok(Self(timeouts))
+    }
+}
+
 /// A level for the agent, or directives for `tracing_subscriber::EnvFilter`; known to be valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFilter(String);
@@ -349,6 +415,19 @@ mod tests {
         assert_eq!("2000 - 2000".parse(), Ok(PortRange(2000..=2000)));
         for wrong in ["61000", "65535-61000", "80-2000", "61000-65536", "-", "a-b"] {
             assert_eq!(wrong.parse::<PortRange>(), Err(ValueError::PortRange(wrong.into())));
+        }
+    }
+
+    #[test]
+    fn flow_timeouts_change_what_they_name() {
+        let seconds = |text: &str| text.parse::<FlowTimeoutList>().unwrap().seconds();
+        assert_eq!(seconds(""), FlowTimeouts::DEFAULT);
+        let expected =
+            FlowTimeouts { udp: 60, tcp_time_wait: 30, tcp_established: 7_200, ..FlowTimeouts::DEFAULT };
+        assert_eq!(seconds("udp=60, tcpfin=30,tcp=7200"), expected);
+        for wrong in ["udp", "udp=0", "udp=-1", "udp=a", "icmp=3", "=3"] {
+            let error = wrong.parse::<FlowTimeoutList>().unwrap_err().to_string();
+            assert!(error.contains(wrong) && error.contains("sctp-closed"), "{error}");
         }
     }
 

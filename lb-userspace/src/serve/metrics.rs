@@ -162,6 +162,7 @@ fn outcome(outcome: Outcome) -> &'static str {
         Outcome::Passed => "passed",
         Outcome::Rejected => "rejected",
         Outcome::Dropped => "dropped",
+        Outcome::Evicted => "evicted",
     }
 }
 
@@ -210,7 +211,7 @@ impl Collector for Metrics {
         )?;
         writer.gauges(
             "sluice_flows",
-            "Entries of the flow tables at the last sweep, two for each connection",
+            "Connections in the flow table, both families",
             [("open", values.open_flows), ("half_open", values.half_open_flows)]
                 .map(|(state, flows)| ([("state", state)], flows)),
         )?;

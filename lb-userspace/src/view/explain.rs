@@ -169,7 +169,7 @@ fn reason(record: &Record) -> Option<Reason> {
 fn verdict(run: &TestRun, reason: Option<Reason>) -> Verdict {
     match (run.return_code, reason.map(Reason::outcome)) {
         (TC_ACT_SHOT, _) => Verdict::Drop,
-        (_, None | Some(Outcome::Passed)) => Verdict::Pass,
+        (_, None | Some(Outcome::Passed | Outcome::Evicted)) => Verdict::Pass,
         (_, Some(Outcome::Translated)) => Verdict::Forward,
         // An answer was made of it and sent, whatever it is counted as.
         (_, Some(Outcome::Rejected)) | (TC_ACT_REDIRECT, Some(Outcome::Dropped)) => Verdict::Reject,

@@ -2,10 +2,9 @@
 //!
 //! Connections that were translated at their socket have no flow: their packets carry the endpoint's address.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use lb_common::layout::{self, tcp_flags};
+use lb_common::layout::{self, FlowTimeouts, flow_phase};
 use lb_datapath::FlowEntry;
 use serde::Serialize;
 
@@ -30,50 +29,32 @@ pub struct FlowRow {
     pub deliver: &'static str,
     /// Since the last packet of either direction; the time stamps are a few seconds coarse.
     pub idle_seconds: u64,
+    /// Until the connection is over, if no packet comes.
+    pub expires_seconds: u64,
     pub backend_id: u32,
 }
 
 /// The rows, sorted by Service and client. `now_ns` is `CLOCK_MONOTONIC`.
-pub fn flow_rows(entries: &[FlowEntry], names: &Names, now_ns: u64, filter: &Filter) -> Vec<FlowRow> {
-    let (requests, replies): (Vec<&FlowEntry>, Vec<&FlowEntry>) =
-        entries.iter().partition(|entry| entry.direction == layout::direction::REQUEST);
-    let mut replies: HashMap<(u8, SocketAddr, SocketAddr), &FlowEntry> =
-        replies.into_iter().map(|entry| ((entry.protocol, entry.src, entry.dst), entry)).collect();
-
-    let mut rows = Vec::with_capacity(requests.len());
-    for request in requests {
-        // The key of the other entry is this one's rewritten tuple, reversed.
-        let reply = replies.remove(&(request.protocol, request.new_dst, request.new_src));
-        let last_seen = request.last_seen_ns.max(reply.map_or(0, |reply| reply.last_seen_ns));
-        rows.push(FlowRow {
-            service: ServicePort::of(request.service_id, names),
-            protocol: protocol_name(request.protocol),
-            state: state(request, reply),
-            client: request.src,
-            address: request.dst,
-            endpoint: request.new_dst,
-            source: (request.new_src != request.src).then_some(request.new_src),
-            deliver: deliver_name(request.deliver),
-            idle_seconds: idle_seconds(now_ns, last_seen),
-            backend_id: request.backend_id,
-        });
-    }
-    // Replies without their request: between the two inserts of an opening, or a leftover that the next sweep takes.
-    for reply in replies.into_values() {
-        rows.push(FlowRow {
-            service: ServicePort::of(reply.service_id, names),
-            protocol: protocol_name(reply.protocol),
-            state: "reply-only",
-            client: reply.new_dst,
-            address: reply.new_src,
-            endpoint: reply.src,
-            source: (reply.dst != reply.new_dst).then_some(reply.dst),
-            deliver: deliver_name(reply.deliver),
-            idle_seconds: idle_seconds(now_ns, reply.last_seen_ns),
-            backend_id: reply.backend_id,
-        });
-    }
-    rows.retain(|row| filter.accepts(&row.service));
+pub fn flow_rows(
+    entries: &[FlowEntry],
+    timeouts: &FlowTimeouts,
+    (names, filter): (&Names, &Filter),
+    now_ns: u64,
+) -> Vec<FlowRow> {
+    let row = |entry: &FlowEntry| FlowRow {
+        service: ServicePort::of(entry.service_id, names),
+        protocol: protocol_name(entry.protocol),
+        state: state(entry),
+        client: entry.client,
+        address: entry.service,
+        endpoint: entry.backend,
+        source: (entry.source != entry.client).then_some(entry.source),
+        deliver: deliver_name(entry.deliver),
+        idle_seconds: idle_seconds(now_ns, entry.last_seen_ns),
+        expires_seconds: entry.expires_in(now_ns, timeouts),
+        backend_id: entry.backend_id,
+    };
+    let mut rows: Vec<FlowRow> = entries.iter().map(row).filter(|row| filter.accepts(&row.service)).collect();
     rows.sort_by(|a, b| {
         (&a.service, &a.protocol, a.client, a.address).cmp(&(&b.service, &b.protocol, b.client, b.address))
     });
@@ -84,21 +65,21 @@ pub(super) fn idle_seconds(now_ns: u64, last_seen_ns: u64) -> u64 {
     now_ns.saturating_sub(last_seen_ns) / 1_000_000_000
 }
 
-/// The state of a connection, of what both directions have seen.
-fn state(request: &FlowEntry, reply: Option<&FlowEntry>) -> &'static str {
-    let Some(reply) = reply else { return "request-only" };
-    if request.protocol == layout::UDP {
-        return "open";
-    }
-    let seen = |entry: &FlowEntry, flag: u8| entry.tcp_seen & flag != 0;
-    if seen(request, tcp_flags::RST) || seen(reply, tcp_flags::RST) {
-        return "closed";
-    }
-    match (seen(request, tcp_flags::FIN), seen(reply, tcp_flags::FIN)) {
-        (true, true) => "closed",
-        (true, false) | (false, true) => "closing",
-        (false, false) if request.half_open => "opening",
-        (false, false) => "established",
+/// The state of a connection, in netfilter's words.
+fn state(entry: &FlowEntry) -> &'static str {
+    let closed = [entry.state.request.closed != 0, entry.state.reply.closed != 0];
+    match (entry.protocol, entry.state.phase) {
+        (layout::UDP, flow_phase::OPENING) => "unreplied",
+        (layout::UDP, flow_phase::ANSWERED) => "replied",
+        (layout::UDP, _) => "stream",
+        (layout::SCTP, flow_phase::RESET) => "aborted",
+        (layout::SCTP, flow_phase::ESTABLISHED) if closed == [true; 2] => "shutdown",
+        (_, flow_phase::OPENING) => "opening",
+        (_, flow_phase::ANSWERED) => "answered",
+        (_, flow_phase::RESET) => "reset",
+        _ if closed == [true; 2] => "time-wait",
+        _ if closed != [false; 2] => "half-closed",
+        _ => "established",
     }
 }
 
@@ -126,7 +107,7 @@ impl Row for FlowRow {
     fn columns(wide: bool) -> Vec<&'static str> {
         let mut columns = vec!["SERVICE", "PROTOCOL", "STATE", "CLIENT", "ADDRESS", "ENDPOINT", "IDLE"];
         if wide {
-            columns.extend(["SOURCE", "DELIVER", "BACKEND-ID"]);
+            columns.extend(["EXPIRES", "SOURCE", "DELIVER", "BACKEND-ID"]);
         }
         columns
     }
@@ -143,7 +124,12 @@ impl Row for FlowRow {
         ];
         if wide {
             let source = self.source.map(|source| source.to_string()).unwrap_or_default();
-            cells.extend([source, self.deliver.into(), self.backend_id.to_string()]);
+            cells.extend([
+                age(self.expires_seconds),
+                source,
+                self.deliver.into(),
+                self.backend_id.to_string(),
+            ]);
         }
         cells
     }
@@ -153,6 +139,9 @@ impl Row for FlowRow {
 mod tests {
     use lb_model::IpFamily;
 
+    use lb_common::connection::State;
+    use lb_common::layout::FlowSide;
+
     use super::super::fixture;
     use super::super::output::{Output, render};
     use super::*;
@@ -160,58 +149,46 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// Both entries of a connection, as the programs write them.
-    fn pair(client: &str, address: &str, source: &str, endpoint: &str) -> [FlowEntry; 2] {
-        let [client, address, source, endpoint]: [SocketAddr; 4] =
-            [client, address, source, endpoint].map(|a| a.parse().unwrap());
-        let request = FlowEntry {
+    fn entry(client: &str, service: &str, source: &str, backend: &str) -> FlowEntry {
+        let [client, service, source, backend]: [SocketAddr; 4] =
+            [client, service, source, backend].map(|a| a.parse().unwrap());
+        let side = FlowSide { end: 1, ack: 1, closed: 0 };
+        FlowEntry {
             family: IpFamily::of(&client.ip()),
             protocol: layout::TCP,
-            src: client,
-            dst: address,
-            new_src: source,
-            new_dst: endpoint,
+            state: State { phase: flow_phase::ESTABLISHED, request: side, reply: side },
+            client,
+            service,
+            source,
+            backend,
             backend_id: 2,
             service_id: 1,
-            direction: layout::direction::REQUEST,
             deliver: if source == client { layout::deliver::PASS } else { layout::deliver::ROUTE },
-            tcp_seen: tcp_flags::SYN | tcp_flags::ACK,
             last_seen_ns: 90 * SECOND,
-            half_open: false,
-        };
-        let reply = FlowEntry {
-            src: endpoint,
-            dst: source,
-            new_src: address,
-            new_dst: client,
-            direction: layout::direction::REPLY,
-            last_seen_ns: 88 * SECOND,
-            ..request.clone()
-        };
-        [request, reply]
+            opened_s: 60,
+        }
     }
 
     fn rows() -> Vec<FlowRow> {
-        let v4 = pair("198.51.100.7:40000", "192.0.2.1:30088", "192.0.2.1:61001", "10.244.2.2:8080");
+        let v4 = entry("198.51.100.7:40000", "192.0.2.1:30088", "192.0.2.1:11001", "10.244.2.2:8080");
         let mut opening =
-            pair("198.51.100.8:40001", "192.0.2.1:30088", "198.51.100.8:40001", "10.244.1.2:8080");
-        opening.iter_mut().for_each(|entry| entry.half_open = true);
-        let mut v6 = pair(
+            entry("198.51.100.8:40001", "192.0.2.1:30088", "198.51.100.8:40001", "10.244.1.2:8080");
+        opening.state.phase = flow_phase::OPENING;
+        let mut v6 = entry(
             "[2001:db8::7]:40000",
             "[2001:db8::1]:30088",
-            "[2001:db8::1]:61001",
+            "[2001:db8::1]:11001",
             "[fd00:10:244:2::2]:8080",
         );
-        v6[1].tcp_seen |= tcp_flags::FIN;
-        let mut dns = pair("198.51.100.9:5353", "192.0.2.1:30053", "192.0.2.1:61002", "10.244.2.10:53");
-        dns.iter_mut().for_each(|entry| (entry.protocol, entry.service_id) = (layout::UDP, 2));
-        let mut sctp = pair("198.51.100.7:40002", "192.0.2.1:30412", "192.0.2.1:61004", "10.244.2.3:38412");
-        sctp.iter_mut().for_each(|entry| entry.protocol = layout::SCTP);
-        let orphan =
-            pair("198.51.100.99:1", "192.0.2.1:30053", "192.0.2.1:61003", "10.244.2.10:53")[1].clone();
-        let entries: Vec<FlowEntry> =
-            [v4, opening, v6, dns, sctp].into_iter().flatten().chain([orphan]).collect();
-        flow_rows(&entries, &fixture::names(), 100 * SECOND, &Filter::default())
+        v6.state.reply.closed = 1;
+        let mut dns = entry("198.51.100.9:5353", "192.0.2.1:30053", "192.0.2.1:11002", "10.244.2.10:53");
+        (dns.protocol, dns.service_id) = (layout::UDP, 2);
+        dns.state.phase = flow_phase::ANSWERED;
+        let mut sctp = entry("198.51.100.7:40002", "192.0.2.1:30412", "192.0.2.1:11004", "10.244.2.3:38412");
+        sctp.protocol = layout::SCTP;
+        let entries = [v4, opening, v6, dns, sctp];
+        let context = (&fixture::names(), &Filter::default());
+        flow_rows(&entries, &FlowTimeouts::DEFAULT, context, 100 * SECOND)
     }
 
     #[test]
@@ -230,18 +207,22 @@ mod tests {
     }
 
     #[test]
-    fn states_of_tcp() {
-        let [request, reply] = pair("1.1.1.1:1", "2.2.2.2:2", "1.1.1.1:1", "3.3.3.3:3");
-        let with =
-            |entry: &FlowEntry, flag: u8| FlowEntry { tcp_seen: entry.tcp_seen | flag, ..entry.clone() };
-        let fin = tcp_flags::FIN;
-        assert_eq!(state(&request, Some(&reply)), "established");
-        assert_eq!(state(&FlowEntry { half_open: true, ..request.clone() }, Some(&reply)), "opening");
-        assert_eq!(state(&with(&request, fin), Some(&reply)), "closing");
-        assert_eq!(state(&request, Some(&with(&reply, fin))), "closing");
-        assert_eq!(state(&with(&request, fin), Some(&with(&reply, fin))), "closed");
-        assert_eq!(state(&request, Some(&with(&reply, tcp_flags::RST))), "closed");
-        assert_eq!(state(&request, None), "request-only");
+    fn states() {
+        let of = |protocol: u8, phase: u8, closed: [u32; 2]| {
+            let mut entry = entry("1.1.1.1:1", "2.2.2.2:2", "1.1.1.1:1", "3.3.3.3:3");
+            (entry.protocol, entry.state.phase) = (protocol, phase);
+            [entry.state.request.closed, entry.state.reply.closed] = closed;
+            state(&entry)
+        };
+        let phases = [flow_phase::OPENING, flow_phase::ANSWERED, flow_phase::ESTABLISHED, flow_phase::RESET];
+        let all = |protocol| phases.map(|phase| of(protocol, phase, [0, 0]));
+        assert_eq!(all(layout::TCP), ["opening", "answered", "established", "reset"]);
+        assert_eq!(all(layout::UDP)[..3], ["unreplied", "replied", "stream"]);
+        assert_eq!(all(layout::SCTP), ["opening", "answered", "established", "aborted"]);
+        let closing = [[1, 0], [0, 1], [1, 1]];
+        let ended = |protocol| closing.map(|closed| of(protocol, flow_phase::ESTABLISHED, closed));
+        assert_eq!(ended(layout::TCP), ["half-closed", "half-closed", "time-wait"]);
+        assert_eq!(ended(layout::SCTP), ["half-closed", "half-closed", "shutdown"]);
     }
 
     #[test]

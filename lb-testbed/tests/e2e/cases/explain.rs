@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use lb_common::layout::direction;
 use lb_common::reason::Reason;
 use lb_datapath::inspect::{AffinityEntry, Maps};
 use lb_datapath::{FlowEntry, Pins};
@@ -285,7 +284,7 @@ type Written = (Vec<FlowEntry>, Vec<AffinityEntry>, Vec<(Reason, u64)>);
 fn written(world: &World) -> Result<Written> {
     let maps = Maps::open(&Pins::new(&world.node(0).bpffs))?;
     let (mut flows, mut affinity) = (maps.flows()?, maps.affinity()?);
-    flows.sort_by_key(|flow| (flow.src, flow.dst, flow.protocol));
+    flows.sort_by_key(|flow| (flow.client, flow.service, flow.protocol));
     affinity.sort_by_key(|entry| format!("{entry:?}"));
     Ok((flows, affinity, maps.counters()?))
 }
@@ -300,16 +299,15 @@ pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
     let maps = Maps::open(&Pins::new(&world.node(0).bpffs))?;
     let mut flow = None;
     eventually(|| {
-        flow =
-            maps.flows()?.into_iter().find(|flow| flow.dst == target && flow.direction == direction::REQUEST);
+        flow = maps.flows()?.into_iter().find(|flow| flow.service == target);
         ensure!(flow.is_some(), "no flow to {target}");
         Ok(())
     })?;
     let flow = flow.context("no flow")?;
 
-    let explanation = explain(world, To::Http, &flow.src.to_string(), target)?;
+    let explanation = explain(world, To::Http, &flow.client.to_string(), target)?;
     ensure!(
-        (explanation.chosen, explanation.source_after) == (Some(flow.new_dst), Some(flow.new_src)),
+        (explanation.chosen, explanation.source_after) == (Some(flow.backend), Some(flow.source)),
         "{explanation:?}, not {flow:?}"
     );
     ensure!(
@@ -320,7 +318,7 @@ pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
     for _ in 0..4 {
         let explanation = explain(world, To::Http, &client_address(world, family), target)?;
         ensure!(
-            explanation.chosen == Some(flow.new_dst) && explanation.endpoints.len() == 2,
+            explanation.chosen == Some(flow.backend) && explanation.endpoints.len() == 2,
             "{explanation:?}, not {flow:?}"
         );
         ensure!(
@@ -340,7 +338,8 @@ pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
         let before = written(world)?;
         for to in [To::Http, To::Udp] {
             let target = service.node_port(world.node(0), family, to);
-            for source in [stranger, &flow.src.to_string(), &world.pod(2).host.address(family).to_string()] {
+            for source in [stranger, &flow.client.to_string(), &world.pod(2).host.address(family).to_string()]
+            {
                 ensure!(explain(world, to, source, target)?.verdict == "forward");
             }
         }

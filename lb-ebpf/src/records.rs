@@ -1,0 +1,468 @@
+//! The records of connections and the index entries that lead to them: taking a record for a new connection, reserving the
+//! tuple of its replies, and giving both up.
+//!
+//! No one has to remove connections that are over. A program that opens a connection looks at a few records, from where this
+//! CPU stopped last time on (like the hand of a clock), and takes the first that is free or over. If it finds none, the
+//! weakest of them gives way: half-open before idle UDP before closed. An established connection never gives way.
+//!
+//! The `extern "C"` functions take and return numbers, so the verifier checks each of them once, and not once for every
+//! state that a caller can be in. What else they need is in [`FlowKeys`].
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
+use lb_common::connection::{self, IDLE_DATAGRAM_NS, Segment, Yields};
+use lb_common::family::{V4, V6};
+use lb_common::layout::{
+    Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, UDP, direction, flow_phase,
+};
+use lb_common::reason::Reason;
+
+use crate::clock::now;
+use crate::count::count;
+use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
+use crate::scratch::{Candidate, FlowKeys, Scratches};
+use crate::settings::FLOW_RECORDS;
+
+/// How many records are looked at for a new connection. Usually the first is over; in a table that is nearly full of live
+/// connections it takes more.
+const LOOKS: u32 = 16;
+
+/// For so long after a connection gave way, endpoints are chosen by a hash, see [`is_under_pressure`].
+const PRESSURE_NS: u64 = 60_000_000_000;
+
+/// `EEXIST`, as map updates return it.
+const EEXIST: i32 = -17;
+
+/// A record that belongs to this program until the program stores a phase in it.
+#[derive(Copy, Clone)]
+pub struct Claimed {
+    pub number: u32,
+    pub generation: u16,
+}
+
+impl Claimed {
+    /// Returns the record, or `None` if the number is none of a record.
+    #[inline(always)]
+    pub fn flow<F: Maps>(self) -> Option<*mut Flow<F::Addr>> {
+        F::flows().get_ptr_mut(self.number)
+    }
+
+    /// Returns the index entry of one direction.
+    #[inline(always)]
+    pub fn index(self, direction: u8) -> FlowIndex {
+        FlowIndex { record: self.number, generation: self.generation, direction, pad: 0 }
+    }
+
+    /// As one number; never zero.
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        1 << 63 | (self.generation as u64) << 32 | self.number as u64
+    }
+
+    #[inline(always)]
+    fn unpack(number: u64) -> Option<Self> {
+        if number == 0 {
+            None
+        } else {
+            Some(Self { number: number as u32, generation: (number >> 32) as u16 })
+        }
+    }
+}
+
+/// Replaces a candidate by a connection that gives way before it.
+#[inline(always)]
+fn keep_weaker<A: Copy>(weakest: &mut Candidate, number: u32, flow: &Flow<A>, now: u64, port: u16) {
+    let yields = yields(flow, now) as u32;
+    let is_weaker =
+        yields > weakest.yields || (yields == weakest.yields && flow.last_seen_ns < weakest.last_seen_ns);
+    if yields != Yields::Never as u32 && is_weaker {
+        let (last_seen_ns, generation) = (flow.last_seen_ns, flow.generation);
+        *weakest = Candidate { last_seen_ns, number, yields, generation, port, pad: 0 };
+    }
+}
+
+/// Returns whether a connection that is not over gives way.
+#[inline(always)]
+fn yields<A: Copy>(flow: &Flow<A>, now: u64) -> Yields {
+    let yields = flow.state().yields(flow.protocol);
+    let is_busy = flow.protocol == UDP
+        && yields == Yields::Datagram
+        && now.wrapping_sub(flow.last_seen_ns) < IDLE_DATAGRAM_NS;
+    if is_busy || flow.phase == flow_phase::CLAIMED { Yields::Never } else { yields }
+}
+
+/// Returns the time-outs in force.
+#[inline(always)]
+pub fn timeouts() -> Option<&'static FlowTimeouts> {
+    FLOW_TIMEOUTS.get(0)
+}
+
+#[inline(always)]
+fn hand<F: Maps>() -> Option<*mut FlowHand> {
+    FLOW_HANDS.get_ptr_mut(F::IS_V6 as u32)
+}
+
+/// Returns whether connections gave way on this CPU lately. A handshake may then lose its record before it is complete. With
+/// a choice of endpoints by a hash of the tuple, the client's next SYN reaches the same endpoint again.
+#[inline(always)]
+pub fn is_under_pressure<F: Maps>(now: u64) -> bool {
+    let Some(hand) = hand::<F>() else { return false };
+    // SAFETY: a map value of this CPU: no other program changes it meanwhile.
+    let since = unsafe { (*hand).pressure_ns };
+    since != 0 && now.wrapping_sub(since) < PRESSURE_NS
+}
+
+/// Makes the record this program's own, if it still has this generation and no other program is at it. The index entries of
+/// the connection that had it do not count any more.
+///
+/// The lock stands for a compare-and-swap, which the instruction set has only since Linux 5.12.
+#[inline(always)]
+fn take<A>(number: u32, flow: *mut Flow<A>, generation: u16) -> bool {
+    let Some(lock) = FLOW_LOCKS.get_ptr_mut(number % FLOW_LOCK_COUNT) else { return false };
+    // SAFETY: both are map values. Between the two helpers there are aligned loads and stores only.
+    unsafe {
+        bpf_spin_lock(&raw mut (*lock).lock);
+        let is_same = (&raw const (*flow).generation).read_volatile() == generation
+            && (&raw const (*flow).phase).read_volatile() != flow_phase::CLAIMED;
+        if is_same {
+            (&raw mut (*flow).phase).write_volatile(flow_phase::CLAIMED);
+            (&raw mut (*flow).generation).write_volatile(generation.wrapping_add(1));
+        }
+        bpf_spin_unlock(&raw mut (*lock).lock);
+        is_same
+    }
+}
+
+/// Gives a record back.
+#[inline(always)]
+pub fn free<A>(flow: *mut Flow<A>) {
+    // SAFETY: a map value that is this program's own; one byte.
+    unsafe { (&raw mut (*flow).phase).write_volatile(flow_phase::FREE) };
+}
+
+/// Removes the index entries of the connection that had the record with this generation. `key` is memory to work in.
+#[inline(always)]
+fn unlink<F: Maps>(number: u32, flow: *const Flow<F::Addr>, generation: u16, key: *mut FlowKey<F::Addr>) {
+    // SAFETY: the record is this program's own and holds the old connection until it is filled in anew. The keys are this
+    // CPU's, and no one else borrows them.
+    let (flow, key) = unsafe { (&*flow, &mut *key) };
+    *key = flow.request_key();
+    remove_index::<F>(key, number, generation);
+    *key = flow.reply_key();
+    remove_index::<F>(key, number, generation);
+}
+
+/// Removes the index entry of a tuple if it names this record. Between the look and the removal another program may replace
+/// the entry, for a connection that it opens with the same tuple in the same instant. That connection is then opened again
+/// by its next packet that can open one.
+#[inline(always)]
+fn remove_index<F: Maps>(key: &FlowKey<F::Addr>, number: u32, generation: u16) {
+    // SAFETY: copied at once, one aligned word.
+    let Some(index) = (unsafe { F::flow_index().get(key) }) else { return };
+    let FlowIndex { record, generation: known, .. } = *index;
+    if record == number && known == generation {
+        // An entry that is gone already is as good.
+        let _ = F::flow_index().remove(key);
+    }
+}
+
+/// Takes a record for a new connection.
+#[inline(always)]
+fn claim_record<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
+    let (timeouts, hand, keys) = (timeouts()?, hand::<F>()?, F::keys()?);
+    let records = FLOW_RECORDS.load();
+    // SAFETY: map values of this CPU: no other program changes them meanwhile.
+    let (hand, keys) = unsafe { (&mut *hand, &mut *keys) };
+    if hand.next == 0 {
+        hand.next = first_of_this_cpu(records);
+    }
+    keys.weakest = Candidate::NONE;
+    for _ in 0..LOOKS {
+        if hand.next >= records {
+            hand.next = 0;
+        }
+        let number = hand.next;
+        hand.next += 1;
+        let Some(pointer) = F::flows().get_ptr_mut(number) else { continue };
+        // SAFETY: a map value. Other programs may change it: `take` notices if it is given to another connection, and any
+        // mixture that is read here only makes the choice of a record worse.
+        let flow = unsafe { &*pointer };
+        let generation = flow.generation;
+        if flow.phase == flow_phase::CLAIMED || !flow.is_over(now, timeouts) {
+            keep_weaker(&mut keys.weakest, number, flow, now, 0);
+            continue;
+        }
+        let was_free = flow.phase == flow_phase::FREE;
+        if take(number, pointer, generation) {
+            if !was_free {
+                unlink::<F>(number, pointer, generation, &raw mut keys.old);
+            }
+            return Some(Claimed { number, generation: generation.wrapping_add(1) });
+        }
+    }
+    evict::<F>(keys, now)
+}
+
+/// Lets the weakest connection give way, if there is one that may and it is still there. Its record is this program's then.
+#[inline(always)]
+fn evict<F: Maps>(keys: &mut FlowKeys<F::Addr>, now: u64) -> Option<Claimed> {
+    let Candidate { number, generation, yields, .. } = keys.weakest;
+    let reason = match yields {
+        CLOSED => Reason::EvictedClosed,
+        DATAGRAM => Reason::EvictedDatagrams,
+        HALF_OPEN => Reason::EvictedHalfOpen,
+        _ => return None,
+    };
+    let flow = F::flows().get_ptr_mut(number)?;
+    if !take(number, flow, generation) {
+        return None;
+    }
+    count(reason);
+    if let Some(hand) = hand::<F>() {
+        // SAFETY: a map value of this CPU: no other program changes it meanwhile.
+        unsafe { (&raw mut (*hand).pressure_ns).write_volatile(now) };
+    }
+    unlink::<F>(number, flow, generation, &raw mut keys.old);
+    Some(Claimed { number, generation: generation.wrapping_add(1) })
+}
+
+const CLOSED: u32 = Yields::Closed as u32;
+const DATAGRAM: u32 = Yields::Datagram as u32;
+const HALF_OPEN: u32 = Yields::HalfOpen as u32;
+
+/// Returns where this CPU looks first. The CPUs start apart from each other.
+#[inline(always)]
+fn first_of_this_cpu(records: u32) -> u32 {
+    /// 2^32 divided by the golden ratio: its multiples are spread evenly (Knuth, TAOCP 6.4).
+    const SPREAD: u32 = 0x9e37_79b9;
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    ((cpu.wrapping_mul(SPREAD) as u64 * records as u64) >> 32) as u32
+}
+
+/// The result of [`reserve`].
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub enum Reserved {
+    /// The tuple is the new connection's.
+    Yes,
+    /// Another connection has it.
+    Taken,
+    /// The index is full.
+    Full,
+}
+
+/// Inserts the index entry of the replies to a new connection, `FlowKeys::reply`, if no connection has that tuple. Else
+/// compares the connection that has it with `FlowKeys::weakest`.
+#[inline(always)]
+fn reserve_tuple<F: Maps + Scratches>(claimed: Claimed, now: u64) -> Reserved {
+    let Some(keys) = F::keys() else { return Reserved::Full };
+    // SAFETY: a map value of this CPU: no other program changes it meanwhile.
+    let keys = unsafe { &mut *keys };
+    let index = claimed.index(direction::REPLY);
+    match F::flow_index().insert(&keys.reply, &index, BPF_NOEXIST as u64) {
+        Ok(()) => return Reserved::Yes,
+        Err(EEXIST) => {}
+        Err(_) => return Reserved::Full,
+    }
+    if let Some((number, flow)) = holder::<F>(&keys.reply, now) {
+        keep_weaker(&mut keys.weakest, number, flow, now, keys.reply.dst_port);
+        return Reserved::Taken;
+    }
+    // The entry is left over from a connection that is over. Replacing it is not atomic: of two programs that do so in the
+    // same instant the later one has the tuple.
+    match F::flow_index().insert(&keys.reply, &index, BPF_ANY as u64) {
+        Ok(()) => Reserved::Yes,
+        Err(_) => Reserved::Full,
+    }
+}
+
+/// Returns the connection that has a tuple, unless it is over.
+#[inline(always)]
+pub fn holder<F: Maps>(key: &FlowKey<F::Addr>, now: u64) -> Option<(u32, &'static Flow<F::Addr>)> {
+    // SAFETY: copied at once, one aligned word.
+    let FlowIndex { record: number, generation, direction, .. } = *unsafe { F::flow_index().get(key) }?;
+    let pointer = F::flows().get_ptr_mut(number)?;
+    // SAFETY: a map value. If the connection is replaced while it is read, the answer is outdated, as any answer is in the
+    // next instant.
+    let flow = unsafe { &*pointer };
+    let timeouts = timeouts()?;
+    let is_live = flow.generation == generation
+        && flow.has_tuple(key, direction)
+        && (flow.phase == flow_phase::CLAIMED || !flow.is_over(now, timeouts));
+    is_live.then_some((number, flow))
+}
+
+/// Ends a connection: its record is free afterwards. Does nothing if the record was given to another one meanwhile.
+#[inline(always)]
+fn end_flow<F: Maps + Scratches>(number: u32, generation: u16) {
+    if let Some(flow) = F::flows().get_ptr_mut(number)
+        && let Some(keys) = F::keys()
+        && take(number, flow, generation)
+    {
+        // SAFETY: only the address of a field is taken.
+        unlink::<F>(number, flow, generation, unsafe { &raw mut (*keys).old });
+        free(flow);
+    }
+}
+
+/// Returns whether a connection was silent for as long as its time-out at `now`.
+#[inline(always)]
+fn flow_is_over<F: Maps>(number: u32, now: u64) -> bool {
+    match (F::flows().get(number), timeouts()) {
+        (Some(flow), Some(timeouts)) => flow.is_over(now, timeouts),
+        _ => true,
+    }
+}
+
+/// Takes note of a packet of a connection.
+#[inline(always)]
+fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment) {
+    const SECOND: u64 = 1_000_000_000;
+    let Some(flow) = F::flows().get_ptr_mut(number) else { return };
+    let now = now();
+    // SAFETY: a map value. Each field is one aligned word or less, except the sides, which only packets of their own
+    // direction write: of two packets of one direction that two CPUs handle at once, one update may be lost, and the next
+    // packet makes up for it. If the record was given to another connection since it was looked up, the packet is not taken
+    // note of; in the instant after this check, the numbers of the segment are of no use to the other connection.
+    unsafe {
+        if (*flow).generation != generation {
+            return;
+        }
+        if now.wrapping_sub((*flow).last_seen_ns) > SEEN_GRANULARITY_NS {
+            (&raw mut (*flow).last_seen_ns).write_volatile(now);
+        }
+        let before = (*flow).state();
+        let age_s = ((now / SECOND) as u32).wrapping_sub((*flow).opened_s);
+        let after = connection::advance((*flow).protocol, before, segment, age_s);
+        if after.request != before.request {
+            (*flow).request = after.request;
+        }
+        if after.reply != before.reply {
+            (*flow).reply = after.reply;
+        }
+        if after.phase != before.phase {
+            (&raw mut (*flow).phase).write_volatile(after.phase);
+        }
+    }
+}
+
+/// Lets the connection in `FlowKeys::weakest` give way, and gives its record back. Returns whether it did.
+#[inline(always)]
+fn make_way<F: Maps + Scratches>(now: u64) -> bool {
+    let Some(keys) = F::keys() else { return false };
+    // SAFETY: a map value of this CPU: no other program changes it meanwhile.
+    let Some(old) = evict::<F>(unsafe { &mut *keys }, now) else { return false };
+    if let Some(flow) = old.flow::<F>() {
+        free(flow);
+    }
+    true
+}
+
+/// The functions that the verifier checks by themselves, by family.
+pub trait Records: Maps + Scratches {
+    /// Takes a record for a new connection. Returns `None` if every record looked at holds a connection that does not give
+    /// way.
+    fn claim(now: u64) -> Option<Claimed>;
+    /// See [`reserve_tuple`].
+    fn reserve(claimed: Claimed, now: u64) -> Reserved;
+    /// See [`make_way`].
+    fn make_way(now: u64) -> bool;
+    /// See [`end_flow`].
+    fn end(number: u32, generation: u16);
+    /// See [`flow_is_over`].
+    fn is_over(number: u32, now: u64) -> bool;
+    /// See [`follow_flow`].
+    fn follow(number: u32, generation: u16, segment: &Segment);
+}
+
+macro_rules! records {
+    ($($family:ty: $claim:ident, $reserve:ident, $make_way:ident, $end:ident, $is_over:ident, $follow:ident;)*) => { $(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $claim(now: u64) -> u64 {
+            claim_record::<$family>(now).map_or(0, Claimed::pack)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $reserve(claimed: u64, now: u64) -> u64 {
+            match Claimed::unpack(claimed).map(|claimed| reserve_tuple::<$family>(claimed, now)) {
+                Some(Reserved::Yes) => 0,
+                Some(Reserved::Taken) => 1,
+                _ => 2,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $make_way(now: u64) -> u64 {
+            make_way::<$family>(now) as u64
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $end(number: u64, generation: u64) -> u64 {
+            end_flow::<$family>(number as u32, generation as u16);
+            0
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $is_over(number: u64, now: u64) -> u64 {
+            flow_is_over::<$family>(number as u32, now) as u64
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $follow(record: u64, kind: u64, seq: u64, ack: u64, length: u64) -> u64 {
+            let (direction, flags) = ((kind >> 8) as u8, kind as u8);
+            let segment = Segment { direction, flags, seq: seq as u32, ack: ack as u32, length: length as u32 };
+            follow_flow::<$family>(record as u32, (record >> 32) as u16, &segment);
+            0
+        }
+
+        impl Records for $family {
+            #[inline(always)]
+            fn claim(now: u64) -> Option<Claimed> {
+                Claimed::unpack($claim(now))
+            }
+
+            #[inline(always)]
+            fn reserve(claimed: Claimed, now: u64) -> Reserved {
+                match $reserve(claimed.pack(), now) {
+                    0 => Reserved::Yes,
+                    1 => Reserved::Taken,
+                    _ => Reserved::Full,
+                }
+            }
+
+            #[inline(always)]
+            fn make_way(now: u64) -> bool {
+                $make_way(now) != 0
+            }
+
+            #[inline(always)]
+            fn end(number: u32, generation: u16) {
+                $end(number as u64, generation as u64);
+            }
+
+            #[inline(always)]
+            fn is_over(number: u32, now: u64) -> bool {
+                $is_over(number as u64, now) != 0
+            }
+
+            #[inline(always)]
+            fn follow(number: u32, generation: u16, segment: &Segment) {
+                let record = (generation as u64) << 32 | number as u64;
+                let kind = (segment.direction as u64) << 8 | segment.flags as u64;
+                $follow(record, kind, segment.seq as u64, segment.ack as u64, segment.length as u64);
+            }
+        }
+    )* };
+}
+
+records! {
+    V4: lb_claim_record_v4, lb_reserve_tuple_v4, lb_make_way_v4, lb_end_flow_v4, lb_flow_is_over_v4, lb_follow_v4;
+    V6: lb_claim_record_v6, lb_reserve_tuple_v6, lb_make_way_v6, lb_end_flow_v6, lb_flow_is_over_v6, lb_follow_v6;
+}
