@@ -82,3 +82,56 @@ fn links_anchors_and_maps_are_found() {
         "#[btf_map]\npub static A: Array<u32, 1> = Array::new();\n\n/// B.\n#[map]\nstatic B_2: X = X;\n";
     assert_eq!(map_names(source), ["A", "B_2"]);
 }
+
+/// In a link such as `` [`flow::find`](../lb-ebpf/src/flow.rs) `` the file defines the name.
+#[test]
+fn names_in_links_to_sources_are_defined_there() {
+    let mut problems = Vec::new();
+    let mut count = 0;
+    for file in text_files().iter().filter(|file| file.has_extension("md")) {
+        let folder = root().join(&file.path).parent().map(Path::to_owned).unwrap_or_default();
+        for (name, target) in names_in_links(&file.text) {
+            count += 1;
+            // Another test reports links to files that do not exist.
+            let source = std::fs::read_to_string(folder.join(target)).unwrap_or_default();
+            if !defines(&source, name) {
+                problems.push(format!("{}: {target} does not define {name}", file.path.display()));
+            }
+        }
+    }
+    assert!(count > 30, "the links of docs/packet-walk.md were not found");
+    assert_none("links with names that the source does not define", &problems);
+}
+
+/// Returns the names (without their path) and the files of links to Rust sources.
+fn names_in_links(markdown: &str) -> Vec<(&str, &str)> {
+    let links =
+        markdown.split("[`").skip(1).filter_map(|rest| rest.split_once("`](")).filter_map(|(text, rest)| {
+            let target = rest.split(')').next().filter(|target| target.ends_with(".rs"))?;
+            let is_name = text.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | ':'));
+            is_name.then_some((text.rsplit("::").next().unwrap_or(text), target))
+        });
+    links.collect()
+}
+
+/// Returns whether a source defines a function, a type, a map, or a variant of an enum.
+fn defines(source: &str, name: &str) -> bool {
+    source.lines().map(str::trim_start).any(|line| {
+        let is_variant = name.starts_with(char::is_uppercase)
+            && line.strip_prefix(name).is_some_and(|rest| rest.starts_with([',', '(']));
+        let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+        let is_item = words.any(|word| ["fn", "struct", "enum", "trait", "static", "const"].contains(&word))
+            && words.next() == Some(name);
+        is_item || is_variant
+    })
+}
+
+#[test]
+fn names_and_definitions_are_found() {
+    let markdown = "[`a::b`](../x/src/a.rs) [`a.rs`](a.rs) [`C`](c.md) [text](d.rs) [`D`](d.rs)";
+    assert_eq!(names_in_links(markdown), [("b", "../x/src/a.rs"), ("D", "d.rs")]);
+    let source =
+        "pub(super) async fn find<F>(x: X) {\n    static MAP: M = 1;\n    Out(Route),\n    call(arg);\n";
+    assert!(["find", "MAP", "Out"].iter().all(|name| defines(source, name)));
+    assert!(["call", "fin", "Route", "x"].iter().all(|name| !defines(source, name)));
+}
