@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use object::{File, Object as _, ObjectSection as _, ObjectSymbol as _};
 
-use crate::BuildError;
+use crate::error::BuildError;
 
 /// Sections that must contain at least one program: one section for each hook that the agent
 /// attaches to.

@@ -2,7 +2,7 @@
 
 use std::{env, process::Command};
 
-use crate::{BuildError, progress::watched_cargo};
+use crate::{error::BuildError, progress::watched_cargo};
 
 /// Variables of cargo by which a person configures it (network, registries, colours). An inner
 /// cargo must see them. Every other variable that begins with `CARGO` was set by the outer cargo

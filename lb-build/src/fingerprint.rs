@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::BuildError;
+use crate::error::BuildError;
 
 /// Returns a digest of all `files` (of a folder: all files below it) and `settings`. It is
 /// comparable with digests made by the same compiler on the same machine only.

@@ -12,16 +12,14 @@ use std::{
 };
 
 use crate::{
-    BuildError, TASK, Toolchain,
     command::spawn_error,
-    create_folder, lock,
+    constants::{LINKER_VERSION, TASK},
+    error::BuildError,
+    folder::create_folder,
+    lock,
     progress::{report, timed, watched},
+    toolchain::Toolchain,
 };
-
-pub(crate) const VERSION: &str = "0.13.0";
-
-/// LLVM versions that [`VERSION`] can be built for. Each has a feature `llvm-<major>`.
-pub(crate) const LLVM_MAJORS: [&str; 3] = ["21", "22", "23"];
 
 /// Returns the path of the linker for `toolchain`. Builds it below `cache` if it does not exist
 /// yet.
@@ -29,7 +27,7 @@ pub(crate) fn provide(cache: &Path, toolchain: &Toolchain) -> Result<PathBuf, Bu
     if let Some(named) = env::var_os("SLUICE_BPF_LINKER").map(PathBuf::from) {
         return if named.is_file() { Ok(named) } else { Err(BuildError::NamedLinkerMissing(named)) };
     }
-    let name = format!("{VERSION}-llvm{}-{}", toolchain.llvm, toolchain.release);
+    let name = format!("{LINKER_VERSION}-llvm{}-{}", toolchain.llvm, toolchain.release);
     let folder = cache.join(&name);
     let linker = folder.join("bin/bpf-linker");
     if linker.is_file() {
@@ -47,7 +45,7 @@ fn build(folder: &Path, toolchain: &Toolchain) -> Result<(), BuildError> {
     report(
         TASK,
         &format!(
-            "building bpf-linker {VERSION} for LLVM {} into {} (once, about a minute)",
+            "building bpf-linker {LINKER_VERSION} for LLVM {} into {} (once, about a minute)",
             toolchain.llvm,
             folder.display()
         ),
@@ -62,7 +60,7 @@ fn build(folder: &Path, toolchain: &Toolchain) -> Result<(), BuildError> {
 
     let mut command = toolchain.cargo();
     command
-        .args(["install", "bpf-linker", "--version", &format!("={VERSION}"), "--locked", "--force"])
+        .args(["install", "bpf-linker", "--version", &format!("={LINKER_VERSION}"), "--locked", "--force"])
         .args(["--no-default-features", "--features", &format!("llvm-{}", toolchain.llvm_major())])
         .arg("--root")
         .arg(folder)
@@ -75,7 +73,7 @@ fn build(folder: &Path, toolchain: &Toolchain) -> Result<(), BuildError> {
     timed(TASK, "built bpf-linker", || {
         let ended = watched(TASK, &mut command).map_err(|source| spawn_error(&command, source))?;
         ended.map_err(|failure| BuildError::Linker {
-            version: VERSION,
+            version: LINKER_VERSION,
             llvm: toolchain.llvm.clone(),
             reason: format!("cargo install ended with {}", failure.status),
             output: failure.tail,

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use crate::{BuildError, TASK, progress::report};
+use crate::{constants::TASK, error::BuildError, progress::report};
 
 /// Takes the lock, which is held until the file is dropped. Waits while another process holds it,
 /// and reports the wait.

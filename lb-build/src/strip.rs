@@ -8,7 +8,7 @@ use object::{
     elf::SHT_STRTAB,
 };
 
-use crate::BuildError;
+use crate::error::BuildError;
 
 /// Writes the object `from` to `to` without its DWARF sections; `.BTF` and `.BTF.ext` stay.
 pub(crate) fn debug_information(from: &Path, to: &Path) -> Result<(), BuildError> {

@@ -12,9 +12,9 @@ use std::{
 };
 
 use crate::{
-    BuildError, TASK,
     command::{output, without_cargo_environment},
-    linker,
+    constants::{LINKER_LLVM_MAJORS, LINKER_VERSION, TASK},
+    error::BuildError,
     progress::{report, timed},
 };
 
@@ -107,11 +107,11 @@ impl Toolchain {
         let (Some(release), Some(llvm)) = (field("release:"), field("LLVM version:")) else {
             return Err(format!("`{} -vV` prints no release or no LLVM version", rustc.display()));
         };
-        if !linker::LLVM_MAJORS.contains(&major(&llvm)) {
+        if !LINKER_LLVM_MAJORS.contains(&major(&llvm)) {
             return Err(format!(
                 "it is built on LLVM {llvm}; bpf-linker {} reads LLVM {}",
-                linker::VERSION,
-                linker::LLVM_MAJORS.join(", ")
+                LINKER_VERSION,
+                LINKER_LLVM_MAJORS.join(", ")
             ));
         }
         let llvm_library = shared_llvm(&sysroot.join("lib"), major(&llvm)).ok_or_else(|| {

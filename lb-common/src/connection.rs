@@ -13,7 +13,7 @@
 //!
 //! SCTP is tracked by verification tags (RFC 9260 8.5), which play the same part. UDP has no such numbers.
 
-use crate::layout::{FlowSide, FlowTimeouts, SCTP, TCP, UDP, direction, flow_phase, tcp_flags};
+use crate::layout::{Flow, FlowSide, FlowTimeouts, SCTP, TCP, UDP, direction, flow_phase, tcp_flags};
 
 /// How far a TCP segment may reach beyond what its receiver has acknowledged, and how far behind it may start, in bytes.
 /// Larger than any window that a connection through a node uses; small enough that a guessed number rarely lies in it.
@@ -224,6 +224,22 @@ fn sctp(mut state: State, segment: &Segment) -> State {
         }
     }
     state
+}
+
+impl<A: Copy> Flow<A> {
+    /// What the tracking of the connection goes by.
+    #[inline(always)]
+    pub fn state(&self) -> State {
+        State { phase: self.phase, request: self.request, reply: self.reply }
+    }
+
+    /// Whether the connection is over: it has been silent for as long as its time-out at `now_ns`. A free record is over too.
+    #[inline(always)]
+    pub fn is_over(&self, now_ns: u64, timeouts: &FlowTimeouts) -> bool {
+        const SECOND: u64 = 1_000_000_000;
+        let seconds = self.state().timeout(self.protocol, timeouts);
+        self.phase == flow_phase::FREE || now_ns.saturating_sub(self.last_seen_ns) >= seconds as u64 * SECOND
+    }
 }
 
 impl State {

@@ -9,7 +9,6 @@
 
 use core::mem::{offset_of, size_of};
 
-use crate::connection::State;
 use crate::family::{Family, V4, V6};
 
 /// Version of all layouts. It is part of the pin path (`<bpffs>/sluice/v3/…`), so that an agent
@@ -255,20 +254,6 @@ impl<A: Copy> Flow<A> {
             && dst_port == key.dst_port
             && *src_addr == key.src_addr
             && *dst_addr == key.dst_addr
-    }
-
-    /// What the tracking of the connection goes by.
-    #[inline(always)]
-    pub fn state(&self) -> State {
-        State { phase: self.phase, request: self.request, reply: self.reply }
-    }
-
-    /// Whether the connection is over: it has been silent for as long as its time-out at `now_ns`. A free record is over too.
-    #[inline(always)]
-    pub fn is_over(&self, now_ns: u64, timeouts: &FlowTimeouts) -> bool {
-        const SECOND: u64 = 1_000_000_000;
-        let seconds = self.state().timeout(self.protocol, timeouts);
-        self.phase == flow_phase::FREE || now_ns.saturating_sub(self.last_seen_ns) >= seconds as u64 * SECOND
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use lb_common::layout::{Backend, ConnectedPeer, ConnectedSocket, backend_flags};
 
 use crate::address::MapAddress;
+use crate::apply::map_name::MapName;
 use crate::handles::MapHandles;
-use crate::map_name::MapName;
 use crate::programs::{ITERATOR, Programs};
 use crate::sys;
 use crate::table::ArrayTable;

@@ -9,9 +9,9 @@ use lb_common::plain::Plain;
 use lb_model::{IpFamily, PerFamily};
 
 use crate::address::MapAddress;
+use crate::apply::map_name::{MapName, TableError};
 use crate::apply::tables::{BackendEntry, ServiceAddress};
 use crate::handles::MapHandles;
-use crate::map_name::{MapName, TableError};
 use crate::table::{ArrayTable, LpmKey, Table};
 
 /// A key of either family.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
 
-use crate::programs::hooks;
+use crate::hooks;
 use crate::sys;
 
 /// What this kernel has.

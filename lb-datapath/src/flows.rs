@@ -12,8 +12,8 @@ use lb_model::IpFamily;
 
 use crate::address::MapAddress;
 use crate::apply::NamedByFlows;
+use crate::apply::map_name::{MapName, TableError};
 use crate::handles::MapHandles;
-use crate::map_name::{MapName, TableError};
 use crate::table::{ArrayTable, Table};
 
 /// A connection that is translated packet by packet.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use lb_common::plain::Plain;
 
-use crate::map_name::MapName;
+use crate::apply::map_name::MapName;
 use crate::sys;
 use crate::table::{ArrayTable, Table};
 

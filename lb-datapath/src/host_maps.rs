@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, NamespaceAddrs, address_flags};
 
+use crate::apply::map_name::{MapName, TableError};
 use crate::family_table::FamilyTable;
 use crate::handles::MapHandles;
 use crate::known_addresses::KnownAddresses;
-use crate::map_name::{MapName, TableError};
 use crate::table::Table;
 
 /// Writes and reads what the programs know of this host. `None` as a value removes an entry, which may be absent.

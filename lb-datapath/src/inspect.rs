@@ -8,11 +8,11 @@ use lb_common::layout::{Affinity, AffinityKey, FlowTimeouts, Service, ServiceNam
 use lb_common::reason::Reason;
 use lb_model::IpFamily;
 
+use crate::apply::map_name::MapName;
 use crate::apply::tables::{BackendEntry, ServiceAddress, Tables as _};
 use crate::flows::{self, FlowEntry};
 use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
-use crate::map_name::MapName;
 use crate::pins::Pins;
 use crate::service_tables::ServiceTables;
 use crate::sys;

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use lb_common::layout::KnownAddress;
 
+use crate::apply::map_name::{MapName, TableError};
 use crate::family_table::FamilyTable;
 use crate::handles::MapHandles;
-use crate::map_name::{MapName, TableError};
 
 /// Every address that the programs know.
 #[derive(Debug)]

@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{TcAttachType, tc};
 
-use crate::programs::{Programs, hooks};
+use crate::hooks;
+use crate::programs::Programs;
 use crate::sys;
 
 /// Native XDP: the driver runs the program (`XDP_FLAGS_DRV_MODE`). Generic XDP is slower than tc and never used.

@@ -8,7 +8,6 @@ use aya::programs::{CgroupSockAddr, Program, ProgramFd, SchedClassifier, Xdp};
 use aya::{Btf, Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use aya_obj::Object;
-use aya_obj::generated::bpf_attach_type;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use lb_common::layout::FlowTimeouts;
@@ -451,26 +450,4 @@ impl Outgrown {
         let new = sys::open_pin(&self.path).map_err(failed)?;
         sys::copy_entries(self.old.as_fd(), new.as_fd()).map_err(failed)
     }
-}
-
-/// Kernel names of what the agent attaches, for [`crate::links`].
-pub mod hooks {
-    use super::bpf_attach_type::*;
-
-    /// Program name, attach type and pin name of each socket hook.
-    pub const CGROUP: [(&str, u32, &str); 10] = [
-        ("lb_connect4", BPF_CGROUP_INET4_CONNECT as u32, "cgroup-connect4"),
-        ("lb_connect6", BPF_CGROUP_INET6_CONNECT as u32, "cgroup-connect6"),
-        ("lb_sendmsg4", BPF_CGROUP_UDP4_SENDMSG as u32, "cgroup-sendmsg4"),
-        ("lb_sendmsg6", BPF_CGROUP_UDP6_SENDMSG as u32, "cgroup-sendmsg6"),
-        ("lb_recvmsg4", BPF_CGROUP_UDP4_RECVMSG as u32, "cgroup-recvmsg4"),
-        ("lb_recvmsg6", BPF_CGROUP_UDP6_RECVMSG as u32, "cgroup-recvmsg6"),
-        ("lb_getpeername4", BPF_CGROUP_INET4_GETPEERNAME as u32, "cgroup-getpeername4"),
-        ("lb_getpeername6", BPF_CGROUP_INET6_GETPEERNAME as u32, "cgroup-getpeername6"),
-        ("lb_bind4", BPF_CGROUP_INET4_BIND as u32, "cgroup-bind4"),
-        ("lb_bind6", BPF_CGROUP_INET6_BIND as u32, "cgroup-bind6"),
-    ];
-    pub const XDP: u32 = BPF_XDP as u32;
-    pub const TCX_INGRESS: u32 = BPF_TCX_INGRESS as u32;
-    pub const TCX_EGRESS: u32 = BPF_TCX_EGRESS as u32;
 }

@@ -5,11 +5,12 @@ use std::io;
 
 use lb_common::layout::{Record, Settings};
 
+use crate::apply::map_name::MapName;
 use crate::datapath::Datapath;
+use crate::hooks;
 use crate::links::{AttachError, Links};
-use crate::map_name::MapName;
 use crate::pins::Pins;
-use crate::programs::{CALL_RECORDER, LoadError, LoadOptions, PACKET_RECORDER, Programs, hooks};
+use crate::programs::{CALL_RECORDER, LoadError, LoadOptions, PACKET_RECORDER, Programs};
 use crate::settings;
 use crate::sys::TestRun;
 use crate::table::Table;

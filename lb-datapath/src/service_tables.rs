@@ -7,11 +7,11 @@ use ipnet::IpNet;
 use lb_common::layout::{KnownAddress, Service, ServiceName, address_flags};
 use lb_model::IpFamily;
 
+use crate::apply::map_name::{MapName, TableError};
 use crate::apply::tables::{BackendEntry, Capacity, ServiceAddress, Tables};
 use crate::family_table::{AllowedSource, BackendArrays, FamilyTable};
 use crate::handles::MapHandles;
 use crate::known_addresses::KnownAddresses;
-use crate::map_name::{MapName, TableError};
 use crate::table::{ArrayTable, Table};
 
 /// The service maps of the kernel.

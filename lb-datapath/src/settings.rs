@@ -4,8 +4,8 @@ use std::io;
 
 use lb_common::layout::{FlowTimeouts, Settings};
 
+use crate::apply::map_name::MapName;
 use crate::handles::MapHandles;
-use crate::map_name::MapName;
 use crate::pins::Pins;
 use crate::programs::{LoadError, LoadOptions, TcAttach};
 use crate::sizes::MapSizes;

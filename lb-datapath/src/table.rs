@@ -12,7 +12,7 @@ use lb_common::plain::Plain;
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::address::MapAddress;
-use crate::map_name::{MapName, TableError};
+use crate::apply::map_name::{MapName, TableError};
 use crate::sys;
 
 /// Key of a longest-prefix map (`struct bpf_lpm_trie_key`): the bits of `data` that count, from the first byte on.

@@ -22,6 +22,7 @@ mod engine;
 mod entry;
 mod error;
 mod ids;
+pub(crate) mod map_name;
 mod marks;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;

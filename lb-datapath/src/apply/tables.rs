@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use lb_common::layout;
 use lb_model::{IpFamily, PerFamily};
 
-pub use crate::map_name::{MapName, TableError};
+pub use super::map_name::{MapName, TableError};
 
 /// `SERVICES_V4`/`V6`: key of either family. An unspecified address stands for "any NodePort address of this node".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,6 +1,7 @@
 //! Rules of this repository that no compiler checks. Each test lists every violation of its
 //! rule.
 
+mod architecture;
 mod docs;
 mod files;
 mod flags;
