@@ -1,14 +1,15 @@
 //! Checks the packets that `lb explain` builds with the dissector, which shares no code with it.
 
 use lb_testbed::packet::{Link, dissect, render, verify};
-use lb_userspace::probe::packet::{End, Packet, Protocol};
+use lb_userspace::probe::packet::{AddressArg, Packet, PacketProtocol};
 
-const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
+const PROTOCOLS: [PacketProtocol; 4] =
+    [PacketProtocol::Tcp, PacketProtocol::Udp, PacketProtocol::Sctp, PacketProtocol::Icmp];
 
-fn frame(protocol: Protocol, source: &str, destination: &str) -> Vec<u8> {
-    let end = |text: &str, port| End { ip: text.parse().unwrap(), port };
-    let ports = if protocol == Protocol::Icmp { [None; 2] } else { [Some(5000), Some(80)] };
-    Packet::new(protocol, end(source, ports[0]), end(destination, ports[1])).unwrap().build()
+fn frame(protocol: PacketProtocol, source: &str, destination: &str) -> Vec<u8> {
+    let argument = |text: &str, port| AddressArg { ip: text.parse().unwrap(), port };
+    let ports = if protocol == PacketProtocol::Icmp { [None; 2] } else { [Some(5000), Some(80)] };
+    Packet::new(protocol, argument(source, ports[0]), argument(destination, ports[1])).unwrap().build()
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! `lb explain`: runs one packet through the programs and says what became of it.
+//! `lb explain`: runs one packet through the programs and explains the result.
 //!
-//! The programs are those of the agent, loaded once more on its maps with `RECORDING` set (lb-ebpf/src/record.rs): they decide as
-//! ever and write down what they decided, nothing else. **Invariant:** no rule of Services is written down a second time here.
+//! The command loads the programs of the agent a second time, on the agent's maps, with `RECORDING`
+//! set (lb-ebpf/src/record.rs). They make the same decisions as the attached programs, and write
+//! only a record of these decisions. **Invariant:** this code does not implement any rule of
+//! Services.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -22,9 +24,9 @@ use crate::agent::{AgentError, once};
 use crate::config::{Config, Machine, SettingsError, SocketHooks, read_settings};
 use crate::node::{NodeError, route};
 use crate::preflight::{self, PreflightError};
-use crate::probe::origin::{Device, Facts, Hook, In, Origin, OriginError, Sockets};
-use crate::probe::packet::{End, Packet, PacketError, Protocol};
-use crate::view::explain::{Explanation, Format, Observation, explain};
+use crate::probe::origin::{Device, Hook, NodeState, Origin, OriginError, OriginOption};
+use crate::probe::packet::{AddressArg, Packet, PacketError, PacketProtocol};
+use crate::view::explain::{Explanation, ExplanationFormat, Observation, explain};
 use crate::view::{Backends, OutputError};
 
 #[derive(Debug, Args)]
@@ -32,35 +34,43 @@ use crate::view::{Backends, OutputError};
 pub struct ExplainArgs {
     /// Protocol of the packet
     #[arg(value_name = "PROTOCOL", value_enum)]
-    protocol: Protocol,
+    protocol: PacketProtocol,
 
-    /// Who sends it: 10.1.2.3:40000, [fd00::1]:40000, or an address alone
+    /// Sender: 10.1.2.3:40000, [fd00::1]:40000, or an address without port
     #[arg(value_name = "SOURCE")]
-    source: End,
+    source: AddressArg,
 
-    /// Where it is sent to: 10.96.0.10:80 or [fd00:96::10]:80; for icmp an address alone
+    /// Target: 10.96.0.10:80 or [fd00:96::10]:80; for icmp an address without port
     #[arg(value_name = "DESTINATION")]
-    destination: End,
+    destination: AddressArg,
 
-    /// Where it comes from: the device it arrives by, or `external` (by the device that leads to SOURCE), or `pod` or `node` (a
-    /// process on this node calls connect). Default: what SOURCE says, an address of this node, of a pod on it, or neither
-    #[arg(long = "in", value_name = "IFACE|pod|node|external")]
-    from: Option<In>,
+    /// Origin of the packet: a device, `external`, `pod` or `node`. Default: found from SOURCE
+    ///
+    /// A device name: the packet arrives at this device. `external`: it arrives at the device on
+    /// the route to SOURCE. `pod` or `node`: a process of a pod or of this node calls connect, and
+    /// the socket programs see the call.
+    ///
+    /// By default the origin is `node` if SOURCE is an address of this node, `pod` if it is the
+    /// address of a pod on this node, and `external` otherwise.
+    #[arg(long = "in", value_name = "DEVICE|external|pod|node")]
+    from: Option<OriginOption>,
 
-    /// Format
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "table")]
-    output: Format,
+    output: ExplanationFormat,
 
-    /// Measure the time over so many runs; what is said comes from one run before them
+    /// Number of runs for the time measurement; the explanation comes from one run before them
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     repeat: u32,
 
-    /// Need no agent: take Services and EndpointSlices from the YAML files in this folder, and other settings of the agent from the
-    /// environment (SLUICE_CLUSTER_CIDR …)
+    /// Explain without an agent: read Services and EndpointSlices from the files in this folder
+    ///
+    /// The result is the same as if an agent served these files on this node. Settings of the agent
+    /// come from the environment, for example SLUICE_CLUSTER_CIDR.
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
 
-    /// Name of the node in the manifests that this machine is. Default: the host name
+    /// Name of this machine's Node object in the manifests. Default: the host name
     #[arg(long, value_name = "NAME", requires = "manifests")]
     node: Option<String>,
 
@@ -69,20 +79,25 @@ pub struct ExplainArgs {
 }
 
 const EXAMPLES: &str = "\
-The packet is built and run through the kernel programs on the agent's maps, in the agent's network
-namespace. Nothing is sent, and the run leaves no trace: no flow, no affinity, no count.
-Verdicts: forward (translated), pass (left as it is), reject (answered with an error), drop.
+The command builds the packet and runs it through the kernel programs, on the maps of the agent. Run it
+in the network namespace of the agent. It sends nothing and changes no flow, affinity or counter.
+
+Verdicts:
+  forward  The packet is sent to an endpoint, with its addresses translated
+  pass     The packet stays unchanged and goes to the kernel
+  reject   The sender gets an error: a TCP reset, an ICMP error, or the error of its connect call
+  drop     The packet is discarded without a reply
 
 Examples:
-  lb explain tcp 192.0.2.7 10.10.0.11:30080              A client outside asks a nodePort
-  lb explain tcp 10.244.1.11:5000 10.96.0.10:80          A pod asks a ClusterIP; from that port
-  lb explain udp fd00:2::7 [fd00:96::10]:53 --in eth0    As a packet that arrives by eth0
-  lb explain icmp 192.0.2.7 10.96.0.10                   A ping
-  lb explain tcp 10.10.0.11 10.96.0.10:80 -o json        For programs
+  lb explain tcp 192.0.2.7 10.10.0.11:30080            A client outside the cluster uses a NodePort
+  lb explain tcp 10.244.1.11:5000 10.96.0.10:80        A pod connects to a ClusterIP from port 5000
+  lb explain udp fd00:2::7 [fd00:96::10]:53 --in eth0  The packet arrives at eth0
+  lb explain icmp 192.0.2.7 10.96.0.10                 A ping of a Service address
+  lb explain tcp 10.10.0.11 10.96.0.10:80 -o json      JSON output, for programs
   lb explain tcp 192.0.2.7 10.96.0.10:80 --manifests ./manifests --node worker-1
-                                                         What would be, before anything is installed";
+                                                       Before an agent is installed";
 
-/// Why nothing can be explained.
+/// An error of `lb explain`.
 #[derive(Debug, thiserror::Error)]
 pub enum ExplainError {
     #[error(transparent)]
@@ -99,9 +114,9 @@ pub enum ExplainError {
     Node(#[from] NodeError),
     #[error(transparent)]
     Manifests(#[from] AgentError),
-    #[error("the settings of an agent in the environment: {0}")]
+    #[error("invalid settings in the environment: {0}")]
     Settings(#[source] Box<SettingsError>),
-    #[error("the agent runs in another network namespace, whose devices and routes decide")]
+    #[error("the agent runs in another network namespace, with other devices and routes")]
     OtherNamespace,
     #[error("cannot read the maps")]
     Maps(#[source] io::Error),
@@ -112,16 +127,15 @@ pub enum ExplainError {
 }
 
 impl ExplainError {
-    /// What a person can do.
+    /// Returns the remedy, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Preflight(error) => Some(error.hint()),
             Self::Load(LoadError::NoMaps(_)) => Some(
-                "start `lb agent` of this version, or give its --bpffs; --manifests DIR needs no agent"
-                    .into(),
+                "start `lb agent` of this version, or give its --bpffs; --manifests needs no agent".into(),
             ),
             Self::OtherNamespace => Some(
-                "run it there: `nsenter --net --target PID lb explain …` with the agent's process id".into(),
+                "run it there: `nsenter --net --target PID lb explain …`, with the PID of the agent".into(),
             ),
             Self::Manifests(error) => error.hint(),
             _ => None,
@@ -129,68 +143,73 @@ impl ExplainError {
     }
 }
 
-/// The programs, and what is said about how their maps were filled.
-struct Subject {
+/// The loaded programs and the settings of their agent.
+struct RecordingDatapath {
     datapath: Datapath,
-    /// Indices of the devices that the programs are attached to, or would be.
+    /// Indices of the devices that have programs attached. With `--manifests`: those to which an
+    /// agent would attach programs.
     attached: Vec<u32>,
-    sockets: Sockets,
+    socket_hooks: SocketHooks,
+    /// Warnings about the manifests.
     problems: Vec<String>,
 }
 
 impl ExplainArgs {
-    /// The packet, if there can be such a one.
+    /// Returns the packet to explain.
     pub fn packet(&self) -> Result<Packet, PacketError> {
         Packet::new(self.protocol, self.source, self.destination)
     }
 
-    /// The text to print, and what is to be said beside it on standard error.
+    /// Returns the text for standard output and the warnings for standard error.
     pub async fn run(&self) -> Result<(String, Vec<String>), ExplainError> {
         let packet = &self.packet()?;
         preflight::may_load()?;
-        let subject = match &self.manifests {
-            Some(folder) => self.private(folder.clone()).await?,
-            None => self.pinned()?,
+        let recording = match &self.manifests {
+            Some(folder) => self.load_with_manifests(folder.clone()).await?,
+            None => self.load_on_pins()?,
         };
-        let facts = subject.facts(packet, self.from.as_ref()).await?;
-        let origin = facts.origin(packet, self.from.as_ref())?;
+        let node = recording.node_state(packet, self.from.as_ref()).await?;
+        let origin = node.origin(packet, self.from.as_ref())?;
         if self.manifests.is_some() {
-            subject.add_namespace(&origin, packet.source.ip()).map_err(ExplainError::Maps)?;
+            recording.add_namespace(&origin, packet.source.ip()).map_err(ExplainError::Maps)?;
         }
-        let explanation = subject.explain(packet, &origin, &facts, self.repeat)?;
-        Ok((explanation.render(self.output)?, subject.problems))
+        let explanation = recording.explain(packet, &origin, &node, self.repeat)?;
+        Ok((explanation.render(self.output)?, recording.problems))
     }
 
-    fn pinned(&self) -> Result<Subject, ExplainError> {
+    /// Loads the programs on the maps that an agent has pinned.
+    fn load_on_pins(&self) -> Result<RecordingDatapath, ExplainError> {
         preflight::check_bpffs(&self.pins.bpffs)?;
         let pins = Pins::new(&self.pins.bpffs);
         let datapath = Datapath::load_recorder(&pins)?;
         let settings = datapath.settings().map_err(ExplainError::Maps)?;
-        let agents = settings.netns_cookie;
-        if datapath.features().netns_cookie.is_some_and(|own| agents != 0 && own != agents) {
+        let agent_netns = settings.netns_cookie;
+        if datapath.features().netns_cookie.is_some_and(|own| agent_netns != 0 && own != agent_netns) {
             return Err(ExplainError::OtherNamespace);
         }
-        let sockets = match settings.host_sockets_only {
-            _ if !serves_sockets(&pins) => Sockets::None,
-            0 => Sockets::All,
-            _ => Sockets::Node,
+        let socket_hooks = match settings.host_sockets_only {
+            _ if !serves_sockets(&pins) => SocketHooks::Off,
+            0 => SocketHooks::All,
+            _ => SocketHooks::Host,
         };
-        Ok(Subject { datapath, attached: attached_devices(&pins)?, sockets, problems: Vec::new() })
+        let attached = attached_devices(&pins)?;
+        Ok(RecordingDatapath { datapath, attached, socket_hooks, problems: Vec::new() })
     }
 
-    async fn private(&self, folder: PathBuf) -> Result<Subject, ExplainError> {
+    /// Loads the programs on maps of this process, and fills the maps from manifests.
+    async fn load_with_manifests(&self, folder: PathBuf) -> Result<RecordingDatapath, ExplainError> {
         let config = self.agent_settings(&folder)?;
         let datapath = Datapath::load_private_recorder(&crate::agent::load_options(&config))?;
         let written = once::write(&datapath, &config, &folder).await?;
-        let sockets = match config.socket_hooks {
-            SocketHooks::All => Sockets::All,
-            SocketHooks::Host => Sockets::Node,
-            SocketHooks::Off => Sockets::None,
-        };
-        Ok(Subject { datapath, attached: written.devices, sockets, problems: written.problems })
+        Ok(RecordingDatapath {
+            datapath,
+            attached: written.devices,
+            socket_hooks: config.socket_hooks,
+            problems: written.problems,
+        })
     }
 
-    /// The settings that an agent would have here.
+    /// Returns the settings that an agent on this node would have.
     fn agent_settings(&self, folder: &std::path::Path) -> Result<Config, ExplainError> {
         let mut arguments: Vec<OsString> = vec!["--manifests".into(), folder.into()];
         if let Some(node) = &self.node {
@@ -200,36 +219,51 @@ impl ExplainArgs {
     }
 }
 
-impl Subject {
-    async fn facts(&self, packet: &Packet, said: Option<&In>) -> Result<Facts, ExplainError> {
+impl RecordingDatapath {
+    /// Reads the state of the node from the maps and the kernel.
+    async fn node_state(
+        &self,
+        packet: &Packet,
+        option: Option<&OriginOption>,
+    ) -> Result<NodeState, ExplainError> {
         let maps = self.datapath.maps();
         let source = packet.source.ip();
-        let mut endpoints_here = HashSet::new();
+        let mut local_endpoints = HashSet::new();
         let mut read = || {
             for (_, entry) in maps.backends(IpFamily::of(&source))? {
                 if entry.flags & backend_flags::LOCAL != 0 {
-                    endpoints_here.insert(entry.address.ip());
+                    local_endpoints.insert(entry.address.ip());
                 }
             }
             let host = self.datapath.host();
             Ok((self.datapath.settings()?.netns_cookie, host.addresses()?, host.namespaces()?))
         };
         let (netns_cookie, addresses, namespaces) = read().map_err(ExplainError::Maps)?;
-        let route = route::device_to(source).await?;
-        let named = match said {
-            Some(In::Device(name)) => device_index(name),
+        let route_device = route::device_to(source).await?;
+        let named_device = match option {
+            Some(OriginOption::Device(name)) => device_index(name),
             _ => None,
         };
-        // The attached ones first, in the order of their indices: so were they made.
-        let others = [route, named].into_iter().flatten().filter(|index| !self.attached.contains(index));
+        // Devices with programs come first, in the order in which they were created.
+        let others = [route_device, named_device].into_iter().flatten();
+        let others = others.filter(|index| !self.attached.contains(index));
         let device = |ifindex, attached| device_name(ifindex).map(|name| Device { ifindex, name, attached });
         let devices = self.attached.iter().filter_map(|index| device(*index, true));
         let devices = devices.chain(others.filter_map(|index| device(index, false))).collect();
-        let sockets = self.sockets;
-        Ok(Facts { netns_cookie, sockets, addresses, namespaces, endpoints_here, devices, route })
+        let socket_hooks = self.socket_hooks;
+        Ok(NodeState {
+            netns_cookie,
+            socket_hooks,
+            addresses,
+            namespaces,
+            local_endpoints,
+            devices,
+            route_device,
+        })
     }
 
-    /// Without an agent nobody has said which address a namespace has: the one that asks has that of the packet.
+    /// Writes the source address of the packet as the address of the network namespace that sends
+    /// it. An agent would have written the addresses of all namespaces.
     fn add_namespace(&self, origin: &Origin, source: IpAddr) -> io::Result<()> {
         let Hook::Socket { netns_cookie } = origin.hook else { return Ok(()) };
         let mut addresses = NamespaceAddrs { addr_v4: [0; 4], addr_v6: [0; 16] };
@@ -240,11 +274,12 @@ impl Subject {
         Ok(self.datapath.host().set_namespace(netns_cookie, Some(&addresses))?)
     }
 
+    /// Runs the packet through the programs and explains the result.
     fn explain(
         &self,
         packet: &Packet,
         origin: &Origin,
-        facts: &Facts,
+        node: &NodeState,
         repeat: u32,
     ) -> Result<Explanation, ExplainError> {
         let frame = packet.build();
@@ -254,7 +289,8 @@ impl Subject {
         };
         let run = || self.datapath.record(occasion, &frame).map_err(ExplainError::Run);
         let recorded = run()?;
-        // One run at a time: a program changes the packet, and would be given the changed one again by the kernel's own repetition.
+        // A loop, because a program changes the packet: the kernel's own repetition would run the
+        // program on the changed packet.
         let mut times = Vec::new();
         for _ in 0..repeat {
             times.push(run()?.run.nanoseconds);
@@ -280,7 +316,7 @@ impl Subject {
             backends: &backends,
             slots: &slots,
             device: (record.ifindex != 0).then(|| device_name(record.ifindex)).flatten(),
-            source_is_node: facts.is_node(packet.source.ip()),
+            source_is_node: node.is_node(packet.source.ip()),
         }))
     }
 }

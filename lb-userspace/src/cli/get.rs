@@ -1,4 +1,4 @@
-//! `lb get`: reads the pinned maps and prints them.
+//! `lb get`: reads the pinned maps and prints their entries.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,33 +13,40 @@ use lb_model::IpFamily;
 use super::pin_args::PinArgs;
 use crate::preflight::{self, PreflightError};
 use crate::view::{
-    Backends, Filter, Names, Output, OutputError, Row, Slots, SourceRanges, affinity_rows, backend_rows,
-    flow_rows, render, service_rows,
+    Backends, Names, OutputError, OutputFormat, Row, ServiceFilter, ServiceTables, Slots, SourceRanges,
+    affinity_rows, backend_rows, flow_rows, render, service_rows,
 };
 
 #[derive(Debug, Subcommand)]
 pub enum Get {
-    /// Service addresses and how many endpoints each has
+    /// List Service addresses, each with its number of endpoints
+    ///
+    /// A Service has one row per port, IP family and address: ClusterIP, NodePort, external IPs and
+    /// load balancer IPs.
     #[command(visible_aliases = ["service", "svc"])]
     Services(GetArgs),
-    /// Endpoints of Service ports, with their state
+    /// List the endpoints of Service ports, with their state
+    ///
+    /// `ready` endpoints get new connections. `draining` endpoints only keep the connections they
+    /// have.
     #[command(visible_aliases = ["backend", "endpoints", "ep"])]
     Backends(GetArgs),
-    /// Connections that are translated packet by packet, with state and idle time
+    /// List the connections that are translated packet by packet, with state and idle time
     ///
-    /// Connections from processes on this node are translated once, at their socket, and have no flow.
+    /// These are mainly connections from outside the node. Connections of local processes are
+    /// translated once, when they connect: they have no flow.
     #[command(visible_alias = "flow")]
     Flows(GetArgs),
-    /// Clients of Services with session affinity, and the endpoint each was given
+    /// List the clients of Services with session affinity, each with its endpoint
     Affinity(GetArgs),
 }
 
-/// Why nothing can be shown.
+/// An error of `lb get`.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error(transparent)]
     Preflight(#[from] PreflightError),
-    #[error("there are no maps of Sluice in {}", .0.display())]
+    #[error("{} has no maps of Sluice", .0.display())]
     NoMaps(PathBuf),
     #[error("cannot read the maps in {}", path.display())]
     Maps { path: PathBuf, source: io::Error },
@@ -48,13 +55,13 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// What a person can do.
+    /// Returns the remedy, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Preflight(error) => Some(error.hint()),
             Self::NoMaps(_) => Some(
-                "no agent of this version has run here: start `lb agent`, or give its --bpffs; \
-                 `lb cleanup --dry-run` lists what other versions left"
+                "no agent of this version has run on this node: start `lb agent`, or give its --bpffs; \
+                 `lb cleanup --dry-run` lists the maps of other versions"
                     .into(),
             ),
             Self::Maps { .. } | Self::Output(_) => None,
@@ -63,37 +70,12 @@ impl ReadError {
 }
 
 impl Get {
-    /// The text to print.
+    /// Reads the maps and returns the text to print.
     pub fn run(&self) -> Result<String, ReadError> {
         match self {
             Self::Services(args) => {
-                let (services, names, slots, backends, source_ranges) = args.read(|maps| {
-                    let services = maps.services()?;
-                    let mut slots = Slots::new();
-                    for (_, service) in &services {
-                        for range in [
-                            (service.inside_base, service.inside_count),
-                            (service.outside_base, service.outside_count),
-                        ] {
-                            if let Entry::Vacant(unread) = slots.entry(range) {
-                                unread.insert(maps.slots(range.0, range.1)?);
-                            }
-                        }
-                    }
-                    let mut source_ranges = SourceRanges::new();
-                    for (service_id, network) in maps.source_ranges()? {
-                        source_ranges.entry(service_id).or_default().push(network);
-                    }
-                    Ok((services, names(maps)?, slots, backends(maps)?, source_ranges))
-                })?;
-                args.print(&service_rows(
-                    &services,
-                    &names,
-                    &slots,
-                    &backends,
-                    &source_ranges,
-                    &args.filter(),
-                ))
+                let tables = args.read(service_tables)?;
+                args.print(&service_rows(&tables, &args.filter()))
             }
             Self::Backends(args) => {
                 let (backends, names) = args.read(|maps| Ok((backends(maps)?, names(maps)?)))?;
@@ -102,7 +84,7 @@ impl Get {
             Self::Flows(args) => {
                 let (flows, timeouts, names) =
                     args.read(|maps| Ok((maps.flows()?, maps.flow_timeouts()?, names(maps)?)))?;
-                args.print(&flow_rows(&flows, &timeouts, (&names, &args.filter()), monotonic_ns()))
+                args.print(&flow_rows(&flows, &timeouts, &names, monotonic_ns(), &args.filter()))
             }
             Self::Affinity(args) => {
                 let (entries, names, backends) =
@@ -111,6 +93,26 @@ impl Get {
             }
         }
     }
+}
+
+fn service_tables(maps: &Maps) -> io::Result<ServiceTables> {
+    let services = maps.services()?;
+    let mut slots = Slots::new();
+    for (_, service) in &services {
+        for range in
+            [(service.inside_base, service.inside_count), (service.outside_base, service.outside_count)]
+        {
+            // Services with equal lists of endpoints share a range.
+            if let Entry::Vacant(unread) = slots.entry(range) {
+                unread.insert(maps.slots(range.0, range.1)?);
+            }
+        }
+    }
+    let mut source_ranges = SourceRanges::new();
+    for (service_id, network) in maps.source_ranges()? {
+        source_ranges.entry(service_id).or_default().push(network);
+    }
+    Ok(ServiceTables { services, names: names(maps)?, slots, backends: backends(maps)?, source_ranges })
 }
 
 fn names(maps: &Maps) -> io::Result<Names> {
@@ -127,23 +129,24 @@ fn backends(maps: &Maps) -> io::Result<Backends> {
 
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// Only this Service
+    /// List only this Service: its name, or NAMESPACE/NAME
     #[arg(value_name = "SERVICE")]
     service: Option<String>,
 
-    /// Only Services of this namespace
+    /// List only Services in this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Option<String>,
 
-    /// Format
+    /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "table")]
-    output: Output,
+    output: OutputFormat,
 
     #[command(flatten)]
     pins: PinArgs,
 }
 
 impl GetArgs {
+    /// Opens the pinned maps and reads them with `read`.
     fn read<T>(&self, read: impl FnOnce(&Maps) -> io::Result<T>) -> Result<T, ReadError> {
         preflight::may_read()?;
         preflight::check_bpffs(&self.pins.bpffs)?;
@@ -159,13 +162,13 @@ impl GetArgs {
         Ok(render(rows, self.output)?)
     }
 
-    fn filter(&self) -> Filter {
-        // `namespace/name` as in the tables.
+    fn filter(&self) -> ServiceFilter {
+        // The tables print `namespace/name`, so this form is accepted too.
         match self.service.as_deref().and_then(|service| service.split_once('/')) {
             Some((namespace, service)) => {
-                Filter { namespace: Some(namespace.to_owned()), service: Some(service.to_owned()) }
+                ServiceFilter { namespace: Some(namespace.to_owned()), service: Some(service.to_owned()) }
             }
-            None => Filter { namespace: self.namespace.clone(), service: self.service.clone() },
+            None => ServiceFilter { namespace: self.namespace.clone(), service: self.service.clone() },
         }
     }
 }

@@ -1,6 +1,7 @@
-//! The command line: what a person types, and what `lb` prints for it.
+//! The command line of `lb`.
 //!
-//! Reading ([`lb_datapath`]) and rendering ([`view`](crate::view)) are separate: everything in `view` is a pure function.
+//! Reading maps ([`lb_datapath`]) and rendering them ([`view`](crate::view)) are separate. All
+//! functions in `view` are pure.
 
 pub mod cleanup;
 pub mod explain;
@@ -18,10 +19,13 @@ pub use cleanup::CleanupError;
 pub use explain::ExplainError;
 pub use get::ReadError;
 
-/// Sluice: Kubernetes Service load balancing in eBPF, in place of kube-proxy
+/// Sluice: Kubernetes Service load balancing with eBPF, a replacement for kube-proxy
 ///
-/// `lb agent` runs on every node; it keeps the kernel's maps equal to the Services of the cluster. The other commands
-/// read the same maps: they work on a node, as root, and need neither the API server nor a running agent.
+/// `lb agent` runs on every node. It loads eBPF programs, and keeps their maps in sync with the
+/// Services and EndpointSlices of the cluster. The programs stay loaded when the agent ends.
+///
+/// The other commands inspect or remove these programs and maps. Run them as root on a node. They
+/// need neither the API server nor a running agent.
 #[derive(Debug, Parser)]
 #[command(name = "lb", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
@@ -31,29 +35,30 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  lb agent                                      In a cluster, as a DaemonSet does
-  lb agent --manifests ./manifests              Without a cluster: Services from YAML files
-  lb agent --config sluice.yaml --print-config  What would be in effect, and why
-  lb get services -n shop                       The Service addresses of one namespace
-  lb get flows web -o wide                      Open connections of the Service `web`
-  lb explain tcp 192.0.2.7 10.10.0.11:30080     What becomes of that packet, and why
-  lb cleanup --dry-run                          What would be removed from this node
-  lb cleanup --kube-proxy --dry-run             What kube-proxy left on it";
+  lb agent                                      Serve the Services of the cluster, in a pod
+  lb agent --manifests ./manifests              Serve Services from YAML files, without a cluster
+  lb agent --config sluice.yaml --print-config  Print all settings and where each comes from
+  lb get services -n shop                       List the Service addresses of the namespace shop
+  lb get flows web -o wide                      List the connections of the Service web
+  lb explain tcp 192.0.2.7 10.10.0.11:30080     Explain what happens to this packet
+  lb cleanup --dry-run                          List what `lb cleanup` would remove
+  lb cleanup --kube-proxy --dry-run             List what kube-proxy left behind";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the agent of this node
+    /// Run the agent: load the programs and keep their maps in sync with the cluster
     Agent(Box<AgentArgs>),
-    /// Show what is in the kernel's maps
+    /// List Services, backends, flows or affinities from the kernel's maps
     #[command(subcommand, after_help = GET_EXAMPLES)]
     Get(get::Get),
-    /// Say what becomes of a packet, and why: Service, endpoint, verdict, source
+    /// Explain what happens to a packet: its Service, endpoint, verdict and source address
     Explain(Box<explain::ExplainArgs>),
-    /// Remove everything that Sluice ever put on this node: programs, maps and filters, of any version
+    /// Remove all programs, maps and filters of Sluice from this node
     ///
-    /// Open connections through Services break. An agent that runs must be ended first.
+    /// It removes what agents of any version have left in the BPF file system and on network
+    /// devices. Stop the agent first. Open connections to Services break.
     ///
-    /// On a node that ran kube-proxy, --kube-proxy removes what that left.
+    /// With --kube-proxy it removes the leftovers of kube-proxy instead.
     Cleanup(cleanup::CleanupArgs),
     /// Print the version
     Version,
@@ -61,21 +66,21 @@ pub enum Command {
 
 const GET_EXAMPLES: &str = "\
 Examples:
-  lb get services                       All Service addresses, with the number of endpoints of each
-  lb get backends -n shop web           The endpoints of one Service
-  lb get flows -o json                  Connections that are translated packet by packet, for programs";
+  lb get services                       List all Service addresses with their number of endpoints
+  lb get backends -n shop web           List the endpoints of the Service web in the namespace shop
+  lb get flows -o json                  Print the flow table as JSON";
 
-/// A command line that cannot be followed. Ends `lb` with exit code 2.
+/// A command line or configuration file that is not valid. `lb` exits with code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// `lb explain`: no such packet.
+    /// The arguments of `lb explain` do not describe a packet.
     #[error(transparent)]
     Packet(#[from] PacketError),
 }
 
-/// What is to be done.
+/// What a command line requests.
 #[derive(Debug)]
 pub enum Invocation {
     Run(Command),
@@ -83,7 +88,8 @@ pub enum Invocation {
     PrintConfig(String),
 }
 
-/// Understands a command line (the first of `args` is the program), the environment and the configuration file.
+/// Parses the command line, the environment and the configuration file. `args` starts with the name
+/// of the program.
 pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Result<Invocation, UsageError> {
     let ReadArguments { command, matches, file } = config::read_arguments(command(machine), args)?;
     if let Some(agent) = matches.subcommand_matches("agent").filter(|agent| agent.get_flag("print_config")) {
@@ -110,7 +116,7 @@ fn command(machine: &Machine) -> clap::Command {
     config::with_machine(Cli::command(), machine)
 }
 
-/// What `lb version` prints.
+/// Returns the output of `lb version`.
 pub fn version() -> String {
     format!("lb {} (map layout {LAYOUT_VERSION})\n", env!("CARGO_PKG_VERSION"))
 }
@@ -149,7 +155,7 @@ mod tests {
     }
 
     fn help(args: &[&str]) -> String {
-        // No terminal, no environment: the same text everywhere.
+        // A fixed width and no environment values: the text is the same everywhere.
         let mut command = command(&machine()).term_width(100);
         if args.len() > 1 {
             command = args[1..].iter().fold(command, |command, name| {
@@ -187,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_that_cannot_be_is_a_wrong_command_line() {
+    fn invalid_packets_are_usage_errors() {
         assert!(
             usage_error(&["lb", "explain", "tcp", "10.1.2.3", "10.96.0.10"])
                 .contains("add the Service's port")
@@ -222,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_printed_configuration_says_the_same_when_it_is_read_again() {
+    fn a_printed_configuration_can_be_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sluice.yaml");
         let args = [
@@ -261,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_agent_knows_its_settings_by_their_keys() {
+    fn effective_settings_are_stored_by_file_key() {
         let Ok(Invocation::Run(Command::Agent(agent))) =
             run(&["lb", "agent", "--mode=tc", "--devices=eth*,ens3", "--wait-lock"])
         else {
@@ -275,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_named() {
+    fn an_unreadable_file_is_named_in_the_error() {
         assert_eq!(
             usage_error(&["lb", "agent", "--config", "/nonexistent/sluice.yaml"]),
             "cannot read the configuration file /nonexistent/sluice.yaml"
@@ -283,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_flag_names_the_nearest_right_one() {
+    fn a_misspelt_flag_gets_a_suggestion() {
         assert!(usage_error(&["lb", "agent", "--node-nam", "x"]).contains("'--node-name'"));
         assert!(usage_error(&["lb", "get", "servces"]).contains("'services'"));
     }

@@ -1,4 +1,4 @@
-//! Where the maps are: arguments of all commands that read or remove them.
+//! The location of the pinned maps: arguments of all commands that read or remove them.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,13 @@ use clap::Args;
 
 #[derive(Debug, Clone, Args)]
 pub struct PinArgs {
-    /// BPF file system that the agent uses (its --bpffs)
+    /// BPF file system of the agent: the value of its --bpffs
     #[arg(long, env = "SLUICE_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
 }
 
 impl PinArgs {
-    /// The folder above those of all layout versions.
+    /// Returns the folder that holds one folder for each map layout version.
     pub fn root(&self) -> PathBuf {
         self.bpffs.join("sluice")
     }

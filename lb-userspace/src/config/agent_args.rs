@@ -1,4 +1,4 @@
-//! The arguments of `lb agent`, and how they are read: from flags, environment and file.
+//! Parses the arguments of `lb agent`: flags, environment and file.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,25 +14,25 @@ use super::sizes::SizeFlags;
 #[derive(Debug, Args)]
 #[command(after_help = AGENT_EXAMPLES)]
 pub struct AgentArgs {
-    /// Take settings from this YAML file; its keys are the flags in camelCase, as in --print-config
+    /// YAML file with settings; each key is the name of a flag in camelCase, as in --print-config
     #[arg(long, env = "SLUICE_CONFIG", value_name = "FILE", help_heading = GENERAL)]
     pub config: Option<PathBuf>,
 
-    /// Print the effective settings as such a file, with the origin of each, and exit
+    /// Print the effective settings as a YAML file, with the origin of each, and exit
     #[arg(long, help_heading = GENERAL)]
     pub print_config: bool,
 
     #[command(flatten)]
     pub settings: Config,
 
-    /// The settings by the keys of the file, for people who ask a running agent.
+    /// The effective settings by file key. The agent serves them over HTTP (/configz).
     #[arg(skip)]
     pub effective: serde_json::Map<String, serde_json::Value>,
 }
 
 const AGENT_EXAMPLES: &str = "\
-Every setting can be given as a flag, in the environment, or in the file of --config; the first of these wins.
-Lists are separated by commas.
+Each setting can be a flag, an environment variable or a key in the file of --config. A flag overrides
+the environment, and the environment overrides the file. Separate the items of a list by commas.
 
 Examples:
   lb agent --kubeconfig /etc/kubernetes/kubeconfig --node-name worker-1
@@ -40,7 +40,7 @@ Examples:
   SLUICE_LOG_LEVEL=debug lb agent --config /etc/sluice/config.yaml";
 
 impl AgentArgs {
-    /// Refuses settings that exclude each other.
+    /// Returns an error if settings exclude each other.
     pub fn check(&self) -> Result<(), SettingsError> {
         match self.settings.kubeconfig.is_some() && self.settings.manifests.is_some() {
             true => Err(SettingsError::TwoSources),
@@ -49,28 +49,28 @@ impl AgentArgs {
     }
 }
 
-/// Arguments or a configuration file that cannot be used.
+/// Arguments or a configuration file that are not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// Prints itself, also `--help` and `--version`.
+    /// clap returns `--help` and `--version` as errors too.
     #[error(transparent)]
     Arguments(#[from] clap::Error),
     #[error(transparent)]
     File(#[from] FileError),
-    /// clap reports this by itself, except if one of the two is in the file.
-    #[error("kubeconfig and manifests are both set: Services come from one of them")]
+    /// clap detects this on the command line, but not if one of the two is set in the file.
+    #[error("kubeconfig and manifests are both set; set only one of them")]
     TwoSources,
 }
 
-/// A command line after the values of the file became the defaults of its flags.
+/// A parsed command line. The values in the file are the defaults of its flags.
 pub struct ReadArguments {
     pub command: clap::Command,
     pub matches: ArgMatches,
     pub file: Option<ConfigFile>,
 }
 
-/// Reads a command line of `command`. If it has `lb agent --config`, the values of that file become the defaults of the
-/// flags, and the command line is read again.
+/// Parses a command line of `command`. If it has `lb agent --config`, the values in that file
+/// replace the defaults of the flags, and the command line is parsed again.
 pub fn read_arguments(
     command: clap::Command,
     arguments: impl IntoIterator<Item = OsString>,
@@ -99,7 +99,7 @@ pub fn with_machine(command: clap::Command, machine: &Machine) -> clap::Command 
     })
 }
 
-/// Fills in the defaults that depend on the machine.
+/// Sets the defaults that depend on the machine.
 fn with_machine_defaults(agent: clap::Command, machine: &Machine) -> clap::Command {
     // mut_args() keeps the order of the arguments, mut_arg() does not.
     agent.mut_args(|arg| match (arg.get_id().as_str(), &machine.cgroup_root) {
@@ -131,7 +131,7 @@ pub fn read_settings(arguments: Vec<OsString>, machine: &Machine) -> Result<Conf
     Ok(agent.settings)
 }
 
-/// `lb agent` without the defaults of this machine.
+/// Returns the command `lb agent`, without the defaults of this machine.
 #[cfg(test)]
 pub fn agent_command() -> clap::Command {
     agent_of(&AgentOnly::command())

@@ -1,4 +1,4 @@
-//! The YAML file of `--config`.
+//! Reads the YAML file of `--config`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde_saphyr::Spanned;
 
 use super::schema::settings;
 
-/// Why a configuration file is refused.
+/// A configuration file that is not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     #[error("cannot read the configuration file {}", path.display())]
@@ -21,7 +21,7 @@ pub enum FileError {
     Value { path: PathBuf, line: u64, key: String, reason: String },
 }
 
-/// Keys and values of a configuration file, each known to be acceptable.
+/// The keys and values of a configuration file. All are valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigFile {
     path: PathBuf,
@@ -37,22 +37,22 @@ struct Entry {
 }
 
 impl ConfigFile {
-    /// Reads and checks a file against the arguments of `lb agent`.
+    /// Reads a file and checks it against the arguments of `lb agent`.
     pub fn read(path: &Path, agent: &clap::Command) -> Result<Self, FileError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| FileError::Read { path: path.to_owned(), source })?;
         Self::parse(path, &text, agent)
     }
 
-    /// As [`Self::read`], of a text; `path` is for messages.
+    /// Checks the text of a file, like [`Self::read`]. `path` is for error messages.
     pub fn parse(path: &Path, text: &str, agent: &clap::Command) -> Result<Self, FileError> {
         let path = path.to_owned();
         let options = serde_saphyr::options! {
-            // YAML 1.2: `off` and `no` are words. `datapathLog: off` must not become `false`.
+            // In YAML 1.2, `off` and `no` are strings. `datapathLog: off` must not become `false`.
             strict_booleans: true,
             with_snippet: false,
         };
-        // None: nothing but comments.
+        // `None` if the file has only comments.
         let document: Option<Document> = serde_saphyr::from_str_with_options(text, options)
             .map_err(|error| FileError::Syntax { path: path.clone(), reason: error.to_string() })?;
 
@@ -63,7 +63,7 @@ impl ConfigFile {
                 let nearest = nearest(&key, settings(agent).map(|setting| setting.key));
                 return Err(FileError::UnknownKey { path, line, key, nearest });
             };
-            // A key without a value is a key that is not set.
+            // A key without a value has no effect.
             let Scalar(Some(value)) = value else { continue };
             if let Err(reason) = check(agent, setting.arg, &value) {
                 return Err(FileError::Value { path, line, key, reason });
@@ -73,7 +73,7 @@ impl ConfigFile {
         Ok(Self { path, entries })
     }
 
-    /// Lets the file's values stand in for the defaults of the flags.
+    /// Replaces the defaults of the flags by the values in the file.
     pub fn as_defaults(&self, agent: clap::Command) -> clap::Command {
         agent.mut_args(|arg| match self.entry(arg.get_id().as_str()) {
             Some(entry) => arg.default_value(entry.value.clone()),
@@ -81,7 +81,7 @@ impl ConfigFile {
         })
     }
 
-    /// Where a setting's value stands, if it is in this file.
+    /// Returns file and line of a setting, if it is in this file.
     pub fn origin(&self, arg: &str) -> Option<String> {
         self.entry(arg).map(|entry| format!("{}:{}", self.path.display(), entry.line))
     }
@@ -91,16 +91,18 @@ impl ConfigFile {
     }
 }
 
-/// Runs a value through the parser of its flag. The error is clap's, without the name of the flag.
+/// Checks a value with the parser of its flag. Returns the error of clap, without the name of the
+/// flag.
 fn check(agent: &clap::Command, arg: &clap::Arg, value: &str) -> Result<(), String> {
     let flag = format!("--{}={value}", arg.get_long().unwrap_or_default());
-    // The environment must not play a part: only this one value is looked at.
+    // The values of environment variables must not be parsed here.
     let alone = agent.clone().mut_args(|arg| arg.env(None::<&str>));
     let Err(error) = alone.try_get_matches_from(["agent", &flag]) else { return Ok(()) };
     let text = error.render().to_string();
     let text = text.split("\n\nFor more information").next().unwrap_or_default();
     let text = text.trim_start_matches("error: ");
-    // "invalid value 'X' for '--flag <VALUE>': reason": the key says which flag.
+    // clap writes "invalid value 'X' for '--flag <VALUE>': reason". The message has the key instead
+    // of the flag.
     let text =
         match text.split_once(" for '--").and_then(|(before, rest)| Some((before, rest.split_once('\'')?.1)))
         {
@@ -110,9 +112,9 @@ fn check(agent: &clap::Command, arg: &clap::Arg, value: &str) -> Result<(), Stri
     Err(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// The known key that `key` was probably meant to be.
+/// Returns the known key that is most similar to an unknown one.
 fn nearest(key: &str, known: impl Iterator<Item = String>) -> Option<String> {
-    // People write flags (node-name), environment variables (NODE_NAME) and other spellings of capitals.
+    // Users also write the name of the flag (node-name) or of the variable (NODE_NAME).
     let plain = |text: &str| text.replace(['-', '_'], "").to_lowercase();
     known
         .map(|candidate| (strsim::jaro_winkler(&plain(key), &plain(&candidate)), candidate))
@@ -121,7 +123,7 @@ fn nearest(key: &str, known: impl Iterator<Item = String>) -> Option<String> {
         .map(|(_, candidate)| candidate)
 }
 
-/// The file as it stands: keys in their order, with the place of each value.
+/// The content of the file: its keys in their order, and each value with its line.
 #[derive(Default)]
 struct Document(Vec<(String, Spanned<Scalar>)>);
 
@@ -147,7 +149,7 @@ impl<'de> Deserialize<'de> for Document {
     }
 }
 
-/// A value in the words of a flag: lists become comma-separated.
+/// A value as text in the format of its flag. A list becomes comma-separated.
 struct Scalar(Option<String>);
 
 impl<'de> Deserialize<'de> for Scalar {
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_kept_in_the_words_of_the_flags() {
+    fn values_are_stored_in_the_format_of_the_flags() {
         let file = parse(
             "# a comment\nnodeName: worker-1\ndevices: [eth*, 'ens3']\nclusterCidr:\n- 10.244.0.0/16\n- fd00::/56\n\
              datapathLog: off\nmaxFlows: 1000000\nwaitLock: true\nkubeconfig:\nhealthBind: '[::]:10256'\n",
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_names_the_nearest_right_one() {
+    fn an_unknown_key_gets_a_suggestion() {
         assert_eq!(
             message("mode: tc\nnodename: x\n"),
             "sluice.yaml:2: unknown key \"nodename\", did you mean \"nodeName\"?"
@@ -273,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_names_key_value_and_accepted_form() {
+    fn a_wrong_value_is_reported_with_key_and_accepted_values() {
         assert_eq!(
             message("bpffs: /sys/fs/bpf\nmode: xpd\n"),
             "sluice.yaml:2: mode: invalid value 'xpd' [possible values: auto, xdp, tc]"
@@ -291,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mapping_of_settings_is_refused_with_its_place() {
+    fn other_yaml_is_refused_with_its_line() {
         assert!(message("- a\n- b\n").starts_with("sluice.yaml: "));
         assert!(message("devices: {a: b}\n").contains("line 1"));
         assert!(message("mode: tc\nmode: xdp\n").contains("duplicate"));

@@ -1,16 +1,18 @@
-//! Defaults that depend on the machine: its name and where its cgroup-v2 hierarchy is mounted.
+//! Defaults that depend on the machine: its host name, and the mount point of its cgroup-v2
+//! hierarchy.
 
 use std::path::{Path, PathBuf};
 
-/// What the defaults of `--node-name` and `--cgroup` are taken from.
+/// The values from which the defaults of `--node-name` and `--cgroup` are taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     pub host_name: String,
-    /// None: cgroup-v2 is not mounted.
+    /// `None` if cgroup-v2 is not mounted.
     pub cgroup_root: Option<PathBuf>,
 }
 
 impl Machine {
+    /// Reads the values of this machine.
     pub fn detect() -> Self {
         let host_name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -18,15 +20,18 @@ impl Machine {
     }
 }
 
-/// The kernel gives every cgroup but the root of the hierarchy a `cgroup.type` file (Documentation/admin-guide/cgroup-v2.rst).
+/// Returns whether this cgroup is the root of the hierarchy: only the root has no `cgroup.type`
+/// file (Documentation/admin-guide/cgroup-v2.rst).
 fn is_hierarchy_root(mount_point: &Path) -> bool {
     mount_point.join("cgroup.procs").exists() && !mount_point.join("cgroup.type").exists()
 }
 
-/// The best cgroup2 mount in the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+/// Returns the mount point of the cgroup-v2 hierarchy. `mountinfo` is the text of
+/// `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 ///
-/// Its place differs: `/sys/fs/cgroup`, `/sys/fs/cgroup/unified` beside v1 controllers, or anywhere else. In a container
-/// `/sys/fs/cgroup` is the container's own subtree, so a mount of the root of the host's hierarchy is preferred.
+/// The mount point is `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside v1 controllers, or
+/// another folder. In a container, `/sys/fs/cgroup` can be the subtree of the container, so a mount
+/// of the root of the hierarchy is preferred.
 fn cgroup_root(mountinfo: &str, is_hierarchy_root: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let mounts: Vec<PathBuf> = mountinfo
         .lines()
@@ -40,7 +45,7 @@ fn cgroup_root(mountinfo: &str, is_hierarchy_root: impl Fn(&Path) -> bool) -> Op
     mounts.iter().find(|mount| is_hierarchy_root(mount)).or(mounts.first()).cloned()
 }
 
-/// The kernel writes space, tab, newline and backslash in mount points as `\040` and the like.
+/// Decodes a mount point. The kernel writes space, tab, newline and backslash as octal numbers.
 fn unescape(field: &str) -> String {
     field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
@@ -70,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subtree_is_better_than_nothing() {
+    fn a_subtree_is_the_last_resort() {
         assert_eq!(cgroup_root(CONTAINER, |_| false), Some("/sys/fs/cgroup".into()));
         assert_eq!(cgroup_root("25 1 8:1 / / rw - ext4 /dev/sda1 rw", |_| true), None);
     }

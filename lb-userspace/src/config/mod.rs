@@ -1,8 +1,9 @@
 //! Configuration of the agent.
 //!
-//! There is one schema: the fields of [`Config`]. clap makes the flags and the environment variables of it; a key of the
-//! YAML file is the name of the flag in camelCase, and its value is parsed as the flag's would be. A file works by
-//! replacing the defaults of the flags, so the precedence is: flag, environment, file, default.
+//! The fields of [`Config`] are the only list of settings. clap derives the flags and the
+//! environment variables from them. The key of a setting in the YAML file is the name of its flag
+//! in camelCase. Its value is parsed like that of the flag. The values in the file replace the
+//! defaults of the flags, so the precedence is: flag, environment, file, default.
 
 mod agent_args;
 mod file;

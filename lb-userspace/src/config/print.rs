@@ -1,4 +1,4 @@
-//! `lb agent --print-config`: the effective configuration as a file that `--config` takes.
+//! `lb agent --print-config`: prints the effective configuration as a file for `--config`.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -10,15 +10,15 @@ use serde_json::{Map, Value};
 use super::file::ConfigFile;
 use super::schema::settings;
 
-/// Width of the comments.
+/// Width of comment lines.
 const COLUMNS: usize = 100;
 
-/// The effective settings as YAML, each with its explanation and where its value comes from.
+/// Returns the effective settings as YAML. Each has its help and the origin of its value.
 ///
-/// `agent` and `matches` are the command and its matches after the file's defaults were put in.
+/// `agent` is the command with the values of the file as defaults, `matches` are its matches.
 pub fn effective_yaml(agent: &clap::Command, matches: &ArgMatches, file: Option<&ConfigFile>) -> String {
     let mut text = String::from(
-        "# The effective configuration of `lb agent`. A flag overrides the environment, which overrides the file.\n",
+        "# Effective configuration of `lb agent`. Precedence: flag, environment, file, default.\n",
     );
     let mut heading = "";
     for setting in settings(agent) {
@@ -60,7 +60,7 @@ pub fn effective_yaml(agent: &clap::Command, matches: &ArgMatches, file: Option<
     text
 }
 
-/// The effective settings by their keys, for programs; null: not set.
+/// Returns the effective settings by file key. A setting that is not set is null.
 pub fn effective_json(agent: &clap::Command, matches: &ArgMatches) -> Map<String, Value> {
     let value = |id| {
         let text = matches.get_raw(id).into_iter().flatten().next()?.to_string_lossy();
@@ -71,7 +71,7 @@ pub fn effective_json(agent: &clap::Command, matches: &ArgMatches) -> Map<String
         .collect()
 }
 
-/// A value as JSON: a list where there are commas, numbers and booleans as such.
+/// Converts a value to JSON. A comma-separated value becomes a list.
 fn json(value: &str) -> Value {
     let scalar = |text: &str| match (text.parse::<u64>(), text.parse::<bool>()) {
         (Ok(number), _) if number.to_string() == text => number.into(),
@@ -88,7 +88,8 @@ fn items(value: &str) -> Vec<&str> {
     value.split(',').map(str::trim).filter(|item| !item.is_empty()).collect()
 }
 
-/// A value as YAML: a list in brackets, numbers and booleans plain, strings quoted where YAML needs it.
+/// Converts a value to YAML. A comma-separated value becomes a list in brackets. Strings are quoted
+/// if YAML requires it.
 fn yaml(value: &str) -> String {
     match items(value).as_slice() {
         [one] => scalar(one, ""),
@@ -98,14 +99,15 @@ fn yaml(value: &str) -> String {
     }
 }
 
-/// One scalar, quoted if it could be taken for anything else or holds one of `special`.
+/// Converts one scalar to YAML. It is quoted if YAML could read it as another type or if it
+/// contains a character of `special`.
 fn scalar(text: &str, special: &str) -> String {
     let number = text.parse::<u64>().is_ok_and(|number| number.to_string() == text);
     let word = |c: char| c.is_ascii_alphanumeric() || "/._-+=:*?,[]{}~".contains(c);
     let starts_plain = text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/');
     let ambiguous = ["true", "false", "null", "yes", "no", "on"].contains(&text.to_lowercase().as_str())
         || text.parse::<f64>().is_ok()
-        // Other spellings of numbers: 0x10, 0o17, 1_000.
+        // Other notations of numbers: 0x10, 0o17, 1_000.
         || (text.starts_with(|c: char| c.is_ascii_digit())
             && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
         || text.ends_with(':');
@@ -118,7 +120,7 @@ fn scalar(text: &str, special: &str) -> String {
     }
 }
 
-/// Breaks a text into lines of at most `columns` characters, at spaces.
+/// Breaks a text at spaces into lines of at most `columns` characters.
 fn wrap(text: &str, columns: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {

@@ -1,16 +1,16 @@
-//! The settings as clap describes them, with their keys in the file.
+//! Lists the settings with their keys in the file.
 
-/// Heading of the arguments of `lb agent` that are not settings.
+/// Help heading of the arguments of `lb agent` that are not settings.
 pub const GENERAL: &str = "Configuration";
 
-/// Id, key, flag and environment variable of one setting, as clap knows it.
+/// A setting: its clap argument and its key in the file.
 pub struct Setting<'a> {
     pub arg: &'a clap::Arg,
-    /// The key in the file: the flag in camelCase.
+    /// The name of the flag in camelCase.
     pub key: String,
 }
 
-/// The settings among the arguments of `lb agent`, in the order of the help.
+/// Returns the arguments of `lb agent` that are settings, in the order of the help.
 pub fn settings(agent: &clap::Command) -> impl Iterator<Item = Setting<'_>> {
     agent
         .get_arguments()

@@ -11,14 +11,15 @@ use super::values::{
 use crate::node::addresses::NodePortAddresses;
 use crate::node::devices::{AttachMode, DevicePatterns, PodInterfaces};
 
-/// Everything an agent can be told.
+/// All settings of the agent.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 pub struct Config {
-    /// Kubeconfig of the API server. Default: the service account of the pod
+    /// Kubeconfig file for the API server. Default: the service account of the pod
     #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE", help_heading = "Kubernetes")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Take Services, EndpointSlices and Nodes from the YAML and JSON files in this folder instead of an API server; changes are followed
+    /// Folder with YAML and JSON files of Services, EndpointSlices and Nodes, to use instead of an
+    /// API server. The agent applies later changes of the files
     #[arg(
         long,
         env = "SLUICE_MANIFESTS",
@@ -28,7 +29,7 @@ pub struct Config {
     )]
     pub manifests: Option<PathBuf>,
 
-    /// Name of this node's Node object. Default: the host name
+    /// Name of the Node object of this node. Default: the host name in lower case
     #[arg(
         long,
         env = "SLUICE_NODE_NAME",
@@ -39,7 +40,10 @@ pub struct Config {
     )]
     pub node_name: String,
 
-    /// Networks of all pods of the cluster; sources inside count as pods for traffic policies. Default: the pod networks of this node
+    /// Pod networks of the whole cluster. Default: the pod networks of this node
+    ///
+    /// Clients with an address in these networks count as pods: externalTrafficPolicy does not
+    /// apply to them. Set this if pods of other nodes use the external addresses of Services.
     #[arg(
         long,
         env = "SLUICE_CLUSTER_CIDR",
@@ -50,7 +54,10 @@ pub struct Config {
     )]
     pub cluster_cidr: Cidrs,
 
-    /// Which spec.externalIPs of Services to serve: `allow` all, `deny` all, or those inside CIDRs (CVE-2020-8554)
+    /// Which spec.externalIPs of Services to serve: `allow`, `deny`, or CIDRs that contain them
+    ///
+    /// With `allow`, anybody who may create a Service can take over the traffic to any address
+    /// (CVE-2020-8554).
     #[arg(
         long,
         env = "SLUICE_EXTERNAL_IPS",
@@ -60,7 +67,10 @@ pub struct Config {
     )]
     pub external_ips: ExternalIps,
 
-    /// Devices to take packets from: `auto` (NICs, bonds and overlay tunnels, also those that appear later) or name patterns like `eth*,ens3`
+    /// Devices on which packets for Services arrive: `auto`, or name patterns like `eth*,ens3`
+    ///
+    /// `auto` selects network cards, bonds and overlay tunnels. Devices that appear later are
+    /// included.
     #[arg(
         long,
         env = "SLUICE_DEVICES",
@@ -70,7 +80,13 @@ pub struct Config {
     )]
     pub devices: DevicePatterns,
 
-    /// Devices that lead to pods whose sockets this kernel does not own (virtual machines, gVisor, Kata) or does not serve: name patterns like `cali*,tap*`; also those that appear later. On a bridge its ports. Default: none
+    /// Devices of pods whose connections cannot be translated at the socket: name patterns like
+    /// `cali*,tap*`. Default: none
+    ///
+    /// Such pods run their own network stack (virtual machines, gVisor, Kata), or are excluded by
+    /// --socket-hooks. The agent translates the packets that arrive at their devices. If the pods
+    /// are attached to a bridge, name the ports of the bridge. Devices that appear later are
+    /// included.
     #[arg(
         long,
         env = "SLUICE_POD_INTERFACES",
@@ -81,7 +97,10 @@ pub struct Config {
     )]
     pub pod_interfaces: PodInterfaces,
 
-    /// By which hook: XDP where it is safe and tc elsewhere, XDP wherever possible, or tc only
+    /// Kernel hook at which packets are translated: XDP or tc
+    ///
+    /// XDP is faster, because it runs before the kernel builds its own packet structure. tc works
+    /// on every device.
     #[arg(
         long,
         env = "SLUICE_MODE",
@@ -92,7 +111,9 @@ pub struct Config {
     )]
     pub mode: AttachMode,
 
-    /// How tc programs are attached: as links, which nobody else removes, or as filters
+    /// How to attach tc programs: as tcx links, or as clsact filters
+    ///
+    /// No other program can remove a link by accident. Filters work on older kernels.
     #[arg(
         long,
         env = "SLUICE_TC_ATTACH",
@@ -103,7 +124,8 @@ pub struct Config {
     )]
     pub tc_attach: TcAttachMode,
 
-    /// Node addresses that serve NodePorts: `all` but loopback, `primary` (those in the Node object), or those inside CIDRs
+    /// Node addresses that serve NodePorts: `all` except loopback, `primary` (the addresses in the
+    /// Node object), or CIDRs that contain them
     #[arg(
         long,
         env = "SLUICE_NODEPORT_ADDRESSES",
@@ -113,8 +135,10 @@ pub struct Config {
     )]
     pub nodeport_addresses: NodePortAddresses,
 
-    /// Ports for rewritten sources, outside net.ipv4.ip_local_port_range and the API server's --service-node-port-range; ports
-    /// on which this node's sockets listen are left out
+    /// Ports for rewritten source addresses, as FIRST-LAST
+    ///
+    /// The range must not overlap net.ipv4.ip_local_port_range or the --service-node-port-range of
+    /// the API server. Ports on which sockets of this node listen are not used.
     #[arg(
         long,
         env = "SLUICE_SNAT_PORTS",
@@ -124,9 +148,12 @@ pub struct Config {
     )]
     pub snat_ports: PortRange,
 
-    /// Seconds after which a silent connection is over, for those that differ from the default; TCP: tcp-syn=60,
-    /// tcp=86400, tcp-close-wait=3600, tcpfin=120 (closed by both sides), tcp-close=10 (reset); UDP: udp-unreplied=30, udp=30,
-    /// udp-stream=120; SCTP: sctp-init=30, sctp=210, sctp-closed=10
+    /// Timeouts of idle connections that differ from the default, in seconds: `udp=60,tcp=7200`
+    ///
+    /// The names and their defaults are: tcp-syn=60 (handshake not complete), tcp=86400,
+    /// tcp-close-wait=3600 (closed by one side), tcpfin=120 (closed by both sides), tcp-close=10
+    /// (reset), udp-unreplied=30, udp=30, udp-stream=120, sctp-init=30 (handshake not complete),
+    /// sctp=210, sctp-closed=10.
     #[arg(
         long,
         env = "SLUICE_FLOW_TIMEOUTS",
@@ -136,7 +163,9 @@ pub struct Config {
     )]
     pub flow_timeouts: FlowTimeoutList,
 
-    /// Whose connections to translate at the socket, which costs nothing per packet
+    /// Processes whose connections are translated at the socket, when they connect
+    ///
+    /// This costs nothing for later packets. Other connections are translated packet by packet.
     #[arg(
         long,
         env = "SLUICE_SOCKET_HOOKS",
@@ -147,7 +176,8 @@ pub struct Config {
     )]
     pub socket_hooks: SocketHooks,
 
-    /// cgroup-v2 folder whose processes are served at their sockets. Default: the root of the hierarchy, wherever it is mounted
+    /// cgroup-v2 folder: the connections of processes in it are translated at the socket. Default:
+    /// the root of the cgroup-v2 hierarchy
     #[arg(
         long,
         env = "SLUICE_CGROUP",
@@ -157,7 +187,9 @@ pub struct Config {
     )]
     pub cgroup: Option<PathBuf>,
 
-    /// Refuse processes of the node the port numbers of NodePorts (EADDRINUSE): they would never be reached there
+    /// Prevent processes of the node from binding the ports of NodePorts (EADDRINUSE)
+    ///
+    /// Such a process would never receive a connection: Sluice sends them to the Service.
     #[arg(
         long,
         env = "SLUICE_PROTECT_NODE_PORTS",
@@ -172,7 +204,7 @@ pub struct Config {
     )]
     pub protect_node_ports: bool,
 
-    /// Close connected sockets of processes whose endpoint is gone, so that they connect again: UDP, TCP too, or none
+    /// Sockets to close when their endpoint is removed, so that the application connects again
     #[arg(
         long,
         env = "SLUICE_TERMINATE_SOCKETS",
@@ -183,7 +215,7 @@ pub struct Config {
     )]
     pub terminate_sockets: TerminateSockets,
 
-    /// Folder with the names of the network namespaces of pods
+    /// Folder in which the container runtime creates named network namespaces of pods
     #[arg(
         long,
         env = "SLUICE_NETNS_DIR",
@@ -193,7 +225,7 @@ pub struct Config {
     )]
     pub netns_dir: PathBuf,
 
-    /// BPF file system that keeps maps and programs alive while no agent runs
+    /// BPF file system for the pins that keep maps and programs loaded while no agent runs
     #[arg(
         long,
         env = "SLUICE_BPFFS",
@@ -203,7 +235,8 @@ pub struct Config {
     )]
     pub bpffs: PathBuf,
 
-    /// Wait until the agent that runs on this node has ended, instead of refusing to start (for rolling updates)
+    /// If an agent runs on this node, wait until it ends instead of failing. Needed for rolling
+    /// updates
     #[arg(
         long,
         env = "SLUICE_WAIT_LOCK",
@@ -218,7 +251,7 @@ pub struct Config {
     )]
     pub wait_lock: bool,
 
-    /// Address of /healthz and /livez
+    /// Address on which to serve /healthz and /livez
     #[arg(
         long,
         env = "SLUICE_HEALTH_BIND",
@@ -228,7 +261,7 @@ pub struct Config {
     )]
     pub health_bind: SocketAddr,
 
-    /// Address of /metrics, /configz and /proxyMode
+    /// Address on which to serve /metrics, /configz and /proxyMode
     #[arg(
         long,
         env = "SLUICE_METRICS_BIND",
@@ -238,7 +271,7 @@ pub struct Config {
     )]
     pub metrics_bind: SocketAddr,
 
-    /// Level of the log on stderr (off, error, warn, info, debug, trace), also per module: `info,lb_plan=debug`
+    /// Log level (off, error, warn, info, debug, trace), also per module, like `info,lb_plan=debug`
     #[arg(
         long,
         env = "SLUICE_LOG_LEVEL",
@@ -248,7 +281,7 @@ pub struct Config {
     )]
     pub log_level: LogFilter,
 
-    /// Log lines for people or for programs
+    /// Format of log lines
     #[arg(
         long,
         env = "SLUICE_LOG_FORMAT",
@@ -259,7 +292,9 @@ pub struct Config {
     )]
     pub log_format: LogFormat,
 
-    /// Log of the kernel programs; fixed when they are loaded, `off` costs nothing, anything else slows every packet down
+    /// Log level of the kernel programs. All levels except `off` slow down every packet
+    ///
+    /// The level is fixed when the programs are loaded.
     #[arg(
         long,
         env = "SLUICE_DATAPATH_LOG",

@@ -2,10 +2,12 @@
 
 use lb_datapath::{MapSizes, mebibytes};
 
-/// How many entries each map can hold. Where a map exists per family, each of the two gets this size.
+/// The capacity of each map, in entries. If there is one map for each IP family, both have this
+/// size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
 pub struct SizeFlags {
-    /// Service addresses (a Service has one per port, family and kind), and Service ports by name
+    /// Capacity for Service addresses and Service ports. A Service has one address for each port,
+    /// IP family and kind (ClusterIP, NodePort, …)
     #[arg(
         long,
         env = "SLUICE_MAX_SERVICES",
@@ -16,7 +18,10 @@ pub struct SizeFlags {
     )]
     pub max_services: u32,
 
-    /// Slots: the endpoints of all Service ports, counted once per Service port, policy and family; allow for as many again while they change
+    /// Capacity for slots: one for each endpoint, for each Service port, traffic policy and IP
+    /// family
+    ///
+    /// Reserve twice as many: while endpoints change, old and new slots exist together.
     #[arg(
         long,
         env = "SLUICE_MAX_SLOTS",
@@ -27,7 +32,7 @@ pub struct SizeFlags {
     )]
     pub max_slots: u32,
 
-    /// Endpoints of all Service ports
+    /// Capacity for endpoints of Service ports
     #[arg(
         long,
         env = "SLUICE_MAX_BACKENDS",
@@ -38,7 +43,7 @@ pub struct SizeFlags {
     )]
     pub max_backends: u32,
 
-    /// Connections that are translated packet by packet
+    /// Capacity for connections that are translated packet by packet
     #[arg(
         long,
         env = "SLUICE_MAX_FLOWS",
@@ -49,7 +54,7 @@ pub struct SizeFlags {
     )]
     pub max_flows: u32,
 
-    /// Datagrams whose fragments are under way
+    /// Capacity for fragmented datagrams that have not arrived completely
     #[arg(
         long,
         env = "SLUICE_MAX_FRAGMENTS",
@@ -60,7 +65,7 @@ pub struct SizeFlags {
     )]
     pub max_fragments: u32,
 
-    /// Service addresses that unconnected UDP sockets talk to, two entries each
+    /// Capacity for Service addresses that unconnected UDP sockets use, two entries for each
     #[arg(
         long,
         env = "SLUICE_MAX_SOCKET_PEERS",
@@ -71,7 +76,9 @@ pub struct SizeFlags {
     )]
     pub max_socket_peers: u32,
 
-    /// Networks in the loadBalancerSourceRanges of all Service ports; while they change, old and new ones are counted
+    /// Capacity for networks in the loadBalancerSourceRanges of all Service ports
+    ///
+    /// While they change, old and new networks exist together.
     #[arg(
         long,
         env = "SLUICE_MAX_SOURCE_RANGES",
@@ -82,7 +89,9 @@ pub struct SizeFlags {
     )]
     pub max_source_ranges: u32,
 
-    /// Clients of Service ports with session affinity, both families together; the ones that were silent longest leave
+    /// Capacity for clients of Service ports with session affinity, for both IP families together
+    ///
+    /// If the map is full, the least recently used clients are removed.
     #[arg(
         long,
         env = "SLUICE_MAX_AFFINITY",
@@ -94,12 +103,13 @@ pub struct SizeFlags {
     pub max_affinity: u32,
 }
 
-/// Hash maps of fewer entries are of no use; 16 million are about 2 GiB of flows.
+/// Accepts 16 to 16 million entries. 16 million flows need about 2 GiB of memory.
 fn size() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(16..=16_777_216)
 }
 
 impl SizeFlags {
+    /// Returns the sizes for the data path.
     pub fn map_sizes(&self) -> MapSizes {
         let &Self {
             max_services,
@@ -123,7 +133,7 @@ impl SizeFlags {
         }
     }
 
-    /// Adds what each size costs to its help.
+    /// Adds the memory use at the default size to the help of each flag.
     pub fn with_memory_in_help(agent: clap::Command) -> clap::Command {
         agent.mut_args(|arg| {
             let cost = MapSizes::ENTRY_BYTES.into_iter().find(|(id, _)| arg.get_id() == id);

@@ -1,4 +1,5 @@
-//! The types of the settings: each parses from one string, whether that comes from a flag, the environment or the file.
+//! The types of the settings. Each is parsed from one string: a flag, an environment variable or a
+//! value in the file.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -13,12 +14,13 @@ use tracing_subscriber::EnvFilter;
 use crate::node::addresses::NodePortAddresses;
 use crate::node::devices::{AttachMode, DevicePatterns, PodInterfaces};
 
-/// Why a value is not accepted. The message completes "invalid value 'X' for KEY: …" and says what is accepted.
+/// An invalid value. The message completes "invalid value 'X' for KEY: …" and names the accepted
+/// values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
     #[error(
-        "{0:?} is not an interface name pattern; give patterns like `eth*,ens3` or, for --devices, `auto` \
-         (at most 15 characters each, no `/` and no spaces)"
+        "{0:?} is not a pattern of device names; give patterns like `eth*,ens3` or, for --devices, \
+         `auto` (at most 15 characters each, no `/` and no spaces)"
     )]
     DevicePattern(String),
     #[error("{0:?} is not a network; give CIDRs like `10.244.0.0/16,fd00:10:244::/56`")]
@@ -28,16 +30,17 @@ pub enum ValueError {
     #[error("{0:?} is not `allow`, `deny` or a list of CIDRs like `203.0.113.0/24`")]
     ExternalIps(String),
     #[error(
-        "{0:?} is not a port range; give two ports like `61000-65535`, the smaller one first, none below 1024"
+        "{0:?} is not a port range; give two ports like `61000-65535`, the smaller one first, none \
+         below 1024"
     )]
     PortRange(String),
-    #[error("{0:?} is not a time-out; give a name and seconds like `udp=60`, with one of the names {1}")]
+    #[error("{0:?} is not a timeout; give a name and seconds like `udp=60`; the names are {1}")]
     FlowTimeout(String, String),
     #[error("{0}; give a level like `info`, or directives like `info,lb_plan=debug`")]
     LogFilter(String),
 }
 
-/// Splits a comma-separated list; spaces around the items do not matter, empty items are dropped.
+/// Splits a comma-separated list. Removes spaces around items, and empty items.
 fn items(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
@@ -62,7 +65,8 @@ impl FromStr for PodInterfaces {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let patterns: Vec<String> = items(text).map(str::to_owned).collect();
-        // IFNAMSIZ is 16 with the closing zero; dev_valid_name() refuses `/` and white space.
+        // IFNAMSIZ is 16 and includes the final zero byte. The kernel refuses `/` and white space
+        // in device names (dev_valid_name, net/core/dev.c).
         let valid =
             |p: &String| p.len() < libc::IFNAMSIZ && !p.contains(|c: char| c == '/' || c.is_whitespace());
         match patterns.iter().find(|pattern| !valid(pattern)) {
@@ -80,15 +84,15 @@ impl clap::ValueEnum for AttachMode {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
             Self::Auto => PossibleValue::new("auto")
-                .help("XDP where the driver hands over complete checksums, tc everywhere else"),
+                .help("XDP on devices whose driver delivers complete checksums, tc on all others"),
             Self::Xdp => PossibleValue::new("xdp")
-                .help("XDP on every device that can do it, also where checksums may be incomplete (a warning says so)"),
+                .help("XDP on every device that supports it; warns if checksums may be incomplete"),
             Self::Tc => PossibleValue::new("tc").help("tc only"),
         })
     }
 }
 
-/// Whose sockets the socket programs serve.
+/// Option `--socket-hooks`: the processes whose connections are translated at the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SocketHooks {
     All,
@@ -103,15 +107,15 @@ impl clap::ValueEnum for SocketHooks {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
-            Self::All => PossibleValue::new("all").help("those of every process of the cgroup, pods included"),
+            Self::All => PossibleValue::new("all").help("all processes in the cgroup, including pods"),
             Self::Host => PossibleValue::new("host")
-                .help("those in this network namespace only: a service mesh in a pod sees the Service's address (needs --pod-interfaces)"),
-            Self::Off => PossibleValue::new("off").help("nobody's: processes of the host itself then reach no Service"),
+                .help("only processes of the node, for a service mesh; needs --pod-interfaces"),
+            Self::Off => PossibleValue::new("off").help("none: processes of the node cannot reach Services"),
         })
     }
 }
 
-/// Option `--tc-attach`.
+/// Option `--tc-attach`: how tc programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TcAttachMode {
     Auto,
@@ -136,14 +140,17 @@ impl clap::ValueEnum for TcAttachMode {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
-            Self::Auto => PossibleValue::new("auto").help("tcx where the kernel has it (6.6), else clsact"),
-            Self::Tcx => PossibleValue::new("tcx").help("links, before the programs of others"),
-            Self::Clsact => PossibleValue::new("clsact").help("filters, as older CNIs use them; priority 1"),
+            Self::Auto => PossibleValue::new("auto")
+                .help("tcx if the kernel supports it (since Linux 6.6), otherwise clsact"),
+            Self::Tcx => PossibleValue::new("tcx").help("links that run before the programs of others"),
+            Self::Clsact => {
+                PossibleValue::new("clsact").help("filters with priority 1, as older CNI plugins use them")
+            }
         })
     }
 }
 
-/// Option `--terminate-sockets`: connected sockets that are closed when their endpoint is gone.
+/// Option `--terminate-sockets`: connected sockets that are closed when their endpoint is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TerminateSockets {
     None,
@@ -158,14 +165,17 @@ impl clap::ValueEnum for TerminateSockets {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
-            Self::None => PossibleValue::new("none").help("none: they wait until the application gives up"),
-            Self::Udp => PossibleValue::new("udp").help("UDP, which would not notice by itself"),
-            Self::All => PossibleValue::new("all").help("TCP too, so that clients fail fast"),
+            Self::None => {
+                PossibleValue::new("none").help("no sockets: the application waits until its own timeout")
+            }
+            Self::Udp => PossibleValue::new("udp")
+                .help("UDP sockets: UDP does not detect that the endpoint was removed"),
+            Self::All => PossibleValue::new("all").help("UDP and TCP sockets, so that clients fail fast"),
         })
     }
 }
 
-/// Networks, of both families.
+/// A list of IPv4 and IPv6 networks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cidrs(pub Vec<IpNet>);
 
@@ -195,7 +205,8 @@ impl FromStr for NodePortAddresses {
     }
 }
 
-/// Which `spec.externalIPs` of Services are served (CVE-2020-8554: whoever may create a Service may claim any address).
+/// Option `--external-ips`: which `spec.externalIPs` of Services are served. Users who may create a
+/// Service can claim any address (CVE-2020-8554).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExternalIps {
     Allow,
@@ -218,7 +229,7 @@ impl FromStr for ExternalIps {
     }
 }
 
-/// Ports that a rewritten source gets.
+/// Option `--snat-ports`: the ports for rewritten sources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortRange(pub RangeInclusive<u16>);
 
@@ -234,16 +245,17 @@ impl FromStr for PortRange {
     }
 }
 
-/// How long connections may be silent: the defaults, but for what the operator has set.
+/// Option `--flow-timeouts`: the default timeouts, with the changes of the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowTimeoutList(FlowTimeouts);
 
 impl FlowTimeoutList {
+    /// Returns all timeouts, in seconds.
     pub fn seconds(self) -> FlowTimeouts {
         self.0
     }
 
-    /// The names that operators use, and the values they stand for.
+    /// Returns the names of the timeouts on the command line, with their values.
     fn named(timeouts: &mut FlowTimeouts) -> [(&'static str, &mut u32); 11] {
         let FlowTimeouts {
             tcp_syn,
@@ -297,11 +309,12 @@ impl FromStr for FlowTimeoutList {
     }
 }
 
-/// A level for the agent, or directives for `tracing_subscriber::EnvFilter`; known to be valid.
+/// Option `--log-level`: a level, or directives for `tracing_subscriber::EnvFilter`. They are
+/// valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFilter(String);
 
-/// The crates whose log lines a plain level is meant for.
+/// The crates to which a plain level applies.
 const OWN_CRATES: [&str; 5] = ["lb_datapath", "lb_model", "lb_objects", "lb_plan", "lb_userspace"];
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -311,9 +324,10 @@ impl LogFilter {
         EnvFilter::new(self.directives())
     }
 
-    /// A plain level is meant for the agent, not for every library in it; least of all for the API client, which reports
-    /// each failed request without saying what it was about (the source does). The kernel programs' log has a level of its
-    /// own (`--datapath-log`): all that comes from there is wanted.
+    /// Returns the directives for the filter. A plain level applies to the crates of this project,
+    /// not to the libraries. The API client is silenced: it logs failed requests without their
+    /// purpose, and the sources log them with it. All lines of the kernel programs pass: they have
+    /// a level of their own (`--datapath-log`).
     fn directives(&self) -> String {
         let text = self.0.trim();
         let plain = match text {
@@ -338,7 +352,7 @@ impl FromStr for LogFilter {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        // A bare word that is no level would be taken as the name of a module and silence everything else.
+        // EnvFilter would take a word that is no level for the name of a module.
         if let Some(word) = items(text).find(|item| !item.contains('=') && !LEVELS.contains(item)) {
             return Err(ValueError::LogFilter(format!("{word:?} is not a log level")));
         }
@@ -349,13 +363,17 @@ impl FromStr for LogFilter {
     }
 }
 
+/// Option `--log-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
+    /// Text for people
     Text,
+    /// JSON objects for programs
     Json,
 }
 
-/// What the kernel programs tell about single packets. Anything but `off` costs time per packet.
+/// Option `--datapath-log`: the log level of the kernel programs. Logging costs time for each
+/// packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum DatapathLog {
     Off,
@@ -399,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn words_and_networks() {
+    fn keywords_and_networks() {
         assert_eq!("all".parse(), Ok(NodePortAddresses::All));
         assert_eq!("primary".parse(), Ok(NodePortAddresses::Primary));
         assert!(matches!("192.168.0.0/16".parse(), Ok(NodePortAddresses::Within(n)) if n.len() == 1));
@@ -419,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn flow_timeouts_change_what_they_name() {
+    fn flow_timeouts_replace_defaults_by_name() {
         let seconds = |text: &str| text.parse::<FlowTimeoutList>().unwrap().seconds();
         assert_eq!(seconds(""), FlowTimeouts::DEFAULT);
         let expected =
@@ -432,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_level_is_the_agents() {
+    fn a_plain_level_applies_to_own_crates() {
         let directives = |text: &str| text.parse::<LogFilter>().unwrap().directives();
         assert_eq!(
             directives("debug"),

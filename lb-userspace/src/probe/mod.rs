@@ -1,4 +1,4 @@
-//! The packet that `lb explain` runs through the programs: its bytes, and where it comes from.
+//! The packet that `lb explain` runs through the programs: its bytes and its origin.
 
 pub mod origin;
 pub mod packet;

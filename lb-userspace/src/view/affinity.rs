@@ -1,4 +1,4 @@
-//! `lb get affinity`: which endpoint a client of a Service with session affinity was given.
+//! `lb get affinity`: one row per client of a Service with session affinity, with its endpoint.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::flows::{age, idle_seconds};
 use super::row::Row;
-use super::service_port::{Backends, Filter, Names, ServicePort, protocol_name};
+use super::service_port::{Backends, Names, ServiceFilter, ServicePort, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -15,22 +15,23 @@ pub struct AffinityRow {
     #[serde(flatten)]
     pub service: ServicePort,
     pub protocol: String,
-    /// An address, or `namespace COOKIE` for the processes of a network namespace.
+    /// An address, or `namespace COOKIE` for all processes of a network namespace.
     pub client: String,
-    /// None when it is gone: the next connection gets another one.
+    /// `None` if the endpoint was removed. The next connection of the client gets another one.
     pub endpoint: Option<SocketAddr>,
-    /// Since the last new connection; at the time-out of the Service the entry counts no longer.
+    /// Seconds since the last new connection. The entry expires at the affinity timeout of the
+    /// Service.
     pub age_seconds: u64,
     pub backend_id: u32,
 }
 
-/// The rows, sorted by Service and client. `now_ns` is `CLOCK_MONOTONIC`.
+/// Returns the rows, sorted by Service and client. `now_ns` is the time of `CLOCK_MONOTONIC`.
 pub fn affinity_rows(
     entries: &[AffinityEntry],
     names: &Names,
     backends: &Backends,
     now_ns: u64,
-    filter: &Filter,
+    filter: &ServiceFilter,
 ) -> Vec<AffinityRow> {
     let mut rows: Vec<AffinityRow> = entries
         .iter()
@@ -67,8 +68,6 @@ pub fn affinity_rows(
 }
 
 impl Row for AffinityRow {
-    const PLURAL: &'static str = "clients";
-
     fn columns(wide: bool) -> Vec<&'static str> {
         let mut columns = vec!["SERVICE", "CLIENT", "ENDPOINT", "AGE"];
         if wide {
@@ -96,7 +95,7 @@ mod tests {
     use lb_model::IpFamily;
 
     use super::super::fixture;
-    use super::super::output::{Output, render};
+    use super::super::output::{OutputFormat, render};
     use super::*;
     use crate::testing::assert_golden;
 
@@ -114,25 +113,25 @@ mod tests {
             entry(address("198.51.100.7"), IpFamily::V4, 1, 2, 9_999),
             entry(address("2001:db8::7"), IpFamily::V6, 1, 1, 0),
             entry(AffinityClient::Namespace(4097), IpFamily::V4, 1, 1, 9_880),
-            // Its endpoint is gone, and its id belongs to another Service.
+            // The endpoint was removed, and its id now belongs to another Service.
             entry(address("198.51.100.8"), IpFamily::V4, 1, 4, 9_000),
         ];
         let (names, backends) = (fixture::names(), fixture::backends());
-        affinity_rows(&entries, &names, &backends, 10_000 * 1_000_000_000, &Filter::default())
+        affinity_rows(&entries, &names, &backends, 10_000 * 1_000_000_000, &ServiceFilter::default())
     }
 
     #[test]
     fn table() {
-        assert_golden("affinity.txt", &render(&rows(), Output::Table).unwrap());
+        assert_golden("affinity.txt", &render(&rows(), OutputFormat::Table).unwrap());
     }
 
     #[test]
     fn wide_table() {
-        assert_golden("affinity-wide.txt", &render(&rows(), Output::Wide).unwrap());
+        assert_golden("affinity-wide.txt", &render(&rows(), OutputFormat::Wide).unwrap());
     }
 
     #[test]
     fn json() {
-        assert_golden("affinity.json", &render(&rows()[..3], Output::Json).unwrap());
+        assert_golden("affinity.json", &render(&rows()[..3], OutputFormat::Json).unwrap());
     }
 }

@@ -6,7 +6,7 @@ use lb_common::layout::backend_flags;
 use serde::Serialize;
 
 use super::row::Row;
-use super::service_port::{Backends, Filter, Names, ServicePort, protocol_name};
+use super::service_port::{Backends, Names, ServiceFilter, ServicePort, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -15,15 +15,15 @@ pub struct BackendRow {
     pub service: ServicePort,
     pub protocol: String,
     pub address: SocketAddr,
-    /// ready, or draining: keeps its connections and gets no new ones.
+    /// `ready`, or `draining`: the endpoint keeps its connections and gets no new ones.
     pub state: &'static str,
-    /// Runs on this node.
+    /// Whether the endpoint runs on this node.
     pub local: bool,
     pub id: u32,
 }
 
-/// The rows, sorted by Service and address.
-pub fn backend_rows(backends: &Backends, names: &Names, filter: &Filter) -> Vec<BackendRow> {
+/// Returns the rows, sorted by Service and address.
+pub fn backend_rows(backends: &Backends, names: &Names, filter: &ServiceFilter) -> Vec<BackendRow> {
     let mut rows: Vec<BackendRow> = backends
         .iter()
         .filter(|(_, entry)| entry.flags & backend_flags::PRESENT != 0)
@@ -51,8 +51,6 @@ pub fn backend_rows(backends: &Backends, names: &Names, filter: &Filter) -> Vec<
 }
 
 impl Row for BackendRow {
-    const PLURAL: &'static str = "backends";
-
     fn columns(wide: bool) -> Vec<&'static str> {
         let mut columns = vec!["SERVICE", "PROTOCOL", "ENDPOINT", "STATE", "NODE"];
         if wide {
@@ -81,29 +79,29 @@ mod tests {
     use lb_model::IpFamily;
 
     use super::super::fixture;
-    use super::super::output::{Output, render};
+    use super::super::output::{OutputFormat, render};
     use super::*;
     use crate::testing::assert_golden;
 
     fn rows() -> Vec<BackendRow> {
         let mut backends = fixture::backends();
-        // Gone, its id not yet free: no endpoint any more.
+        // The endpoint was removed, but its id is not free yet: not listed.
         backends.insert((IpFamily::V4, 9), fixture::backend("10.244.9.9:80", 0, 1));
-        backend_rows(&backends, &fixture::names(), &Filter::default())
+        backend_rows(&backends, &fixture::names(), &ServiceFilter::default())
     }
 
     #[test]
     fn table() {
-        assert_golden("backends.txt", &render(&rows(), Output::Table).unwrap());
+        assert_golden("backends.txt", &render(&rows(), OutputFormat::Table).unwrap());
     }
 
     #[test]
     fn wide_table() {
-        assert_golden("backends-wide.txt", &render(&rows(), Output::Wide).unwrap());
+        assert_golden("backends-wide.txt", &render(&rows(), OutputFormat::Wide).unwrap());
     }
 
     #[test]
     fn json() {
-        assert_golden("backends.json", &render(&rows()[..1], Output::Json).unwrap());
+        assert_golden("backends.json", &render(&rows()[..1], OutputFormat::Json).unwrap());
     }
 }

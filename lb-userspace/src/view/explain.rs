@@ -1,4 +1,6 @@
-//! `lb explain`: what a recording program decided, in words. It is put into words here, and nothing is decided.
+//! `lb explain`: puts the record of a program into words.
+//!
+//! **Invariant:** this code decides nothing. All decisions are in the record.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,61 +15,62 @@ use serde::Serialize;
 use super::output::OutputError;
 use super::service_port::{Backends, Names, ServicePort};
 use crate::probe::origin::{Hook, Origin};
-use crate::probe::packet::{Packet, ends};
+use crate::probe::packet::{Packet, rewritten_addresses};
 
-/// `-o`.
+/// Option `-o` of `lb explain`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Format {
-    /// Lines for people
+pub enum ExplanationFormat {
+    /// Text for people
     #[default]
     Table,
-    /// An object
+    /// A JSON object
     Json,
     /// The same object as YAML
     Yaml,
 }
 
-/// Everything that an explanation is made of.
+/// The data for an [`Explanation`].
 #[derive(Debug)]
 pub struct Observation<'a> {
     pub packet: &'a Packet,
     pub origin: &'a Origin,
     pub recorded: &'a Recorded,
-    /// How long a run takes.
+    /// Median duration of a run.
     pub nanoseconds: u32,
     pub names: &'a Names,
     pub backends: &'a Backends,
     /// Backend ids in the slots of the record.
     pub slots: &'a [u32],
-    /// Name of the device that the packet leaves by.
+    /// Name of the device through which the packet leaves.
     pub device: Option<String>,
-    /// The source is an address of this node.
+    /// Whether the source is an address of this node.
     pub source_is_node: bool,
 }
 
-/// What becomes of a packet. The object of the JSON and YAML output.
+/// The result for a packet. This is the object of the JSON and YAML output.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
-    pub packet: Asked,
-    pub service: Option<Service>,
-    /// Who may get a new connection.
+    pub packet: PacketSummary,
+    /// `None` if the destination is no Service address.
+    pub service: Option<ServiceSummary>,
+    /// Endpoints that can get a new connection.
     pub endpoints: Vec<SocketAddr>,
     pub chosen: Option<SocketAddr>,
     pub verdict: Verdict,
-    /// Label of what would be counted.
+    /// Label of the counter that a real packet would increment.
     pub reason: Option<&'static str>,
     pub source_rewritten: bool,
-    /// The source that the endpoint sees; nothing if no packet gets there.
+    /// The source that the endpoint sees. `None` if the packet does not reach an endpoint.
     pub source_after: Option<String>,
     pub program: &'static str,
     pub nanoseconds: u32,
-    /// The device that the packet leaves by.
+    /// The device through which the packet leaves.
     pub device: Option<String>,
     pub why: Why,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Asked {
+pub struct PacketSummary {
     pub protocol: &'static str,
     pub source: String,
     pub destination: String,
@@ -75,7 +78,7 @@ pub struct Asked {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Service {
+pub struct ServiceSummary {
     pub namespace: String,
     pub name: String,
     pub port: u16,
@@ -85,11 +88,11 @@ pub struct Service {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Translated.
+    /// The packet is translated and sent to an endpoint.
     Forward,
-    /// Left as it is.
+    /// The packet stays unchanged.
     Pass,
-    /// Answered with an error.
+    /// The sender gets an error.
     Reject,
     Drop,
 }
@@ -105,7 +108,7 @@ impl Verdict {
     }
 }
 
-/// Sentences for people.
+/// The reasons, as text for people.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Why {
     pub from: String,
@@ -119,48 +122,48 @@ pub struct Why {
 const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
 
-/// Puts a run into words.
-pub fn explain(seen: &Observation<'_>) -> Explanation {
-    let Recorded { program, record, run } = seen.recorded;
-    let packet = seen.packet;
+/// Explains a run.
+pub fn explain(observation: &Observation<'_>) -> Explanation {
+    let Recorded { program, record, run } = observation.recorded;
+    let packet = observation.packet;
     let reason = reason(record);
     let verdict = verdict(run, reason);
-    let after = source_after(seen, verdict);
+    let after = source_after(observation, verdict);
     let family = IpFamily::of(&packet.source.ip());
     let endpoint = |id: u32| {
-        let entry = seen.backends.get(&(family, id))?;
+        let entry = observation.backends.get(&(family, id))?;
         (entry.flags & backend_flags::PRESENT != 0).then_some(entry.address)
     };
-    let endpoints: BTreeSet<SocketAddr> = seen.slots.iter().filter_map(|id| endpoint(*id)).collect();
+    let endpoints: BTreeSet<SocketAddr> = observation.slots.iter().filter_map(|id| endpoint(*id)).collect();
     let chosen = endpoint(record.backend_id);
     Explanation {
-        packet: Asked {
+        packet: PacketSummary {
             protocol: packet.protocol.name(),
-            source: packet.end(packet.source),
-            destination: packet.end(packet.destination),
-            from: seen.origin.from.clone(),
+            source: packet.format_address(packet.source),
+            destination: packet.format_address(packet.destination),
+            from: observation.origin.from.clone(),
         },
-        service: (record.service_id != 0).then(|| service(record, seen.names)),
+        service: (record.service_id != 0).then(|| service_summary(record, observation.names)),
         why: Why {
-            from: seen.origin.why.clone(),
-            client: client(seen),
+            from: observation.origin.why.clone(),
+            client: describe_client(observation),
             chosen: chosen.map(|_| why_chosen(record, endpoints.len())),
-            verdict: why_verdict(seen, verdict, reason),
-            source: after.filter(|_| verdict == Verdict::Forward).map(|after| why_source(seen, after)),
+            verdict: why_verdict(observation, verdict, reason),
+            source: after.filter(|_| verdict == Verdict::Forward).map(|after| why_source(observation, after)),
         },
         endpoints: endpoints.into_iter().collect(),
         chosen,
         verdict,
         reason: reason.map(Reason::label),
         source_rewritten: after.is_some_and(|after| after != packet.source),
-        source_after: after.map(|after| packet.end(after)),
+        source_after: after.map(|after| packet.format_address(after)),
         program,
-        nanoseconds: seen.nanoseconds,
-        device: seen.device.clone(),
+        nanoseconds: observation.nanoseconds,
+        device: observation.device.clone(),
     }
 }
 
-/// What would be counted last.
+/// Returns the reason that a real packet would be counted under.
 fn reason(record: &Record) -> Option<Reason> {
     let number = record.reason.checked_sub(1)?;
     Reason::ALL.iter().copied().find(|reason| *reason as u32 == number)
@@ -171,31 +174,35 @@ fn verdict(run: &TestRun, reason: Option<Reason>) -> Verdict {
         (TC_ACT_SHOT, _) => Verdict::Drop,
         (_, None | Some(Outcome::Passed | Outcome::Evicted)) => Verdict::Pass,
         (_, Some(Outcome::Translated)) => Verdict::Forward,
-        // An answer was made of it and sent, whatever it is counted as.
+        // The program turned the packet into an error for the sender. The counter may be that of a
+        // drop.
         (_, Some(Outcome::Rejected)) | (TC_ACT_REDIRECT, Some(Outcome::Dropped)) => Verdict::Reject,
         (_, Some(Outcome::Dropped)) => Verdict::Drop,
     }
 }
 
-fn is_socket(seen: &Observation<'_>) -> bool {
-    matches!(seen.origin.hook, Hook::Socket { .. })
+fn is_socket(observation: &Observation<'_>) -> bool {
+    matches!(observation.origin.hook, Hook::Socket { .. })
 }
 
-fn source_after(seen: &Observation<'_>, verdict: Verdict) -> Option<SocketAddr> {
+/// Returns the source that the endpoint sees.
+fn source_after(observation: &Observation<'_>, verdict: Verdict) -> Option<SocketAddr> {
     match verdict {
-        Verdict::Pass => Some(seen.packet.source),
-        // The address that the call is given becomes another one; from loopback the kernel then chooses a source for the way there.
-        Verdict::Forward if is_socket(seen) => {
-            Some(seen.packet.source).filter(|source| !source.ip().is_loopback())
+        Verdict::Pass => Some(observation.packet.source),
+        // The socket program changes only the destination. If the source is a loopback address, the
+        // kernel chooses another one for the route to the endpoint.
+        Verdict::Forward if is_socket(observation) => {
+            Some(observation.packet.source).filter(|source| !source.ip().is_loopback())
         }
-        Verdict::Forward => ends(seen.packet, &seen.recorded.run.packet).map(|(source, _)| source),
+        Verdict::Forward => rewritten_addresses(observation.packet, &observation.recorded.run.packet)
+            .map(|(source, _)| source),
         Verdict::Reject | Verdict::Drop => None,
     }
 }
 
-fn service(record: &Record, names: &Names) -> Service {
+fn service_summary(record: &Record, names: &Names) -> ServiceSummary {
     let ServicePort { namespace, name, port, .. } = ServicePort::of(record.service_id, names);
-    Service { namespace, name, port, kind: kind_name(record.kind) }
+    ServiceSummary { namespace, name, port, kind: kind_name(record.kind) }
 }
 
 fn kind_name(number: u32) -> &'static str {
@@ -208,21 +215,21 @@ fn kind_name(number: u32) -> &'static str {
     }
 }
 
-/// Who asks, and which endpoints that makes eligible.
-fn client(seen: &Observation<'_>) -> Option<String> {
-    let record = &seen.recorded.record;
-    let ip = seen.packet.source.ip();
+/// Describes the client: inside or outside the cluster, and what follows for the endpoints.
+fn describe_client(observation: &Observation<'_>) -> Option<String> {
+    let record = &observation.recorded.record;
+    let ip = observation.packet.source.ip();
     let (mut text, local) = match record.client {
         record_client::INSIDE => {
-            let because = match (is_socket(seen), seen.source_is_node) {
-                (true, _) => "a process of this node or of a pod on it".to_owned(),
+            let because = match (is_socket(observation), observation.source_is_node) {
+                (true, _) => "a process of this node or of a pod on this node".to_owned(),
                 (false, true) => format!("{ip} is an address of this node"),
                 (false, false) => format!("{ip} is an address of a pod"),
             };
             (format!("inside the cluster: {because}"), service_flags::INSIDE_LOCAL)
         }
         record_client::OUTSIDE => (
-            format!("outside the cluster: {ip} is neither an address of this node nor of a pod"),
+            format!("outside the cluster: {ip} is not an address of this node or of a pod"),
             service_flags::OUTSIDE_LOCAL,
         ),
         _ => return None,
@@ -236,42 +243,48 @@ fn client(seen: &Observation<'_>) -> Option<String> {
 
 fn why_chosen(record: &Record, endpoints: usize) -> String {
     if record.known_flow != 0 {
-        "this connection is open: it stays with its endpoint".into()
+        "this connection is open: it keeps its endpoint".into()
     } else if record.by_affinity != 0 {
-        "session affinity: the endpoint that this client was given last".into()
+        "session affinity: this client used this endpoint last".into()
     } else if endpoints == 1 {
-        "the only one".into()
+        "the only endpoint".into()
     } else {
-        format!("one of {endpoints} at random; another run may take another")
+        format!("one of {endpoints} endpoints at random; another run may choose another one")
     }
 }
 
-fn why_verdict(seen: &Observation<'_>, verdict: Verdict, reason: Option<Reason>) -> String {
+fn why_verdict(observation: &Observation<'_>, verdict: Verdict, reason: Option<Reason>) -> String {
     let Some(reason) = reason else {
-        return "Nothing of Sluice: no Service has this address and port, and no connection is known.".into();
+        return "no Service has this address and port, and no open connection has these addresses".into();
     };
     let mut text = reason.describe().trim().to_owned();
-    if is_socket(seen) && matches!(verdict, Verdict::Reject | Verdict::Drop) {
+    if is_socket(observation) && matches!(verdict, Verdict::Reject | Verdict::Drop) {
         text += &format!(" The call fails at once with {}.", reason.errno().name());
     }
     text
 }
 
-fn why_source(seen: &Observation<'_>, after: SocketAddr) -> String {
-    let record = &seen.recorded.record;
-    let kept = after == seen.packet.source;
+fn why_source(observation: &Observation<'_>, after: SocketAddr) -> String {
+    let record = &observation.recorded.record;
+    let kept = after == observation.packet.source;
     let because = match record.source {
-        _ if is_socket(seen) => "the process speaks with the endpoint itself",
-        _ if record.known_flow != 0 => "as when the connection was opened",
+        _ if is_socket(observation) => "the process connects directly to the endpoint",
+        _ if record.known_flow != 0 => "as at the start of the connection",
         record_source::KEPT_ENDPOINT_HERE | record_source::KEPT_CLIENT_HERE if !kept => {
-            "another connection from this port to the endpoint is open"
+            "another connection from this source port to the endpoint is open"
         }
-        record_source::KEPT_ENDPOINT_HERE => "the endpoint is on this node, so its reply comes by here",
-        record_source::KEPT_CLIENT_HERE => "the client is on this node, so the reply comes by here",
+        record_source::KEPT_ENDPOINT_HERE => {
+            "the endpoint is on this node, so its reply passes through this node"
+        }
+        record_source::KEPT_CLIENT_HERE => {
+            "the client is on this node, so the reply passes through this node"
+        }
         record_source::ENDPOINT_ELSEWHERE => {
-            "the endpoint is on another node, and its reply must come back to this one"
+            "the endpoint is on another node, and its reply must return to this node"
         }
-        record_source::HAIRPIN => "the endpoint is the client itself, and its reply must come by here",
+        record_source::HAIRPIN => {
+            "the endpoint is the client itself, and its reply must pass through this node"
+        }
         _ => "",
     };
     match (kept, because) {
@@ -283,11 +296,12 @@ fn why_source(seen: &Observation<'_>, after: SocketAddr) -> String {
 }
 
 impl Explanation {
-    pub fn render(&self, format: Format) -> Result<String, OutputError> {
+    /// Returns the explanation in the given format.
+    pub fn render(&self, format: ExplanationFormat) -> Result<String, OutputError> {
         Ok(match format {
-            Format::Json => serde_json::to_string_pretty(self)? + "\n",
-            Format::Yaml => serde_saphyr::to_string(self)?,
-            Format::Table => self.lines(),
+            ExplanationFormat::Json => serde_json::to_string_pretty(self)? + "\n",
+            ExplanationFormat::Yaml => serde_saphyr::to_string(self)?,
+            ExplanationFormat::Table => self.lines(),
         })
     }
 
@@ -303,8 +317,8 @@ impl Explanation {
         line(
             "SERVICE",
             match &self.service {
-                Some(Service { namespace, name, port, kind }) => {
-                    format!("{namespace}/{name} port {port}, by its {kind} address")
+                Some(ServiceSummary { namespace, name, port, kind }) => {
+                    format!("{namespace}/{name} port {port}, through its {kind} address")
                 }
                 None => "none".into(),
             },
@@ -326,7 +340,7 @@ impl Explanation {
             line("SOURCE", format!("{after}, {why}"));
         }
         if let Some(device) = &self.device {
-            line("LEAVES BY", device.clone());
+            line("EGRESS", device.clone());
         }
         line("RUN", format!("{} in {} ns", self.program, self.nanoseconds));
         text
@@ -337,19 +351,20 @@ impl Explanation {
 mod tests {
     use super::super::fixture;
     use super::*;
-    use crate::probe::packet::{End, Protocol};
+    use crate::probe::packet::{AddressArg, PacketProtocol};
     use crate::testing::assert_golden;
 
     const SOURCE: &str = "10.10.0.1";
     const TC_ACT_UNSPEC: u32 = u32::MAX;
 
-    fn packet(protocol: Protocol, source: &str, destination: &str) -> Packet {
-        let end = |text: &str| text.parse::<End>().unwrap();
-        Packet::new(protocol, end(source), end(destination)).unwrap()
+    fn packet(protocol: PacketProtocol, source: &str, destination: &str) -> Packet {
+        let argument = |text: &str| text.parse::<AddressArg>().unwrap();
+        Packet::new(protocol, argument(source), argument(destination)).unwrap()
     }
 
-    /// What is said of a packet to `default/web` that was recorded so, leaving the program as `after`.
-    fn said(packet: &Packet, after: &Packet, return_code: u32, record: Record) -> Explanation {
+    /// Returns the explanation of a packet to `default/web`. The program returns `return_code` and
+    /// `record`, and changes the packet to `after`.
+    fn explained(packet: &Packet, after: &Packet, return_code: u32, record: Record) -> Explanation {
         let origin = match record.netns_cookie {
             netns_cookie @ 1.. => Origin {
                 from: "pod".into(),
@@ -359,7 +374,7 @@ mod tests {
             0 => Origin {
                 from: "external".into(),
                 hook: Hook::Device { ifindex: 2 },
-                why: "--in external; arrives by eth0, which leads to it".into(),
+                why: "--in external; arrives at eth0, the device on the route to it".into(),
             },
         };
         let program = if record.netns_cookie == 0 { "lb_tc_ingress" } else { "lb_explain_call" };
@@ -382,10 +397,10 @@ mod tests {
         Record { reason: reason as u32 + 1, ..Record::default() }
     }
 
-    /// A request to the NodePort that an endpoint on another node gets.
+    /// A request to a NodePort, forwarded to an endpoint on another node.
     fn forwarded() -> Explanation {
-        let asked = packet(Protocol::Tcp, SOURCE, "10.10.0.11:30088");
-        let after = packet(Protocol::Tcp, "10.10.0.11:61234", "10.244.2.2:8080");
+        let asked = packet(PacketProtocol::Tcp, SOURCE, "10.10.0.11:30088");
+        let after = packet(PacketProtocol::Tcp, "10.10.0.11:61234", "10.244.2.2:8080");
         let record = Record {
             service_id: 1,
             kind: kind::NODE_PORT.into(),
@@ -396,27 +411,27 @@ mod tests {
             ifindex: 2,
             ..counted(Reason::Forwarded)
         };
-        said(&asked, &after, TC_ACT_REDIRECT, record)
+        explained(&asked, &after, TC_ACT_REDIRECT, record)
     }
 
     #[test]
     fn table() {
-        assert_golden("explain.txt", &forwarded().render(Format::Table).unwrap());
+        assert_golden("explain.txt", &forwarded().render(ExplanationFormat::Table).unwrap());
     }
 
     #[test]
     fn json() {
-        assert_golden("explain.json", &forwarded().render(Format::Json).unwrap());
+        assert_golden("explain.json", &forwarded().render(ExplanationFormat::Json).unwrap());
     }
 
     #[test]
     fn yaml() {
-        assert_golden("explain.yaml", &forwarded().render(Format::Yaml).unwrap());
+        assert_golden("explain.yaml", &forwarded().render(ExplanationFormat::Yaml).unwrap());
     }
 
     #[test]
     fn table_of_a_call_at_a_socket() {
-        let asked = packet(Protocol::Udp, "10.244.1.9", "10.96.0.10:53");
+        let asked = packet(PacketProtocol::Udp, "10.244.1.9", "10.96.0.10:53");
         let record = Record {
             netns_cookie: 5,
             service_id: 1,
@@ -428,14 +443,17 @@ mod tests {
             by_affinity: 1,
             ..counted(Reason::SocketTranslated)
         };
-        let said = said(&asked, &asked, TC_ACT_UNSPEC, record);
-        assert_eq!((said.source_rewritten, said.source_after.as_deref()), (false, Some("10.244.1.9:40000")));
-        assert_golden("explain-socket.txt", &said.render(Format::Table).unwrap());
+        let explanation = explained(&asked, &asked, TC_ACT_UNSPEC, record);
+        assert_eq!(
+            (explanation.source_rewritten, explanation.source_after.as_deref()),
+            (false, Some("10.244.1.9:40000"))
+        );
+        assert_golden("explain-socket.txt", &explanation.render(ExplanationFormat::Table).unwrap());
     }
 
     #[test]
-    fn table_of_what_is_refused_at_a_socket() {
-        let asked = packet(Protocol::Tcp, "10.244.1.9", "10.96.0.10:80");
+    fn table_of_a_call_that_is_refused_at_a_socket() {
+        let asked = packet(PacketProtocol::Tcp, "10.244.1.9", "10.96.0.10:80");
         let record = Record {
             netns_cookie: 5,
             service_id: 1,
@@ -445,38 +463,38 @@ mod tests {
         };
         assert_golden(
             "explain-refused.txt",
-            &said(&asked, &asked, TC_ACT_UNSPEC, record).render(Format::Table).unwrap(),
+            &explained(&asked, &asked, TC_ACT_UNSPEC, record).render(ExplanationFormat::Table).unwrap(),
         );
     }
 
     #[test]
-    fn table_of_what_is_none_of_ours() {
-        let asked = packet(Protocol::Icmp, SOURCE, "10.10.0.11");
-        let said = said(&asked, &asked, TC_ACT_UNSPEC, Record::default());
-        assert_golden("explain-pass.txt", &said.render(Format::Table).unwrap());
+    fn table_of_a_packet_to_no_service() {
+        let asked = packet(PacketProtocol::Icmp, SOURCE, "10.10.0.11");
+        let explanation = explained(&asked, &asked, TC_ACT_UNSPEC, Record::default());
+        assert_golden("explain-pass.txt", &explanation.render(ExplanationFormat::Table).unwrap());
     }
 
     #[test]
-    fn verdicts_follow_from_what_would_be_counted_and_from_the_return_code() {
-        let asked = packet(Protocol::Tcp, SOURCE, "10.96.0.10:80");
-        let verdict = |return_code, reason| said(&asked, &asked, return_code, counted(reason)).verdict;
+    fn verdicts_follow_from_the_reason_and_the_return_code() {
+        let asked = packet(PacketProtocol::Tcp, SOURCE, "10.96.0.10:80");
+        let verdict = |return_code, reason| explained(&asked, &asked, return_code, counted(reason)).verdict;
         assert_eq!(verdict(TC_ACT_UNSPEC, Reason::Delivered), Verdict::Forward);
         assert_eq!(verdict(TC_ACT_UNSPEC, Reason::NotOpening), Verdict::Pass);
         assert_eq!(verdict(TC_ACT_SHOT, Reason::NoRoute), Verdict::Drop);
         assert_eq!(verdict(TC_ACT_REDIRECT, Reason::NoEndpointRejected), Verdict::Reject);
-        // Told to the sender, though counted as a drop.
+        // The sender gets an error, although the packet counts as dropped.
         assert_eq!(verdict(TC_ACT_REDIRECT, Reason::TtlExpired), Verdict::Reject);
-        // At a socket nothing is returned: the call fails.
+        // A socket program sends no error: the call fails.
         assert_eq!(verdict(TC_ACT_UNSPEC, Reason::SourceRange), Verdict::Drop);
     }
 
     #[test]
     fn an_open_connection_keeps_its_endpoint() {
-        let asked = packet(Protocol::Tcp, SOURCE, "10.10.0.11:30088");
-        let after = packet(Protocol::Tcp, SOURCE, "10.244.1.2:8080");
+        let asked = packet(PacketProtocol::Tcp, SOURCE, "10.10.0.11:30088");
+        let after = packet(PacketProtocol::Tcp, SOURCE, "10.244.1.2:8080");
         let record = Record { known_flow: 1, service_id: 1, backend_id: 1, ..counted(Reason::Delivered) };
-        let said = said(&asked, &after, TC_ACT_UNSPEC, record);
-        assert_eq!(said.why.chosen.as_deref(), Some("this connection is open: it stays with its endpoint"));
-        assert!(!said.source_rewritten);
+        let explanation = explained(&asked, &after, TC_ACT_UNSPEC, record);
+        assert_eq!(explanation.why.chosen.as_deref(), Some("this connection is open: it keeps its endpoint"));
+        assert!(!explanation.source_rewritten);
     }
 }

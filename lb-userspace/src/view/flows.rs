@@ -1,6 +1,7 @@
 //! `lb get flows`: one row per connection that is translated packet by packet.
 //!
-//! Connections that were translated at their socket have no flow: their packets carry the endpoint's address.
+//! Connections that are translated at the socket have no flow: their packets have the address of
+//! the endpoint.
 
 use std::net::SocketAddr;
 
@@ -9,7 +10,7 @@ use lb_datapath::FlowEntry;
 use serde::Serialize;
 
 use super::row::Row;
-use super::service_port::{Filter, Names, ServicePort, protocol_name};
+use super::service_port::{Names, ServiceFilter, ServicePort, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -22,24 +23,25 @@ pub struct FlowRow {
     /// The Service address that the client uses.
     pub address: SocketAddr,
     pub endpoint: SocketAddr,
-    /// What the endpoint sees as its client, where that is not the client.
+    /// The source address that the endpoint sees, if it is not that of the client.
     pub source: Option<SocketAddr>,
-    /// Where request packets go from here: up this node's `stack`, to an endpoint here or routed on by the kernel for a pod of
-    /// this node; or `out` again, sent by the program.
+    /// Where request packets go after translation. `stack`: to the kernel of this node, which
+    /// delivers or routes them. `out`: the program sends them out of this node.
     pub deliver: &'static str,
-    /// Since the last packet of either direction; the time stamps are a few seconds coarse.
+    /// Seconds since the last packet of either direction. Timestamps can be a few seconds old.
     pub idle_seconds: u64,
-    /// Until the connection is over, if no packet comes.
+    /// Seconds until the connection ends if no packet arrives.
     pub expires_seconds: u64,
     pub backend_id: u32,
 }
 
-/// The rows, sorted by Service and client. `now_ns` is `CLOCK_MONOTONIC`.
+/// Returns the rows, sorted by Service and client. `now_ns` is the time of `CLOCK_MONOTONIC`.
 pub fn flow_rows(
     entries: &[FlowEntry],
     timeouts: &FlowTimeouts,
-    (names, filter): (&Names, &Filter),
+    names: &Names,
     now_ns: u64,
+    filter: &ServiceFilter,
 ) -> Vec<FlowRow> {
     let row = |entry: &FlowEntry| FlowRow {
         service: ServicePort::of(entry.service_id, names),
@@ -65,7 +67,7 @@ pub(super) fn idle_seconds(now_ns: u64, last_seen_ns: u64) -> u64 {
     now_ns.saturating_sub(last_seen_ns) / 1_000_000_000
 }
 
-/// The state of a connection, in netfilter's words.
+/// Returns the state of a connection. The names are those of netfilter.
 fn state(entry: &FlowEntry) -> &'static str {
     let closed = [entry.state.request.closed != 0, entry.state.reply.closed != 0];
     match (entry.protocol, entry.state.phase) {
@@ -91,7 +93,7 @@ fn deliver_name(deliver: u8) -> &'static str {
     }
 }
 
-/// As kubectl writes ages: the two largest units at most.
+/// Formats an age like kubectl, with at most two units.
 pub(super) fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
@@ -102,8 +104,6 @@ pub(super) fn age(seconds: u64) -> String {
 }
 
 impl Row for FlowRow {
-    const PLURAL: &'static str = "flows";
-
     fn columns(wide: bool) -> Vec<&'static str> {
         let mut columns = vec!["SERVICE", "PROTOCOL", "STATE", "CLIENT", "ADDRESS", "ENDPOINT", "IDLE"];
         if wide {
@@ -137,13 +137,12 @@ impl Row for FlowRow {
 
 #[cfg(test)]
 mod tests {
-    use lb_model::IpFamily;
-
     use lb_common::connection::State;
     use lb_common::layout::FlowSide;
+    use lb_model::IpFamily;
 
     use super::super::fixture;
-    use super::super::output::{Output, render};
+    use super::super::output::{OutputFormat, render};
     use super::*;
     use crate::testing::assert_golden;
 
@@ -187,23 +186,23 @@ mod tests {
         let mut sctp = entry("198.51.100.7:40002", "192.0.2.1:30412", "192.0.2.1:11004", "10.244.2.3:38412");
         sctp.protocol = layout::SCTP;
         let entries = [v4, opening, v6, dns, sctp];
-        let context = (&fixture::names(), &Filter::default());
-        flow_rows(&entries, &FlowTimeouts::DEFAULT, context, 100 * SECOND)
+        let (names, filter) = (fixture::names(), ServiceFilter::default());
+        flow_rows(&entries, &FlowTimeouts::DEFAULT, &names, 100 * SECOND, &filter)
     }
 
     #[test]
     fn table() {
-        assert_golden("flows.txt", &render(&rows(), Output::Table).unwrap());
+        assert_golden("flows.txt", &render(&rows(), OutputFormat::Table).unwrap());
     }
 
     #[test]
     fn wide_table() {
-        assert_golden("flows-wide.txt", &render(&rows(), Output::Wide).unwrap());
+        assert_golden("flows-wide.txt", &render(&rows(), OutputFormat::Wide).unwrap());
     }
 
     #[test]
     fn json() {
-        assert_golden("flows.json", &render(&rows()[1..3], Output::Json).unwrap());
+        assert_golden("flows.json", &render(&rows()[1..3], OutputFormat::Json).unwrap());
     }
 
     #[test]

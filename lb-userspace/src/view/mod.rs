@@ -1,4 +1,4 @@
-//! What the tools print, as pure functions of what stands in the maps.
+//! Renders map entries as tables, JSON and YAML. All functions here are pure.
 
 mod affinity;
 mod backends;
@@ -15,8 +15,8 @@ mod table;
 pub use affinity::{AffinityRow, affinity_rows};
 pub use backends::{BackendRow, backend_rows};
 pub use flows::{FlowRow, flow_rows};
-pub use output::{Output, OutputError, render};
+pub use output::{OutputError, OutputFormat, render};
 pub use row::Row;
-pub use service_port::{Backends, Filter, Names, ServicePort, Slots, SourceRanges};
-pub use services::{ServiceRow, service_rows};
+pub use service_port::{Backends, Names, ServiceFilter, ServicePort, Slots, SourceRanges};
+pub use services::{ServiceRow, ServiceTables, service_rows};
 pub use table::Table;

@@ -1,23 +1,23 @@
-//! Output formats: tables for people, JSON and YAML for programs.
+//! OutputFormat formats of `lb get`: tables for people, JSON and YAML for programs.
 
 use super::row::Row;
 use super::table::Table;
 
-/// `-o`.
+/// Option `-o` of `lb get`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Output {
-    /// A table of what matters most
+pub enum OutputFormat {
+    /// A table with the most important columns
     #[default]
     Table,
-    /// The table with every column
+    /// A table with all columns
     Wide,
-    /// A list of objects
+    /// A JSON list of objects
     Json,
     /// The same list as YAML
     Yaml,
 }
 
-/// The rows could not be written in the chosen format.
+/// The rows could not be rendered in this format.
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
     #[error("cannot write JSON")]
@@ -26,12 +26,13 @@ pub enum OutputError {
     Yaml(#[from] serde_saphyr::ser::Error),
 }
 
-pub fn render<R: Row>(rows: &[R], output: Output) -> Result<String, OutputError> {
+/// Renders rows in the given format.
+pub fn render<R: Row>(rows: &[R], output: OutputFormat) -> Result<String, OutputError> {
     Ok(match output {
-        Output::Json => serde_json::to_string_pretty(rows)? + "\n",
-        Output::Yaml => serde_saphyr::to_string(&rows)?,
-        Output::Table | Output::Wide => {
-            let wide = output == Output::Wide;
+        OutputFormat::Json => serde_json::to_string_pretty(rows)? + "\n",
+        OutputFormat::Yaml => serde_saphyr::to_string(&rows)?,
+        OutputFormat::Table | OutputFormat::Wide => {
+            let wide = output == OutputFormat::Wide;
             let mut table = Table::new(R::columns(wide));
             for row in rows {
                 table.push(row.cells(wide));

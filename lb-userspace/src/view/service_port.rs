@@ -1,4 +1,4 @@
-//! Service ports in the words of the API, and the maps by which their names are found.
+//! Service ports with their names in the Kubernetes API, and the maps that contain these names.
 
 use std::collections::HashMap;
 
@@ -8,31 +8,32 @@ use lb_datapath::apply::tables::BackendEntry;
 use lb_model::IpFamily;
 use serde::Serialize;
 
-/// `SERVICE_NAMES` by service id.
+/// The map `SERVICE_NAMES`, by service id.
 pub type Names = HashMap<u32, ServiceName>;
 
-/// Backend ids in ranges of `SLOTS`, by first slot and number of slots.
+/// The backend ids in ranges of the map `SLOTS`, by first slot and number of slots.
 pub type Slots = HashMap<(u32, u32), Vec<u32>>;
 
-/// `BACKENDS_V4` and `BACKENDS_V6` by family and backend id.
+/// The maps `BACKENDS_V4` and `BACKENDS_V6`, by family and backend id.
 pub type Backends = HashMap<(IpFamily, u32), BackendEntry>;
 
-/// `SOURCE_RANGES_V4` and `SOURCE_RANGES_V6` by service id.
+/// The maps `SOURCE_RANGES_V4` and `SOURCE_RANGES_V6`, by service id.
 pub type SourceRanges = HashMap<u32, Vec<IpNet>>;
 
-/// A Service port in the words of the API.
+/// A Service port, with its names in the Kubernetes API.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServicePort {
     pub namespace: String,
     pub name: String,
-    /// Empty for the only port of a Service.
+    /// Empty if the port has no name. A Service with one port needs none.
     pub port_name: String,
     pub port: u16,
 }
 
 impl ServicePort {
-    /// The Service port with this id. A name can be missing for a moment, while the agent adds or removes the Service.
+    /// Returns the Service port with this id. Its name can be missing for a moment, while the agent
+    /// adds or removes the Service. Then the result has the name `id-<service_id>`.
     pub fn of(service_id: u32, names: &Names) -> Self {
         match names.get(&service_id) {
             Some(name) => Self {
@@ -50,7 +51,7 @@ impl ServicePort {
         }
     }
 
-    /// `namespace/name:port`, the port by its name if it has one.
+    /// Returns `namespace/name:port`, with the name of the port if it has one.
     pub fn label(&self) -> String {
         let Self { namespace, name, port_name, port } = self;
         match port_name.as_str() {
@@ -60,21 +61,22 @@ impl ServicePort {
     }
 }
 
-/// Which Services are shown.
+/// Selects the Services to list.
 #[derive(Debug, Clone, Default)]
-pub struct Filter {
+pub struct ServiceFilter {
     pub namespace: Option<String>,
     pub service: Option<String>,
 }
 
-impl Filter {
+impl ServiceFilter {
+    /// Returns whether the Service of this port is selected.
     pub fn accepts(&self, port: &ServicePort) -> bool {
         self.namespace.as_ref().is_none_or(|namespace| *namespace == port.namespace)
             && self.service.as_ref().is_none_or(|service| *service == port.name)
     }
 }
 
-/// A zero-padded name. The agent writes UTF-8; anything else is shown as it can be.
+/// Returns a zero-padded name as text. Bytes that are not UTF-8 become replacement characters.
 fn text(padded: &[u8]) -> String {
     let end = padded.iter().position(|&byte| byte == 0).unwrap_or(padded.len());
     String::from_utf8_lossy(&padded[..end]).into_owned()
@@ -105,7 +107,7 @@ mod tests {
     #[test]
     fn filters_match_exactly() {
         let port = ServicePort::of(1, &fixture::names());
-        let filter = |namespace: Option<&str>, service: Option<&str>| Filter {
+        let filter = |namespace: Option<&str>, service: Option<&str>| ServiceFilter {
             namespace: namespace.map(Into::into),
             service: service.map(Into::into),
         };

@@ -1,4 +1,4 @@
-//! `lb get services`: one row per address that a Service has.
+//! `lb get services`: one row per Service address.
 
 use lb_common::layout::{self, service_flags};
 use lb_datapath::apply::tables::ServiceAddress;
@@ -6,7 +6,7 @@ use lb_model::IpFamily;
 use serde::Serialize;
 
 use super::row::Row;
-use super::service_port::{Backends, Filter, Names, ServicePort, Slots, SourceRanges, protocol_name};
+use super::service_port::{Backends, Names, ServiceFilter, ServicePort, Slots, SourceRanges, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -14,40 +14,47 @@ pub struct ServiceRow {
     #[serde(flatten)]
     pub service: ServicePort,
     pub protocol: String,
-    /// ClusterIP, NodePort, ExternalIP or LoadBalancer: what this address is.
+    /// The kind of address: ClusterIP, NodePort, ExternalIP or LoadBalancer.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// `0.0.0.0` and `[::]` stand for every address of this node that takes NodePorts.
+    /// `0.0.0.0` and `[::]` stand for all addresses of this node that serve NodePorts.
     pub address: String,
-    /// Endpoints of traffic from pods and from this node.
+    /// Endpoints for traffic from pods and from this node.
     pub endpoints: Vec<String>,
-    /// Endpoints of traffic from outside the cluster.
+    /// Endpoints for traffic from outside the cluster.
     pub outside_endpoints: Vec<String>,
-    /// What happens to traffic when there is no endpoint, from inside and from outside.
+    /// `reject` or `drop`: the verdict for traffic from pods and from this node if there is no
+    /// endpoint.
     pub no_endpoint: &'static str,
+    /// The same for traffic from outside the cluster.
     pub outside_no_endpoint: &'static str,
     pub algorithm: String,
-    /// 0: no session affinity.
+    /// The timeout of session affinity. 0 means that the Service has no session affinity.
     pub affinity_seconds: u32,
-    /// Sources that may use the address; none: everybody, an empty list: nobody.
+    /// Networks whose clients may use the address. `None` allows all clients, an empty list none.
     pub source_ranges: Option<Vec<String>>,
     pub id: u32,
 }
 
-/// The rows, sorted by Service, type and address. `slots` holds every range that `services` name.
-pub fn service_rows(
-    services: &[(ServiceAddress, layout::Service)],
-    names: &Names,
-    slots: &Slots,
-    backends: &Backends,
-    source_ranges: &SourceRanges,
-    filter: &Filter,
-) -> Vec<ServiceRow> {
-    let mut rows: Vec<(ServiceRow, ServiceAddress)> = services
+/// The map entries from which the rows are made.
+#[derive(Debug)]
+pub struct ServiceTables {
+    pub services: Vec<(ServiceAddress, layout::Service)>,
+    pub names: Names,
+    /// Has all ranges that `services` refer to.
+    pub slots: Slots,
+    pub backends: Backends,
+    pub source_ranges: SourceRanges,
+}
+
+/// Returns the rows, sorted by Service, type and address.
+pub fn service_rows(tables: &ServiceTables, filter: &ServiceFilter) -> Vec<ServiceRow> {
+    let mut rows: Vec<(ServiceRow, ServiceAddress)> = tables
+        .services
         .iter()
-        // Port 0: the address itself, for packets to ports that the Service does not have.
+        // An entry with port 0 is for packets to ports that the Service does not have.
         .filter(|(key, _)| key.port != 0)
-        .map(|(key, value)| (row(key, value, names, slots, backends, source_ranges), *key))
+        .map(|(key, value)| (row(key, value, tables), *key))
         .filter(|(row, _)| filter.accepts(&row.service))
         .collect();
     rows.sort_by(|(a, a_key), (b, b_key)| {
@@ -56,18 +63,12 @@ pub fn service_rows(
     rows.into_iter().map(|(row, _)| row).collect()
 }
 
-fn row(
-    key: &ServiceAddress,
-    value: &layout::Service,
-    names: &Names,
-    slots: &Slots,
-    backends: &Backends,
-    source_ranges: &SourceRanges,
-) -> ServiceRow {
+fn row(key: &ServiceAddress, value: &layout::Service, tables: &ServiceTables) -> ServiceRow {
+    let ServiceTables { names, slots, backends, source_ranges, .. } = tables;
     let family = IpFamily::of(&key.ip);
     let endpoints = |base: u32, count: u32| {
         let mut ids = slots.get(&(base, count)).cloned().unwrap_or_default();
-        // Weights and tables repeat a backend.
+        // A backend with a weight has several slots.
         ids.sort_unstable();
         ids.dedup();
         let mut addresses: Vec<_> =
@@ -116,7 +117,7 @@ fn algorithm_name(algorithm: u8) -> String {
 }
 
 impl ServiceRow {
-    /// The number of endpoints; both numbers where a traffic policy makes them differ.
+    /// Returns the number of endpoints. Returns both numbers if a traffic policy makes them differ.
     fn endpoint_count(&self) -> String {
         let (inside, outside) = (self.endpoints.len(), self.outside_endpoints.len());
         if self.endpoints == self.outside_endpoints {
@@ -128,8 +129,6 @@ impl ServiceRow {
 }
 
 impl Row for ServiceRow {
-    const PLURAL: &'static str = "services";
-
     fn columns(wide: bool) -> Vec<&'static str> {
         let mut columns = vec!["SERVICE", "TYPE", "ADDRESS", "PROTOCOL", "ENDPOINTS"];
         if wide {
@@ -185,7 +184,7 @@ impl Row for ServiceRow {
 #[cfg(test)]
 mod tests {
     use super::super::fixture;
-    use super::super::output::{Output, render};
+    use super::super::output::{OutputFormat, render};
     use super::*;
     use crate::testing::assert_golden;
 
@@ -214,12 +213,12 @@ mod tests {
         }
     }
 
-    fn rows(filter: &Filter) -> Vec<ServiceRow> {
+    fn rows(filter: &ServiceFilter) -> Vec<ServiceRow> {
         use layout::kind::{CLUSTER_IP, LOAD_BALANCER, NODE_PORT};
         use service_flags::{OUTSIDE_DROP, POLICY_LOCAL, SOURCE_RANGES};
         let local = OUTSIDE_DROP | POLICY_LOCAL;
         let guarded = SOURCE_RANGES;
-        let services = [
+        let services = vec![
             (address("0.0.0.0", 30088, layout::TCP), service(1, NODE_PORT, (1, 2), (3, 1), local)),
             (address("10.96.0.10", 80, layout::TCP), service(1, CLUSTER_IP, (1, 2), (1, 2), 0)),
             (address("10.96.0.10", 0, 0), service(1, CLUSTER_IP, (0, 0), (0, 0), 0)),
@@ -230,43 +229,52 @@ mod tests {
             (address("2001:db8::7", 8080, layout::TCP), service(3, LOAD_BALANCER, (0, 0), (0, 0), guarded)),
         ];
         let slots = Slots::from([
-            ((1, 2), vec![2, 1]), // the cluster list of web
-            ((3, 1), vec![1]),    // its local list
+            ((1, 2), vec![2, 1]), // all endpoints of web
+            ((3, 1), vec![1]),    // those on this node
             ((4, 1), vec![1]),
             ((5, 3), vec![4, 4, 4]), // kube-dns: one backend of weight 3
         ]);
         let sources = ["203.0.113.0/24", "198.51.100.7/32"].map(|text| text.parse().unwrap());
         let source_ranges = SourceRanges::from([(3, sources.into())]);
-        service_rows(&services, &fixture::names(), &slots, &fixture::backends(), &source_ranges, filter)
+        let (names, backends) = (fixture::names(), fixture::backends());
+        service_rows(&ServiceTables { services, names, slots, backends, source_ranges }, filter)
     }
 
     #[test]
     fn table() {
-        assert_golden("services.txt", &render(&rows(&Filter::default()), Output::Table).unwrap());
+        assert_golden(
+            "services.txt",
+            &render(&rows(&ServiceFilter::default()), OutputFormat::Table).unwrap(),
+        );
     }
 
     #[test]
     fn wide_table() {
-        assert_golden("services-wide.txt", &render(&rows(&Filter::default()), Output::Wide).unwrap());
+        assert_golden(
+            "services-wide.txt",
+            &render(&rows(&ServiceFilter::default()), OutputFormat::Wide).unwrap(),
+        );
     }
 
     #[test]
     fn json() {
-        let filter = Filter { namespace: None, service: Some("web".into()) };
-        assert_golden("services.json", &render(&rows(&filter), Output::Json).unwrap());
+        let filter = ServiceFilter { namespace: None, service: Some("web".into()) };
+        assert_golden("services.json", &render(&rows(&filter), OutputFormat::Json).unwrap());
     }
 
     #[test]
-    fn yaml_says_what_json_says() {
-        let rows = rows(&Filter::default());
-        let yaml: serde_json::Value = serde_saphyr::from_str(&render(&rows, Output::Yaml).unwrap()).unwrap();
-        let json: serde_json::Value = serde_json::from_str(&render(&rows, Output::Json).unwrap()).unwrap();
+    fn yaml_and_json_are_equal() {
+        let rows = rows(&ServiceFilter::default());
+        let yaml: serde_json::Value =
+            serde_saphyr::from_str(&render(&rows, OutputFormat::Yaml).unwrap()).unwrap();
+        let json: serde_json::Value =
+            serde_json::from_str(&render(&rows, OutputFormat::Json).unwrap()).unwrap();
         assert_eq!(yaml, json);
     }
 
     #[test]
     fn filtered_by_namespace() {
-        let filter = Filter { namespace: Some("shop".into()), service: None };
+        let filter = ServiceFilter { namespace: Some("shop".into()), service: None };
         let rows = rows(&filter);
         assert_eq!(rows.iter().map(|row| row.service.label()).collect::<Vec<_>>(), ["shop/cart:8080"; 2]);
     }

@@ -1,8 +1,8 @@
-//! Tables in the manner of kubectl: left-aligned columns, no rules, nothing that gets in the way of `awk`.
+//! Tables like those of kubectl: left-aligned columns without lines, easy to split with `awk`.
 
 use std::fmt;
 
-/// Rows of cells under a heading.
+/// A heading and rows of cells.
 #[derive(Debug)]
 pub struct Table {
     rows: Vec<Vec<String>>,
@@ -15,7 +15,7 @@ impl Table {
 
     pub fn push(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.rows[0].len());
-        // An empty cell would shift the columns for programs that split at spaces.
+        // An empty cell would shift the columns for programs that split lines at spaces.
         self.rows
             .push(cells.into_iter().map(|cell| if cell.is_empty() { "-".into() } else { cell }).collect());
     }

@@ -1,3 +1,5 @@
+//! The arguments of `lb cleanup`.
+
 use std::path::PathBuf;
 
 use clap::Args;
@@ -6,22 +8,29 @@ use crate::cli::pin_args::PinArgs;
 
 #[derive(Debug, Args)]
 pub struct CleanupArgs {
-    /// Only say what would be removed
+    /// List what would be removed, and remove nothing
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Remove what a former kube-proxy left instead, in any of its modes; nothing of Sluice, an agent may run
+    /// Remove the rules that a former kube-proxy left behind, and leave Sluice alone
     ///
-    /// Rules and chains of iptables, tables of nftables, virtual servers, sets and the device of IPVS. It needs the node's
-    /// iptables-save and -restore, nft, ipset, ipvsadm and ip; what cannot be looked at for lack of one is said. The
-    /// kubelet's chains and everybody else's stay. Refuses while kube-proxy runs here.
+    /// Use it after kube-proxy has ended and the agent serves the node. The agent may be running.
+    /// The command refuses to run while kube-proxy runs on this node.
     ///
-    /// Tracked connections stay too. The kernel goes on translating them while somebody else on the node has NAT rules and
-    /// rules that track connections, as most pod networks do; else those that kube-proxy opened end.
+    /// It removes what kube-proxy creates in any of its modes: chains and rules of iptables, tables
+    /// of nftables, and virtual servers, ipsets and the device kube-ipvs0 of IPVS. Chains of the
+    /// kubelet and of other programs stay. The command runs the node's own iptables-save,
+    /// iptables-restore, nft, ipset, ipvsadm and ip. It reports what it cannot check because a
+    /// program is missing.
+    ///
+    /// Entries of the kernel's connection tracking stay. Connections that kube-proxy translated go
+    /// on if another program on the node, for example the pod network, has NAT rules and rules that
+    /// track connections. Otherwise these connections break.
     #[arg(long)]
     pub kube_proxy: bool,
 
-    /// In a container: where the node's root folder is, whose programs are used
+    /// Root folder of the node, if the command runs in a container: it runs the programs found
+    /// there
     #[arg(long, value_name = "DIR", requires = "kube_proxy")]
     pub host_root: Option<PathBuf>,
 

@@ -1,3 +1,5 @@
+//! The errors of `lb cleanup`.
+
 use std::io;
 use std::path::PathBuf;
 
@@ -18,24 +20,26 @@ pub enum CleanupError {
     KubeProxyRuns(String),
     #[error("cannot use {} as the root folder", path.display())]
     HostRoot { path: PathBuf, source: io::Error },
-    #[error("neither iptables-save nor nft is installed here, so nothing of kube-proxy can be found")]
+    #[error("neither iptables-save nor nft is installed here; without them no rules can be listed")]
     NoPrograms,
-    #[error("{failed} of {total} could not be removed, see above; the first: {first}")]
+    #[error("{failed} of {total} items could not be removed, see above; the first: {first}")]
     Incomplete { failed: usize, total: usize, first: String },
 }
 
 impl CleanupError {
-    /// What a person can do.
+    /// Returns the remedy, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Preflight(error) => Some(error.hint()),
-            Self::Lock(LockError::Held { .. }) => Some("end it first: it would put everything back".into()),
-            Self::KubeProxyRuns(_) => Some(
-                "end it first: it would put everything back; --dry-run lists what it has here meanwhile".into(),
-            ),
+            Self::Lock(LockError::Held { .. }) => {
+                Some("stop it first: it would create everything again".into())
+            }
+            Self::KubeProxyRuns(_) => {
+                Some("stop it first: it would create its rules again; --dry-run works meanwhile".into())
+            }
             Self::NoPrograms => Some(
-                "in a container, name the folder where the node's root is with --host-root; where the node has \
-                 neither, run `kube-proxy --cleanup` from kube-proxy's image"
+                "in a container, give the node's root folder with --host-root; if the node has neither \
+                 program, run `kube-proxy --cleanup` in the image of kube-proxy"
                     .into(),
             ),
             _ => None,

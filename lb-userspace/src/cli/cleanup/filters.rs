@@ -1,4 +1,4 @@
-//! Filters on clsact queueing disciplines, by rtnetlink.
+//! Lists and removes tc filters on clsact queueing disciplines, through rtnetlink.
 
 use std::fmt;
 use std::future::ready;
@@ -11,26 +11,27 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption};
 
-/// All programs of Sluice for traffic control have names that begin so.
+/// The prefix of the names of all tc programs of Sluice.
 const PROGRAM_PREFIX: &str = "lb_tc_";
 
-/// A filter that runs a program of ours.
+/// A tc filter that runs a program of Sluice.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Filter {
+pub(super) struct TcFilter {
     device: String,
     program: String,
-    /// Names device, direction, priority and handle: all that is needed to remove it.
+    /// Device, direction, priority and handle. The kernel needs these to remove the filter.
     header: TcHeader,
 }
 
-impl fmt::Display for Filter {
+impl fmt::Display for TcFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let direction = if self.header.parent.minor == TcHandle::MIN_EGRESS { "egress" } else { "ingress" };
         write!(f, "{} on {} ({direction})", self.program, self.device)
     }
 }
 
-/// A clsact queueing discipline on which there are no filters but ours: an agent made it, or nobody misses it.
+/// A clsact queueing discipline that holds only filters of Sluice. An agent created it, or no other
+/// program uses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Qdisc {
     device: String,
@@ -52,8 +53,9 @@ impl Netlink {
         Ok(Self(handle))
     }
 
-    /// What is ours on the devices of this network namespace, in an order in which it can be removed.
-    pub async fn ours(&self) -> io::Result<(Vec<Filter>, Vec<Qdisc>)> {
+    /// Returns the filters and queueing disciplines of Sluice on the devices of this network
+    /// namespace. Filters must be removed before queueing disciplines.
+    pub async fn list(&self) -> io::Result<(Vec<TcFilter>, Vec<Qdisc>)> {
         let (mut filters, mut qdiscs) = (Vec::new(), Vec::new());
         let mut links = self.0.link().get().execute();
         while let Some(link) = links.try_next().await.map_err(io::Error::other)? {
@@ -65,11 +67,11 @@ impl Netlink {
             let device = name.unwrap_or_else(|| format!("interface {index}"));
             let mut messages = self.filters_of(index, true).await;
             messages.extend(self.filters_of(index, false).await);
-            let ours = ours_among(&device, &messages);
-            if !ours.is_empty() && ours.len() == messages.len() {
+            let sluice = sluice_filters(&device, &messages);
+            if !sluice.is_empty() && sluice.len() == messages.len() {
                 qdiscs.push(Qdisc { device, index });
             }
-            filters.extend(ours);
+            filters.extend(sluice);
         }
         Ok((filters, qdiscs))
     }
@@ -77,29 +79,30 @@ impl Netlink {
     async fn filters_of(&self, index: i32, ingress: bool) -> Vec<TcMessage> {
         let request = self.0.traffic_filter(index).get();
         let request = if ingress { request.ingress() } else { request.egress() };
-        // A device without clsact answers with an error; one may also vanish while it is looked at.
-        let answers: Vec<TcMessage> =
-            request.execute().filter_map(|answer| ready(answer.ok())).collect().await;
-        // Without a handle it is the head of a list of filters, not a filter.
-        answers.into_iter().filter(|message| message.header.handle != TcHandle::UNSPEC).collect()
+        // The kernel returns an error for a device without clsact, and for a device that was
+        // removed in the meantime.
+        let replies: Vec<TcMessage> = request.execute().filter_map(|reply| ready(reply.ok())).collect().await;
+        // A message without a handle is the head of a list of filters.
+        replies.into_iter().filter(|message| message.header.handle != TcHandle::UNSPEC).collect()
     }
 
-    /// Removes an empty clsact queueing discipline.
+    /// Removes a clsact queueing discipline. Its filters must be removed already.
     pub async fn remove_qdisc(&self, qdisc: &Qdisc) -> io::Result<()> {
         let mut request = self.0.qdisc().del(qdisc.index);
         request.message_mut().header.parent = TcHandle::CLSACT;
         request.execute().await.map_err(io::Error::other)
     }
 
-    pub async fn remove(&self, filter: &Filter) -> io::Result<()> {
+    /// Removes a filter.
+    pub async fn remove(&self, filter: &TcFilter) -> io::Result<()> {
         let mut message = TcMessage::default();
         message.header = filter.header.clone();
         message.attributes.push(TcAttribute::Kind("bpf".into()));
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::DelTrafficFilter(message));
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
-        let mut answers = self.0.clone().request(request).map_err(io::Error::other)?;
-        while let Some(answer) = answers.next().await {
-            if let NetlinkPayload::Error(error) = answer.payload
+        let mut replies = self.0.clone().request(request).map_err(io::Error::other)?;
+        while let Some(reply) = replies.next().await {
+            if let NetlinkPayload::Error(error) = reply.payload
                 && error.code.is_some()
             {
                 return Err(error.to_io());
@@ -109,16 +112,17 @@ impl Netlink {
     }
 }
 
-fn ours_among(device: &str, messages: &[TcMessage]) -> Vec<Filter> {
+/// Returns the filters among `messages` that run a program of Sluice.
+fn sluice_filters(device: &str, messages: &[TcMessage]) -> Vec<TcFilter> {
     let filter = |message: &TcMessage| {
-        let program = program_of_ours(message)?;
-        Some(Filter { device: device.to_owned(), program, header: message.header.clone() })
+        let program = sluice_program(message)?;
+        Some(TcFilter { device: device.to_owned(), program, header: message.header.clone() })
     };
     messages.iter().filter_map(filter).collect()
 }
 
-/// The name of the program that a filter runs, if it is one of ours.
-fn program_of_ours(message: &TcMessage) -> Option<String> {
+/// Returns the name of the program that a filter runs, if it is a program of Sluice.
+fn sluice_program(message: &TcMessage) -> Option<String> {
     let options = message.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Options(options) => Some(options),
         _ => None,
@@ -146,18 +150,18 @@ mod tests {
     }
 
     #[test]
-    fn only_programs_of_ours_are_taken() {
-        assert_eq!(program_of_ours(&filter("lb_tc_ingress", 0xfff2)).as_deref(), Some("lb_tc_ingress"));
-        assert_eq!(program_of_ours(&filter("cil_from_netdev", 0xfff2)), None);
-        assert_eq!(program_of_ours(&TcMessage::default()), None);
+    fn programs_are_recognised_by_prefix() {
+        assert_eq!(sluice_program(&filter("lb_tc_ingress", 0xfff2)).as_deref(), Some("lb_tc_ingress"));
+        assert_eq!(sluice_program(&filter("cil_from_netdev", 0xfff2)), None);
+        assert_eq!(sluice_program(&TcMessage::default()), None);
     }
 
     #[test]
-    fn filters_of_others_stay() {
+    fn filters_of_other_programs_are_kept() {
         let messages = [filter("cil_from_netdev", 0xfff2), filter("lb_tc_ingress", 0xfff2)];
-        let ours = ours_among("eth0", &messages);
+        let sluice = sluice_filters("eth0", &messages);
         assert_eq!(
-            ours.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            sluice.iter().map(ToString::to_string).collect::<Vec<_>>(),
             ["lb_tc_ingress on eth0 (ingress)"]
         );
     }
@@ -165,7 +169,7 @@ mod tests {
     #[test]
     fn filters_are_named_by_program_device_and_direction() {
         let text = |minor| {
-            Filter { device: "eth0".into(), program: "lb_tc_x".into(), header: filter("", minor).header }
+            TcFilter { device: "eth0".into(), program: "lb_tc_x".into(), header: filter("", minor).header }
                 .to_string()
         };
         assert_eq!(text(TcHandle::MIN_INGRESS), "lb_tc_x on eth0 (ingress)");

@@ -1,15 +1,17 @@
+//! The items that `lb cleanup` removes.
+
 use std::fmt;
 use std::path::PathBuf;
 
-use super::filters::{Filter, Qdisc};
+use super::filters::{Qdisc, TcFilter};
 
-/// Something that is there because an agent put it there.
+/// Something that an agent created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
     /// A pinned link, map or program.
     Pin(PathBuf),
     Folder(PathBuf),
-    Filter(Filter),
+    Filter(TcFilter),
     Qdisc(Qdisc),
 }
 

@@ -1,10 +1,11 @@
-//! `lb cleanup`: removes what an agent of any version put on this node.
+//! `lb cleanup`: removes everything that agents of any version created on this node.
 //!
-//! - Links and maps are alive because they are pinned: without its pin a link detaches its program.
-//! - Filters on clsact queueing disciplines (kernels before 6.6) have no pin: they are found by the program's name.
-//!   They are looked for in the network namespace that the command runs in.
+//! - Pins keep links and maps alive. When the pin of a link is removed, the kernel detaches the
+//!   program.
+//! - Filters on clsact queueing disciplines (kernels before 6.6) have no pin. The command finds
+//!   them by the name of their program, in the network namespace in which it runs.
 //!
-//! With `--kube-proxy` it removes what kube-proxy left there instead, see [`kube_proxy`].
+//! `lb cleanup --kube-proxy` removes the leftovers of kube-proxy instead, see [`kube_proxy`].
 
 mod args;
 mod error;
@@ -24,7 +25,7 @@ use report::Report;
 use crate::agent::NodeLock;
 use crate::preflight;
 
-/// Writes one line for each thing to `out` as it is removed.
+/// Removes everything, and writes one line for each item to `out`.
 pub async fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), CleanupError> {
     preflight::may_load()?;
     if args.kube_proxy {
@@ -32,18 +33,18 @@ pub async fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), Cle
     }
     preflight::check_bpffs(&args.pins.bpffs)?;
     let root = args.pins.root();
-    // An agent that runs would put everything back, piece by piece.
+    // A running agent would create everything again. It holds this lock.
     let _lock = match args.dry_run || !root.exists() {
         true => None,
         false => Some(NodeLock::acquire(&root)?),
     };
 
     let netlink = filters::Netlink::open().map_err(CleanupError::Filters)?;
-    let (filters, qdiscs) = netlink.ours().await.map_err(CleanupError::Filters)?;
-    // Filters first: they hold programs, which hold maps.
+    let (filters, qdiscs) = netlink.list().await.map_err(CleanupError::Filters)?;
+    // Filters go first: they hold references to programs, and programs to maps.
     let mut items: Vec<Item> = filters.into_iter().map(Item::Filter).collect();
     items.extend(qdiscs.into_iter().map(Item::Qdisc));
-    items.extend(pins::below(&root)?);
+    items.extend(pins::list(&root)?);
 
     let mut report = Report::new(args.dry_run, out);
     for item in &items {
@@ -54,7 +55,7 @@ pub async fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), Cle
             Item::Filter(filter) => netlink.remove(filter).await,
             Item::Qdisc(qdisc) => netlink.remove_qdisc(qdisc).await,
         };
-        report.tell(item, &result);
+        report.log_removal(item, &result);
     }
     if let Some(hint) = kube_proxy::hint() {
         report.note(&hint);

@@ -1,4 +1,4 @@
-//! The pins: every file below `<bpffs>/sluice`, whatever layout version it belongs to.
+//! Lists the pins: every file below `<bpffs>/sluice`, of any map layout version.
 
 use std::io;
 use std::path::Path;
@@ -6,8 +6,9 @@ use std::path::Path;
 use super::error::CleanupError;
 use super::item::Item;
 
-/// Everything at and below `folder`, in an order in which it can be removed. Nothing if there is no such folder.
-pub(super) fn below(folder: &Path) -> Result<Vec<Item>, CleanupError> {
+/// Returns `folder` and everything below it, in an order in which it can be removed. Returns
+/// nothing if the folder does not exist.
+pub(super) fn list(folder: &Path) -> Result<Vec<Item>, CleanupError> {
     let failed = |source: io::Error| CleanupError::List { path: folder.to_owned(), source };
     let listing = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -18,7 +19,7 @@ pub(super) fn below(folder: &Path) -> Result<Vec<Item>, CleanupError> {
     let mut items = Vec::new();
     for entry in entries {
         if entry.file_type().map_err(failed)?.is_dir() {
-            items.extend(below(&entry.path())?);
+            items.extend(list(&entry.path())?);
         } else {
             items.push(Item::Pin(entry.path()));
         }
@@ -32,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_comes_after_what_is_in_it() {
+    fn a_folder_comes_after_its_content() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("sluice");
         for folder in ["v1/links", "v2"] {
@@ -44,7 +45,7 @@ mod tests {
         let pin = |path: &str| Item::Pin(root.join(path));
         let folder = |path: &str| Item::Folder(root.join(path));
         assert_eq!(
-            below(&root).unwrap(),
+            list(&root).unwrap(),
             [
                 pin("v1/SERVICES_V4"),
                 pin("v1/links/xdp-eth0"),
@@ -58,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn no_folder_is_nothing_to_remove() {
-        assert_eq!(below(Path::new("/nonexistent/sluice")).unwrap(), []);
+    fn a_missing_folder_has_no_pins() {
+        assert_eq!(list(Path::new("/nonexistent/sluice")).unwrap(), []);
     }
 }

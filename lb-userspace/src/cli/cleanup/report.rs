@@ -1,8 +1,10 @@
+//! The report of a cleanup.
+
 use std::{fmt, io};
 
 use super::error::CleanupError;
 
-/// Tells of each thing as it is removed, and counts.
+/// Writes one line for each item, and counts items and failures.
 pub struct Report<'a, W> {
     out: &'a mut W,
     dry_run: bool,
@@ -15,14 +17,15 @@ impl<'a, W: io::Write> Report<'a, W> {
         Self { out, dry_run, total: 0, failed: Vec::new() }
     }
 
-    pub fn tell(&mut self, thing: impl fmt::Display, result: &Result<(), impl fmt::Display>) {
+    /// Writes the outcome of the removal of one item.
+    pub fn log_removal(&mut self, item: impl fmt::Display, result: &Result<(), impl fmt::Display>) {
         self.total += 1;
         match result {
-            Ok(()) if self.dry_run => self.line(format_args!("would remove {thing}")),
-            Ok(()) => self.line(format_args!("removed {thing}")),
+            Ok(()) if self.dry_run => self.line(format_args!("would remove {item}")),
+            Ok(()) => self.line(format_args!("removed {item}")),
             Err(error) => {
-                self.line(format_args!("not removed {thing}: {error}"));
-                self.failed.push(format!("{thing}: {error}"));
+                self.line(format_args!("not removed {item}: {error}"));
+                self.failed.push(format!("{item}: {error}"));
             }
         }
     }
@@ -32,10 +35,11 @@ impl<'a, W: io::Write> Report<'a, W> {
     }
 
     fn line(&mut self, line: fmt::Arguments) {
-        // Nobody may be reading: removing goes on.
+        // The reader of the output may be gone. The removal goes on.
         let _ = writeln!(self.out, "{line}");
     }
 
+    /// Returns an error if an item could not be removed.
     pub fn finish(mut self) -> Result<(), CleanupError> {
         if self.total == 0 {
             self.line(format_args!("nothing to remove"));

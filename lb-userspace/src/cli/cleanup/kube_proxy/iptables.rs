@@ -1,15 +1,17 @@
 //! iptables mode, and the iptables rules of IPVS mode.
 //!
-//! Chains go by name, jumps into them by target and comment. A chain of kube-proxy that a rule of somebody else jumps to cannot be
-//! deleted, and deleting the rest around it would change what that rule means: it stays, with all it leads to.
+//! Chains are recognised by their name, jumps into them by target and comment. If a rule of another
+//! program jumps to a chain of kube-proxy, the kernel refuses to delete that chain. The chain
+//! stays, together with all chains that it jumps to, so that the rule keeps its effect.
 
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::leftovers::{Answer, Leftovers, Removal};
-use super::programs::Call;
+use super::leftovers::{Leftovers, Listing, Removal};
+use super::programs::NodeCommand;
 
-/// Chains by table (pkg/proxy/iptables/cleanup.go; pkg/proxy/ipvs/proxier.go, iptablesCleanupChains).
+/// Chains of kube-proxy by table (pkg/proxy/iptables/cleanup.go; pkg/proxy/ipvs/proxier.go,
+/// iptablesCleanupChains).
 const CHAINS: [(&str, &[&str]); 3] = [
     (
         "nat",
@@ -41,15 +43,17 @@ const CHAINS: [(&str, &[&str]); 3] = [
     ("mangle", &["KUBE-PROXY-CANARY"]),
 ];
 
-/// Marks packets that [`POSTROUTING`] shall masquerade. Also others use it, for example CNI's portmap.
+/// Marks packets that [`POSTROUTING`] masquerades. Other programs use it too, for example the CNI
+/// plugin portmap.
 const MARK_MASQ: &str = "KUBE-MARK-MASQ";
 const POSTROUTING: &str = "KUBE-POSTROUTING";
 
-/// Chains of Services and endpoints, in the nat table. KUBE-XLB- became KUBE-EXT- in Kubernetes 1.24.
+/// Name prefixes of the chains of Services and endpoints, in the nat table. Kubernetes 1.24 renamed
+/// KUBE-XLB- to KUBE-EXT-.
 const PREFIXES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-", "KUBE-XLB-"];
 
-/// Target and comment of the rules that kube-proxy puts into the chains of the kernel (iptablesJumpChains,
-/// iptablesJumpChain). Their other conditions differ by version.
+/// Target and comment of the rules that kube-proxy adds to built-in chains (iptablesJumpChains,
+/// iptablesJumpChain). The other conditions of these rules differ by version.
 const JUMPS: [(&str, &str); 10] = [
     ("KUBE-SERVICES", "kubernetes service portals"),
     ("KUBE-EXTERNAL-SERVICES", "kubernetes externally-visible service portals"),
@@ -63,18 +67,21 @@ const JUMPS: [(&str, &str); 10] = [
     ("KUBE-IPVS-OUT-FILTER", "kubernetes ipvs access filter"),
 ];
 
+/// Adds the chains and rules of kube-proxy to `found`.
 pub(super) fn find(found: &mut Leftovers) {
-    // Both variants have rules of their own in the kernel, and a node may have had a kube-proxy with either.
+    // The legacy and the nft variant have separate rules in the kernel. kube-proxy may have used
+    // either.
     for (family, tables) in
         [("iptables", "/proc/net/ip_tables_names"), ("ip6tables", "/proc/net/ip6_tables_names")]
     {
         let legacy = find_in(found, &format!("{family}-legacy"));
         let nft = find_in(found, &format!("{family}-nft"));
-        // Where there is one variant only, it has no name of its own.
+        // If only one variant is installed, its programs may have no suffix.
         if !(legacy || nft || find_in(found, family)) {
-            found.notes.push(format!("rules of {family} were not looked at: {family}-save is not installed"));
+            let note = format!("rules of {family} were not checked: {family}-save is not installed");
+            found.notes.push(note);
         }
-        // The kernel tells of these tables by itself.
+        // procfs lists the tables of the legacy variant.
         if nft && !legacy && fs::read_to_string(tables).is_ok_and(|names| !names.is_empty()) {
             let reason = format!("{family}-legacy-save is not installed");
             found.unreachable.push((format!("rules  {family}-legacy"), reason));
@@ -82,22 +89,23 @@ pub(super) fn find(found: &mut Leftovers) {
     }
 }
 
-/// Whether the variant is installed.
+/// Adds the chains and rules of one variant to `found`. Returns whether the variant is installed.
 fn find_in(found: &mut Leftovers, variant: &str) -> bool {
-    let text = match found.ask(&format!("rules  {variant}"), &Call::new(format!("{variant}-save"), &[])) {
-        Answer::Text(text) => text,
-        Answer::Failed => return true,
-        Answer::NotInstalled => return false,
+    let save = NodeCommand::new(format!("{variant}-save"), &[]);
+    let text = match found.list(&format!("rules  {variant}"), &save) {
+        Listing::Text(text) => text,
+        Listing::Failed => return true,
+        Listing::NotInstalled => return false,
     };
     for line in text.lines().filter(|line| line.starts_with("# Table `") && line.contains("is incompatible"))
     {
-        // iptables-nft shows no table that nft was used on.
+        // iptables-nft does not print tables that contain rules of nft.
         found.notes.push(format!("{variant} cannot show a table: {}", line.trim_start_matches("# ")));
     }
     for table in tables(&text) {
-        let plan = Plan::of(&table);
-        found.notes.extend(plan.kept.iter().map(|kept| format!("{variant} {} {kept}", table.name)));
-        found.removals.extend(plan.removal(variant, &table));
+        let cleanup = TableCleanup::of(&table);
+        found.notes.extend(cleanup.kept.iter().map(|kept| format!("{variant} {} {kept}", table.name)));
+        found.removals.extend(cleanup.removal(variant, &table));
     }
     true
 }
@@ -105,7 +113,7 @@ fn find_in(found: &mut Leftovers, variant: &str) -> bool {
 /// A table as iptables-save prints it.
 struct Table<'a> {
     name: &'a str,
-    /// Chains that somebody made.
+    /// Chains that are not built in.
     chains: BTreeSet<&'a str>,
     rules: Vec<Rule<'a>>,
 }
@@ -118,6 +126,7 @@ struct Rule<'a> {
     comment: Option<String>,
 }
 
+/// Parses the output of iptables-save.
 fn tables(text: &str) -> Vec<Table<'_>> {
     let mut tables = Vec::new();
     for line in text.lines() {
@@ -127,7 +136,7 @@ fn tables(text: &str) -> Vec<Table<'_>> {
         }
         let Some(table) = tables.last_mut() else { continue };
         if let Some(chain) = line.strip_prefix(':') {
-            // Chains of the kernel have a policy.
+            // Built-in chains have a policy here, others have `-`.
             if let Some((name, "-")) = chain.split_once(' ').map(|(name, rest)| (name, first_word(rest))) {
                 table.chains.insert(name);
             }
@@ -152,7 +161,8 @@ fn first_word(text: &str) -> &str {
     text.split(' ').next().unwrap_or_default()
 }
 
-/// Splits as iptables-restore does: at spaces outside double quotes; a backslash in quotes takes the next character as it is.
+/// Splits a rule into words as iptables-restore does: at spaces outside double quotes. Within
+/// quotes, a backslash escapes the next character.
 fn words(text: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted, mut begun) = (Vec::new(), String::new(), false, false);
     let mut characters = text.chars();
@@ -178,22 +188,24 @@ fn words(text: &str) -> Vec<String> {
     words
 }
 
-fn is_kube_proxys(table: &str, chain: &str) -> bool {
+fn is_kube_proxy_chain(table: &str, chain: &str) -> bool {
     CHAINS.iter().any(|(name, chains)| *name == table && chains.contains(&chain))
         || (table == "nat" && PREFIXES.iter().any(|prefix| chain.starts_with(prefix)))
 }
 
-/// What goes from a table, and what stays although it is kube-proxy's.
-struct Plan<'a> {
+/// What to remove from a table.
+struct TableCleanup<'a> {
     chains: BTreeSet<&'a str>,
+    /// Rules in built-in chains that jump to `chains`.
     jumps: Vec<&'a Rule<'a>>,
+    /// Notes about chains of kube-proxy that stay.
     kept: Vec<String>,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> TableCleanup<'a> {
     fn of(table: &'a Table<'a>) -> Self {
         let mut chains: BTreeSet<&str> =
-            table.chains.iter().copied().filter(|chain| is_kube_proxys(table.name, chain)).collect();
+            table.chains.iter().copied().filter(|chain| is_kube_proxy_chain(table.name, chain)).collect();
         let is_jump = |rule: &Rule| {
             let known = |(target, comment): &(&str, &str)| {
                 rule.target.as_deref() == Some(target) && rule.comment.as_deref() == Some(comment)
@@ -205,7 +217,7 @@ impl<'a> Plan<'a> {
         let mut staying: Vec<&str> = Vec::new();
         for rule in table.rules.iter().filter(|rule| !chains.contains(rule.chain) && !is_jump(rule)) {
             if let Some(chain) = rule.target.as_deref().and_then(|target| chains.get(target)) {
-                kept.push(format!("{chain} stays: a rule of somebody else uses it (-A {})", rule.text));
+                kept.push(format!("{chain} stays: a rule of another program uses it (-A {})", rule.text));
                 staying.push(chain);
                 if *chain == MARK_MASQ {
                     staying.extend(chains.get(POSTROUTING));
@@ -219,34 +231,36 @@ impl<'a> Plan<'a> {
             }
         }
 
-        let goes =
+        let is_removed =
             |rule: &&Rule| is_jump(rule) && rule.target.as_deref().is_some_and(|to| chains.contains(to));
-        let jumps = table.rules.iter().filter(goes).collect();
+        let jumps = table.rules.iter().filter(is_removed).collect();
         Self { chains, jumps, kept }
     }
 
-    /// One transaction: the kernel takes all of it, or nothing.
+    /// Returns the command that removes everything in one transaction: the kernel applies all of it
+    /// or nothing.
     fn removal(&self, variant: &str, table: &Table) -> Option<Removal> {
         if self.chains.is_empty() {
             return None;
         }
-        let (mut what, mut text) = (Vec::new(), format!("*{}\n", table.name));
-        // Naming a chain empties it, so that nothing refers to another one when it is deleted.
+        let (mut items, mut text) = (Vec::new(), format!("*{}\n", table.name));
+        // The line `:CHAIN` empties a chain. After that, no chain refers to another one.
         for chain in &self.chains {
             text.push_str(&format!(":{chain} - [0:0]\n"));
         }
         for rule in &self.jumps {
-            what.push(format!("rule   {variant} {} {}", table.name, rule.text));
+            items.push(format!("rule   {variant} {} {}", table.name, rule.text));
             text.push_str(&format!("-D {}\n", rule.text));
         }
         for chain in &self.chains {
-            what.push(format!("chain  {variant} {} {chain}", table.name));
+            items.push(format!("chain  {variant} {} {chain}", table.name));
             text.push_str(&format!("-X {chain}\n"));
         }
         text.push_str("COMMIT\n");
-        // --noflush: all that is not named stays. --wait: others may hold the lock for a moment.
-        let call = Call::new(format!("{variant}-restore"), &["--noflush", "--wait=10"]).with_input(text);
-        Some(Removal { what, call })
+        // --noflush keeps everything that the input does not name. --wait: another program may hold
+        // the lock for a moment.
+        let restore = NodeCommand::new(format!("{variant}-restore"), &["--noflush", "--wait=10"]);
+        Some(Removal { items, command: restore.with_input(text) })
     }
 }
 

@@ -1,18 +1,20 @@
-//! IPVS mode: virtual servers, the device that holds their addresses, and sets. Its iptables rules: see [`super::iptables`].
+//! IPVS mode: virtual servers, the device that holds their addresses, and ipsets.
+//! [`super::iptables`] handles the iptables rules of this mode.
 //!
-//! kube-proxy's own cleanup removes every virtual server; this one those that kube-proxy made: at an address of its
-//! device, or at a port of its sets of node ports.
+//! `kube-proxy --cleanup` removes every virtual server. `lb cleanup` removes only those of
+//! kube-proxy: their address is on the device of kube-proxy, or their port is in an ipset of node
+//! ports.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
-use super::leftovers::{Answer, Leftovers, Removal};
-use super::programs::{Call, ProgramError};
+use super::leftovers::{Leftovers, Listing, Removal};
+use super::programs::{NodeCommand, ProgramError};
 
 const DEVICE: &str = "kube-ipvs0";
 
-/// The sets (pkg/proxy/ipvs/proxier.go, ipsetInfo) without the beginning of their names, [`PREFIXES`].
+/// The names of the ipsets without their prefix (pkg/proxy/ipvs/proxier.go, ipsetInfo).
 const SETS: [&str; 17] = [
     "LOOP-BACK",
     "CLUSTER-IP",
@@ -33,79 +35,88 @@ const SETS: [&str; 17] = [
     "IPVS-IPS",
 ];
 
-/// Of IPv4 and of IPv6. The longer one first: the other begins it.
+/// The prefixes of ipset names, for IPv6 and IPv4. The longer one comes first, because the shorter
+/// one is a prefix of it.
 const PREFIXES: [&str; 2] = ["KUBE-6-", "KUBE-"];
 
-/// ipvsadm's words for the protocol of a virtual server, and the set of node ports of that protocol.
+/// ipvsadm's option for the protocol of a virtual server, and the ipset of node ports of that
+/// protocol.
 const PROTOCOLS: [(&str, &str); 3] =
     [("-t", "NODE-PORT-TCP"), ("-u", "NODE-PORT-UDP"), ("--sctp-service", "NODE-PORT-SCTP-HASH")];
 
+/// Adds the virtual servers, the device and the ipsets of kube-proxy to `found`.
 pub(super) fn find(found: &mut Leftovers) {
-    let sets = Call::new("ipset", &["save"]).run().unwrap_or_else(|error| {
-        // The program is there without the kernel's part of it on many nodes that never had sets.
+    let sets = NodeCommand::new("ipset", &["save"]).run().unwrap_or_else(|error| {
+        // On many nodes without ipsets the program is installed but the kernel module is not
+        // loaded.
         if !matches!(error, ProgramError::Missing(_)) {
-            found.notes.push(format!("sets of ipset were not looked at: {error}"));
+            found.notes.push(format!("ipsets were not checked: {error}"));
         }
         String::new()
     });
-    let device = is_listed("/proc/net/dev", |line| line.trim_start().starts_with(&format!("{DEVICE}:")));
+    let has_device = is_listed("/proc/net/dev", |line| line.trim_start().starts_with(&format!("{DEVICE}:")));
     let mut addresses = Some(BTreeSet::new());
-    if device {
-        let call = Call::new("ip", &["-o", "address", "show", "dev", DEVICE]);
-        addresses = asked(found, &format!("device {DEVICE}"), &call).map(|text| addresses_in(&text));
+    if has_device {
+        let command = NodeCommand::new("ip", &["-o", "address", "show", "dev", DEVICE]);
+        addresses =
+            list_existing(found, &format!("device {DEVICE}"), &command).map(|text| addresses_in(&text));
     }
-    // After a heading, one line for each virtual server and each of its endpoints. Without IPVS there is no such file.
+    // The file has a heading, then one line for each virtual server and for each of its endpoints.
+    // It does not exist if the IPVS module is not loaded.
     if let Some(addresses) = &addresses
         && is_listed("/proc/net/ip_vs", |line| {
             ["TCP ", "UDP ", "SCTP "].iter().any(|name| line.starts_with(name))
         })
-        && let Some(text) = asked(found, "server IPVS", &Call::new("ipvsadm", &["-S", "-n"]))
+        && let Some(text) = list_existing(found, "server IPVS", &NodeCommand::new("ipvsadm", &["-S", "-n"]))
     {
         found.removals.extend(servers(&text, addresses, &node_ports(&sets)));
     }
-    if device && addresses.is_some() {
-        let what = format!("device {DEVICE}");
-        found.removals.push(Removal::one(what, "ip", &["link", "delete", "dev", DEVICE]));
+    if has_device && addresses.is_some() {
+        let item = format!("device {DEVICE}");
+        found.removals.push(Removal::one(item, "ip", &["link", "delete", "dev", DEVICE]));
     }
     let destroy = |set| Removal::one(format!("ipset  {set}"), "ipset", &["destroy", set]);
     found.removals.extend(sets_in(&sets).map(destroy));
 }
 
-fn is_listed(file: &str, is_wanted: impl Fn(&str) -> bool) -> bool {
-    fs::read_to_string(file).is_ok_and(|text| text.lines().any(is_wanted))
+/// Returns whether a file has a line that meets the condition.
+fn is_listed(file: &str, condition: impl Fn(&str) -> bool) -> bool {
+    fs::read_to_string(file).is_ok_and(|text| text.lines().any(condition))
 }
 
-/// The answer about something that is there: that its program is missing is a failure.
-fn asked(found: &mut Leftovers, what: &str, call: &Call) -> Option<String> {
-    match found.ask(what, call) {
-        Answer::Text(text) => return Some(text),
-        Answer::NotInstalled => {
-            found.unreachable.push((what.to_owned(), format!("{} is not installed", call.program())));
+/// Runs a command that lists items which exist. If the program is missing, that is a failure.
+fn list_existing(found: &mut Leftovers, item: &str, command: &NodeCommand) -> Option<String> {
+    match found.list(item, command) {
+        Listing::Text(text) => return Some(text),
+        Listing::NotInstalled => {
+            let reason = format!("{} is not installed", command.program());
+            found.unreachable.push((item.to_owned(), reason));
         }
-        Answer::Failed => {}
+        Listing::Failed => {}
     }
     None
 }
 
-/// `saved` is what `ipset save` prints.
+/// Returns the names of kube-proxy's ipsets in `saved`, the output of `ipset save`.
 fn sets_in(saved: &str) -> impl Iterator<Item = &str> {
     saved.lines().filter_map(|line| {
         let (set, _) = line.strip_prefix("create ")?.split_once(' ')?;
-        SETS.contains(&kind(set)?).then_some(set)
+        SETS.contains(&without_prefix(set)?).then_some(set)
     })
 }
 
-/// The name of a set without its beginning.
-fn kind(set: &str) -> Option<&str> {
+/// Returns the name of an ipset without its prefix.
+fn without_prefix(set: &str) -> Option<&str> {
     PREFIXES.iter().find_map(|prefix| set.strip_prefix(prefix))
 }
 
-/// Ports with ipvsadm's word for their protocol, from what `ipset save` prints: `add KUBE-NODE-PORT-TCP 30080`,
+/// Returns the node ports in `saved`, the output of `ipset save`, with ipvsadm's option for their
+/// protocol. Its lines look like `add KUBE-NODE-PORT-TCP 30080` and
 /// `add KUBE-NODE-PORT-SCTP-HASH 192.0.2.1,sctp:30080`.
 fn node_ports(saved: &str) -> BTreeSet<(&'static str, u16)> {
     let port = |line: &str| {
         let mut words = line.strip_prefix("add ")?.split(' ');
-        let set = kind(words.next()?)?;
+        let set = without_prefix(words.next()?)?;
         let (protocol, _) = PROTOCOLS.into_iter().find(|(_, ports)| *ports == set)?;
         let member = words.next()?;
         Some((protocol, member.rsplit(':').next().unwrap_or(member).parse().ok()?))
@@ -113,7 +124,7 @@ fn node_ports(saved: &str) -> BTreeSet<(&'static str, u16)> {
     saved.lines().filter_map(port).collect()
 }
 
-/// `listing` is what `ip -o address` prints.
+/// Returns the addresses in `listing`, the output of `ip -o address`.
 fn addresses_in(listing: &str) -> BTreeSet<IpAddr> {
     let address = |line: &str| {
         let mut words = line.split_whitespace().skip_while(|word| !["inet", "inet6"].contains(word)).skip(1);
@@ -122,7 +133,9 @@ fn addresses_in(listing: &str) -> BTreeSet<IpAddr> {
     listing.lines().filter_map(address).collect()
 }
 
-/// `saved` is what `ipvsadm -S -n` prints: `-A -t 10.96.0.1:443 -s rr` for a virtual server, `-a …` for an endpoint.
+/// Returns the removals of kube-proxy's virtual servers in `saved`, the output of `ipvsadm -S -n`.
+/// It has the line `-A -t 10.96.0.1:443 -s rr` for a virtual server, and `-a …` for each of its
+/// endpoints.
 fn servers(
     saved: &str,
     addresses: &BTreeSet<IpAddr>,
@@ -134,9 +147,10 @@ fn servers(
         let (protocol, _) = PROTOCOLS.into_iter().find(|(protocol, _)| *protocol == word)?;
         let text = words.next()?;
         let address: SocketAddr = text.parse().ok()?;
-        let is_ours = addresses.contains(&address.ip()) || node_ports.contains(&(protocol, address.port()));
-        let what = format!("server IPVS {protocol} {text}");
-        is_ours.then(|| Removal::one(what, "ipvsadm", &["-D", protocol, text]))
+        let is_kube_proxy =
+            addresses.contains(&address.ip()) || node_ports.contains(&(protocol, address.port()));
+        let item = format!("server IPVS {protocol} {text}");
+        is_kube_proxy.then(|| Removal::one(item, "ipvsadm", &["-D", protocol, text]))
     };
     saved.lines().filter_map(removal).collect()
 }
@@ -158,14 +172,15 @@ create cali40all-ipam-pools hash:net family inet hashsize 1024 maxelem 1048576 b
 ";
 
     #[test]
-    fn only_the_sets_of_kube_proxy_go() {
+    fn only_ipsets_of_kube_proxy_are_removed() {
         let sets: Vec<_> = sets_in(SAVED_SETS).collect();
-        let ours = ["KUBE-CLUSTER-IP", "KUBE-6-CLUSTER-IP", "KUBE-NODE-PORT-TCP", "KUBE-NODE-PORT-SCTP-HASH"];
-        assert_eq!(sets, ours);
+        let expected =
+            ["KUBE-CLUSTER-IP", "KUBE-6-CLUSTER-IP", "KUBE-NODE-PORT-TCP", "KUBE-NODE-PORT-SCTP-HASH"];
+        assert_eq!(sets, expected);
     }
 
     #[test]
-    fn virtual_servers_go_by_address_of_the_device_and_by_node_port() {
+    fn virtual_servers_are_recognised_by_address_and_node_port() {
         let listing = "\
 7: kube-ipvs0    inet 10.96.0.10/32 scope global kube-ipvs0\\       valid_lft forever preferred_lft forever
 7: kube-ipvs0    inet6 fd00:96::a/128 scope global \\       valid_lft forever preferred_lft forever
@@ -181,14 +196,14 @@ create cali40all-ipam-pools hash:net family inet hashsize 1024 maxelem 1048576 b
 -A -f 1 -s rr
 ";
         let removals = servers(saved, &addresses_in(listing), &node_ports(SAVED_SETS));
-        let whats: Vec<_> = removals.iter().flat_map(|removal| &removal.what).collect();
-        let ours = [
+        let items: Vec<_> = removals.iter().flat_map(|removal| &removal.items).collect();
+        let expected = [
             "server IPVS -t 10.96.0.10:53",
             "server IPVS -u [fd00:96::a]:53",
             "server IPVS -t 192.0.2.1:30080",
             "server IPVS --sctp-service 192.0.2.1:30081",
         ];
-        assert_eq!(whats, ours);
-        assert_eq!(removals[0].call, Call::new("ipvsadm", &["-D", "-t", "10.96.0.10:53"]));
+        assert_eq!(items, expected);
+        assert_eq!(removals[0].command, NodeCommand::new("ipvsadm", &["-D", "-t", "10.96.0.10:53"]));
     }
 }

@@ -1,56 +1,58 @@
-//! What kube-proxy left in the kernel.
+//! What kube-proxy left behind in the kernel.
 
-use super::programs::{Call, ProgramError};
+use super::programs::{NodeCommand, ProgramError};
 
-/// Things that one call removes together, or not at all.
+/// Items that one command removes. It removes all of them or none.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Removal {
-    pub what: Vec<String>,
-    pub call: Call,
+    pub items: Vec<String>,
+    pub command: NodeCommand,
 }
 
 impl Removal {
-    /// A call that removes one thing and reads no input.
-    pub fn one(what: impl Into<String>, program: &str, arguments: &[&str]) -> Self {
-        Self { what: vec![what.into()], call: Call::new(program, arguments) }
+    /// A command that removes one item and reads no input.
+    pub fn one(item: impl Into<String>, program: &str, arguments: &[&str]) -> Self {
+        Self { items: vec![item.into()], command: NodeCommand::new(program, arguments) }
     }
 }
 
-/// What kube-proxy left here.
+/// What kube-proxy left behind on this node.
 #[derive(Debug, Default)]
 pub struct Leftovers {
-    /// In an order in which they can be removed: rules before the sets they name.
+    /// In an order in which they can be removed: rules before the sets that they use.
     pub removals: Vec<Removal>,
-    /// What is here, or may be, and cannot be removed, with the reason.
+    /// Items that exist, or may exist, and cannot be removed. Each has its reason.
     pub unreachable: Vec<(String, String)>,
-    /// What stays, or was not looked at, with good reason.
+    /// Items that stay or were not checked. This is not an error.
     pub notes: Vec<String>,
-    /// Some program could be asked.
-    pub asked: bool,
+    /// At least one program was found and run.
+    pub any_program_ran: bool,
 }
 
-pub enum Answer {
+/// The outcome of a command that lists items.
+pub enum Listing {
     Text(String),
     Failed,
     NotInstalled,
 }
 
 impl Leftovers {
-    /// What a program says about the kernel. That it could not say it is noted already.
-    pub fn ask(&mut self, what: &str, call: &Call) -> Answer {
-        let answer = match call.run() {
-            Ok(text) => Answer::Text(text),
-            Err(ProgramError::Missing(_)) => return Answer::NotInstalled,
+    /// Runs a command that lists items. A failure is added to [`Self::unreachable`].
+    pub fn list(&mut self, item: &str, command: &NodeCommand) -> Listing {
+        let listing = match command.run() {
+            Ok(text) => Listing::Text(text),
+            Err(ProgramError::Missing(_)) => return Listing::NotInstalled,
             Err(error) => {
-                self.unreachable.push((what.to_owned(), error.to_string()));
-                Answer::Failed
+                self.unreachable.push((item.to_owned(), error.to_string()));
+                Listing::Failed
             }
         };
-        self.asked = true;
-        answer
+        self.any_program_ran = true;
+        listing
     }
 
-    pub fn things(&self) -> usize {
-        self.removals.iter().map(|removal| removal.what.len()).sum()
+    /// Returns the number of items that can be removed.
+    pub fn count(&self) -> usize {
+        self.removals.iter().map(|removal| removal.items.len()).sum()
     }
 }

@@ -1,10 +1,13 @@
-//! `lb cleanup --kube-proxy`: removes what kube-proxy left in the kernel, in any of its modes.
+//! `lb cleanup --kube-proxy`: removes what kube-proxy left behind in the kernel, in any of its
+//! modes.
 //!
-//! What is kube-proxy's is what its own `--cleanup` removes (pkg/proxy/{iptables,nftables,ipvs}/cleanup.go of Kubernetes
-//! 1.37). The chains of the kubelet (KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT, KUBE-MARK-DROP), tracked
-//! connections and sysctls stay, as they do there.
+//! It removes the same items as `kube-proxy --cleanup`
+//! (pkg/proxy/{iptables,nftables,ipvs}/cleanup.go of Kubernetes 1.37). Like there, chains of the
+//! kubelet (KUBE-FIREWALL, KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT, KUBE-MARK-DROP), entries of
+//! connection tracking and sysctls stay.
 //!
-//! One file per mode: pure functions from what the node's programs print to the calls that remove it.
+//! Each mode has one file. Its pure functions turn the output of the node's programs into the
+//! commands that remove the items.
 
 mod iptables;
 mod ipvs;
@@ -21,6 +24,7 @@ use super::args::CleanupArgs;
 use super::error::CleanupError;
 use super::report::Report;
 
+/// Finds the leftovers of all modes.
 fn find() -> Leftovers {
     let mut found = Leftovers::default();
     iptables::find(&mut found);
@@ -29,29 +33,29 @@ fn find() -> Leftovers {
     found
 }
 
-/// Writes one line for each thing to `out` as it is removed.
+/// Removes the leftovers, and writes one line for each item to `out`.
 pub(super) fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), CleanupError> {
     if let Some(root) = &args.host_root {
-        enter(root)?;
+        enter_host_root(root)?;
     }
     if !args.dry_run
-        && let Some(who) = running::kube_proxy(Path::new("/proc"))
+        && let Some(evidence) = running::find(Path::new("/proc"))
     {
-        return Err(CleanupError::KubeProxyRuns(who));
+        return Err(CleanupError::KubeProxyRuns(evidence));
     }
     let found = find();
-    if !found.asked {
+    if !found.any_program_ran {
         return Err(CleanupError::NoPrograms);
     }
     let mut report = Report::new(args.dry_run, out);
     for removal in &found.removals {
-        let result = if args.dry_run { Ok(()) } else { removal.call.run().map(drop) };
-        for what in &removal.what {
-            report.tell(what, &result);
+        let result = if args.dry_run { Ok(()) } else { removal.command.run().map(drop) };
+        for item in &removal.items {
+            report.log_removal(item, &result);
         }
     }
-    for (what, reason) in &found.unreachable {
-        report.tell(what, &Err(reason));
+    for (item, reason) in &found.unreachable {
+        report.log_removal(item, &Err(reason));
     }
     for note in &found.notes {
         report.note(note);
@@ -59,23 +63,24 @@ pub(super) fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), Cl
     report.finish()
 }
 
-/// For people who remove Sluice from a node on which a former kube-proxy left rules.
+/// Returns a hint for `lb cleanup`, if a former kube-proxy left rules on the node.
 pub(super) fn hint() -> Option<String> {
-    // On the way back to kube-proxy its rules are no leftovers.
-    if running::kube_proxy(Path::new("/proc")).is_some() {
+    // A running kube-proxy needs its rules.
+    if running::find(Path::new("/proc")).is_some() {
         return None;
     }
-    let things = find().things();
-    (things > 0).then(|| {
+    let count = find().count();
+    (count > 0).then(|| {
         format!(
-            "a former kube-proxy left things here, {things} in all: `lb cleanup --kube-proxy` removes them, with --dry-run \
-             it lists them"
+            "a former kube-proxy left {count} items on this node: `lb cleanup --kube-proxy` removes \
+             them; add --dry-run to list them"
         )
     })
 }
 
-/// From here on, programs and their lock files are those of the node.
-fn enter(root: &Path) -> Result<(), CleanupError> {
+/// Makes `root` the root folder of this process, so that it uses the node's programs and lock
+/// files.
+fn enter_host_root(root: &Path) -> Result<(), CleanupError> {
     rustix::process::chroot(root)
         .and_then(|()| rustix::process::chdir("/"))
         .map_err(|source| CleanupError::HostRoot { path: root.to_owned(), source: source.into() })

@@ -1,25 +1,27 @@
-//! nftables mode: one table per family.
+//! nftables mode: kube-proxy has one table per IP family.
 
-use super::leftovers::{Answer, Leftovers, Removal};
-use super::programs::Call;
+use super::leftovers::{Leftovers, Listing, Removal};
+use super::programs::NodeCommand;
 
-/// All that the mode makes (pkg/proxy/nftables/cleanup.go).
+/// All tables that this mode creates (pkg/proxy/nftables/cleanup.go).
 const TABLES: [&str; 2] = ["ip kube-proxy", "ip6 kube-proxy"];
 
+/// Adds the nftables tables of kube-proxy to `found`.
 pub(super) fn find(found: &mut Leftovers) {
-    match found.ask("tables of nftables", &Call::new("nft", &["list", "tables"])) {
-        Answer::Text(text) => found.removals.extend(removals(&text)),
-        Answer::NotInstalled => {
-            found.notes.push("tables of nftables were not looked at: nft is not installed".into());
+    match found.list("tables of nftables", &NodeCommand::new("nft", &["list", "tables"])) {
+        Listing::Text(text) => found.removals.extend(removals(&text)),
+        Listing::NotInstalled => {
+            found.notes.push("tables of nftables were not checked: nft is not installed".into());
         }
-        Answer::Failed => {}
+        Listing::Failed => {}
     }
 }
 
-/// `tables` is what `nft list tables` prints.
+/// Returns the removals for `tables`, the output of `nft list tables`.
 fn removals(tables: &str) -> impl Iterator<Item = Removal> {
-    let ours = |line: &str| TABLES.into_iter().find(|table| line.strip_prefix("table ") == Some(table));
-    tables.lines().filter_map(move |line| ours(line.trim())).map(|table| {
+    let kube_proxy_table =
+        |line: &str| TABLES.into_iter().find(|table| line.strip_prefix("table ") == Some(table));
+    tables.lines().filter_map(move |line| kube_proxy_table(line.trim())).map(|table| {
         let (family, name) = table.split_once(' ').unwrap_or((table, ""));
         Removal::one(format!("table  nftables {table}"), "nft", &["delete", "table", family, name])
     })
@@ -30,14 +32,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_tables_of_kube_proxy_go() {
+    fn only_tables_of_kube_proxy_are_removed() {
         let text = "table ip nat\ntable ip kube-proxy\ntable inet kube-proxy\ntable ip kube-proxy-other\n\
                     table ip6 kube-proxy\ntable arp kube-proxy\n";
-        let whats: Vec<_> = removals(text).flat_map(|removal| removal.what).collect();
-        assert_eq!(whats, ["table  nftables ip kube-proxy", "table  nftables ip6 kube-proxy"]);
+        let items: Vec<_> = removals(text).flat_map(|removal| removal.items).collect();
+        assert_eq!(items, ["table  nftables ip kube-proxy", "table  nftables ip6 kube-proxy"]);
         assert_eq!(
-            removals(text).next().unwrap().call,
-            Call::new("nft", &["delete", "table", "ip", "kube-proxy"])
+            removals(text).next().unwrap().command,
+            NodeCommand::new("nft", &["delete", "table", "ip", "kube-proxy"])
         );
     }
 }

@@ -1,18 +1,20 @@
-//! The node's own programs: they know its kernel, its variants of iptables and its locks.
+//! Runs the node's own programs. They fit the node's kernel, its variant of iptables and its lock
+//! files.
 
 use std::io::Write;
 use std::process::{Command, ExitStatus, Stdio};
 
-/// Where distributions keep programs of the system's administration, also when PATH is that of an ordinary user.
+/// Folders in which distributions install administration programs. They are searched after those of
+/// PATH, because the PATH of an ordinary user lacks some of them.
 const FOLDERS: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin";
 
-/// A run of a program.
+/// A command line with the input of the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Call {
+pub(super) struct NodeCommand {
     program: String,
     arguments: Vec<String>,
-    /// Its standard input.
+    /// The text for standard input.
     input: String,
 }
 
@@ -22,11 +24,11 @@ pub(super) enum ProgramError {
     Missing(String),
     #[error("cannot run {program}: {source}")]
     Start { program: String, source: std::io::Error },
-    #[error("{program} ended with {status}: {said}")]
-    Failed { program: String, status: ExitStatus, said: String },
+    #[error("{program} ended with {status}: {stderr}")]
+    Failed { program: String, status: ExitStatus, stderr: String },
 }
 
-impl Call {
+impl NodeCommand {
     pub fn new(program: impl Into<String>, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(ToString::to_string).collect();
         Self { program: program.into(), arguments, input: String::new() }
@@ -45,14 +47,14 @@ impl Call {
         &self.input
     }
 
-    /// What it prints.
+    /// Runs the program and returns its standard output.
     pub fn run(&self) -> Result<String, ProgramError> {
         let program = self.program.clone();
         let path = std::env::var("PATH").map_or_else(|_| FOLDERS.into(), |own| format!("{own}:{FOLDERS}"));
         let child = Command::new(&self.program)
             .args(&self.arguments)
             .env("PATH", path)
-            // Messages go into the report as they are.
+            // Error messages become part of the report: they must be in English.
             .env("LC_ALL", "C")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -66,7 +68,8 @@ impl Call {
             Ok(child) => child,
         };
         if let Some(mut input) = child.stdin.take() {
-            // A program that does not read to the end says why, and ends so.
+            // A program that ends before it has read everything reports the reason in its exit
+            // status.
             let _ = input.write_all(self.input.as_bytes());
         }
         let output = match child.wait_with_output() {
@@ -74,8 +77,8 @@ impl Call {
             Ok(output) => output,
         };
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-            return Err(ProgramError::Failed { program, status: output.status, said });
+            let stderr = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+            return Err(ProgramError::Failed { program, status: output.status, stderr });
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -86,20 +89,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_arrives_and_what_is_printed_returns() {
-        let call = Call::new("sed", &["s/old/new/"]).with_input("old\nold\n".into());
-        assert_eq!(call.run().unwrap(), "new\nnew\n");
+    fn input_is_passed_and_output_is_returned() {
+        let command = NodeCommand::new("sed", &["s/old/new/"]).with_input("old\nold\n".into());
+        assert_eq!(command.run().unwrap(), "new\nnew\n");
     }
 
     #[test]
-    fn a_failure_names_the_program_and_what_it_said() {
-        let error = Call::new("sh", &["-c", "echo busy >&2; exit 4"]).run().unwrap_err();
+    fn a_failure_names_the_program_and_its_error_output() {
+        let error = NodeCommand::new("sh", &["-c", "echo busy >&2; exit 4"]).run().unwrap_err();
         assert_eq!(error.to_string(), "sh ended with exit status: 4: busy");
     }
 
     #[test]
-    fn a_program_that_is_not_installed_is_told_from_one_that_fails() {
-        let error = Call::new("sluice-no-such-program", &[]).run().unwrap_err();
+    fn a_missing_program_has_an_error_of_its_own() {
+        let error = NodeCommand::new("sluice-no-such-program", &[]).run().unwrap_err();
         assert!(matches!(error, ProgramError::Missing(_)), "{error:?}");
     }
 }

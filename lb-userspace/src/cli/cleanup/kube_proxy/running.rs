@@ -1,4 +1,4 @@
-//! Whether a kube-proxy runs on this node: it would write its rules anew.
+//! Detects a running kube-proxy on this node. It would create its rules again after a cleanup.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -6,40 +6,43 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-/// Where kube-proxy says its mode unless it was told otherwise (`metricsBindAddress`); an agent of ours says `sluice`.
+/// The default address at which kube-proxy serves its mode (`metricsBindAddress`). An agent of
+/// Sluice returns `sluice` there.
 const PROXY_MODE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 const MODES: [&str; 3] = ["iptables", "ipvs", "nftables"];
 
-/// The kube-proxy of this node, as a person would look for it.
-pub(super) fn kube_proxy(proc: &Path) -> Option<String> {
+/// Returns how kube-proxy was found on this node: by its process, or by its HTTP server.
+pub(super) fn find(proc: &Path) -> Option<String> {
     process(proc).or_else(|| {
-        // Some distributions run it within a process of their own (k3s), and a container may not see the node's processes.
-        let mode = answer("/proxyMode", PROXY_MODE).filter(|mode| MODES.contains(&mode.as_str()))?;
+        // k3s and others run kube-proxy within their own process. A container may not see the
+        // node's processes.
+        let mode = get("/proxyMode", PROXY_MODE).filter(|mode| MODES.contains(&mode.as_str()))?;
         Some(format!("http://{PROXY_MODE}/proxyMode answers {mode:?}"))
     })
 }
 
-/// A process of that name in this network namespace. `proc` is where proc(5) is mounted.
+/// Returns a process named kube-proxy in this network namespace. `proc` is the mount point of
+/// procfs.
 fn process(proc: &Path) -> Option<String> {
     let here = fs::read_link(proc.join("self/ns/net")).ok()?;
     let entries = fs::read_dir(proc).ok()?;
     let mut found = entries.flatten().filter_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
         let name = fs::read_to_string(entry.path().join("comm")).ok()?;
-        let same_network = fs::read_link(entry.path().join("ns/net")).ok()? == here;
-        (name.trim_end() == "kube-proxy" && same_network).then_some(pid)
+        let same_namespace = fs::read_link(entry.path().join("ns/net")).ok()? == here;
+        (name.trim_end() == "kube-proxy" && same_namespace).then_some(pid)
     });
     found.next().map(|pid| format!("process {pid}"))
 }
 
-/// Body of an HTTP response; nothing if nobody answers.
-fn answer(path: &str, server: SocketAddr) -> Option<String> {
+/// Sends an HTTP GET request and returns the body of a response with status 200.
+fn get(path: &str, server: SocketAddr) -> Option<String> {
     let limit = Duration::from_secs(2);
     let mut stream = TcpStream::connect_timeout(&server, limit).ok()?;
     stream.set_read_timeout(Some(limit)).ok()?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n").ok()?;
     let mut response = String::new();
-    // Modes are short; who sends more is no kube-proxy.
+    // The response of kube-proxy is short. A longer one comes from another server.
     stream.take(4096).read_to_string(&mut response).ok()?;
     let (head, body) = response.split_once("\r\n\r\n")?;
     head.contains(" 200 ").then(|| body.trim().to_owned())
@@ -55,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kube_proxy_of_another_network_namespace_does_not_count() {
+    fn processes_in_other_network_namespaces_are_ignored() {
         let proc = tempfile::tempdir().unwrap();
         let add = |pid: &str, name: &str, namespace: &str| {
             let folder = proc.path().join(pid);
@@ -72,6 +75,7 @@ mod tests {
         assert_eq!(process(proc.path()).as_deref(), Some("process 12"));
     }
 
+    /// Serves one response and returns the body that [`get`] reads from it.
     fn served(response: &'static str) -> Option<String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = listener.local_addr().unwrap();
@@ -84,13 +88,13 @@ mod tests {
             stream.write_all(response.as_bytes()).unwrap();
             request
         });
-        let body = answer("/proxyMode", server);
+        let body = get("/proxyMode", server);
         assert_eq!(serve.join().unwrap(), "GET /proxyMode HTTP/1.0");
         body
     }
 
     #[test]
-    fn the_mode_is_the_body_of_a_good_answer() {
+    fn the_mode_is_the_body_of_a_successful_response() {
         assert_eq!(served("HTTP/1.0 200 OK\r\nX: y\r\n\r\nnftables").as_deref(), Some("nftables"));
         assert_eq!(served("HTTP/1.0 404 Not Found\r\n\r\niptables"), None);
         assert_eq!(served("SSH-2.0-x\r\n"), None);

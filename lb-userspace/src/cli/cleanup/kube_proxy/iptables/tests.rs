@@ -1,42 +1,45 @@
 use super::*;
 use crate::testing::assert_golden;
 
-/// What kube-proxy 1.37 writes for the Services of its own test (TestOverallIPTablesRules in
-/// pkg/proxy/iptables/proxier_test.go), as iptables-nft-save 1.8.9 prints it.
+/// The rules that kube-proxy 1.37 writes for the Services of its test TestOverallIPTablesRules
+/// (pkg/proxy/iptables/proxier_test.go), as iptables-nft-save 1.8.9 prints them.
 const CAPTURE: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/captures/kube-proxy-iptables.txt"));
 
 fn removals(text: &str) -> Vec<Removal> {
-    tables(text).iter().filter_map(|table| Plan::of(table).removal("iptables-nft", table)).collect()
+    let removal = |table: &Table| TableCleanup::of(table).removal("iptables-nft", table);
+    tables(text).iter().filter_map(removal).collect()
 }
 
-/// What iptables-restore is given for the only table of `text`, and what is said to stay.
+/// Returns the input of iptables-restore for a nat table with `rules`, and the notes about chains
+/// that stay.
 fn nat(rules: &str) -> (String, Vec<String>) {
     let text = format!("*nat\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n{rules}COMMIT\n");
     let tables = tables(&text);
-    let plan = Plan::of(&tables[0]);
-    let input = plan.removal("iptables", &tables[0]).map(|removal| removal.call.input().to_owned());
-    (input.unwrap_or_default(), plan.kept)
+    let cleanup = TableCleanup::of(&tables[0]);
+    let removal = cleanup.removal("iptables", &tables[0]);
+    let input = removal.map(|removal| removal.command.input().to_owned());
+    (input.unwrap_or_default(), cleanup.kept)
 }
 
 #[test]
-fn all_that_kube_proxy_writes_goes() {
+fn everything_of_kube_proxy_is_removed() {
     let removals = removals(CAPTURE);
-    let inputs: String = removals.iter().map(|removal| removal.call.input()).collect();
+    let inputs: String = removals.iter().map(|removal| removal.command.input()).collect();
     assert_golden("cleanup-kube-proxy-iptables.txt", &inputs);
-    let what: Vec<_> = removals.iter().flat_map(|removal| &removal.what).collect();
-    assert_eq!(what[0], "chain  iptables-nft mangle KUBE-PROXY-CANARY");
+    let items: Vec<_> = removals.iter().flat_map(|removal| &removal.items).collect();
+    assert_eq!(items[0], "chain  iptables-nft mangle KUBE-PROXY-CANARY");
     assert_eq!(
-        what[1],
+        items[1],
         "rule   iptables-nft filter INPUT -m conntrack --ctstate NEW -m comment --comment \"kubernetes \
          externally-visible service portals\" -j KUBE-EXTERNAL-SERVICES"
     );
 }
 
 #[test]
-fn every_chain_that_goes_is_emptied_and_deleted() {
+fn every_removed_chain_is_emptied_and_deleted() {
     for removal in removals(CAPTURE) {
-        let input = removal.call.input();
+        let input = removal.command.input();
         for chain in input.lines().filter_map(|line| line.strip_prefix(':')) {
             let delete = format!("-X {}", first_word(chain));
             assert!(input.lines().any(|line| line == delete), "no {delete} in\n{input}");
@@ -45,7 +48,7 @@ fn every_chain_that_goes_is_emptied_and_deleted() {
 }
 
 #[test]
-fn chains_of_the_kubelet_and_of_others_stay() {
+fn chains_of_the_kubelet_and_other_programs_stay() {
     let text = "\
 *mangle
 :KUBE-IPTABLES-HINT - [0:0]
@@ -72,7 +75,7 @@ COMMIT
 }
 
 #[test]
-fn a_comment_is_no_jump() {
+fn a_comment_is_not_taken_for_a_jump() {
     let rules = ":MINE - [0:0]\n:KUBE-SERVICES - [0:0]\n\
                  -A OUTPUT -m comment --comment \"not \\\"a jump\\\" -j KUBE-SERVICES\" -j MINE\n";
     let (input, kept) = nat(rules);
@@ -81,7 +84,7 @@ fn a_comment_is_no_jump() {
 }
 
 #[test]
-fn a_chain_that_others_use_stays_with_all_it_leads_to() {
+fn a_chain_that_another_program_uses_stays_with_its_targets() {
     let (input, kept) = nat("\
 :MINE - [0:0]
 :KUBE-SERVICES - [0:0]
@@ -98,12 +101,13 @@ fn a_chain_that_others_use_stays_with_all_it_leads_to() {
                     -D OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
                     -X KUBE-SERVICES\n-X KUBE-SVC-B\nCOMMIT\n";
     assert_eq!(input, expected);
-    assert_eq!(kept, ["KUBE-SVC-A stays: a rule of somebody else uses it (-A MINE -g KUBE-SVC-A)"]);
+    assert_eq!(kept, ["KUBE-SVC-A stays: a rule of another program uses it (-A MINE -g KUBE-SVC-A)"]);
 }
 
-/// CNI's portmap marks with `externalSetMarkChain: KUBE-MARK-MASQ`; the mark means something only where it is acted on.
+/// The CNI plugin portmap can mark packets in KUBE-MARK-MASQ (`externalSetMarkChain`). The mark has
+/// an effect only if KUBE-POSTROUTING stays too.
 #[test]
-fn masquerading_stays_for_others_that_mark_for_it() {
+fn masquerading_stays_if_another_program_marks_packets() {
     let (input, kept) = nat("\
 :CNI-HOSTPORT-SETMARK - [0:0]
 :KUBE-MARK-MASQ - [0:0]
@@ -116,9 +120,9 @@ fn masquerading_stays_for_others_that_mark_for_it() {
     assert_eq!(kept.len(), 1);
 }
 
-/// The chain is kube-proxy's, the rule that leads to it has not its comment.
+/// The rule jumps to a chain of kube-proxy, but it does not have the comment of kube-proxy.
 #[test]
-fn a_jump_that_somebody_else_made_stays() {
+fn a_jump_of_another_program_stays() {
     let (input, kept) = nat(":KUBE-SERVICES - [0:0]\n-A OUTPUT -d 10.96.0.10/32 -j KUBE-SERVICES\n");
     assert_eq!(input, "");
     assert_eq!(kept.len(), 1);
