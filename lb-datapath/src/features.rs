@@ -93,7 +93,8 @@ impl Features {
             ),
             (
                 self.netns_cookie.is_some(),
-                "no SO_NETNS_COOKIE (Linux 5.14): NodePorts are not served at localhost, nor protected",
+                "no SO_NETNS_COOKIE (Linux 5.14): NodePorts are not served at localhost, nor protected, and --socket-hooks=host \
+                 serves no process",
             ),
         ]
         .into_iter()

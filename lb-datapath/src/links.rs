@@ -38,7 +38,10 @@ pub enum AttachError {
     Cgroup { hook: &'static str, path: PathBuf, source: io::Error },
     #[error("cannot attach {hook} to {device}: {source}")]
     Device { hook: &'static str, device: String, source: io::Error },
-    #[error("cannot attach a clsact filter to {device}: {source}")]
+    #[error(
+        "cannot attach a clsact filter to {device}: {source} (the kernel needs CONFIG_NET_SCH_INGRESS and \
+         CONFIG_NET_CLS_BPF: try `modprobe --all sch_ingress cls_bpf`)"
+    )]
     Clsact { device: String, source: Box<aya::programs::ProgramError> },
     #[error("{path}: {source}")]
     Pin { path: PathBuf, source: io::Error },
@@ -46,7 +49,8 @@ pub enum AttachError {
 
 fn cgroup_hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EBADF | libc::EINVAL) => " (is it a cgroup-v2 folder? `mount -t cgroup2`)",
+        Some(libc::EBADF) => " (is it a cgroup-v2 folder? `mount -t cgroup2`)",
+        Some(libc::EINVAL) => " (is it a cgroup-v2 folder, and does the kernel have CONFIG_CGROUP_BPF?)",
         Some(libc::EPERM) => " (a program that allows no others is attached above or below it)",
         _ => "",
     }

@@ -43,6 +43,9 @@ impl Refusal {
         if self.log.is_empty() && self.error.starts_with("Operation not permitted") {
             "allow it: the container must be privileged, and neither kernel lockdown nor another security module may forbid \
              bpf(2) (`cat /sys/kernel/security/lockdown`, the kernel's log)"
+        } else if self.log.is_empty() && self.error.starts_with("Invalid argument") {
+            "this kernel was built without programs of this type: CONFIG_CGROUP_BPF for calls at sockets, CONFIG_BPF_EVENTS \
+             for lb_connected"
         } else if complains(&[
             "unknown func",
             "invalid func",
@@ -156,6 +159,7 @@ processed 24310 insns (limit 1000000) max_states_per_insn 4 total_states 1193 pe
                 .contains("too large")
         );
         assert!(remedy("Operation not permitted (os error 1)", "").contains("lockdown"));
+        assert!(remedy("Invalid argument (os error 22)", "").contains("CONFIG_CGROUP_BPF"));
         assert!(remedy("Permission denied (os error 13)", LOG).contains("newer kernel"));
     }
 }

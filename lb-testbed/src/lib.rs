@@ -15,6 +15,7 @@ pub mod control_plane;
 pub mod controllers;
 pub mod host;
 pub mod http;
+pub mod kernel;
 pub mod manifests;
 pub mod packet;
 pub mod patience;

@@ -4,7 +4,6 @@
 //! removal needs only the name. It works on drop, in the signal handler, and in a later process if
 //! the first one was killed.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -208,10 +207,8 @@ fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Kills all processes of a cgroup and of those below it.
 fn kill_processes(cgroup: &Path) -> Result<()> {
     // One step, which includes forked processes (Linux 5.14).
-    match fs::write(cgroup.join("cgroup.kill"), "1") {
-        Err(error) if error.kind() == ErrorKind::NotFound => kill_one_by_one(cgroup),
-        result => Ok(result?),
-    }
+    let kill = cgroup.join("cgroup.kill");
+    if kill.exists() { Ok(fs::write(kill, "1")?) } else { kill_one_by_one(cgroup) }
 }
 
 /// Kills the processes that the kernel lists.

@@ -55,7 +55,7 @@ impl Drivers {
             return None;
         }
         for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
-            *to = from.cast_signed();
+            *to = from as libc::c_char;
         }
         request.ifr_ifru.ifru_data = (&raw mut info).cast();
         // SAFETY: the kernel reads the name, and writes at most one struct ethtool_drvinfo to

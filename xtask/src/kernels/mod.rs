@@ -23,7 +23,7 @@ use self::{
     vm::Qemu,
 };
 use crate::{
-    process::{cargo, is_root},
+    process::{cargo, is_installed, is_root},
     setup::{self, Component, InstallOptions, Need},
     test::Tally,
 };
@@ -34,7 +34,9 @@ const TASK: &str = "kernels";
 const NEWEST: &str = "newest";
 
 /// The step that prints what loads.
-const PROGRAMS: &str = "programs";
+const LISTING: &str = "programs";
+/// The step that runs a few cases of every kind.
+const SMOKE: &str = "smoke";
 
 /// What is tested by default and in CI: the oldest kernel, the most common one, and the newest.
 const DEFAULT: [&str; 3] = ["5.10", "6.1", NEWEST];
@@ -42,10 +44,28 @@ const DEFAULT: [&str; 3] = ["5.10", "6.1", NEWEST];
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", NEWEST];
 
 /// How much longer the testbed waits in a guest than on a machine.
-const PATIENCE: &str = "8";
+const PATIENCE: &str = "4";
 
 /// Modules of the tests that no kernel loads on demand.
 const LATE_MODULES: [&str; 2] = ["tun", "sctp"];
+
+/// What the machine must have beside a toolchain.
+const PROGRAMS: [setup::Program; 11] = [
+    setup::Program::Compiler,
+    setup::Program::Ip,
+    setup::Program::Ethtool,
+    setup::Program::Bpftool,
+    setup::Program::Nft,
+    setup::Program::Qemu,
+    setup::Program::Depmod,
+    setup::Program::Strip,
+    setup::Program::Xz,
+    setup::Program::Zstd,
+    setup::Program::Lz4,
+];
+
+/// Cases of the smoke test that need what a series does not have (docs/kernels.md).
+const LOST: [(&str, &[&str]); 1] = [("5.10", &["sockets_of_pods_are_not_translated"])];
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -71,7 +91,20 @@ pub struct Options {
     command: Vec<String>,
 }
 
+/// Returns the reason and the remedy if this machine cannot boot other kernels, and no package
+/// changes that.
+fn unavailable() -> Option<String> {
+    if !cfg!(target_arch = "x86_64") {
+        return Some("only x86-64 is emulated".to_owned());
+    }
+    (!is_installed("apt-get")).then(|| "kernels are fetched with apt-get\nremedy: use Debian".to_owned())
+}
+
 pub fn run(options: &Options) -> Result<()> {
+    if let Some(reason) = unavailable() {
+        bail!("{reason}");
+    }
+    setup::provide(&needs(), options.setup)?;
     let tally = test(options)?;
     if tally.failed > 0 {
         bail!("{} passed, {} failed", tally.passed, tally.failed);
@@ -85,7 +118,6 @@ fn test(options: &Options) -> Result<Tally> {
         is_root(),
         "needs root to share the file system with the guest: run `sudo -E cargo xtask test kernels`"
     );
-    setup::provide(&needs(), options.setup)?;
     let cache = crate::target().join("kernels");
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     // Two runs would use the same files.
@@ -109,7 +141,7 @@ fn test(options: &Options) -> Result<Tally> {
             early_modules: Vec::new(),
             late_modules: LATE_MODULES.map(str::to_owned).to_vec(),
             folder: crate::workspace().to_owned(),
-            steps: steps.clone(),
+            steps: without_lost(&steps, series),
         };
         let limit = Duration::from_secs(60 + steps.iter().map(|step| step.limit).sum::<u64>());
         let run = vm::run(&qemu, &kernel, &task, &cache.join("runs").join(series), limit)?;
@@ -141,21 +173,17 @@ fn test(options: &Options) -> Result<Tally> {
 }
 
 /// What the machine must have.
-pub fn needs() -> Vec<Need> {
-    use setup::Program::{Bpftool, Compiler, Depmod, Ethtool, Ip, Lz4, Nft, Qemu, Strip, Xz, Zstd};
-
-    let mut needs = vec![Need::Component(Component::KernelRustSrc)];
-    let programs = [Compiler, Ip, Ethtool, Bpftool, Nft, Qemu, Depmod, Strip, Xz, Zstd, Lz4];
-    needs.extend(programs.map(Need::Program));
-    needs
+fn needs() -> Vec<Need> {
+    let programs = PROGRAMS.map(Need::Program);
+    programs.into_iter().chain([Need::Component(Component::KernelRustSrc)]).collect()
 }
 
 /// What is run in each guest.
 fn steps(all_cases: bool) -> Result<Vec<Step>> {
     let built = Built::new()?;
     let mut steps = vec![
-        step(PROGRAMS, &built.tool, &["programs"], 120, &built),
-        step("smoke", &built.e2e, &["smoke"], 600, &built),
+        step(LISTING, &built.tool, &["programs"], 120, &built),
+        step(SMOKE, &built.e2e, &["smoke"], 600, &built),
     ];
     if all_cases {
         steps.push(step("packets", &built.packets, &[], 3600, &built));
@@ -175,6 +203,17 @@ fn step(name: &str, program: &std::path::Path, arguments: &[&str], limit: u64, b
         ],
         limit,
     }
+}
+
+/// The steps, without the cases that a series cannot pass.
+fn without_lost(steps: &[Step], series: &str) -> Vec<Step> {
+    let mut steps = steps.to_vec();
+    for case in LOST.iter().filter(|(of, _)| *of == series).flat_map(|(_, cases)| *cases) {
+        for step in steps.iter_mut().filter(|step| step.name == SMOKE) {
+            step.arguments.extend(["--skip".to_owned(), (*case).to_owned()]);
+        }
+    }
+    steps
 }
 
 /// The command that was given, as the only step.

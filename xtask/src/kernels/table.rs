@@ -53,7 +53,7 @@ impl Row {
         };
         for ended in &run.steps {
             row.seconds += ended.seconds;
-            if ended.step == super::PROGRAMS {
+            if ended.step == super::LISTING {
                 row.programs = ended.output.lines().find_map(|line| serde_json::from_str(line).ok());
                 continue;
             }

@@ -22,6 +22,7 @@ pub enum Program {
     Xz,
     Zstd,
     Lz4,
+    Aarch64Compiler,
 }
 
 impl Program {
@@ -42,6 +43,7 @@ impl Program {
             Self::Xz => "xz",
             Self::Zstd => "zstd",
             Self::Lz4 => "lz4",
+            Self::Aarch64Compiler => "aarch64-linux-gnu-gcc",
         }
     }
 
@@ -61,6 +63,7 @@ impl Program {
             Self::Xz => &["xz-utils"],
             Self::Zstd => &["zstd"],
             Self::Lz4 => &["lz4"],
+            Self::Aarch64Compiler => &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
         }
     }
 
@@ -77,6 +80,7 @@ impl Program {
             Self::Depmod => "modules of other kernels",
             Self::Strip => "makes programs for other kernels small",
             Self::Xz | Self::Zstd | Self::Lz4 => "decompresses other kernels",
+            Self::Aarch64Compiler => "compiles the C code of crates for aarch64",
         }
     }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: runs every check of this repository, in parts that can be selected, and
 //! prints a summary.
 
+mod cross;
 mod deny;
 mod miri;
 mod summary;
@@ -78,6 +79,8 @@ pub enum Part {
     /// Lints of the compiler and clippy, warnings denied; the kernel programs with their own
     /// toolchain
     Clippy,
+    /// The agent and the kernel programs compile for aarch64 (nothing is run)
+    Cross,
     /// Rules of this repository: links, documentation of maps, manifests
     Tidy,
     /// Unit and property tests
@@ -109,7 +112,7 @@ impl Part {
 
     /// The part has no tests with names: it passes or fails as a whole.
     fn is_one_check(self) -> bool {
-        matches!(self, Self::Fmt | Self::Deny | Self::Clippy)
+        matches!(self, Self::Fmt | Self::Deny | Self::Clippy | Self::Cross)
     }
 
     /// What the machine must have before this part can run.
@@ -120,13 +123,14 @@ impl Part {
             Self::Fmt => &[Component::Rustfmt],
             Self::Clippy => &[Component::Clippy, Component::KernelClippy, Component::KernelRustSrc],
             Self::Deny | Self::Miri => &[],
-            Self::Tidy | Self::Unit | Self::Packets | Self::E2e | Self::Cluster => {
+            Self::Cross | Self::Tidy | Self::Unit | Self::Packets | Self::E2e | Self::Cluster => {
                 &[Component::KernelRustSrc]
             }
         };
         let programs: &[setup::Program] = match self {
             Self::Fmt => &[],
             Self::Deny | Self::Clippy | Self::Tidy | Self::Unit | Self::Miri => &[Compiler],
+            Self::Cross => &[Compiler, setup::Program::Aarch64Compiler],
             Self::Packets => &[Compiler, Ip],
             Self::E2e => &[Compiler, Ip, Ethtool, Bpftool, Iptables, Nft, Ipset],
             Self::Cluster => &[Compiler, Ip, Ethtool, Etcd],
@@ -141,6 +145,7 @@ impl Part {
         match self {
             Self::Miri => miri::unavailable(),
             Self::Cluster => k8s::unavailable(&[Program::KubeApiserver]),
+            Self::Cross => cross::unavailable(),
             _ => None,
         }
     }
@@ -181,6 +186,7 @@ impl Part {
                 command.env("SLUICE_K8S_BIN", bin);
                 tests(command, &["-p", "lb-testbed", "--test", "cluster"], options)
             }
+            Self::Cross => cross::run(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{TextFile, assert_none, text_files};
 
 /// Flags that no clap definition in this repository contains, by the program that has them.
-const OTHERS: [(&str, &[&str]); 11] = [
+const OTHERS: [(&str, &[&str]); 12] = [
     ("agnhost connect", &["protocol"]),
     ("lb-testbed/benches/programs", &["bench", "docs", "json"]),
     ("bpf-linker", &["btf", "cpu-features", "disable-expand-memcpy-in-order"]),
@@ -37,6 +37,7 @@ const OTHERS: [(&str, &[&str]); 11] = [
             "skip-phases",
         ],
     ),
+    ("modprobe", &["all"]),
     ("nsenter", &["net", "target"]),
     ("rustup", &["component", "toolchain"]),
     ("test programs", &["list", "nocapture"]),

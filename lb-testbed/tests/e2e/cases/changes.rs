@@ -1,11 +1,12 @@
 //! Services and endpoints are added, changed and removed while traffic flows.
 
 use anyhow::{Result, ensure};
-use lb_testbed::Family;
 use lb_testbed::host::{Datagrams, HTTP_PORT, LoadKind, UDP_PORT};
 use lb_testbed::manifests::Port;
+use lb_testbed::report::FailureKind;
+use lb_testbed::{Family, kernel};
 
-use crate::check::{answered_by, eventually, refused, spread_over, unanswered, without_failure};
+use crate::check::{answered_by, eventually, failed_as, refused, spread_over, unanswered, without_failure};
 use crate::world::{To, World};
 
 const DATAGRAM: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
@@ -31,9 +32,13 @@ pub fn one_address_two_protocols(world: &mut World, family: Family) -> Result<()
 pub fn no_endpoint_is_refused(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1])?;
     world.set_endpoints(&service, &[])?;
+    // Socket programs choose the error from Linux 5.18 on.
+    let refusal = if kernel::at_least(5, 18) { FailureKind::Refused } else { FailureKind::NotPermitted };
     for client in [&world.pod(2).host, &world.node(0).host] {
-        eventually(|| refused(&client.get(&[service.cluster_ip(family, To::Http)], 1)?))?;
-        refused(&client.send_datagrams(service.cluster_ip(family, To::Udp), DATAGRAM)?)?;
+        let http = service.cluster_ip(family, To::Http);
+        eventually(|| failed_as(&client.get(&[http], 1)?, refusal))?;
+        let udp = service.cluster_ip(family, To::Udp);
+        failed_as(&client.send_datagrams(udp, DATAGRAM)?, refusal)?;
     }
     Ok(())
 }

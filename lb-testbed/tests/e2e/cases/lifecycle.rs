@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 use lb_testbed::agent::{Agent, cleanup};
 use lb_testbed::host::LoadKind;
-use lb_testbed::{Datapath, Family};
+use lb_testbed::{Datapath, Family, kernel};
 
 use crate::check::{answered_by, eventually, refused, without_failure};
 use crate::world::{To, World};
@@ -19,21 +19,13 @@ pub fn attached_as_configured(world: &mut World) -> Result<()> {
         ensure!(xdp == (world.topology.datapath == Datapath::Xdp), "{}: {link}", node.host.name);
         let filters = node.host.place.run("tc", ["filter", "show", "dev", "eth0", "ingress"])?;
         let clsact = filters.contains("lb_tc_ingress");
-        let as_filters = world.topology.datapath == Datapath::Clsact || !has_tcx();
+        let as_filters = world.topology.datapath == Datapath::Clsact || !kernel::at_least(6, 6);
         ensure!(clsact == as_filters, "{}: {filters}", node.host.name);
         ensure!(!link.contains("xdpgeneric"), "generic XDP is attached on {}: {link}", node.host.name);
         let all = node.host.place.run("ip", ["link", "show"])?;
         ensure!(all.matches("prog/xdp").count() <= 1, "XDP is attached to a device that is not a NIC: {all}");
     }
     Ok(())
-}
-
-/// Returns whether the kernel attaches tc programs as links (tcx, Linux 6.6).
-fn has_tcx() -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>());
-    let version = (numbers.next(), numbers.next());
-    matches!(version, (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 6))
 }
 
 /// Connections are served while no agent runs. The next agent applies changes, and `lb` reads its
