@@ -30,7 +30,8 @@ pub struct Datapath {
 
 impl Datapath {
     /// Loads the programs on the maps pinned by an earlier agent, or on new ones, which are pinned.
-    /// Nothing is attached yet: an earlier agent's programs go on until [`Datapath::attach_device`] replaces them.
+    /// Nothing is attached yet: an earlier agent's programs go on until [`Datapath::attach_device`]
+    /// replaces them.
     pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, LoadError> {
         pins.create().map_err(|source| LoadError::PinFolder { path: pins.root().to_owned(), source })?;
         let programs = Programs::load(options, Some(pins))?;
@@ -101,8 +102,8 @@ impl Datapath {
         self.links()?.detach_cgroup()
     }
 
-    /// Attaches to a device, or replaces what is attached. With `xdp`, XDP and tc; else tc alone. `layer3`: the device's
-    /// frames start with the IP header.
+    /// Attaches to a device, or replaces what is attached. With `xdp`, XDP and tc; else tc alone.
+    /// `layer3`: the device's frames start with the IP header.
     pub fn attach_device(
         &mut self,
         ifindex: u32,
@@ -155,13 +156,14 @@ impl Datapath {
         flows::age(&self.maps, seconds)
     }
 
-    /// Forgets connections and session affinity, for tests and benchmarks that begin anew. Connections that are translated break.
+    /// Forgets connections and session affinity, for tests and benchmarks that begin anew.
+    /// Connections that are translated break.
     pub fn forget_flows(&self) -> io::Result<()> {
         flows::forget(&self.maps)
     }
 
-    /// Runs a program on a packet without attaching it (`BPF_PROG_TEST_RUN`), `repeat` times. `context`: a
-    /// `struct xdp_md` or `struct __sk_buff` as bytes, or empty.
+    /// Runs a program on a packet without attaching it (`BPF_PROG_TEST_RUN`), `repeat` times.
+    /// `context`: a `struct xdp_md` or `struct __sk_buff` as bytes, or empty.
     pub fn test_run(&self, program: &str, packet: &[u8], context: &[u8], repeat: u32) -> io::Result<TestRun> {
         sys::test_run(self.program(program)?, packet, context, repeat)
     }

@@ -1,4 +1,5 @@
-//! What connected sockets were given, and whether it is still there; for another thread than the one that writes the maps.
+//! What connected sockets were given, and whether it is still there; for another thread than the
+//! one that writes the maps.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -35,8 +36,8 @@ impl Endpoints {
         })
     }
 
-    /// Sockets that were connected through a Service to an endpoint that is gone, with what they were given, by their cookie.
-    /// They may have been connected to something else since.
+    /// Sockets that were connected through a Service to an endpoint that is gone, with what they
+    /// were given, by their cookie. They may have been connected to something else since.
     pub fn stale_sockets(&self) -> io::Result<HashMap<u64, ConnectedPeer>> {
         let Some(list) = &self.list else { return Ok(HashMap::new()) };
         let mut bytes = Vec::new();
@@ -46,8 +47,9 @@ impl Endpoints {
         Ok(sockets.map(|socket| (cookie(socket.cookie), socket.peer)).collect())
     }
 
-    /// Whether the endpoint is there for the service port, be it only for the connections it has (draining). The entry does not
-    /// say of which family the socket is: an IPv4 address stands in the first four bytes.
+    /// Whether the endpoint is there for the service port, be it only for the connections it has
+    /// (draining). The entry does not say of which family the socket is: an IPv4 address stands in
+    /// the first four bytes.
     fn serves(&self, peer: &ConnectedPeer) -> bool {
         let [a, b, c, d, ..] = peer.backend_addr;
         let v6 = Ipv6Addr::from(peer.backend_addr);
@@ -57,8 +59,8 @@ impl Endpoints {
     }
 }
 
-/// Whether the backend that a socket was given is still the endpoint at this address. An entry that is just being written was
-/// gone before, or is another endpoint's.
+/// Whether the backend that a socket was given is still the endpoint at this address. An entry that
+/// is just being written was gone before, or is another endpoint's.
 fn is<A: MapAddress + PartialEq>(backends: &ArrayTable<Backend<A>>, peer: &ConnectedPeer, addr: A) -> bool {
     backends.read(peer.backend_id).is_ok_and(|backend| {
         backend.flags & backend_flags::PRESENT != 0

@@ -1,5 +1,5 @@
-//! What this kernel can do beyond what every program needs. Each feature is tried: vendors backport features, so the version of
-//! a kernel is no evidence.
+//! What this kernel can do beyond what every program needs. Each feature is tried: vendors backport
+//! features, so the version of a kernel is no evidence.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,23 +15,28 @@ use crate::sys;
 pub struct Features {
     /// As `uname -r` prints it.
     pub kernel: String,
-    /// XDP programs take frames of several buffers, as jumbo frames are; else drivers refuse large MTUs.
+    /// XDP programs take frames of several buffers, as jumbo frames are; else drivers refuse large
+    /// MTUs.
     pub xdp_frags: bool,
     /// tc programs attach as links (tcx); else as clsact filters.
     pub tcx: bool,
-    /// `bpf_fib_lookup` returns the source address of a route; else the device's primary address is used.
+    /// `bpf_fib_lookup` returns the source address of a route; else the device's primary address is
+    /// used.
     pub fib_source: bool,
     /// A socket program chooses the error of a refused call; else it is EPERM.
     pub set_retval: bool,
-    /// Programs read the clock at tick resolution; else they read the exact one, which takes longer.
+    /// Programs read the clock at tick resolution; else they read the exact one, which takes
+    /// longer.
     pub coarse_clock: bool,
     /// Types of the kernel are in /sys; else sockets stay connected to endpoints that are gone.
     pub btf: bool,
-    /// An iterator program can tell which socket it sees; else sockets stay connected to endpoints that are gone.
+    /// An iterator program can tell which socket it sees; else sockets stay connected to endpoints
+    /// that are gone.
     pub iterator_cookie: bool,
     /// Programs are compiled to machine code; else they are interpreted.
     pub jit: bool,
-    /// Cookie of this network namespace; without it `localhost:nodePort` is not served, and nodePorts are not protected.
+    /// Cookie of this network namespace; without it `localhost:nodePort` is not served, and
+    /// nodePorts are not protected.
     pub netns_cookie: Option<u64>,
 }
 
@@ -47,7 +52,8 @@ impl Features {
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             // Seen when the iterator program is loaded: a smaller one would need its own types.
             iterator_cookie: true,
-            // The file is missing where the kernel always compiles (CONFIG_BPF_JIT_ALWAYS_ON, and no sysctl in a container).
+            // The file is missing where the kernel always compiles (CONFIG_BPF_JIT_ALWAYS_ON, and
+            // no sysctl in a container).
             jit: std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
                 .map_or(true, |value| value.trim() != "0"),
             netns_cookie: sys::namespace_cookie().ok(),
@@ -147,7 +153,8 @@ fn xdp_frags() -> io::Result<OwnedFd> {
     sys::load_program(bpf_prog_type::BPF_PROG_TYPE_XDP, 0, HAS_FRAGS, &[set(R0, XDP_PASS), EXIT])
 }
 
-/// Attaches to a device that does not exist: a kernel without tcx does not get as far as looking for it.
+/// Attaches to a device that does not exist: a kernel without tcx does not get as far as looking
+/// for it.
 fn tcx() -> bool {
     const NO_DEVICE: u32 = i32::MAX as u32;
     let program = sys::load_program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, 0, &[set(R0, 0), EXIT]);
@@ -156,8 +163,8 @@ fn tcx() -> bool {
     attached.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
-/// Calls `bpf_fib_lookup` with the flag and parameters of no address family: EINVAL is about the flag, which is looked at first
-/// (net/core/filter.c, `bpf_skb_fib_lookup`).
+/// Calls `bpf_fib_lookup` with the flag and parameters of no address family: EINVAL is about the
+/// flag, which is looked at first (net/core/filter.c, `bpf_skb_fib_lookup`).
 fn fib_source() -> io::Result<bool> {
     const BPF_FIB_LOOKUP: u32 = 69;
     const BPF_FIB_LOOKUP_SRC: i32 = 1 << 4;

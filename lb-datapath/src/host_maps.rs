@@ -12,7 +12,8 @@ use crate::handles::MapHandles;
 use crate::known_addresses::KnownAddresses;
 use crate::table::Table;
 
-/// Writes and reads what the programs know of this host. `None` as a value removes an entry, which may be absent.
+/// Writes and reads what the programs know of this host. `None` as a value removes an entry, which
+/// may be absent.
 #[derive(Debug)]
 pub struct HostMaps {
     devices: Table<u32, Device>,
@@ -62,7 +63,8 @@ impl HostMaps {
         self.namespaces.entries()
     }
 
-    /// Addresses of this node and of Services of other proxies, with the flags that do not follow from Services served here.
+    /// Addresses of this node and of Services of other proxies, with the flags that do not follow
+    /// from Services served here.
     pub fn addresses(&self) -> Result<Vec<(IpAddr, KnownAddress)>, TableError> {
         let of_host =
             |known: KnownAddress| KnownAddress { flags: known.flags & address_flags::OF_HOST, ..known };

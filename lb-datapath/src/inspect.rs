@@ -23,7 +23,8 @@ use crate::table::Table;
 pub struct Maps(MapHandles);
 
 impl Maps {
-    /// Opens what an agent has pinned; no agent needs to run. Fails with `NotFound` when there is nothing.
+    /// Opens what an agent has pinned; no agent needs to run. Fails with `NotFound` when there is
+    /// nothing.
     pub fn open(pins: &Pins) -> io::Result<Self> {
         MapHandles::open(&pins.maps()).map(Self)
     }
@@ -107,7 +108,8 @@ pub struct AffinityEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AffinityClient {
     Address(IpAddr),
-    /// Cookie of the network namespace of processes whose connections are translated at their socket.
+    /// Cookie of the network namespace of processes whose connections are translated at their
+    /// socket.
     Namespace(u64),
 }
 

@@ -22,8 +22,8 @@ impl KnownAddresses {
         self.0.entries()
     }
 
-    /// Changes an entry, and removes it when no flag is left. One thread writes the map: no write comes between reading and
-    /// writing.
+    /// Changes an entry, and removes it when no flag is left. One thread writes the map: no write
+    /// comes between reading and writing.
     pub fn update(
         &self,
         address: IpAddr,

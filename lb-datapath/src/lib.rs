@@ -1,8 +1,9 @@
-//! The kernel side: [`apply`] decides on map entries; the rest loads the programs, holds their maps and attaches them. aya is
-//! imported in no other crate.
+//! The kernel side: [`apply`] decides on map entries; the rest loads the programs, holds their maps
+//! and attaches them. aya is imported in no other crate.
 //!
-//! Everything that must outlive an agent is pinned below [`Pins`]: maps, and links, which keep programs attached. A
-//! second agent finds the pins, reuses the maps and puts its own programs into the links without a gap.
+//! Everything that must outlive an agent is pinned below [`Pins`]: maps, and links, which keep
+//! programs attached. A second agent finds the pins, reuses the maps and puts its own programs into
+//! the links without a gap.
 
 mod address;
 pub mod apply;

@@ -1,5 +1,5 @@
-//! Attaching. Every attachment is a link (cgroup, XDP, tcx) pinned under a name that says what it is, or, on kernels
-//! without tcx, a clsact filter with a fixed priority and handle.
+//! Attaching. Every attachment is a link (cgroup, XDP, tcx) pinned under a name that says what it
+//! is, or, on kernels without tcx, a clsact filter with a fixed priority and handle.
 //!
 //! | pin | attachment |
 //! |---|---|
@@ -19,7 +19,8 @@ use crate::hooks;
 use crate::programs::Programs;
 use crate::sys;
 
-/// Native XDP: the driver runs the program (`XDP_FLAGS_DRV_MODE`). Generic XDP is slower than tc and never used.
+/// Native XDP: the driver runs the program (`XDP_FLAGS_DRV_MODE`). Generic XDP is slower than tc
+/// and never used.
 const XDP_NATIVE: u32 = 1 << 2;
 /// First in the chain (`BPF_F_BEFORE`): a CNI's programs see packets after translation.
 const TCX_FIRST: u32 = 1 << 3;
@@ -65,7 +66,8 @@ pub enum Attached {
         /// The hooks, and why XDP had to be left out, for the log.
         how: String,
     },
-    /// The kernel has refused this program, without which packets cannot be served. What an earlier agent attached stays.
+    /// The kernel has refused this program, without which packets cannot be served. What an earlier
+    /// agent attached stays.
     Nothing { refused: &'static str },
 }
 
@@ -119,8 +121,8 @@ impl Links {
             // The kernel refuses it, and sockets are served without it.
             let Some(program) = programs.get(program) else { continue };
             let here = |link: BorrowedFd<'_>| {
-                // SAFETY: the active member for links of this type; the pin's name says which it is. The cgroup's id is
-                // its inode number (kernfs, 64-bit).
+                // SAFETY: the active member for links of this type; the pin's name says which it
+                // is. The cgroup's id is its inode number (kernfs, 64-bit).
                 sys::link_info(link).is_ok_and(|info| unsafe { info.__bindgen_anon_1.cgroup.cgroup_id } == id)
             };
             replace(&self.folder.join(hook), program, here, || {
@@ -165,7 +167,8 @@ impl Links {
                 })?;
             } else {
                 attach_clsact(programs, hook, program, name)?;
-                // An earlier agent may have attached the other way; a packet that both see is translated by the first.
+                // An earlier agent may have attached the other way; a packet that both see is
+                // translated by the first.
                 remove_pin(&self.pin_path(hook.name, ifindex))?;
             }
         }
@@ -219,8 +222,8 @@ impl Links {
     }
 }
 
-/// The tc program that the kernel has refused and that devices with (`layer3`: without) Ethernet headers need. XDP alone
-/// serves nothing: replies of endpoints here pass tc.
+/// The tc program that the kernel has refused and that devices with (`layer3`: without) Ethernet
+/// headers need. XDP alone serves nothing: replies of endpoints here pass tc.
 pub fn refused(programs: &Programs, layer3: bool) -> Option<&'static str> {
     let needed = TC_HOOKS.iter().map(|hook| hook.programs[usize::from(layer3)]);
     needed.into_iter().find(|program| programs.get(program).is_none())
@@ -245,8 +248,8 @@ fn program_fd<'a>(programs: &'a Programs, name: &str) -> io::Result<BorrowedFd<'
     programs.get(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no program {name}")))
 }
 
-/// Puts `program` into the link pinned at `path` if that is attached where it shall be (`here`), without a gap; else makes
-/// a new link and pins it.
+/// Puts `program` into the link pinned at `path` if that is attached where it shall be (`here`),
+/// without a gap; else makes a new link and pins it.
 fn replace(
     path: &Path,
     program: BorrowedFd<'_>,
@@ -273,7 +276,8 @@ fn remove_pin(path: &Path) -> Result<(), AttachError> {
     }
 }
 
-/// Attaches a filter that stays when this process ends, or puts the program in the place of an earlier one.
+/// Attaches a filter that stays when this process ends, or puts the program in the place of an
+/// earlier one.
 fn attach_clsact(
     programs: &mut Programs,
     hook: &TcHook,
@@ -281,7 +285,8 @@ fn attach_clsact(
     device: &str,
 ) -> Result<(), AttachError> {
     let failed = |source| AttachError::Clsact { device: device.to_owned(), source: Box::new(source) };
-    // An error means that the queueing discipline is there already; if it is not, attaching says so.
+    // An error means that the queueing discipline is there already; if it is not, attaching says
+    // so.
     let _ = tc::qdisc_add_clsact(device);
     let program = programs.classifier(program).map_err(failed)?;
     let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };

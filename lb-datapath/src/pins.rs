@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use lb_common::layout::LAYOUT_VERSION;
 
-/// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout version>/{maps,links}`.
+/// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout
+/// version>/{maps,links}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pins {
     root: PathBuf,

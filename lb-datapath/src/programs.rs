@@ -32,7 +32,8 @@ pub(crate) const ITERATOR: &str = "lb_connected";
 /// The least that an XDP program can do with a packet: what benchmarks measure the others against.
 const FLOOR: &str = "lb_floor";
 
-/// The programs that `lb explain` runs: for a packet that arrives by a device, and for a call at a socket.
+/// The programs that `lb explain` runs: for a packet that arrives by a device, and for a call at a
+/// socket.
 pub(crate) const PACKET_RECORDER: &str = "lb_tc_ingress";
 pub(crate) const CALL_RECORDER: &str = "lb_explain_call";
 
@@ -114,7 +115,8 @@ impl std::fmt::Display for Shape {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgramStatistics {
     pub name: String,
-    /// Instructions the verifier looked at, over all paths; 0 where the kernel does not tell (before 5.16).
+    /// Instructions the verifier looked at, over all paths; 0 where the kernel does not tell
+    /// (before 5.16).
     pub verified_instructions: u32,
     /// Bytes of eBPF after the verifier's rewrites.
     pub translated_bytes: u32,
@@ -122,7 +124,8 @@ pub struct ProgramStatistics {
     pub machine_code_bytes: u32,
 }
 
-/// Reader of the programs' log: readable (`AsFd`) when there are records, [`EbpfLogger::flush`] passes them on.
+/// Reader of the programs' log: readable (`AsFd`) when there are records, [`EbpfLogger::flush`]
+/// passes them on.
 pub type DatapathLog = EbpfLogger<&'static dyn log::Log>;
 
 /// What programs are loaded for.
@@ -156,7 +159,8 @@ impl Programs {
         Self::load_for(options, None, Purpose::Test)
     }
 
-    /// Loads the programs of `lb explain`, to record what they decide. With `pins`, maps are taken from there as they are; all must be there.
+    /// Loads the programs of `lb explain`, to record what they decide. With `pins`, maps are taken
+    /// from there as they are; all must be there.
     pub fn load_recorder(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self, LoadError> {
         Self::load_for(options, pins, Purpose::Record)
     }
@@ -194,7 +198,8 @@ impl Programs {
         let mut outgrown = Vec::new();
         if let Some(pins) = pins {
             for (name, map) in &object.maps {
-                // Constants (.rodata, .rodata.cst16) belong to one load; names with a dot cannot be pinned anyway.
+                // Constants (.rodata, .rodata.cst16) belong to one load; names with a dot cannot be
+                // pinned anyway.
                 if name.starts_with('.') || UNPINNED.contains(&name.as_str()) {
                     continue;
                 }
@@ -266,7 +271,8 @@ impl Programs {
         self.ebpf.program(name).and_then(|program| program_fd(program)).map(AsFd::as_fd)
     }
 
-    /// Whether everything that sockets need is loaded. Without `getpeername` they are served all the same.
+    /// Whether everything that sockets need is loaded. Without `getpeername` they are served all
+    /// the same.
     pub fn serves_sockets(&self) -> bool {
         const NEEDED: [&str; 6] =
             ["lb_connect4", "lb_connect6", "lb_sendmsg4", "lb_sendmsg6", "lb_recvmsg4", "lb_recvmsg6"];
@@ -317,7 +323,8 @@ impl Programs {
     }
 }
 
-/// Before Linux 5.11 maps and programs count as locked memory, of which the default limit is 64 KiB.
+/// Before Linux 5.11 maps and programs count as locked memory, of which the default limit is 64
+/// KiB.
 fn unlimited_locked_memory() {
     let unlimited = Rlimit { current: None, maximum: None };
     // Without the privilege for it, loading fails and its error is the one that matters.
@@ -361,7 +368,8 @@ const NODE_ADDRESSES: u32 = 1024;
 
 /// The maps whose size the configuration sets.
 fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 20] {
-    // The engine keeps to the limit for addresses of Services; those of the node have room beside them.
+    // The engine keeps to the limit for addresses of Services; those of the node have room beside
+    // them.
     let addresses = sizes.max_services + NODE_ADDRESSES;
     // One entry per direction.
     let index = sizes.max_flows * 2;
@@ -430,7 +438,8 @@ struct Outgrown {
 }
 
 impl Outgrown {
-    /// Takes the map out of the way, so that the loader makes a new one. The programs that are attached keep using it.
+    /// Takes the map out of the way, so that the loader makes a new one. The programs that are
+    /// attached keep using it.
     fn set_aside(path: PathBuf, old: OwnedFd) -> Result<Self, LoadError> {
         std::fs::remove_file(&path)
             .map_err(|source| LoadError::Map { map: path.display().to_string(), source })?;
@@ -443,8 +452,8 @@ impl Outgrown {
         let _ = sys::pin(self.old.as_fd(), &self.path);
     }
 
-    /// Copies the entries. Those made while the old programs are still attached, and those beyond the new size, are lost:
-    /// connections in the making, which are opened again.
+    /// Copies the entries. Those made while the old programs are still attached, and those beyond
+    /// the new size, are lost: connections in the making, which are opened again.
     fn copy_into_successor(&self) -> Result<(), LoadError> {
         let failed = |source| LoadError::Map { map: self.path.display().to_string(), source };
         let new = sys::open_pin(&self.path).map_err(failed)?;

@@ -1,5 +1,5 @@
-//! Programs that record what they decide instead of acting, for `lb explain`: the attached ones loaded once more, on the same maps.
-//! They write nothing but `RECORD`, which is their own.
+//! Programs that record what they decide instead of acting, for `lb explain`: the attached ones
+//! loaded once more, on the same maps. They write nothing but `RECORD`, which is their own.
 
 use std::io;
 
@@ -34,7 +34,8 @@ pub struct Recorded {
 }
 
 impl Datapath {
-    /// Loads the recorder on the maps that an agent has pinned, as they are; no agent needs to run. Nothing is pinned, made or changed.
+    /// Loads the recorder on the maps that an agent has pinned, as they are; no agent needs to run.
+    /// Nothing is pinned, made or changed.
     pub fn load_recorder(pins: &Pins) -> Result<Self, LoadError> {
         let settings = settings::read_pinned(pins)
             .map_err(|source| LoadError::Map { map: "SETTINGS".into(), source })?
@@ -56,7 +57,8 @@ impl Datapath {
 
     /// Runs a recorder on a packet with an Ethernet header.
     pub fn record(&self, occasion: Occasion, packet: &[u8]) -> io::Result<Recorded> {
-        // A call arrives by no device; every namespace has the loopback device, whose index this is.
+        // A call arrives by no device; every namespace has the loopback device, whose index this
+        // is.
         const LOOPBACK: u32 = 1;
         let (program, ifindex, netns_cookie) = match occasion {
             Occasion::Arrival { ifindex } => (PACKET_RECORDER, ifindex, 0),

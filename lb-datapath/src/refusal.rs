@@ -16,7 +16,8 @@ pub struct Refusal {
     pub log: Vec<String>,
 }
 
-/// So many lines of a log are kept, each cut to so many characters: the last instruction, its registers, the complaint.
+/// So many lines of a log are kept, each cut to so many characters: the last instruction, its
+/// registers, the complaint.
 const LINES: usize = 5;
 const WIDTH: usize = 160;
 
@@ -72,7 +73,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The lines of a verifier's log that decide, in their order. Statistics stand at its end, and say nothing about the cause.
+/// The lines of a verifier's log that decide, in their order. Statistics stand at its end, and say
+/// nothing about the cause.
 fn decisive_lines(log: &str) -> Vec<String> {
     const STATISTICS: [&str; 4] = ["processed ", "verification time ", "stack depth ", "mark_precise:"];
     let decides =

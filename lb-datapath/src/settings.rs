@@ -45,7 +45,8 @@ fn settings(options: &LoadOptions, netns_cookie: Option<u64>) -> Settings {
     }
 }
 
-/// Returns options that load programs as an agent loaded them. The maps exist, so the sizes have no effect.
+/// Returns options that load programs as an agent loaded them. The maps exist, so the sizes have no
+/// effect.
 pub fn load_options(settings: &Settings) -> LoadOptions {
     let first = settings.snat_port_first;
     LoadOptions {

@@ -5,12 +5,14 @@ use std::mem::size_of;
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout;
 
-/// How many entries each map can hold. Where a map exists per family, each of the two gets this size.
+/// How many entries each map can hold. Where a map exists per family, each of the two gets this
+/// size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapSizes {
     /// Service addresses (a Service has one per port, family and kind), and Service ports by name
     pub max_services: u32,
-    /// Slots: the endpoints of all Service ports, counted once per Service port, policy and family; allow for as many again while they change
+    /// Slots: the endpoints of all Service ports, counted once per Service port, policy and family;
+    /// allow for as many again while they change
     pub max_slots: u32,
     /// Endpoints of all Service ports
     pub max_backends: u32,
@@ -20,17 +22,19 @@ pub struct MapSizes {
     pub max_fragments: u32,
     /// Service addresses that unconnected UDP sockets talk to, two entries each
     pub max_socket_peers: u32,
-    /// Networks in the loadBalancerSourceRanges of all Service ports; while they change, old and new ones are counted
+    /// Networks in the loadBalancerSourceRanges of all Service ports; while they change, old and
+    /// new ones are counted
     pub max_source_ranges: u32,
-    /// Clients of Service ports with session affinity, both families together; the ones that were silent longest leave
+    /// Clients of Service ports with session affinity, both families together; the ones that were
+    /// silent longest leave
     pub max_affinity: u32,
 }
 
 type A4 = <V4 as Family>::Addr;
 type A6 = <V6 as Family>::Addr;
 
-/// Bytes that one entry of a hash map takes: `struct htab_elem` and a bucket beside key and value, each rounded up to
-/// eight (kernel/bpf/hashtab.c, `htab_map_mem_usage`).
+/// Bytes that one entry of a hash map takes: `struct htab_elem` and a bucket beside key and value,
+/// each rounded up to eight (kernel/bpf/hashtab.c, `htab_map_mem_usage`).
 const fn hash_entry(key: usize, value: usize) -> usize {
     const HTAB_ELEM: usize = 48;
     const BUCKET: usize = 16;
@@ -42,8 +46,9 @@ const fn array_entry(value: usize) -> usize {
     value.next_multiple_of(8)
 }
 
-/// Bytes that one entry of a longest-prefix map can take: a node with key and value, and an inner node without value
-/// (kernel/bpf/lpm_trie.c, `struct lpm_trie_node`). `data`: the key without its prefix length.
+/// Bytes that one entry of a longest-prefix map can take: a node with key and value, and an inner
+/// node without value (kernel/bpf/lpm_trie.c, `struct lpm_trie_node`). `data`: the key without its
+/// prefix length.
 const fn lpm_entry(data: usize, value: usize) -> usize {
     const NODE: usize = 40;
     (NODE + data + value).next_multiple_of(8) + (NODE + data).next_multiple_of(8)

@@ -1,5 +1,6 @@
-//! The `bpf(2)` calls that aya 0.14 has no interface for: links that are created, found again and updated through their
-//! pins, batch reads, memory-mapped arrays and test runs. All raw system calls of this crate stand in this file.
+//! The `bpf(2)` calls that aya 0.14 has no interface for: links that are created, found again and
+//! updated through their pins, batch reads, memory-mapped arrays and test runs. All raw system
+//! calls of this crate stand in this file.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -22,7 +23,8 @@ fn attributes() -> bpf_attr {
 }
 
 fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_long> {
-    // SAFETY: the attributes are valid for the whole size given; what their pointers point to is upheld by the callers below.
+    // SAFETY: the attributes are valid for the whole size given; what their pointers point to is
+    // upheld by the callers below.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -62,7 +64,8 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes).map(drop)
 }
 
-/// Loads a small program (`BPF_PROG_LOAD`) given as encoded instructions, to see whether the kernel takes it.
+/// Loads a small program (`BPF_PROG_LOAD`) given as encoded instructions, to see whether the kernel
+/// takes it.
 pub fn load_program(
     kind: bpf_prog_type,
     attach_type: u32,
@@ -96,7 +99,8 @@ pub fn create_link(
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).map(owned)
 }
 
-/// What an iterator program writes about the entries of a map, as it is read (`BPF_ITER_CREATE`, Linux 5.9).
+/// What an iterator program writes about the entries of a map, as it is read (`BPF_ITER_CREATE`,
+/// Linux 5.9).
 pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
     let info = map.as_raw_fd() as u32; // the first field of union bpf_iter_link_info
     let mut attributes = attributes();
@@ -134,7 +138,8 @@ fn object_info<T>(object: BorrowedFd<'_>) -> io::Result<T> {
     attributes.info.info_len = size_of::<T>() as u32;
     attributes.info.info = info.as_mut_ptr() as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    // SAFETY: zeroed before, filled by the kernel; called below with C structures of plain numbers only.
+    // SAFETY: zeroed before, filled by the kernel; called below with C structures of plain numbers
+    // only.
     Ok(unsafe { info.assume_init() })
 }
 
@@ -196,8 +201,8 @@ fn element<K: Plain>(map: BorrowedFd<'_>, key: &K) -> bpf_attr {
     attributes
 }
 
-/// Calls `visit` with every entry of a hash or longest-prefix map. Entries that come and go meanwhile may be seen or not; none is
-/// seen half written.
+/// Calls `visit` with every entry of a hash or longest-prefix map. Entries that come and go
+/// meanwhile may be seen or not; none is seen half written.
 pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
     /// `ENOTSUPP` of the kernel, which has no name outside.
     const ENOTSUPP: i32 = 524;
@@ -214,7 +219,8 @@ fn for_each_by_key<K: Plain, V: Plain>(
     visit: &mut impl FnMut(&K, &V),
 ) -> io::Result<()> {
     let mut previous: Option<K> = None;
-    // A key that was removed meanwhile makes the kernel begin anew: the number of entries is the limit.
+    // A key that was removed meanwhile makes the kernel begin anew: the number of entries is the
+    // limit.
     for _ in 0..map_info(map)?.max_entries {
         let mut key = MaybeUninit::<K>::zeroed();
         let mut attributes = attributes();
@@ -243,7 +249,8 @@ fn for_each_by_batch<K: Plain, V: Plain>(
 ) -> io::Result<()> {
     // A bucket must fit into one batch, else the kernel says ENOSPC: grow then.
     let mut size = 4096usize;
-    // Hash maps keep the number of a bucket there, others (`generic_map_lookup_batch`, kernel/bpf/syscall.c) a whole key.
+    // Hash maps keep the number of a bucket there, others (`generic_map_lookup_batch`,
+    // kernel/bpf/syscall.c) a whole key.
     let (mut position, mut next) = ([0u32; 16], [0u32; 16]);
     const { assert!(size_of::<K>() <= size_of::<[u32; 16]>()) };
     let mut started = false;
@@ -268,7 +275,8 @@ fn for_each_by_batch<K: Plain, V: Plain>(
             }
             Err(error) => return Err(error),
         };
-        // SAFETY: the active member for this command; the kernel has written the number of entries it filled.
+        // SAFETY: the active member for this command; the kernel has written the number of entries
+        // it filled.
         let count = unsafe { attributes.batch.count } as usize;
         for (key, value) in keys.iter().zip(&values).take(count) {
             // SAFETY: Plain, zeroed before and filled by the kernel.
@@ -296,7 +304,8 @@ pub struct TestRun {
 /// Room for a packet to grow in a test run.
 const TEST_RUN_HEADROOM: usize = 256;
 
-/// Runs a program on a packet `repeat` times. `context` is a `struct xdp_md` or `struct __sk_buff` as bytes, or empty.
+/// Runs a program on a packet `repeat` times. `context` is a `struct xdp_md` or `struct __sk_buff`
+/// as bytes, or empty.
 pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8], repeat: u32) -> io::Result<TestRun> {
     let mut out = vec![0u8; packet.len() + TEST_RUN_HEADROOM];
     let mut attributes = attributes();
@@ -347,8 +356,8 @@ pub fn possible_cpus() -> io::Result<usize> {
     aya::util::nr_cpus().map_err(|(_, error)| error)
 }
 
-/// Copies all entries of a hash map or an array to another of the same shape but of another size. What the other has no
-/// room for is left out.
+/// Copies all entries of a hash map or an array to another of the same shape but of another size.
+/// What the other has no room for is left out.
 pub fn copy_entries(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     let (info, room) = (map_info(from)?, map_info(to)?.max_entries as usize);
     let mut key = vec![0u8; info.key_size as usize];
@@ -390,7 +399,8 @@ fn bytes_element(map: BorrowedFd<'_>, key: &[u8], value: *mut u8) -> bpf_attr {
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h (Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// The number by which the kernel programs know the network namespace of the calling thread. Fails on kernels without it.
+/// The number by which the kernel programs know the network namespace of the calling thread. Fails
+/// on kernels without it.
 pub fn namespace_cookie() -> io::Result<u64> {
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     let mut cookie = 0u64;

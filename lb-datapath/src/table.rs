@@ -15,7 +15,8 @@ use crate::address::MapAddress;
 use crate::apply::map_name::{MapName, TableError};
 use crate::sys;
 
-/// Key of a longest-prefix map (`struct bpf_lpm_trie_key`): the bits of `data` that count, from the first byte on.
+/// Key of a longest-prefix map (`struct bpf_lpm_trie_key`): the bits of `data` that count, from the
+/// first byte on.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LpmKey<D> {
@@ -35,7 +36,8 @@ unsafe impl<A: MapAddress> Plain for LpmKey<A> {}
 // SAFETY: as above.
 unsafe impl<A: MapAddress> Plain for LpmKey<SourceRange<A>> {}
 
-/// A hash map, or a longest-prefix map: keyed by [`LpmKey`], and [`Table::get`] then finds the longest prefix that covers the key.
+/// A hash map, or a longest-prefix map: keyed by [`LpmKey`], and [`Table::get`] then finds the
+/// longest prefix that covers the key.
 #[derive(Debug, Clone)]
 pub struct Table<K, V> {
     map: MapName,
@@ -92,7 +94,8 @@ impl<K: Plain, V: Plain> Table<K, V> {
     }
 }
 
-/// A memory-mapped array (`BPF_F_MMAPABLE`): entries are read and written with plain loads and stores.
+/// A memory-mapped array (`BPF_F_MMAPABLE`): entries are read and written with plain loads and
+/// stores.
 #[derive(Debug)]
 pub struct ArrayTable<V> {
     map: MapName,
