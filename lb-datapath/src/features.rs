@@ -1,5 +1,5 @@
-//! What this kernel can do beyond what every program needs. Each feature is tried: vendors backport
-//! features, so the version of a kernel is no evidence.
+//! Detects optional features of this kernel. Each feature is tried, because vendors backport
+//! features: the version of a kernel is not enough.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,33 +10,33 @@ use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
 use crate::hooks;
 use crate::sys;
 
-/// What this kernel has.
+/// The optional features of this kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Features {
-    /// As `uname -r` prints it.
+    /// The kernel release (`uname -r`).
     pub kernel: String,
-    /// XDP programs take frames of several buffers, as jumbo frames are; else drivers refuse large
-    /// MTUs.
+    /// XDP programs accept frames with several buffers, like jumbo frames. Otherwise drivers refuse
+    /// XDP on devices with a large MTU.
     pub xdp_frags: bool,
-    /// tc programs attach as links (tcx); else as clsact filters.
+    /// tc programs can be links (tcx). Otherwise they are clsact filters.
     pub tcx: bool,
-    /// `bpf_fib_lookup` returns the source address of a route; else the device's primary address is
-    /// used.
+    /// `bpf_fib_lookup` returns the source address of a route. Otherwise the primary address of the
+    /// device is used.
     pub fib_source: bool,
-    /// A socket program chooses the error of a refused call; else it is EPERM.
+    /// A socket program can set the error of a refused call. Otherwise the error is EPERM.
     pub set_retval: bool,
-    /// Programs read the clock at tick resolution; else they read the exact one, which takes
-    /// longer.
+    /// Programs can read the clock with tick resolution. Otherwise they read the exact clock, which
+    /// is slower.
     pub coarse_clock: bool,
-    /// Types of the kernel are in /sys; else sockets stay connected to endpoints that are gone.
+    /// The types of the kernel are in /sys. Otherwise sockets stay connected to removed endpoints.
     pub btf: bool,
-    /// An iterator program can tell which socket it sees; else sockets stay connected to endpoints
-    /// that are gone.
+    /// An iterator program can identify a socket. Otherwise sockets stay connected to removed
+    /// endpoints.
     pub iterator_cookie: bool,
-    /// Programs are compiled to machine code; else they are interpreted.
+    /// Programs are compiled to machine code. Otherwise they are interpreted.
     pub jit: bool,
-    /// Cookie of this network namespace; without it `localhost:nodePort` is not served, and
-    /// nodePorts are not protected.
+    /// The cookie of this network namespace. Without it, NodePorts are not served at localhost and
+    /// their ports are not protected.
     pub netns_cookie: Option<u64>,
 }
 
@@ -52,15 +52,15 @@ impl Features {
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             // Seen when the iterator program is loaded: a smaller one would need its own types.
             iterator_cookie: true,
-            // The file is missing where the kernel always compiles (CONFIG_BPF_JIT_ALWAYS_ON, and
-            // no sysctl in a container).
+            // The file does not exist if the kernel always compiles (CONFIG_BPF_JIT_ALWAYS_ON
+            // without sysctl in a container).
             jit: std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
                 .map_or(true, |value| value.trim() != "0"),
             netns_cookie: sys::namespace_cookie().ok(),
         }
     }
 
-    /// What is lost on this kernel, a sentence each.
+    /// Describes each missing feature with its consequence.
     pub fn missing(&self) -> Vec<&'static str> {
         [
             (
@@ -153,8 +153,8 @@ fn xdp_frags() -> io::Result<OwnedFd> {
     sys::load_program(bpf_prog_type::BPF_PROG_TYPE_XDP, 0, HAS_FRAGS, &[set(R0, XDP_PASS), EXIT])
 }
 
-/// Attaches to a device that does not exist: a kernel without tcx does not get as far as looking
-/// for it.
+/// Returns whether the kernel has tcx. Tries to attach to a device that does not exist: only a
+/// kernel with tcx looks for the device.
 fn tcx() -> bool {
     const NO_DEVICE: u32 = i32::MAX as u32;
     let program = sys::load_program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, 0, &[set(R0, 0), EXIT]);

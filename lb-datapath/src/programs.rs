@@ -1,4 +1,4 @@
-//! Loading: settings, map sizes, reuse of pinned maps, verification.
+//! Loads the programs: settings, map sizes, reuse of pinned maps, verification.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,7 +19,7 @@ use crate::refusal::Refusal;
 use crate::sizes::MapSizes;
 use crate::sys;
 
-/// The compiled kernel programs (lb-ebpf), put here by build.rs.
+/// The compiled kernel programs (lb-ebpf). build.rs compiles them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
 
 /// The XDP program, and its variant for kernels without multi-buffer frames.
@@ -29,44 +29,45 @@ const XDP_LINEAR: &str = "lb_xdp_linear";
 /// The iterator program that lists connected sockets.
 pub(crate) const ITERATOR: &str = "lb_connected";
 
-/// The least that an XDP program can do with a packet: what benchmarks measure the others against.
+/// An XDP program that does almost nothing. Benchmarks compare the other programs with it.
 const FLOOR: &str = "lb_floor";
 
-/// The programs that `lb explain` runs: for a packet that arrives by a device, and for a call at a
+/// The programs that `lb explain` runs: for a packet that arrives at a device, and for a call at a
 /// socket.
 pub(crate) const PACKET_RECORDER: &str = "lb_tc_ingress";
 pub(crate) const CALL_RECORDER: &str = "lb_explain_call";
 
-/// Maps that no other program reads and that need not outlive the programs.
+/// Maps that are not pinned: no other process reads them, and they need not outlive the programs.
 const UNPINNED: [&str; 6] =
     ["SCRATCH_V4", "SCRATCH_V6", "FLOW_KEYS_V4", "FLOW_KEYS_V6", "AYA_LOGS", "RECORD"];
 
-/// What is set before the programs are loaded.
+/// The options with which the programs are loaded.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     pub sizes: MapSizes,
-    /// First and last port that sources are rewritten to.
+    /// First and last port for rewritten source addresses.
     pub snat_ports: (u16, u16),
-    /// How long connections may be silent.
+    /// The timeouts of idle connections.
     pub flow_timeouts: FlowTimeouts,
-    /// Level of the programs' own log: 0 off, 1 error … 5 trace.
+    /// The log level of the programs: 0 off, 1 error … 5 trace.
     pub log_level: u8,
     pub tc_attach: TcAttach,
-    /// Processes of this network namespace may not bind NodePorts.
+    /// Whether processes in this network namespace are prevented from binding the ports of
+    /// NodePorts.
     pub protect_node_ports: bool,
-    /// Socket programs translate for processes of this network namespace only.
+    /// Whether socket programs translate only for processes in this network namespace.
     pub host_sockets_only: bool,
 }
 
 /// How tc programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TcAttach {
-    /// As links (tcx) where the kernel has them, else as filters.
+    /// As tcx links if the kernel supports them, otherwise as clsact filters.
     #[default]
     Auto,
-    /// As links, before the programs of others; fails where the kernel has none.
+    /// As tcx links, before the programs of others. Fails if the kernel does not support them.
     Tcx,
-    /// As filters of a clsact queueing discipline, on any kernel.
+    /// As filters on a clsact queueing discipline, on any kernel.
     Clsact,
 }
 
@@ -95,7 +96,7 @@ pub enum LoadError {
     Layout { path: PathBuf, found: String, expected: String },
 }
 
-/// Type, key size, value size and flags of a map: what must agree before it is reused.
+/// Type, key size, value size and flags of a map. They must agree before a pinned map is reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shape {
     map_type: u32,
@@ -115,26 +116,26 @@ impl std::fmt::Display for Shape {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgramStatistics {
     pub name: String,
-    /// Instructions the verifier looked at, over all paths; 0 where the kernel does not tell
-    /// (before 5.16).
+    /// The number of instructions that the verifier checked, over all paths. 0 on kernels before
+    /// 5.16.
     pub verified_instructions: u32,
-    /// Bytes of eBPF after the verifier's rewrites.
+    /// The size in bytes of eBPF, after the rewrites of the verifier.
     pub translated_bytes: u32,
-    /// Bytes of machine code.
+    /// The size in bytes of machine code.
     pub machine_code_bytes: u32,
 }
 
-/// Reader of the programs' log: readable (`AsFd`) when there are records, [`EbpfLogger::flush`]
-/// passes them on.
+/// The reader of the programs' log. Its descriptor (`AsFd`) is readable when there are records.
+/// [`EbpfLogger::flush`] writes them to the log.
 pub type DatapathLog = EbpfLogger<&'static dyn log::Log>;
 
-/// What programs are loaded for.
+/// The purpose for which programs are loaded.
 #[derive(Copy, Clone, PartialEq, Eq)]
 enum Purpose {
     Serve,
-    /// Tests and benchmarks.
+    /// For tests and benchmarks.
     Test,
-    /// `lb explain`.
+    /// For `lb explain`.
     Record,
 }
 
@@ -142,25 +143,25 @@ enum Purpose {
 pub struct Programs {
     ebpf: Ebpf,
     pub features: Features,
-    /// Programs that the kernel did not take, by name.
+    /// The programs that the kernel has refused, by name.
     pub refusals: Vec<Refusal>,
-    /// tc programs are attached as links, not as filters.
+    /// Whether tc programs are attached as links, not as filters.
     pub tcx: bool,
 }
 
 impl Programs {
-    /// Loads every program. With `pins`, maps are taken from there or pinned there.
+    /// Loads all programs. With `pins`, pinned maps are reused and new ones are pinned.
     pub fn load(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self, LoadError> {
         Self::load_for(options, pins, Purpose::Serve)
     }
 
-    /// Loads every program on maps of its own, and the one that benchmarks compare with.
+    /// Loads all programs on private maps, and the program with which benchmarks compare.
     pub fn load_for_tests(options: &LoadOptions) -> Result<Self, LoadError> {
         Self::load_for(options, None, Purpose::Test)
     }
 
-    /// Loads the programs of `lb explain`, to record what they decide. With `pins`, maps are taken
-    /// from there as they are; all must be there.
+    /// Loads the programs of `lb explain`, which record their decisions. With `pins`, all pinned
+    /// maps must exist, and they are not changed.
     pub fn load_recorder(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self, LoadError> {
         Self::load_for(options, pins, Purpose::Record)
     }
@@ -198,8 +199,8 @@ impl Programs {
         let mut outgrown = Vec::new();
         if let Some(pins) = pins {
             for (name, map) in &object.maps {
-                // Constants (.rodata, .rodata.cst16) belong to one load; names with a dot cannot be
-                // pinned anyway.
+                // Constants (.rodata, .rodata.cst16) belong to one load, and the kernel refuses
+                // names with a dot for pins.
                 if name.starts_with('.') || UNPINNED.contains(&name.as_str()) {
                     continue;
                 }
@@ -241,7 +242,7 @@ impl Programs {
             Purpose::Record => [PACKET_RECORDER, CALL_RECORDER].contains(&name),
         };
         let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| wanted(name)).collect();
-        // The same order each time: what is refused is reported in it.
+        // A fixed order, because refused programs are reported in this order.
         programs.sort_by_key(|(name, _)| *name);
         let mut refusals = Vec::new();
         for (name, program) in programs {
@@ -271,20 +272,19 @@ impl Programs {
         self.ebpf.program(name).and_then(|program| program_fd(program)).map(AsFd::as_fd)
     }
 
-    /// Whether everything that sockets need is loaded. Without `getpeername` they are served all
-    /// the same.
+    /// Returns whether all required socket programs are loaded. `getpeername` is not required.
     pub fn serves_sockets(&self) -> bool {
         const NEEDED: [&str; 6] =
             ["lb_connect4", "lb_connect6", "lb_sendmsg4", "lb_sendmsg6", "lb_recvmsg4", "lb_recvmsg6"];
         NEEDED.iter().all(|name| self.get(name).is_some())
     }
 
-    /// Name of the XDP program for this kernel.
+    /// Returns the name of the XDP program for this kernel.
     pub fn xdp_name(&self) -> &'static str {
         if self.features.xdp_frags { XDP } else { XDP_LINEAR }
     }
 
-    /// A tc program, for attaching it as a clsact filter.
+    /// Returns a tc program, to attach it as a clsact filter.
     pub fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, aya::programs::ProgramError> {
         match self.ebpf.program_mut(name) {
             Some(Program::SchedClassifier(program)) => Ok(program),
@@ -292,7 +292,8 @@ impl Programs {
         }
     }
 
-    /// The programs' own log, written through the `log` crate, which `tracing` collects. Once only.
+    /// Returns the reader of the programs' log, which writes to the `log` crate. `tracing` collects
+    /// these records. This can be called only once.
     pub fn take_log(&mut self) -> Result<DatapathLog, LoadError> {
         EbpfLogger::init(&mut self.ebpf).map_err(|error| LoadError::Log(error.to_string()))
     }
@@ -323,11 +324,11 @@ impl Programs {
     }
 }
 
-/// Before Linux 5.11 maps and programs count as locked memory, of which the default limit is 64
-/// KiB.
+/// Raises the limit of locked memory. Before Linux 5.11, maps and programs count as locked memory,
+/// and the default limit is 64 KiB.
 fn unlimited_locked_memory() {
     let unlimited = Rlimit { current: None, maximum: None };
-    // Without the privilege for it, loading fails and its error is the one that matters.
+    // Without the privilege for this, loading fails too, with a better error.
     let _ = setrlimit(Resource::Memlock, unlimited);
 }
 
@@ -338,7 +339,7 @@ fn load_program(program: &mut Program, btf: Option<&Btf>) -> Result<(), aya::pro
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
         Program::Iter(program) => match btf {
             Some(btf) => program.load("bpf_sk_storage_map", btf),
-            None => Ok(()), // said by Features::missing()
+            None => Ok(()), // Features::missing() reports it.
         },
         _ => Ok(()),
     }
@@ -363,15 +364,14 @@ fn map_fd(map: &aya::maps::Map) -> BorrowedFd<'_> {
     }
 }
 
-/// Addresses that a node may have in each family.
+/// The number of addresses that a node can have in each IP family.
 const NODE_ADDRESSES: u32 = 1024;
 
-/// The maps whose size the configuration sets.
+/// Returns the maps whose size depends on the configuration.
 fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 20] {
-    // The engine keeps to the limit for addresses of Services; those of the node have room beside
-    // them.
+    // The engine limits the addresses of Services. The addresses of the node need extra room.
     let addresses = sizes.max_services + NODE_ADDRESSES;
-    // One entry per direction.
+    // Each connection has one entry for each direction.
     let index = sizes.max_flows * 2;
     [
         ("SERVICES_V4", sizes.max_services),
@@ -397,13 +397,13 @@ fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 20] {
     ]
 }
 
-/// A pinned map that fits.
+/// A pinned map that can be reused.
 struct Pinned {
     fd: OwnedFd,
     capacity: u32,
 }
 
-/// The map pinned at `path`, if there is one; an error if it is not what `map` describes.
+/// Returns the map pinned at `path`, if there is one. Returns an error if it does not match `map`.
 fn reusable(path: &Path, map: &aya_obj::maps::Map) -> Result<Option<Pinned>, LoadError> {
     let failed = |source| LoadError::Map { map: path.display().to_string(), source };
     let fd = match sys::open_pin(path) {
@@ -431,15 +431,15 @@ fn reusable(path: &Path, map: &aya_obj::maps::Map) -> Result<Option<Pinned>, Loa
     Ok(Some(Pinned { fd, capacity: info.max_entries }))
 }
 
-/// A pinned map that a configuration change replaces by one of another size.
+/// A pinned map that is replaced by one of another size, because the configuration has changed.
 struct Outgrown {
     path: PathBuf,
     old: OwnedFd,
 }
 
 impl Outgrown {
-    /// Takes the map out of the way, so that the loader makes a new one. The programs that are
-    /// attached keep using it.
+    /// Moves the pin of the map, so that the loader creates a new map. Attached programs keep the
+    /// old map.
     fn set_aside(path: PathBuf, old: OwnedFd) -> Result<Self, LoadError> {
         std::fs::remove_file(&path)
             .map_err(|source| LoadError::Map { map: path.display().to_string(), source })?;
@@ -447,13 +447,13 @@ impl Outgrown {
     }
 
     fn put_back(self) {
-        // The new map may have been pinned already; the old one is what the attached programs use.
+        // The new map may be pinned already. The attached programs use the old one.
         let _ = std::fs::remove_file(&self.path);
         let _ = sys::pin(self.old.as_fd(), &self.path);
     }
 
-    /// Copies the entries. Those made while the old programs are still attached, and those beyond
-    /// the new size, are lost: connections in the making, which are opened again.
+    /// Copies the entries. Entries that the old programs write during the copy, and those that
+    /// exceed the new size, are lost. They belong to new connections, which clients open again.
     fn copy_into_successor(&self) -> Result<(), LoadError> {
         let failed = |source| LoadError::Map { map: self.path.display().to_string(), source };
         let new = sys::open_pin(&self.path).map_err(failed)?;

@@ -1,23 +1,23 @@
-//! Programs that this kernel refuses, in the words of its verifier.
+//! Programs that this kernel refuses, with the reason from the verifier.
 
 use std::fmt;
 
 use aya::programs::ProgramError;
 
-/// A program that could not be loaded. What it would serve is not served; all else is.
+/// A program that could not be loaded. All other programs work without it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     pub program: String,
-    /// As `uname -r` prints it.
+    /// The kernel release (`uname -r`).
     pub kernel: String,
-    /// What the system call failed with.
+    /// The error of the system call.
     pub error: String,
-    /// The last lines of the verifier's log: what it could not accept, and where it was.
+    /// The last lines of the verifier's log: the refused instruction and the reason.
     pub log: Vec<String>,
 }
 
-/// So many lines of a log are kept, each cut to so many characters: the last instruction, its
-/// registers, the complaint.
+/// The number of log lines that are kept, and their maximal length: the last instruction, its
+/// registers and the reason.
 const LINES: usize = 5;
 const WIDTH: usize = 160;
 
@@ -32,12 +32,12 @@ impl Refusal {
         Self { program: program.to_owned(), kernel: kernel.to_owned(), error, log }
     }
 
-    /// Whether the kernel lacks this helper function.
+    /// Returns whether the kernel lacks this helper function.
     pub(crate) fn lacks(&self, helper: &str) -> bool {
         self.log.iter().any(|line| line.contains("unknown func") && line.contains(helper))
     }
 
-    /// What a person can do.
+    /// Returns the remedy.
     pub fn remedy(&self) -> &'static str {
         let log = self.log.join("\n");
         let complains = |texts: &[&str]| texts.iter().any(|text| log.contains(text));
@@ -73,8 +73,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The lines of a verifier's log that decide, in their order. Statistics stand at its end, and say
-/// nothing about the cause.
+/// Returns the last lines of a verifier's log that contain the reason. The statistics at its end do
+/// not.
 fn decisive_lines(log: &str) -> Vec<String> {
     const STATISTICS: [&str; 4] = ["processed ", "verification time ", "stack depth ", "mark_precise:"];
     let decides =
@@ -91,7 +91,7 @@ fn decisive_lines(log: &str) -> Vec<String> {
     lines
 }
 
-/// An error with its causes.
+/// Formats an error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,5 @@
-//! `SETTINGS`: how the agent loaded its programs, for other processes that load them.
+//! The map `SETTINGS`: the options with which the agent has loaded its programs, for other
+//! processes.
 
 use std::io;
 
@@ -11,7 +12,7 @@ use crate::programs::{LoadError, LoadOptions, TcAttach};
 use crate::sizes::MapSizes;
 use crate::table::Table;
 
-/// Writes the options that the programs were loaded with.
+/// Writes the options with which the programs were loaded.
 pub fn publish(maps: &MapHandles, options: &LoadOptions, netns_cookie: Option<u64>) -> Result<(), LoadError> {
     let settings = settings(options, netns_cookie);
     let publish = || Ok(table(maps)?.put(&0, &settings)?);
@@ -33,7 +34,7 @@ pub fn table(maps: &MapHandles) -> io::Result<Table<u32, Settings>> {
     maps.table(MapName::SETTINGS)
 }
 
-/// The entry of `SETTINGS` for programs that were loaded with these options.
+/// Returns the entry of `SETTINGS` for these options.
 fn settings(options: &LoadOptions, netns_cookie: Option<u64>) -> Settings {
     let (first, last) = options.snat_ports;
     Settings {
@@ -45,8 +46,8 @@ fn settings(options: &LoadOptions, netns_cookie: Option<u64>) -> Settings {
     }
 }
 
-/// Returns options that load programs as an agent loaded them. The maps exist, so the sizes have no
-/// effect.
+/// Returns the options with which an agent has loaded its programs. The map sizes have no effect,
+/// because the maps exist.
 pub fn load_options(settings: &Settings) -> LoadOptions {
     let first = settings.snat_port_first;
     LoadOptions {

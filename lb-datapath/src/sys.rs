@@ -1,6 +1,6 @@
-//! The `bpf(2)` calls that aya 0.14 has no interface for: links that are created, found again and
+//! The `bpf(2)` calls for which aya 0.14 has no interface: links that are created, opened and
 //! updated through their pins, batch reads, memory-mapped arrays and test runs. All raw system
-//! calls of this crate stand in this file.
+//! calls of this crate are in this file.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -16,7 +16,7 @@ use aya_obj::generated::{
 use lb_common::plain::Plain;
 use rustix::net::{AddressFamily, SocketType, socket};
 
-/// A zeroed `bpf_attr`, as the kernel demands of the fields a command does not use.
+/// Returns a zeroed `bpf_attr`. The kernel requires zero in the fields that a command does not use.
 fn attributes() -> bpf_attr {
     // SAFETY: a C union of plain numbers.
     unsafe { MaybeUninit::zeroed().assume_init() }
@@ -64,8 +64,8 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes).map(drop)
 }
 
-/// Loads a small program (`BPF_PROG_LOAD`) given as encoded instructions, to see whether the kernel
-/// takes it.
+/// Loads a small program (`BPF_PROG_LOAD`) from encoded instructions, to try whether the kernel
+/// accepts it.
 pub fn load_program(
     kind: bpf_prog_type,
     attach_type: u32,
@@ -99,8 +99,8 @@ pub fn create_link(
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).map(owned)
 }
 
-/// What an iterator program writes about the entries of a map, as it is read (`BPF_ITER_CREATE`,
-/// Linux 5.9).
+/// Returns the output of an iterator program over the entries of a map (`BPF_ITER_CREATE`, Linux
+/// 5.9).
 pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
     let info = map.as_raw_fd() as u32; // the first field of union bpf_iter_link_info
     let mut attributes = attributes();
@@ -114,7 +114,7 @@ pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File>
     bpf(bpf_cmd::BPF_ITER_CREATE, &mut attributes).map(owned).map(File::from)
 }
 
-/// The values that the bytes are made of; what is left over at the end is left out.
+/// Converts bytes to values. An incomplete value at the end is ignored.
 pub fn values<T: Plain>(bytes: &[u8]) -> impl Iterator<Item = T> {
     bytes.chunks_exact(size_of::<T>()).map(|chunk| {
         // SAFETY: Plain, and as many bytes as it has.
@@ -122,7 +122,7 @@ pub fn values<T: Plain>(bytes: &[u8]) -> impl Iterator<Item = T> {
     })
 }
 
-/// Puts another program in the place of a link's, without a gap (`BPF_LINK_UPDATE`).
+/// Replaces the program of a link without a gap (`BPF_LINK_UPDATE`).
 pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = attributes();
     attributes.link_update.link_fd = link.as_raw_fd() as u32;
@@ -130,7 +130,7 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attributes).map(drop)
 }
 
-/// Fills a structure with what the kernel tells about an object (`BPF_OBJ_GET_INFO_BY_FD`).
+/// Returns the kernel's description of an object (`BPF_OBJ_GET_INFO_BY_FD`).
 fn object_info<T>(object: BorrowedFd<'_>) -> io::Result<T> {
     let mut info = MaybeUninit::<T>::zeroed();
     let mut attributes = attributes();
@@ -155,7 +155,7 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     object_info(program)
 }
 
-/// Writes an entry (`BPF_MAP_UPDATE_ELEM`). `flags`: `BPF_ANY`, `BPF_NOEXIST`, `BPF_EXIST`.
+/// Writes an entry (`BPF_MAP_UPDATE_ELEM`). `flags` is `BPF_ANY`, `BPF_NOEXIST` or `BPF_EXIST`.
 pub fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
     let mut attributes = element(map, key);
     attributes.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
@@ -163,7 +163,7 @@ pub fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V, flags
     bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
 }
 
-/// Removes an entry (`BPF_MAP_DELETE_ELEM`); false when there was none.
+/// Removes an entry (`BPF_MAP_DELETE_ELEM`). Returns false if it did not exist.
 pub fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     match bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut element(map, key)) {
         Ok(_) => Ok(true),
@@ -185,7 +185,7 @@ pub fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Op
     }
 }
 
-/// Reads one `u64` entry of a per-CPU array, a value for each possible CPU.
+/// Reads one `u64` entry of a per-CPU array: one value for each possible CPU.
 pub fn lookup_per_cpu(map: BorrowedFd<'_>, key: u32, cpus: usize) -> io::Result<Vec<u64>> {
     let mut values = vec![0u64; cpus];
     let mut attributes = element(map, &key);
@@ -201,13 +201,13 @@ fn element<K: Plain>(map: BorrowedFd<'_>, key: &K) -> bpf_attr {
     attributes
 }
 
-/// Calls `visit` with every entry of a hash or longest-prefix map. Entries that come and go
-/// meanwhile may be seen or not; none is seen half written.
+/// Calls `visit` with every entry of a hash or longest-prefix map. Entries that are added or
+/// removed at the same time may be missed. No entry is read half-written.
 pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
-    /// `ENOTSUPP` of the kernel, which has no name outside.
+    /// `ENOTSUPP`, which is defined only in the kernel.
     const ENOTSUPP: i32 = 524;
     match for_each_by_batch(map, &mut visit) {
-        // Longest-prefix maps before Linux 5.13. Nothing was visited.
+        // Longest-prefix maps before Linux 5.13. No entry was visited yet.
         Err(error) if error.raw_os_error() == Some(ENOTSUPP) => for_each_by_key(map, &mut visit),
         result => result,
     }
@@ -219,8 +219,8 @@ fn for_each_by_key<K: Plain, V: Plain>(
     visit: &mut impl FnMut(&K, &V),
 ) -> io::Result<()> {
     let mut previous: Option<K> = None;
-    // A key that was removed meanwhile makes the kernel begin anew: the number of entries is the
-    // limit.
+    // If a key was removed in the meantime, the kernel starts again at the first key. The limit
+    // prevents an endless loop.
     for _ in 0..map_info(map)?.max_entries {
         let mut key = MaybeUninit::<K>::zeroed();
         let mut attributes = attributes();
@@ -242,12 +242,13 @@ fn for_each_by_key<K: Plain, V: Plain>(
     Ok(())
 }
 
-/// Reads many entries by one call (`BPF_MAP_LOOKUP_BATCH`, hash maps Linux 5.6).
+/// Reads many entries with one call (`BPF_MAP_LOOKUP_BATCH`, since Linux 5.6 for hash maps).
 fn for_each_by_batch<K: Plain, V: Plain>(
     map: BorrowedFd<'_>,
     visit: &mut impl FnMut(&K, &V),
 ) -> io::Result<()> {
-    // A bucket must fit into one batch, else the kernel says ENOSPC: grow then.
+    // A bucket must fit into one batch. If it does not, the kernel returns ENOSPC and the batch
+    // grows.
     let mut size = 4096usize;
     // Hash maps keep the number of a bucket there, others (`generic_map_lookup_batch`,
     // kernel/bpf/syscall.c) a whole key.
@@ -290,22 +291,22 @@ fn for_each_by_batch<K: Plain, V: Plain>(
     }
 }
 
-/// What `BPF_PROG_TEST_RUN` answered.
+/// The result of `BPF_PROG_TEST_RUN`.
 #[derive(Debug, Clone)]
 pub struct TestRun {
-    /// The program's return code.
+    /// The return code of the program.
     pub return_code: u32,
-    /// The packet afterwards.
+    /// The packet after the run.
     pub packet: Vec<u8>,
-    /// Mean duration of one run in nanoseconds.
+    /// The mean duration of one run in nanoseconds.
     pub nanoseconds: u32,
 }
 
-/// Room for a packet to grow in a test run.
+/// The number of bytes by which a packet can grow in a test run.
 const TEST_RUN_HEADROOM: usize = 256;
 
-/// Runs a program on a packet `repeat` times. `context` is a `struct xdp_md` or `struct __sk_buff`
-/// as bytes, or empty.
+/// Runs a program `repeat` times on a packet. `context` has the bytes of a `struct xdp_md` or
+/// `struct __sk_buff`, or is empty.
 pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8], repeat: u32) -> io::Result<TestRun> {
     let mut out = vec![0u8; packet.len() + TEST_RUN_HEADROOM];
     let mut attributes = attributes();
@@ -326,7 +327,7 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8], repeat: 
     Ok(TestRun { return_code: test.retval, packet: out, nanoseconds: test.duration })
 }
 
-/// Name of a device of this network namespace.
+/// Returns the name of a device in this network namespace.
 pub fn device_name(ifindex: u32) -> Option<String> {
     let mut name = [0u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the size that the call demands.
@@ -337,7 +338,7 @@ pub fn device_name(ifindex: u32) -> Option<String> {
     Some(std::ffi::CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy().into_owned())
 }
 
-/// Index of a device of this network namespace.
+/// Returns the index of a device in this network namespace.
 pub fn device_index(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
     // SAFETY: a string that ends with a zero.
@@ -345,19 +346,19 @@ pub fn device_index(name: &str) -> Option<u32> {
     (index != 0).then_some(index)
 }
 
-/// `CLOCK_MONOTONIC` in nanoseconds: the clock of flow time stamps.
+/// Returns the time of `CLOCK_MONOTONIC` in nanoseconds. Timestamps in maps use this clock.
 pub fn monotonic_ns() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Number of possible CPUs: how many values a per-CPU entry has.
+/// Returns the number of possible CPUs. A per-CPU entry has one value for each.
 pub fn possible_cpus() -> io::Result<usize> {
     aya::util::nr_cpus().map_err(|(_, error)| error)
 }
 
-/// Copies all entries of a hash map or an array to another of the same shape but of another size.
-/// What the other has no room for is left out.
+/// Copies all entries of a hash map or an array to one of another size. Entries that do not fit are
+/// left out.
 pub fn copy_entries(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     let (info, room) = (map_info(from)?, map_info(to)?.max_entries as usize);
     let mut key = vec![0u8; info.key_size as usize];
@@ -380,7 +381,7 @@ pub fn copy_entries(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> 
             Ok(_) => {
                 bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut bytes_element(to, &key, value.as_mut_ptr()))?;
             }
-            // It left meanwhile.
+            // The entry was removed in the meantime.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => return Err(error),
         }
@@ -399,8 +400,8 @@ fn bytes_element(map: BorrowedFd<'_>, key: &[u8], value: *mut u8) -> bpf_attr {
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h (Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// The number by which the kernel programs know the network namespace of the calling thread. Fails
-/// on kernels without it.
+/// Returns the cookie of the network namespace of the calling thread. Programs identify the
+/// namespace by it. Fails on kernels without such cookies.
 pub fn namespace_cookie() -> io::Result<u64> {
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     let mut cookie = 0u64;
