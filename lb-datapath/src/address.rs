@@ -1,11 +1,11 @@
-//! Addresses as the keys of maps hold them.
+//! IP addresses in the form of map keys.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::plain::AddressBytes;
 use lb_model::IpFamily;
 
-/// An address in network byte order, as part of keys and values of maps.
+/// An IP address in network byte order, as part of map keys and values.
 pub trait MapAddress: AddressBytes {
     const FAMILY: IpFamily;
     fn to_ip(self) -> IpAddr;

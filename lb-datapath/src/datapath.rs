@@ -1,4 +1,4 @@
-//! The loaded programs, their maps and where they are attached.
+//! The loaded programs, their maps and their attachments.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -29,8 +29,8 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs on the maps pinned by an earlier agent, or on new ones, which are pinned.
-    /// Nothing is attached yet: an earlier agent's programs go on until [`Datapath::attach_device`]
+    /// Loads the programs on the pinned maps of an earlier agent, or on new maps that get pinned.
+    /// Attaches nothing: the programs of an earlier agent run until [`Datapath::attach_device`]
     /// replaces them.
     pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, LoadError> {
         pins.create().map_err(|source| LoadError::PinFolder { path: pins.root().to_owned(), source })?;
@@ -40,7 +40,7 @@ impl Datapath {
         Ok(datapath)
     }
 
-    /// Loads the programs on maps of their own, for tests and benchmarks. They cannot be attached.
+    /// Loads the programs on private maps, for tests and benchmarks. They cannot be attached.
     pub fn load_private(options: &LoadOptions) -> Result<Self, LoadError> {
         let datapath = Self::new(Programs::load_for_tests(options)?, None)?;
         datapath.publish(options)?;
@@ -54,56 +54,58 @@ impl Datapath {
         Ok(Self { programs, maps, host, links })
     }
 
-    /// Writes the options that other processes and the programs read from maps.
+    /// Writes the options that programs and other processes read from maps.
     pub(crate) fn publish(&self, options: &LoadOptions) -> Result<(), LoadError> {
         settings::publish(&self.maps, options, self.features().netns_cookie)?;
         self.set_flow_timeouts(&options.flow_timeouts)
     }
 
-    /// The kernel features that were found, for the log.
+    /// Returns the detected kernel features.
     pub fn features(&self) -> &Features {
         &self.programs.features
     }
 
-    /// Programs that this kernel refuses, by name.
+    /// Returns the programs that this kernel refuses, by name.
     pub fn refusals(&self) -> &[Refusal] {
         &self.programs.refusals
     }
 
-    /// Whether calls at sockets can be served.
+    /// Returns whether connections can be translated at the socket.
     pub fn can_serve_sockets(&self) -> bool {
         self.programs.serves_sockets()
     }
 
-    /// Whether packets can be served on devices with Ethernet headers.
+    /// Returns whether packets can be translated on devices with Ethernet headers.
     pub fn can_serve_packets(&self) -> bool {
         links::refused(&self.programs, false).is_none()
     }
 
-    /// The maps of services and endpoints.
+    /// Returns the maps of services and endpoints.
     pub fn tables(&self) -> Result<ServiceTables, LoadError> {
         let failed = |source| LoadError::Map { map: "of services".into(), source };
         ServiceTables::new(&self.maps).map_err(failed)
     }
 
-    /// The maps, for reading.
+    /// Returns the maps, for reading.
     pub fn maps(&self) -> inspect::Maps {
         inspect::Maps::of(&self.maps)
     }
 
-    /// Attaches the socket programs to a cgroup-v2 folder, or replaces what is attached there.
+    /// Attaches the socket programs to a cgroup-v2 folder, or replaces the attached ones.
     pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), AttachError> {
         let links = self.links.as_mut().ok_or(AttachError::Private)?;
         links.attach_cgroup(&self.programs, cgroup)
     }
 
-    /// Detaches the socket programs from where they are attached, if they are.
+    /// Detaches the socket programs, if they are attached.
     pub fn detach_cgroup(&mut self) -> Result<(), AttachError> {
         self.links()?.detach_cgroup()
     }
 
-    /// Attaches to a device, or replaces what is attached. With `xdp`, XDP and tc; else tc alone.
-    /// `layer3`: the device's frames start with the IP header.
+    /// Attaches the programs to a device, or replaces the attached ones. Attaches XDP programs only
+    /// with
+    /// `xdp`, and tc programs always. `layer3` means that frames of the device start with the IP
+    /// header.
     pub fn attach_device(
         &mut self,
         ifindex: u32,
@@ -115,12 +117,12 @@ impl Datapath {
         links.attach_device(&mut self.programs, ifindex, name, xdp, layer3)
     }
 
-    /// Detaches from a device; it may be gone.
+    /// Detaches the programs from a device. The device may be removed already.
     pub fn detach_device(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.links()?.detach_device(ifindex)
     }
 
-    /// Interface indices that an earlier agent attached to.
+    /// Returns the indices of the devices to which an earlier agent has attached programs.
     pub fn attached_devices(&mut self) -> Result<Vec<u32>, AttachError> {
         self.links()?.attached_devices()
     }
@@ -129,51 +131,51 @@ impl Datapath {
         self.links.as_mut().ok_or(AttachError::Private)
     }
 
-    /// The maps of facts about this host.
+    /// Returns the maps that describe this host.
     pub fn host(&self) -> &HostMaps {
         &self.host
     }
 
-    /// What connected sockets were given, for a thread of its own.
+    /// Returns the endpoints of connected sockets, for use in another thread.
     pub fn endpoints(&self) -> io::Result<Endpoints> {
         Endpoints::new(&self.programs, &self.maps)
     }
 
-    /// Returns what is in the flow table, and which ids its connections name. `now_ns`: see
+    /// Reads the flow table and collects the ids to which it refers. `now_ns` is the time of
     /// [`crate::monotonic_ns`].
     pub fn flow_usage(&self, now_ns: u64) -> io::Result<FlowUsage> {
         flows::usage(&self.maps, now_ns)
     }
 
-    /// Sets how long connections may be silent.
+    /// Sets the timeouts of idle connections.
     fn set_flow_timeouts(&self, timeouts: &FlowTimeouts) -> Result<(), LoadError> {
         let failed = |source| LoadError::Map { map: "FLOW_TIMEOUTS".into(), source };
         flows::set_timeouts(&self.maps, timeouts).map_err(failed)
     }
 
-    /// Lets time pass for connections, for tests: see [`flows::age`].
+    /// Makes all connections older, for tests. See [`flows::age`].
     pub fn age_flows(&self, seconds: u64) -> io::Result<()> {
         flows::age(&self.maps, seconds)
     }
 
-    /// Forgets connections and session affinity, for tests and benchmarks that begin anew.
-    /// Connections that are translated break.
+    /// Removes all connections and session affinities, for tests and benchmarks. Open connections
+    /// break.
     pub fn forget_flows(&self) -> io::Result<()> {
         flows::forget(&self.maps)
     }
 
-    /// Runs a program on a packet without attaching it (`BPF_PROG_TEST_RUN`), `repeat` times.
-    /// `context`: a `struct xdp_md` or `struct __sk_buff` as bytes, or empty.
+    /// Runs a program `repeat` times on a packet, without attaching it (`BPF_PROG_TEST_RUN`).
+    /// `context` has the bytes of a `struct xdp_md` or `struct __sk_buff`, or is empty.
     pub fn test_run(&self, program: &str, packet: &[u8], context: &[u8], repeat: u32) -> io::Result<TestRun> {
         sys::test_run(self.program(program)?, packet, context, repeat)
     }
 
-    /// The programs' own log; it can be taken once.
+    /// Returns the log of the programs. It can be taken only once.
     pub fn take_log(&mut self) -> Result<DatapathLog, LoadError> {
         self.programs.take_log()
     }
 
-    /// Size and verification cost of each program.
+    /// Returns size and verification cost of each program.
     pub fn program_statistics(&self) -> io::Result<Vec<ProgramStatistics>> {
         self.programs.statistics()
     }

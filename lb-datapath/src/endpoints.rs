@@ -1,5 +1,4 @@
-//! What connected sockets were given, and whether it is still there; for another thread than the
-//! one that writes the maps.
+//! The endpoints of connected sockets, for a thread that closes the sockets of removed endpoints.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -16,10 +15,11 @@ use crate::programs::{ITERATOR, Programs};
 use crate::sys;
 use crate::table::ArrayTable;
 
-/// The endpoints, and the sockets that were connected to one through a Service.
+/// The map of endpoints, and the iterator over sockets that are connected to an endpoint of a
+/// Service.
 #[derive(Debug)]
 pub struct Endpoints {
-    /// None: the kernel cannot list them, see [`crate::Features`].
+    /// `None` if the kernel cannot list sockets, see [`crate::Features`].
     list: Option<OwnedFd>,
     connected: Arc<OwnedFd>,
     v4: ArrayTable<Backend<[u8; 4]>>,
@@ -36,8 +36,8 @@ impl Endpoints {
         })
     }
 
-    /// Sockets that were connected through a Service to an endpoint that is gone, with what they
-    /// were given, by their cookie. They may have been connected to something else since.
+    /// Returns the sockets that were connected through a Service to an endpoint that was removed,
+    /// by their cookie. The application may have connected such a socket to another address since.
     pub fn stale_sockets(&self) -> io::Result<HashMap<u64, ConnectedPeer>> {
         let Some(list) = &self.list else { return Ok(HashMap::new()) };
         let mut bytes = Vec::new();
@@ -47,9 +47,8 @@ impl Endpoints {
         Ok(sockets.map(|socket| (cookie(socket.cookie), socket.peer)).collect())
     }
 
-    /// Whether the endpoint is there for the service port, be it only for the connections it has
-    /// (draining). The entry does not say of which family the socket is: an IPv4 address stands in
-    /// the first four bytes.
+    /// Returns whether the Service port still has the endpoint, ready or draining. The entry does
+    /// not contain the IP family of the socket: an IPv4 address is in the first four bytes.
     fn serves(&self, peer: &ConnectedPeer) -> bool {
         let [a, b, c, d, ..] = peer.backend_addr;
         let v6 = Ipv6Addr::from(peer.backend_addr);
@@ -59,8 +58,8 @@ impl Endpoints {
     }
 }
 
-/// Whether the backend that a socket was given is still the endpoint at this address. An entry that
-/// is just being written was gone before, or is another endpoint's.
+/// Returns whether a backend is still the endpoint at this address. If the agent writes the entry
+/// at this moment, the old endpoint was removed before.
 fn is<A: MapAddress + PartialEq>(backends: &ArrayTable<Backend<A>>, peer: &ConnectedPeer, addr: A) -> bool {
     backends.read(peer.backend_id).is_ok_and(|backend| {
         backend.flags & backend_flags::PRESENT != 0

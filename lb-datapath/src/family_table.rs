@@ -1,4 +1,4 @@
-//! Maps that exist for each family, as one: a key of either family chooses the map.
+//! Pairs of maps, one for each IP family. The key selects the map.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,15 +14,15 @@ use crate::apply::tables::{BackendEntry, ServiceAddress};
 use crate::handles::MapHandles;
 use crate::table::{ArrayTable, LpmKey, Table};
 
-/// A key of either family.
+/// A key of the IPv4 or the IPv6 map.
 pub trait FamilyKey: Copy {
-    /// What a map of one family has as its key.
+    /// The key of the map of one family.
     type Raw<A: MapAddress>: Plain;
 
     fn address(&self) -> IpAddr;
-    /// `addr`: [`FamilyKey::address`] in the form of its family.
+    /// Builds the map key. `addr` is [`FamilyKey::address`] in the form of its family.
     fn to_raw<A: MapAddress>(self, addr: A) -> Self::Raw<A>;
-    /// Returns `None` for a key that no agent writes.
+    /// Returns the key from a map key, or `None` if no agent writes such a key.
     fn from_raw<A: MapAddress>(raw: &Self::Raw<A>) -> Option<Self>;
 }
 
@@ -74,14 +74,14 @@ impl FamilyKey for IpNet {
     }
 }
 
-/// A network that may use the load-balancer addresses of a service port.
+/// A network that may use the load balancer addresses of a Service port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AllowedSource {
     pub service_id: u32,
     pub network: IpNet,
 }
 
-/// Bits of the service id, which stands before the address in a key of source ranges.
+/// The length of the service id in bits. It is before the address in a key of source ranges.
 const ID_BITS: u32 = u32::BITS;
 
 impl FamilyKey for AllowedSource {
@@ -97,14 +97,14 @@ impl FamilyKey for AllowedSource {
     }
 
     fn from_raw<A: MapAddress>(raw: &LpmKey<SourceRange<A>>) -> Option<Self> {
-        // An agent writes no prefix that does not cover the whole id.
+        // The prefix of each key covers the whole service id.
         let length = u8::try_from(raw.prefix_len.checked_sub(ID_BITS)?).ok()?;
         let network = IpNet::new(raw.data.addr.to_ip(), length).ok()?;
         Some(Self { service_id: raw.data.service_id, network })
     }
 }
 
-/// A hash map or longest-prefix map of each family.
+/// Two hash maps or longest-prefix maps, one for each IP family.
 #[derive(Debug)]
 pub struct FamilyTable<K: FamilyKey, V> {
     v4: Table<K::Raw<[u8; 4]>, V>,
@@ -127,7 +127,7 @@ impl<K: FamilyKey, V: Plain> FamilyTable<K, V> {
         }
     }
 
-    /// Writes an entry; `None` removes it. Removing what is not there is not an error.
+    /// Writes an entry. `None` removes it, if it exists.
     pub fn set(&self, key: K, value: Option<&V>) -> Result<(), TableError> {
         match key.address() {
             IpAddr::V4(ip) => self.v4.set(&key.to_raw(ip.octets()), value),
@@ -135,7 +135,7 @@ impl<K: FamilyKey, V: Plain> FamilyTable<K, V> {
         }
     }
 
-    /// Every entry of both families.
+    /// Returns all entries of both families.
     pub fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
         let mut entries = Vec::new();
         self.v4.for_each(|raw, value| entries.extend(K::from_raw(raw).map(|key| (key, *value))))?;
@@ -144,7 +144,7 @@ impl<K: FamilyKey, V: Plain> FamilyTable<K, V> {
     }
 }
 
-/// The array of backends of each family.
+/// The arrays of backends, one for each IP family.
 #[derive(Debug)]
 pub struct BackendArrays {
     v4: ArrayTable<Backend<[u8; 4]>>,
@@ -161,7 +161,7 @@ impl BackendArrays {
         PerFamily { v4: self.v4.capacity(), v6: self.v6.capacity() }
     }
 
-    /// The address of the entry must be of this family.
+    /// Writes an entry. Its address must be of this family.
     pub fn write(&self, family: IpFamily, id: u32, entry: &BackendEntry) -> Result<(), TableError> {
         match (family, entry.address.ip()) {
             (IpFamily::V4, IpAddr::V4(ip)) => self.v4.write(id, raw_backend(ip.octets(), entry)),
@@ -183,7 +183,7 @@ impl BackendArrays {
         }
     }
 
-    /// Every entry of the family with flags other than 0, as (id, entry).
+    /// Returns all entries of the family whose flags are not 0, as (id, entry).
     pub fn entries(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError> {
         match family {
             IpFamily::V4 => backend_entries(&self.v4),

@@ -1,4 +1,4 @@
-//! The connections in the flow table. Programs alone write it and decide when a connection is over; the agent reads.
+//! Reads the flow table. Only the programs write it, and they decide when a connection ends.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use lb_common::plain::Plain;
 use lb_model::IpFamily;
 
 use crate::address::MapAddress;
-use crate::apply::NamedByFlows;
+use crate::apply::ReferencedIds;
 use crate::apply::map_name::{MapName, TableError};
 use crate::handles::MapHandles;
 use crate::table::{ArrayTable, Table};
@@ -21,12 +21,12 @@ use crate::table::{ArrayTable, Table};
 pub struct FlowEntry {
     pub family: IpFamily,
     pub protocol: u8,
-    /// Phase and what each direction has sent, see [`lb_common::connection`].
+    /// The phase, and the state of each direction. See [`lb_common::connection`].
     pub state: State,
     pub client: SocketAddr,
     /// The Service address that the client uses.
     pub service: SocketAddr,
-    /// What the endpoint sees as its client: the client itself, or an address of this node.
+    /// The source address that the endpoint sees: the client, or an address of this node.
     pub source: SocketAddr,
     pub backend: SocketAddr,
     pub backend_id: u32,
@@ -58,31 +58,32 @@ impl FlowEntry {
         }
     }
 
-    /// Seconds until the connection is over, if no packet comes.
+    /// Returns the seconds until the connection ends if no packet arrives.
     pub fn expires_in(&self, now_ns: u64, timeouts: &FlowTimeouts) -> u64 {
         let silent = now_ns.saturating_sub(self.last_seen_ns) / 1_000_000_000;
         u64::from(self.state.timeout(self.protocol, timeouts)).saturating_sub(silent)
     }
 }
 
-/// What is in the flow table of both families.
+/// The content of the flow tables of both families.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FlowUsage {
-    /// Ids that connections name.
-    pub named: NamedByFlows,
-    /// Connections that are not half-open.
+    /// The ids to which connections refer.
+    pub referenced: ReferencedIds,
+    /// The number of connections that are not half-open.
     pub open: usize,
     pub half_open: usize,
 }
 
-/// Reads the whole table. The cost is proportional to its size; the programs go on meanwhile.
+/// Reads the whole table while the programs run. The cost is proportional to its size.
 ///
-/// A connection that is over at `now_ns` stays over, so its ids are not counted. `now_ns` must have been read before.
+/// A connection that has ended at `now_ns` cannot be revived, so its ids are not collected.
+/// `now_ns` must be a time before this call.
 pub fn usage(maps: &MapHandles, now_ns: u64) -> io::Result<FlowUsage> {
     let mut usage = FlowUsage::default();
     let timeouts = timeouts(maps)?;
     let mut count = |family, flow: &FlowState| {
-        usage.named.add(family, flow.service_id, flow.backend_id);
+        usage.referenced.add(family, flow.service_id, flow.backend_id);
         if flow.state.is_half_open(flow.protocol) {
             usage.half_open += 1;
         } else {
@@ -94,7 +95,7 @@ pub fn usage(maps: &MapHandles, now_ns: u64) -> io::Result<FlowUsage> {
     Ok(usage)
 }
 
-/// The parts of a record that do not depend on its family.
+/// The fields of a record that do not depend on its IP family.
 struct FlowState {
     protocol: u8,
     state: State,
@@ -109,7 +110,7 @@ impl FlowState {
     }
 }
 
-/// Every connection of both families that is not over at `now_ns`.
+/// Returns all connections of both families that have not ended at `now_ns`.
 pub fn read(maps: &MapHandles, now_ns: u64) -> io::Result<Vec<FlowEntry>> {
     let mut entries = Vec::new();
     let timeouts = timeouts(maps)?;
@@ -118,12 +119,12 @@ pub fn read(maps: &MapHandles, now_ns: u64) -> io::Result<Vec<FlowEntry>> {
     Ok(entries)
 }
 
-/// The time-outs in force.
+/// Returns the current timeouts.
 pub fn timeouts(maps: &MapHandles) -> io::Result<FlowTimeouts> {
     timeout_table(maps)?.get(&0)?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Sets the time-outs; they apply to open connections too.
+/// Sets the timeouts. They apply to open connections too.
 pub fn set_timeouts(maps: &MapHandles, timeouts: &FlowTimeouts) -> io::Result<()> {
     Ok(timeout_table(maps)?.put(&0, timeouts)?)
 }
@@ -148,7 +149,8 @@ fn for_each<A: MapAddress>(
     Ok(())
 }
 
-/// Makes all connections as old as if so many seconds had passed without a packet. Only for programs that are not attached.
+/// Makes all connections older by some seconds, as if no packet had arrived. The programs must not
+/// be attached.
 pub fn age(maps: &MapHandles, seconds: u64) -> io::Result<()> {
     age_family::<[u8; 4]>(maps, seconds)?;
     age_family::<[u8; 16]>(maps, seconds)
@@ -165,7 +167,7 @@ fn age_family<A: MapAddress>(maps: &MapHandles, seconds: u64) -> io::Result<()> 
     Ok(())
 }
 
-/// Empties the flow table, and what is remembered of fragments and of clients. Only for programs that are not attached.
+/// Removes all connections, fragments and session affinities. The programs must not be attached.
 pub fn forget(maps: &MapHandles) -> io::Result<()> {
     forget_family::<[u8; 4]>(maps)?;
     forget_family::<[u8; 16]>(maps)?;

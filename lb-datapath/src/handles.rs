@@ -1,4 +1,4 @@
-//! Descriptors of the maps, by name.
+//! File descriptors of the maps, by name.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,7 +12,7 @@ use crate::apply::map_name::MapName;
 use crate::sys;
 use crate::table::{ArrayTable, Table};
 
-/// Descriptors of maps, by name.
+/// File descriptors of maps, by name.
 #[derive(Debug, Clone, Default)]
 pub struct MapHandles(HashMap<String, Arc<OwnedFd>>);
 
@@ -21,7 +21,7 @@ impl MapHandles {
         self.0.insert(name.to_owned(), Arc::new(map));
     }
 
-    /// Opens the maps that an agent has pinned in a folder.
+    /// Opens the maps that are pinned in a folder.
     pub fn open(folder: &Path) -> io::Result<Self> {
         let mut handles = Self::default();
         for entry in std::fs::read_dir(folder)? {

@@ -1,4 +1,4 @@
-//! The maps of facts about this host: devices, addresses, networks and network namespaces.
+//! The maps that describe this host: devices, addresses, networks and network namespaces.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,8 +12,8 @@ use crate::handles::MapHandles;
 use crate::known_addresses::KnownAddresses;
 use crate::table::Table;
 
-/// Writes and reads what the programs know of this host. `None` as a value removes an entry, which
-/// may be absent.
+/// Reads and writes the maps that describe this host. Writing `None` removes an entry, if it
+/// exists.
 #[derive(Debug)]
 pub struct HostMaps {
     devices: Table<u32, Device>,
@@ -40,7 +40,7 @@ impl HostMaps {
         self.namespaces.set(&cookie, addresses)
     }
 
-    /// Writes what the node knows of an address. The flags that Services have set there stay.
+    /// Writes the flags that the node has for an address. The flags of Services stay.
     pub fn set_address(&self, address: IpAddr, value: Option<&KnownAddress>) -> Result<(), TableError> {
         let (ifindex, flags) = value.map_or((0, 0), |value| (value.ifindex, value.flags));
         self.addresses.update(address, |known| KnownAddress {
@@ -53,18 +53,18 @@ impl HostMaps {
         self.networks.set(network, flags.as_ref())
     }
 
-    /// Devices by interface index.
+    /// Returns the devices, by interface index.
     pub fn devices(&self) -> Result<Vec<(u32, Device)>, TableError> {
         self.devices.entries()
     }
 
-    /// Addresses of pods and of this node, by the cookie of their network namespace.
+    /// Returns the addresses of pods and of this node, by the cookie of their network namespace.
     pub fn namespaces(&self) -> Result<Vec<(u64, NamespaceAddrs)>, TableError> {
         self.namespaces.entries()
     }
 
-    /// Addresses of this node and of Services of other proxies, with the flags that do not follow
-    /// from Services served here.
+    /// Returns the addresses of this node and of Services of other proxies, with all flags that are
+    /// not those of served Services.
     pub fn addresses(&self) -> Result<Vec<(IpAddr, KnownAddress)>, TableError> {
         let of_host =
             |known: KnownAddress| KnownAddress { flags: known.flags & address_flags::OF_HOST, ..known };
@@ -72,7 +72,7 @@ impl HostMaps {
         Ok(entries.filter(|(_, known)| known.flags != 0).collect())
     }
 
-    /// Networks of pods and of Services, with their flags.
+    /// Returns the networks of pods and of Services, with their flags.
     pub fn networks(&self) -> Result<Vec<(IpNet, u32)>, TableError> {
         self.networks.entries()
     }

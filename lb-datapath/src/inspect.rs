@@ -1,4 +1,4 @@
-//! Reading the maps, for tools and tests. Plain values; nothing is rendered here.
+//! Reads the maps, for commands and tests. Returns plain values.
 
 use std::io;
 use std::net::IpAddr;
@@ -18,13 +18,13 @@ use crate::service_tables::ServiceTables;
 use crate::sys;
 use crate::table::Table;
 
-/// The maps of an agent, or of privately loaded programs.
+/// The maps of an agent, or private maps.
 #[derive(Debug, Clone)]
 pub struct Maps(MapHandles);
 
 impl Maps {
-    /// Opens what an agent has pinned; no agent needs to run. Fails with `NotFound` when there is
-    /// nothing.
+    /// Opens the maps that an agent has pinned. No agent needs to run. Fails with `NotFound` if
+    /// there are none.
     pub fn open(pins: &Pins) -> io::Result<Self> {
         MapHandles::open(&pins.maps()).map(Self)
     }
@@ -49,17 +49,17 @@ impl Maps {
         Ok(self.tables()?.backends(family)?)
     }
 
-    /// Backend ids in a range of slots.
+    /// Returns the backend ids in a range of slots.
     pub fn slots(&self, base: u32, count: u32) -> io::Result<Vec<u32>> {
         Ok(self.tables()?.read_slots(base, count)?)
     }
 
-    /// Networks that may use the load-balancer addresses of service ports, by service id.
+    /// Returns the networks that may use load balancer addresses, by service id.
     pub fn source_ranges(&self) -> io::Result<Vec<(u32, IpNet)>> {
         Ok(self.tables()?.source_ranges()?)
     }
 
-    /// Which endpoint each client of a service port with session affinity was given.
+    /// Returns the clients of Service ports with session affinity, with their endpoints.
     pub fn affinity(&self) -> io::Result<Vec<AffinityEntry>> {
         let table: Table<AffinityKey, Affinity> = self.0.table(MapName::AFFINITY)?;
         let mut entries = Vec::new();
@@ -67,17 +67,17 @@ impl Maps {
         Ok(entries)
     }
 
-    /// How long connections may be silent.
+    /// Returns the timeouts of idle connections.
     pub fn flow_timeouts(&self) -> io::Result<FlowTimeouts> {
         flows::timeouts(&self.0)
     }
 
-    /// Connections of both families that are not over.
+    /// Returns the open connections of both families.
     pub fn flows(&self) -> io::Result<Vec<FlowEntry>> {
         flows::read(&self.0, sys::monotonic_ns())
     }
 
-    /// Packets by reason, summed over the CPUs.
+    /// Returns the number of packets by reason, over all CPUs.
     pub fn counters(&self) -> io::Result<Vec<(Reason, u64)>> {
         let map = self.0.fd("COUNTERS")?;
         let cpus = sys::possible_cpus()?;
@@ -87,7 +87,7 @@ impl Maps {
             .collect()
     }
 
-    /// Facts about this host: devices, addresses, networks and network namespaces.
+    /// Returns the maps that describe this host.
     pub fn host(&self) -> io::Result<HostMaps> {
         HostMaps::new(&self.0)
     }
@@ -97,7 +97,7 @@ impl Maps {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AffinityEntry {
     pub client: AffinityClient,
-    /// Of the connections.
+    /// The IP family of the connections.
     pub family: IpFamily,
     pub service_id: u32,
     pub backend_id: u32,
@@ -114,7 +114,7 @@ pub enum AffinityClient {
 }
 
 impl AffinityEntry {
-    /// None: written by nothing of this version.
+    /// Returns `None` if the kind of client is unknown.
     fn new(key: &AffinityKey, value: &Affinity) -> Option<Self> {
         let cookie = || {
             let [a, b, c, d, e, f, g, h, ..] = key.client;

@@ -1,4 +1,4 @@
-//! `ADDRESSES_V4` and `ADDRESSES_V6`, which Services and the node share.
+//! The maps `ADDRESSES_V4` and `ADDRESSES_V6`. They have flags of Services and flags of the node.
 
 use std::io;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use crate::apply::map_name::{MapName, TableError};
 use crate::family_table::FamilyTable;
 use crate::handles::MapHandles;
 
-/// Every address that the programs know.
+/// The addresses of Services and of this node.
 #[derive(Debug)]
 pub struct KnownAddresses(FamilyTable<IpAddr, KnownAddress>);
 
@@ -22,8 +22,8 @@ impl KnownAddresses {
         self.0.entries()
     }
 
-    /// Changes an entry, and removes it when no flag is left. One thread writes the map: no write
-    /// comes between reading and writing.
+    /// Changes an entry, and removes it if no flag is left. Only one thread writes the map, so the
+    /// entry does not change between the read and the write.
     pub fn update(
         &self,
         address: IpAddr,

@@ -1,9 +1,8 @@
-//! The kernel side: [`apply`] decides on map entries; the rest loads the programs, holds their maps
-//! and attaches them. aya is imported in no other crate.
+//! The data path: [`apply`] decides on map entries. The other modules load the programs, open their
+//! maps and attach them. No other crate imports aya.
 //!
-//! Everything that must outlive an agent is pinned below [`Pins`]: maps, and links, which keep
-//! programs attached. A second agent finds the pins, reuses the maps and puts its own programs into
-//! the links without a gap.
+//! Maps and links are pinned below [`Pins`], so they outlive an agent. The links keep the programs
+//! attached. The next agent reuses the maps and replaces the programs in the links without a gap.
 
 mod address;
 pub mod apply;

@@ -1,5 +1,5 @@
-//! Attaching. Every attachment is a link (cgroup, XDP, tcx) pinned under a name that says what it
-//! is, or, on kernels without tcx, a clsact filter with a fixed priority and handle.
+//! Attaches programs. Each attachment is a pinned link (cgroup, XDP, tcx). On kernels without tcx,
+//! tc programs are clsact filters with a fixed priority and handle.
 //!
 //! | pin | attachment |
 //! |---|---|
@@ -19,19 +19,20 @@ use crate::hooks;
 use crate::programs::Programs;
 use crate::sys;
 
-/// Native XDP: the driver runs the program (`XDP_FLAGS_DRV_MODE`). Generic XDP is slower than tc
-/// and never used.
+/// Native XDP: the driver runs the program (`XDP_FLAGS_DRV_MODE`). Generic XDP is slower than tc,
+/// so it is not used.
 const XDP_NATIVE: u32 = 1 << 2;
-/// First in the chain (`BPF_F_BEFORE`): a CNI's programs see packets after translation.
+/// Attaches first in the chain (`BPF_F_BEFORE`), so programs of the CNI see packets after
+/// translation.
 const TCX_FIRST: u32 = 1 << 3;
-/// Priority of clsact filters: before those of CNIs.
+/// The priority of clsact filters. They run before the filters of the CNI.
 const CLSACT_PRIORITY: u16 = 1;
-/// Handle of clsact filters: "SLCE" tells whose they are.
+/// The handle of clsact filters: the letters "SLCE" identify filters of Sluice.
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0x534c, 0x4345);
 
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    #[error("programs loaded privately cannot be attached")]
+    #[error("programs on private maps cannot be attached")]
     Private,
     #[error("cannot open cgroup {path}: {source}")]
     OpenCgroup { path: PathBuf, source: io::Error },
@@ -57,17 +58,17 @@ fn cgroup_hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// What was attached to a device.
+/// The result of attaching to a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attached {
     Programs {
-        /// With XDP. It may have been asked for in vain: tc does all the work then.
+        /// Whether an XDP program is attached. If not, tc programs translate all packets.
         xdp: bool,
-        /// The hooks, and why XDP had to be left out, for the log.
+        /// The hooks, and the reason if XDP is not used, for the log.
         how: String,
     },
-    /// The kernel has refused this program, without which packets cannot be served. What an earlier
-    /// agent attached stays.
+    /// The kernel has refused this program, which is required. The programs of an earlier agent
+    /// stay attached.
     Nothing { refused: &'static str },
 }
 
@@ -76,7 +77,7 @@ pub struct Links {
     folder: PathBuf,
 }
 
-/// What a tc program is attached to.
+/// The hook of a tc program.
 struct TcHook {
     name: &'static str,
     tcx: u32,
@@ -118,7 +119,7 @@ impl Links {
         let id = std::os::unix::fs::MetadataExt::ino(&cgroup.metadata().map_err(open)?);
         for (program, attach_type, hook) in hooks::CGROUP {
             let failed = |source| AttachError::Cgroup { hook, path: path.to_owned(), source };
-            // The kernel refuses it, and sockets are served without it.
+            // The kernel refuses this program. Sockets are served without it.
             let Some(program) = programs.get(program) else { continue };
             let here = |link: BorrowedFd<'_>| {
                 // SAFETY: the active member for links of this type; the pin's name says which it
@@ -167,8 +168,8 @@ impl Links {
                 })?;
             } else {
                 attach_clsact(programs, hook, program, name)?;
-                // An earlier agent may have attached the other way; a packet that both see is
-                // translated by the first.
+                // An earlier agent may have used the other kind of attachment. If both exist, the
+                // first one translates a packet.
                 remove_pin(&self.pin_path(hook.name, ifindex))?;
             }
         }
@@ -222,14 +223,15 @@ impl Links {
     }
 }
 
-/// The tc program that the kernel has refused and that devices with (`layer3`: without) Ethernet
-/// headers need. XDP alone serves nothing: replies of endpoints here pass tc.
+/// Returns the tc program that devices with Ethernet headers (with `layer3`, without them) need and
+/// that the kernel has refused. XDP alone is not enough, because replies of local endpoints pass
+/// tc.
 pub fn refused(programs: &Programs, layer3: bool) -> Option<&'static str> {
     let needed = TC_HOOKS.iter().map(|hook| hook.programs[usize::from(layer3)]);
     needed.into_iter().find(|program| programs.get(program).is_none())
 }
 
-/// Why the kernel would not take the XDP program, in words.
+/// Describes why the kernel refuses the XDP program.
 fn xdp_reason(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::NotFound {
         return "the kernel refuses the program".into();
@@ -248,8 +250,8 @@ fn program_fd<'a>(programs: &'a Programs, name: &str) -> io::Result<BorrowedFd<'
     programs.get(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no program {name}")))
 }
 
-/// Puts `program` into the link pinned at `path` if that is attached where it shall be (`here`),
-/// without a gap; else makes a new link and pins it.
+/// Replaces the program in the link pinned at `path` without a gap, if the link has the right
+/// target (`here`). Otherwise creates and pins a new link.
 fn replace(
     path: &Path,
     program: BorrowedFd<'_>,
@@ -258,7 +260,7 @@ fn replace(
 ) -> io::Result<()> {
     match sys::open_pin(path) {
         Ok(link) if here(link.as_fd()) => return sys::update_link(link.as_fd(), program),
-        // Of another cgroup, or of a device that is gone.
+        // The link belongs to another cgroup or to a removed device.
         Ok(_) => std::fs::remove_file(path)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -266,7 +268,7 @@ fn replace(
     sys::pin(create()?.as_fd(), path)
 }
 
-/// Removing the pin of a link detaches it.
+/// Removes the pin of a link. The kernel then detaches the program.
 fn remove_pin(path: &Path) -> Result<(), AttachError> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -276,8 +278,7 @@ fn remove_pin(path: &Path) -> Result<(), AttachError> {
     }
 }
 
-/// Attaches a filter that stays when this process ends, or puts the program in the place of an
-/// earlier one.
+/// Attaches a filter that stays when this process ends, or replaces the program of an earlier one.
 fn attach_clsact(
     programs: &mut Programs,
     hook: &TcHook,
@@ -285,8 +286,7 @@ fn attach_clsact(
     device: &str,
 ) -> Result<(), AttachError> {
     let failed = |source| AttachError::Clsact { device: device.to_owned(), source: Box::new(source) };
-    // An error means that the queueing discipline is there already; if it is not, attaching says
-    // so.
+    // An error means that the queueing discipline exists. If it does not, attaching fails.
     let _ = tc::qdisc_add_clsact(device);
     let program = programs.classifier(program).map_err(failed)?;
     let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
@@ -296,7 +296,7 @@ fn attach_clsact(
     };
     let id = match link {
         Ok(id) => id,
-        // There was none to replace.
+        // There was no filter to replace.
         Err(_) => program
             .attach_with_options(device, hook.clsact, TcAttachOptions::Netlink(options))
             .map_err(failed)?,
@@ -306,16 +306,16 @@ fn attach_clsact(
     Ok(())
 }
 
-/// A filter of ours, as an earlier agent attached it.
+/// The filter that an earlier agent has attached.
 fn clsact_link(hook: &TcHook, device: &str) -> io::Result<SchedClassifierLink> {
     SchedClassifierLink::attached(device, hook.clsact, CLSACT_PRIORITY, CLSACT_HANDLE, None)
 }
 
-/// Removes the filters of ours from a device that may be gone.
+/// Removes the filters of Sluice from a device. The device may be removed already.
 fn detach_clsact(ifindex: u32) {
     let Some(device) = sys::device_name(ifindex) else { return };
     for hook in &TC_HOOKS {
-        // That there is none is what we want.
+        // There is no filter to remove.
         let _ = clsact_link(hook, &device).map(aya::programs::Link::detach);
     }
 }

@@ -1,12 +1,11 @@
-//! Where everything that outlives an agent is pinned.
+//! The folder of the pins. They keep maps and links alive after an agent has ended.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use lb_common::layout::LAYOUT_VERSION;
 
-/// Where everything that outlives an agent is pinned: `<bpffs>/sluice/v<layout
-/// version>/{maps,links}`.
+/// The folder of the pins: `<bpffs>/sluice/v<layout version>/{maps,links}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pins {
     root: PathBuf,
@@ -17,7 +16,7 @@ impl Pins {
         Self { root: bpffs.join("sluice").join(format!("v{LAYOUT_VERSION}")) }
     }
 
-    /// The versioned folder.
+    /// Returns the folder of this layout version.
     pub fn root(&self) -> &Path {
         &self.root
     }

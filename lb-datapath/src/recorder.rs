@@ -1,5 +1,6 @@
-//! Programs that record what they decide instead of acting, for `lb explain`: the attached ones
-//! loaded once more, on the same maps. They write nothing but `RECORD`, which is their own.
+//! Programs that record their decisions, for `lb explain`. They are the same programs as the
+//! attached ones, loaded a second time on the same maps. They write only the map `RECORD`, which is
+//! private.
 
 use std::io;
 
@@ -15,27 +16,27 @@ use crate::settings;
 use crate::sys::TestRun;
 use crate::table::Table;
 
-/// What a recorded packet stands for.
+/// The hook at which a recorded packet is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occasion {
-    /// It arrives by a device.
+    /// The packet arrives at a device.
     Arrival { ifindex: u32 },
-    /// A socket of this network namespace calls `connect` with its destination.
+    /// A process in this network namespace calls `connect` with the destination of the packet.
     Call { netns_cookie: u64 },
 }
 
-/// What a run decided.
+/// The result of a run.
 #[derive(Debug, Clone)]
 pub struct Recorded {
-    /// The program that ran.
+    /// The name of the program.
     pub program: &'static str,
     pub record: Record,
     pub run: TestRun,
 }
 
 impl Datapath {
-    /// Loads the recorder on the maps that an agent has pinned, as they are; no agent needs to run.
-    /// Nothing is pinned, made or changed.
+    /// Loads the recorder on the maps that an agent has pinned. No agent needs to run. Creates,
+    /// pins and changes nothing.
     pub fn load_recorder(pins: &Pins) -> Result<Self, LoadError> {
         let settings = settings::read_pinned(pins)
             .map_err(|source| LoadError::Map { map: "SETTINGS".into(), source })?
@@ -43,22 +44,21 @@ impl Datapath {
         Self::new(Programs::load_recorder(&settings::load_options(&settings), Some(pins))?, None)
     }
 
-    /// Loads the recorder on maps of its own.
+    /// Loads the recorder on private maps.
     pub fn load_private_recorder(options: &LoadOptions) -> Result<Self, LoadError> {
         let datapath = Self::new(Programs::load_recorder(options, None)?, None)?;
         datapath.publish(options)?;
         Ok(datapath)
     }
 
-    /// How the agent has loaded its programs.
+    /// Returns the settings with which the agent has loaded its programs.
     pub fn settings(&self) -> io::Result<Settings> {
         settings::table(&self.maps)?.get(&0)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Runs a recorder on a packet with an Ethernet header.
+    /// Runs the recorder on a packet with an Ethernet header.
     pub fn record(&self, occasion: Occasion, packet: &[u8]) -> io::Result<Recorded> {
-        // A call arrives by no device; every namespace has the loopback device, whose index this
-        // is.
+        // A call has no device. 1 is the index of the loopback device, which every namespace has.
         const LOOPBACK: u32 = 1;
         let (program, ifindex, netns_cookie) = match occasion {
             Occasion::Arrival { ifindex } => (PACKET_RECORDER, ifindex, 0),
@@ -72,18 +72,18 @@ impl Datapath {
     }
 }
 
-/// Interface indices that the programs of an agent are attached to.
+/// Returns the indices of the devices to which an agent has attached programs.
 pub fn attached_devices(pins: &Pins) -> Result<Vec<u32>, AttachError> {
     Links::new(pins.links()).attached_devices()
 }
 
-/// Whether an agent has attached socket programs.
+/// Returns whether an agent has attached socket programs.
 pub fn serves_sockets(pins: &Pins) -> bool {
     let [(_, _, first), ..] = hooks::CGROUP;
     pins.links().join(first).exists()
 }
 
-/// `struct __sk_buff` up to its `ifindex`, which alone is set.
+/// The start of `struct __sk_buff`, up to `ifindex`. Only `ifindex` is set.
 fn skb_context(ifindex: u32) -> Vec<u8> {
     const IFINDEX: usize = 40;
     let mut context = vec![0; IFINDEX];

@@ -1,4 +1,4 @@
-//! The kernel's maps of services, as the apply engine writes them.
+//! The service maps in the kernel, which the engine writes.
 
 use std::io;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::handles::MapHandles;
 use crate::known_addresses::KnownAddresses;
 use crate::table::{ArrayTable, Table};
 
-/// The service maps of the kernel.
+/// The service maps in the kernel.
 #[derive(Debug)]
 pub struct ServiceTables {
     services: FamilyTable<ServiceAddress, Service>,

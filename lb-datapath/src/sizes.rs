@@ -1,61 +1,60 @@
-//! Sizes of the BPF maps, and what they cost.
+//! Sizes of the BPF maps, and their memory use.
 
 use std::mem::size_of;
 
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout;
 
-/// How many entries each map can hold. Where a map exists per family, each of the two gets this
+/// The capacity of each map, in entries. If there is one map for each IP family, both have this
 /// size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapSizes {
-    /// Service addresses (a Service has one per port, family and kind), and Service ports by name
+    /// Service addresses and Service ports. A Service has one address for each port, IP family and
+    /// kind.
     pub max_services: u32,
-    /// Slots: the endpoints of all Service ports, counted once per Service port, policy and family;
-    /// allow for as many again while they change
+    /// Slots: one for each endpoint, for each Service port, traffic policy and IP family.
     pub max_slots: u32,
-    /// Endpoints of all Service ports
+    /// Endpoints of Service ports.
     pub max_backends: u32,
-    /// Connections that are translated packet by packet
+    /// Connections that are translated packet by packet.
     pub max_flows: u32,
-    /// Datagrams whose fragments are under way
+    /// Fragmented datagrams that have not arrived completely.
     pub max_fragments: u32,
-    /// Service addresses that unconnected UDP sockets talk to, two entries each
+    /// Service addresses that unconnected UDP sockets use, two entries for each.
     pub max_socket_peers: u32,
-    /// Networks in the loadBalancerSourceRanges of all Service ports; while they change, old and
-    /// new ones are counted
+    /// Networks in the loadBalancerSourceRanges of all Service ports.
     pub max_source_ranges: u32,
-    /// Clients of Service ports with session affinity, both families together; the ones that were
-    /// silent longest leave
+    /// Clients of Service ports with session affinity, for both IP families together.
     pub max_affinity: u32,
 }
 
 type A4 = <V4 as Family>::Addr;
 type A6 = <V6 as Family>::Addr;
 
-/// Bytes that one entry of a hash map takes: `struct htab_elem` and a bucket beside key and value,
-/// each rounded up to eight (kernel/bpf/hashtab.c, `htab_map_mem_usage`).
+/// Returns the memory of one hash map entry in bytes: `struct htab_elem`, a bucket, key and value,
+/// each rounded up to eight bytes (kernel/bpf/hashtab.c, `htab_map_mem_usage`).
 const fn hash_entry(key: usize, value: usize) -> usize {
     const HTAB_ELEM: usize = 48;
     const BUCKET: usize = 16;
     HTAB_ELEM + BUCKET + key.next_multiple_of(8) + value.next_multiple_of(8)
 }
 
-/// Elements of an array map are rounded up to eight bytes (kernel/bpf/arraymap.c).
+/// Returns the memory of one array element, which is rounded up to eight bytes
+/// (kernel/bpf/arraymap.c).
 const fn array_entry(value: usize) -> usize {
     value.next_multiple_of(8)
 }
 
-/// Bytes that one entry of a longest-prefix map can take: a node with key and value, and an inner
-/// node without value (kernel/bpf/lpm_trie.c, `struct lpm_trie_node`). `data`: the key without its
-/// prefix length.
+/// Returns the maximal memory of one entry of a longest-prefix map in bytes: a node with key and
+/// value, and an inner node without value (kernel/bpf/lpm_trie.c, `struct lpm_trie_node`). `data`
+/// is the size of the key without its prefix length.
 const fn lpm_entry(data: usize, value: usize) -> usize {
     const NODE: usize = 40;
     (NODE + data + value).next_multiple_of(8) + (NODE + data).next_multiple_of(8)
 }
 
 impl MapSizes {
-    /// Room for as many entries in every map.
+    /// Returns the same size for all maps.
     pub const fn same(entries: u32) -> Self {
         Self {
             max_services: entries,
@@ -69,7 +68,7 @@ impl MapSizes {
         }
     }
 
-    /// Names of the fields and the bytes that one of each costs, both families together.
+    /// The names of the fields, and the bytes for one entry in both families together.
     pub const ENTRY_BYTES: [(&str, usize); 8] = {
         use layout::*;
         let service = hash_entry(size_of::<ServiceKey<A4>>(), size_of::<Service>())
@@ -99,7 +98,7 @@ impl MapSizes {
         ]
     };
 
-    /// Kernel memory of all maps when they are full, in bytes.
+    /// Returns the kernel memory of all maps when they are full, in bytes.
     pub fn memory(&self) -> usize {
         let sizes = [
             self.max_services,
@@ -115,7 +114,7 @@ impl MapSizes {
     }
 }
 
-/// Rounded up.
+/// Converts bytes to mebibytes, rounded up.
 pub fn mebibytes(bytes: usize) -> usize {
     bytes.div_ceil(1 << 20)
 }

@@ -1,4 +1,4 @@
-//! A map with keys (hash, longest prefix) or an array as typed entries.
+//! Typed access to hash maps, longest-prefix maps and arrays.
 
 use std::io;
 use std::marker::PhantomData;
@@ -15,8 +15,8 @@ use crate::address::MapAddress;
 use crate::apply::map_name::{MapName, TableError};
 use crate::sys;
 
-/// Key of a longest-prefix map (`struct bpf_lpm_trie_key`): the bits of `data` that count, from the
-/// first byte on.
+/// A key of a longest-prefix map (`struct bpf_lpm_trie_key`): the number of significant bits, and
+/// the bits, from the first byte on.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LpmKey<D> {
@@ -36,8 +36,8 @@ unsafe impl<A: MapAddress> Plain for LpmKey<A> {}
 // SAFETY: as above.
 unsafe impl<A: MapAddress> Plain for LpmKey<SourceRange<A>> {}
 
-/// A hash map, or a longest-prefix map: keyed by [`LpmKey`], and [`Table::get`] then finds the
-/// longest prefix that covers the key.
+/// A hash map, or a longest-prefix map with the key [`LpmKey`]. In the latter, [`Table::get`] finds
+/// the longest prefix that covers the key.
 #[derive(Debug, Clone)]
 pub struct Table<K, V> {
     map: MapName,
@@ -47,7 +47,7 @@ pub struct Table<K, V> {
 }
 
 impl<K: Plain, V: Plain> Table<K, V> {
-    /// Refuses a map whose entries have other sizes.
+    /// Returns an error if the keys or values of the map have another size.
     pub fn new(map: MapName, fd: Arc<OwnedFd>) -> io::Result<Self> {
         let info = check_sizes(fd.as_fd(), size_of::<K>(), size_of::<V>())?;
         Ok(Self { map, fd, capacity: info.max_entries, entries: PhantomData })
@@ -61,12 +61,12 @@ impl<K: Plain, V: Plain> Table<K, V> {
         sys::update(self.fd.as_fd(), key, value, 0).map_err(self.failed("write"))
     }
 
-    /// False when there was no such entry.
+    /// Removes an entry. Returns false if it did not exist.
     pub fn remove(&self, key: &K) -> Result<bool, TableError> {
         sys::delete(self.fd.as_fd(), key).map_err(self.failed("remove"))
     }
 
-    /// Writes an entry; `None` removes it. Removing what is not there is not an error.
+    /// Writes an entry. `None` removes it, if it exists.
     pub fn set(&self, key: &K, value: Option<&V>) -> Result<(), TableError> {
         match value {
             Some(value) => self.put(key, value),
@@ -94,8 +94,7 @@ impl<K: Plain, V: Plain> Table<K, V> {
     }
 }
 
-/// A memory-mapped array (`BPF_F_MMAPABLE`): entries are read and written with plain loads and
-/// stores.
+/// A memory-mapped array (`BPF_F_MMAPABLE`). Entries are read and written without system calls.
 #[derive(Debug)]
 pub struct ArrayTable<V> {
     map: MapName,
@@ -105,7 +104,7 @@ pub struct ArrayTable<V> {
 }
 
 impl<V: Plain> ArrayTable<V> {
-    /// The kernel rounds every element up to eight bytes.
+    /// The kernel rounds the size of each element up to eight bytes.
     const STRIDE: usize = size_of::<V>().next_multiple_of(8);
 
     pub fn new(map: MapName, fd: &OwnedFd) -> io::Result<Self> {
@@ -134,12 +133,13 @@ impl<V: Plain> ArrayTable<V> {
         Ok(unsafe { self.entry(index, "read")?.read_volatile() })
     }
 
-    /// Writes an entry that no program reads meanwhile, or whose change is one aligned word.
+    /// Writes an entry. Either no program reads it at the same time, or only one aligned word
+    /// changes.
     pub fn write(&self, index: u32, value: V) -> Result<(), TableError> {
         let entry = self.entry(index, "write")?;
         // SAFETY: within the mapping and aligned; this process is the only writer.
         unsafe { entry.write_volatile(value) };
-        // What is written later (a service entry that names this one) must not be seen before it.
+        // Programs must not see later writes (a service entry that refers to this one) before it.
         fence(Ordering::Release);
         Ok(())
     }

@@ -1,9 +1,9 @@
-//! What an earlier agent left in the maps becomes the record of this one, so that nothing is written for what did not
-//! change, and ids that flows name keep their meaning.
+//! Takes over the maps of an earlier agent. Their entries become the records of the engine, so
+//! unchanged Service ports cause no writes, and the ids in flows keep their meaning.
 //!
-//! Only what is whole is kept: a crash in the middle of a change leaves backends without a name, ranges without an entry,
-//! and, if something else wrote to the maps, entries that lead nowhere. All of that is removed here, before anything is
-//! given out again.
+//! Incomplete entries are removed before ids and slots are allocated. If an agent ends in the
+//! middle of a change, backends without a name or slots without a service entry can be left. If
+//! another program writes to the maps, there can be service entries without backends.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -16,30 +16,33 @@ use lb_common::layout;
 use lb_model::{IpFamily, PerFamily};
 use lb_plan::desired::ServicePortId;
 
-use super::engine::{Engine, Installed, InstalledBackend, NamedByFlows, Slots, Writer};
+use super::engine::{Engine, Installed, InstalledBackend, InstalledRange, ReferencedIds, Writer};
 use super::entry::{self, SlotRange};
 use super::ids::IdPool;
-use super::marks::AddressMarks;
+use super::marks::AddressFlags;
 use super::slots::SlotPool;
 use super::tables::{Capacity, ServiceAddress, TableError, Tables};
 
 impl<T: Tables> Engine<T> {
-    /// Takes over the maps as they are. `named`: every id that the flow tables name now. `grace`: longer than a packet
-    /// can be in the hands of a program.
+    /// Returns an engine with the current contents of the maps. `referenced` has the ids to which
+    /// flows refer. `grace` is longer than a program runs for one packet.
     ///
-    /// Free slots count as reusable at once: between the last change of the agent before and this call lies the start of a
-    /// process, far more than the time a packet is handled in.
-    pub fn adopt(tables: T, named: &NamedByFlows, grace: Duration, now: Instant) -> Result<Self, TableError> {
+    /// Free slots can be reused at once: this process has started since the last change of the
+    /// earlier agent, which takes longer than the grace period.
+    pub fn adopt(
+        tables: T,
+        referenced: &ReferencedIds,
+        grace: Duration,
+        now: Instant,
+    ) -> Result<Self, TableError> {
         let mut reader = Reader::new(tables)?;
-        let mut backends = PerFamily::default();
-        let mut stale_backends = PerFamily::default();
         for family in IpFamily::BOTH {
-            (backends[family], stale_backends[family]) = reader.read_backends(family)?;
+            reader.read_backends(family)?;
         }
-        let stale_entries = reader.read_entries(&backends)?;
+        let stale_entries = reader.read_entries()?;
         let stale_source_ranges = reader.read_source_ranges()?;
 
-        // From the referring to the referred, so that what is left is whole at each step.
+        // Entries are removed before the entries to which they refer.
         for address in stale_entries {
             reader.tables.remove_service(address)?;
         }
@@ -47,7 +50,7 @@ impl<T: Tables> Engine<T> {
             reader.tables.remove_source_range(service_id, sources)?;
         }
         for family in IpFamily::BOTH {
-            for &id in &stale_backends[family] {
+            for &id in &reader.stale_backends[family] {
                 reader.tables.clear_backend(family, id)?;
             }
         }
@@ -55,22 +58,26 @@ impl<T: Tables> Engine<T> {
             reader.tables.remove_service_name(id)?;
         }
         let marked = reader.tables.marked_addresses()?;
-        let mut engine = reader.into_engine(named, &backends, &stale_backends, marked, grace, now);
+        let mut engine = reader.into_engine(referenced, marked, grace, now);
         let Writer { tables, marks, .. } = &mut engine.writer;
-        marks.tidy(tables)?;
+        marks.remove_unneeded(tables)?;
         Ok(engine)
     }
 }
 
-/// Backend id → service id, of the backends that were adopted.
-type Owners = HashMap<u32, u32>;
+/// The service id of each adopted backend, by backend id.
+type BackendOwners = HashMap<u32, u32>;
 
+/// Reads the maps and sorts their entries into complete and stale ones.
 struct Reader<T> {
     tables: T,
     capacity: Capacity,
     services: HashMap<u32, (ServicePortId, Installed)>,
-    /// Service ids whose name is of no use.
+    /// Service ids with a name entry that is not valid.
     stale_names: Vec<u32>,
+    backend_owners: PerFamily<BackendOwners>,
+    /// Ids of backends whose Service port does not exist.
+    stale_backends: PerFamily<Vec<u32>>,
     slots: SlotPool,
 }
 
@@ -92,13 +99,21 @@ impl<T: Tables> Reader<T> {
                 _ => stale_names.push(service_id),
             }
         }
-        Ok(Self { tables, capacity, services, stale_names, slots: SlotPool::new(capacity.slots) })
+        Ok(Self {
+            tables,
+            capacity,
+            services,
+            stale_names,
+            backend_owners: PerFamily::default(),
+            stale_backends: PerFamily::default(),
+            slots: SlotPool::new(capacity.slots),
+        })
     }
 
-    /// Backends of known services go to their records; the ids of the others are returned as stale.
-    fn read_backends(&mut self, family: IpFamily) -> Result<(Owners, Vec<u32>), TableError> {
-        let mut owners = Owners::new();
-        let mut stale = Vec::new();
+    /// Adds backends to the records of their Service ports, or to the stale ones.
+    fn read_backends(&mut self, family: IpFamily) -> Result<(), TableError> {
+        let owners = &mut self.backend_owners[family];
+        let stale = &mut self.stale_backends[family];
         for (id, backend) in self.tables.backends(family)? {
             let record = self.services.get_mut(&backend.service_id).filter(|_| id != 0);
             let Some((_, installed)) = record else {
@@ -114,10 +129,10 @@ impl<T: Tables> Reader<T> {
                 Entry::Occupied(_) => stale.push(id),
             }
         }
-        Ok((owners, stale))
+        Ok(())
     }
 
-    /// Those of known services go to their records; the others are returned as stale.
+    /// Adds source ranges to the records of their Service ports. Returns the stale ones.
     fn read_source_ranges(&mut self) -> Result<Vec<(u32, IpNet)>, TableError> {
         let mut stale = Vec::new();
         for (service_id, sources) in self.tables.source_ranges()? {
@@ -131,25 +146,22 @@ impl<T: Tables> Reader<T> {
         Ok(stale)
     }
 
-    /// Entries that are whole go to the records of their services; the keys of the others are returned as stale.
-    fn read_entries(&mut self, backends: &PerFamily<Owners>) -> Result<Vec<ServiceAddress>, TableError> {
+    /// Adds complete service entries to the records of their Service ports. Returns the keys of the
+    /// stale ones.
+    fn read_entries(&mut self) -> Result<Vec<ServiceAddress>, TableError> {
         let mut stale = Vec::new();
         let mut entries = self.tables.services()?;
         entries.sort_by_key(|(address, _)| *address);
         for (address, value) in entries {
-            if !self.adopt_entry(address, value, backends)? {
+            if !self.adopt_entry(address, value)? {
                 stale.push(address);
             }
         }
         Ok(stale)
     }
 
-    fn adopt_entry(
-        &mut self,
-        address: ServiceAddress,
-        value: layout::Service,
-        backends: &PerFamily<Owners>,
-    ) -> Result<bool, TableError> {
+    /// Adds a service entry to the record of its Service port. Returns false if it is not complete.
+    fn adopt_entry(&mut self, address: ServiceAddress, value: layout::Service) -> Result<bool, TableError> {
         let family = IpFamily::of(&address.ip);
         let Some((_, installed)) = self.services.get_mut(&value.service_id) else { return Ok(false) };
         let known = &mut installed.families[family].ranges;
@@ -157,8 +169,8 @@ impl<T: Tables> Reader<T> {
             if count == 0 {
                 continue;
             }
-            if let Some(slots) = known.iter().find(|slots| slots.base == base) {
-                if slots.count() != count {
+            if let Some(range) = known.iter().find(|range| range.base == base) {
+                if range.count() != count {
                     return Ok(false);
                 }
                 continue;
@@ -167,30 +179,31 @@ impl<T: Tables> Reader<T> {
                 return Ok(false);
             }
             let backend_ids = self.tables.read_slots(base, count)?;
-            if !backend_ids.iter().all(|id| backends[family].get(id) == Some(&value.service_id)) {
+            let owners = &self.backend_owners[family];
+            if !backend_ids.iter().all(|id| owners.get(id) == Some(&value.service_id)) {
                 self.slots.put_back(base, count);
                 return Ok(false);
             }
-            known.push(Slots { base, backend_ids });
+            known.push(InstalledRange { base, backend_ids });
         }
         installed.entries.insert(address, value);
         Ok(true)
     }
 
+    /// Returns the engine. `marked` has the flags of addresses in the map.
     fn into_engine(
         self,
-        named: &NamedByFlows,
-        backends: &PerFamily<Owners>,
-        stale_backends: &PerFamily<Vec<u32>>,
+        referenced: &ReferencedIds,
         marked: Vec<(IpAddr, u32)>,
         grace: Duration,
         now: Instant,
     ) -> Engine<T> {
         let pool = |family: IpFamily, end: u32| {
-            let used = backends[family].keys().copied().collect();
-            // What was cleared just now is in doubt like what a flow names.
-            let named = named.backends[family].iter().chain(&stale_backends[family]).copied().collect();
-            IdPool::adopt(end, &used, &named, now)
+            let used = self.backend_owners[family].keys().copied().collect();
+            // Running programs may still refer to the backends that were removed just now.
+            let stale = &self.stale_backends[family];
+            let referenced = referenced.backends[family].iter().chain(stale).copied().collect();
+            IdPool::adopt(end, &used, &referenced, now)
         };
         let backend_ids = PerFamily {
             v4: pool(IpFamily::V4, self.capacity.backends.v4),
@@ -198,17 +211,17 @@ impl<T: Tables> Reader<T> {
         };
         let service_ids = {
             let used = self.services.keys().copied().collect();
-            let named = named.services.iter().chain(&self.stale_names).copied().collect();
-            IdPool::adopt(service_id_end(&self.capacity), &used, &named, now)
+            let referenced = referenced.services.iter().chain(&self.stale_names).copied().collect();
+            IdPool::adopt(service_id_end(&self.capacity), &used, &referenced, now)
         };
-        let mut owners = HashMap::new();
+        let mut address_owners = HashMap::new();
         let (mut entry_count, mut source_range_count) = (PerFamily::default(), PerFamily::<u32>::default());
         let mut kinds = Vec::new();
         let mut services = HashMap::with_capacity(self.services.len());
         for (id, installed) in self.services.into_values() {
             let id = Arc::new(id);
             for (address, entry) in &installed.entries {
-                owners.insert(*address, id.clone());
+                address_owners.insert(*address, id.clone());
                 entry_count[IpFamily::of(&address.ip)] += 1;
                 kinds.push((address.ip, entry.kind));
             }
@@ -221,21 +234,22 @@ impl<T: Tables> Reader<T> {
             tables: self.tables,
             capacity: self.capacity,
             grace,
-            owners,
+            address_owners,
             entry_count,
-            marks: AddressMarks::adopt(kinds, marked),
+            marks: AddressFlags::adopt(kinds, marked),
             source_range_count,
             service_ids,
             backend_ids,
             slots: self.slots,
             freed: false,
-            lost: Default::default(),
+            protocols_with_lost_endpoints: Default::default(),
         };
         Engine::new(services, writer)
     }
 }
 
-/// Service ids are below the number of names: right for a map of names of either kind, hash or array.
+/// Service ids are below the capacity of the map of names. This is correct for a hash map and for
+/// an array.
 fn service_id_end(capacity: &Capacity) -> u32 {
     capacity.service_names
 }

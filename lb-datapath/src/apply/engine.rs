@@ -1,4 +1,5 @@
-//! The engine: records of what the maps hold, and the changes that lead from there to what is wanted.
+//! The engine: keeps records of the map contents, and writes the changes that lead to the desired
+//! state.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -9,42 +10,44 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use lb_common::layout;
 use lb_model::{IpFamily, PerFamily, Protocol};
-use lb_plan::desired::{DesiredServicePort, EndpointList, FrontendKind, ListPolicy, ServicePortId};
+use lb_plan::desired::{DesiredServicePort, EndpointList, Frontend, FrontendKind, ListPolicy, ServicePortId};
 
 use super::entry::{self, SlotRange};
 use super::error::ApplyError;
-use super::ids::{IdPool, settled_before};
-use super::marks::AddressMarks;
+use super::ids::{IdPool, grace_start};
+use super::marks::AddressFlags;
 use super::slots::SlotPool;
 use super::tables::{BackendEntry, Capacity, MapName, ServiceAddress, TableError, Tables};
 
-/// Keeps the service maps equal to what is wanted. Never sleeps and has no clock: time is an argument.
+/// Keeps the service maps equal to the desired state. It never sleeps and reads no clock: the time
+/// is an argument.
 ///
-/// The cost of a call is proportional to the service port it is about, whatever the size of the cluster.
+/// The cost of a call depends on the size of its Service port, not on the size of the cluster.
 #[derive(Debug)]
 pub struct Engine<T> {
     pub(super) services: HashMap<Arc<ServicePortId>, Installed>,
-    /// What could not be done yet.
+    /// Operations that failed, to be tried again.
     pending: BTreeMap<Arc<ServicePortId>, Pending>,
     pub(super) writer: Writer<T>,
 }
 
-/// Ids that entries written by the programs name, collected by a sweep over all tables that hold such: flows, half-open
-/// flows and socket peers.
+/// The ids to which entries refer that the programs write: flows and socket peers. A sweep over
+/// these maps collects them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NamedByFlows {
+pub struct ReferencedIds {
     pub services: HashSet<u32>,
     pub backends: PerFamily<HashSet<u32>>,
 }
 
-impl NamedByFlows {
+impl ReferencedIds {
+    /// Adds the ids of one entry.
     pub fn add(&mut self, family: IpFamily, service_id: u32, backend_id: u32) {
         self.services.insert(service_id);
         self.backends[family].insert(backend_id);
     }
 }
 
-/// Entries of a map that hold something, without those that wait to be reused.
+/// The number of used entries in a map. Entries that wait to be reused do not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapUsage {
     pub map: &'static str,
@@ -52,23 +55,24 @@ pub struct MapUsage {
     pub capacity: u32,
 }
 
-/// What the maps hold of one service port.
+/// The map contents that belong to one Service port.
 #[derive(Debug)]
 pub(super) struct Installed {
     pub service_id: u32,
-    /// Port number in its `SERVICE_NAMES` entry. `None`: it has none yet.
+    /// The port number in its `SERVICE_NAMES` entry. `None` if this entry is not written yet.
     pub named_port: Option<u16>,
     pub entries: BTreeMap<ServiceAddress, layout::Service>,
     pub families: PerFamily<InstalledFamily>,
-    /// Read back at start, and no source has asked for it since.
+    /// Whether this was read from the maps at start, and `apply` was not called for it since.
     pub adopted: bool,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct InstalledFamily {
     pub backends: HashMap<SocketAddr, InstalledBackend>,
-    /// One for all lists with the same content. More than the entries refer to only after a failed write.
-    pub ranges: Vec<Slots>,
+    /// Lists with the same content share one range. After a failed write, some ranges may be in no
+    /// service entry.
+    pub ranges: Vec<InstalledRange>,
     pub source_ranges: BTreeSet<IpNet>,
 }
 
@@ -78,14 +82,14 @@ pub(super) struct InstalledBackend {
     pub flags: u16,
 }
 
-/// A range of the `SLOTS` array with its content.
+/// A range of the map `SLOTS`, with its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Slots {
+pub(super) struct InstalledRange {
     pub base: u32,
     pub backend_ids: Vec<u32>,
 }
 
-impl Slots {
+impl InstalledRange {
     pub fn count(&self) -> u32 {
         u32::try_from(self.backend_ids.len()).unwrap_or(u32::MAX)
     }
@@ -106,7 +110,7 @@ impl Installed {
         }
     }
 
-    /// The maps hold nothing of it.
+    /// Returns whether the maps have no entry of this Service port.
     fn is_blank(&self) -> bool {
         self.named_port.is_none()
             && self.entries.is_empty()
@@ -117,14 +121,16 @@ impl Installed {
     }
 }
 
+/// A failed operation that is tried again.
 #[derive(Debug)]
 struct Pending {
-    intent: Intent,
+    operation: Operation,
+    /// Whether it can succeed only after entries were freed.
     needs_room: bool,
 }
 
 #[derive(Debug)]
-enum Intent {
+enum Operation {
     Apply(Box<DesiredServicePort>),
     Remove,
 }
@@ -134,85 +140,80 @@ impl<T: Tables> Engine<T> {
         Self { services, pending: BTreeMap::new(), writer }
     }
 
-    /// Makes the maps say what is wanted of this service port. What fails is remembered and tried again by
-    /// [`Engine::tick`], until the next `apply` or `remove` of the same service port.
-    pub fn apply(&mut self, wanted: &DesiredServicePort, now: Instant) -> Result<(), ApplyError> {
-        let result = self.try_apply(wanted, now);
-        self.remember(&wanted.id, &result, || Intent::Apply(Box::new(wanted.clone())));
+    /// Writes the desired state of a Service port. If this fails, [`Engine::tick`] tries it again,
+    /// until the next `apply` or `remove` of the same Service port.
+    pub fn apply(&mut self, desired: &DesiredServicePort, now: Instant) -> Result<(), ApplyError> {
+        let result = self.try_apply(desired, now);
+        self.record_result(&desired.id, &result, || Operation::Apply(Box::new(desired.clone())));
         result
     }
 
-    /// Removes everything of this service port. One that is not there is none of our business.
+    /// Removes all entries of a Service port. Does nothing if there are none.
     pub fn remove(&mut self, id: &ServicePortId, now: Instant) -> Result<(), ApplyError> {
         let result = self.try_remove(id, now);
-        self.remember(id, &result, || Intent::Remove);
+        self.record_result(id, &result, || Operation::Remove);
         result
     }
 
-    /// To be called once, after every source has delivered its first full state: removes the service ports that an
-    /// earlier agent left and that nobody asked for since. Nothing is pruned before.
+    /// Removes the Service ports that an earlier agent wrote and that no longer exist. Call this
+    /// once, when the initial sync of all sources is complete.
     pub fn finish_sync(&mut self, now: Instant) -> Vec<ApplyError> {
-        let mut leftover: Vec<_> = self
+        let mut stale: Vec<_> = self
             .services
             .iter()
             .filter(|(_, installed)| installed.adopted)
             .map(|(id, _)| id.clone())
             .collect();
-        leftover.sort();
-        let mut errors: Vec<_> = leftover.iter().filter_map(|id| self.remove(id, now).err()).collect();
+        stale.sort();
+        let mut errors: Vec<_> = stale.iter().filter_map(|id| self.remove(id, now).err()).collect();
         errors.extend(self.tick(now));
         errors
     }
 
-    /// Frees what is past its grace period and tries again what failed. To be called after each batch of changes (an
-    /// address that one service port gave up may be what another one waits for) and about every second.
-    /// The errors are those of what was tried and failed again.
+    /// Frees slots after their grace period, and tries failed operations again. Returns the errors
+    /// of those that fail again. Call this about every second and after each batch of changes: a
+    /// Service port may wait for an address that another one has released.
     pub fn tick(&mut self, now: Instant) -> Vec<ApplyError> {
         let writer = &mut self.writer;
         writer.freed |= writer.slots.expire(now, writer.grace);
         let room = std::mem::take(&mut writer.freed);
-        // Of changes that failed half-way and wait for room now. If this fails too there is always a next tick, and a mark too
-        // many does no harm.
-        let _ = writer.marks.tidy(&mut writer.tables);
+        // Changes that failed half-way may have left flags. If this write fails, the next tick
+        // tries it again. Unneeded flags do not change the fate of a packet.
+        let _ = writer.marks.remove_unneeded(&mut writer.tables);
         let due: Vec<_> =
             self.pending.iter().filter(|(_, p)| room || !p.needs_room).map(|(id, _)| id.clone()).collect();
         let mut errors = Vec::new();
         for id in due {
             let Some(pending) = self.pending.remove(&id) else { continue };
-            let result = match &pending.intent {
-                Intent::Apply(wanted) => self.try_apply(wanted, now),
-                Intent::Remove => self.try_remove(&id, now),
+            let result = match &pending.operation {
+                Operation::Apply(desired) => self.try_apply(desired, now),
+                Operation::Remove => self.try_remove(&id, now),
             };
-            self.remember(&id, &result, || pending.intent);
+            self.record_result(&id, &result, || pending.operation);
             errors.extend(result.err());
         }
         errors
     }
 
-    /// Whether ids wait for a sweep of the flow tables. Without any there is no need for one.
-    pub fn wants_sweep(&self) -> bool {
-        let writer = &self.writer;
-        writer.service_ids.has_retired()
-            || IpFamily::BOTH.iter().any(|&family| writer.backend_ids[family].has_retired())
-    }
-
-    /// All tables of [`NamedByFlows`] were read, beginning at `started`; `named` holds every id found there. Frees the ids that were
-    /// withdrawn a grace period before and that no flow names.
-    pub fn swept(&mut self, started: Instant, named: &NamedByFlows) {
+    /// Frees the ids that were released at least a grace period before `started` and that are not
+    /// in
+    /// `referenced`: the ids that a sweep of the flows has found, which began at `started`.
+    pub fn free_unreferenced_ids(&mut self, started: Instant, referenced: &ReferencedIds) {
         let writer = &mut self.writer;
-        let before = settled_before(started, writer.grace);
-        writer.freed |= writer.service_ids.swept(before, &named.services);
+        let before = grace_start(started, writer.grace);
+        writer.freed |= writer.service_ids.free_unreferenced(before, &referenced.services);
         for family in IpFamily::BOTH {
-            writer.freed |= writer.backend_ids[family].swept(before, &named.backends[family]);
+            let backends = &referenced.backends[family];
+            writer.freed |= writer.backend_ids[family].free_unreferenced(before, backends);
         }
     }
 
-    /// Protocols of the service ports that have lost an endpoint since this was asked last.
-    pub fn take_lost(&mut self) -> BTreeSet<Protocol> {
-        std::mem::take(&mut self.writer.lost)
+    /// Returns the protocols of the Service ports that have lost an endpoint since the last call.
+    pub fn take_protocols_with_lost_endpoints(&mut self) -> BTreeSet<Protocol> {
+        std::mem::take(&mut self.writer.protocols_with_lost_endpoints)
     }
 
-    /// How full the maps are.
+    /// Returns the usage of the maps.
     pub fn usage(&self) -> Vec<MapUsage> {
         let Writer { capacity, entry_count, backend_ids, slots, source_range_count, .. } = &self.writer;
         let backends = |family| backend_ids[family].in_use() as u64;
@@ -230,42 +231,43 @@ impl<T: Tables> Engine<T> {
         .into()
     }
 
-    /// Service ports that are not, or not fully, as they are wanted.
-    pub fn unsettled(&self) -> impl Iterator<Item = &ServicePortId> {
+    /// Returns the Service ports whose last operation failed.
+    pub fn pending(&self) -> impl Iterator<Item = &ServicePortId> {
         self.pending.keys().map(Arc::as_ref)
     }
 
-    fn remember(
+    /// Keeps a failed operation to try it again.
+    fn record_result(
         &mut self,
         id: &ServicePortId,
         result: &Result<(), ApplyError>,
-        intent: impl FnOnce() -> Intent,
+        operation: impl FnOnce() -> Operation,
     ) {
         match result {
             Ok(()) => {
                 self.pending.remove(id);
             }
             Err(error) => {
-                let pending = Pending { intent: intent(), needs_room: error.needs_room() };
+                let pending = Pending { operation: operation(), needs_room: error.needs_room() };
                 self.pending.insert(Arc::new(id.clone()), pending);
             }
         }
     }
 
-    fn try_apply(&mut self, wanted: &DesiredServicePort, now: Instant) -> Result<(), ApplyError> {
-        if wanted.frontends.is_empty() {
-            return self.try_remove(&wanted.id, now);
+    fn try_apply(&mut self, desired: &DesiredServicePort, now: Instant) -> Result<(), ApplyError> {
+        if desired.frontends.is_empty() {
+            return self.try_remove(&desired.id, now);
         }
-        let (id, mut installed) = match self.services.remove_entry(&wanted.id) {
+        let (id, mut installed) = match self.services.remove_entry(&desired.id) {
             Some(known) => known,
             None => {
-                let id = Arc::new(wanted.id.clone());
+                let id = Arc::new(desired.id.clone());
                 let service_id = self.writer.take_service_id(&id)?;
                 (id, Installed::new(service_id))
             }
         };
         installed.adopted = false;
-        let result = self.writer.apply(&id, &mut installed, wanted, now);
+        let result = self.writer.apply(&id, &mut installed, desired, now);
         if installed.is_blank() {
             self.writer.service_ids.put_back(installed.service_id);
         } else {
@@ -287,39 +289,71 @@ impl<T: Tables> Engine<T> {
     }
 }
 
-/// The maps and what is free in them: everything that is shared between service ports.
+/// The maps, and the state that Service ports share: owners of addresses, and free ids and slots.
 #[derive(Debug)]
 pub(super) struct Writer<T> {
     pub tables: T,
     pub capacity: Capacity,
     pub grace: Duration,
-    /// Who holds an address. Every key of the service maps is here.
-    pub owners: HashMap<ServiceAddress, Arc<ServicePortId>>,
-    /// How many of them there are.
+    /// The Service port of each key in the service maps.
+    pub address_owners: HashMap<ServiceAddress, Arc<ServicePortId>>,
+    /// The number of entries in the service maps.
     pub entry_count: PerFamily<u32>,
-    /// What the maps say of the addresses of all entries.
-    pub marks: AddressMarks,
-    /// How many source ranges there are.
+    /// The flags of the addresses of all service entries.
+    pub marks: AddressFlags,
+    /// The number of source ranges.
     pub source_range_count: PerFamily<u32>,
     pub service_ids: IdPool,
     pub backend_ids: PerFamily<IdPool>,
     pub slots: SlotPool,
-    /// Something was freed since the last tick.
+    /// Whether entries were freed since the last tick.
     pub freed: bool,
-    /// See [`Engine::take_lost`].
-    pub lost: BTreeSet<Protocol>,
+    /// See [`Engine::take_protocols_with_lost_endpoints`].
+    pub protocols_with_lost_endpoints: BTreeSet<Protocol>,
 }
 
-/// What is to be written for one service port. Its ids and ranges are taken, and nothing is published yet.
+/// The planned changes of one Service port. Its ids and slots are allocated, but not written yet.
 #[derive(Debug, Default)]
 struct Draft {
     new_backends: PerFamily<BTreeMap<SocketAddr, InstalledBackend>>,
     changed_backends: PerFamily<Vec<(SocketAddr, InstalledBackend)>>,
-    new_slots: PerFamily<Vec<Slots>>,
-    /// All source ranges of the service port, new or not.
+    new_ranges: PerFamily<Vec<InstalledRange>>,
+    /// All desired source ranges, also those that are written already.
     source_ranges: PerFamily<BTreeSet<IpNet>>,
-    /// All entries of the service port, changed or not.
+    /// All desired service entries, also those that are written already.
     entries: BTreeMap<ServiceAddress, layout::Service>,
+    /// Set if another Service port has one of the addresses. This address is left out.
+    conflict: Option<ApplyError>,
+}
+
+/// The frontends of a Service port in one IP family, for [`Writer::prepare`].
+struct FamilyFrontends<'a> {
+    family: IpFamily,
+    desired: &'a DesiredServicePort,
+    installed: &'a Installed,
+    frontends: Vec<(ServiceAddress, &'a Frontend)>,
+}
+
+impl FamilyFrontends<'_> {
+    fn use_list(&self, list: EndpointList) -> bool {
+        self.frontends.iter().any(|(_, f)| f.outside.list == list || f.inside.list == list)
+    }
+}
+
+/// The slots of the two endpoint lists.
+#[derive(Debug, Clone, Copy, Default)]
+struct ListRanges {
+    cluster: SlotRange,
+    local: SlotRange,
+}
+
+impl ListRanges {
+    fn of(self, policy: ListPolicy) -> SlotRange {
+        match policy.list {
+            EndpointList::Cluster => self.cluster,
+            EndpointList::Local => self.local,
+        }
+    }
 }
 
 impl<T: Tables> Writer<T> {
@@ -334,132 +368,182 @@ impl<T: Tables> Writer<T> {
         &mut self,
         id: &Arc<ServicePortId>,
         installed: &mut Installed,
-        wanted: &DesiredServicePort,
+        desired: &DesiredServicePort,
         now: Instant,
     ) -> Result<(), ApplyError> {
         let table_error = |source| ApplyError::Table { service: id.clone(), source };
-        let name = entry::service_name(&wanted.id, wanted.port)
+        let name = entry::service_name(&desired.id, desired.port)
             .ok_or_else(|| ApplyError::NameTooLong { service: id.clone() })?;
 
         let mut draft = Draft::default();
-        let mut taken = None;
         let result = self
-            .prepare(id, installed, wanted, &mut draft, &mut taken)
+            .prepare(id, installed, desired, &mut draft)
             .and_then(|()| self.install(id, installed, &mut draft, &name))
-            .and_then(|()| self.withdraw(id, installed, Some(wanted), &draft, now));
+            .and_then(|()| self.remove_unwanted(id, installed, Some(desired), &draft, now));
+        let conflict = draft.conflict.take();
         self.discard(draft);
-        self.retire_unused_slots(installed, now);
+        self.release_unused_slots(installed, now);
         result.map_err(table_error)?;
-        taken.map_or(Ok(()), Err)
+        conflict.map_or(Ok(()), Err)
     }
 
-    /// Decides on ids, slots and entries, and takes them. Writes nothing.
-    ///
-    /// An address that another service port holds is left out and reported in `taken`.
+    /// Fills `draft`: allocates ids and slots, and builds the entries. Writes nothing.
     fn prepare(
         &mut self,
         id: &Arc<ServicePortId>,
         installed: &Installed,
-        wanted: &DesiredServicePort,
+        desired: &DesiredServicePort,
         draft: &mut Draft,
-        taken: &mut Option<ApplyError>,
     ) -> Result<(), TableError> {
         for family in IpFamily::BOTH {
-            let mut frontends = Vec::new();
-            for frontend in wanted.frontends.iter().filter(|f| f.address.family() == family) {
-                let address = entry::service_address(frontend, wanted.id.protocol);
-                match self.owners.get(&address) {
-                    Some(owner) if owner != id => {
-                        *taken =
-                            Some(ApplyError::Taken { service: id.clone(), address, owner: owner.clone() });
-                    }
-                    _ => frontends.push((address, frontend)),
-                }
-            }
+            let frontends = self.available_frontends(id, desired, family, draft);
             if frontends.is_empty() {
                 continue;
             }
-            let known = &installed.families[family];
-            let lists = wanted.endpoints(family);
-
-            let mut ids = Vec::with_capacity(lists.endpoints.len());
-            for (index, endpoint) in (0..).zip(&lists.endpoints) {
-                let flags = entry::backend_flags(lists, index, endpoint);
-                let backend = match known.backends.get(&endpoint.address) {
-                    Some(&InstalledBackend { id, flags: before }) => {
-                        if flags != before {
-                            draft.changed_backends[family]
-                                .push((endpoint.address, InstalledBackend { id, flags }));
-                        }
-                        id
-                    }
-                    None => match draft.new_backends[family].get(&endpoint.address) {
-                        Some(twice) => twice.id,
-                        None => {
-                            let id = self.take_backend_id(family)?;
-                            draft.new_backends[family]
-                                .insert(endpoint.address, InstalledBackend { id, flags });
-                            id
-                        }
-                    },
-                };
-                ids.push(backend);
-            }
-
-            // Slots for the lists that some address uses; lists with the same content share them.
-            let [mut cluster, mut local] = [SlotRange::default(); 2];
-            for (list, indices, range) in [
-                (EndpointList::Cluster, &lists.cluster, &mut cluster),
-                (EndpointList::Local, &lists.local, &mut local),
-            ] {
-                if indices.is_empty()
-                    || !frontends.iter().any(|(_, f)| f.outside.list == list || f.inside.list == list)
-                {
-                    continue;
-                }
-                let backend_ids: Vec<u32> =
-                    indices.iter().filter_map(|index| ids.get(*index as usize).copied()).collect();
-                let same = |slots: &&Slots| slots.backend_ids == backend_ids;
-                *range = match known.ranges.iter().chain(&draft.new_slots[family]).find(same) {
-                    Some(slots) => slots.range(),
-                    None => {
-                        let slots = self.take_slots(backend_ids)?;
-                        let range = slots.range();
-                        draft.new_slots[family].push(slots);
-                        range
-                    }
-                };
-            }
-            let range_of = |policy: ListPolicy| match policy.list {
-                EndpointList::Cluster => cluster,
-                EndpointList::Local => local,
+            let frontends = FamilyFrontends { family, desired, installed, frontends };
+            let lists = desired.endpoints(family);
+            let ids = self.prepare_backends(&frontends, draft)?;
+            let ids_of = |list: &[u32]| -> Vec<u32> {
+                list.iter().filter_map(|index| ids.get(*index as usize).copied()).collect()
             };
-
-            let mut new_entries = 0;
-            for &(address, frontend) in &frontends {
-                let value = entry::service(installed.service_id, wanted, frontend, range_of);
-                if let Entry::Vacant(vacant) = draft.entries.entry(address) {
-                    vacant.insert(value);
-                    new_entries += u32::from(!installed.entries.contains_key(&address));
-                }
+            let mut ranges = ListRanges::default();
+            if frontends.use_list(EndpointList::Cluster) {
+                ranges.cluster = self.prepare_slots(&frontends, ids_of(&lists.cluster), draft)?;
             }
-            let (map, capacity) = (MapName::SERVICES[family], self.capacity.services[family]);
-            if self.entry_count[family] + new_entries > capacity {
-                return Err(map.full(capacity));
+            if frontends.use_list(EndpointList::Local) {
+                ranges.local = self.prepare_slots(&frontends, ids_of(&lists.local), draft)?;
             }
-
-            if frontends.iter().any(|(_, frontend)| frontend.kind == FrontendKind::LoadBalancer) {
-                draft.source_ranges[family] =
-                    entry::source_ranges(wanted, family).into_iter().flatten().collect();
-            }
-            let (map, capacity) = (MapName::SOURCE_RANGES[family], self.capacity.source_ranges[family]);
-            // Those that go make room only when the entries no longer need them.
-            let new = draft.source_ranges[family].difference(&known.source_ranges).count();
-            if new > capacity.saturating_sub(self.source_range_count[family]) as usize {
-                return Err(map.full(capacity));
-            }
+            self.prepare_entries(&frontends, ranges, draft)?;
+            self.prepare_source_ranges(&frontends, draft)?;
         }
         Ok(())
+    }
+
+    /// Returns the frontends of one IP family. If another Service port has the address of a
+    /// frontend, the frontend is left out and the draft gets a conflict.
+    fn available_frontends<'a>(
+        &self,
+        id: &Arc<ServicePortId>,
+        desired: &'a DesiredServicePort,
+        family: IpFamily,
+        draft: &mut Draft,
+    ) -> Vec<(ServiceAddress, &'a Frontend)> {
+        let mut available = Vec::new();
+        for frontend in desired.frontends.iter().filter(|f| f.address.family() == family) {
+            let address = entry::service_address(frontend, desired.id.protocol);
+            match self.address_owners.get(&address) {
+                Some(owner) if owner != id => {
+                    let (service, owner) = (id.clone(), owner.clone());
+                    draft.conflict = Some(ApplyError::Taken { service, address, owner });
+                }
+                _ => available.push((address, frontend)),
+            }
+        }
+        available
+    }
+
+    /// Allocates ids for new backends. Returns the id of each endpoint, in the order of the list.
+    fn prepare_backends(
+        &mut self,
+        frontends: &FamilyFrontends<'_>,
+        draft: &mut Draft,
+    ) -> Result<Vec<u32>, TableError> {
+        let family = frontends.family;
+        let known = &frontends.installed.families[family].backends;
+        let lists = frontends.desired.endpoints(family);
+        let mut ids = Vec::with_capacity(lists.endpoints.len());
+        for (index, endpoint) in (0..).zip(&lists.endpoints) {
+            let address = endpoint.address;
+            let flags = entry::backend_flags(lists, index, endpoint);
+            let id = match (known.get(&address), draft.new_backends[family].get(&address)) {
+                (Some(known), _) => {
+                    if flags != known.flags {
+                        let changed = InstalledBackend { id: known.id, flags };
+                        draft.changed_backends[family].push((address, changed));
+                    }
+                    known.id
+                }
+                // The list has the address twice.
+                (None, Some(new)) => new.id,
+                (None, None) => {
+                    let id = self.take_backend_id(family)?;
+                    draft.new_backends[family].insert(address, InstalledBackend { id, flags });
+                    id
+                }
+            };
+            ids.push(id);
+        }
+        Ok(ids)
+    }
+
+    /// Returns a range of slots with these backends. Allocates a new range unless one with the same
+    /// content exists.
+    fn prepare_slots(
+        &mut self,
+        frontends: &FamilyFrontends<'_>,
+        backend_ids: Vec<u32>,
+        draft: &mut Draft,
+    ) -> Result<SlotRange, TableError> {
+        if backend_ids.is_empty() {
+            return Ok(SlotRange::default());
+        }
+        let family = frontends.family;
+        let installed = &frontends.installed.families[family].ranges;
+        let mut known = installed.iter().chain(&draft.new_ranges[family]);
+        if let Some(range) = known.find(|range| range.backend_ids == backend_ids) {
+            return Ok(range.range());
+        }
+        let new = self.take_slots(backend_ids)?;
+        let range = new.range();
+        draft.new_ranges[family].push(new);
+        Ok(range)
+    }
+
+    /// Builds the service entries. Fails if the map does not have enough room for the new ones.
+    fn prepare_entries(
+        &self,
+        frontends: &FamilyFrontends<'_>,
+        ranges: ListRanges,
+        draft: &mut Draft,
+    ) -> Result<(), TableError> {
+        let &FamilyFrontends { family, desired, installed, .. } = frontends;
+        let mut new_entries = 0;
+        for &(address, frontend) in &frontends.frontends {
+            let range_of = |policy| ranges.of(policy);
+            let value = entry::service(installed.service_id, desired, frontend, range_of);
+            if let Entry::Vacant(vacant) = draft.entries.entry(address) {
+                vacant.insert(value);
+                new_entries += u32::from(!installed.entries.contains_key(&address));
+            }
+        }
+        let (map, capacity) = (MapName::SERVICES[family], self.capacity.services[family]);
+        match self.entry_count[family] + new_entries > capacity {
+            true => Err(map.full(capacity)),
+            false => Ok(()),
+        }
+    }
+
+    /// Collects the source ranges. Fails if the map does not have enough room for the new ones.
+    fn prepare_source_ranges(
+        &self,
+        frontends: &FamilyFrontends<'_>,
+        draft: &mut Draft,
+    ) -> Result<(), TableError> {
+        let &FamilyFrontends { family, desired, installed, .. } = frontends;
+        let is_load_balancer = |frontend: &Frontend| frontend.kind == FrontendKind::LoadBalancer;
+        if frontends.frontends.iter().any(|(_, frontend)| is_load_balancer(frontend)) {
+            draft.source_ranges[family] =
+                entry::source_ranges(desired, family).into_iter().flatten().collect();
+        }
+        let (map, capacity) = (MapName::SOURCE_RANGES[family], self.capacity.source_ranges[family]);
+        // Old source ranges are removed only after the new service entries are written, so they do
+        // not make room here.
+        let known = &installed.families[family].source_ranges;
+        let new = draft.source_ranges[family].difference(known).count();
+        match new > capacity.saturating_sub(self.source_range_count[family]) as usize {
+            true => Err(map.full(capacity)),
+            false => Ok(()),
+        }
     }
 
     fn take_backend_id(&mut self, family: IpFamily) -> Result<u32, TableError> {
@@ -467,14 +551,14 @@ impl<T: Tables> Writer<T> {
         self.backend_ids[family].take().ok_or_else(|| map.full(capacity))
     }
 
-    fn take_slots(&mut self, backend_ids: Vec<u32>) -> Result<Slots, TableError> {
+    fn take_slots(&mut self, backend_ids: Vec<u32>) -> Result<InstalledRange, TableError> {
         let count = u32::try_from(backend_ids.len()).unwrap_or(u32::MAX);
         let base = self.slots.take(count).ok_or_else(|| MapName::SLOTS.full(self.slots.capacity()))?;
-        Ok(Slots { base, backend_ids })
+        Ok(InstalledRange { base, backend_ids })
     }
 
-    /// Writes what is new, in the order in which it refers to each other. What is written moves from the draft to the
-    /// record.
+    /// Writes new and changed entries, in the order described in [the module](super). Each written
+    /// entry moves from the draft to the record.
     fn install(
         &mut self,
         id: &Arc<ServicePortId>,
@@ -497,9 +581,9 @@ impl<T: Tables> Writer<T> {
                 record.backends.insert(address, backend);
                 new.remove();
             }
-            while let Some(slots) = draft.new_slots[family].last() {
-                self.tables.write_slots(slots.base, &slots.backend_ids)?;
-                record.ranges.extend(draft.new_slots[family].pop());
+            while let Some(range) = draft.new_ranges[family].last() {
+                self.tables.write_slots(range.base, &range.backend_ids)?;
+                record.ranges.extend(draft.new_ranges[family].pop());
             }
             for &sources in &draft.source_ranges[family] {
                 if !record.source_ranges.contains(&sources) {
@@ -525,7 +609,7 @@ impl<T: Tables> Writer<T> {
             match installed.entries.insert(address, value) {
                 Some(replaced) => self.marks.release(address.ip, replaced.kind),
                 None => {
-                    self.owners.insert(address, id.clone());
+                    self.address_owners.insert(address, id.clone());
                     self.entry_count[IpFamily::of(&address.ip)] += 1;
                 }
             }
@@ -533,25 +617,25 @@ impl<T: Tables> Writer<T> {
         Ok(())
     }
 
-    /// Gives back what was taken and not written.
+    /// Frees the ids and slots that were allocated but not written.
     fn discard(&mut self, draft: Draft) {
         for family in IpFamily::BOTH {
             for backend in draft.new_backends[family].values() {
                 self.backend_ids[family].put_back(backend.id);
             }
-            for slots in &draft.new_slots[family] {
-                self.slots.put_back(slots.base, slots.count());
+            for range in &draft.new_ranges[family] {
+                self.slots.put_back(range.base, range.count());
             }
         }
     }
 
-    /// Removes the entries that are not in the draft, with what only they needed, then the backends that are not wanted: from
-    /// here on their UDP flows move to another endpoint.
-    fn withdraw(
+    /// Removes the entries that are not in the draft, and everything that only they needed. Removes
+    /// backends last: after that, UDP flows of these backends move to other endpoints.
+    fn remove_unwanted(
         &mut self,
         id: &ServicePortId,
         installed: &mut Installed,
-        wanted: Option<&DesiredServicePort>,
+        desired: Option<&DesiredServicePort>,
         draft: &Draft,
         now: Instant,
     ) -> Result<(), TableError> {
@@ -563,12 +647,12 @@ impl<T: Tables> Writer<T> {
             if let Some(removed) = installed.entries.remove(&address) {
                 self.marks.release(address.ip, removed.kind);
             }
-            self.owners.remove(&address);
+            self.address_owners.remove(&address);
             self.entry_count[IpFamily::of(&address.ip)] -= 1;
             self.freed = true;
         }
-        self.retire_unused_slots(installed, now);
-        self.marks.tidy(&mut self.tables)?;
+        self.release_unused_slots(installed, now);
+        self.marks.remove_unneeded(&mut self.tables)?;
         for family in IpFamily::BOTH {
             let record = &mut installed.families[family];
             while let Some(&sources) = record.source_ranges.difference(&draft.source_ranges[family]).next() {
@@ -577,8 +661,9 @@ impl<T: Tables> Writer<T> {
                 self.source_range_count[family] -= 1;
                 self.freed = true;
             }
-            let served = wanted.filter(|_| entries.keys().any(|address| IpFamily::of(&address.ip) == family));
-            let endpoints = served.map_or([].as_slice(), |wanted| &wanted.endpoints(family).endpoints);
+            let served =
+                desired.filter(|_| entries.keys().any(|address| IpFamily::of(&address.ip) == family));
+            let endpoints = served.map_or([].as_slice(), |desired| &desired.endpoints(family).endpoints);
             let kept: HashSet<SocketAddr> = endpoints.iter().map(|endpoint| endpoint.address).collect();
             let gone: Vec<_> = record
                 .backends
@@ -589,15 +674,16 @@ impl<T: Tables> Writer<T> {
             for (address, backend_id) in gone {
                 self.tables.clear_backend(family, backend_id)?;
                 record.backends.remove(&address);
-                self.backend_ids[family].retire(backend_id, now);
-                self.lost.insert(id.protocol);
+                self.backend_ids[family].release(backend_id, now);
+                self.protocols_with_lost_endpoints.insert(id.protocol);
             }
         }
         Ok(())
     }
 
-    /// Gives back the slots that no entry refers to: replaced ones, and those of a change that failed half-way.
-    fn retire_unused_slots(&mut self, installed: &mut Installed, now: Instant) {
+    /// Releases the slots to which no service entry refers: replaced ones, and those of a change
+    /// that failed half-way.
+    fn release_unused_slots(&mut self, installed: &mut Installed, now: Instant) {
         for family in IpFamily::BOTH {
             let used: HashSet<u32> = installed
                 .entries
@@ -607,23 +693,23 @@ impl<T: Tables> Writer<T> {
                 .filter(|range| range.count > 0)
                 .map(|range| range.base)
                 .collect();
-            for slots in installed.families[family].ranges.extract_if(.., |slots| !used.contains(&slots.base))
-            {
-                self.slots.retire(slots.base, slots.count(), now);
+            let ranges = &mut installed.families[family].ranges;
+            for range in ranges.extract_if(.., |range| !used.contains(&range.base)) {
+                self.slots.release(range.base, range.count(), now);
             }
         }
     }
 
-    /// Removes everything of a service port.
+    /// Removes all entries of a Service port.
     fn remove(
         &mut self,
         id: &ServicePortId,
         installed: &mut Installed,
         now: Instant,
     ) -> Result<(), TableError> {
-        self.withdraw(id, installed, None, &Draft::default(), now)?;
+        self.remove_unwanted(id, installed, None, &Draft::default(), now)?;
         self.tables.remove_service_name(installed.service_id)?;
-        self.service_ids.retire(installed.service_id, now);
+        self.service_ids.release(installed.service_id, now);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What one map entry says, from the words of the planner. Pure.
+//! Builds map entries from the desired state of the planner. All functions here are pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,13 +12,14 @@ use lb_plan::desired::{
 
 use super::tables::ServiceAddress;
 
-/// A range of slots as a service entry names it. An empty one is `0, 0`.
+/// A range of slots in a service entry. The base of an empty range is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SlotRange {
     pub base: u32,
     pub count: u32,
 }
 
+/// Returns the map key of a frontend.
 pub fn service_address(frontend: &Frontend, protocol: Protocol) -> ServiceAddress {
     let ip = match frontend.address {
         FrontendAddress::Ip(ip) => ip,
@@ -28,19 +29,20 @@ pub fn service_address(frontend: &Frontend, protocol: Protocol) -> ServiceAddres
     ServiceAddress { ip, port: frontend.port, protocol: protocol as u8 }
 }
 
-/// Who may use the load-balancer addresses of a family. `None`: everyone.
-pub fn source_ranges(wanted: &DesiredServicePort, family: IpFamily) -> Option<Vec<IpNet>> {
-    let SourceRanges { v4, v6 } = &wanted.source_ranges;
+/// Returns the networks that may use the load balancer addresses of a family. `None` allows all
+/// clients.
+pub fn source_ranges(desired: &DesiredServicePort, family: IpFamily) -> Option<Vec<IpNet>> {
+    let SourceRanges { v4, v6 } = &desired.source_ranges;
     match family {
         IpFamily::V4 => v4.as_ref().map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
         IpFamily::V6 => v6.as_ref().map(|nets| nets.iter().map(|net| net.trunc().into()).collect()),
     }
 }
 
-/// The entry of one address. `range_of` gives the slots of a list.
+/// Returns the service entry of a frontend. `range_of` returns the slots of a list.
 pub fn service(
     service_id: u32,
-    wanted: &DesiredServicePort,
+    desired: &DesiredServicePort,
     frontend: &Frontend,
     range_of: impl Fn(ListPolicy) -> SlotRange,
 ) -> layout::Service {
@@ -49,7 +51,7 @@ pub fn service(
         |policy: ListPolicy, range: SlotRange| range.count == 0 && policy.when_empty == WhenEmpty::Drop;
     let [outside_drop, inside_drop] = [drops(frontend.outside, outside), drops(frontend.inside, inside)];
     let guarded = frontend.kind == FrontendKind::LoadBalancer
-        && source_ranges(wanted, frontend.address.family()).is_some();
+        && source_ranges(desired, frontend.address.family()).is_some();
 
     let mut flags = 0;
     for (set, flag) in [
@@ -71,8 +73,8 @@ pub fn service(
         outside_count: outside.count,
         inside_base: inside.base,
         inside_count: inside.count,
-        affinity_seconds: wanted.affinity_seconds.unwrap_or(0),
-        algorithm: match wanted.algorithm {
+        affinity_seconds: desired.affinity_seconds.unwrap_or(0),
+        algorithm: match desired.algorithm {
             Algorithm::Random => layout::algorithm::RANDOM,
         },
         kind: frontend.kind as u8,
@@ -80,7 +82,7 @@ pub fn service(
     }
 }
 
-/// The two ranges that a service entry names.
+/// Returns the ranges of slots in a service entry.
 pub fn slot_ranges(entry: &layout::Service) -> [SlotRange; 2] {
     [
         SlotRange { base: entry.outside_base, count: entry.outside_count },
@@ -88,7 +90,7 @@ pub fn slot_ranges(entry: &layout::Service) -> [SlotRange; 2] {
     ]
 }
 
-/// The flags of the endpoint with this index in the lists of its family.
+/// Returns the flags of the endpoint with this index in the lists of its family.
 pub fn backend_flags(lists: &EndpointLists, index: u32, endpoint: &DesiredEndpoint) -> u16 {
     let mut flags = backend_flags::PRESENT;
     for (set, flag) in [
@@ -103,7 +105,8 @@ pub fn backend_flags(lists: &EndpointLists, index: u32, endpoint: &DesiredEndpoi
     flags
 }
 
-/// `None`: a part does not fit. Never cut short: the name is the identity that a restarted agent reads back.
+/// Returns the name entry of a Service port, or `None` if a part is too long. Parts are never
+/// truncated: a restarted agent identifies the Service port by this entry.
 pub fn service_name(id: &ServicePortId, port: u16) -> Option<layout::ServiceName> {
     fn field(text: &str) -> Option<[u8; 64]> {
         let mut bytes = [0; 64];
@@ -120,7 +123,8 @@ pub fn service_name(id: &ServicePortId, port: u16) -> Option<layout::ServiceName
     })
 }
 
-/// The reverse of [`service_name`]: identity and port number. `None`: not written by an agent.
+/// Returns identity and port number from a name entry. Returns `None` if [`service_name`] did not
+/// make it.
 pub fn parse_service_name(name: &layout::ServiceName) -> Option<(ServicePortId, u16)> {
     fn field(bytes: &[u8; 64]) -> Option<String> {
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());

@@ -1,4 +1,4 @@
-//! Why a service port is not, or not fully, as it is wanted.
+//! Errors of the engine.
 
 use std::sync::Arc;
 
@@ -6,26 +6,29 @@ use lb_plan::desired::ServicePortId;
 
 use super::tables::{ServiceAddress, TableError};
 
-/// The engine remembers what failed and tries again by itself; the caller only reports.
+/// A failed operation of the engine. The engine tries it again. The caller only has to report the
+/// error.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// With [`TableError::Full`] the service port is exactly as it was before; it is tried again when something was
-    /// freed. After another error it may be between the old and the new state (each address has one of the two, whole);
-    /// it is tried again with the next tick.
+    /// A write failed. After [`TableError::Full`] the Service port is unchanged, and the operation
+    /// is tried again when entries were freed. After other errors, each address has either the old
+    /// or the new state, and the operation is tried again with the next tick.
     #[error("service port {service}: {source}")]
     Table { service: Arc<ServicePortId>, source: TableError },
     #[error(
-        "service port {service}: {address} is not served, {owner} holds it: change one of the two (it is taken over as soon as it is free)"
+        "service port {service}: {address} is not served because {owner} uses it: change one of \
+         the two (the service port gets the address as soon as it is free)"
     )]
     Taken { service: Arc<ServicePortId>, address: ServiceAddress, owner: Arc<ServicePortId> },
     #[error(
-        "service port {service}: namespace, name and port name can have 64 bytes each: shorten them (Kubernetes allows 63)"
+        "service port {service}: namespace, name and port name can have at most 64 bytes each: \
+         shorten them (Kubernetes allows 63)"
     )]
     NameTooLong { service: Arc<ServicePortId> },
 }
 
 impl ApplyError {
-    /// The service port that is concerned.
+    /// Returns the Service port of the failed operation.
     pub fn service(&self) -> &ServicePortId {
         match self {
             Self::Table { service, .. } | Self::Taken { service, .. } | Self::NameTooLong { service } => {
@@ -34,7 +37,7 @@ impl ApplyError {
         }
     }
 
-    /// Only something that is freed can help: trying again before is in vain.
+    /// Returns whether the operation can succeed only after entries were freed.
     pub(super) fn needs_room(&self) -> bool {
         match self {
             Self::Table { source: TableError::Full { .. }, .. }

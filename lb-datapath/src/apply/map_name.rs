@@ -56,7 +56,8 @@ impl MapName {
     }
 }
 
-/// Why a read or a write failed. It names the map, so that the message can say which option to raise.
+/// Why a read or a write failed. It names the map, so that the message can say which option to
+/// raise.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     #[error("map {map} is full ({capacity} entries): raise --{option}")]

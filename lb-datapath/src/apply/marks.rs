@@ -1,7 +1,9 @@
-//! What `ADDRESSES` says of the addresses of Services: the programs look at no packet whose destination is not there.
+//! Writes the flags of Service addresses in the map `ADDRESSES`. The programs ignore packets whose
+//! destination has no flags there.
 //!
-//! An address is marked before its first entry is written and until its last one is removed, so that no entry is ever
-//! hidden. Several entries, of several service ports, may have one address.
+//! An address gets its flags before its first service entry is written, and loses them after its
+//! last one is removed. Several service entries, also of different Service ports, can have the same
+//! address.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -11,31 +13,34 @@ use lb_common::layout::{address_flags, kind};
 use super::tables::{TableError, Tables};
 
 #[derive(Debug, Default)]
-pub struct AddressMarks {
-    marks: HashMap<IpAddr, Mark>,
-    /// Addresses whose flags say more than is needed, or something else after a restart.
-    untidy: BTreeSet<IpAddr>,
+pub struct AddressFlags {
+    marks: HashMap<IpAddr, AddressState>,
+    /// Addresses whose flags in the map differ from those they need.
+    outdated: BTreeSet<IpAddr>,
 }
 
 #[derive(Debug, Default)]
-struct Mark {
-    /// Entries at the address, and how many of them are ClusterIPs.
+struct AddressState {
+    /// The number of service entries with this address.
     entries: u32,
+    /// How many of them are ClusterIPs.
     cluster_ips: u32,
-    /// What the map says.
+    /// The flags in the map.
     written: u32,
 }
 
-impl Mark {
-    fn wanted(&self) -> u32 {
+impl AddressState {
+    /// Returns the flags that the address needs.
+    fn needed(&self) -> u32 {
         let service = if self.entries > 0 { address_flags::SERVICE } else { 0 };
         let cluster_ip = if self.cluster_ips > 0 { address_flags::CLUSTER_IP } else { 0 };
         service | cluster_ip
     }
 }
 
-impl AddressMarks {
-    /// `entries`: address and kind of every service entry. `marked`: what the map says.
+impl AddressFlags {
+    /// Takes over existing maps. `entries` has address and kind of every service entry, `marked`
+    /// the flags in the map.
     pub fn adopt(
         entries: impl IntoIterator<Item = (IpAddr, u8)>,
         marked: impl IntoIterator<Item = (IpAddr, u32)>,
@@ -49,18 +54,19 @@ impl AddressMarks {
                 adopted.count(ip, kind);
             }
         }
-        let untidy = adopted.marks.iter().filter(|(_, mark)| mark.written != mark.wanted());
-        adopted.untidy = untidy.map(|(ip, _)| *ip).collect();
+        let outdated = adopted.marks.iter().filter(|(_, mark)| mark.written != mark.needed());
+        adopted.outdated = outdated.map(|(ip, _)| *ip).collect();
         adopted
     }
 
-    /// To be called before an entry is written: marks its address. NodePorts have none of their own.
+    /// Writes the flags that a new service entry needs. Call this before the entry is written.
+    /// NodePorts need no flags, because they have no address of their own.
     pub fn add<T: Tables>(&mut self, tables: &mut T, ip: IpAddr, kind: u8) -> Result<(), TableError> {
         if ip.is_unspecified() {
             return Ok(());
         }
         let written = self.marks.get(&ip).map_or(0, |mark| mark.written);
-        let needed = written | needed_by(kind);
+        let needed = written | flags_of(kind);
         if needed != written {
             tables.mark_address(ip, needed)?;
         }
@@ -68,50 +74,53 @@ impl AddressMarks {
         Ok(())
     }
 
-    fn count(&mut self, ip: IpAddr, kind: u8) -> &mut Mark {
+    /// Counts a service entry.
+    fn count(&mut self, ip: IpAddr, kind: u8) -> &mut AddressState {
         let mark = self.marks.entry(ip).or_default();
         mark.entries += 1;
         mark.cluster_ips += u32::from(kind == kind::CLUSTER_IP);
         mark
     }
 
-    /// An entry is gone, replaced, or was not written after all. What its address no longer needs stays until
-    /// [`AddressMarks::tidy`].
+    /// Call this when a service entry was removed or replaced, or was not written after
+    /// [`Self::add`]. The flags of its address stay until [`Self::remove_unneeded`].
     pub fn release(&mut self, ip: IpAddr, kind: u8) {
         let Some(mark) = self.marks.get_mut(&ip) else { return };
         mark.entries -= 1;
         mark.cluster_ips -= u32::from(kind == kind::CLUSTER_IP);
-        if mark.written != mark.wanted() {
-            self.untidy.insert(ip);
+        if mark.written != mark.needed() {
+            self.outdated.insert(ip);
         }
     }
 
-    /// Makes the map say what is needed and nothing more. What fails is tried again by the next call.
-    pub fn tidy<T: Tables>(&mut self, tables: &mut T) -> Result<(), TableError> {
-        while let Some(&ip) = self.untidy.first() {
+    /// Removes the flags that no service entry needs. If a write fails, the next call tries it
+    /// again.
+    pub fn remove_unneeded<T: Tables>(&mut self, tables: &mut T) -> Result<(), TableError> {
+        while let Some(&ip) = self.outdated.first() {
             if let Some(mark) = self.marks.get_mut(&ip) {
-                let wanted = mark.wanted();
-                if mark.written != wanted {
-                    tables.mark_address(ip, wanted)?;
-                    mark.written = wanted;
+                let needed = mark.needed();
+                if mark.written != needed {
+                    tables.mark_address(ip, needed)?;
+                    mark.written = needed;
                 }
-                if wanted == 0 {
+                if needed == 0 {
                     self.marks.remove(&ip);
                 }
             }
-            self.untidy.remove(&ip);
+            self.outdated.remove(&ip);
         }
         Ok(())
     }
 
-    /// What the map says.
+    /// Returns the flags in the map.
     #[cfg(test)]
     pub fn written(&self) -> std::collections::BTreeMap<IpAddr, u32> {
         self.marks.iter().map(|(ip, mark)| (*ip, mark.written)).collect()
     }
 }
 
-fn needed_by(kind: u8) -> u32 {
+/// Returns the flags that a service entry of this kind needs.
+fn flags_of(kind: u8) -> u32 {
     match kind {
         kind::CLUSTER_IP => address_flags::SERVICE | address_flags::CLUSTER_IP,
         _ => address_flags::SERVICE,

@@ -1,5 +1,5 @@
-//! The service maps in memory, for tests. Every write is checked against what a packet could meet at that moment; a
-//! broken invariant panics.
+//! The service maps in memory, for tests. Each write checks the invariants that packets depend on,
+//! and panics if one is broken.
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,11 +13,12 @@ use lb_common::layout::{self, address_flags, service_flags};
 use lb_model::{IpFamily, PerFamily};
 use lb_plan::desired::ServicePortId;
 
-use super::engine::NamedByFlows;
+use super::engine::ReferencedIds;
 use super::entry::{parse_service_name, slot_ranges};
 use super::tables::{BackendEntry, Capacity, ServiceAddress, TableError, Tables};
 
-/// A handle: clones share the maps, so that they outlive an engine as pinned maps outlive an agent.
+/// A handle to the maps. Clones share the maps, so the maps outlive an engine like pinned maps
+/// outlive an agent.
 #[derive(Debug, Clone)]
 pub struct Memory(Rc<RefCell<State>>);
 
@@ -31,24 +32,26 @@ pub struct State {
     /// Flags of Services, by address.
     pub marks: BTreeMap<IpAddr, u32>,
     pub source_ranges: BTreeSet<(u32, IpNet)>,
-    /// Who may use the load balancer addresses of service ports, as a test says; checked at every write about such.
+    /// The source ranges that a test expects. Writes of load balancer addresses are checked against
+    /// them.
     pub guards: HashMap<ServicePortId, Guard>,
-    /// Ids of open flows, one element per flow: (family, service id, backend id).
+    /// The ids of each open flow: (family, service id, backend id).
     pub flows: Vec<(IpFamily, u32, u32)>,
-    /// Writes that succeeded.
+    /// The number of successful writes.
     pub writes: usize,
-    /// Fails the write after so many more, once.
+    /// If set, the write after this number of further writes fails, once.
     pub fail_after: Option<usize>,
     pub now: Instant,
     pub grace: Duration,
-    /// How many ranges of service entries cover a slot.
+    /// The number of service entries whose ranges contain a slot.
     slot_users: HashMap<u32, usize>,
-    /// Since when a slot is not covered, or a backend is not there.
+    /// The time when the last range with a slot was removed.
     slot_left: HashMap<u32, Instant>,
+    /// The time when a backend was removed.
     backend_left: PerFamily<HashMap<u32, Instant>>,
 }
 
-/// Source ranges of each family; `None`: everybody.
+/// The expected source ranges of each family. `None` allows all clients.
 pub type Guard = PerFamily<Option<BTreeSet<IpNet>>>;
 
 impl Memory {
@@ -73,7 +76,7 @@ impl Memory {
         })))
     }
 
-    /// Room for a hundred of everything.
+    /// Returns maps with a capacity of at least 100 entries.
     pub fn roomy(now: Instant) -> Self {
         let capacity = Capacity {
             services: PerFamily { v4: 100, v6: 100 },
@@ -95,21 +98,22 @@ impl Memory {
 }
 
 impl State {
-    pub fn named_by_flows(&self) -> NamedByFlows {
-        let mut named = NamedByFlows::default();
+    /// Returns the ids in open flows.
+    pub fn referenced_ids(&self) -> ReferencedIds {
+        let mut referenced = ReferencedIds::default();
         for &(family, service_id, backend_id) in &self.flows {
-            named.add(family, service_id, backend_id);
+            referenced.add(family, service_id, backend_id);
         }
-        named
+        referenced
     }
 
-    /// An agent that starts anew knows nothing of the grace periods before; see [`super::Engine::adopt`].
+    /// Ends all grace periods, as at the start of an agent. See [`super::Engine::adopt`].
     pub fn forget_graces(&mut self) {
         self.slot_left.clear();
         self.backend_left = PerFamily::default();
     }
 
-    /// Opens a flow as the programs would: to a slot of a service entry.
+    /// Opens a flow to a slot of a service entry, as the programs do.
     pub fn connect(&mut self, address: &ServiceAddress, pick: usize) {
         let Some(service) = self.services.get(address) else { return };
         let [_, inside] = slot_ranges(service);
@@ -140,30 +144,35 @@ impl State {
         self.guards.get(&id)
     }
 
-    /// Nobody else may use a guarded address from the moment it is there, and everybody who may can.
+    /// Checks a new service entry: from the first moment, exactly the expected clients can use it.
     fn check_new_guard(&self, key: ServiceAddress, value: &layout::Service) {
         let Some(guard) = self.guard(value.service_id).filter(|_| value.kind == layout::kind::LOAD_BALANCER)
         else {
             return;
         };
-        let wanted = &guard[IpFamily::of(&key.ip)];
+        let expected = &guard[IpFamily::of(&key.ip)];
         let flagged = value.flags & service_flags::SOURCE_RANGES != 0;
-        assert_eq!(flagged, wanted.is_some(), "{key}: open to everybody, or closed for no reason");
-        for sources in wanted.iter().flatten() {
-            assert!(self.source_ranges.contains(&(value.service_id, *sources)), "{key}: closed to {sources}");
+        assert_eq!(flagged, expected.is_some(), "{key}: source ranges are missing, or apply without need");
+        for sources in expected.iter().flatten() {
+            assert!(
+                self.source_ranges.contains(&(value.service_id, *sources)),
+                "{key}: does not allow {sources}"
+            );
         }
     }
 
-    /// A range that goes away closes an address to nobody who may use it.
-    fn check_gone_guard(&self, service_id: u32, sources: IpNet) {
+    /// Checks the removal of a source range: no client that may use an address loses access.
+    fn check_removed_guard(&self, service_id: u32, sources: IpNet) {
         let Some(guard) = self.guard(service_id) else { return };
         let family = IpFamily::of(&sources.addr());
-        let wanted = guard[family].as_ref();
+        let expected = guard[family].as_ref();
         for (key, service) in self.services.iter().filter(|(_, service)| service.service_id == service_id) {
             let guarded = service.flags & service_flags::SOURCE_RANGES != 0;
             assert!(
-                !guarded || IpFamily::of(&key.ip) != family || wanted.is_some_and(|w| !w.contains(&sources)),
-                "{key}: closed to {sources} now"
+                !guarded
+                    || IpFamily::of(&key.ip) != family
+                    || expected.is_some_and(|w| !w.contains(&sources)),
+                "{key}: no longer allows {sources}"
             );
         }
     }
@@ -191,7 +200,7 @@ impl State {
     }
 }
 
-/// What `ADDRESSES` must say of the address of an entry.
+/// Returns the flags that the address of a service entry needs in `ADDRESSES`.
 pub fn marks_needed(service: &layout::Service) -> u32 {
     match service.kind {
         layout::kind::NODE_PORT => 0,
@@ -256,7 +265,7 @@ impl Tables for Memory {
         if !state.names.contains_key(&service_id) {
             assert!(
                 state.flows.iter().all(|(_, id, _)| *id != service_id),
-                "a flow names service {service_id}"
+                "a flow refers to service {service_id}"
             );
         }
         state.write("SERVICE_NAMES")?;
@@ -302,8 +311,8 @@ impl Tables for Memory {
                 assert!(same && before.flags != entry.flags, "backend {id}: only flags may change, and must");
             }
             None => {
-                let named = state.flows.iter().any(|flow| (flow.0, flow.2) == (family, id));
-                assert!(!named, "a flow names backend {id}");
+                let referenced = state.flows.iter().any(|flow| (flow.0, flow.2) == (family, id));
+                assert!(!referenced, "a flow refers to backend {id}");
                 if let Some(left) = state.backend_left[family].get(&id) {
                     assert!(state.now - *left >= state.grace, "backend {id} is within its grace period");
                 }
@@ -363,7 +372,7 @@ impl Tables for Memory {
 
     fn remove_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
         let mut state = self.state_mut();
-        state.check_gone_guard(service_id, sources);
+        state.check_removed_guard(service_id, sources);
         state.write("SOURCE_RANGES")?;
         state.source_ranges.remove(&(service_id, sources));
         Ok(())
@@ -395,7 +404,7 @@ impl Tables for Memory {
 }
 
 impl State {
-    /// Puts an entry there unchecked, as something other than the engine would.
+    /// Writes a service entry without checks, as another program could.
     pub fn plant(&mut self, address: ServiceAddress, value: layout::Service) {
         self.cover(&value);
         self.services.insert(address, value);

@@ -1,21 +1,32 @@
-//! From wanted services to map entries.
+//! Writes the desired Service ports of the planner to the service maps.
 //!
-//! [`Engine`] owns the service maps (through the [`tables::Tables`] trait). It decides which ids and which slots an
-//! object gets, writes only what changed, and in an order in which a packet never sees half of a change:
+//! [`Engine`] owns the service maps (through the [`tables::Tables`] trait). It assigns ids and
+//! slots, and writes only what changed. The order of the writes ensures that no packet sees half of
+//! a change:
 //!
-//! 1. backends, 2. slots (always a range that nothing refers to), 3. source ranges, 4. the name, 5. for each address its mark
-//!    and its entry; then what is no longer wanted: 6. entries, 7. marks of addresses, 8. source ranges, 9. backends,
-//!    10. the name.
+//! 1. Backends.
+//! 2. Slots, always in a range that no service entry refers to.
+//! 3. Source ranges.
+//! 4. The name of the Service port.
+//! 5. For each address, its flags and then its service entry.
 //!
-//! What was withdrawn is reused only when nobody can still refer to it:
+//! Then the engine removes what is no longer desired:
 //!
-//! | what | who may still refer to it | reused after |
+//! 6. Service entries.
+//! 7. Flags of addresses.
+//! 8. Source ranges.
+//! 9. Backends.
+//! 10. The name of the Service port.
+//!
+//! Released ids and slots are reused only when nothing can refer to them:
+//!
+//! | released | may still be in use by | reused after |
 //! |---|---|---|
-//! | a range of slots | packets that are being handled | the grace period |
-//! | a backend id, a service id | those, and flows | the grace period, and then a sweep of the flows without a hit |
+//! | a range of slots | running programs | the grace period |
+//! | a backend id, a service id | running programs, flows | the grace period and a later sweep |
 //!
-//! **Invariant:** the engine's records say what the maps hold, also after a write failed. Every operation starts from
-//! the records, so trying again is always right, and is all that recovery needs.
+//! **Invariant:** the records of the engine match the maps, also after a failed write. Every
+//! operation starts from these records, so a failed operation can simply be repeated.
 
 mod adopt;
 mod engine;
@@ -31,5 +42,5 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Engine, MapUsage, NamedByFlows};
+pub use engine::{Engine, MapUsage, ReferencedIds};
 pub use error::ApplyError;

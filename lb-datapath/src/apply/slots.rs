@@ -1,32 +1,35 @@
-//! Ranges of the `SLOTS` array.
+//! Allocates ranges of the map `SLOTS`.
 //!
-//! The array has no notion of free entries, so the allocator is ours. Two things bound fragmentation:
+//! The map is an array and does not record which entries are free. The allocator limits
+//! fragmentation in two ways:
 //!
-//! * A length is rounded up to a **size class**: exact up to 8, then four classes per power of two (10, 12, 14, 16, 20, …).
-//!   A range wastes less than a quarter of its length, and one that is freed fits the next request of a similar length
-//!   exactly, so endpoints that come and go reuse the same few holes.
-//! * **Best fit with coalescing**: the smallest free range that is long enough is taken (the lowest of several), the rest
-//!   stays free, and neighbours that are free are merged at once. Large ranges stay whole for large services.
+//! * Lengths are rounded up to a **size class**: exact up to 8, then four classes per power of two
+//!   (10, 12, 14, 16, 20, …). A range wastes less than a quarter of its length. A freed range fits
+//!   the next request of a similar length exactly, so changing endpoints reuse the same few ranges.
+//! * **Best fit with coalescing**: the allocator takes the smallest free range that is long enough,
+//!   and the lowest if there are several. The rest of the range stays free. Adjacent free ranges
+//!   are merged at once, so large ranges stay available for large Services.
 //!
-//! A packet that is being handled may still read a range after the service entry was replaced: a withdrawn range is
-//! reused only after the grace period.
+//! A running program may still read a range after its service entry was replaced. Therefore a
+//! released range is reused only after the grace period.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Free ranges of the array, and those that wait for the end of their grace period.
+/// The free ranges of the array, and the released ranges in their grace period.
 #[derive(Debug)]
 pub struct SlotPool {
     capacity: u32,
-    /// Free ranges: base → length. Never adjacent to each other.
+    /// The length of each free range by its base. Free ranges are never adjacent.
     by_base: BTreeMap<u32, u32>,
-    /// The same as (length, base).
+    /// The free ranges as (length, base).
     by_length: BTreeSet<(u32, u32)>,
-    /// Withdrawn ranges in order of time: (when, base, length).
-    retired: VecDeque<(Instant, u32, u32)>,
+    /// The released ranges in order of time, as (time, base, length).
+    released: VecDeque<(Instant, u32, u32)>,
 }
 
-/// The length that is set aside for `count` slots. `None`: longer than any array.
+/// Returns the length of a range for `count` slots. Returns `None` if it exceeds the range of
+/// `u32`.
 fn size_class(count: u32) -> Option<u32> {
     if count <= 8 {
         return Some(count);
@@ -37,13 +40,17 @@ fn size_class(count: u32) -> Option<u32> {
 
 impl SlotPool {
     pub fn new(capacity: u32) -> Self {
-        let mut pool =
-            Self { capacity, by_base: BTreeMap::new(), by_length: BTreeSet::new(), retired: VecDeque::new() };
+        let mut pool = Self {
+            capacity,
+            by_base: BTreeMap::new(),
+            by_length: BTreeSet::new(),
+            released: VecDeque::new(),
+        };
         pool.insert(0, capacity);
         pool
     }
 
-    /// Base of a range of at least `count` slots, `count` > 0.
+    /// Allocates a range of at least `count` > 0 slots, and returns its base.
     pub fn take(&mut self, count: u32) -> Option<u32> {
         let length = size_class(count)?;
         let &(free, base) = self.by_length.range((length, 0)..).next()?;
@@ -51,8 +58,8 @@ impl SlotPool {
         Some(base)
     }
 
-    /// Takes the range that a map entry refers to. False, and nothing is taken, when any of it is taken already or
-    /// does not exist.
+    /// Allocates a given range, to which a map entry refers. Returns false and allocates nothing if
+    /// a part of it is not free or does not exist.
     pub fn reserve(&mut self, base: u32, count: u32) -> bool {
         let Some(length) = size_class(count) else { return false };
         let Some((&free_base, &free)) = self.by_base.range(..=base).next_back() else { return false };
@@ -63,25 +70,25 @@ impl SlotPool {
         true
     }
 
-    /// Gives back a range that no service entry ever pointed to.
+    /// Frees a range to which no service entry ever referred.
     pub fn put_back(&mut self, base: u32, count: u32) {
         if let Some(length) = size_class(count) {
             self.insert(base, length);
         }
     }
 
-    /// Gives back a range that packets may still read until the grace period has passed.
-    pub fn retire(&mut self, base: u32, count: u32, now: Instant) {
-        self.retired.push_back((now, base, count));
+    /// Releases a range. It becomes free after the grace period.
+    pub fn release(&mut self, base: u32, count: u32, now: Instant) {
+        self.released.push_back((now, base, count));
     }
 
-    /// Frees the ranges whose grace period has passed. Returns whether there were any.
+    /// Frees the released ranges whose grace period is over. Returns whether there were any.
     pub fn expire(&mut self, now: Instant, grace: Duration) -> bool {
         let mut freed = false;
-        while let Some((since, base, count)) = self.retired.front().copied()
+        while let Some((since, base, count)) = self.released.front().copied()
             && now.saturating_duration_since(since) >= grace
         {
-            self.retired.pop_front();
+            self.released.pop_front();
             self.put_back(base, count);
             freed = true;
         }
@@ -92,14 +99,15 @@ impl SlotPool {
         self.capacity
     }
 
-    /// Slots that are neither free nor waiting.
+    /// Returns the number of slots in ranges that are neither free nor released.
     pub fn in_use(&self) -> u64 {
         let waiting =
-            self.retired.iter().filter_map(|(_, _, count)| size_class(*count)).map(u64::from).sum::<u64>();
+            self.released.iter().filter_map(|(_, _, count)| size_class(*count)).map(u64::from).sum::<u64>();
         u64::from(self.capacity) - self.by_base.values().copied().map(u64::from).sum::<u64>() - waiting
     }
 
-    /// Takes `base..base + length` out of the free range `free_base..free_base + free`, which contains it.
+    /// Removes `base..base + length` from the free range `free_base..free_base + free` that
+    /// contains it.
     fn carve(&mut self, free_base: u32, free: u32, base: u32, length: u32) {
         self.by_base.remove(&free_base);
         self.by_length.remove(&(free, free_base));
@@ -113,7 +121,7 @@ impl SlotPool {
         }
     }
 
-    /// Adds a free range and merges it with its free neighbours.
+    /// Adds a free range, and merges it with adjacent free ranges.
     fn insert(&mut self, mut base: u32, mut length: u32) {
         if let Some((&before, &before_length)) = self.by_base.range(..base).next_back()
             && before + before_length == base
@@ -156,7 +164,7 @@ mod tests {
             prop_assert_eq!(size_class(length), Some(length), "a class is its own class");
         }
 
-        /// Whatever is taken and given back: ranges never overlap, and in the end the array is one free range again.
+        /// Ranges never overlap. When all are freed, the array is one free range again.
         #[test]
         fn ranges_are_disjoint_and_come_back(ops in proptest::collection::vec((any::<bool>(), 1u32..60), 1..120)) {
             let mut pool = SlotPool::new(512);
@@ -186,12 +194,12 @@ mod tests {
     }
 
     #[test]
-    fn a_retired_range_waits_for_its_grace_period() {
+    fn a_released_range_waits_for_its_grace_period() {
         let start = Instant::now();
         let grace = Duration::from_secs(1);
         let mut pool = SlotPool::new(4);
         assert_eq!(pool.take(4), Some(0));
-        pool.retire(0, 4, start);
+        pool.release(0, 4, start);
         assert!(!pool.expire(start + grace / 2, grace));
         assert_eq!(pool.take(1), None);
         assert!(pool.expire(start + grace, grace));
@@ -199,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn reserve_refuses_what_is_taken_or_beyond_the_end() {
+    fn reserve_refuses_allocated_and_invalid_ranges() {
         let mut pool = SlotPool::new(16);
         assert!(pool.reserve(4, 4));
         assert!(!pool.reserve(4, 4));
@@ -213,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_hole_that_fits_is_taken() {
+    fn the_smallest_free_range_that_fits_is_taken() {
         let mut pool = SlotPool::new(32);
         let [big, gap, small, _end] = [8, 1, 2, 4].map(|count| pool.take(count).expect("room"));
         pool.put_back(big, 8);

@@ -1,5 +1,5 @@
-//! The maps as the apply engine sees them: a trait that the kernel maps (of [`crate::ServiceTables`]) and an in-memory double
-//! (for property tests of the engine) implement.
+//! The interface of the engine to the service maps. The kernel maps ([`crate::ServiceTables`])
+//! implement it, and so does an in-memory double for tests.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,8 @@ use lb_model::{IpFamily, PerFamily};
 
 pub use super::map_name::{MapName, TableError};
 
-/// `SERVICES_V4`/`V6`: key of either family. An unspecified address stands for "any NodePort address of this node".
+/// A key of `SERVICES_V4` or `SERVICES_V6`. The unspecified address stands for all addresses of
+/// this node that serve NodePorts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceAddress {
     pub ip: IpAddr,
@@ -35,16 +36,17 @@ impl fmt::Display for ServiceAddress {
     }
 }
 
-/// `BACKENDS_V4`/`V6`: an entry of either family.
+/// An entry of `BACKENDS_V4` or `BACKENDS_V6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackendEntry {
     pub address: SocketAddr,
-    /// Bits of [`layout::backend_flags`]; 0 means "gone".
+    /// Bits of [`layout::backend_flags`]. 0 means that the entry is unused.
     pub flags: u16,
     pub service_id: u32,
 }
 
-/// How many entries each map holds. Slots and backends are arrays: valid indices are `0..capacity`.
+/// The capacity of each map, in entries. Slots and backends are arrays with the indices
+/// `0..capacity`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
     pub services: PerFamily<u32>,
@@ -54,12 +56,12 @@ pub struct Capacity {
     pub source_ranges: PerFamily<u32>,
 }
 
-/// The service maps. Every write is visible to the programs when the call returns; one that fails has changed nothing.
+/// The service maps. When a write returns, the programs see it. A failed write has changed nothing.
 pub trait Tables {
     fn capacity(&self) -> Capacity;
 
     fn put_service(&mut self, key: ServiceAddress, value: layout::Service) -> Result<(), TableError>;
-    /// Removing what is not there is not an error.
+    /// Removes a service entry. Does nothing if it does not exist.
     fn remove_service(&mut self, key: ServiceAddress) -> Result<(), TableError>;
     fn put_service_name(&mut self, service_id: u32, name: &layout::ServiceName) -> Result<(), TableError>;
     fn remove_service_name(&mut self, service_id: u32) -> Result<(), TableError>;
@@ -68,21 +70,23 @@ pub trait Tables {
     fn write_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError>;
     /// Zeroes the entry.
     fn clear_backend(&mut self, family: IpFamily, id: u32) -> Result<(), TableError>;
-    /// Says in `ADDRESSES_V4`/`V6` what Services have at an address: bits of [`layout::address_flags::OF_SERVICES`], 0 when no
-    /// Service has it. What the node knows of the address stays.
+    /// Writes the flags of an address in `ADDRESSES_V4` or `ADDRESSES_V6`: bits of
+    /// [`layout::address_flags::OF_SERVICES`], or 0 if no Service has the address. Other flags of
+    /// the address stay.
     fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError>;
-    /// Lets a network in, for service entries with [`layout::service_flags::SOURCE_RANGES`].
+    /// Allows a network to use service entries with [`layout::service_flags::SOURCE_RANGES`].
     fn put_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError>;
-    /// Removing what is not there is not an error.
+    /// Removes a source range. Does nothing if it does not exist.
     fn remove_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError>;
 
-    /// What the maps hold now, read once at start so that ids and ranges survive a restart.
+    /// Returns all service entries. The engine reads the maps once at start, so that ids and slots
+    /// survive a restart.
     fn services(&self) -> Result<Vec<(ServiceAddress, layout::Service)>, TableError>;
     fn service_names(&self) -> Result<Vec<(u32, layout::ServiceName)>, TableError>;
     fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError>;
-    /// All entries with flags other than 0, as (id, entry).
+    /// Returns all entries whose flags are not 0, as (id, entry).
     fn backends(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError>;
-    /// Addresses with flags of Services, and those flags.
+    /// Returns all addresses with flags of Services, with these flags.
     fn marked_addresses(&self) -> Result<Vec<(IpAddr, u32)>, TableError>;
     fn source_ranges(&self) -> Result<Vec<(u32, IpNet)>, TableError>;
 }

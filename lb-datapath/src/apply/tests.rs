@@ -1,4 +1,4 @@
-//! What the engine makes of sequences of wanted services, restarts, failures and full maps.
+//! Tests of the engine: sequences of desired states, restarts, failed writes and full maps.
 
 mod sequences;
 mod transitions;
@@ -13,7 +13,7 @@ use lb_model::{IpFamily, PerFamily, Protocol, SourceRanges};
 use lb_plan::desired::*;
 use proptest::prelude::*;
 
-use super::engine::{Engine, NamedByFlows};
+use super::engine::{Engine, ReferencedIds};
 use super::entry::{parse_service_name, service_address, slot_ranges};
 use super::error::ApplyError;
 use super::memory::{Guard, Memory, marks_needed};
@@ -22,7 +22,7 @@ use super::tables::{Capacity, TableError};
 const GRACE: Duration = Duration::from_secs(1);
 
 fn engine(memory: &Memory) -> Engine<Memory> {
-    let (named, now) = (memory.state().named_by_flows(), memory.state().now);
+    let (named, now) = (memory.state().referenced_ids(), memory.state().now);
     Engine::adopt(memory.clone(), &named, GRACE, now).expect("the maps can be read")
 }
 
@@ -35,22 +35,22 @@ fn id(number: u8) -> ServicePortId {
     }
 }
 
-/// A service port as a test describes it: endpoints are numbers, and everything is derived from numbers.
+/// The description of a Service port in a test. All addresses and ports are derived from numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Spec {
     number: u8,
     port: u16,
-    /// Number → (local, draining).
+    /// Number of the endpoint → (local, draining).
     v4: BTreeMap<u8, (bool, bool)>,
     v6: BTreeMap<u8, (bool, bool)>,
     node_port: bool,
     dual: bool,
     local_policy: bool,
     affinity: Option<u32>,
-    /// An address that several services may claim.
+    /// An address that several Services may have.
     shared: Option<u8>,
-    /// A load balancer address: one for all services with an even number, one for the odd ones; service 5 has the ClusterIP
-    /// of service 1. With numbers: the networks that may use it.
+    /// A load balancer address: one for all services with an even number, one for the odd ones;
+    /// service 5 has the ClusterIP of service 1. With numbers: the networks that may use it.
     balancer: Option<Option<BTreeSet<u8>>>,
 }
 
@@ -76,7 +76,7 @@ fn endpoint_address(family: IpFamily, number: u8) -> SocketAddr {
     }
 }
 
-/// The network of a number; those of large numbers lie inside that of 1.
+/// Returns the network for a number. The networks of large numbers are inside that of 1.
 fn sources(family: IpFamily, number: u8) -> IpNet {
     match (family, number) {
         (IpFamily::V4, 0..4) => format!("10.{number}.0.0/16").parse(),
@@ -179,13 +179,14 @@ impl Spec {
     }
 }
 
-/// What a client of the maps gets, without ids and positions: this is what must equal the wish.
+/// The meaning of the map contents for packets, without ids and positions. It must equal the
+/// desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Meaning {
     entries: BTreeMap<String, String>,
     backends: BTreeSet<String>,
     names: BTreeSet<String>,
-    /// Bits of `ADDRESSES`.
+    /// The flags in `ADDRESSES`.
     marks: BTreeMap<IpAddr, u32>,
     source_ranges: BTreeSet<String>,
 }
@@ -277,7 +278,7 @@ fn meaning(memory: &Memory) -> Meaning {
         IpFamily::BOTH.into_iter().flat_map(|family| state.backends[family].values()).map(|backend| {
             let local = backend.flags & backend_flags::LOCAL != 0;
             let draining = backend.flags & (backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL) == 0;
-            // The name comes after the backends: it may have failed.
+            // The name is written after the backends, and this write may have failed.
             let service = ids.get(&backend.service_id).map_or_else(|| "?".into(), |(id, _)| id.to_string());
             format!("{service} {} local {local} draining {draining}", backend.address)
         });
@@ -296,14 +297,22 @@ fn meaning(memory: &Memory) -> Meaning {
     }
 }
 
-/// Every id and slot that is taken is referred to by an entry, and the records say what the maps hold.
+/// Returns whether ids wait for a sweep of the flows.
+fn has_released_ids(engine: &Engine<Memory>) -> bool {
+    let writer = &engine.writer;
+    writer.service_ids.has_released()
+        || IpFamily::BOTH.iter().any(|&family| writer.backend_ids[family].has_released())
+}
+
+/// Checks that map entries refer to all allocated ids and slots, and that the records match the
+/// maps.
 fn assert_nothing_leaks(engine: &Engine<Memory>, memory: &Memory) {
     let state = memory.state();
     let writer = &engine.writer;
     assert_eq!(writer.service_ids.in_use(), engine.services.len());
     let named = engine.services.values().filter(|installed| installed.named_port.is_some()).count();
     assert_eq!(named, state.names.len());
-    assert_eq!(writer.owners.len(), state.services.len());
+    assert_eq!(writer.address_owners.len(), state.services.len());
     let mut slots = BTreeSet::new();
     for family in IpFamily::BOTH {
         assert_eq!(writer.backend_ids[family].in_use(), state.backends[family].len());
@@ -326,8 +335,8 @@ fn assert_nothing_leaks(engine: &Engine<Memory>, memory: &Memory) {
             service.service_id == service_id && service.flags & service_flags::SOURCE_RANGES != 0
         });
         let unused = !guarded && state.source_ranges.iter().any(|(other, _)| *other == service_id);
-        // A change that failed half-way and has no room now may have written some.
-        assert!(!unused || engine.unsettled().any(|other| *other == **id), "source ranges without an entry");
+        // A change that failed half-way may have written some.
+        assert!(!unused || engine.pending().any(|other| *other == **id), "source ranges without an entry");
     }
     let ids: BTreeSet<u32> = engine.services.values().map(|installed| installed.service_id).collect();
     assert!(state.source_ranges.iter().all(|(id, _)| ids.contains(id)), "source ranges of no service");
@@ -357,7 +366,7 @@ fn a_service_is_one_entry_per_address_and_an_unchanged_one_is_not_written() {
     assert_eq!(memory.state().services.len(), 4);
     assert_nothing_leaks(&engine, &memory);
 
-    // 3 + 1 backends, 2 ranges, 1 name, 2 marks of addresses, 4 entries.
+    // 3 + 1 backends, 2 ranges, 1 name, 2 flags of addresses, 4 service entries.
     assert_eq!(memory.state().writes, 13);
     engine.apply(&spec.wanted(), now).expect("applied");
     assert_eq!(memory.state().writes, 13);
@@ -407,7 +416,7 @@ fn equal_lists_share_one_range() {
 }
 
 #[test]
-fn a_restarted_engine_writes_nothing_and_prunes_what_is_gone() {
+fn a_restarted_engine_writes_nothing_and_removes_stale_services() {
     let memory = Memory::roomy(Instant::now());
     let now = memory.state().now;
     let specs: Vec<_> =
@@ -434,7 +443,7 @@ fn a_restarted_engine_writes_nothing_and_prunes_what_is_gone() {
 }
 
 #[test]
-fn an_id_is_reused_only_after_a_sweep_without_a_hit() {
+fn an_id_is_reused_only_after_a_sweep_that_does_not_find_it() {
     let memory = Memory::roomy(Instant::now());
     let mut engine = engine(&memory);
     let start = memory.state().now;
@@ -444,13 +453,13 @@ fn an_id_is_reused_only_after_a_sweep_without_a_hit() {
     memory.state_mut().connect(&address, 0);
     engine.apply(&spec(1, &[2]).wanted(), start).expect("applied");
     assert_eq!(memory.state().backend_ids(IpFamily::V4), [2].into());
-    assert!(engine.wants_sweep());
+    assert!(has_released_ids(&engine));
 
     let later = start + 2 * GRACE;
     memory.state_mut().now = later;
     assert!(engine.tick(later).is_empty());
-    let named = memory.state().named_by_flows();
-    engine.swept(later, &named);
+    let named = memory.state().referenced_ids();
+    engine.free_unreferenced_ids(later, &named);
     engine.apply(&wanted, later).expect("applied");
     assert_eq!(
         memory.state().backend_ids(IpFamily::V4),
@@ -461,15 +470,15 @@ fn an_id_is_reused_only_after_a_sweep_without_a_hit() {
     memory.state_mut().flows.clear();
     let later = later + 2 * GRACE;
     memory.state_mut().now = later;
-    let named = memory.state().named_by_flows();
-    engine.swept(later, &named);
-    assert!(!engine.wants_sweep());
+    let named = memory.state().referenced_ids();
+    engine.free_unreferenced_ids(later, &named);
+    assert!(!has_released_ids(&engine));
     engine.apply(&spec(1, &[4]).wanted(), later).expect("applied");
     assert_eq!(memory.state().backend_ids(IpFamily::V4), [1].into());
 }
 
 #[test]
-fn a_restarted_engine_does_not_reuse_ids_that_flows_name() {
+fn a_restarted_engine_does_not_reuse_ids_of_flows() {
     let memory = Memory::roomy(Instant::now());
     let now = memory.state().now;
     let mut first = engine(&memory);
@@ -486,7 +495,7 @@ fn a_restarted_engine_does_not_reuse_ids_that_flows_name() {
 }
 
 #[test]
-fn a_full_map_leaves_the_service_as_it_was_and_the_others_go_on() {
+fn a_full_map_leaves_the_service_unchanged_and_does_not_affect_others() {
     let start = Instant::now();
     let capacity = Capacity {
         services: PerFamily { v4: 3, v6: 0 },
@@ -509,7 +518,7 @@ fn a_full_map_leaves_the_service_as_it_was_and_the_others_go_on() {
         "service port default/web-1:http TCP: map BACKENDS_V4 is full (6 entries): raise --max-backends"
     );
     assert_eq!(meaning(&memory), before);
-    assert_eq!(engine.unsettled().collect::<Vec<_>>(), [&id(1)]);
+    assert_eq!(engine.pending().collect::<Vec<_>>(), [&id(1)]);
 
     // Slots: 6, 3 used.
     let error = engine.apply(&spec(1, &[1, 2, 4, 5]).wanted(), start).expect_err("no room");
@@ -522,17 +531,18 @@ fn a_full_map_leaves_the_service_as_it_was_and_the_others_go_on() {
     assert_eq!(meaning(&memory), before);
     engine.apply(&spec(4, &[7]).wanted(), start).expect("others go on");
 
-    // 2 and 4 go: room for the entries of 3 at once, for slots and backends of 1 after the grace period.
+    // Without 2 and 4, there is room for the entries of 3 at once, and for the slots and backends
+    // of 1 after the grace period.
     engine.remove(&id(2), start).expect("removed");
     engine.remove(&id(4), start).expect("removed");
     assert_eq!(engine.tick(start).len(), 1, "slots are still in their grace period");
     let later = start + GRACE;
     memory.state_mut().now = later;
-    engine.swept(later, &NamedByFlows::default());
+    engine.free_unreferenced_ids(later, &ReferencedIds::default());
     assert!(engine.tick(later).is_empty());
     let third = Spec { node_port: true, ..spec(3, &[]) }.wanted();
     assert_eq!(meaning(&memory), wish([&spec(1, &[1, 2, 4, 5]).wanted(), &third]));
-    assert_eq!(engine.unsettled().count(), 0);
+    assert_eq!(engine.pending().count(), 0);
 }
 
 #[test]
@@ -551,7 +561,7 @@ fn the_first_service_keeps_an_address_and_the_second_gets_it_when_it_is_free() {
 }
 
 #[test]
-fn source_ranges_change_without_a_moment_in_which_a_source_is_wrongly_let_in_or_kept_out() {
+fn source_ranges_are_correct_at_every_moment_of_a_change() {
     let memory = Memory::roomy(Instant::now());
     let mut engine = engine(&memory);
     let now = memory.state().now;
@@ -561,7 +571,7 @@ fn source_ranges_change_without_a_moment_in_which_a_source_is_wrongly_let_in_or_
         ..spec(1, &[1])
     };
     let open = Spec { balancer: Some(None), ..guarded(&[]) };
-    // The double checks each write against the guard that holds from then on.
+    // `Memory` checks each write against the new guard.
     for next in [guarded(&[1, 2]), guarded(&[2, 5]), guarded(&[]), open.clone(), guarded(&[3]), spec(1, &[1])]
     {
         memory.state_mut().guards.insert(id(1), next.guard());
@@ -573,7 +583,7 @@ fn source_ranges_change_without_a_moment_in_which_a_source_is_wrongly_let_in_or_
 }
 
 #[test]
-fn source_ranges_that_do_not_fit_leave_the_service_as_it_was() {
+fn source_ranges_that_do_not_fit_leave_the_service_unchanged() {
     let now = Instant::now();
     let memory = Memory::roomy(now);
     memory.state_mut().capacity.source_ranges.v4 = 2;
@@ -597,7 +607,7 @@ fn source_ranges_that_do_not_fit_leave_the_service_as_it_was() {
 }
 
 #[test]
-fn leftovers_that_are_not_whole_are_cleaned() {
+fn incomplete_entries_are_removed() {
     let memory = Memory::roomy(Instant::now());
     let now = memory.state().now;
     let specs = [1, 2].map(|number| spec(number, &[number]).wanted());
@@ -608,7 +618,8 @@ fn leftovers_that_are_not_whole_are_cleaned() {
     drop(first);
     {
         let mut state = memory.state_mut();
-        // A backend of no service, an entry of no service, an entry with slots of another service, a broken name.
+        // A backend and a service entry of a missing Service port, a service entry with slots of
+        // another Service port, and an invalid name.
         let mut orphan = state.backends.v4[&1];
         orphan.service_id = 77;
         orphan.address = endpoint_address(IpFamily::V4, 200);
@@ -622,7 +633,7 @@ fn leftovers_that_are_not_whole_are_cleaned() {
         let mut broken = state.names[&1];
         broken.protocol = 99;
         state.names.insert(60, broken);
-        // Source ranges of no service, a mark of no entry, and a missing one.
+        // Source ranges of a missing Service port, unneeded flags of an address, and missing flags.
         state.source_ranges.insert((77, sources(IpFamily::V4, 1)));
         state.marks.insert("198.51.100.1".parse().expect("an address"), address_flags::SERVICE);
         state.marks.remove(&address.ip);
@@ -637,7 +648,7 @@ fn leftovers_that_are_not_whole_are_cleaned() {
     assert_nothing_leaks(&second, &rebuilt);
 }
 
-/// The same maps, as a double that has just begun to look.
+/// Returns the same maps, without their history.
 fn memory_without_history(memory: &Memory) -> Memory {
     let state = memory.state();
     let fresh = Memory::new(state.capacity, state.grace, state.now);
@@ -656,7 +667,7 @@ fn memory_without_history(memory: &Memory) -> Memory {
 }
 
 #[test]
-fn a_full_map_is_told_from_other_failures() {
+fn a_full_map_has_an_error_of_its_own() {
     let memory = Memory::roomy(Instant::now());
     let mut engine = engine(&memory);
     let now = memory.state().now;
@@ -668,17 +679,20 @@ fn a_full_map_is_told_from_other_failures() {
 }
 
 #[test]
-fn endpoints_that_are_lost_are_told_once() {
+fn lost_endpoints_are_reported_once() {
     let memory = Memory::roomy(Instant::now());
     let mut engine = engine(&memory);
     let now = memory.state().now;
     let protocols = BTreeSet::from([id(1).protocol]);
     engine.apply(&spec(1, &[1, 2, 3]).wanted(), now).expect("applied");
-    assert_eq!(engine.take_lost(), BTreeSet::new());
+    assert_eq!(engine.take_protocols_with_lost_endpoints(), BTreeSet::new());
     engine.apply(&spec(1, &[1, 2]).wanted(), now).expect("applied");
-    assert_eq!((engine.take_lost(), engine.take_lost()), (protocols.clone(), BTreeSet::new()));
+    assert_eq!(
+        (engine.take_protocols_with_lost_endpoints(), engine.take_protocols_with_lost_endpoints()),
+        (protocols.clone(), BTreeSet::new())
+    );
     engine.remove(&id(1), now).expect("removed");
-    assert_eq!(engine.take_lost(), protocols);
+    assert_eq!(engine.take_protocols_with_lost_endpoints(), protocols);
     engine.remove(&id(1), now).expect("nothing to remove");
-    assert_eq!(engine.take_lost(), BTreeSet::new());
+    assert_eq!(engine.take_protocols_with_lost_endpoints(), BTreeSet::new());
 }

@@ -214,7 +214,7 @@ impl MainLoop<'_> {
         let started = Instant::now();
         match self.datapath.flow_usage(monotonic_ns()) {
             Ok(usage) => {
-                self.reconciler.swept(started, &usage.named);
+                self.reconciler.swept(started, &usage.referenced);
                 self.metrics.set_flows(usage.open, usage.half_open);
                 debug!(open = usage.open, half_open = usage.half_open, "the flow table was read");
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lb_datapath::Datapath;
-use lb_datapath::apply::{Engine, NamedByFlows};
+use lb_datapath::apply::{Engine, ReferencedIds};
 use lb_objects::manifests;
 use lb_plan::Planner;
 
@@ -31,7 +31,7 @@ pub struct Written {
 pub async fn write(datapath: &Datapath, config: &Config, folder: &Path) -> Result<Written, AgentError> {
     let events = manifests::load(folder, &config.node_name)?;
     let now = Instant::now();
-    let engine = Engine::adopt(datapath.tables()?, &NamedByFlows::default(), GRACE, now)
+    let engine = Engine::adopt(datapath.tables()?, &ReferencedIds::default(), GRACE, now)
         .map_err(|error| AgentError::Adopt(error.into()))?;
     let mut reconciler = Reconciler::new(Planner::new(planner_settings(config)), engine);
     let outcome = reconciler.apply(events, now);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use lb_datapath::apply::tables::Tables;
-use lb_datapath::apply::{ApplyError, Engine, MapUsage, NamedByFlows};
+use lb_datapath::apply::{ApplyError, Engine, MapUsage, ReferencedIds};
 use lb_model::{ObjectName, Problem, Protocol, SourceEvent, Trigger};
 use lb_plan::desired::ServicePortId;
 use lb_plan::{HealthCheck, Planner};
@@ -97,7 +97,7 @@ impl<T: Tables> Reconciler<T> {
             resolved: changes.resolved,
             failed,
             recovered,
-            lost: self.engine.take_lost(),
+            lost: self.engine.take_protocols_with_lost_endpoints(),
         }
     }
 
@@ -106,13 +106,18 @@ impl<T: Tables> Reconciler<T> {
     pub fn tick(&mut self, now: Instant) -> Outcome {
         let errors = self.engine.tick(now);
         let (failed, recovered) = self.record_failures(errors, now);
-        Outcome { failed, recovered, lost: self.engine.take_lost(), ..Outcome::default() }
+        Outcome {
+            failed,
+            recovered,
+            lost: self.engine.take_protocols_with_lost_endpoints(),
+            ..Outcome::default()
+        }
     }
 
     /// Reports a sweep of the flow tables to the engine. The sweep began at `started`; `named` are
     /// the ids that flows refer to.
-    pub fn swept(&mut self, started: Instant, named: &NamedByFlows) {
-        self.engine.swept(started, named);
+    pub fn swept(&mut self, started: Instant, named: &ReferencedIds) {
+        self.engine.free_unreferenced_ids(started, named);
     }
 
     /// Returns the numbers of used and available map entries.
@@ -134,7 +139,7 @@ impl<T: Tables> Reconciler<T> {
         errors: Vec<ApplyError>,
         now: Instant,
     ) -> (Vec<String>, Vec<ServicePortId>) {
-        let failing: BTreeSet<&ServicePortId> = self.engine.unsettled().collect();
+        let failing: BTreeSet<&ServicePortId> = self.engine.pending().collect();
         let recovered: Vec<ServicePortId> =
             self.failing.keys().filter(|id| !failing.contains(id)).cloned().collect();
         for id in &recovered {
@@ -199,7 +204,7 @@ mod tests {
     }
 
     fn reconciler(memory: &Memory, now: Instant) -> Reconciler<Memory> {
-        let engine = Engine::adopt(memory.clone(), &NamedByFlows::default(), GRACE, now).unwrap();
+        let engine = Engine::adopt(memory.clone(), &ReferencedIds::default(), GRACE, now).unwrap();
         Reconciler::new(Planner::new(PlannerSettings::default()), engine)
     }
 

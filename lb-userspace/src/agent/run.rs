@@ -122,7 +122,7 @@ fn load(config: &Config) -> Result<Datapath, LoadError> {
 fn adopt(datapath: &mut Datapath) -> Result<(Engine<ServiceTables>, HostReconciler), AgentError> {
     let failed = |error: Box<dyn Error + Send + Sync>| AgentError::Adopt(error);
     let flows = datapath.flow_usage(monotonic_ns()).map_err(|error| failed(error.into()))?;
-    let engine = Engine::adopt(datapath.tables()?, &flows.named, GRACE, Instant::now())
+    let engine = Engine::adopt(datapath.tables()?, &flows.referenced, GRACE, Instant::now())
         .map_err(|error| failed(error.into()))?;
     let attached = datapath.attached_devices()?;
     let host_reconciler = adopt_host(datapath.host(), attached).map_err(|error| failed(error.into()))?;

@@ -55,7 +55,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// An agent with its maps, and what it was told.
+/// An engine with its maps, and the desired state.
 struct World {
     memory: Memory,
     engine: Engine<Memory>,
@@ -77,7 +77,7 @@ impl World {
 
     fn take(&mut self, step: Step) {
         let now = self.now();
-        // Errors are what the engine remembers; the property is about where it ends.
+        // The engine tries failed operations again. The tests check the final state.
         match step {
             Step::Apply(spec) => {
                 self.memory.state_mut().guards.insert(id(spec.number), spec.guard());
@@ -110,8 +110,8 @@ impl World {
                 });
             }
             Step::Sweep => {
-                let named = self.memory.state().named_by_flows();
-                self.engine.swept(now, &named);
+                let named = self.memory.state().referenced_ids();
+                self.engine.free_unreferenced_ids(now, &named);
             }
             Step::FailAfter(writes) => self.memory.state_mut().fail_after = Some(writes.into()),
         }
@@ -119,10 +119,10 @@ impl World {
 
     fn restart(&mut self) {
         self.memory.state_mut().forget_graces();
-        let (named, now) = (self.memory.state().named_by_flows(), self.now());
+        let (named, now) = (self.memory.state().referenced_ids(), self.now());
         self.engine = match Engine::adopt(self.memory.clone(), &named, GRACE, now) {
             Ok(engine) => engine,
-            // A failed write at start: the agent starts again.
+            // A write failed at start. The agent starts again.
             Err(_) => {
                 self.memory.state_mut().forget_graces();
                 engine(&self.memory)
@@ -134,7 +134,7 @@ impl World {
         let _ = self.engine.finish_sync(now);
     }
 
-    /// Lets time pass without failures until the engine has done what it can.
+    /// Lets time pass without failures, until the engine has no more work.
     fn settle(&mut self) {
         self.memory.state_mut().fail_after = None;
         self.memory.state_mut().flows.clear();
@@ -145,7 +145,7 @@ impl World {
         self.take(Step::Pass(1500));
     }
 
-    /// Whether two services want one address: then one of them is not fully served, whichever was first.
+    /// Returns whether two Services have the same address. Then one of them is not fully served.
     fn contested(&self) -> bool {
         let mut seen = BTreeSet::new();
         !self.wanted.values().filter_map(|spec| spec.shared).all(|shared| seen.insert(shared))
@@ -155,10 +155,10 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Whatever happens on the way, with any write failing: in the end the maps say exactly what is wanted, nothing
-    /// leaks, and a restart writes nothing. The double checks every single write on the way.
+    /// Any write may fail. In the end the maps have exactly the desired state, nothing leaks, and a
+    /// restart writes nothing. `Memory` checks each single write.
     #[test]
-    fn the_maps_become_what_is_wanted(steps in proptest::collection::vec(step(), 1..60)) {
+    fn the_maps_reach_the_desired_state(steps in proptest::collection::vec(step(), 1..60)) {
         let mut world = World::new(None);
         for step in steps {
             world.take(step);
@@ -166,11 +166,11 @@ proptest! {
         world.settle();
         let wanted: Vec<_> = world.wanted.values().map(Spec::wanted).collect();
         if !world.contested() {
-            prop_assert_eq!(world.engine.unsettled().collect::<Vec<_>>(), Vec::<&ServicePortId>::new());
+            prop_assert_eq!(world.engine.pending().collect::<Vec<_>>(), Vec::<&ServicePortId>::new());
             prop_assert_eq!(meaning(&world.memory), wish(&wanted));
         }
         assert_nothing_leaks(&world.engine, &world.memory);
-        prop_assert!(!world.engine.wants_sweep());
+        prop_assert!(!has_released_ids(&world.engine));
 
         let before = world.memory.state().writes;
         world.restart();
@@ -186,8 +186,8 @@ proptest! {
         prop_assert_eq!(meaning(&world.memory), wish([]));
     }
 
-    /// In maps that are too small: what does not fit is reported as that, everything else is served, and when the rest
-    /// is removed, each service port alone fits again.
+    /// The maps are too small. Service ports that do not fit are reported, and all others are
+    /// served. When the others are removed, each Service port fits.
     #[test]
     fn full_maps_are_survived(steps in proptest::collection::vec(step(), 1..60)) {
         let capacity = Capacity {
@@ -195,7 +195,7 @@ proptest! {
             slots: 24,
             backends: PerFamily { v4: 12, v6: 10 },
             service_names: 5,
-            // Three old ones of a service port and three new ones fit.
+            // Three old and three new ones of a Service port fit.
             source_ranges: PerFamily { v4: 8, v6: 6 },
         };
         let mut world = World::new(Some(capacity));
@@ -204,7 +204,7 @@ proptest! {
         }
         world.settle();
         assert_nothing_leaks(&world.engine, &world.memory);
-        let unsettled: BTreeSet<_> = world.engine.unsettled().cloned().collect();
+        let unsettled: BTreeSet<_> = world.engine.pending().cloned().collect();
         for spec in world.wanted.values().filter(|spec| !unsettled.contains(&id(spec.number))) {
             let (all, one) = (meaning(&world.memory), wish([&spec.wanted()]));
             for (address, text) in one.entries {

@@ -1,5 +1,5 @@
-//! Changes of a Service's type, from the API object to the maps: in every direction they leave what a fresh start would have
-//! made, and other Services as they were.
+//! Changes of the type of a Service, from the API object to the maps. After each change, the maps
+//! are the same as after a fresh start, and other Services are unchanged.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::apply::tables::{BackendEntry, ServiceAddress};
 
 const TYPES: [&str; 5] = ["ExternalName", "headless", "ClusterIP", "NodePort", "LoadBalancer"];
 
-/// The fields of a Service that are left to chance; those that its type does not have are not used.
+/// Random fields of a Service. Fields that its type does not have are not used.
 #[derive(Debug, Clone)]
 struct Fields {
     families: Vec<&'static str>,
@@ -56,7 +56,7 @@ fn endpoints() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
 }
 
 impl Fields {
-    /// The Service `web` of this type, as it would be applied.
+    /// Returns the Service `web` with this type, as a client applies it.
     fn object(&self, kind: &str) -> Value {
         let (internal, external) = self.policies;
         let port = |(name, protocol, port): &(&str, &str, u16)| {
@@ -98,7 +98,7 @@ fn service(object: Value) -> SourceEvent {
     SourceEvent::Service(converted.name, converted.value.map(Arc::new))
 }
 
-/// The slices of a Service: its ports by the names that [`Fields`] has for them.
+/// Returns the EndpointSlices of a Service, with the port names of [`Fields`].
 fn slices(service: &str, endpoints: &[(&str, &str)]) -> Vec<SourceEvent> {
     let ports = [("http", "TCP", 8080), ("https", "TCP", 8443), ("dns", "UDP", 5353)]
         .map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port}));
@@ -120,7 +120,7 @@ fn slices(service: &str, endpoints: &[(&str, &str)]) -> Vec<SourceEvent> {
     ["IPv4", "IPv6"].map(slice).into()
 }
 
-/// Two others: one that has nothing in common with `web`, and one that gets an address of it when that gives it up.
+/// Returns two other Services. The second one gets an address of `web` when `web` releases it.
 fn others() -> Vec<SourceEvent> {
     let mut events = slices("other", &[("10.0.0.1", "here"), ("10.0.9.2", "there"), ("fd00::9", "there")]);
     events.push(service(json!({
@@ -138,7 +138,7 @@ fn others() -> Vec<SourceEvent> {
     events
 }
 
-/// Planner and engine as the agent has them.
+/// A planner and an engine, as in the agent.
 struct Agent {
     planner: Planner,
     engine: Engine<Memory>,
@@ -166,7 +166,8 @@ impl Agent {
         for id in removed {
             self.engine.remove(&id, now).unwrap();
         }
-        // A Service may wait for an address that a later one of the same batch gives up: that is what `tick` is for.
+        // A Service may wait for an address that a later one of the same batch releases. `tick`
+        // handles this.
         let errors = changed.iter().filter_map(|wanted| self.engine.apply(wanted, now).err()).count();
         assert!(errors == 0 || self.engine.tick(now).is_empty());
         for (name, health_check) in health_checks {
@@ -184,7 +185,7 @@ impl Agent {
         (meaning(&self.memory), &self.health_checks, &self.problems)
     }
 
-    /// What the maps hold of a Service, to the byte: ids, positions and all.
+    /// Returns all map entries of a Service, with ids and positions.
     fn bytes_of(&self, name: &str) -> Bytes {
         let state = self.memory.state();
         let ids = state.names.iter().filter(|(_, entry)| parse_service_name(entry).unwrap().0.name == name);
@@ -222,7 +223,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_change_of_type_leaves_what_a_fresh_start_would_make_and_others_untouched(
+    fn a_change_of_type_equals_a_fresh_start_and_does_not_affect_others(
         before in fields(),
         after in fields(),
         endpoints in endpoints(),
@@ -240,7 +241,7 @@ proptest! {
                 let now = agent.bytes_of("younger");
                 prop_assert_eq!((now.ids, now.backends), (younger.ids, younger.backends));
 
-                // And back again, to the last byte of the others.
+                // Changes back. The entries of the other Services are the same to the last byte.
                 agent.absorb([service(before.object(old))]);
                 let fresh = Agent::start([rest(), vec![service(before.object(old))]].concat());
                 prop_assert_eq!(agent.told(), fresh.told(), "from {} back to {}", new, old);
