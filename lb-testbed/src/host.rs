@@ -169,6 +169,13 @@ impl Host {
         json_of(command.arg(target.to_string()))
     }
 
+    /// Sends `count` packets that open connections and that nobody continues.
+    pub fn flood(&self, kind: FloodKind, target: SocketAddr, count: u32) -> Result<()> {
+        let mut command = self.tool("flood")?;
+        command.args([kind.argument(), "--count", &count.to_string(), &target.to_string()]);
+        json_of::<String>(&mut command).map(drop)
+    }
+
     /// Sends `count` ICMP echo requests with `size` bytes of payload.
     pub fn ping(&self, target: IpAddr, count: u16, size: usize) -> Result<PingReport> {
         let mut command = self.tool("ping")?;
@@ -230,6 +237,24 @@ impl Host {
         let mut tool = self.place.command(&self.tool)?;
         tool.arg(command);
         Ok(tool)
+    }
+}
+
+/// What [`Host::flood`] sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FloodKind {
+    /// Datagrams from many ports of the host, which the servers do not answer.
+    Datagrams,
+    /// TCP SYNs with forged sources; IPv4 only.
+    Syns,
+}
+
+impl FloodKind {
+    fn argument(self) -> &'static str {
+        match self {
+            Self::Datagrams => "datagrams",
+            Self::Syns => "syns",
+        }
     }
 }
 

@@ -29,6 +29,8 @@ enum Command {
     },
     /// Send datagrams from one socket and wait for the answer to each
     Datagrams(tool::datagrams::Options),
+    /// Send many packets that open connections, and none that continue them
+    Flood(tool::flood::Options),
     /// Keep one connection or connected socket and use it as standard input commands
     Hold(tool::hold::Options),
     /// Bind addresses and report which of them could be bound
@@ -58,6 +60,7 @@ async fn main() -> Result<()> {
         Command::Serve(options) => tool::serve::run(options).await,
         Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
         Command::Datagrams(options) => print(&tool::datagrams::run(&options)?),
+        Command::Flood(options) => tool::flood::run(&options),
         Command::Hold(options) => tool::hold::run(&options).await,
         Command::Bind(options) => print(&tool::bind::run(&options)),
         Command::Associate(options) => print(&tool::sctp::run(&options)),

@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod datagrams;
+pub mod flood;
 pub mod get;
 pub mod hold;
 pub mod load;

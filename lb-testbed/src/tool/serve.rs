@@ -82,7 +82,7 @@ async fn serve_http(listener: TcpListener, name: Arc<str>) -> Result<()> {
     }
 }
 
-/// Answers each datagram. The answer is padded with spaces to the length of the request, so that
+/// Answers each datagram that is not empty. The answer is padded with spaces to the length of the request, so that
 /// both directions carry datagrams of that size.
 async fn serve_udp(socket: UdpSocket, name: Arc<str>) -> Result<()> {
     let mut buffer = vec![0; 65536];
@@ -90,6 +90,9 @@ async fn serve_udp(socket: UdpSocket, name: Arc<str>) -> Result<()> {
         // `recv_from` also returns the ICMP error that an earlier answer caused: that client has
         // exited.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
+        if length == 0 {
+            continue;
+        }
         let intact = pattern::first_difference(&buffer[..length], 0).is_none();
         let mut answer = greeting(&name, client, intact);
         answer.resize(answer.len().max(length), b' ');

@@ -6,6 +6,7 @@ mod cluster_ip;
 mod datagrams;
 mod examples;
 mod explain;
+mod floods;
 mod guards;
 mod health;
 mod icmp;
@@ -133,6 +134,8 @@ pub const CASES: &[Case] = &[
     once("agent_restarts", Underlays::Routed, lifecycle::agent_restarts),
     each("agent_restarts_under_load", Underlays::Both, lifecycle::agent_restarts_under_load),
     once("second_agent_is_refused", Underlays::Routed, lifecycle::second_agent_is_refused),
+    each("one_way_datagrams_block_no_endpoint", Underlays::Routed, floods::one_way_datagrams),
+    once("forged_syns_block_no_endpoint", Underlays::Routed, floods::forged_syns),
     each("a_thousand_services", Underlays::Routed, scale::a_thousand_services),
     each("explain_agrees_with_traffic", Underlays::Routed, explain::agrees_with_traffic),
     each("explain_pings", Underlays::Routed, explain::pings),
