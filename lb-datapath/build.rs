@@ -1,4 +1,5 @@
-//! Builds the kernel programs and puts them where `datapath` includes them from: `$OUT_DIR/lb-ebpf.o`.
+//! Builds the kernel programs and puts them where `datapath` includes them from:
+//! `$OUT_DIR/lb-ebpf.o`.
 
 use std::{env, fs, path::PathBuf};
 

@@ -82,7 +82,8 @@ mod tests {
 
     use super::*;
 
-    /// Packets of the property tests are shorter than this. Miri would need minutes for long packets.
+    /// Packets of the property tests are shorter than this. Miri would need minutes for long
+    /// packets.
     const LENGTH: usize = if cfg!(miri) { 100 } else { 2000 };
 
     fn reference(bytes: &[u8]) -> u16 {

@@ -1,23 +1,28 @@
-//! The life of a connection: which phase a packet moves it to, how long it may be silent, and whether it may give way to
-//! another one. Pure: the programs and the tests on the host run the same code.
+//! The life of a connection: which phase a packet moves it to, how long it may be silent, and
+//! whether it may give way to another one. Pure: the programs and the tests on the host run the
+//! same code.
 //!
-//! TCP is tracked by sequence numbers, so that a packet which its receiver would not accept moves nothing. Each direction
-//! remembers two numbers: the end of what it has sent and the end of what it has acknowledged.
+//! TCP is tracked by sequence numbers, so that a packet which its receiver would not accept moves
+//! nothing. Each direction remembers two numbers: the end of what it has sent and the end of what
+//! it has acknowledged.
 //!
-//! * An ACK establishes a connection only if it acknowledges the endpoint's SYN-ACK. A sender that guesses needs 2^31
-//!   packets on average.
-//! * A RST counts only if its sequence number lies between what the receiver has acknowledged and what the sender has sent.
-//!   On an idle connection that is one number (RFC 5961 3.2: the receiver answers every other RST with a challenge ACK, and
-//!   the answer to that is a RST with the right number).
+//! * An ACK establishes a connection only if it acknowledges the endpoint's SYN-ACK. A sender that
+//!   guesses needs 2^31 packets on average.
+//! * A RST counts only if its sequence number lies between what the receiver has acknowledged and
+//!   what the sender has sent. On an idle connection that is one number (RFC 5961 3.2: the receiver
+//!   answers every other RST with a challenge ACK, and the answer to that is a RST with the right
+//!   number).
 //! * A FIN, and any other segment, counts only near these numbers ([`WINDOW`]).
 //!
-//! SCTP is tracked by verification tags (RFC 9260 8.5), which play the same part. UDP has no such numbers.
+//! SCTP is tracked by verification tags (RFC 9260 8.5), which play the same part. UDP has no such
+//! numbers.
 
 use crate::layout::{Flow, FlowSide, FlowTimeouts, SCTP, TCP, UDP, direction, flow_phase, tcp_flags};
 
-/// How far a TCP segment may reach beyond what its receiver has acknowledged, and how far behind it may start, in bytes.
-/// Larger than any window that a connection through a node uses; small enough that a guessed number rarely lies in it.
-/// A connection with more data under way is followed again as soon as acknowledgements arrive.
+/// How far a TCP segment may reach beyond what its receiver has acknowledged, and how far behind it
+/// may start, in bytes. Larger than any window that a connection through a node uses; small enough
+/// that a guessed number rarely lies in it. A connection with more data under way is followed again
+/// as soon as acknowledgements arrive.
 pub const WINDOW: u32 = 1 << 22;
 
 /// What a packet carries for the tracking of its connection.
@@ -44,8 +49,9 @@ pub struct State {
     pub reply: FlowSide,
 }
 
-/// UDP that both sides have used for longer than this counts as a stream (`net.netfilter.nf_conntrack_udp_timeout_stream`
-/// applies after two seconds in netfilter too: net/netfilter/nf_conntrack_proto_udp.c).
+/// UDP that both sides have used for longer than this counts as a stream
+/// (`net.netfilter.nf_conntrack_udp_timeout_stream` applies after two seconds in netfilter too:
+/// net/netfilter/nf_conntrack_proto_udp.c).
 pub const STREAM_AFTER_S: u32 = 2;
 
 /// The state of a connection that `segment` opens.
@@ -61,7 +67,8 @@ pub fn opened(protocol: u8, segment: &Segment) -> State {
     State { phase: flow_phase::OPENING, request, reply }
 }
 
-/// The state after `segment`, a packet of a connection in `state`. `age_s`: seconds since the connection was opened.
+/// The state after `segment`, a packet of a connection in `state`. `age_s`: seconds since the
+/// connection was opened.
 #[inline(always)]
 pub fn advance(protocol: u8, state: State, segment: &Segment, age_s: u32) -> State {
     match protocol {
@@ -87,7 +94,8 @@ pub fn not_after(a: u32, b: u32) -> bool {
     b.wrapping_sub(a) < 1 << 31
 }
 
-/// `x` lies between `first` and `last`, both included. With `last` before `first` only `first` itself does.
+/// `x` lies between `first` and `last`, both included. With `last` before `first` only `first`
+/// itself does.
 #[inline(always)]
 fn within(x: u32, first: u32, last: u32) -> bool {
     let length = if not_after(first, last) { last.wrapping_sub(first) } else { 0 };
@@ -117,14 +125,16 @@ fn tcp(mut state: State, segment: &Segment) -> State {
                 return state;
             }
             if segment.flags & tcp_flags::SYN != 0 {
-                // A repeated SYN or SYN-ACK. A SYN that opens a new connection is recognized by `reopens`.
+                // A repeated SYN or SYN-ACK. A SYN that opens a new connection is recognized by
+                // `reopens`.
                 return state;
             }
             if segment.flags & tcp_flags::ACK == 0 || !is_plausible(sender, receiver, segment) {
                 return state;
             }
             if state.phase == flow_phase::ANSWERED && is_request {
-                // `sender.ack` is still what the SYN-ACK made it: the least that acknowledges the SYN-ACK.
+                // `sender.ack` is still what the SYN-ACK made it: the least that acknowledges the
+                // SYN-ACK.
                 if !within(segment.ack, sender.ack, receiver.end) {
                     return state;
                 }
@@ -135,7 +145,8 @@ fn tcp(mut state: State, segment: &Segment) -> State {
             if !not_after(end, sender.end) {
                 sender.end = end;
             }
-            // Before the client has acknowledged the SYN-ACK, its number is kept for that comparison.
+            // Before the client has acknowledged the SYN-ACK, its number is kept for that
+            // comparison.
             if !not_after(segment.ack, sender.ack) {
                 sender.ack = segment.ack;
             }
@@ -162,12 +173,14 @@ fn opening_tcp(state: &mut State, segment: &Segment, is_request: bool) {
                 state.phase = flow_phase::RESET;
             }
         } else if syn && !ack {
-            // The client repeats its SYN, perhaps without the data of TCP Fast Open, or begins anew.
+            // The client repeats its SYN, perhaps without the data of TCP Fast Open, or begins
+            // anew.
             state.request.end = end_of(segment);
         }
         return;
     }
-    // The endpoint acknowledges the SYN, with or without the data that came with it (TCP Fast Open, RFC 7413).
+    // The endpoint acknowledges the SYN, with or without the data that came with it (TCP Fast Open,
+    // RFC 7413).
     if !ack || state.request.end.wrapping_sub(segment.ack) > 0xffff {
         return;
     }
@@ -181,8 +194,8 @@ fn opening_tcp(state: &mut State, segment: &Segment, is_request: bool) {
     }
 }
 
-/// The segment is near what its receiver expects, and acknowledges something near what the receiver has sent. Beyond it is
-/// allowed too: packets that took another way are caught up with.
+/// The segment is near what its receiver expects, and acknowledges something near what the receiver
+/// has sent. Beyond it is allowed too: packets that took another way are caught up with.
 #[inline(always)]
 fn is_plausible(sender: FlowSide, receiver: FlowSide, segment: &Segment) -> bool {
     let start = segment.seq.wrapping_sub(receiver.ack.wrapping_sub(WINDOW));
@@ -201,7 +214,8 @@ fn sctp(mut state: State, segment: &Segment) -> State {
             state.reply.end = segment.ack;
         }
     } else if segment.flags & tcp_flags::RST != 0 {
-        // With the T bit set the tag is the one that the receiver expects of itself (RFC 9260 8.5.1).
+        // With the T bit set the tag is the one that the receiver expects of itself (RFC 9260
+        // 8.5.1).
         if segment.seq == expected || (state.phase != flow_phase::OPENING && segment.seq == reflected) {
             state.phase = flow_phase::RESET;
         }
@@ -233,7 +247,8 @@ impl<A: Copy> Flow<A> {
         State { phase: self.phase, request: self.request, reply: self.reply }
     }
 
-    /// Whether the connection is over: it has been silent for as long as its time-out at `now_ns`. A free record is over too.
+    /// Whether the connection is over: it has been silent for as long as its time-out at `now_ns`.
+    /// A free record is over too.
     #[inline(always)]
     pub fn is_over(&self, now_ns: u64, timeouts: &FlowTimeouts) -> bool {
         const SECOND: u64 = 1_000_000_000;
@@ -288,14 +303,16 @@ impl State {
         }
     }
 
-    /// Whether a packet that could open a connection ([`Segment`] with SYN or INIT) opens a new one in the place of this one,
-    /// which has the same tuple. While the connection lives, the endpoint itself answers such a packet.
+    /// Whether a packet that could open a connection ([`Segment`] with SYN or INIT) opens a new one
+    /// in the place of this one, which has the same tuple. While the connection lives, the endpoint
+    /// itself answers such a packet.
     #[inline(always)]
     pub fn reopens(&self, protocol: u8, segment: &Segment) -> bool {
         if self.phase == flow_phase::RESET {
             return true;
         }
-        // TIME-WAIT (RFC 9293 3.6.1, RFC 6191): a sequence number beyond all that was sent cannot be of the old connection.
+        // TIME-WAIT (RFC 9293 3.6.1, RFC 6191): a sequence number beyond all that was sent cannot
+        // be of the old connection.
         self.is_closed() && (protocol == SCTP || !not_after(segment.seq, self.request.end))
     }
 }

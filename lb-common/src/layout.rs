@@ -140,11 +140,11 @@ pub struct FlowKey<A> {
     pub reserved: u16,
 }
 
-/// Value of `FLOW_INDEX_V4` and `FLOW_INDEX_V6`: the record that holds the connection of a tuple. Every connection has two
-/// index entries, one per direction.
+/// Value of `FLOW_INDEX_V4` and `FLOW_INDEX_V6`: the record that holds the connection of a tuple.
+/// Every connection has two index entries, one per direction.
 ///
-/// An entry counts only if the record has the same generation and holds the tuple: the record may have been given to another
-/// connection since.
+/// An entry counts only if the record has the same generation and holds the tuple: the record may
+/// have been given to another connection since.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowIndex {
@@ -174,8 +174,8 @@ pub struct Flow<A> {
     /// One of [`deliver`], for both directions.
     pub deliver: u8,
     pub pad: [u8; 3],
-    /// `CLOCK_MONOTONIC` at the last packet of either direction, in nanoseconds; written at most every
-    /// [`SEEN_GRANULARITY_NS`].
+    /// `CLOCK_MONOTONIC` at the last packet of either direction, in nanoseconds; written at most
+    /// every [`SEEN_GRANULARITY_NS`].
     pub last_seen_ns: u64,
     /// `CLOCK_MONOTONIC` at the first packet, in seconds.
     pub opened_s: u32,
@@ -191,7 +191,8 @@ pub struct Flow<A> {
     pub service_addr: A,
     pub source_addr: A,
     pub backend_addr: A,
-    /// What the client has sent. Written by packets of that direction, as [`Flow::reply`] is by its own.
+    /// What the client has sent. Written by packets of that direction, as [`Flow::reply`] is by its
+    /// own.
     pub request: FlowSide,
     pub reply: FlowSide,
     pub reserved: u32,
@@ -201,7 +202,8 @@ pub struct Flow<A> {
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowSide {
-    /// TCP: the sequence number after everything that was sent. SCTP: the verification tag of this direction.
+    /// TCP: the sequence number after everything that was sent. SCTP: the verification tag of this
+    /// direction.
     pub end: u32,
     /// TCP: the highest acknowledgement number that was sent.
     pub ack: u32,
@@ -265,8 +267,8 @@ pub mod flow_phase {
     pub const OPENING: u8 = 1;
     /// The endpoint has answered. TCP: with a SYN-ACK; SCTP: with an INIT ACK.
     pub const ANSWERED: u8 = 2;
-    /// TCP: the client has acknowledged the SYN-ACK; SCTP: it has sent the COOKIE ECHO. UDP: both sides have been heard for
-    /// more than [`crate::connection::STREAM_AFTER_S`].
+    /// TCP: the client has acknowledged the SYN-ACK; SCTP: it has sent the COOKIE ECHO. UDP: both
+    /// sides have been heard for more than [`crate::connection::STREAM_AFTER_S`].
     pub const ESTABLISHED: u8 = 3;
     /// TCP: reset; SCTP: aborted.
     pub const RESET: u8 = 4;
@@ -274,7 +276,8 @@ pub mod flow_phase {
     pub const CLAIMED: u8 = 255;
 }
 
-/// The only entry of `FLOW_TIMEOUTS`: how many seconds a connection may be silent before it is over.
+/// The only entry of `FLOW_TIMEOUTS`: how many seconds a connection may be silent before it is
+/// over.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowTimeouts {
@@ -292,12 +295,13 @@ pub struct FlowTimeouts {
     pub udp_unreplied: u32,
     /// UDP: the endpoint has answered.
     pub udp: u32,
-    /// UDP: both sides have been heard for more than two seconds. As `nf_conntrack_udp_timeout_stream`.
+    /// UDP: both sides have been heard for more than two seconds. As
+    /// `nf_conntrack_udp_timeout_stream`.
     pub udp_stream: u32,
     /// SCTP: not established.
     pub sctp_opening: u32,
-    /// SCTP: open. As `nf_conntrack_sctp_timeout_established`: an idle association sends a HEARTBEAT every 30 s (RFC 9260
-    /// 8.3).
+    /// SCTP: open. As `nf_conntrack_sctp_timeout_established`: an idle association sends a
+    /// HEARTBEAT every 30 s (RFC 9260 8.3).
     pub sctp_established: u32,
     /// SCTP: shut down or aborted. As `nf_conntrack_sctp_timeout_closed`.
     pub sctp_closed: u32,
@@ -355,7 +359,8 @@ pub mod tcp_flags {
     pub const ACK: u8 = 0x10;
 }
 
-/// A flow's time stamp is refreshed when it is older than this: writing it on every packet would bounce cache lines.
+/// A flow's time stamp is refreshed when it is older than this: writing it on every packet would
+/// bounce cache lines.
 pub const SEEN_GRANULARITY_NS: u64 = 2_000_000_000;
 
 /// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what identifies a datagram in all its fragments (RFC

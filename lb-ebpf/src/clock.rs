@@ -4,8 +4,8 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
 use crate::settings::HAS_COARSE_CLOCK;
 
-/// Returns `CLOCK_MONOTONIC` in nanoseconds, at tick resolution if the kernel has a helper for that.
-/// Reading it takes a few nanoseconds then.
+/// Returns `CLOCK_MONOTONIC` in nanoseconds, at tick resolution if the kernel has a helper for
+/// that. Reading it takes a few nanoseconds then.
 #[inline(always)]
 pub fn now() -> u64 {
     // SAFETY: the helpers have no preconditions.

@@ -73,7 +73,8 @@ pub trait Deliver: Frame {
     fn send(&self, route: Route<'_>) -> Verdict;
 }
 
-/// Returns what will happen to a packet with this translation, or the verdict if it cannot be delivered.
+/// Returns what will happen to a packet with this translation, or the verdict if it cannot be
+/// delivered.
 #[inline(always)]
 pub fn of_translation<'a, F: Maps, K: Frame>(
     frame: &K,

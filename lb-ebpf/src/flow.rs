@@ -1,8 +1,9 @@
 //! Connections: finding the one that a packet belongs to, following it, and opening a new one.
 //!
-//! A connection is one record; two index entries lead to it, from the tuple of each direction as it arrives. The index entry
-//! of the reply is inserted first and only if absent: that insert **is** the allocation of the source port. What moves a
-//! connection from phase to phase is in [`lb_common::connection`], where records come from in [`crate::records`].
+//! A connection is one record; two index entries lead to it, from the tuple of each direction as it
+//! arrives. The index entry of the reply is inserted first and only if absent: that insert **is**
+//! the allocation of the source port. What moves a connection from phase to phase is in
+//! [`lb_common::connection`], where records come from in [`crate::records`].
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
@@ -23,13 +24,14 @@ use crate::settings::{SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 use crate::socket;
 use crate::translation::Translation;
 
-/// How many source ports are tried for a new connection. If all are taken, the weakest of their connections gives way.
+/// How many source ports are tried for a new connection. If all are taken, the weakest of their
+/// connections gives way.
 const PORT_ATTEMPTS: u32 = 16;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// The record of a connection, and which of its directions was looked up. Other programs may give the record to another
-/// connection at any time; its generation then differs.
+/// The record of a connection, and which of its directions was looked up. Other programs may give
+/// the record to another connection at any time; its generation then differs.
 pub struct Found<A: 'static> {
     flow: *mut Flow<A>,
     number: u32,
@@ -37,18 +39,20 @@ pub struct Found<A: 'static> {
     direction: u8,
 }
 
-/// Looks a tuple up and fills in what becomes of its packets. Returns `None` if no connection has the tuple. Does not check
-/// whether the connection is over, see [`Found::is_over`].
+/// Looks a tuple up and fills in what becomes of its packets. Returns `None` if no connection has
+/// the tuple. Does not check whether the connection is over, see [`Found::is_over`].
 #[inline(always)]
 pub fn lookup<F: Maps>(
     key: &FlowKey<F::Addr>,
     translation: &mut Translation<F::Addr>,
 ) -> Option<Found<F::Addr>> {
-    // SAFETY: copied at once, one aligned word. An element that is reused meanwhile names a record that has another tuple.
+    // SAFETY: copied at once, one aligned word. An element that is reused meanwhile names a record
+    // that has another tuple.
     let FlowIndex { record: number, generation, direction, .. } = *unsafe { F::flow_index().get(key) }?;
     let pointer = F::flows().get_ptr_mut(number)?;
-    // SAFETY: a map value. While it is read, other programs change single aligned words of it, or give it to another
-    // connection; the latter changes the generation, which is compared before and after.
+    // SAFETY: a map value. While it is read, other programs change single aligned words of it, or
+    // give it to another connection; the latter changes the generation, which is compared before
+    // and after.
     let flow = unsafe { &*pointer };
     if flow.generation != generation || !flow.has_tuple(key, direction) {
         return None;
@@ -64,8 +68,8 @@ pub fn lookup<F: Maps>(
     Some(Found { flow: pointer, number, generation, direction })
 }
 
-/// Finds the connection that a packet which arrives here belongs to. A connection that the packet replaces, because it opens
-/// a new one with the same tuple, is ended and not found.
+/// Finds the connection that a packet which arrives here belongs to. A connection that the packet
+/// replaces, because it opens a new one with the same tuple, is ended and not found.
 #[inline(always)]
 pub fn find<F: Records>(
     packet: &Packet<F>,
@@ -84,8 +88,8 @@ pub fn find<F: Records>(
     Some(found)
 }
 
-/// Finds the connection of a reply that leaves this node along its path. Only requests decide whether a connection is
-/// replaced.
+/// Finds the connection of a reply that leaves this node along its path. Only requests decide
+/// whether a connection is replaced.
 #[inline(always)]
 pub fn find_reply<F: Records>(
     packet: &Packet<F>,
@@ -109,10 +113,12 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
         unsafe { ((*self.flow).service_id, (*self.flow).backend_id) }
     }
 
-    /// Returns whether the connection was silent for as long as its time-out. Its record may be taken at any time.
+    /// Returns whether the connection was silent for as long as its time-out. Its record may be
+    /// taken at any time.
     #[inline(always)]
     pub fn is_over<F: Records<Addr = A>>(&self) -> bool {
-        // SAFETY: a map value. If it was given to another connection since `lookup`, that one is not over.
+        // SAFETY: a map value. If it was given to another connection since `lookup`, that one is
+        // not over.
         let flow = unsafe { &*self.flow };
         let now = now();
         now.wrapping_sub(flow.last_seen_ns) > SEEN_GRANULARITY_NS && F::is_over(self.number, now)
@@ -126,7 +132,8 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
         }
         // SAFETY: as in `is_over`.
         let flow = unsafe { &*self.flow };
-        // Datagrams must not be sent to an endpoint that is gone. Open TCP connections stay: their endpoint ends them.
+        // Datagrams must not be sent to an endpoint that is gone. Open TCP connections stay: their
+        // endpoint ends them.
         !still_serves::<F>(flow.backend_id, flow.service_id)
             || (!packet.is_datagram() && flow.state().reopens(flow.protocol, &packet.segment(self.direction)))
     }
@@ -213,7 +220,8 @@ pub fn open<F: Records, K: Frame>(
 /// Writes a new connection into its record, all but the source port and the phase.
 #[inline(always)]
 fn fill_in<F: Maps>(flow: *mut Flow<F::Addr>, packet: &Packet<F>, opening: &Opening<F::Addr>, now: u64) {
-    // SAFETY: a map value that is this program's own: other programs do not use it while it is claimed.
+    // SAFETY: a map value that is this program's own: other programs do not use it while it is
+    // claimed.
     let flow = unsafe { &mut *flow };
     let state = connection::opened(packet.key.protocol, &packet.segment(direction::REQUEST));
     flow.protocol = packet.key.protocol;
@@ -233,8 +241,9 @@ fn fill_in<F: Maps>(flow: *mut Flow<F::Addr>, packet: &Packet<F>, opening: &Open
     flow.reply = state.reply;
 }
 
-/// Finds a source port: reserves the tuple of the replies, which must be free among connections and, for this node's own
-/// addresses, among its sockets. If no port that is tried is free, the weakest of the connections that have them gives way.
+/// Finds a source port: reserves the tuple of the replies, which must be free among connections
+/// and, for this node's own addresses, among its sockets. If no port that is tried is free, the
+/// weakest of the connections that have them gives way.
 #[inline(always)]
 fn allocate<F: Records, K: Frame>(
     frame: &K,
@@ -257,7 +266,8 @@ fn allocate<F: Records, K: Frame>(
                 Reserved::Taken => {}
                 Reserved::Full => return Err(Reason::FlowTableFull),
             }
-            // Without masquerading this is a client that reaches one endpoint by two addresses from one port.
+            // Without masquerading this is a client that reaches one endpoint by two addresses from
+            // one port.
             (*keys).reply.dst_port = random_port();
         }
         let port = (*keys).weakest.port;

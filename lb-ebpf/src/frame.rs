@@ -80,8 +80,8 @@ pub fn swap_link_addresses<K: Frame>(frame: &K) -> Option<()> {
     frame.store(6, destination)
 }
 
-/// Returns `offset`, which must not exceed [`OFFSET_MASK`], with that bound visible to the verifier,
-/// for the reasons of [`below_16`].
+/// Returns `offset`, which must not exceed [`OFFSET_MASK`], with that bound visible to the
+/// verifier, for the reasons of [`below_16`].
 #[inline(always)]
 fn within_mask(mut offset: usize) -> usize {
     // SAFETY: one instruction that changes its operand only.

@@ -53,15 +53,15 @@ pub static BACKENDS_V4: Backends<[u8; 4]> = Array::new();
 #[btf_map]
 pub static BACKENDS_V6: Backends<[u8; 16]> = Array::new();
 
-/// Connections, one record each. Written by the packet programs. A record is used again when its connection is over, or gives
-/// way (`records.rs`).
+/// Connections, one record each. Written by the packet programs. A record is used again when its
+/// connection is over, or gives way (`records.rs`).
 #[btf_map]
 pub static FLOWS_V4: Flows<[u8; 4]> = Array::new();
 #[btf_map]
 pub static FLOWS_V6: Flows<[u8; 16]> = Array::new();
 
-/// Tuple of a packet as it arrives → record of its connection: two entries for each. Written by the packet programs. An entry
-/// leaves when its record is used again.
+/// Tuple of a packet as it arrives → record of its connection: two entries for each. Written by the
+/// packet programs. An entry leaves when its record is used again.
 #[btf_map]
 pub static FLOW_INDEX_V4: FlowIndices<[u8; 4]> = HashMap::new();
 #[btf_map]
@@ -78,7 +78,8 @@ pub static FLOW_HANDS: PerCpuArray<FlowHand, 2> = PerCpuArray::new();
 /// Number of [`FLOW_LOCKS`].
 pub const FLOW_LOCK_COUNT: u32 = 64;
 
-/// Locks of flow records, by record number. Written by the packet programs, each for a few instructions.
+/// Locks of flow records, by record number. Written by the packet programs, each for a few
+/// instructions.
 #[btf_map]
 pub static FLOW_LOCKS: Array<FlowLock, { FLOW_LOCK_COUNT as usize }> = Array::new();
 

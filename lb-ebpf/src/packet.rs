@@ -307,8 +307,9 @@ fn load_ports<F: Family, K: Frame>(frame: &K, packet: &mut Packet<F>) -> Option<
     Some(())
 }
 
-/// Reads the first chunk of an SCTP packet: what it does, and the initiate tag of an INIT or INIT ACK. Fragments carry much
-/// data; chunks that open and close associations are in packets of their own.
+/// Reads the first chunk of an SCTP packet: what it does, and the initiate tag of an INIT or INIT
+/// ACK. Fragments carry much data; chunks that open and close associations are in packets of their
+/// own.
 #[inline(always)]
 fn read_chunk<F: Family, K: Frame>(frame: &K, packet: &mut Packet<F>) {
     const CHUNK: usize = SCTP_LEN + SCTP_CHUNK_LEN;

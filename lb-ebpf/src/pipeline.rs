@@ -68,7 +68,8 @@ pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch
     }
 }
 
-/// Decides about a packet that leaves this node: an endpoint's reply gets the service's address back.
+/// Decides about a packet that leaves this node: an endpoint's reply gets the service's address
+/// back.
 #[inline(always)]
 pub fn egress<F: Header + Records, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
     let Scratch { packet, translation, .. } = scratch;
@@ -93,8 +94,9 @@ fn continue_connection<'s, F: Header + Records, K: Deliver>(
 ) -> Result<Connection<'s, F>, Verdict> {
     let Scratch { packet, route, translation, .. } = scratch;
     let (packet, translation) = (&*packet, &*translation);
-    // A reply that continues on its path is translated at egress. At ingress it would get the service's address as source,
-    // perhaps one of this node's, and the kernel would drop it as a martian.
+    // A reply that continues on its path is translated at egress. At ingress it would get the
+    // service's address as source, perhaps one of this node's, and the kernel would drop it as a
+    // martian.
     if translation.is_passing_reply() {
         return Err(Verdict::Pass);
     }
@@ -107,7 +109,8 @@ fn continue_connection<'s, F: Header + Records, K: Deliver>(
     Ok(Connection { packet, translation, delivery })
 }
 
-/// A packet of no known connection to a known address: opens a connection if the packet may and a service is there.
+/// A packet of no known connection to a known address: opens a connection if the packet may and a
+/// service is there.
 #[inline(always)]
 fn open_connection<'s, F: Header + Records, K: Deliver>(
     frame: &K,
@@ -117,8 +120,8 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
     let Scratch { packet, route, translation, client, .. } = scratch;
     let packet = &*packet;
     let key = &packet.key;
-    // A packet that opens nothing and has no flow may belong to kube-proxy: it passes. XDP does not even look up the
-    // service, because tc receives the packet next and counts it.
+    // A packet that opens nothing and has no flow may belong to kube-proxy: it passes. XDP does not
+    // even look up the service, because tc receives the packet next and counts it.
     let opens = packet.opens();
     if !opens && !K::COMPLETE {
         return Err(Verdict::Pass);
@@ -180,8 +183,8 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
     flow::open(frame, packet, &opening, translation).map_err(Verdict::Drop)?;
     count(Reason::FlowOpened);
     log::opened::<F>(key, translation);
-    // The flow stays when XDP cannot send the packet. If tc selected again, endpoints that XDP can reach would be selected
-    // more often than others.
+    // The flow stays when XDP cannot send the packet. If tc selected again, endpoints that XDP can
+    // reach would be selected more often than others.
     if !delivery.is_possible(frame, packet) {
         return Err(Verdict::LeaveToTc);
     }
@@ -191,16 +194,17 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
 /// Returns a hash of a tuple: the same number for the same tuple, on every node.
 #[inline(always)]
 fn tuple_hash<F: Header>(key: &FlowKey<F::Addr>) -> u32 {
-    /// 2^64 divided by the golden ratio: multiplication by it mixes the lower bits into the upper (Knuth, TAOCP 6.4).
+    /// 2^64 divided by the golden ratio: multiplication by it mixes the lower bits into the upper
+    /// (Knuth, TAOCP 6.4).
     const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
     let ports = (key.src_port as u64) << 16 | key.dst_port as u64;
     let addresses = F::sum(key.src_addr) << 32 ^ F::sum(key.dst_addr);
     ((addresses ^ ports).wrapping_mul(MIX) >> 32) as u32
 }
 
-/// Returns whether the source must be rewritten, and why: one of [`record_source`]. The reply must pass this node again. The
-/// reply of an endpoint or to a client on this node does so anyway; the reply of an endpoint that is the client itself would
-/// never leave it.
+/// Returns whether the source must be rewritten, and why: one of [`record_source`]. The reply must
+/// pass this node again. The reply of an endpoint or to a client on this node does so anyway; the
+/// reply of an endpoint that is the client itself would never leave it.
 #[inline(always)]
 fn source_rewrite(hairpin: bool, endpoint: u16, client_is_here: bool) -> u32 {
     if hairpin {
@@ -214,7 +218,8 @@ fn source_rewrite(hairpin: bool, endpoint: u16, client_is_here: bool) -> u32 {
     }
 }
 
-/// Records that the packet belongs to a known connection, and the endpoints that would be eligible for a new one.
+/// Records that the packet belongs to a known connection, and the endpoints that would be eligible
+/// for a new one.
 #[inline(always)]
 fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, found: &Found<F::Addr>) {
     if !record::recording() {
@@ -244,7 +249,8 @@ fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, found: &Found<
 fn remember_fragments<F: Header>(packet: &Packet<F>) {
     if packet.fragment == Fragment::First && !record::recording() {
         let ports = FragmentPorts { src_port: packet.key.src_port, dst_port: packet.key.dst_port };
-        // On failure the rest of the datagram passes untouched, as if its first fragment had not arrived.
+        // On failure the rest of the datagram passes untouched, as if its first fragment had not
+        // arrived.
         let _ = F::fragments().insert(&packet.fragment_key(), &ports, BPF_ANY as u64);
     }
 }

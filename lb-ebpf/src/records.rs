@@ -1,12 +1,13 @@
-//! The records of connections and the index entries that lead to them: taking a record for a new connection, reserving the
-//! tuple of its replies, and giving both up.
+//! The records of connections and the index entries that lead to them: taking a record for a new
+//! connection, reserving the tuple of its replies, and giving both up.
 //!
-//! No one has to remove connections that are over. A program that opens a connection looks at a few records, from where this
-//! CPU stopped last time on (like the hand of a clock), and takes the first that is free or over. If it finds none, the
-//! weakest of them gives way: half-open before idle UDP before closed. An established connection never gives way.
+//! No one has to remove connections that are over. A program that opens a connection looks at a few
+//! records, from where this CPU stopped last time on (like the hand of a clock), and takes the
+//! first that is free or over. If it finds none, the weakest of them gives way: half-open before
+//! idle UDP before closed. An established connection never gives way.
 //!
-//! The `extern "C"` functions take and return numbers, so the verifier checks each of them once, and not once for every
-//! state that a caller can be in. What else they need is in [`FlowKeys`].
+//! The `extern "C"` functions take and return numbers, so the verifier checks each of them once,
+//! and not once for every state that a caller can be in. What else they need is in [`FlowKeys`].
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
@@ -24,11 +25,12 @@ use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
 use crate::scratch::{Candidate, FlowKeys, Scratches};
 use crate::settings::FLOW_RECORDS;
 
-/// How many records are looked at for a new connection. Usually the first is over; in a table that is nearly full of live
-/// connections it takes more.
+/// How many records are looked at for a new connection. Usually the first is over; in a table that
+/// is nearly full of live connections it takes more.
 const LOOKS: u32 = 16;
 
-/// For so long after a connection gave way, endpoints are chosen by a hash, see [`is_under_pressure`].
+/// For so long after a connection gave way, endpoints are chosen by a hash, see
+/// [`is_under_pressure`].
 const PRESSURE_NS: u64 = 60_000_000_000;
 
 /// `EEXIST`, as map updates return it.
@@ -103,8 +105,9 @@ fn hand<F: Maps>() -> Option<*mut FlowHand> {
     FLOW_HANDS.get_ptr_mut(F::IS_V6 as u32)
 }
 
-/// Returns whether connections gave way on this CPU lately. A handshake may then lose its record before it is complete. With
-/// a choice of endpoints by a hash of the tuple, the client's next SYN reaches the same endpoint again.
+/// Returns whether connections gave way on this CPU lately. A handshake may then lose its record
+/// before it is complete. With a choice of endpoints by a hash of the tuple, the client's next SYN
+/// reaches the same endpoint again.
 #[inline(always)]
 pub fn is_under_pressure<F: Maps>(now: u64) -> bool {
     let Some(hand) = hand::<F>() else { return false };
@@ -113,8 +116,8 @@ pub fn is_under_pressure<F: Maps>(now: u64) -> bool {
     since != 0 && now.wrapping_sub(since) < PRESSURE_NS
 }
 
-/// Makes the record this program's own, if it still has this generation and no other program is at it. The index entries of
-/// the connection that had it do not count any more.
+/// Makes the record this program's own, if it still has this generation and no other program is at
+/// it. The index entries of the connection that had it do not count any more.
 ///
 /// The lock stands for a compare-and-swap, which the instruction set has only since Linux 5.12.
 #[inline(always)]
@@ -141,11 +144,12 @@ pub fn free<A>(flow: *mut Flow<A>) {
     unsafe { (&raw mut (*flow).phase).write_volatile(flow_phase::FREE) };
 }
 
-/// Removes the index entries of the connection that had the record with this generation. `key` is memory to work in.
+/// Removes the index entries of the connection that had the record with this generation. `key` is
+/// memory to work in.
 #[inline(always)]
 fn unlink<F: Maps>(number: u32, flow: *const Flow<F::Addr>, generation: u16, key: *mut FlowKey<F::Addr>) {
-    // SAFETY: the record is this program's own and holds the old connection until it is filled in anew. The keys are this
-    // CPU's, and no one else borrows them.
+    // SAFETY: the record is this program's own and holds the old connection until it is filled in
+    // anew. The keys are this CPU's, and no one else borrows them.
     let (flow, key) = unsafe { (&*flow, &mut *key) };
     *key = flow.request_key();
     remove_index::<F>(key, number, generation);
@@ -153,9 +157,9 @@ fn unlink<F: Maps>(number: u32, flow: *const Flow<F::Addr>, generation: u16, key
     remove_index::<F>(key, number, generation);
 }
 
-/// Removes the index entry of a tuple if it names this record. Between the look and the removal another program may replace
-/// the entry, for a connection that it opens with the same tuple in the same instant. That connection is then opened again
-/// by its next packet that can open one.
+/// Removes the index entry of a tuple if it names this record. Between the look and the removal
+/// another program may replace the entry, for a connection that it opens with the same tuple in the
+/// same instant. That connection is then opened again by its next packet that can open one.
 #[inline(always)]
 fn remove_index<F: Maps>(key: &FlowKey<F::Addr>, number: u32, generation: u16) {
     // SAFETY: copied at once, one aligned word.
@@ -185,8 +189,9 @@ fn claim_record<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
         let number = hand.next;
         hand.next += 1;
         let Some(pointer) = F::flows().get_ptr_mut(number) else { continue };
-        // SAFETY: a map value. Other programs may change it: `take` notices if it is given to another connection, and any
-        // mixture that is read here only makes the choice of a record worse.
+        // SAFETY: a map value. Other programs may change it: `take` notices if it is given to
+        // another connection, and any mixture that is read here only makes the choice of a record
+        // worse.
         let flow = unsafe { &*pointer };
         let generation = flow.generation;
         if flow.phase == flow_phase::CLAIMED || !flow.is_over(now, timeouts) {
@@ -204,7 +209,8 @@ fn claim_record<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
     evict::<F>(keys, now)
 }
 
-/// Lets the weakest connection give way, if there is one that may and it is still there. Its record is this program's then.
+/// Lets the weakest connection give way, if there is one that may and it is still there. Its record
+/// is this program's then.
 #[inline(always)]
 fn evict<F: Maps>(keys: &mut FlowKeys<F::Addr>, now: u64) -> Option<Claimed> {
     let Candidate { number, generation, yields, .. } = keys.weakest;
@@ -252,8 +258,8 @@ pub enum Reserved {
     Full,
 }
 
-/// Inserts the index entry of the replies to a new connection, `FlowKeys::reply`, if no connection has that tuple. Else
-/// compares the connection that has it with `FlowKeys::weakest`.
+/// Inserts the index entry of the replies to a new connection, `FlowKeys::reply`, if no connection
+/// has that tuple. Else compares the connection that has it with `FlowKeys::weakest`.
 #[inline(always)]
 fn reserve_tuple<F: Maps + Scratches>(claimed: Claimed, now: u64) -> Reserved {
     let Some(keys) = F::keys() else { return Reserved::Full };
@@ -269,8 +275,8 @@ fn reserve_tuple<F: Maps + Scratches>(claimed: Claimed, now: u64) -> Reserved {
         keep_weaker(&mut keys.weakest, number, flow, now, keys.reply.dst_port);
         return Reserved::Taken;
     }
-    // The entry is left over from a connection that is over. Replacing it is not atomic: of two programs that do so in the
-    // same instant the later one has the tuple.
+    // The entry is left over from a connection that is over. Replacing it is not atomic: of two
+    // programs that do so in the same instant the later one has the tuple.
     match F::flow_index().insert(&keys.reply, &index, BPF_ANY as u64) {
         Ok(()) => Reserved::Yes,
         Err(_) => Reserved::Full,
@@ -283,8 +289,8 @@ pub fn holder<F: Maps>(key: &FlowKey<F::Addr>, now: u64) -> Option<(u32, &'stati
     // SAFETY: copied at once, one aligned word.
     let FlowIndex { record: number, generation, direction, .. } = *unsafe { F::flow_index().get(key) }?;
     let pointer = F::flows().get_ptr_mut(number)?;
-    // SAFETY: a map value. If the connection is replaced while it is read, the answer is outdated, as any answer is in the
-    // next instant.
+    // SAFETY: a map value. If the connection is replaced while it is read, the answer is outdated,
+    // as any answer is in the next instant.
     let flow = unsafe { &*pointer };
     let timeouts = timeouts()?;
     let is_live = flow.generation == generation
@@ -293,7 +299,8 @@ pub fn holder<F: Maps>(key: &FlowKey<F::Addr>, now: u64) -> Option<(u32, &'stati
     is_live.then_some((number, flow))
 }
 
-/// Ends a connection: its record is free afterwards. Does nothing if the record was given to another one meanwhile.
+/// Ends a connection: its record is free afterwards. Does nothing if the record was given to
+/// another one meanwhile.
 #[inline(always)]
 fn end_flow<F: Maps + Scratches>(number: u32, generation: u16) {
     if let Some(flow) = F::flows().get_ptr_mut(number)
@@ -321,10 +328,11 @@ fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment) {
     const SECOND: u64 = 1_000_000_000;
     let Some(flow) = F::flows().get_ptr_mut(number) else { return };
     let now = now();
-    // SAFETY: a map value. Each field is one aligned word or less, except the sides, which only packets of their own
-    // direction write: of two packets of one direction that two CPUs handle at once, one update may be lost, and the next
-    // packet makes up for it. If the record was given to another connection since it was looked up, the packet is not taken
-    // note of; in the instant after this check, the numbers of the segment are of no use to the other connection.
+    // SAFETY: a map value. Each field is one aligned word or less, except the sides, which only
+    // packets of their own direction write: of two packets of one direction that two CPUs handle at
+    // once, one update may be lost, and the next packet makes up for it. If the record was given to
+    // another connection since it was looked up, the packet is not taken note of; in the instant
+    // after this check, the numbers of the segment are of no use to the other connection.
     unsafe {
         if (*flow).generation != generation {
             return;
@@ -347,7 +355,8 @@ fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment) {
     }
 }
 
-/// Lets the connection in `FlowKeys::weakest` give way, and gives its record back. Returns whether it did.
+/// Lets the connection in `FlowKeys::weakest` give way, and gives its record back. Returns whether
+/// it did.
 #[inline(always)]
 fn make_way<F: Maps + Scratches>(now: u64) -> bool {
     let Some(keys) = F::keys() else { return false };
@@ -361,8 +370,8 @@ fn make_way<F: Maps + Scratches>(now: u64) -> bool {
 
 /// The functions that the verifier checks by themselves, by family.
 pub trait Records: Maps + Scratches {
-    /// Takes a record for a new connection. Returns `None` if every record looked at holds a connection that does not give
-    /// way.
+    /// Takes a record for a new connection. Returns `None` if every record looked at holds a
+    /// connection that does not give way.
     fn claim(now: u64) -> Option<Claimed>;
     /// See [`reserve_tuple`].
     fn reserve(claimed: Claimed, now: u64) -> Reserved;

@@ -58,8 +58,8 @@ impl Candidate {
     };
 }
 
-/// What the functions of [`crate::records`] work on: they take numbers only, and look this up by themselves. Apart from
-/// [`Scratch`], which their callers borrow.
+/// What the functions of [`crate::records`] work on: they take numbers only, and look this up by
+/// themselves. Apart from [`Scratch`], which their callers borrow.
 #[repr(C)]
 pub struct FlowKeys<A> {
     /// The tuple of the replies to a new connection.
@@ -85,7 +85,8 @@ pub trait Scratches: Family {
     /// called while a caller of it holds one, has the only reference.
     unsafe fn scratch<'run>() -> Option<&'run mut Scratch<Self>>;
 
-    /// Returns this CPU's entry of keys. Only `flow` and `records` use it, each for the time of one expression.
+    /// Returns this CPU's entry of keys. Only `flow` and `records` use it, each for the time of one
+    /// expression.
     fn keys() -> Option<*mut FlowKeys<Self::Addr>>;
 }
 

@@ -100,9 +100,9 @@ pub fn note_eligible(client: Client, eligible: &Eligible) {
     });
 }
 
-/// Returns what an endpoint is selected by: a random number; while connections give way to new ones, a
-/// hash of the connection's tuple. A handshake whose record gave way then reaches the same endpoint
-/// again with the client's next SYN.
+/// Returns what an endpoint is selected by: a random number; while connections give way to new
+/// ones, a hash of the connection's tuple. A handshake whose record gave way then reaches the same
+/// endpoint again with the client's next SYN.
 #[inline(always)]
 pub fn choice<F: Maps>(tuple_hash: u32) -> u32 {
     if records::is_under_pressure::<F>(now()) { tuple_hash } else { random() }

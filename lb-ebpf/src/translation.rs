@@ -2,8 +2,9 @@
 
 use lb_common::layout::{Flow, deliver, direction};
 
-/// The tuple that a packet leaves with, and where it goes: a copy of the parts of a record that concern the packet's
-/// direction. A copy, because the record may be given to another connection while the packet is handled.
+/// The tuple that a packet leaves with, and where it goes: a copy of the parts of a record that
+/// concern the packet's direction. A copy, because the record may be given to another connection
+/// while the packet is handled.
 #[repr(C)]
 pub struct Translation<A> {
     pub new_src_addr: A,

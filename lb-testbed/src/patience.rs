@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Multiplies every time limit: an emulated processor is slower than any limit allows that makes sense elsewhere.
+/// Multiplies every time limit: an emulated processor is slower than any limit allows that makes
+/// sense elsewhere.
 const VARIABLE: &str = "SLUICE_PATIENCE";
 
 /// A time limit, multiplied by `SLUICE_PATIENCE`.

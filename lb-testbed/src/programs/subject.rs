@@ -439,7 +439,8 @@ impl Subject {
         Ok(())
     }
 
-    /// Lets time pass for all connections: they are silent for this many seconds more than they were.
+    /// Lets time pass for all connections: they are silent for this many seconds more than they
+    /// were.
     pub fn wait(&mut self, seconds: u64) -> Result<()> {
         Ok(self.datapath.age_flows(seconds)?)
     }
@@ -519,7 +520,8 @@ fn directions(entry: &FlowEntry) -> [Flow; 2] {
     ]
 }
 
-/// Returns a `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+/// Returns a `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+/// egress_ifindex.
 fn xdp_context(ifindex: u32, length: usize) -> Vec<u8> {
     [0, length as u32, 0, ifindex, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect()
 }

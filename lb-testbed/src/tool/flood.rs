@@ -20,7 +20,8 @@ pub struct Options {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Kind {
-    /// Empty datagrams, each from another port of this host; the testbed's servers do not answer them
+    /// Empty datagrams, each from another port of this host; the testbed's servers do not answer
+    /// them
     Datagrams,
     /// TCP SYNs with forged sources in 192.0.2.0/24
     Syns,

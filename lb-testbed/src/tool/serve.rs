@@ -82,8 +82,8 @@ async fn serve_http(listener: TcpListener, name: Arc<str>) -> Result<()> {
     }
 }
 
-/// Answers each datagram that is not empty. The answer is padded with spaces to the length of the request, so that
-/// both directions carry datagrams of that size.
+/// Answers each datagram that is not empty. The answer is padded with spaces to the length of the
+/// request, so that both directions carry datagrams of that size.
 async fn serve_udp(socket: UdpSocket, name: Arc<str>) -> Result<()> {
     let mut buffer = vec![0; 65536];
     loop {

@@ -167,7 +167,8 @@ impl Model {
         }
     }
 
-    /// Returns what the sender and the receiver of packets with this tuple have sent in their connection.
+    /// Returns what the sender and the receiver of packets with this tuple have sent in their
+    /// connection.
     pub fn ends(&self, tuple: &Tuple) -> Option<(End, End)> {
         let flow = self.flows.get(tuple)?;
         let Connection { client, endpoint, .. } = self.connections[flow.connection];

@@ -1,6 +1,7 @@
 //! Kernels and QEMU from Debian's archives, unpacked below `target/kernels/`, never installed.
 //!
-//! apt runs with folders of its own (sources, lists, status), so that the machine's configuration neither matters nor changes.
+//! apt runs with folders of its own (sources, lists, status), so that the machine's configuration
+//! neither matters nor changes.
 
 use std::{
     fs,
@@ -82,7 +83,8 @@ pub fn provide(cache: &Path, series: &str, refresh: bool) -> Result<Kernel> {
     let apt = Apt::new(cache)?;
     let mut found: Option<(Suite, String)> = None;
     for suite in KERNELS {
-        // The suite of a stable release has one series, which its name does not tell: all are looked through.
+        // The suite of a stable release has one series, which its name does not tell: all are
+        // looked through.
         let Some(release) = apt.newest(suite, series)? else { continue };
         if found.as_ref().is_none_or(|(_, other)| version(other) < version(&release)) {
             found = Some((suite, release));
@@ -191,7 +193,8 @@ impl Apt {
         Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.starts_with("Filename:")))
     }
 
-    /// The packages of a kernel. From 7.0 on the image is in `linux-binary`, and `linux-image` only depends on others.
+    /// The packages of a kernel. From 7.0 on the image is in `linux-binary`, and `linux-image` only
+    /// depends on others.
     fn packages(&self, suite: Suite, release: &str) -> Result<Vec<String>> {
         let mut packages = Vec::new();
         for kind in ["binary", "image", "modules", "base"] {

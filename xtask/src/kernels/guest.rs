@@ -1,7 +1,7 @@
 //! Inside the virtual machine: this program as its first process.
 //!
-//! It makes a root file system of the host's, which is shared read-only, and of memory on top of it, runs the steps of
-//! its task there, reports over serial ports, and turns the machine off.
+//! It makes a root file system of the host's, which is shared read-only, and of memory on top of
+//! it, runs the steps of its task there, reports over serial ports, and turns the machine off.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -111,7 +111,8 @@ fn run(reports: &mut File) -> Result<()> {
     }
     root(&task)?;
     let mut output = OpenOptions::new().write(true).open(OUTPUT)?;
-    // The kernel's threads have the same root as this process: what they load on demand comes from the host's /sbin/modprobe.
+    // The kernel's threads have the same root as this process: what they load on demand comes from
+    // the host's /sbin/modprobe.
     std::os::unix::fs::chroot("/root").context("change the root")?;
     std::env::set_current_dir(&task.folder)
         .with_context(|| format!("enter {} (is it on the root file system?)", task.folder.display()))?;
@@ -130,7 +131,8 @@ fn run(reports: &mut File) -> Result<()> {
     Ok(())
 }
 
-/// Makes `/root`: the host's files, changes in memory, and this kernel's own file systems and modules.
+/// Makes `/root`: the host's files, changes in memory, and this kernel's own file systems and
+/// modules.
 fn root(task: &Task) -> Result<()> {
     mount(SHARE, "/host", "virtiofs", MountFlags::RDONLY, None).context("mount the host's root")?;
     attach("tmpfs", "writable", "/writable", "size=70%,mode=755")?;

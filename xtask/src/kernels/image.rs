@@ -18,7 +18,8 @@ use crate::process::{bytes_of, command, text_of};
 /// Modules that the guest needs before it can load any from the host.
 const EARLY_MODULES: [&str; 4] = ["virtio_pci", "virtiofs", "virtio_rng", "overlay"];
 
-/// The uncompressed kernel, which QEMU starts directly (PVH): decompression is slow under emulation.
+/// The uncompressed kernel, which QEMU starts directly (PVH): decompression is slow under
+/// emulation.
 pub fn vmlinux(kernel: &Kernel) -> Result<PathBuf> {
     let path = kernel.folder.join("vmlinux");
     if path.is_file() {
@@ -49,8 +50,8 @@ pub fn vmlinux(kernel: &Kernel) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`, `payload_offset`,
-/// `payload_length`).
+/// The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`,
+/// `payload_offset`, `payload_length`).
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
     let setup_sectors = match *image.get(0x1f1)? {
@@ -112,7 +113,8 @@ fn early_modules(kernel: &Kernel) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(modules)
 }
 
-/// Paths of a module and those that it needs, in the order of loading; nothing if it is part of the kernel.
+/// Paths of a module and those that it needs, in the order of loading; nothing if it is part of the
+/// kernel.
 fn with_dependencies<'a>(dependencies: &'a str, module: &str) -> Vec<&'a str> {
     let entry = dependencies.lines().filter_map(|line| line.split_once(':'));
     let Some((path, needed)) = entry.into_iter().find(|(path, _)| module_name(path) == module) else {
@@ -137,7 +139,8 @@ fn decompressed(path: &Path) -> Result<Vec<u8>> {
     bytes_of(command(program).args(["-q", "-dc"]).arg(path))
 }
 
-/// A cpio archive in the format `newc` (Documentation/driver-api/early-userspace/buffer-format.rst).
+/// A cpio archive in the format `newc`
+/// (Documentation/driver-api/early-userspace/buffer-format.rst).
 #[derive(Default)]
 struct Archive {
     bytes: Vec<u8>,
@@ -169,7 +172,8 @@ impl Archive {
     fn entry(&mut self, path: &str, mode: u32, content: &[u8]) {
         self.entries += 1;
         let (size, name_size) = (content.len(), path.len() + 1);
-        // inode, mode, owner, group, links, time, size, device, device of a device file, length of the name, checksum
+        // inode, mode, owner, group, links, time, size, device, device of a device file, length of
+        // the name, checksum
         let fields = [self.entries, mode, 0, 0, 1, 0, size as u32, 0, 0, 0, 0, name_size as u32, 0];
         self.bytes.extend(b"070701");
         for field in fields {

@@ -1,9 +1,9 @@
 //! `cargo xtask test kernels`: Sluice on kernels other than this machine's.
 //!
-//! For each kernel: Debian's package is fetched ([`debian`]), a machine is emulated that boots it ([`vm`]), and in it this
-//! program ([`guest`]) runs test programs that were built here. What loads, with the instructions that the verifier
-//! looked at, and what passes is a table, which `--write` puts into `docs/kernels.md`. Everything is kept below
-//! `target/kernels/`.
+//! For each kernel: Debian's package is fetched ([`debian`]), a machine is emulated that boots it
+//! ([`vm`]), and in it this program ([`guest`]) runs test programs that were built here. What
+//! loads, with the instructions that the verifier looked at, and what passes is a table, which
+//! `--write` puts into `docs/kernels.md`. Everything is kept below `target/kernels/`.
 
 mod debian;
 mod guest;

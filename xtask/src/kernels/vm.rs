@@ -1,6 +1,7 @@
 //! A virtual machine that runs one task: QEMU, and the daemon that shares the host's files with it.
 //!
-//! The processor is emulated (TCG), which works everywhere and makes everything some twenty times slower.
+//! The processor is emulated (TCG), which works everywhere and makes everything some twenty times
+//! slower.
 
 use std::{
     fs,
@@ -83,7 +84,8 @@ pub struct Run {
     pub trouble: Option<String>,
 }
 
-/// Boots a kernel with a task and waits until it is done, or for `limit`. `folder` gets what it writes.
+/// Boots a kernel with a task and waits until it is done, or for `limit`. `folder` gets what it
+/// writes.
 pub fn run(qemu: &Qemu, kernel: &Kernel, task: &Task, folder: &Path, limit: Duration) -> Result<Run> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let vmlinux = image::vmlinux(kernel)?;
@@ -180,7 +182,8 @@ impl Share {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(folder.join("virtiofsd"))?);
-        // SAFETY: between fork and exec the closure makes system calls only. The daemon has no threads yet.
+        // SAFETY: between fork and exec the closure makes system calls only. The daemon has no
+        // threads yet.
         unsafe { command.pre_exec(move || read_only_root(&root)) };
         let mut daemon = Killed(command.spawn().context("cannot run virtiofsd")?);
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -194,10 +197,12 @@ impl Share {
     }
 }
 
-/// Puts the host's root, read-only, at `path`, for this process alone: the daemon has no switch for it.
+/// Puts the host's root, read-only, at `path`, for this process alone: the daemon has no switch for
+/// it.
 fn read_only_root(path: &Path) -> std::io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // SAFETY: nothing else of this process depends on its mount namespace: it is about to become another program.
+    // SAFETY: nothing else of this process depends on its mount namespace: it is about to become
+    // another program.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     mount_bind("/", path)?;

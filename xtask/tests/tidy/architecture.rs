@@ -1,8 +1,9 @@
-//! The tables of imports at the beginning of `docs/ARCHITECTURE.md` are the truth, and no file imports in a circle.
+//! The tables of imports at the beginning of `docs/ARCHITECTURE.md` are the truth, and no file
+//! imports in a circle.
 //!
-//! Paths are read from the tokens of the sources: `use` declarations, and any path that begins with `crate`, `super`, `self`,
-//! a child module or a crate of this workspace. Test code (`#[cfg(test)]`, `tests.rs`, `tests/`) is left out: it may import
-//! what it needs.
+//! Paths are read from the tokens of the sources: `use` declarations, and any path that begins with
+//! `crate`, `super`, `self`, a child module or a crate of this workspace. Test code
+//! (`#[cfg(test)]`, `tests.rs`, `tests/`) is left out: it may import what it needs.
 
 mod graph;
 mod modules;
@@ -15,7 +16,8 @@ use crate::{assert_none, root};
 use modules::{Crate, workspace_crates};
 use tables::{CrateRule, Tables};
 
-/// Crates of others that are named in the table. Each is a promise: no other crate of the workspace depends on it.
+/// Crates of others that are named in the table. Each is a promise: no other crate of the workspace
+/// depends on it.
 const WATCHED: [&str; 6] = ["aya", "aya-ebpf", "clap", "k8s-openapi", "kube", "tokio"];
 
 /// Crates that are no part of the product. Their files may import each other in circles.
@@ -66,7 +68,8 @@ fn folders_import_what_the_table_allows() {
         for (from, to, file) in package.imports() {
             let (from, to) = (folder_of(&package, &from), folder_of(&package, &to));
             if from == to || from.is_empty() {
-                // The root of a crate declares its folders and says which of their items are public.
+                // The root of a crate declares its folders and says which of their items are
+                // public.
                 continue;
             }
             match rules.iter().find(|(folder, _)| *folder == from) {

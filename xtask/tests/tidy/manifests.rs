@@ -54,7 +54,8 @@ fn check(object: &Value) -> Vec<String> {
         ("networking.k8s.io/v1", "IngressClass") => check_as::<IngressClass>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRole") => check_as::<ClusterRole>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => check_as::<ClusterRoleBinding>(object),
-        // kubectl reads this file and the API server does not. Another test checks its list of resources.
+        // kubectl reads this file and the API server does not. Another test checks its list of
+        // resources.
         ("kustomize.config.k8s.io/v1beta1", "Kustomization") => Vec::new(),
         (version, kind) => vec![format!("{version} {kind:?} is not in the table of this test: add it")],
     }

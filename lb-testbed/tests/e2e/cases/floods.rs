@@ -7,9 +7,9 @@ use lb_testbed::host::{Datagrams, FloodKind};
 use crate::check::answered;
 use crate::world::{To, World};
 
-/// More datagrams than there are source ports (28,976) go to one endpoint on another node, each from
-/// another port, and are not answered. Then every new flow to that endpoint is served. Before the flow
-/// table had records, 4,536 of them blocked the endpoint for ever.
+/// More datagrams than there are source ports (28,976) go to one endpoint on another node, each
+/// from another port, and are not answered. Then every new flow to that endpoint is served. Before
+/// the flow table had records, 4,536 of them blocked the endpoint for ever.
 pub fn one_way_datagrams(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[3])?;
     let target = service.node_port(world.node(0), family, To::Udp);
@@ -22,8 +22,8 @@ pub fn one_way_datagrams(world: &mut World, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// SYNs with forged sources go to one endpoint on another node. An open connection lives on, and new
-/// ones are opened at once.
+/// SYNs with forged sources go to one endpoint on another node. An open connection lives on, and
+/// new ones are opened at once.
 pub fn forged_syns(world: &mut World) -> Result<()> {
     let service = world.publish(&[3])?;
     let target = service.node_port(world.node(0), Family::V4, To::Http);

@@ -78,7 +78,8 @@ impl Connection {
         connection
     }
 
-    /// Returns whether a packet that can open a connection opens a new one in the place of this one.
+    /// Returns whether a packet that can open a connection opens a new one in the place of this
+    /// one.
     pub fn gives_way_to(&self, packet: &Numbers) -> bool {
         let both_closed = self.client.closed && self.endpoint.closed;
         match self.stage {

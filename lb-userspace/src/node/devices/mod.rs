@@ -23,11 +23,11 @@
 //! | dummy, ifb, VRF and others | no: no packets arrive there from outside |
 //!
 //! **veth.** In kind, k3d and minikube the NIC of a node is a veth. Three facts distinguish it from
-//! the host side of a pod: its other end is in another network namespace; it is no port of a bridge;
-//! and either the default route leads there, or it has a global address *with a subnet*. The host
-//! side of a pod has no global address (Calico, Cilium, AWS VPC, Azure) or one without a subnet,
-//! `/32` or `/128` (kindnet, kubenet, the ptp plugin). A host route leads to the pod. While the NIC is
-//! down, and with it the default route, no veth of a pod is taken for it.
+//! the host side of a pod: its other end is in another network namespace; it is no port of a
+//! bridge; and either the default route leads there, or it has a global address *with a subnet*.
+//! The host side of a pod has no global address (Calico, Cilium, AWS VPC, Azure) or one without a
+//! subnet, `/32` or `/128` (kindnet, kubenet, the ptp plugin). A host route leads to the pod. While
+//! the NIC is down, and with it the default route, no veth of a pod is taken for it.
 //!
 //! **Devices of pods** are attached to only by name (`--pod-interfaces`), with tc: for virtual
 //! machines and sandboxes whose sockets do not belong to this kernel. Packets that arrive there

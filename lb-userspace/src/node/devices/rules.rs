@@ -108,14 +108,15 @@ fn port(device: &DeviceInfo, master: &DeviceInfo) -> Option<Selection> {
 
 /// Decides about a VLAN or a similar device above `lower`. `None` for devices of other kinds.
 ///
-/// The programs at the lower device leave frames of VLANs and MACsec alone. The upper device receives
-/// them without the tag, or decrypted. Frames of a macvlan or ipvlan device are complete at the lower
-/// device already.
+/// The programs at the lower device leave frames of VLANs and MACsec alone. The upper device
+/// receives them without the tag, or decrypted. Frames of a macvlan or ipvlan device are complete
+/// at the lower device already.
 fn upper(node: &NodeState, device: &DeviceInfo, lower: &DeviceInfo, depth: u32) -> Option<Selection> {
     let kind = device.kind.as_deref()?;
     let below = auto(node, lower, depth);
     match kind {
-        // A VLAN device receives its frames before the bridge or bond that the lower device is a port of.
+        // A VLAN device receives its frames before the bridge or bond that the lower device is a
+        // port of.
         "vlan" | "macsec" if below.is_ok() || is_uplink(lower) => {
             Some(Ok(format!("{kind} above {}", lower.name)))
         }

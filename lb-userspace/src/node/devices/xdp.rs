@@ -44,9 +44,9 @@ const XDP_DRIVERS: &[&str] = &[
 /// Drivers with native XDP where XDP costs all other traffic of the node more than it saves. `auto`
 /// uses tc there.
 ///
-/// While an XDP program is attached to `virtio_net`, the driver disables GRO in hardware and checksum
-/// offload (`virtnet_clear_guest_offloads`, drivers/net/virtio_net.c): every packet to a pod, and from
-/// one node to another, arrives unmerged, and its checksum is computed in software.
+/// While an XDP program is attached to `virtio_net`, the driver disables GRO in hardware and
+/// checksum offload (`virtnet_clear_guest_offloads`, drivers/net/virtio_net.c): every packet to a
+/// pod, and from one node to another, arrives unmerged, and its checksum is computed in software.
 const COSTLY_XDP_DRIVERS: &[&str] = &["virtio_net"];
 
 /// Kinds of virtual devices with native XDP. XDP is used on them only with `--mode xdp`.
@@ -93,9 +93,9 @@ fn auto(node: &NodeState, device: &DeviceInfo) -> (Hooks, Option<String>) {
     (hooks, Some(reason))
 }
 
-/// Returns whether there are VLAN devices above a device. Most NICs remove the tag from the frame. An
-/// XDP program would treat packets of a VLAN as packets of the device itself. tc gets the tag from the
-/// kernel.
+/// Returns whether there are VLAN devices above a device. Most NICs remove the tag from the frame.
+/// An XDP program would treat packets of a VLAN as packets of the device itself. tc gets the tag
+/// from the kernel.
 fn has_vlans(node: &NodeState, device: &DeviceInfo) -> bool {
     let is_vlan =
         |upper: &DeviceInfo| upper.kind.as_deref() == Some("vlan") && upper.lower == Some(device.index);

@@ -92,7 +92,8 @@ impl Crate {
         self.files.keys().any(|file| file.len() > 1 && file[0] == module)
     }
 
-    /// The module of this crate that holds the item at a path: the longest part of it that has a file.
+    /// The module of this crate that holds the item at a path: the longest part of it that has a
+    /// file.
     fn module_of(&self, path: &[String]) -> Module {
         let known = (0..=path.len()).rev().map(|length| &path[..length]);
         let mut files = known.filter(|part| self.files.contains_key(*part));

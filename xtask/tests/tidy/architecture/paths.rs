@@ -174,7 +174,8 @@ fn follows_path(tokens: &[TokenTree], index: usize) -> bool {
 fn segments(tokens: &[TokenTree], start: usize) -> (Vec<String>, usize) {
     let mut found = Vec::new();
     let mut index = start;
-    // `pub`, `unsafe` and other words before the first segment are paths of one segment and add nothing.
+    // `pub`, `unsafe` and other words before the first segment are paths of one segment and add
+    // nothing.
     while let Some(name) = ident(tokens.get(index)) {
         found.push(name);
         index += 1;

@@ -19,7 +19,8 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Reads the table under `| crate |`, and one under `| folder of \`crate\` |` for each crate that has folders.
+    /// Reads the table under `| crate |`, and one under `| folder of \`crate\` |` for each crate
+    /// that has folders.
     pub fn parse(document: &str) -> Self {
         let mut tables = Self { crates: Vec::new(), folders: Vec::new() };
         let mut lines = document.lines();
