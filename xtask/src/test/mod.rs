@@ -201,7 +201,7 @@ pub fn run(options: &Options) -> Result<()> {
     if !crate::target().join("debug/lb").exists() && parts.iter().any(|part| part.compiles_the_agent()) {
         println!(
             "This is the first run: it downloads and builds some 400 crates, and a Kubernetes API server for the part \
-             `cluster`.\nAll parts take about 20 minutes on two cores, and 6 minutes when everything is built."
+             `cluster`.\nOn two cores it takes about half an hour."
         );
     }
 
