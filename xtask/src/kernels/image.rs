@@ -68,7 +68,8 @@ pub fn initramfs(kernel: &Kernel, task: &Task, path: &Path) -> Result<()> {
     for folder in ["dev", "proc", "sys", "host", "writable", "root", "modules"] {
         archive.folder(folder);
     }
-    let program = std::env::current_exe().context("cannot find this program")?;
+    // The file may have been replaced by a newer build since this process started.
+    let program = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
     archive.file("init", &stripped(&program, &path.with_extension("stripped"))?);
     for library in libraries(&program)? {
         let bytes = fs::read(&library).with_context(|| format!("cannot read {library}"))?;
@@ -86,7 +87,8 @@ pub fn initramfs(kernel: &Kernel, task: &Task, path: &Path) -> Result<()> {
 
 /// A program without its debug information, which is most of it.
 fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
-    text_of(command("strip").arg("-o").arg(scratch).arg(program))?;
+    fs::copy(program, scratch).context("cannot read this program")?;
+    text_of(command("strip").arg(scratch))?;
     let bytes = fs::read(scratch)?;
     fs::remove_file(scratch)?;
     Ok(bytes)

@@ -95,6 +95,9 @@ pub enum Part {
     /// The agent against a real Kubernetes API server (needs root, etcd, and Go to build the
     /// server)
     Cluster,
+    /// The programs load on three other kernels in emulated machines (needs root, QEMU and Debian's
+    /// apt); `cargo xtask test kernels` runs cases there
+    Kernels,
 }
 
 impl Part {
@@ -103,7 +106,7 @@ impl Part {
     }
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Packets | Self::E2e | Self::Cluster)
+        matches!(self, Self::Packets | Self::E2e | Self::Cluster | Self::Kernels)
     }
 
     fn compiles_the_agent(self) -> bool {
@@ -112,7 +115,7 @@ impl Part {
 
     /// The part has no tests with names: it passes or fails as a whole.
     fn is_one_check(self) -> bool {
-        matches!(self, Self::Fmt | Self::Deny | Self::Clippy | Self::Cross)
+        matches!(self, Self::Fmt | Self::Deny | Self::Clippy | Self::Cross | Self::Kernels)
     }
 
     /// What the machine must have before this part can run.
@@ -123,9 +126,13 @@ impl Part {
             Self::Fmt => &[Component::Rustfmt],
             Self::Clippy => &[Component::Clippy, Component::KernelClippy, Component::KernelRustSrc],
             Self::Deny | Self::Miri => &[],
-            Self::Cross | Self::Tidy | Self::Unit | Self::Packets | Self::E2e | Self::Cluster => {
-                &[Component::KernelRustSrc]
-            }
+            Self::Cross
+            | Self::Tidy
+            | Self::Unit
+            | Self::Packets
+            | Self::E2e
+            | Self::Cluster
+            | Self::Kernels => &[Component::KernelRustSrc],
         };
         let programs: &[setup::Program] = match self {
             Self::Fmt => &[],
@@ -134,6 +141,7 @@ impl Part {
             Self::Packets => &[Compiler, Ip],
             Self::E2e => &[Compiler, Ip, Ethtool, Bpftool, Iptables, Nft, Ipset],
             Self::Cluster => &[Compiler, Ip, Ethtool, Etcd],
+            Self::Kernels => &kernels::PROGRAMS,
         };
         let components = components.iter().copied().map(Need::Component);
         components.chain(programs.iter().copied().map(Need::Program)).collect()
@@ -145,6 +153,7 @@ impl Part {
         match self {
             Self::Miri => miri::unavailable(),
             Self::Cluster => k8s::unavailable(&[Program::KubeApiserver]),
+            Self::Kernels => kernels::unavailable(),
             Self::Cross => cross::unavailable(),
             _ => None,
         }
@@ -187,6 +196,7 @@ impl Part {
                 tests(command, &["-p", "lb-testbed", "--test", "cluster"], options)
             }
             Self::Cross => cross::run(),
+            Self::Kernels => kernels::loads(),
         }
     }
 }
