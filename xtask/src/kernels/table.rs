@@ -178,13 +178,28 @@ pub fn render(rows: &[Row]) -> String {
             text.push_str(&format!("\nLinux {}:\n\n", row.release));
         }
         for missing in &programs.missing {
-            text.push_str(&format!("- {missing}\n"));
+            text.push_str(&item(missing));
         }
         for (program, reason) in &programs.refused {
-            text.push_str(&format!("- {program} is refused: {reason}\n"));
+            text.push_str(&item(&format!("{program} is refused: {reason}")));
         }
     }
     text
+}
+
+/// An item of a list, in lines of at most 100 columns.
+fn item(text: &str) -> String {
+    let mut lines = vec![String::from("-")];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= 100 => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("  {word}")),
+        }
+    }
+    lines.join("\n") + "\n"
 }
 
 /// A line for each program, a column for each kernel.
