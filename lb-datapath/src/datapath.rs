@@ -12,7 +12,7 @@ use crate::flows::{self, FlowUsage};
 use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
 use crate::inspect;
-use crate::links::{self, AttachError, Attached, Links};
+use crate::links::{self, AttachError, Attached, Links, TargetDevice};
 use crate::pins::Pins;
 use crate::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, Programs};
 use crate::refusal::Refusal;
@@ -102,19 +102,10 @@ impl Datapath {
         self.links()?.detach_cgroup()
     }
 
-    /// Attaches the programs to a device, or replaces the attached ones. Attaches XDP programs only
-    /// with
-    /// `xdp`, and tc programs always. `layer3` means that frames of the device start with the IP
-    /// header.
-    pub fn attach_device(
-        &mut self,
-        ifindex: u32,
-        name: &str,
-        xdp: bool,
-        layer3: bool,
-    ) -> Result<Attached, AttachError> {
+    /// Attaches to a device, or replaces what is attached.
+    pub fn attach_device(&mut self, device: TargetDevice<'_>) -> Result<Attached, AttachError> {
         let links = self.links.as_mut().ok_or(AttachError::Private)?;
-        links.attach_device(&mut self.programs, ifindex, name, xdp, layer3)
+        links.attach_device(&mut self.programs, device)
     }
 
     /// Detaches the programs from a device. The device may be removed already.

@@ -33,7 +33,7 @@ pub use self::features::Features;
 pub use self::flows::{FlowEntry, FlowUsage};
 pub use self::host_maps::HostMaps;
 pub use self::inspect::{AffinityClient, AffinityEntry};
-pub use self::links::{AttachError, Attached};
+pub use self::links::{AttachError, Attached, TargetDevice};
 pub use self::pins::Pins;
 pub use self::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, TcAttach};
 pub use self::recorder::{Occasion, Recorded, attached_devices, serves_sockets};

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use aya::programs::{TcAttachType, tc};
+use aya::programs::{SchedClassifier, TcAttachType, tc};
 
 use crate::hooks;
 use crate::programs::Programs;
@@ -22,8 +22,8 @@ use crate::sys;
 /// Native XDP: the driver runs the program (`XDP_FLAGS_DRV_MODE`). Generic XDP is slower than tc,
 /// so it is not used.
 const XDP_NATIVE: u32 = 1 << 2;
-/// Attaches first in the chain (`BPF_F_BEFORE`), so programs of the CNI see packets after
-/// translation.
+/// First in the chain (`BPF_F_BEFORE`), as with clsact. A program of a CNI may end the chain, so that
+/// programs behind it see no packets.
 const TCX_FIRST: u32 = 1 << 3;
 /// The priority of clsact filters. They run before the filters of the CNI.
 const CLSACT_PRIORITY: u16 = 1;
@@ -77,32 +77,39 @@ pub struct Links {
     folder: PathBuf,
 }
 
-/// The hook of a tc program.
+/// A hook for tc programs.
 struct TcHook {
     name: &'static str,
     tcx: u32,
-    flags: u32,
     clsact: TcAttachType,
     /// Programs for devices with and without Ethernet headers.
     programs: [&'static str; 2],
 }
 
-const TC_HOOKS: [TcHook; 2] = [
-    TcHook {
-        name: "tc-ingress",
-        tcx: hooks::TCX_INGRESS,
-        flags: TCX_FIRST,
-        clsact: TcAttachType::Ingress,
-        programs: ["lb_tc_ingress", "lb_tc_ingress_l3"],
-    },
-    TcHook {
-        name: "tc-egress",
-        tcx: hooks::TCX_EGRESS,
-        flags: 0, // last: after a CNI's programs, so that they see the endpoint's own address
-        clsact: TcAttachType::Egress,
-        programs: ["lb_tc_egress", "lb_tc_egress_l3"],
-    },
-];
+const TC_INGRESS: TcHook = TcHook {
+    name: "tc-ingress",
+    tcx: hooks::TCX_INGRESS,
+    clsact: TcAttachType::Ingress,
+    programs: ["lb_tc_ingress", "lb_tc_ingress_l3"],
+};
+
+const TC_EGRESS: TcHook = TcHook {
+    name: "tc-egress",
+    tcx: hooks::TCX_EGRESS,
+    clsact: TcAttachType::Egress,
+    programs: ["lb_tc_egress", "lb_tc_egress_l3"],
+};
+
+/// A device to attach to.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetDevice<'a> {
+    pub ifindex: u32,
+    pub name: &'a str,
+    /// Whether XDP is attached too, if the driver supports it.
+    pub xdp: bool,
+    /// Whether frames begin with the IP header.
+    pub layer3: bool,
+}
 
 impl Links {
     pub fn new(folder: PathBuf) -> Self {
@@ -138,46 +145,72 @@ impl Links {
         hooks::CGROUP.iter().try_for_each(|(_, _, hook)| remove_pin(&self.folder.join(hook)))
     }
 
+    /// Attaches to a device, or replaces what is attached.
+    ///
+    /// The egress program comes first. With ingress alone, requests would be translated and their
+    /// replies would not. If the egress program cannot be attached, the others are detached.
     pub fn attach_device(
         &mut self,
         programs: &mut Programs,
-        ifindex: u32,
-        name: &str,
-        xdp: bool,
-        layer3: bool,
+        device: TargetDevice<'_>,
     ) -> Result<Attached, AttachError> {
-        if let Some(refused) = refused(programs, layer3) {
+        if let Some(refused) = refused(programs, device.layer3) {
             return Ok(Attached::Nothing { refused });
         }
+        if let Err(error) = self.attach_tc(programs, &TC_EGRESS, device) {
+            // The link of an earlier agent stays if its program could not be replaced.
+            if sys::open_pin(&self.pin_path(TC_EGRESS.name, device.ifindex)).is_err() {
+                self.detach_ingress(device)?;
+            }
+            return Err(error);
+        }
+        self.attach_tc(programs, &TC_INGRESS, device)?;
         let (mut with_xdp, mut how) = (false, String::new());
-        if xdp {
-            match self.attach_xdp(programs, ifindex) {
+        if device.xdp {
+            match self.attach_xdp(programs, device.ifindex) {
                 Ok(()) => (with_xdp, how) = (true, "XDP and ".into()),
                 Err(error) => how = format!("(no XDP: {}) ", xdp_reason(&error)),
             }
         } else {
-            remove_pin(&self.pin_path("xdp", ifindex))?;
-        }
-        for hook in &TC_HOOKS {
-            let program = hook.programs[usize::from(layer3)];
-            if programs.tcx {
-                self.attach_tcx(programs, hook, program, ifindex).map_err(|source| AttachError::Device {
-                    hook: hook.name,
-                    device: name.to_owned(),
-                    source,
-                })?;
-            } else {
-                attach_clsact(programs, hook, program, name)?;
-                // An earlier agent may have used the other kind of attachment. If both exist, the
-                // first one translates a packet.
-                remove_pin(&self.pin_path(hook.name, ifindex))?;
-            }
+            remove_pin(&self.pin_path("xdp", device.ifindex))?;
         }
         if programs.tcx {
-            detach_clsact(ifindex);
+            detach_clsact(device.ifindex);
+            how.push_str("tcx");
+            for hook in [&TC_INGRESS, &TC_EGRESS] {
+                how.push_str(&other_programs(hook, device.name));
+            }
+        } else {
+            how.push_str("clsact");
         }
-        how.push_str(if programs.tcx { "tcx" } else { "clsact" });
         Ok(Attached::Programs { xdp: with_xdp, how })
+    }
+
+    fn attach_tc(
+        &self,
+        programs: &mut Programs,
+        hook: &TcHook,
+        device: TargetDevice<'_>,
+    ) -> Result<(), AttachError> {
+        let program = hook.programs[usize::from(device.layer3)];
+        if programs.tcx {
+            return self.attach_tcx(programs, hook, program, device.ifindex).map_err(|source| {
+                AttachError::Device { hook: hook.name, device: device.name.to_owned(), source }
+            });
+        }
+        attach_clsact(programs, hook, program, device.name)?;
+        // An earlier agent may have used tcx. Two programs would see each packet.
+        remove_pin(&self.pin_path(hook.name, device.ifindex))
+    }
+
+    /// Detaches the programs that translate requests: XDP and tc ingress.
+    fn detach_ingress(&self, device: TargetDevice<'_>) -> Result<(), AttachError> {
+        for hook in ["xdp", TC_INGRESS.name] {
+            remove_pin(&self.pin_path(hook, device.ifindex))?;
+        }
+        // It is no error if there is no filter.
+        let _ = clsact_link(&TC_INGRESS, device.name).map(aya::programs::Link::detach);
+        Ok(())
     }
 
     fn attach_xdp(&self, programs: &Programs, ifindex: u32) -> io::Result<()> {
@@ -198,7 +231,7 @@ impl Links {
             sys::link_info(link).is_ok_and(|info| unsafe { info.__bindgen_anon_1.tcx.ifindex } == ifindex)
         };
         replace(&self.pin_path(hook.name, ifindex), program, here, || {
-            sys::create_link(program, ifindex, hook.tcx, hook.flags)
+            sys::create_link(program, ifindex, hook.tcx, TCX_FIRST)
         })
     }
 
@@ -227,11 +260,35 @@ impl Links {
 /// that the kernel has refused. XDP alone is not enough, because replies of local endpoints pass
 /// tc.
 pub fn refused(programs: &Programs, layer3: bool) -> Option<&'static str> {
-    let needed = TC_HOOKS.iter().map(|hook| hook.programs[usize::from(layer3)]);
+    let needed = [&TC_INGRESS, &TC_EGRESS].map(|hook| hook.programs[usize::from(layer3)]);
     needed.into_iter().find(|program| programs.get(program).is_none())
 }
 
-/// Describes why the kernel refuses the XDP program.
+/// Returns which programs of others are attached to a tcx hook, before or after ours, as text for the
+/// log. The text is empty if there are none.
+fn other_programs(hook: &TcHook, device: &str) -> String {
+    // The log is the only user: without an answer it lacks the names.
+    let Ok((_, programs)) = SchedClassifier::query_tcx(device, hook.clsact) else { return String::new() };
+    let names: Vec<String> =
+        programs.iter().map(|program| program.name_as_str().unwrap_or("?").to_owned()).collect();
+    describe_others(hook, &names)
+}
+
+/// As [`other_programs`], from the names of all programs in their order.
+fn describe_others(hook: &TcHook, names: &[String]) -> String {
+    // The kernel truncates names to 15 bytes.
+    let is_ours = |name: &String| hook.programs.iter().any(|ours| ours.get(..15).unwrap_or(ours) == name);
+    let Some(own) = names.iter().position(is_ours) else { return String::new() };
+    let mut text = String::new();
+    for (others, place) in [(&names[..own], "before"), (&names[own + 1..], "after")] {
+        if !others.is_empty() {
+            text.push_str(&format!(", {} with {} {place} it", hook.name, others.join(", ")));
+        }
+    }
+    text
+}
+
+/// Why the kernel would not take the XDP program, in words.
 fn xdp_reason(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::NotFound {
         return "the kernel refuses the program".into();
@@ -314,8 +371,29 @@ fn clsact_link(hook: &TcHook, device: &str) -> io::Result<SchedClassifierLink> {
 /// Removes the filters of Sluice from a device. The device may be removed already.
 fn detach_clsact(ifindex: u32) {
     let Some(device) = sys::device_name(ifindex) else { return };
-    for hook in &TC_HOOKS {
-        // There is no filter to remove.
+    for hook in [&TC_INGRESS, &TC_EGRESS] {
+        // That there is none is what we want.
         let _ = clsact_link(hook, &device).map(aya::programs::Link::detach);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_names_programs_of_others_and_their_place() {
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let text = |list: &[&str]| describe_others(&TC_INGRESS, &names(list));
+        assert_eq!(text(&["lb_tc_ingress"]), "");
+        assert_eq!(
+            text(&["lb_tc_ingress_l", "cil_from_netdev"]),
+            ", tc-ingress with cil_from_netdev after it"
+        );
+        assert_eq!(
+            text(&["a", "b", "lb_tc_ingress", "c"]),
+            ", tc-ingress with a, b before it, tc-ingress with c after it"
+        );
+        assert_eq!(text(&["cil_from_netdev"]), "", "ours was detached meanwhile");
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, NamespaceAddrs};
 use lb_datapath::apply::tables::TableError;
-use lb_datapath::{AttachError, Attached, Datapath};
+use lb_datapath::{AttachError, Attached, Datapath, TargetDevice};
 
 use crate::node::devices::{DeviceChoice, Hooks};
 
@@ -37,8 +37,13 @@ impl HostTables for Datapath {
     type Error = HostError;
 
     fn attach(&mut self, choice: &DeviceChoice) -> Result<Attached, HostError> {
-        let xdp = choice.hooks == Hooks::XdpAndTc;
-        Ok(self.attach_device(choice.index, &choice.name, xdp, !choice.ethernet)?)
+        let device = TargetDevice {
+            ifindex: choice.index,
+            name: &choice.name,
+            xdp: choice.hooks == Hooks::XdpAndTc,
+            layer3: !choice.ethernet,
+        };
+        Ok(self.attach_device(device)?)
     }
 
     fn detach(&mut self, ifindex: u32) -> Result<(), HostError> {

@@ -1,10 +1,12 @@
 //! Start, crash, restart and cleanup of the agent.
 
 use std::fs;
+use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lb_testbed::agent::{Agent, cleanup};
 use lb_testbed::host::LoadKind;
+use lb_testbed::topology::Node;
 use lb_testbed::{Datapath, Family, kernel};
 
 use crate::check::{answered_by, eventually, refused, without_failure};
@@ -132,4 +134,45 @@ pub fn cleanup_removes_everything(world: &mut World) -> Result<()> {
     ensure!(filters.trim().is_empty(), "still attached: {filters}");
     world.start_agent(0)?;
     world.wait_until_served(&service, &[1, 3])
+}
+
+/// If the egress program cannot be attached to a device, the agent detaches the ingress programs too.
+/// It tries again until both are attached.
+pub fn no_ingress_without_egress(world: &mut World) -> Result<()> {
+    if world.topology.datapath == Datapath::Clsact {
+        // Filters have no pins, by which this case makes attaching fail.
+        return Ok(());
+    }
+    let service = world.publish(&[1, 3])?;
+    let outside = service.node_port(world.node(0), Family::V4, To::Http);
+    answered_by(&world.client().get(&[outside], 3)?, &[1, 3])?;
+    world.take_agent(0)?.stop()?;
+
+    // A folder at the place of the pin makes attaching fail.
+    let node = world.node(0);
+    let (pin, place) = (egress_pin(node)?, node.host.place.clone());
+    let log = world.topology.folder().join(format!("{}-agent.log", node.host.name));
+    fs::remove_file(&pin)?;
+    fs::create_dir(&pin)?;
+    world.start_agent(0)?;
+    let failed = "cannot attach to eth0";
+    eventually(|| {
+        let log = fs::read_to_string(&log)?;
+        ensure!(log.contains(failed), "the log does not contain {failed:?}");
+        refused(&world.client().get(&[outside], 1)?)
+    })?;
+    let link = place.run("ip", ["-details", "link", "show", "dev", "eth0"])?;
+    ensure!(!link.contains("prog/xdp"), "XDP is attached without egress: {link}");
+    fs::remove_dir(&pin)?;
+    eventually(|| answered_by(&world.client().get(&[outside], 3)?, &[1, 3]))
+}
+
+/// Returns the path of the pinned egress link of eth0.
+fn egress_pin(node: &Node) -> Result<PathBuf> {
+    let link = node.host.place.run("ip", ["-oneline", "link", "show", "dev", "eth0"])?;
+    let ifindex = link.split(':').next().context("no index of eth0")?.trim().to_owned();
+    let name = format!("tc-egress-{ifindex}");
+    let versions = fs::read_dir(node.bpffs.join("sluice"))?;
+    let mut pins = versions.flatten().map(|version| version.path().join("links").join(&name));
+    pins.find(|pin| pin.exists()).with_context(|| format!("no pin {name}"))
 }
