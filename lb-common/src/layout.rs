@@ -465,7 +465,7 @@ pub mod address_flags {
 
 /// Values of `NETWORKS_V4` and `NETWORKS_V6`, whose keys are prefix lengths and addresses.
 pub mod network_flags {
-    /// Addresses of pods, which are inside the cluster.
+    /// Addresses of pods of this node, if routes do not show where they are.
     pub const PODS: u32 = 1 << 0;
     /// A ServiceCIDR. Packets to an address in it that no Service has are dropped.
     pub const SERVICES: u32 = 1 << 1;
@@ -540,6 +540,11 @@ pub mod device_flags {
     /// The device leads to a pod (`--pod-interfaces`): packets that arrive by it come from a pod of
     /// this node.
     pub const POD: u32 = 1 << 1;
+    /// Only pods of this node are behind the device: addresses that a route to it covers are on
+    /// this node.
+    pub const ONLY_LOCAL_PODS: u32 = 1 << 2;
+    /// Other nodes are behind the device: addresses that a route to it covers are not on this node.
+    pub const OTHER_NODES: u32 = 1 << 3;
 }
 
 /// Value of `SERVICE_NAMES`, keyed by service id: the service port in the Kubernetes API. Names are

@@ -22,8 +22,8 @@ use crate::sys;
 /// Native XDP: the driver runs the program (`XDP_FLAGS_DRV_MODE`). Generic XDP is slower than tc,
 /// so it is not used.
 const XDP_NATIVE: u32 = 1 << 2;
-/// First in the chain (`BPF_F_BEFORE`), as with clsact. A program of a CNI may end the chain, so that
-/// programs behind it see no packets.
+/// First in the chain (`BPF_F_BEFORE`), as with clsact. A program of a CNI may end the chain, so
+/// that programs behind it see no packets.
 const TCX_FIRST: u32 = 1 << 3;
 /// The priority of clsact filters. They run before the filters of the CNI.
 const CLSACT_PRIORITY: u16 = 1;
@@ -264,8 +264,8 @@ pub fn refused(programs: &Programs, layer3: bool) -> Option<&'static str> {
     needed.into_iter().find(|program| programs.get(program).is_none())
 }
 
-/// Returns which programs of others are attached to a tcx hook, before or after ours, as text for the
-/// log. The text is empty if there are none.
+/// Returns which programs of others are attached to a tcx hook, before or after ours, as text for
+/// the log. The text is empty if there are none.
 fn other_programs(hook: &TcHook, device: &str) -> String {
     // The log is the only user: without an answer it lacks the names.
     let Ok((_, programs)) = SchedClassifier::query_tcx(device, hook.clsact) else { return String::new() };

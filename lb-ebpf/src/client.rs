@@ -1,27 +1,44 @@
 //! Where a client is, and which services it may use.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use lb_common::layout::{Service, SourceRange, address_flags, device_flags, network_flags, service_flags};
+use lb_common::layout::{
+    FlowKey, Service, SourceRange, address_flags, device_flags, network_flags, service_flags,
+};
 
 use crate::address::{known, network};
 use crate::aligned::Aligned;
 use crate::frame::Frame;
 use crate::maps::{DEVICES, Maps};
+use crate::route::{Query, RouteLookup};
 
 /// Decides which endpoints are eligible: the two ranges of a service entry.
 #[derive(Copy, Clone, PartialEq, Eq)]
 pub enum Client {
-    /// The client is outside the cluster.
+    /// The client is outside the cluster, or a pod of another node.
     Outside,
-    /// The client is a pod or this node.
+    /// The client is a pod of this node, or this node.
     Inside,
 }
 
-/// Returns where the client with this source address is.
+/// Returns where the sender of this packet is. A pod of another node is outside.
+///
+/// The route to the source address shows it, if it leads to a device of which the agent has
+/// published what is behind it. Otherwise the networks of pods decide.
 #[inline(always)]
-pub fn of_source<F: Maps>(addr: F::Addr) -> Client {
-    let is_node = || known::<F>(&addr).is_some_and(|known| known.has(address_flags::NODE));
-    if network::<F>(addr) & network_flags::PODS != 0 || is_node() { Client::Inside } else { Client::Outside }
+pub fn of_source<F: Maps, K: Frame>(frame: &K, key: &FlowKey<F::Addr>, lookup: &mut RouteLookup) -> Client {
+    let addr = key.src_addr;
+    if known::<F>(&addr).is_some_and(|known| known.has(address_flags::NODE)) {
+        return Client::Inside;
+    }
+    // The length 0 leaves out the check of the MTU.
+    let query = Query { src: key.dst_addr, dst: addr, protocol: key.protocol, length: 0 };
+    let flags = lookup.find::<F, K>(frame, &query).map_or(0, |route| route.device_flags());
+    let is_inside = if flags & (device_flags::ONLY_LOCAL_PODS | device_flags::OTHER_NODES) != 0 {
+        flags & device_flags::ONLY_LOCAL_PODS != 0
+    } else {
+        network::<F>(addr) & network_flags::PODS != 0
+    };
+    if is_inside { Client::Inside } else { Client::Outside }
 }
 
 /// Returns whether the packet arrived by the device of a pod of this node (`--pod-interfaces`).

@@ -5,10 +5,11 @@ use core::mem::size_of;
 use aya_ebpf::bindings::{bpf_redir_neigh, xdp_action};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::helpers::generated::bpf_redirect_neigh;
-use lb_common::layout::{SCTP, TCP, deliver, device_flags};
+use lb_common::layout::{SCTP, TCP, address_flags, deliver, device_flags};
 use lb_common::reason::Reason;
 use lb_common::wire::{ETHERNET_LEN, TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
+use crate::address::known;
 use crate::frame::Frame;
 use crate::frame::skb::SkbFrame;
 use crate::frame::xdp::XdpFrame;
@@ -47,6 +48,13 @@ impl<'a> Decided<'a> {
     #[inline(always)]
     pub fn is_possible<F: Maps, K: Deliver>(&mut self, frame: &K, packet: &Packet<F>) -> bool {
         K::COMPLETE || self.0.found().is_none_or(|route| frame.can_send(packet.l3, &route))
+    }
+
+    /// Returns the address of this node that the kernel would use as source on the route. `None` if
+    /// the packet continues up the stack, or if the device has no address.
+    #[inline(always)]
+    pub fn source<F: Maps>(&mut self) -> Option<F::Addr> {
+        self.0.found()?.source::<F>()
     }
 
     /// Returns whether the packet is forwarded.
@@ -106,6 +114,36 @@ pub fn find_route<'a, F: Maps, K: Frame>(
         Ok(_) if packet.ttl <= 1 => Err(Verdict::Answer(Answer::TimeExceeded)),
         Ok(route) => Ok(route),
     }
+}
+
+/// Decides how packets reach an endpoint that its EndpointSlice does not place on this node. If the
+/// network shows that it is on this node all the same, they continue up the stack: the endpoint has
+/// an address of this node, or a route to it leads to pods of this node.
+#[inline(always)]
+pub fn to_endpoint<'a, F: Maps, K: Frame>(
+    frame: &K,
+    packet: &Packet<F>,
+    lookup: &'a mut RouteLookup,
+    endpoint: F::Addr,
+) -> Result<Decided<'a>, Verdict> {
+    let route = find_route(frame, packet, lookup, F::UNSPECIFIED, endpoint);
+    let is_here = match route.map(|route| route.device_flags()) {
+        Ok(flags) => flags & device_flags::ONLY_LOCAL_PODS != 0,
+        // The kernel reports addresses of this node as not forwarded, like addresses without a
+        // route.
+        Err(Verdict::Drop(Reason::NoRoute) | Verdict::LeaveToTc) if is_of_node::<F>(&endpoint) => true,
+        Err(verdict) => return Err(verdict),
+    };
+    if is_here {
+        lookup.clear();
+    }
+    Ok(Decided(lookup))
+}
+
+/// Returns whether this node has the address.
+#[inline(always)]
+fn is_of_node<F: Maps>(addr: &F::Addr) -> bool {
+    known::<F>(addr).is_some_and(|known| known.has(address_flags::NODE))
 }
 
 /// Returns the length of the largest IP packet in the frame, in bytes: it must fit the path.

@@ -24,6 +24,7 @@ use crate::nat::{self, Header};
 use crate::packet::{Fragment, Packet};
 use crate::record::{self, note};
 use crate::records::Records;
+use crate::route::RouteLookup;
 use crate::scratch::Scratch;
 use crate::select::{self, Eligible, Refusal, select};
 use crate::service::{self, Destination};
@@ -100,7 +101,7 @@ fn continue_connection<'s, F: Header + Records, K: Deliver>(
     if translation.is_passing_reply() {
         return Err(Verdict::Pass);
     }
-    note_known(frame, packet, &found);
+    note_known(frame, packet, &found, route);
     let mut delivery = delivery::of_translation(frame, packet, translation, route)?;
     if !delivery.is_possible(frame, packet) {
         return Err(Verdict::LeaveToTc);
@@ -144,7 +145,7 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
     let origin = if client_is_here {
         Client::Inside
     } else if service.flags & service_flags::POLICY_LOCAL != 0 || record::recording() {
-        client::of_source::<F>(key.src_addr)
+        client::of_source::<F, K>(frame, key, route)
     } else {
         Client::Outside
     };
@@ -166,20 +167,26 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
         masquerade: false,
         deliver: deliver::PASS,
     };
-    let source = source_rewrite(backend.addr == key.src_addr, backend.flags, client_is_here);
+    let mut source = source_rewrite(backend.addr == key.src_addr, backend.flags, client_is_here);
     note(|record| {
         record.backend_id = backend_id;
         record.source = source;
     });
-    let mut delivery = if source == record_source::ENDPOINT_ELSEWHERE || source == record_source::HAIRPIN {
-        let route = delivery::find_route(frame, packet, route, F::UNSPECIFIED, backend.addr)?;
-        opening.source = route.source::<F>().ok_or(Verdict::Drop(Reason::NoSourceAddress))?;
+    let mut delivery = match source {
+        record_source::ENDPOINT_ELSEWHERE => delivery::to_endpoint(frame, packet, route, backend.addr)?,
+        record_source::HAIRPIN => {
+            delivery::find_route(frame, packet, route, F::UNSPECIFIED, backend.addr).map(Decided::out)?
+        }
+        _ => Decided::up_stack(route),
+    };
+    if delivery.is_out() {
+        opening.source = delivery.source::<F>().ok_or(Verdict::Drop(Reason::NoSourceAddress))?;
         opening.masquerade = true;
         opening.deliver = deliver::ROUTE;
-        Decided::out(route)
-    } else {
-        Decided::up_stack(route)
-    };
+    } else if source == record_source::ENDPOINT_ELSEWHERE {
+        source = record_source::KEPT_ENDPOINT_HERE;
+        note(|record| record.source = source);
+    }
     flow::open(frame, packet, &opening, translation).map_err(Verdict::Drop)?;
     count(Reason::FlowOpened);
     log::opened::<F>(key, translation);
@@ -221,7 +228,12 @@ fn source_rewrite(hairpin: bool, endpoint: u16, client_is_here: bool) -> u32 {
 /// Records that the packet belongs to a known connection, and the endpoints that would be eligible
 /// for a new one.
 #[inline(always)]
-fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, found: &Found<F::Addr>) {
+fn note_known<F: Header, K: Frame>(
+    frame: &K,
+    packet: &Packet<F>,
+    found: &Found<F::Addr>,
+    route: &mut RouteLookup,
+) {
     if !record::recording() {
         return;
     }
@@ -231,8 +243,11 @@ fn note_known<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, found: &Found<
         && let Destination::Service(service) =
             service::at_known::<F>(known, key.dst_addr, key.dst_port, key.protocol)
     {
-        let origin =
-            if client::came_from_pod(frame) { Client::Inside } else { client::of_source::<F>(key.src_addr) };
+        let origin = if client::came_from_pod(frame) {
+            Client::Inside
+        } else {
+            client::of_source::<F, K>(frame, key, route)
+        };
         record::note_service(service);
         select::note_eligible(origin, &Eligible::of(service, origin));
     }

@@ -6,6 +6,8 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SRC,
     bpf_fib_lookup, bpf_redir_neigh,
 };
+#[cfg(doc)]
+use lb_common::layout::device_flags;
 
 use crate::frame::Frame;
 use crate::maps::{DEVICES, Maps};
@@ -126,6 +128,14 @@ impl<'a> Route<'a> {
     #[inline(always)]
     pub fn into_lookup(self) -> &'a mut RouteLookup {
         self.0
+    }
+
+    /// Returns what the agent has published about the outgoing device: bits of [`device_flags`].
+    #[inline(always)]
+    pub fn device_flags(&self) -> u32 {
+        // SAFETY: only `flags` is read, one aligned word. If the element is reused meanwhile, the
+        // flags are those of another device, for this packet alone.
+        unsafe { DEVICES.get(&self.ifindex()) }.map_or(0, |device| device.flags)
     }
 
     /// Returns the index of the outgoing device.

@@ -252,7 +252,10 @@ impl Subject {
             let (v4, v6): (Ipv4Addr, Ipv6Addr) = (v4.parse()?, v6.parse()?);
             let mut flags = 0;
             flags |= if device.xdp_target { device_flags::XDP_TARGET } else { 0 };
-            flags |= if device.pod { device_flags::POD } else { 0 };
+            flags |= match device.pod {
+                true => device_flags::POD | device_flags::ONLY_LOCAL_PODS,
+                false => device_flags::OTHER_NODES,
+            };
             let entry = layout::Device { addr_v4: v4.octets(), addr_v6: v6.octets(), flags };
             datapath.host().set_device(ifindex, Some(&entry))?;
             for address in [IpAddr::V4(v4), IpAddr::V6(v6)] {

@@ -136,12 +136,16 @@ pub enum Protocol {
     Sctp,
 }
 
-/// One endpoint. It is on this node if its address belongs to a peer behind `pod0`.
+/// One endpoint. Its EndpointSlice places it on this node if its address belongs to a peer behind
+/// `pod0`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Backend {
     pub address: String,
     pub port: u16,
+    /// Its EndpointSlice has no nodeName.
+    #[serde(default)]
+    pub without_node_name: bool,
 }
 
 /// One packet, and the expected results.

@@ -119,7 +119,8 @@ impl CaseRun<'_> {
             let mut backends = Vec::new();
             for backend in &service.backends {
                 let address = self.socket_address(&backend.address, backend.port)?;
-                backends.push(Endpoint { address, local: is_local(address) });
+                let local = is_local(address) && !backend.without_node_name;
+                backends.push(Endpoint { address, local });
             }
             let address = self.socket_address(&service.address, service.port)?;
             let mut entry = ServiceEntry::new(address, service.protocol.number(), backends);

@@ -44,7 +44,7 @@ impl DesiredHost {
             attachments: selected.map(|choice| (choice.index, choice.clone())).collect(),
             devices: device_table(state, choices).into_iter().collect(),
             addresses: known_addresses(config, state, planner),
-            networks: known_networks(config, planner),
+            networks: known_networks(planner, &namespaces),
             namespaces,
         }
     }
@@ -72,20 +72,25 @@ fn known_addresses(config: &Config, state: &NodeState, planner: &Planner) -> BTr
     known
 }
 
-/// Returns the networks whose addresses belong to pods: `--cluster-cidr`, else the podCIDRs of the
-/// Node object.
-pub fn pod_networks<'a>(config: &'a Config, planner: &'a Planner) -> &'a [IpNet] {
-    let configured = &config.cluster_cidr.0;
-    let of_node = planner.node().map(|node| &*node.pod_cidrs).unwrap_or_default();
-    if configured.is_empty() { of_node } else { configured }
-}
-
-/// Returns the networks of pods and the ServiceCIDRs, with their flags.
+/// Returns the networks of pods of this node and the ServiceCIDRs, with their flags.
+///
+/// Pods of this node have addresses in the podCIDRs of its Node object, or in its network
+/// namespaces. The programs use them only if the route to an address does not show where it is.
 ///
 /// Returns `None` before the initial sync. The programs drop packets to addresses of ServiceCIDRs
 /// that no Service has, so all Services must be in the maps before these networks are.
-fn known_networks(config: &Config, planner: &Planner) -> Option<BTreeMap<IpNet, u32>> {
-    planner.is_synced().then(|| network_table(pod_networks(config, planner), &planner.service_cidrs()))
+fn known_networks(planner: &Planner, namespaces: &NamespaceAddresses) -> Option<BTreeMap<IpNet, u32>> {
+    let mut pods = pod_addresses(namespaces);
+    pods.extend(planner.node().map(|node| &*node.pod_cidrs).unwrap_or_default());
+    planner.is_synced().then(|| network_table(&pods, &planner.service_cidrs()))
+}
+
+/// Returns the addresses in network namespaces, as networks of one address.
+fn pod_addresses(namespaces: &NamespaceAddresses) -> Vec<IpNet> {
+    let addresses = namespaces
+        .values()
+        .flat_map(|addresses| [IpAddr::from(addresses.addr_v4), IpAddr::from(addresses.addr_v6)]);
+    addresses.filter(|ip| !ip.is_unspecified()).map(IpNet::from).collect()
 }
 
 /// Returns the content of the map `NETWORKS`.
@@ -105,6 +110,8 @@ fn network_table(pods: &[IpNet], services: &[IpNet]) -> BTreeMap<IpNet, u32> {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::layout::NamespaceAddrs;
+
     use super::*;
 
     const PODS: u32 = network_flags::PODS;
@@ -128,6 +135,16 @@ mod tests {
             ]
         );
         assert_eq!(table(&[], &[]), []);
+    }
+
+    #[test]
+    fn addresses_in_network_namespaces_are_pods() {
+        let of_pod = NamespaceAddrs { addr_v4: [10, 9, 0, 7], addr_v6: [0; 16] };
+        let v6 = "fd00:10:9::7".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        let dual_stack = NamespaceAddrs { addr_v4: [10, 9, 0, 8], addr_v6: v6 };
+        let networks = pod_addresses(&NamespaceAddresses::from([(1, of_pod), (2, dual_stack)]));
+        let text: Vec<_> = networks.iter().map(ToString::to_string).collect();
+        assert_eq!(text, ["10.9.0.7/32", "10.9.0.8/32", "fd00:10:9::7/128"]);
     }
 
     #[test]

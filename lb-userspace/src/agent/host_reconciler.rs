@@ -269,7 +269,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::node::devices::Hooks;
+    use crate::node::devices::{Behind, Hooks};
 
     /// Records every call. Calls whose text contains `fail` fail.
     #[derive(Default)]
@@ -336,7 +336,15 @@ mod tests {
     }
 
     fn choice(index: u32, name: &str, hooks: Hooks) -> DeviceChoice {
-        DeviceChoice { index, name: name.into(), hooks, ethernet: true, pod: false, reason: "NIC".into() }
+        DeviceChoice {
+            index,
+            name: name.into(),
+            hooks,
+            ethernet: true,
+            pod: false,
+            behind: Behind::OtherNodes,
+            reason: "NIC".into(),
+        }
     }
 
     fn device(last: u8) -> Device {

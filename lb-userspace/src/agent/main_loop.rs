@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
-use super::desired_host::{DesiredHost, device_choices, pod_networks};
+use super::desired_host::{DesiredHost, device_choices};
 use super::error::AgentError;
 use super::host_reconciler::{HostChange, HostReconciler};
 use super::reconciler::{Outcome, Reconciler};
@@ -135,12 +135,6 @@ impl MainLoop<'_> {
 
     fn complete_initial_sync(&self, service_ports: usize, started: Instant) {
         info!(service_ports, seconds = started.elapsed().as_secs_f32(), "initial sync complete");
-        if pod_networks(self.config, self.reconciler.planner()).is_empty() {
-            info!(
-                "no pod networks are known (neither --cluster-cidr nor podCIDRs of this Node): \
-                 pods are treated as clients outside the cluster"
-            );
-        }
         self.health.send_modify(|state| state.progress = Progress::Serving);
     }
 

@@ -40,10 +40,10 @@ pub struct Config {
     )]
     pub node_name: String,
 
-    /// Pod networks of the whole cluster. Default: the pod networks of this node
+    /// Accepted for compatibility with kube-proxy, without effect
     ///
-    /// Clients with an address in these networks count as pods: externalTrafficPolicy does not
-    /// apply to them. Set this if pods of other nodes use the external addresses of Services.
+    /// Routes, the Node object and network namespaces show which pods are on this node. A pod of
+    /// another node is outside for externalTrafficPolicy.
     #[arg(
         long,
         env = "SLUICE_CLUSTER_CIDR",

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use lb_common::layout::{self, address_flags, device_flags};
 
-use super::devices::DeviceChoice;
+use super::devices::{Behind, DeviceChoice};
 use super::{DeviceAddress, DeviceInfo, NodeState, Scope};
 
 impl DeviceAddress {
@@ -116,19 +116,27 @@ pub fn listen_addresses(
 /// devices without programs, such as a pod's veth. The flag `XDP_TARGET` is set later, after XDP
 /// has been attached.
 pub fn device_table(node: &NodeState, choices: &[DeviceChoice]) -> Vec<(u32, layout::Device)> {
-    let pods: BTreeSet<u32> = choices.iter().filter(|choice| choice.pod).map(|choice| choice.index).collect();
+    let flags: BTreeMap<u32, u32> =
+        choices.iter().map(|choice| (choice.index, choice_flags(choice))).collect();
     let entry = |device: &DeviceInfo| {
         let main = [node.main_v4.map(IpAddr::V4), node.main_v6.map(IpAddr::V6)];
         let [v4, v6] = [true, false].map(|is_v4| source(device, is_v4).or(main[usize::from(!is_v4)]));
-        let mut flags = 0;
-        if pods.contains(&device.index) {
-            flags |= device_flags::POD;
-        }
+        let flags = flags.get(&device.index).copied().unwrap_or_default();
         let addr_v4 = if let Some(IpAddr::V4(ip)) = v4 { ip.octets() } else { [0; 4] };
         let addr_v6 = if let Some(IpAddr::V6(ip)) = v6 { ip.octets() } else { [0; 16] };
         (device.index, layout::Device { addr_v4, addr_v6, flags })
     };
     node.devices.iter().filter(|device| device.up && !device.loopback).map(entry).collect()
+}
+
+/// Returns the flags that follow from the decision about a device.
+fn choice_flags(choice: &DeviceChoice) -> u32 {
+    let pod = if choice.pod { device_flags::POD } else { 0 };
+    pod | match choice.behind {
+        Behind::LocalPods => device_flags::ONLY_LOCAL_PODS,
+        Behind::OtherNodes => device_flags::OTHER_NODES,
+        Behind::Unknown => 0,
+    }
 }
 
 /// Returns the source address that the kernel chooses for packets that leave by a device: the first
@@ -240,7 +248,9 @@ mod tests {
         assert_eq!(of(2), ("192.0.2.7".into(), "2001:db8::7".into()));
         assert_eq!(of(3), ("10.244.1.0".into(), "2001:db8::7".into()));
         assert_eq!(of(7), ("192.0.2.7".into(), "2001:db8::7".into()));
-        assert_eq!([2, 5, 6, 7].map(|index| table[&index].flags), [0, device_flags::POD, 0, 0]);
+        let flags = [2, 4, 5, 6, 7].map(|index| table[&index].flags);
+        let other_nodes = device_flags::OTHER_NODES;
+        assert_eq!(flags, [other_nodes, 0, device_flags::POD, 0, other_nodes]);
         assert!(
             !table.contains_key(&1) && !table.contains_key(&8),
             "neither loopback nor a device that is down"

@@ -136,8 +136,8 @@ pub fn cleanup_removes_everything(world: &mut World) -> Result<()> {
     world.wait_until_served(&service, &[1, 3])
 }
 
-/// If the egress program cannot be attached to a device, the agent detaches the ingress programs too.
-/// It tries again until both are attached.
+/// If the egress program cannot be attached to a device, the agent detaches the ingress programs
+/// too. It tries again until both are attached.
 pub fn no_ingress_without_egress(world: &mut World) -> Result<()> {
     if world.topology.datapath == Datapath::Clsact {
         // Filters have no pins, by which this case makes attaching fail.

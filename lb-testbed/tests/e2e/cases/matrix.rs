@@ -28,7 +28,7 @@ ExternalIP    Cluster  1 3       | 1 3      | 1 3       | 1 3     | -         | 
 LoadBalancer  Cluster  1 3       | 1 3      | 1 3       | 1 3     | -         | 1 3'
 
 ClusterIP     Local    1 3       | 1        | 3         | 1       | -         | 1
-NodePort      Local    1 3       | 1 3      | 1 3'      | 1 3     | 1 3       | 1
+NodePort      Local    1 3       | 1 3      | 1         | 1 3     | 1 3       | 1
 ExternalIP    Local    1 3       | 1 3      | 1 3       | 1 3     | -         | 1
 LoadBalancer  Local    1 3       | 1 3      | 1 3       | 1 3     | -         | 1
 
@@ -38,7 +38,7 @@ ExternalIP    Cluster  3         | 3        | 3         | 3       | -         | 
 LoadBalancer  Cluster  3         | 3        | 3         | 3       | -         | 3'
 
 ClusterIP     Local    3      | unreachable | 3      | unreachable | -         | drop
-NodePort      Local    3         | 3        | 3'        | 3       | 3         | drop
+NodePort      Local    3         | 3        | drop      | 3       | 3         | drop
 ExternalIP    Local    3         | 3        | 3         | 3       | -         | drop
 LoadBalancer  Local    3         | 3        | 3         | 3       | -         | drop
 

@@ -27,6 +27,24 @@ pub fn outside_remote(world: &mut World, family: Family) -> Result<()> {
     Ok(())
 }
 
+/// An endpoint without nodeName that runs on the node is delivered as a local one: it sees the
+/// client's address, and its reply is translated.
+pub fn outside_local_without_node_name(world: &mut World, family: Family) -> Result<()> {
+    for (node, pod) in [(0, 1), (1, 3)] {
+        let service = world.new_service();
+        let mut objects = service.service.with_endpoints(&[world.pod(pod)]);
+        for endpoint in objects.iter_mut().filter_map(|object| object["endpoints"].as_array_mut()).flatten() {
+            endpoint.as_object_mut().and_then(|endpoint| endpoint.remove("nodeName"));
+        }
+        world.write(&service, &objects)?;
+        world.wait_until_served(&service, &[pod])?;
+        let client = world.client();
+        let exchanges = client.get(&[service.node_port(world.node(node), family, To::Http)], 5)?;
+        answered(&exchanges, &[pod], &[client.address(family)])?;
+    }
+    Ok(())
+}
+
 /// A pod's request to its own node is translated at the socket, a request to the other node as
 /// packets. In both cases endpoints on both nodes answer. The reply arrives even if the endpoint
 /// could send it to the pod directly.

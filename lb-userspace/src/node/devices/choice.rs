@@ -14,10 +14,23 @@ pub struct DeviceChoice {
     pub hooks: Hooks,
     /// Whether frames begin with an Ethernet header. Otherwise they begin with the IP header.
     pub ethernet: bool,
-    /// Whether the device leads to a pod. Otherwise it leads to other machines.
+    /// Whether the device leads to a pod by `--pod-interfaces`.
     pub pod: bool,
+    /// What is behind the device.
+    pub behind: Behind,
     /// The reason of the decision, for the log. It does not contain the name.
     pub reason: String,
+}
+
+/// What the routes of this host lead to by a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    /// Pods, containers and virtual machines of this node, and nothing else.
+    LocalPods,
+    /// Other nodes.
+    OtherNodes,
+    /// One or the other, for instance behind the device of a CNI that decides itself.
+    Unknown,
 }
 
 /// Decides about every device, in the order of `node.devices`.
@@ -39,12 +52,18 @@ fn choose(node: &NodeState, device: &DeviceInfo, options: &DeviceOptions) -> Dev
         },
         Err(reason) => (Hooks::None, reason),
     };
+    let behind = match hooks {
+        Hooks::XdpAndTc | Hooks::Tc if pod.is_none() => Behind::OtherNodes,
+        _ if rules::leads_to_local_pods(node, device) => Behind::LocalPods,
+        _ => Behind::Unknown,
+    };
     DeviceChoice {
         index: device.index,
         name: device.name.clone(),
         hooks,
         ethernet: device.link_layer == LinkLayer::Ethernet,
         pod: pod.is_some(),
+        behind,
         reason,
     }
 }

@@ -47,6 +47,6 @@ mod rules;
 mod tests;
 mod xdp;
 
-pub use choice::{DeviceChoice, choose_devices};
+pub use choice::{Behind, DeviceChoice, choose_devices};
 pub use hooks::Hooks;
 pub use options::{AttachMode, DeviceOptions, DevicePatterns, PodInterfaces};

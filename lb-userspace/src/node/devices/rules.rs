@@ -154,6 +154,30 @@ fn pair(node: &NodeState, device: &DeviceInfo, kind: &str) -> Selection {
     }
 }
 
+/// Returns whether only pods, containers or virtual machines of this node are behind a device.
+///
+/// The rule is strict: a CNI can reach other nodes by a device of its own. `cilium_host` is a veth
+/// with both ends here, the bridge of Weave has such a veth as a port, and Antrea's gateway is a
+/// port of Open vSwitch.
+pub fn leads_to_local_pods(node: &NodeState, device: &DeviceInfo) -> bool {
+    match device.kind.as_deref() {
+        Some("bridge") => {
+            let mut ports = node.devices.iter().filter(|port| port.master == Some(device.index)).peekable();
+            ports.peek().is_some() && ports.all(is_end_of_pod)
+        }
+        _ => is_end_of_pod(device) && auto(node, device, MAX_STACK).is_err(),
+    }
+}
+
+/// Returns whether a device is the host side of a pod or of a virtual machine.
+fn is_end_of_pod(device: &DeviceInfo) -> bool {
+    match device.kind.as_deref() {
+        Some("veth" | "netkit") => device.lower_elsewhere,
+        Some("tun") => device.link_layer == LinkLayer::Ethernet,
+        _ => false,
+    }
+}
+
 /// Returns whether packets of other nodes arrive on a device in encapsulated form.
 fn is_tunnel(device: &DeviceInfo) -> bool {
     match device.kind.as_deref() {

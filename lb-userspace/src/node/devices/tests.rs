@@ -2,7 +2,7 @@
 
 use super::super::testing::{device, node};
 use super::super::{DeviceInfo, LinkLayer, NodeState};
-use super::choice::{DeviceChoice, choose_devices};
+use super::choice::{Behind, DeviceChoice, choose_devices};
 use super::hooks::Hooks;
 use super::options::{AttachMode, DeviceOptions, DevicePatterns, PodInterfaces};
 
@@ -127,6 +127,39 @@ fn xdp_is_left_off_where_it_costs_other_traffic() {
     );
     let forced = DeviceOptions { mode: AttachMode::Xdp, ..DeviceOptions::default() };
     assert_eq!(decide(devices, &forced), ["eth0: XDP and tc: NIC"]);
+}
+
+#[test]
+fn devices_show_where_a_route_leads() {
+    let elsewhere = |info| DeviceInfo { lower_elsewhere: true, ..info };
+    let port_of = |bridge, info| DeviceInfo { master: Some(bridge), ..info };
+    let pod = |index, name| elsewhere(device(index, name, Some("veth"), &["10.244.0.1/32"]));
+    let devices = vec![
+        elsewhere(device(2, "eth0", Some("veth"), &["172.18.0.2/16"])),
+        pod(3, "veth1"),
+        device(4, "cni0", Some("bridge"), &["10.244.1.1/24"]),
+        port_of(4, pod(5, "veth2")),
+        device(6, "weave", Some("bridge"), &["10.32.0.1/12"]),
+        port_of(6, pod(7, "veth3")),
+        port_of(6, DeviceInfo { lower: Some(9), ..device(8, "vethwe-bridge", Some("veth"), &[]) }),
+        device(10, "cilium_host", Some("veth"), &["10.0.1.7/32"]),
+        device(11, "antrea-gw0", Some("openvswitch"), &["10.10.0.1/24"]),
+        device(12, "tap0", Some("tun"), &[]),
+        device(13, "docker0", Some("bridge"), &["172.17.0.1/16"]),
+        device(14, "flannel.1", Some("vxlan"), &[]),
+    ];
+    let choices = choose_devices(&node(devices), &DeviceOptions::default());
+    let of = |behind| {
+        let choices = choices.iter().filter(|choice| choice.behind == behind);
+        choices.map(|choice| choice.name.as_str()).collect::<Vec<_>>()
+    };
+    assert_eq!(of(Behind::OtherNodes), ["eth0", "flannel.1"]);
+    assert_eq!(of(Behind::LocalPods), ["veth1", "cni0", "veth2", "veth3", "tap0"]);
+    assert_eq!(
+        of(Behind::Unknown),
+        ["weave", "vethwe-bridge", "cilium_host", "antrea-gw0", "docker0"],
+        "a device of a CNI, and a bridge without ports"
+    );
 }
 
 #[test]
