@@ -48,6 +48,14 @@ pub struct Task {
     pub steps: Vec<Step>,
 }
 
+impl Task {
+    /// Whether the task uses files of the host below a folder.
+    fn needs_folder(&self, folder: &Path) -> bool {
+        let programs = self.steps.iter().map(|step| &step.program);
+        programs.chain([&self.folder, &self.modules]).any(|path| path.starts_with(folder))
+    }
+}
+
 /// A program that is run to its end.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Step {
@@ -151,6 +159,10 @@ fn root(task: &Task) -> Result<()> {
         ("cgroup2", "sys/fs/cgroup"),
         ("bpf", "sys/fs/bpf"),
     ] {
+        // A checkout below /tmp or /run stays visible.
+        if kind == "tmpfs" && task.needs_folder(&Path::new("/").join(path)) {
+            continue;
+        }
         let path = Path::new("/root").join(path);
         if !path.exists() {
             fs::create_dir_all(&path)?;
@@ -201,4 +213,24 @@ fn execute(step: &Step, output: &File) -> Result<Option<i32>> {
 
 fn send(reports: &mut File, report: &Report) -> Result<()> {
     writeln!(reports, "{}", serde_json::to_string(report)?).context("write a report")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkout_below_tmp_is_needed() {
+        let task = Task { folder: "/tmp/checkout".into(), ..Task::default() };
+        assert!(task.needs_folder(Path::new("/tmp")));
+        assert!(!task.needs_folder(Path::new("/run")));
+        let step = Step {
+            name: "load".into(),
+            program: "/run/target/debug/lb".into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            limit: 1,
+        };
+        assert!(Task { steps: vec![step], ..task }.needs_folder(Path::new("/run")));
+    }
 }
