@@ -7,7 +7,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use lb_common::connection::{self, Segment};
+use lb_common::connection::{self, Segment, Yields};
 use lb_common::family::Family;
 use lb_common::layout::{Flow, FlowIndex, FlowKey, SEEN_GRANULARITY_NS, direction, flow_phase};
 use lb_common::reason::Reason;
@@ -303,11 +303,18 @@ fn free_port<F: Records>(now: u64) -> Result<u16, Reason> {
     let keys = F::keys().ok_or(Reason::FlowTableFull)?;
     // SAFETY: a map value of this CPU: no other program changes it meanwhile.
     let key = unsafe { &mut (*keys).reply };
+    // 0: every connection that was found keeps its port.
+    let mut taken_over = 0;
     for _ in 0..PORT_ATTEMPTS {
-        if records::holder::<F>(key, now).is_none() {
-            return Ok(key.dst_port);
+        match records::holder::<F>(key, now) {
+            None => return Ok(key.dst_port),
+            Some((_, flow)) if records::yields(flow, now) != Yields::Never => taken_over = key.dst_port,
+            Some(_) => {}
         }
         key.dst_port = random_port();
+    }
+    if taken_over != 0 {
+        return Ok(taken_over);
     }
     Err(Reason::NoSourcePort)
 }

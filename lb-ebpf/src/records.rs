@@ -86,7 +86,7 @@ fn keep_weaker<A: Copy>(weakest: &mut Candidate, number: u32, flow: &Flow<A>, no
 
 /// Returns whether a connection that is not over gives way.
 #[inline(always)]
-fn yields<A: Copy>(flow: &Flow<A>, now: u64) -> Yields {
+pub fn yields<A: Copy>(flow: &Flow<A>, now: u64) -> Yields {
     let yields = flow.state().yields(flow.protocol);
     let is_busy = flow.protocol == UDP
         && yields == Yields::Datagram
