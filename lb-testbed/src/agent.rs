@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::command;
 use crate::host::Process;
 use crate::http;
 use crate::patience::patient;
@@ -191,7 +192,7 @@ pub fn lb_on(node: &Node, arguments: &[&str]) -> Result<String> {
 
 fn lb(program: &Path, place: &Place, bpffs: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = place.command(program)?;
-    crate::place::run(command.args(arguments).arg("--bpffs").arg(bpffs))
+    command::run(command.args(arguments).arg("--bpffs").arg(bpffs))
 }
 
 /// Returns the last 40 lines of a log file, for a failure message.

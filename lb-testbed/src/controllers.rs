@@ -10,9 +10,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::Family;
+use crate::family::Family;
 use crate::host::Listen;
-use crate::manifests::{ManifestDir, Port, Protocol, ServiceManifest};
+use crate::manifest_dir::ManifestDir;
+use crate::manifests::{Port, Protocol, ServiceManifest};
 use crate::topology::Pod;
 
 /// A Service from a manifest, with everything that the cluster adds to it.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::de::DeserializeOwned;
 
-use crate::Family;
+use crate::family::Family;
 use crate::place::Place;
 use crate::report::{Bound, Exchange, LoadReport, PingReport, TransferReport};
 

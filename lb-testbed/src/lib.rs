@@ -10,12 +10,15 @@
 
 pub mod agent;
 pub mod check;
+mod command;
 #[cfg(feature = "control-plane")]
 pub mod control_plane;
 pub mod controllers;
+mod family;
 pub mod host;
 pub mod http;
 pub mod kernel;
+mod manifest_dir;
 pub mod manifests;
 pub mod packet;
 pub mod patience;
@@ -28,42 +31,12 @@ pub mod run;
 pub mod topology;
 mod xdp_pass;
 
-use std::fmt;
-use std::net::IpAddr;
-
 pub use agent::{Agent, AgentOptions};
 #[cfg(feature = "control-plane")]
 pub use control_plane::ControlPlane;
+pub use family::Family;
 pub use host::Host;
-pub use manifests::ManifestDir;
+pub use manifest_dir::ManifestDir;
 pub use place::Place;
 pub use run::RunId;
 pub use topology::{Datapath, Topology, Underlay};
-
-/// IPv4 or IPv6. Nearly every case runs with both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
-    /// Returns the family of an address.
-    pub fn of(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}

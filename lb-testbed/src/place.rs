@@ -12,7 +12,8 @@ use std::{fs, thread};
 use anyhow::{Context, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::run::creating;
+use crate::command::run;
+use crate::run::{NETNS_DIR, creating};
 
 /// A network namespace (by its `ip netns` name) and a directory of the cgroup-v2 hierarchy.
 #[derive(Debug, Clone)]
@@ -132,27 +133,4 @@ impl Place {
         let path = Path::new(NETNS_DIR).join(&self.netns);
         File::open(&path).with_context(|| format!("open the network namespace {}", path.display()))
     }
-}
-
-/// The folder in which `ip netns` stores its names.
-pub const NETNS_DIR: &str = "/run/netns";
-
-/// Runs a command to its end and returns its standard output. The error of a failed command has its
-/// arguments and standard error.
-pub fn run(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("start {} (is it installed?)", command.get_program().display()))?;
-    if !output.status.success() {
-        let arguments: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
-        bail!(
-            "{} {}: {}: {}",
-            command.get_program().display(),
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

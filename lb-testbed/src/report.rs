@@ -18,6 +18,13 @@ pub struct Greeting {
     pub intact: bool,
 }
 
+impl Greeting {
+    /// Returns the body of an answer, as JSON.
+    pub fn json(pod: &str, client: SocketAddr, intact: bool) -> Vec<u8> {
+        serde_json::to_vec(&Self { pod: pod.to_owned(), client, intact }).unwrap_or_default()
+    }
+}
+
 /// A request that was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {

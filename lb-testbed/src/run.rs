@@ -17,13 +17,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::command;
 use crate::patience::patient;
-use crate::place::{self, NETNS_DIR};
 
 /// First part of every name.
 const PREFIX: &str = "slc";
 /// Folders of all runs: pins, manifests, logs.
 const RUNS_DIR: &str = "/run/sluice-testbed";
+/// The folder in which `ip netns` stores its names.
+pub(crate) const NETNS_DIR: &str = "/run/netns";
 /// [`sweep_dead`] skips a run whose folder has a file of this name.
 const KEEP_MARK: &str = "keep";
 
@@ -126,7 +128,7 @@ pub fn remove_everything_of(id: &RunId) -> Result<()> {
         );
     }
     for name in names_in(Path::new(NETNS_DIR)).into_iter().filter(|name| belongs_to(name, id)) {
-        note(place::run(Command::new("ip").args(["netns", "delete", &name])).map(drop));
+        note(command::run(Command::new("ip").args(["netns", "delete", &name])).map(drop));
     }
     if id.folder().exists() {
         note(fs::remove_dir_all(id.folder()).with_context(|| format!("remove {}", id.folder().display())));

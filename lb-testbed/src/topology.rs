@@ -26,9 +26,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::command;
 use crate::host::Host;
-use crate::manifests::ManifestDir;
-use crate::place::{self, Place};
+use crate::manifest_dir::ManifestDir;
+use crate::place::Place;
 use crate::run::{self, RunId};
 use crate::xdp_pass;
 
@@ -327,7 +328,7 @@ impl Builder<'_> {
     fn mount_bpffs(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder)?;
         let _creating = run::creating();
-        place::run(Command::new("mount").args(["-t", "bpf", "none"]).arg(folder)).map(drop)
+        command::run(Command::new("mount").args(["-t", "bpf", "none"]).arg(folder)).map(drop)
     }
 
     /// Gives a host its `eth0` on the segment.

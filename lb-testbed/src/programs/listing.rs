@@ -6,7 +6,7 @@ use anyhow::Result;
 use lb_datapath::Datapath;
 use serde::Serialize;
 
-use super::{Limits, load_options};
+use super::subject::{Limits, load_options};
 
 /// What loads on this kernel, and what is lost.
 #[derive(Debug, Serialize)]

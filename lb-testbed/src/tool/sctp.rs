@@ -12,11 +12,10 @@ use clap::Args;
 use lb_testbed::packet::sums::crc32c;
 use lb_testbed::patience::patient;
 use lb_testbed::pattern;
-use lb_testbed::report::{Answer, Exchange, Failure};
+use lb_testbed::report::{Answer, Exchange, Failure, Greeting};
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 
 use super::datagrams::{ANSWER_LIMIT, parse};
-use super::serve::greeting;
 
 /// Bytes of the common header, and of a chunk header.
 const HEADER: usize = 12;
@@ -220,7 +219,7 @@ pub fn serve(address: SocketAddr, name: &str) -> io::Result<impl FnOnce() + Send
                 ChunkType::Data => {
                     let payload = packet.value.get(DATA_FIELDS..).unwrap_or(&[]);
                     let intact = payload.len() == PAYLOAD && pattern::first_difference(payload, 0).is_none();
-                    packet.answer(tag, ChunkType::Data, data(&greeting(&name, client, intact)))
+                    packet.answer(tag, ChunkType::Data, data(&Greeting::json(&name, client, intact)))
                 }
                 _ => continue,
             };

@@ -65,7 +65,7 @@ async fn serve_http(listener: TcpListener, name: Arc<str>) -> Result<()> {
         let (stream, client) = listener.accept().await?;
         let name = name.clone();
         let answer = service_fn(move |_request| {
-            let body = greeting(&name, client, true);
+            let body = Greeting::json(&name, client, true);
             async move {
                 Ok::<_, Infallible>(
                     Response::builder()
@@ -94,14 +94,8 @@ async fn serve_udp(socket: UdpSocket, name: Arc<str>) -> Result<()> {
             continue;
         }
         let intact = pattern::first_difference(&buffer[..length], 0).is_none();
-        let mut answer = greeting(&name, client, intact);
+        let mut answer = Greeting::json(&name, client, intact);
         answer.resize(answer.len().max(length), b' ');
         let _ = socket.send_to(&answer, client).await;
     }
-}
-
-/// Returns a [`Greeting`] as JSON.
-pub fn greeting(name: &str, client: SocketAddr, intact: bool) -> Vec<u8> {
-    let greeting = Greeting { pod: name.to_owned(), client, intact };
-    serde_json::to_vec(&greeting).unwrap_or_default()
 }
