@@ -5,6 +5,8 @@ use std::{env, fs, path::PathBuf};
 use anyhow::{Context as _, Result};
 use lb_build::{Build, Programs};
 
+use crate::workspace;
+
 #[derive(clap::Args)]
 pub struct Options {
     /// Copy the object to this file too
@@ -36,5 +38,5 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn build(arch: &str) -> Result<Programs> {
-    Ok(Build { workspace: crate::workspace().to_owned(), arch: arch.to_owned() }.run()?)
+    Ok(Build { workspace: workspace::root().to_owned(), arch: arch.to_owned() }.run()?)
 }

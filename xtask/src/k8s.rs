@@ -15,9 +15,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use lb_build::progress::{report, timed, watched};
 
-use crate::process::{self, is_installed};
-
-const TASK: &str = "k8s";
+use crate::{
+    process::{self, is_installed},
+    task, workspace,
+};
 
 const INSTALL_GO: &str = "install Go 1.26 or later (https://go.dev/dl)";
 
@@ -66,7 +67,7 @@ pub fn unavailable(programs: &[Program]) -> Option<String> {
 }
 
 fn root() -> PathBuf {
-    crate::target().join("k8s").join(VERSION)
+    workspace::target().join("k8s").join(VERSION)
 }
 
 fn missing(programs: &[Program]) -> Vec<Program> {
@@ -98,11 +99,11 @@ fn write_module(folder: &Path) -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all(folder)?;
-    report(TASK, &format!("fetching the Go modules of Kubernetes {VERSION}"));
+    report(task::K8S, &format!("fetching the Go modules of Kubernetes {VERSION}"));
     let own = fs::read_to_string(download(folder)?).context("cannot read the go.mod of Kubernetes")?;
     fs::write(folder.join("go.mod"), go_mod(&own))?;
     fs::write(folder.join("tools.go"), tools_go())?;
-    timed(TASK, "resolved the modules", || go(folder, &["mod", "tidy"]))
+    timed(task::K8S, "resolved the modules", || go(folder, &["mod", "tidy"]))
 }
 
 /// Downloads Kubernetes and returns the path of its go.mod in Go's cache.
@@ -149,7 +150,7 @@ fn tools_go() -> String {
 
 fn build(program: Program, module: &Path, bin: &Path) -> Result<()> {
     let name = program.name();
-    report(TASK, &format!("building {name} {VERSION} (once, about four minutes)"));
+    report(task::K8S, &format!("building {name} {VERSION} (once, about four minutes)"));
     let ldflags = format!("-s -w -X k8s.io/component-base/version.gitVersion=v{VERSION}");
     let output = bin.join(name);
     // The build writes to another name: an interrupted build must not leave a file that looks
@@ -157,14 +158,14 @@ fn build(program: Program, module: &Path, bin: &Path) -> Result<()> {
     let unfinished = bin.join(format!("{name}.unfinished"));
     let unfinished_arg = unfinished.display().to_string();
     let package = format!("k8s.io/kubernetes/cmd/{name}");
-    timed(TASK, &format!("built {name}"), || {
+    timed(task::K8S, &format!("built {name}"), || {
         go(module, &["build", "-v", "-trimpath", "-ldflags", &ldflags, "-o", &unfinished_arg, &package])
     })?;
     fs::rename(&unfinished, &output).with_context(|| format!("cannot write {}", output.display()))
 }
 
 fn go(module: &Path, args: &[&str]) -> Result<()> {
-    watched(TASK, command(module).args(args))
+    watched(task::K8S, command(module).args(args))
         .with_context(|| format!("cannot run `go`\nremedy: {INSTALL_GO}"))?
         .map_err(|failure| anyhow::anyhow!("`go {}` failed: {failure}", args.join(" ")))
 }

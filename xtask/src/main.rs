@@ -8,13 +8,12 @@ mod kernels;
 mod process;
 mod run;
 mod setup;
+mod tally;
+mod task;
 mod test;
+mod workspace;
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
@@ -62,16 +61,6 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => test::run(&test::Options::tidy()),
         Task::K8s(options) => k8s::run(&options),
     }
-}
-
-/// Root folder of the workspace, independent of the working directory.
-fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
-}
-
-/// Folder into which builds write.
-fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
 #[cfg(test)]

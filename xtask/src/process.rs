@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use lb_build::progress;
 
+use crate::workspace;
+
 /// Folders that a PATH may lack: that of Go's installer, and those of system programs.
 const FOLDERS: [&str; 4] = ["/usr/local/go/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"];
 
@@ -26,7 +28,7 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 /// Returns the cargo that runs this task, in the root of the workspace.
 pub fn cargo() -> Command {
     let mut command = command(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-    command.current_dir(crate::workspace());
+    command.current_dir(workspace::root());
     command
 }
 

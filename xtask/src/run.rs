@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     build_ebpf,
     process::{cargo, compile, is_root},
+    workspace,
 };
 
 #[derive(clap::Args)]
@@ -23,7 +24,7 @@ pub fn run(options: &Options) -> Result<()> {
     build_ebpf::ensure()?;
     let profile = if options.release { "release" } else { "dev" };
     compile(cargo().args(["build", "-p", "lb-userspace", "--bin", "lb", "--profile", profile]))?;
-    let lb = crate::target().join(if options.release { "release" } else { "debug" }).join("lb");
+    let lb = workspace::target().join(if options.release { "release" } else { "debug" }).join("lb");
     let mut command = if is_root() {
         Command::new(&lb)
     } else {

@@ -5,7 +5,10 @@ use std::fs;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{cargo, is_root};
+use crate::{
+    process::{cargo, is_root},
+    workspace,
+};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -21,7 +24,7 @@ pub fn run(options: &Options) -> Result<()> {
     if !is_root() {
         bail!("the benchmark loads programs into the kernel: run `sudo -E cargo xtask bench programs`");
     }
-    let folder = crate::target().join("bench");
+    let folder = workspace::target().join("bench");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let mut command = cargo();
     // The measured programs run in the kernel: the profile of the measuring program makes no
@@ -29,7 +32,7 @@ pub fn run(options: &Options) -> Result<()> {
     command.args(["bench", "--profile", "dev", "-p", "lb-testbed", "--bench", "programs", "--"]);
     command.args(["--rounds", &options.rounds.to_string()]).arg("--json").arg(folder.join("programs.json"));
     if options.write_docs {
-        command.arg("--docs").arg(crate::workspace().join("docs/benchmarks.md"));
+        command.arg("--docs").arg(workspace::root().join("docs/benchmarks.md"));
     }
     if !command.status()?.success() {
         bail!("the benchmark failed, see above");

@@ -15,6 +15,7 @@ use crate::{
     build_ebpf,
     process::{cargo, command, compile, is_root},
     setup::{self, Component, Need, Program},
+    workspace,
 };
 
 /// `cargo xtask demo` and its options.
@@ -54,13 +55,13 @@ pub fn run(task: &Task) -> Result<()> {
     // The demo program takes the same options. It replaces this process, so that it receives
     // Ctrl-C.
     let arguments = env::args_os().skip(2).filter(|argument| argument != "--no-install");
-    let program = crate::target().join("debug/demo");
-    let error = command(&program).args(arguments).current_dir(crate::workspace()).exec();
+    let program = workspace::target().join("debug/demo");
+    let error = command(&program).args(arguments).current_dir(workspace::root()).exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 
 fn introduction() -> String {
-    let built = crate::target().join("debug/demo").exists();
+    let built = workspace::target().join("debug/demo").exists();
     let time = if built {
         "Takes about 30 seconds."
     } else {

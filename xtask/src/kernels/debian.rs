@@ -12,8 +12,13 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use lb_build::progress::{report, timed};
 
-use super::TASK;
-use crate::process::{command, text_of};
+use crate::{
+    process::{command, text_of},
+    task,
+};
+
+/// The series that stands for the newest kernel of all.
+pub const NEWEST: &str = "newest";
 
 /// Where Debian is fetched from if the machine does not name a mirror.
 const MIRROR: &str = "http://deb.debian.org/debian";
@@ -94,7 +99,7 @@ pub fn provide(cache: &Path, series: &str, refresh: bool) -> Result<Kernel> {
         bail!("no suite of Debian has a cloud kernel of the series {series}");
     };
     let _ = fs::remove_dir_all(&folder);
-    timed(TASK, &format!("fetched Linux {release} from {}", suite.name), || {
+    timed(task::KERNELS, &format!("fetched Linux {release} from {}", suite.name), || {
         apt.unpack(suite, &apt.packages(suite, &release)?, &folder)
     })?;
     // No package has modules.dep.
@@ -115,7 +120,7 @@ pub fn qemu(cache: &Path) -> Result<PathBuf> {
         apt.update(QEMU)?;
         let packages =
             ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"].map(str::to_owned);
-        timed(TASK, "fetched QEMU", || apt.unpack(QEMU, &packages, &folder))?;
+        timed(task::KERNELS, "fetched QEMU", || apt.unpack(QEMU, &packages, &folder))?;
         fs::write(&mark, "")?;
     }
     Ok(folder)
@@ -168,7 +173,7 @@ impl Apt {
         let archive = if suite.security { format!("{}-security", self.mirror) } else { self.mirror.clone() };
         let line = format!("deb {archive} {} main\n", suite.name);
         fs::write(folder.join("sources.list"), line)?;
-        report(TASK, &format!("fetching the package list of {}", suite.name));
+        report(task::KERNELS, &format!("fetching the package list of {}", suite.name));
         text_of(self.command("apt-get", suite).arg("update"))?;
         fs::write(stamp, "")?;
         Ok(())
@@ -236,7 +241,7 @@ fn releases(names: &str, series: &str) -> Vec<String> {
         .lines()
         .filter_map(|name| name.strip_prefix("linux-image-"))
         .filter(|release| release.ends_with("-cloud-amd64"))
-        .filter(|release| series == super::NEWEST || release.starts_with(&format!("{series}.")))
+        .filter(|release| series == NEWEST || release.starts_with(&format!("{series}.")))
         .filter(|release| version(release).len() > 2)
         .map(str::to_owned)
         .collect();

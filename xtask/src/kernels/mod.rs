@@ -18,23 +18,18 @@ use lb_build::progress::report;
 
 pub use self::guest::{is_guest, main as guest};
 use self::{
+    debian::NEWEST,
     guest::{Step, Task},
-    table::Row,
+    table::{LISTING, Row},
     vm::Qemu,
 };
 use crate::{
     process::{cargo, is_installed, is_root},
     setup::{self, Component, InstallOptions, Need},
-    test::Tally,
+    tally::Tally,
+    task, workspace,
 };
 
-const TASK: &str = "kernels";
-
-/// The series that stands for the newest kernel of all.
-const NEWEST: &str = "newest";
-
-/// The step that prints what loads.
-const LISTING: &str = "programs";
 /// The step that runs a few cases of every kind.
 const SMOKE: &str = "smoke";
 
@@ -126,7 +121,7 @@ fn test(options: &Options) -> Result<Tally> {
         is_root(),
         "needs root to share the file system with the guest: run `sudo -E cargo xtask test kernels`"
     );
-    let cache = crate::target().join("kernels");
+    let cache = workspace::target().join("kernels");
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     // Two runs would use the same files.
     let lock = fs::File::create(cache.join("lock"))?;
@@ -142,13 +137,13 @@ fn test(options: &Options) -> Result<Tally> {
     let mut rows = Vec::new();
     for series in series {
         let kernel = debian::provide(&cache, series, options.refresh)?;
-        report(TASK, &format!("Linux {}", kernel.release));
+        report(task::KERNELS, &format!("Linux {}", kernel.release));
         let task = Task {
             release: kernel.release.clone(),
             modules: kernel.modules(),
             early_modules: Vec::new(),
             late_modules: LATE_MODULES.map(str::to_owned).to_vec(),
-            folder: crate::workspace().to_owned(),
+            folder: workspace::root().to_owned(),
             steps: without_lost(&steps, series),
         };
         let limit = Duration::from_secs(60 + steps.iter().map(|step| step.limit).sum::<u64>());

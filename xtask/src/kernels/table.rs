@@ -6,8 +6,10 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use super::vm::Run;
-use crate::test::Tally;
+use crate::{tally::Tally, workspace};
 
+/// The step that prints which programs load.
+pub const LISTING: &str = "programs";
 /// What the limits of programs are read from.
 const LIMITS: &str = "xtask/src/kernels/limits.txt";
 /// What the tables are written into, between the marks.
@@ -53,7 +55,7 @@ impl Row {
         };
         for ended in &run.steps {
             row.seconds += ended.seconds;
-            if ended.step == super::LISTING {
+            if ended.step == LISTING {
                 row.programs = ended.output.lines().find_map(|line| serde_json::from_str(line).ok());
                 continue;
             }
@@ -88,7 +90,7 @@ impl Row {
 pub type Limits = BTreeMap<String, BTreeMap<String, u32>>;
 
 pub fn limits() -> Result<Limits> {
-    let path = crate::workspace().join(LIMITS);
+    let path = workspace::root().join(LIMITS);
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     parse_limits(&text).with_context(|| format!("in {}", path.display()))
 }
@@ -242,7 +244,7 @@ fn table(lines: &[Vec<String>]) -> String {
 
 /// Replaces the tables in the document.
 pub fn write(table: &str) -> Result<()> {
-    let path: PathBuf = crate::workspace().join(DOCUMENT);
+    let path: PathBuf = workspace::root().join(DOCUMENT);
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let text = replaced(&text, table).with_context(|| format!("{DOCUMENT} has no marks for the table"))?;
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))

@@ -3,8 +3,10 @@
 use anyhow::{Context as _, Result, bail};
 use lb_build::progress::{timed, watched};
 
-use super::TASK;
-use crate::process::{command, is_installed, is_root};
+use crate::{
+    process::{command, is_installed, is_root},
+    task,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -112,7 +114,7 @@ pub fn install(programs: &[Program]) -> Result<()> {
         return Ok(());
     }
     let packages: Vec<_> = programs.iter().flat_map(|program| program.packages()).copied().collect();
-    timed(TASK, &format!("installed {}", packages.join(" ")), || {
+    timed(task::SETUP, &format!("installed {}", packages.join(" ")), || {
         apt_get(&["update"])?;
         apt_get(&[&["install", "--yes", "--no-install-recommends"][..], &packages].concat())
     })?;
@@ -132,7 +134,7 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     let mut apt_get = command("apt-get");
     // RUNLEVEL=1 keeps the package of etcd from starting a server: the tests start their own.
     apt_get.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
-    watched(TASK, &mut apt_get)
+    watched(task::SETUP, &mut apt_get)
         .context("cannot run apt-get")?
         .map_err(|failure| anyhow::anyhow!("`apt-get {}` failed: {failure}", arguments.join(" ")))
 }

@@ -10,10 +10,10 @@ mod rust;
 use anyhow::{Result, bail};
 use lb_build::progress::report;
 
+use crate::task;
+
 pub use self::debian::Program;
 pub use self::rust::Component;
-
-const TASK: &str = "setup";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -53,7 +53,10 @@ pub fn provide(needs: &[Need], options: InstallOptions) -> Result<()> {
     if let Some(reason) = debian::cannot_install(&programs).or_else(|| rust::cannot_install(&components)) {
         bail!("this machine lacks:\n{list}They cannot be installed automatically: {reason}");
     }
-    report(TASK, &format!("this machine lacks:\n{list}Installing these (--no-install stops here instead)."));
+    report(
+        task::SETUP,
+        &format!("this machine lacks:\n{list}Installing these (--no-install stops here instead)."),
+    );
     debian::install(&programs)?;
     rust::install(&components)
 }

@@ -8,8 +8,10 @@ use lb_build::{
     toolchain,
 };
 
-use super::TASK;
-use crate::process::{cargo, command, is_installed};
+use crate::{
+    process::{cargo, command, is_installed},
+    task,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Component {
@@ -80,11 +82,11 @@ pub fn install(components: &[Component]) -> Result<()> {
                 toolchain::preferred()?.add(of_kernel_programs).map_err(anyhow::Error::msg)?;
             }
             None => {
-                report(TASK, &format!("adding {}", component.name()));
+                report(task::SETUP, &format!("adding {}", component.name()));
                 let mut rustup = command("rustup");
                 // Rustup passes the toolchain of this workspace on in RUSTUP_TOOLCHAIN.
                 rustup.args(["component", "add", component.name()]);
-                timed(TASK, &format!("added {}", component.name()), || run(&mut rustup))?;
+                timed(task::SETUP, &format!("added {}", component.name()), || run(&mut rustup))?;
             }
         }
     }

@@ -2,10 +2,11 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::summary::Tally;
 use crate::{
     process::{cargo, command, text_of, try_compile},
     setup,
+    tally::Tally,
+    workspace,
 };
 
 /// The target of the image for arm64.
@@ -34,7 +35,7 @@ fn add_target() -> Result<()> {
     let rustup = |arguments: &[&str]| {
         let mut rustup = command("rustup");
         // The toolchain of this workspace, as cargo chose it.
-        text_of(rustup.args(arguments).current_dir(crate::workspace()))
+        text_of(rustup.args(arguments).current_dir(workspace::root()))
     };
     let installed =
         rustup(&["target", "list", "--installed"]).context("list the targets of the toolchain")?;

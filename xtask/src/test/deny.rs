@@ -10,10 +10,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_build::progress::{report, timed, watched};
 
-use super::summary::Tally;
-use crate::process::{cargo, command};
-
-const TASK: &str = "deny";
+use crate::{
+    process::{cargo, command},
+    tally::Tally,
+    task, workspace,
+};
 
 /// The version that is built if the machine has none.
 const VERSION: &str = "0.20.2";
@@ -34,7 +35,7 @@ pub fn run() -> Result<Tally> {
         deny.arg("--offline").args(["check", check]);
         tally.count(deny.status().context("cannot run cargo-deny")?.success());
     }
-    report(TASK, "fetching the database of advisories");
+    report(task::DENY, "fetching the database of advisories");
     let fetched = deny(&program).args(["fetch", "db"]).stderr(Stdio::null()).status();
     if fetched.is_ok_and(|status| status.success()) {
         let mut advisories = deny(&program);
@@ -48,7 +49,7 @@ pub fn run() -> Result<Tally> {
 
 fn deny(program: &Path) -> Command {
     let mut command = command(program);
-    command.current_dir(crate::workspace()).args(["--workspace", "--all-features"]);
+    command.current_dir(workspace::root()).args(["--workspace", "--all-features"]);
     command
 }
 
@@ -59,13 +60,16 @@ fn provide() -> Result<Option<PathBuf>> {
     if installed.is_ok_and(|output| output.status.success()) {
         return Ok(Some("cargo-deny".into()));
     }
-    let folder = crate::target().join("tools").join(format!("cargo-deny-{VERSION}"));
+    let folder = workspace::target().join("tools").join(format!("cargo-deny-{VERSION}"));
     let program = folder.join("bin/cargo-deny");
     if program.is_file() {
         return Ok(Some(program));
     }
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    report(TASK, &format!("building cargo-deny {VERSION} into {} (once, some minutes)", folder.display()));
+    report(
+        task::DENY,
+        &format!("building cargo-deny {VERSION} into {} (once, some minutes)", folder.display()),
+    );
     let mut install = cargo();
     install
         .args(["install", "cargo-deny", "--version", &format!("={VERSION}"), "--locked", "--root"])
@@ -75,8 +79,8 @@ fn provide() -> Result<Option<PathBuf>> {
         .env("CARGO_PROFILE_RELEASE_LTO", "false")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
     lb_build::without_cargo_environment(&mut install);
-    let ended =
-        timed(TASK, "built cargo-deny", || watched(TASK, &mut install)).context("cannot run cargo")?;
+    let ended = timed(task::DENY, "built cargo-deny", || watched(task::DENY, &mut install))
+        .context("cannot run cargo")?;
     if let Err(failure) = ended {
         eprintln!("{failure}");
         return Ok(None);

@@ -7,16 +7,14 @@ use lb_build::{
     toolchain::{self, Component, Toolchain},
 };
 
-use super::{Options, count_tests, summary::Tally};
-use crate::process::try_compile;
+use super::{options::Options, run_tests::count_tests};
+use crate::{process::try_compile, tally::Tally, task, workspace};
 
 /// Crates without input and output: Miri cannot interpret most system calls.
 const PACKAGES: [&str; 3] = ["lb-common", "lb-model", "lb-plan"];
 
 /// Cases of each property test. Miri is some hundred times slower than a compiled test.
 const PROPTEST_CASES: &str = "8";
-
-const TASK: &str = "miri";
 
 /// Returns the reason and the remedy if no toolchain of this machine can have Miri.
 pub fn unavailable() -> Option<String> {
@@ -36,8 +34,8 @@ pub fn run(options: &Options) -> Result<Tally> {
             return Ok(Tally::skipped(format!("{}: {reason}", toolchain.name)));
         }
     }
-    report(TASK, &format!("preparing the standard library of {}", toolchain.name));
-    if !timed(TASK, "prepared the standard library", || try_compile(miri(&toolchain).arg("setup")))? {
+    report(task::MIRI, &format!("preparing the standard library of {}", toolchain.name));
+    if !timed(task::MIRI, "prepared the standard library", || try_compile(miri(&toolchain).arg("setup")))? {
         return Ok(Tally::failed("`cargo miri setup` failed, see above"));
     }
     // Only the unit tests: those in `tests/` read folders of manifests.
@@ -59,8 +57,8 @@ pub fn run(options: &Options) -> Result<Tally> {
 /// `cargo miri` with its results below this workspace's target folder.
 fn miri(toolchain: &Toolchain) -> std::process::Command {
     let mut command = toolchain.cargo();
-    command.current_dir(crate::workspace()).arg("miri");
+    command.current_dir(workspace::root()).arg("miri");
     // Miri finds its driver beside cargo and warns about RUSTC.
-    command.env_remove("RUSTC").env("CARGO_TARGET_DIR", crate::target().join("miri"));
+    command.env_remove("RUSTC").env("CARGO_TARGET_DIR", workspace::target().join("miri"));
     command
 }

@@ -20,9 +20,6 @@ use tables::{CrateRule, Tables};
 /// depends on it.
 const WATCHED: [&str; 6] = ["aya", "aya-ebpf", "clap", "k8s-openapi", "kube", "tokio"];
 
-/// Crates that are no part of the product. Their files may import each other in circles.
-const TOOLS: [&str; 2] = ["lb-testbed", "xtask"];
-
 fn tables() -> Tables {
     let document =
         std::fs::read_to_string(root().join("docs/ARCHITECTURE.md")).expect("docs/ARCHITECTURE.md");
@@ -108,7 +105,7 @@ fn folder_of(package: &Crate, module: &[String]) -> String {
 #[test]
 fn no_file_imports_in_a_circle() {
     let mut problems = Vec::new();
-    for package in workspace_crates().iter().filter(|package| !TOOLS.contains(&package.name.as_str())) {
+    for package in workspace_crates() {
         for circle in graph::circles(&package.imports()) {
             problems.push(format!("{}: {circle}", package.name));
         }
