@@ -109,26 +109,27 @@ impl MainLoop<'_> {
         self.metrics.received(&batch);
         let mut outcome = self.reconciler.apply(batch, started);
         self.log_outcome(&outcome);
-        let health_checks = std::mem::take(&mut outcome.health_checks);
+        let health_checks = std::mem::take(&mut outcome.changes.health_checks);
         if !health_checks.is_empty() {
             self.service_health.send_modify(|desired| desired.update(health_checks));
         }
         self.close_stale_sockets(&outcome);
+        let changes = outcome.changes;
         let host_depends =
-            outcome.node_changed || outcome.service_cidrs_changed || outcome.other_proxies_changed;
-        if host_depends || outcome.complete {
+            changes.node_changed || changes.service_cidrs_changed || changes.other_proxies_changed;
+        if host_depends || changes.complete {
             self.apply_host_state();
         }
-        if outcome.complete {
-            self.complete_initial_sync(outcome.changed, started);
+        let (changed, removed) = (changes.changed.len(), changes.removed.len());
+        if changes.complete {
+            self.complete_initial_sync(changed, started);
         }
-        if outcome.complete || outcome.changed + outcome.removed > 0 {
-            let Outcome { changed, removed, .. } = outcome;
+        if changes.complete || changed + removed > 0 {
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             debug!(events, changed, removed, micros, "updated service maps");
             self.metrics.synced(started.elapsed(), SystemTime::now());
         }
-        self.measure_latency(outcome.triggers);
+        self.measure_latency(changes.triggers);
         self.publish_awaited();
         self.publish_health();
     }
@@ -198,7 +199,7 @@ impl MainLoop<'_> {
             TerminateSockets::Udp => outcome.lost.contains(&Protocol::Udp),
             TerminateSockets::All => !outcome.lost.is_empty(),
         };
-        if lost || outcome.complete {
+        if lost || outcome.changes.complete {
             self.namespaces.visit();
         }
     }
@@ -219,10 +220,10 @@ impl MainLoop<'_> {
     }
 
     fn log_outcome(&self, outcome: &Outcome) {
-        for problem in &outcome.raised {
+        for problem in &outcome.changes.raised {
             self.report_problem(problem);
         }
-        for problem in &outcome.resolved {
+        for problem in &outcome.changes.resolved {
             self.metrics.resolved(problem);
             info!("resolved: {}: {}", problem.object, problem.reason);
         }

@@ -35,7 +35,7 @@ pub async fn write(datapath: &Datapath, config: &Config, folder: &Path) -> Resul
         .map_err(|error| AgentError::Adopt(error.into()))?;
     let mut reconciler = Reconciler::new(Planner::new(planner_settings(config)), engine);
     let outcome = reconciler.apply(events, now);
-    let mut problems: Vec<String> = outcome.raised.iter().map(ToString::to_string).collect();
+    let mut problems: Vec<String> = outcome.changes.raised.iter().map(ToString::to_string).collect();
     problems.extend(outcome.failed);
 
     let state = watch::read_once().await?;

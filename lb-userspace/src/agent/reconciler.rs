@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use lb_datapath::apply::tables::Tables;
 use lb_datapath::apply::{ApplyError, Engine, MapUsage, ReferencedIds};
-use lb_model::{ObjectName, Problem, Protocol, SourceEvent, Trigger};
+use lb_model::{Protocol, SourceEvent};
 use lb_plan::desired::ServicePortId;
-use lb_plan::{HealthCheck, Planner};
+use lb_plan::{Changes, Planner};
 
 use crate::serve::Pending;
 
@@ -32,23 +32,9 @@ struct FailedWrite {
 /// What a batch of events or a tick changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Number of service ports that were written.
-    pub changed: usize,
-    /// Number of service ports that were removed.
-    pub removed: usize,
-    /// The initial sync is complete: every source has been read in full, and the maps contain
-    /// exactly the desired entries.
-    pub complete: bool,
-    pub node_changed: bool,
-    pub service_cidrs_changed: bool,
-    pub other_proxies_changed: bool,
-    pub health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
-    /// The changes in the cluster that caused the changes of endpoints, with their times.
-    pub triggers: Vec<Trigger>,
-    /// New problems of API objects.
-    pub raised: Vec<Problem>,
-    /// Problems that do not exist any more.
-    pub resolved: Vec<Problem>,
+    /// The changes of the desired state. They are written, unless `failed` or an earlier outcome
+    /// reports a failure.
+    pub changes: Changes,
     /// Messages about failed writes that have not been logged yet.
     pub failed: Vec<String>,
     /// Service ports that failed before and are written now.
@@ -74,31 +60,16 @@ impl<T: Tables> Reconciler<T> {
         for id in &changes.removed {
             errors.extend(self.engine.remove(id, now).err());
         }
-        let changed = changes.changed.len();
-        for wanted in changes.changed {
-            errors.extend(self.engine.apply(&wanted, now).err());
+        for desired in &changes.changed {
+            errors.extend(self.engine.apply(desired, now).err());
         }
         if changes.complete {
             errors.extend(self.engine.finish_sync(now));
-        } else if !changes.removed.is_empty() || changed > 0 {
+        } else if !changes.removed.is_empty() || !changes.changed.is_empty() {
             errors.extend(self.engine.tick(now));
         }
         let (failed, recovered) = self.record_failures(errors, now);
-        Outcome {
-            changed,
-            removed: changes.removed.len(),
-            complete: changes.complete,
-            node_changed: changes.node_changed,
-            service_cidrs_changed: changes.service_cidrs_changed,
-            other_proxies_changed: changes.other_proxies_changed,
-            health_checks: changes.health_checks,
-            triggers: changes.triggers,
-            raised: changes.raised,
-            resolved: changes.resolved,
-            failed,
-            recovered,
-            lost: self.engine.take_protocols_with_lost_endpoints(),
-        }
+        Outcome { changes, failed, recovered, lost: self.engine.take_protocols_with_lost_endpoints() }
     }
 
     /// Repeats failed writes, and frees entries whose grace period is over. To be called about once
@@ -107,17 +78,17 @@ impl<T: Tables> Reconciler<T> {
         let errors = self.engine.tick(now);
         let (failed, recovered) = self.record_failures(errors, now);
         Outcome {
+            changes: Changes::default(),
             failed,
             recovered,
             lost: self.engine.take_protocols_with_lost_endpoints(),
-            ..Outcome::default()
         }
     }
 
-    /// Reports a sweep of the flow tables to the engine. The sweep began at `started`; `named` are
-    /// the ids that flows refer to.
-    pub fn swept(&mut self, started: Instant, named: &ReferencedIds) {
-        self.engine.free_unreferenced_ids(started, named);
+    /// Reports a sweep of the flow tables to the engine. The sweep began at `started`; `referenced`
+    /// are the ids to which flows refer.
+    pub fn swept(&mut self, started: Instant, referenced: &ReferencedIds) {
+        self.engine.free_unreferenced_ids(started, referenced);
     }
 
     /// Returns the numbers of used and available map entries.
@@ -261,12 +232,12 @@ mod tests {
         let mut agent = reconciler(&memory, now);
         let outcome =
             agent.apply([service("new", "10.96.0.10"), SourceEvent::Synced(WatchedResource::Services)], now);
-        assert!(!outcome.complete);
+        assert!(!outcome.changes.complete);
         assert_eq!(memory.state().services, left);
 
         let outcome = agent.apply(synced(), now);
-        assert!(outcome.complete);
-        assert_eq!((outcome.changed, outcome.failed), (1, vec![]));
+        assert!(outcome.changes.complete);
+        assert_eq!((outcome.changes.changed.len(), outcome.failed), (1, vec![]));
         assert!(memory.state().services.keys().all(|address| address.ip.to_string() == "10.96.0.10"));
         let used = agent.usage().into_iter().filter(|usage| usage.entries > 0);
         assert_eq!(
