@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use lb_common::connection::State;
 use lb_common::layout::{
-    Affinity, AffinityKey, Flow, FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts,
+    Affinity, AffinityKey, Flow, FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, flow_phase,
 };
 use lb_common::plain::Plain;
 use lb_model::IpFamily;
@@ -81,41 +81,21 @@ pub struct FlowUsage {
 /// `now_ns` must be a time before this call.
 pub fn usage(maps: &MapHandles, now_ns: u64) -> io::Result<FlowUsage> {
     let mut usage = FlowUsage::default();
-    let timeouts = timeouts(maps)?;
-    let mut count = |family, flow: &FlowState| {
-        usage.referenced.add(family, flow.service_id, flow.backend_id);
+    for_each(maps, now_ns, |flow| {
+        usage.referenced.add(flow.family, flow.service_id, flow.backend_id);
         if flow.state.is_half_open(flow.protocol) {
             usage.half_open += 1;
         } else {
             usage.open += 1;
         }
-    };
-    for_each::<[u8; 4]>(maps, now_ns, &timeouts, |flow| count(IpFamily::V4, &FlowState::of(flow)))?;
-    for_each::<[u8; 16]>(maps, now_ns, &timeouts, |flow| count(IpFamily::V6, &FlowState::of(flow)))?;
+    })?;
     Ok(usage)
-}
-
-/// The fields of a record that do not depend on its IP family.
-struct FlowState {
-    protocol: u8,
-    state: State,
-    service_id: u32,
-    backend_id: u32,
-}
-
-impl FlowState {
-    fn of<A: Copy>(flow: &Flow<A>) -> Self {
-        let &Flow { protocol, service_id, backend_id, .. } = flow;
-        Self { protocol, state: flow.state(), service_id, backend_id }
-    }
 }
 
 /// Returns all connections of both families that have not ended at `now_ns`.
 pub fn read(maps: &MapHandles, now_ns: u64) -> io::Result<Vec<FlowEntry>> {
     let mut entries = Vec::new();
-    let timeouts = timeouts(maps)?;
-    for_each::<[u8; 4]>(maps, now_ns, &timeouts, |flow| entries.push(FlowEntry::new(flow)))?;
-    for_each::<[u8; 16]>(maps, now_ns, &timeouts, |flow| entries.push(FlowEntry::new(flow)))?;
+    for_each(maps, now_ns, |flow| entries.push(flow))?;
     Ok(entries)
 }
 
@@ -133,57 +113,78 @@ fn timeout_table(maps: &MapHandles) -> io::Result<Table<u32, FlowTimeouts>> {
     maps.table(MapName::FLOW_TIMEOUTS)
 }
 
-fn for_each<A: MapAddress>(
-    maps: &MapHandles,
-    now_ns: u64,
-    timeouts: &FlowTimeouts,
-    mut visit: impl FnMut(&Flow<A>),
-) -> io::Result<()> {
-    let records: ArrayTable<Flow<A>> = maps.array(MapName::FLOWS[A::FAMILY])?;
-    for number in 0..records.capacity() {
-        let flow = records.read(number)?;
-        if flow.phase != lb_common::layout::flow_phase::CLAIMED && !flow.is_over(now_ns, timeouts) {
-            visit(&flow);
-        }
-    }
-    Ok(())
+/// Calls `visit` with each connection of both families that has not ended at `now_ns`.
+fn for_each(maps: &MapHandles, now_ns: u64, mut visit: impl FnMut(FlowEntry)) -> io::Result<()> {
+    let timeouts = timeouts(maps)?;
+    FlowTable::<[u8; 4]>::open(maps)?.for_each(now_ns, &timeouts, &mut visit)?;
+    FlowTable::<[u8; 16]>::open(maps)?.for_each(now_ns, &timeouts, &mut visit)
 }
 
 /// Makes all connections older by some seconds, as if no packet had arrived. The programs must not
 /// be attached.
 pub fn age(maps: &MapHandles, seconds: u64) -> io::Result<()> {
-    age_family::<[u8; 4]>(maps, seconds)?;
-    age_family::<[u8; 16]>(maps, seconds)
-}
-
-fn age_family<A: MapAddress>(maps: &MapHandles, seconds: u64) -> io::Result<()> {
-    let records: ArrayTable<Flow<A>> = maps.array(MapName::FLOWS[A::FAMILY])?;
-    for number in 0..records.capacity() {
-        let flow = records.read(number)?;
-        let last_seen_ns = flow.last_seen_ns.saturating_sub(seconds * 1_000_000_000);
-        let opened_s = flow.opened_s.saturating_sub(seconds as u32);
-        records.write(number, Flow { last_seen_ns, opened_s, ..flow })?;
-    }
-    Ok(())
+    FlowTable::<[u8; 4]>::open(maps)?.age(seconds)?;
+    FlowTable::<[u8; 16]>::open(maps)?.age(seconds)
 }
 
 /// Removes all connections, fragments and session affinities. The programs must not be attached.
 pub fn forget(maps: &MapHandles) -> io::Result<()> {
-    forget_family::<[u8; 4]>(maps)?;
-    forget_family::<[u8; 16]>(maps)?;
+    FlowTable::<[u8; 4]>::open(maps)?.forget()?;
+    FlowTable::<[u8; 16]>::open(maps)?.forget()?;
     Ok(remove_all(&maps.table::<AffinityKey, Affinity>(MapName::AFFINITY)?)?)
 }
 
-fn forget_family<A: MapAddress>(maps: &MapHandles) -> io::Result<()> {
-    let records: ArrayTable<Flow<A>> = maps.array(MapName::FLOWS[A::FAMILY])?;
-    for number in 0..records.capacity() {
-        let flow = records.read(number)?;
-        if flow.phase != lb_common::layout::flow_phase::FREE {
-            records.write(number, Flow { phase: lb_common::layout::flow_phase::FREE, ..flow })?;
-        }
+/// The maps of the connections of one family.
+struct FlowTable<A> {
+    records: ArrayTable<Flow<A>>,
+    index: Table<FlowKey<A>, FlowIndex>,
+    fragments: Table<FragmentKey<A>, FragmentPorts>,
+}
+
+impl<A: MapAddress> FlowTable<A> {
+    fn open(maps: &MapHandles) -> io::Result<Self> {
+        Ok(Self {
+            records: maps.array(MapName::FLOWS[A::FAMILY])?,
+            index: maps.table(MapName::FLOW_INDEX[A::FAMILY])?,
+            fragments: maps.table(MapName::FRAGMENTS[A::FAMILY])?,
+        })
     }
-    remove_all(&maps.table::<FlowKey<A>, FlowIndex>(MapName::FLOW_INDEX[A::FAMILY])?)?;
-    Ok(remove_all(&maps.table::<FragmentKey<A>, FragmentPorts>(MapName::FRAGMENTS[A::FAMILY])?)?)
+
+    fn for_each(
+        &self,
+        now_ns: u64,
+        timeouts: &FlowTimeouts,
+        visit: &mut impl FnMut(FlowEntry),
+    ) -> io::Result<()> {
+        for number in 0..self.records.capacity() {
+            let flow = self.records.read(number)?;
+            if flow.phase != flow_phase::CLAIMED && !flow.is_over(now_ns, timeouts) {
+                visit(FlowEntry::new(&flow));
+            }
+        }
+        Ok(())
+    }
+
+    fn age(&self, seconds: u64) -> io::Result<()> {
+        for number in 0..self.records.capacity() {
+            let flow = self.records.read(number)?;
+            let last_seen_ns = flow.last_seen_ns.saturating_sub(seconds * 1_000_000_000);
+            let opened_s = flow.opened_s.saturating_sub(seconds as u32);
+            self.records.write(number, Flow { last_seen_ns, opened_s, ..flow })?;
+        }
+        Ok(())
+    }
+
+    fn forget(&self) -> io::Result<()> {
+        for number in 0..self.records.capacity() {
+            let flow = self.records.read(number)?;
+            if flow.phase != flow_phase::FREE {
+                self.records.write(number, Flow { phase: flow_phase::FREE, ..flow })?;
+            }
+        }
+        remove_all(&self.index)?;
+        Ok(remove_all(&self.fragments)?)
+    }
 }
 
 fn remove_all<K: Plain, V: Plain>(table: &Table<K, V>) -> Result<(), TableError> {

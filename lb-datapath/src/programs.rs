@@ -139,6 +139,156 @@ enum Purpose {
     Record,
 }
 
+impl Purpose {
+    /// Returns whether this program is loaded.
+    fn wants(self, program: &str, features: &Features) -> bool {
+        let xdp_of_other_kernels = if features.xdp_frags { XDP_LINEAR } else { XDP };
+        match self {
+            Self::Serve => ![xdp_of_other_kernels, CALL_RECORDER, FLOOR].contains(&program),
+            Self::Test => ![xdp_of_other_kernels, CALL_RECORDER].contains(&program),
+            Self::Record => [PACKET_RECORDER, CALL_RECORDER].contains(&program),
+        }
+    }
+}
+
+/// The read-only globals of the programs (lb-ebpf/src/settings.rs).
+struct Globals {
+    snat_port_first: u16,
+    snat_port_count: u16,
+    flow_records: u32,
+    fib_source: u8,
+    set_retval: u8,
+    coarse_clock: u8,
+    protect_node_ports: u8,
+    netns_cookie: u64,
+    host_sockets_only: u8,
+    recording: u8,
+    log_level: u8,
+}
+
+impl Globals {
+    fn new(options: &LoadOptions, features: &Features, purpose: Purpose) -> Self {
+        let (first, last) = options.snat_ports;
+        Self {
+            snat_port_first: first,
+            snat_port_count: last - first + 1,
+            flow_records: options.sizes.max_flows,
+            fib_source: features.fib_source.into(),
+            set_retval: features.set_retval.into(),
+            coarse_clock: features.coarse_clock.into(),
+            protect_node_ports: options.protect_node_ports.into(),
+            netns_cookie: features.netns_cookie.unwrap_or(0),
+            host_sockets_only: options.host_sockets_only.into(),
+            recording: (purpose == Purpose::Record).into(),
+            log_level: options.log_level,
+        }
+    }
+
+    fn set_in<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+        loader
+            .override_global("SNAT_PORT_FIRST", &self.snat_port_first, true)
+            .override_global("SNAT_PORT_COUNT", &self.snat_port_count, true)
+            .override_global("FLOW_RECORDS", &self.flow_records, true)
+            .override_global("HAS_FIB_SOURCE", &self.fib_source, true)
+            .override_global("HAS_SET_RETVAL", &self.set_retval, true)
+            .override_global("HAS_COARSE_CLOCK", &self.coarse_clock, true)
+            .override_global("PROTECT_NODE_PORTS", &self.protect_node_ports, true)
+            .override_global("NODE_NETNS_COOKIE", &self.netns_cookie, true)
+            .override_global("HOST_SOCKETS_ONLY", &self.host_sockets_only, true)
+            .override_global("RECORDING", &self.recording, true)
+            .override_global("AYA_LOG_LEVEL", &self.log_level, false);
+    }
+}
+
+/// Creates the maps. With `pins`, pinned maps are reused, and new ones are pinned. A pinned map of
+/// another size is replaced by a new one with the same entries.
+fn create_maps(
+    options: &LoadOptions,
+    features: &Features,
+    btf: Option<&Btf>,
+    pins: Option<&Pins>,
+    purpose: Purpose,
+) -> Result<Ebpf, LoadError> {
+    let globals = Globals::new(options, features, purpose);
+    let mut sizes: Vec<(&str, u32)> = map_sizes(&options.sizes).to_vec();
+    let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(btf);
+    globals.set_in(&mut loader);
+    let outgrown = match pins {
+        Some(pins) => pin_maps(&mut loader, &object, &mut sizes, pins, purpose)?,
+        None => Vec::new(),
+    };
+    for (name, size) in sizes {
+        loader.map_max_entries(name, size);
+    }
+    match loader.load(OBJECT) {
+        Ok(ebpf) => {
+            outgrown.iter().try_for_each(Outgrown::copy_into_successor)?;
+            Ok(ebpf)
+        }
+        Err(error) => {
+            outgrown.into_iter().for_each(Outgrown::put_back);
+            Err(LoadError::Load(Box::new(error)))
+        }
+    }
+}
+
+/// Sets the path of the pin of each map. Returns the pinned maps that have another size.
+fn pin_maps<'a>(
+    loader: &mut EbpfLoader<'a>,
+    object: &'a Object,
+    sizes: &mut [(&str, u32)],
+    pins: &Pins,
+    purpose: Purpose,
+) -> Result<Vec<Outgrown>, LoadError> {
+    let mut outgrown = Vec::new();
+    for (name, map) in &object.maps {
+        // Constants (.rodata, .rodata.cst16) belong to one load, and the kernel refuses names with
+        // a dot for pins.
+        if name.starts_with('.') || UNPINNED.contains(&name.as_str()) {
+            continue;
+        }
+        let path = pins.map(name);
+        let wanted = sizes.iter_mut().find(|(sized, _)| sized == name);
+        match (reusable(&path, map)?, wanted) {
+            (None, _) if purpose == Purpose::Record => {
+                return Err(LoadError::NoMaps(pins.root().to_owned()));
+            }
+            (Some(pinned), Some((_, size))) if *size != pinned.capacity && purpose == Purpose::Serve => {
+                outgrown.push(Outgrown::set_aside(path.clone(), pinned.fd)?);
+            }
+            _ => {}
+        }
+        loader.map_pin_path(name, path);
+    }
+    Ok(outgrown)
+}
+
+/// Loads the programs for this purpose. Returns those that the kernel refuses.
+fn load_programs(
+    ebpf: &mut Ebpf,
+    features: &mut Features,
+    btf: Option<&Btf>,
+    purpose: Purpose,
+) -> Vec<Refusal> {
+    let mut programs: Vec<_> =
+        ebpf.programs_mut().filter(|(name, _)| purpose.wants(name, features)).collect();
+    // A fixed order, because refused programs are reported in this order.
+    programs.sort_by_key(|(name, _)| *name);
+    let mut refusals = Vec::new();
+    for (name, program) in programs {
+        let Err(error) = load_program(program, btf) else { continue };
+        let refusal = Refusal::new(name, &features.kernel, &error);
+        if name == ITERATOR && refusal.lacks("bpf_get_socket_cookie") {
+            features.iterator_cookie = false;
+        } else {
+            refusals.push(refusal);
+        }
+    }
+    refusals
+}
+
 /// The loaded programs.
 pub struct Programs {
     ebpf: Ebpf,
@@ -169,92 +319,9 @@ impl Programs {
     fn load_for(options: &LoadOptions, pins: Option<&Pins>, purpose: Purpose) -> Result<Self, LoadError> {
         unlimited_locked_memory();
         let mut features = Features::probe();
-        let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
         let btf = Btf::from_sys_fs().ok();
-        let (first, last) = options.snat_ports;
-        let port_count = last - first + 1;
-        let fib_source = u8::from(features.fib_source);
-        let set_retval = u8::from(features.set_retval);
-        let coarse_clock = u8::from(features.coarse_clock);
-        let protect_node_ports = u8::from(options.protect_node_ports);
-        let netns_cookie = features.netns_cookie.unwrap_or(0);
-        let host_sockets_only = u8::from(options.host_sockets_only);
-        let recording = u8::from(purpose == Purpose::Record);
-
-        let mut loader = EbpfLoader::new();
-        loader
-            .btf(btf.as_ref())
-            .override_global("SNAT_PORT_FIRST", &first, true)
-            .override_global("SNAT_PORT_COUNT", &port_count, true)
-            .override_global("FLOW_RECORDS", &options.sizes.max_flows, true)
-            .override_global("HAS_FIB_SOURCE", &fib_source, true)
-            .override_global("HAS_SET_RETVAL", &set_retval, true)
-            .override_global("HAS_COARSE_CLOCK", &coarse_clock, true)
-            .override_global("PROTECT_NODE_PORTS", &protect_node_ports, true)
-            .override_global("NODE_NETNS_COOKIE", &netns_cookie, true)
-            .override_global("HOST_SOCKETS_ONLY", &host_sockets_only, true)
-            .override_global("RECORDING", &recording, true)
-            .override_global("AYA_LOG_LEVEL", &options.log_level, false);
-        let mut sizes: Vec<(&str, u32)> = map_sizes(&options.sizes).to_vec();
-        let mut outgrown = Vec::new();
-        if let Some(pins) = pins {
-            for (name, map) in &object.maps {
-                // Constants (.rodata, .rodata.cst16) belong to one load, and the kernel refuses
-                // names with a dot for pins.
-                if name.starts_with('.') || UNPINNED.contains(&name.as_str()) {
-                    continue;
-                }
-                let path = pins.map(name);
-                let wanted = sizes.iter_mut().find(|(sized, _)| sized == name);
-                match (reusable(&path, map)?, wanted) {
-                    (None, _) if purpose == Purpose::Record => {
-                        return Err(LoadError::NoMaps(pins.root().to_owned()));
-                    }
-                    (Some(pinned), Some((_, size)))
-                        if *size != pinned.capacity && purpose == Purpose::Serve =>
-                    {
-                        outgrown.push(Outgrown::set_aside(path.clone(), pinned.fd)?);
-                    }
-                    _ => {}
-                }
-                loader.map_pin_path(name, path);
-            }
-        }
-        for (name, size) in sizes {
-            loader.map_max_entries(name, size);
-        }
-        let mut ebpf = match loader.load(OBJECT) {
-            Ok(ebpf) => ebpf,
-            Err(error) => {
-                for map in outgrown {
-                    map.put_back();
-                }
-                return Err(LoadError::Load(Box::new(error)));
-            }
-        };
-        for map in &outgrown {
-            map.copy_into_successor()?;
-        }
-        let xdp_of_other_kernels = if features.xdp_frags { XDP_LINEAR } else { XDP };
-        let wanted = |name: &str| match purpose {
-            Purpose::Serve => ![xdp_of_other_kernels, CALL_RECORDER, FLOOR].contains(&name),
-            Purpose::Test => ![xdp_of_other_kernels, CALL_RECORDER].contains(&name),
-            Purpose::Record => [PACKET_RECORDER, CALL_RECORDER].contains(&name),
-        };
-        let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| wanted(name)).collect();
-        // A fixed order, because refused programs are reported in this order.
-        programs.sort_by_key(|(name, _)| *name);
-        let mut refusals = Vec::new();
-        for (name, program) in programs {
-            if let Err(error) = load_program(program, btf.as_ref()) {
-                let refusal = Refusal::new(name, &features.kernel, &error);
-                if name == ITERATOR && refusal.lacks("bpf_get_socket_cookie") {
-                    features.iterator_cookie = false;
-                } else {
-                    refusals.push(refusal);
-                }
-            }
-        }
+        let mut ebpf = create_maps(options, &features, btf.as_ref(), pins, purpose)?;
+        let mut refusals = load_programs(&mut ebpf, &mut features, btf.as_ref(), purpose);
         if purpose == Purpose::Record
             && let Some(refusal) = refusals.pop()
         {
