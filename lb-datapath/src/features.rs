@@ -50,7 +50,8 @@ impl Features {
             set_retval: set_retval().is_ok(),
             coarse_clock: coarse_clock().is_ok(),
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
-            // Seen when the iterator program is loaded: a smaller one would need its own types.
+            // Found out when the iterator program is loaded. A smaller program would need its own
+            // types.
             iterator_cookie: true,
             // The file does not exist if the kernel always compiles (CONFIG_BPF_JIT_ALWAYS_ON
             // without sysctl in a container).
@@ -163,8 +164,9 @@ fn tcx() -> bool {
     attached.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
-/// Calls `bpf_fib_lookup` with the flag and parameters of no address family: EINVAL is about the
-/// flag, which is looked at first (net/core/filter.c, `bpf_skb_fib_lookup`).
+/// Returns whether `bpf_fib_lookup` has the flag `BPF_FIB_LOOKUP_SRC`. Calls it with this flag and
+/// with an unknown address family. The kernel checks the flags first, so EINVAL means that it does
+/// not have the flag (net/core/filter.c, `bpf_skb_fib_lookup`).
 fn fib_source() -> io::Result<bool> {
     const BPF_FIB_LOOKUP: u32 = 69;
     const BPF_FIB_LOOKUP_SRC: i32 = 1 << 4;
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said_with_what_is_lost() {
+    fn missing_features_are_described_with_their_consequence() {
         let all = Features {
             kernel: "7.3.4".to_owned(),
             xdp_frags: true,

@@ -129,8 +129,8 @@ impl Links {
             // The kernel refuses this program. Sockets are served without it.
             let Some(program) = programs.get(program) else { continue };
             let here = |link: BorrowedFd<'_>| {
-                // SAFETY: the active member for links of this type; the pin's name says which it
-                // is. The cgroup's id is its inode number (kernfs, 64-bit).
+                // SAFETY: the active member for links of this type, and the name of the pin shows
+                // the type. The id of a cgroup is its inode number (kernfs, 64-bit).
                 sys::link_info(link).is_ok_and(|info| unsafe { info.__bindgen_anon_1.cgroup.cgroup_id } == id)
             };
             replace(&self.folder.join(hook), program, here, || {
@@ -216,7 +216,7 @@ impl Links {
     fn attach_xdp(&self, programs: &Programs, ifindex: u32) -> io::Result<()> {
         let program = program_fd(programs, programs.xdp_name())?;
         let here = |link: BorrowedFd<'_>| {
-            // SAFETY: the active member for links of this type. Zero: the device is gone.
+            // SAFETY: the active member for links of this type. It is 0 if the device is removed.
             sys::link_info(link).is_ok_and(|info| unsafe { info.__bindgen_anon_1.xdp.ifindex } == ifindex)
         };
         replace(&self.pin_path("xdp", ifindex), program, here, || {
@@ -227,7 +227,7 @@ impl Links {
     fn attach_tcx(&self, programs: &Programs, hook: &TcHook, program: &str, ifindex: u32) -> io::Result<()> {
         let program = program_fd(programs, program)?;
         let here = |link: BorrowedFd<'_>| {
-            // SAFETY: the active member for links of this type. Zero: the device is gone.
+            // SAFETY: the active member for links of this type. It is 0 if the device is removed.
             sys::link_info(link).is_ok_and(|info| unsafe { info.__bindgen_anon_1.tcx.ifindex } == ifindex)
         };
         replace(&self.pin_path(hook.name, ifindex), program, here, || {
@@ -264,10 +264,10 @@ pub fn refused(programs: &Programs, layer3: bool) -> Option<&'static str> {
     needed.into_iter().find(|program| programs.get(program).is_none())
 }
 
-/// Returns which programs of others are attached to a tcx hook, before or after ours, as text for
-/// the log. The text is empty if there are none.
+/// Returns, as text for the log, which programs of others are attached to a tcx hook before or
+/// after ours. The text is empty if there are none.
 fn other_programs(hook: &TcHook, device: &str) -> String {
-    // The log is the only user: without an answer it lacks the names.
+    // Only the log uses the names, so an error is not reported.
     let Ok((_, programs)) = SchedClassifier::query_tcx(device, hook.clsact) else { return String::new() };
     let names: Vec<String> =
         programs.iter().map(|program| program.name_as_str().unwrap_or("?").to_owned()).collect();
@@ -288,7 +288,7 @@ fn describe_others(hook: &TcHook, names: &[String]) -> String {
     text
 }
 
-/// Why the kernel would not take the XDP program, in words.
+/// Describes why the kernel refused to attach the XDP program.
 fn xdp_reason(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::NotFound {
         return "the kernel refuses the program".into();
@@ -363,7 +363,7 @@ fn attach_clsact(
     Ok(())
 }
 
-/// The filter that an earlier agent has attached.
+/// Returns the filter that an earlier agent has attached. Does not check that it exists.
 fn clsact_link(hook: &TcHook, device: &str) -> io::Result<SchedClassifierLink> {
     SchedClassifierLink::attached(device, hook.clsact, CLSACT_PRIORITY, CLSACT_HANDLE, None)
 }
@@ -372,7 +372,7 @@ fn clsact_link(hook: &TcHook, device: &str) -> io::Result<SchedClassifierLink> {
 fn detach_clsact(ifindex: u32) {
     let Some(device) = sys::device_name(ifindex) else { return };
     for hook in [&TC_INGRESS, &TC_EGRESS] {
-        // That there is none is what we want.
+        // It is no error if there is no filter.
         let _ = clsact_link(hook, &device).map(aya::programs::Link::detach);
     }
 }

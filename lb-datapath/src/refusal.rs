@@ -40,21 +40,21 @@ impl Refusal {
     /// Returns the remedy.
     pub fn remedy(&self) -> &'static str {
         let log = self.log.join("\n");
-        let complains = |texts: &[&str]| texts.iter().any(|text| log.contains(text));
+        let contains_one_of = |texts: &[&str]| texts.iter().any(|text| log.contains(text));
         if self.log.is_empty() && self.error.starts_with("Operation not permitted") {
             "allow it: the container must be privileged, and neither kernel lockdown nor another security module may forbid \
              bpf(2) (`cat /sys/kernel/security/lockdown`, the kernel's log)"
         } else if self.log.is_empty() && self.error.starts_with("Invalid argument") {
             "this kernel was built without programs of this type: CONFIG_CGROUP_BPF for calls at sockets, CONFIG_BPF_EVENTS \
              for lb_connected"
-        } else if complains(&[
+        } else if contains_one_of(&[
             "unknown func",
             "invalid func",
             "cannot use helper",
             "program of this type cannot",
         ]) {
             "this kernel lacks a function that the program needs: a newer kernel has it (docs/kernels.md)"
-        } else if complains(&["too large", "too complex", "combined stack size"]) {
+        } else if contains_one_of(&["too large", "too complex", "combined stack size"]) {
             "the program is too large for this kernel's verifier: use a newer kernel, and report this line"
         } else {
             "use a newer kernel (docs/kernels.md lists those that are tested), and report this line"
@@ -67,7 +67,7 @@ impl fmt::Display for Refusal {
         let Self { program, kernel, error, log } = self;
         write!(f, "Linux {kernel} refuses {program}: {error}")?;
         if !log.is_empty() {
-            write!(f, "; the verifier's last words: {}", log.join(" | "))?;
+            write!(f, "; end of the verifier's log: {}", log.join(" | "))?;
         }
         write!(f, "; remedy: {}", self.remedy())
     }
@@ -77,13 +77,13 @@ impl fmt::Display for Refusal {
 /// not.
 fn decisive_lines(log: &str) -> Vec<String> {
     const STATISTICS: [&str; 4] = ["processed ", "verification time ", "stack depth ", "mark_precise:"];
-    let decides =
+    let is_relevant =
         |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|statistics| line.starts_with(statistics));
     let mut lines: Vec<String> = log
         .lines()
         .rev()
         .map(str::trim)
-        .filter(decides)
+        .filter(is_relevant)
         .take(LINES)
         .map(|line| line.chars().take(WIDTH).collect())
         .collect();
@@ -132,7 +132,7 @@ processed 24310 insns (limit 1000000) max_states_per_insn 4 total_states 1193 pe
     fn a_refusal_is_one_line_with_the_end_of_the_log_and_a_remedy() {
         assert_eq!(
             refusal("Permission denied (os error 13)", LOG).to_string(),
-            "Linux 6.1.0-56-cloud-amd64 refuses lb_tc_ingress: Permission denied (os error 13); the verifier's last words: \
+            "Linux 6.1.0-56-cloud-amd64 refuses lb_tc_ingress: Permission denied (os error 13); end of the verifier's log: \
              from 2871 to 2873: R0_w=scalar() R1=pkt(off=0) | 2873: (bf) r1 = r7 | 2874: (0f) r1 += r2 | \
              math between pkt pointer and register with unbounded min value is not allowed; remedy: use a newer kernel \
              (docs/kernels.md lists those that are tested), and report this line"
@@ -148,7 +148,7 @@ processed 24310 insns (limit 1000000) max_states_per_insn 4 total_states 1193 pe
     }
 
     #[test]
-    fn the_remedy_follows_from_the_complaint() {
+    fn the_remedy_follows_from_the_log() {
         let unknown = "12: (85) call unknown#46\nunknown func bpf_get_socket_cookie#46\n";
         assert!(refusal("Invalid argument", unknown).lacks("bpf_get_socket_cookie"));
         let remedy = |error, log| refusal(error, log).remedy();

@@ -23,8 +23,8 @@ fn attributes() -> bpf_attr {
 }
 
 fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_long> {
-    // SAFETY: the attributes are valid for the whole size given; what their pointers point to is
-    // upheld by the callers below.
+    // SAFETY: the attributes are valid for the given size. The callers below ensure that their
+    // pointers are valid.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -37,7 +37,7 @@ fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_long> 
 }
 
 fn owned(result: libc::c_long) -> OwnedFd {
-    // SAFETY: the kernel has just given this descriptor to us alone.
+    // SAFETY: the kernel has just created this descriptor, and no one else owns it.
     unsafe { OwnedFd::from_raw_fd(result as i32) }
 }
 
@@ -138,8 +138,8 @@ fn object_info<T>(object: BorrowedFd<'_>) -> io::Result<T> {
     attributes.info.info_len = size_of::<T>() as u32;
     attributes.info.info = info.as_mut_ptr() as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    // SAFETY: zeroed before, filled by the kernel; called below with C structures of plain numbers
-    // only.
+    // SAFETY: zeroed before, and filled by the kernel. The callers below use C structures of plain
+    // numbers only.
     Ok(unsafe { info.assume_init() })
 }
 
@@ -250,8 +250,8 @@ fn for_each_by_batch<K: Plain, V: Plain>(
     // A bucket must fit into one batch. If it does not, the kernel returns ENOSPC and the batch
     // grows.
     let mut size = 4096usize;
-    // Hash maps keep the number of a bucket there, others (`generic_map_lookup_batch`,
-    // kernel/bpf/syscall.c) a whole key.
+    // A position in the map: the number of a bucket for hash maps, a whole key for others
+    // (`generic_map_lookup_batch`, kernel/bpf/syscall.c).
     let (mut position, mut next) = ([0u32; 16], [0u32; 16]);
     const { assert!(size_of::<K>() <= size_of::<[u32; 16]>()) };
     let mut started = false;
@@ -330,7 +330,7 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8], context: &[u8], repeat: 
 /// Returns the name of a device in this network namespace.
 pub fn device_name(ifindex: u32) -> Option<String> {
     let mut name = [0u8; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the size that the call demands.
+    // SAFETY: the buffer has the size that the call requires.
     let result = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
     if result.is_null() {
         return None;
@@ -341,7 +341,7 @@ pub fn device_name(ifindex: u32) -> Option<String> {
 /// Returns the index of a device in this network namespace.
 pub fn device_index(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
-    // SAFETY: a string that ends with a zero.
+    // SAFETY: the string ends with a zero byte.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     (index != 0).then_some(index)
 }

@@ -178,7 +178,7 @@ impl<T: Tables> Engine<T> {
         writer.freed |= writer.slots.expire(now, writer.grace);
         let room = std::mem::take(&mut writer.freed);
         // Changes that failed half-way may have left flags. If this write fails, the next tick
-        // tries it again. Unneeded flags do not change the fate of a packet.
+        // tries it again. Unneeded flags do not change what happens to a packet.
         let _ = writer.marks.remove_unneeded(&mut writer.tables);
         let due: Vec<_> =
             self.pending.iter().filter(|(_, p)| room || !p.needs_room).map(|(id, _)| id.clone()).collect();
@@ -195,9 +195,9 @@ impl<T: Tables> Engine<T> {
         errors
     }
 
-    /// Frees the ids that were released at least a grace period before `started` and that are not
-    /// in
-    /// `referenced`: the ids that a sweep of the flows has found, which began at `started`.
+    /// Frees the ids that were released at least a grace period before `started` and are not in
+    /// `referenced`. A sweep of the flows, which began at `started`, has found the ids in
+    /// `referenced`.
     pub fn free_unreferenced_ids(&mut self, started: Instant, referenced: &ReferencedIds) {
         let writer = &mut self.writer;
         let before = grace_start(started, writer.grace);

@@ -1,4 +1,4 @@
-//! Names of the maps, and errors that carry them.
+//! Names of the maps, and errors that contain them.
 
 use std::io;
 
@@ -39,12 +39,12 @@ impl MapName {
     pub const SETTINGS: Self = Self { name: "SETTINGS", option: None };
     pub const RECORD: Self = Self { name: "RECORD", option: None };
 
-    /// The error of a write to a map that has no room. `capacity`: how many entries it holds.
+    /// Returns the error of a write to a full map with this capacity.
     pub fn full(self, capacity: u32) -> TableError {
         self.failed(capacity, "write", io::Error::from_raw_os_error(libc::E2BIG))
     }
 
-    /// What an error of the kernel means.
+    /// Returns the error for an error of the kernel.
     pub fn failed(self, capacity: u32, action: &'static str, source: io::Error) -> TableError {
         match (source.raw_os_error(), self.option) {
             // Hash maps return E2BIG, longest-prefix maps ENOSPC.
@@ -56,8 +56,7 @@ impl MapName {
     }
 }
 
-/// Why a read or a write failed. It names the map, so that the message can say which option to
-/// raise.
+/// A failed read or write. It contains the map, so that the message can name the option to raise.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     #[error("map {map} is full ({capacity} entries): raise --{option}")]

@@ -22,8 +22,8 @@ use super::tables::{Capacity, TableError};
 const GRACE: Duration = Duration::from_secs(1);
 
 fn engine(memory: &Memory) -> Engine<Memory> {
-    let (named, now) = (memory.state().referenced_ids(), memory.state().now);
-    Engine::adopt(memory.clone(), &named, GRACE, now).expect("the maps can be read")
+    let (referenced, now) = (memory.state().referenced_ids(), memory.state().now);
+    Engine::adopt(memory.clone(), &referenced, GRACE, now).expect("the maps can be read")
 }
 
 fn id(number: u8) -> ServicePortId {
@@ -49,8 +49,9 @@ struct Spec {
     affinity: Option<u32>,
     /// An address that several Services may have.
     shared: Option<u8>,
-    /// A load balancer address: one for all services with an even number, one for the odd ones;
-    /// service 5 has the ClusterIP of service 1. With numbers: the networks that may use it.
+    /// A load balancer address. Services with even numbers share one address, and those with odd
+    /// numbers another one. Service 5 has the ClusterIP of service 1 instead. The inner value lists
+    /// the numbers of the networks that may use the address. `None` allows all.
     balancer: Option<Option<BTreeSet<u8>>>,
 }
 
