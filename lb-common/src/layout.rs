@@ -61,7 +61,9 @@ pub struct Service {
     pub algorithm: u8,
     /// One of [`kind`].
     pub kind: u8,
-    pub pad: u16,
+    /// One of [`scheduler`], for people: the programs do not read it.
+    pub scheduler: u8,
+    pub pad: u8,
 }
 
 /// Bits of [`Service::flags`].
@@ -88,6 +90,27 @@ pub mod service_flags {
 pub mod algorithm {
     /// Uniformly at random over the slots. Weights are repetitions of a backend in the slots.
     pub const RANDOM: u8 = 0;
+    /// One slot after the other. `CURSORS` has the next one, by the first slot of the range.
+    pub const IN_TURN: u8 = 1;
+    /// By a hash of the client: of a packet's source address, or of the network namespace of a
+    /// socket.
+    pub const HASH_SOURCE: u8 = 2;
+    /// By a hash of a packet's source address and port. The port of a socket is not known when it
+    /// connects: its slot is selected at random.
+    pub const HASH_SOURCE_PORT: u8 = 3;
+    /// By a hash of the address that the client uses.
+    pub const HASH_DESTINATION: u8 = 4;
+}
+
+/// Values of [`Service::scheduler`]: how the agent arranged the slots. The names are those of IPVS.
+pub mod scheduler {
+    pub const RANDOM: u8 = 0;
+    pub const RR: u8 = 1;
+    pub const WRR: u8 = 2;
+    pub const SH: u8 = 3;
+    pub const DH: u8 = 4;
+    pub const MH: u8 = 5;
+    pub const FO: u8 = 6;
 }
 
 /// Values of [`Service::kind`]: the kind of address.

@@ -2,6 +2,7 @@
 //!
 //! * [`layout`]: keys and values of the BPF maps, an interface that `docs/maps.md` documents.
 //! * [`family`]: IPv4 and IPv6 behind one trait, so that the pipeline is written once.
+//! * [`hash`]: the slot of a client.
 //! * [`plain`]: which types are copied byte by byte.
 //! * [`reason`]: what the programs count, and the error of a call that they refuse.
 //! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
@@ -19,6 +20,7 @@ pub mod checksum;
 pub mod connection;
 pub mod crc32c;
 pub mod family;
+pub mod hash;
 pub mod layout;
 #[expect(
     unsafe_code,

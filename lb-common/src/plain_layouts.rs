@@ -31,7 +31,8 @@ of_both_families! {
 
 crate::plain! {
     Service {
-        service_id, flags, outside_base, outside_count, inside_base, inside_count, affinity_seconds, algorithm, kind, pad,
+        service_id, flags, outside_base, outside_count, inside_base, inside_count, affinity_seconds, algorithm, kind,
+        scheduler, pad,
     }
     FlowIndex { record, generation, direction, pad }
     FlowSide { end, ack, closed }

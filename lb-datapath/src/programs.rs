@@ -435,7 +435,7 @@ fn map_fd(map: &aya::maps::Map) -> BorrowedFd<'_> {
 const NODE_ADDRESSES: u32 = 1024;
 
 /// Returns the maps whose size depends on the configuration.
-fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 20] {
+fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 21] {
     // The engine limits the addresses of Services. The addresses of the node need extra room.
     let addresses = sizes.max_services + NODE_ADDRESSES;
     // Each connection has one entry for each direction.
@@ -444,6 +444,7 @@ fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 20] {
         ("SERVICES_V4", sizes.max_services),
         ("SERVICES_V6", sizes.max_services),
         ("SERVICE_NAMES", sizes.max_services),
+        ("CURSORS", sizes.max_services),
         ("ADDRESSES_V4", addresses),
         ("ADDRESSES_V6", addresses),
         ("SLOTS", sizes.max_slots),

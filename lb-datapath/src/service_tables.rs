@@ -20,6 +20,7 @@ pub struct ServiceTables {
     services: FamilyTable<ServiceAddress, Service>,
     names: Table<u32, ServiceName>,
     slots: ArrayTable<u32>,
+    cursors: Table<u32, u32>,
     backends: BackendArrays,
     addresses: KnownAddresses,
     source_ranges: FamilyTable<AllowedSource, u32>,
@@ -31,6 +32,7 @@ impl ServiceTables {
         let services = FamilyTable::open(handles, MapName::SERVICES)?;
         let names: Table<_, _> = handles.table(MapName::SERVICE_NAMES)?;
         let slots: ArrayTable<_> = handles.array(MapName::SLOTS)?;
+        let cursors = handles.table(MapName::CURSORS)?;
         let backends = BackendArrays::open(handles)?;
         let source_ranges = FamilyTable::open(handles, MapName::SOURCE_RANGES)?;
         let capacity = Capacity {
@@ -41,7 +43,7 @@ impl ServiceTables {
             source_ranges: source_ranges.capacity(),
         };
         let addresses = KnownAddresses::open(handles)?;
-        Ok(Self { services, names, slots, backends, addresses, source_ranges, capacity })
+        Ok(Self { services, names, slots, cursors, backends, addresses, source_ranges, capacity })
     }
 }
 
@@ -72,6 +74,14 @@ impl Tables for ServiceTables {
             return Err(MapName::SLOTS.full(self.capacity.slots));
         }
         (base..).zip(backend_ids).try_for_each(|(slot, id)| self.slots.write(slot, *id))
+    }
+
+    fn put_cursor(&mut self, base: u32, next: u32) -> Result<(), TableError> {
+        self.cursors.put(&base, &next)
+    }
+
+    fn remove_cursor(&mut self, base: u32) -> Result<(), TableError> {
+        self.cursors.remove(&base).map(drop)
     }
 
     fn write_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError> {
@@ -108,6 +118,14 @@ impl Tables for ServiceTables {
     fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError> {
         let slots = base..base.saturating_add(count);
         slots.map(|slot| self.slots.read(slot)).collect()
+    }
+
+    fn cursors(&self) -> Result<Vec<(u32, u32)>, TableError> {
+        self.cursors.entries()
+    }
+
+    fn cursor(&self, base: u32) -> Result<Option<u32>, TableError> {
+        self.cursors.get(&base)
     }
 
     fn backends(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError> {

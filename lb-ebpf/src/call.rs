@@ -9,7 +9,7 @@ use crate::aligned::Aligned;
 use crate::client::{self, Client};
 use crate::maps::{Maps, NAMESPACES};
 use crate::record;
-use crate::select::{self, Eligible, Refusal};
+use crate::select::{self, Choice, Eligible, Refusal};
 use crate::service::{self, Destination};
 use crate::settings::NODE_NETNS_COOKIE;
 
@@ -88,17 +88,19 @@ fn may_use<F: Maps, C: Caller>(caller: &C, service: &Service) -> bool {
     }
 }
 
-/// Selects an endpoint for a socket.
+/// Selects an endpoint for a socket that uses the address `destination`.
 #[inline(always)]
 pub fn select<F: Maps, C: Caller>(
     caller: &C,
     service: &Service,
+    destination: F::Addr,
 ) -> Result<(u32, &'static Backend<F::Addr>), Refusal> {
-    let cookie = if service.affinity_seconds != 0 { caller.namespace() } else { 0 };
+    let cookie = if select::depends_on_client(service) { caller.namespace() } else { 0 };
     let client = select::name_by_namespace::<F>(service, cookie);
     let eligible = Eligible::of(service, Client::Inside);
     select::note_eligible(Client::Inside, &eligible);
-    select::select::<F>(service, &eligible, &client.0, select::random())
+    let choice = Choice::for_call::<F>(service, &client.0, destination);
+    select::select::<F>(service, &eligible, &client.0, choice)
 }
 
 /// Returns the reason that is counted when a call fails.

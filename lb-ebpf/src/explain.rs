@@ -55,7 +55,7 @@ fn connect<F: Maps>(key: &FlowKey<F::Addr>) {
         Some(Err(refusal)) => return count(call::reason(refusal)),
         None => return,
     };
-    match call::select::<F, _>(&caller, service) {
+    match call::select::<F, _>(&caller, service, key.dst_addr) {
         Ok((backend_id, _)) => {
             note(|record| record.backend_id = backend_id);
             count(Reason::SocketTranslated);

@@ -46,6 +46,12 @@ pub static SERVICES_V6: Services<[u8; 16]> = HashMap::new();
 #[btf_map]
 pub static SLOTS: Array<u32, 1_048_576, MMAPABLE> = Array::new();
 
+/// First slot of a range → the slot whose turn it is, counted from the first one; only for ranges
+/// whose slots are used in turn. Written by the agent with the range, and by the programs, which
+/// hold a lock of [`FLOW_LOCKS`] meanwhile.
+#[btf_map]
+pub static CURSORS: HashMap<u32, u32, 65_536, SPARSE> = HashMap::new();
+
 /// Backend id → endpoint. Written by the agent through `mmap`. The agent reuses an id when no flow
 /// has it any more.
 #[btf_map]
@@ -78,12 +84,12 @@ pub static FLOW_HANDS: PerCpuArray<FlowHand, 2> = PerCpuArray::new();
 /// Number of [`FLOW_LOCKS`].
 pub const FLOW_LOCK_COUNT: u32 = 64;
 
-/// Locks of flow records, by record number. Written by the packet programs, each for a few
-/// instructions.
+/// Locks of flow records, by record number, and of cursors, by slot. Written by the programs, each
+/// for a few instructions.
 #[btf_map]
 pub static FLOW_LOCKS: Array<FlowLock, { FLOW_LOCK_COUNT as usize }> = Array::new();
 
-/// Held while a program takes a record.
+/// Held while a program takes a record or moves a cursor.
 #[repr(C)]
 pub struct FlowLock {
     pub lock: bpf_spin_lock,

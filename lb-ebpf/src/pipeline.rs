@@ -8,9 +8,7 @@
 //! ```
 
 use aya_ebpf::bindings::BPF_ANY;
-use lb_common::layout::{
-    FlowKey, FragmentPorts, backend_flags, deliver, direction, record_source, service_flags,
-};
+use lb_common::layout::{FragmentPorts, backend_flags, deliver, direction, record_source, service_flags};
 use lb_common::reason::Reason;
 
 use crate::address::{self, Known};
@@ -26,7 +24,7 @@ use crate::record::{self, note};
 use crate::records::Records;
 use crate::route::RouteLookup;
 use crate::scratch::Scratch;
-use crate::select::{self, Eligible, Refusal, select};
+use crate::select::{self, Choice, Eligible, Refusal, select};
 use crate::service::{self, Destination};
 use crate::translation::Translation;
 use crate::verdict::{Answer, Verdict};
@@ -152,12 +150,12 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
     let eligible = Eligible::of(service, origin);
     select::note_eligible(origin, &eligible);
     select::name_by_address::<F>(client, service, key.src_addr);
-    let (backend_id, backend) =
-        match select::<F>(service, &eligible, client, select::choice::<F>(tuple_hash::<F>(key))) {
-            Ok(selected) => selected,
-            Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
-            Err(Refusal::Reject) => return Err(Verdict::Answer(Answer::NoEndpoint)),
-        };
+    let choice = Choice::for_packet::<F>(service, client, key);
+    let (backend_id, backend) = match select::<F>(service, &eligible, client, choice) {
+        Ok(selected) => selected,
+        Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
+        Err(Refusal::Reject) => return Err(Verdict::Answer(Answer::NoEndpoint)),
+    };
     let mut opening = Opening {
         backend_addr: backend.addr,
         backend_port: backend.port,
@@ -196,17 +194,6 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
         return Err(Verdict::LeaveToTc);
     }
     Ok(Connection { packet, translation, delivery })
-}
-
-/// Returns a hash of a tuple: the same number for the same tuple, on every node.
-#[inline(always)]
-fn tuple_hash<F: Header>(key: &FlowKey<F::Addr>) -> u32 {
-    /// 2^64 divided by the golden ratio: multiplication by it mixes the lower bits into the upper
-    /// (Knuth, TAOCP 6.4).
-    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
-    let ports = (key.src_port as u64) << 16 | key.dst_port as u64;
-    let addresses = F::sum(key.src_addr) << 32 ^ F::sum(key.dst_addr);
-    ((addresses ^ ports).wrapping_mul(MIX) >> 32) as u32
 }
 
 /// Returns whether the source must be rewritten, and why: one of [`record_source`]. The reply must

@@ -2,15 +2,18 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
+use lb_common::hash::{hash, position};
 use lb_common::layout::{
-    Affinity, AffinityKey, Backend, Service, affinity_client, backend_flags, record_client, service_flags,
+    Affinity, AffinityKey, Backend, FlowKey, Service, affinity_client, algorithm, backend_flags,
+    record_client, service_flags,
 };
 use lb_common::reason::Reason;
 
 use crate::aligned::Aligned;
 use crate::client::Client;
 use crate::clock::now;
-use crate::maps::{AFFINITY, Maps, SLOTS};
+use crate::maps::{AFFINITY, CURSORS, FLOW_LOCK_COUNT, FLOW_LOCKS, Maps, SLOTS};
 use crate::record::{note, recording};
 use crate::records;
 use crate::service::backend;
@@ -100,12 +103,95 @@ pub fn note_eligible(client: Client, eligible: &Eligible) {
     });
 }
 
-/// Returns what an endpoint is selected by: a random number; while connections give way to new
-/// ones, a hash of the connection's tuple. A handshake whose record gave way then reaches the same
-/// endpoint again with the client's next SYN.
+/// What selects a slot of a range.
+#[derive(Copy, Clone)]
+pub enum Choice {
+    /// The slot whose turn it is.
+    InTurn,
+    /// A number. Equal numbers select the same slot; all numbers are equally probable.
+    By(u32),
+}
+
+impl Choice {
+    /// Returns the choice for a new connection of a packet. `client` identifies the client.
+    ///
+    /// While connections give way to new ones, a hash of the client and its port selects: a
+    /// handshake whose record gave way then reaches the same endpoint again with the client's next
+    /// SYN.
+    #[inline(always)]
+    pub fn for_packet<F: Maps>(service: &Service, client: &AffinityKey, key: &FlowKey<F::Addr>) -> Self {
+        match service.algorithm {
+            algorithm::HASH_SOURCE => Self::By(hash(client_words(client), 0)),
+            algorithm::HASH_SOURCE_PORT => Self::By(hash(client_words(client), key.src_port)),
+            algorithm::HASH_DESTINATION => Self::By(hash(address_words::<F>(key.dst_addr), 0)),
+            _ if records::is_under_pressure::<F>(now()) => {
+                let (low, high) = client_words(client);
+                let service = service.service_id as u64;
+                Self::By(hash((low ^ service << 32, high), key.src_port))
+            }
+            algorithm::IN_TURN => Self::InTurn,
+            _ => Self::By(random()),
+        }
+    }
+
+    /// Returns the choice for a call at a socket that uses the address `destination`.
+    #[inline(always)]
+    pub fn for_call<F: Maps>(service: &Service, client: &AffinityKey, destination: F::Addr) -> Self {
+        match service.algorithm {
+            algorithm::HASH_SOURCE => Self::By(hash(client_words(client), 0)),
+            algorithm::HASH_DESTINATION => Self::By(hash(address_words::<F>(destination), 0)),
+            algorithm::IN_TURN => Self::InTurn,
+            // The source port is not known yet.
+            _ => Self::By(random()),
+        }
+    }
+}
+
+/// Returns whether a selection depends on who the client is.
 #[inline(always)]
-pub fn choice<F: Maps>(tuple_hash: u32) -> u32 {
-    if records::is_under_pressure::<F>(now()) { tuple_hash } else { random() }
+pub fn depends_on_client(service: &Service) -> bool {
+    service.affinity_seconds != 0 || service.algorithm == algorithm::HASH_SOURCE
+}
+
+/// Returns the identity of a client as two words.
+#[inline(always)]
+fn client_words(key: &AffinityKey) -> (u64, u64) {
+    // SAFETY: sixteen bytes, of which any are a number.
+    unsafe { key.client.as_ptr().cast::<(u64, u64)>().read_unaligned() }
+}
+
+/// Returns an address as two words.
+#[inline(always)]
+fn address_words<F: Maps>(addr: F::Addr) -> (u64, u64) {
+    let pointer = (&raw const addr).cast::<u32>();
+    // SAFETY: an address has four bytes, and sixteen in IPv6.
+    let word = |index: usize| unsafe { pointer.add(index).read_unaligned() as u64 };
+    if F::IS_V6 { (word(0) | word(1) << 32, word(2) | word(3) << 32) } else { (word(0), 0) }
+}
+
+/// Returns the position whose turn it is in the range of `count` slots at `base`, and moves the
+/// cursor. The verifier checks this function by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_take_turn(base: u32, count: u32) -> u32 {
+    let base = Aligned(base);
+    let Some(cursor) = CURSORS.get_ptr_mut(&base.0) else { return 0 };
+    if recording() {
+        // SAFETY: one aligned word of a map value.
+        return unsafe { cursor.read_volatile() };
+    }
+    let Some(lock) = FLOW_LOCKS.get_ptr_mut(base.0 % FLOW_LOCK_COUNT) else { return 0 };
+    // SAFETY: both are map values. Between the two helpers there is one aligned load and one store.
+    // If the agent removed the cursor meanwhile and its memory has become another range's, an
+    // endpoint of that range is skipped.
+    unsafe {
+        bpf_spin_lock(&raw mut (*lock).lock);
+        let position = cursor.read_volatile();
+        let next = position.wrapping_add(1);
+        cursor.write_volatile(if next < count { next } else { 0 });
+        bpf_spin_unlock(&raw mut (*lock).lock);
+        position
+    }
 }
 
 /// Returns a random number.
@@ -116,13 +202,13 @@ pub fn random() -> u32 {
 }
 
 /// Selects an endpoint for a new connection, and returns its id and entry. `client_key` identifies
-/// the client for session affinity. `choice`: any number; equal numbers select the same endpoint.
+/// the client for session affinity.
 #[inline(always)]
 pub fn select<F: Maps>(
     service: &Service,
     eligible: &Eligible,
     client_key: &AffinityKey,
-    choice: u32,
+    choice: Choice,
 ) -> Result<(u32, &'static Backend<F::Addr>), Refusal> {
     if eligible.count == 0 {
         return Err(if eligible.drop { Refusal::Drop(Reason::NoEndpointDropped) } else { Refusal::Reject });
@@ -132,9 +218,12 @@ pub fn select<F: Maps>(
     {
         return Ok(selected);
     }
-    // Multiplying and shifting is uniform to within count / 2^32, and needs no division.
-    let index = ((choice as u64 * eligible.count as u64) >> 32) as u32;
-    let slot = eligible.base.wrapping_add(index);
+    let index = match choice {
+        Choice::InTurn => lb_take_turn(eligible.base, eligible.count),
+        Choice::By(number) => position(number, eligible.count),
+    };
+    // The cursor of a range that was replaced meanwhile may be beyond its end.
+    let slot = eligible.base.wrapping_add(if index < eligible.count { index } else { 0 });
     let id = *SLOTS.get(slot).ok_or(Refusal::Drop(Reason::MapInconsistent))?;
     // An endpoint of another service: the service entry was replaced while this program read it.
     let backend = backend::<F>(id)

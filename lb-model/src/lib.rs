@@ -7,6 +7,7 @@
 //!
 //! **Invariant:** no I/O and no clock. The dependencies in the manifest of this crate prove it.
 
+mod balancing;
 mod event;
 mod family;
 mod name;
@@ -16,6 +17,7 @@ mod protocol;
 mod service;
 mod slice;
 
+pub use balancing::{Algorithm, Balancing, HashInput, PlaceHash, Weight};
 pub use event::{ProblemSource, SourceEvent, WatchedResource};
 pub use family::{IpFamily, PerFamily};
 pub use name::ObjectName;

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use crate::balancing::Balancing;
 use crate::problem::ManifestLocation;
 use crate::protocol::Protocol;
 
@@ -30,6 +31,7 @@ pub struct Service {
     pub source_ranges: SourceRanges,
     /// Timeout of ClientIP session affinity in seconds. `None` means no affinity.
     pub affinity_seconds: Option<u32>,
+    pub balancing: Balancing,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
     /// Set for type LoadBalancer with the external policy Local only.

@@ -2,6 +2,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::balancing::{PlaceHash, Weight};
 use crate::family::IpFamily;
 use crate::name::ObjectName;
 use crate::problem::ManifestLocation;
@@ -24,6 +25,8 @@ pub struct EndpointSlice {
     /// The distinct values of `hints.forZones` in this slice. [`Endpoint::zone_hints`] is an index
     /// into this list.
     pub zone_sets: Box<[Box<[Box<str>]>]>,
+    /// The annotation `lb.sluice.dev/weight`: the weight of every endpoint of this slice.
+    pub weight: Option<Weight>,
     /// The change that caused the current state of the slice. `None` if the slice does not have
     /// the annotation.
     pub trigger: Option<Trigger>,
@@ -60,6 +63,10 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The endpoint runs on this node.
     pub local: bool,
+    /// `nodeName`.
+    pub node: Option<PlaceHash>,
+    /// `zone`.
+    pub zone: Option<PlaceHash>,
     pub node_hint: NodeHint,
     /// Index into [`EndpointSlice::zone_sets`]. `None` if the endpoint has no zone hints.
     pub zone_hints: Option<u16>,

@@ -6,7 +6,9 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use lb_model::{IpFamily, Protocol, SourceRanges};
+use lb_model::{Algorithm, HashInput, IpFamily, Protocol, SourceRanges, Weight};
+
+use super::slots::{Candidate, arrange};
 
 /// Identifies a Service port: `namespace/name:port_name` and protocol. The data path assigns it a
 /// service id.
@@ -36,6 +38,8 @@ pub struct DesiredServicePort {
     /// The port number in the Service spec.
     pub port: u16,
     pub algorithm: Algorithm,
+    /// Matters if the algorithm hashes the client; the default otherwise.
+    pub hash: HashInput,
     /// Timeout of ClientIP session affinity in seconds. `None` means no affinity.
     pub affinity_seconds: Option<u32>,
     /// Source addresses that may use the [`FrontendKind::LoadBalancer`] frontends. Packets from
@@ -57,14 +61,6 @@ impl DesiredServicePort {
             IpFamily::V6 => &self.v6,
         }
     }
-}
-
-/// How the data path selects an endpoint for a new connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Algorithm {
-    /// Each endpoint of the list has the same probability.
-    #[default]
-    Random,
 }
 
 /// An address and port that clients use.
@@ -153,4 +149,21 @@ pub struct DesiredEndpoint {
     pub local: bool,
     /// The endpoint keeps its connections and gets no new ones: neither list contains it.
     pub draining: bool,
+    /// 0 only if the endpoint drains.
+    pub weight: Weight,
+}
+
+impl EndpointLists {
+    /// Returns the content of the slots for a list of indices into `endpoints`: indices again, in
+    /// the order and as often as the algorithm requires.
+    pub fn slots(&self, list: &[u32], algorithm: Algorithm) -> Vec<u32> {
+        let candidates: Vec<_> = list
+            .iter()
+            .filter_map(|&index| {
+                let DesiredEndpoint { address, weight, .. } = *self.endpoints.get(index as usize)?;
+                Some(Candidate { index, address, weight: weight.get() })
+            })
+            .collect();
+        arrange(algorithm, &candidates)
+    }
 }

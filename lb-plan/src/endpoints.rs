@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::net::SocketAddr;
 
-use lb_model::{Endpoint, EndpointSlice, IpFamily, NodeHint, Protocol, ServicePort};
+use lb_model::{Balancing, Endpoint, EndpointSlice, IpFamily, NodeHint, Protocol, ServicePort, Weight};
 
 use super::desired::{DesiredEndpoint, EndpointLists};
 
@@ -28,13 +28,19 @@ struct Candidate<'a> {
     address: SocketAddr,
     endpoint: &'a Endpoint,
     for_zone: Option<bool>,
+    weight: Weight,
 }
 
 impl Candidate<'_> {
+    /// Returns whether the endpoint may get new connections. One with weight 0 may not.
+    fn is_ready(&self) -> bool {
+        self.endpoint.ready && self.weight.get() > 0
+    }
+
     /// Returns whether the endpoint serves while it terminates. Such endpoints are used if no
     /// endpoint is ready (KEP-1669).
     fn is_fallback(&self) -> bool {
-        self.endpoint.serving && self.endpoint.terminating
+        self.endpoint.serving && self.endpoint.terminating && self.weight.get() > 0
     }
 
     /// Returns whether existing connections stay with the endpoint.
@@ -50,13 +56,13 @@ impl Candidate<'_> {
 /// Selects the endpoints of one Service port and family. `zone` is the zone of this node.
 pub(super) fn select<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
-    port: &ServicePort,
+    (port, balancing): (&ServicePort, &Balancing),
     family: IpFamily,
     used: UsedLists,
     zone: Option<&str>,
 ) -> SelectedEndpoints {
-    let candidates = merge_slices(slices, port, family, zone);
-    let reachable = candidates.iter().any(|candidate| candidate.endpoint.ready || candidate.is_fallback());
+    let candidates = merge_slices(slices, (port, balancing), family, zone);
+    let reachable = candidates.iter().any(|candidate| candidate.is_ready() || candidate.is_fallback());
     let in_cluster = if used.cluster { cluster_list(&candidates) } else { vec![false; candidates.len()] };
     let in_local = if used.local { local_list(&candidates) } else { vec![false; candidates.len()] };
 
@@ -81,6 +87,7 @@ pub(super) fn select<'a>(
             address: candidate.address,
             local: candidate.endpoint.local,
             draining: drains,
+            weight: candidate.weight,
         });
     }
     SelectedEndpoints { lists, reachable }
@@ -92,7 +99,7 @@ pub(super) fn select<'a>(
 /// that does not terminate takes precedence, then the one that is ready, serving, local or hinted.
 fn merge_slices<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
-    port: &ServicePort,
+    (port, balancing): (&ServicePort, &Balancing),
     family: IpFamily,
     zone: Option<&str>,
 ) -> Vec<Candidate<'a>> {
@@ -109,12 +116,17 @@ fn merge_slices<'a>(
                 address: SocketAddr::new(endpoint.address, slice_port.port),
                 endpoint,
                 for_zone: slice.for_zone(endpoint, zone),
+                weight: balancing.weight_of(endpoint.node, endpoint.zone, slice.weight),
             }));
         }
     }
     candidates.sort_by_key(|candidate| {
         let Endpoint { ready, serving, terminating, local, node_hint, .. } = *candidate.endpoint;
-        (candidate.address, terminating, Reverse((ready, serving, local, node_hint, candidate.for_zone)))
+        (
+            candidate.address,
+            terminating,
+            Reverse((ready, serving, local, node_hint, candidate.for_zone, candidate.weight)),
+        )
     });
     candidates.dedup_by_key(|candidate| candidate.address);
     candidates
@@ -133,7 +145,7 @@ enum TopologyMode {
 }
 
 fn topology_mode(candidates: &[Candidate<'_>]) -> TopologyMode {
-    let ready = || candidates.iter().filter(|candidate| candidate.endpoint.ready);
+    let ready = || candidates.iter().filter(|candidate| candidate.is_ready());
     if ready().all(|candidate| candidate.endpoint.node_hint != NodeHint::None)
         && ready().any(|candidate| candidate.endpoint.node_hint == NodeHint::ThisNode)
     {
@@ -174,7 +186,7 @@ fn ready_or_terminating(
     is_possible: impl Fn(&Candidate<'_>) -> bool,
 ) -> Vec<bool> {
     let ready: Vec<bool> =
-        candidates.iter().map(|candidate| candidate.endpoint.ready && is_preferred(candidate)).collect();
+        candidates.iter().map(|candidate| candidate.is_ready() && is_preferred(candidate)).collect();
     if ready.contains(&true) {
         return ready;
     }

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_model::{
-    Endpoint, EndpointPort, EndpointSlice, Node, NodeHint, ObjectName, Problem, ProblemKind, ProblemSource,
-    Protocol, Service, ServicePort, Severity, SourceEvent, SourceRanges, TrafficPolicy, WatchedResource,
+    Balancing, Endpoint, EndpointPort, EndpointSlice, Node, NodeHint, ObjectName, Problem, ProblemKind,
+    ProblemSource, Protocol, Service, ServicePort, Severity, SourceEvent, SourceRanges, TrafficPolicy,
+    WatchedResource, Weight,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -63,6 +64,7 @@ prop_compose! {
             load_balancer_ips,
             source_ranges: SourceRanges::default(),
             affinity_seconds,
+            balancing: Balancing::default(),
             internal_policy,
             external_policy,
             health_check_node_port,
@@ -86,7 +88,7 @@ prop_compose! {
         node_hint in select(vec![NodeHint::None, NodeHint::OtherNodes, NodeHint::ThisNode]),
         zone_hints in option::of(0..2_u16),
     ) -> Endpoint {
-        Endpoint { address: ip(address), ready, serving, terminating, local, node_hint, zone_hints }
+        Endpoint { address: ip(address), ready, serving, terminating, local, node: None, zone: None, node_hint, zone_hints }
     }
 }
 
@@ -95,12 +97,14 @@ prop_compose! {
         service in name(),
         ports in vec((select(vec!["", "x"]), protocol(), select(vec![8080, 8081])), 0..3),
         endpoints in vec(endpoint(), 0..5),
+        weight in option::of(0..3_u16),
     ) -> EndpointSlice {
         EndpointSlice {
             service,
             location: None,
             ports: ports.into_iter().map(|(name, protocol, port)| EndpointPort { name: name.into(), protocol, port }).collect(),
             endpoints: endpoints.into(),
+            weight: weight.map(Weight::new),
             trigger: None,
             zone_sets: ["a", "b"].map(|zone| [zone.into()].into()).into(),
         }

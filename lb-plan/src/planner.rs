@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb_model::{
-    EndpointSlice, IpFamily, Node, ObjectName, PerFamily, Problem, ProblemSource, Service, ServicePort,
-    SourceEvent, TrafficPolicy, Trigger, WatchedResource,
+    Algorithm, EndpointSlice, IpFamily, Node, ObjectName, PerFamily, Problem, ProblemSource, Service,
+    ServicePort, SourceEvent, TrafficPolicy, Trigger, WatchedResource,
 };
 
 use super::claims::{Claim, Claimant, Claims};
-use super::desired::{Algorithm, DesiredServicePort, FrontendKind, ServicePortId};
+use super::desired::{DesiredServicePort, FrontendKind, ServicePortId};
 use super::endpoints::{self, SelectedEndpoints, UsedLists};
 use super::frontends::{self, RequestedAddress};
 use super::problems;
@@ -21,13 +21,18 @@ pub struct PlannerSettings {
     /// The external IPs that Services may claim. Others are refused and reported. An empty list
     /// refuses all.
     pub allowed_external_ips: Vec<IpNet>,
+    /// The algorithm of Services that do not choose one.
+    pub algorithm: Algorithm,
 }
 
 impl Default for PlannerSettings {
     /// Allows all external IPs, as kube-proxy does.
     fn default() -> Self {
         let everything = |net: &str| net.parse().ok();
-        Self { allowed_external_ips: ["0.0.0.0/0", "::/0"].into_iter().filter_map(everything).collect() }
+        Self {
+            allowed_external_ips: ["0.0.0.0/0", "::/0"].into_iter().filter_map(everything).collect(),
+            algorithm: Algorithm::default(),
+        }
     }
 }
 
@@ -436,7 +441,8 @@ impl Planner {
                 local: service.internal_policy == TrafficPolicy::Local
                     || (external && service.external_policy == TrafficPolicy::Local),
             };
-            endpoints::select(slices.iter().map(|(_, slice)| &**slice), port, family, used, zone)
+            let slices = slices.iter().map(|(_, slice)| &**slice);
+            endpoints::select(slices, (port, &service.balancing), family, used, zone)
         };
         let selected = PerFamily { v4: select(IpFamily::V4), v6: select(IpFamily::V6) };
         let mut frontends: Vec<_> = owned
@@ -447,6 +453,7 @@ impl Planner {
             })
             .collect();
         frontends.sort_unstable();
+        let algorithm = service.balancing.algorithm.unwrap_or(self.settings.algorithm);
         let restricted = frontends.iter().any(|frontend| frontend.kind == FrontendKind::LoadBalancer);
         Some(DesiredServicePort {
             id: ServicePortId {
@@ -456,7 +463,8 @@ impl Planner {
                 protocol: port.protocol,
             },
             port: port.port,
-            algorithm: Algorithm::default(),
+            algorithm,
+            hash: if algorithm.hashes_the_client() { service.balancing.hash } else { Default::default() },
             affinity_seconds: service.affinity_seconds,
             source_ranges: if restricted { service.source_ranges.clone() } else { Default::default() },
             frontends,

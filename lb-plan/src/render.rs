@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lb_model::IpFamily;
+use lb_model::{Algorithm, HashInput, IpFamily, Weight};
 
 use super::desired::{
     DesiredEndpoint, DesiredServicePort, EndpointList, EndpointLists, Frontend, FrontendAddress,
@@ -20,6 +20,12 @@ use super::desired::{
 impl fmt::Display for DesiredServicePort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.id)?;
+        if self.algorithm != Algorithm::default() {
+            write!(f, ", {}", self.algorithm)?;
+        }
+        if self.hash != HashInput::default() {
+            write!(f, " by {}", self.hash.name())?;
+        }
         if let Some(seconds) = self.affinity_seconds {
             write!(f, ", affinity {seconds} s")?;
         }
@@ -66,7 +72,11 @@ impl<T: fmt::Display> fmt::Display for CommaSeparated<'_, T> {
 
 impl fmt::Display for DesiredEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.address, if self.local { " (here)" } else { "" })
+        write!(f, "{}", self.address)?;
+        if self.weight != Weight::DEFAULT {
+            write!(f, " x{}", self.weight.get())?;
+        }
+        f.write_str(if self.local { " (here)" } else { "" })
     }
 }
 

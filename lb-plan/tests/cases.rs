@@ -16,10 +16,11 @@
 //! ```
 //!
 //! The input of a step is YAML. Each key is an object, its value contains the fields of the `spec`
-//! and optionally `labels`, `status`, `created` and `namespace`. The value of a slice contains its
-//! fields. An endpoint is an address followed by any of `@NODE`, `unready`, `notserving`,
-//! `terminating` (which implies `unready`, as in Kubernetes), `zones=A,B` and `nodes=A,B`. The name
-//! of this node is `here`. `node` contains the fields of its `spec`, `zone` and `addresses`.
+//! and optionally `labels`, `annotations`, `status`, `created` and `namespace`. The value of a
+//! slice contains its fields. An endpoint is an address followed by any of `@NODE`, `in=ZONE`,
+//! `unready`, `notserving`, `terminating` (which implies `unready`, as in Kubernetes), `zones=A,B`
+//! and `nodes=A,B`. The name of this node is `here`. `node` contains the fields of its `spec`,
+//! `zone` and `addresses`.
 //!
 //! Each step is read by the reader of manifest folders and by that of the API server. Both must
 //! return the same plan, and the changes must lead to the plan of a fresh start.
@@ -34,7 +35,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
-use lb_model::{IpFamily, Node, ObjectName, Problem, Severity, SourceEvent};
+use lb_model::{Algorithm, IpFamily, Node, ObjectName, Problem, Severity, SourceEvent};
 use lb_objects::{kubernetes, manifests};
 use lb_plan::desired::{DesiredServicePort, ServicePortId};
 use lb_plan::{Changes, HealthCheck, Planner, PlannerSettings};
@@ -253,6 +254,9 @@ fn expand(step: &str) -> (Value, PlannerSettings) {
             ["cidr", name] => items.push(json!({
                 "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name}, "spec": {"cidrs": value}
             })),
+            ["default", "algorithm"] => {
+                settings.algorithm = Algorithm::named(value.as_str().unwrap()).unwrap();
+            }
             ["allowed", "external", "IPs"] => {
                 settings.allowed_external_ips = serde_json::from_value(value).unwrap();
             }
@@ -265,8 +269,12 @@ fn expand(step: &str) -> (Value, PlannerSettings) {
 fn metadata(name: &str, fields: &mut Map<String, Value>) -> Map<String, Value> {
     let mut metadata = Map::new();
     metadata.insert("name".into(), name.into());
-    for (short, long) in [("labels", "labels"), ("created", "creationTimestamp"), ("namespace", "namespace")]
-    {
+    for (short, long) in [
+        ("labels", "labels"),
+        ("annotations", "annotations"),
+        ("created", "creationTimestamp"),
+        ("namespace", "namespace"),
+    ] {
         if let Some(value) = fields.remove(short) {
             metadata.insert(long.into(), value);
         }
@@ -304,6 +312,7 @@ fn endpoint_of(words: &str) -> Value {
     let names = |list: &str| list.split(',').map(|name| json!({"name": name})).collect::<Vec<_>>();
     for word in words {
         match word.split_once('=') {
+            Some(("in", zone)) => endpoint["zone"] = zone.into(),
             Some(("zones", zones)) => endpoint["hints"]["forZones"] = names(zones).into(),
             Some(("nodes", nodes)) => endpoint["hints"]["forNodes"] = names(nodes).into(),
             None if word == "unready" => endpoint["conditions"]["ready"] = false.into(),

@@ -57,6 +57,7 @@ impl<T: Tables> Engine<T> {
         for &id in &reader.stale_names {
             reader.tables.remove_service_name(id)?;
         }
+        reader.repair_cursors()?;
         let marked = reader.tables.marked_addresses()?;
         let mut engine = reader.into_engine(referenced, marked, grace, now);
         let Writer { tables, marks, .. } = &mut engine.writer;
@@ -146,6 +147,22 @@ impl<T: Tables> Reader<T> {
         Ok(stale)
     }
 
+    /// Removes the cursors of ranges that do not exist, and adds those that are missing.
+    fn repair_cursors(&mut self) -> Result<(), TableError> {
+        let ranges = self.services.values().flat_map(|(_, installed)| {
+            let [v4, v6] = IpFamily::BOTH.map(|family| &installed.families[family].ranges);
+            v4.iter().chain(v6)
+        });
+        let mut missing: HashSet<u32> =
+            ranges.filter(|range| range.in_turn).map(|range| range.base).collect();
+        for (base, _) in self.tables.cursors()? {
+            if !missing.remove(&base) {
+                self.tables.remove_cursor(base)?;
+            }
+        }
+        missing.into_iter().try_for_each(|base| self.tables.put_cursor(base, 0))
+    }
+
     /// Adds complete service entries to the records of their Service ports. Returns the keys of the
     /// stale ones.
     fn read_entries(&mut self) -> Result<Vec<ServiceAddress>, TableError> {
@@ -184,7 +201,8 @@ impl<T: Tables> Reader<T> {
                 self.slots.put_back(base, count);
                 return Ok(false);
             }
-            known.push(InstalledRange { base, backend_ids });
+            let in_turn = value.algorithm == layout::algorithm::IN_TURN;
+            known.push(InstalledRange { base, backend_ids, in_turn });
         }
         installed.entries.insert(address, value);
         Ok(true)
@@ -241,6 +259,7 @@ impl<T: Tables> Reader<T> {
             service_ids,
             backend_ids,
             slots: self.slots,
+            unused_cursors: Default::default(),
             freed: false,
             protocols_with_lost_endpoints: Default::default(),
         };

@@ -87,6 +87,8 @@ pub(super) struct InstalledBackend {
 pub(super) struct InstalledRange {
     pub base: u32,
     pub backend_ids: Vec<u32>,
+    /// The slots are used in turn: the range has a cursor.
+    pub in_turn: bool,
 }
 
 impl InstalledRange {
@@ -96,6 +98,16 @@ impl InstalledRange {
 
     pub fn range(&self) -> SlotRange {
         SlotRange { base: self.base, count: self.count() }
+    }
+
+    /// Returns where a range that replaces this one begins, so that no endpoint is skipped and none
+    /// gets two connections in a row: at the endpoint whose turn it is at `next` in this range, or
+    /// at the first one after it that is still there.
+    fn next_in(&self, next: u32, replacement: &[u32]) -> u32 {
+        let (before, after) = self.backend_ids.split_at((next as usize).min(self.backend_ids.len()));
+        let mut in_turn = after.iter().chain(before);
+        let position = in_turn.find_map(|id| replacement.iter().position(|new| new == id));
+        position.and_then(|position| u32::try_from(position).ok()).unwrap_or(0)
     }
 }
 
@@ -180,6 +192,8 @@ impl<T: Tables> Engine<T> {
         // Changes that failed half-way may have left flags. If this write fails, the next tick
         // tries it again. Unneeded flags do not change what happens to a packet.
         let _ = writer.marks.remove_unneeded(&mut writer.tables);
+        let tables = &mut writer.tables;
+        writer.unused_cursors.retain(|base| tables.remove_cursor(*base).is_err());
         let due: Vec<_> =
             self.pending.iter().filter(|(_, p)| room || !p.needs_room).map(|(id, _)| id.clone()).collect();
         let mut errors = Vec::new();
@@ -289,6 +303,20 @@ impl<T: Tables> Engine<T> {
     }
 }
 
+/// Returns the first position in a new range of slots that are used in turn. It continues the range
+/// in `ranges` that has the most endpoints of the new one.
+fn first_turn(
+    tables: &impl Tables,
+    ranges: &[InstalledRange],
+    backend_ids: &[u32],
+) -> Result<u32, TableError> {
+    let new: HashSet<u32> = backend_ids.iter().copied().collect();
+    let common = |range: &&InstalledRange| range.backend_ids.iter().filter(|id| new.contains(id)).count();
+    let Some(replaced) = ranges.iter().filter(|range| range.in_turn).max_by_key(common) else { return Ok(0) };
+    let next = tables.cursor(replaced.base)?.unwrap_or(0);
+    Ok(replaced.next_in(next, backend_ids))
+}
+
 /// The maps, and the state that Service ports share: owners of addresses, and free ids and slots.
 #[derive(Debug)]
 pub(super) struct Writer<T> {
@@ -306,6 +334,8 @@ pub(super) struct Writer<T> {
     pub service_ids: IdPool,
     pub backend_ids: PerFamily<IdPool>,
     pub slots: SlotPool,
+    /// The cursors of ranges that were released.
+    pub unused_cursors: BTreeSet<u32>,
     /// Whether entries were freed since the last tick.
     pub freed: bool,
     /// See [`Engine::take_protocols_with_lost_endpoints`].
@@ -404,7 +434,8 @@ impl<T: Tables> Writer<T> {
             let lists = desired.endpoints(family);
             let ids = self.prepare_backends(&frontends, draft)?;
             let ids_of = |list: &[u32]| -> Vec<u32> {
-                list.iter().filter_map(|index| ids.get(*index as usize).copied()).collect()
+                let slots = lists.slots(list, desired.algorithm).into_iter();
+                slots.filter_map(|index| ids.get(index as usize).copied()).collect()
             };
             let mut ranges = ListRanges::default();
             if frontends.use_list(EndpointList::Cluster) {
@@ -488,12 +519,14 @@ impl<T: Tables> Writer<T> {
             return Ok(SlotRange::default());
         }
         let family = frontends.family;
+        let in_turn = entry::algorithm(frontends.desired) == layout::algorithm::IN_TURN;
         let installed = &frontends.installed.families[family].ranges;
         let mut known = installed.iter().chain(&draft.new_ranges[family]);
-        if let Some(range) = known.find(|range| range.backend_ids == backend_ids) {
+        if let Some(range) = known.find(|range| range.in_turn == in_turn && range.backend_ids == backend_ids)
+        {
             return Ok(range.range());
         }
-        let new = self.take_slots(backend_ids)?;
+        let new = self.take_slots(backend_ids, in_turn)?;
         let range = new.range();
         draft.new_ranges[family].push(new);
         Ok(range)
@@ -551,10 +584,10 @@ impl<T: Tables> Writer<T> {
         self.backend_ids[family].take().ok_or_else(|| map.full(capacity))
     }
 
-    fn take_slots(&mut self, backend_ids: Vec<u32>) -> Result<InstalledRange, TableError> {
+    fn take_slots(&mut self, backend_ids: Vec<u32>, in_turn: bool) -> Result<InstalledRange, TableError> {
         let count = u32::try_from(backend_ids.len()).unwrap_or(u32::MAX);
         let base = self.slots.take(count).ok_or_else(|| MapName::SLOTS.full(self.slots.capacity()))?;
-        Ok(InstalledRange { base, backend_ids })
+        Ok(InstalledRange { base, backend_ids, in_turn })
     }
 
     /// Writes new and changed entries, in the order described in [the module](super). Each written
@@ -583,6 +616,11 @@ impl<T: Tables> Writer<T> {
             }
             while let Some(range) = draft.new_ranges[family].last() {
                 self.tables.write_slots(range.base, &range.backend_ids)?;
+                if range.in_turn {
+                    let next = first_turn(&self.tables, &record.ranges, &range.backend_ids)?;
+                    self.tables.put_cursor(range.base, next)?;
+                    self.unused_cursors.remove(&range.base);
+                }
                 record.ranges.extend(draft.new_ranges[family].pop());
             }
             for &sources in &draft.source_ranges[family] {
@@ -695,6 +733,10 @@ impl<T: Tables> Writer<T> {
                 .collect();
             let ranges = &mut installed.families[family].ranges;
             for range in ranges.extract_if(.., |range| !used.contains(&range.base)) {
+                if range.in_turn {
+                    // The next tick removes it.
+                    self.unused_cursors.insert(range.base);
+                }
                 self.slots.release(range.base, range.count(), now);
             }
         }

@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use lb_common::layout::{self, backend_flags, service_flags};
-use lb_model::{IpFamily, Protocol, SourceRanges};
+use lb_model::{Algorithm, HashInput, IpFamily, Protocol, SourceRanges};
 use lb_plan::desired::{
-    Algorithm, DesiredEndpoint, DesiredServicePort, EndpointList, EndpointLists, Frontend, FrontendAddress,
+    DesiredEndpoint, DesiredServicePort, EndpointList, EndpointLists, Frontend, FrontendAddress,
     FrontendKind, ListPolicy, ServicePortId, WhenEmpty,
 };
 
@@ -74,11 +74,26 @@ pub fn service(
         inside_base: inside.base,
         inside_count: inside.count,
         affinity_seconds: desired.affinity_seconds.unwrap_or(0),
-        algorithm: match desired.algorithm {
-            Algorithm::Random => layout::algorithm::RANDOM,
-        },
+        algorithm: algorithm(desired),
         kind: frontend.kind as u8,
+        scheduler: desired.algorithm as u8,
         pad: 0,
+    }
+}
+
+/// Returns how the programs select a slot: one of [`layout::algorithm`].
+pub fn algorithm(desired: &DesiredServicePort) -> u8 {
+    match (desired.algorithm, desired.hash) {
+        (Algorithm::Random | Algorithm::Failover, _) => layout::algorithm::RANDOM,
+        (Algorithm::RoundRobin | Algorithm::WeightedRoundRobin, _) => layout::algorithm::IN_TURN,
+        (Algorithm::DestinationHash, _)
+        | (Algorithm::SourceHash | Algorithm::Maglev, HashInput::Destination) => {
+            layout::algorithm::HASH_DESTINATION
+        }
+        (Algorithm::SourceHash | Algorithm::Maglev, HashInput::Source) => layout::algorithm::HASH_SOURCE,
+        (Algorithm::SourceHash | Algorithm::Maglev, HashInput::SourcePort) => {
+            layout::algorithm::HASH_SOURCE_PORT
+        }
     }
 }
 

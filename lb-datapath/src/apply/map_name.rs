@@ -25,6 +25,7 @@ impl MapName {
     pub const SERVICES: PerFamily<Self> = per_family!("SERVICES", Some("max-services"));
     pub const SERVICE_NAMES: Self = Self { name: "SERVICE_NAMES", option: Some("max-services") };
     pub const SLOTS: Self = Self { name: "SLOTS", option: Some("max-slots") };
+    pub const CURSORS: Self = Self { name: "CURSORS", option: Some("max-services") };
     pub const BACKENDS: PerFamily<Self> = per_family!("BACKENDS", Some("max-backends"));
     pub const ADDRESSES: PerFamily<Self> = per_family!("ADDRESSES", Some("max-services"));
     pub const SOURCE_RANGES: PerFamily<Self> = per_family!("SOURCE_RANGES", Some("max-source-ranges"));

@@ -14,7 +14,7 @@ use lb_model::{IpFamily, PerFamily};
 use lb_plan::desired::ServicePortId;
 
 use super::engine::ReferencedIds;
-use super::entry::{parse_service_name, slot_ranges};
+use super::entry::{SlotRange, parse_service_name, slot_ranges};
 use super::tables::{BackendEntry, Capacity, ServiceAddress, TableError, Tables};
 
 /// A handle to the maps. Clones share the maps, so the maps outlive an engine like pinned maps
@@ -28,6 +28,8 @@ pub struct State {
     pub services: BTreeMap<ServiceAddress, layout::Service>,
     pub names: BTreeMap<u32, layout::ServiceName>,
     pub slots: Vec<u32>,
+    /// The next slot of each range whose slots are used in turn, by its base.
+    pub cursors: BTreeMap<u32, u32>,
     pub backends: PerFamily<BTreeMap<u32, BackendEntry>>,
     /// Flags of Services, by address.
     pub marks: BTreeMap<IpAddr, u32>,
@@ -61,6 +63,7 @@ impl Memory {
             services: BTreeMap::new(),
             names: BTreeMap::new(),
             slots: vec![0; capacity.slots as usize],
+            cursors: BTreeMap::new(),
             backends: PerFamily::default(),
             marks: BTreeMap::new(),
             source_ranges: BTreeSet::new(),
@@ -229,6 +232,10 @@ impl Tables for Memory {
         state.check_new_guard(key, &value);
         for range in slot_ranges(&value) {
             assert!(range.count > 0 || range.base == 0, "{key}: an empty range has base 0");
+            if value.algorithm == layout::algorithm::IN_TURN && range.count > 0 {
+                let next = state.cursors.get(&range.base);
+                assert!(next.is_some_and(|next| *next < range.count), "{key}: {range:?} has cursor {next:?}");
+            }
             for slot in range.base..range.base + range.count {
                 let id = state.slots[slot as usize];
                 let backend = state.backends[family].get(&id);
@@ -296,6 +303,27 @@ impl Tables for Memory {
         }
         state.write("SLOTS")?;
         state.slots[base as usize..base as usize + backend_ids.len()].copy_from_slice(backend_ids);
+        Ok(())
+    }
+
+    fn put_cursor(&mut self, base: u32, next: u32) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        state.write("CURSORS")?;
+        state.cursors.insert(base, next);
+        Ok(())
+    }
+
+    fn remove_cursor(&mut self, base: u32) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        let mut in_turn =
+            state.services.values().filter(|service| service.algorithm == layout::algorithm::IN_TURN);
+        let uses = |range: &SlotRange| range.count > 0 && range.base == base;
+        assert!(
+            !in_turn.any(|service| slot_ranges(service).iter().any(uses)),
+            "the cursor of the range at {base} is in use"
+        );
+        state.write("CURSORS")?;
+        state.cursors.remove(&base);
         Ok(())
     }
 
@@ -388,6 +416,14 @@ impl Tables for Memory {
 
     fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError> {
         Ok(self.state().slots[base as usize..(base + count) as usize].to_vec())
+    }
+
+    fn cursors(&self) -> Result<Vec<(u32, u32)>, TableError> {
+        Ok(self.state().cursors.iter().map(|(base, next)| (*base, *next)).collect())
+    }
+
+    fn cursor(&self, base: u32) -> Result<Option<u32>, TableError> {
+        Ok(self.state().cursors.get(&base).copied())
     }
 
     fn backends(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError> {

@@ -67,6 +67,10 @@ pub trait Tables {
     fn remove_service_name(&mut self, service_id: u32) -> Result<(), TableError>;
     /// Writes `SLOTS[base..base + backend_ids.len()]`.
     fn write_slots(&mut self, base: u32, backend_ids: &[u32]) -> Result<(), TableError>;
+    /// Writes the next slot of the range that begins at `base`, counted from `base`.
+    fn put_cursor(&mut self, base: u32, next: u32) -> Result<(), TableError>;
+    /// Removes the cursor of a range. Does nothing if it does not exist.
+    fn remove_cursor(&mut self, base: u32) -> Result<(), TableError>;
     fn write_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError>;
     /// Zeroes the entry.
     fn clear_backend(&mut self, family: IpFamily, id: u32) -> Result<(), TableError>;
@@ -84,6 +88,10 @@ pub trait Tables {
     fn services(&self) -> Result<Vec<(ServiceAddress, layout::Service)>, TableError>;
     fn service_names(&self) -> Result<Vec<(u32, layout::ServiceName)>, TableError>;
     fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError>;
+    /// Returns all cursors, as (base, next).
+    fn cursors(&self) -> Result<Vec<(u32, u32)>, TableError>;
+    /// Returns the cursor of a range. `None` if it does not exist.
+    fn cursor(&self, base: u32) -> Result<Option<u32>, TableError>;
     /// Returns all entries whose flags are not 0, as (id, entry).
     fn backends(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError>;
     /// Returns all addresses with flags of Services, with these flags.

@@ -1,5 +1,6 @@
 //! Tests of the engine: sequences of desired states, restarts, failed writes and full maps.
 
+mod cursors;
 mod sequences;
 mod transitions;
 
@@ -9,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lb_common::layout::{address_flags, backend_flags, service_flags};
-use lb_model::{IpFamily, PerFamily, Protocol, SourceRanges};
+use lb_model::{Algorithm, HashInput, IpFamily, PerFamily, Protocol, SourceRanges, Weight};
 use lb_plan::desired::*;
 use proptest::prelude::*;
 
 use super::engine::{Engine, ReferencedIds};
-use super::entry::{parse_service_name, service_address, slot_ranges};
+use super::entry::{algorithm, parse_service_name, service_address, slot_ranges};
 use super::error::ApplyError;
 use super::memory::{Guard, Memory, marks_needed};
 use super::tables::{Capacity, TableError};
@@ -101,7 +102,12 @@ fn lists(family: IpFamily, endpoints: &BTreeMap<u8, (bool, bool)>) -> EndpointLi
     let mut lists = EndpointLists::default();
     for (index, (number, (local, draining))) in (0..).zip(endpoints) {
         let address = endpoint_address(family, *number);
-        lists.endpoints.push(DesiredEndpoint { address, local: *local, draining: *draining });
+        lists.endpoints.push(DesiredEndpoint {
+            address,
+            local: *local,
+            draining: *draining,
+            weight: Weight::DEFAULT,
+        });
         if !draining {
             lists.cluster.push(index);
             if *local {
@@ -148,7 +154,8 @@ impl Spec {
         DesiredServicePort {
             id: id(self.number),
             port: self.port,
-            algorithm: Algorithm::Random,
+            algorithm: self.algorithm(),
+            hash: HashInput::default(),
             affinity_seconds: self.affinity,
             source_ranges: self.source_ranges(),
             frontends,
@@ -159,6 +166,11 @@ impl Spec {
 }
 
 impl Spec {
+    /// An algorithm without a cursor or with one. A changed port changes the algorithm.
+    fn algorithm(&self) -> Algorithm {
+        [Algorithm::Random, Algorithm::RoundRobin][usize::from(self.port) % 2]
+    }
+
     fn source_ranges(&self) -> SourceRanges {
         let numbers = self.balancer.iter().flatten().next();
         let nets = |family| Some(numbers?.iter().map(move |number| sources(family, *number)));
@@ -210,8 +222,8 @@ fn wish<'a>(services: impl IntoIterator<Item = &'a DesiredServicePort>) -> Meani
                     EndpointList::Cluster => &lists.cluster,
                     EndpointList::Local => &lists.local,
                 };
-                let addresses: Vec<_> =
-                    indices.iter().map(|i| lists.endpoints[*i as usize].address).collect();
+                let slots = lists.slots(indices, wanted.algorithm);
+                let addresses: Vec<_> = slots.iter().map(|i| lists.endpoints[*i as usize].address).collect();
                 let drop = addresses.is_empty() && policy.when_empty == WhenEmpty::Drop;
                 format!("{addresses:?} {drop}")
             };
@@ -236,14 +248,15 @@ fn wish<'a>(services: impl IntoIterator<Item = &'a DesiredServicePort>) -> Meani
                 meaning.source_ranges.extend(ranges.map(|net| format!("{} {net}", wanted.id)));
             }
             let text = format!(
-                "{} kind {} affinity {} outside {outside} inside {inside} local {differ} guarded {guarded}",
+                "{} algorithm {} kind {} affinity {} outside {outside} inside {inside} local {differ} guarded {guarded}",
                 wanted.id,
+                algorithm(wanted),
                 frontend.kind as u8,
                 wanted.affinity_seconds.unwrap_or(0),
             );
             meaning.entries.insert(service_address(frontend, wanted.id.protocol).to_string(), text);
             for endpoint in &lists.endpoints {
-                let DesiredEndpoint { address, local, draining } = endpoint;
+                let DesiredEndpoint { address, local, draining, .. } = endpoint;
                 meaning.backends.insert(format!("{} {address} local {local} draining {draining}", wanted.id));
             }
         }
@@ -266,8 +279,9 @@ fn meaning(memory: &Memory) -> Meaning {
             format!("{addresses:?} {}", drops[side])
         });
         let text = format!(
-            "{} kind {} affinity {} outside {outside} inside {inside} local {} guarded {}",
+            "{} algorithm {} kind {} affinity {} outside {outside} inside {inside} local {} guarded {}",
             ids[&service.service_id].0,
+            service.algorithm,
             service.kind,
             service.affinity_seconds,
             service.flags & service_flags::POLICY_LOCAL != 0,

@@ -67,7 +67,7 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         Some(Err(refusal)) => return refuse(call::reason(refusal)),
         None => return ALLOW,
     };
-    let (backend_id, backend) = match call::select::<F, _>(context, service) {
+    let (backend_id, backend) = match call::select::<F, _>(context, service, addr) {
         Ok(selected) => selected,
         Err(refusal) => return refuse(call::reason(refusal)),
     };
@@ -121,7 +121,7 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         address::set_port(context, backend.port);
         return ALLOW;
     }
-    let (backend_id, backend) = match call::select::<F, _>(context, service) {
+    let (backend_id, backend) = match call::select::<F, _>(context, service, addr) {
         Ok(selected) => selected,
         Err(refusal) => return refuse(call::reason(refusal)),
     };

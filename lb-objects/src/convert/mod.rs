@@ -5,6 +5,7 @@
 //! because a manifest folder has no API server.
 
 mod address;
+mod balancing;
 mod contradictions;
 mod node;
 mod problems;

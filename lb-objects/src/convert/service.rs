@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1;
 use lb_model::{IpFamily, ProblemKind, Service, ServicePort, SourceRanges, TrafficPolicy};
 
 use super::address::{parse_cidr, parse_ip, special_address};
-use super::contradictions;
 use super::problems::{Converted, Problems, has_label, object_name};
+use super::{balancing, contradictions};
 
 /// Another proxy serves a Service that has this label, whatever the value (KEP-2447).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -63,6 +63,7 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
         load_balancer_ips: load_balancer_ips(service, &cluster_ips, problems),
         source_ranges: source_ranges(spec, problems),
         affinity_seconds: affinity_seconds(spec, problems),
+        balancing: balancing::of_service(&service.metadata, problems),
         internal_policy: policy(
             "spec.internalTrafficPolicy",
             spec.internal_traffic_policy.as_deref(),

@@ -4,10 +4,12 @@ use k8s_openapi::api::{core::v1, discovery};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use lb_model::{
-    Endpoint, EndpointPort, EndpointSlice, IpFamily, NodeHint, ObjectName, Problem, ProblemKind, Trigger,
+    Endpoint, EndpointPort, EndpointSlice, IpFamily, NodeHint, ObjectName, PlaceHash, Problem, ProblemKind,
+    Trigger,
 };
 
 use super::address::{parse_ip, special_address};
+use super::balancing;
 use super::problems::{Converted, Problems, has_label, object_name};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -53,6 +55,7 @@ pub fn endpoints(
                     ports: ports.clone(),
                     endpoints,
                     zone_sets: Box::default(),
+                    weight: None,
                     trigger: None,
                 };
                 slices.push((ObjectName::new(service.namespace(), &name), slice));
@@ -112,6 +115,7 @@ fn convert(
         ports: slice_ports(slice, problems),
         endpoints,
         zone_sets: zone_sets.into(),
+        weight: balancing::slice_weight(&slice.metadata, problems),
         trigger: trigger(&slice.metadata, family),
     })
 }
@@ -182,6 +186,8 @@ fn convert_endpoint(
         serving: condition(conditions.and_then(|conditions| conditions.serving), true),
         terminating: condition(conditions.and_then(|conditions| conditions.terminating), false),
         local: endpoint.node_name.as_deref() == Some(this_node),
+        node: endpoint.node_name.as_deref().map(PlaceHash::of),
+        zone: endpoint.zone.as_deref().map(PlaceHash::of),
         node_hint,
         zone_hints: zone_set(zones.iter().map(|zone| zone.name.as_str()), zone_sets),
     })
@@ -260,6 +266,8 @@ fn subset_endpoints(
                     serving: ready,
                     terminating: false,
                     local: endpoint.node_name.as_deref() == Some(this_node),
+                    node: endpoint.node_name.as_deref().map(PlaceHash::of),
+                    zone: None,
                     node_hint: NodeHint::None,
                     zone_hints: None,
                 });

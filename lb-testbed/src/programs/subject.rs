@@ -1,6 +1,6 @@
 //! The programs under test. They are loaded privately: nothing is pinned and nothing is attached.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -119,6 +119,8 @@ pub struct ServiceEntry {
     pub source_ranges: Option<Vec<IpNet>>,
     /// Session affinity in seconds. 0 turns it off.
     pub affinity_seconds: u32,
+    /// One of [`algorithm`].
+    pub algorithm: u8,
     /// Traffic from outside the cluster uses local backends only. It is dropped if there are none.
     pub outside_local: bool,
     /// Traffic from pods and from the node uses local backends only. It is dropped if there are
@@ -140,6 +142,7 @@ impl ServiceEntry {
             drop: false,
             source_ranges: None,
             affinity_seconds: 0,
+            algorithm: algorithm::RANDOM,
             outside_local: false,
             inside_local: false,
         }
@@ -341,6 +344,11 @@ impl Subject {
         } else {
             all
         };
+        if entry.algorithm == algorithm::IN_TURN {
+            for (base, _) in BTreeSet::from([all, local]) {
+                self.tables.put_cursor(base, 0)?;
+            }
+        }
         let (outside, inside) =
             (if entry.outside_local { local } else { all }, if entry.inside_local { local } else { all });
         let (_, outside_count) = outside;
@@ -366,8 +374,9 @@ impl Subject {
             inside_base: inside.0,
             inside_count,
             affinity_seconds: entry.affinity_seconds,
-            algorithm: algorithm::RANDOM,
+            algorithm: entry.algorithm,
             kind: entry.kind as u8,
+            scheduler: 0,
             pad: 0,
         })
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use lb_common::layout::algorithm;
 use serde::Deserialize;
 
 /// One document of a case file.
@@ -101,6 +102,8 @@ pub struct Service {
     /// Seconds of session affinity.
     #[serde(default)]
     pub affinity: u32,
+    #[serde(default)]
+    pub algorithm: SlotAlgorithm,
     /// With `local`, traffic from outside uses only backends on this node. It is dropped if there
     /// are none.
     #[serde(default)]
@@ -118,6 +121,30 @@ pub enum AddressKind {
     NodePort,
     ExternalIp,
     LoadBalancer,
+}
+
+/// How a slot is selected: the names of `lb_common::layout::algorithm`.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SlotAlgorithm {
+    #[default]
+    Random,
+    InTurn,
+    HashSource,
+    HashSourcePort,
+    HashDestination,
+}
+
+impl SlotAlgorithm {
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Random => algorithm::RANDOM,
+            Self::InTurn => algorithm::IN_TURN,
+            Self::HashSource => algorithm::HASH_SOURCE,
+            Self::HashSourcePort => algorithm::HASH_SOURCE_PORT,
+            Self::HashDestination => algorithm::HASH_DESTINATION,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]

@@ -130,6 +130,7 @@ impl CaseRun<'_> {
             entry.source_ranges =
                 service.source_ranges.as_ref().map(|ranges| self.networks(ranges)).transpose()?;
             entry.affinity_seconds = service.affinity;
+            entry.algorithm = service.algorithm.number();
             // A ClusterIP has the internal policy, other addresses have the external one. The
             // external one does not apply to pods and the node: they are inside the cluster
             // (KEP-1669).

@@ -34,9 +34,12 @@ pub fn load_options(config: &Config) -> LoadOptions {
 
 /// Returns the options of the planner.
 pub fn planner_settings(config: &Config) -> PlannerSettings {
+    let defaults = PlannerSettings { algorithm: config.algorithm.0, ..PlannerSettings::default() };
     match &config.external_ips {
-        ExternalIps::Allow => PlannerSettings::default(),
-        ExternalIps::Deny => PlannerSettings { allowed_external_ips: Vec::new() },
-        ExternalIps::Within(networks) => PlannerSettings { allowed_external_ips: networks.clone() },
+        ExternalIps::Allow => defaults,
+        ExternalIps::Deny => PlannerSettings { allowed_external_ips: Vec::new(), ..defaults },
+        ExternalIps::Within(networks) => {
+            PlannerSettings { allowed_external_ips: networks.clone(), ..defaults }
+        }
     }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::sizes::SizeFlags;
 use super::values::{
-    Cidrs, DatapathLog, ExternalIps, FlowTimeoutList, LogFilter, LogFormat, PortRange, SocketHooks,
-    TcAttachMode, TerminateSockets,
+    Cidrs, DatapathLog, DefaultAlgorithm, ExternalIps, FlowTimeoutList, LogFilter, LogFormat, PortRange,
+    SocketHooks, TcAttachMode, TerminateSockets,
 };
 use crate::node::addresses::NodePortAddresses;
 use crate::node::devices::{AttachMode, DevicePatterns, PodInterfaces};
@@ -66,6 +66,19 @@ pub struct Config {
         help_heading = "Kubernetes"
     )]
     pub external_ips: ExternalIps,
+
+    /// How endpoints are selected for Services without the annotation `lb.sluice.dev/algorithm`
+    ///
+    /// docs/algorithms.md describes the algorithms.
+    #[arg(
+        long,
+        env = "SLUICE_ALGORITHM",
+        value_name = "NAME",
+        value_enum,
+        default_value = "random",
+        help_heading = "Kubernetes"
+    )]
+    pub algorithm: DefaultAlgorithm,
 
     /// Devices on which packets for Services arrive: `auto`, or name patterns like `eth*,ens3`
     ///

@@ -9,6 +9,7 @@ use clap::builder::PossibleValue;
 use ipnet::IpNet;
 use lb_common::layout::FlowTimeouts;
 use lb_datapath::TcAttach;
+use lb_model::Algorithm;
 use tracing_subscriber::EnvFilter;
 
 use crate::node::addresses::NodePortAddresses;
@@ -202,6 +203,40 @@ impl FromStr for NodePortAddresses {
                 _ => Err(ValueError::NodePortAddresses(text.to_owned())),
             },
         }
+    }
+}
+
+/// Option `--algorithm`: how endpoints are selected for Services that choose no algorithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DefaultAlgorithm(pub Algorithm);
+
+impl clap::ValueEnum for DefaultAlgorithm {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [DefaultAlgorithm; Algorithm::ALL.len()] = {
+            let mut all = [DefaultAlgorithm(Algorithm::Random); Algorithm::ALL.len()];
+            let mut index = 0;
+            while index < all.len() {
+                all[index] = DefaultAlgorithm(Algorithm::ALL[index]);
+                index += 1;
+            }
+            all
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self.0 {
+            Algorithm::Random => "at random, in proportion to the weights",
+            Algorithm::RoundRobin => "one after the other",
+            Algorithm::WeightedRoundRobin => "one after the other, in proportion to the weights",
+            Algorithm::SourceHash => "by a hash of the client's address",
+            Algorithm::DestinationHash => "by a hash of the Service's address",
+            Algorithm::Maglev => {
+                "by a hash of the client's address that moves few clients when endpoints change"
+            }
+            Algorithm::Failover => "the endpoint with the greatest weight",
+        };
+        Some(PossibleValue::new(self.0.name()).help(help))
     }
 }
 

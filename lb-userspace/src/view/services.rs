@@ -2,7 +2,7 @@
 
 use lb_common::layout::{self, service_flags};
 use lb_datapath::apply::tables::ServiceAddress;
-use lb_model::IpFamily;
+use lb_model::{Algorithm, IpFamily};
 use serde::Serialize;
 
 use super::row::Row;
@@ -92,7 +92,7 @@ fn row(key: &ServiceAddress, value: &layout::Service, tables: &ServiceTables) ->
         outside_endpoints: endpoints(value.outside_base, value.outside_count),
         no_endpoint: when_empty(service_flags::INSIDE_DROP),
         outside_no_endpoint: when_empty(service_flags::OUTSIDE_DROP),
-        algorithm: algorithm_name(value.algorithm),
+        algorithm: algorithm_name(value),
         affinity_seconds: value.affinity_seconds,
         source_ranges: (value.flags & service_flags::SOURCE_RANGES != 0).then(sources),
         id: value.service_id,
@@ -109,10 +109,17 @@ fn kind_name(kind: u8) -> &'static str {
     }
 }
 
-fn algorithm_name(algorithm: u8) -> String {
-    match algorithm {
-        layout::algorithm::RANDOM => "random".into(),
-        other => format!("unknown ({other})"),
+/// Returns the name of the algorithm, and what it hashes if that is not its default.
+fn algorithm_name(value: &layout::Service) -> String {
+    let Some(algorithm) = Algorithm::numbered(value.scheduler) else {
+        return format!("unknown ({})", value.scheduler);
+    };
+    match value.algorithm {
+        layout::algorithm::HASH_SOURCE_PORT => format!("{algorithm} (source-port)"),
+        layout::algorithm::HASH_DESTINATION if algorithm.hashes_the_client() => {
+            format!("{algorithm} (destination)")
+        }
+        _ => algorithm.to_string(),
     }
 }
 
@@ -209,6 +216,7 @@ mod tests {
             affinity_seconds: if service_id == 3 { 10_800 } else { 0 },
             algorithm: layout::algorithm::RANDOM,
             kind,
+            scheduler: layout::scheduler::RANDOM,
             pad: 0,
         }
     }

@@ -1,6 +1,7 @@
 //! The cases, one file per kind of traffic or change.
 
 mod affinity;
+mod algorithms;
 mod changes;
 mod cluster_ip;
 mod datagrams;
@@ -110,6 +111,13 @@ pub const CASES: &[Case] = &[
     each("unknown_ports_and_addresses", Underlays::Routed, guards::unknown_addresses),
     each("affinity_keeps_the_endpoint", Underlays::Routed, affinity::a_client_keeps_its_endpoint),
     each("affinity_ends_with_its_timeout", Underlays::Routed, affinity::a_client_may_move_after_the_timeout),
+    each("algorithm_rr_takes_turns", Underlays::Routed, algorithms::endpoints_take_turns),
+    each(
+        "algorithm_mh_is_alike_on_all_nodes",
+        Underlays::Routed,
+        algorithms::maglev_selects_alike_on_all_nodes,
+    ),
+    each("weight_0_drains", Underlays::Routed, algorithms::weight_0_drains),
     once("every_change_of_type", Underlays::Routed, types::changes),
     each("health_check_follows_endpoints", Underlays::Routed, health::health_check_follows_endpoints),
     once("health_check_port_in_use", Underlays::Routed, health::health_check_port_in_use),

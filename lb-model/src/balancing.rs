@@ -1,0 +1,195 @@
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU64;
+
+use lb_common::layout::scheduler;
+
+/// How an endpoint is selected for a new connection. The names are those of the IPVS schedulers
+/// (`net/netfilter/ipvs/ip_vs_*.c`), and `random`.
+///
+/// The numbers are those of the map entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Algorithm {
+    /// Each endpoint has a probability in proportion to its weight.
+    #[default]
+    Random = scheduler::RANDOM,
+    /// `rr`: one after the other. Weights do not matter.
+    RoundRobin = scheduler::RR,
+    /// `wrr`: one after the other, in proportion to the weights, interleaved.
+    WeightedRoundRobin = scheduler::WRR,
+    /// `sh`: 256 buckets in proportion to the weights; a hash of the client selects the bucket.
+    SourceHash = scheduler::SH,
+    /// `dh`: 256 buckets; a hash of the address that the client uses selects the bucket.
+    DestinationHash = scheduler::DH,
+    /// `mh`: Maglev. A hash of the client selects an entry of a table that changes little when
+    /// endpoints come and go (Eisenbud et al., NSDI 2016).
+    Maglev = scheduler::MH,
+    /// `fo`: the endpoint with the greatest weight.
+    Failover = scheduler::FO,
+}
+
+impl Algorithm {
+    pub const ALL: [Self; 7] = [
+        Self::Random,
+        Self::RoundRobin,
+        Self::WeightedRoundRobin,
+        Self::SourceHash,
+        Self::DestinationHash,
+        Self::Maglev,
+        Self::Failover,
+    ];
+
+    /// Returns the value of the annotation `lb.sluice.dev/algorithm`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::RoundRobin => "rr",
+            Self::WeightedRoundRobin => "wrr",
+            Self::SourceHash => "sh",
+            Self::DestinationHash => "dh",
+            Self::Maglev => "mh",
+            Self::Failover => "fo",
+        }
+    }
+
+    /// Returns the algorithm of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+    }
+
+    /// Returns the algorithm with this number.
+    pub fn numbered(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| *algorithm as u8 == number)
+    }
+
+    /// Returns whether [`HashInput`] matters.
+    pub fn hashes_the_client(self) -> bool {
+        matches!(self, Self::SourceHash | Self::Maglev)
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The part of a new connection that `sh` and `mh` hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub enum HashInput {
+    /// The client's address.
+    #[default]
+    Source,
+    /// The client's address and port.
+    SourcePort,
+    /// The address that the client uses.
+    Destination,
+}
+
+impl HashInput {
+    pub const ALL: [Self; 3] = [Self::Source, Self::SourcePort, Self::Destination];
+
+    /// Returns the value of the annotation `lb.sluice.dev/hash`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::SourcePort => "source-port",
+            Self::Destination => "destination",
+        }
+    }
+
+    /// Returns the hash input of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|input| input.name() == name)
+    }
+}
+
+/// The annotations of a Service about the selection of endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Balancing {
+    /// `None`: the default of this node.
+    pub algorithm: Option<Algorithm>,
+    pub hash: HashInput,
+    /// Weights of the endpoints in a zone or on a node, by [`PlaceHash`], sorted.
+    pub weights: Box<[(PlaceHash, Weight)]>,
+}
+
+impl Balancing {
+    /// Returns the weight of an endpoint. The weight of its node takes precedence, then that of its
+    /// zone, then that of its EndpointSlice, and then 1.
+    pub fn weight_of(
+        &self,
+        node: Option<PlaceHash>,
+        zone: Option<PlaceHash>,
+        slice: Option<Weight>,
+    ) -> Weight {
+        let listed = |place: Option<PlaceHash>| {
+            let index = self.weights.binary_search_by_key(&place?, |(place, _)| *place).ok()?;
+            Some(self.weights[index].1)
+        };
+        listed(node).or_else(|| listed(zone)).or(slice).unwrap_or(Weight::DEFAULT)
+    }
+}
+
+/// The share of an endpoint. An endpoint with weight 0 keeps its connections and gets no new ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Weight(u16);
+
+impl Weight {
+    pub const DEFAULT: Self = Self(1);
+    /// The greatest weight, as that of IPVS.
+    pub const MAX: u16 = u16::MAX;
+
+    pub fn new(weight: u16) -> Self {
+        Self(weight)
+    }
+
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+/// A hash of the name of a node or zone. A cluster has thousands of nodes and hundreds of thousands
+/// of endpoints: each endpoint stores the hash of its node, not the name. Two names with the same
+/// hash share their weights. The hash is not seeded. It is compared inside one process only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PlaceHash(NonZeroU64);
+
+impl PlaceHash {
+    pub fn of(name: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        Self(NonZeroU64::MIN | hasher.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_lead_back() {
+        for algorithm in Algorithm::ALL {
+            assert_eq!(Algorithm::named(algorithm.name()), Some(algorithm));
+            assert_eq!(Algorithm::numbered(algorithm as u8), Some(algorithm));
+        }
+        for input in HashInput::ALL {
+            assert_eq!(HashInput::named(input.name()), Some(input));
+        }
+        assert_eq!(Algorithm::named("RR"), None);
+    }
+
+    #[test]
+    fn the_weight_of_the_node_precedes_those_of_zone_and_slice() {
+        let [node, zone, other] = ["node-1", "zone-a", "node-2"].map(PlaceHash::of);
+        let mut weights = [(node, Weight(0)), (zone, Weight(3))];
+        weights.sort_unstable();
+        let balancing = Balancing { weights: weights.into(), ..Balancing::default() };
+        let weight = |node, zone, slice: Option<u16>| balancing.weight_of(node, zone, slice.map(Weight)).0;
+        assert_eq!(weight(Some(node), Some(zone), Some(7)), 0);
+        assert_eq!(weight(Some(other), Some(zone), Some(7)), 3);
+        assert_eq!(weight(Some(other), None, Some(7)), 7);
+        assert_eq!(weight(None, None, None), 1);
+    }
+}

@@ -1,0 +1,145 @@
+//! The annotations about the selection of endpoints. `docs/algorithms.md` describes them for users.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use lb_model::{Algorithm, Balancing, HashInput, PlaceHash, ProblemKind, Weight};
+
+use super::problems::Problems;
+
+/// The domain of all annotations that this proxy reads.
+const DOMAIN: &str = "lb.sluice.dev/";
+const ALGORITHM: &str = "lb.sluice.dev/algorithm";
+const HASH: &str = "lb.sluice.dev/hash";
+const WEIGHTS: &str = "lb.sluice.dev/weights";
+const WEIGHT: &str = "lb.sluice.dev/weight";
+
+/// The greatest number of entries in the annotation [`WEIGHTS`].
+const MOST_WEIGHTS: usize = 1_000;
+
+/// Returns the annotations of a Service. A value that is not valid has the effect of a missing one.
+pub(super) fn of_service(metadata: &ObjectMeta, problems: &mut Problems) -> Balancing {
+    report_unknown(metadata, &[ALGORITHM, HASH, WEIGHTS], problems);
+    let algorithm = value(metadata, ALGORITHM).and_then(|text| algorithm(text, problems));
+    let hash = value(metadata, HASH).and_then(|text| hash(text, algorithm, problems)).unwrap_or_default();
+    let weights = value(metadata, WEIGHTS).map(|text| weights(text, problems)).unwrap_or_default();
+    Balancing { algorithm, hash, weights }
+}
+
+/// Returns the weight of all endpoints of an EndpointSlice.
+pub(super) fn slice_weight(metadata: &ObjectMeta, problems: &mut Problems) -> Option<Weight> {
+    report_unknown(metadata, &[WEIGHT], problems);
+    let text = value(metadata, WEIGHT)?;
+    let weight = parse_weight(text);
+    if weight.is_none() {
+        problems.error(
+            ProblemKind::OutOfRange,
+            field(WEIGHT),
+            format_args!("`{text}` is not a weight"),
+            format_args!("use a number from 0 to {}; the weight is 1 until then", Weight::MAX),
+        );
+    }
+    weight
+}
+
+fn value<'a>(metadata: &'a ObjectMeta, annotation: &str) -> Option<&'a str> {
+    Some(metadata.annotations.as_ref()?.get(annotation)?.trim())
+}
+
+fn field(annotation: &str) -> String {
+    format!("metadata.annotations[{annotation}]")
+}
+
+/// Reports annotations of this proxy that the kind of object does not have: a misspelled name has
+/// no effect.
+fn report_unknown(metadata: &ObjectMeta, known: &[&str], problems: &mut Problems) {
+    let names = metadata.annotations.iter().flat_map(|annotations| annotations.keys());
+    for name in names.filter(|name| name.starts_with(DOMAIN) && !known.contains(&name.as_str())) {
+        problems.error(
+            ProblemKind::UnknownValue,
+            field(name),
+            "is not an annotation that this kind of object can have",
+            format_args!("use {}, or remove it; it has no effect", known.join(", ")),
+        );
+    }
+}
+
+fn algorithm(text: &str, problems: &mut Problems) -> Option<Algorithm> {
+    let algorithm = Algorithm::named(text);
+    if algorithm.is_none() {
+        let names: Vec<_> = Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();
+        problems.error(
+            ProblemKind::UnknownValue,
+            field(ALGORITHM),
+            format_args!("`{text}` is not an algorithm"),
+            format_args!(
+                "use one of {}; the Service has the default of the node until then",
+                names.join(", ")
+            ),
+        );
+    }
+    algorithm
+}
+
+fn hash(text: &str, algorithm: Option<Algorithm>, problems: &mut Problems) -> Option<HashInput> {
+    let hash = HashInput::named(text);
+    if hash.is_none() {
+        problems.error(
+            ProblemKind::UnknownValue,
+            field(HASH),
+            format_args!("`{text}` is not a part of a connection"),
+            "use source, source-port or destination; the hash is that of the source until then",
+        );
+    } else if algorithm.is_some_and(|algorithm| !algorithm.hashes_the_client()) {
+        problems.note(
+            ProblemKind::Contradiction,
+            field(HASH),
+            "has no effect on the algorithm of this Service",
+            "use algorithm sh or mh, or remove it",
+        );
+    }
+    hash
+}
+
+/// Parses `zone-a=3,node-7=0`. Reports each entry that is not valid, and ignores it.
+fn weights(text: &str, problems: &mut Problems) -> Box<[(PlaceHash, Weight)]> {
+    let mut weights = Vec::new();
+    for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        if weights.len() == MOST_WEIGHTS {
+            problems.error(
+                ProblemKind::OutOfRange,
+                field(WEIGHTS),
+                format_args!("has more than {MOST_WEIGHTS} entries"),
+                "name zones, or fewer nodes; the entries after these are ignored",
+            );
+            break;
+        }
+        let parsed = entry.split_once('=').and_then(|(place, weight)| {
+            let place = Some(place.trim()).filter(|place| !place.is_empty())?;
+            Some((PlaceHash::of(place), parse_weight(weight.trim())?))
+        });
+        match parsed {
+            Some((place, _)) if weights.iter().any(|(known, _)| *known == place) => problems.error(
+                ProblemKind::Duplicate,
+                field(WEIGHTS),
+                format_args!("`{entry}` names a zone or node again"),
+                "name each zone and node once; the first weight counts",
+            ),
+            Some(parsed) => weights.push(parsed),
+            None => problems.error(
+                ProblemKind::UnknownValue,
+                field(WEIGHTS),
+                format_args!("`{entry}` is not a weight of a zone or node"),
+                format_args!(
+                    "use the form NAME=WEIGHT with a weight from 0 to {}; the entry is ignored",
+                    Weight::MAX
+                ),
+            ),
+        }
+    }
+    weights.sort_unstable();
+    weights.into()
+}
+
+fn parse_weight(text: &str) -> Option<Weight> {
+    // `parse` accepts a plus sign.
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok().map(Weight::new))?
+}

@@ -1,0 +1,101 @@
+//! The annotations that select an algorithm (`docs/algorithms.md`).
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use lb_testbed::Family;
+use lb_testbed::report::Exchange;
+use serde_json::Value;
+
+use crate::check::eventually;
+use crate::exposed::{Exposed, Requester};
+use crate::world::{To, World};
+
+const SOURCES: [(&str, &str); 3] =
+    [("outside", "NodePort"), ("pod here", "ClusterIP"), ("node", "ClusterIP")];
+
+/// With `rr` the endpoints answer one after the other: clients with packets, and clients with
+/// sockets.
+pub fn endpoints_take_turns(world: &mut World, family: Family) -> Result<()> {
+    let service =
+        Exposed::publish(world, "Cluster", &[1, 3, 4], |object| annotate(object, "algorithm", "rr"))?;
+    service.wait_until_programmed(world)?;
+    for (source, kind) in SOURCES {
+        for to in [To::Http, To::Udp] {
+            let target = service.address(kind, world, family, to);
+            let answers = answers(&Requester::new(world, source, target, to), 9)?;
+            let round: BTreeSet<_> = answers[..3].iter().collect();
+            ensure!(round.len() == 3, "{source}, {to:?}: {answers:?}");
+            ensure!(answers[..6] == answers[3..], "{source}, {to:?}: not in turn: {answers:?}");
+        }
+    }
+    Ok(())
+}
+
+/// With `mh` a client outside reaches the same endpoint through every node, and a pod has one
+/// endpoint too.
+pub fn maglev_selects_alike_on_all_nodes(world: &mut World, family: Family) -> Result<()> {
+    let service =
+        Exposed::publish(world, "Cluster", &[1, 2, 3, 4], |object| annotate(object, "algorithm", "mh"))?;
+    service.wait_until_programmed(world)?;
+    for (source, kind) in SOURCES {
+        let target = service.address(kind, world, family, To::Http);
+        let first = answers(&Requester::new(world, source, target, To::Http), 8)?;
+        let distinct: BTreeSet<_> = first.iter().collect();
+        ensure!(distinct.len() == 1, "{source}: {first:?}");
+        if kind != "NodePort" {
+            continue;
+        }
+        let port = target.port();
+        for node in [0, 1] {
+            let target = (world.node(node).host.address(family), port).into();
+            let others = answers(&Requester::new(world, source, target, To::Http), 4)?;
+            ensure!(
+                others.iter().all(|answer| *answer == first[0]),
+                "node{}: {others:?}, not {first:?}",
+                node + 1
+            );
+        }
+    }
+    Ok(())
+}
+
+/// An endpoint with weight 0 gets no new connections. When the weight is back, it gets some.
+pub fn weight_0_drains(world: &mut World, family: Family) -> Result<()> {
+    let mut annotate_slices = |weight: &str| -> Result<Exposed> {
+        let service = Exposed::publish(world, "Cluster", &[1, 3], |object| {
+            annotate(object, "weights", weight);
+            annotate(object, "algorithm", "wrr");
+        })?;
+        service.wait_until_programmed(world)?;
+        Ok(service)
+    };
+    let drained = annotate_slices("node2=0")?;
+    let target = drained.address("ClusterIP", world, family, To::Http);
+    eventually(|| {
+        let answers = answers(&Requester::new(world, "pod here", target, To::Http), 6)?;
+        ensure!(answers.iter().all(|answer| answer == "pod1"), "{answers:?}");
+        Ok(())
+    })?;
+    drained.write(world, "Cluster", &[1, 3], |object| annotate(object, "weights", "node1=2"))?;
+    eventually(|| {
+        let answers = answers(&Requester::new(world, "pod here", target, To::Http), 40)?;
+        let distinct: BTreeSet<_> = answers.iter().collect();
+        ensure!(distinct.len() == 2, "{answers:?}");
+        Ok(())
+    })
+}
+
+fn annotate(object: &mut Value, name: &str, value: &str) {
+    object["metadata"]["annotations"][format!("lb.sluice.dev/{name}")] = value.into();
+}
+
+/// Returns which pod answers each of several requests.
+fn answers(requester: &Requester<'_>, requests: u32) -> Result<Vec<String>> {
+    let exchanges = requester.send(requests)?;
+    ensure!(exchanges.len() == requests as usize, "{} of {requests} requests were sent", exchanges.len());
+    let pod = |exchange: Exchange| {
+        Ok(exchange.result.map_err(|failure| anyhow::anyhow!("{failure}"))?.greeting.pod)
+    };
+    exchanges.into_iter().map(pod).collect::<Result<_>>().context("a request failed")
+}
