@@ -2,12 +2,6 @@
 
 /// Length of an Ethernet header without VLAN tags.
 pub const ETHERNET_LEN: usize = 14;
-/// Length of one 802.1Q tag.
-pub const VLAN_LEN: usize = 4;
-/// 802.1Q, customer tag.
-pub const ETHERTYPE_VLAN: u16 = 0x8100;
-/// 802.1ad, service tag.
-pub const ETHERTYPE_QINQ: u16 = 0x88a8;
 
 /// Length of a TCP header without options (RFC 9293).
 pub const TCP_LEN: usize = 20;

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::helpers::generated::bpf_redirect_neigh;
 use lb_common::layout::{SCTP, TCP, address_flags, deliver, device_flags};
 use lb_common::reason::Reason;
-use lb_common::wire::{ETHERNET_LEN, TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
+use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
 use crate::address::known;
 use crate::frame::Frame;
@@ -46,8 +46,8 @@ impl<'a> Decided<'a> {
 
     /// Returns whether this hook can do it. Callers check this before they change the packet.
     #[inline(always)]
-    pub fn is_possible<F: Maps, K: Deliver>(&mut self, frame: &K, packet: &Packet<F>) -> bool {
-        K::COMPLETE || self.0.found().is_none_or(|route| frame.can_send(packet.l3, &route))
+    pub fn is_possible<K: Deliver>(&mut self, frame: &K) -> bool {
+        K::COMPLETE || self.0.found().is_none_or(|route| frame.can_send(&route))
     }
 
     /// Returns the address of this node that the kernel would use as source on the route. `None` if
@@ -74,9 +74,8 @@ impl<'a> Decided<'a> {
 
 /// Sending a packet.
 pub trait Deliver: Frame {
-    /// Returns whether [`Deliver::send`] can take a packet whose IP header is at `l3` along this
-    /// route.
-    fn can_send(&self, l3: usize, route: &Route<'_>) -> bool;
+    /// Returns whether [`Deliver::send`] can send a packet along this route.
+    fn can_send(&self, route: &Route<'_>) -> bool;
     /// Sends the rewritten packet out along `route`.
     fn send(&self, route: Route<'_>) -> Verdict;
 }
@@ -171,7 +170,7 @@ fn longest<F: Maps, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
 
 impl Deliver for SkbFrame {
     #[inline(always)]
-    fn can_send(&self, _l3: usize, _route: &Route<'_>) -> bool {
+    fn can_send(&self, _route: &Route<'_>) -> bool {
         true
     }
 
@@ -189,10 +188,8 @@ impl Deliver for SkbFrame {
 
 impl Deliver for XdpFrame {
     #[inline(always)]
-    fn can_send(&self, l3: usize, route: &Route<'_>) -> bool {
-        // A VLAN tag would have to be changed or removed: the tc program of the VLAN device
-        // receives the packet without it.
-        if !route.is_resolved() || l3 != ETHERNET_LEN {
+    fn can_send(&self, route: &Route<'_>) -> bool {
+        if !route.is_resolved() {
             return false;
         }
         if route.ifindex() == self.ifindex() {

@@ -4,8 +4,7 @@ use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{FlowKey, FragmentKey, SCTP, TCP, UDP, tcp_flags};
 use lb_common::sctp;
 use lb_common::wire::{
-    ETHERNET_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, ICMP_LEN, SCTP_CHUNK_LEN, SCTP_LEN, SCTP_TAG_LEN, TCP_LEN,
-    UDP_LEN, VLAN_LEN, ipv6_next,
+    ETHERNET_LEN, ICMP_LEN, SCTP_CHUNK_LEN, SCTP_LEN, SCTP_TAG_LEN, TCP_LEN, UDP_LEN, ipv6_next,
 };
 
 use crate::frame::Frame;
@@ -13,8 +12,6 @@ use crate::maps::Maps;
 
 /// How many IPv6 extension headers are skipped; real packets carry fewer.
 const MAX_EXTENSION_HEADERS: usize = 6;
-/// How many VLAN tags are skipped: 802.1ad outside 802.1Q.
-const MAX_VLAN_TAGS: usize = 2;
 
 /// Bytes of the transport header that an ICMP error quotes at least (RFC 792).
 const QUOTED_TRANSPORT: usize = 8;
@@ -95,18 +92,11 @@ impl<F: Family> Packet<F> {
 }
 
 /// Returns the EtherType, in host order, and the offset of the network header of an Ethernet frame.
+/// The EtherType of a frame with a VLAN tag in its bytes is that of the tag: the frame is not the
+/// device's own, and the program of the VLAN device receives the packet without the tag.
 #[inline(always)]
 pub fn ethernet<K: Frame>(frame: &K) -> Option<(u16, usize)> {
-    let mut ethertype = u16::from_be(frame.load::<u16>(ETHERNET_LEN - 2)?);
-    let mut offset = ETHERNET_LEN;
-    for _ in 0..MAX_VLAN_TAGS {
-        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
-            break;
-        }
-        ethertype = u16::from_be(frame.load::<u16>(offset + 2)?);
-        offset += VLAN_LEN;
-    }
-    Some((ethertype, offset))
+    Some((u16::from_be(frame.load::<u16>(ETHERNET_LEN - 2)?), ETHERNET_LEN))
 }
 
 /// IP header without options.

@@ -101,7 +101,7 @@ fn continue_connection<'s, F: Header + Records, K: Deliver>(
     }
     note_known(frame, packet, &found, route);
     let mut delivery = delivery::of_translation(frame, packet, translation, route)?;
-    if !delivery.is_possible(frame, packet) {
+    if !delivery.is_possible(frame) {
         return Err(Verdict::LeaveToTc);
     }
     found.follow(packet);
@@ -190,7 +190,7 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
     log::opened::<F>(key, translation);
     // The flow stays when XDP cannot send the packet. If tc selected again, endpoints that XDP can
     // reach would be selected more often than others.
-    if !delivery.is_possible(frame, packet) {
+    if !delivery.is_possible(frame) {
         return Err(Verdict::LeaveToTc);
     }
     Ok(Connection { packet, translation, delivery })

@@ -20,7 +20,7 @@ use crate::verdict::{Answer, Direction, Verdict};
 #[inline(always)]
 pub fn with_ethernet(context: TcContext, direction: Direction) -> i32 {
     let frame = SkbFrame::new(context.skb.skb);
-    if frame.has_vlan_tag() {
+    if !is_untagged(&frame, direction) {
         // The program of the VLAN device receives this packet next, without the tag.
         return TC_ACT_UNSPEC;
     }
@@ -28,6 +28,18 @@ pub fn with_ethernet(context: TcContext, direction: Direction) -> i32 {
     match ethernet(&frame) {
         Some((ethertype, l3)) => run(&frame, ethertype, l3, direction),
         None => TC_ACT_UNSPEC,
+    }
+}
+
+/// Returns whether a frame belongs to no VLAN. A tag with id 0 carries only a priority (IEEE 802.1Q
+/// 9.6). At ingress this function removes it, as the kernel does after tc
+/// (`__netif_receive_skb_core`): the packet may leave by another device, which would send the tag.
+#[inline(always)]
+fn is_untagged(frame: &SkbFrame, direction: Direction) -> bool {
+    match frame.vlan() {
+        None => true,
+        Some(0) => direction == Direction::Egress || (frame.pop_vlan().is_some() && frame.vlan().is_none()),
+        Some(_) => false,
     }
 }
 

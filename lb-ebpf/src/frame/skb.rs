@@ -6,7 +6,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
     bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_head, bpf_skb_change_tail,
-    bpf_skb_pull_data,
+    bpf_skb_pull_data, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::checksum::fold;
@@ -18,6 +18,9 @@ use super::Frame;
 /// checksum alone. In an IPv6 packet the change of the addresses and that of the transport checksum
 /// cancel each other out.
 const BPF_F_IPV6: u64 = 1 << 7;
+
+/// The bits of the VLAN id in a tag (`VLAN_VID_MASK`).
+const VLAN_ID: u32 = 0xfff;
 
 /// Headers within this many bytes are made linear before they are parsed.
 const LINEAR: u32 = 128;
@@ -35,11 +38,21 @@ impl SkbFrame {
         self.0.skb.skb
     }
 
-    /// Returns whether a VLAN tag was removed from the bytes and is stored in the skb.
+    /// Returns the VLAN id of the tag that is stored in the skb. The kernel has removed that tag
+    /// from the bytes, or will add it.
     #[inline(always)]
-    pub fn has_vlan_tag(&self) -> bool {
-        // SAFETY: a context field, always readable.
-        unsafe { (*self.skb()).vlan_present != 0 }
+    pub fn vlan(&self) -> Option<u32> {
+        // SAFETY: context fields, always readable.
+        let (present, tag) = unsafe { ((*self.skb()).vlan_present, (*self.skb()).vlan_tci) };
+        (present != 0).then_some(tag & VLAN_ID)
+    }
+
+    /// Removes the tag that is stored in the skb. If the bytes begin with another tag, that one is
+    /// then stored.
+    #[inline(always)]
+    pub fn pop_vlan(&self) -> Option<()> {
+        // SAFETY: the helper has no preconditions; packet pointers are read again after it.
+        succeeded(unsafe { bpf_skb_vlan_pop(self.skb()) } as i64)
     }
 
     /// Returns the EtherType that the kernel has found, in host order.

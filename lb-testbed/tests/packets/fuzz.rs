@@ -149,15 +149,6 @@ fn send_and_compare(
             counters.extend(labels);
             "untouched"
         }
-        Expected::OpensForTc => {
-            ensure!(found.action == Action::Pass, "it should pass, but: {:?}", found.action);
-            same(bytes, &found.packet, model)?;
-            counters.extend(["flow_opened", "left_to_tc"]);
-            // The packet does not show which endpoint the program chose.
-            subject.forget_flows()?;
-            model.forget_flows();
-            "untouched"
-        }
         Expected::Dropped(label) => {
             ensure!(found.action == Action::Drop, "it should be dropped ({label}), but: {:?}", found.action);
             counters.push(label);

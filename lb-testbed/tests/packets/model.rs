@@ -28,7 +28,6 @@ const HEADERS_WITHIN: usize = 512;
 /// The programs send no ICMP error if it would quote more than this many bytes.
 const QUOTE_MAX: usize = 128;
 const MAX_EXTENSION_HEADERS: usize = 6;
-const MAX_VLAN_TAGS: usize = 2;
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
@@ -75,8 +74,6 @@ struct View {
     part: Part,
     /// Length of the IP packet in bytes.
     length: usize,
-    /// The frame has a VLAN tag.
-    tagged: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,9 +105,6 @@ pub enum Expected {
     Translated { frame: Vec<u8>, routed: Option<Route> },
     /// The packet opens a connection to one of these endpoints.
     Opens(Vec<SocketAddr>),
-    /// The packet opens a connection and is left, untouched, to the tc program of a VLAN device,
-    /// which the tests do not run.
-    OpensForTc,
     /// The sender gets this answer, and this counter increases.
     Answered { answer: Answer, counter: &'static str },
 }
@@ -175,13 +169,6 @@ impl Model {
         Some(if flow.reply { (endpoint, client) } else { (client, endpoint) })
     }
 
-    /// Removes all connections, and the ports of all fragmented datagrams.
-    pub fn forget_flows(&mut self) {
-        self.flows.clear();
-        self.connections.clear();
-        self.fragments.clear();
-    }
-
     /// Returns what should happen to a packet at a device. Closes connections and stores the ports
     /// of fragments, but does not open connections: [`Model::opened`] does.
     pub fn expect(&mut self, bytes: &[u8], direction: Direction) -> Expected {
@@ -216,8 +203,7 @@ impl Model {
             return if cluster_ip && opening { refuse(&view, "unknown_port_rejected") } else { untouched() };
         };
         if !opening {
-            // A tagged packet is counted at the VLAN device, where it has no tag.
-            return Expected::Untouched(if view.tagged { vec![] } else { vec!["not_opening"] });
+            return Expected::Untouched(vec!["not_opening"]);
         }
         if service.endpoints.is_empty() {
             return match service.drop {
@@ -227,13 +213,10 @@ impl Model {
         }
         // In the fuzz, all endpoints of a Service are of one kind. The first one stands for all.
         let endpoints = service.endpoints.clone();
-        if !keeps_source(tuple.source, endpoints[0]) {
-            match obstacle(&view, endpoints[0].ip()) {
-                Some(_) if view.tagged => return left_to_tc(),
-                Some(obstacle) => return obstacle,
-                None if view.tagged => return Expected::OpensForTc,
-                None => {}
-            }
+        if !keeps_source(tuple.source, endpoints[0])
+            && let Some(obstacle) = obstacle(&view, endpoints[0].ip())
+        {
+            return obstacle;
         }
         Expected::Opens(endpoints)
     }
@@ -252,9 +235,6 @@ impl Model {
             return Expected::Untouched(Vec::new());
         }
         let routed = if flow.routed {
-            if view.tagged {
-                return left_to_tc();
-            }
             if let Some(obstacle) = obstacle(view, flow.to.destination.ip()) {
                 return obstacle;
             }
@@ -445,24 +425,14 @@ impl Model {
 
 impl View {
     fn of(bytes: &[u8], link: Link) -> Option<Self> {
-        let mut l3 = 0;
-        let mut tags = 0;
-        let v6 = match link {
-            Link::None => bytes.first()? >> 4 == 6,
-            Link::Ethernet => {
-                l3 = 14;
-                let mut kind = (bytes.len() >= l3).then(|| be16(bytes, 12))?;
-                while matches!(kind, 0x8100 | 0x88a8) && tags < MAX_VLAN_TAGS {
-                    kind = (bytes.len() >= l3 + 4).then(|| be16(bytes, l3 + 2))?;
-                    l3 += 4;
-                    tags += 1;
-                }
-                match kind {
-                    0x0800 => false,
-                    0x86dd => true,
-                    _ => return None,
-                }
-            }
+        let (l3, v6) = match link {
+            Link::None => (0, bytes.first()? >> 4 == 6),
+            // A frame with a VLAN tag in its bytes is not the device's own.
+            Link::Ethernet => match (bytes.len() >= 14).then(|| be16(bytes, 12))? {
+                0x0800 => (14, false),
+                0x86dd => (14, true),
+                _ => return None,
+            },
         };
         let ip = &bytes[l3..];
         let mut view = if v6 { Self::v6(ip)? } else { Self::v4(ip)? };
@@ -479,7 +449,6 @@ impl View {
         if view.l4 + transport > view.length.min(ip.len()) {
             return None;
         }
-        view.tagged = tags > 0;
         view.l3 = l3;
         view.l4 += l3;
         (view.l4 + transport <= HEADERS_WITHIN).then_some(view)
@@ -505,7 +474,6 @@ impl View {
                 _ => Part::Later,
             },
             length: be16(ip, 2).into(),
-            tagged: false,
         })
     }
 
@@ -526,7 +494,6 @@ impl View {
             id: 0,
             part: Part::Whole,
             length: 40 + usize::from(be16(ip, 4)),
-            tagged: false,
         };
         for _ in 0..MAX_EXTENSION_HEADERS {
             let header = ip.get(view.l4..).unwrap_or_default();
@@ -635,9 +602,6 @@ impl View {
 
 /// Returns the refusal of a packet to a port without endpoints.
 fn refuse(view: &View, counter: &'static str) -> Expected {
-    if view.tagged {
-        return left_to_tc();
-    }
     if view.part == Part::Later {
         return Expected::Dropped(counter);
     }
@@ -654,12 +618,6 @@ fn error(view: &View, (kind, code): (u8, u8), word: u32, counter: &'static str) 
         return Expected::Dropped("rewrite_failed");
     }
     Expected::Answered { answer: Answer::Error { kind, code, word }, counter }
-}
-
-/// XDP leaves a tagged frame to the programs of the VLAN device: it would have to remove the tag to
-/// forward the frame.
-fn left_to_tc() -> Expected {
-    Expected::Untouched(vec!["left_to_tc"])
 }
 
 /// Returns what happens instead of forwarding a packet to an address, or `None` if it can be

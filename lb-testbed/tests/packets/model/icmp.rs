@@ -13,9 +13,6 @@ const QUOTED_TRANSPORT: usize = 8;
 impl Model {
     pub(super) fn expect_icmp(&self, view: &View, bytes: &[u8], direction: Direction) -> Expected {
         let untouched = Expected::Untouched(Vec::new());
-        if view.tagged {
-            return untouched;
-        }
         let kind = bytes[view.l4];
         let is_error = if view.v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 11 | 12) };
         if is_error {
