@@ -41,7 +41,8 @@ pub struct Features {
 }
 
 impl Features {
-    pub(crate) fn probe() -> Self {
+    /// Tries the features that need none of Sluice's programs. All others count as present.
+    pub fn probe() -> Self {
         Self {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             xdp_frags: xdp_frags().is_ok(),

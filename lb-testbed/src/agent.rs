@@ -36,6 +36,17 @@ pub struct AgentOptions {
     pub kubeconfig: Option<PathBuf>,
     /// Further command-line arguments.
     pub arguments: Vec<String>,
+    /// Another `lb` program than that of [`program`].
+    pub lb: Option<PathBuf>,
+}
+
+impl AgentOptions {
+    fn program(&self) -> Result<&Path> {
+        match &self.lb {
+            Some(lb) => Ok(lb),
+            None => program(),
+        }
+    }
 }
 
 /// A running agent. Dropping it kills the process, as a crash would: programs and maps stay pinned.
@@ -58,7 +69,7 @@ impl Agent {
 
     /// Starts the agent of a node without waiting for its initial sync.
     pub fn spawn(topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Self> {
-        let lb = program()?.to_owned();
+        let lb = options.program()?.to_owned();
         let log = topology.folder().join(format!("{}-agent.log", node.host.name));
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
         let mut command = command(&lb, topology, node, options)?;
@@ -74,8 +85,12 @@ impl Agent {
     }
 
     /// Starts an agent that is expected to exit with an error. Returns its exit status and output.
-    pub fn start_refused(topology: &Topology, node: &Node) -> Result<(ExitStatus, String)> {
-        let mut command = command(program()?, topology, node, &AgentOptions::default())?;
+    pub fn start_refused(
+        topology: &Topology,
+        node: &Node,
+        options: &AgentOptions,
+    ) -> Result<(ExitStatus, String)> {
+        let mut command = command(options.program()?, topology, node, options)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process(command.spawn()?);
         let deadline = Instant::now() + patient(START_LIMIT);
@@ -173,7 +188,7 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         .arg(node.host.place.cgroup())
         .arg("--bpffs")
         .arg(&node.bpffs)
-        .args(["--devices", "auto", "--mode", mode, "--tc-attach", tc_attach])
+        .args(["--devices", topology.underlay.devices(), "--mode", mode, "--tc-attach", tc_attach])
         .args(["--cluster-cidr", CLUSTER_CIDRS])
         .args(["--health-bind", &HEALTH.to_string()])
         .args(&options.arguments);

@@ -14,6 +14,7 @@ mod command;
 #[cfg(feature = "control-plane")]
 pub mod control_plane;
 pub mod controllers;
+pub mod doctored;
 mod family;
 pub mod host;
 pub mod http;

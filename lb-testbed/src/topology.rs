@@ -17,6 +17,9 @@
 //! veth pair, as with the `ptp` CNI plug-in. The pods of the other node are reached by plain routes
 //! or through VXLAN devices. As with flannel, there is one VXLAN device per family, with static
 //! neighbour and forwarding entries.
+//!
+//! The addresses of a node can also be on a VLAN device above `eth0`, on a bond, or on a bridge
+//! with `eth0` as a port ([`Underlay`]).
 
 use std::fmt::Write as _;
 use std::fs;
@@ -28,12 +31,13 @@ use anyhow::{Context, Result};
 
 use crate::command;
 use crate::host::Host;
+use crate::kernel::lacks;
 use crate::manifest_dir::ManifestDir;
 use crate::place::Place;
 use crate::run::{self, RunId};
 use crate::xdp_pass;
 
-/// How pods of one node reach pods of the other node.
+/// How the nodes are connected, and how pods of one node reach pods of the other node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Underlay {
     /// The nodes have routes to each other's pod CIDR.
@@ -41,7 +45,48 @@ pub enum Underlay {
     /// Pod traffic between nodes travels in VXLAN; the MTU of pods is smaller than that of the
     /// underlay.
     Vxlan,
+    /// As [`Underlay::Routed`], but the node has its addresses on a VLAN device above its NIC.
+    Vlan,
+    /// As [`Underlay::Routed`], but the node has its addresses on a bond of two NICs.
+    Bond,
+    /// As [`Underlay::Routed`], but the node has its addresses on a bridge, and its NIC is a port.
+    Bridge,
 }
+
+impl Underlay {
+    /// Returns the name of the device of a node that has the node's addresses.
+    pub fn node_device(self) -> &'static str {
+        match self {
+            Self::Routed | Self::Vxlan => "eth0",
+            Self::Vlan => VLAN_DEVICE,
+            Self::Bond => "bond0",
+            Self::Bridge => "bridge0",
+        }
+    }
+
+    /// Returns the devices of a node, for `--devices`. The NICs of the testbed are ends of veth
+    /// pairs. Where they have no address, `auto` takes them for devices of pods.
+    pub fn devices(self) -> &'static str {
+        match self {
+            Self::Routed | Self::Vxlan | Self::Bond => "auto",
+            Self::Vlan => "eth0,eth0.100",
+            Self::Bridge => "bridge0",
+        }
+    }
+
+    /// Returns the name of the device of a node that can have an XDP program.
+    pub fn xdp_device(self) -> Option<&'static str> {
+        match self {
+            Self::Routed | Self::Vxlan | Self::Vlan => Some("eth0"),
+            Self::Bond => Some("bond0"),
+            Self::Bridge => None,
+        }
+    }
+}
+
+/// The VLAN of the nodes with [`Underlay::Vlan`], and their device above `eth0`.
+const VLAN: u16 = 100;
+const VLAN_DEVICE: &str = "eth0.100";
 
 /// The programs that will handle packets from the underlay. XDP needs specially prepared veth
 /// devices.
@@ -152,6 +197,8 @@ pub struct Topology {
     pub manifests: ManifestDir,
     pub underlay: Underlay,
     pub datapath: Datapath,
+    /// The Ethernet segment.
+    segment: Place,
     id: RunId,
 }
 
@@ -161,17 +208,10 @@ impl Topology {
     pub fn build(underlay: Underlay, datapath: Datapath, tool: &Path) -> Result<Self> {
         run::sweep_dead()?;
         let id = RunId::claim()?;
-        let built = Builder { id: &id, underlay, datapath, tool }.build();
-        match built {
-            Ok((client, far, nodes, pods)) => {
-                let manifests = ManifestDir::create(&id.folder())?;
-                Ok(Self { client, far, nodes, pods, manifests, underlay, datapath, id })
-            }
-            Err(error) => {
-                let _ = run::remove_everything_of(&id);
-                Err(error.context("build the testbed (it needs root)"))
-            }
-        }
+        Builder { id: &id, underlay, datapath, tool }.build().map_err(|error| {
+            let _ = run::remove_everything_of(&id);
+            error.context("build the testbed (it needs root)")
+        })
     }
 
     /// Returns the name of the run that the cluster belongs to.
@@ -215,6 +255,35 @@ impl Topology {
         Ok(host)
     }
 
+    /// Tags the TCP and UDP packets that the segment sends to a node (0-based index). `tag` has the
+    /// form `id 7 priority 5`. `in_bytes`: the tag is in the bytes of the frame, as from a NIC that
+    /// leaves tags alone; otherwise it is stored beside them, as from a NIC that removes tags.
+    pub fn tag_frames_to(&self, node: usize, tag: &str, in_bytes: bool) -> Result<()> {
+        let device = port(&self.nodes[node].host, "eth0");
+        let offload = if in_bytes { "off" } else { "on" };
+        self.segment.run("ethtool", ["--offload", &device, "txvlan", offload])?;
+        self.tc(&format!("qdisc replace dev {device} clsact"))?;
+        for (priority, family, protocol) in
+            [(1, "ip", "tcp"), (2, "ip", "udp"), (3, "ipv6", "tcp"), (4, "ipv6", "udp")]
+        {
+            self.tc(&format!(
+                "filter add dev {device} egress protocol {family} prio {priority} flower ip_proto {protocol} \
+                 action vlan push {tag}"
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Ends [`Topology::tag_frames_to`].
+    pub fn tag_no_frames_to(&self, node: usize) -> Result<()> {
+        self.tc(&format!("qdisc delete dev {} clsact", port(&self.nodes[node].host, "eth0")))
+    }
+
+    fn tc(&self, arguments: &str) -> Result<()> {
+        let done = self.segment.run("tc", arguments.split_whitespace()).map(drop);
+        done.map_err(|error| lacks(error, "VLAN actions (CONFIG_NET_CLS_FLOWER, CONFIG_NET_ACT_VLAN)"))
+    }
+
     /// Keeps the cluster when this process ends. [`run::remove_kept`] removes it.
     pub fn keep(self) -> Result<()> {
         self.id.keep()?;
@@ -242,7 +311,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn build(&self) -> Result<(Host, Host, [Node; 2], [Pod; 4])> {
+    fn build(&self) -> Result<Topology> {
         let segment = self.segment()?;
         let client = self.host("client", "client", CLIENT_V4, CLIENT_V6)?;
         self.plug_in(&segment, &client)?;
@@ -260,7 +329,9 @@ impl Builder<'_> {
             self.pod(&nodes[1], 3)?,
             self.pod(&nodes[1], 4)?,
         ];
-        Ok((client, far, nodes, pods))
+        let manifests = ManifestDir::create(&self.id.folder())?;
+        let Self { underlay, datapath, .. } = *self;
+        Ok(Topology { client, far, nodes, pods, manifests, underlay, datapath, segment, id: self.id.clone() })
     }
 
     fn host(&self, name: &str, cgroup: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Host> {
@@ -331,27 +402,75 @@ impl Builder<'_> {
         command::run(Command::new("mount").args(["-t", "bpf", "none"]).arg(folder)).map(drop)
     }
 
-    /// Gives a host its `eth0` on the segment.
+    /// Gives a host its addresses on the segment, on `eth0`.
     fn plug_in(&self, segment: &Place, host: &Host) -> Result<()> {
-        let port = format!("port-{}", host.name);
+        let port = self.link(segment, host, "eth0")?;
+        segment.ip(&format!("link set {port} master br0\n"))?;
+        add_addresses(host, "eth0")
+    }
+
+    /// Gives a node its addresses on the segment, on the device of the underlay.
+    fn plug_in_node(&self, segment: &Place, node: &Host) -> Result<()> {
+        let device = self.underlay.node_device();
+        match self.underlay {
+            Underlay::Routed | Underlay::Vxlan => return self.plug_in(segment, node),
+            Underlay::Vlan => {
+                let port = self.link(segment, node, "eth0")?;
+                node.place
+                    .ip(&format!("link add link eth0 name {device} type vlan id {VLAN}\n"))
+                    .map_err(|error| lacks(error, "VLAN devices (CONFIG_VLAN_8021Q)"))?;
+                // Frames are tagged between the node and the segment only.
+                segment.ip(&format!(
+                    "link add link {port} name {port}.v type vlan id {VLAN}\n\
+                     link set {port}.v master br0 up\n"
+                ))?;
+            }
+            Underlay::Bond => {
+                node.place
+                    .ip(&format!("link add {device} type bond mode active-backup miimon 100\n"))
+                    .map_err(|error| lacks(error, "bonds (CONFIG_BONDING)"))?;
+                for name in ["eth0", "eth1"] {
+                    let port = self.link(segment, node, name)?;
+                    segment.ip(&format!("link set {port} master br0\n"))?;
+                    // A bond takes only ports that are down.
+                    node.place.ip(&format!("link set {name} down\nlink set {name} master {device}\n"))?;
+                }
+            }
+            Underlay::Bridge => {
+                let port = self.link(segment, node, "eth0")?;
+                segment.ip(&format!("link set {port} master br0\n"))?;
+                node.place.ip(&format!(
+                    "link add {device} type bridge mcast_snooping 0\nlink set eth0 master {device}\n"
+                ))?;
+            }
+        }
+        node.place.ip(&format!("link set {device} up\n"))?;
+        add_addresses(node, device)
+    }
+
+    /// Connects a host to the segment's namespace. `device` is the name of the host's end. Returns
+    /// the name of the other end. Both are up.
+    fn link(&self, segment: &Place, host: &Host, device: &str) -> Result<String> {
+        let port = port(host, device);
         segment.ip(&format!(
-            "link add {port} type veth peer name eth0 netns {}\nlink set {port} master br0 up\n",
+            "link add {port} type veth peer name {device} netns {}\nlink set {port} up\n",
             host.place.netns()
         ))?;
-        host.place.ip(&format!(
-            "link set eth0 up\naddress add {}/24 dev eth0\naddress add {}/64 dev eth0 nodad\n",
-            host.v4, host.v6
-        ))?;
+        host.place.ip(&format!("link set {device} up\n"))?;
         if self.datapath == Datapath::Xdp {
             // Packets of local sockets and packets that GRO merged have partial checksums. Without
             // the offload the kernel completes the checksum before the frame reaches the XDP
             // program of the next device.
-            host.place.run("ethtool", ["--offload", "eth0", "tx", "off"])?;
+            host.place.run("ethtool", ["--offload", device, "tx", "off"])?;
             segment.run("ethtool", ["--offload", &port, "tx", "off"])?;
+            if self.underlay == Underlay::Vlan {
+                // An XDP program sees a tag only in the bytes of the frame.
+                segment.run("ethtool", ["--offload", &port, "txvlan", "off"])?;
+            }
             // Frames of XDP_TX arrive only if the other end of the link has an XDP program, too.
             segment.ip(&format!("link set {port} xdpdrv pinned {}\n", self.pass_program().display()))?;
         }
-        Ok(())
+        Ok(port)
     }
 
     fn node(&self, segment: &Place, number: u8) -> Result<Node> {
@@ -360,7 +479,7 @@ impl Builder<'_> {
         let v6 = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 0x10 + u16::from(number));
         let host = self.host(&name, &name, v4, v6)?;
         host.place.sysctl(&FORWARDING)?;
-        self.plug_in(segment, &host)?;
+        self.plug_in_node(segment, &host)?;
         // The unreachable routes make requests to a missing Service fail at once. Without them the
         // default gateway would drop the packets, and tests would wait for time-outs.
         host.place.ip(&format!(
@@ -401,7 +520,7 @@ impl Builder<'_> {
         let (v4, v6) = (peer.host.v4, peer.host.v6);
         let mut script = String::new();
         match self.underlay {
-            Underlay::Routed => {
+            Underlay::Routed | Underlay::Vlan | Underlay::Bond | Underlay::Bridge => {
                 write!(script, "route add {cidr_v4} via {v4}\nroute add {cidr_v6} via {v6}\n")?;
             }
             Underlay::Vxlan => {
@@ -443,12 +562,25 @@ impl Builder<'_> {
     }
 }
 
+/// Returns the name of the segment's end of a host's link.
+fn port(host: &Host, device: &str) -> String {
+    match device {
+        "eth0" => format!("port-{}", host.name),
+        other => format!("{other}-{}", host.name),
+    }
+}
+
+/// Adds the addresses of a host on the segment to one of its devices.
+fn add_addresses(host: &Host, device: &str) -> Result<()> {
+    host.place.ip(&format!(
+        "address add {}/24 dev {device}\naddress add {}/64 dev {device} nodad\n",
+        host.v4, host.v6
+    ))
+}
+
 /// Gives a pod its `eth0`. The other end of the veth pair is `veth-<pod>` on the node.
 fn plug_in_pod(node: &Node, pod: &Pod, underlay: Underlay) -> Result<()> {
-    let mtu = match underlay {
-        Underlay::Routed => 1500,
-        Underlay::Vxlan => OVERLAY_MTU,
-    };
+    let mtu = if underlay == Underlay::Vxlan { OVERLAY_MTU } else { 1500 };
     let device = pod.device();
     let (v4, v6) = (pod.host.v4, pod.host.v6);
     let (gateway_v4, gateway_v6) = (node.gateway_v4, node.gateway_v6);

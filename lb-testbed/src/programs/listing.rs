@@ -1,9 +1,10 @@
 //! `lb-testbed programs`: what this kernel takes, for `cargo xtask test kernels`.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use anyhow::Result;
-use lb_datapath::Datapath;
+use lb_datapath::{Datapath, Features};
 use serde::Serialize;
 
 use super::subject::{Limits, load_options};
@@ -42,4 +43,15 @@ impl Listing {
             missing: features.missing(),
         })
     }
+}
+
+/// Returns what this kernel has. The first call loads the programs on maps of their own: the kernel
+/// shows some features only then.
+pub fn features() -> Result<&'static Features> {
+    static FEATURES: OnceLock<Features> = OnceLock::new();
+    if let Some(features) = FEATURES.get() {
+        return Ok(features);
+    }
+    let datapath = Datapath::load_private(&load_options(&Limits::default()))?;
+    Ok(FEATURES.get_or_init(|| datapath.features().clone()))
 }

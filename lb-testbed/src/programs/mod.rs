@@ -4,7 +4,7 @@ mod listing;
 mod subject;
 pub mod world;
 
-pub use listing::Listing;
+pub use listing::{Listing, features};
 pub use subject::{
     Action, AddressKind, Endpoint, Flow, Hook, Limits, Networks, Run, ServiceEntry, Subject, load_options,
 };

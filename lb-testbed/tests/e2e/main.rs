@@ -1,9 +1,11 @@
 //! End-to-end tests: real agents, sockets and servers in network namespaces. They need root.
 //!
 //! Every case runs with tc and default offloads, and with XDP. Some cases also run with clsact
-//! filters. Cases whose traffic crosses nodes also run over a VXLAN overlay. Nearly all cases run
-//! with IPv4 and IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs some of them,
-//! `-- smoke` runs those of [`SMOKE`], `--list` lists all names.
+//! filters. Cases whose traffic crosses nodes also run over a VXLAN overlay, and some with the
+//! addresses of the nodes on a VLAN device, a bond or a bridge. Nearly all cases run with IPv4 and
+//! IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs some of them, `-- smoke` runs
+//! those of [`SMOKE`], `-- devices` those about VLAN devices, bonds, bridges and VLAN tags,
+//! `--list` lists all names. A case is ignored, with the reason, if the kernel lacks what it needs.
 
 mod cases;
 mod exposed;
@@ -13,8 +15,10 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
+use anyhow::bail;
+use lb_testbed::kernel::Lacking;
 use lb_testbed::{Datapath, Underlay, check};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::cases::{CASES, Case, Run, Underlays};
 use crate::world::World;
@@ -34,6 +38,21 @@ const CLSACT_CASES: [&str; 7] = [
     "vm_to_cluster_ip",
     "cleanup_removes_everything",
 ];
+
+/// Cases that also run where the addresses of the nodes are on a VLAN device, a bond or a bridge.
+const DEVICE_CASES: [&str; 8] = [
+    "attached_as_configured",
+    "pod_to_cluster_ip_other_node",
+    "host_to_cluster_ip",
+    "outside_to_node_port_local",
+    "outside_to_node_port_remote",
+    "udp_outside_to_node_port",
+    "transfer_outside_to_node_port",
+    "no_endpoint_is_refused_outside",
+];
+
+/// Cases about VLAN tags.
+const TAG_CASES: [&str; 2] = ["priority_tags_are_ignored", "frames_of_other_vlans_are_ignored"];
 
 /// Cases that run on emulated machines (`cargo xtask test kernels`): a few of every kind.
 const SMOKE: [(Datapath, &[&str]); 3] = [
@@ -88,9 +107,24 @@ fn main() -> ExitCode {
     for case in CASES.iter().filter(|case| CLSACT_CASES.contains(&case.name)) {
         trials.extend(trials_of(case, Datapath::Clsact, Underlay::Routed));
     }
-    if arguments.filter.as_deref() == Some("smoke") {
+    for underlay in [Underlay::Vlan, Underlay::Bond, Underlay::Bridge] {
+        for datapath in [Datapath::Tc, Datapath::Xdp] {
+            if datapath == Datapath::Xdp && underlay.xdp_device().is_none() {
+                continue;
+            }
+            for case in CASES.iter().filter(|case| DEVICE_CASES.contains(&case.name)) {
+                trials.extend(trials_of(case, datapath, underlay));
+            }
+        }
+    }
+    let selected: Option<fn(&str) -> bool> = match arguments.filter.as_deref() {
+        Some("smoke") => Some(is_in_smoke),
+        Some("devices") => Some(is_about_devices),
+        _ => None,
+    };
+    if let Some(is_selected) = selected {
         arguments.filter = None;
-        trials.retain(|trial| is_in_smoke(trial.name()));
+        trials.retain(|trial| is_selected(trial.name()));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Rust does not drop statics.
@@ -109,17 +143,24 @@ fn is_in_smoke(trial: &str) -> bool {
         })
 }
 
+/// Returns whether a trial is about the kind of the node's device, or about VLAN tags.
+fn is_about_devices(trial: &str) -> bool {
+    let underlay = trial.split("::").nth(1);
+    underlay.is_some_and(|underlay| ["vlan", "bond", "bridge"].contains(&underlay))
+        || TAG_CASES.iter().any(|case| trial.ends_with(case))
+}
+
 fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec<Trial> {
     let name = format!("{datapath:?}::{underlay:?}::{}", case.name).to_lowercase();
     match case.run {
         Run::Once(run) => {
-            vec![Trial::test(name, move || in_world(datapath, underlay, case.agents, run))]
+            vec![Trial::ignorable_test(name, move || in_world(datapath, underlay, case.agents, run))]
         }
         Run::EachFamily(run) => lb_testbed::Family::BOTH
             .into_iter()
             .map(|family| {
                 let name = format!("{name}::{}", family.to_string().to_lowercase());
-                Trial::test(name, move || {
+                Trial::ignorable_test(name, move || {
                     in_world(datapath, underlay, case.agents, |world| run(world, family))
                 })
             })
@@ -131,17 +172,25 @@ fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec
 /// once.
 static BROKEN: Mutex<Vec<(Datapath, Underlay)>> = Mutex::new(Vec::new());
 
-fn build(datapath: Datapath, underlay: Underlay, agents: &'static [&'static str]) -> Result<World, String> {
+fn build(datapath: Datapath, underlay: Underlay, agents: &'static [&'static str]) -> anyhow::Result<World> {
     let mut broken = BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if broken.contains(&(datapath, underlay)) {
-        return Err(
-            "the cluster could not be built: see the first case with this data path and underlay".to_owned()
-        );
+        bail!("the cluster could not be built: see the first case with this data path and underlay");
     }
-    World::build(datapath, underlay, agents).map_err(|error| {
-        broken.push((datapath, underlay));
-        format!("{error:#}")
+    World::build(datapath, underlay, agents).inspect_err(|error| {
+        if !error.is::<Lacking>() {
+            broken.push((datapath, underlay));
+        }
     })
+}
+
+/// Returns the outcome of a case that ended with an error: it was ignored if the kernel lacks what
+/// the case needs.
+fn outcome(error: &anyhow::Error) -> Result<Completion, Failed> {
+    match error.downcast_ref::<Lacking>() {
+        Some(lacking) => Ok(Completion::ignored_with(lacking)),
+        None => Err(format!("{error:#}").into()),
+    }
 }
 
 /// Runs a case in a cluster with its data path and underlay. After a failure the cluster is
@@ -151,20 +200,28 @@ fn in_world(
     underlay: Underlay,
     agents: &'static [&'static str],
     run: impl FnOnce(&mut World) -> anyhow::Result<()>,
-) -> Result<(), Failed> {
+) -> Result<Completion, Failed> {
     let mut slot = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     if !slot.as_ref().is_some_and(|world| world.is(datapath, underlay)) {
         *slot = None;
-        *slot = Some(build(datapath, underlay, agents)?);
+        match build(datapath, underlay, agents) {
+            Ok(world) => *slot = Some(world),
+            Err(error) => return outcome(&error),
+        }
     }
     let Some(world) = slot.as_mut() else { unreachable!("just built") };
     let result = panic::catch_unwind(AssertUnwindSafe(|| {
         world.restart_agents_with(agents)?;
-        run(world)?;
-        world.reset()
+        let ran = run(world);
+        if ran.as_ref().is_err_and(|error| !error.is::<Lacking>()) {
+            return ran;
+        }
+        world.reset()?;
+        ran
     }));
     let message = match result {
-        Ok(Ok(())) => return Ok(()),
+        Ok(Ok(())) => return Ok(Completion::Completed),
+        Ok(Err(error)) if error.is::<Lacking>() => return outcome(&error),
         Ok(Err(error)) => format!("{error:#}\n{}", world.logs()),
         Err(panic) => {
             *slot = None;
@@ -180,7 +237,7 @@ impl Case {
         match self.underlays {
             Underlays::Routed => underlay == Underlay::Routed,
             Underlays::Vxlan => underlay == Underlay::Vxlan,
-            Underlays::Both => true,
+            Underlays::Both => matches!(underlay, Underlay::Routed | Underlay::Vxlan),
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use lb_testbed::agent::{self, Agent, AgentOptions};
+use lb_testbed::doctored::lb_with_refused;
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, SCTP_PORT, TRANSFER_PORT, UDP_PORT};
 use lb_testbed::manifests::{self, Port, ServiceManifest};
 use lb_testbed::topology::{Node, Pod};
@@ -83,8 +84,10 @@ impl World {
     pub fn build(datapath: Datapath, underlay: Underlay, arguments: &'static [&'static str]) -> Result<Self> {
         // Build `lb` first: if that fails, no topology has to be removed.
         agent::program()?;
-        let tool = Path::new(env!("CARGO_BIN_EXE_lb-testbed"));
-        let topology = Topology::build(underlay, datapath, tool)?;
+        // A guest of `cargo xtask test kernels` runs copies of the programs.
+        let tool = std::env::var_os("SLUICE_TESTBED")
+            .map_or_else(|| env!("CARGO_BIN_EXE_lb-testbed").into(), PathBuf::from);
+        let topology = Topology::build(underlay, datapath, &tool)?;
         let servers = topology.pods.iter().map(|pod| pod.host.serve(&pod.host.name));
         let servers = servers.collect::<Result<_>>()?;
         let nodes: Vec<_> = topology.nodes.iter().map(manifests::node).collect();
@@ -136,6 +139,18 @@ impl World {
         let options = AgentOptions { arguments, ..AgentOptions::default() };
         self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], &options)?);
         Ok(())
+    }
+
+    /// Starts an agent whose kernel refuses these programs. Returns its log.
+    pub fn start_doctored_agent(&mut self, node: usize, refused: &[&str]) -> Result<String> {
+        let lb = lb_with_refused(refused, &self.topology.folder())?;
+        let arguments = self.arguments.iter().map(ToString::to_string).collect();
+        let options = AgentOptions { arguments, lb: Some(lb), ..AgentOptions::default() };
+        let log = self.topology.folder().join(format!("{}-agent.log", self.node(node).host.name));
+        let earlier = fs::read(&log).map_or(0, |log| log.len());
+        self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], &options)?);
+        let log = fs::read(log)?;
+        Ok(String::from_utf8_lossy(log.get(earlier..).unwrap_or_default()).into_owned())
     }
 
     /// Restarts the agents with these arguments, unless they already run with them. Maps and links
@@ -248,6 +263,16 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Returns the number of connections of a client on the first node.
+    pub fn flows_of(&self, client: IpAddr) -> Result<usize> {
+        let rows: Vec<Value> = serde_json::from_str(&self.agent(0)?.lb(&["get", "flows", "-o", "json"])?)?;
+        let of_client = |row: &&Value| {
+            row["client"].as_str().and_then(|text| text.parse::<SocketAddr>().ok()).map(|at| at.ip())
+                == Some(client)
+        };
+        Ok(rows.iter().filter(of_client).count())
     }
 
     /// Returns the last lines of the agents' logs, for a failure message.

@@ -11,7 +11,12 @@ mod image;
 mod table;
 mod vm;
 
-use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_build::progress::report;
@@ -59,9 +64,6 @@ pub const PROGRAMS: [setup::Program; 11] = [
     setup::Program::Lz4,
 ];
 
-/// Cases of the smoke test that need what a series does not have (docs/kernels.md).
-const LOST: [(&str, &[&str]); 1] = [("5.10", &["sockets_of_pods_are_not_translated"])];
-
 #[derive(clap::Args, Default)]
 pub struct Options {
     /// Test these series only (`5.10`, `6.1`, …, `newest`)
@@ -73,9 +75,14 @@ pub struct Options {
     /// Load the programs only, and run no case
     #[arg(long, conflicts_with = "all_cases")]
     load_only: bool,
-    /// Run all packet cases and all end-to-end cases on routed underlays, not only the smoke test
+    /// Run all packet cases, all end-to-end cases on routed underlays, and those about VLAN
+    /// devices, bonds and bridges, not only the smoke test
     #[arg(long)]
     all_cases: bool,
+    /// Run these end-to-end cases in place of the smoke test: a part of their names, `devices` or
+    /// `smoke`
+    #[arg(long, value_name = "FILTER", conflicts_with_all = ["all_cases", "load_only"])]
+    cases: Option<String>,
     /// Fetch the newest kernel of each series, even if one is there
     #[arg(long)]
     refresh: bool,
@@ -98,9 +105,9 @@ pub fn unavailable() -> Option<String> {
     (!is_installed("apt-get")).then(|| "kernels are fetched with apt-get\nremedy: use Debian".to_owned())
 }
 
-/// What CI tests: the programs load on three kernels, within their limits.
-pub fn loads() -> Result<Tally> {
-    test(&Options { load_only: true, ..Options::default() })
+/// What CI tests on three kernels: the programs load within their limits, the smoke test passes.
+pub fn smoke() -> Result<Tally> {
+    test(&Options::default())
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -127,7 +134,7 @@ fn test(options: &Options) -> Result<Tally> {
     let lock = fs::File::create(cache.join("lock"))?;
     lock.lock()?;
     let qemu = Qemu::provide(&cache)?;
-    let steps = if options.command.is_empty() { steps(options)? } else { given(&options.command) };
+    let steps = if options.command.is_empty() { steps(options, &cache)? } else { given(&options.command) };
     let series: Vec<&str> = match (options.only.as_slice(), options.all_kernels) {
         ([], false) => DEFAULT.to_vec(),
         ([], true) => ALL.to_vec(),
@@ -144,7 +151,7 @@ fn test(options: &Options) -> Result<Tally> {
             early_modules: Vec::new(),
             late_modules: LATE_MODULES.map(str::to_owned).to_vec(),
             folder: workspace::root().to_owned(),
-            steps: without_lost(&steps, series),
+            steps: steps.clone(),
         };
         let limit = Duration::from_secs(60 + steps.iter().map(|step| step.limit).sum::<u64>());
         let run = vm::run(&qemu, &kernel, &task, &cache.join("runs").join(series), limit)?;
@@ -162,8 +169,8 @@ fn test(options: &Options) -> Result<Tally> {
     }
     if options.command.is_empty() {
         let limits = table::limits()?;
-        for excess in table::excesses(&rows, &limits) {
-            println!("{excess}");
+        for problem in table::excesses(&rows, &limits).into_iter().chain(table::shortfalls(&rows)) {
+            println!("{problem}");
             tally.failed += 1;
         }
         let table = table::render(&rows);
@@ -182,44 +189,33 @@ fn needs() -> Vec<Need> {
 }
 
 /// What is run in each guest.
-fn steps(options: &Options) -> Result<Vec<Step>> {
-    let built = Built::new()?;
-    let mut steps = vec![
-        step(LISTING, &built.tool, &["programs"], 120, &built),
-        step(SMOKE, &built.e2e, &["smoke"], 1800, &built),
-    ];
-    if options.load_only {
-        steps.truncate(1);
-    }
-    if options.all_cases {
+fn steps(options: &Options, cache: &Path) -> Result<Vec<Step>> {
+    let built = Built::new()?.copied(&cache.join("programs"))?;
+    let mut steps = vec![step(LISTING, &built.tool, &["programs"], 300, &built)];
+    if let Some(filter) = &options.cases {
+        steps.push(step(filter, &built.e2e, &[filter], 2 * 3600, &built));
+    } else if options.all_cases {
         steps.push(step("packets", &built.packets, &[], 3600, &built));
+        steps.push(step("devices", &built.e2e, &["devices"], 3600, &built));
         steps.push(step("e2e", &built.e2e, &["routed"], 4 * 3600, &built));
+    } else if !options.load_only {
+        steps.push(step(SMOKE, &built.e2e, &["smoke"], 1800, &built));
     }
     Ok(steps)
 }
 
-fn step(name: &str, program: &std::path::Path, arguments: &[&str], limit: u64, built: &Built) -> Step {
+fn step(name: &str, program: &Path, arguments: &[&str], limit: u64, built: &Built) -> Step {
     Step {
         name: name.to_owned(),
         program: program.to_owned(),
         arguments: arguments.iter().map(ToString::to_string).collect(),
         environment: vec![
             ("SLUICE_LB".to_owned(), built.lb.display().to_string()),
+            ("SLUICE_TESTBED".to_owned(), built.tool.display().to_string()),
             ("SLUICE_PATIENCE".to_owned(), PATIENCE.to_owned()),
         ],
         limit,
     }
-}
-
-/// The steps, without the cases that a series cannot pass.
-fn without_lost(steps: &[Step], series: &str) -> Vec<Step> {
-    let mut steps = steps.to_vec();
-    for case in LOST.iter().filter(|(of, _)| *of == series).flat_map(|(_, cases)| *cases) {
-        for step in steps.iter_mut().filter(|step| step.name == SMOKE) {
-            step.arguments.extend(["--skip".to_owned(), (*case).to_owned()]);
-        }
-    }
-    steps
 }
 
 /// The command that was given, as the only step.
@@ -255,6 +251,22 @@ impl Built {
             tool: find(&tests, "lb-testbed")?,
             packets: find(&tests, "packets")?,
             e2e: find(&tests, "e2e")?,
+        })
+    }
+
+    /// Copies the programs to a folder: another build must not replace them while a guest runs.
+    fn copied(self, folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let copy = |path: PathBuf, name: &str| {
+            let target = folder.join(name);
+            fs::copy(&path, &target).with_context(|| format!("cannot copy {}", path.display()))?;
+            Ok::<_, anyhow::Error>(target)
+        };
+        Ok(Self {
+            lb: copy(self.lb, "lb")?,
+            tool: copy(self.tool, "lb-testbed")?,
+            packets: copy(self.packets, "packets")?,
+            e2e: copy(self.e2e, "e2e")?,
         })
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use super::vm::Run;
+use super::{debian::NEWEST, vm::Run};
 use crate::{tally::Tally, workspace};
 
 /// The step that prints which programs load.
@@ -39,6 +39,8 @@ pub struct Row {
     programs: Option<Programs>,
     /// Results of the test programs by step, in order.
     tests: Vec<(String, Tally)>,
+    /// How many cases were not run, by reason.
+    skipped: BTreeMap<String, u64>,
     seconds: f64,
     complete: bool,
 }
@@ -50,6 +52,7 @@ impl Row {
             series: series.to_owned(),
             programs: None,
             tests: Vec::new(),
+            skipped: BTreeMap::new(),
             seconds: 0.0,
             complete: run.trouble.is_none(),
         };
@@ -60,8 +63,14 @@ impl Row {
                 continue;
             }
             let mut tally = Tally::default();
-            ended.output.lines().for_each(|line| tally.read(line));
-            if ended.code != Some(0) && tally.failed == 0 {
+            for line in ended.output.lines() {
+                tally.read(line);
+                if let Some(reason) = skipped(line) {
+                    *row.skipped.entry(reason.to_owned()).or_default() += 1;
+                }
+            }
+            // A step that ran no case shows nothing.
+            if (ended.code != Some(0) || tally.passed == 0) && tally.failed == 0 {
                 tally.failed = 1;
             }
             row.tests.push((ended.step.clone(), tally));
@@ -84,6 +93,27 @@ impl Row {
         }
         sum
     }
+}
+
+/// Returns the reason if this line of a test program is about a case that was not run.
+fn skipped(line: &str) -> Option<&str> {
+    line.split_once(" ... ignored (")?.1.strip_suffix(')')
+}
+
+/// What the newest kernel lacks or did not run, a line each. It must have everything: otherwise a
+/// probe is wrong, and cases are skipped everywhere.
+pub fn shortfalls(rows: &[Row]) -> Vec<String> {
+    let newest = rows.iter().filter(|row| row.series == NEWEST);
+    newest
+        .flat_map(|row| {
+            let missing = row.programs.iter().flat_map(|programs| &programs.missing);
+            let missing = missing.map(|missing| format!("the newest kernel has {missing}"));
+            let skipped = row.skipped.iter();
+            missing.chain(
+                skipped.map(|(reason, cases)| format!("{cases} cases not run on the newest: {reason}")),
+            )
+        })
+        .collect()
 }
 
 /// Limits of verified instructions: by program, then by series.
@@ -176,7 +206,7 @@ pub fn render(rows: &[Row]) -> String {
     text.push_str(&table(&verified(rows)));
     for row in rows {
         let Some(programs) = &row.programs else { continue };
-        if !programs.missing.is_empty() || !programs.refused.is_empty() {
+        if !programs.missing.is_empty() || !programs.refused.is_empty() || !row.skipped.is_empty() {
             text.push_str(&format!("\nLinux {}:\n\n", row.release));
         }
         for missing in &programs.missing {
@@ -184,6 +214,10 @@ pub fn render(rows: &[Row]) -> String {
         }
         for (program, reason) in &programs.refused {
             text.push_str(&item(&format!("{program} is refused: {reason}")));
+        }
+        for (reason, cases) in &row.skipped {
+            let cases = if *cases == 1 { "1 case is".to_owned() } else { format!("{cases} cases are") };
+            text.push_str(&item(&format!("{cases} not run: {reason}")));
         }
     }
     text
@@ -275,6 +309,7 @@ mod tests {
             series: "6.1".to_owned(),
             programs: Some(programs),
             tests: vec![("smoke".to_owned(), smoke)],
+            skipped: BTreeMap::from([("this kernel has no bonds".to_owned(), 2)]),
             seconds: 61.4,
             complete: true,
         }
@@ -295,7 +330,25 @@ mod tests {
              | `lb_xdp` | 54230 |\n\
              \nLinux 6.1.0-56-cloud-amd64:\n\n\
              - no tcx\n\
-             - lb_connected is refused: unknown func\n"
+             - lb_connected is refused: unknown func\n\
+             - 2 cases are not run: this kernel has no bonds\n"
+        );
+    }
+
+    #[test]
+    fn a_case_that_was_not_run_has_a_reason() {
+        let line =
+            "test tc::bond::attached_as_configured ... ignored (this kernel has no bonds (CONFIG_BONDING))";
+        assert_eq!(skipped(line), Some("this kernel has no bonds (CONFIG_BONDING)"));
+        assert_eq!(skipped("test tc::bond::attached_as_configured ... ok"), None);
+    }
+
+    #[test]
+    fn the_newest_kernel_lacks_nothing() {
+        let newest = Row { series: "newest".to_owned(), ..row(1) };
+        assert_eq!(
+            shortfalls(&[row(1), newest]),
+            ["the newest kernel has no tcx", "2 cases not run on the newest: this kernel has no bonds"]
         );
     }
 

@@ -80,7 +80,7 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
             tests(command, &["-p", "lb-testbed", "--test", "cluster"], options)
         }
         Part::Cross => cross::run(),
-        Part::Kernels => kernels::loads(),
+        Part::Kernels => kernels::smoke(),
     }
 }
 

@@ -33,8 +33,8 @@ pub enum Part {
     /// The agent against a real Kubernetes API server (needs root, etcd, and Go to build the
     /// server)
     Cluster,
-    /// The programs load on three other kernels in emulated machines (needs root, QEMU and Debian's
-    /// apt); `cargo xtask test kernels` runs cases there
+    /// The programs load and a smoke test passes on three other kernels in emulated machines
+    /// (needs root, QEMU and Debian's apt)
     Kernels,
 }
 

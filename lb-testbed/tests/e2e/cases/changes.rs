@@ -1,10 +1,11 @@
 //! Services and endpoints are added, changed and removed while traffic flows.
 
 use anyhow::{Result, ensure};
+use lb_testbed::Family;
 use lb_testbed::host::{Datagrams, HTTP_PORT, LoadKind, UDP_PORT};
 use lb_testbed::manifests::Port;
+use lb_testbed::programs::features;
 use lb_testbed::report::FailureKind;
-use lb_testbed::{Family, kernel};
 
 use crate::check::{answered_by, eventually, failed_as, refused, spread_over, unanswered, without_failure};
 use crate::world::{To, World};
@@ -32,8 +33,8 @@ pub fn one_address_two_protocols(world: &mut World, family: Family) -> Result<()
 pub fn no_endpoint_is_refused(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1])?;
     world.set_endpoints(&service, &[])?;
-    // Socket programs choose the error from Linux 5.18 on.
-    let refusal = if kernel::at_least(5, 18) { FailureKind::Refused } else { FailureKind::NotPermitted };
+    let chosen = features()?.set_retval;
+    let refusal = if chosen { FailureKind::Refused } else { FailureKind::NotPermitted };
     for client in [&world.pod(2).host, &world.node(0).host] {
         let http = service.cluster_ip(family, To::Http);
         eventually(|| failed_as(&client.get(&[http], 1)?, refusal))?;

@@ -57,8 +57,8 @@ pub fn outside_to_node_port(world: &mut World, family: Family) -> Result<()> {
     // Without an overlay, datagrams may fill the Ethernet MTU exactly.
     let full = match (world.topology.underlay, family) {
         (Underlay::Vxlan, _) => 1300,
-        (Underlay::Routed, Family::V4) => 1500 - 20 - 8,
-        (Underlay::Routed, Family::V6) => 1500 - 40 - 8,
+        (_, Family::V4) => 1500 - 20 - 8,
+        (_, Family::V6) => 1500 - 40 - 8,
     };
     let service = world.publish(&[1])?;
     let local = service.node_port(world.node(0), family, To::Udp);

@@ -20,6 +20,7 @@ mod sctp;
 mod sockets;
 mod transfers;
 mod types;
+mod vlan;
 
 use anyhow::Result;
 use lb_testbed::Family;
@@ -140,9 +141,12 @@ pub const CASES: &[Case] = &[
     ),
     once("examples_are_served", Underlays::Routed, examples::examples_are_served),
     once("bad_manifest_affects_nothing_else", Underlays::Routed, changes::bad_manifest_affects_nothing_else),
+    once("priority_tags_are_ignored", Underlays::Routed, vlan::priority_tags_are_ignored),
+    once("frames_of_other_vlans_are_ignored", Underlays::Routed, vlan::frames_of_other_vlans_are_ignored),
     once("agent_restarts", Underlays::Routed, lifecycle::agent_restarts),
     each("agent_restarts_under_load", Underlays::Both, lifecycle::agent_restarts_under_load),
     once("no_ingress_without_egress", Underlays::Routed, lifecycle::no_ingress_without_egress),
+    once("refused_programs_are_reported", Underlays::Routed, lifecycle::refused_programs_are_reported),
     once("second_agent_is_refused", Underlays::Routed, lifecycle::second_agent_is_refused),
     each("a_thousand_services", Underlays::Routed, scale::a_thousand_services),
     each("explain_agrees_with_traffic", Underlays::Routed, explain::agrees_with_traffic),

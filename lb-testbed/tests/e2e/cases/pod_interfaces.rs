@@ -6,9 +6,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
-use lb_testbed::Family;
 use lb_testbed::host::{Datagrams, Host};
-use serde_json::{Value, json};
+use lb_testbed::programs::features;
+use lb_testbed::{Family, kernel};
+use serde_json::json;
 
 use crate::check::{answered, answered_by, eventually, refused, transferred, unanswered};
 use crate::world::{Published, To, World};
@@ -120,28 +121,18 @@ pub fn serves(world: &mut World, family: Family) -> Result<()> {
     answered(&exchanges, &[1], &[vm.address(family)])
 }
 
-/// Returns the number of flows of a client on the first node.
-fn flows_of(world: &World, client: IpAddr) -> Result<usize> {
-    let rows: Vec<Value> = serde_json::from_str(&world.agent(0)?.lb(&["get", "flows", "-o", "json"])?)?;
-    let of_client = |row: &&Value| {
-        row["client"].as_str().and_then(|text| text.parse::<SocketAddr>().ok()).map(|at| at.ip())
-            == Some(client)
-    };
-    Ok(rows.iter().filter(of_client).count())
-}
-
 /// The calls of a process are translated only at the socket, although programs are attached to the
 /// pod's device, too.
 pub fn vm_and_process(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let target = service.cluster_ip(family, To::Http);
     let address = world.pod(2).host.address(family);
-    let before = flows_of(world, address)?;
+    let before = world.flows_of(address)?;
     answered(&world.pod(2).host.get(&[target], 5)?, &[1, 3], &[address])?;
-    ensure!(flows_of(world, address)? <= before, "a connection of a socket was also translated as packets");
+    ensure!(world.flows_of(address)? <= before, "a connection of a socket was also translated as packets");
     let vm = world.topology.virtual_machine(2)?;
     answered(&vm.get(&[target], 5)?, &[1, 3], &[address])?;
-    ensure!(flows_of(world, address)? > before, "the virtual machine has no flow");
+    ensure!(world.flows_of(address)? > before, "the virtual machine has no flow");
     Ok(())
 }
 
@@ -209,13 +200,15 @@ pub fn on_a_bridge(world: &mut World) -> Result<()> {
 /// Service's address. A service mesh redirects by that address. Calls of the node's own processes
 /// are translated at the socket: [`World::publish`] sends requests from them.
 pub fn sockets_not_translated(world: &mut World, family: Family) -> Result<()> {
+    let has_cookies = features()?.netns_cookie.is_some();
+    kernel::needs(has_cookies, "no SO_NETNS_COOKIE (Linux 5.14): --socket-hooks=host serves no process")?;
     let service = world.publish(&[1, 3])?;
     let pod = &world.pod(2).host;
     let (target, address) = (service.cluster_ip(family, To::Http), pod.address(family));
-    let before = flows_of(world, address)?;
+    let before = world.flows_of(address)?;
     answered(&pod.get(&[target], 5)?, &[1, 3], &[address])?;
     send_all_kinds(pod, &service, family, &[1, 3], &[address])?;
-    ensure!(flows_of(world, address)? > before, "the connection was translated at the socket");
+    ensure!(world.flows_of(address)? > before, "the connection was translated at the socket");
     Ok(())
 }
 
