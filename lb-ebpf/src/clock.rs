@@ -4,6 +4,9 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
 use crate::settings::HAS_COARSE_CLOCK;
 
+/// One second in nanoseconds.
+pub const SECOND: u64 = 1_000_000_000;
+
 /// Returns `CLOCK_MONOTONIC` in nanoseconds, at tick resolution if the kernel has a helper for
 /// that. Reading it takes a few nanoseconds then.
 #[inline(always)]

@@ -39,6 +39,12 @@ impl<'a> Decided<'a> {
         Self(lookup)
     }
 
+    /// Returns what was decided with this lookup before.
+    #[inline(always)]
+    pub fn before(lookup: &'a mut RouteLookup) -> Self {
+        Self(lookup)
+    }
+
     #[inline(always)]
     pub fn out(route: Route<'a>) -> Self {
         Self(route.into_lookup())
@@ -136,7 +142,7 @@ pub fn to_endpoint<'a, F: Maps, K: Frame>(
     if is_here {
         lookup.clear();
     }
-    Ok(Decided(lookup))
+    Ok(Decided::before(lookup))
 }
 
 /// Returns whether this node has the address.

@@ -6,29 +6,24 @@
 //! [`lb_common::connection`], where records come from in [`crate::records`].
 
 use aya_ebpf::bindings::BPF_ANY;
-use aya_ebpf::helpers::bpf_get_prandom_u32;
 use lb_common::connection::{self, Segment, Yields};
 use lb_common::family::Family;
 use lb_common::layout::{Flow, FlowIndex, FlowKey, SEEN_GRANULARITY_NS, direction, flow_phase};
 use lb_common::reason::Reason;
 
-use crate::clock::now;
+use crate::clock::{SECOND, now};
 use crate::frame::Frame;
 use crate::maps::Maps;
 use crate::packet::Packet;
 use crate::record::recording;
-use crate::records::{self, Claimed, Records, Reserved};
+use crate::records::{self, Claimed, PORT_ATTEMPTS, Records, Reserved, random_port};
 use crate::scratch::Candidate;
 use crate::service::still_serves;
-use crate::settings::{SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 use crate::socket;
 use crate::translation::Translation;
 
-/// How many source ports are tried for a new connection. If all are taken, the weakest of their
-/// connections gives way.
-const PORT_ATTEMPTS: u32 = 16;
-
-const SECOND: u64 = 1_000_000_000;
+/// How often the port of a new connection is replaced because a socket of this node has it.
+const SOCKET_ATTEMPTS: u32 = 4;
 
 /// The record of a connection, and which of its directions was looked up. Other programs may give
 /// the record to another connection at any time; its generation then differs.
@@ -37,6 +32,8 @@ pub struct Found<A: 'static> {
     number: u32,
     generation: u16,
     direction: u8,
+    /// The time at which it was looked up.
+    now: u64,
 }
 
 /// Looks a tuple up and fills in what becomes of its packets. Returns `None` if no connection has
@@ -65,7 +62,7 @@ pub fn lookup<F: Maps>(
     if after != generation || phase == flow_phase::FREE || phase == flow_phase::CLAIMED {
         return None;
     }
-    Some(Found { flow: pointer, number, generation, direction })
+    Some(Found { flow: pointer, number, generation, direction, now: now() })
 }
 
 /// Finds the connection that a packet which arrives here belongs to. A connection that the packet
@@ -120,8 +117,7 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
         // SAFETY: a map value. If it was given to another connection since `lookup`, that one is
         // not over.
         let flow = unsafe { &*self.flow };
-        let now = now();
-        now.wrapping_sub(flow.last_seen_ns) > SEEN_GRANULARITY_NS && F::is_over(self.number, now)
+        self.now.wrapping_sub(flow.last_seen_ns) > SEEN_GRANULARITY_NS && F::is_over(self.number, self.now)
     }
 
     /// Returns whether this request opens a new connection in the place of this one.
@@ -142,7 +138,7 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
     #[inline(always)]
     pub fn follow<F: Records<Addr = A>>(&self, packet: &Packet<F>) {
         if !recording() {
-            F::follow(self.number, self.generation, &packet.segment(self.direction));
+            F::follow(self.number, self.generation, &packet.segment(self.direction), self.now);
         }
     }
 }
@@ -169,13 +165,14 @@ pub struct Opening<A> {
     pub deliver: u8,
 }
 
-/// Opens a connection with a packet, and fills in what becomes of the packet.
+/// Opens a connection with a packet, and fills in what becomes of the packet. `now`: the time.
 #[inline(always)]
 pub fn open<F: Records, K: Frame>(
     frame: &K,
     packet: &Packet<F>,
     opening: &Opening<F::Addr>,
     translation: &mut Translation<F::Addr>,
+    now: u64,
 ) -> Result<(), Reason> {
     let keys = F::keys().ok_or(Reason::FlowTableFull)?;
     // SAFETY: a map value of this CPU: no other program changes it meanwhile.
@@ -190,23 +187,21 @@ pub fn open<F: Records, K: Frame>(
             reserved: 0,
         };
     }
-    let now = now();
     let port = if recording() {
         free_port::<F>(now)?
     } else {
         let claimed = F::claim(now).ok_or(Reason::FlowTableFull)?;
         let flow = claimed.flow::<F>().ok_or(Reason::FlowTableFull)?;
         fill_in(flow, packet, opening, now);
-        match allocate::<F, K>(frame, claimed, opening.masquerade, now) {
-            Ok(port) => {
-                publish(claimed, flow, packet)?;
-                port
-            }
-            Err(reason) => {
-                records::free(flow);
-                return Err(reason);
-            }
+        let port = match allocate::<F, K>(frame, claimed, opening.masquerade, now) {
+            Ok(port) if publish(claimed, flow, packet) => Ok(port),
+            Ok(_) => Err(Reason::FlowTableFull),
+            Err(reason) => Err(reason),
+        };
+        if port.is_err() {
+            records::free(flow);
         }
+        port?
     };
     translation.new_src_addr = opening.source;
     translation.new_dst_addr = opening.backend_addr;
@@ -256,22 +251,19 @@ fn allocate<F: Records, K: Frame>(
     // SAFETY: map values of this CPU, and a record that is this program's own.
     unsafe {
         (*keys).weakest = Candidate::NONE;
-        for _ in 0..PORT_ATTEMPTS {
-            (*flow).source_port = (*keys).reply.dst_port;
-            match F::reserve(claimed, now) {
+        for _ in 0..SOCKET_ATTEMPTS {
+            match F::reserve_any(claimed, now) {
                 Reserved::Yes if masquerade && socket::exists::<F, K>(frame, &(*keys).reply) => {
                     let _ = F::flow_index().remove(&(*keys).reply);
                 }
                 Reserved::Yes => return Ok((*keys).reply.dst_port),
-                Reserved::Taken => {}
+                Reserved::Taken => break,
                 Reserved::Full => return Err(Reason::FlowTableFull),
             }
-            // Without masquerading this is a client that reaches one endpoint by two addresses from
-            // one port.
             (*keys).reply.dst_port = random_port();
         }
         let port = (*keys).weakest.port;
-        if !F::make_way(now) {
+        if !records::make_way::<F>(now) {
             return Err(Reason::NoSourcePort);
         }
         (*keys).reply.dst_port = port;
@@ -284,17 +276,21 @@ fn allocate<F: Records, K: Frame>(
     }
 }
 
-/// Makes a new connection visible to all programs.
+/// Makes a new connection visible to all programs. Returns false if the index is full; the reserved
+/// tuple is free again then.
 #[inline(always)]
-fn publish<F: Records>(claimed: Claimed, flow: *mut Flow<F::Addr>, packet: &Packet<F>) -> Result<(), Reason> {
-    // SAFETY: a map value that is this program's own; one byte.
-    unsafe { (&raw mut (*flow).phase).write_volatile(flow_phase::OPENING) };
+fn publish<F: Records>(claimed: Claimed, flow: *mut Flow<F::Addr>, packet: &Packet<F>) -> bool {
     let index = claimed.index(direction::REQUEST);
     if F::flow_index().insert(&packet.key, &index, BPF_ANY as u64).is_err() {
-        F::end(claimed.number, claimed.generation);
-        return Err(Reason::FlowTableFull);
+        if let Some(keys) = F::keys() {
+            // SAFETY: a map value of this CPU: no other program changes it meanwhile.
+            let _ = F::flow_index().remove(unsafe { &(*keys).reply });
+        }
+        return false;
     }
-    Ok(())
+    // SAFETY: a map value that is this program's own; one byte.
+    unsafe { (&raw mut (*flow).phase).write_volatile(flow_phase::OPENING) };
+    true
 }
 
 /// Returns a source port whose tuple no connection has, for `lb explain`, which allocates nothing.
@@ -317,11 +313,4 @@ fn free_port<F: Records>(now: u64) -> Result<u16, Reason> {
         return Ok(taken_over);
     }
     Err(Reason::NoSourcePort)
-}
-
-#[inline(always)]
-fn random_port() -> u16 {
-    // SAFETY: the helper has no preconditions.
-    let random = unsafe { bpf_get_prandom_u32() } & 0xffff;
-    SNAT_PORT_FIRST.load().wrapping_add(((random * SNAT_PORT_COUNT.load() as u32) >> 16) as u16)
 }

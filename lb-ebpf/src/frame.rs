@@ -1,6 +1,26 @@
 //! A packet as bytes: the operations in which XDP frames and skbs differ, and reading and writing
 //! in place.
 
+/// The methods of [`Frame`] that are the same for all contexts of `aya_ebpf`.
+macro_rules! accessors {
+    () => {
+        #[inline(always)]
+        fn data(&self) -> usize {
+            self.0.data()
+        }
+
+        #[inline(always)]
+        fn data_end(&self) -> usize {
+            self.0.data_end()
+        }
+
+        #[inline(always)]
+        fn context(&self) -> *mut core::ffi::c_void {
+            self.0.as_ptr()
+        }
+    };
+}
+
 pub mod skb;
 pub mod xdp;
 
@@ -87,6 +107,13 @@ fn within_mask(mut offset: usize) -> usize {
     // SAFETY: one instruction that changes its operand only.
     unsafe { core::arch::asm!("{0} &= 511", inout(reg) offset, options(pure, nomem, nostack)) };
     offset
+}
+
+/// Returns `offset` if headers may be read there, see [`OFFSET_MASK`]. Whatever was added up before,
+/// the verifier knows the same bounds of it afterwards.
+#[inline(always)]
+pub fn bounded(offset: usize) -> Option<usize> {
+    if offset > OFFSET_MASK { None } else { Some(within_mask(offset)) }
 }
 
 /// Returns `offset`, which must be below 16, with that bound visible to the verifier.

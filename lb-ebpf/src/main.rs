@@ -5,7 +5,7 @@
 //!
 //! | floor | files |
 //! |---|---|
-//! | words | `aligned clock settings translation verdict` |
+//! | words | `aligned seam settings clock translation verdict` |
 //! | the kernel's side: maps, packets as bytes | `maps frame frame/skb frame/xdp` |
 //! | what people read | `record count log` |
 //! | what an address is | `address service client` |
@@ -48,6 +48,7 @@ mod records;
 mod reset;
 mod route;
 mod scratch;
+mod seam;
 mod select;
 mod service;
 mod settings;

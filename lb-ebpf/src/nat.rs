@@ -162,6 +162,14 @@ fn update_crc<F: Header, K: Frame>(frame: &K, packet: &Packet<F>, ports: u32) ->
     if crc == 0 {
         return Some(());
     }
-    let change = crc32c::change(ports, packet.transport_length());
+    let change = lb_crc_change(ports as u64, packet.transport_length() as u64) as u32;
     frame.store::<u32>(offset, crc ^ change.to_le())
+}
+
+/// Returns [`crc32c::change`]. The verifier checks the loops in it once, because this is a function
+/// of numbers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_crc_change(ports: u64, length: u64) -> u64 {
+    crc32c::change(ports as u32, length as usize) as u64
 }

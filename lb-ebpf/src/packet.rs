@@ -7,8 +7,9 @@ use lb_common::wire::{
     ETHERNET_LEN, ICMP_LEN, SCTP_CHUNK_LEN, SCTP_LEN, SCTP_TAG_LEN, TCP_LEN, UDP_LEN, ipv6_next,
 };
 
-use crate::frame::Frame;
+use crate::frame::{Frame, bounded};
 use crate::maps::Maps;
+use crate::seam::forget;
 
 /// How many IPv6 extension headers are skipped; real packets carry fewer.
 const MAX_EXTENSION_HEADERS: usize = 6;
@@ -183,6 +184,7 @@ impl Parse for V6 {
         let mut l4 = l3 + V6::HEADER_LEN;
         let mut fragment = Fragment::Whole;
         for _ in 0..MAX_EXTENSION_HEADERS {
+            l4 = bounded(l4)?;
             match protocol {
                 ipv6_next::HOP_BY_HOP | ipv6_next::ROUTING | ipv6_next::DESTINATION | ipv6_next::MOBILITY => {
                     let [next, length] = frame.load::<[u8; 2]>(l4)?;
@@ -223,9 +225,14 @@ impl Parse for V6 {
 /// by this packet. `key.protocol` is set all the same; it is 0 if the IP header is malformed.
 #[inline(always)]
 pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -> Option<()> {
-    packet.l3 = l3;
     packet.key.protocol = 0;
+    packet.l3 = l3;
+    // The verifier does not know the content of a map value. Read back from there, `l3` is the same
+    // unknown number to it whatever the link header is, and it checks what follows once.
+    // SAFETY: a reference that is read.
+    let l3 = unsafe { (&raw const packet.l3).read_volatile() };
     F::network(frame, l3, packet)?;
+    let packet = forget(packet);
     packet.key.pad = 0;
     packet.key.reserved = 0;
     packet.tcp_flags = 0;

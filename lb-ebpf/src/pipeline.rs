@@ -13,6 +13,7 @@ use lb_common::reason::Reason;
 
 use crate::address::{self, Known};
 use crate::client::{self, Client};
+use crate::clock::now;
 use crate::count::count;
 use crate::deliver::{self as delivery, Decided, Deliver, Delivery};
 use crate::flow::{self, Found, Opening};
@@ -24,32 +25,27 @@ use crate::record::{self, note};
 use crate::records::Records;
 use crate::route::RouteLookup;
 use crate::scratch::Scratch;
+use crate::seam::forget;
 use crate::select::{self, Choice, Eligible, Refusal, select};
 use crate::service::{self, Destination};
-use crate::translation::Translation;
 use crate::verdict::{Answer, Verdict};
-
-/// A packet, its translation, and where it goes.
-struct Connection<'s, F: Header> {
-    packet: &'s Packet<F>,
-    translation: &'s Translation<F::Addr>,
-    delivery: Decided<'s>,
-}
 
 /// Decides about a packet that arrives at this node, parsed into `scratch`.
 #[inline(always)]
 pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
-    let connection = if let Some(found) = flow::find(&scratch.packet, &mut scratch.translation) {
+    let scratch = forget(scratch);
+    let decision = if let Some(found) = flow::find(&scratch.packet, &mut scratch.translation) {
         continue_connection(frame, scratch, found)
     } else if let Some(known) = address::known::<F>(&scratch.packet.key.dst_addr) {
         open_connection(frame, scratch, known)
     } else {
         return service::to_unknown::<F>(scratch.packet.key.dst_addr);
     };
-    let Connection { packet, translation, mut delivery } = match connection {
-        Ok(connection) => connection,
-        Err(verdict) => return verdict,
-    };
+    if let Err(verdict) = decision {
+        return verdict;
+    }
+    let Scratch { packet, translation, route, .. } = forget(scratch);
+    let (packet, translation, mut delivery) = (&*packet, &*translation, Decided::before(route));
     log::translated::<F>(&packet.key, translation);
     if let Err(reason) = nat::rewrite(frame, packet, translation, delivery.is_out()) {
         return Verdict::Drop(reason);
@@ -71,10 +67,12 @@ pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch
 /// back.
 #[inline(always)]
 pub fn egress<F: Header + Records, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
-    let Scratch { packet, translation, .. } = scratch;
+    let Scratch { packet, translation, .. } = forget(scratch);
     let packet = &*packet;
     let Some(found) = flow::find_reply(packet, translation) else { return Verdict::Pass };
     found.follow(packet);
+    let Scratch { packet, translation, .. } = forget(scratch);
+    let (packet, translation) = (&*packet, &*translation);
     log::translated::<F>(&packet.key, translation);
     if let Err(reason) = nat::rewrite(frame, packet, translation, false) {
         return Verdict::Drop(reason);
@@ -84,13 +82,14 @@ pub fn egress<F: Header + Records, K: Frame>(frame: &K, scratch: &mut Scratch<F>
     Verdict::Pass
 }
 
-/// A packet of a known connection.
+/// Decides about a packet of a known connection. `Ok`: the packet is rewritten and delivered as
+/// `scratch` describes.
 #[inline(always)]
-fn continue_connection<'s, F: Header + Records, K: Deliver>(
+fn continue_connection<F: Header + Records, K: Deliver>(
     frame: &K,
-    scratch: &'s mut Scratch<F>,
+    scratch: &mut Scratch<F>,
     found: Found<F::Addr>,
-) -> Result<Connection<'s, F>, Verdict> {
+) -> Result<(), Verdict> {
     let Scratch { packet, route, translation, .. } = scratch;
     let (packet, translation) = (&*packet, &*translation);
     // A reply that continues on its path is translated at egress. At ingress it would get the
@@ -105,17 +104,18 @@ fn continue_connection<'s, F: Header + Records, K: Deliver>(
         return Err(Verdict::LeaveToTc);
     }
     found.follow(packet);
-    Ok(Connection { packet, translation, delivery })
+    Ok(())
 }
 
-/// A packet of no known connection to a known address: opens a connection if the packet may and a
-/// service is there.
+/// Decides about a packet of no known connection to a known address: opens a connection if the
+/// packet may and a service is there. `Ok`: the packet is rewritten and delivered as `scratch`
+/// describes.
 #[inline(always)]
-fn open_connection<'s, F: Header + Records, K: Deliver>(
+fn open_connection<F: Header + Records, K: Deliver>(
     frame: &K,
-    scratch: &'s mut Scratch<F>,
+    scratch: &mut Scratch<F>,
     known: Known,
-) -> Result<Connection<'s, F>, Verdict> {
+) -> Result<(), Verdict> {
     let Scratch { packet, route, translation, client, .. } = scratch;
     let packet = &*packet;
     let key = &packet.key;
@@ -150,7 +150,8 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
     let eligible = Eligible::of(service, origin);
     select::note_eligible(origin, &eligible);
     select::name_by_address::<F>(client, service, key.src_addr);
-    let choice = Choice::for_packet::<F>(service, client, key);
+    let now = now();
+    let choice = Choice::for_packet::<F>(service, client, key, now);
     let (backend_id, backend) = match select::<F>(service, &eligible, client, choice) {
         Ok(selected) => selected,
         Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
@@ -185,7 +186,7 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
         source = record_source::KEPT_ENDPOINT_HERE;
         note(|record| record.source = source);
     }
-    flow::open(frame, packet, &opening, translation).map_err(Verdict::Drop)?;
+    flow::open(frame, packet, &opening, translation, now).map_err(Verdict::Drop)?;
     count(Reason::FlowOpened);
     log::opened::<F>(key, translation);
     // The flow stays when XDP cannot send the packet. If tc selected again, endpoints that XDP can
@@ -193,7 +194,7 @@ fn open_connection<'s, F: Header + Records, K: Deliver>(
     if !delivery.is_possible(frame) {
         return Err(Verdict::LeaveToTc);
     }
-    Ok(Connection { packet, translation, delivery })
+    Ok(())
 }
 
 /// Returns whether the source must be rewritten, and why: one of [`record_source`]. The reply must

@@ -7,11 +7,12 @@
 //! idle UDP before closed. An established connection never gives way.
 //!
 //! The `extern "C"` functions take and return numbers, so the verifier checks each of them once,
-//! and not once for every state that a caller can be in. What else they need is in [`FlowKeys`].
+//! and not once for every state that a caller can be in. What else they need is in
+//! [`FlowKeys`](crate::scratch::FlowKeys).
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
 use lb_common::connection::{self, IDLE_DATAGRAM_NS, Segment, Yields};
 use lb_common::family::{V4, V6};
 use lb_common::layout::{
@@ -19,11 +20,11 @@ use lb_common::layout::{
 };
 use lb_common::reason::Reason;
 
-use crate::clock::now;
+use crate::clock::SECOND;
 use crate::count::count;
 use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
-use crate::scratch::{Candidate, FlowKeys, Scratches};
-use crate::settings::FLOW_RECORDS;
+use crate::scratch::{Candidate, Scratches};
+use crate::settings::{FLOW_RECORDS, SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 
 /// How many records are looked at for a new connection. Usually the first is over; in a table that
 /// is nearly full of live connections it takes more.
@@ -173,46 +174,60 @@ fn remove_index<F: Maps>(key: &FlowKey<F::Addr>, number: u32, generation: u16) {
 
 /// Takes a record for a new connection.
 #[inline(always)]
-fn claim_record<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
-    let (timeouts, hand, keys) = (timeouts()?, hand::<F>()?, F::keys()?);
+fn claim_record<F: Records>(now: u64) -> Option<Claimed> {
+    let (hand, keys) = (hand::<F>()?, F::keys()?);
     let records = FLOW_RECORDS.load();
     // SAFETY: map values of this CPU: no other program changes them meanwhile.
-    let (hand, keys) = unsafe { (&mut *hand, &mut *keys) };
-    if hand.next == 0 {
-        hand.next = first_of_this_cpu(records);
-    }
-    keys.weakest = Candidate::NONE;
-    for _ in 0..LOOKS {
-        if hand.next >= records {
-            hand.next = 0;
+    unsafe {
+        if (*hand).next == 0 {
+            (*hand).next = first_of_this_cpu(records);
         }
-        let number = hand.next;
-        hand.next += 1;
-        let Some(pointer) = F::flows().get_ptr_mut(number) else { continue };
-        // SAFETY: a map value. Other programs may change it: `take` notices if it is given to
-        // another connection, and any mixture that is read here only makes the choice of a record
-        // worse.
-        let flow = unsafe { &*pointer };
-        let generation = flow.generation;
-        if flow.phase == flow_phase::CLAIMED || !flow.is_over(now, timeouts) {
-            keep_weaker(&mut keys.weakest, number, flow, now, 0);
-            continue;
-        }
-        let was_free = flow.phase == flow_phase::FREE;
-        if take(number, pointer, generation) {
-            if !was_free {
-                unlink::<F>(number, pointer, generation, &raw mut keys.old);
+        (*keys).weakest = Candidate::NONE;
+        for _ in 0..LOOKS {
+            if (*hand).next >= records {
+                (*hand).next = 0;
             }
-            return Some(Claimed { number, generation: generation.wrapping_add(1) });
+            let number = (*hand).next;
+            (*hand).next += 1;
+            if let Some(claimed) = F::take_if_over(number, now) {
+                return Some(claimed);
+            }
         }
     }
-    evict::<F>(keys, now)
+    F::evict(now)
 }
 
-/// Lets the weakest connection give way, if there is one that may and it is still there. Its record
-/// is this program's then.
+/// Takes a record whose connection is over. Otherwise compares the connection with
+/// `FlowKeys::weakest`.
 #[inline(always)]
-fn evict<F: Maps>(keys: &mut FlowKeys<F::Addr>, now: u64) -> Option<Claimed> {
+fn take_record_if_over<F: Maps + Scratches>(number: u32, now: u64) -> Option<Claimed> {
+    let (timeouts, keys) = (timeouts()?, F::keys()?);
+    let pointer = F::flows().get_ptr_mut(number)?;
+    // SAFETY: map values: the keys are this CPU's. Other programs may change the record: `take`
+    // notices if it is given to another connection, and any mixture that is read here only makes
+    // the choice of a record worse.
+    let (flow, keys) = unsafe { (&*pointer, &mut *keys) };
+    let generation = flow.generation;
+    if flow.phase == flow_phase::CLAIMED || !flow.is_over(now, timeouts) {
+        keep_weaker(&mut keys.weakest, number, flow, now, 0);
+        return None;
+    }
+    let was_free = flow.phase == flow_phase::FREE;
+    if !take(number, pointer, generation) {
+        return None;
+    }
+    if !was_free {
+        unlink::<F>(number, pointer, generation, &raw mut keys.old);
+    }
+    Some(Claimed { number, generation: generation.wrapping_add(1) })
+}
+
+/// Lets the connection in `FlowKeys::weakest` give way, if there is one that may and it is still
+/// there. Its record is this program's then.
+#[inline(always)]
+fn evict_weakest<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
+    // SAFETY: a map value of this CPU: no other program changes it meanwhile.
+    let keys = unsafe { &mut *F::keys()? };
     let Candidate { number, generation, yields, .. } = keys.weakest;
     let reason = match yields {
         CLOSED => Reason::EvictedClosed,
@@ -249,13 +264,25 @@ fn first_of_this_cpu(records: u32) -> u32 {
 
 /// The result of [`reserve`].
 #[derive(Copy, Clone, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Reserved {
     /// The tuple is the new connection's.
-    Yes,
+    Yes = 0,
     /// Another connection has it.
-    Taken,
+    Taken = 1,
     /// The index is full.
-    Full,
+    Full = 2,
+}
+
+impl Reserved {
+    #[inline(always)]
+    fn of(number: u64) -> Self {
+        match number {
+            0 => Self::Yes,
+            1 => Self::Taken,
+            _ => Self::Full,
+        }
+    }
 }
 
 /// Inserts the index entry of the replies to a new connection, `FlowKeys::reply`, if no connection
@@ -281,6 +308,39 @@ fn reserve_tuple<F: Maps + Scratches>(claimed: Claimed, now: u64) -> Reserved {
         Ok(()) => Reserved::Yes,
         Err(_) => Reserved::Full,
     }
+}
+
+/// How many source ports are tried for a new connection. If all are taken, the weakest of their
+/// connections gives way.
+pub const PORT_ATTEMPTS: u32 = 16;
+
+/// Reserves the tuple in `FlowKeys::reply`, or the same tuple with another of the node's ports: the
+/// first that no connection has. Returns [`Reserved::Taken`] if connections have all that are
+/// tried. The new connection's record and `FlowKeys::reply` hold the port.
+#[inline(always)]
+fn reserve_any_port<F: Records>(claimed: Claimed, now: u64) -> Reserved {
+    let (Some(keys), Some(flow)) = (F::keys(), claimed.flow::<F>()) else { return Reserved::Full };
+    // SAFETY: a map value of this CPU, and a record that is this program's own.
+    unsafe {
+        for _ in 0..PORT_ATTEMPTS {
+            (*flow).source_port = (*keys).reply.dst_port;
+            match F::reserve(claimed, now) {
+                // Without masquerading the tuple is taken if a client reaches one endpoint by two
+                // addresses from one port.
+                Reserved::Taken => (*keys).reply.dst_port = random_port(),
+                reserved => return reserved,
+            }
+        }
+    }
+    Reserved::Taken
+}
+
+/// Returns one of the ports that sources are rewritten to.
+#[inline(always)]
+pub fn random_port() -> u16 {
+    // SAFETY: the helper has no preconditions.
+    let random = unsafe { bpf_get_prandom_u32() } & 0xffff;
+    SNAT_PORT_FIRST.load().wrapping_add(((random * SNAT_PORT_COUNT.load() as u32) >> 16) as u16)
 }
 
 /// Returns the connection that has a tuple, unless it is over.
@@ -324,10 +384,8 @@ fn flow_is_over<F: Maps>(number: u32, now: u64) -> bool {
 
 /// Takes note of a packet of a connection.
 #[inline(always)]
-fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment) {
-    const SECOND: u64 = 1_000_000_000;
+fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u64) {
     let Some(flow) = F::flows().get_ptr_mut(number) else { return };
-    let now = now();
     // SAFETY: a map value. Each field is one aligned word or less, except the sides, which only
     // packets of their own direction write: of two packets of one direction that two CPUs handle at
     // once, one update may be lost, and the next packet makes up for it. If the record was given to
@@ -358,10 +416,8 @@ fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment) {
 /// Lets the connection in `FlowKeys::weakest` give way, and gives its record back. Returns whether
 /// it did.
 #[inline(always)]
-fn make_way<F: Maps + Scratches>(now: u64) -> bool {
-    let Some(keys) = F::keys() else { return false };
-    // SAFETY: a map value of this CPU: no other program changes it meanwhile.
-    let Some(old) = evict::<F>(unsafe { &mut *keys }, now) else { return false };
+pub fn make_way<F: Records>(now: u64) -> bool {
+    let Some(old) = F::evict(now) else { return false };
     if let Some(flow) = old.flow::<F>() {
         free(flow);
     }
@@ -373,20 +429,25 @@ pub trait Records: Maps + Scratches {
     /// Takes a record for a new connection. Returns `None` if every record looked at holds a
     /// connection that does not give way.
     fn claim(now: u64) -> Option<Claimed>;
+    /// See [`take_record_if_over`].
+    fn take_if_over(number: u32, now: u64) -> Option<Claimed>;
+    /// See [`evict_weakest`].
+    fn evict(now: u64) -> Option<Claimed>;
     /// See [`reserve_tuple`].
     fn reserve(claimed: Claimed, now: u64) -> Reserved;
-    /// See [`make_way`].
-    fn make_way(now: u64) -> bool;
+    /// See [`reserve_any_port`].
+    fn reserve_any(claimed: Claimed, now: u64) -> Reserved;
     /// See [`end_flow`].
     fn end(number: u32, generation: u16);
     /// See [`flow_is_over`].
     fn is_over(number: u32, now: u64) -> bool;
     /// See [`follow_flow`].
-    fn follow(number: u32, generation: u16, segment: &Segment);
+    fn follow(number: u32, generation: u16, segment: &Segment, now: u64);
 }
 
 macro_rules! records {
-    ($($family:ty: $claim:ident, $reserve:ident, $make_way:ident, $end:ident, $is_over:ident, $follow:ident;)*) => { $(
+    ($($family:ty: $claim:ident, $take:ident, $evict:ident, $reserve:ident, $reserve_any:ident, $end:ident,
+       $is_over:ident, $follow:ident;)*) => { $(
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $claim(now: u64) -> u64 {
@@ -395,18 +456,26 @@ macro_rules! records {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $reserve(claimed: u64, now: u64) -> u64 {
-            match Claimed::unpack(claimed).map(|claimed| reserve_tuple::<$family>(claimed, now)) {
-                Some(Reserved::Yes) => 0,
-                Some(Reserved::Taken) => 1,
-                _ => 2,
-            }
+        extern "C" fn $take(number: u64, now: u64) -> u64 {
+            take_record_if_over::<$family>(number as u32, now).map_or(0, Claimed::pack)
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $make_way(now: u64) -> u64 {
-            make_way::<$family>(now) as u64
+        extern "C" fn $evict(now: u64) -> u64 {
+            evict_weakest::<$family>(now).map_or(0, Claimed::pack)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $reserve(claimed: u64, now: u64) -> u64 {
+            Claimed::unpack(claimed).map_or(Reserved::Full, |claimed| reserve_tuple::<$family>(claimed, now)) as u64
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $reserve_any(claimed: u64, now: u64) -> u64 {
+            Claimed::unpack(claimed).map_or(Reserved::Full, |claimed| reserve_any_port::<$family>(claimed, now)) as u64
         }
 
         #[unsafe(no_mangle)]
@@ -424,10 +493,11 @@ macro_rules! records {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $follow(record: u64, kind: u64, seq: u64, ack: u64, length: u64) -> u64 {
+        extern "C" fn $follow(record: u64, kind: u64, numbers: u64, length: u64, now: u64) -> u64 {
             let (direction, flags) = ((kind >> 8) as u8, kind as u8);
-            let segment = Segment { direction, flags, seq: seq as u32, ack: ack as u32, length: length as u32 };
-            follow_flow::<$family>(record as u32, (record >> 32) as u16, &segment);
+            let (seq, ack) = ((numbers >> 32) as u32, numbers as u32);
+            let segment = Segment { direction, flags, seq, ack, length: length as u32 };
+            follow_flow::<$family>(record as u32, (record >> 32) as u16, &segment, now);
             0
         }
 
@@ -438,17 +508,23 @@ macro_rules! records {
             }
 
             #[inline(always)]
-            fn reserve(claimed: Claimed, now: u64) -> Reserved {
-                match $reserve(claimed.pack(), now) {
-                    0 => Reserved::Yes,
-                    1 => Reserved::Taken,
-                    _ => Reserved::Full,
-                }
+            fn take_if_over(number: u32, now: u64) -> Option<Claimed> {
+                Claimed::unpack($take(number as u64, now))
             }
 
             #[inline(always)]
-            fn make_way(now: u64) -> bool {
-                $make_way(now) != 0
+            fn evict(now: u64) -> Option<Claimed> {
+                Claimed::unpack($evict(now))
+            }
+
+            #[inline(always)]
+            fn reserve(claimed: Claimed, now: u64) -> Reserved {
+                Reserved::of($reserve(claimed.pack(), now))
+            }
+
+            #[inline(always)]
+            fn reserve_any(claimed: Claimed, now: u64) -> Reserved {
+                Reserved::of($reserve_any(claimed.pack(), now))
             }
 
             #[inline(always)]
@@ -462,16 +538,19 @@ macro_rules! records {
             }
 
             #[inline(always)]
-            fn follow(number: u32, generation: u16, segment: &Segment) {
+            fn follow(number: u32, generation: u16, segment: &Segment, now: u64) {
                 let record = (generation as u64) << 32 | number as u64;
                 let kind = (segment.direction as u64) << 8 | segment.flags as u64;
-                $follow(record, kind, segment.seq as u64, segment.ack as u64, segment.length as u64);
+                let numbers = (segment.seq as u64) << 32 | segment.ack as u64;
+                $follow(record, kind, numbers, segment.length as u64, now);
             }
         }
     )* };
 }
 
 records! {
-    V4: lb_claim_record_v4, lb_reserve_tuple_v4, lb_make_way_v4, lb_end_flow_v4, lb_flow_is_over_v4, lb_follow_v4;
-    V6: lb_claim_record_v6, lb_reserve_tuple_v6, lb_make_way_v6, lb_end_flow_v6, lb_flow_is_over_v6, lb_follow_v6;
+    V4: lb_claim_record_v4, lb_take_if_over_v4, lb_evict_v4, lb_reserve_tuple_v4, lb_reserve_port_v4, lb_end_flow_v4,
+        lb_flow_is_over_v4, lb_follow_v4;
+    V6: lb_claim_record_v6, lb_take_if_over_v6, lb_evict_v6, lb_reserve_tuple_v6, lb_reserve_port_v6, lb_end_flow_v6,
+        lb_flow_is_over_v6, lb_follow_v6;
 }

@@ -12,7 +12,7 @@ use lb_common::reason::Reason;
 
 use crate::aligned::Aligned;
 use crate::client::Client;
-use crate::clock::now;
+use crate::clock::{SECOND, now};
 use crate::maps::{AFFINITY, CURSORS, FLOW_LOCK_COUNT, FLOW_LOCKS, Maps, SLOTS};
 use crate::record::{note, recording};
 use crate::records;
@@ -117,14 +117,19 @@ impl Choice {
     ///
     /// While connections give way to new ones, a hash of the client and its port selects: a
     /// handshake whose record gave way then reaches the same endpoint again with the client's next
-    /// SYN.
+    /// SYN. `now`: the time.
     #[inline(always)]
-    pub fn for_packet<F: Maps>(service: &Service, client: &AffinityKey, key: &FlowKey<F::Addr>) -> Self {
+    pub fn for_packet<F: Maps>(
+        service: &Service,
+        client: &AffinityKey,
+        key: &FlowKey<F::Addr>,
+        now: u64,
+    ) -> Self {
         match service.algorithm {
             algorithm::HASH_SOURCE => Self::By(hash(client_words(client), 0)),
             algorithm::HASH_SOURCE_PORT => Self::By(hash(client_words(client), key.src_port)),
             algorithm::HASH_DESTINATION => Self::By(hash(address_words::<F>(key.dst_addr), 0)),
-            _ if records::is_under_pressure::<F>(now()) => {
+            _ if records::is_under_pressure::<F>(now) => {
                 let (low, high) = client_words(client);
                 let service = service.service_id as u64;
                 Self::By(hash((low ^ service << 32, high), key.src_port))
@@ -245,7 +250,6 @@ fn recall<F: Maps>(
     eligible: &Eligible,
     client_key: &AffinityKey,
 ) -> Option<(u32, &'static Backend<F::Addr>)> {
-    const SECOND: u64 = 1_000_000_000;
     let affinity = AFFINITY.get_ptr_mut(client_key)?;
     // SAFETY: the entry is copied. If it is evicted and reused during the copy, the endpoint may be
     // another client's; it is used only if it is eligible for this client too.

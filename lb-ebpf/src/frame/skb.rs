@@ -141,20 +141,7 @@ fn succeeded(result: i64) -> Option<()> {
 impl Frame for SkbFrame {
     const COMPLETE: bool = true;
 
-    #[inline(always)]
-    fn data(&self) -> usize {
-        self.0.data()
-    }
-
-    #[inline(always)]
-    fn data_end(&self) -> usize {
-        self.0.data_end()
-    }
-
-    #[inline(always)]
-    fn context(&self) -> *mut core::ffi::c_void {
-        self.0.as_ptr()
-    }
+    accessors!();
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {

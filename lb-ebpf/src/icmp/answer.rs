@@ -2,13 +2,13 @@
 //! port is refused (RFC 9293 3.10.7.1; unlike an ICMP error, a reset ends the connection attempt at
 //! once).
 
-use lb_common::checksum::{finish, sum4};
+use lb_common::checksum::sum4;
 use lb_common::layout::{SCTP, TCP, UDP};
 use lb_common::reason::Reason;
 use lb_common::wire::{ETHERNET_LEN, ICMP_CHECKSUM, ICMP_LEN, TCP_CHECKSUM, UDP_CHECKSUM};
 
 use super::kind::Kinds;
-use crate::compose::OwnPacket;
+use crate::compose::{OwnPacket, finish_apart};
 use crate::count::count;
 use crate::frame::skb::SkbFrame;
 use crate::frame::{Frame as _, below_16};
@@ -96,7 +96,7 @@ fn build<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu: u1
         }
         sum += sum4(frame.load::<[u8; 4]>(icmp + ICMP_LEN + i * 4)?);
     }
-    frame.store(icmp + ICMP_CHECKSUM, finish(sum))
+    frame.store(icmp + ICMP_CHECKSUM, finish_apart(sum))
 }
 
 /// Returns the transport checksum field of an skb whose sender left the checksum to the device

@@ -1,0 +1,17 @@
+//! Seams between the stages of a program, for the verifier.
+
+/// Returns the same reference to a map value. The compiler has to read what it needs again after
+/// this, and does not keep it in registers.
+///
+/// The verifier follows a program path by path, and knows what is in registers and on the stack,
+/// but not what is in maps. After a seam all paths to it look the same, so that the verifier checks
+/// what follows once and not once for each path.
+#[inline(always)]
+pub fn forget<T>(value: &mut T) -> &mut T {
+    let mut pointer: *mut T = value;
+    // SAFETY: one instruction that copies its operand to itself. The compiler assumes that it reads
+    // and writes memory.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) pointer, options(nostack, preserves_flags)) };
+    // SAFETY: the pointer is that of the reference, which the caller gave away.
+    unsafe { &mut *pointer }
+}
