@@ -38,8 +38,17 @@ pub(crate) const PACKET_RECORDER: &str = "lb_tc_ingress";
 pub(crate) const CALL_RECORDER: &str = "lb_explain_call";
 
 /// Maps that are not pinned: no other process reads them, and they need not outlive the programs.
-const UNPINNED: [&str; 6] =
-    ["SCRATCH_V4", "SCRATCH_V6", "FLOW_KEYS_V4", "FLOW_KEYS_V6", "AYA_LOGS", "RECORD"];
+const UNPINNED: [&str; 9] = [
+    "SCRATCH_V4",
+    "SCRATCH_V6",
+    "FLOW_KEYS_V4",
+    "FLOW_KEYS_V6",
+    "ROUTES_V4",
+    "ROUTES_V6",
+    "NEIGHBOUR_CHECKS",
+    "AYA_LOGS",
+    "RECORD",
+];
 
 /// The options with which the programs are loaded.
 #[derive(Debug, Clone)]
@@ -57,6 +66,9 @@ pub struct LoadOptions {
     pub protect_node_ports: bool,
     /// Whether socket programs translate only for processes in this network namespace.
     pub host_sockets_only: bool,
+    /// For how many milliseconds XDP sends packets to a neighbour before it leaves one to the kernel,
+    /// which then checks the neighbour. 0: it leaves none.
+    pub neighbour_check_ms: u32,
 }
 
 /// How tc programs are attached.
@@ -162,6 +174,7 @@ struct Globals {
     protect_node_ports: u8,
     netns_cookie: u64,
     host_sockets_only: u8,
+    neighbour_check_ms: u32,
     recording: u8,
     log_level: u8,
 }
@@ -179,6 +192,7 @@ impl Globals {
             protect_node_ports: options.protect_node_ports.into(),
             netns_cookie: features.netns_cookie.unwrap_or(0),
             host_sockets_only: options.host_sockets_only.into(),
+            neighbour_check_ms: options.neighbour_check_ms,
             recording: (purpose == Purpose::Record).into(),
             log_level: options.log_level,
         }
@@ -195,6 +209,7 @@ impl Globals {
             .override_global("PROTECT_NODE_PORTS", &self.protect_node_ports, true)
             .override_global("NODE_NETNS_COOKIE", &self.netns_cookie, true)
             .override_global("HOST_SOCKETS_ONLY", &self.host_sockets_only, true)
+            .override_global("NEIGHBOUR_CHECK_MS", &self.neighbour_check_ms, true)
             .override_global("RECORDING", &self.recording, true)
             .override_global("AYA_LOG_LEVEL", &self.log_level, false);
     }

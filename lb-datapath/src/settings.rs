@@ -58,5 +58,6 @@ pub fn load_options(settings: &Settings) -> LoadOptions {
         tc_attach: TcAttach::Auto,
         host_sockets_only: settings.host_sockets_only != 0,
         protect_node_ports: false,
+        neighbour_check_ms: 0,
     }
 }

@@ -30,8 +30,8 @@ pub fn of_source<F: Maps, K: Frame>(frame: &K, key: &FlowKey<F::Addr>, lookup: &
     if known::<F>(&addr).is_some_and(|known| known.has(address_flags::NODE)) {
         return Client::Inside;
     }
-    // The length 0 leaves out the check of the MTU.
-    let query = Query { src: key.dst_addr, dst: addr, protocol: key.protocol, length: 0 };
+    // The length 0 leaves out the check of the MTU, and the kernel's tables are looked at.
+    let query = Query { src: key.dst_addr, dst: addr, protocol: key.protocol, length: 0, now: 0 };
     let flags = lookup.find::<F, K>(frame, &query).map_or(0, |route| route.device_flags());
     let is_inside = if flags & (device_flags::ONLY_LOCAL_PODS | device_flags::OTHER_NODES) != 0 {
         flags & device_flags::ONLY_LOCAL_PODS != 0

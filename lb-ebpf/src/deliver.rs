@@ -94,11 +94,13 @@ pub fn of_translation<'a, F: Maps, K: Frame>(
     packet: &Packet<F>,
     translation: &Translation<F::Addr>,
     lookup: &'a mut RouteLookup,
+    now: u64,
 ) -> Result<Decided<'a>, Verdict> {
     if translation.deliver != deliver::ROUTE {
         return Ok(Decided::up_stack(lookup));
     }
-    find_route(frame, packet, lookup, translation.new_src_addr, translation.new_dst_addr).map(Decided::out)
+    let (src, dst) = (translation.new_src_addr, translation.new_dst_addr);
+    find_route(frame, packet, lookup, src, dst, now).map(Decided::out)
 }
 
 /// Finds the route of a packet from `src` to `dst`, or returns the verdict if there is none that
@@ -110,8 +112,9 @@ pub fn find_route<'a, F: Maps, K: Frame>(
     lookup: &'a mut RouteLookup,
     src: F::Addr,
     dst: F::Addr,
+    now: u64,
 ) -> Result<Route<'a>, Verdict> {
-    let query = Query { src, dst, protocol: packet.key.protocol, length: longest(frame, packet) };
+    let query = Query { src, dst, protocol: packet.key.protocol, length: longest(frame, packet), now };
     match lookup.find::<F, K>(frame, &query) {
         Err(Unroutable::NoRoute) if K::COMPLETE => Err(Verdict::Drop(Reason::NoRoute)),
         Err(Unroutable::NoRoute) => Err(Verdict::LeaveToTc),
@@ -130,8 +133,9 @@ pub fn to_endpoint<'a, F: Maps, K: Frame>(
     packet: &Packet<F>,
     lookup: &'a mut RouteLookup,
     endpoint: F::Addr,
+    now: u64,
 ) -> Result<Decided<'a>, Verdict> {
-    let route = find_route(frame, packet, lookup, F::UNSPECIFIED, endpoint);
+    let route = find_route(frame, packet, lookup, F::UNSPECIFIED, endpoint, now);
     let is_here = match route.map(|route| route.device_flags()) {
         Ok(flags) => flags & device_flags::ONLY_LOCAL_PODS != 0,
         // The kernel reports addresses of this node as not forwarded, like addresses without a

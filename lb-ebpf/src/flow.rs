@@ -103,6 +103,12 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
         self.direction
     }
 
+    /// Returns the time at which the connection was looked up.
+    #[inline(always)]
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
     /// Returns the ids of the service port and of the backend.
     #[inline(always)]
     pub fn ids(&self) -> (u32, u32) {

@@ -9,10 +9,11 @@
 //! same map: at once in preallocated and LRU maps, and since Linux 6.1 in others too. Each read
 //! therefore states what a mixture of two entries would do.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_spin_lock};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup, bpf_spin_lock};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::macro_support::{Argument, IpFormatter};
+use lb_common::checksum::{sum4, sum16};
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, ConnectedPeer, Device, Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts,
@@ -31,6 +32,7 @@ pub type FlowIndices<A> = HashMap<FlowKey<A>, FlowIndex, 131_072>;
 pub type Fragments<A> = LruHashMap<FragmentKey<A>, FragmentPorts, 8_192>;
 pub type SocketPeers<A> = LruHashMap<SocketPeerKey<A>, SocketPeer<A>, 65_536>;
 pub type Addresses<A> = HashMap<A, KnownAddress, 65_536, SPARSE>;
+pub type Routes<A> = PerCpuArray<RememberedRoute<A>, ROUTE_COUNT>;
 pub type Networks<A> = LpmTrie<A, u32, 4_096>;
 pub type SourceRanges<A> = LpmTrie<SourceRange<A>, u32, 65_536>;
 
@@ -94,6 +96,43 @@ pub static FLOW_LOCKS: Array<FlowLock, { FLOW_LOCK_COUNT as usize }> = Array::ne
 pub struct FlowLock {
     pub lock: bpf_spin_lock,
 }
+
+/// Number of entries of [`ROUTES_V4`] and of [`ROUTES_V6`], for each CPU; a power of two.
+pub const ROUTE_COUNT: usize = 512;
+
+/// Routes that a CPU has looked up lately, by a hash of the query (`route.rs`). Written by the packet
+/// programs. Not pinned. An entry is void 100 ms after it was written.
+#[btf_map]
+pub static ROUTES_V4: Routes<[u8; 4]> = PerCpuArray::new();
+#[btf_map]
+pub static ROUTES_V6: Routes<[u8; 16]> = PerCpuArray::new();
+
+/// A route and the query that found it.
+#[repr(C)]
+pub struct RememberedRoute<A> {
+    /// Its result.
+    pub fib: bpf_fib_lookup,
+    /// `CLOCK_MONOTONIC` from which on it is void, in nanoseconds.
+    pub expires_ns: u64,
+    pub src: A,
+    pub dst: A,
+    /// The device that the packet was on.
+    pub ifindex: u32,
+    pub protocol: u32,
+    /// The largest IP packet that the path is known to take, in bytes.
+    pub mtu: u32,
+    /// As [`crate::route::RouteLookup`] has it.
+    pub state: u32,
+}
+
+/// When a CPU last left a packet to the kernel so that it checks the neighbour, by a hash of the
+/// neighbour's link-layer address, in nanoseconds of `CLOCK_MONOTONIC`. Written by XDP programs. Not
+/// pinned.
+#[btf_map]
+pub static NEIGHBOUR_CHECKS: PerCpuArray<u64, NEIGHBOUR_CHECK_COUNT> = PerCpuArray::new();
+
+/// Number of [`NEIGHBOUR_CHECKS`] for each CPU; a power of two.
+pub const NEIGHBOUR_CHECK_COUNT: usize = 64;
 
 /// Datagram identity → ports, for fragments after the first. Written by the packet programs; the
 /// least recently used are evicted.
@@ -177,7 +216,10 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
     fn socket_peers() -> &'static SocketPeers<Self::Addr>;
     fn addresses() -> &'static Addresses<Self::Addr>;
     fn networks() -> &'static Networks<Self::Addr>;
+    fn routes() -> &'static Routes<Self::Addr>;
     fn source_ranges() -> &'static SourceRanges<Self::Addr>;
+    /// Returns the unfolded sum of an address.
+    fn sum(addr: Self::Addr) -> u64;
     /// The address of a device to which sources are rewritten.
     fn device_addr(device: &Device) -> Self::Addr;
     /// The address of a network namespace.
@@ -185,8 +227,8 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
 }
 
 macro_rules! family_maps {
-    ($family:ty, $addr:ident, $services:ident, $backends:ident, $flows:ident, $flow_index:ident, $fragments:ident,
-     $socket_peers:ident, $addresses:ident, $networks:ident, $source_ranges:ident) => {
+    ($family:ty, $addr:ident, $sum:ident, $services:ident, $backends:ident, $flows:ident, $flow_index:ident, $fragments:ident,
+     $socket_peers:ident, $addresses:ident, $networks:ident, $source_ranges:ident, $routes:ident) => {
         impl Maps for $family {
             #[inline(always)]
             fn services() -> &'static Services<Self::Addr> {
@@ -221,8 +263,16 @@ macro_rules! family_maps {
                 &$networks
             }
             #[inline(always)]
+            fn routes() -> &'static Routes<Self::Addr> {
+                &$routes
+            }
+            #[inline(always)]
             fn source_ranges() -> &'static SourceRanges<Self::Addr> {
                 &$source_ranges
+            }
+            #[inline(always)]
+            fn sum(addr: Self::Addr) -> u64 {
+                $sum(addr)
             }
             #[inline(always)]
             fn device_addr(device: &Device) -> Self::Addr {
@@ -239,6 +289,7 @@ macro_rules! family_maps {
 family_maps!(
     V4,
     addr_v4,
+    sum4,
     SERVICES_V4,
     BACKENDS_V4,
     FLOWS_V4,
@@ -247,11 +298,13 @@ family_maps!(
     SOCKET_PEERS_V4,
     ADDRESSES_V4,
     NETWORKS_V4,
-    SOURCE_RANGES_V4
+    SOURCE_RANGES_V4,
+    ROUTES_V4
 );
 family_maps!(
     V6,
     addr_v6,
+    sum16,
     SERVICES_V6,
     BACKENDS_V6,
     FLOWS_V6,
@@ -260,5 +313,6 @@ family_maps!(
     SOCKET_PEERS_V6,
     ADDRESSES_V6,
     NETWORKS_V6,
-    SOURCE_RANGES_V6
+    SOURCE_RANGES_V6,
+    ROUTES_V6
 );

@@ -1,6 +1,6 @@
 //! Rewriting a packet to another tuple, with every checksum.
 
-use lb_common::checksum::{difference, sum4, sum16, update};
+use lb_common::checksum::{difference, update};
 use lb_common::crc32c;
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{SCTP, TCP, UDP};
@@ -18,8 +18,6 @@ const IPV6_NEXT_HOP_LIMIT: usize = 6;
 
 /// Rewriting the IP header of a family.
 pub trait Header: Parse {
-    /// Returns the unfolded sum of an address.
-    fn sum(addr: Self::Addr) -> u64;
     /// Writes the TTL or hop limit, and updates the header checksum by `addresses`, the difference
     /// of the address sums.
     fn finish<K: Frame>(frame: &K, packet: &Packet<Self>, addresses: u64, ttl: u8) -> Option<()>
@@ -28,11 +26,6 @@ pub trait Header: Parse {
 }
 
 impl Header for V4 {
-    #[inline(always)]
-    fn sum(addr: [u8; 4]) -> u64 {
-        sum4(addr)
-    }
-
     #[inline(always)]
     fn finish<K: Frame>(frame: &K, packet: &Packet<V4>, addresses: u64, ttl: u8) -> Option<()> {
         let mut change = addresses;
@@ -48,11 +41,6 @@ impl Header for V4 {
 }
 
 impl Header for V6 {
-    #[inline(always)]
-    fn sum(addr: [u8; 16]) -> u64 {
-        sum16(addr)
-    }
-
     #[inline(always)]
     fn finish<K: Frame>(frame: &K, packet: &Packet<V6>, _addresses: u64, ttl: u8) -> Option<()> {
         if ttl != packet.ttl {

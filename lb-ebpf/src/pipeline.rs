@@ -99,7 +99,7 @@ fn continue_connection<F: Header + Records, K: Deliver>(
         return Err(Verdict::Pass);
     }
     note_known(frame, packet, &found, route);
-    let mut delivery = delivery::of_translation(frame, packet, translation, route)?;
+    let mut delivery = delivery::of_translation(frame, packet, translation, route, found.now())?;
     if !delivery.is_possible(frame) {
         return Err(Verdict::LeaveToTc);
     }
@@ -172,9 +172,9 @@ fn open_connection<F: Header + Records, K: Deliver>(
         record.source = source;
     });
     let mut delivery = match source {
-        record_source::ENDPOINT_ELSEWHERE => delivery::to_endpoint(frame, packet, route, backend.addr)?,
+        record_source::ENDPOINT_ELSEWHERE => delivery::to_endpoint(frame, packet, route, backend.addr, now)?,
         record_source::HAIRPIN => {
-            delivery::find_route(frame, packet, route, F::UNSPECIFIED, backend.addr).map(Decided::out)?
+            delivery::find_route(frame, packet, route, F::UNSPECIFIED, backend.addr, now).map(Decided::out)?
         }
         _ => Decided::up_stack(route),
     };

@@ -10,8 +10,9 @@ use aya_ebpf::bindings::{
 use lb_common::layout::device_flags;
 
 use crate::frame::Frame;
-use crate::maps::{DEVICES, Maps};
-use crate::settings::HAS_FIB_SOURCE;
+use crate::maps::{DEVICES, Maps, NEIGHBOUR_CHECK_COUNT, NEIGHBOUR_CHECKS, ROUTE_COUNT};
+use crate::record::recording;
+use crate::settings::{HAS_FIB_SOURCE, NEIGHBOUR_CHECK_MS};
 
 /// Which route is looked up.
 pub struct Query<A> {
@@ -20,9 +21,15 @@ pub struct Query<A> {
     pub src: A,
     pub dst: A,
     pub protocol: u8,
-    /// Length of the largest IP packet in the frame, in bytes.
+    /// Length of the largest IP packet in the frame, in bytes. 0: the MTU of the path does not matter.
     pub length: usize,
+    /// The time.
+    pub now: u64,
 }
+
+/// For how long a route is used without a look at the kernel's tables. Changes of routes,
+/// neighbours, addresses and links have their effect after this time at the latest.
+const REMEMBER_NS: u64 = 100_000_000;
 
 /// Why there is no route for a packet.
 #[derive(Copy, Clone, PartialEq, Eq)]
@@ -55,7 +62,7 @@ mod state {
 
 impl RouteLookup {
     /// Returns the largest IP packet that the path takes, in bytes. Valid after
-    /// [`Unroutable::TooBig`] only.
+    /// [`Unroutable::TooBig`]; since Linux 5.12 also after a route was found.
     #[inline(always)]
     pub fn mtu(&self) -> u16 {
         // SAFETY: both members of the union are the same u16.
@@ -74,9 +81,51 @@ impl RouteLookup {
         if self.state == state::NONE { None } else { Some(Route(self)) }
     }
 
-    /// Looks up a route.
+    /// Finds a route: one that this CPU has looked up a moment ago, or what the kernel returns.
     #[inline(always)]
     pub fn find<F: Maps, K: Frame>(
+        &mut self,
+        frame: &K,
+        query: &Query<F::Addr>,
+    ) -> Result<Route<'_>, Unroutable> {
+        // The kernel checks the length of the skb if the query has none.
+        if query.length == 0 || recording() {
+            return self.look_up::<F, K>(frame, query);
+        }
+        let slot = F::routes().get_ptr_mut(hash::<F>(&query.src, &query.dst) % ROUTE_COUNT as u32);
+        let Some(slot) = slot else { return Err(Unroutable::NoRoute) };
+        // SAFETY: a map value of this CPU: no other program changes it meanwhile.
+        let slot = unsafe { &mut *slot };
+        let is_known = slot.expires_ns > query.now
+            && slot.dst == query.dst
+            && slot.src == query.src
+            && slot.ifindex == frame.ifindex()
+            && slot.protocol == query.protocol as u32
+            && query.length as u32 <= slot.mtu
+            && (K::COMPLETE || slot.state == state::RESOLVED);
+        if is_known {
+            self.fib = slot.fib;
+            self.state = slot.state;
+            return Ok(Route(self));
+        }
+        self.look_up::<F, K>(frame, query)?;
+        slot.expires_ns = query.now + REMEMBER_NS;
+        (slot.src, slot.dst) = (query.src, query.dst);
+        slot.ifindex = frame.ifindex();
+        slot.protocol = query.protocol as u32;
+        // Before Linux 5.12 this is the length of the packet.
+        slot.mtu = self.mtu() as u32;
+        slot.state = self.state;
+        slot.fib = self.fib;
+        if !K::COMPLETE && self.state == state::RESOLVED && is_check_due(&self.fib.dmac, query.now) {
+            self.state = state::UNRESOLVED;
+        }
+        Ok(Route(self))
+    }
+
+    /// Looks up a route in the kernel's tables.
+    #[inline(always)]
+    fn look_up<F: Maps, K: Frame>(
         &mut self,
         frame: &K,
         query: &Query<F::Addr>,
@@ -118,6 +167,39 @@ impl RouteLookup {
             _ => Err(Unroutable::NoRoute),
         }
     }
+}
+
+/// Returns whether the kernel has to check a neighbour that XDP sends packets to: the kernel does not
+/// see these packets, and would never notice that the neighbour is gone. A packet that XDP leaves to
+/// tc is sent by the kernel, which asks a neighbour that it has not heard of lately.
+///
+/// Neighbours with the same hash take turns by chance.
+#[inline(always)]
+fn is_check_due(neighbour: &[u8; 6], now: u64) -> bool {
+    let interval_ns = NEIGHBOUR_CHECK_MS.load() as u64 * 1_000_000;
+    if interval_ns == 0 {
+        return false;
+    }
+    let [_, _, _, _, high, low] = *neighbour;
+    let slot = (high as u32 * 31 + low as u32) % NEIGHBOUR_CHECK_COUNT as u32;
+    let Some(checked) = NEIGHBOUR_CHECKS.get_ptr_mut(slot) else { return false };
+    // SAFETY: a map value of this CPU: no other program changes it meanwhile.
+    let checked = unsafe { &mut *checked };
+    let is_due = now.wrapping_sub(*checked) > interval_ns;
+    if is_due {
+        *checked = now;
+    }
+    is_due
+}
+
+/// Returns a hash of two addresses.
+#[inline(always)]
+fn hash<F: Maps>(src: &F::Addr, dst: &F::Addr) -> u32 {
+    /// 2^64 divided by the golden ratio: multiplication by it mixes the lower bits into the upper
+    /// (Knuth, TAOCP 6.4).
+    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+    let both = F::sum(*src).rotate_left(32) ^ F::sum(*dst);
+    (both.wrapping_mul(MIX) >> 40) as u32
 }
 
 /// A route that was found.

@@ -21,6 +21,11 @@ pub static FLOW_RECORDS: Global<u32> = Global::new(65_536);
 #[unsafe(no_mangle)]
 pub static HAS_FIB_SOURCE: Global<u8> = Global::new(0);
 
+/// For how many milliseconds XDP sends packets to a neighbour before it leaves one to the kernel,
+/// which then checks whether the neighbour is still there. Zero: it leaves none.
+#[unsafe(no_mangle)]
+pub static NEIGHBOUR_CHECK_MS: Global<u32> = Global::new(0);
+
 /// Nonzero: a socket program can choose the error of the call (`bpf_set_retval` in sock_addr
 /// programs, Linux 5.18).
 #[unsafe(no_mangle)]

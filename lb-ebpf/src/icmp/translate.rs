@@ -58,10 +58,10 @@ pub fn error<F: Kinds + Records>(
     reply_key.protocol = quoted.key.protocol;
     reply_key.pad = 0;
     reply_key.reserved = 0;
-    match flow::lookup::<F>(reply_key, translation) {
-        Some(found) if !found.is_over::<F>() => {}
+    let now = match flow::lookup::<F>(reply_key, translation) {
+        Some(found) if !found.is_over::<F>() => found.now(),
         _ => return Verdict::Pass,
-    }
+    };
     let flow = &*translation;
     // An error is addressed to the sender of the packet that it quotes.
     if packet.key.dst_addr != quoted.key.src_addr {
@@ -75,7 +75,7 @@ pub fn error<F: Kinds + Records>(
     let source_stays = flow.new_src_addr == reply_key.src_addr;
     let src = if source_stays { packet.key.src_addr } else { flow.new_src_addr };
     let delivery = if flow.deliver == deliver::ROUTE {
-        let query = Query { src, dst: flow.new_dst_addr, protocol: F::ICMP, length: packet.length };
+        let query = Query { src, dst: flow.new_dst_addr, protocol: F::ICMP, length: packet.length, now };
         // An error about an error is forbidden (RFC 1122 3.2.2): what cannot be forwarded is
         // dropped.
         match route.find::<F, _>(frame, &query) {

@@ -224,6 +224,7 @@ pub fn load_options(limits: &Limits) -> LoadOptions {
         tc_attach: TcAttach::Auto,
         protect_node_ports: true,
         host_sockets_only: false,
+        neighbour_check_ms: 0,
     }
 }
 
@@ -496,6 +497,13 @@ impl Subject {
     pub fn flows(&self) -> Result<Vec<Flow>> {
         let entries = self.datapath.maps().flows()?;
         Ok(entries.iter().flat_map(directions).collect())
+    }
+
+    /// Returns source and destination of the replies that half-open connections wait for.
+    pub fn awaited_replies(&self) -> Result<Vec<(SocketAddr, SocketAddr)>> {
+        let entries = self.datapath.maps().flows()?;
+        let half_open = entries.iter().filter(|entry| entry.state.is_half_open(entry.protocol));
+        Ok(half_open.map(|entry| (entry.backend, entry.source)).collect())
     }
 
     /// Returns size and verification cost of each program.

@@ -11,6 +11,9 @@ use crate::config::{Config, DatapathLog, ExternalIps, SocketHooks};
 /// kernel programs work on one packet.
 pub const GRACE: Duration = Duration::from_secs(2);
 
+/// For how long XDP sends packets to a neighbour before the kernel checks it, in milliseconds.
+const NEIGHBOUR_CHECK_MS: u32 = 1_000;
+
 /// Returns the options for loading the kernel programs.
 pub fn load_options(config: &Config) -> LoadOptions {
     let ports = &config.snat_ports.0;
@@ -29,6 +32,7 @@ pub fn load_options(config: &Config) -> LoadOptions {
         tc_attach: config.tc_attach.into(),
         protect_node_ports: config.protect_node_ports,
         host_sockets_only: config.socket_hooks == SocketHooks::Host,
+        neighbour_check_ms: NEIGHBOUR_CHECK_MS,
     }
 }
 
