@@ -545,6 +545,16 @@ pub struct Affinity {
     pub pad: u32,
 }
 
+/// The key of `DEVICES` whose entry is about the whole node. No device has this index.
+pub const NODE: u32 = 0;
+
+/// Bits of [`Device::flags`] in the entry of [`NODE`].
+pub mod node_flags {
+    /// kube-proxy has left nothing on this node. TCP packets of no known connection are reset if
+    /// they are addressed to a Service's address that the node does not have.
+    pub const NO_KUBE_PROXY: u32 = 1 << 0;
+}
+
 /// Value of `DEVICES`, keyed by interface index: a device that packets arrive or leave by.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -568,6 +578,15 @@ pub mod device_flags {
     pub const ONLY_LOCAL_PODS: u32 = 1 << 2;
     /// Other nodes are behind the device: addresses that a route to it covers are not on this node.
     pub const OTHER_NODES: u32 = 1 << 3;
+}
+
+/// Value of `LINK_ADDRESSES`, keyed by interface index: the MAC address of a device. Frames to
+/// other addresses are not for this node.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct LinkAddress {
+    pub addr: [u8; 6],
+    pub pad: [u8; 2],
 }
 
 /// Value of `SERVICE_NAMES`, keyed by service id: the service port in the Kubernetes API. Names are
@@ -691,5 +710,6 @@ assert_layout! {
     Settings: 16, { netns_cookie: 0, snat_port_first: 8, host_sockets_only: 12 };
     Record: 56, { netns_cookie: 0, reason: 8, backend_id: 36, by_affinity: 48, ifindex: 52 };
     Device: 24, { addr_v4: 0, addr_v6: 4, flags: 20 };
+    LinkAddress: 8, { addr: 0 };
     ServiceName: 196, { namespace: 0, name: 64, port_name: 128, port: 192, protocol: 194 };
 }

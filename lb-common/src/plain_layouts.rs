@@ -49,6 +49,7 @@ crate::plain! {
     AffinityKey { client, service_id, client_kind }
     Affinity { last_used_ns, backend_id, pad }
     Device { addr_v4, addr_v6, flags }
+    LinkAddress { addr, pad }
     ServiceName { namespace, name, port_name, port, protocol, pad }
     Settings { netns_cookie, snat_port_first, snat_port_count, host_sockets_only, pad }
     Record {

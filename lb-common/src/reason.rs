@@ -150,6 +150,10 @@ reasons! {
     EvictedDatagrams = 25, "evicted_datagrams", Evicted;
     /// A connection that was closed or reset gave way to a new one before its time.
     EvictedClosed = 26, "evicted_closed", Evicted;
+    /// A TCP packet to a Service's address that belongs to no connection was answered with a reset.
+    NoConnection = 27, "no_connection_reset", Rejected;
+    /// An ICMP error or a reset was not sent: this CPU has sent too many in the last second.
+    AnswerLimited = 28, "answer_limited", Dropped;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

@@ -13,6 +13,8 @@ pub const TCP_CHECKSUM: usize = 16;
 pub const TCP_DATA_OFFSET: usize = 12;
 /// Offset of the flags byte in a TCP header.
 pub const TCP_FLAGS: usize = 13;
+/// Offset of the length in a UDP header (RFC 768).
+pub const UDP_LENGTH: usize = 4;
 /// Offset of the checksum in a UDP header (RFC 768).
 pub const UDP_CHECKSUM: usize = 6;
 /// Length of an SCTP common header (RFC 9260).

@@ -149,6 +149,14 @@ impl Datapath {
         flows::age(&self.maps, seconds)
     }
 
+    /// Sets when the programs may send the next ICMP error or reset, in nanoseconds of
+    /// `CLOCK_MONOTONIC`, for tests.
+    pub fn set_next_answer(&self, at_ns: u64) -> io::Result<()> {
+        let map = self.maps.fd("ANSWER_LIMITS")?;
+        let cpus = sys::possible_cpus()?;
+        [0, 1].into_iter().try_for_each(|kind| sys::update_per_cpu(map, kind, at_ns, cpus))
+    }
+
     /// Removes all connections and session affinities, for tests and benchmarks. Open connections
     /// break.
     pub fn forget_flows(&self) -> io::Result<()> {

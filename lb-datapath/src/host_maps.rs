@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, NamespaceAddrs, address_flags};
+use lb_common::layout::{Device, KnownAddress, LinkAddress, NamespaceAddrs, address_flags};
 
 use crate::apply::map_name::{MapName, TableError};
 use crate::family_table::FamilyTable;
@@ -17,6 +17,7 @@ use crate::table::Table;
 #[derive(Debug)]
 pub struct HostMaps {
     devices: Table<u32, Device>,
+    links: Table<u32, LinkAddress>,
     namespaces: Table<u64, NamespaceAddrs>,
     addresses: KnownAddresses,
     networks: FamilyTable<IpNet, u32>,
@@ -26,6 +27,7 @@ impl HostMaps {
     pub(crate) fn new(handles: &MapHandles) -> io::Result<Self> {
         Ok(Self {
             devices: handles.table(MapName::DEVICES)?,
+            links: handles.table(MapName::LINK_ADDRESSES)?,
             namespaces: handles.table(MapName::NAMESPACES)?,
             addresses: KnownAddresses::open(handles)?,
             networks: FamilyTable::open(handles, MapName::NETWORKS)?,
@@ -34,6 +36,10 @@ impl HostMaps {
 
     pub fn set_device(&self, ifindex: u32, device: Option<&Device>) -> Result<(), TableError> {
         self.devices.set(&ifindex, device)
+    }
+
+    pub fn set_link(&self, ifindex: u32, link: Option<&LinkAddress>) -> Result<(), TableError> {
+        self.links.set(&ifindex, link)
     }
 
     pub fn set_namespace(&self, cookie: u64, addresses: Option<&NamespaceAddrs>) -> Result<(), TableError> {
@@ -53,9 +59,14 @@ impl HostMaps {
         self.networks.set(network, flags.as_ref())
     }
 
-    /// Returns the devices, by interface index.
+    /// Returns the devices, by interface index, and the entry of the node.
     pub fn devices(&self) -> Result<Vec<(u32, Device)>, TableError> {
         self.devices.entries()
+    }
+
+    /// Returns the MAC addresses of devices, by interface index.
+    pub fn links(&self) -> Result<Vec<(u32, LinkAddress)>, TableError> {
+        self.links.entries()
     }
 
     /// Returns the addresses of pods and of this node, by the cookie of their network namespace.

@@ -38,7 +38,7 @@ pub(crate) const PACKET_RECORDER: &str = "lb_tc_ingress";
 pub(crate) const CALL_RECORDER: &str = "lb_explain_call";
 
 /// Maps that are not pinned: no other process reads them, and they need not outlive the programs.
-const UNPINNED: [&str; 9] = [
+const UNPINNED: [&str; 10] = [
     "SCRATCH_V4",
     "SCRATCH_V6",
     "FLOW_KEYS_V4",
@@ -46,6 +46,7 @@ const UNPINNED: [&str; 9] = [
     "ROUTES_V4",
     "ROUTES_V6",
     "NEIGHBOUR_CHECKS",
+    "ANSWER_LIMITS",
     "AYA_LOGS",
     "RECORD",
 ];
@@ -171,6 +172,7 @@ struct Globals {
     fib_source: u8,
     set_retval: u8,
     coarse_clock: u8,
+    xdp_frags: u8,
     protect_node_ports: u8,
     netns_cookie: u64,
     host_sockets_only: u8,
@@ -189,6 +191,7 @@ impl Globals {
             fib_source: features.fib_source.into(),
             set_retval: features.set_retval.into(),
             coarse_clock: features.coarse_clock.into(),
+            xdp_frags: features.xdp_frags.into(),
             protect_node_ports: options.protect_node_ports.into(),
             netns_cookie: features.netns_cookie.unwrap_or(0),
             host_sockets_only: options.host_sockets_only.into(),
@@ -206,6 +209,7 @@ impl Globals {
             .override_global("HAS_FIB_SOURCE", &self.fib_source, true)
             .override_global("HAS_SET_RETVAL", &self.set_retval, true)
             .override_global("HAS_COARSE_CLOCK", &self.coarse_clock, true)
+            .override_global("HAS_XDP_FRAGS", &self.xdp_frags, true)
             .override_global("PROTECT_NODE_PORTS", &self.protect_node_ports, true)
             .override_global("NODE_NETNS_COOKIE", &self.netns_cookie, true)
             .override_global("HOST_SOCKETS_ONLY", &self.host_sockets_only, true)

@@ -194,6 +194,14 @@ pub fn lookup_per_cpu(map: BorrowedFd<'_>, key: u32, cpus: usize) -> io::Result<
     Ok(values)
 }
 
+/// Writes one `u64` entry of a per-CPU array: the same value for each of the possible CPUs.
+pub fn update_per_cpu(map: BorrowedFd<'_>, key: u32, value: u64, cpus: usize) -> io::Result<()> {
+    let values = vec![value; cpus];
+    let mut attributes = element(map, &key);
+    attributes.__bindgen_anon_2.__bindgen_anon_1.value = values.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
 fn element<K: Plain>(map: BorrowedFd<'_>, key: &K) -> bpf_attr {
     let mut attributes = attributes();
     attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;

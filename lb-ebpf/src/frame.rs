@@ -51,6 +51,11 @@ pub trait Frame {
     /// Bytes of payload in each segment of a GRO-merged or GSO packet; 0 when it is a single
     /// packet.
     fn segment_payload(&self) -> usize;
+    /// Returns whether the packet has at least `end` bytes, in all its buffers.
+    fn reaches(&self, end: usize) -> bool;
+    /// Returns whether the frame is addressed to the device that it arrived on. XDP programs see
+    /// frames that a switch floods to every port; tc programs have checked it already (`tc.rs`).
+    fn is_addressed_here(&self) -> bool;
 
     /// Applies a change to the transport checksum at `offset`. Both differences are made by
     /// [`lb_common::checksum::difference`]: `addresses` of the pseudo-header, `data` of the rest.

@@ -26,7 +26,8 @@ pub fn message<F: Kinds + Records>(
 ) -> Verdict {
     let packet = &scratch.packet;
     // The checksum covers all fragments, and the content of the later ones is unknown.
-    if packet.fragment != Fragment::Whole || packet.l4 + ICMP_LEN > packet.l3 + packet.length {
+    let end = packet.l3 + packet.length;
+    if packet.fragment != Fragment::Whole || packet.l4 + ICMP_LEN > end || !frame.reaches(end) {
         return Verdict::Pass;
     }
     let Some([kind, code, ..]) = frame.load::<[u8; ICMP_LEN]>(packet.l4) else { return Verdict::Pass };

@@ -13,7 +13,7 @@
 //! | connections | `records select flow` |
 //! | changing and sending a packet | `nat compose deliver` |
 //! | decisions about a packet | `pipeline` |
-//! | decisions about an ICMP message | `reset icmp/kind icmp/answer icmp/echo icmp/translate icmp` |
+//! | decisions about an ICMP message | `limit reset icmp/kind icmp/answer icmp/echo icmp/translate icmp` |
 //! | decisions about a call at a socket | `call` |
 //! | hooks | `xdp tc cgroup/address cgroup/context cgroup cgroup/bind connected explain` |
 #![no_std]
@@ -38,6 +38,7 @@ mod explain;
 mod flow;
 mod frame;
 mod icmp;
+mod limit;
 mod log;
 mod maps;
 mod nat;

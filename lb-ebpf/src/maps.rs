@@ -17,8 +17,8 @@ use lb_common::checksum::{sum4, sum16};
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, ConnectedPeer, Device, Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts,
-    FragmentKey, FragmentPorts, KnownAddress, NamespaceAddrs, Record, Service, ServiceKey, ServiceName,
-    Settings, SocketPeer, SocketPeerKey, SourceRange,
+    FragmentKey, FragmentPorts, KnownAddress, LinkAddress, NamespaceAddrs, Record, Service, ServiceKey,
+    ServiceName, Settings, SocketPeer, SocketPeerKey, SourceRange,
 };
 use lb_common::reason::REASONS;
 
@@ -187,6 +187,14 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65_536> = LruHashMap::new
 /// Interface index → properties of the device. Written by the agent as devices come and go.
 #[btf_map]
 pub static DEVICES: HashMap<u32, Device, 4_096, SPARSE> = HashMap::new();
+
+/// Interface index → MAC address of the device. Written by the agent as devices come and go.
+#[btf_map]
+pub static LINK_ADDRESSES: HashMap<u32, LinkAddress, 4_096, SPARSE> = HashMap::new();
+
+/// When this CPU may send the next answer of a kind, see `limit.rs`. Not pinned.
+#[btf_map]
+pub static ANSWER_LIMITS: PerCpuArray<u64, 2> = PerCpuArray::new();
 
 /// Service id → its name in the API. Written by the agent, for people and tools.
 #[btf_map]

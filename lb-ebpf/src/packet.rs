@@ -1,10 +1,11 @@
 //! Parsing: link layer, IP header, transport ports. Nothing here changes a packet.
 
+use lb_common::checksum::fold;
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{FlowKey, FragmentKey, SCTP, TCP, UDP, tcp_flags};
 use lb_common::sctp;
 use lb_common::wire::{
-    ETHERNET_LEN, ICMP_LEN, SCTP_CHUNK_LEN, SCTP_LEN, SCTP_TAG_LEN, TCP_LEN, UDP_LEN, ipv6_next,
+    ETHERNET_LEN, ICMP_LEN, SCTP_CHUNK_LEN, SCTP_LEN, SCTP_TAG_LEN, TCP_LEN, UDP_LEN, UDP_LENGTH, ipv6_next,
 };
 
 use crate::frame::{Frame, bounded};
@@ -13,6 +14,9 @@ use crate::seam::forget;
 
 /// How many IPv6 extension headers are skipped; real packets carry fewer.
 const MAX_EXTENSION_HEADERS: usize = 6;
+
+/// How many words of options an IPv4 header has at most.
+const MAX_IPV4_OPTIONS: usize = 10;
 
 /// Bytes of the transport header that an ICMP error quotes at least (RFC 792).
 const QUOTED_TRANSPORT: usize = 8;
@@ -139,6 +143,20 @@ pub trait Parse: Maps {
     fn network<K: Frame>(frame: &K, l3: usize, packet: &mut Packet<Self>) -> Option<()>
     where
         Self: Sized;
+    /// Returns whether the checksum of the IP header, if the family has one, is correct.
+    fn is_intact<K: Frame>(frame: &K, packet: &Packet<Self>) -> bool
+    where
+        Self: Sized;
+    /// Returns whether the address may be the source of a packet from another host: it is not
+    /// unspecified, loopback, multicast, reserved or broadcast (RFC 1812 5.3.7, RFC 4291 2.5, 2.7).
+    fn is_host(addr: &Self::Addr) -> bool;
+}
+
+/// Returns whether a packet may open a connection, and may be answered: its header is intact, its
+/// source is one host, and its frame is for this node (RFC 1812 4.3.2.7, RFC 4443 2.4(e)).
+#[inline(always)]
+pub fn is_acceptable<F: Parse, K: Frame>(frame: &K, packet: &Packet<F>) -> bool {
+    F::is_host(&packet.key.src_addr) && F::is_intact(frame, packet) && frame.is_addressed_here()
 }
 
 impl Parse for V4 {
@@ -166,6 +184,27 @@ impl Parse for V4 {
             _ => Fragment::Later,
         };
         Some(())
+    }
+
+    #[inline(always)]
+    fn is_intact<K: Frame>(frame: &K, packet: &Packet<V4>) -> bool {
+        let Some([a, b, c, d, e]) = frame.load::<[u32; V4::HEADER_LEN / 4]>(packet.l3) else { return false };
+        let mut sum = a as u64 + b as u64 + c as u64 + d as u64 + e as u64;
+        let mut option = packet.l3 + V4::HEADER_LEN;
+        for _ in 0..MAX_IPV4_OPTIONS {
+            if option >= packet.l4 {
+                break;
+            }
+            let Some(word) = frame.load::<u32>(option) else { return false };
+            sum += word as u64;
+            option += 4;
+        }
+        fold(sum) == 0xffff
+    }
+
+    #[inline(always)]
+    fn is_host(&[first, ..]: &[u8; 4]) -> bool {
+        first != 0 && first != 127 && first < 224
     }
 }
 
@@ -219,6 +258,16 @@ impl Parse for V6 {
         packet.fragment = fragment;
         Some(())
     }
+
+    #[inline(always)]
+    fn is_intact<K: Frame>(_frame: &K, _packet: &Packet<V6>) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn is_host(addr: &[u8; 16]) -> bool {
+        addr[0] != 0xff && *addr != V6::UNSPECIFIED && *addr != V6::LOOPBACK
+    }
 }
 
 /// Parses the packet whose IP header starts at `l3`. Returns `None` if no Service can be addressed
@@ -247,9 +296,11 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
         (SCTP, _) => SCTP_LEN,
         _ => return None,
     };
-    // Bytes behind the end of the IP packet are padding, not ports. (The length of GRO-merged
-    // packets over 64 KiB is 0.)
-    if packet.l4 + transport > packet.l3 + packet.length && frame.segment_payload() == 0 {
+    // Bytes behind the end of the IP packet are padding, not ports. A packet that claims to be
+    // longer than the frame is malformed. (The length of GRO-merged packets over 64 KiB is 0.)
+    let end = packet.l3 + packet.length;
+    let is_merged = frame.segment_payload() != 0;
+    if !is_merged && (packet.l4 + transport > end || !frame.reaches(end)) {
         return None;
     }
     if packet.fragment == Fragment::Later {
@@ -265,10 +316,26 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
     if protocol == TCP {
         let [_, seq, ack, offset_flags, _] = frame.load::<[u32; TCP_LEN / 4]>(packet.l4)?;
         let [offset, flags, ..] = offset_flags.to_ne_bytes();
+        let header = (offset >> 4) as usize * 4;
+        if header < TCP_LEN {
+            return None;
+        }
+        let length = packet.transport_length();
+        if header > length && packet.fragment == Fragment::Whole && !is_merged {
+            return None;
+        }
         packet.tcp_flags = flags;
         packet.seq = u32::from_be(seq);
         packet.ack = u32::from_be(ack);
-        packet.payload = packet.transport_length().saturating_sub((offset >> 4) as usize * 4) as u32;
+        packet.payload = length.saturating_sub(header) as u32;
+    } else if protocol == UDP {
+        // A UDP length below that of the IP packet is allowed: options follow (RFC 9868).
+        let [high, low] = frame.load::<[u8; 2]>(packet.l4 + UDP_LENGTH)?;
+        let length = u16::from_be_bytes([high, low]) as usize;
+        let is_whole = packet.fragment == Fragment::Whole;
+        if !is_merged && (length < UDP_LEN || (is_whole && length > packet.transport_length())) {
+            return None;
+        }
     } else if protocol == SCTP {
         let [_, tag, _] = frame.load::<[u32; SCTP_LEN / 4]>(packet.l4)?;
         packet.seq = u32::from_be(tag);

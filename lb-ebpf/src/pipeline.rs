@@ -8,7 +8,9 @@
 //! ```
 
 use aya_ebpf::bindings::BPF_ANY;
-use lb_common::layout::{FragmentPorts, backend_flags, deliver, direction, record_source, service_flags};
+use lb_common::layout::{
+    FragmentPorts, TCP, backend_flags, deliver, direction, record_source, service_flags,
+};
 use lb_common::reason::Reason;
 
 use crate::address::{self, Known};
@@ -20,7 +22,7 @@ use crate::flow::{self, Found, Opening};
 use crate::frame::Frame;
 use crate::log;
 use crate::nat::{self, Header};
-use crate::packet::{Fragment, Packet};
+use crate::packet::{Fragment, Packet, is_acceptable};
 use crate::record::{self, note};
 use crate::records::Records;
 use crate::route::RouteLookup;
@@ -126,14 +128,20 @@ fn open_connection<F: Header + Records, K: Deliver>(
         return Err(Verdict::Pass);
     }
     let service = match service::at_known::<F>(known, key.dst_addr, key.dst_port, key.protocol) {
-        Destination::Service(service) => service,
+        Destination::Service(_) | Destination::UnknownPort if !is_acceptable(frame, packet) => {
+            return Err(Verdict::Pass);
+        }
+        Destination::Service(service) if opens => service,
         Destination::UnknownPort if opens => return Err(Verdict::Answer(Answer::UnknownPort)),
+        Destination::Service(_) | Destination::UnknownPort if is_reset(packet, known) => {
+            return Err(Verdict::Answer(Answer::NoConnection));
+        }
+        Destination::Service(_) => {
+            count(Reason::NotOpening);
+            return Err(Verdict::Pass);
+        }
         _ => return Err(Verdict::Pass),
     };
-    if !opens {
-        count(Reason::NotOpening);
-        return Err(Verdict::Pass);
-    }
     record::note_service(service);
     if !client::is_allowed::<F>(service, key.src_addr) {
         return Err(Verdict::Drop(Reason::SourceRange));
@@ -195,6 +203,15 @@ fn open_connection<F: Header + Records, K: Deliver>(
         return Err(Verdict::LeaveToTc);
     }
     Ok(())
+}
+
+/// Returns whether a packet to a Service that belongs to no connection, and opens none, is answered
+/// with a reset. Otherwise it passes, because it may belong to kube-proxy. If kube-proxy has left
+/// nothing on this node, the kernel would route a packet to an address that no host has back to
+/// where it came from, until its TTL ends.
+#[inline(always)]
+fn is_reset<F: Header>(packet: &Packet<F>, known: Known) -> bool {
+    packet.key.protocol == TCP && known.is_service_only() && service::are_all_served()
 }
 
 /// Returns whether the source must be rewritten, and why: one of [`record_source`]. The reply must

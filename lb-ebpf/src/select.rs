@@ -89,6 +89,17 @@ impl Eligible {
         backend::<F>(id)
             .filter(|backend| backend.service_id == service.service_id && backend.flags & self.list != 0)
     }
+
+    /// Returns the endpoint with this id if a client that uses it may go on with it: it is eligible
+    /// now, or it terminates and still serves, which endpoints in no list do.
+    #[inline(always)]
+    pub fn keep<F: Maps>(&self, service: &Service, id: u32) -> Option<&'static Backend<F::Addr>> {
+        const LISTS: u16 = backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL;
+        backend::<F>(id).filter(|backend| {
+            backend.service_id == service.service_id
+                && (backend.flags & self.list != 0 || backend.flags & LISTS == 0)
+        })
+    }
 }
 
 /// Records the client and the endpoints that are eligible for it.

@@ -1,12 +1,14 @@
 //! What a destination is: a Service, an address of Services without this port or owner, or another
 //! address; and the endpoints of Services.
 
-use lb_common::layout::{Backend, Service, ServiceKey, address_flags, backend_flags, network_flags};
+use lb_common::layout::{
+    Backend, NODE, Service, ServiceKey, address_flags, backend_flags, network_flags, node_flags,
+};
 use lb_common::reason::Reason;
 
 use crate::address::{Known, network};
 use crate::aligned::Aligned;
-use crate::maps::Maps;
+use crate::maps::{DEVICES, Maps};
 use crate::verdict::Verdict;
 
 /// What an address and port stand for.
@@ -75,6 +77,14 @@ pub fn at_known<F: Maps>(known: Known, addr: F::Addr, port: u16, protocol: u8) -
     } else {
         Destination::Elsewhere
     }
+}
+
+/// Returns whether no other proxy has connections to Services on this node: kube-proxy has left
+/// nothing here.
+#[inline(always)]
+pub fn are_all_served() -> bool {
+    // SAFETY: only `flags` is read, one aligned word, which is never removed.
+    unsafe { DEVICES.get(&NODE) }.is_some_and(|node| node.flags & node_flags::NO_KUBE_PROXY != 0)
 }
 
 /// Returns the endpoint with this id, if it exists.

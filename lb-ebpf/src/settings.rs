@@ -35,6 +35,10 @@ pub static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static HAS_COARSE_CLOCK: Global<u8> = Global::new(0);
 
+/// Nonzero: XDP frames may have several buffers (`bpf_xdp_get_buff_len`, Linux 5.18).
+#[unsafe(no_mangle)]
+pub static HAS_XDP_FRAGS: Global<u8> = Global::new(0);
+
 /// Nonzero: processes of the node may not bind NodePorts (`--protect-node-ports`).
 #[unsafe(no_mangle)]
 pub static PROTECT_NODE_PORTS: Global<u8> = Global::new(1);

@@ -4,8 +4,9 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use lb_common::family::{Family as _, V4, V6};
 
+use crate::client::came_from_pod;
 use crate::count::count;
-use crate::frame::skb::SkbFrame;
+use crate::frame::skb::{Receiver, SkbFrame};
 use crate::icmp;
 use crate::icmp::kind::Kinds;
 use crate::log;
@@ -20,6 +21,9 @@ use crate::verdict::{Answer, Direction, Verdict};
 #[inline(always)]
 pub fn with_ethernet(context: TcContext, direction: Direction) -> i32 {
     let frame = SkbFrame::new(context.skb.skb);
+    if direction == Direction::Ingress && !is_for_this_node(&frame) {
+        return TC_ACT_UNSPEC;
+    }
     if !is_untagged(&frame, direction) {
         // The program of the VLAN device receives this packet next, without the tag.
         return TC_ACT_UNSPEC;
@@ -40,6 +44,18 @@ fn is_untagged(frame: &SkbFrame, direction: Direction) -> bool {
         None => true,
         Some(0) => direction == Direction::Egress || (frame.pop_vlan().is_some() && frame.vlan().is_none()),
         Some(_) => false,
+    }
+}
+
+/// Returns whether the frame is for this node, by its destination MAC address. A switch floods
+/// frames for other hosts, too, and this node must neither translate nor answer them. Frames of
+/// pods on a bridge are addressed to the bridge, and the programs are at its ports.
+#[inline(always)]
+fn is_for_this_node(frame: &SkbFrame) -> bool {
+    match frame.receiver() {
+        Receiver::Device => true,
+        Receiver::OtherHost => came_from_pod(frame),
+        Receiver::Many => false,
     }
 }
 
@@ -90,6 +106,7 @@ const ANSWER: i32 = 0x200;
 const TOO_BIG: i32 = Answer::TooBig as i32;
 const TIME_EXCEEDED: i32 = Answer::TimeExceeded as i32;
 const NO_ENDPOINT: i32 = Answer::NoEndpoint as i32;
+const NO_CONNECTION: i32 = Answer::NoConnection as i32;
 
 /// What a helper returns as the action for a packet that it sends is below this, which the verifier
 /// does not know.
@@ -191,6 +208,7 @@ fn send_answer<F: Kinds + Scratches>(skb: *mut __sk_buff, answer: i32) -> i32 {
         TOO_BIG => Answer::TooBig,
         TIME_EXCEEDED => Answer::TimeExceeded,
         NO_ENDPOINT => Answer::NoEndpoint,
+        NO_CONNECTION => Answer::NoConnection,
         _ => Answer::UnknownPort,
     };
     // SAFETY: the only borrow in this subprogram, and its caller holds none.

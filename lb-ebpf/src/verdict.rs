@@ -35,13 +35,15 @@ pub enum Answer {
     NoEndpoint,
     /// The address belongs to a Service that does not have this port.
     UnknownPort,
+    /// The TCP packet belongs to no connection.
+    NoConnection,
 }
 
 impl Answer {
     /// Returns whether the port is refused. The other answers are about the path.
     #[inline(always)]
     pub fn is_refusal(self) -> bool {
-        matches!(self, Answer::NoEndpoint | Answer::UnknownPort)
+        matches!(self, Answer::NoEndpoint | Answer::UnknownPort | Answer::NoConnection)
     }
 
     /// Returns the reason that is counted.
@@ -52,6 +54,7 @@ impl Answer {
             Answer::TimeExceeded => Reason::TtlExpired,
             Answer::NoEndpoint => Reason::NoEndpointRejected,
             Answer::UnknownPort => Reason::UnknownPort,
+            Answer::NoConnection => Reason::NoConnection,
         }
     }
 }

@@ -199,6 +199,11 @@ impl Host {
         self.hold(&[], target)
     }
 
+    /// Opens a UDP socket that stays open until the result is dropped, and is not connected.
+    pub fn hold_unconnected(&self, target: SocketAddr) -> Result<Held> {
+        self.hold(&["--unconnected"], target)
+    }
+
     /// Opens an HTTP connection that stays open until the result is dropped.
     pub fn hold_http(&self, target: SocketAddr) -> Result<Held> {
         self.hold(&["--tcp"], target)
@@ -289,6 +294,11 @@ impl Held {
     /// Sends a request on the connection or socket.
     pub fn request(&mut self) -> Result<Exchange> {
         self.command("request")
+    }
+
+    /// Sends a request to another target, by a UDP socket that is not connected.
+    pub fn request_to(&mut self, target: SocketAddr) -> Result<Exchange> {
+        self.command(&format!("request {target}"))
     }
 
     /// Connects the UDP socket to its target again and sends a request.

@@ -31,6 +31,7 @@ impl MapName {
     pub const SOURCE_RANGES: PerFamily<Self> = per_family!("SOURCE_RANGES", Some("max-source-ranges"));
     pub const NETWORKS: PerFamily<Self> = per_family!("NETWORKS", None);
     pub const DEVICES: Self = Self { name: "DEVICES", option: None };
+    pub const LINK_ADDRESSES: Self = Self { name: "LINK_ADDRESSES", option: None };
     pub const NAMESPACES: Self = Self { name: "NAMESPACES", option: None };
     pub const FLOWS: PerFamily<Self> = per_family!("FLOWS", Some("max-flows"));
     pub const FLOW_INDEX: PerFamily<Self> = per_family!("FLOW_INDEX", Some("max-flows"));

@@ -96,7 +96,7 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
 }
 
 /// Translates one datagram of an unconnected socket. The socket keeps its endpoint while that takes
-/// new connections.
+/// new connections, and while it terminates but still serves.
 #[inline(always)]
 fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     if !is_served(context) {
@@ -112,11 +112,15 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     // SAFETY: the fields that are used are compared with the endpoint below. If the element is
     // evicted and reused meanwhile, they are not equal, or the endpoint is one of this service too.
     if let Some(known) = unsafe { F::socket_peers().get(&key) }
-        && let Some(backend) = Eligible::of(service, Client::Inside).get::<F>(service, known.backend_id)
+        && let Some(backend) = Eligible::of(service, Client::Inside).keep::<F>(service, known.backend_id)
         // The agent reuses ids: this must still be the endpoint of this socket.
         && backend.port == known.port
         && backend.addr == known.addr
     {
+        let backend_id = known.backend_id;
+        key.addr = backend.addr;
+        key.port = backend.port;
+        show_replies_as::<F>(&key, addr, port, backend_id, service.service_id);
         S::set_address(context, backend.addr);
         address::set_port(context, backend.port);
         return ALLOW;
@@ -125,25 +129,47 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         Ok(selected) => selected,
         Err(refusal) => return refuse(call::reason(refusal)),
     };
-    let mut peer = Aligned(SocketPeer {
+    let peer = Aligned(SocketPeer {
         addr: backend.addr,
         port: backend.port,
         pad: 0,
         backend_id,
         service_id: service.service_id,
     });
-    // If an insert fails, the datagram reaches an endpoint all the same; the reply then has the
-    // endpoint's address.
+    // If the insert fails, the datagram reaches an endpoint all the same, and the next one perhaps
+    // another.
     let _ = F::socket_peers().insert(&key, &peer.0, BPF_ANY as u64);
     key.addr = backend.addr;
     key.port = backend.port;
-    peer.0.addr = addr;
-    peer.0.port = port;
-    let _ = F::socket_peers().insert(&key, &peer.0, BPF_ANY as u64);
+    show_replies_as::<F>(&key, addr, port, backend_id, service.service_id);
     S::set_address(context, backend.addr);
     address::set_port(context, backend.port);
     count(Reason::SocketTranslated);
     ALLOW
+}
+
+/// Makes replies of the endpoint in `key` show the service at `addr` and `port`. The entry may have
+/// been evicted, or the socket may have sent to another service with the same endpoint since: then
+/// replies show the service that the socket has sent to last.
+#[inline(always)]
+fn show_replies_as<F: Maps>(
+    key: &SocketPeerKey<F::Addr>,
+    addr: F::Addr,
+    port: u16,
+    backend_id: u32,
+    service_id: u32,
+) {
+    // SAFETY: both fields are compared only. If the element is evicted and reused meanwhile, the
+    // next datagram makes the entry again.
+    if let Some(known) = unsafe { F::socket_peers().get(key) }
+        && known.port == port
+        && known.addr == addr
+    {
+        return;
+    }
+    let service = Aligned(SocketPeer { addr, port, pad: 0, backend_id, service_id });
+    // If the insert fails, the reply has the endpoint's address.
+    let _ = F::socket_peers().insert(key, &service.0, BPF_ANY as u64);
 }
 
 /// Replaces the sender of a received datagram by the service, if the sender is an endpoint that

@@ -25,6 +25,21 @@ const VLAN_ID: u32 = 0xfff;
 /// Headers within this many bytes are made linear before they are parsed.
 const LINEAR: u32 = 128;
 
+/// Values of `pkt_type` (include/uapi/linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
+const PACKET_OTHERHOST: u32 = 3;
+
+/// The receiver of a frame, by its destination MAC address.
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub enum Receiver {
+    /// The device that the frame is on.
+    Device,
+    /// Another host. A switch has flooded the frame, or the device is a port of a bridge.
+    OtherHost,
+    /// A broadcast or multicast group.
+    Many,
+}
+
 pub struct SkbFrame(TcContext);
 
 impl SkbFrame {
@@ -53,6 +68,17 @@ impl SkbFrame {
     pub fn pop_vlan(&self) -> Option<()> {
         // SAFETY: the helper has no preconditions; packet pointers are read again after it.
         succeeded(unsafe { bpf_skb_vlan_pop(self.skb()) } as i64)
+    }
+
+    /// Returns for whom the frame is according to its destination MAC address.
+    #[inline(always)]
+    pub fn receiver(&self) -> Receiver {
+        // SAFETY: a context field, always readable.
+        match unsafe { (*self.skb()).pkt_type } {
+            PACKET_HOST => Receiver::Device,
+            PACKET_OTHERHOST => Receiver::OtherHost,
+            _ => Receiver::Many,
+        }
     }
 
     /// Returns the EtherType that the kernel has found, in host order.
@@ -153,6 +179,16 @@ impl Frame for SkbFrame {
     fn segment_payload(&self) -> usize {
         // SAFETY: a context field, always readable (Linux 5.7).
         unsafe { (*self.skb()).gso_size as usize }
+    }
+
+    #[inline(always)]
+    fn reaches(&self, end: usize) -> bool {
+        end <= self.0.len() as usize
+    }
+
+    #[inline(always)]
+    fn is_addressed_here(&self) -> bool {
+        true
     }
 
     #[inline(always)]

@@ -1,11 +1,14 @@
 //! XDP frames: bytes are read and written in place, checksums are updated by arithmetic.
 
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
 use lb_common::checksum::{update, update_udp};
 use lb_common::family::Family;
 
 use super::Frame;
+use crate::maps::LINK_ADDRESSES;
+use crate::settings::HAS_XDP_FRAGS;
 
 pub struct XdpFrame(pub XdpContext);
 
@@ -22,6 +25,26 @@ impl Frame for XdpFrame {
     #[inline(always)]
     fn segment_payload(&self) -> usize {
         0
+    }
+
+    #[inline(always)]
+    fn reaches(&self, end: usize) -> bool {
+        if end <= self.data_end() - self.data() {
+            return true;
+        }
+        // SAFETY: the helper has no preconditions; it is not reached on kernels without it.
+        HAS_XDP_FRAGS.load() != 0 && end as u64 <= unsafe { bpf_xdp_get_buff_len(self.0.ctx) }
+    }
+
+    #[inline(always)]
+    fn is_addressed_here(&self) -> bool {
+        let Some(destination) = self.load::<[u8; 6]>(0) else { return false };
+        // SAFETY: the address is copied. If the element is reused by another device meanwhile, this
+        // packet passes on to tc, which has the kernel's own check.
+        match unsafe { LINK_ADDRESSES.get(&self.ifindex()) } {
+            Some(link) => link.addr == destination,
+            None => true,
+        }
     }
 
     #[inline(always)]

@@ -12,6 +12,7 @@ use crate::compose::{OwnPacket, finish_apart};
 use crate::count::count;
 use crate::frame::skb::SkbFrame;
 use crate::frame::{Frame as _, below_16};
+use crate::limit::{self, Own};
 use crate::packet::{Fragment, Packet};
 use crate::reset::Reset;
 use crate::verdict::{Answer, Verdict};
@@ -29,11 +30,15 @@ pub fn send<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu:
         return Verdict::Drop(answer.reason());
     }
     let built = if packet.key.protocol == TCP && answer.is_refusal() {
-        match Reset::answering(frame, packet) {
-            Some(reset) => reset.build(frame, packet),
-            None => return Verdict::Drop(answer.reason()),
+        let Some(reset) = Reset::answering(frame, packet) else { return Verdict::Drop(answer.reason()) };
+        if !limit::may_send(Own::Reset) {
+            return Verdict::Drop(Reason::AnswerLimited);
         }
+        reset.build(frame, packet)
     } else {
+        if !limit::may_send(Own::Error) {
+            return Verdict::Drop(Reason::AnswerLimited);
+        }
         build(frame, packet, answer, mtu)
     };
     match built {

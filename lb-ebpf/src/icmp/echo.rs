@@ -12,7 +12,7 @@ use crate::count::count;
 use crate::frame::skb::SkbFrame;
 use crate::frame::{Frame as _, swap_link_addresses};
 use crate::nat::store_addresses;
-use crate::packet::Packet;
+use crate::packet::{Packet, is_acceptable};
 use crate::service;
 use crate::verdict::{Direction, Verdict};
 
@@ -27,7 +27,7 @@ pub fn request<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, direction: Direct
     let Some(known) = known::<F>(&packet.key.dst_addr) else {
         return service::to_unknown::<F>(packet.key.dst_addr);
     };
-    if !known.is_service_only() {
+    if !known.is_service_only() || !is_acceptable(frame, packet) {
         return Verdict::Pass;
     }
     if reply(frame, packet).is_none() {

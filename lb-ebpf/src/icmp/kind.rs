@@ -35,7 +35,7 @@ impl Kinds for V4 {
                 (3, 4, [0, 0, high, low]) // RFC 1191
             }
             Answer::TimeExceeded => (11, 0, [0; 4]),
-            Answer::NoEndpoint | Answer::UnknownPort => (3, 3, [0; 4]),
+            Answer::NoEndpoint | Answer::UnknownPort | Answer::NoConnection => (3, 3, [0; 4]),
         }
     }
 }
@@ -54,7 +54,7 @@ impl Kinds for V6 {
         match answer {
             Answer::TooBig => (2, 0, (mtu as u32).to_be_bytes()),
             Answer::TimeExceeded => (3, 0, [0; 4]),
-            Answer::NoEndpoint | Answer::UnknownPort => (1, 4, [0; 4]),
+            Answer::NoEndpoint | Answer::UnknownPort | Answer::NoConnection => (1, 4, [0; 4]),
         }
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use lb_common::layout::{
     self, FlowTimeouts, address_flags, algorithm, backend_flags, device_flags, kind, network_flags,
-    service_flags,
+    node_flags, service_flags,
 };
 use lb_datapath::apply::tables::{BackendEntry, ServiceAddress, Tables};
 use lb_datapath::{Datapath, FlowEntry, LoadOptions, MapSizes, ProgramStatistics, ServiceTables, TcAttach};
@@ -262,6 +262,8 @@ impl Subject {
             };
             let entry = layout::Device { addr_v4: v4.octets(), addr_v6: v6.octets(), flags };
             datapath.host().set_device(ifindex, Some(&entry))?;
+            let link = layout::LinkAddress { addr: device.mac, pad: [0; 2] };
+            datapath.host().set_link(ifindex, Some(&link))?;
             for address in [IpAddr::V4(v4), IpAddr::V6(v6)] {
                 let entry =
                     layout::KnownAddress { ifindex, flags: address_flags::NODE | address_flags::NODE_PORTS };
@@ -447,9 +449,24 @@ impl Subject {
         self.serve(&[])?;
         self.set_networks(&Networks::default())?;
         self.forget_flows()?;
+        self.allow_answers(true)?;
+        self.set_kube_proxy(true)?;
         self.ids.clear();
         (self.next_service, self.next_backend, self.next_slot) = (1, 1, 0);
         Ok(())
+    }
+
+    /// Allows or forbids ICMP errors and resets, as if the programs had sent none lately, or too
+    /// many.
+    pub fn allow_answers(&mut self, allowed: bool) -> Result<()> {
+        Ok(self.datapath.set_next_answer(if allowed { 0 } else { u64::MAX / 2 })?)
+    }
+
+    /// Writes whether rules of kube-proxy are on the node.
+    pub fn set_kube_proxy(&mut self, present: bool) -> Result<()> {
+        let flags = if present { 0 } else { node_flags::NO_KUBE_PROXY };
+        let entry = layout::Device { addr_v4: [0; 4], addr_v6: [0; 16], flags };
+        Ok(self.datapath.host().set_device(layout::NODE, Some(&entry))?)
     }
 
     /// Lets time pass for all connections: they are silent for this many seconds more than they

@@ -1,6 +1,7 @@
-//! One connection or one connected UDP socket that stays open. Each line on standard input is a
-//! command: `request` sends a request, `reconnect` first connects the UDP socket to the target
-//! again. The result of each command is printed as one line of JSON.
+//! One connection or one UDP socket that stays open. Each line on standard input is a command:
+//! `request` sends a request, `reconnect` first connects the UDP socket to the target again. A
+//! socket that is not connected sends the request to the address that follows the command, if there
+//! is one. The result of each command is printed as one line of JSON.
 
 use std::io::BufRead;
 use std::net::SocketAddr;
@@ -24,10 +25,14 @@ pub struct Options {
     /// Hold an HTTP connection instead of a UDP socket
     #[arg(long)]
     tcp: bool,
+    /// Do not connect the UDP socket
+    #[arg(long, conflicts_with = "tcp")]
+    unconnected: bool,
     target: SocketAddr,
 }
 
 enum Held {
+    Unconnected(UdpSocket),
     Datagrams(UdpSocket),
     Http(Connection),
 }
@@ -38,8 +43,11 @@ pub async fn run(options: &Options) -> Result<()> {
     let mut lines = lines();
     println!("ready");
     while let Some(line) = lines.recv().await {
-        let result = match (line.as_str(), &mut held) {
+        let (command, other) = line.split_once(' ').unwrap_or((&line, ""));
+        let target = if other.is_empty() { target } else { other.parse()? };
+        let result = match (command, &mut held) {
             (_, Err(failure)) => Err(failure.clone()),
+            ("request", Ok(Held::Unconnected(socket))) => datagram_to(socket, target).await,
             ("request", Ok(Held::Datagrams(socket))) => datagram(socket).await,
             ("request", Ok(Held::Http(connection))) => timeout(patient(REQUEST_LIMIT), connection.request())
                 .await
@@ -57,6 +65,9 @@ async fn open(options: &Options) -> Result<Held, Failure> {
         return Connection::open(options.target).await.map(Held::Http);
     }
     let socket = UdpSocket::bind(any_address(options.target)).await?;
+    if options.unconnected {
+        return Ok(Held::Unconnected(socket));
+    }
     socket.connect(options.target).await?;
     Ok(Held::Datagrams(socket))
 }
@@ -77,6 +88,17 @@ async fn datagram(socket: &UdpSocket) -> Result<Answer, Failure> {
     let length =
         timeout(patient(ANSWER_LIMIT), socket.recv(&mut answer)).await.map_err(|_| get::timed_out())??;
     datagrams::parse(&answer[..length], socket.peer_addr()?)
+}
+
+async fn datagram_to(socket: &UdpSocket, target: SocketAddr) -> Result<Answer, Failure> {
+    let mut payload = [0; 32];
+    pattern::fill(&mut payload, 0);
+    socket.send_to(&payload, target).await?;
+    let mut answer = vec![0; 65536];
+    let (length, peer) = timeout(patient(ANSWER_LIMIT), socket.recv_from(&mut answer))
+        .await
+        .map_err(|_| get::timed_out())??;
+    datagrams::parse(&answer[..length], peer)
 }
 
 /// Returns the lines of standard input. A thread reads them, so that the connection's task keeps

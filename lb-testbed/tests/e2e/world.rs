@@ -181,14 +181,37 @@ impl World {
     /// Returns the entries of a map on a node, as `bpftool` shows them.
     pub fn dump(&self, node: usize, map: &str) -> Result<Vec<serde_json::Value>> {
         let node = self.node(node);
+        let path = self.map_path(node, map)?;
+        let dump = node.host.place.run("bpftool", ["--json", "map", "dump", "pinned", &path])?;
+        let entries: Vec<serde_json::Value> = serde_json::from_str(&dump)?;
+        Ok(entries.into_iter().map(|mut entry| entry["formatted"].take()).collect())
+    }
+
+    /// Removes the entries of a map on a node whose value has these bytes in a field.
+    pub fn remove_entries(&self, node: usize, map: &str, field: &str, bytes: &[u8]) -> Result<usize> {
+        let node = self.node(node);
+        let path = self.map_path(node, map)?;
+        let dump = node.host.place.run("bpftool", ["--json", "map", "dump", "pinned", &path])?;
+        let entries: Vec<Value> = serde_json::from_str(&dump)?;
+        let of_value = |entry: &&Value| entry["formatted"]["value"][field] == serde_json::json!(bytes);
+        let mut removed = 0;
+        for entry in entries.iter().filter(of_value) {
+            let key: Vec<String> = serde_json::from_value(entry["key"].clone())?;
+            let arguments = ["map", "delete", "pinned", &path, "key", "hex"];
+            let digits = key.iter().map(|byte| byte.trim_start_matches("0x"));
+            node.host.place.run("bpftool", arguments.into_iter().chain(digits))?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// Returns the pin of a map on a node.
+    fn map_path(&self, node: &Node, map: &str) -> Result<String> {
         let versions: Vec<_> =
             fs::read_dir(node.bpffs.join("sluice"))?.flatten().map(|entry| entry.path()).collect();
         let path = versions.iter().map(|version| version.join("maps").join(map)).find(|path| path.exists());
         let path = path.with_context(|| format!("{} has no map {map}", node.host.name))?;
-        let dump =
-            node.host.place.run("bpftool", ["--json", "map", "dump", "pinned", &path.to_string_lossy()])?;
-        let entries: Vec<serde_json::Value> = serde_json::from_str(&dump)?;
-        Ok(entries.into_iter().map(|mut entry| entry["formatted"].take()).collect())
+        Ok(path.to_string_lossy().into_owned())
     }
 
     /// Returns a new Service with a ClusterIP of each family and a nodePort for each port. It is

@@ -30,6 +30,9 @@ pub struct Case {
     pub service_cidrs: Vec<String>,
     #[serde(default)]
     pub services: Vec<Service>,
+    /// No rules of kube-proxy are on the node.
+    #[serde(default)]
+    pub without_kube_proxy: bool,
     pub steps: Vec<Step>,
 }
 
@@ -185,6 +188,9 @@ pub struct Step {
     /// Before the packet, and after the services changed: so many seconds pass without a packet.
     #[serde(default)]
     pub wait: u64,
+    /// The programs have sent too many ICMP errors and resets lately.
+    #[serde(default)]
+    pub no_answers: bool,
     #[serde(default)]
     pub at: Hook,
     /// The device that the packet is on.
@@ -204,6 +210,9 @@ pub struct Step {
     /// In XDP mode, XDP leaves the packet to tc, untouched.
     #[serde(default)]
     pub left_to_tc: bool,
+    /// In XDP mode, XDP passes the packet without counting that, and tc takes it.
+    #[serde(default)]
+    pub taken_by_tc: bool,
     /// Counters that increase by one. A counter that increases by more is listed several times.
     #[serde(default)]
     pub counts: Vec<String>,

@@ -484,7 +484,8 @@ fn damage(random: &mut Random, bytes: &mut Vec<u8>, mode: Mode, direction: Direc
             let is_address = (ip + 8..ip + 40).contains(&at) && bytes[12] == 0x86
                 || (ip + 12..ip + 20).contains(&at) && bytes[12] == 0x08;
             let makes_a_tag = is_tag(at) && mode == Mode::Tc;
-            if !makes_a_tag && !is_address {
+            // Nor is the frame's receiver: cases show what becomes of frames for other hosts.
+            if at >= 6 && !makes_a_tag && !is_address {
                 bytes[at] = value;
             }
         }

@@ -192,7 +192,7 @@ impl Model {
                 return self.expect_flow(&view, bytes, tuple, flow, direction);
             }
         }
-        if direction == Direction::Egress {
+        if direction == Direction::Egress || !view.is_intact(bytes) {
             return untouched();
         }
         let Some(service) = self.service(&tuple) else {
@@ -436,8 +436,7 @@ impl View {
         };
         let ip = &bytes[l3..];
         let mut view = if v6 { Self::v6(ip)? } else { Self::v4(ip)? };
-        // The transport header must be complete and within the length of the IP packet. The payload
-        // may be truncated: the endpoint will drop such a packet.
+        // The whole IP packet must be there, and the transport header must be within it.
         let transport = match (view.part, view.protocol) {
             (Part::Later, TCP | UDP | SCTP) => 0,
             (_, TCP) => 20,
@@ -446,7 +445,23 @@ impl View {
             (Part::Whole, _) if view.is_icmp() => 8,
             _ => return None,
         };
-        if view.l4 + transport > view.length.min(ip.len()) {
+        if view.l4 + transport > view.length || view.length > ip.len() {
+            return None;
+        }
+        let (segment, whole) = (view.length - view.l4, view.part == Part::Whole);
+        let is_well_formed = match view.protocol {
+            _ if view.part == Part::Later => true,
+            TCP => {
+                let header = usize::from(ip[view.l4 + 12] >> 4) * 4;
+                header >= 20 && (!whole || header <= segment)
+            }
+            UDP => {
+                let length = usize::from(be16(ip, view.l4 + 4));
+                length >= 8 && (!whole || length <= segment)
+            }
+            _ => true,
+        };
+        if !is_well_formed {
             return None;
         }
         view.l3 = l3;
@@ -519,6 +534,14 @@ impl View {
             view.protocol = header[0];
         }
         Some(view)
+    }
+
+    /// Returns whether the checksum of the IPv4 header is correct.
+    fn is_intact(&self, bytes: &[u8]) -> bool {
+        self.v6 || {
+            let header = usize::from(bytes[self.l3] & 0xf) * 4;
+            sum(&bytes[self.l3..self.l3 + header]) % 0xffff == 0
+        }
     }
 
     /// Returns the number of bytes that an error about the packet quotes: the IP header and the

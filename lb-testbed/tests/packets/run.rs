@@ -20,6 +20,7 @@ pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut
         Networks { pods: run.networks(&case.pods)?, service_cidrs: run.networks(&case.service_cidrs)? };
     run.subject.set_networks(&networks)?;
     run.serve(&case.services)?;
+    run.subject.set_kube_proxy(!case.without_kube_proxy)?;
     for (i, step) in case.steps.iter().enumerate() {
         let description = || format!("step {}: {}", i + 1, step.packet);
         if let Some(services) = &step.services {
@@ -28,6 +29,7 @@ pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut
         if step.wait > 0 {
             run.subject.wait(step.wait).with_context(description)?;
         }
+        run.subject.allow_answers(!step.no_answers).with_context(description)?;
         let [first, last] = step.for_each.unwrap_or([0, 0]);
         for number in first..=last {
             run.names.set("i", number.to_string());
@@ -195,7 +197,7 @@ impl CaseRun<'_> {
             self.mode != Mode::Xdp
                 || step.at == case::Hook::Egress
                 || is_icmp(&sent, link)
-                || found.left_to_tc == step.left_to_tc,
+                || found.left_to_tc == (step.left_to_tc || step.taken_by_tc),
             "XDP {} the packet to tc",
             if found.left_to_tc { "left" } else { "did not leave" },
         );

@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, address_flags, network_flags};
+use lb_common::layout::{Device, KnownAddress, LinkAddress, NODE, address_flags, network_flags, node_flags};
 use lb_plan::Planner;
 
 use crate::config::Config;
 use crate::node::NodeState;
-use crate::node::addresses::{device_table, node_addresses};
+use crate::node::addresses::{device_table, link_table, node_addresses};
 use crate::node::devices::{DeviceChoice, DeviceOptions, Hooks, choose_devices};
 use crate::node::namespaces::follow::NamespaceAddresses;
 
@@ -23,6 +23,8 @@ pub struct DesiredHost {
     /// By interface index. The flag [`lb_common::layout::device_flags::XDP_TARGET`] is missing: it
     /// depends on whether attaching XDP succeeds.
     pub devices: BTreeMap<u32, Device>,
+    /// MAC addresses, by interface index.
+    pub links: BTreeMap<u32, LinkAddress>,
     pub addresses: BTreeMap<IpAddr, KnownAddress>,
     /// Flags by network. `None` before the initial sync: the entries of an earlier agent stay.
     pub networks: Option<BTreeMap<IpNet, u32>>,
@@ -42,12 +44,19 @@ impl DesiredHost {
         let selected = choices.iter().filter(|choice| choice.hooks != Hooks::None);
         Self {
             attachments: selected.map(|choice| (choice.index, choice.clone())).collect(),
-            devices: device_table(state, choices).into_iter().collect(),
+            devices: device_table(state, choices).into_iter().chain([node_entry(state)]).collect(),
+            links: link_table(state).into_iter().collect(),
             addresses: known_addresses(config, state, planner),
             networks: known_networks(planner, &namespaces),
             namespaces,
         }
     }
+}
+
+/// Returns the entry of the map `DEVICES` that is about the node.
+fn node_entry(state: &NodeState) -> (u32, Device) {
+    let flags = if state.without_kube_proxy { node_flags::NO_KUBE_PROXY } else { 0 };
+    (NODE, Device { addr_v4: [0; 4], addr_v6: [0; 16], flags })
 }
 
 /// Returns every device with the hooks to attach to.

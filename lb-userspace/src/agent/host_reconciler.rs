@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, NamespaceAddrs, device_flags};
+use lb_common::layout::{Device, KnownAddress, LinkAddress, NamespaceAddrs, device_flags};
 use lb_datapath::Attached;
 
 use super::desired_host::DesiredHost;
@@ -21,6 +21,7 @@ use crate::serve::Pending;
 #[derive(Debug, Default)]
 pub struct HostReconciler {
     devices: BTreeMap<u32, Device>,
+    links: BTreeMap<u32, LinkAddress>,
     addresses: BTreeMap<IpAddr, KnownAddress>,
     networks: BTreeMap<IpNet, u32>,
     namespaces: NamespaceAddresses,
@@ -89,6 +90,7 @@ impl HostReconciler {
     /// indices of devices with attached programs.
     pub fn adopt(
         devices: impl IntoIterator<Item = (u32, Device)>,
+        links: impl IntoIterator<Item = (u32, LinkAddress)>,
         addresses: impl IntoIterator<Item = (IpAddr, KnownAddress)>,
         networks: impl IntoIterator<Item = (IpNet, u32)>,
         namespaces: impl IntoIterator<Item = (u64, NamespaceAddrs)>,
@@ -96,6 +98,7 @@ impl HostReconciler {
     ) -> Self {
         Self {
             devices: devices.into_iter().collect(),
+            links: links.into_iter().collect(),
             addresses: addresses.into_iter().collect(),
             networks: networks.into_iter().collect(),
             namespaces: namespaces.into_iter().collect(),
@@ -121,6 +124,7 @@ impl HostReconciler {
         let mut round = Round { now, failed, failing: BTreeMap::new(), changes: Vec::new() };
         // A program that is attached must find the device and its addresses in the maps.
         self.write_devices(desired, host, &mut round);
+        self.write_links(desired, host, &mut round);
         self.write_addresses(desired, host, &mut round);
         self.write_networks(desired, host, &mut round);
         self.write_namespaces(desired, host, &mut round);
@@ -142,6 +146,13 @@ impl HostReconciler {
         update(&mut self.devices, &devices, |ifindex, device| {
             let done = host.set_device(*ifindex, device);
             round.check(|| format!("map entry of interface {ifindex}"), done).is_some()
+        });
+    }
+
+    fn write_links<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
+        update(&mut self.links, &desired.links, |ifindex, link| {
+            let done = host.set_link(*ifindex, link);
+            round.check(|| format!("map entry of the MAC address of interface {ifindex}"), done).is_some()
         });
     }
 
@@ -315,6 +326,12 @@ mod tests {
             let xdp = if device.flags & device_flags::XDP_TARGET == 0 { "" } else { " XDP" };
             self.call(format!("put device {ifindex} {}{xdp}", IpAddr::from(device.addr_v4)))
         }
+        fn set_link(&mut self, ifindex: u32, link: Option<&LinkAddress>) -> io::Result<()> {
+            self.call(match link {
+                Some(link) => format!("put link {ifindex} {:02x?}", link.addr),
+                None => format!("remove link {ifindex}"),
+            })
+        }
         fn set_address(&mut self, address: IpAddr, value: Option<&KnownAddress>) -> io::Result<()> {
             self.call(match value {
                 Some(value) => format!("put address {address} flags {}", value.flags),
@@ -433,7 +450,7 @@ mod tests {
         let devices = [(2, device(1)), (9, device(1))];
         let addresses = desired().addresses.into_iter().chain([stale]);
         let mut host_reconciler =
-            HostReconciler::adopt(devices, addresses, [], [namespace(1, 7), namespace(2, 8)], [2, 9]);
+            HostReconciler::adopt(devices, [], addresses, [], [namespace(1, 7), namespace(2, 8)], [2, 9]);
         let mut host = Host::default();
         let namespaces = Arc::new(NamespaceAddresses::from([namespace(1, 7), namespace(3, 9)]));
         host_reconciler.converge(&DesiredHost { namespaces, ..desired() }, &mut host, now());
@@ -456,7 +473,7 @@ mod tests {
             list.iter().map(|(text, flags)| (text.parse().unwrap(), *flags)).collect()
         };
         let left = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 1), ("fd00::/56", 1)]);
-        let mut host_reconciler = HostReconciler::adopt([], [], left, [], []);
+        let mut host_reconciler = HostReconciler::adopt([], [], [], left, [], []);
         let mut host = Host { fail: Some("fd00::/56"), ..Host::default() };
         host_reconciler.converge(&DesiredHost::default(), &mut host, now());
         assert_eq!(host.take_calls(), NO_CALLS);

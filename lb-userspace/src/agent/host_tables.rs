@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, NamespaceAddrs};
+use lb_common::layout::{Device, KnownAddress, LinkAddress, NamespaceAddrs};
 use lb_datapath::apply::tables::TableError;
 use lb_datapath::{AttachError, Attached, Datapath, TargetDevice};
 
@@ -20,6 +20,7 @@ pub trait HostTables {
     fn detach(&mut self, ifindex: u32) -> Result<(), Self::Error>;
     // The methods below write an entry, or remove it if the value is `None`.
     fn set_device(&mut self, ifindex: u32, device: Option<&Device>) -> Result<(), Self::Error>;
+    fn set_link(&mut self, ifindex: u32, link: Option<&LinkAddress>) -> Result<(), Self::Error>;
     fn set_address(&mut self, address: IpAddr, value: Option<&KnownAddress>) -> Result<(), Self::Error>;
     fn set_network(&mut self, network: IpNet, flags: Option<u32>) -> Result<(), Self::Error>;
     fn set_namespace(&mut self, cookie: u64, addresses: Option<&NamespaceAddrs>) -> Result<(), Self::Error>;
@@ -52,6 +53,10 @@ impl HostTables for Datapath {
 
     fn set_device(&mut self, ifindex: u32, device: Option<&Device>) -> Result<(), HostError> {
         Ok(self.host().set_device(ifindex, device)?)
+    }
+
+    fn set_link(&mut self, ifindex: u32, link: Option<&LinkAddress>) -> Result<(), HostError> {
+        Ok(self.host().set_link(ifindex, link)?)
     }
 
     fn set_address(&mut self, address: IpAddr, value: Option<&KnownAddress>) -> Result<(), HostError> {

@@ -66,11 +66,12 @@ impl Visitor for NoVisits {
 fn write_host(datapath: &Datapath, desired: &DesiredHost) -> Vec<String> {
     let host = datapath.host();
     let devices = desired.devices.iter().map(|(ifindex, device)| host.set_device(*ifindex, Some(device)));
+    let links = desired.links.iter().map(|(ifindex, link)| host.set_link(*ifindex, Some(link)));
     let addresses = desired.addresses.iter().map(|(ip, value)| host.set_address(*ip, Some(value)));
     let networks = desired.networks.iter().flatten();
     let networks = networks.map(|(network, flags)| host.set_network(*network, Some(*flags)));
     let namespaces = desired.namespaces.iter();
     let namespaces = namespaces.map(|(cookie, addresses)| host.set_namespace(*cookie, Some(addresses)));
-    let results = devices.chain(addresses).chain(networks).chain(namespaces);
+    let results = devices.chain(links).chain(addresses).chain(networks).chain(namespaces);
     results.filter_map(Result::err).map(|error| error.to_string()).collect()
 }

@@ -130,9 +130,9 @@ fn adopt(datapath: &mut Datapath) -> Result<(Engine<ServiceTables>, HostReconcil
 }
 
 fn adopt_host(host: &HostMaps, attached: Vec<u32>) -> Result<HostReconciler, TableError> {
-    let (devices, addresses) = (host.devices()?, host.addresses()?);
+    let (devices, links, addresses) = (host.devices()?, host.links()?, host.addresses()?);
     let (networks, namespaces) = (host.networks()?, host.namespaces()?);
-    Ok(HostReconciler::adopt(devices, addresses, networks, namespaces, attached))
+    Ok(HostReconciler::adopt(devices, links, addresses, networks, namespaces, attached))
 }
 
 /// Attaches the socket programs to `cgroup`, or detaches those of an earlier agent.

@@ -129,6 +129,13 @@ pub fn device_table(node: &NodeState, choices: &[DeviceChoice]) -> Vec<(u32, lay
     node.devices.iter().filter(|device| device.up && !device.loopback).map(entry).collect()
 }
 
+/// Returns the entries of the map `LINK_ADDRESSES`: the MAC address of every device that has one.
+pub fn link_table(node: &NodeState) -> Vec<(u32, layout::LinkAddress)> {
+    let entry =
+        |device: &DeviceInfo| Some((device.index, layout::LinkAddress { addr: device.mac?, pad: [0; 2] }));
+    node.devices.iter().filter_map(entry).collect()
+}
+
 /// Returns the flags that follow from the decision about a device.
 fn choice_flags(choice: &DeviceChoice) -> u32 {
     let pod = if choice.pod { device_flags::POD } else { 0 };

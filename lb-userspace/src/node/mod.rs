@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub mod addresses;
 pub mod devices;
 mod driver;
+pub mod kube_proxy;
 pub mod namespaces;
 mod read;
 pub mod route;
@@ -35,6 +36,9 @@ pub struct NodeState {
     pub main_v6: Option<Ipv6Addr>,
     /// Indices of the devices by which the kernel sends packets to destinations outside.
     pub default_route_devices: BTreeSet<u32>,
+    /// kube-proxy has no rules here, and has had none since this process started. Its connections
+    /// outlive its rules, in the kernel's connection tracking.
+    pub without_kube_proxy: bool,
 }
 
 impl NodeState {
@@ -54,6 +58,8 @@ pub struct DeviceInfo {
     /// The driver of a NIC (`ETHTOOL_GDRVINFO`).
     pub driver: Option<String>,
     pub link_layer: LinkLayer,
+    /// The MAC address of an Ethernet device.
+    pub mac: Option<[u8; 6]>,
     pub loopback: bool,
     /// `IFF_UP`: the administrator has set the device up. It may have no carrier.
     pub up: bool,

@@ -7,8 +7,10 @@ use futures::TryStreamExt;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use tracing::debug;
 
 use super::driver::Drivers;
+use super::kube_proxy;
 use super::route::look_up_device;
 use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeError, NodeState, Scope};
 
@@ -49,7 +51,18 @@ pub async fn node_state(
     for outside in OUTSIDE {
         default_route_devices.extend(look_up_device(handle, outside).await?);
     }
-    Ok(NodeState { devices, main_v4, main_v6, default_route_devices })
+    let without_kube_proxy = !has_kube_proxy(&devices);
+    Ok(NodeState { devices, main_v4, main_v6, default_route_devices, without_kube_proxy })
+}
+
+/// Returns whether kube-proxy has rules on this node, or may have: if that is unknown, its
+/// connections must not break.
+fn has_kube_proxy(devices: &[DeviceInfo]) -> bool {
+    devices.iter().any(|device| device.name == kube_proxy::IPVS_DEVICE)
+        || kube_proxy::has_rules().unwrap_or_else(|error| {
+            debug!(%error, "cannot find out whether rules of kube-proxy are on this node");
+            true
+        })
 }
 
 /// Destinations outside: addresses for documentation (RFC 5737, RFC 3849) have no specific route.
@@ -105,6 +118,7 @@ fn device(message: &LinkMessage) -> Option<DeviceInfo> {
         kind: None,
         driver: None,
         link_layer: link_layer(message.header.link_layer_type.into()),
+        mac: None,
         loopback: flags.contains(LinkFlags::Loopback),
         up: flags.contains(LinkFlags::Up),
         master: None,
@@ -115,6 +129,9 @@ fn device(message: &LinkMessage) -> Option<DeviceInfo> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => info.name.clone_from(name),
+            LinkAttribute::Address(mac) if info.link_layer == LinkLayer::Ethernet && !info.loopback => {
+                info.mac = mac.as_slice().try_into().ok();
+            }
             LinkAttribute::Controller(index) => info.master = Some(*index),
             LinkAttribute::Link(index) => info.lower = Some(*index).filter(|index| *index != 0),
             LinkAttribute::LinkNetNsId(_) => info.lower_elsewhere = true,

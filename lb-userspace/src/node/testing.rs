@@ -28,6 +28,7 @@ pub fn device(index: u32, name: &str, kind: Option<&str>, addresses: &[&str]) ->
         kind: kind.map(Into::into),
         driver: None,
         link_layer: LinkLayer::Ethernet,
+        mac: None,
         loopback: false,
         up: true,
         master: None,

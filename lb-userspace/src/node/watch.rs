@@ -39,7 +39,10 @@ pub async fn watch() -> Result<watch::Receiver<Arc<NodeState>>, NodeError> {
             }
             sleep(Duration::from_secs(1)).await;
             match Reader::open() {
-                Ok(again) => reader = again,
+                Ok(mut again) => {
+                    again.saw_kube_proxy = reader.saw_kube_proxy;
+                    reader = again;
+                }
                 Err(error) => warn!(%error, "cannot watch devices and addresses, trying again"),
             }
         }
@@ -75,6 +78,7 @@ struct Reader {
     handle: rtnetlink::Handle,
     notifications: Notifications,
     drivers: HashMap<(u32, String), Option<String>>,
+    saw_kube_proxy: bool,
     connections: [tokio::task::JoinHandle<()>; 2],
 }
 
@@ -86,11 +90,14 @@ impl Reader {
             rtnetlink::new_multicast_connection(&groups).map_err(NodeError::Socket)?;
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NodeError::Socket)?;
         let connections = [tokio::spawn(notifier), tokio::spawn(connection)];
-        Ok(Self { handle, notifications, drivers: HashMap::new(), connections })
+        Ok(Self { handle, notifications, drivers: HashMap::new(), saw_kube_proxy: false, connections })
     }
 
     async fn read(&mut self) -> Result<NodeState, NodeError> {
-        read::node_state(&self.handle, &mut self.drivers).await
+        let mut state = read::node_state(&self.handle, &mut self.drivers).await?;
+        self.saw_kube_proxy |= !state.without_kube_proxy;
+        state.without_kube_proxy = !self.saw_kube_proxy;
+        Ok(state)
     }
 }
 

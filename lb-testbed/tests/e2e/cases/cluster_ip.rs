@@ -4,8 +4,9 @@
 use anyhow::Result;
 use lb_testbed::Family;
 use lb_testbed::host::HTTP_PORT;
+use lb_testbed::report::FailureKind;
 
-use crate::check::{answered, evenly_over};
+use crate::check::{answered, answered_by, evenly_over, failed_as};
 use crate::world::{To, World};
 
 pub fn plain_traffic_is_untouched(world: &mut World, family: Family) -> Result<()> {
@@ -66,6 +67,21 @@ pub fn outside(world: &mut World, family: Family) -> Result<()> {
     answered(&exchanges, &[1], &[client.address(family)])?;
     let exchanges = client.get(&[remote.cluster_ip(family, To::Http)], 5)?;
     answered(&exchanges, &[3], &world.node(0).addresses())
+}
+
+/// The route to a Service moves to a node that does not know the connection. The client learns at
+/// once that it is broken (calico#8882, kubernetes#113203).
+pub fn a_moved_connection_is_reset(world: &mut World, family: Family) -> Result<()> {
+    let target = world.publish(&[3])?.cluster_ip(family, To::Http);
+    let mut held = world.client().hold_http(target)?;
+    answered_by(&[held.request()?], &[3])?;
+    let other = world.node(1).host.address(family);
+    let place = &world.client().place;
+    let prefix = if family == Family::V4 { 32 } else { 128 };
+    place.ip(&format!("route add {}/{prefix} via {other}", target.ip()))?;
+    let exchange = held.request()?;
+    place.ip(&format!("route delete {}/{prefix}", target.ip()))?;
+    failed_as(&[exchange], FailureKind::Reset)
 }
 
 /// Each of three endpoints gets about 100 of 300 requests, with a standard deviation of 8. A

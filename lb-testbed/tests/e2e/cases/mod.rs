@@ -82,6 +82,7 @@ pub const CASES: &[Case] = &[
     once("pod_with_mapped_address", Underlays::Routed, cluster_ip::mapped_address),
     each("host_to_cluster_ip", Underlays::Both, cluster_ip::host),
     each("outside_to_cluster_ip", Underlays::Both, cluster_ip::outside),
+    each("a_moved_connection_is_reset", Underlays::Routed, cluster_ip::a_moved_connection_is_reset),
     each("requests_are_spread", Underlays::Both, cluster_ip::requests_are_spread),
     each("outside_to_node_port_local", Underlays::Routed, node_port::outside_local),
     each("endpoints_without_node_name", Underlays::Both, node_port::outside_local_without_node_name),
@@ -132,6 +133,17 @@ pub const CASES: &[Case] = &[
         "sockets_are_closed_by_the_next_agent",
         Underlays::Routed,
         sockets::sockets_are_closed_by_the_next_agent,
+    ),
+    each("unconnected_socket_asks_two_services", Underlays::Routed, sockets::one_socket_asks_two_services),
+    each(
+        "unconnected_socket_after_an_eviction",
+        Underlays::Routed,
+        sockets::an_evicted_reply_entry_is_made_again,
+    ),
+    each(
+        "unconnected_socket_and_a_terminating_endpoint",
+        Underlays::Routed,
+        sockets::udp_sockets_stay_with_a_terminating_endpoint,
     ),
     once("node_ports_cannot_be_bound", Underlays::Routed, sockets::node_ports_cannot_be_bound),
     once(

@@ -155,3 +155,56 @@ pub fn namespace_addresses_are_in_the_map(world: &mut World) -> Result<()> {
         Ok(())
     })
 }
+
+/// One socket that is not connected asks two Services that share an endpoint. Each answer shows the
+/// Service that was asked (kubernetes#90042).
+pub fn one_socket_asks_two_services(world: &mut World, family: Family) -> Result<()> {
+    let [first, second] =
+        [world.publish(&[3])?, world.publish(&[3])?].map(|it| it.cluster_ip(family, To::Udp));
+    let mut socket = world.pod(2).host.hold_unconnected(first)?;
+    for target in [first, second, first, first, second, second, first] {
+        let answer = socket.request_to(target)?;
+        answered_by(std::slice::from_ref(&answer), &[3])?;
+        let peer = answer.result.map(|answer| answer.peer);
+        ensure!(peer.as_ref().is_ok_and(|peer| *peer == target), "asked {target}, answered by {peer:?}");
+    }
+    Ok(())
+}
+
+/// The entry by which an answer shows the Service is evicted. The next datagram makes it again.
+pub fn an_evicted_reply_entry_is_made_again(world: &mut World, family: Family) -> Result<()> {
+    let target = world.publish(&[3])?.cluster_ip(family, To::Udp);
+    let mut socket = world.pod(2).host.hold_unconnected(target)?;
+    answered_by(&[socket.request()?], &[3])?;
+    let (map, addr) = match target.ip() {
+        IpAddr::V4(ip) => ("SOCKET_PEERS_V4", ip.octets().to_vec()),
+        IpAddr::V6(ip) => ("SOCKET_PEERS_V6", ip.octets().to_vec()),
+    };
+    ensure!(world.remove_entries(0, map, "addr", &addr)? > 0, "no entry shows the Service");
+    let answer = socket.request()?;
+    let peer = answer.result.map(|answer| answer.peer);
+    ensure!(peer.as_ref().is_ok_and(|peer| *peer == target), "asked {target}, answered by {peer:?}");
+    Ok(())
+}
+
+/// A socket that is not connected stays with an endpoint that terminates and still serves, as other
+/// UDP flows do. New sockets get another endpoint.
+pub fn udp_sockets_stay_with_a_terminating_endpoint(world: &mut World, family: Family) -> Result<()> {
+    let published = world.publish(&[3])?;
+    let target = published.cluster_ip(family, To::Udp);
+    let mut socket = world.pod(2).host.hold_unconnected(target)?;
+    answered_by(&[socket.request()?], &[3])?;
+    let mut objects = published.service.with_endpoints(&[world.pod(3), world.pod(1)]);
+    for slice in &mut objects[1..] {
+        slice["endpoints"][0]["conditions"] =
+            serde_json::json!({ "ready": false, "serving": true, "terminating": true });
+    }
+    world.write(&published, &objects)?;
+    world.wait_until_served(&published, &[1])?;
+    for _ in 0..10 {
+        answered_by(&[socket.request()?], &[3])?;
+    }
+    // It does not serve any more.
+    world.set_endpoints(&published, &[1])?;
+    eventually(|| answered_by(&[socket.request()?], &[1]))
+}

@@ -20,7 +20,7 @@ impl Model {
         }
         let echo = [if view.v6 { 128 } else { 8 }, 0];
         let to_service = self.services.keys().any(|(_, address)| address.ip() == view.destination);
-        if bytes[view.l4..view.l4 + 2] == echo && to_service {
+        if bytes[view.l4..view.l4 + 2] == echo && to_service && view.is_intact(bytes) {
             Expected::Answered { answer: Answer::EchoReply, counter: "echo_answered" }
         } else {
             untouched
