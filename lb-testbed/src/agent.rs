@@ -38,6 +38,8 @@ pub struct AgentOptions {
     pub arguments: Vec<String>,
     /// Another `lb` program than that of [`program`].
     pub lb: Option<PathBuf>,
+    /// Folders that are empty for the agent, as if nothing were mounted there.
+    pub hidden: Vec<PathBuf>,
 }
 
 impl AgentOptions {
@@ -192,6 +194,7 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         .args(["--cluster-cidr", CLUSTER_CIDRS])
         .args(["--health-bind", &HEALTH.to_string()])
         .args(&options.arguments);
+    command::hide(&mut command, &options.hidden)?;
     Ok(command)
 }
 

@@ -1,8 +1,14 @@
 //! Runs the programs of the machine.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Runs a command to its end and returns its standard output. The error of a failed command has its
 /// arguments and standard error.
@@ -22,4 +28,27 @@ pub fn run(command: &mut Command) -> Result<String> {
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Gives a command a mount namespace of its own, in which these folders are empty.
+pub fn hide(command: &mut Command, folders: &[PathBuf]) -> Result<()> {
+    let folders = folders.iter().map(|folder| CString::new(folder.as_os_str().as_bytes()));
+    let folders = folders.collect::<Result<Vec<_>, _>>()?;
+    if folders.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: between fork and exec the closure makes system calls only. The paths were allocated
+    // before the fork. Nothing else of the child depends on its mount namespace: it is about to
+    // become another program.
+    unsafe {
+        command.pre_exec(move || {
+            unshare_unsafe(UnshareFlags::NEWNS)?;
+            mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+            for folder in &folders {
+                mount(c"none", folder, c"tmpfs", MountFlags::empty(), None)?;
+            }
+            Ok(())
+        });
+    }
+    Ok(())
 }

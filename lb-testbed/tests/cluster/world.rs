@@ -99,7 +99,7 @@ impl World {
         let options = AgentOptions {
             kubeconfig: Some(self.kubeconfig.clone()),
             arguments: vec![format!("--config={}", self.config.display())],
-            lb: None,
+            ..AgentOptions::default()
         };
         self.agent = Some(Agent::spawn(&self.topology, self.node(), &options)?);
         Ok(())

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use lb_testbed::agent::{self, Agent, AgentOptions};
-use lb_testbed::doctored::lb_with_refused;
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, SCTP_PORT, TRANSFER_PORT, UDP_PORT};
 use lb_testbed::manifests::{self, Port, ServiceManifest};
 use lb_testbed::topology::{Node, Pod};
@@ -141,14 +140,11 @@ impl World {
         Ok(())
     }
 
-    /// Starts an agent whose kernel refuses these programs. Returns its log.
-    pub fn start_doctored_agent(&mut self, node: usize, refused: &[&str]) -> Result<String> {
-        let lb = lb_with_refused(refused, &self.topology.folder())?;
-        let arguments = self.arguments.iter().map(ToString::to_string).collect();
-        let options = AgentOptions { arguments, lb: Some(lb), ..AgentOptions::default() };
+    /// Starts an agent with these options and waits until it is healthy. Returns its log.
+    pub fn start_agent_as(&mut self, node: usize, options: &AgentOptions) -> Result<String> {
         let log = self.topology.folder().join(format!("{}-agent.log", self.node(node).host.name));
         let earlier = fs::read(&log).map_or(0, |log| log.len());
-        self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], &options)?);
+        self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], options)?);
         let log = fs::read(log)?;
         Ok(String::from_utf8_lossy(log.get(earlier..).unwrap_or_default()).into_owned())
     }

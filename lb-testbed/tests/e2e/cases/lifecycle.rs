@@ -5,13 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::agent::{Agent, AgentOptions, cleanup};
-use lb_testbed::doctored::lb_with_refused;
 use lb_testbed::host::LoadKind;
 use lb_testbed::programs::features;
 use lb_testbed::topology::Node;
 use lb_testbed::{Datapath, Family, Topology, Underlay};
 
-use crate::check::{answered_by, eventually, refused, unanswered, without_failure};
+use crate::check::{answered_by, eventually, refused, without_failure};
 use crate::world::{To, World};
 
 /// The programs are attached as the data path of the run requires. Otherwise an XDP run could pass
@@ -149,65 +148,6 @@ pub fn cleanup_removes_everything(world: &mut World) -> Result<()> {
     ensure!(filters.trim().is_empty(), "still attached: {filters}");
     world.start_agent(0)?;
     world.wait_until_served(&service, &[1, 3])
-}
-
-/// The kernel refuses a program. The agent logs the kernel, the program, the reason and a remedy,
-/// in the same order each time, and serves what the other programs can.
-pub fn refused_programs_are_reported(world: &mut World) -> Result<()> {
-    let service = world.publish(&[1, 3])?;
-    let outside = [service.node_port(world.node(0), Family::V4, To::Http)];
-    let inside = [service.cluster_ip(Family::V4, To::Http)];
-    // Programs, whether packets are served, and whether calls at sockets are.
-    let without: [(&[&str], bool, bool); 3] = [
-        (&["lb_xdp", "lb_xdp_linear"], true, true),
-        (&["lb_sendmsg6", "lb_connect4"], true, false),
-        (&["lb_tc_ingress"], false, true),
-    ];
-    for (programs, packets, sockets) in without {
-        world.take_agent(0)?.stop()?;
-        cleanup(world.node(0))?;
-        let log = world.start_doctored_agent(0, programs)?;
-        for expected in expected_refusals(programs) {
-            ensure!(log.contains(&expected), "the log does not contain {expected:?}: {log}");
-        }
-        let order: Vec<_> =
-            log.split("refuses lb_").skip(1).filter_map(|rest| rest.split(':').next()).collect();
-        ensure!(order.is_sorted(), "the order of the refused programs: {order:?}");
-        eventually(|| match packets {
-            true => answered_by(&world.client().get(&outside, 3)?, &[1, 3]),
-            false => refused(&world.client().get(&outside, 1)?),
-        })?;
-        eventually(|| match sockets {
-            true => answered_by(&world.pod(2).host.get(&inside, 3)?, &[1, 3]),
-            false => unanswered(&world.pod(2).host.get(&inside, 1)?),
-        })?;
-    }
-
-    world.take_agent(0)?.stop()?;
-    let nothing = ["lb_connect4", "lb_tc_egress"];
-    let lb = Some(lb_with_refused(&nothing, &world.topology.folder())?);
-    let options = AgentOptions { lb, ..AgentOptions::default() };
-    let (status, output) = Agent::start_refused(&world.topology, world.node(0), &options)?;
-    ensure!(!status.success(), "an agent runs that can serve nothing");
-    for expected in expected_refusals(&nothing) {
-        ensure!(output.contains(&expected), "the output does not contain {expected:?}: {output}");
-    }
-    world.start_agent(0)?;
-    world.wait_until_served(&service, &[1, 3])
-}
-
-/// Returns the beginnings of the lines about refused programs, up to the end of the verifier's log.
-fn expected_refusals(programs: &[&str]) -> Vec<String> {
-    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    // Each kernel loads one of the two XDP programs.
-    let loaded = |name: &&&str| match **name {
-        "lb_xdp" => features().is_ok_and(|features| features.xdp_frags),
-        "lb_xdp_linear" => features().is_ok_and(|features| !features.xdp_frags),
-        _ => true,
-    };
-    let refusal = |name: &&str| format!("Linux {kernel} refuses {name}: Permission denied (os error 13); ");
-    let reason = "R5 !read_ok; remedy: ".to_owned();
-    programs.iter().filter(loaded).map(refusal).chain([reason]).collect()
 }
 
 /// If the egress program cannot be attached to a device, the agent detaches the ingress programs

@@ -11,6 +11,7 @@ mod floods;
 mod guards;
 mod health;
 mod icmp;
+mod lacking;
 mod lifecycle;
 mod matrix;
 mod node_port;
@@ -158,7 +159,10 @@ pub const CASES: &[Case] = &[
     once("agent_restarts", Underlays::Routed, lifecycle::agent_restarts),
     each("agent_restarts_under_load", Underlays::Both, lifecycle::agent_restarts_under_load),
     once("no_ingress_without_egress", Underlays::Routed, lifecycle::no_ingress_without_egress),
-    once("refused_programs_are_reported", Underlays::Routed, lifecycle::refused_programs_are_reported),
+    once("refused_programs_are_reported", Underlays::Routed, lacking::refused_programs_are_reported),
+    once("no_bpf_file_system", Underlays::Routed, lacking::no_bpf_file_system),
+    once("no_cgroup2", Underlays::Routed, lacking::no_cgroup2),
+    once("no_btf", Underlays::Routed, lacking::no_btf),
     once("second_agent_is_refused", Underlays::Routed, lifecycle::second_agent_is_refused),
     each("a_thousand_services", Underlays::Routed, scale::a_thousand_services),
     each("explain_agrees_with_traffic", Underlays::Routed, explain::agrees_with_traffic),
