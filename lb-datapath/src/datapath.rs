@@ -139,7 +139,7 @@ impl Datapath {
     }
 
     /// Sets the timeouts of idle connections.
-    fn set_flow_timeouts(&self, timeouts: &FlowTimeouts) -> Result<(), LoadError> {
+    pub fn set_flow_timeouts(&self, timeouts: &FlowTimeouts) -> Result<(), LoadError> {
         let failed = |source| LoadError::Map { map: "FLOW_TIMEOUTS".into(), source };
         flows::set_timeouts(&self.maps, timeouts).map_err(failed)
     }

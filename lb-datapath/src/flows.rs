@@ -120,11 +120,19 @@ fn for_each(maps: &MapHandles, now_ns: u64, mut visit: impl FnMut(FlowEntry)) ->
     FlowTable::<[u8; 16]>::open(maps)?.for_each(now_ns, &timeouts, &mut visit)
 }
 
-/// Makes all connections older by some seconds, as if no packet had arrived. The programs must not
-/// be attached.
+/// Makes all connections and session affinities older by some seconds, as if no packet had arrived.
+/// The programs must not be attached.
 pub fn age(maps: &MapHandles, seconds: u64) -> io::Result<()> {
     FlowTable::<[u8; 4]>::open(maps)?.age(seconds)?;
-    FlowTable::<[u8; 16]>::open(maps)?.age(seconds)
+    FlowTable::<[u8; 16]>::open(maps)?.age(seconds)?;
+    let affinities: Table<AffinityKey, Affinity> = maps.table(MapName::AFFINITY)?;
+    let mut entries = Vec::new();
+    affinities.for_each(|key, value| entries.push((*key, *value)))?;
+    for (key, value) in entries {
+        let last_used_ns = value.last_used_ns.saturating_sub(seconds * 1_000_000_000);
+        affinities.put(&key, &Affinity { last_used_ns, ..value })?;
+    }
+    Ok(())
 }
 
 /// Removes all connections, fragments and session affinities. The programs must not be attached.

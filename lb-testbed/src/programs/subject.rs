@@ -469,8 +469,8 @@ impl Subject {
         Ok(self.datapath.host().set_device(layout::NODE, Some(&entry))?)
     }
 
-    /// Lets time pass for all connections: they are silent for this many seconds more than they
-    /// were.
+    /// Lets time pass for all connections and session affinities: they are silent for this many
+    /// seconds more than they were.
     pub fn wait(&mut self, seconds: u64) -> Result<()> {
         Ok(self.datapath.age_flows(seconds)?)
     }
@@ -510,10 +510,19 @@ impl Subject {
         Ok(counters.into_iter().map(|(reason, count)| (reason.label(), count)).collect())
     }
 
+    /// Sets the time-outs of connections, which are the default ones before.
+    pub fn set_timeouts(&mut self, timeouts: &FlowTimeouts) -> Result<()> {
+        Ok(self.datapath.set_flow_timeouts(timeouts)?)
+    }
+
+    /// Every connection that is not over.
+    pub fn connections(&self) -> Result<Vec<FlowEntry>> {
+        Ok(self.datapath.maps().flows()?)
+    }
+
     /// Both directions of every connection that is not over.
     pub fn flows(&self) -> Result<Vec<Flow>> {
-        let entries = self.datapath.maps().flows()?;
-        Ok(entries.iter().flat_map(directions).collect())
+        Ok(self.connections()?.iter().flat_map(directions).collect())
     }
 
     /// Returns source and destination of the replies that half-open connections wait for.

@@ -33,7 +33,19 @@ pub struct Case {
     /// No rules of kube-proxy are on the node.
     #[serde(default)]
     pub without_kube_proxy: bool,
+    /// Sockets that processes of this node have while the case runs.
+    #[serde(default)]
+    pub sockets: Vec<Socket>,
     pub steps: Vec<Step>,
+}
+
+/// A socket of this node: bound with UDP, listening with TCP.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Socket {
+    pub address: String,
+    pub port: u16,
+    pub protocol: Protocol,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -1,27 +1,87 @@
 //! Sends generated packets through the programs and compares the results with the
 //! [model](crate::model).
 //!
+//! There are two kinds of rounds. In a quiet one the tables have room for all connections. Under
+//! pressure, records and source ports run out: two clients use their connections properly while
+//! floods open others, time passes, and after each packet the table of connections must be that of
+//! the model.
+//!
 //! The sequence of packets is the same in each run. `SLUICE_FUZZ_PACKETS` sets the number of
-//! packets per mode (default 20,000), and `SLUICE_FUZZ_SEED` the first seed. A failure names the
-//! seed of its round: the round alone reproduces it.
+//! packets of each test (default 50,000), and `SLUICE_FUZZ_SEED` the first seed. A failure names
+//! the seed of its round: the round alone reproduces it. Only the choices of the programs (endpoint,
+//! source port, which connection gives way) differ between runs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use lb_common::layout::FlowTimeouts;
 use lb_testbed::packet::{Link, build, diff, dissect, parse, render};
 use lb_testbed::programs::world::{self, Peer, World};
 use lb_testbed::programs::{Action, Endpoint, Limits, ServiceEntry, Subject};
 
 use crate::case::{Hook, Mode};
-use crate::model::connection::End;
-use crate::model::{Direction, Expected, Model, Route, Service, Tuple};
+use crate::model::connection::{End, Honest, TICK, Yields, timeout};
+use crate::model::{Direction, Expected, Identity, Model, Route, Service, Tuple};
 use crate::run::{Found, can_be_an_skb, is_icmp, send};
 
 pub const MODES: [Mode; 2] = [Mode::Xdp, Mode::Tc];
 
-/// Number of packets after which maps and model are cleared.
-const ROUND: u64 = 1000;
+/// What a round is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Quiet,
+    Pressure,
+}
+
+impl Kind {
+    pub const ALL: [Self; 2] = [Self::Quiet, Self::Pressure];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Quiet => "generated packets agree with the model",
+            Self::Pressure => "under pressure, generated packets agree with the model",
+        }
+    }
+
+    /// Returns the sizes of the maps and the range of source ports.
+    pub fn limits(self) -> Limits {
+        match self {
+            Self::Quiet => Limits::default(),
+            Self::Pressure => Limits { flows: 48, snat_ports: 61_000..=61_007, ..Limits::default() },
+        }
+    }
+
+    /// Returns the number of packets after which maps and model are cleared.
+    fn round(self) -> u64 {
+        match self {
+            Self::Quiet => 1000,
+            Self::Pressure => 2000,
+        }
+    }
+
+    /// Returns the outcomes that must occur: at least once in so many packets.
+    fn outcomes(self) -> &'static [(&'static str, u64)] {
+        match self {
+            Self::Quiet => &[
+                ("untouched", 10),
+                ("dropped", 40),
+                ("delivered", 20),
+                ("forwarded", 20),
+                ("answered", 60),
+                ("error translated", 60),
+            ],
+            Self::Pressure => &[("delivered", 20), ("forwarded", 5), ("refused", 2000), ("gave way", 20)],
+        }
+    }
+}
+
+/// Number of packets after which progress is shown.
+const REPORT_EVERY: u64 = 100_000;
+
+/// Records that a program looks at before it lets a connection give way (docs/maps.md).
+const LOOKS: usize = 16;
 
 /// An address name of the world, and a port.
 type Named = (&'static str, u16);
@@ -48,25 +108,26 @@ const SERVICES: [(Named, u8, &[Named], bool); 17] = [
     (("vip", 85), 6, &[], false),
 ];
 
-pub fn run(mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
-    let packets = setting("SLUICE_FUZZ_PACKETS")?.unwrap_or(20_000);
+pub fn run(kind: Kind, mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
+    let packets = setting("SLUICE_FUZZ_PACKETS")?.unwrap_or(50_000);
     let first = setting("SLUICE_FUZZ_SEED")?.unwrap_or(1);
+    subject.set_timeouts(&TIMEOUTS)?;
     let mut outcomes = Outcomes::default();
-    for round in 0..packets.div_ceil(ROUND) {
+    let mut fuzz = Fuzz { kind, mode, world, subject, outcomes: &mut outcomes };
+    for round in 0..packets.div_ceil(kind.round()) {
         let seed = first + round;
-        let length = ROUND.min(packets - round * ROUND);
-        self::round(seed, length, mode, world, subject, &mut outcomes)
-            .with_context(|| format!("run again with SLUICE_FUZZ_SEED={seed} SLUICE_FUZZ_PACKETS={ROUND}"))?;
+        let length = kind.round().min(packets - round * kind.round());
+        let sent = round * kind.round();
+        if sent.is_multiple_of(REPORT_EVERY) && sent > 0 {
+            eprintln!("{sent} of {packets} packets ({mode}): {:?}", fuzz.outcomes);
+        }
+        fuzz.round(seed, length).with_context(|| {
+            format!("run again with SLUICE_FUZZ_SEED={seed} SLUICE_FUZZ_PACKETS={length}")
+        })?;
     }
+    subject.set_timeouts(&FlowTimeouts::DEFAULT)?;
     // The test means nothing if the generator no longer reaches some outcome.
-    for (outcome, least) in [
-        ("untouched", 10),
-        ("dropped", 40),
-        ("delivered", 20),
-        ("forwarded", 20),
-        ("answered", 60),
-        ("error translated", 60),
-    ] {
+    for &(outcome, least) in kind.outcomes() {
         let count = outcomes.get(outcome).copied().unwrap_or(0);
         ensure!(
             packets < 1000 || count * least >= packets,
@@ -86,121 +147,269 @@ fn setting(name: &str) -> Result<Option<u64>> {
     }
 }
 
-fn round(
-    seed: u64,
-    length: u64,
+/// The time-outs of the model.
+const TIMEOUTS: FlowTimeouts = FlowTimeouts {
+    tcp_syn: timeout::TCP_SYN as u32,
+    tcp_established: timeout::TCP_ESTABLISHED as u32,
+    tcp_half_closed: timeout::TCP_HALF_CLOSED as u32,
+    tcp_time_wait: timeout::TCP_TIME_WAIT as u32,
+    tcp_reset: timeout::TCP_RESET as u32,
+    udp_unreplied: timeout::UDP_UNREPLIED as u32,
+    udp: timeout::UDP as u32,
+    // UDP counts as a stream after two seconds of real time, which the model does not follow.
+    udp_stream: timeout::UDP as u32,
+    sctp_opening: timeout::SCTP_OPENING as u32,
+    sctp_established: timeout::SCTP_ESTABLISHED as u32,
+    sctp_closed: timeout::SCTP_CLOSED as u32,
+};
+
+struct Fuzz<'a> {
+    kind: Kind,
     mode: Mode,
-    world: &World,
-    subject: &mut Subject,
-    outcomes: &mut Outcomes,
-) -> Result<()> {
-    let mut model = Model::new(Link::Ethernet, services(), *Limits::default().snat_ports.start());
-    subject.clear()?;
-    subject.serve(&entries())?;
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    for number in 0..length {
-        let (bytes, direction, device) = generate(&mut random, &model, mode);
-        let outcome = send_and_compare(&bytes, direction, device, mode, &mut model, world, subject)
-            .with_context(|| {
-                let packet = render(&dissect(&bytes, Link::Ethernet));
-                format!("packet {number} on {device}, {direction:?}\n  {packet}")
-            })?;
-        *outcomes.entry(outcome).or_default() += 1;
-    }
-    Ok(())
+    world: &'a World,
+    subject: &'a mut Subject,
+    outcomes: &'a mut Outcomes,
 }
 
-/// Sends one packet and compares the result with the model. Returns the name of the outcome.
-fn send_and_compare(
-    bytes: &[u8],
-    direction: Direction,
-    device: &'static str,
-    mode: Mode,
-    model: &mut Model,
-    world: &World,
-    subject: &mut Subject,
-) -> Result<&'static str> {
-    let before = subject.counters()?;
-    let hook = if direction == Direction::Ingress { Hook::Ingress } else { Hook::Egress };
-    let found = send(subject, world, mode, hook, device, bytes)?;
-    let after = subject.counters()?;
-    let mut counted: BTreeMap<&str, u64> =
-        after.iter().map(|(label, n)| (*label, n - before[label])).collect();
-    counted.retain(|_, count| *count > 0);
-
-    let mut expected = model.expect(bytes, direction);
-    let mut counters = Vec::new();
-    if let Expected::Opens(endpoints) = &expected {
-        let tuple = model
-            .tuple_of(&found.packet)
-            .context("a connection should open, but the packet that leaves has no ports")?;
-        ensure!(
-            found.packet != bytes,
-            "a connection should open, but the packet is untouched: {:?}",
-            found.action
-        );
-        expected = model.opened(bytes, &endpoints.clone(), tuple).map_err(anyhow::Error::msg)?;
-        counters.push("flow_opened");
+impl Fuzz<'_> {
+    fn round(&mut self, seed: u64, length: u64) -> Result<()> {
+        let limits = self.kind.limits();
+        let mut model = Model::new(Link::Ethernet, services(), *limits.snat_ports.start());
+        self.subject.clear()?;
+        self.subject.serve(&entries())?;
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        // Connections are made older by moving their time stamps, which cannot be before the start
+        // of the machine.
+        let time_can_pass = self.kind == Kind::Pressure && uptime() > TIME_TRAVEL;
+        for number in 0..length {
+            if random.below(200) == 0 && time_can_pass {
+                let seconds = TICK * (1 + random.below(6) as u64);
+                self.subject.wait(seconds)?;
+                model.wait(seconds);
+            }
+            let (bytes, direction, device) = match self.kind {
+                Kind::Quiet => generate(&mut random, &model, self.mode),
+                Kind::Pressure => generate_under_pressure(&mut random, &model, self.mode),
+            };
+            let outcome =
+                self.send_and_compare(&bytes, direction, device, &mut model).with_context(|| {
+                    let packet = render(&dissect(&bytes, Link::Ethernet));
+                    format!("packet {number} on {device}, {direction:?}\n  {packet}")
+                })?;
+            *self.outcomes.entry(outcome).or_default() += 1;
+        }
+        Ok(())
     }
-    let outcome = match &expected {
-        Expected::Untouched(labels) => {
-            ensure!(found.action == Action::Pass, "it should pass, but: {:?}", found.action);
-            same(bytes, &found.packet, model)?;
-            counters.extend(labels);
-            "untouched"
-        }
-        Expected::Dropped(label) => {
-            ensure!(found.action == Action::Drop, "it should be dropped ({label}), but: {:?}", found.action);
-            counters.push(label);
-            if found.left_to_tc && !is_icmp(bytes, Link::Ethernet) {
-                counters.push("left_to_tc");
+
+    /// Sends one packet and compares the result with the model. Returns the name of the outcome.
+    fn send_and_compare(
+        &mut self,
+        bytes: &[u8],
+        direction: Direction,
+        device: &'static str,
+        model: &mut Model,
+    ) -> Result<&'static str> {
+        let Self { kind, mode, world, .. } = *self;
+        let before = self.subject.counters()?;
+        let hook = if direction == Direction::Ingress { Hook::Ingress } else { Hook::Egress };
+        let found = send(self.subject, world, mode, hook, device, bytes)?;
+        let after = self.subject.counters()?;
+        let mut counted: BTreeMap<&str, u64> =
+            after.iter().map(|(label, n)| (*label, n - before[label])).collect();
+        counted.retain(|_, count| *count > 0);
+
+        let mut expected = model.expect(bytes, direction);
+        if kind == Kind::Pressure {
+            let opens = matches!(expected, Expected::Opens(_));
+            self.check_eviction(&mut counted, opens, bytes, model)?;
+            if opens && let Some(outcome) = check_refusal(bytes, &found, &mut counted, &expected, model)? {
+                self.check_connections(model)?;
+                return Ok(outcome);
             }
-            "dropped"
         }
-        Expected::Rewritten { to, routed: None } => {
-            ensure!(found.action == Action::Pass, "it should be delivered here, but: {:?}", found.action);
-            let rewritten = model.rewritten(bytes, *to, false).context("the model cannot rewrite it")?;
-            same(&rewritten, &found.packet, model)?;
-            counters.push("delivered");
-            "delivered"
-        }
-        Expected::Rewritten { to, routed: Some(route) } => {
-            check_forwarded(bytes, *to, *route, device, mode, &found, model)?;
-            counters.push("forwarded");
-            if found.left_to_tc {
-                counters.push("left_to_tc");
-            }
-            "forwarded"
-        }
-        Expected::Translated { frame, routed } => {
-            let action = if routed.is_some() { Action::Redirect } else { Action::Pass };
-            ensure!(found.action == action, "it should be translated ({action:?}), but: {:?}", found.action);
-            same(frame, &found.packet, model)?;
-            counters.push("icmp_translated");
-            "error translated"
-        }
-        Expected::Answered { answer, counter } => {
+        let mut counters = Vec::new();
+        if let Expected::Opens(endpoints) = &expected {
+            let tuple = model
+                .tuple_of(&found.packet)
+                .context("a connection should open, but the packet that leaves has no ports")?;
             ensure!(
-                found.action == Action::Redirect && !found.by_xdp,
-                "tc should answer, but: {:?}",
+                found.packet != bytes,
+                "a connection should open, but the packet is untouched: {:?}",
                 found.action
             );
-            let answer = model.answered(bytes, *answer).context("the model cannot answer it")?;
-            same(&answer, &found.packet, model)?;
-            counters.push(counter);
-            if found.left_to_tc && !is_icmp(bytes, Link::Ethernet) {
-                counters.push("left_to_tc");
-            }
-            "answered"
+            expected = model.opened(bytes, &endpoints.clone(), tuple).map_err(anyhow::Error::msg)?;
+            counters.push("flow_opened");
         }
-        Expected::Opens(_) => bail!("replaced by `Model::opened`"),
-    };
-    let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
-    for label in counters {
-        *expected.entry(label).or_default() += 1;
+        let outcome = match &expected {
+            Expected::Untouched(labels) => {
+                ensure!(found.action == Action::Pass, "it should pass, but: {:?}", found.action);
+                same(bytes, &found.packet, model)?;
+                counters.extend(labels);
+                "untouched"
+            }
+            Expected::Dropped(label) => {
+                ensure!(
+                    found.action == Action::Drop,
+                    "it should be dropped ({label}), but: {:?}",
+                    found.action
+                );
+                counters.push(label);
+                if found.left_to_tc && !is_icmp(bytes, Link::Ethernet) {
+                    counters.push("left_to_tc");
+                }
+                "dropped"
+            }
+            Expected::Rewritten { to, routed: None } => {
+                ensure!(found.action == Action::Pass, "it should be delivered here, but: {:?}", found.action);
+                let rewritten = model.rewritten(bytes, *to, false).context("the model cannot rewrite it")?;
+                same(&rewritten, &found.packet, model)?;
+                counters.push("delivered");
+                "delivered"
+            }
+            Expected::Rewritten { to, routed: Some(route) } => {
+                check_forwarded(bytes, *to, *route, device, mode, &found, model)?;
+                counters.push("forwarded");
+                if found.left_to_tc {
+                    counters.push("left_to_tc");
+                }
+                "forwarded"
+            }
+            Expected::Translated { frame, routed } => {
+                let action = if routed.is_some() { Action::Redirect } else { Action::Pass };
+                ensure!(
+                    found.action == action,
+                    "it should be translated ({action:?}), but: {:?}",
+                    found.action
+                );
+                same(frame, &found.packet, model)?;
+                counters.push("icmp_translated");
+                "error translated"
+            }
+            Expected::Answered { answer, counter } => {
+                ensure!(
+                    found.action == Action::Redirect && !found.by_xdp,
+                    "tc should answer, but: {:?}",
+                    found.action
+                );
+                let answer = model.answered(bytes, *answer).context("the model cannot answer it")?;
+                same(&answer, &found.packet, model)?;
+                counters.push(counter);
+                if found.left_to_tc && !is_icmp(bytes, Link::Ethernet) {
+                    counters.push("left_to_tc");
+                }
+                "answered"
+            }
+            Expected::Opens(_) => bail!("replaced by `Model::opened`"),
+        };
+        let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
+        for label in counters {
+            *expected.entry(label).or_default() += 1;
+        }
+        ensure!(counted == expected, "counters increased by {counted:?}, expected {expected:?}");
+        if kind == Kind::Pressure {
+            self.check_connections(model)?;
+        }
+        Ok(outcome)
     }
-    ensure!(counted == expected, "counters increased by {counted:?}, expected {expected:?}");
-    Ok(outcome)
+
+    /// Checks the connections that gave way to a new one, and removes them from the model.
+    fn check_eviction(
+        &mut self,
+        counted: &mut BTreeMap<&str, u64>,
+        opens: bool,
+        bytes: &[u8],
+        model: &mut Model,
+    ) -> Result<()> {
+        let kinds = [
+            ("evicted_half_open", Yields::HalfOpen),
+            ("evicted_datagrams", Yields::Datagram),
+            ("evicted_closed", Yields::Closed),
+        ];
+        let mut expected: Vec<Yields> = Vec::new();
+        for (label, yields) in kinds {
+            let count = counted.remove(label).unwrap_or(0);
+            expected.extend((0..count).map(|_| yields));
+        }
+        if expected.is_empty() {
+            return Ok(());
+        }
+        ensure!(opens, "connections gave way to a packet that opens none: {expected:?}");
+        let mut found = self.identities()?;
+        // The new connection may have the addresses of one that gave way.
+        found.retain(|identity| model.tuple_of(bytes).is_none_or(|tuple| !is_of(identity, &tuple)));
+        let mut gone = model.give_way(&found);
+        gone.sort_by_key(|yields| format!("{yields:?}"));
+        expected.sort_by_key(|yields| format!("{yields:?}"));
+        ensure!(gone == expected, "the counters say that {expected:?} gave way, but {gone:?} did");
+        *self.outcomes.entry("gave way").or_default() += gone.len() as u64;
+        Ok(())
+    }
+
+    /// Compares the table of connections with that of the model.
+    fn check_connections(&self, model: &Model) -> Result<()> {
+        let (found, expected) = (self.identities()?, model.identities());
+        ensure!(
+            found == expected,
+            "only in the table: {:?}; only in the model: {:?}",
+            found.difference(&expected).collect::<Vec<_>>(),
+            expected.difference(&found).collect::<Vec<_>>()
+        );
+        Ok(())
+    }
+
+    fn identities(&self) -> Result<HashSet<Identity>> {
+        let connections = self.subject.connections()?;
+        Ok(connections.iter().map(|c| (c.protocol, c.client, c.service, c.source, c.backend)).collect())
+    }
+}
+
+/// Returns whether a connection is the one that a client's packet with this tuple belongs to.
+fn is_of(identity: &Identity, tuple: &Tuple) -> bool {
+    (identity.0, identity.1, identity.2) == (tuple.protocol, tuple.source, tuple.destination)
+}
+
+/// If the programs refused to open a connection, checks that they had to. Returns the outcome then.
+fn check_refusal(
+    bytes: &[u8],
+    found: &Found,
+    counted: &mut BTreeMap<&str, u64>,
+    expected: &Expected,
+    model: &Model,
+) -> Result<Option<&'static str>> {
+    let (ports, table) = (counted.remove("no_source_port"), counted.remove("flow_table_full"));
+    if ports.is_none() && table.is_none() {
+        return Ok(None);
+    }
+    ensure!(found.action == Action::Drop, "a packet without a connection is not dropped: {:?}", found.action);
+    counted.remove("left_to_tc");
+    ensure!(counted.is_empty(), "other counters increased too: {counted:?}");
+    let tuple = model.tuple_of(bytes).context("the packet has no ports")?;
+    if ports.is_some() {
+        let lasting = model.count_lasting(|to| {
+            to.protocol == tuple.protocol
+                && match expected {
+                    Expected::Opens(endpoints) => endpoints.contains(&to.destination),
+                    _ => true,
+                }
+        });
+        // The programs try 16 ports of the range, by chance. With two thirds of them free, the
+        // chance to meet none is 1 in 40 millions.
+        let range = Kind::Pressure.limits().snat_ports.len();
+        ensure!(lasting * 3 >= range, "no source port, but only {lasting} of {range} are in use");
+    } else {
+        let lasting = model.count_lasting(|to| to.source.is_ipv6() == tuple.source.is_ipv6());
+        ensure!(lasting >= LOOKS, "the table counts as full with {lasting} lasting connections");
+    }
+    Ok(Some("refused"))
+}
+
+/// Idle time that a round may add to a connection.
+const TIME_TRAVEL: Duration = Duration::from_secs(timeout::TCP_ESTABLISHED + TICK);
+
+/// Returns for how long the machine has been running, without the time in which it was suspended.
+fn uptime() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::from_secs(now.tv_sec as u64)
 }
 
 fn check_forwarded(
@@ -310,6 +519,74 @@ fn generate(random: &mut Random, model: &Model, mode: Mode) -> (Vec<u8>, Directi
     let mut bytes = build(&parse(&text).expect("the generator writes valid packet texts"));
     damage(random, &mut bytes, mode, direction);
     (bytes, direction, device)
+}
+
+/// Generates a packet of a round under pressure. Returns it with its direction and its device.
+fn generate_under_pressure(
+    random: &mut Random,
+    model: &Model,
+    mode: Mode,
+) -> (Vec<u8>, Direction, &'static str) {
+    let (text, tuple, direction) = match random.below(10) {
+        0..6 => honest(random, model),
+        6..9 => flood(random),
+        _ => return generate(random, model, mode),
+    };
+    let ingress = direction == Direction::Ingress;
+    let neighbour = world::peer_at(if ingress { tuple.source.ip() } else { tuple.destination.ip() });
+    let device = neighbour.map_or(world::NIC, |peer| peer.device);
+    let mac = |mac: Option<[u8; 6]>| {
+        mac.unwrap_or([2, 0, 0, 0, 0, 0x99]).map(|byte| format!("{byte:02x}")).join(":")
+    };
+    let outside = mac(neighbour.and_then(|peer: &Peer| peer.mac));
+    let own = mac(world::device(device).map(|device| device.mac));
+    let (from, to) = if ingress { (outside, own) } else { (own, outside) };
+    let text = format!("eth {from} > {to} / {text}");
+    (build(&parse(&text).expect("the generator writes valid packet texts")), direction, device)
+}
+
+/// Returns the next packet of one of two clients that use TCP properly, and of their endpoints.
+fn honest(random: &mut Random, model: &Model) -> (String, Tuple, Direction) {
+    let v6 = random.percent(50);
+    let client = random.pick(&["client", "client2"]);
+    let (service, port) = random.pick(&[("vip", 80), ("vip2", 80), ("vip", 81)]);
+    let source = 50_000 + random.below(6) as u16;
+    let request =
+        Tuple { protocol: 6, source: socket(client, source, v6), destination: socket(service, port, v6) };
+    let any = random.below(1 << 32) as u32;
+    let Honest { from_client, flags, seq, ack, payload } = match model.connection(&request) {
+        Some(connection) => connection.continued(any),
+        None => Honest { from_client: true, flags: "S", seq: any, ack: 0, payload: 0 },
+    };
+    let tuple = if from_client { request } else { model.flows[&request].to.reversed() };
+    let direction = match model.flows.get(&tuple) {
+        Some(flow) if flow.reply && !flow.routed => Direction::Egress,
+        _ => Direction::Ingress,
+    };
+    let data = if payload == 0 { String::new() } else { format!(" / bytes {payload}") };
+    let text = format!(
+        "ip {} > {} / tcp {} > {} {flags} seq={seq} ack={ack}{data}",
+        tuple.source.ip(),
+        tuple.destination.ip(),
+        tuple.source.port(),
+        tuple.destination.port()
+    );
+    (text, tuple, direction)
+}
+
+/// Returns a packet that opens a connection and that no other follows.
+fn flood(random: &mut Random) -> (String, Tuple, Direction) {
+    let v6 = random.percent(50);
+    let client = random.pick(&["client", "stranger", "far"]);
+    let ((service, port), protocol) =
+        random.pick(&[(("vip", 80), 6), (("vip", 53), 17), (("vip2", 80), 6), (("vip", 54), 17)]);
+    let source = socket(client, random.below(65_536) as u16, v6);
+    let tuple = Tuple { protocol, source, destination: socket(service, port, v6) };
+    let transport = match protocol {
+        6 => format!("tcp {} > {port} S seq={}", source.port(), random.below(1 << 32)),
+        _ => format!("udp {} > {port} / bytes 30", source.port()),
+    };
+    (format!("ip {} > {} / {transport}", source.ip(), tuple.destination.ip()), tuple, Direction::Ingress)
 }
 
 /// Returns the text of an ICMP error about a packet that left this node, starting with its IP

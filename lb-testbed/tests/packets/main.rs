@@ -3,6 +3,7 @@
 //! * `cases/`: cases as data. A case has packets and the expected verdicts, packets, counters and
 //!   flow entries. See `cases/README.md`.
 //! * [`tables`]: the agent reads back the entries that it writes to the maps.
+//! * [`selection`]: which endpoints new connections get.
 //! * [`fuzz`]: generated packets. A model that shares no code with the programs returns the
 //!   expected results.
 //!
@@ -12,6 +13,7 @@ mod case;
 mod fuzz;
 mod model;
 mod run;
+mod selection;
 mod tables;
 mod text;
 
@@ -87,12 +89,21 @@ fn trials() -> Result<ExitCode> {
     trials.push(Trial::test("tables: entries written to the maps are read back", move || {
         run_in(&for_tables, Limits::default(), |_, _| tables::run())
     }));
-    for mode in fuzz::MODES {
+    for (name, flows, test) in selection::TESTS {
         let environment = environment.clone();
-        let name = format!("fuzz: generated packets agree with the model ({mode})");
-        trials.push(Trial::test(name, move || {
-            run_in(&environment, Limits::default(), |world, subject| fuzz::run(mode, world, subject))
+        trials.push(Trial::test(format!("selection: {name}"), move || {
+            run_in(&environment, selection::limits(flows), |world, subject| {
+                selection::run(test, world, subject)
+            })
         }));
+    }
+    for kind in fuzz::Kind::ALL {
+        for mode in fuzz::MODES {
+            let environment = environment.clone();
+            trials.push(Trial::test(format!("fuzz: {} ({mode})", kind.name()), move || {
+                run_in(&environment, kind.limits(), |world, subject| fuzz::run(kind, mode, world, subject))
+            }));
+        }
     }
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }

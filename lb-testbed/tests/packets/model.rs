@@ -8,7 +8,7 @@
 pub mod connection;
 mod icmp;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_testbed::packet::layer::{Link, Mac};
@@ -16,7 +16,7 @@ use lb_testbed::packet::sums::crc32c;
 use lb_testbed::packet::{build, parse};
 use lb_testbed::programs::world;
 
-use self::connection::{Connection, End, Numbers};
+use self::connection::{Connection, End, Numbers, Yields};
 
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
@@ -43,7 +43,7 @@ pub struct Tuple {
 }
 
 impl Tuple {
-    fn reversed(self) -> Self {
+    pub fn reversed(self) -> Self {
         Self { source: self.destination, destination: self.source, ..self }
     }
 }
@@ -130,13 +130,37 @@ pub struct Route {
     pub mac: Option<Mac>,
 }
 
+/// A connection with its addresses and its age.
+#[derive(Debug, Clone, Copy)]
+struct Tracked {
+    connection: Connection,
+    /// The tuple of the client's packets.
+    request: Tuple,
+    /// The tuple of the packets that the endpoint receives.
+    translated: Tuple,
+    /// When its last packet passed, in seconds.
+    last_seen: u64,
+}
+
+/// Protocol, client, Service address, source and endpoint of a connection.
+pub type Identity = (u8, SocketAddr, SocketAddr, SocketAddr, SocketAddr);
+
+impl Tracked {
+    fn identity(&self) -> Identity {
+        let Self { request, translated, .. } = self;
+        (request.protocol, request.source, request.destination, translated.source, translated.destination)
+    }
+}
+
 /// The state of the model.
 pub struct Model {
     link: Link,
     services: HashMap<(u8, SocketAddr), Service>,
     pub flows: HashMap<Tuple, Flow>,
     /// Every connection that was opened, in this order. Connections without flows are over.
-    connections: Vec<Connection>,
+    connections: Vec<Tracked>,
+    /// Seconds since the model was made.
+    now: u64,
     /// Ports of a datagram, by addresses, protocol and identification of its fragments.
     fragments: HashMap<(IpAddr, IpAddr, u8, u32), (u16, u16)>,
     first_snat_port: u16,
@@ -156,6 +180,7 @@ impl Model {
             services,
             flows: HashMap::new(),
             connections: Vec::new(),
+            now: 0,
             fragments: HashMap::new(),
             first_snat_port,
         }
@@ -165,8 +190,61 @@ impl Model {
     /// connection.
     pub fn ends(&self, tuple: &Tuple) -> Option<(End, End)> {
         let flow = self.flows.get(tuple)?;
-        let Connection { client, endpoint, .. } = self.connections[flow.connection];
+        let Connection { client, endpoint, .. } = self.connections[flow.connection].connection;
         Some(if flow.reply { (endpoint, client) } else { (client, endpoint) })
+    }
+
+    /// Returns the connection that packets with this tuple belong to.
+    pub fn connection(&self, tuple: &Tuple) -> Option<&Connection> {
+        Some(&self.connections[self.flows.get(tuple)?.connection].connection)
+    }
+
+    /// Lets time pass. Connections that were silent for as long as their time-out are over.
+    pub fn wait(&mut self, seconds: u64) {
+        self.now += seconds;
+        for index in self.open() {
+            let tracked = &self.connections[index];
+            if self.now - tracked.last_seen >= tracked.connection.timeout() {
+                self.remove(index);
+            }
+        }
+    }
+
+    /// Returns the indices of the connections that are not over.
+    fn open(&self) -> HashSet<usize> {
+        self.flows.values().map(|flow| flow.connection).collect()
+    }
+
+    fn remove(&mut self, index: usize) {
+        self.flows.retain(|_, flow| flow.connection != index);
+    }
+
+    /// Returns the connections that are not over.
+    pub fn identities(&self) -> HashSet<Identity> {
+        self.open().into_iter().map(|index| self.connections[index].identity()).collect()
+    }
+
+    /// Removes the connections that are not in `found`: they gave way. Returns what they were.
+    pub fn give_way(&mut self, found: &HashSet<Identity>) -> Vec<Yields> {
+        let mut gone = Vec::new();
+        for index in self.open() {
+            if !found.contains(&self.connections[index].identity()) {
+                gone.push(self.connections[index].connection.yields());
+                self.remove(index);
+            }
+        }
+        gone
+    }
+
+    /// Returns the number of connections that a new one cannot replace, of those that `select`
+    /// selects by protocol, source and endpoint.
+    pub fn count_lasting(&self, select: impl Fn(&Tuple) -> bool) -> usize {
+        self.open()
+            .into_iter()
+            .map(|index| &self.connections[index])
+            .filter(|tracked| select(&tracked.translated))
+            .filter(|tracked| matches!(tracked.connection.yields(), Yields::Never | Yields::Datagram))
+            .count()
     }
 
     /// Returns what should happen to a packet at a device. Closes connections and stores the ports
@@ -184,7 +262,7 @@ impl Model {
         if let Some(flow) = self.flows.get(&tuple).copied() {
             let replaced = view.protocol != UDP
                 && opening
-                && self.connections[flow.connection].gives_way_to(&view.numbers(bytes));
+                && self.connections[flow.connection].connection.gives_way_to(&view.numbers(bytes));
             if direction == Direction::Ingress && !flow.reply && replaced {
                 self.flows.remove(&tuple);
                 self.flows.remove(&flow.to.reversed());
@@ -242,7 +320,10 @@ impl Model {
         } else {
             None
         };
-        self.connections[flow.connection].passed(&view.numbers(bytes), !flow.reply);
+        let now = self.now;
+        let tracked = &mut self.connections[flow.connection];
+        tracked.connection.passed(&view.numbers(bytes), !flow.reply);
+        tracked.last_seen = now;
         let ports = |tuple: Tuple| (tuple.source.port(), tuple.destination.port());
         if view.protocol == SCTP && view.part == Part::First && ports(tuple) != ports(flow.to) {
             return Expected::Dropped("sctp_fragment");
@@ -282,7 +363,12 @@ impl Model {
             return Err(format!("{:?} is already taken", to.reversed()));
         }
         let connection = self.connections.len();
-        self.connections.push(Connection::opened(view.protocol, &view.numbers(bytes)));
+        self.connections.push(Tracked {
+            connection: Connection::opened(view.protocol, &view.numbers(bytes)),
+            request: tuple,
+            translated: to,
+            last_seen: self.now,
+        });
         let request = Flow { to, reply: false, routed: !kept, connection };
         let reply = Flow { to: tuple.reversed(), reply: true, routed: !kept, connection };
         self.flows.insert(tuple, request);

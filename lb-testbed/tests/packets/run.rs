@@ -1,7 +1,8 @@
 //! Runs one case: gives the packet of each step to the programs, and compares all results.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
@@ -21,6 +22,7 @@ pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut
     run.subject.set_networks(&networks)?;
     run.serve(&case.services)?;
     run.subject.set_kube_proxy(!case.without_kube_proxy)?;
+    let _sockets = case.sockets.iter().map(|socket| run.open(socket)).collect::<Result<Vec<_>>>()?;
     for (i, step) in case.steps.iter().enumerate() {
         let description = || format!("step {}: {}", i + 1, step.packet);
         if let Some(services) = &step.services {
@@ -145,6 +147,17 @@ impl CaseRun<'_> {
             entries.push(entry);
         }
         self.subject.serve(&entries)
+    }
+
+    /// Opens a socket in the namespace of the programs. It is closed when the result is dropped.
+    fn open(&self, socket: &case::Socket) -> Result<OwnedFd> {
+        let address = self.socket_address(&socket.address, socket.port)?;
+        let opened = match socket.protocol {
+            case::Protocol::Tcp => TcpListener::bind(address).map(OwnedFd::from),
+            case::Protocol::Udp => UdpSocket::bind(address).map(OwnedFd::from),
+            case::Protocol::Sctp => bail!("sockets of SCTP are not supported"),
+        };
+        opened.with_context(|| format!("open a socket at {address}"))
     }
 
     /// Parses networks. A single address, such as `$client`, is a network of one address.

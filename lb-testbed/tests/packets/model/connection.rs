@@ -49,6 +49,47 @@ impl Numbers {
     }
 }
 
+/// How long a connection may be silent, in seconds.
+///
+/// All time-outs are 15 seconds off a multiple of [`TICK`], and time passes by ticks. So it does not
+/// matter for how many seconds a test really runs between two packets.
+pub mod timeout {
+    pub const TCP_RESET: u64 = 15;
+    pub const UDP_UNREPLIED: u64 = 45;
+    pub const SCTP_OPENING: u64 = 75;
+    pub const TCP_SYN: u64 = 105;
+    pub const UDP: u64 = 135;
+    pub const TCP_TIME_WAIT: u64 = 165;
+    pub const SCTP_CLOSED: u64 = 195;
+    pub const SCTP_ESTABLISHED: u64 = 225;
+    pub const TCP_HALF_CLOSED: u64 = 345;
+    pub const TCP_ESTABLISHED: u64 = 645;
+}
+
+/// A packet of a TCP connection that is used properly.
+pub struct Honest {
+    pub from_client: bool,
+    /// As packet texts have them.
+    pub flags: &'static str,
+    pub seq: u32,
+    pub ack: u32,
+    /// Bytes of payload.
+    pub payload: u32,
+}
+
+/// By how many seconds time passes at once.
+pub const TICK: u64 = 30;
+
+/// Which connections give way to new ones when records or source ports run out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Yields {
+    HalfOpen,
+    /// UDP that was answered: only if it is idle.
+    Datagram,
+    Closed,
+    Never,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub struct Connection {
     protocol: u8,
@@ -93,7 +134,65 @@ impl Connection {
         match self.protocol {
             TCP => self.tcp(packet, from_client),
             SCTP => self.sctp(packet, from_client),
+            _ if !from_client => self.stage = Stage::Agreed,
             _ => {}
+        }
+    }
+
+    /// Returns a packet that continues the connection as RFC 9293 demands. `any` is a random
+    /// number.
+    pub fn continued(&self, any: u32) -> Honest {
+        let (client, endpoint) = (self.client, self.endpoint);
+        let from_client = any & 1 == 0;
+        let (sender, receiver) = if from_client { (client, endpoint) } else { (endpoint, client) };
+        let segment =
+            |flags, payload| Honest { from_client, flags, seq: sender.next, ack: receiver.next, payload };
+        let open = |seq| Honest { from_client: true, flags: "S", seq, ack: 0, payload: 0 };
+        match self.stage {
+            Stage::Opening => {
+                Honest { from_client: false, flags: "SA", seq: any, ack: client.next, payload: 0 }
+            }
+            Stage::Agreed => {
+                Honest { from_client: true, flags: "A", seq: client.next, ack: endpoint.next, payload: 0 }
+            }
+            Stage::Reset => open(any),
+            Stage::Open if client.closed && endpoint.closed => open(client.next.wrapping_add(1000)),
+            Stage::Open if sender.closed => segment("A", 0),
+            Stage::Open => match any % 32 {
+                0 | 1 => segment("FA", 0),
+                2 => segment("RA", 0),
+                _ => segment("PA", any % 1000),
+            },
+        }
+    }
+
+    /// Returns how long the connection may be silent, in seconds.
+    pub fn timeout(&self) -> u64 {
+        let (one, both) =
+            (self.client.closed || self.endpoint.closed, self.client.closed && self.endpoint.closed);
+        match (self.protocol, self.stage) {
+            (TCP, Stage::Opening | Stage::Agreed) => timeout::TCP_SYN,
+            (TCP, Stage::Open) if both => timeout::TCP_TIME_WAIT,
+            (TCP, Stage::Open) if one => timeout::TCP_HALF_CLOSED,
+            (TCP, Stage::Open) => timeout::TCP_ESTABLISHED,
+            (TCP, Stage::Reset) => timeout::TCP_RESET,
+            (SCTP, Stage::Opening | Stage::Agreed) => timeout::SCTP_OPENING,
+            (SCTP, Stage::Open) if !both => timeout::SCTP_ESTABLISHED,
+            (SCTP, _) => timeout::SCTP_CLOSED,
+            (_, Stage::Opening) => timeout::UDP_UNREPLIED,
+            _ => timeout::UDP,
+        }
+    }
+
+    pub fn yields(&self) -> Yields {
+        let both_closed = self.client.closed && self.endpoint.closed;
+        match (self.protocol, self.stage) {
+            (_, Stage::Opening) => Yields::HalfOpen,
+            (TCP | SCTP, Stage::Agreed) => Yields::HalfOpen,
+            (TCP | SCTP, Stage::Reset) => Yields::Closed,
+            (TCP | SCTP, Stage::Open) if both_closed => Yields::Closed,
+            (TCP | SCTP, Stage::Open) => Yields::Never,
+            _ => Yields::Datagram,
         }
     }
 
