@@ -54,16 +54,25 @@ impl Build {
     /// # Errors
     /// [`BuildError`] names the reason and the remedy.
     pub fn run(&self) -> Result<Programs, BuildError> {
-        // This crate writes below these two folders only. CARGO_TARGET_DIR moves the object but not
-        // the linker: that takes a minute to build and is the same for all target folders.
+        // CARGO_TARGET_DIR moves the object but not the linker: that takes a minute to build and is
+        // the same for all target folders.
         let workspace_target = self.workspace.join("target");
         let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_target.clone(), PathBuf::from);
+        self.run_in(&target, &workspace_target.join("bpf-linker"))
+    }
+
+    /// Like [`Build::run`], with the object below `target` and the linker below `linkers`. This
+    /// crate writes below these two folders only.
+    ///
+    /// # Errors
+    /// [`BuildError`] names the reason and the remedy.
+    pub fn run_in(&self, target: &Path, linkers: &Path) -> Result<Programs, BuildError> {
         let folder = target.join("ebpf");
         create_folder(&folder)?;
         let _lock = lock::exclusive(&folder.join(".sluice-lock"), "the build of the kernel programs")?;
 
         let toolchain = toolchain::find()?;
-        let linker = linker::provide(&workspace_target.join("bpf-linker"), &toolchain)?;
+        let linker = linker::provide(linkers, &toolchain)?;
         let flags = rust_flags(&linker, &self.arch);
         let fingerprint = fingerprint::of(&self.inputs(), &[&toolchain.version, &flags.join(" ")])?;
 

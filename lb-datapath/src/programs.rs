@@ -19,8 +19,22 @@ use crate::refusal::Refusal;
 use crate::sizes::MapSizes;
 use crate::sys;
 
-/// The compiled kernel programs (lb-ebpf). build.rs compiles them.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
+/// Returns the compiled kernel programs (lb-ebpf). build.rs compiles them.
+#[cfg(not(feature = "object-from-file"))]
+fn programs_object() -> &'static [u8] {
+    static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
+    OBJECT
+}
+
+/// Returns the content of the file that the variable `SLUICE_OBJECT` names.
+#[cfg(feature = "object-from-file")]
+fn programs_object() -> &'static [u8] {
+    static OBJECT: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+        let path = std::env::var("SLUICE_OBJECT").expect("SLUICE_OBJECT names an object");
+        std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    });
+    &OBJECT
+}
 
 /// The XDP program, and its variant for kernels without multi-buffer frames.
 const XDP: &str = "lb_xdp";
@@ -230,7 +244,7 @@ fn create_maps(
 ) -> Result<Ebpf, LoadError> {
     let globals = Globals::new(options, features, purpose);
     let mut sizes: Vec<(&str, u32)> = map_sizes(&options.sizes).to_vec();
-    let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
+    let object = Object::parse(programs_object()).map_err(|error| LoadError::Object(error.to_string()))?;
     let mut loader = EbpfLoader::new();
     loader.btf(btf);
     globals.set_in(&mut loader);
@@ -241,7 +255,7 @@ fn create_maps(
     for (name, size) in sizes {
         loader.map_max_entries(name, size);
     }
-    match loader.load(OBJECT) {
+    match loader.load(programs_object()) {
         Ok(ebpf) => {
             outgrown.iter().try_for_each(Outgrown::copy_into_successor)?;
             Ok(ebpf)

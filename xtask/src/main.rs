@@ -3,9 +3,12 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+mod fuzz;
 mod k8s;
 mod kernels;
+mod mutants;
 mod process;
+mod programs;
 mod run;
 mod setup;
 mod tally;
@@ -34,6 +37,10 @@ enum Task {
     /// Measure: the figures of docs/benchmarks.md
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Plant faults into the kernel programs, one at a time, and check that a test notices each
+    Mutants(mutants::Options),
+    /// Send generated packets through the kernel programs and compare the results with a model
+    Fuzz(fuzz::Options),
     /// Check the rules of this repository (links, documentation of maps, manifests); part of `test`
     Tidy,
     /// Build the Kubernetes programs that the cluster tests need, into target/k8s
@@ -59,6 +66,8 @@ fn run(task: Task) -> Result<()> {
         Task::Test(options) => test::run(&options),
         Task::Bench(bench) => bench::run(&bench),
         Task::Tidy => test::run(&test::Options::tidy()),
+        Task::Fuzz(options) => fuzz::run(&options),
+        Task::Mutants(options) => mutants::run(&options),
         Task::K8s(options) => k8s::run(&options),
     }
 }

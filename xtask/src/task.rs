@@ -4,4 +4,5 @@ pub const DENY: &str = "deny";
 pub const K8S: &str = "k8s";
 pub const KERNELS: &str = "kernels";
 pub const MIRI: &str = "miri";
+pub const MUTANTS: &str = "mutants";
 pub const SETUP: &str = "setup";

@@ -14,7 +14,6 @@ mod vm;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
@@ -30,6 +29,7 @@ use self::{
 };
 use crate::{
     process::{cargo, is_installed, is_root},
+    programs,
     setup::{self, Component, InstallOptions, Need},
     tally::Tally,
     task, workspace,
@@ -240,17 +240,15 @@ struct Built {
 
 impl Built {
     fn new() -> Result<Self> {
-        let agent = build(&["build", "-p", "lb-userspace", "--bin", "lb"])?;
-        let tests = build(&["test", "--no-run", "-p", "lb-testbed", "--test", "packets", "--test", "e2e"])?;
-        let find = |programs: &[(String, PathBuf)], name: &str| {
-            let program = programs.iter().find(|(program, _)| program == name);
-            program.map(|(_, path)| path.clone()).with_context(|| format!("cargo did not build {name}"))
-        };
+        let agent = programs::build(cargo().args(["build", "-p", "lb-userspace", "--bin", "lb"]))?;
+        let mut tests = cargo();
+        tests.args(["test", "--no-run", "-p", "lb-testbed", "--test", "packets", "--test", "e2e"]);
+        let tests = programs::build(&mut tests)?;
         Ok(Self {
-            lb: find(&agent, "lb")?,
-            tool: find(&tests, "lb-testbed")?,
-            packets: find(&tests, "packets")?,
-            e2e: find(&tests, "e2e")?,
+            lb: programs::path_of(&agent, "lb")?,
+            tool: programs::path_of(&tests, "lb-testbed")?,
+            packets: programs::path_of(&tests, "packets")?,
+            e2e: programs::path_of(&tests, "e2e")?,
         })
     }
 
@@ -269,22 +267,4 @@ impl Built {
             e2e: copy(self.e2e, "e2e")?,
         })
     }
-}
-
-/// Builds, and returns names and paths of the programs.
-fn build(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let output = cargo()
-        .args(arguments)
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    ensure!(output.status.success(), "`cargo {}` failed", arguments.join(" "));
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let programs = messages.lines().filter_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let name = message["target"]["name"].as_str()?.to_owned();
-        Some((name, message["executable"].as_str()?.into()))
-    });
-    Ok(programs.collect())
 }

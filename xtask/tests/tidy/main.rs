@@ -6,6 +6,7 @@ mod docs;
 mod files;
 mod flags;
 mod manifests;
+mod mutants;
 mod semantics;
 mod sources;
 
