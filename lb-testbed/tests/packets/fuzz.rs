@@ -8,8 +8,8 @@
 //!
 //! The sequence of packets is the same in each run. `SLUICE_FUZZ_PACKETS` sets the number of
 //! packets of each test (default 50,000), and `SLUICE_FUZZ_SEED` the first seed. A failure names
-//! the seed of its round: the round alone reproduces it. Only the choices of the programs (endpoint,
-//! source port, which connection gives way) differ between runs.
+//! the seed of its round: the round alone reproduces it. Only the choices of the programs
+//! (endpoint, source port, which connection gives way) differ between runs.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -340,7 +340,7 @@ impl Fuzz<'_> {
         let mut gone = model.give_way(&found);
         gone.sort_by_key(|yields| format!("{yields:?}"));
         expected.sort_by_key(|yields| format!("{yields:?}"));
-        ensure!(gone == expected, "the counters say that {expected:?} gave way, but {gone:?} did");
+        ensure!(gone == expected, "{expected:?} counted as giving way, but {gone:?} is gone");
         *self.outcomes.entry("gave way").or_default() += gone.len() as u64;
         Ok(())
     }

@@ -20,14 +20,15 @@ use crate::{
 /// The series that stands for the newest kernel of all.
 pub const NEWEST: &str = "newest";
 
-/// Where Debian is fetched from if the machine does not name a mirror.
+/// The mirror that is used if the configuration of apt on this machine names none.
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// A suite that has kernels. A suite drops old kernels: the newest of a series is taken.
+/// A suite of Debian with kernel packages. Suites drop old kernels, so the newest of a series is
+/// used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Suite {
     name: &'static str,
-    /// Security updates have an archive of their own.
+    /// The suite is in the archive of security updates.
     security: bool,
 }
 
@@ -35,7 +36,7 @@ const fn suite(name: &'static str, security: bool) -> Suite {
     Suite { name, security }
 }
 
-/// All suites with kernels: 5.10, 6.1, 6.12, 6.18 and newer, newest.
+/// All suites with kernels. In this order they have 5.10, 6.1, 6.12, 6.18 or later, and the newest.
 const KERNELS: [Suite; 5] = [
     suite("bullseye-security", true),
     suite("bookworm-security", true),
@@ -47,22 +48,22 @@ const KERNELS: [Suite; 5] = [
 /// The suite with a QEMU that runs with the libraries of Debian 12.
 const QEMU: Suite = suite("bookworm-backports", false);
 
-/// A kernel that is unpacked.
+/// An unpacked kernel.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// As `uname -r` prints it.
+    /// The release, as `uname -r` prints it.
     pub release: String,
-    /// Where everything about it is.
+    /// The folder with its files.
     pub folder: PathBuf,
 }
 
 impl Kernel {
-    /// `…/lib/modules/<release>`.
+    /// Returns the folder `…/lib/modules/<release>`.
     pub fn modules(&self) -> PathBuf {
         modules(&self.folder, &self.release)
     }
 
-    /// The compressed kernel.
+    /// Returns the path of the compressed kernel.
     pub fn image(&self) -> Result<PathBuf> {
         [self.folder.join(format!("boot/vmlinuz-{}", self.release)), self.modules().join("vmlinuz")]
             .into_iter()
@@ -78,7 +79,7 @@ fn modules(folder: &Path, release: &str) -> PathBuf {
     if old.is_dir() { old } else { new }
 }
 
-/// The newest kernel of a series: from the cache, else from Debian.
+/// Returns the newest kernel of a series, from the cache or else from Debian.
 pub fn provide(cache: &Path, series: &str, refresh: bool) -> Result<Kernel> {
     let folder = cache.join("linux").join(series);
     let mark = folder.join("release");
@@ -88,8 +89,7 @@ pub fn provide(cache: &Path, series: &str, refresh: bool) -> Result<Kernel> {
     let apt = Apt::new(cache)?;
     let mut found: Option<(Suite, String)> = None;
     for suite in KERNELS {
-        // The suite of a stable release has one series, which its name does not tell: all are
-        // looked through.
+        // The name of a suite does not show its series, so all suites are searched.
         let Some(release) = apt.newest(suite, series)? else { continue };
         if found.as_ref().is_none_or(|(_, other)| version(other) < version(&release)) {
             found = Some((suite, release));
@@ -102,7 +102,7 @@ pub fn provide(cache: &Path, series: &str, refresh: bool) -> Result<Kernel> {
     timed(task::KERNELS, &format!("fetched Linux {release} from {}", suite.name), || {
         apt.unpack(suite, &apt.packages(suite, &release)?, &folder)
     })?;
-    // No package has modules.dep.
+    // No package contains modules.dep.
     let modules = modules(&folder, &release);
     let root = modules.ancestors().nth(3).context("lib/modules/<release> is in a folder")?;
     text_of(command("depmod").arg("-b").arg(root).arg(&release))?;
@@ -110,7 +110,7 @@ pub fn provide(cache: &Path, series: &str, refresh: bool) -> Result<Kernel> {
     Ok(Kernel { release, folder })
 }
 
-/// Folder of a QEMU 10, which emulates twice as fast as Debian 12's.
+/// Returns the folder of QEMU 10, which emulates twice as fast as Debian 12's.
 pub fn qemu(cache: &Path) -> Result<PathBuf> {
     let folder = cache.join("qemu");
     let mark = folder.join("complete");
@@ -140,7 +140,7 @@ impl Apt {
         Ok(Self { folder, mirror: mirror() })
     }
 
-    /// `apt-get` or `apt-cache` for one suite.
+    /// Returns a command that runs `apt-get` or `apt-cache` for one suite.
     fn command(&self, program: &str, suite: Suite) -> Command {
         let folder = self.folder.join(suite.name);
         let mut command = Command::new(program);
@@ -153,7 +153,7 @@ impl Apt {
             .arg(format!("Dir::State::Lists={}", folder.join("lists").display()))
             .arg("-o")
             .arg(format!("Dir::State::Status={}", self.folder.join("status").display()))
-            // One cache for several suites would be made anew for each.
+            // A package cache would be rebuilt for each suite.
             .args(["-o", "Dir::Cache::PkgCache=", "-o", "Dir::Cache::SrcPkgCache="])
             // root reads and writes below target/, where apt's own user may not.
             .args(["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none"]);
@@ -179,7 +179,7 @@ impl Apt {
         Ok(())
     }
 
-    /// The newest cloud kernel of a series (`newest`: of all) in a suite.
+    /// Returns the newest cloud kernel of a series in a suite. The series `newest` stands for all.
     fn newest(&self, suite: Suite, series: &str) -> Result<Option<String>> {
         self.update(suite)?;
         let names = text_of(self.command("apt-cache", suite).args(["pkgnames", "linux-"]))?;
@@ -191,15 +191,16 @@ impl Apt {
         Ok(None)
     }
 
-    /// Names that others only mention have no file.
+    /// Returns whether the suite contains a package. apt also lists names that only occur in the
+    /// dependencies of other packages; these have no file.
     fn has(&self, suite: Suite, package: &str) -> Result<bool> {
         let output =
             self.command("apt-cache", suite).args(["show", "--no-all-versions", package]).output()?;
         Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.starts_with("Filename:")))
     }
 
-    /// The packages of a kernel. From 7.0 on the image is in `linux-binary`, and `linux-image` only
-    /// depends on others.
+    /// Returns the packages of a kernel. From 7.0 on the image is in `linux-binary`, and
+    /// `linux-image` only depends on others.
     fn packages(&self, suite: Suite, release: &str) -> Result<Vec<String>> {
         let mut packages = Vec::new();
         for kind in ["binary", "image", "modules", "base"] {
@@ -227,7 +228,7 @@ impl Apt {
     }
 }
 
-/// The mirror that this machine uses for Debian.
+/// Returns the mirror that this machine uses for Debian.
 fn mirror() -> String {
     let sources = fs::read_to_string("/etc/apt/sources.list.d/debian.sources").unwrap_or_default();
     let uri = sources.lines().find_map(|line| line.strip_prefix("URIs:"));
@@ -235,7 +236,7 @@ fn mirror() -> String {
     uri.unwrap_or(MIRROR).trim_end_matches('/').to_owned()
 }
 
-/// The cloud kernels of a series among names of packages, the newest first.
+/// Returns the cloud kernels of a series among the names of packages, the newest first.
 fn releases(names: &str, series: &str) -> Vec<String> {
     let mut releases: Vec<String> = names
         .lines()
@@ -249,7 +250,7 @@ fn releases(names: &str, series: &str) -> Vec<String> {
     releases
 }
 
-/// The numbers in a release's name, for comparison.
+/// Returns the numbers in the name of a release. They order releases.
 fn version(release: &str) -> Vec<u32> {
     release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }

@@ -1,7 +1,7 @@
-//! Inside the virtual machine: this program as its first process.
+//! The code that runs inside the virtual machine, where this program is the first process.
 //!
-//! It makes a root file system of the host's, which is shared read-only, and of memory on top of
-//! it, runs the steps of its task there, reports over serial ports, and turns the machine off.
+//! It mounts the host's root file system read-only with a file system in memory on top, runs the
+//! steps of its task there, reports over serial ports, and turns the machine off.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,37 +19,37 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Where the task is in the initial file system.
+/// Path of the task in the initial file system.
 pub const TASK_FILE: &str = "/task.json";
 /// Name of the share with the host's root.
 pub const SHARE: &str = "host";
-/// What programs print.
+/// Serial port for the output of programs.
 const OUTPUT: &str = "/dev/ttyS1";
-/// Begins the line before what a step prints; the name of the step follows.
+/// The line before the output of a step begins with this text. The name of the step follows it.
 pub const STEP_MARK: &str = "── in the guest: ";
-/// One [`Report`] a line.
+/// Serial port for reports. Each line is one [`Report`].
 const REPORTS: &str = "/dev/ttyS2";
-/// Where programs are looked for.
+/// `PATH` of programs in the guest.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the machine does.
+/// The task of a machine.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Task {
-    /// As `uname -r` prints it.
+    /// The release of the kernel, as `uname -r` prints it.
     pub release: String,
-    /// The kernel's modules, on the host.
+    /// Folder of the kernel's modules on the host.
     pub modules: PathBuf,
     /// Modules in the initial file system, in the order of loading.
     pub early_modules: Vec<String>,
-    /// Modules that nothing loads by itself when they are needed.
+    /// Modules that the kernel does not load on demand.
     pub late_modules: Vec<String>,
-    /// Folder that the steps run in.
+    /// Working directory of the steps.
     pub folder: PathBuf,
     pub steps: Vec<Step>,
 }
 
 impl Task {
-    /// Whether the task uses files of the host below a folder.
+    /// Returns whether the task uses files of the host below a folder.
     fn needs_folder(&self, folder: &Path) -> bool {
         let programs = self.steps.iter().map(|step| &step.program);
         programs.chain([&self.folder, &self.modules]).any(|path| path.starts_with(folder))
@@ -63,14 +63,14 @@ pub struct Step {
     pub program: PathBuf,
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
-    /// It is killed after so many seconds.
+    /// Seconds after which the program is killed.
     pub limit: u64,
 }
 
-/// What came of the task so far.
+/// A message about the progress of a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Report {
-    /// A step has ended. Without a code it was killed.
+    /// A step has ended. `code` is `None` if it was killed.
     End { step: String, code: Option<i32>, seconds: f64 },
     /// The machine could not run the steps.
     Broken { reason: String },
@@ -78,7 +78,7 @@ pub enum Report {
     Complete,
 }
 
-/// Whether this process is the first one of a machine that was started for a task.
+/// Returns whether this process is the first one of a machine that was started for a task.
 pub fn is_guest() -> bool {
     std::process::id() == 1 && Path::new(TASK_FILE).exists()
 }
@@ -94,13 +94,13 @@ pub fn main() -> Result<()> {
             Ok(()) => Report::Complete,
             Err(error) => Report::Broken { reason: format!("{error:#}") },
         };
-        // Without the last report the host takes the machine for broken.
+        // If the last report is missing, the host considers the machine broken.
         let _ = send(&mut reports, &last);
     }
     if let Err(error) = &result {
         eprintln!("{error:#}");
     }
-    // What the serial ports still hold is lost when the power goes.
+    // Data in the buffers of the serial ports is lost when the power is turned off.
     thread::sleep(Duration::from_millis(200));
     reboot(RebootCommand::PowerOff).context("turn the machine off")
 }
@@ -119,14 +119,14 @@ fn run(reports: &mut File) -> Result<()> {
     }
     root(&task)?;
     let mut output = OpenOptions::new().write(true).open(OUTPUT)?;
-    // The kernel's threads have the same root as this process: what they load on demand comes from
-    // the host's /sbin/modprobe.
+    // The kernel's threads have the same root as this process, so the kernel loads modules on
+    // demand with the host's /sbin/modprobe.
     std::os::unix::fs::chroot("/root").context("change the root")?;
     std::env::set_current_dir(&task.folder)
         .with_context(|| format!("enter {} (is it on the root file system?)", task.folder.display()))?;
     command(Path::new("ip"), &output)?.args(["link", "set", "lo", "up"]).status().context("run ip")?;
     for module in &task.late_modules {
-        // It may be built in. If the kernel does not have it, the tests that need it fail.
+        // A module may be built in. If the kernel lacks it, the tests that need it fail.
         command(Path::new("modprobe"), &output)?.args(["-q", module]).status().context("run modprobe")?;
     }
     for step in &task.steps {
@@ -139,8 +139,8 @@ fn run(reports: &mut File) -> Result<()> {
     Ok(())
 }
 
-/// Makes `/root`: the host's files, changes in memory, and this kernel's own file systems and
-/// modules.
+/// Sets up `/root`: the host's files with changes kept in memory, and this kernel's own file
+/// systems and modules.
 fn root(task: &Task) -> Result<()> {
     mount(SHARE, "/host", "virtiofs", MountFlags::RDONLY, None).context("mount the host's root")?;
     attach("tmpfs", "writable", "/writable", "size=70%,mode=755")?;
@@ -159,7 +159,7 @@ fn root(task: &Task) -> Result<()> {
         ("cgroup2", "sys/fs/cgroup"),
         ("bpf", "sys/fs/bpf"),
     ] {
-        // A checkout below /tmp or /run stays visible.
+        // A checkout below /tmp or /run must stay visible.
         if kind == "tmpfs" && task.needs_folder(&Path::new("/").join(path)) {
             continue;
         }
@@ -192,7 +192,7 @@ fn command(program: &Path, output: &File) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs a step. No code: it was killed.
+/// Runs a step. Returns its exit code, or `None` if it was killed.
 fn execute(step: &Step, output: &File) -> Result<Option<i32>> {
     let mut command = command(&step.program, output)?;
     command.args(&step.arguments).envs(step.environment.iter().map(|(name, value)| (name, value)));

@@ -1,5 +1,5 @@
-//! The tables of imports at the beginning of `docs/ARCHITECTURE.md` are the truth, and no file
-//! imports in a circle.
+//! The imports of the sources are those of the tables at the beginning of `docs/ARCHITECTURE.md`,
+//! and no file imports in a circle.
 //!
 //! Paths are read from the tokens of the sources: `use` declarations, and any path that begins with
 //! `crate`, `super`, `self`, a child module or a crate of this workspace. Test code
@@ -16,8 +16,8 @@ use crate::{assert_none, root};
 use modules::{Crate, workspace_crates};
 use tables::{CrateRule, Tables};
 
-/// Crates of others that are named in the table. Each is a promise: no other crate of the workspace
-/// depends on it.
+/// External crates that the table names. Only the crates whose rows name one of these may depend on
+/// it.
 const WATCHED: [&str; 6] = ["aya", "aya-ebpf", "clap", "k8s-openapi", "kube", "tokio"];
 
 fn tables() -> Tables {
@@ -65,8 +65,7 @@ fn folders_import_what_the_table_allows() {
         for (from, to, file) in package.imports() {
             let (from, to) = (folder_of(&package, &from), folder_of(&package, &to));
             if from == to || from.is_empty() {
-                // The root of a crate declares its folders and says which of their items are
-                // public.
+                // The root of a crate declares its folders and re-exports their public items.
                 continue;
             }
             match rules.iter().find(|(folder, _)| *folder == from) {
@@ -93,7 +92,8 @@ fn folders_import_what_the_table_allows() {
     assert_none("imports between folders", &problems);
 }
 
-/// The folder in `src` that a module stands in. Files beside `lib.rs` are in the folder `src`.
+/// Returns the folder in `src` that contains a module. Files beside `lib.rs` are in the folder
+/// `src`.
 fn folder_of(package: &Crate, module: &[String]) -> String {
     match module.first() {
         Some(first) if package.has_folder(first) => first.clone(),

@@ -51,8 +51,8 @@ impl Numbers {
 
 /// How long a connection may be silent, in seconds.
 ///
-/// All time-outs are 15 seconds off a multiple of [`TICK`], and time passes by ticks. So it does not
-/// matter for how many seconds a test really runs between two packets.
+/// All time-outs are 15 seconds off a multiple of [`TICK`], and time passes by ticks. So it does
+/// not matter for how many seconds a test really runs between two packets.
 pub mod timeout {
     pub const TCP_RESET: u64 = 15;
     pub const UDP_UNREPLIED: u64 = 45;

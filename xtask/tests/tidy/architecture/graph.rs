@@ -4,27 +4,28 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::modules::Module;
 
-/// One circle for each module that reaches itself, told once: by the first of its modules.
+/// Returns one circle for each module that reaches itself. A circle is listed once, under the first
+/// of its modules.
 pub fn circles(imports: &[(Module, Module, String)]) -> Vec<String> {
     let mut edges: BTreeMap<&Module, BTreeSet<&Module>> = BTreeMap::new();
     for (from, to, _) in imports {
         edges.entry(from).or_default().insert(to);
     }
-    let mut told: BTreeSet<&Module> = BTreeSet::new();
+    let mut listed: BTreeSet<&Module> = BTreeSet::new();
     let mut circles = Vec::new();
     for start in edges.keys() {
-        if told.contains(start) {
+        if listed.contains(start) {
             continue;
         }
         if let Some(circle) = shortest_circle(start, &edges) {
             circles.push(circle.iter().map(|module| name(module)).collect::<Vec<_>>().join(" → "));
-            told.extend(circle);
+            listed.extend(circle);
         }
     }
     circles
 }
 
-/// The way from a module back to itself, if there is one: found breadth first.
+/// Returns the shortest path from a module back to itself, or `None`. The search is breadth first.
 fn shortest_circle<'a>(
     start: &'a Module,
     edges: &BTreeMap<&'a Module, BTreeSet<&'a Module>>,
@@ -59,7 +60,7 @@ fn name(module: &Module) -> String {
 }
 
 #[test]
-fn a_circle_is_told_once() {
+fn a_circle_is_listed_once() {
     let module = |name: &str| vec![name.to_owned()];
     let imports = [("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")]
         .map(|(from, to)| (module(from), module(to), String::new()));

@@ -18,7 +18,7 @@ pub struct Crate {
     files: BTreeMap<Module, PathBuf>,
 }
 
-/// Every crate of the workspace, in the order of their names.
+/// Returns every crate of the workspace, sorted by name.
 pub fn workspace_crates() -> Vec<Crate> {
     let mut crates = Vec::new();
     for entry in fs::read_dir(root()).expect("a readable root").flatten() {
@@ -34,7 +34,7 @@ pub fn workspace_crates() -> Vec<Crate> {
     crates
 }
 
-/// The keys of `[dependencies]` and `[build-dependencies]`.
+/// Returns the keys of `[dependencies]` and `[build-dependencies]`.
 fn dependencies(manifest: &str) -> BTreeSet<String> {
     let mut section = "";
     let mut found = BTreeSet::new();
@@ -63,7 +63,7 @@ fn collect(folder: &Path, module: &Module, files: &mut BTreeMap<Module, PathBuf>
         } else if stem == "mod" || stem == "lib" {
             files.insert(module.clone(), path);
         } else if stem == "main" && module.is_empty() {
-            // Beside a library it is a program of its own, which nothing imports.
+            // Beside `lib.rs`, `main.rs` is a program of its own. No file imports it.
             files.entry(module.clone()).or_insert(path);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.insert(child(), path);
@@ -72,7 +72,7 @@ fn collect(folder: &Path, module: &Module, files: &mut BTreeMap<Module, PathBuf>
 }
 
 impl Crate {
-    /// Who imports whom, and the file in which it does.
+    /// Returns each import: the importing module, the imported module, and the importing file.
     pub fn imports(&self) -> Vec<(Module, Module, String)> {
         let mut imports = BTreeSet::new();
         for (module, path) in &self.files {
@@ -87,13 +87,13 @@ impl Crate {
         imports.into_iter().collect()
     }
 
-    /// Whether a module of the root is a folder with files.
+    /// Returns whether a module of the root is a folder with files.
     pub fn has_folder(&self, module: &str) -> bool {
         self.files.keys().any(|file| file.len() > 1 && file[0] == module)
     }
 
-    /// The module of this crate that holds the item at a path: the longest part of it that has a
-    /// file.
+    /// Returns the module of this crate that contains the item at a path: the longest prefix of the
+    /// path that has a file.
     fn module_of(&self, path: &[String]) -> Module {
         let known = (0..=path.len()).rev().map(|length| &path[..length]);
         let mut files = known.filter(|part| self.files.contains_key(*part));

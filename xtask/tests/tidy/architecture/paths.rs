@@ -6,7 +6,8 @@ use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
 use super::modules::Module;
 
-/// Every path into the own crate in the text of a module, from the root of the crate.
+/// Returns every path into the module's own crate that its text contains. Paths start at the root
+/// of the crate.
 pub fn paths(text: &str, module: &Module) -> BTreeSet<Vec<String>> {
     let tokens: TokenStream = text.parse().expect("Rust source");
     let mut reader = Reader { module: module.clone(), children: BTreeSet::new(), found: BTreeSet::new() };
@@ -34,7 +35,7 @@ fn group(token: Option<&TokenTree>, delimiter: Delimiter) -> Option<&Group> {
     }
 }
 
-/// Leaves out items with `#[cfg(test)]` and the like.
+/// Returns the tokens without items with `#[cfg(test)]` and the like.
 fn without_tests(tokens: TokenStream) -> Vec<TokenTree> {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let mut kept = Vec::new();
@@ -66,7 +67,7 @@ fn without_tests(tokens: TokenStream) -> Vec<TokenTree> {
     kept
 }
 
-/// The names in `mod name;`.
+/// Returns the names in `mod name;`.
 fn declared_modules(tokens: &[TokenTree]) -> BTreeSet<String> {
     let declared = tokens
         .windows(3)
@@ -121,7 +122,7 @@ impl Reader {
         }
     }
 
-    /// A tree of a `use` declaration below `prefix`.
+    /// Reads a tree of a `use` declaration below `prefix`.
     fn tree(&mut self, tokens: &[TokenTree], prefix: &[String]) {
         // The last comma of a list has nothing behind it.
         let branches = tokens.split(|token| is_punct(Some(token), ','));
@@ -163,14 +164,14 @@ impl Reader {
     }
 }
 
-/// Whether the token belongs to a path that began before it, or is a field or a method.
+/// Returns whether the token belongs to a path that began before it, or is a field or a method.
 fn follows_path(tokens: &[TokenTree], index: usize) -> bool {
     index > 0
         && (is_punct(tokens.get(index - 1), '.')
             || is_punct(tokens.get(index - 1), ':') && index > 1 && is_punct(tokens.get(index - 2), ':'))
 }
 
-/// The segments of the path that starts here, and where it ends.
+/// Returns the segments of the path that starts here, and the index of the token after it.
 fn segments(tokens: &[TokenTree], start: usize) -> (Vec<String>, usize) {
     let mut found = Vec::new();
     let mut index = start;

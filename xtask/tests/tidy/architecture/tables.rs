@@ -9,12 +9,12 @@ pub struct CrateRule {
     pub others: BTreeSet<String>,
 }
 
-/// What a folder may import, by its name.
+/// The folders that each folder may import.
 type FolderRules = Vec<(String, BTreeSet<String>)>;
 
 pub struct Tables {
     crates: Vec<CrateRule>,
-    /// By crate.
+    /// The rules of each crate that has folders.
     folders: Vec<(String, FolderRules)>,
 }
 
@@ -63,7 +63,7 @@ fn cells(line: &str) -> Vec<String> {
     inner.split('|').map(|cell| cell.trim().to_owned()).collect()
 }
 
-/// The names in backticks.
+/// Returns the names in backticks.
 fn names(cell: &str) -> BTreeSet<String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
