@@ -1,4 +1,4 @@
-//! What QEMU boots: an uncompressed kernel, and an archive with this program as `/init`.
+//! The files that QEMU boots: an uncompressed kernel, and an archive with this program as `/init`.
 
 use std::{
     fs::{self, File},
@@ -18,8 +18,8 @@ use crate::process::{bytes_of, command, text_of};
 /// Modules that the guest needs before it can load any from the host.
 const EARLY_MODULES: [&str; 4] = ["virtio_pci", "virtiofs", "virtio_rng", "overlay"];
 
-/// The uncompressed kernel, which QEMU starts directly (PVH): decompression is slow under
-/// emulation.
+/// Returns the path of the uncompressed kernel. QEMU starts it directly (PVH), because
+/// decompression is slow under emulation.
 pub fn vmlinux(kernel: &Kernel) -> Result<PathBuf> {
     let path = kernel.folder.join("vmlinux");
     if path.is_file() {
@@ -44,13 +44,13 @@ pub fn vmlinux(kernel: &Kernel) -> Result<PathBuf> {
         .output()
         .with_context(|| format!("cannot run {}", decompress[0]))?;
     fs::remove_file(&compressed)?;
-    // The payload ends with its size, which the programs complain about.
+    // The payload ends with its size, so the programs report an error.
     ensure!(output.stdout.starts_with(b"\x7fELF"), "{} did not decompress the kernel", decompress[0]);
     fs::write(&path, output.stdout)?;
     Ok(path)
 }
 
-/// The compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`,
+/// Returns the compressed kernel inside a bzImage (Documentation/arch/x86/boot.rst: `setup_sects`,
 /// `payload_offset`, `payload_length`).
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
@@ -85,7 +85,7 @@ pub fn initramfs(kernel: &Kernel, task: &Task, path: &Path) -> Result<()> {
     fs::write(path, archive.finish()).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A program without its debug information, which is most of it.
+/// Returns a program without its debug information, which is most of the file.
 fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
     fs::copy(program, scratch).context("cannot read this program")?;
     text_of(command("strip").arg(scratch))?;
@@ -94,14 +94,15 @@ fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The shared libraries of a program, and its loader.
+/// Returns the paths of the shared libraries of a program and of its loader.
 fn libraries(program: &Path) -> Result<Vec<String>> {
     let list = text_of(command("ldd").arg(program))?;
     let paths = list.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     Ok(paths.map(str::to_owned).collect())
 }
 
-/// The early modules that are not part of the kernel, decompressed, each after those that it needs.
+/// Returns the early modules that are not built into the kernel, decompressed. A module follows its
+/// dependencies.
 fn early_modules(kernel: &Kernel) -> Result<Vec<(String, Vec<u8>)>> {
     let folder = kernel.modules();
     let dependencies = fs::read_to_string(folder.join("modules.dep")).context("cannot read modules.dep")?;
@@ -115,18 +116,18 @@ fn early_modules(kernel: &Kernel) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(modules)
 }
 
-/// Paths of a module and those that it needs, in the order of loading; nothing if it is part of the
-/// kernel.
+/// Returns the paths of a module and of its dependencies in the order of loading. The list is empty
+/// if the module is built into the kernel.
 fn with_dependencies<'a>(dependencies: &'a str, module: &str) -> Vec<&'a str> {
     let entry = dependencies.lines().filter_map(|line| line.split_once(':'));
     let Some((path, needed)) = entry.into_iter().find(|(path, _)| module_name(path) == module) else {
         return Vec::new();
     };
-    // What is needed first stands last.
+    // In modules.dep, the module that must be loaded first is the last one.
     needed.split_whitespace().rev().chain([path]).collect()
 }
 
-/// `overlay` of `kernel/fs/overlayfs/overlay.ko.xz`.
+/// Returns the name of a module: `overlay` for `kernel/fs/overlayfs/overlay.ko.xz`.
 fn module_name(path: &str) -> &str {
     let file = path.rsplit('/').next().unwrap_or(path);
     file.split(".ko").next().unwrap_or(file)

@@ -38,18 +38,19 @@ use crate::{
 /// The step that runs a few cases of every kind.
 const SMOKE: &str = "smoke";
 
-/// What is tested by default and in CI: the oldest kernel, the most common one, and the newest.
+/// Series that are tested by default and in CI: the oldest kernel, the most common one, and the
+/// newest.
 const DEFAULT: [&str; 3] = ["5.10", "6.1", NEWEST];
-/// What `--all-kernels` tests.
+/// Series that `--all-kernels` tests.
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", NEWEST];
 
-/// How much longer the testbed waits in a guest than on a machine.
+/// Factor by which the time limits of the testbed are longer in a guest.
 const PATIENCE: &str = "4";
 
 /// Modules of the tests that no kernel loads on demand.
 const LATE_MODULES: [&str; 2] = ["tun", "sctp"];
 
-/// What the machine must have beside a toolchain.
+/// Programs that the tests need in addition to a toolchain.
 pub const PROGRAMS: [setup::Program; 11] = [
     setup::Program::Compiler,
     setup::Program::Ip,
@@ -130,7 +131,7 @@ fn test(options: &Options) -> Result<Tally> {
     );
     let cache = workspace::target().join("kernels");
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    // Two runs would use the same files.
+    // The lock keeps two runs from using the same files.
     let lock = fs::File::create(cache.join("lock"))?;
     lock.lock()?;
     let qemu = Qemu::provide(&cache)?;
@@ -182,13 +183,13 @@ fn test(options: &Options) -> Result<Tally> {
     Ok(tally)
 }
 
-/// What the machine must have.
+/// Returns what the machine must have.
 fn needs() -> Vec<Need> {
     let programs = PROGRAMS.map(Need::Program);
     programs.into_iter().chain([Need::Component(Component::KernelRustSrc)]).collect()
 }
 
-/// What is run in each guest.
+/// Returns the steps that each guest runs.
 fn steps(options: &Options, cache: &Path) -> Result<Vec<Step>> {
     let built = Built::new()?.copied(&cache.join("programs"))?;
     let mut steps = vec![step(LISTING, &built.tool, &["programs"], 300, &built)];
@@ -218,7 +219,7 @@ fn step(name: &str, program: &Path, arguments: &[&str], limit: u64, built: &Buil
     }
 }
 
-/// The command that was given, as the only step.
+/// Returns the given command as the only step.
 fn given(command: &[String]) -> Vec<Step> {
     let (program, arguments) = command.split_first().expect("the caller has looked");
     vec![Step {
@@ -230,7 +231,7 @@ fn given(command: &[String]) -> Vec<Step> {
     }]
 }
 
-/// The programs that guests run: they are built here, and reached there by the same paths.
+/// The programs that guests run. They are built on the host, and the guest uses the same paths.
 struct Built {
     lb: PathBuf,
     tool: PathBuf,

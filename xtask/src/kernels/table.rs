@@ -1,4 +1,4 @@
-//! What the guests reported, as tables, and compared with the limits.
+//! Tables of the guests' reports, and the comparison with the limits.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -10,28 +10,28 @@ use crate::{tally::Tally, workspace};
 
 /// The step that prints which programs load.
 pub const LISTING: &str = "programs";
-/// What the limits of programs are read from.
+/// The file with the limits of the programs.
 const LIMITS: &str = "xtask/src/kernels/limits.txt";
-/// What the tables are written into, between the marks.
+/// The document that contains the tables, between the marks.
 const DOCUMENT: &str = "docs/kernels.md";
 const BEGIN: &str = "<!-- written by `cargo xtask test kernels --write` -->\n";
 const END: &str = "<!-- end -->\n";
 
-/// What `lb-testbed programs` prints.
+/// The output of `lb-testbed programs`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Programs {
     /// How tc programs are attached.
     pub tc: String,
     pub xdp: String,
-    /// Verified instructions by program; none where the kernel does not count them (before 5.16).
+    /// Verified instructions by program. `None` if the kernel does not count them (before 5.16).
     pub loaded: BTreeMap<String, Option<u32>>,
-    /// Reason by program.
+    /// The reason of each refused program.
     pub refused: BTreeMap<String, String>,
-    /// What is lost.
+    /// Features that the kernel lacks.
     pub missing: Vec<String>,
 }
 
-/// A kernel.
+/// The results of one kernel.
 #[derive(Clone, Debug)]
 pub struct Row {
     pub release: String,
@@ -78,7 +78,8 @@ impl Row {
         row
     }
 
-    /// Everything that was tested on this kernel. A kernel that loads no program fails.
+    /// Returns the sum of all tests on this kernel. A kernel that loads no program counts as
+    /// failed.
     pub fn tally(&self) -> Tally {
         let mut sum = Tally::default();
         for (_, tally) in &self.tests {
@@ -116,7 +117,7 @@ pub fn shortfalls(rows: &[Row]) -> Vec<String> {
         .collect()
 }
 
-/// Limits of verified instructions: by program, then by series.
+/// Limits of verified instructions, by program and by series.
 pub type Limits = BTreeMap<String, BTreeMap<String, u32>>;
 
 pub fn limits() -> Result<Limits> {
@@ -125,7 +126,8 @@ pub fn limits() -> Result<Limits> {
     parse_limits(&text).with_context(|| format!("in {}", path.display()))
 }
 
-/// The first line names the series, each other one a program and its limits. `#` begins a comment.
+/// Parses the limits. The first line names the series. Each other line has a program and its
+/// limits. `#` begins a comment.
 fn parse_limits(text: &str) -> Result<Limits> {
     let mut lines = text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
     let series: Vec<_> = lines.next().context("it is empty")?.split_whitespace().skip(1).collect();
@@ -144,7 +146,7 @@ fn parse_limits(text: &str) -> Result<Limits> {
     Ok(limits)
 }
 
-/// Programs that need more verified instructions than their limit, a line each.
+/// Returns one line for each program that needs more verified instructions than its limit.
 pub fn excesses(rows: &[Row], limits: &Limits) -> Vec<String> {
     let mut excesses = Vec::new();
     for row in rows {
@@ -153,7 +155,7 @@ pub fn excesses(rows: &[Row], limits: &Limits) -> Vec<String> {
             let Some(verified) = verified else { continue };
             let of_program = limits.get(program).map(|of_series| of_series.get(&row.series));
             match of_program {
-                // A series without limits: it is tested on demand only.
+                // A series without limits is tested on demand only.
                 Some(None) => {}
                 Some(Some(limit)) if verified <= limit => {}
                 Some(Some(limit)) => excesses.push(format!(
@@ -169,7 +171,7 @@ pub fn excesses(rows: &[Row], limits: &Limits) -> Vec<String> {
     excesses
 }
 
-/// The tables, in Markdown.
+/// Returns the tables in Markdown.
 pub fn render(rows: &[Row]) -> String {
     let mut text = String::new();
     let mut steps: Vec<&str> = Vec::new();
@@ -223,7 +225,7 @@ pub fn render(rows: &[Row]) -> String {
     text
 }
 
-/// An item of a list, in lines of at most 100 columns.
+/// Returns an item of a list in lines of at most 100 columns.
 fn item(text: &str) -> String {
     let mut lines = vec![String::from("-")];
     for word in text.split_whitespace() {
@@ -238,7 +240,7 @@ fn item(text: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// A line for each program, a column for each kernel.
+/// Returns a table with a line for each program and a column for each kernel.
 fn verified(rows: &[Row]) -> Vec<Vec<String>> {
     let programs = |row: &Row| row.programs.clone().unwrap_or_default();
     let titles = rows.iter().map(|row| row.release.clone());
@@ -264,7 +266,7 @@ fn verified(rows: &[Row]) -> Vec<Vec<String>> {
     lines
 }
 
-/// A Markdown table; the first line is its head.
+/// Returns a Markdown table. The first line is its head.
 fn table(lines: &[Vec<String>]) -> String {
     let mut text = String::new();
     for (number, line) in lines.iter().enumerate() {

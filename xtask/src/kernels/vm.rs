@@ -1,7 +1,6 @@
-//! A virtual machine that runs one task: QEMU, and the daemon that shares the host's files with it.
+//! A virtual machine that runs one task. QEMU emulates it, and a daemon shares the host's files.
 //!
-//! The processor is emulated (TCG), which works everywhere and makes everything some twenty times
-//! slower.
+//! The processor is emulated (TCG). This works on every host and is about twenty times slower.
 
 use std::{
     fs,
@@ -26,23 +25,25 @@ use super::{
 };
 use crate::process::{command, text_of};
 
-/// Where Debian has the daemon: with QEMU up to 7.2, and as a package of its own.
+/// Paths of the daemon in Debian: in the packages of QEMU up to 7.2, and in its own package.
 const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
-/// Memory of a machine, in MiB. What it uses is what it touches.
+/// Memory of a machine, in MiB. The host provides only the pages that the guest touches.
 const MEMORY: u32 = 3072;
-/// Options of every kernel: a panic ends the machine; what only costs time under emulation is off.
+/// Options of every kernel. A panic ends the machine. Features that only cost time under emulation
+/// are off.
 const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 rdinit=/init mitigations=off nokaslr no5lvl audit=0 \
                               random.trust_cpu=on tsc=reliable";
 
-/// The emulator.
+/// The emulator, QEMU.
 pub struct Qemu {
     program: PathBuf,
-    /// Folder of an unpacked QEMU, which looks for its parts where it would have been installed.
+    /// Folder of an unpacked QEMU. It needs options with the paths of its files, because it
+    /// searches for them in the folders of an installation.
     unpacked: Option<PathBuf>,
 }
 
 impl Qemu {
-    /// The one that is installed if it is new enough, else an unpacked newer one.
+    /// Returns the installed QEMU if it is new enough, else unpacks a newer one.
     pub fn provide(cache: &Path) -> Result<Self> {
         let version = text_of(command("qemu-system-x86_64").arg("--version"))?;
         let major = version.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse::<u32>().ok());
@@ -54,7 +55,7 @@ impl Qemu {
     }
 
     fn command(&self) -> Command {
-        // The machines of the tests leave the processor to whoever builds.
+        // Builds on this machine take precedence over the emulated machines.
         let mut command = Command::new("nice");
         command.arg(&self.program);
         if let Some(folder) = &self.unpacked {
@@ -67,25 +68,25 @@ impl Qemu {
     }
 }
 
-/// A step that was run.
+/// The result of a step.
 #[derive(Clone, Debug)]
 pub struct Ended {
     pub step: String,
-    /// None: it was killed after its time.
+    /// `None` if the step was killed after its time limit.
     pub code: Option<i32>,
     pub seconds: f64,
     pub output: String,
 }
 
-/// What a machine left.
+/// The results of a machine.
 pub struct Run {
     pub steps: Vec<Ended>,
     /// The last lines of the kernel's messages, if the task was not completed.
     pub trouble: Option<String>,
 }
 
-/// Boots a kernel with a task and waits until it is done, or for `limit`. `folder` gets what it
-/// writes.
+/// Boots a kernel with a task, and waits until the task is complete or `limit` has passed. The
+/// machine's output is written to `folder`.
 pub fn run(qemu: &Qemu, kernel: &Kernel, task: &Task, folder: &Path, limit: Duration) -> Result<Run> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let vmlinux = image::vmlinux(kernel)?;
@@ -116,7 +117,7 @@ pub fn run(qemu: &Qemu, kernel: &Kernel, task: &Task, folder: &Path, limit: Dura
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(fs::File::create(&errors)?);
-    // SAFETY: the closure makes one system call. QEMU ends with this program, however that ends.
+    // SAFETY: the closure makes one system call. The kernel kills QEMU when this program ends.
     unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
     let machine = Killed(command.spawn().context("cannot run QEMU")?);
     let ended = machine.wait(limit)?;
@@ -152,14 +153,14 @@ pub fn run(qemu: &Qemu, kernel: &Kernel, task: &Task, folder: &Path, limit: Dura
     Ok(Run { steps, trouble })
 }
 
-/// What a step printed.
+/// Returns the part of the output that a step printed.
 fn output_of<'a>(output: &'a str, step: &str) -> &'a str {
     let mark = format!("{STEP_MARK}{step}\n");
     let of_step = output.split_once(&mark).map_or("", |(_, rest)| rest);
     of_step.split(STEP_MARK).next().unwrap_or("")
 }
 
-/// The host's root, read-only, as a share.
+/// Shares the host's root file system read-only.
 struct Share {
     socket: PathBuf,
     _daemon: Killed,
@@ -197,8 +198,8 @@ impl Share {
     }
 }
 
-/// Puts the host's root, read-only, at `path`, for this process alone: the daemon has no switch for
-/// it.
+/// Mounts the host's root read-only at `path`, for this process alone. The daemon has no option for
+/// a read-only share.
 fn read_only_root(path: &Path) -> std::io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // SAFETY: nothing else of this process depends on its mount namespace: it is about to become
@@ -210,11 +211,11 @@ fn read_only_root(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A process that does not outlive its use.
+/// A child process that is killed when dropped.
 struct Killed(Child);
 
 impl Killed {
-    /// Waits until it ends; false: it runs on after `limit`.
+    /// Waits until the process ends. Returns false if it still runs after `limit`.
     fn wait(mut self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
@@ -229,7 +230,7 @@ impl Killed {
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both calls fail only if the process has ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
