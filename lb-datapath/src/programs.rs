@@ -81,8 +81,8 @@ pub struct LoadOptions {
     pub protect_node_ports: bool,
     /// Whether socket programs translate only for processes in this network namespace.
     pub host_sockets_only: bool,
-    /// For how many milliseconds XDP sends packets to a neighbour before it leaves one to the kernel,
-    /// which then checks the neighbour. 0: it leaves none.
+    /// For how many milliseconds XDP sends packets to a neighbour before it leaves one to the
+    /// kernel, which then checks the neighbour. 0: it leaves none.
     pub neighbour_check_ms: u32,
 }
 

@@ -83,8 +83,8 @@ impl Compose for V6 {
     }
 }
 
-/// Returns [`finish`] of a sum that a loop has added up. The verifier checks this function once, and
-/// not once for each end of the loop.
+/// Returns [`finish`] of a sum that a loop has added up. The verifier checks this function once,
+/// and not once for each end of the loop.
 #[inline(always)]
 pub fn finish_apart(sum: u64) -> u16 {
     lb_finish_sum(sum) as u16

@@ -114,8 +114,8 @@ fn within_mask(mut offset: usize) -> usize {
     offset
 }
 
-/// Returns `offset` if headers may be read there, see [`OFFSET_MASK`]. Whatever was added up before,
-/// the verifier knows the same bounds of it afterwards.
+/// Returns `offset` if headers may be read there, see [`OFFSET_MASK`]. Whatever was added up
+/// before, the verifier knows the same bounds of it afterwards.
 #[inline(always)]
 pub fn bounded(offset: usize) -> Option<usize> {
     if offset > OFFSET_MASK { None } else { Some(within_mask(offset)) }

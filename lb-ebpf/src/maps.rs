@@ -100,8 +100,8 @@ pub struct FlowLock {
 /// Number of entries of [`ROUTES_V4`] and of [`ROUTES_V6`], for each CPU; a power of two.
 pub const ROUTE_COUNT: usize = 512;
 
-/// Routes that a CPU has looked up lately, by a hash of the query (`route.rs`). Written by the packet
-/// programs. Not pinned. An entry is void 100 ms after it was written.
+/// Routes that a CPU has looked up lately, by a hash of the query (`route.rs`). Written by the
+/// packet programs. Not pinned. An entry is void 100 ms after it was written.
 #[btf_map]
 pub static ROUTES_V4: Routes<[u8; 4]> = PerCpuArray::new();
 #[btf_map]
@@ -126,8 +126,8 @@ pub struct RememberedRoute<A> {
 }
 
 /// When a CPU last left a packet to the kernel so that it checks the neighbour, by a hash of the
-/// neighbour's link-layer address, in nanoseconds of `CLOCK_MONOTONIC`. Written by XDP programs. Not
-/// pinned.
+/// neighbour's link-layer address, in nanoseconds of `CLOCK_MONOTONIC`. Written by XDP programs.
+/// Not pinned.
 #[btf_map]
 pub static NEIGHBOUR_CHECKS: PerCpuArray<u64, NEIGHBOUR_CHECK_COUNT> = PerCpuArray::new();
 

@@ -21,7 +21,8 @@ pub struct Query<A> {
     pub src: A,
     pub dst: A,
     pub protocol: u8,
-    /// Length of the largest IP packet in the frame, in bytes. 0: the MTU of the path does not matter.
+    /// Length of the largest IP packet in the frame, in bytes. 0: the MTU of the path does not
+    /// matter.
     pub length: usize,
     /// The time.
     pub now: u64,
@@ -169,9 +170,9 @@ impl RouteLookup {
     }
 }
 
-/// Returns whether the kernel has to check a neighbour that XDP sends packets to: the kernel does not
-/// see these packets, and would never notice that the neighbour is gone. A packet that XDP leaves to
-/// tc is sent by the kernel, which asks a neighbour that it has not heard of lately.
+/// Returns whether the kernel has to check a neighbour that XDP sends packets to: the kernel does
+/// not see these packets, and would never notice that the neighbour is gone. A packet that XDP
+/// leaves to tc is sent by the kernel, which asks a neighbour that it has not heard of lately.
 ///
 /// Neighbours with the same hash take turns by chance.
 #[inline(always)]
