@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::{
     mount::{MountFlags, mount, mount_bind},
     system::{RebootCommand, finit_module, reboot, sethostname},
@@ -45,6 +45,8 @@ pub struct Task {
     pub late_modules: Vec<String>,
     /// Working directory of the steps.
     pub folder: PathBuf,
+    /// Level of kernel lockdown that the machine was booted with.
+    pub lockdown: Option<String>,
     pub steps: Vec<Step>,
 }
 
@@ -118,6 +120,7 @@ fn run(reports: &mut File) -> Result<()> {
         finit_module(&file, c"", 0).with_context(|| format!("load the module {module}"))?;
     }
     root(&task)?;
+    check_lockdown(task.lockdown.as_deref())?;
     let mut output = OpenOptions::new().write(true).open(OUTPUT)?;
     // The kernel's threads have the same root as this process, so the kernel loads modules on
     // demand with the host's /sbin/modprobe.
@@ -158,6 +161,7 @@ fn root(task: &Task) -> Result<()> {
         ("tmpfs", "tmp"),
         ("cgroup2", "sys/fs/cgroup"),
         ("bpf", "sys/fs/bpf"),
+        ("securityfs", "sys/kernel/security"),
     ] {
         // A checkout below /tmp or /run must stay visible.
         if kind == "tmpfs" && task.needs_folder(&Path::new("/").join(path)) {
@@ -175,6 +179,15 @@ fn root(task: &Task) -> Result<()> {
     let source = Path::new("/root").join(task.modules.strip_prefix("/").unwrap_or(&task.modules));
     mount_bind(&source, &modules).with_context(|| format!("mount {}", source.display()))?;
     sethostname(b"guest")?;
+    Ok(())
+}
+
+/// Fails if the kernel is not locked down to this level: the steps would show nothing.
+fn check_lockdown(level: Option<&str>) -> Result<()> {
+    let Some(level) = level else { return Ok(()) };
+    let levels =
+        fs::read_to_string("/root/sys/kernel/security/lockdown").context("read the lockdown level")?;
+    ensure!(levels.contains(&format!("[{level}]")), "lockdown is {levels:?}, not {level}");
     Ok(())
 }
 

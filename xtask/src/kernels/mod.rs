@@ -84,6 +84,9 @@ pub struct Options {
     /// `smoke`
     #[arg(long, value_name = "FILTER", conflicts_with_all = ["all_cases", "load_only"])]
     cases: Option<String>,
+    /// Boot the kernels locked down (kernel_lockdown(7))
+    #[arg(long, value_name = "LEVEL", value_parser = ["integrity", "confidentiality"])]
+    lockdown: Option<String>,
     /// Fetch the newest kernel of each series, even if one is there
     #[arg(long)]
     refresh: bool,
@@ -152,6 +155,7 @@ fn test(options: &Options) -> Result<Tally> {
             early_modules: Vec::new(),
             late_modules: LATE_MODULES.map(str::to_owned).to_vec(),
             folder: workspace::root().to_owned(),
+            lockdown: options.lockdown.clone(),
             steps: steps.clone(),
         };
         let limit = Duration::from_secs(60 + steps.iter().map(|step| step.limit).sum::<u64>());

@@ -34,6 +34,14 @@ const MEMORY: u32 = 3072;
 const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 rdinit=/init mitigations=off nokaslr no5lvl audit=0 \
                               random.trust_cpu=on tsc=reliable";
 
+/// Returns the options of the kernel for a task.
+fn kernel_options(task: &Task) -> String {
+    match &task.lockdown {
+        Some(level) => format!("{KERNEL_OPTIONS} lockdown={level}"),
+        None => KERNEL_OPTIONS.to_owned(),
+    }
+}
+
 /// The emulator, QEMU.
 pub struct Qemu {
     program: PathBuf,
@@ -103,7 +111,7 @@ pub fn run(qemu: &Qemu, kernel: &Kernel, task: &Task, folder: &Path, limit: Dura
         .arg(&vmlinux)
         .arg("-initrd")
         .arg(&initramfs)
-        .args(["-append", KERNEL_OPTIONS])
+        .args(["-append", &kernel_options(task)])
         .args(
             [&console, &output, &reports]
                 .iter()
