@@ -22,6 +22,9 @@ use crate::{
 /// The package of the pure code, which has unit tests.
 const PURE: &str = "lb-common";
 
+/// Number of generated packets in each test that generates packets.
+const GENERATED: &str = "5000";
+
 /// Time limit of one run of a test program.
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -129,7 +132,9 @@ impl<'a> Worker<'a> {
     fn packets(&self, object: &Path, filter: &[&str]) -> Result<Outcome> {
         let mut command = Command::new(&self.built.packets);
         command.args(filter);
-        if filter != ["fuzz"] {
+        if filter == ["fuzz"] {
+            command.env("SLUICE_FUZZ_PACKETS", GENERATED);
+        } else {
             command.args(["--skip", "fuzz"]);
         }
         command.current_dir(workspace::root()).env("SLUICE_OBJECT", object);
