@@ -27,7 +27,7 @@ pub enum SourceEvent {
     Synced(WatchedResource),
 }
 
-/// Where problems were found: in an object, in a file or in a watch.
+/// The place where problems were found: an object, a file or a watch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProblemSource {
     /// Kind (such as `Service`) and name of an API object.
@@ -38,7 +38,7 @@ pub enum ProblemSource {
     Watch(&'static str),
 }
 
-/// The resources that must have been read completely before the maps are written.
+/// A resource that a source watches. The agent writes no map before it has read all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum WatchedResource {
@@ -54,6 +54,45 @@ impl WatchedResource {
     /// Every resource once.
     pub const ALL: [WatchedResource; 4] =
         [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs];
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// A set of resources, such as those that a program watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ResourceSet(u8);
+
+impl ResourceSet {
+    /// Every resource.
+    pub const ALL: Self = Self::of(&WatchedResource::ALL);
+
+    /// Returns the set of these resources.
+    pub const fn of(resources: &[WatchedResource]) -> Self {
+        let mut bits = 0;
+        let mut index = 0;
+        while index < resources.len() {
+            bits |= resources[index].bit();
+            index += 1;
+        }
+        Self(bits)
+    }
+
+    /// Adds a resource.
+    pub const fn insert(&mut self, resource: WatchedResource) {
+        self.0 |= resource.bit();
+    }
+
+    /// Returns whether the set contains the resource.
+    pub const fn contains(self, resource: WatchedResource) -> bool {
+        self.0 & resource.bit() != 0
+    }
+
+    /// Returns the resources of the set, in the order of [`WatchedResource::ALL`].
+    pub fn iter(self) -> impl Iterator<Item = WatchedResource> {
+        WatchedResource::ALL.into_iter().filter(move |resource| self.contains(*resource))
+    }
 }
 
 impl fmt::Display for WatchedResource {
@@ -64,5 +103,20 @@ impl fmt::Display for WatchedResource {
             Self::Node => "Node",
             Self::ServiceCidrs => "ServiceCIDRs",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_has_each_resource_once() {
+        assert_eq!(ResourceSet::ALL.iter().collect::<Vec<_>>(), WatchedResource::ALL);
+        let mut set = ResourceSet::of(&[WatchedResource::Node, WatchedResource::Node]);
+        set.insert(WatchedResource::Services);
+        assert_eq!(set.iter().collect::<Vec<_>>(), [WatchedResource::Services, WatchedResource::Node]);
+        assert!(!set.contains(WatchedResource::EndpointSlices));
+        assert_eq!(ResourceSet::default().iter().count(), 0);
     }
 }

@@ -18,7 +18,7 @@ mod service;
 mod slice;
 
 pub use balancing::{Algorithm, Balancing, HashInput, PlaceHash, Weight};
-pub use event::{ProblemSource, SourceEvent, WatchedResource};
+pub use event::{ProblemSource, ResourceSet, SourceEvent, WatchedResource};
 pub use family::{IpFamily, PerFamily};
 pub use name::ObjectName;
 pub use node::Node;

@@ -13,11 +13,12 @@
 //!
 //! ```no_run
 //! # use lb_model::SourceEvent;
-//! # use lb_objects::manifests;
+//! # use lb_objects::{ObjectSelection, manifests};
 //! # use lb_plan::{Changes, Planner, PlannerSettings};
 //! # async fn agent(apply: impl Fn(Changes)) {
 //! let (sender, mut events) = tokio::sync::mpsc::channel(1024);
-//! tokio::spawn(manifests::watch("/etc/sluice".into(), "node-1".into(), sender));
+//! let selection = ObjectSelection::all("node-1");
+//! tokio::spawn(manifests::watch("/etc/sluice".into(), selection, sender));
 //! let mut planner = Planner::new(PlannerSettings::default());
 //! let mut batch: Vec<SourceEvent> = Vec::new();
 //! while events.recv_many(&mut batch, 1024).await > 0 {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb_model::{
-    Algorithm, EndpointSlice, IpFamily, Node, ObjectName, PerFamily, Problem, ProblemSource, Service,
-    ServicePort, SourceEvent, TrafficPolicy, Trigger, WatchedResource,
+    Algorithm, EndpointSlice, IpFamily, Node, ObjectName, PerFamily, Problem, ProblemSource, ResourceSet,
+    Service, ServicePort, SourceEvent, TrafficPolicy, Trigger, WatchedResource,
 };
 
 use super::claims::{Claim, Claimant, Claims};
@@ -105,8 +105,8 @@ pub struct Planner {
     other_proxies: BTreeSet<ObjectName>,
     claims: Claims,
     reports: BTreeMap<ProblemSource, Vec<Problem>>,
-    /// A bit for each [`WatchedResource`] that has synced.
-    synced: u8,
+    /// The resources that have synced.
+    synced: ResourceSet,
     /// The complete result has been returned.
     started: bool,
 }
@@ -142,7 +142,7 @@ impl Planner {
             other_proxies: BTreeSet::new(),
             claims: Claims::default(),
             reports: BTreeMap::new(),
-            synced: 0,
+            synced: ResourceSet::default(),
             started: false,
         }
     }
@@ -237,12 +237,12 @@ impl Planner {
 
     /// Returns whether every [`WatchedResource`] has synced.
     pub fn is_synced(&self) -> bool {
-        WatchedResource::ALL.iter().all(|resource| self.synced & bit(*resource) != 0)
+        self.synced == ResourceSet::ALL
     }
 
     /// Returns the resources that have not synced yet.
     pub fn unsynced(&self) -> impl Iterator<Item = WatchedResource> {
-        WatchedResource::ALL.into_iter().filter(|resource| self.synced & bit(*resource) == 0)
+        WatchedResource::ALL.into_iter().filter(|resource| !self.synced.contains(*resource))
     }
 
     /// Returns the number of Services, including those without map entries.
@@ -289,7 +289,7 @@ impl Planner {
                 };
                 before.reports.entry(source).or_insert(old.unwrap_or_default());
             }
-            SourceEvent::Synced(resource) => self.synced |= bit(resource),
+            SourceEvent::Synced(resource) => self.synced.insert(resource),
         }
     }
 
@@ -472,10 +472,6 @@ impl Planner {
             v6: selected.v6.lists,
         })
     }
-}
-
-fn bit(resource: WatchedResource) -> u8 {
-    1 << resource as u8
 }
 
 fn zone_of(node: Option<&Node>) -> Option<&str> {

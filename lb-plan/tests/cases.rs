@@ -36,7 +36,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use lb_model::{Algorithm, IpFamily, Node, ObjectName, Problem, Severity, SourceEvent};
-use lb_objects::{kubernetes, manifests};
+use lb_objects::{ObjectSelection, kubernetes, manifests};
 use lb_plan::desired::{DesiredServicePort, ServicePortId};
 use lb_plan::{Changes, HealthCheck, Planner, PlannerSettings};
 use serde_json::{Map, Value, json};
@@ -78,7 +78,7 @@ fn every_case_has_the_expected_plan() {
 /// Runs the steps of a case. Returns them with the actual results.
 fn run(steps: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
-    let mut source = manifests::ManifestFolder::new(folder.path().to_owned(), "here".into());
+    let mut source = manifests::ManifestFolder::new(folder.path().to_owned(), ObjectSelection::all("here"));
     let mut state = State::default();
     let mut planner = None;
     let mut written = String::new();
@@ -90,7 +90,7 @@ fn run(steps: &str) -> String {
         let changes = planner.update(source.scan().unwrap());
         let listed = if number == 0 { String::new() } else { list(&changes) };
         state.apply(changes, planner);
-        let manifests = manifests::load(folder.path(), "here").unwrap();
+        let manifests = manifests::load(folder.path(), ObjectSelection::all("here")).unwrap();
         assert_eq!(state, fresh_state(manifests, settings.clone()), "after a fresh start, {input}");
         if let Some(events) = events_of_api_server(&objects) {
             let state = state.clone().without_locations();

@@ -72,7 +72,7 @@ impl EventLimit {
         limit.admit(reason, note, now)
     }
 
-    /// Forgets the objects without recent Events if the table is full.
+    /// Removes the objects without recent Events if the table is full.
     fn prune(&mut self, now: Instant) {
         let due = self.pruned.is_none_or(|pruned| now >= pruned + PRUNE_INTERVAL);
         if self.objects.len() >= OBJECTS_MAX && due {

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use self::watch::{WatchBackoff, WatchSpec, run_watch};
 use crate::convert::{self, Converted};
+use crate::selection::ObjectSelection;
 
 /// The reasons why no client for the API server can be created.
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +75,10 @@ pub const LOG_FILTER: &str = "kube_client=off,kube_runtime=off";
 const SLICES_OF_THIS_PROXY: &str =
     "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 
-/// Sends all objects of the cluster and then every change, until the receiver is dropped.
-///
-/// `this_node` is the name of the Node of this process.
-pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<SourceEvent>) {
+/// Sends the selected objects of the cluster and then every change, until the receiver is dropped.
+/// Sends no request for resources that are not selected.
+pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sender<SourceEvent>) {
+    let ObjectSelection { resources, this_node } = selection;
     let services = run_watch(
         watcher(
             Api::<ApiService>::all(client.clone()),
@@ -110,7 +111,20 @@ pub async fn watch(client: Client, this_node: Arc<str>, events: mpsc::Sender<Sou
         service_cidrs(),
         &events,
     );
-    tokio::join!(services, slices, node, service_cidrs);
+    let selected = |resource| resources.contains(resource);
+    tokio::join!(
+        run_if(selected(WatchedResource::Services), services),
+        run_if(selected(WatchedResource::EndpointSlices), slices),
+        run_if(selected(WatchedResource::Node), node),
+        run_if(selected(WatchedResource::ServiceCidrs), service_cidrs),
+    );
+}
+
+/// Runs a watch if its resource is selected.
+async fn run_if(selected: bool, watch: impl Future<Output = ()>) {
+    if selected {
+        watch.await;
+    }
 }
 
 /// Converts an API object into the model type `T`.
@@ -206,4 +220,63 @@ pub async fn list(
         events.push(event);
     }
     Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Mutex;
+
+    use lb_model::ResourceSet;
+
+    use super::*;
+
+    /// Answers each request with an empty list, and stores the request line.
+    fn answer(mut stream: TcpStream, requests: &Mutex<Vec<String>>) -> std::io::Result<()> {
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        // The lock is taken after the read: the test must not wait for a further request.
+        let request = lines.next().transpose()?.unwrap_or_default();
+        requests.lock().unwrap().push(request);
+        while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+        let body =
+            r#"{"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": []}"#;
+        let length = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        )
+    }
+
+    #[tokio::test]
+    async fn only_selected_resources_are_requested() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+        let stored = requests.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // The client may close a connection.
+                let _: std::io::Result<()> = answer(stream, &stored);
+            }
+        });
+        let selected = [WatchedResource::Services, WatchedResource::ServiceCidrs];
+        let selection = ObjectSelection { resources: ResourceSet::of(&selected), this_node: "here".into() };
+        let (sender, mut events) = mpsc::channel(16);
+        let client = Client::try_from(Config::new(url.parse().unwrap())).unwrap();
+        tokio::spawn(watch(client, selection, sender));
+        let mut synced = ResourceSet::default();
+        while synced != ResourceSet::of(&selected) {
+            match events.recv().await.unwrap() {
+                SourceEvent::Synced(resource) => synced.insert(resource),
+                // The server does not answer watches, only lists.
+                SourceEvent::Report(_, problems) if problems[0].to_string().contains("cannot watch") => {}
+                unexpected => panic!("{unexpected:?}"),
+            }
+        }
+        let requests = requests.lock().unwrap();
+        let of = |path: &str| requests.iter().filter(|line| line.contains(path)).count();
+        assert!(of("/services?") > 0 && of("/servicecidrs?") > 0, "{requests:?}");
+        assert_eq!(of("/endpointslices?") + of("/nodes?"), 0, "{requests:?}");
+    }
 }

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use k8s_openapi::api::{core, discovery, networking};
 use lb_model::{
     EndpointSlice, ManifestLocation, ObjectName, Problem, ProblemKind, Service, Severity, SourceEvent,
+    WatchedResource,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use serde_path_to_error::{Path, Segment};
 
 use crate::convert::{self, Converted};
+use crate::selection::ObjectSelection;
 
 /// Identifies an object of a manifest folder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,9 +36,8 @@ pub(super) struct ParsedFile {
     pub incomplete: bool,
 }
 
-/// Parses a file: JSON if its extension is `json`, otherwise YAML. `this_node` selects the Node
-/// object, and the local endpoints.
-pub(super) fn parse(file: &Arc<FilePath>, text: &str, this_node: &str) -> ParsedFile {
+/// Parses a file: JSON if its extension is `json`, otherwise YAML.
+pub(super) fn parse(file: &Arc<FilePath>, text: &str, selection: &ObjectSelection) -> ParsedFile {
     let mut parsed = ParsedFile::default();
     let json = file.extension().is_some_and(|extension| extension == "json");
     let documents = if json { vec![(1, 0..text.len())] } else { documents(text) };
@@ -46,7 +47,7 @@ pub(super) fn parse(file: &Arc<FilePath>, text: &str, this_node: &str) -> Parsed
         match value {
             Ok(value) => {
                 let location = location.into();
-                DocumentReader { location, this_node, parsed: &mut parsed }.read(value);
+                DocumentReader { location, selection, parsed: &mut parsed }.read(value);
             }
             Err((line, reason)) => {
                 parsed.incomplete = true;
@@ -132,7 +133,7 @@ fn read_json(document: &str) -> Result<Value, Unreadable> {
 /// Extracts the objects of one document.
 struct DocumentReader<'a> {
     location: Arc<ManifestLocation>,
-    this_node: &'a str,
+    selection: &'a ObjectSelection,
     parsed: &'a mut ParsedFile,
 }
 
@@ -147,6 +148,9 @@ impl DocumentReader<'_> {
             self.read_list(value, &version, item_kind);
             return;
         }
+        if resource_of(&kind).is_some_and(|resource| !self.selection.resources.contains(resource)) {
+            return;
+        }
         match (version.as_str(), kind.as_str()) {
             ("v1", "Service") => self.read_object(value, &kind, |reader, service| {
                 let converted = convert::service(&service);
@@ -156,7 +160,7 @@ impl DocumentReader<'_> {
             }),
             ("v1", "Endpoints") => {
                 self.read_object(value, &kind, |reader, endpoints: core::v1::Endpoints| {
-                    let (slices, problems) = convert::endpoints(&endpoints, reader.this_node);
+                    let (slices, problems) = convert::endpoints(&endpoints, &reader.selection.this_node);
                     reader.report(problems);
                     for (name, slice) in slices {
                         let slice = EndpointSlice { location: Some(reader.location.clone()), ..slice };
@@ -169,7 +173,7 @@ impl DocumentReader<'_> {
             }
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.read_object(value, &kind, |reader, slice: discovery::v1::EndpointSlice| {
-                    let converted = convert::endpoint_slice(&slice, reader.this_node);
+                    let converted = convert::endpoint_slice(&slice, &reader.selection.this_node);
                     reader.add(converted, ObjectKey::EndpointSlice, |location, name, slice| {
                         SourceEvent::EndpointSlice(name, Some(Arc::new(EndpointSlice { location, ..slice })))
                     });
@@ -184,7 +188,7 @@ impl DocumentReader<'_> {
                 });
             }
             ("v1", "Node") => self.read_object(value, &kind, |reader, node: core::v1::Node| {
-                if node.metadata.name.as_deref() == Some(reader.this_node) {
+                if node.metadata.name.as_deref() == Some(&reader.selection.this_node) {
                     reader.add(
                         convert::node(&node),
                         |_| ObjectKey::Node,
@@ -319,6 +323,18 @@ impl DocumentReader<'_> {
     }
 }
 
+/// Returns the resource that is selected to read objects of this kind. Returns `None` for kinds
+/// that no source reads.
+fn resource_of(kind: &str) -> Option<WatchedResource> {
+    Some(match kind {
+        "Service" => WatchedResource::Services,
+        "EndpointSlice" | "Endpoints" => WatchedResource::EndpointSlices,
+        "Node" => WatchedResource::Node,
+        "ServiceCIDR" => WatchedResource::ServiceCidrs,
+        _ => return None,
+    })
+}
+
 /// Returns `namespace/name` of an object that need not be valid, or only the name if its kind has
 /// no namespace.
 fn name_of(value: &Value) -> String {
@@ -369,7 +385,7 @@ mod tests {
 
     /// Parses a file. Returns one line for each object and problem.
     fn read(file: &str, text: &str) -> Vec<String> {
-        let parsed = parse(&FilePath::new(file).into(), text, "here");
+        let parsed = parse(&FilePath::new(file).into(), text, &ObjectSelection::all("here"));
         let objects = parsed.objects.iter().map(|(key, _, location)| format!("{key:?} at {location}"));
         let problems = parsed.problems.iter().map(|problem| problem.to_string());
         objects.chain(problems).map(|line| line.replace("ObjectName(\"", "").replace("\")", "")).collect()
@@ -547,13 +563,14 @@ spec:
             line("spec.ports[2].protocol", &integer(6)),
         ];
         assert_eq!(read("a.yaml", &text(OTHER_PROXY))[1..], expected);
-        let parsed = parse(&FilePath::new("a.yaml").into(), &text(""), "here");
+        let parsed = parse(&FilePath::new("a.yaml").into(), &text(""), &ObjectSelection::all("here"));
         let [(_, SourceEvent::Service(_, Some(service)), _)] = &parsed.objects[..] else {
             panic!("{parsed:?}")
         };
         assert!(service.ports.is_empty());
         assert_eq!(service.source_ranges.v4.as_deref(), Some(&[][..]), "no source is admitted");
-        let parsed = parse(&FilePath::new("a.yaml").into(), &text(OTHER_PROXY), "here");
+        let parsed =
+            parse(&FilePath::new("a.yaml").into(), &text(OTHER_PROXY), &ObjectSelection::all("here"));
         let [(_, SourceEvent::Service(_, Some(service)), _)] = &parsed.objects[..] else {
             panic!("{parsed:?}")
         };

@@ -8,17 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use lb_model::{
-    ManifestLocation, Problem, ProblemKind, ProblemSource, Severity, SourceEvent, WatchedResource,
-};
+use lb_model::{ManifestLocation, Problem, ProblemKind, ProblemSource, Severity, SourceEvent};
 
 use super::document::{ObjectKey, ParsedFile, parse};
 use super::error::ManifestError;
+use crate::selection::ObjectSelection;
 
 /// A manifest folder. [`ManifestFolder::scan`] reads it and returns the changes.
 pub struct ManifestFolder {
     root: PathBuf,
-    this_node: Arc<str>,
+    selection: ObjectSelection,
     files: BTreeMap<Arc<Path>, ManifestFile>,
     /// The objects that exist according to the events returned so far.
     sent: BTreeMap<ObjectKey, SourceEvent>,
@@ -52,11 +51,11 @@ struct FileStamp {
 const STAMP_RELIABLE_AFTER: Duration = Duration::from_secs(1);
 
 impl ManifestFolder {
-    /// `this_node` is the name of the Node of this process.
-    pub fn new(root: PathBuf, this_node: Arc<str>) -> Self {
+    /// Creates a scanner that has read nothing yet.
+    pub fn new(root: PathBuf, selection: ObjectSelection) -> Self {
         Self {
             root,
-            this_node,
+            selection,
             files: BTreeMap::new(),
             sent: BTreeMap::new(),
             reported: BTreeMap::new(),
@@ -96,7 +95,7 @@ impl ManifestFolder {
         events.extend(self.report(reports));
         if !self.synced {
             self.synced = true;
-            events.extend(WatchedResource::ALL.map(SourceEvent::Synced));
+            events.extend(self.selection.resources.iter().map(SourceEvent::Synced));
         }
         Ok(events)
     }
@@ -107,7 +106,7 @@ impl ManifestFolder {
             return Ok(());
         }
         let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
-        let ParsedFile { objects, problems, incomplete } = parse(path, &text, &self.this_node);
+        let ParsedFile { objects, problems, incomplete } = parse(path, &text, &self.selection);
         let mut file = ManifestFile { stamp, problems, ..ManifestFile::default() };
         for (key, event, location) in objects {
             match file.objects.get(&key) {
@@ -272,6 +271,8 @@ fn unreadable(path: &Path, error: &io::Error) -> Problem {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use lb_model::{ResourceSet, WatchedResource};
+
     use super::*;
 
     fn service(name: &str, ip: &str) -> String {
@@ -289,8 +290,14 @@ mod tests {
 
     impl Case {
         fn new() -> Self {
+            Self::with(ResourceSet::ALL)
+        }
+
+        /// Selects only these resources.
+        fn with(resources: ResourceSet) -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let scanner = ManifestFolder::new(folder.path().to_owned(), "here".into());
+            let selection = ObjectSelection { resources, this_node: "here".into() };
+            let scanner = ManifestFolder::new(folder.path().to_owned(), selection);
             Self { folder, scanner }
         }
 
@@ -328,6 +335,31 @@ mod tests {
         let mut case = Case::new();
         assert_eq!(case.scanner.scan().unwrap(), WatchedResource::ALL.map(SourceEvent::Synced));
         assert_eq!(case.scanner.scan().unwrap(), []);
+    }
+
+    #[test]
+    fn objects_that_are_not_selected_are_ignored_with_their_problems() {
+        let mut case = Case::with(ResourceSet::of(&[WatchedResource::Services]));
+        let ignored = "\
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a-1}, addressType: IPX}
+---
+{apiVersion: discovery.k8s.io/v1beta1, kind: EndpointSlice}
+---
+{apiVersion: v1, kind: Endpoints, metadata: {name: a}, subsets: 5}
+---
+{apiVersion: v1, kind: Node, metadata: {name: here}}
+---
+{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: a}, spec: {cidrs: [x]}}
+";
+        case.write("a.yaml", &format!("{}{ignored}", service("a", "10.0.0.1")));
+        let events = case.scanner.scan().unwrap();
+        assert!(
+            matches!(&events[..], [SourceEvent::Service(..), SourceEvent::Synced(WatchedResource::Services)]),
+            "{events:?}"
+        );
+        case.write("b.yaml", ignored);
+        assert_eq!(case.scan(), [""; 0]);
     }
 
     #[test]
@@ -435,7 +467,8 @@ mod tests {
     #[test]
     fn a_folder_that_does_not_exist_is_an_error_at_start() {
         let folder = tempfile::tempdir().unwrap();
-        let error = ManifestFolder::new(folder.path().join("none"), "here".into()).scan().unwrap_err();
+        let error =
+            ManifestFolder::new(folder.path().join("none"), ObjectSelection::all("here")).scan().unwrap_err();
         assert!(error.to_string().contains("/none cannot be read: "), "{error}");
     }
 }

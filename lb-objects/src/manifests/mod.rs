@@ -1,8 +1,9 @@
 //! Reads objects from a folder of ordinary Kubernetes YAML and JSON files.
 //!
 //! Files are `*.yaml`, `*.yml` and `*.json` in the folder and its subfolders. A file can contain
-//! several documents and `List` objects. Services, EndpointSlices, Endpoints, ServiceCIDRs and the
-//! Node of this process are used; objects of other kinds, such as Deployments, are ignored.
+//! several documents and `List` objects. The selected objects among Services, EndpointSlices,
+//! Endpoints, ServiceCIDRs and the Node of this process are used. Objects of other kinds, such as
+//! Deployments, are ignored.
 //!
 //! The folder is watched for changes. A file that becomes unreadable or invalid is reported, and
 //! its previous objects stay in effect.
@@ -12,7 +13,6 @@ mod error;
 mod folder;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use lb_model::SourceEvent;
@@ -24,6 +24,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 pub use error::ManifestError;
 pub use folder::ManifestFolder;
 
+use crate::selection::ObjectSelection;
+
 /// A scan waits until no change has occurred for this time, because editors write a file in several
 /// steps.
 const QUIET_PERIOD: Duration = Duration::from_millis(50);
@@ -33,22 +35,21 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 /// systems, nor changes of targets of symbolic links outside the folder.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Reads the folder once. Returns an event for each object and then the `Synced` events.
-/// `this_node` is the name of the Node of this process.
+/// Reads the folder once. Returns an event for each selected object and then the `Synced` events.
 ///
 /// # Errors
 /// Fails if the folder itself cannot be read. Unreadable files are reported in the events.
-pub fn load(root: &Path, this_node: &str) -> Result<Vec<SourceEvent>, ManifestError> {
-    ManifestFolder::new(root.to_owned(), this_node.into()).scan()
+pub fn load(root: &Path, selection: ObjectSelection) -> Result<Vec<SourceEvent>, ManifestError> {
+    ManifestFolder::new(root.to_owned(), selection).scan()
 }
 
-/// Sends all objects of the folder and then every change, until the receiver is dropped.
+/// Sends the selected objects of the folder and then every change, until the receiver is dropped.
 ///
 /// # Errors
 /// Fails if the folder cannot be read at the start, or if the kernel cannot watch it.
 pub async fn watch(
     root: PathBuf,
-    this_node: Arc<str>,
+    selection: ObjectSelection,
     events: mpsc::Sender<SourceEvent>,
 ) -> Result<(), ManifestError> {
     let (changed, mut changes) = mpsc::channel(1);
@@ -68,7 +69,7 @@ pub async fn watch(
         _ => ManifestError::Watch { path: root.clone(), source },
     })?;
 
-    let mut folder = ManifestFolder::new(root, this_node);
+    let mut folder = ManifestFolder::new(root, selection);
     loop {
         let scanned = tokio::task::spawn_blocking(move || {
             let events = folder.scan();
@@ -131,7 +132,7 @@ mod tests {
             format!("{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{clusterIP: {ip}}}}}")
         };
         let (sender, mut events) = mpsc::channel(16);
-        let watcher = tokio::spawn(watch(folder.path().to_owned(), "here".into(), sender));
+        let watcher = tokio::spawn(watch(folder.path().to_owned(), ObjectSelection::all("here"), sender));
         for resource in WatchedResource::ALL {
             assert_eq!(next(&mut events).await, SourceEvent::Synced(resource));
         }
@@ -156,7 +157,8 @@ mod tests {
     async fn a_folder_that_does_not_exist_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let (sender, _events) = mpsc::channel(1);
-        let error = watch(folder.path().join("none"), "here".into(), sender).await.unwrap_err();
+        let error =
+            watch(folder.path().join("none"), ObjectSelection::all("here"), sender).await.unwrap_err();
         assert!(matches!(error, ManifestError::Folder { .. }), "{error:?}");
     }
 }

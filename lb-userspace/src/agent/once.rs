@@ -1,4 +1,4 @@
-//! Writes once what an agent would write: for `lb explain --manifests`.
+//! Writes the entries of an agent once, for `lb explain --manifests`.
 
 use std::io;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use lb_datapath::Datapath;
 use lb_datapath::apply::{Engine, ReferencedIds};
-use lb_objects::manifests;
+use lb_objects::{ObjectSelection, manifests};
 use lb_plan::Planner;
 
 use super::desired_host::{DesiredHost, device_choices};
@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::node::namespaces::follow::{Visitor, follow};
 use crate::node::watch;
 
-/// What was written.
+/// The result of [`write`].
 pub struct Written {
     /// Interface indices of the devices that an agent would attach to.
     pub devices: Vec<u32>,
@@ -29,7 +29,7 @@ pub struct Written {
 /// Writes the entries for the manifests in `folder` and for this host to the maps of privately
 /// loaded programs.
 pub async fn write(datapath: &Datapath, config: &Config, folder: &Path) -> Result<Written, AgentError> {
-    let events = manifests::load(folder, &config.node_name)?;
+    let events = manifests::load(folder, ObjectSelection::all(config.node_name.as_str()))?;
     let now = Instant::now();
     let engine = Engine::adopt(datapath.tables()?, &ReferencedIds::default(), GRACE, now)
         .map_err(|error| AgentError::Adopt(error.into()))?;

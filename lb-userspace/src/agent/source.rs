@@ -1,8 +1,7 @@
 //! The source of Kubernetes objects: the API server, or a folder of manifests.
 
-use std::sync::Arc;
-
 use lb_model::SourceEvent;
+use lb_objects::ObjectSelection;
 use lb_objects::kubernetes;
 use lb_objects::kubernetes::events::EventRecorder;
 use lb_objects::manifests::{self, ManifestError};
@@ -29,13 +28,13 @@ impl Source {
     /// Starts the configured source as a task of the runtime.
     pub async fn start(config: &Config) -> Result<Self, AgentError> {
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
-        let node_name: Arc<str> = config.node_name.as_str().into();
+        let selection = ObjectSelection::all(config.node_name.as_str());
         let Some(folder) = config.manifests.clone() else {
             let client = kubernetes::connect(config.kubeconfig.as_deref()).await?;
             info!("reading Services from the Kubernetes API");
-            let recorder = EventRecorder::start(client.clone(), &node_name);
+            let recorder = EventRecorder::start(client.clone(), &selection.this_node);
             let task = tokio::spawn(async move {
-                kubernetes::watch(client, node_name, sender).await;
+                kubernetes::watch(client, selection, sender).await;
                 Ok(())
             });
             return Ok(Self { events, task, recorder: Some(recorder) });
@@ -44,7 +43,7 @@ impl Source {
         // A wrong folder is reported before programs are loaded. Later errors end the main loop.
         std::fs::read_dir(&folder)
             .map_err(|source| ManifestError::Folder { path: folder.clone(), source })?;
-        let task = tokio::spawn(async move { Ok(manifests::watch(folder, node_name, sender).await?) });
+        let task = tokio::spawn(async move { Ok(manifests::watch(folder, selection, sender).await?) });
         Ok(Self { events, task, recorder: None })
     }
 }
