@@ -1,7 +1,7 @@
 //! Checks the packets that `lb explain` builds with the dissector, which shares no code with it.
 
 use lb_testbed::packet::{Link, dissect, render, verify};
-use lb_userspace::probe::packet::{AddressArg, Packet, PacketProtocol};
+use lb_userspace::probe::packet::{AddressArg, PacketProtocol, ProbePacket};
 
 const PROTOCOLS: [PacketProtocol; 4] =
     [PacketProtocol::Tcp, PacketProtocol::Udp, PacketProtocol::Sctp, PacketProtocol::Icmp];
@@ -9,7 +9,7 @@ const PROTOCOLS: [PacketProtocol; 4] =
 fn frame(protocol: PacketProtocol, source: &str, destination: &str) -> Vec<u8> {
     let argument = |text: &str, port| AddressArg { ip: text.parse().unwrap(), port };
     let ports = if protocol == PacketProtocol::Icmp { [None; 2] } else { [Some(5000), Some(80)] };
-    Packet::new(protocol, argument(source, ports[0]), argument(destination, ports[1])).unwrap().build()
+    ProbePacket::new(protocol, argument(source, ports[0]), argument(destination, ports[1])).unwrap().build()
 }
 
 #[test]

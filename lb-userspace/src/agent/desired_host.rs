@@ -1,5 +1,5 @@
-//! What the host maps shall contain, and which devices programs shall be attached to: from the
-//! state of this host, the settings and the API objects. Pure.
+//! Computes the desired content of the host maps, and the devices to attach programs to. The input
+//! is the state of this host, the settings and the API objects. Pure.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,8 +20,8 @@ use crate::node::namespaces::follow::NamespaceAddresses;
 pub struct DesiredHost {
     /// Devices to attach to, by interface index.
     pub attachments: BTreeMap<u32, DeviceChoice>,
-    /// By interface index. The flag [`lb_common::layout::device_flags::XDP_TARGET`] is missing: it
-    /// depends on whether attaching XDP succeeds.
+    /// By interface index. They lack the flag [`lb_common::layout::device_flags::XDP_TARGET`],
+    /// which depends on whether attaching XDP succeeds.
     pub devices: BTreeMap<u32, Device>,
     /// MAC addresses, by interface index.
     pub links: BTreeMap<u32, LinkAddress>,

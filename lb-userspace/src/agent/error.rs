@@ -1,4 +1,4 @@
-//! Why the agent cannot start or continue.
+//! The reasons why the agent cannot start or continue.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use crate::node::NodeError;
 use crate::preflight::PreflightError;
 use crate::serve::BindError;
 
-/// Why the agent cannot start or continue.
+/// A reason why the agent cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     #[error(transparent)]
@@ -32,7 +32,7 @@ pub enum AgentError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Attach(#[from] AttachError),
-    #[error("the kernel refuses the programs for packets, and those for sockets if they are wanted")]
+    #[error("the kernel refuses the programs for packets, and no socket program can be attached")]
     NothingServes,
     #[error("cannot read the maps of an earlier agent")]
     Adopt(#[source] Box<dyn std::error::Error + Send + Sync>),

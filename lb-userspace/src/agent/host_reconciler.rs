@@ -130,7 +130,7 @@ impl HostReconciler {
         self.write_namespaces(desired, host, &mut round);
         self.detach(desired, host, &mut round);
         self.attach(desired, host, &mut round);
-        // Attaching decided on which devices XDP runs.
+        // Attaching has shown on which devices XDP runs.
         self.write_devices(desired, host, &mut round);
         self.failed = round.failing;
         round.changes

@@ -22,7 +22,7 @@ pub fn start(filter: &LogFilter, format: LogFormat) {
         }
     };
     if result.is_err() {
-        tracing::debug!("the log has been set up before");
+        tracing::debug!("the log is set up already");
     }
 }
 

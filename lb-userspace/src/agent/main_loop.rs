@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::desired_host::{DesiredHost, device_choices};
 use super::error::AgentError;
 use super::host_reconciler::{HostChange, HostReconciler};
-use super::reconciler::{Outcome, Reconciler};
+use super::reconciler::{ReconcileOutcome, Reconciler};
 use super::stop::Stop;
 use crate::config::{Config, TerminateSockets};
 use crate::node::NodeState;
@@ -25,7 +25,7 @@ use crate::node::devices::{DeviceChoice, Hooks};
 use crate::node::namespaces::follow::Follower;
 use crate::serve::{Metrics, Progress, ServiceHealth, State};
 
-/// Period of retries, of health updates and of metrics.
+/// The period of retries and of updates of health and metrics.
 const TICK: Duration = Duration::from_secs(1);
 /// The flow table is read this often.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -193,7 +193,7 @@ impl MainLoop<'_> {
 
     /// Closes sockets that are connected to removed endpoints. After the initial sync this includes
     /// endpoints that were removed while no agent ran.
-    fn close_stale_sockets(&self, outcome: &Outcome) {
+    fn close_stale_sockets(&self, outcome: &ReconcileOutcome) {
         let lost = match self.config.terminate_sockets {
             TerminateSockets::None => return,
             TerminateSockets::Udp => outcome.lost.contains(&Protocol::Udp),
@@ -204,14 +204,14 @@ impl MainLoop<'_> {
         }
     }
 
-    /// Reads the flow table, and lets the engine reuse the ids that no connection names any more.
+    /// Reads the flow table, and lets the engine reuse ids to which no connection refers any more.
     fn sweep(&mut self) {
         let started = Instant::now();
         match self.datapath.flow_usage(monotonic_ns()) {
             Ok(usage) => {
                 self.reconciler.swept(started, &usage.referenced);
                 self.metrics.set_flows(usage.open, usage.half_open);
-                debug!(open = usage.open, half_open = usage.half_open, "the flow table was read");
+                debug!(open = usage.open, half_open = usage.half_open, "read the flow table");
             }
             Err(error) => {
                 warn!("cannot read the flow table, trying again in {} s: {error}", SWEEP.as_secs());
@@ -219,7 +219,7 @@ impl MainLoop<'_> {
         }
     }
 
-    fn log_outcome(&self, outcome: &Outcome) {
+    fn log_outcome(&self, outcome: &ReconcileOutcome) {
         for problem in &outcome.changes.raised {
             self.report_problem(problem);
         }

@@ -4,17 +4,17 @@
 //! ```text
 //! source ─ events ─► Reconciler (planner, engine) ─► service maps
 //! node ─ devices, addresses, namespaces ─► HostReconciler ─► attachments, host maps
-//! clock ─► retries, flow sweeps          all of it ─► log, /healthz
+//! clock ─► retries, flow sweeps          all three ─► log, /healthz
 //! ```
 //!
 //! * `run`: starts everything in order, then runs the `main_loop`.
 //! * `source`: the API server or a folder of manifests, as a channel of events.
 //! * `reconciler`: service maps. `host_reconciler`: maps about this host, and attachments.
-//! * `desired_host`: what the host maps shall contain, as pure functions. `host_tables`: writes it.
+//! * `desired_host`: pure functions that compute the desired host maps. `host_tables`: writes them.
 //! * `stale_sockets`: closes sockets that are connected to removed endpoints.
 //! * [`once`]: writes everything once, without a loop, for `lb explain --manifests`.
 //!
-//! **Invariant:** when this process ends, for whatever reason, the data path stays as it is.
+//! **Invariant:** the data path stays as it is when this process ends, for whatever reason.
 
 mod desired_host;
 mod error;

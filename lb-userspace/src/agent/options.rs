@@ -1,14 +1,14 @@
-//! Options of the data path and of the planner, as they follow from the settings.
+//! Derives the options of the data path and of the planner from the settings.
 
 use std::time::Duration;
 
 use lb_datapath::LoadOptions;
 use lb_plan::PlannerSettings;
 
-use crate::config::{Config, DatapathLog, ExternalIps, SocketHooks};
+use crate::config::{Config, DatapathLogLevel, ExternalIps, SocketHooks};
 
-/// Map entries that nothing refers to any more are reused after this time. It is longer than the
-/// kernel programs work on one packet.
+/// Map entries without references are reused after this time. No kernel program works on one packet
+/// for so long.
 pub const GRACE: Duration = Duration::from_secs(2);
 
 /// For how long XDP sends packets to a neighbour before the kernel checks it, in milliseconds.
@@ -18,16 +18,16 @@ const NEIGHBOUR_CHECK_MS: u32 = 1_000;
 pub fn load_options(config: &Config) -> LoadOptions {
     let ports = &config.snat_ports.0;
     LoadOptions {
-        sizes: config.maps.map_sizes(),
+        sizes: config.maps.0,
         snat_ports: (*ports.start(), *ports.end()),
         flow_timeouts: config.flow_timeouts.seconds(),
         log_level: match config.datapath_log {
-            DatapathLog::Off => 0,
-            DatapathLog::Error => 1,
-            DatapathLog::Warn => 2,
-            DatapathLog::Info => 3,
-            DatapathLog::Debug => 4,
-            DatapathLog::Trace => 5,
+            DatapathLogLevel::Off => 0,
+            DatapathLogLevel::Error => 1,
+            DatapathLogLevel::Warn => 2,
+            DatapathLogLevel::Info => 3,
+            DatapathLogLevel::Debug => 4,
+            DatapathLogLevel::Trace => 5,
         },
         tc_attach: config.tc_attach.into(),
         protect_node_ports: config.protect_node_ports,

@@ -1,7 +1,7 @@
 //! Applies events to the service maps: the planner computes the entries, the engine writes them.
 //!
 //! It has no I/O except the maps, and no clock: the main loop passes events and the time, and logs
-//! the [`Outcome`].
+//! the [`ReconcileOutcome`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -29,9 +29,9 @@ struct FailedWrite {
     message: String,
 }
 
-/// What a batch of events or a tick changed.
+/// The changes that a batch of events or a tick caused.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub struct ReconcileOutcome {
     /// The changes of the desired state. They are written, unless `failed` or an earlier outcome
     /// reports a failure.
     pub changes: Changes,
@@ -53,7 +53,7 @@ impl<T: Tables> Reconciler<T> {
     }
 
     /// Applies events to the maps.
-    pub fn apply(&mut self, events: impl IntoIterator<Item = SourceEvent>, now: Instant) -> Outcome {
+    pub fn apply(&mut self, events: impl IntoIterator<Item = SourceEvent>, now: Instant) -> ReconcileOutcome {
         let changes = self.planner.update(events);
         let mut errors = Vec::new();
         // Remove before adding: removal frees slots and addresses that the additions may need.
@@ -69,15 +69,20 @@ impl<T: Tables> Reconciler<T> {
             errors.extend(self.engine.tick(now));
         }
         let (failed, recovered) = self.record_failures(errors, now);
-        Outcome { changes, failed, recovered, lost: self.engine.take_protocols_with_lost_endpoints() }
+        ReconcileOutcome {
+            changes,
+            failed,
+            recovered,
+            lost: self.engine.take_protocols_with_lost_endpoints(),
+        }
     }
 
     /// Repeats failed writes, and frees entries whose grace period is over. To be called about once
     /// a second.
-    pub fn tick(&mut self, now: Instant) -> Outcome {
+    pub fn tick(&mut self, now: Instant) -> ReconcileOutcome {
         let errors = self.engine.tick(now);
         let (failed, recovered) = self.record_failures(errors, now);
-        Outcome {
+        ReconcileOutcome {
             changes: Changes::default(),
             failed,
             recovered,
@@ -277,7 +282,7 @@ mod tests {
         assert_eq!(agent.pending().unwrap().since, now);
 
         let later = now + Duration::from_secs(5);
-        assert_eq!(agent.tick(later), Outcome::default());
+        assert_eq!(agent.tick(later), ReconcileOutcome::default());
         assert_eq!(agent.pending().unwrap().since, now);
 
         // The Service is deleted: nothing is left to be written.

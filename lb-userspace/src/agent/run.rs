@@ -24,7 +24,7 @@ use super::reconciler::Reconciler;
 use super::source::Source;
 use super::stale_sockets::StaleSockets;
 use super::stop::Stop;
-use crate::config::{Config, DatapathLog, SocketHooks, TerminateSockets};
+use crate::config::{Config, DatapathLogLevel, SocketHooks, TerminateSockets};
 use crate::node;
 use crate::node::namespaces::follow::{Follower, follow};
 use crate::node::sysctl::{Change, Sysctls};
@@ -102,7 +102,7 @@ fn load(config: &Config) -> Result<Datapath, LoadError> {
     info!(
         kernel = features.kernel,
         pins = %pins.root().display(),
-        map_memory_mib = config.maps.map_sizes().memory() >> 20,
+        map_memory_mib = config.maps.0.memory() >> 20,
         seconds = started.elapsed().as_secs_f32(),
         "loaded the kernel programs"
     );
@@ -112,7 +112,7 @@ fn load(config: &Config) -> Result<Datapath, LoadError> {
     for missing in features.missing() {
         warn!("this kernel has {missing}");
     }
-    if config.datapath_log != DatapathLog::Off {
+    if config.datapath_log != DatapathLogLevel::Off {
         logging::follow_datapath(datapath.take_log()?);
     }
     Ok(datapath)

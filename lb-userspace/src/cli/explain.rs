@@ -24,10 +24,10 @@ use crate::agent::{AgentError, once};
 use crate::config::{Config, Machine, SettingsError, SocketHooks, read_settings};
 use crate::node::{NodeError, route};
 use crate::preflight::{self, PreflightError};
-use crate::probe::origin::{Device, Hook, NodeState, Origin, OriginError, OriginOption};
-use crate::probe::packet::{AddressArg, Packet, PacketError, PacketProtocol};
+use crate::probe::origin::{Hook, Origin, OriginDevice, OriginError, OriginFacts, OriginOption};
+use crate::probe::packet::{AddressArg, PacketError, PacketProtocol, ProbePacket};
 use crate::view::explain::{Explanation, ExplanationFormat, Observation, explain};
-use crate::view::{Backends, OutputError};
+use crate::view::{BackendsById, OutputError};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -156,8 +156,8 @@ struct RecordingDatapath {
 
 impl ExplainArgs {
     /// Returns the packet to explain.
-    pub fn packet(&self) -> Result<Packet, PacketError> {
-        Packet::new(self.protocol, self.source, self.destination)
+    pub fn packet(&self) -> Result<ProbePacket, PacketError> {
+        ProbePacket::new(self.protocol, self.source, self.destination)
     }
 
     /// Returns the text for standard output and the warnings for standard error.
@@ -223,9 +223,9 @@ impl RecordingDatapath {
     /// Reads the state of the node from the maps and the kernel.
     async fn node_state(
         &self,
-        packet: &Packet,
+        packet: &ProbePacket,
         option: Option<&OriginOption>,
-    ) -> Result<NodeState, ExplainError> {
+    ) -> Result<OriginFacts, ExplainError> {
         let maps = self.datapath.maps();
         let source = packet.source.ip();
         let mut local_endpoints = HashSet::new();
@@ -247,11 +247,12 @@ impl RecordingDatapath {
         // Devices with programs come first, in the order in which they were created.
         let others = [route_device, named_device].into_iter().flatten();
         let others = others.filter(|index| !self.attached.contains(index));
-        let device = |ifindex, attached| device_name(ifindex).map(|name| Device { ifindex, name, attached });
+        let device =
+            |ifindex, attached| device_name(ifindex).map(|name| OriginDevice { ifindex, name, attached });
         let devices = self.attached.iter().filter_map(|index| device(*index, true));
         let devices = devices.chain(others.filter_map(|index| device(index, false))).collect();
         let socket_hooks = self.socket_hooks;
-        Ok(NodeState {
+        Ok(OriginFacts {
             netns_cookie,
             socket_hooks,
             addresses,
@@ -277,9 +278,9 @@ impl RecordingDatapath {
     /// Runs the packet through the programs and explains the result.
     fn explain(
         &self,
-        packet: &Packet,
+        packet: &ProbePacket,
         origin: &Origin,
-        node: &NodeState,
+        node: &OriginFacts,
         repeat: u32,
     ) -> Result<Explanation, ExplainError> {
         let frame = packet.build();
@@ -302,7 +303,7 @@ impl RecordingDatapath {
         let family = IpFamily::of(&packet.source.ip());
         let read = || {
             let names = maps.service_names()?.into_iter().collect();
-            let backends: Backends =
+            let backends: BackendsById =
                 maps.backends(family)?.into_iter().map(|(id, entry)| ((family, id), entry)).collect();
             Ok((names, backends, maps.slots(record.slot_base, record.slot_count)?))
         };

@@ -13,8 +13,8 @@ use lb_model::IpFamily;
 use super::pin_args::PinArgs;
 use crate::preflight::{self, PreflightError};
 use crate::view::{
-    Backends, Names, OutputError, OutputFormat, Row, ServiceFilter, ServiceTables, Slots, SourceRanges,
-    affinity_rows, backend_rows, flow_rows, render, service_rows,
+    BackendsById, Names, OutputError, OutputFormat, Row, ServiceEntries, ServiceFilter, Slots,
+    SourceRangesById, affinity_rows, backend_rows, flow_rows, render, service_rows,
 };
 
 #[derive(Debug, Subcommand)]
@@ -95,7 +95,7 @@ impl Get {
     }
 }
 
-fn service_tables(maps: &Maps) -> io::Result<ServiceTables> {
+fn service_tables(maps: &Maps) -> io::Result<ServiceEntries> {
     let services = maps.services()?;
     let mut slots = Slots::new();
     for (_, service) in &services {
@@ -108,18 +108,18 @@ fn service_tables(maps: &Maps) -> io::Result<ServiceTables> {
             }
         }
     }
-    let mut source_ranges = SourceRanges::new();
+    let mut source_ranges = SourceRangesById::new();
     for (service_id, network) in maps.source_ranges()? {
         source_ranges.entry(service_id).or_default().push(network);
     }
-    Ok(ServiceTables { services, names: names(maps)?, slots, backends: backends(maps)?, source_ranges })
+    Ok(ServiceEntries { services, names: names(maps)?, slots, backends: backends(maps)?, source_ranges })
 }
 
 fn names(maps: &Maps) -> io::Result<Names> {
     Ok(maps.service_names()?.into_iter().collect())
 }
 
-fn backends(maps: &Maps) -> io::Result<Backends> {
+fn backends(maps: &Maps) -> io::Result<BackendsById> {
     let mut backends = HashMap::new();
     for family in IpFamily::BOTH {
         backends.extend(maps.backends(family)?.into_iter().map(|(id, entry)| ((family, id), entry)));

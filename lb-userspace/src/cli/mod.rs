@@ -258,7 +258,7 @@ mod tests {
         let settings = settings(&["lb", "agent", &config, "--mode=tc"]);
         assert_eq!(settings.mode, AttachMode::Tc);
         assert_eq!(settings.node_name, "from-file");
-        assert_eq!(settings.maps.max_slots, 4096);
+        assert_eq!(settings.maps.0.max_slots, 4096);
 
         let text = printed(&["lb", "agent", &config, "--mode=tc", "--print-config"]);
         assert!(text.contains("\nmode: tc  # flag --mode\n"), "{text}");

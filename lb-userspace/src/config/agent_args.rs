@@ -9,7 +9,6 @@ use super::file::{ConfigFile, FileError};
 use super::machine::Machine;
 use super::schema::GENERAL;
 use super::settings::Config;
-use super::sizes::SizeFlags;
 
 #[derive(Debug, Args)]
 #[command(after_help = AGENT_EXAMPLES)]
@@ -92,20 +91,15 @@ pub fn agent_of(command: &clap::Command) -> clap::Command {
     command.find_subcommand("agent").cloned().unwrap_or_default()
 }
 
-/// Adds defaults and help texts that depend on the machine to the subcommand `agent`.
+/// Adds the defaults that depend on the machine to the subcommand `agent`.
 pub fn with_machine(command: clap::Command, machine: &Machine) -> clap::Command {
     command.mut_subcommand("agent", |agent| {
-        with_machine_defaults(SizeFlags::with_memory_in_help(agent), machine)
-    })
-}
-
-/// Sets the defaults that depend on the machine.
-fn with_machine_defaults(agent: clap::Command, machine: &Machine) -> clap::Command {
-    // mut_args() keeps the order of the arguments, mut_arg() does not.
-    agent.mut_args(|arg| match (arg.get_id().as_str(), &machine.cgroup_root) {
-        ("node_name", _) => arg.default_value(machine.host_name.clone()),
-        ("cgroup", Some(root)) => arg.default_value(root.as_os_str().to_owned()),
-        _ => arg,
+        // mut_args() keeps the order of the arguments, mut_arg() does not.
+        agent.mut_args(|arg| match (arg.get_id().as_str(), &machine.cgroup_root) {
+            ("node_name", _) => arg.default_value(machine.host_name.clone()),
+            ("cgroup", Some(root)) => arg.default_value(root.as_os_str().to_owned()),
+            _ => arg,
+        })
     })
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::sizes::SizeFlags;
 use super::values::{
-    Cidrs, DatapathLog, DefaultAlgorithm, ExternalIps, FlowTimeoutList, LogFilter, LogFormat, PortRange,
+    Cidrs, DatapathLogLevel, DefaultAlgorithm, ExternalIps, FlowTimeoutList, LogFilter, LogFormat, PortRange,
     SocketHooks, TcAttachMode, TerminateSockets,
 };
 use crate::node::addresses::NodePortAddresses;
@@ -316,7 +316,7 @@ pub struct Config {
         default_value = "off",
         help_heading = "Operation"
     )]
-    pub datapath_log: DatapathLog,
+    pub datapath_log: DatapathLogLevel,
 
     #[command(flatten)]
     pub maps: SizeFlags,

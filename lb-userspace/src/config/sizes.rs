@@ -1,147 +1,151 @@
 //! The flags for the sizes of the BPF maps.
 
+use clap::error::ErrorKind;
+use clap::{Arg, ArgMatches, Command};
 use lb_datapath::{MapSizes, mebibytes};
 
-/// The capacity of each map, in entries. If there is one map for each IP family, both have this
-/// size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
-pub struct SizeFlags {
-    /// Capacity for Service addresses and Service ports. A Service has one address for each port,
-    /// IP family and kind (ClusterIP, NodePort, …)
-    #[arg(
-        long,
-        env = "SLUICE_MAX_SERVICES",
-        value_name = "N",
-        default_value_t = 65_536,
-        value_parser = size(),
-        help_heading = "Map sizes"
-    )]
-    pub max_services: u32,
+/// The flags `--max-services` to `--max-affinity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SizeFlags(pub MapSizes);
 
-    /// Capacity for slots: one for each endpoint, for each Service port, traffic policy and IP
-    /// family
-    ///
-    /// Reserve twice as many: while endpoints change, old and new slots exist together.
-    #[arg(
-        long,
-        env = "SLUICE_MAX_SLOTS",
-        value_name = "N",
-        default_value_t = 1_048_576,
-        value_parser = size(),
-        help_heading = "Map sizes"
-    )]
-    pub max_slots: u32,
-
-    /// Capacity for endpoints of Service ports
-    #[arg(
-        long,
-        env = "SLUICE_MAX_BACKENDS",
-        value_name = "N",
-        default_value_t = 262_144,
-        value_parser = size(),
-        help_heading = "Map sizes"
-    )]
-    pub max_backends: u32,
-
-    /// Capacity for connections that are translated packet by packet
-    #[arg(
-        long,
-        env = "SLUICE_MAX_FLOWS",
-        value_name = "N",
-        default_value_t = 131_072,
-        value_parser = size(),
-        help_heading = "Map sizes"
-    )]
-    pub max_flows: u32,
-
-    /// Capacity for fragmented datagrams that have not arrived completely
-    #[arg(
-        long,
-        env = "SLUICE_MAX_FRAGMENTS",
-        value_name = "N",
-        default_value_t = 8_192,
-        value_parser = size(),
-        help_heading = "Map sizes"
-    )]
-    pub max_fragments: u32,
-
-    /// Capacity for Service addresses that unconnected UDP sockets use, two entries for each
-    #[arg(
-        long,
-        env = "SLUICE_MAX_SOCKET_PEERS",
-        value_name = "N",
-        default_value_t = 65_536,
-        value_parser = size(),
-        help_heading = "Map sizes"
-    )]
-    pub max_socket_peers: u32,
-
-    /// Capacity for networks in the loadBalancerSourceRanges of all Service ports
-    ///
-    /// While they change, old and new networks exist together.
-    #[arg(
-        long,
-        env = "SLUICE_MAX_SOURCE_RANGES",
-        value_name = "N",
-        default_value_t = 65_536,
-        value_parser = size(),
-        help_heading = "Map sizes"
-    )]
-    pub max_source_ranges: u32,
-
-    /// Capacity for clients of Service ports with session affinity, for both IP families together
-    ///
-    /// If the map is full, the least recently used clients are removed.
-    #[arg(
-        long,
-        env = "SLUICE_MAX_AFFINITY",
-        value_name = "N",
-        default_value_t = 65_536,
-        value_parser = size(),
-        help_heading = "Map sizes"
-    )]
-    pub max_affinity: u32,
+/// The flag for one field of [`MapSizes`].
+struct SizeFlag {
+    /// The name of the field.
+    id: &'static str,
+    long: &'static str,
+    env: &'static str,
+    /// The default, in entries.
+    default: u32,
+    help: &'static str,
+    /// The rest of the long help.
+    details: Option<&'static str>,
 }
+
+const FLAGS: [SizeFlag; 8] = [
+    SizeFlag {
+        id: "max_services",
+        long: "max-services",
+        env: "SLUICE_MAX_SERVICES",
+        default: 65_536,
+        help: "Capacity for Service addresses and Service ports. A Service has one address for \
+               each port, IP family and kind (ClusterIP, NodePort, …)",
+        details: None,
+    },
+    SizeFlag {
+        id: "max_slots",
+        long: "max-slots",
+        env: "SLUICE_MAX_SLOTS",
+        default: 1_048_576,
+        help: "Capacity for slots: one for each endpoint, for each Service port, traffic policy \
+               and IP family",
+        details: Some("Reserve twice as many: while endpoints change, old and new slots exist together."),
+    },
+    SizeFlag {
+        id: "max_backends",
+        long: "max-backends",
+        env: "SLUICE_MAX_BACKENDS",
+        default: 262_144,
+        help: "Capacity for endpoints of Service ports",
+        details: None,
+    },
+    SizeFlag {
+        id: "max_flows",
+        long: "max-flows",
+        env: "SLUICE_MAX_FLOWS",
+        default: 131_072,
+        help: "Capacity for connections that are translated packet by packet",
+        details: None,
+    },
+    SizeFlag {
+        id: "max_fragments",
+        long: "max-fragments",
+        env: "SLUICE_MAX_FRAGMENTS",
+        default: 8_192,
+        help: "Capacity for fragmented datagrams that have not arrived completely",
+        details: None,
+    },
+    SizeFlag {
+        id: "max_socket_peers",
+        long: "max-socket-peers",
+        env: "SLUICE_MAX_SOCKET_PEERS",
+        default: 65_536,
+        help: "Capacity for Service addresses that unconnected UDP sockets use, two entries for each",
+        details: None,
+    },
+    SizeFlag {
+        id: "max_source_ranges",
+        long: "max-source-ranges",
+        env: "SLUICE_MAX_SOURCE_RANGES",
+        default: 65_536,
+        help: "Capacity for networks in the loadBalancerSourceRanges of all Service ports",
+        details: Some("While they change, old and new networks exist together."),
+    },
+    SizeFlag {
+        id: "max_affinity",
+        long: "max-affinity",
+        env: "SLUICE_MAX_AFFINITY",
+        default: 65_536,
+        help: "Capacity for clients of Service ports with session affinity, for both IP families \
+               together",
+        details: Some("If the map is full, the least recently used clients are removed."),
+    },
+];
 
 /// Accepts 16 to 16 million entries. 16 million flows need about 2 GiB of memory.
 fn size() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(16..=16_777_216)
 }
 
-impl SizeFlags {
-    /// Returns the sizes for the data path.
-    pub fn map_sizes(&self) -> MapSizes {
-        let &Self {
-            max_services,
-            max_slots,
-            max_backends,
-            max_flows,
-            max_fragments,
-            max_socket_peers,
-            max_source_ranges,
-            max_affinity,
-        } = self;
-        MapSizes {
-            max_services,
-            max_slots,
-            max_backends,
-            max_flows,
-            max_fragments,
-            max_socket_peers,
-            max_source_ranges,
-            max_affinity,
+impl SizeFlag {
+    /// Returns the flag. Its help contains the memory use at the default size.
+    fn arg(&self) -> Arg {
+        let entry = MapSizes::ENTRY_BYTES.into_iter().find(|(id, _)| *id == self.id);
+        let bytes = entry.map_or(0, |(_, bytes)| bytes);
+        let memory = mebibytes(self.default as usize * bytes);
+        let help = format!("{} ({bytes} bytes each, {memory} MiB)", self.help);
+        let arg = Arg::new(self.id)
+            .long(self.long)
+            .env(self.env)
+            .value_name("N")
+            .default_value(self.default.to_string())
+            .value_parser(size())
+            .help_heading("Map sizes")
+            .help(help.clone());
+        match self.details {
+            Some(details) => arg.long_help(format!("{help}\n\n{details}")),
+            None => arg,
         }
     }
+}
 
-    /// Adds the memory use at the default size to the help of each flag.
-    pub fn with_memory_in_help(agent: clap::Command) -> clap::Command {
-        agent.mut_args(|arg| {
-            let cost = MapSizes::ENTRY_BYTES.into_iter().find(|(id, _)| arg.get_id() == id);
-            let default =
-                arg.get_default_values().first().and_then(|value| value.to_str()?.parse::<usize>().ok());
-            let (Some((_, bytes)), Some(entries)) = (cost, default) else { return arg };
-            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            arg.help(format!("{help} ({bytes} bytes each, {} MiB)", mebibytes(entries * bytes)))
-        })
+impl clap::Args for SizeFlags {
+    fn augment_args(command: Command) -> Command {
+        command.args(FLAGS.iter().map(SizeFlag::arg))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for SizeFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let missing = || clap::Error::new(ErrorKind::MissingRequiredArgument);
+        let size = |id| matches.get_one::<u32>(id).copied().ok_or_else(missing);
+        Ok(Self(MapSizes {
+            max_services: size("max_services")?,
+            max_slots: size("max_slots")?,
+            max_backends: size("max_backends")?,
+            max_flows: size("max_flows")?,
+            max_fragments: size("max_fragments")?,
+            max_socket_peers: size("max_socket_peers")?,
+            max_source_ranges: size("max_source_ranges")?,
+            max_affinity: size("max_affinity")?,
+        }))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
     }
 }

@@ -410,7 +410,7 @@ pub enum LogFormat {
 /// Option `--datapath-log`: the log level of the kernel programs. Logging costs time for each
 /// packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub enum DatapathLog {
+pub enum DatapathLogLevel {
     Off,
     Error,
     Warn,

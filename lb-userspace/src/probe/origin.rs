@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use lb_common::layout::{KnownAddress, NamespaceAddrs};
 
-use super::packet::{Packet, PacketProtocol};
+use super::packet::{PacketProtocol, ProbePacket};
 use crate::config::SocketHooks;
 
 /// Option `--in`.
@@ -37,7 +37,7 @@ impl FromStr for OriginOption {
 
 /// A network device of this network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
+pub struct OriginDevice {
     pub ifindex: u32,
     pub name: String,
     /// Whether programs of Sluice are attached to it.
@@ -46,7 +46,7 @@ pub struct Device {
 
 /// The state of this node that determines the origin of a packet.
 #[derive(Debug, Clone)]
-pub struct NodeState {
+pub struct OriginFacts {
     /// Cookie of the network namespace of the agent.
     pub netns_cookie: u64,
     pub socket_hooks: SocketHooks,
@@ -55,7 +55,7 @@ pub struct NodeState {
     pub namespaces: Vec<(u64, NamespaceAddrs)>,
     /// Addresses of endpoints on this node.
     pub local_endpoints: HashSet<IpAddr>,
-    pub devices: Vec<Device>,
+    pub devices: Vec<OriginDevice>,
     /// Index of the device on the route to the source of the packet.
     pub route_device: Option<u32>,
 }
@@ -99,7 +99,7 @@ pub enum OriginError {
     SocketsNotServed(&'static str),
 }
 
-impl NodeState {
+impl OriginFacts {
     /// Returns whether `ip` is an address of this node.
     pub fn is_node(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.addresses.iter().any(|(address, _)| *address == ip)
@@ -114,12 +114,12 @@ impl NodeState {
         self.namespaces.iter().find(|(_, addresses)| has(addresses)).map(|(cookie, _)| *cookie)
     }
 
-    fn device_to_source(&self) -> Option<&Device> {
+    fn device_to_source(&self) -> Option<&OriginDevice> {
         self.devices.iter().find(|device| Some(device.ifindex) == self.route_device)
     }
 
     /// Returns the origin of the packet. It follows from `--in`, or else from the source address.
-    pub fn origin(&self, packet: &Packet, option: Option<&OriginOption>) -> Result<Origin, OriginError> {
+    pub fn origin(&self, packet: &ProbePacket, option: Option<&OriginOption>) -> Result<Origin, OriginError> {
         let source = packet.source.ip();
         match option {
             Some(OriginOption::Node) => self.process("node", "--in node".into(), packet),
@@ -150,7 +150,7 @@ impl NodeState {
     }
 
     /// Returns the origin of a packet that a process of this node or of a pod sends.
-    fn process(&self, from: &str, why: String, packet: &Packet) -> Result<Origin, OriginError> {
+    fn process(&self, from: &str, why: String, packet: &ProbePacket) -> Result<Origin, OriginError> {
         let source = packet.source.ip();
         let from_pod = from == "pod";
         if packet.protocol == PacketProtocol::Icmp {
@@ -191,7 +191,7 @@ impl NodeState {
 
     /// Returns the device at which packets of a source arrive, with the reason for this choice.
     /// Prefers the device on the route to the source, if a program is attached to it.
-    fn arrival_device(&self, source: IpAddr) -> Result<(&Device, &'static str), OriginError> {
+    fn arrival_device(&self, source: IpAddr) -> Result<(&OriginDevice, &'static str), OriginError> {
         let to_source = self.device_to_source();
         if let Some(device) = to_source.filter(|device| device.attached) {
             return Ok((device, "the device on the route to it"));
@@ -205,7 +205,7 @@ impl NodeState {
 }
 
 /// Returns the origin of a packet that arrives at a given device.
-fn arrives_at(from: &str, why: String, device: &Device) -> Origin {
+fn arrives_at(from: &str, why: String, device: &OriginDevice) -> Origin {
     let attached = if device.attached {
         ""
     } else {
@@ -222,11 +222,11 @@ mod tests {
     use super::*;
     use crate::probe::packet::AddressArg;
 
-    fn node_state() -> NodeState {
+    fn node_state() -> OriginFacts {
         let address =
             |text: &str| (text.parse().unwrap(), KnownAddress { ifindex: 2, flags: address_flags::NODE });
-        let device = |ifindex, name: &str, attached| Device { ifindex, name: name.into(), attached };
-        NodeState {
+        let device = |ifindex, name: &str, attached| OriginDevice { ifindex, name: name.into(), attached };
+        OriginFacts {
             netns_cookie: 7,
             socket_hooks: SocketHooks::All,
             addresses: vec![address("10.10.0.11")],
@@ -241,7 +241,7 @@ mod tests {
     }
 
     fn origin(
-        node: &NodeState,
+        node: &OriginFacts,
         protocol: PacketProtocol,
         source: &str,
         option: Option<&str>,
@@ -249,7 +249,7 @@ mod tests {
         let port = (protocol != PacketProtocol::Icmp).then_some(80);
         let source = AddressArg { ip: source.parse().unwrap(), port: None };
         let destination = AddressArg { ip: "10.96.0.10".parse().unwrap(), port };
-        let packet = Packet::new(protocol, source, destination).unwrap();
+        let packet = ProbePacket::new(protocol, source, destination).unwrap();
         node.origin(&packet, option.map(|text| text.parse().unwrap()).as_ref())
     }
 
@@ -271,13 +271,13 @@ mod tests {
     #[test]
     fn packets_arrive_at_the_device_on_the_route_to_their_source() {
         let external = |route_device| {
-            let node = NodeState { route_device, ..node_state() };
+            let node = OriginFacts { route_device, ..node_state() };
             origin(&node, PacketProtocol::Udp, "192.0.2.1", Some("external")).unwrap()
         };
         assert_eq!(external(Some(3)).why, "--in external; arrives at eth1, the device on the route to it");
         // The device on the route has no program: another device is assumed.
         assert_eq!(external(Some(4)).hook, Hook::Device { ifindex: 2 });
-        let nowhere = NodeState { devices: vec![], ..node_state() };
+        let nowhere = OriginFacts { devices: vec![], ..node_state() };
         assert!(matches!(
             origin(&nowhere, PacketProtocol::Udp, "192.0.2.1", None),
             Err(OriginError::NoRoute(_))
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn packets_of_a_pod_without_sockets_in_this_kernel_arrive_at_its_device() {
-        let node = NodeState { route_device: Some(3), ..node_state() };
+        let node = OriginFacts { route_device: Some(3), ..node_state() };
         let machine = origin(&node, PacketProtocol::Tcp, "10.244.1.12", None).unwrap();
         assert_eq!((machine.from.as_str(), machine.hook), ("pod", Hook::Device { ifindex: 3 }));
         let pod = origin(&node, PacketProtocol::Tcp, "10.244.1.11", None).unwrap();

@@ -86,14 +86,14 @@ pub enum PacketError {
 
 /// The packet to explain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Packet {
+pub struct ProbePacket {
     pub protocol: PacketProtocol,
     /// The port is 0 if the protocol has no ports.
     pub source: SocketAddr,
     pub destination: SocketAddr,
 }
 
-impl Packet {
+impl ProbePacket {
     pub fn new(
         protocol: PacketProtocol,
         source: AddressArg,
@@ -228,7 +228,7 @@ impl Packet {
     }
 }
 
-impl fmt::Display for Packet {
+impl fmt::Display for ProbePacket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -254,9 +254,10 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Returns source and destination of a frame that [`Packet::build`] made for `packet` and a program
-/// changed. Returns `None` if the program replaced the packet, for example by an ICMP error.
-pub fn rewritten_addresses(packet: &Packet, frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+/// Returns source and destination of a frame that [`ProbePacket::build`] made for `packet` and that
+/// a program changed. Returns `None` if the program replaced the packet, for example by an ICMP
+/// error.
+pub fn rewritten_addresses(packet: &ProbePacket, frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     let ip = frame.get(ETHERNET_LEN..)?;
     let header = if packet.source.is_ipv4() { V4::HEADER_LEN } else { V6::HEADER_LEN };
     let addresses =
@@ -288,9 +289,10 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn packet(protocol: PacketProtocol, source: &str, destination: &str) -> Result<Packet, String> {
+    fn packet(protocol: PacketProtocol, source: &str, destination: &str) -> Result<ProbePacket, String> {
         let argument = |text: &str| text.parse::<AddressArg>().map_err(|error| error.to_string());
-        Packet::new(protocol, argument(source)?, argument(destination)?).map_err(|error| error.to_string())
+        ProbePacket::new(protocol, argument(source)?, argument(destination)?)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -334,13 +336,13 @@ mod tests {
                 let argument = |ip: &str, port| AddressArg { ip: ip.parse().unwrap(), port };
                 let ports = if protocol == PacketProtocol::Icmp { [None; 2] } else { [Some(1000), Some(80)] };
                 let (source, destination) = (argument(source, ports[0]), argument(destination, ports[1]));
-                let packet = Packet::new(protocol, source, destination).unwrap();
+                let packet = ProbePacket::new(protocol, source, destination).unwrap();
                 let frame = packet.build();
                 assert_eq!(rewritten_addresses(&packet, &frame), Some((packet.source, packet.destination)));
                 assert_eq!(rewritten_addresses(&packet, &frame[..30]), None);
                 let other =
                     if protocol == PacketProtocol::Udp { PacketProtocol::Tcp } else { PacketProtocol::Udp };
-                assert_eq!(rewritten_addresses(&Packet { protocol: other, ..packet }, &frame), None);
+                assert_eq!(rewritten_addresses(&ProbePacket { protocol: other, ..packet }, &frame), None);
             }
         }
     }

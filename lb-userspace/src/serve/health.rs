@@ -10,7 +10,7 @@ use hyper::StatusCode;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
-/// The main loop updates its state about every second. After this time without update it is stuck.
+/// The main loop updates its state about every second. Without an update for this time it is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
 /// If a change is not in the maps after this time, load balancers should avoid the node. It is the
 /// value of kube-proxy: twice its sync period of 30 s.
@@ -24,7 +24,7 @@ pub struct State {
     pub alive: Instant,
     /// When the maps were last known to be up to date.
     pub last_updated: Option<SystemTime>,
-    /// The change that has been waiting longest to get into the maps.
+    /// The change that has been failing longest.
     pub pending: Option<Pending>,
     /// Whether load balancers may send new connections to this node (KEP-3836): its Node object
     /// exists and is not about to be deleted.
@@ -33,8 +33,8 @@ pub struct State {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
-    /// The initial sync is not complete, and the maps are as an earlier agent left them. The text
-    /// names what is missing.
+    /// The initial sync is not complete. The maps still have the content of an earlier agent. The
+    /// text names the missing resources.
     Starting(String),
     /// The initial sync is complete.
     Serving,
@@ -59,17 +59,17 @@ impl State {
 
     /// Returns the answer of `/healthz`, for load balancers and readiness probes: whether this node
     /// serves the Services of the cluster.
-    pub fn healthz(&self, now: Instant, wall_clock: SystemTime) -> Report {
+    pub fn healthz(&self, now: Instant, wall_clock: SystemTime) -> HealthReport {
         let ineligible =
             || (!self.node_eligible).then(|| "the Node is missing or about to be deleted".to_owned());
         let reason = self.reason(now).or_else(ineligible);
-        Report::new(self, Some(self.node_eligible), reason, now, wall_clock)
+        HealthReport::new(self, Some(self.node_eligible), reason, now, wall_clock)
     }
 
     /// Returns the answer of `/livez`: whether the agent works. A restart does not help if a map is
     /// full or the API server is not reachable, so these are not reported here.
-    pub fn livez(&self, now: Instant, wall_clock: SystemTime) -> Report {
-        Report::new(self, None, self.stuck(now), now, wall_clock)
+    pub fn livez(&self, now: Instant, wall_clock: SystemTime) -> HealthReport {
+        HealthReport::new(self, None, self.stuck(now), now, wall_clock)
     }
 
     /// Returns whether the maps are up to date. Unlike `/healthz` it ignores whether the Node is
@@ -78,7 +78,7 @@ impl State {
         self.reason(now).is_none()
     }
 
-    /// Returns why the agent is not healthy.
+    /// Returns the reason why the agent is not healthy. Returns `None` if it is healthy.
     fn reason(&self, now: Instant) -> Option<String> {
         match &self.progress {
             Progress::Starting(awaited) => Some(awaited.clone()),
@@ -102,14 +102,14 @@ impl State {
 /// The body of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct HealthReport {
     /// In RFC 3339. Null before the initial sync.
     last_updated: Option<String>,
     current_time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     node_eligible: Option<bool>,
     healthy: bool,
-    /// Why it is not healthy.
+    /// The reason why the agent is not healthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     /// By IP family. Empty before the initial sync. Both families are always written together.
@@ -124,7 +124,7 @@ struct FamilyStatus {
     healthy: bool,
 }
 
-impl Report {
+impl HealthReport {
     fn new(
         state: &State,
         node_eligible: Option<bool>,
@@ -179,7 +179,7 @@ mod tests {
         }
     }
 
-    fn json(report: &Report) -> serde_json::Value {
+    fn json(report: &HealthReport) -> serde_json::Value {
         serde_json::to_value(report).unwrap()
     }
 

@@ -17,7 +17,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets, linear_buckets};
 
-use super::writer::Writer;
+use super::writer::MetricWriter;
 
 /// Returns the number of packets by reason since the maps were created. It is called for each
 /// request and reads the kernel.
@@ -171,7 +171,7 @@ const FAMILIES: [(IpFamily, &str); 2] = [(IpFamily::V4, "IPv4"), (IpFamily::V6, 
 impl Collector for Metrics {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let values = self.values().clone();
-        let mut writer = Writer(encoder);
+        let mut writer = MetricWriter(encoder);
         // kube-proxy has a proxier for each family. Here one update writes both families, so both
         // labels have the same value.
         writer.histograms(

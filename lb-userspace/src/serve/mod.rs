@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpListener;
 
 pub use diagnostics::serve_diagnostics;
-pub use health::{Pending, Progress, Report, State};
+pub use health::{HealthReport, Pending, Progress, State};
 pub use metrics::{Metrics, Packets};
 pub use probes::serve_probes;
 pub use service_health::{HealthPorts, OpenError, ServiceHealth};

@@ -8,7 +8,7 @@ use procfs::{ProcResult, page_size, ticks_per_second};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
-use super::writer::Writer;
+use super::writer::MetricWriter;
 
 /// Reads `/proc/self` for each request.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct ProcessMetrics;
 
 /// The values at one moment.
 #[derive(Debug)]
-struct Values {
+struct ProcessValues {
     cpu_seconds: f64,
     open_fds: u64,
     /// `None` if there is no limit.
@@ -29,7 +29,7 @@ struct Values {
     start_seconds: f64,
 }
 
-impl Values {
+impl ProcessValues {
     fn read() -> ProcResult<Self> {
         let process = Process::myself()?;
         let (stat, limits) = (process.stat()?, process.limits()?);
@@ -56,8 +56,8 @@ fn limit(value: LimitValue) -> Option<u64> {
 
 impl Collector for ProcessMetrics {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
-        match Values::read() {
-            Ok(values) => values.encode(&mut Writer(encoder)),
+        match ProcessValues::read() {
+            Ok(values) => values.encode(&mut MetricWriter(encoder)),
             Err(error) => {
                 tracing::warn!("cannot read the metrics of this process: {error}");
                 Ok(())
@@ -66,8 +66,8 @@ impl Collector for ProcessMetrics {
     }
 }
 
-impl Values {
-    fn encode(&self, writer: &mut Writer) -> fmt::Result {
+impl ProcessValues {
+    fn encode(&self, writer: &mut MetricWriter) -> fmt::Result {
         let help = "User and system CPU time in seconds";
         writer.counter("process_cpu_seconds", help, self.cpu_seconds)?;
         writer.gauge("process_open_fds", "Open file descriptors", self.open_fds)?;
@@ -103,7 +103,7 @@ mod tests {
         struct Example;
         impl Collector for Example {
             fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
-                let values = Values {
+                let values = ProcessValues {
                     cpu_seconds: 1.25,
                     open_fds: 30,
                     max_fds: Some(1024),
@@ -112,7 +112,7 @@ mod tests {
                     max_virtual_bytes: Some(1 << 40),
                     start_seconds: 1_700_000_000.5,
                 };
-                values.encode(&mut Writer(encoder))
+                values.encode(&mut MetricWriter(encoder))
             }
         }
         let mut registry = Registry::default();
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_values_of_this_process_are_plausible() {
-        let values = Values::read().unwrap();
+        let values = ProcessValues::read().unwrap();
         assert!(values.open_fds > 2 && values.max_fds.is_none_or(|max| max >= values.open_fds), "{values:?}");
         assert!(values.resident_bytes > 1 << 20, "{values:?}");
         assert!(values.virtual_bytes >= values.resident_bytes, "{values:?}");

@@ -1,4 +1,4 @@
-//! The servers of `healthCheckNodePort`: a load balancer asks them whether this node has ready
+//! The servers of `healthCheckNodePort`. They report to load balancers whether this node has ready
 //! endpoints of a Service with externalTrafficPolicy Local (KEP-3836;
 //! pkg/proxy/healthcheck/service_health.go).
 
@@ -45,7 +45,7 @@ impl ServiceHealth {
     }
 }
 
-/// Why a port is not open.
+/// The reason why a port is not open.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "Service {service}: its healthCheckNodePort cannot be opened at {at}: {source}; load balancers \
@@ -141,7 +141,7 @@ impl<F: FnMut(&OpenError)> HealthPorts<F> {
         let (name, family) = (service.clone(), IpFamily::of(&at.ip()));
         let (desired, health) = (self.desired.clone(), self.health.clone());
         let server = http::serve(listener, move |_: &hyper::Method, _: &str| {
-            // The number of its own family, as in kube-proxy.
+            // A server reports the endpoints of its own family, as in kube-proxy.
             let local_endpoints = (desired.borrow().checks.get(&name))
                 .and_then(|check| check.local_endpoints(family))
                 .unwrap_or_default();

@@ -10,9 +10,9 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::histogram::Histogram;
 
 /// Writes families of samples in the order of the calls.
-pub struct Writer<'a>(pub DescriptorEncoder<'a>);
+pub struct MetricWriter<'a>(pub DescriptorEncoder<'a>);
 
-impl Writer<'_> {
+impl MetricWriter<'_> {
     pub fn counter<N>(&mut self, name: &str, help: &str, value: N) -> fmt::Result
     where
         N: Clone + EncodeCounterValue,

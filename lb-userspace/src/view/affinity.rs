@@ -7,13 +7,13 @@ use serde::Serialize;
 
 use super::flows::{age, idle_seconds};
 use super::row::Row;
-use super::service_port::{Backends, Names, ServiceFilter, ServicePort, protocol_name};
+use super::service_port::{BackendsById, NamedServicePort, Names, ServiceFilter, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AffinityRow {
     #[serde(flatten)]
-    pub service: ServicePort,
+    pub service: NamedServicePort,
     pub protocol: String,
     /// An address, or `namespace COOKIE` for all processes of a network namespace.
     pub client: String,
@@ -29,7 +29,7 @@ pub struct AffinityRow {
 pub fn affinity_rows(
     entries: &[AffinityEntry],
     names: &Names,
-    backends: &Backends,
+    backends: &BackendsById,
     now_ns: u64,
     filter: &ServiceFilter,
 ) -> Vec<AffinityRow> {
@@ -38,7 +38,7 @@ pub fn affinity_rows(
         .map(|entry| {
             let backend = backends.get(&(entry.family, entry.backend_id));
             AffinityRow {
-                service: ServicePort::of(entry.service_id, names),
+                service: NamedServicePort::of(entry.service_id, names),
                 protocol: names
                     .get(&entry.service_id)
                     .map(|name| protocol_name(name.protocol))

@@ -6,13 +6,13 @@ use lb_common::layout::backend_flags;
 use serde::Serialize;
 
 use super::row::Row;
-use super::service_port::{Backends, Names, ServiceFilter, ServicePort, protocol_name};
+use super::service_port::{BackendsById, NamedServicePort, Names, ServiceFilter, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendRow {
     #[serde(flatten)]
-    pub service: ServicePort,
+    pub service: NamedServicePort,
     pub protocol: String,
     pub address: SocketAddr,
     /// `ready`, or `draining`: the endpoint keeps its connections and gets no new ones.
@@ -23,12 +23,12 @@ pub struct BackendRow {
 }
 
 /// Returns the rows, sorted by Service and address.
-pub fn backend_rows(backends: &Backends, names: &Names, filter: &ServiceFilter) -> Vec<BackendRow> {
+pub fn backend_rows(backends: &BackendsById, names: &Names, filter: &ServiceFilter) -> Vec<BackendRow> {
     let mut rows: Vec<BackendRow> = backends
         .iter()
         .filter(|(_, entry)| entry.flags & backend_flags::PRESENT != 0)
         .map(|(&(_, id), entry)| BackendRow {
-            service: ServicePort::of(entry.service_id, names),
+            service: NamedServicePort::of(entry.service_id, names),
             protocol: names
                 .get(&entry.service_id)
                 .map(|name| protocol_name(name.protocol))

@@ -13,9 +13,9 @@ use lb_model::IpFamily;
 use serde::Serialize;
 
 use super::output::OutputError;
-use super::service_port::{Backends, Names, ServicePort};
+use super::service_port::{BackendsById, NamedServicePort, Names};
 use crate::probe::origin::{Hook, Origin};
-use crate::probe::packet::{Packet, rewritten_addresses};
+use crate::probe::packet::{ProbePacket, rewritten_addresses};
 
 /// Option `-o` of `lb explain`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -32,13 +32,13 @@ pub enum ExplanationFormat {
 /// The data for an [`Explanation`].
 #[derive(Debug)]
 pub struct Observation<'a> {
-    pub packet: &'a Packet,
+    pub packet: &'a ProbePacket,
     pub origin: &'a Origin,
     pub recorded: &'a Recorded,
     /// Median duration of a run.
     pub nanoseconds: u32,
     pub names: &'a Names,
-    pub backends: &'a Backends,
+    pub backends: &'a BackendsById,
     /// Backend ids in the slots of the record.
     pub slots: &'a [u32],
     /// Name of the device through which the packet leaves.
@@ -201,7 +201,7 @@ fn source_after(observation: &Observation<'_>, verdict: Verdict) -> Option<Socke
 }
 
 fn service_summary(record: &Record, names: &Names) -> ServiceSummary {
-    let ServicePort { namespace, name, port, .. } = ServicePort::of(record.service_id, names);
+    let NamedServicePort { namespace, name, port, .. } = NamedServicePort::of(record.service_id, names);
     ServiceSummary { namespace, name, port, kind: kind_name(record.kind) }
 }
 
@@ -357,14 +357,14 @@ mod tests {
     const SOURCE: &str = "10.10.0.1";
     const TC_ACT_UNSPEC: u32 = u32::MAX;
 
-    fn packet(protocol: PacketProtocol, source: &str, destination: &str) -> Packet {
+    fn packet(protocol: PacketProtocol, source: &str, destination: &str) -> ProbePacket {
         let argument = |text: &str| text.parse::<AddressArg>().unwrap();
-        Packet::new(protocol, argument(source), argument(destination)).unwrap()
+        ProbePacket::new(protocol, argument(source), argument(destination)).unwrap()
     }
 
     /// Returns the explanation of a packet to `default/web`. The program returns `return_code` and
     /// `record`, and changes the packet to `after`.
-    fn explained(packet: &Packet, after: &Packet, return_code: u32, record: Record) -> Explanation {
+    fn explained(packet: &ProbePacket, after: &ProbePacket, return_code: u32, record: Record) -> Explanation {
         let origin = match record.netns_cookie {
             netns_cookie @ 1.. => Origin {
                 from: "pod".into(),

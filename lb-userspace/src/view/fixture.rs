@@ -6,7 +6,7 @@ use lb_common::layout::{self, ServiceName};
 use lb_datapath::apply::tables::BackendEntry;
 use lb_model::IpFamily;
 
-use super::service_port::{Backends, Names};
+use super::service_port::{BackendsById, Names};
 
 pub fn name(namespace: &str, name: &str, port_name: &str, port: u16, protocol: u8) -> ServiceName {
     let mut value =
@@ -29,7 +29,7 @@ pub fn backend(address: &str, flags: u16, service_id: u32) -> BackendEntry {
     BackendEntry { address: address.parse().unwrap(), flags, service_id }
 }
 
-pub fn backends() -> Backends {
+pub fn backends() -> BackendsById {
     use layout::backend_flags::{IN_CLUSTER, IN_LOCAL, LOCAL, PRESENT};
     HashMap::from([
         ((IpFamily::V4, 1), backend("10.244.1.2:8080", PRESENT | LOCAL | IN_CLUSTER | IN_LOCAL, 1)),

@@ -10,13 +10,13 @@ use lb_datapath::FlowEntry;
 use serde::Serialize;
 
 use super::row::Row;
-use super::service_port::{Names, ServiceFilter, ServicePort, protocol_name};
+use super::service_port::{NamedServicePort, Names, ServiceFilter, protocol_name};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowRow {
     #[serde(flatten)]
-    pub service: ServicePort,
+    pub service: NamedServicePort,
     pub protocol: String,
     pub state: &'static str,
     pub client: SocketAddr,
@@ -44,7 +44,7 @@ pub fn flow_rows(
     filter: &ServiceFilter,
 ) -> Vec<FlowRow> {
     let row = |entry: &FlowEntry| FlowRow {
-        service: ServicePort::of(entry.service_id, names),
+        service: NamedServicePort::of(entry.service_id, names),
         protocol: protocol_name(entry.protocol),
         state: state(entry),
         client: entry.client,

@@ -1,7 +1,7 @@
-//! OutputFormat formats of `lb get`: tables for people, JSON and YAML for programs.
+//! Output formats of `lb get`: tables for people, JSON and YAML for programs.
 
 use super::row::Row;
-use super::table::Table;
+use super::table::TextTable;
 
 /// Option `-o` of `lb get`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -33,7 +33,7 @@ pub fn render<R: Row>(rows: &[R], output: OutputFormat) -> Result<String, Output
         OutputFormat::Yaml => serde_saphyr::to_string(&rows)?,
         OutputFormat::Table | OutputFormat::Wide => {
             let wide = output == OutputFormat::Wide;
-            let mut table = Table::new(R::columns(wide));
+            let mut table = TextTable::new(R::columns(wide));
             for row in rows {
                 table.push(row.cells(wide));
             }

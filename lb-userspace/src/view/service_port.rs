@@ -15,15 +15,15 @@ pub type Names = HashMap<u32, ServiceName>;
 pub type Slots = HashMap<(u32, u32), Vec<u32>>;
 
 /// The maps `BACKENDS_V4` and `BACKENDS_V6`, by family and backend id.
-pub type Backends = HashMap<(IpFamily, u32), BackendEntry>;
+pub type BackendsById = HashMap<(IpFamily, u32), BackendEntry>;
 
 /// The maps `SOURCE_RANGES_V4` and `SOURCE_RANGES_V6`, by service id.
-pub type SourceRanges = HashMap<u32, Vec<IpNet>>;
+pub type SourceRangesById = HashMap<u32, Vec<IpNet>>;
 
 /// A Service port, with its names in the Kubernetes API.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ServicePort {
+pub struct NamedServicePort {
     pub namespace: String,
     pub name: String,
     /// Empty if the port has no name. A Service with one port needs none.
@@ -31,7 +31,7 @@ pub struct ServicePort {
     pub port: u16,
 }
 
-impl ServicePort {
+impl NamedServicePort {
     /// Returns the Service port with this id. Its name can be missing for a moment, while the agent
     /// adds or removes the Service. Then the result has the name `id-<service_id>`.
     pub fn of(service_id: u32, names: &Names) -> Self {
@@ -70,7 +70,7 @@ pub struct ServiceFilter {
 
 impl ServiceFilter {
     /// Returns whether the Service of this port is selected.
-    pub fn accepts(&self, port: &ServicePort) -> bool {
+    pub fn accepts(&self, port: &NamedServicePort) -> bool {
         self.namespace.as_ref().is_none_or(|namespace| *namespace == port.namespace)
             && self.service.as_ref().is_none_or(|service| *service == port.name)
     }
@@ -99,14 +99,14 @@ mod tests {
     #[test]
     fn service_ports_are_labelled_by_name_or_number() {
         let names = fixture::names();
-        assert_eq!(ServicePort::of(1, &names).label(), "default/web:http");
-        assert_eq!(ServicePort::of(3, &names).label(), "shop/cart:8080");
-        assert_eq!(ServicePort::of(9, &names).label(), "?/id-9:0");
+        assert_eq!(NamedServicePort::of(1, &names).label(), "default/web:http");
+        assert_eq!(NamedServicePort::of(3, &names).label(), "shop/cart:8080");
+        assert_eq!(NamedServicePort::of(9, &names).label(), "?/id-9:0");
     }
 
     #[test]
     fn filters_match_exactly() {
-        let port = ServicePort::of(1, &fixture::names());
+        let port = NamedServicePort::of(1, &fixture::names());
         let filter = |namespace: Option<&str>, service: Option<&str>| ServiceFilter {
             namespace: namespace.map(Into::into),
             service: service.map(Into::into),

@@ -6,13 +6,15 @@ use lb_model::{Algorithm, IpFamily};
 use serde::Serialize;
 
 use super::row::Row;
-use super::service_port::{Backends, Names, ServiceFilter, ServicePort, Slots, SourceRanges, protocol_name};
+use super::service_port::{
+    BackendsById, NamedServicePort, Names, ServiceFilter, Slots, SourceRangesById, protocol_name,
+};
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceRow {
     #[serde(flatten)]
-    pub service: ServicePort,
+    pub service: NamedServicePort,
     pub protocol: String,
     /// The kind of address: ClusterIP, NodePort, ExternalIP or LoadBalancer.
     #[serde(rename = "type")]
@@ -38,22 +40,20 @@ pub struct ServiceRow {
 
 /// The map entries from which the rows are made.
 #[derive(Debug)]
-pub struct ServiceTables {
+pub struct ServiceEntries {
     pub services: Vec<(ServiceAddress, layout::Service)>,
     pub names: Names,
     /// Has all ranges that `services` refer to.
     pub slots: Slots,
-    pub backends: Backends,
-    pub source_ranges: SourceRanges,
+    pub backends: BackendsById,
+    pub source_ranges: SourceRangesById,
 }
 
 /// Returns the rows, sorted by Service, type and address.
-pub fn service_rows(tables: &ServiceTables, filter: &ServiceFilter) -> Vec<ServiceRow> {
+pub fn service_rows(tables: &ServiceEntries, filter: &ServiceFilter) -> Vec<ServiceRow> {
     let mut rows: Vec<(ServiceRow, ServiceAddress)> = tables
         .services
         .iter()
-        // An entry with port 0 is for packets to ports that the Service does not have.
-        .filter(|(key, _)| key.port != 0)
         .map(|(key, value)| (row(key, value, tables), *key))
         .filter(|(row, _)| filter.accepts(&row.service))
         .collect();
@@ -63,8 +63,8 @@ pub fn service_rows(tables: &ServiceTables, filter: &ServiceFilter) -> Vec<Servi
     rows.into_iter().map(|(row, _)| row).collect()
 }
 
-fn row(key: &ServiceAddress, value: &layout::Service, tables: &ServiceTables) -> ServiceRow {
-    let ServiceTables { names, slots, backends, source_ranges, .. } = tables;
+fn row(key: &ServiceAddress, value: &layout::Service, tables: &ServiceEntries) -> ServiceRow {
+    let ServiceEntries { names, slots, backends, source_ranges, .. } = tables;
     let family = IpFamily::of(&key.ip);
     let endpoints = |base: u32, count: u32| {
         let mut ids = slots.get(&(base, count)).cloned().unwrap_or_default();
@@ -84,7 +84,7 @@ fn row(key: &ServiceAddress, value: &layout::Service, tables: &ServiceTables) ->
     };
     let when_empty = |drop: u32| if value.flags & drop == 0 { "reject" } else { "drop" };
     ServiceRow {
-        service: ServicePort::of(value.service_id, names),
+        service: NamedServicePort::of(value.service_id, names),
         protocol: protocol_name(key.protocol),
         kind: kind_name(value.kind),
         address: std::net::SocketAddr::new(key.ip, key.port).to_string(),
@@ -229,7 +229,6 @@ mod tests {
         let services = vec![
             (address("0.0.0.0", 30088, layout::TCP), service(1, NODE_PORT, (1, 2), (3, 1), local)),
             (address("10.96.0.10", 80, layout::TCP), service(1, CLUSTER_IP, (1, 2), (1, 2), 0)),
-            (address("10.96.0.10", 0, 0), service(1, CLUSTER_IP, (0, 0), (0, 0), 0)),
             (address("fd00:10:96::10", 80, layout::TCP), service(1, CLUSTER_IP, (4, 1), (4, 1), 0)),
             (address("::", 30088, layout::TCP), service(1, NODE_PORT, (4, 1), (4, 1), 0)),
             (address("10.96.0.2", 53, layout::UDP), service(2, CLUSTER_IP, (5, 3), (5, 3), 0)),
@@ -243,9 +242,9 @@ mod tests {
             ((5, 3), vec![4, 4, 4]), // kube-dns: one backend of weight 3
         ]);
         let sources = ["203.0.113.0/24", "198.51.100.7/32"].map(|text| text.parse().unwrap());
-        let source_ranges = SourceRanges::from([(3, sources.into())]);
+        let source_ranges = SourceRangesById::from([(3, sources.into())]);
         let (names, backends) = (fixture::names(), fixture::backends());
-        service_rows(&ServiceTables { services, names, slots, backends, source_ranges }, filter)
+        service_rows(&ServiceEntries { services, names, slots, backends, source_ranges }, filter)
     }
 
     #[test]

@@ -4,11 +4,11 @@ use std::fmt;
 
 /// A heading and rows of cells.
 #[derive(Debug)]
-pub struct Table {
+pub struct TextTable {
     rows: Vec<Vec<String>>,
 }
 
-impl Table {
+impl TextTable {
     pub fn new(columns: Vec<&'static str>) -> Self {
         Self { rows: vec![columns.into_iter().map(str::to_owned).collect()] }
     }
@@ -21,7 +21,7 @@ impl Table {
     }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for TextTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const GAP: usize = 3;
         let columns = self.rows.first().map_or(0, Vec::len);
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_empty_cells_are_visible() {
-        let mut table = Table::new(vec!["NAME", "N"]);
+        let mut table = TextTable::new(vec!["NAME", "N"]);
         table.push(vec!["a".into(), "1".into()]);
         table.push(vec!["longer".into(), String::new()]);
         assert_eq!(table.to_string(), "NAME     N\na        1\nlonger   -\n");

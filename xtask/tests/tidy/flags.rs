@@ -72,9 +72,11 @@ fn is_read_by_people(file: &TextFile) -> bool {
     text && !file.path.iter().any(|part| part == "captures")
 }
 
-/// Returns the flags that clap derives from the fields of a source file.
+/// Returns the flags that clap derives from the fields of a source file, and those of tables with
+/// a column `long`.
 fn defined(source: &str) -> Vec<String> {
     let attributes = source.split("#[arg(").skip(1);
+    let table = source.lines().filter_map(|line| line.trim().strip_prefix("long: \"")?.strip_suffix("\","));
     attributes
         .filter_map(|rest| {
             let (attribute, item) = rest.split_once(")]\n")?;
@@ -86,6 +88,7 @@ fn defined(source: &str) -> Vec<String> {
             let name = field.split_once(':')?.0.trim_start_matches("pub ").trim_start_matches("pub(crate) ");
             Some(name.replace('_', "-"))
         })
+        .chain(table.map(str::to_owned))
         .collect()
 }
 
@@ -118,8 +121,9 @@ fn definitions_and_mentions_are_found() {
     let source = "#[arg(long, value_name = \"DIR\")]\npub pod_interfaces: A,\n\
                   #[arg(\n    short,\n    long = \"in\",\n)]\ninside: B,\n\
                   #[arg(long)]\n#[serde(default)]\n/// C.\nc: C,\n\
-                  #[arg(last = true)]\nd: D,\n";
-    assert_eq!(defined(source), ["pod-interfaces", "in", "c"]);
+                  #[arg(last = true)]\nd: D,\n\
+                  Flag {\n    long: \"max-e\",\n}\n";
+    assert_eq!(defined(source), ["pod-interfaces", "in", "c", "max-e"]);
     // The names are put in later, so that this file mentions none of these flags.
     let mentions = |line: &str| mentioned(&line.replace('%', "--")).join(" ");
     assert_eq!(mentions("use `%allow-external-ips`, or %mode=xdp %keep."), "allow-external-ips mode keep");

@@ -20,7 +20,7 @@ use std::io;
 pub use args::CleanupArgs;
 pub use error::CleanupError;
 use item::Item;
-use report::Report;
+use report::CleanupReport;
 
 use crate::agent::NodeLock;
 use crate::preflight;
@@ -46,7 +46,7 @@ pub async fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), Cle
     items.extend(qdiscs.into_iter().map(Item::Qdisc));
     items.extend(pins::list(&root)?);
 
-    let mut report = Report::new(args.dry_run, out);
+    let mut report = CleanupReport::new(args.dry_run, out);
     for item in &items {
         let result = match item {
             _ if args.dry_run => Ok(()),

@@ -5,14 +5,14 @@ use std::{fmt, io};
 use super::error::CleanupError;
 
 /// Writes one line for each item, and counts items and failures.
-pub struct Report<'a, W> {
+pub struct CleanupReport<'a, W> {
     out: &'a mut W,
     dry_run: bool,
     total: usize,
     failed: Vec<String>,
 }
 
-impl<'a, W: io::Write> Report<'a, W> {
+impl<'a, W: io::Write> CleanupReport<'a, W> {
     pub fn new(dry_run: bool, out: &'a mut W) -> Self {
         Self { out, dry_run, total: 0, failed: Vec::new() }
     }

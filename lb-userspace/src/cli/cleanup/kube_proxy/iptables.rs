@@ -111,7 +111,7 @@ fn find_in(found: &mut Leftovers, variant: &str) -> bool {
 }
 
 /// A table as iptables-save prints it.
-struct Table<'a> {
+struct IptablesTable<'a> {
     name: &'a str,
     /// Chains that are not built in.
     chains: BTreeSet<&'a str>,
@@ -127,11 +127,11 @@ struct Rule<'a> {
 }
 
 /// Parses the output of iptables-save.
-fn tables(text: &str) -> Vec<Table<'_>> {
+fn tables(text: &str) -> Vec<IptablesTable<'_>> {
     let mut tables = Vec::new();
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('*') {
-            tables.push(Table { name, chains: BTreeSet::new(), rules: Vec::new() });
+            tables.push(IptablesTable { name, chains: BTreeSet::new(), rules: Vec::new() });
             continue;
         }
         let Some(table) = tables.last_mut() else { continue };
@@ -193,7 +193,7 @@ fn is_kube_proxy_chain(table: &str, chain: &str) -> bool {
         || (table == "nat" && PREFIXES.iter().any(|prefix| chain.starts_with(prefix)))
 }
 
-/// What to remove from a table.
+/// The parts of a table to remove.
 struct TableCleanup<'a> {
     chains: BTreeSet<&'a str>,
     /// Rules in built-in chains that jump to `chains`.
@@ -203,7 +203,7 @@ struct TableCleanup<'a> {
 }
 
 impl<'a> TableCleanup<'a> {
-    fn of(table: &'a Table<'a>) -> Self {
+    fn of(table: &'a IptablesTable<'a>) -> Self {
         let mut chains: BTreeSet<&str> =
             table.chains.iter().copied().filter(|chain| is_kube_proxy_chain(table.name, chain)).collect();
         let is_jump = |rule: &Rule| {
@@ -239,7 +239,7 @@ impl<'a> TableCleanup<'a> {
 
     /// Returns the command that removes everything in one transaction: the kernel applies all of it
     /// or nothing.
-    fn removal(&self, variant: &str, table: &Table) -> Option<Removal> {
+    fn removal(&self, variant: &str, table: &IptablesTable) -> Option<Removal> {
         if self.chains.is_empty() {
             return None;
         }

@@ -22,7 +22,7 @@ use std::path::Path;
 use self::leftovers::Leftovers;
 use super::args::CleanupArgs;
 use super::error::CleanupError;
-use super::report::Report;
+use super::report::CleanupReport;
 
 /// Finds the leftovers of all modes.
 fn find() -> Leftovers {
@@ -47,7 +47,7 @@ pub(super) fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), Cl
     if !found.any_program_ran {
         return Err(CleanupError::NoPrograms);
     }
-    let mut report = Report::new(args.dry_run, out);
+    let mut report = CleanupReport::new(args.dry_run, out);
     for removal in &found.removals {
         let result = if args.dry_run { Ok(()) } else { removal.command.run().map(drop) };
         for item in &removal.items {

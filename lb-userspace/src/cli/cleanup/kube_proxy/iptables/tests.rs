@@ -7,7 +7,7 @@ const CAPTURE: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/captures/kube-proxy-iptables.txt"));
 
 fn removals(text: &str) -> Vec<Removal> {
-    let removal = |table: &Table| TableCleanup::of(table).removal("iptables-nft", table);
+    let removal = |table: &IptablesTable| TableCleanup::of(table).removal("iptables-nft", table);
     tables(text).iter().filter_map(removal).collect()
 }
 
