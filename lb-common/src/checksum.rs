@@ -1,8 +1,7 @@
 //! Ones' complement checksum arithmetic (RFC 1071), with incremental update (RFC 1624, equation 3).
 //!
-//! Sums are kept unfolded in a `u64`, made of 16-bit words **in the byte order of the host as
-//! loaded from the wire**: ones' complement sums do not depend on byte order (RFC 1071, 2.B), so
-//! nothing is swapped.
+//! A sum is an unfolded `u64`. It adds 16-bit words **as the host loads them from the wire**. Ones'
+//! complement sums do not depend on byte order (RFC 1071, 2.B), so no bytes are swapped.
 
 /// Returns an unfolded sum folded to 16 bits.
 #[inline(always)]
@@ -30,7 +29,7 @@ pub fn sum16(b: [u8; 16]) -> u64 {
         + sum4([b[12], b[13], b[14], b[15]])
 }
 
-/// Returns the sum of any bytes; an odd last byte is padded with zero.
+/// Returns the sum of any bytes. An odd last byte is padded with zero.
 pub fn sum_bytes(bytes: &[u8]) -> u64 {
     let mut sum = 0;
     let mut words = bytes.chunks_exact(2);
@@ -45,7 +44,7 @@ pub fn sum_bytes(bytes: &[u8]) -> u64 {
     sum
 }
 
-/// Returns the change that a rewrite makes, for [`update`]. `old` and `new` are sums made by the
+/// Returns the difference that a rewrite makes, for [`update`]. `old` and `new` are results of the
 /// functions above.
 #[inline(always)]
 pub const fn difference(old: u64, new: u64) -> u64 {

@@ -1,5 +1,5 @@
-//! CRC32c, the checksum of SCTP (RFC 9260 6.8): the new CRC of a packet whose ports change, without
-//! reading the packet.
+//! CRC32c, the checksum of SCTP (RFC 9260 6.8). Computes the new CRC of a packet whose ports change
+//! without reading the packet.
 //!
 //! A CRC is the remainder of a polynomial over GF(2): the packet is the polynomial, its first bit
 //! the highest power of x, and the remainder of `packet * x^32` by [`POLYNOMIAL`] is the CRC.
@@ -37,7 +37,7 @@ static POWERS: [[u32; 256]; 2] = {
     [multiples(byte), multiples(power(8 * 256))]
 };
 
-/// `x^bits`.
+/// Returns `x^bits`.
 const fn power(bits: usize) -> u32 {
     let mut power = ONE;
     let mut i = 0;
@@ -48,7 +48,7 @@ const fn power(bits: usize) -> u32 {
     power
 }
 
-/// `step^i` for each byte `i`.
+/// Returns `step^i` for each byte `i`.
 const fn multiples(step: u32) -> [u32; 256] {
     let mut table = [ONE; 256];
     let mut i = 1;
@@ -65,7 +65,7 @@ const fn times_x(a: u32) -> u32 {
     (a >> 1) ^ ((a & 1).wrapping_neg() & POLYNOMIAL)
 }
 
-/// `a * b` modulo the polynomial.
+/// Returns `a * b` modulo the polynomial.
 #[inline(always)]
 const fn multiply(a: u32, mut b: u32) -> u32 {
     let mut product = 0;
@@ -78,9 +78,9 @@ const fn multiply(a: u32, mut b: u32) -> u32 {
     product
 }
 
-/// Returns by what the CRC of a packet of `length` bytes changes (exclusive or) when its first four
-/// bytes change by `difference` (exclusive or, read in little-endian order). The CRC field is read
-/// in little-endian order too.
+/// Returns the exclusive or of the new and the old CRC of a packet of `length` bytes. `difference`
+/// is the exclusive or of its new and old first four bytes. Bytes and CRC are read in little-endian
+/// order.
 ///
 /// Only the lower 16 bits of `length` are used: no SCTP packet is longer.
 #[inline(always)]

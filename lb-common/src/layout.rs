@@ -1,7 +1,7 @@
 //! Keys and values of the BPF maps.
 //!
-//! These layouts are an interface: people read them with `bpftool map dump pinned …`, and programs
-//! may. Addresses are byte arrays in network order; **ports and all other numbers are in host byte
+//! These layouts are an interface: people and programs read them with `bpftool map dump pinned …`.
+//! Addresses are byte arrays in network order; **ports and all other numbers are in host byte
 //! order**. Padding is explicit and always zero, because the kernel compares keys byte by byte.
 //! `docs/maps.md` documents each map.
 //!
@@ -76,8 +76,7 @@ pub mod service_flags {
     /// `loadBalancerSourceRanges` applies: sources outside `SOURCE_RANGES_V4`/`V6` of this service
     /// are dropped.
     pub const SOURCE_RANGES: u32 = 1 << 2;
-    /// The two ranges differ: whether a packet comes from outside or from a pod or this node
-    /// matters.
+    /// The two ranges differ, so the programs must find out whether a packet comes from outside.
     pub const POLICY_LOCAL: u32 = 1 << 3;
     /// The range for traffic from outside is the Local list of endpoints
     /// ([`super::backend_flags::IN_LOCAL`]).
@@ -135,13 +134,12 @@ pub struct Backend<A> {
     pub service_id: u32,
 }
 
-/// Bits of [`Backend::flags`]; 0: the endpoint is gone.
+/// Bits of [`Backend::flags`]. 0 means that the endpoint has been removed.
 pub mod backend_flags {
     /// The endpoint exists. When the bit is cleared, its UDP flows move to another endpoint with
     /// their next packet.
     pub const PRESENT: u16 = 1 << 0;
-    /// The endpoint runs on this node: packets are handed up the stack instead of being sent out
-    /// again.
+    /// The endpoint runs on this node: packets to it are passed up the stack, not sent out again.
     pub const LOCAL: u16 = 1 << 1;
     /// In the Cluster list: eligible for new connections under the Cluster policy. An endpoint in
     /// neither list drains: it gets no new connections and keeps the open ones.
@@ -166,8 +164,8 @@ pub struct FlowKey<A> {
 /// Value of `FLOW_INDEX_V4` and `FLOW_INDEX_V6`: the record that holds the connection of a tuple.
 /// Every connection has two index entries, one per direction.
 ///
-/// An entry counts only if the record has the same generation and holds the tuple: the record may
-/// have been given to another connection since.
+/// An entry is valid only if the record has the same generation and holds the tuple. Otherwise the
+/// record belongs to another connection now.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowIndex {
@@ -189,9 +187,9 @@ pub struct FlowIndex {
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Flow<A> {
-    /// Incremented when the record is given to another connection.
+    /// Incremented when another connection takes the record.
     pub generation: u16,
-    /// One of [`flow_phase`]. 0: the record is free.
+    /// One of [`flow_phase`]. 0 means that the record is free.
     pub phase: u8,
     pub protocol: u8,
     /// One of [`deliver`], for both directions.
@@ -207,21 +205,21 @@ pub struct Flow<A> {
     pub client_port: u16,
     /// The address and port that the client uses.
     pub service_port: u16,
-    /// What the endpoint sees as its client: the client itself, or an address of this node.
+    /// The source that the endpoint sees: the client itself, or an address of this node.
     pub source_port: u16,
     pub backend_port: u16,
     pub client_addr: A,
     pub service_addr: A,
     pub source_addr: A,
     pub backend_addr: A,
-    /// What the client has sent. Written by packets of that direction, as [`Flow::reply`] is by its
-    /// own.
+    /// The state of the request direction. Only packets of this direction write it. Packets of the
+    /// other direction write [`Flow::reply`].
     pub request: FlowSide,
     pub reply: FlowSide,
     pub reserved: u32,
 }
 
-/// What is remembered of one direction of a connection, see [`crate::connection`].
+/// The state of one direction of a connection, see [`crate::connection`].
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowSide {
@@ -286,7 +284,7 @@ impl<A: Copy> Flow<A> {
 pub mod flow_phase {
     /// The record belongs to no connection.
     pub const FREE: u8 = 0;
-    /// The client has sent its first packet.
+    /// The client has sent its first packet, and the endpoint has not answered.
     pub const OPENING: u8 = 1;
     /// The endpoint has answered. TCP: with a SYN-ACK; SCTP: with an INIT ACK.
     pub const ANSWERED: u8 = 2;
@@ -299,8 +297,7 @@ pub mod flow_phase {
     pub const CLAIMED: u8 = 255;
 }
 
-/// The only entry of `FLOW_TIMEOUTS`: how many seconds a connection may be silent before it is
-/// over.
+/// The only entry of `FLOW_TIMEOUTS`: the time-outs of idle connections, in seconds.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowTimeouts {
@@ -318,7 +315,7 @@ pub struct FlowTimeouts {
     pub udp_unreplied: u32,
     /// UDP: the endpoint has answered.
     pub udp: u32,
-    /// UDP: both sides have been heard for more than two seconds. As
+    /// UDP: both sides have sent packets for more than two seconds. As
     /// `nf_conntrack_udp_timeout_stream`.
     pub udp_stream: u32,
     /// SCTP: not established.
@@ -331,7 +328,7 @@ pub struct FlowTimeouts {
 }
 
 impl FlowTimeouts {
-    /// What applies unless the operator sets something else.
+    /// The default time-outs.
     pub const DEFAULT: Self = Self {
         tcp_syn: 60,
         tcp_established: 86_400,
@@ -347,11 +344,11 @@ impl FlowTimeouts {
     };
 }
 
-/// Value of `FLOW_HANDS`, one for each CPU: where this CPU looks for a record next.
+/// Value of `FLOW_HANDS`, one for each CPU: the position of its search for a free record.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowHand {
-    /// Index of the next record to be looked at; 0 when the CPU has not looked at any.
+    /// Index of the next record that the CPU examines. 0 if it has not examined any.
     pub next: u32,
     pub pad: u32,
     /// `CLOCK_MONOTONIC` when a connection last gave way to another one, in nanoseconds.
@@ -368,13 +365,13 @@ pub mod direction {
 
 /// Values of [`Flow::deliver`]: where rewritten packets go.
 pub mod deliver {
-    /// On along the path that they were on: up the stack at ingress, out at egress.
+    /// Onward on their path: up the stack at ingress, out of the device at egress.
     pub const PASS: u8 = 1;
     /// Out of this node again, by a FIB lookup.
     pub const ROUTE: u8 = 2;
 }
 
-/// TCP header flags as they stand in byte 13 of the header.
+/// TCP flags: byte 13 of the header.
 pub mod tcp_flags {
     pub const FIN: u8 = 0x01;
     pub const SYN: u8 = 0x02;
@@ -382,11 +379,11 @@ pub mod tcp_flags {
     pub const ACK: u8 = 0x10;
 }
 
-/// A flow's time stamp is refreshed when it is older than this: writing it on every packet would
-/// bounce cache lines.
+/// A program refreshes the time stamp of a flow if it is older than this. Writing it for every
+/// packet would move the cache line between CPUs each time.
 pub const SEEN_GRANULARITY_NS: u64 = 2_000_000_000;
 
-/// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: what identifies a datagram in all its fragments (RFC
+/// Key of `FRAGMENTS_V4` and `FRAGMENTS_V6`: the fields that all fragments of a datagram share (RFC
 /// 791, RFC 8200 4.5).
 #[repr(C, align(8))]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -400,7 +397,7 @@ pub struct FragmentKey<A> {
     pub reserved: u16,
 }
 
-/// Value of `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports, which only the first fragment has.
+/// Value of `FRAGMENTS_V4` and `FRAGMENTS_V6`: the ports. Only the first fragment contains them.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FragmentPorts {
@@ -408,7 +405,7 @@ pub struct FragmentPorts {
     pub dst_port: u16,
 }
 
-/// Key of `SOCKET_PEERS_V4` and `SOCKET_PEERS_V6`: an unconnected UDP socket and a peer of it, a
+/// Key of `SOCKET_PEERS_V4` and `SOCKET_PEERS_V6`: an unconnected UDP socket and a peer, which is a
 /// service or an endpoint.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -422,9 +419,9 @@ pub struct SocketPeerKey<A> {
     pub pad: [u8; 2],
 }
 
-/// Value of `SOCKET_PEERS_V4`/`V6`. With a service in the key: the endpoint that the socket uses,
-/// so that it keeps one endpoint. With an endpoint in the key: the service that the process has
-/// sent to.
+/// Value of `SOCKET_PEERS_V4`/`V6`. If the key has a service: the endpoint that the socket uses.
+/// The socket keeps this endpoint. If the key has an endpoint: the service to which the process has
+/// sent.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct SocketPeer<A> {
@@ -448,11 +445,11 @@ pub struct ConnectedPeer {
     pub service_id: u32,
 }
 
-/// What the program `lb_connected` writes for each socket in `CONNECTED`.
+/// The record that the program `lb_connected` writes for each socket in `CONNECTED`.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct ConnectedSocket {
-    /// `SO_COOKIE` of the socket, low and high half: no padding before `peer`.
+    /// `SO_COOKIE` of the socket, low and high half. A `u64` would need padding.
     pub cookie: [u32; 2],
     pub peer: ConnectedPeer,
 }
@@ -494,7 +491,7 @@ pub mod network_flags {
     pub const SERVICES: u32 = 1 << 1;
 }
 
-/// What follows the prefix length in a key of `SOURCE_RANGES_V4`/`V6`: a network whose addresses
+/// The part of a key of `SOURCE_RANGES_V4`/`V6` after the prefix length: a network whose addresses
 /// may use the load-balancer addresses of a service port with [`service_flags::SOURCE_RANGES`]. The
 /// prefix length includes the 32 bits of the id.
 #[repr(C)]
@@ -506,7 +503,7 @@ pub struct SourceRange<A> {
 
 /// Value of `NAMESPACES`, keyed by the cookie of a network namespace (`SO_NETNS_COOKIE`): the
 /// source addresses of its processes. A socket program needs them because a socket may have no
-/// source address yet. All zero: no address of the family.
+/// source address yet. All zeros mean that the namespace has no address of the family.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceAddrs {
@@ -518,16 +515,16 @@ pub struct NamespaceAddrs {
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct AffinityKey {
-    /// For packets the source address, IPv4 in the first four bytes. For sockets the cookie of the
-    /// network namespace, in the first eight bytes, low byte first.
+    /// For packets: the source address, IPv4 in the first four bytes. For sockets: the cookie of
+    /// the network namespace, in the first eight bytes, low byte first.
     pub client: [u8; 16],
     pub service_id: u32,
     /// One of [`affinity_client`].
     pub client_kind: u32,
 }
 
-/// Values of [`AffinityKey::client_kind`]: what [`AffinityKey::client`] is, and the family of the
-/// connection.
+/// Values of [`AffinityKey::client_kind`]: the meaning of [`AffinityKey::client`], and the family
+/// of the connection.
 pub mod affinity_client {
     pub const ADDRESS_V4: u32 = 1;
     pub const ADDRESS_V6: u32 = 2;
@@ -555,11 +552,12 @@ pub mod node_flags {
     pub const NO_KUBE_PROXY: u32 = 1 << 0;
 }
 
-/// Value of `DEVICES`, keyed by interface index: a device that packets arrive or leave by.
+/// Value of `DEVICES`, keyed by interface index: a device by which packets arrive or leave.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Source address of packets that leave by this device with a rewritten source; zero: none.
+    /// Source address of packets that leave by this device with a rewritten source. Zero if there
+    /// is none.
     pub addr_v4: [u8; 4],
     pub addr_v6: [u8; 16],
     /// Bits of [`device_flags`].
@@ -573,10 +571,9 @@ pub mod device_flags {
     /// The device leads to a pod (`--pod-interfaces`): packets that arrive by it come from a pod of
     /// this node.
     pub const POD: u32 = 1 << 1;
-    /// Only pods of this node are behind the device: addresses that a route to it covers are on
-    /// this node.
+    /// Only pods of this node are behind the device. The addresses of its routes are on this node.
     pub const ONLY_LOCAL_PODS: u32 = 1 << 2;
-    /// Other nodes are behind the device: addresses that a route to it covers are not on this node.
+    /// Other nodes are behind the device. The addresses of its routes are not on this node.
     pub const OTHER_NODES: u32 = 1 << 3;
 }
 
@@ -603,31 +600,31 @@ pub struct ServiceName {
     pub pad: u8,
 }
 
-/// The only entry of `SETTINGS`: the settings that the agent loaded its programs with. `lb explain`
-/// uses the same settings.
+/// The only entry of `SETTINGS`: the settings with which the agent has loaded its programs. `lb
+/// explain` uses the same settings.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Cookie of the network namespace that the agent runs in (`SO_NETNS_COOKIE`); 0: the kernel
-    /// has none.
+    /// Cookie of the network namespace of the agent (`SO_NETNS_COOKIE`). 0 if the kernel has no
+    /// such cookies.
     pub netns_cookie: u64,
-    /// First port of the range that source ports are rewritten to, and number of ports.
+    /// First port of the range for rewritten source ports, and number of ports.
     pub snat_port_first: u16,
     pub snat_port_count: u16,
-    /// 1: calls are translated in the agent's own network namespace only.
+    /// 1 if calls are translated in the agent's own network namespace only.
     pub host_sockets_only: u8,
     pub pad: [u8; 3],
 }
 
-/// The only entry of `RECORD`, which only the programs of `lb explain` use: the caller, if the
-/// packet that is about to be run stands for a call at a socket, and then what the program decided.
-/// Numbers are zero where nothing was decided.
+/// The only entry of `RECORD`. Only the programs of `lb explain` use it. Before a run it has the
+/// caller, if the packet represents a call at a socket. After the run it has the decisions of the
+/// program. The number of a decision that was not made is zero.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Default)]
 pub struct Record {
-    /// Input for a call: cookie of the network namespace of the socket; 0: unknown.
+    /// Input for a call: cookie of the network namespace of the socket. 0 if it is unknown.
     pub netns_cookie: u64,
-    /// The last reason that would have been counted, a number of `Reason`, plus one.
+    /// The number of the last `Reason` that the program would have counted, plus one.
     pub reason: u32,
     /// The service entry that was matched: its id, [`Service::kind`] and [`Service::flags`].
     pub service_id: u32,
@@ -642,11 +639,11 @@ pub struct Record {
     pub backend_id: u32,
     /// One of [`record_source`].
     pub source: u32,
-    /// 1: the packet belongs to a connection that is open, and no endpoint was chosen.
+    /// 1 if the packet belongs to an open connection, so that no endpoint was chosen.
     pub known_flow: u32,
-    /// 1: the endpoint was chosen by session affinity.
+    /// 1 if session affinity determined the endpoint.
     pub by_affinity: u32,
-    /// Interface index of the device that the packet leaves by.
+    /// Interface index of the device by which the packet leaves.
     pub ifindex: u32,
 }
 

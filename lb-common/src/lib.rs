@@ -3,8 +3,8 @@
 //! * [`layout`]: keys and values of the BPF maps, an interface that `docs/maps.md` documents.
 //! * [`family`]: IPv4 and IPv6 behind one trait, so that the pipeline is written once.
 //! * [`hash`]: the slot of a client.
-//! * [`plain`]: which types are copied byte by byte.
-//! * [`reason`]: what the programs count, and the error of a call that they refuse.
+//! * [`plain`]: the types that are copied byte by byte.
+//! * [`reason`]: the reasons that the programs count, and the errors of refused calls.
 //! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
 //! * [`connection`]: the phases of a connection, its time-outs, and which connections give way.
 //! * [`crc32c`]: the checksum of an SCTP packet whose ports change (RFC 9260).

@@ -1,7 +1,7 @@
-//! Types that are copied to and from packets and map entries byte by byte. The one module of this
-//! crate with `unsafe`.
+//! Types that are copied to and from packets and map entries byte by byte. This is the only module
+//! of this crate with `unsafe`.
 
-/// A type of which every byte is initialized and any bytes are a value.
+/// A type whose bytes are all initialized, and for which any bytes are a valid value.
 ///
 /// # Safety
 /// The type has no padding, and no field that is a reference, a pointer, an enum, a `bool` or a
@@ -41,7 +41,7 @@ mod sealed {
 }
 
 /// Proves that structures may be [`Plain`]: `assert_plain! { Name { field, field } }`. Every field
-/// must be listed and be [`Plain`]; it is an error if the structure is larger than its fields.
+/// must be listed and be [`Plain`]. A structure that is larger than its fields is an error.
 #[macro_export]
 macro_rules! assert_plain {
     ($($type:ty { $($field:ident),+ $(,)? })*) => { $(

@@ -1,5 +1,5 @@
-//! What the programs count. Every packet that they drop, reject or cannot translate has one of
-//! these reasons.
+//! The reasons that the programs count. Every packet that they drop, reject or cannot translate has
+//! one of these reasons.
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $value:literal, $label:literal, $kind:ident;)*) => {
@@ -33,7 +33,7 @@ macro_rules! reasons {
 /// The error of a call at a socket (`connect`, `sendmsg`, `bind`).
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Errno {
-    /// The reaction of a local firewall.
+    /// The error that a local firewall causes.
     Eperm,
     Eaddrinuse,
     Econnrefused,
@@ -75,7 +75,7 @@ impl Reason {
     }
 }
 
-/// What became of a counted packet.
+/// The result for a counted packet.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Translated and sent on.
@@ -125,24 +125,24 @@ reasons! {
     TtlExpired = 14, "ttl_expired", Dropped;
     /// The packet could not be changed: no memory, or a header that is cut off.
     RewriteFailed = 15, "rewrite_failed", Dropped;
-    /// The service entry points at a slot or backend that is missing or of another service: a fault
-    /// of the agent.
+    /// The service entry refers to a slot or backend that does not exist or belongs to another
+    /// service. This is a fault of the agent.
     MapInconsistent = 16, "map_inconsistent", Dropped;
-    /// The source is outside the service's loadBalancerSourceRanges.
+    /// The source is not in the loadBalancerSourceRanges of the service.
     SourceRange = 17, "source_range", Dropped;
-    /// The fragments of an SCTP packet would get other ports: its checksum depends on the last
-    /// fragment.
+    /// A fragmented SCTP packet would need other ports. Its checksum depends on the last fragment,
+    /// which has not arrived.
     SctpFragment = 18, "sctp_fragment", Dropped;
     /// The ClusterIP's Service does not have this port: answered with an error.
     UnknownPort = 19, "unknown_port_rejected", Rejected;
-    /// The address is inside a ServiceCIDR, and no Service has it.
+    /// The address is in a ServiceCIDR, but belongs to no Service.
     UnassignedAddress = 20, "unassigned_address", Dropped;
-    /// A process of the node called bind with a port that is a NodePort.
+    /// A process of the node called `bind` with the port of a NodePort.
     NodePortProtected = 21, "node_port_protected", Rejected;
     /// An echo request (ping) to the address of a Service was answered.
     EchoAnswered = 22, "echo_answered", Translated;
-    /// An ICMP error about a packet of a translated connection was translated, with the packet that
-    /// it quotes.
+    /// An ICMP error about a translated connection was translated, including the packet that it
+    /// quotes.
     IcmpTranslated = 23, "icmp_translated", Translated;
     /// A connection that was not open yet gave way to a new one: no record or source port was free.
     EvictedHalfOpen = 24, "evicted_half_open", Evicted;

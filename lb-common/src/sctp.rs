@@ -14,9 +14,9 @@ mod chunk {
 
 /// Returns the TCP flags that correspond to a packet whose first chunk has this type.
 ///
-/// Chunks that open or end an association are the first or the only one (RFC 9260 6.10). There are
-/// two exceptions: an ABORT or a SHUTDOWN behind other chunks is not noticed, and the flow is
-/// removed when it has been idle long enough.
+/// A chunk that opens or ends an association is the first or the only one of its packet (RFC 9260
+/// 6.10), with two exceptions: ABORT and SHUTDOWN may follow other chunks. These are not detected,
+/// and the flow ends with its time-out.
 ///
 /// * INIT opens an association, but only with a verification tag of zero (RFC 9260 8.5.1).
 /// * SHUTDOWN and SHUTDOWN ACK close one side each.

@@ -1,5 +1,5 @@
-//! Which addresses of this host serve NodePorts, and which source address packets have that leave
-//! by a device. Pure.
+//! Decides which addresses of this host serve NodePorts, and the source address of packets that
+//! leave by a device. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

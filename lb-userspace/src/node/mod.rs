@@ -103,7 +103,7 @@ pub enum Scope {
     Host,
 }
 
-/// Why the state of this host cannot be read.
+/// A reason why the state of this host cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     #[error("cannot open a netlink socket: {0}")]

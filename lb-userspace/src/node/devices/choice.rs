@@ -16,13 +16,13 @@ pub struct DeviceChoice {
     pub ethernet: bool,
     /// Whether the device leads to a pod by `--pod-interfaces`.
     pub pod: bool,
-    /// What is behind the device.
+    /// The machines behind the device.
     pub behind: Behind,
     /// The reason of the decision, for the log. It does not contain the name.
     pub reason: String,
 }
 
-/// What the routes of this host lead to by a device.
+/// The destinations of the routes of this host by a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behind {
     /// Pods, containers and virtual machines of this node, and nothing else.

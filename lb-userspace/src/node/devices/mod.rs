@@ -1,4 +1,4 @@
-//! To which devices programs are attached, and why.
+//! Decides to which devices programs are attached, and states the reasons.
 //!
 //! `auto` attaches to every device on which packets for this node arrive, so that a program sees
 //! each packet once:

@@ -1,4 +1,4 @@
-//! What kube-proxy left behind in the kernel.
+//! The leftovers of kube-proxy in the kernel.
 
 use super::programs::{NodeCommand, ProgramError};
 
@@ -16,7 +16,7 @@ impl Removal {
     }
 }
 
-/// What kube-proxy left behind on this node.
+/// The leftovers of kube-proxy on this node.
 #[derive(Debug, Default)]
 pub struct Leftovers {
     /// In an order in which they can be removed: rules before the sets that they use.
