@@ -41,21 +41,35 @@ pub struct Features {
 }
 
 impl Features {
-    /// Tries the features that need none of Sluice's programs. All others count as present.
+    /// Probes the features that need none of the programs of Sluice. Assumes that the kernel has all
+    /// others. Needs the privileges to load programs.
     pub fn probe() -> Self {
         Self {
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             xdp_frags: xdp_frags().is_ok(),
             tcx: tcx(),
             fib_source: fib_source().unwrap_or(false),
             set_retval: set_retval().is_ok(),
             coarse_clock: coarse_clock().is_ok(),
+            ..Self::without_loading()
+        }
+    }
+
+    /// Detects the features that are visible without privileges. Assumes that the kernel has those
+    /// that are probed by loading a program.
+    pub fn without_loading() -> Self {
+        Self {
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            xdp_frags: true,
+            tcx: true,
+            fib_source: true,
+            set_retval: true,
+            coarse_clock: true,
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             // Found out when the iterator program is loaded. A smaller program would need its own
             // types.
             iterator_cookie: true,
             // The file does not exist if the kernel always compiles (CONFIG_BPF_JIT_ALWAYS_ON
-            // without sysctl in a container).
+            // without sysctl in a container). Only root may read it.
             jit: std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
                 .map_or(true, |value| value.trim() != "0"),
             netns_cookie: sys::namespace_cookie().ok(),

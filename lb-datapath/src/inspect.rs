@@ -4,7 +4,9 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::layout::{Affinity, AffinityKey, FlowTimeouts, Service, ServiceName, affinity_client};
+use lb_common::layout::{
+    Affinity, AffinityKey, FlowTimeouts, Service, ServiceName, Settings, affinity_client,
+};
 use lb_common::reason::Reason;
 use lb_model::IpFamily;
 
@@ -15,6 +17,7 @@ use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
 use crate::pins::Pins;
 use crate::service_tables::ServiceTables;
+use crate::settings;
 use crate::sys;
 use crate::table::Table;
 
@@ -31,6 +34,10 @@ impl Maps {
 
     pub(crate) fn of(maps: &MapHandles) -> Self {
         Self(maps.clone())
+    }
+
+    pub(crate) fn handles(&self) -> &MapHandles {
+        &self.0
     }
 
     fn tables(&self) -> io::Result<ServiceTables> {
@@ -70,6 +77,11 @@ impl Maps {
     /// Returns the timeouts of idle connections.
     pub fn flow_timeouts(&self) -> io::Result<FlowTimeouts> {
         flows::timeouts(&self.0)
+    }
+
+    /// Returns the settings with which the agent has loaded its programs.
+    pub fn settings(&self) -> io::Result<Settings> {
+        settings::table(&self.0)?.get(&0)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Returns the open connections of both families.

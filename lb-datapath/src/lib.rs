@@ -6,6 +6,7 @@
 
 mod address;
 pub mod apply;
+pub mod attachments;
 mod datapath;
 mod endpoints;
 mod family_table;
@@ -26,6 +27,7 @@ mod settings;
 mod sizes;
 mod sys;
 mod table;
+mod usage;
 
 pub use self::datapath::Datapath;
 pub use self::endpoints::Endpoints;
@@ -41,3 +43,4 @@ pub use self::refusal::Refusal;
 pub use self::service_tables::ServiceTables;
 pub use self::sizes::{MapSizes, mebibytes};
 pub use self::sys::{TestRun, device_index, device_name, monotonic_ns, namespace_cookie};
+pub use self::usage::PinnedMapUsage;

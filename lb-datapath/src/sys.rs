@@ -99,6 +99,29 @@ pub fn create_link(
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes).map(owned)
 }
 
+/// Returns the ids of the programs at a hook, in the order in which they run (`BPF_PROG_QUERY`), at
+/// most 64. `target` is a device's index or a cgroup's descriptor.
+pub fn query_programs(target: u32, attach_type: u32, flags: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 64];
+    let mut attributes = attributes();
+    attributes.query.__bindgen_anon_1.target_fd = target;
+    attributes.query.attach_type = attach_type;
+    attributes.query.query_flags = flags;
+    attributes.query.prog_ids = ids.as_mut_ptr() as u64;
+    attributes.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attributes)?;
+    // SAFETY: the active member for this command; the kernel has written the number of programs.
+    let count = unsafe { attributes.query.__bindgen_anon_2.prog_cnt } as usize;
+    Ok(ids[..count.min(ids.len())].to_vec())
+}
+
+/// Opens a loaded program by its id (`BPF_PROG_GET_FD_BY_ID`).
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
+    bpf(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attributes).map(owned)
+}
+
 /// Returns the output of an iterator program over the entries of a map (`BPF_ITER_CREATE`, Linux
 /// 5.9).
 pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
@@ -363,6 +386,27 @@ pub fn monotonic_ns() -> u64 {
 /// Returns the number of possible CPUs. A per-CPU entry has one value for each.
 pub fn possible_cpus() -> io::Result<usize> {
     aya::util::nr_cpus().map_err(|(_, error)| error)
+}
+
+/// Returns the number of entries of a hash map or longest-prefix map.
+pub fn count_entries(map: BorrowedFd<'_>) -> io::Result<usize> {
+    let info = map_info(map)?;
+    let mut key = vec![0u8; info.key_size as usize];
+    let mut next = key.clone();
+    // If a key was removed in the meantime, the kernel starts again at the first key. The limit
+    // prevents an endless loop.
+    for count in 0..info.max_entries as usize {
+        let mut attributes = attributes();
+        attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+        attributes.__bindgen_anon_2.key = if count == 0 { 0 } else { key.as_ptr() as u64 };
+        attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+        match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
+            Ok(_) => key.copy_from_slice(&next),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(count),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(info.max_entries as usize)
 }
 
 /// Copies all entries of a hash map or an array to one of another size. Entries that do not fit are

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         }
     };
     match execute(invocation) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             report(&error);
             ExitCode::FAILURE
@@ -34,15 +34,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(invocation: Invocation) -> anyhow::Result<()> {
+/// Runs a command. Returns the exit code of a command that has completed.
+fn execute(invocation: Invocation) -> anyhow::Result<ExitCode> {
     match invocation {
-        Invocation::PrintConfig(text) => print(&text),
+        Invocation::PrintConfig(text) => print(&text)?,
         Invocation::Run(Command::Agent(args)) => {
-            Ok(runtime()?.block_on(agent::run(&args.settings, args.effective))?)
+            runtime()?.block_on(agent::run(&args.settings, args.effective))?;
         }
-        Invocation::Run(Command::Get(get)) => print(&get.run()?),
+        Invocation::Run(Command::Get(get)) => print(&get.run()?)?,
+        Invocation::Run(Command::Doctor(args)) => {
+            let diagnosis = runtime()?.block_on(args.run())?;
+            print(&diagnosis.text)?;
+            if diagnosis.has_error {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Invocation::Run(Command::Cleanup(args)) => {
-            Ok(runtime()?.block_on(cli::cleanup::run(&args, &mut std::io::stdout().lock()))?)
+            runtime()?.block_on(cli::cleanup::run(&args, &mut std::io::stdout().lock()))?;
         }
         Invocation::Run(Command::Explain(args)) => {
             let (text, problems) = runtime()?.block_on(args.run())?;
@@ -50,10 +58,11 @@ fn execute(invocation: Invocation) -> anyhow::Result<()> {
                 // The reader of standard error may be gone.
                 let _ = writeln!(std::io::stderr(), "warning: {problem}");
             }
-            print(&text)
+            print(&text)?;
         }
-        Invocation::Run(Command::Version) => print(&cli::version()),
+        Invocation::Run(Command::Version) => print(&cli::version())?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Returns a runtime with one worker beside the main thread. The main thread runs the main loop.

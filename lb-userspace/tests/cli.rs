@@ -50,6 +50,19 @@ fn version() {
 }
 
 #[test]
+fn doctor_reports_what_it_cannot_check() {
+    let (code, stdout, stderr) = without_bpf(&["doctor", "-o", "json"]);
+    assert!(stderr.is_empty(), "{stderr}");
+    let findings: Vec<serde_json::Value> = serde_json::from_str(&stdout).unwrap();
+    let has_error = findings.iter().any(|finding| finding["severity"] == "error");
+    assert_eq!(code, i32::from(has_error), "{stdout}");
+    let note = |check: &str| {
+        findings.iter().any(|finding| finding["check"] == check && finding["severity"] == "note")
+    };
+    assert!(note("privileges") && note("kernel features"), "{stdout}");
+}
+
+#[test]
 fn help_is_no_failure() {
     for args in [&["--help"][..], &["agent", "--help"], &["get", "flows", "-h"]] {
         let (code, stdout, stderr) = run(args);

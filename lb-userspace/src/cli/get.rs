@@ -95,7 +95,7 @@ impl Get {
     }
 }
 
-fn service_tables(maps: &Maps) -> io::Result<ServiceEntries> {
+pub(super) fn service_tables(maps: &Maps) -> io::Result<ServiceEntries> {
     let services = maps.services()?;
     let mut slots = Slots::new();
     for (_, service) in &services {

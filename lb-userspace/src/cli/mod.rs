@@ -4,8 +4,10 @@
 //! functions in `view` are pure.
 
 pub mod cleanup;
+pub mod doctor;
 pub mod explain;
 pub mod get;
+mod http_client;
 mod pin_args;
 
 use std::ffi::OsString;
@@ -41,6 +43,7 @@ Examples:
   lb get services -n shop                       List the Service addresses of the namespace shop
   lb get flows web -o wide                      List the connections of the Service web
   lb explain tcp 192.0.2.7 10.10.0.11:30080     Explain what happens to this packet
+  lb doctor                                     Check this node and the running agent
   lb cleanup --dry-run                          List what `lb cleanup` would remove
   lb cleanup --kube-proxy --dry-run             List what kube-proxy left behind";
 
@@ -53,6 +56,13 @@ pub enum Command {
     Get(get::Get),
     /// Explain what happens to a packet: its Service, endpoint, verdict and source address
     Explain(Box<explain::ExplainArgs>),
+    /// Check this node: kernel, file systems, programs, maps, other proxies
+    ///
+    /// It prints one finding for each check: ok, note, warning or error, with what was seen and
+    /// what to do. It changes nothing, and needs no running agent. Without root it reports what it
+    /// could not check. It exits with status 1 if a finding is an error.
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(doctor::DoctorArgs),
     /// Remove all programs, maps and filters of Sluice from this node
     ///
     /// It removes what agents of any version have left in the BPF file system and on network
@@ -70,6 +80,12 @@ Examples:
   lb get backends -n shop web           List the endpoints of the Service web in the namespace shop
   lb get flows -o json                  Print the flow table as JSON";
 
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  lb doctor                                     Check this node
+  lb doctor --kubeconfig admin.conf             Check also that the API server is reachable
+  lb doctor -o json                             Print the findings as JSON";
+
 /// A command line or configuration file that is not valid. `lb` exits with code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
@@ -80,7 +96,7 @@ pub enum UsageError {
     Packet(#[from] PacketError),
 }
 
-/// What a command line requests.
+/// The request of a command line.
 #[derive(Debug)]
 pub enum Invocation {
     Run(Command),
@@ -185,6 +201,11 @@ mod tests {
     #[test]
     fn help_of_lb_cleanup() {
         assert_golden("help-cleanup.txt", &help(&["lb", "cleanup"]));
+    }
+
+    #[test]
+    fn help_of_lb_doctor() {
+        assert_golden("help-doctor.txt", &help(&["lb", "doctor"]));
     }
 
     #[test]

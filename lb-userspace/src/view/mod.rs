@@ -2,6 +2,7 @@
 
 mod affinity;
 mod backends;
+pub mod doctor;
 pub mod explain;
 #[cfg(test)]
 mod fixture;

@@ -5,6 +5,7 @@ mod algorithms;
 mod changes;
 mod cluster_ip;
 mod datagrams;
+mod doctor;
 mod examples;
 mod explain;
 mod floods;
@@ -156,6 +157,7 @@ pub const CASES: &[Case] = &[
     once("bad_manifest_affects_nothing_else", Underlays::Routed, changes::bad_manifest_affects_nothing_else),
     once("priority_tags_are_ignored", Underlays::Routed, vlan::priority_tags_are_ignored),
     once("frames_of_other_vlans_are_ignored", Underlays::Routed, vlan::frames_of_other_vlans_are_ignored),
+    once("doctor_finds_faults", Underlays::Routed, doctor::healthy_and_faulty),
     once("agent_restarts", Underlays::Routed, lifecycle::agent_restarts),
     each("agent_restarts_under_load", Underlays::Both, lifecycle::agent_restarts_under_load),
     once("no_ingress_without_egress", Underlays::Routed, lifecycle::no_ingress_without_egress),

@@ -44,7 +44,7 @@ impl fmt::Display for Qdisc {
     }
 }
 
-pub(super) struct Netlink(Handle);
+pub(crate) struct Netlink(Handle);
 
 impl Netlink {
     pub fn open() -> io::Result<Self> {
@@ -53,9 +53,23 @@ impl Netlink {
         Ok(Self(handle))
     }
 
+    pub fn handle(&self) -> &Handle {
+        &self.0
+    }
+
+    /// Returns the names of the BPF programs that the filters of a device run, at ingress and at
+    /// egress.
+    pub async fn programs_of(&self, index: i32) -> [Vec<String>; 2] {
+        let mut programs = [Vec::new(), Vec::new()];
+        for (programs, ingress) in programs.iter_mut().zip([true, false]) {
+            *programs = self.filters_of(index, ingress).await.iter().filter_map(bpf_program).collect();
+        }
+        programs
+    }
+
     /// Returns the filters and queueing disciplines of Sluice on the devices of this network
     /// namespace. Filters must be removed before queueing disciplines.
-    pub async fn list(&self) -> io::Result<(Vec<TcFilter>, Vec<Qdisc>)> {
+    pub(super) async fn list(&self) -> io::Result<(Vec<TcFilter>, Vec<Qdisc>)> {
         let (mut filters, mut qdiscs) = (Vec::new(), Vec::new());
         let mut links = self.0.link().get().execute();
         while let Some(link) = links.try_next().await.map_err(io::Error::other)? {
@@ -87,14 +101,14 @@ impl Netlink {
     }
 
     /// Removes a clsact queueing discipline. Its filters must be removed already.
-    pub async fn remove_qdisc(&self, qdisc: &Qdisc) -> io::Result<()> {
+    pub(super) async fn remove_qdisc(&self, qdisc: &Qdisc) -> io::Result<()> {
         let mut request = self.0.qdisc().del(qdisc.index);
         request.message_mut().header.parent = TcHandle::CLSACT;
         request.execute().await.map_err(io::Error::other)
     }
 
     /// Removes a filter.
-    pub async fn remove(&self, filter: &TcFilter) -> io::Result<()> {
+    pub(super) async fn remove(&self, filter: &TcFilter) -> io::Result<()> {
         let mut message = TcMessage::default();
         message.header = filter.header.clone();
         message.attributes.push(TcAttribute::Kind("bpf".into()));
@@ -123,14 +137,17 @@ fn sluice_filters(device: &str, messages: &[TcMessage]) -> Vec<TcFilter> {
 
 /// Returns the name of the program that a filter runs, if it is a program of Sluice.
 fn sluice_program(message: &TcMessage) -> Option<String> {
+    bpf_program(message).filter(|name| name.starts_with(PROGRAM_PREFIX))
+}
+
+/// Returns the name of the BPF program that a filter runs.
+fn bpf_program(message: &TcMessage) -> Option<String> {
     let options = message.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Options(options) => Some(options),
         _ => None,
     })?;
     options.iter().find_map(|option| match option {
-        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) if name.starts_with(PROGRAM_PREFIX) => {
-            Some(name.clone())
-        }
+        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.clone()),
         _ => None,
     })
 }

@@ -9,9 +9,9 @@
 
 mod args;
 mod error;
-mod filters;
+pub(crate) mod filters;
 mod item;
-mod kube_proxy;
+pub(crate) mod kube_proxy;
 mod pins;
 mod report;
 

@@ -24,6 +24,28 @@ use super::args::CleanupArgs;
 use super::error::CleanupError;
 use super::report::CleanupReport;
 
+pub(crate) use self::programs::{NodeCommand, ProgramError};
+
+/// The traces of kube-proxy on this node, for `lb doctor`.
+pub(crate) struct Presence {
+    /// How a running kube-proxy was found.
+    pub running: Option<String>,
+    pub leftovers: Vec<String>,
+    /// The kinds of leftovers that could not be listed, with the reason.
+    pub unchecked: Vec<String>,
+}
+
+/// Looks for a running kube-proxy and for leftovers. Changes nothing.
+pub(crate) fn presence() -> Presence {
+    let Leftovers { removals, unreachable, notes, .. } = find();
+    let unreachable = unreachable.into_iter().map(|(item, reason)| format!("{item}: {reason}"));
+    Presence {
+        running: running::find(Path::new("/proc")),
+        leftovers: removals.into_iter().flat_map(|removal| removal.items).collect(),
+        unchecked: unreachable.chain(notes).collect(),
+    }
+}
+
 /// Finds the leftovers of all modes.
 fn find() -> Leftovers {
     let mut found = Leftovers::default();

@@ -11,7 +11,7 @@ const FOLDERS: &str =
 
 /// A command line with the input of the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct NodeCommand {
+pub(crate) struct NodeCommand {
     program: String,
     arguments: Vec<String>,
     /// The text for standard input.
@@ -19,7 +19,7 @@ pub(super) struct NodeCommand {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ProgramError {
+pub(crate) enum ProgramError {
     #[error("{0} is not installed")]
     Missing(String),
     #[error("cannot run {program}: {source}")]

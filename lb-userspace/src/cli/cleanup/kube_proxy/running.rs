@@ -1,10 +1,10 @@
 //! Detects a running kube-proxy on this node. It would create its rules again after a cleanup.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::time::Duration;
+
+use crate::cli::http_client;
 
 /// The default address at which kube-proxy serves its mode (`metricsBindAddress`). An agent of
 /// Sluice returns `sluice` there.
@@ -16,7 +16,8 @@ pub(super) fn find(proc: &Path) -> Option<String> {
     process(proc).or_else(|| {
         // k3s and others run kube-proxy within their own process. A container may not see the
         // node's processes.
-        let mode = get("/proxyMode", PROXY_MODE).filter(|mode| MODES.contains(&mode.as_str()))?;
+        let (status, mode) = http_client::get("/proxyMode", PROXY_MODE).ok()?;
+        let mode = Some(mode).filter(|mode| status == 200 && MODES.contains(&mode.as_str()))?;
         Some(format!("http://{PROXY_MODE}/proxyMode answers {mode:?}"))
     })
 }
@@ -35,25 +36,9 @@ fn process(proc: &Path) -> Option<String> {
     found.next().map(|pid| format!("process {pid}"))
 }
 
-/// Sends an HTTP GET request and returns the body of a response with status 200.
-fn get(path: &str, server: SocketAddr) -> Option<String> {
-    let limit = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(&server, limit).ok()?;
-    stream.set_read_timeout(Some(limit)).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n").ok()?;
-    let mut response = String::new();
-    // The response of kube-proxy is short. A longer one comes from another server.
-    stream.take(4096).read_to_string(&mut response).ok()?;
-    let (head, body) = response.split_once("\r\n\r\n")?;
-    head.contains(" 200 ").then(|| body.trim().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
-    use std::net::TcpListener;
     use std::os::unix::fs::symlink;
-    use std::thread;
 
     use super::*;
 
@@ -73,30 +58,5 @@ mod tests {
         assert_eq!(process(proc.path()), None);
         add("12", "kube-proxy", "net:[1]");
         assert_eq!(process(proc.path()).as_deref(), Some("process 12"));
-    }
-
-    /// Serves one response and returns the body that [`get`] reads from it.
-    fn served(response: &'static str) -> Option<String> {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = listener.local_addr().unwrap();
-        let serve = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            let request = lines.next().unwrap().unwrap();
-            // Closing with unread input would reset the connection under the response.
-            let _ = lines.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty())).count();
-            stream.write_all(response.as_bytes()).unwrap();
-            request
-        });
-        let body = get("/proxyMode", server);
-        assert_eq!(serve.join().unwrap(), "GET /proxyMode HTTP/1.0");
-        body
-    }
-
-    #[test]
-    fn the_mode_is_the_body_of_a_successful_response() {
-        assert_eq!(served("HTTP/1.0 200 OK\r\nX: y\r\n\r\nnftables").as_deref(), Some("nftables"));
-        assert_eq!(served("HTTP/1.0 404 Not Found\r\n\r\niptables"), None);
-        assert_eq!(served("SSH-2.0-x\r\n"), None);
     }
 }

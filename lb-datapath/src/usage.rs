@@ -1,0 +1,61 @@
+//! How full the maps are.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd as _;
+
+use lb_model::IpFamily;
+
+use crate::apply::map_name::MapName;
+use crate::handles::MapHandles;
+use crate::inspect::Maps;
+use crate::sys;
+
+/// The number of used entries of a map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinnedMapUsage {
+    pub map: &'static str,
+    pub entries: usize,
+    pub capacity: u32,
+    /// The option of the agent that sets the capacity.
+    pub option: &'static str,
+}
+
+impl Maps {
+    /// Returns the usage of each map that refuses entries when it is full. Maps that replace their
+    /// least recently used entries are left out.
+    pub fn usage(&self) -> io::Result<Vec<PinnedMapUsage>> {
+        let handles = self.handles();
+        let mut usage = Vec::new();
+        let by_family = [MapName::SERVICES, MapName::ADDRESSES, MapName::SOURCE_RANGES];
+        let hash_maps = by_family.into_iter().flat_map(|maps| IpFamily::BOTH.map(|family| maps[family]));
+        for map in hash_maps.chain([MapName::SERVICE_NAMES]) {
+            let entries = sys::count_entries(handles.fd(map.name)?)?;
+            usage.extend(map_usage(handles, map, entries)?);
+        }
+        let flows = self.flows()?;
+        for family in IpFamily::BOTH {
+            let backends = self.backends(family)?.len();
+            usage.extend(map_usage(handles, MapName::BACKENDS[family], backends)?);
+            let open = flows.iter().filter(|flow| flow.family == family).count();
+            usage.extend(map_usage(handles, MapName::FLOWS[family], open)?);
+        }
+        // Services with equal lists of endpoints share a range.
+        let ranges: BTreeSet<_> = self
+            .services()?
+            .into_iter()
+            .flat_map(|(_, service)| {
+                [(service.inside_base, service.inside_count), (service.outside_base, service.outside_count)]
+            })
+            .collect();
+        let slots = ranges.into_iter().map(|(_, count)| count as usize).sum();
+        usage.extend(map_usage(handles, MapName::SLOTS, slots)?);
+        Ok(usage)
+    }
+}
+
+/// Returns `None` for a map without an option that sets its size.
+fn map_usage(handles: &MapHandles, map: MapName, entries: usize) -> io::Result<Option<PinnedMapUsage>> {
+    let capacity = sys::map_info(handles.fd(map.name)?.as_fd())?.max_entries;
+    Ok(map.option.map(|option| PinnedMapUsage { map: map.name, entries, capacity, option }))
+}

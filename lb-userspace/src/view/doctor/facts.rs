@@ -1,0 +1,196 @@
+//! What `lb doctor` reads on a node.
+
+use std::path::PathBuf;
+
+/// A value, or the reason why it could not be read.
+pub type Checked<T> = Result<T, String>;
+
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub kernel: KernelFacts,
+    pub host: HostFacts,
+    pub datapath: DatapathFacts,
+    pub api_server: ApiServer,
+}
+
+#[derive(Debug, Clone)]
+pub struct KernelFacts {
+    /// `uname -r`.
+    pub release: String,
+    /// Each missing feature with its consequence, as the agent logs it.
+    pub missing_features: Vec<&'static str>,
+    /// Whether this process may load programs. If not, features are assumed that only loading a
+    /// program can show.
+    pub privileges: Checked<()>,
+    /// The text of `/sys/kernel/security/lockdown`.
+    pub lockdown: Checked<String>,
+    /// The configuration with which the kernel was built.
+    pub config: Checked<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct HostFacts {
+    /// The text of `/proc/self/mountinfo`.
+    pub cgroups: Checked<String>,
+    /// The folder of `--cgroup`.
+    pub cgroup: FileSystem,
+    /// The folder of `--bpffs`.
+    pub bpffs: FileSystem,
+    /// First and last port of `net.ipv4.ip_local_port_range`.
+    pub local_ports: Checked<(u16, u16)>,
+    /// First and last port of the agent's `--snat-ports`.
+    pub snat_ports: Checked<(u16, u16)>,
+    pub forwarding: Checked<ForwardingFacts>,
+    /// One entry for each program that lists a filter table.
+    pub firewall: Vec<FirewallPolicy>,
+    pub kube_proxy: KubeProxyFacts,
+    /// The number of network namespaces that have a name in the folder of `--netns-dir`.
+    pub namespaces: Checked<usize>,
+}
+
+/// A folder that must be in a file system of a certain type.
+#[derive(Debug, Clone)]
+pub struct FileSystem {
+    pub path: PathBuf,
+    /// The reason why it is not, and the remedy.
+    pub error: Option<(String, String)>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ForwardingFacts {
+    pub v4: bool,
+    /// `None` if the kernel has no IPv6.
+    pub v6: Option<bool>,
+    /// Devices with strict reverse path filtering.
+    pub strict_rp_filter: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct FirewallPolicy {
+    pub program: String,
+    /// The policy of the chain FORWARD.
+    pub forward: Checked<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct KubeProxyFacts {
+    /// How a running kube-proxy was found.
+    pub running: Option<String>,
+    pub leftovers: Vec<String>,
+    /// The kinds of leftovers that could not be listed, with the reason.
+    pub unchecked: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct DatapathFacts {
+    pub bpffs: PathBuf,
+    /// Whether an agent of this version has pinned maps.
+    pub installed: Checked<bool>,
+    pub agent: AgentFacts,
+    /// The devices to which programs are attached.
+    pub devices: Checked<Vec<DevicePrograms>>,
+    /// The names of the pinned links.
+    pub pinned_hooks: Checked<Vec<String>>,
+    /// The programs of each socket hook of the cgroup.
+    pub sockets: Checked<Vec<HookNames>>,
+    pub maps: Checked<MapEntries>,
+    /// Folders with pins of other map layouts.
+    pub other_versions: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+pub struct AgentFacts {
+    /// Status and body of `/healthz`.
+    pub health: Checked<(u16, String)>,
+    /// The number of entries that the agent has written to each map of Services, by its metric
+    /// `sluice_map_entries`.
+    pub written: Checked<Vec<(String, usize)>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct DevicePrograms {
+    pub name: String,
+    /// The name of the XDP program.
+    pub xdp: Option<String>,
+    /// The names of the tc programs, in the order in which they run.
+    pub ingress: Checked<Vec<String>>,
+    pub egress: Checked<Vec<String>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct HookNames {
+    pub hook: &'static str,
+    pub programs: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct MapEntries {
+    /// Name, entries and capacity of each map, and the option that sets the capacity.
+    pub usage: Vec<(String, usize, u32, &'static str)>,
+    /// Entries that refer to entries that do not exist.
+    pub inconsistent: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub enum ApiServer {
+    /// Neither a kubeconfig nor the environment of a pod names one.
+    NotConfigured,
+    /// The version of the API server.
+    Reachable(String),
+    Unreachable(String),
+}
+
+/// Returns the facts of a node without a fault.
+#[cfg(test)]
+pub(super) fn healthy() -> Facts {
+    let hooks = ["cgroup-connect4", "cgroup-connect6"];
+    let program = |hook: &str| vec![hook.replace("cgroup-", "lb_")];
+    Facts {
+        kernel: KernelFacts {
+            release: "6.18.0".into(),
+            missing_features: vec![],
+            privileges: Ok(()),
+            lockdown: Ok("[none] integrity confidentiality\n".into()),
+            config: Ok("CONFIG_BPF_SYSCALL=y\nCONFIG_CGROUP_BPF=y\nCONFIG_NET_CLS_ACT=y\n\
+                        CONFIG_BPF_JIT=y\nCONFIG_DEBUG_INFO_BTF=y\n\
+                        CONFIG_INET_DIAG_DESTROY=y\n"
+                .into()),
+        },
+        host: HostFacts {
+            cgroups: Ok("36 35 0:31 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n".into()),
+            cgroup: FileSystem { path: "/sys/fs/cgroup".into(), error: None },
+            bpffs: FileSystem { path: "/sys/fs/bpf".into(), error: None },
+            local_ports: Ok((32_768, 60_999)),
+            snat_ports: Ok((1024, 29_999)),
+            forwarding: Ok(ForwardingFacts { v4: true, v6: Some(true), strict_rp_filter: vec![] }),
+            firewall: vec![FirewallPolicy {
+                program: "iptables-nft-save".into(),
+                forward: Ok("ACCEPT".into()),
+            }],
+            kube_proxy: KubeProxyFacts { running: None, leftovers: vec![], unchecked: vec![] },
+            namespaces: Ok(4),
+        },
+        datapath: DatapathFacts {
+            bpffs: "/sys/fs/bpf".into(),
+            installed: Ok(true),
+            agent: AgentFacts {
+                health: Ok((200, "{}".into())),
+                written: Ok(vec![("SERVICES_V4".into(), 6)]),
+            },
+            devices: Ok(vec![DevicePrograms {
+                name: "eth0".into(),
+                xdp: Some("lb_xdp".into()),
+                ingress: Ok(vec!["lb_tc_ingress".into()]),
+                egress: Ok(vec!["lb_tc_egress".into()]),
+            }]),
+            pinned_hooks: Ok(hooks.map(str::to_owned).into()),
+            sockets: Ok(hooks.map(|hook| HookNames { hook, programs: program(hook) }).into()),
+            maps: Ok(MapEntries {
+                usage: vec![("SERVICES_V4".into(), 6, 65_536, "max-services")],
+                inconsistent: vec![],
+            }),
+            other_versions: vec![],
+        },
+        api_server: ApiServer::Reachable("v1.37.0".into()),
+    }
+}

@@ -1,0 +1,193 @@
+//! Findings about the host: file systems, ports, forwarding, other proxies, the API server.
+
+use super::facts::{ApiServer, Facts, FileSystem, FirewallPolicy, HostFacts, KubeProxyFacts};
+use super::finding::Finding;
+
+pub fn findings(facts: &Facts) -> Vec<Finding> {
+    let host = &facts.host;
+    let mut findings = vec![cgroups(host), file_system("cgroup folder", &host.cgroup)];
+    findings.push(file_system("BPF file system", &host.bpffs));
+    findings.push(ports(host));
+    findings.extend(forwarding(host));
+    findings.extend(firewall(&host.firewall));
+    findings.extend(kube_proxy(&host.kube_proxy));
+    findings.push(namespaces(host));
+    findings
+}
+
+fn cgroups(host: &HostFacts) -> Finding {
+    const CHECK: &str = "cgroups";
+    let mounts = match &host.cgroups {
+        Ok(mounts) => mounts,
+        Err(reason) => return Finding::unchecked(CHECK, reason),
+    };
+    // 36 35 0:31 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw
+    let types: Vec<&str> =
+        mounts.lines().filter_map(|line| line.split_once(" - ")?.1.split(' ').next()).collect();
+    match (types.contains(&"cgroup2"), types.contains(&"cgroup")) {
+        (true, false) => Finding::ok(CHECK, "version 2"),
+        (true, true) => Finding::note(
+            CHECK,
+            "hybrid: the controllers are in version 1. Socket programs use the version 2 hierarchy",
+        ),
+        (false, _) => Finding::error(
+            CHECK,
+            "no cgroup-v2 file system is mounted: connections of processes are not translated at the \
+             socket",
+            "mount it beside the controllers: `mount -t cgroup2 none /sys/fs/cgroup/unified`",
+        ),
+    }
+}
+
+fn file_system(check: &'static str, folder: &FileSystem) -> Finding {
+    match &folder.error {
+        None => Finding::ok(check, folder.path.display().to_string()),
+        Some((reason, remedy)) => Finding::error(check, reason, remedy),
+    }
+}
+
+fn ports(host: &HostFacts) -> Finding {
+    const CHECK: &str = "source ports";
+    let ((first, last), (local_first, local_last)) = match (&host.snat_ports, &host.local_ports) {
+        (Ok(rewritten), Ok(local)) => (*rewritten, *local),
+        (Err(reason), _) | (_, Err(reason)) => return Finding::unchecked(CHECK, reason),
+    };
+    let ranges =
+        format!("--snat-ports is {first}-{last}, net.ipv4.ip_local_port_range is {local_first}-{local_last}");
+    if first <= local_last && local_first <= last {
+        Finding::warning(
+            CHECK,
+            format!(
+                "{ranges}: they overlap, so a connection of this node can get the port of a \
+                     translated one"
+            ),
+            format!(
+                "set another range with --snat-ports, or `sysctl -w net.ipv4.ip_local_port_range=\"{} \
+                 60999\"`",
+                u32::from(last) + 1
+            ),
+        )
+    } else {
+        Finding::ok(CHECK, ranges)
+    }
+}
+
+fn forwarding(host: &HostFacts) -> Vec<Finding> {
+    const CHECK: &str = "forwarding";
+    const REVERSE_PATH: &str = "reverse path filter";
+    let forwarding = match &host.forwarding {
+        Ok(forwarding) => forwarding,
+        Err(reason) => return vec![Finding::unchecked(CHECK, reason)],
+    };
+    let off: Vec<&str> = [
+        (!forwarding.v4).then_some("net.ipv4.ip_forward"),
+        (forwarding.v6 == Some(false)).then_some("net.ipv6.conf.all.forwarding"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let switches = if off.is_empty() {
+        Finding::ok(CHECK, "the kernel forwards packets to pods")
+    } else {
+        Finding::warning(
+            CHECK,
+            format!(
+                "{} {} 0: packets from outside do not reach the pods of this node",
+                off.join(" and "),
+                if off.len() == 1 { "is" } else { "are" }
+            ),
+            "start `lb agent`, which sets it, or set it to 1 with `sysctl -w`",
+        )
+    };
+    let devices = forwarding.strict_rp_filter.join(", ");
+    let reverse_path = if devices.is_empty() {
+        Finding::ok(REVERSE_PATH, "strict on no device")
+    } else {
+        Finding::note(
+            REVERSE_PATH,
+            format!(
+                "strict on {devices}: the kernel drops packets there if the route to their source \
+                     leads to another device"
+            ),
+        )
+    };
+    vec![switches, reverse_path]
+}
+
+fn firewall(policies: &[FirewallPolicy]) -> Vec<Finding> {
+    const CHECK: &str = "firewall";
+    if policies.is_empty() {
+        return vec![Finding::unchecked(CHECK, "neither iptables-save nor ip6tables-save is installed")];
+    }
+    policies
+        .iter()
+        .map(|FirewallPolicy { program, forward }| match forward {
+            Ok(policy) if policy == "DROP" => Finding::warning(
+                CHECK,
+                format!(
+                    "{program}: the policy of FORWARD is DROP, so packets to pods need a rule that \
+                         accepts them"
+                ),
+                "accept the packets of pods in FORWARD, as most CNI plugins do, or set the policy to \
+                 ACCEPT",
+            ),
+            Ok(policy) => Finding::ok(CHECK, format!("{program}: the policy of FORWARD is {policy}")),
+            Err(reason) => Finding::unchecked(CHECK, reason),
+        })
+        .collect()
+}
+
+fn kube_proxy(facts: &KubeProxyFacts) -> Vec<Finding> {
+    const CHECK: &str = "kube-proxy";
+    let mut findings = Vec::new();
+    if let Some(evidence) = &facts.running {
+        findings.push(Finding::warning(
+            CHECK,
+            format!("it runs ({evidence}): two proxies serve the same Services"),
+            "remove its DaemonSet from this node, then run `lb cleanup --kube-proxy`",
+        ));
+    } else if !facts.leftovers.is_empty() {
+        let count = facts.leftovers.len();
+        let first = one_line(&facts.leftovers[0]);
+        findings.push(Finding::warning(
+            CHECK,
+            format!("it left {count} items on this node, the first is: {first}"),
+            "run `lb cleanup --kube-proxy`; add --dry-run to list them",
+        ));
+    } else if facts.unchecked.is_empty() {
+        findings.push(Finding::ok(CHECK, "it does not run, and no leftovers were found"));
+    } else {
+        findings.push(Finding::ok(CHECK, "it does not run, and no leftovers were found, but see below"));
+    }
+    findings.extend(facts.unchecked.iter().map(|reason| Finding::note(CHECK, one_line(reason))));
+    findings
+}
+
+/// Replaces each sequence of white space by one space.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn namespaces(host: &HostFacts) -> Finding {
+    const CHECK: &str = "network namespaces";
+    match &host.namespaces {
+        Ok(count) => Finding::ok(CHECK, format!("{count} have a name")),
+        Err(reason) => {
+            Finding::note(CHECK, format!("{reason}. Namespaces are found by their processes alone"))
+        }
+    }
+}
+
+pub fn api_server(state: &ApiServer) -> Finding {
+    const CHECK: &str = "API server";
+    match state {
+        ApiServer::NotConfigured => Finding::unchecked(CHECK, "no --kubeconfig, and not in a pod"),
+        ApiServer::Reachable(version) => Finding::ok(CHECK, format!("reachable, Kubernetes {version}")),
+        ApiServer::Unreachable(reason) => Finding::error(
+            CHECK,
+            format!("unreachable: {reason}"),
+            "check the address and the credentials of the kubeconfig. Use an address that needs no \
+             Service, because Services depend on this agent",
+        ),
+    }
+}

@@ -1,0 +1,156 @@
+//! `lb doctor`: turns facts about a node into findings, and renders them.
+//!
+//! [`Facts`] are collected by the command. The functions here are pure: they decide on severity and
+//! remedy.
+
+mod datapath;
+mod facts;
+mod finding;
+mod host;
+mod kernel;
+
+pub use facts::{
+    AgentFacts, ApiServer, Checked, DatapathFacts, DevicePrograms, Facts, FileSystem, FirewallPolicy,
+    ForwardingFacts, HookNames, HostFacts, KernelFacts, KubeProxyFacts, MapEntries,
+};
+pub use finding::{DoctorFormat, Finding, FindingSeverity, has_error, render_findings};
+
+/// Returns the findings in the order in which they are printed: kernel, host, data path, cluster.
+pub fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut findings = kernel::findings(&facts.kernel);
+    findings.extend(host::findings(facts));
+    findings.extend(datapath::findings(&facts.datapath));
+    findings.push(host::api_server(&facts.api_server));
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::facts::healthy;
+    use super::*;
+    use crate::testing::assert_golden;
+
+    fn rendered(facts: &Facts, format: DoctorFormat) -> String {
+        render_findings(&findings(facts), format).unwrap()
+    }
+
+    #[test]
+    fn a_healthy_node_has_no_error() {
+        let facts = healthy();
+        assert!(!has_error(&findings(&facts)));
+        assert_golden("doctor-healthy.txt", &rendered(&facts, DoctorFormat::Table));
+    }
+
+    /// Every check finds a fault.
+    fn faulty() -> Facts {
+        let mut facts = healthy();
+        facts.kernel = KernelFacts {
+            release: "5.10.0".into(),
+            missing_features: vec!["no tcx (Linux 6.6): tc programs attach as clsact filters"],
+            privileges: Ok(()),
+            lockdown: Ok("none integrity [confidentiality]\n".into()),
+            config: Ok("CONFIG_BPF_SYSCALL=y\n# CONFIG_CGROUP_BPF is not set\nCONFIG_NET_CLS_BPF=m\n".into()),
+        };
+        facts.host.cgroups = Ok("30 25 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                                 32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+            .into());
+        facts.host.bpffs = FileSystem {
+            path: "/sys/fs/bpf".into(),
+            error: Some(("is not mounted".into(), "mount it".into())),
+        };
+        facts.host.local_ports = Ok((10_000, 60_999));
+        facts.host.forwarding =
+            Ok(ForwardingFacts { v4: false, v6: Some(false), strict_rp_filter: vec!["eth0".into()] });
+        facts.host.firewall =
+            vec![FirewallPolicy { program: "iptables-nft-save".into(), forward: Ok("DROP".into()) }];
+        facts.host.kube_proxy = KubeProxyFacts {
+            running: Some("process 812".into()),
+            leftovers: vec!["table  nftables ip kube-proxy".into()],
+            unchecked: vec!["rules of ip6tables were not checked".into()],
+        };
+        facts.host.namespaces = Err("/run/netns cannot be read: No such file or directory".into());
+        facts.datapath.agent = AgentFacts {
+            health: Ok((503, "{\"reason\":\"the main loop is stuck\"}".into())),
+            written: Ok(vec![("SERVICES_V4".into(), 12), ("SERVICES_V6".into(), 0)]),
+        };
+        facts.datapath.devices = Ok(vec![
+            DevicePrograms {
+                name: "eth0".into(),
+                xdp: Some("other_xdp".into()),
+                ingress: Ok(vec!["cil_from_netdev".into()]),
+                egress: Ok(vec!["cil_to_netdev".into(), "lb_tc_egress".into()]),
+            },
+            DevicePrograms {
+                name: "eth1".into(),
+                xdp: None,
+                ingress: Ok(vec!["lb_tc_ingress".into()]),
+                egress: Ok(vec![]),
+            },
+        ]);
+        facts.datapath.pinned_hooks = Ok(vec!["cgroup-connect4".into()]);
+        facts.datapath.sockets = Ok(vec![
+            HookNames { hook: "cgroup-connect4", programs: vec!["cil_sock4_conne".into()] },
+            HookNames { hook: "cgroup-connect6", programs: vec![] },
+        ]);
+        facts.datapath.maps = Ok(MapEntries {
+            usage: vec![
+                ("SERVICES_V4".into(), 16, 16, "max-services"),
+                ("SLOTS".into(), 95, 100, "max-slots"),
+                ("BACKENDS_V4".into(), 1, 100, "max-backends"),
+            ],
+            inconsistent: vec!["10.96.0.10:80 refers to backend 7, which does not exist".into()],
+        });
+        facts.datapath.other_versions = vec!["/sys/fs/bpf/sluice/v3".into()];
+        facts.api_server = ApiServer::Unreachable("connection refused".into());
+        facts
+    }
+
+    #[test]
+    fn every_fault_has_evidence_and_a_remedy() {
+        let facts = faulty();
+        let findings = findings(&facts);
+        assert!(has_error(&findings));
+        for finding in &findings {
+            let is_fault = matches!(finding.severity, FindingSeverity::Warning | FindingSeverity::Error);
+            assert!(!is_fault || finding.remedy.is_some(), "{finding:?}");
+            assert!(!finding.evidence.is_empty(), "{finding:?}");
+        }
+        assert_golden("doctor-faults.txt", &rendered(&facts, DoctorFormat::Table));
+        assert_golden("doctor-faults.json", &rendered(&facts, DoctorFormat::Json));
+    }
+
+    #[test]
+    fn an_unprivileged_process_reports_what_it_could_not_check() {
+        let mut facts = healthy();
+        let no = || "this process lacks CAP_BPF".to_owned();
+        facts.kernel.privileges = Err(no());
+        facts.kernel.lockdown = Err("/sys/kernel/security/lockdown: Permission denied".into());
+        facts.host.firewall = vec![FirewallPolicy { program: "iptables-save".into(), forward: Err(no()) }];
+        facts.host.kube_proxy.unchecked = vec!["rules  iptables-nft: you must be root".into()];
+        facts.datapath.pinned_hooks = Err(no());
+        facts.datapath.sockets = Err(no());
+        facts.datapath.maps = Err(no());
+        for device in facts.datapath.devices.iter_mut().flatten() {
+            (device.ingress, device.egress) = (Err(no()), Err(no()));
+        }
+        assert!(!has_error(&findings(&facts)));
+        assert_golden("doctor-unprivileged.txt", &rendered(&facts, DoctorFormat::Table));
+    }
+
+    #[test]
+    fn a_node_without_sluice_has_no_error() {
+        let mut facts = healthy();
+        facts.datapath = DatapathFacts {
+            bpffs: "/sys/fs/bpf".into(),
+            installed: Ok(false),
+            agent: AgentFacts { health: Err("connection refused".into()), written: Err("no agent".into()) },
+            devices: Ok(vec![]),
+            pinned_hooks: Ok(vec![]),
+            sockets: Ok(vec![]),
+            maps: Err("there are no maps".into()),
+            other_versions: vec![],
+        };
+        assert!(!has_error(&findings(&facts)));
+        assert_golden("doctor-no-agent.txt", &rendered(&facts, DoctorFormat::Table));
+    }
+}
