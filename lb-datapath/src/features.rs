@@ -41,8 +41,8 @@ pub struct Features {
 }
 
 impl Features {
-    /// Probes the features that need none of the programs of Sluice. Assumes that the kernel has all
-    /// others. Needs the privileges to load programs.
+    /// Probes the features that need none of the programs of Sluice. Assumes that the kernel has
+    /// all others. Needs the privileges to load programs.
     pub fn probe() -> Self {
         Self {
             xdp_frags: xdp_frags().is_ok(),

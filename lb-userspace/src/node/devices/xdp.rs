@@ -1,8 +1,9 @@
 //! Decides which hooks are used on a device: XDP and tc, or tc alone.
 //!
 //! A packet can have a partial checksum, which its receiver or the hardware was to complete: on a
-//! veth, and between virtual machines on some hypervisors. An XDP program cannot detect this.
-//! The packets that it rewrites and transmits are corrupt. A tc program gets the checksum status from the kernel.
+//! veth, and between virtual machines on some hypervisors. An XDP program cannot detect this. The
+//! packets that it rewrites and transmits are corrupt. A tc program gets the checksum status from
+//! the kernel.
 
 use super::hooks::Hooks;
 use super::options::AttachMode;
