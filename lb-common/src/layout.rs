@@ -216,7 +216,8 @@ pub struct Flow<A> {
     /// other direction write [`Flow::reply`].
     pub request: FlowSide,
     pub reply: FlowSide,
-    pub reserved: u32,
+    /// Interface index of the device that the first packet arrived by; 0: unknown.
+    pub ifindex: u32,
 }
 
 /// The state of one direction of a connection, see [`crate::connection`].

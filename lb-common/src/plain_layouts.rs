@@ -21,7 +21,7 @@ of_both_families! {
     Flow {
         generation, phase, protocol, deliver, pad, last_seen_ns, opened_s, backend_id, service_id, client_port,
         service_port, source_port, backend_port, client_addr, service_addr, source_addr, backend_addr, request, reply,
-        reserved,
+        ifindex,
     }
     FragmentKey { src_addr, dst_addr, id, protocol, pad, reserved }
     SocketPeerKey { cookie, addr, port, pad }

@@ -149,6 +149,27 @@ pub fn to_endpoint<'a, F: Maps, K: Frame>(
     Ok(Decided::before(lookup))
 }
 
+/// Finds the route of a translated reply, and forgets it unless it leads out of the device with
+/// this index.
+#[inline(always)]
+pub fn find_return<F: Maps, K: Frame>(
+    frame: &K,
+    packet: &Packet<F>,
+    translation: &Translation<F::Addr>,
+    lookup: &mut RouteLookup,
+    ifindex: u32,
+    now: u64,
+) {
+    let (src, dst) = (translation.new_src_addr, translation.new_dst_addr);
+    let length = longest(frame, packet);
+    let query = Query { src, dst, protocol: packet.key.protocol, length, now };
+    lookup.clear();
+    let leads_there = lookup.find::<F, K>(frame, &query).is_ok_and(|route| route.ifindex() == ifindex);
+    if !leads_there {
+        lookup.clear();
+    }
+}
+
 /// Returns whether this node has the address.
 #[inline(always)]
 fn is_of_node<F: Maps>(addr: &F::Addr) -> bool {

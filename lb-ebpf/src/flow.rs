@@ -96,7 +96,45 @@ pub fn find_reply<F: Records>(
     if translation.is_passing_reply() && !found.is_over::<F>() { Some(found) } else { None }
 }
 
+/// Ends a closed connection whose replies have the same tuple as those to this packet: the client
+/// opens a connection to the endpoint itself, with the port that it used through a Service before.
+/// `reply` is memory to work in.
+#[inline(always)]
+pub fn give_up_closed<F: Records>(
+    packet: &Packet<F>,
+    reply: &mut FlowKey<F::Addr>,
+    translation: &mut Translation<F::Addr>,
+) {
+    if packet.is_datagram() || !packet.opens() || recording() {
+        return;
+    }
+    *reply = FlowKey {
+        src_addr: packet.key.dst_addr,
+        dst_addr: packet.key.src_addr,
+        src_port: packet.key.dst_port,
+        dst_port: packet.key.src_port,
+        protocol: packet.key.protocol,
+        pad: 0,
+        reserved: 0,
+    };
+    if let Some(found) = lookup::<F>(reply, translation)
+        && translation.is_passing_reply()
+        && found.is_closed()
+    {
+        let Found { number, generation, .. } = found;
+        F::end(number, generation);
+    }
+}
+
 impl<A: Copy + PartialEq + 'static> Found<A> {
+    /// Returns whether both sides have closed the connection, or it was reset.
+    #[inline(always)]
+    fn is_closed(&self) -> bool {
+        // SAFETY: as in `is_over`.
+        let flow = unsafe { &*self.flow };
+        flow.state().yields(flow.protocol) == Yields::Closed
+    }
+
     /// Returns one of [`direction`].
     #[inline(always)]
     pub fn direction(&self) -> u8 {
@@ -198,7 +236,7 @@ pub fn open<F: Records, K: Frame>(
     } else {
         let claimed = F::claim(now).ok_or(Reason::FlowTableFull)?;
         let flow = claimed.flow::<F>().ok_or(Reason::FlowTableFull)?;
-        fill_in(flow, packet, opening, now);
+        fill_in(flow, packet, opening, frame.ifindex(), now);
         let port = match allocate::<F, K>(frame, claimed, opening.masquerade, now) {
             Ok(port) if publish(claimed, flow, packet) => Ok(port),
             Ok(_) => Err(Reason::FlowTableFull),
@@ -220,7 +258,13 @@ pub fn open<F: Records, K: Frame>(
 
 /// Writes a new connection into its record, all but the source port and the phase.
 #[inline(always)]
-fn fill_in<F: Maps>(flow: *mut Flow<F::Addr>, packet: &Packet<F>, opening: &Opening<F::Addr>, now: u64) {
+fn fill_in<F: Maps>(
+    flow: *mut Flow<F::Addr>,
+    packet: &Packet<F>,
+    opening: &Opening<F::Addr>,
+    ifindex: u32,
+    now: u64,
+) {
     // SAFETY: a map value that is this program's own: other programs do not use it while it is
     // claimed.
     let flow = unsafe { &mut *flow };
@@ -240,6 +284,7 @@ fn fill_in<F: Maps>(flow: *mut Flow<F::Addr>, packet: &Packet<F>, opening: &Open
     flow.backend_addr = opening.backend_addr;
     flow.request = state.request;
     flow.reply = state.reply;
+    flow.ifindex = ifindex;
 }
 
 /// Finds a source port: reserves the tuple of the replies, which must be free among connections

@@ -41,7 +41,9 @@ pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch
     } else if let Some(known) = address::known::<F>(&scratch.packet.key.dst_addr) {
         open_connection(frame, scratch, known)
     } else {
-        return service::to_unknown::<F>(scratch.packet.key.dst_addr);
+        let Scratch { packet, reply_key, translation, .. } = forget(scratch);
+        flow::give_up_closed(packet, reply_key, translation);
+        return service::to_unknown::<F>(packet.key.dst_addr);
     };
     if let Err(verdict) = decision {
         return verdict;
@@ -68,11 +70,15 @@ pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch
 /// Decides about a packet that leaves this node: an endpoint's reply gets the service's address
 /// back.
 #[inline(always)]
-pub fn egress<F: Header + Records, K: Frame>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
+pub fn egress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
     let Scratch { packet, translation, .. } = forget(scratch);
     let packet = &*packet;
     let Some(found) = flow::find_reply(packet, translation) else { return Verdict::Pass };
     found.follow(packet);
+    let came_by = translation.ifindex;
+    if came_by != 0 && came_by != frame.ifindex() {
+        return leave_by(frame, scratch, came_by, found.now());
+    }
     let Scratch { packet, translation, .. } = forget(scratch);
     let (packet, translation) = (&*packet, &*translation);
     log::translated::<F>(&packet.key, translation);
@@ -82,6 +88,31 @@ pub fn egress<F: Header + Records, K: Frame>(frame: &K, scratch: &mut Scratch<F>
     remember_fragments(packet);
     count(Reason::Delivered);
     Verdict::Pass
+}
+
+/// Sends a reply out of the device that the request came by, if that is the kernel's route for
+/// packets with the service's address as source. The kernel has chosen the device by the address of
+/// the endpoint, and rules may send that elsewhere (`ip rule from …`, as the AWS VPC CNI has them).
+#[inline(always)]
+fn leave_by<F: Header + Records, K: Deliver>(
+    frame: &K,
+    scratch: &mut Scratch<F>,
+    ifindex: u32,
+    now: u64,
+) -> Verdict {
+    let Scratch { packet, translation, route, .. } = forget(scratch);
+    let (packet, translation) = (&*packet, &*translation);
+    delivery::find_return(frame, packet, translation, route, ifindex, now);
+    log::translated::<F>(&packet.key, translation);
+    if let Err(reason) = nat::rewrite(frame, packet, translation, false) {
+        return Verdict::Drop(reason);
+    }
+    remember_fragments(packet);
+    count(Reason::Delivered);
+    match route.found() {
+        Some(route) => frame.send(route),
+        None => Verdict::Pass,
+    }
 }
 
 /// Decides about a packet of a known connection. `Ok`: the packet is rewritten and delivered as

@@ -59,9 +59,13 @@ pub fn to_unknown<F: Maps>(addr: F::Addr) -> Verdict {
     }
 }
 
-/// Returns what a destination is whose address is known.
+/// Returns what a destination is whose address is known. A ClusterIP that this node has itself is
+/// served by a local process (NodeLocal DNSCache).
 #[inline(always)]
 pub fn at_known<F: Maps>(known: Known, addr: F::Addr, port: u16, protocol: u8) -> Destination {
+    if known.has(address_flags::CLUSTER_IP) && known.has(address_flags::NODE) {
+        return Destination::Elsewhere;
+    }
     if known.has(address_flags::SERVICE)
         && let Some(service) = at_address::<F>(addr, port, protocol)
     {
@@ -72,11 +76,7 @@ pub fn at_known<F: Maps>(known: Known, addr: F::Addr, port: u16, protocol: u8) -
     {
         return Destination::Service(service);
     }
-    if known.has(address_flags::CLUSTER_IP) && !known.has(address_flags::NODE) {
-        Destination::UnknownPort
-    } else {
-        Destination::Elsewhere
-    }
+    if known.has(address_flags::CLUSTER_IP) { Destination::UnknownPort } else { Destination::Elsewhere }
 }
 
 /// Returns whether no other proxy has connections to Services on this node: kube-proxy has left

@@ -16,6 +16,8 @@ pub struct Translation<A> {
     /// One of [`deliver`].
     pub deliver: u8,
     pub pad: [u8; 2],
+    /// Interface index of the device that the first packet of the connection arrived by.
+    pub ifindex: u32,
 }
 
 impl<A: Copy> Translation<A> {
@@ -41,5 +43,6 @@ impl<A: Copy> Translation<A> {
         }
         self.direction = direction;
         self.deliver = flow.deliver;
+        self.ifindex = flow.ifindex;
     }
 }

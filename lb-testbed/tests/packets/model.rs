@@ -270,7 +270,14 @@ impl Model {
                 return self.expect_flow(&view, bytes, tuple, flow, direction);
             }
         }
-        if direction == Direction::Egress || !view.is_intact(bytes) {
+        if direction == Direction::Egress {
+            return untouched();
+        }
+        if opening && !self.is_known(tuple.destination.ip()) {
+            self.give_up_closed(&tuple);
+            return untouched();
+        }
+        if !view.is_intact(bytes) {
             return untouched();
         }
         let Some(service) = self.service(&tuple) else {
@@ -375,6 +382,25 @@ impl Model {
         self.flows.insert(to.reversed(), reply);
         self.remember_fragment(&view, bytes);
         Ok(Expected::Rewritten { to, routed: if kept { None } else { route } })
+    }
+
+    /// Ends a closed connection with an endpoint to which the client opens another one directly,
+    /// with the same port.
+    fn give_up_closed(&mut self, direct: &Tuple) {
+        if let Some(flow) = self.flows.get(&direct.reversed())
+            && flow.reply
+            && !flow.routed
+            && self.connections[flow.connection].connection.yields() == Yields::Closed
+        {
+            self.remove(flow.connection);
+        }
+    }
+
+    /// Returns whether an address is a Service's or the node's.
+    fn is_known(&self, address: IpAddr) -> bool {
+        let mut own = world::DEVICES.iter().flat_map(|device| device.addresses);
+        own.any(|text| text.parse() == Ok(address))
+            || !address.is_unspecified() && self.services.keys().any(|(_, known)| known.ip() == address)
     }
 
     fn service(&self, tuple: &Tuple) -> Option<&Service> {

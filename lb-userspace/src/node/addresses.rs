@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use lb_common::layout::{self, address_flags, device_flags};
 
 use super::devices::{Behind, DeviceChoice};
+use super::kube_proxy::IPVS_DEVICE;
 use super::{DeviceAddress, DeviceInfo, NodeState, Scope};
 
 impl DeviceAddress {
@@ -68,7 +69,8 @@ pub fn node_addresses(
         }
     }
     let mut found = BTreeMap::new();
-    for device in &node.devices {
+    // kube-proxy in IPVS mode gives its device the address of every Service.
+    for device in node.devices.iter().filter(|device| device.name != IPVS_DEVICE) {
         for address in &device.addresses {
             let mut flags = address_flags::NODE;
             if options.contains(address.ip, &primary) {

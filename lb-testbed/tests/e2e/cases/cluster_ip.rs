@@ -1,12 +1,14 @@
 //! TCP to a ClusterIP from pods and nodes (translated at the socket) and from outside (translated
 //! as packets).
 
+use std::net::IpAddr;
+
 use anyhow::Result;
 use lb_testbed::Family;
-use lb_testbed::host::HTTP_PORT;
+use lb_testbed::host::{HTTP_PORT, Listen};
 use lb_testbed::report::FailureKind;
 
-use crate::check::{answered, answered_by, evenly_over, failed_as};
+use crate::check::{answered, answered_by, evenly_over, eventually, failed_as};
 use crate::world::{To, World};
 
 pub fn plain_traffic_is_untouched(world: &mut World, family: Family) -> Result<()> {
@@ -82,6 +84,32 @@ pub fn a_moved_connection_is_reset(world: &mut World, family: Family) -> Result<
     let exchange = held.request()?;
     place.ip(&format!("route delete {}/{prefix}", target.ip()))?;
     failed_as(&[exchange], FailureKind::Reset)
+}
+
+/// A device of the node has the ClusterIP, and a process of the node serves it for the node and its
+/// pods, as NodeLocal DNSCache does (calico#4689).
+pub fn of_a_local_process(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[3])?;
+    let target = service.cluster_ip(family, To::Http);
+    let (pod, node) = (world.pod(2).host.clone(), world.node(0).host.clone());
+    answered_by(&pod.get(&[target], 2)?, &[3])?;
+    let mut local = node.clone();
+    for family in Family::BOTH {
+        let ip = service.cluster_ip(family, To::Http).ip();
+        match ip {
+            IpAddr::V4(ip) => local.v4 = ip,
+            IpAddr::V6(ip) => local.v6 = ip,
+        }
+        node.place.ip(&format!("address add {ip} dev lo"))?;
+    }
+    let server = local.serve_at("pod1", &Listen { http: vec![target.port()], ..Listen::default() });
+    let served = [&pod, &node].map(|host| eventually(|| answered_by(&host.get(&[target], 2)?, &[1])));
+    drop(server);
+    for family in Family::BOTH {
+        node.place.ip(&format!("address delete {} dev lo", service.cluster_ip(family, To::Http).ip()))?;
+    }
+    served.into_iter().collect::<Result<()>>()?;
+    eventually(|| answered_by(&pod.get(&[target], 2)?, &[3]))
 }
 
 /// Each of three endpoints gets about 100 of 300 requests, with a standard deviation of 8. A
