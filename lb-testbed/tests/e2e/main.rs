@@ -29,11 +29,12 @@ static WORLD: Mutex<Option<World>> = Mutex::new(None);
 
 /// Cases that also run with clsact filters instead of links. The programs are the same, but are
 /// attached differently.
-const CLSACT_CASES: [&str; 7] = [
+const CLSACT_CASES: [&str; 8] = [
     "attached_as_configured",
     "outside_to_node_port_local",
     "outside_to_node_port_remote",
     "udp_outside_to_node_port",
+    "doctor_finds_faults",
     "agent_restarts_under_load",
     "vm_to_cluster_ip",
     "cleanup_removes_everything",
