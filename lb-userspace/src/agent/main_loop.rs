@@ -23,7 +23,7 @@ use crate::node::NodeState;
 use crate::node::addresses::listen_addresses;
 use crate::node::devices::{DeviceChoice, Hooks};
 use crate::node::namespaces::follow::Follower;
-use crate::serve::{Metrics, Progress, ServiceHealth, State};
+use crate::serve::{AgentState, Metrics, Progress, ServiceHealth};
 
 /// The period of retries and of updates of health and metrics.
 const TICK: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub struct MainLoop<'a> {
     pub host_reconciler: HostReconciler,
     pub node: watch::Receiver<Arc<NodeState>>,
     pub namespaces: Follower,
-    pub health: watch::Sender<State>,
+    pub health: watch::Sender<AgentState>,
     pub service_health: watch::Sender<ServiceHealth>,
     pub metrics: Arc<Metrics>,
     /// `None` if the objects come from manifests.

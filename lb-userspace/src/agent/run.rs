@@ -29,7 +29,7 @@ use crate::node;
 use crate::node::namespaces::follow::{Follower, follow};
 use crate::node::sysctl::{Change, Sysctls};
 use crate::preflight;
-use crate::serve::{self, HealthPorts, Metrics, OpenError, Port, ServiceHealth, State};
+use crate::serve::{self, AgentState, HealthPorts, Metrics, OpenError, Port, ServiceHealth};
 
 /// Runs the agent until a signal comes. `effective` are the effective settings, for `/configz`.
 ///
@@ -44,7 +44,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     let Some(_lock) = NodeLock::acquire_or_wait(config, &mut stop).await? else { return Ok(()) };
     let probes = serve::bind(Port::Health, config.health_bind).await?;
     let diagnostics = serve::bind(Port::Metrics, config.metrics_bind).await?;
-    let (health, state) = watch::channel(State::starting("loading the kernel programs"));
+    let (health, state) = watch::channel(AgentState::starting("loading the kernel programs"));
     tokio::spawn(serve::serve_probes(probes, state.clone()));
 
     let Source { events, task, recorder } = Source::start(config).await?;
@@ -190,7 +190,7 @@ fn enable_forwarding() {
 /// Starts the task that serves the health check ports of Services. A port that cannot be opened is
 /// reported as a Kubernetes Event.
 fn serve_health_checks(
-    state: watch::Receiver<State>,
+    state: watch::Receiver<AgentState>,
     recorder: Option<EventRecorder>,
 ) -> watch::Sender<ServiceHealth> {
     let (service_health, desired) = watch::channel(ServiceHealth::default());

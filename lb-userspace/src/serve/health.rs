@@ -18,7 +18,7 @@ const PENDING_LIMIT: Duration = Duration::from_secs(60);
 
 /// The state of the agent, as the main loop publishes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct State {
+pub struct AgentState {
     pub progress: Progress,
     /// When the main loop last updated this state.
     pub alive: Instant,
@@ -46,7 +46,7 @@ pub struct Pending {
     pub what: String,
 }
 
-impl State {
+impl AgentState {
     pub fn starting(awaited: impl Into<String>) -> Self {
         Self {
             progress: Progress::Starting(awaited.into()),
@@ -126,7 +126,7 @@ struct FamilyStatus {
 
 impl HealthReport {
     fn new(
-        state: &State,
+        state: &AgentState,
         node_eligible: Option<bool>,
         reason: Option<String>,
         now: Instant,
@@ -169,8 +169,8 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    fn serving(now: Instant) -> State {
-        State {
+    fn serving(now: Instant) -> AgentState {
+        AgentState {
             progress: Progress::Serving,
             alive: now,
             last_updated: Some(wall_clock(1_700_000_000)),
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn before_the_initial_sync_it_is_alive_and_not_healthy() {
-        let state = State::starting("waiting for Services");
+        let state = AgentState::starting("waiting for Services");
         let healthz = state.healthz(state.alive, wall_clock(0));
         assert_eq!(healthz.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(json(&healthz)["reason"], "waiting for Services");
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn a_node_about_to_be_deleted_is_alive_and_not_eligible() {
         let now = Instant::now();
-        let state = State { node_eligible: false, ..serving(now) };
+        let state = AgentState { node_eligible: false, ..serving(now) };
         let healthz = state.healthz(now, wall_clock(0));
         assert_eq!(healthz.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(json(&healthz)["nodeEligible"], false);
@@ -247,7 +247,7 @@ mod tests {
         let now = Instant::now();
         let late = now + PENDING_LIMIT + Duration::from_secs(1);
         let pending = Pending { since: now, what: "service port default/web TCP: map SLOTS is full".into() };
-        let state = State { pending: Some(pending), ..serving(late) };
+        let state = AgentState { pending: Some(pending), ..serving(late) };
         assert_eq!(state.healthz(now + PENDING_LIMIT, wall_clock(0)).status(), StatusCode::OK);
         assert_eq!(
             json(&state.healthz(late, wall_clock(0)))["reason"],

@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpListener;
 
 pub use diagnostics::serve_diagnostics;
-pub use health::{HealthReport, Pending, Progress, State};
+pub use health::{AgentState, HealthReport, Pending, Progress};
 pub use metrics::{Metrics, Packets};
 pub use probes::serve_probes;
 pub use service_health::{HealthPorts, OpenError, ServiceHealth};

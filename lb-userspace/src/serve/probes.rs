@@ -6,15 +6,15 @@ use hyper::{Method, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::health::State;
+use super::health::AgentState;
 use super::http::{self, Answer};
 
 /// Answers requests until the task is dropped.
-pub async fn serve_probes(listener: TcpListener, state: watch::Receiver<State>) {
+pub async fn serve_probes(listener: TcpListener, state: watch::Receiver<AgentState>) {
     http::serve(listener, move |method: &Method, path: &str| respond(method, path, &state.borrow())).await;
 }
 
-fn respond(method: &Method, path: &str, state: &State) -> Answer {
+fn respond(method: &Method, path: &str, state: &AgentState) -> Answer {
     let (now, wall_clock) = (Instant::now(), SystemTime::now());
     http::read_only(method, || {
         let report = match path {
@@ -37,7 +37,7 @@ mod tests {
     async fn probes_are_answered_over_http() {
         let listener = bind(Port::Health, "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (state, receiver) = watch::channel(State::starting("waiting for Services"));
+        let (state, receiver) = watch::channel(AgentState::starting("waiting for Services"));
         let server = tokio::spawn(serve_probes(listener, receiver));
 
         let starting = request(address, "GET /healthz").await;

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
-use super::health::State;
+use super::health::AgentState;
 use super::http::{self, Answer};
 
 /// Pause before another attempt to open a port.
@@ -62,7 +62,7 @@ pub struct OpenError {
 /// main loop does not wait for it.
 pub struct HealthPorts<F> {
     desired: watch::Receiver<ServiceHealth>,
-    health: watch::Receiver<State>,
+    health: watch::Receiver<AgentState>,
     /// Called when a port cannot be opened, once for each message.
     on_failure: F,
     open: BTreeMap<Socket, JoinHandle<()>>,
@@ -75,7 +75,7 @@ type Socket = (ObjectName, SocketAddr);
 impl<F: FnMut(&OpenError)> HealthPorts<F> {
     pub fn new(
         desired: watch::Receiver<ServiceHealth>,
-        health: watch::Receiver<State>,
+        health: watch::Receiver<AgentState>,
         on_failure: F,
     ) -> Self {
         Self { desired, health, on_failure, open: BTreeMap::new(), failures: BTreeMap::new() }
@@ -226,14 +226,14 @@ mod tests {
     /// Health check servers at loopback addresses, of a healthy agent.
     struct Running {
         desired: watch::Sender<ServiceHealth>,
-        health: watch::Sender<State>,
+        health: watch::Sender<AgentState>,
         failed: Arc<Mutex<Vec<String>>>,
     }
 
     impl Running {
         fn start() -> Self {
             let (health, of_agent) =
-                watch::channel(State { progress: Progress::Serving, ..State::starting("") });
+                watch::channel(AgentState { progress: Progress::Serving, ..AgentState::starting("") });
             let addresses = ["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()].into();
             let (desired, receiver) = watch::channel(ServiceHealth { addresses, ..ServiceHealth::default() });
             let failed = Arc::new(Mutex::new(Vec::new()));
@@ -325,7 +325,7 @@ mod tests {
     async fn a_listener_stays_when_only_the_number_of_endpoints_changes() {
         let [port] = free_ports();
         let (desired, receiver) = watch::channel(ServiceHealth::default());
-        let health = watch::channel(State::starting("")).1;
+        let health = watch::channel(AgentState::starting("")).1;
         let mut ports = HealthPorts::new(receiver, health, |_: &OpenError| {});
         let with = |local_endpoints| ServiceHealth {
             checks: [(name("web"), dual(port, local_endpoints))].into(),
