@@ -13,6 +13,7 @@ use crate::log;
 use crate::maps::Maps;
 use crate::packet::{Packet, ethernet, parse};
 use crate::pipeline;
+use crate::record::recording;
 use crate::records::Records;
 use crate::scratch::Scratches;
 use crate::verdict::{Answer, Direction, Verdict};
@@ -21,7 +22,8 @@ use crate::verdict::{Answer, Direction, Verdict};
 #[inline(always)]
 pub fn with_ethernet(context: TcContext, direction: Direction) -> i32 {
     let frame = SkbFrame::new(context.skb.skb);
-    if direction == Direction::Ingress && !is_for_this_node(&frame) {
+    // The packet of `lb explain` has no link addresses.
+    if direction == Direction::Ingress && !recording() && !is_for_this_node(&frame) {
         return TC_ACT_UNSPEC;
     }
     if !is_untagged(&frame, direction) {
