@@ -10,8 +10,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use lb_datapath::ProgramStatistics;
-use lb_testbed::packet::layer::Layer;
-use lb_testbed::packet::{Link, build, dissect, parse};
+use lb_testbed::packet::{build, parse};
 use lb_testbed::programs::world::{self, NIC, World};
 use lb_testbed::programs::{Action, Endpoint, Hook, ServiceEntry, Subject};
 
@@ -40,15 +39,19 @@ const UDP: u8 = 17;
 /// The work that the program does for the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
+    /// The packet is addressed to a pod, not to a Service. It is passed untouched.
+    OtherAddress,
     /// The packet is addressed to the node, but not to a Service. It is passed untouched.
-    NoService,
+    NodeAddress,
     /// The packet belongs to an open connection to an endpoint on this node. It is rewritten and
     /// passed up the stack, without a FIB lookup.
     EstablishedLocal,
-    /// The packet belongs to an open connection to an endpoint on another node. It is rewritten and
-    /// forwarded, with a FIB lookup. UDP flows have no reply yet, so the program finds them in the
-    /// half-open table, after a miss in the table of open flows.
+    /// The packet belongs to a known connection to an endpoint on another node. It is rewritten and
+    /// forwarded along a route.
     EstablishedRouted,
+    /// The packet is the client's acknowledgement of the endpoint's SYN-ACK, which establishes the
+    /// connection. The endpoint is on this node.
+    Establishing,
     /// The packet opens a connection to an endpoint on this node.
     FirstLocal,
     /// The packet opens a connection to an endpoint on another node, with a FIB lookup and a new
@@ -57,10 +60,12 @@ pub enum Work {
 }
 
 impl Work {
-    const ALL: [Self; 5] = [
-        Self::NoService,
+    const ALL: [Self; 7] = [
+        Self::OtherAddress,
+        Self::NodeAddress,
         Self::EstablishedLocal,
         Self::EstablishedRouted,
+        Self::Establishing,
         Self::FirstLocal,
         Self::FirstRouted,
     ];
@@ -71,7 +76,10 @@ impl Work {
 
     /// Returns the number of repetitions per call.
     fn runs(self) -> u32 {
-        if matches!(self, Self::NoService | Self::EstablishedLocal) { LOOP } else { CHAIN }
+        match self {
+            Self::OtherAddress | Self::NodeAddress | Self::EstablishedLocal => LOOP,
+            _ => CHAIN,
+        }
     }
 
     fn opens(self) -> bool {
@@ -80,18 +88,20 @@ impl Work {
 
     pub fn describe(self) -> &'static str {
         match self {
-            Self::NoService => "no Service, passed untouched",
-            Self::EstablishedLocal => "open connection, rewritten, no FIB lookup",
-            Self::EstablishedRouted => "open connection, rewritten, FIB lookup",
-            Self::FirstLocal => "first packet, no FIB lookup",
-            Self::FirstRouted => "first packet, FIB lookup, source port",
+            Self::OtherAddress => "no Service: the address of a pod",
+            Self::NodeAddress => "no Service: an address of the node",
+            Self::EstablishedLocal => "open connection, endpoint on this node",
+            Self::EstablishedRouted => "open connection, endpoint elsewhere",
+            Self::Establishing => "client's ACK that establishes, on this node",
+            Self::FirstLocal => "first packet, endpoint on this node",
+            Self::FirstRouted => "first packet, endpoint elsewhere",
         }
     }
 
     /// Returns the target for XDP, in nanoseconds above the floor.
     pub fn target(self, v6: bool) -> u32 {
         match self {
-            Self::NoService => 20,
+            Self::OtherAddress | Self::NodeAddress => 20,
             Self::EstablishedLocal => {
                 if v6 {
                     60
@@ -100,9 +110,19 @@ impl Work {
                 }
             }
             Self::EstablishedRouted => 100,
-            Self::FirstLocal | Self::FirstRouted => 250,
+            Self::Establishing => 60,
+            Self::FirstLocal | Self::FirstRouted => 350,
         }
     }
+}
+
+/// A segment of a TCP handshake. The last one stands for the packets of an open connection too. With
+/// UDP all are datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Segment {
+    Syn,
+    SynAck,
+    Ack,
 }
 
 /// One line of the table.
@@ -120,11 +140,17 @@ impl Path {
         for hook in [Hook::Xdp, Hook::TcIngress] {
             for work in Work::ALL {
                 for v6 in [false, true] {
-                    all.extend([TCP, UDP].map(|protocol| Self { hook, work, v6, protocol }));
+                    let protocols: &[u8] = if work == Work::Establishing { &[TCP] } else { &[TCP, UDP] };
+                    all.extend(protocols.iter().map(|&protocol| Self { hook, work, v6, protocol }));
                 }
             }
         }
         all
+    }
+
+    /// Returns the number of connections that a packet of this path goes through.
+    fn connections(&self) -> u32 {
+        if self.work == Work::EstablishedLocal { 2 } else { CHAIN }
     }
 
     pub fn hook_name(&self) -> &'static str {
@@ -140,21 +166,24 @@ impl Path {
     }
 
     /// Returns a packet of this path from the client's port `source`.
-    fn packet(&self, source: u16, opening: bool) -> Result<Vec<u8>> {
+    fn packet(&self, source: u16, segment: Segment) -> Result<Vec<u8>> {
         let destination = match self.work {
-            Work::NoService => address(NIC, 22, self.v6),
+            Work::OtherAddress => address("local2", 8080, self.v6),
+            Work::NodeAddress => address(NIC, 22, self.v6),
             Work::EstablishedLocal => address("local", LOOP_PORTS[0], self.v6),
             work if work.routed() => address("vip", PORT, self.v6),
             _ => address("vip2", PORT, self.v6),
         };
-        self.between(address("client", source, self.v6), destination, opening)
+        self.between(address("client", source, self.v6), destination, segment)
     }
 
-    fn between(&self, source: SocketAddr, destination: SocketAddr, opening: bool) -> Result<Vec<u8>> {
-        let transport = match (self.protocol, opening) {
-            (TCP, true) => format!("tcp {} > {} S", source.port(), destination.port()),
-            (TCP, false) => format!("tcp {} > {} A", source.port(), destination.port()),
-            _ => format!("udp {} > {}", source.port(), destination.port()),
+    fn between(&self, source: SocketAddr, destination: SocketAddr, segment: Segment) -> Result<Vec<u8>> {
+        let ports = format!("{} > {}", source.port(), destination.port());
+        let transport = match (self.protocol, segment) {
+            (TCP, Segment::Syn) => format!("tcp {ports} S seq=0"),
+            (TCP, Segment::SynAck) => format!("tcp {ports} SA seq=0 ack=1"),
+            (TCP, Segment::Ack) => format!("tcp {ports} A seq=1 ack=1"),
+            _ => format!("udp {ports}"),
         };
         // With TCP over IPv4 the frame has 64 bytes, the size that packet rates are quoted for.
         let text = format!(
@@ -218,51 +247,59 @@ impl LoadedPrograms {
         self.subject.forget_flows()?;
         let port = self.port();
         if matches!(path.work, Work::EstablishedLocal | Work::EstablishedRouted) {
-            self.establish(path, port)?;
+            self.open(path, port)?;
+            self.run(path.hook, &path.packet(port, Segment::Ack)?, path.connections())?;
         }
         let expected = match path.work {
-            Work::NoService => vec![],
-            Work::EstablishedLocal => vec!["delivered"],
+            Work::OtherAddress | Work::NodeAddress => vec![],
+            Work::EstablishedLocal | Work::Establishing => vec!["delivered"],
             Work::EstablishedRouted => vec!["forwarded"],
             Work::FirstLocal => vec!["delivered", "flow_opened"],
             Work::FirstRouted => vec!["flow_opened", "forwarded"],
         };
-        let before = self.subject.counters()?;
+        let all: Vec<(&str, u64)> =
+            expected.into_iter().map(|label| (label, u64::from(path.work.runs()))).collect();
         let (mut floor, mut measured) = (Vec::new(), Vec::new());
         for _ in 0..CALLS {
-            let source = if path.work.opens() { self.port() } else { port };
-            let packet = path.packet(source, path.work.opens())?;
+            let (source, segment) = match path.work {
+                Work::FirstLocal | Work::FirstRouted => (self.port(), Segment::Syn),
+                Work::Establishing => (self.port(), Segment::Ack),
+                _ => (port, Segment::Ack),
+            };
+            if path.work == Work::Establishing {
+                self.open(path, source)?;
+            }
+            let packet = path.packet(source, segment)?;
             floor.push(f64::from(self.run(Hook::Floor, &packet, path.work.runs())?.nanoseconds));
+            let before = self.subject.counters()?;
             measured.push(f64::from(self.run(path.hook, &packet, path.work.runs())?.nanoseconds));
+            // The figures are valid only if every repetition took this path.
+            let after = self.subject.counters()?;
+            let counted: Vec<(&str, u64)> = after
+                .iter()
+                .map(|(label, count)| (*label, count - before[label]))
+                .filter(|(_, count)| *count > 0)
+                .collect();
+            ensure!(counted == all, "not all packets took this path: counted {counted:?}, expected {all:?}");
+            let half_open = self.subject.awaited_replies()?.len();
+            let expects_none = !path.work.opens() && !path.work.routed();
+            ensure!(!expects_none || half_open == 0, "{half_open} connections are not established");
         }
-        // The figures are valid only if every repetition took this path.
-        let after = self.subject.counters()?;
-        let counted: Vec<(&str, u64)> = after
-            .iter()
-            .map(|(label, count)| (*label, count - before[label]))
-            .filter(|(_, count)| *count > 0)
-            .collect();
-        let runs = CALLS as u64 * u64::from(path.work.runs());
-        let all: Vec<(&str, u64)> = expected.into_iter().map(|label| (label, runs)).collect();
-        ensure!(counted == all, "not all packets took this path: counted {counted:?}, expected {all:?}");
         Ok(Sample { path: median(measured), floor: median(floor) })
     }
 
-    /// Opens the connections of a loop or chain, and sends a reply where that is possible.
-    fn establish(&mut self, path: &Path, port: u16) -> Result<()> {
-        // A loop has two connections.
-        let opening = if path.work == Work::EstablishedLocal { 2 } else { CHAIN };
-        let last = self.run(path.hook, &path.packet(port, true)?, opening)?.packet;
-        if path.protocol == TCP {
-            // The client's acknowledgement promotes the flows: no reply is needed.
-            self.run(path.hook, &path.packet(port, false)?, opening)?;
-        } else if path.work == Work::EstablishedLocal {
-            // The endpoint replies on both connections.
-            let (from, to) = ends(&last).context("the last packet has no ports")?;
-            self.run(path.hook, &path.between(to, from, false)?, opening)?;
+    /// Opens the connections of a loop or chain, and has endpoints on this node answer. Those of
+    /// another node cannot: the clients of a chain, all but the first, are this node, to which no
+    /// reply is forwarded. Their connections stay half-open.
+    fn open(&mut self, path: &Path, port: u16) -> Result<()> {
+        self.run(path.hook, &path.packet(port, Segment::Syn)?, path.connections())?;
+        let awaited = self.subject.awaited_replies()?;
+        ensure!(awaited.len() == path.connections() as usize, "{} connections were opened", awaited.len());
+        if !path.work.routed() {
+            for (endpoint, to) in awaited {
+                self.run(Hook::TcEgress, &path.between(endpoint, to, Segment::SynAck)?, 1)?;
+            }
         }
-        // The UDP flows of a chain stay half-open: a reply would be addressed to this node, where
-        // the chain ends.
         Ok(())
     }
 
@@ -314,16 +351,4 @@ fn filler(number: u32, v6: bool, protocol: u8) -> ServiceEntry {
 
 fn address(name: &str, port: u16, v6: bool) -> SocketAddr {
     SocketAddr::new(world::address(name, v6).expect("the world defines the names of this file"), port)
-}
-
-/// Returns source and destination of a packet.
-fn ends(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let layers = dissect(packet, Link::Ethernet);
-    let (source, destination) = layers.iter().find_map(Layer::addresses)?;
-    let ports = layers.iter().find_map(|layer| match layer {
-        Layer::Tcp(tcp) => Some((tcp.source, tcp.destination)),
-        Layer::Udp(udp) => Some((udp.source, udp.destination)),
-        _ => None,
-    })?;
-    Some((SocketAddr::new(source, ports.0), SocketAddr::new(destination, ports.1)))
 }
