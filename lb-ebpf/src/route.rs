@@ -118,7 +118,7 @@ impl RouteLookup {
         slot.mtu = self.mtu() as u32;
         slot.state = self.state;
         slot.fib = self.fib;
-        if !K::COMPLETE && self.state == state::RESOLVED && is_check_due(&self.fib.dmac, query.now) {
+        if !K::COMPLETE && self.state == state::RESOLVED && is_check_due::<F>(&self.fib.dmac, query.now) {
             self.state = state::UNRESOLVED;
         }
         Ok(Route(self))
@@ -176,17 +176,19 @@ impl RouteLookup {
 ///
 /// Neighbours with the same hash take turns by chance.
 #[inline(always)]
-fn is_check_due(neighbour: &[u8; 6], now: u64) -> bool {
+fn is_check_due<F: Maps>(neighbour: &[u8; 6], now: u64) -> bool {
     let interval_ns = NEIGHBOUR_CHECK_MS.load() as u64 * 1_000_000;
     if interval_ns == 0 {
         return false;
     }
     let [_, _, _, _, high, low] = *neighbour;
-    let slot = (high as u32 * 31 + low as u32) % NEIGHBOUR_CHECK_COUNT as u32;
+    // The kernel has an entry for each family.
+    let hash = (high as u32 * 31 + low as u32) << 1 | F::IS_V6 as u32;
+    let slot = hash % NEIGHBOUR_CHECK_COUNT as u32;
     let Some(checked) = NEIGHBOUR_CHECKS.get_ptr_mut(slot) else { return false };
     // SAFETY: a map value of this CPU: no other program changes it meanwhile.
     let checked = unsafe { &mut *checked };
-    let is_due = now.wrapping_sub(*checked) > interval_ns;
+    let is_due = *checked == 0 || now.wrapping_sub(*checked) > interval_ns;
     if is_due {
         *checked = now;
     }

@@ -15,3 +15,18 @@ pub fn forget<T>(value: &mut T) -> &mut T {
     // SAFETY: the pointer is that of the reference, which the caller gave away.
     unsafe { &mut *pointer }
 }
+
+/// Returns the same number, of which the verifier knows nothing afterwards.
+#[inline(always)]
+pub fn unknown(number: u64) -> u64 {
+    lb_number(number)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_number(mut number: u64) -> u64 {
+    // SAFETY: one instruction that copies its operand to itself. The compiler cannot see that the
+    // result is the argument.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack)) };
+    number
+}

@@ -15,6 +15,7 @@ use crate::frame::{Frame as _, below_16};
 use crate::limit::{self, Own};
 use crate::packet::{Fragment, Packet};
 use crate::reset::Reset;
+use crate::seam::unknown;
 use crate::verdict::{Answer, Verdict};
 
 /// Bytes of the offending packet that an error quotes at most: any IP header and the transport
@@ -94,7 +95,9 @@ fn build<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu: u1
         Some(pseudo) => (packet.l4 - packet.l3, !pseudo),
         None => (quoted, 0),
     };
-    sum += rest as u64;
+    // The verifier would follow the loop once for each kind of answer.
+    let summed = unknown(summed as u64) as usize;
+    sum = unknown(sum + rest as u64);
     for i in 0..QUOTE_MAX / 4 {
         if i * 4 >= summed {
             break;

@@ -88,7 +88,14 @@ impl Options {
 }
 
 fn limits() -> Limits {
-    Limits { services: 1 << 19, backends: 1 << 19, slots: 1 << 20, flows: 65_536, snat_ports: 1024..=65_535 }
+    Limits {
+        services: 1 << 19,
+        backends: 1 << 19,
+        slots: 1 << 20,
+        flows: 65_536,
+        snat_ports: 1024..=65_535,
+        ..Limits::default()
+    }
 }
 
 /// Pins the process to the last CPU. Most interrupts go to the first one.

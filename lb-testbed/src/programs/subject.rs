@@ -25,11 +25,20 @@ pub struct Limits {
     pub slots: u32,
     pub flows: u32,
     pub snat_ports: RangeInclusive<u16>,
+    /// See [`LoadOptions::neighbour_check_ms`].
+    pub neighbour_check_ms: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { services: 64, backends: 1024, slots: 1024, flows: 4096, snat_ports: 61_000..=65_535 }
+        Self {
+            services: 64,
+            backends: 1024,
+            slots: 1024,
+            flows: 4096,
+            snat_ports: 61_000..=65_535,
+            neighbour_check_ms: 0,
+        }
     }
 }
 
@@ -224,7 +233,7 @@ pub fn load_options(limits: &Limits) -> LoadOptions {
         tc_attach: TcAttach::Auto,
         protect_node_ports: true,
         host_sockets_only: false,
-        neighbour_check_ms: 0,
+        neighbour_check_ms: limits.neighbour_check_ms,
     }
 }
 

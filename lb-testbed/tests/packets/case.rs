@@ -74,11 +74,13 @@ pub struct Limits {
     pub flows: u32,
     pub first_snat_port: u16,
     pub last_snat_port: u16,
+    /// For how long XDP sends packets to a neighbour before the kernel checks it. 0: for ever.
+    pub neighbour_check_ms: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 4096, first_snat_port: 61_000, last_snat_port: 65_535 }
+        Self { flows: 4096, first_snat_port: 61_000, last_snat_port: 65_535, neighbour_check_ms: 0 }
     }
 }
 
@@ -87,6 +89,7 @@ impl Limits {
         lb_testbed::programs::Limits {
             flows: self.flows,
             snat_ports: self.first_snat_port..=self.last_snat_port,
+            neighbour_check_ms: self.neighbour_check_ms,
             ..Default::default()
         }
     }
