@@ -27,6 +27,8 @@ fn main() -> Result<()> {
     let options = Options::read()?;
     pin_to_last_cpu()?;
     let world = World::enter()?;
+    // The program takes the next repetition of a forwarded packet for a new one.
+    world.turn_back("remote")?;
     let mut loaded = Vec::new();
     for services in [FEW, MANY] {
         eprintln!("loading the programs and {services} Services of each family and protocol");

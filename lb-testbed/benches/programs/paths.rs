@@ -92,7 +92,7 @@ impl Work {
             Self::NodeAddress => "no Service: an address of the node",
             Self::EstablishedLocal => "open connection, endpoint on this node",
             Self::EstablishedRouted => "open connection, endpoint elsewhere",
-            Self::Establishing => "client's ACK that establishes, on this node",
+            Self::Establishing => "the client's ACK that establishes it",
             Self::FirstLocal => "first packet, endpoint on this node",
             Self::FirstRouted => "first packet, endpoint elsewhere",
         }

@@ -191,6 +191,18 @@ impl World {
         Ok(Self { indices })
     }
 
+    /// Gives the next hop to a peer the MAC address of the device that leads to it: a frame that is
+    /// forwarded to the peer is then addressed to this node again.
+    pub fn turn_back(&self, name: &str) -> Result<()> {
+        let peer = peer(name).context("no such peer")?;
+        let mac = mac_text(device(peer.device).context("no such device")?.mac);
+        for address in peer.addresses {
+            let next_hop = next_hop(peer.name, address.contains(':')).unwrap_or(address);
+            ip(&format!("neighbour replace {next_hop} lladdr {mac} dev {} nud permanent", peer.device))?;
+        }
+        Ok(())
+    }
+
     /// Returns the interface index of a device.
     pub fn ifindex(&self, device: &str) -> Option<u32> {
         self.indices.get(device).copied()
