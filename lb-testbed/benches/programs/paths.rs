@@ -116,8 +116,8 @@ impl Work {
     }
 }
 
-/// A segment of a TCP handshake. The last one stands for the packets of an open connection too. With
-/// UDP all are datagrams.
+/// A segment of a TCP handshake. The last one stands for the packets of an open connection too.
+/// With UDP all are datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Segment {
     Syn,
