@@ -13,7 +13,8 @@ fn main() -> Result<()> {
         bail!("Sluice runs on little-endian Linux only");
     }
     let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..").canonicalize()?;
-    let build = Build { workspace, arch: variable("CARGO_CFG_TARGET_ARCH")? };
+    let other_layout = env::var_os("CARGO_FEATURE_OTHER_LAYOUT").is_some();
+    let build = Build { workspace, arch: variable("CARGO_CFG_TARGET_ARCH")?, other_layout };
 
     for input in build.inputs() {
         println!("cargo::rerun-if-changed={}", input.display());

@@ -20,6 +20,9 @@ pub struct Build {
     /// Architecture of the machine that will load the programs, by its name in Rust (`x86_64`). It
     /// determines the layout of kernel structures that programs read, such as registers.
     pub arch: String,
+    /// Whether the programs have the layout of map entries that tests convert from and to (the
+    /// feature `other-layout` of `lb-common`).
+    pub other_layout: bool,
 }
 
 /// Result of a build.
@@ -76,8 +79,9 @@ impl Build {
         let flags = rust_flags(&linker, &self.arch);
         let fingerprint = fingerprint::of(&self.inputs(), &[&toolchain.version, &flags.join(" ")])?;
 
-        let object = folder.join("lb-ebpf.o");
-        let fingerprint_file = folder.join("lb-ebpf.fingerprint");
+        let name = if self.other_layout { "lb-ebpf-other-layout" } else { "lb-ebpf" };
+        let object = folder.join(format!("{name}.o"));
+        let fingerprint_file = folder.join(format!("{name}.fingerprint"));
         if object.is_file() && fs::read_to_string(&fingerprint_file).is_ok_and(|old| old == fingerprint) {
             return Ok(Programs { object, rebuilt: false });
         }
@@ -98,6 +102,7 @@ impl Build {
         command
             .current_dir(&self.workspace)
             .args(["build", "--package", "lb-ebpf", "--bin", "lb-ebpf", "--profile", "ebpf"])
+            .args(self.other_layout.then_some("--features=other-layout"))
             .args(["--target", TARGET, "-Z", "build-std=core", "--locked", "--target-dir"])
             .arg(folder)
             // Cargo defines this separator because flags may contain spaces.

@@ -7,13 +7,20 @@
 //!
 //! A change of any layout must change [`LAYOUT_VERSION`].
 
+#[cfg(not(feature = "other-layout"))]
 use core::mem::{offset_of, size_of};
 
+#[cfg(not(feature = "other-layout"))]
 use crate::family::{Family, V4, V6};
 
 /// Version of all layouts. It is part of the pin path (`<bpffs>/sluice/v3/…`), so that an agent
 /// never reuses a map whose entries it would misread.
-pub const LAYOUT_VERSION: u32 = 3;
+///
+/// The feature `other-layout` is the next version of the tests. See [`crate::other_layout`].
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 4 } else { 3 };
+
+#[cfg(feature = "other-layout")]
+pub use crate::other_layout::*;
 
 /// `IPPROTO_TCP`.
 pub const TCP: u8 = 6;
@@ -41,6 +48,7 @@ pub struct ServiceKey<A> {
 /// from pods and from this node; they are the same range unless a traffic policy makes them differ.
 /// Both are in one entry, so that replacing it changes both at once. A range with a count of zero
 /// has no endpoint (see [`service_flags`]).
+#[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -124,6 +132,7 @@ pub mod kind {
 /// port.
 ///
 /// Id 0 is not used. The agent reuses an id when no flow has it any more.
+#[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Backend<A> {
@@ -166,6 +175,7 @@ pub struct FlowKey<A> {
 ///
 /// An entry is valid only if the record has the same generation and holds the tuple. Otherwise the
 /// record belongs to another connection now.
+#[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowIndex {
@@ -184,6 +194,7 @@ pub struct FlowIndex {
 /// request:  client → service   becomes   source → backend
 /// reply:    backend → source   becomes   service → client
 /// ```
+#[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Flow<A> {
@@ -221,6 +232,7 @@ pub struct Flow<A> {
 }
 
 /// The state of one direction of a connection, see [`crate::connection`].
+#[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct FlowSide {
@@ -423,6 +435,7 @@ pub struct SocketPeerKey<A> {
 /// Value of `SOCKET_PEERS_V4`/`V6`. If the key has a service: the endpoint that the socket uses.
 /// The socket keeps this endpoint. If the key has an endpoint: the service to which the process has
 /// sent.
+#[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct SocketPeer<A> {
@@ -457,6 +470,7 @@ pub struct ConnectedSocket {
 
 /// Value of `ADDRESSES_V4` and `ADDRESSES_V6`, keyed by a destination that the programs handle: an
 /// address of this node, of a Service, or of both. Packets to other destinations pass untouched.
+#[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct KnownAddress {
@@ -666,6 +680,26 @@ pub mod record_source {
     pub const HAIRPIN: u32 = 4;
 }
 
+/// The only entry of `HANDOVER`: the phase of a conversion, while the programs of two generations
+/// run (`lb-ebpf/src/handover.rs`). The phases follow each other in this order.
+pub mod handover {
+    /// The maps are filled. The programs of this generation are not attached yet.
+    pub const FILLING: u32 = 0;
+    /// The programs of this generation are attached. Connections are copied. The earlier programs
+    /// handle all packets of connections that are not copied yet, and open new ones.
+    pub const COPYING: u32 = 1;
+    /// The programs of this generation open new connections. The earlier programs handle packets
+    /// that open none and belong to no connection that is copied.
+    pub const OPENING: u32 = 2;
+    /// The earlier programs and maps are not used any more.
+    pub const DONE: u32 = 3;
+
+    /// The names of the tc programs, in their order in `PREDECESSORS_TC`.
+    pub const TC_PROGRAMS: [&str; 4] =
+        ["lb_tc_ingress", "lb_tc_egress", "lb_tc_ingress_l3", "lb_tc_egress_l3"];
+}
+
+#[cfg(not(feature = "other-layout"))]
 macro_rules! assert_layout {
     ($($type:ty : $size:expr, { $($field:ident : $offset:expr),* $(,)? };)*) => { $(
         const _: () = assert!(size_of::<$type>() == $size);
@@ -673,9 +707,12 @@ macro_rules! assert_layout {
     )* };
 }
 
+#[cfg(not(feature = "other-layout"))]
 type A4 = <V4 as Family>::Addr;
+#[cfg(not(feature = "other-layout"))]
 type A6 = <V6 as Family>::Addr;
 
+#[cfg(not(feature = "other-layout"))]
 assert_layout! {
     ServiceKey<A4>: 8, { addr: 0, port: 4, protocol: 6, pad: 7 };
     ServiceKey<A6>: 20, { addr: 0, port: 16, protocol: 18, pad: 19 };

@@ -22,6 +22,8 @@ pub mod crc32c;
 pub mod family;
 pub mod hash;
 pub mod layout;
+#[cfg(feature = "other-layout")]
+pub mod other_layout;
 #[expect(
     unsafe_code,
     reason = "the trait that other crates trust when they copy bytes; its macro proves each implementation"

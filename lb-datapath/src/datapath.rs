@@ -6,6 +6,7 @@ use std::path::Path;
 
 use lb_common::layout::FlowTimeouts;
 
+use crate::conversion::{convert, remove_others};
 use crate::endpoints::Endpoints;
 use crate::features::Features;
 use crate::flows::{self, FlowUsage};
@@ -30,11 +31,14 @@ pub struct Datapath {
 
 impl Datapath {
     /// Loads the programs on the pinned maps of an earlier agent, or on new maps that get pinned.
+    /// Maps of another layout or size are converted before.
     /// Attaches nothing: the programs of an earlier agent run until [`Datapath::attach_device`]
     /// replaces them.
     pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, LoadError> {
         pins.create().map_err(|source| LoadError::PinFolder { path: pins.root().to_owned(), source })?;
-        let programs = Programs::load(options, Some(pins))?;
+        convert(pins, options)?;
+        let mut programs = Programs::load(options, Some(pins))?;
+        remove_others(pins, &mut programs)?;
         let datapath = Self::new(programs, Some(Links::new(pins.links())))?;
         datapath.publish(options)?;
         Ok(datapath)

@@ -243,11 +243,56 @@ impl Links {
         Ok(())
     }
 
-    pub fn attached_devices(&mut self) -> Result<Vec<u32>, AttachError> {
+    /// Replaces the programs in all pinned links and in all filters, wherever they are attached.
+    /// Attaches no program where there was none. Calls `replaced` after each of them.
+    pub fn replace_all(
+        &self,
+        programs: &mut Programs,
+        mut replaced: impl FnMut(),
+    ) -> Result<usize, AttachError> {
+        let mut count = 0;
+        for path in self.pins()? {
+            let failed = |source| AttachError::Pin { path: path.clone(), source };
+            let link = sys::open_pin(&path).map_err(failed)?;
+            let Some(name) = program_for(&path, link.as_fd(), programs) else { continue };
+            let Some(program) = programs.get(name) else { continue };
+            match sys::update_link(link.as_fd(), program) {
+                Ok(()) => {
+                    count += 1;
+                    replaced();
+                }
+                // The device or the cgroup is removed.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                Err(source) => return Err(failed(source)),
+            }
+        }
+        for device in sys::device_indices().into_iter().filter_map(sys::device_name) {
+            let layer3 = !sys::has_ethernet(&device).unwrap_or(true);
+            for hook in [&TC_INGRESS, &TC_EGRESS] {
+                if replace_clsact(programs, hook, hook.programs[usize::from(layer3)], &device) {
+                    count += 1;
+                    replaced();
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Returns the paths of all pins.
+    fn pins(&self) -> Result<Vec<PathBuf>, AttachError> {
         let failed = |source| AttachError::Pin { path: self.folder.clone(), source };
-        let mut devices = Vec::new();
+        let mut pins = Vec::new();
         for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            pins.push(entry.map_err(failed)?.path());
+        }
+        pins.sort();
+        Ok(pins)
+    }
+
+    pub fn attached_devices(&mut self) -> Result<Vec<u32>, AttachError> {
+        let mut devices = Vec::new();
+        for path in self.pins()? {
+            let name = file_name(&path);
             devices.extend(name.rsplit_once('-').and_then(|(_, index)| index.parse::<u32>().ok()));
         }
         devices.sort_unstable();
@@ -276,8 +321,7 @@ fn other_programs(hook: &TcHook, device: &str) -> String {
 
 /// As [`other_programs`], from the names of all programs in their order.
 fn describe_others(hook: &TcHook, names: &[String]) -> String {
-    // The kernel truncates names to 15 bytes.
-    let is_ours = |name: &String| hook.programs.iter().any(|ours| ours.get(..15).unwrap_or(ours) == name);
+    let is_ours = |name: &String| hook.programs.iter().any(|ours| truncated(ours) == name);
     let Some(own) = names.iter().position(is_ours) else { return String::new() };
     let mut text = String::new();
     for (others, place) in [(&names[..own], "before"), (&names[own + 1..], "after")] {
@@ -323,6 +367,43 @@ fn replace(
         Err(error) => return Err(error),
     }
     sys::pin(create()?.as_fd(), path)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Returns the program that belongs into a pinned link. On a device it depends on the program that
+/// is attached now, which is made for devices with or without Ethernet headers.
+fn program_for(path: &Path, link: BorrowedFd<'_>, programs: &Programs) -> Option<&'static str> {
+    let name = file_name(path);
+    if let Some((program, _, _)) = hooks::CGROUP.iter().find(|(_, _, pin)| *pin == name) {
+        return Some(program);
+    }
+    let (hook, _) = name.rsplit_once('-')?;
+    if hook == "xdp" {
+        return Some(programs.xdp_name());
+    }
+    let hook = [&TC_INGRESS, &TC_EGRESS].into_iter().find(|known| known.name == hook)?;
+    let id = sys::link_info(link).ok()?.prog_id;
+    let attached = sys::program_info(sys::program_by_id(id).ok()?.as_fd()).ok()?;
+    let attached = sys::program_name(&attached);
+    hook.programs.into_iter().find(|program| truncated(program) == attached)
+}
+
+/// Returns the name of a program as the kernel stores it.
+pub fn truncated(program: &str) -> &str {
+    program.get(..15).unwrap_or(program)
+}
+
+/// Replaces the program of a filter. Returns false if there is no filter.
+fn replace_clsact(programs: &mut Programs, hook: &TcHook, program: &str, device: &str) -> bool {
+    let (Ok(program), Ok(link)) = (programs.classifier(program), clsact_link(hook, device)) else {
+        return false;
+    };
+    let Ok(id) = program.attach_to_link(link) else { return false };
+    // Dropping the link would detach the filter.
+    program.take_link(id).map(std::mem::forget).is_ok()
 }
 
 /// Removes the pin of a link. The kernel then detaches the program.

@@ -1,7 +1,7 @@
 //! Loads the programs: settings, map sizes, reuse of pinned maps, verification.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::{CgroupSockAddr, Program, ProgramFd, SchedClassifier, Xdp};
@@ -14,6 +14,7 @@ use lb_common::layout::FlowTimeouts;
 
 use crate::features::Features;
 use crate::handles::MapHandles;
+use crate::own_maps::{Shape, is_of_handover, is_pinned, map_sizes, shape};
 use crate::pins::Pins;
 use crate::refusal::Refusal;
 use crate::sizes::MapSizes;
@@ -50,20 +51,6 @@ const FLOOR: &str = "lb_floor";
 /// socket.
 pub(crate) const PACKET_RECORDER: &str = "lb_tc_ingress";
 pub(crate) const CALL_RECORDER: &str = "lb_explain_call";
-
-/// Maps that are not pinned: no other process reads them, and they need not outlive the programs.
-const UNPINNED: [&str; 10] = [
-    "SCRATCH_V4",
-    "SCRATCH_V6",
-    "FLOW_KEYS_V4",
-    "FLOW_KEYS_V6",
-    "ROUTES_V4",
-    "ROUTES_V6",
-    "NEIGHBOUR_CHECKS",
-    "ANSWER_LIMITS",
-    "AYA_LOGS",
-    "RECORD",
-];
 
 /// The options with which the programs are loaded.
 #[derive(Debug, Clone)]
@@ -123,22 +110,6 @@ pub enum LoadError {
     Layout { path: PathBuf, found: String, expected: String },
 }
 
-/// Type, key size, value size and flags of a map. They must agree before a pinned map is reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shape {
-    map_type: u32,
-    key_size: u32,
-    value_size: u32,
-    flags: u32,
-}
-
-impl std::fmt::Display for Shape {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { map_type, key_size, value_size, flags } = self;
-        write!(f, "type {map_type}, {key_size} byte keys, {value_size} byte values, flags {flags:#x}")
-    }
-}
-
 /// Size and verification cost of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgramStatistics {
@@ -164,6 +135,8 @@ enum Purpose {
     Test,
     /// For `lb explain`.
     Record,
+    /// To serve while the maps of an earlier agent are converted.
+    Convert,
 }
 
 impl Purpose {
@@ -174,6 +147,7 @@ impl Purpose {
             Self::Serve => ![xdp_of_other_kernels, CALL_RECORDER, FLOOR].contains(&program),
             Self::Test => ![xdp_of_other_kernels, CALL_RECORDER].contains(&program),
             Self::Record => [PACKET_RECORDER, CALL_RECORDER].contains(&program),
+            Self::Convert => ![xdp_of_other_kernels, CALL_RECORDER, FLOOR, ITERATOR].contains(&program),
         }
     }
 }
@@ -192,6 +166,7 @@ struct Globals {
     host_sockets_only: u8,
     neighbour_check_ms: u32,
     recording: u8,
+    converting: u8,
     log_level: u8,
 }
 
@@ -211,6 +186,7 @@ impl Globals {
             host_sockets_only: options.host_sockets_only.into(),
             neighbour_check_ms: options.neighbour_check_ms,
             recording: (purpose == Purpose::Record).into(),
+            converting: (purpose == Purpose::Convert).into(),
             log_level: options.log_level,
         }
     }
@@ -229,12 +205,12 @@ impl Globals {
             .override_global("HOST_SOCKETS_ONLY", &self.host_sockets_only, true)
             .override_global("NEIGHBOUR_CHECK_MS", &self.neighbour_check_ms, true)
             .override_global("RECORDING", &self.recording, true)
+            .override_global("CONVERTING", &self.converting, true)
             .override_global("AYA_LOG_LEVEL", &self.log_level, false);
     }
 }
 
-/// Creates the maps. With `pins`, pinned maps are reused, and new ones are pinned. A pinned map of
-/// another size is replaced by a new one with the same entries.
+/// Creates the maps. With `pins`, pinned maps are reused, and new ones are pinned.
 fn create_maps(
     options: &LoadOptions,
     features: &Features,
@@ -243,59 +219,66 @@ fn create_maps(
     purpose: Purpose,
 ) -> Result<Ebpf, LoadError> {
     let globals = Globals::new(options, features, purpose);
-    let mut sizes: Vec<(&str, u32)> = map_sizes(&options.sizes).to_vec();
-    let object = Object::parse(programs_object()).map_err(|error| LoadError::Object(error.to_string()))?;
+    let object = object()?;
     let mut loader = EbpfLoader::new();
     loader.btf(btf);
     globals.set_in(&mut loader);
-    let outgrown = match pins {
-        Some(pins) => pin_maps(&mut loader, &object, &mut sizes, pins, purpose)?,
-        None => Vec::new(),
-    };
-    for (name, size) in sizes {
+    if let Some(pins) = pins {
+        pin_maps(&mut loader, &object, pins, purpose)?;
+    }
+    for (name, size) in map_sizes(&options.sizes) {
         loader.map_max_entries(name, size);
     }
-    match loader.load(programs_object()) {
-        Ok(ebpf) => {
-            outgrown.iter().try_for_each(Outgrown::copy_into_successor)?;
-            Ok(ebpf)
-        }
-        Err(error) => {
-            outgrown.into_iter().for_each(Outgrown::put_back);
-            Err(LoadError::Load(Box::new(error)))
-        }
-    }
+    loader.load(programs_object()).map_err(|error| LoadError::Load(Box::new(error)))
 }
 
-/// Sets the path of the pin of each map. Returns the pinned maps that have another size.
+/// Parses the compiled programs.
+pub(crate) fn object() -> Result<Object, LoadError> {
+    Object::parse(programs_object()).map_err(|error| LoadError::Object(error.to_string()))
+}
+
+/// Sets the path of the pin of each map. Fails if a pinned map does not fit.
 fn pin_maps<'a>(
     loader: &mut EbpfLoader<'a>,
     object: &'a Object,
-    sizes: &mut [(&str, u32)],
     pins: &Pins,
     purpose: Purpose,
-) -> Result<Vec<Outgrown>, LoadError> {
-    let mut outgrown = Vec::new();
+) -> Result<(), LoadError> {
     for (name, map) in &object.maps {
-        // Constants (.rodata, .rodata.cst16) belong to one load, and the kernel refuses names with
-        // a dot for pins.
-        if name.starts_with('.') || UNPINNED.contains(&name.as_str()) {
-            continue;
-        }
-        let path = pins.map(name);
-        let wanted = sizes.iter_mut().find(|(sized, _)| sized == name);
-        match (reusable(&path, map)?, wanted) {
-            (None, _) if purpose == Purpose::Record => {
-                return Err(LoadError::NoMaps(pins.root().to_owned()));
-            }
-            (Some(pinned), Some((_, size))) if *size != pinned.capacity && purpose == Purpose::Serve => {
-                outgrown.push(Outgrown::set_aside(path.clone(), pinned.fd)?);
-            }
-            _ => {}
+        let path = match purpose {
+            Purpose::Convert if is_of_handover(name) => pins.handover(name),
+            _ if is_pinned(name) => pins.map(name),
+            _ => continue,
+        };
+        let is_there = fits(&path, shape(map))?;
+        if !is_there && purpose == Purpose::Record {
+            return Err(LoadError::NoMaps(pins.root().to_owned()));
         }
         loader.map_pin_path(name, path);
     }
-    Ok(outgrown)
+    Ok(())
+}
+
+/// Returns whether a map is pinned at `path`. Returns an error if it has another shape.
+fn fits(path: &Path, expected: Shape) -> Result<bool, LoadError> {
+    let failed = |source| LoadError::Map { map: path.display().to_string(), source };
+    let map = match sys::open_pin(path) {
+        Ok(map) => map,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed(error)),
+    };
+    let info = sys::map_info(map.as_fd()).map_err(failed)?;
+    let found = Shape {
+        map_type: info.type_,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        flags: info.map_flags,
+    };
+    if found != expected {
+        let (found, expected) = (found.to_string(), expected.to_string());
+        return Err(LoadError::Layout { path: path.to_owned(), found, expected });
+    }
+    Ok(true)
 }
 
 /// Loads the programs for this purpose. Returns those that the kernel refuses.
@@ -347,6 +330,12 @@ impl Programs {
     /// maps must exist, and they are not changed.
     pub fn load_recorder(options: &LoadOptions, pins: Option<&Pins>) -> Result<Self, LoadError> {
         Self::load_for(options, pins, Purpose::Record)
+    }
+
+    /// Loads the programs that serve while the maps of an earlier agent are converted. Their maps
+    /// are pinned in the staging folder `pins`.
+    pub fn load_converting(options: &LoadOptions, pins: &Pins) -> Result<Self, LoadError> {
+        Self::load_for(options, Some(pins), Purpose::Convert)
     }
 
     fn load_for(options: &LoadOptions, pins: Option<&Pins>, purpose: Purpose) -> Result<Self, LoadError> {
@@ -459,105 +448,8 @@ fn map_fd(map: &aya::maps::Map) -> BorrowedFd<'_> {
         | Map::LpmTrie(data)
         | Map::SkStorage(data)
         | Map::RingBuf(data)
+        | Map::ProgramArray(data)
         | Map::Unsupported(data) => data.fd().as_fd(),
         _ => unreachable!("lb-ebpf has maps of the kinds above only (lb-ebpf/src/maps.rs)"),
-    }
-}
-
-/// The number of addresses that a node can have in each IP family.
-const NODE_ADDRESSES: u32 = 1024;
-
-/// Returns the maps whose size depends on the configuration.
-fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 21] {
-    // The engine limits the addresses of Services. The addresses of the node need extra room.
-    let addresses = sizes.max_services + NODE_ADDRESSES;
-    // Each connection has one entry for each direction.
-    let index = sizes.max_flows * 2;
-    [
-        ("SERVICES_V4", sizes.max_services),
-        ("SERVICES_V6", sizes.max_services),
-        ("SERVICE_NAMES", sizes.max_services),
-        ("CURSORS", sizes.max_services),
-        ("ADDRESSES_V4", addresses),
-        ("ADDRESSES_V6", addresses),
-        ("SLOTS", sizes.max_slots),
-        ("BACKENDS_V4", sizes.max_backends),
-        ("BACKENDS_V6", sizes.max_backends),
-        ("FLOWS_V4", sizes.max_flows),
-        ("FLOWS_V6", sizes.max_flows),
-        ("FLOW_INDEX_V4", index),
-        ("FLOW_INDEX_V6", index),
-        ("FRAGMENTS_V4", sizes.max_fragments),
-        ("FRAGMENTS_V6", sizes.max_fragments),
-        ("SOCKET_PEERS_V4", sizes.max_socket_peers),
-        ("SOCKET_PEERS_V6", sizes.max_socket_peers),
-        ("SOURCE_RANGES_V4", sizes.max_source_ranges),
-        ("SOURCE_RANGES_V6", sizes.max_source_ranges),
-        ("AFFINITY", sizes.max_affinity),
-        ("AYA_LOGS", 1 << 17),
-    ]
-}
-
-/// A pinned map that can be reused.
-struct Pinned {
-    fd: OwnedFd,
-    capacity: u32,
-}
-
-/// Returns the map pinned at `path`, if there is one. Returns an error if it does not match `map`.
-fn reusable(path: &Path, map: &aya_obj::maps::Map) -> Result<Option<Pinned>, LoadError> {
-    let failed = |source| LoadError::Map { map: path.display().to_string(), source };
-    let fd = match sys::open_pin(path) {
-        Ok(fd) => fd,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    let info = sys::map_info(fd.as_fd()).map_err(failed)?;
-    let found = Shape {
-        map_type: info.type_,
-        key_size: info.key_size,
-        value_size: info.value_size,
-        flags: info.map_flags,
-    };
-    let expected = Shape {
-        map_type: map.map_type(),
-        key_size: map.key_size(),
-        value_size: map.value_size(),
-        flags: map.map_flags(),
-    };
-    if found != expected {
-        let (found, expected) = (found.to_string(), expected.to_string());
-        return Err(LoadError::Layout { path: path.to_owned(), found, expected });
-    }
-    Ok(Some(Pinned { fd, capacity: info.max_entries }))
-}
-
-/// A pinned map that is replaced by one of another size, because the configuration has changed.
-struct Outgrown {
-    path: PathBuf,
-    old: OwnedFd,
-}
-
-impl Outgrown {
-    /// Moves the pin of the map, so that the loader creates a new map. Attached programs keep the
-    /// old map.
-    fn set_aside(path: PathBuf, old: OwnedFd) -> Result<Self, LoadError> {
-        std::fs::remove_file(&path)
-            .map_err(|source| LoadError::Map { map: path.display().to_string(), source })?;
-        Ok(Self { path, old })
-    }
-
-    fn put_back(self) {
-        // The new map may be pinned already. The attached programs use the old one.
-        let _ = std::fs::remove_file(&self.path);
-        let _ = sys::pin(self.old.as_fd(), &self.path);
-    }
-
-    /// Copies the entries. Entries that the old programs write during the copy, and those that
-    /// exceed the new size, are lost. They belong to new connections, which clients open again.
-    fn copy_into_successor(&self) -> Result<(), LoadError> {
-        let failed = |source| LoadError::Map { map: self.path.display().to_string(), source };
-        let new = sys::open_pin(&self.path).map_err(failed)?;
-        sys::copy_entries(self.old.as_fd(), new.as_fd()).map_err(failed)
     }
 }

@@ -6,12 +6,13 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya_obj::generated::{
-    bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info, bpf_prog_type,
+    bpf_attach_type, bpf_attr, bpf_btf_info, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info,
+    bpf_prog_type,
 };
 use lb_common::plain::Plain;
 use rustix::net::{AddressFamily, SocketType, socket};
@@ -155,15 +156,19 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 
 /// Returns the kernel's description of an object (`BPF_OBJ_GET_INFO_BY_FD`).
 fn object_info<T>(object: BorrowedFd<'_>) -> io::Result<T> {
-    let mut info = MaybeUninit::<T>::zeroed();
+    // SAFETY: the callers below use C structures of plain numbers only.
+    let mut info: T = unsafe { MaybeUninit::zeroed().assume_init() };
+    fill_info(object, &mut info)?;
+    Ok(info)
+}
+
+/// As [`object_info`]. The structure may contain pointers to memory that the kernel fills.
+fn fill_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     let mut attributes = attributes();
     attributes.info.bpf_fd = object.as_raw_fd() as u32;
     attributes.info.info_len = size_of::<T>() as u32;
-    attributes.info.info = info.as_mut_ptr() as u64;
-    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    // SAFETY: zeroed before, and filled by the kernel. The callers below use C structures of plain
-    // numbers only.
-    Ok(unsafe { info.assume_init() })
+    attributes.info.info = std::ptr::from_mut(info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes).map(drop)
 }
 
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
@@ -178,7 +183,10 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     object_info(program)
 }
 
-/// Writes an entry (`BPF_MAP_UPDATE_ELEM`). `flags` is `BPF_ANY`, `BPF_NOEXIST` or `BPF_EXIST`.
+/// A flag of updates: fail with `EEXIST` if the entry exists.
+pub const NO_EXIST: u64 = 1;
+
+/// Writes an entry (`BPF_MAP_UPDATE_ELEM`). `flags` is 0 or [`NO_EXIST`].
 pub fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
     let mut attributes = element(map, key);
     attributes.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
@@ -235,6 +243,19 @@ fn element<K: Plain>(map: BorrowedFd<'_>, key: &K) -> bpf_attr {
 /// Calls `visit` with every entry of a hash or longest-prefix map. Entries that are added or
 /// removed at the same time may be missed. No entry is read half-written.
 pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+    let info = map_info(map)?;
+    if (info.key_size as usize, info.value_size as usize) != (size_of::<K>(), size_of::<V>()) {
+        return Err(io::Error::other("its keys or values have another size"));
+    }
+    for_each_bytes(map, |key, value| {
+        for (key, value) in values(key).zip(values(value)) {
+            visit(&key, &value);
+        }
+    })
+}
+
+/// As [`for_each`], with the bytes of the entries.
+pub fn for_each_bytes(map: BorrowedFd<'_>, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
     /// `ENOTSUPP`, which is defined only in the kernel.
     const ENOTSUPP: i32 = 524;
     match for_each_by_batch(map, &mut visit) {
@@ -245,27 +266,23 @@ pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&
 }
 
 /// Reads entries one by one (`BPF_MAP_GET_NEXT_KEY`).
-fn for_each_by_key<K: Plain, V: Plain>(
-    map: BorrowedFd<'_>,
-    visit: &mut impl FnMut(&K, &V),
-) -> io::Result<()> {
-    let mut previous: Option<K> = None;
+fn for_each_by_key(map: BorrowedFd<'_>, visit: &mut impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    let info = map_info(map)?;
+    let mut previous: Option<Vec<u8>> = None;
     // If a key was removed in the meantime, the kernel starts again at the first key. The limit
     // prevents an endless loop.
-    for _ in 0..map_info(map)?.max_entries {
-        let mut key = MaybeUninit::<K>::zeroed();
+    for _ in 0..info.max_entries {
+        let mut key = vec![0u8; info.key_size as usize];
         let mut attributes = attributes();
         attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
-        attributes.__bindgen_anon_2.key = previous.as_ref().map_or(0, |key| std::ptr::from_ref(key) as u64);
+        attributes.__bindgen_anon_2.key = previous.as_ref().map_or(0, |key| key.as_ptr() as u64);
         attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = key.as_mut_ptr() as u64;
         match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
             Ok(_) => {}
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
             Err(error) => return Err(error),
         }
-        // SAFETY: Plain, zeroed before and filled by the kernel.
-        let key = unsafe { key.assume_init() };
-        if let Some(value) = lookup(map, &key)? {
+        if let Some(value) = lookup_bytes(map, &key, info.value_size as usize)? {
             visit(&key, &value);
         }
         previous = Some(key);
@@ -274,27 +291,25 @@ fn for_each_by_key<K: Plain, V: Plain>(
 }
 
 /// Reads many entries with one call (`BPF_MAP_LOOKUP_BATCH`, since Linux 5.6 for hash maps).
-fn for_each_by_batch<K: Plain, V: Plain>(
-    map: BorrowedFd<'_>,
-    visit: &mut impl FnMut(&K, &V),
-) -> io::Result<()> {
+fn for_each_by_batch(map: BorrowedFd<'_>, visit: &mut impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    let info = map_info(map)?;
+    let (key_size, value_size) = (info.key_size as usize, info.value_size as usize);
     // A bucket must fit into one batch. If it does not, the kernel returns ENOSPC and the batch
     // grows.
     let mut size = 4096usize;
     // A position in the map: the number of a bucket for hash maps, a whole key for others
     // (`generic_map_lookup_batch`, kernel/bpf/syscall.c).
-    let (mut position, mut next) = ([0u32; 16], [0u32; 16]);
-    const { assert!(size_of::<K>() <= size_of::<[u32; 16]>()) };
+    let mut position = vec![0u8; key_size.max(size_of::<u32>())];
+    let mut next = position.clone();
     let mut started = false;
-    let mut keys: Vec<MaybeUninit<K>> = Vec::new();
-    let mut values: Vec<MaybeUninit<V>> = Vec::new();
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
     loop {
-        keys.resize(size, MaybeUninit::zeroed());
-        values.resize(size, MaybeUninit::zeroed());
+        keys.resize(size * key_size, 0u8);
+        values.resize(size * value_size, 0u8);
         let mut attributes = attributes();
         attributes.batch.map_fd = map.as_raw_fd() as u32;
-        attributes.batch.in_batch = if started { &raw const position as u64 } else { 0 };
-        attributes.batch.out_batch = &raw mut next as u64;
+        attributes.batch.in_batch = if started { position.as_ptr() as u64 } else { 0 };
+        attributes.batch.out_batch = next.as_mut_ptr() as u64;
         attributes.batch.keys = keys.as_mut_ptr() as u64;
         attributes.batch.values = values.as_mut_ptr() as u64;
         attributes.batch.count = size as u32;
@@ -310,15 +325,13 @@ fn for_each_by_batch<K: Plain, V: Plain>(
         // SAFETY: the active member for this command; the kernel has written the number of entries
         // it filled.
         let count = unsafe { attributes.batch.count } as usize;
-        for (key, value) in keys.iter().zip(&values).take(count) {
-            // SAFETY: Plain, zeroed before and filled by the kernel.
-            unsafe { visit(key.assume_init_ref(), value.assume_init_ref()) };
-        }
+        let entries = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size));
+        entries.take(count).for_each(|(key, value)| visit(key, value));
         if done {
             return Ok(());
         }
         started = true;
-        position = next;
+        position.copy_from_slice(&next);
     }
 }
 
@@ -409,36 +422,84 @@ pub fn count_entries(map: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(info.max_entries as usize)
 }
 
-/// Copies all entries of a hash map or an array to one of another size. Entries that do not fit are
-/// left out.
-pub fn copy_entries(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
-    let (info, room) = (map_info(from)?, map_info(to)?.max_entries as usize);
-    let mut key = vec![0u8; info.key_size as usize];
-    let mut next = key.clone();
-    let mut value = vec![0u8; info.value_size as usize];
-    let mut first = true;
-    for _ in 0..room.min(info.max_entries as usize) {
-        let mut attributes = attributes();
-        attributes.__bindgen_anon_2.map_fd = from.as_raw_fd() as u32;
-        attributes.__bindgen_anon_2.key = if first { 0 } else { key.as_ptr() as u64 };
-        attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
-        match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
-            Ok(_) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        first = false;
-        key.copy_from_slice(&next);
-        match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut bytes_element(from, &key, value.as_mut_ptr())) {
-            Ok(_) => {
-                bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut bytes_element(to, &key, value.as_mut_ptr()))?;
-            }
-            // The entry was removed in the meantime.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(error),
-        }
+/// Returns the type information of a map (`BTF`), or `None` if the map has none.
+pub fn map_btf(map: &bpf_map_info) -> io::Result<Option<Vec<u8>>> {
+    if map.btf_id == 0 {
+        return Ok(None);
     }
-    Ok(())
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_6.__bindgen_anon_1.btf_id = map.btf_id;
+    let btf = bpf(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attributes).map(owned)?;
+    let size = object_info::<bpf_btf_info>(btf.as_fd())?.btf_size;
+    let mut bytes = vec![0u8; size as usize];
+    let mut info = bpf_btf_info {
+        btf: bytes.as_mut_ptr() as u64,
+        btf_size: size,
+        id: 0,
+        name: 0,
+        name_len: 0,
+        kernel_btf: 0,
+    };
+    fill_info(btf.as_fd(), &mut info)?;
+    Ok(Some(bytes))
+}
+
+/// Returns the loaded programs of this system, in the order in which they were loaded.
+pub fn programs() -> impl Iterator<Item = io::Result<OwnedFd>> {
+    let mut last = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let mut attributes = attributes();
+            attributes.__bindgen_anon_6.__bindgen_anon_1.start_id = last;
+            match bpf(bpf_cmd::BPF_PROG_GET_NEXT_ID, &mut attributes) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return None,
+                Err(error) => return Some(Err(error)),
+            }
+            // SAFETY: the active member for this command.
+            last = unsafe { attributes.__bindgen_anon_6.next_id };
+            match program_by_id(last) {
+                // The program was removed in the meantime.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                result => return Some(result),
+            }
+        }
+    })
+}
+
+/// Returns the name of a program, which the kernel has truncated to 15 bytes.
+pub fn program_name(info: &bpf_prog_info) -> String {
+    let bytes = info.name.map(|byte| byte.cast_unsigned());
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+}
+
+/// Returns the ids of the maps that a program uses.
+pub fn program_map_ids(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let count = program_info(program)?.nr_map_ids;
+    let mut ids = vec![0u32; count as usize];
+    // SAFETY: a C structure of plain numbers.
+    let mut info: bpf_prog_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    info.nr_map_ids = count;
+    info.map_ids = ids.as_mut_ptr() as u64;
+    fill_info(program, &mut info)?;
+    Ok(ids)
+}
+
+/// Writes an entry that is given as bytes. Key and value have the sizes of the map.
+pub fn update_bytes(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
+    let mut attributes = bytes_element(map, key, value.as_ptr().cast_mut());
+    attributes.__bindgen_anon_2.flags = flags;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+/// Reads an entry as bytes. `size` is the size of the value, for all CPUs of a per-CPU map.
+pub fn lookup_bytes(map: BorrowedFd<'_>, key: &[u8], size: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut value = vec![0u8; size];
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut bytes_element(map, key, value.as_mut_ptr())) {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn bytes_element(map: BorrowedFd<'_>, key: &[u8], value: *mut u8) -> bpf_attr {
@@ -447,6 +508,44 @@ fn bytes_element(map: BorrowedFd<'_>, key: &[u8], value: *mut u8) -> bpf_attr {
     attributes.__bindgen_anon_2.key = key.as_ptr() as u64;
     attributes.__bindgen_anon_2.__bindgen_anon_1.value = value as u64;
     attributes
+}
+
+/// Returns the devices of this network namespace, by interface index.
+pub fn device_indices() -> Vec<u32> {
+    // SAFETY: the call has no preconditions. It returns null or an array that ends with index 0.
+    let list = unsafe { libc::if_nameindex() };
+    let mut indices = Vec::new();
+    if list.is_null() {
+        return indices;
+    }
+    let mut entry = list;
+    // SAFETY: an element of the array, up to its end. The array is released once, after its use.
+    unsafe {
+        while (*entry).if_index != 0 {
+            indices.push((*entry).if_index);
+            entry = entry.add(1);
+        }
+        libc::if_freenameindex(list);
+    }
+    indices
+}
+
+/// Returns whether the frames of a device begin with an Ethernet header.
+pub fn has_ethernet(name: &str) -> io::Result<bool> {
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    // SAFETY: a C structure of plain numbers.
+    let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
+    for (to, from) in request.ifr_name[..libc::IF_NAMESIZE - 1].iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the request is valid for this command.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the active member for this command.
+    let kind = unsafe { request.ifr_ifru.ifru_hwaddr.sa_family };
+    Ok(matches!(kind, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK))
 }
 
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h (Linux 5.14).

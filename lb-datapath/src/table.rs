@@ -61,6 +61,15 @@ impl<K: Plain, V: Plain> Table<K, V> {
         sys::update(self.fd.as_fd(), key, value, 0).map_err(self.failed("write"))
     }
 
+    /// Adds an entry. Returns false if the map has the key already.
+    pub fn insert(&self, key: &K, value: &V) -> Result<bool, TableError> {
+        match sys::update(self.fd.as_fd(), key, value, sys::NO_EXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(self.failed("write")(error)),
+        }
+    }
+
     /// Removes an entry. Returns false if it did not exist.
     pub fn remove(&self, key: &K) -> Result<bool, TableError> {
         sys::delete(self.fd.as_fd(), key).map_err(self.failed("remove"))

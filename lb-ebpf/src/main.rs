@@ -6,7 +6,7 @@
 //! | floor | files |
 //! |---|---|
 //! | words | `aligned seam settings clock translation verdict` |
-//! | the kernel's side: maps, packets as bytes | `maps frame frame/skb frame/xdp` |
+//! | the kernel's side: maps, packets as bytes | `maps frame frame/skb frame/xdp handover` |
 //! | what people read | `record count log` |
 //! | what an address is | `address service client` |
 //! | what a packet is | `packet route socket scratch` |
@@ -37,6 +37,7 @@ mod deliver;
 mod explain;
 mod flow;
 mod frame;
+mod handover;
 mod icmp;
 mod limit;
 mod log;
@@ -114,42 +115,66 @@ pub fn lb_explain_call(context: TcContext) -> i32 {
 
 #[cgroup_sock_addr(connect4)]
 pub fn lb_connect4(context: SockAddrContext) -> i32 {
+    if handover::earlier_programs_open() {
+        handover::hand_over(&context, &handover::PREDECESSORS_CONNECT4, 0);
+    }
     cgroup::connect4(&context)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn lb_connect6(context: SockAddrContext) -> i32 {
+    if handover::earlier_programs_open() {
+        handover::hand_over(&context, &handover::PREDECESSORS_CONNECT6, 0);
+    }
     cgroup::connect6(&context)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn lb_sendmsg4(context: SockAddrContext) -> i32 {
+    if handover::earlier_programs_open() {
+        handover::hand_over(&context, &handover::PREDECESSORS_SENDMSG4, 0);
+    }
     cgroup::sendmsg4(&context)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn lb_sendmsg6(context: SockAddrContext) -> i32 {
+    if handover::earlier_programs_open() {
+        handover::hand_over(&context, &handover::PREDECESSORS_SENDMSG6, 0);
+    }
     cgroup::sendmsg6(&context)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn lb_recvmsg4(context: SockAddrContext) -> i32 {
-    cgroup::recvmsg4(&context)
+    if !cgroup::recvmsg4(&context) && handover::is_going_on() {
+        handover::hand_over(&context, &handover::PREDECESSORS_RECVMSG4, 0);
+    }
+    cgroup::ALLOW
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 pub fn lb_recvmsg6(context: SockAddrContext) -> i32 {
-    cgroup::recvmsg6(&context)
+    if !cgroup::recvmsg6(&context) && handover::is_going_on() {
+        handover::hand_over(&context, &handover::PREDECESSORS_RECVMSG6, 0);
+    }
+    cgroup::ALLOW
 }
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn lb_getpeername4(context: SockAddrContext) -> i32 {
-    cgroup::getpeername4(&context)
+    if !cgroup::getpeername4(&context) && handover::is_going_on() {
+        handover::hand_over(&context, &handover::PREDECESSORS_GETPEERNAME4, 0);
+    }
+    cgroup::ALLOW
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn lb_getpeername6(context: SockAddrContext) -> i32 {
-    cgroup::getpeername6(&context)
+    if !cgroup::getpeername6(&context) && handover::is_going_on() {
+        handover::hand_over(&context, &handover::PREDECESSORS_GETPEERNAME6, 0);
+    }
+    cgroup::ALLOW
 }
 
 #[cgroup_sock_addr(bind4)]

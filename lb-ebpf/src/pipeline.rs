@@ -20,6 +20,7 @@ use crate::count::count;
 use crate::deliver::{self as delivery, Decided, Deliver, Delivery};
 use crate::flow::{self, Found, Opening};
 use crate::frame::Frame;
+use crate::handover;
 use crate::log;
 use crate::nat::{self, Header};
 use crate::packet::{Fragment, Packet, is_acceptable};
@@ -38,6 +39,8 @@ pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch
     let scratch = forget(scratch);
     let decision = if let Some(found) = flow::find(&scratch.packet, &mut scratch.translation) {
         continue_connection(frame, scratch, found)
+    } else if handover::earlier_programs_open() {
+        return Verdict::HandOver;
     } else if let Some(known) = address::known::<F>(&scratch.packet.key.dst_addr) {
         open_connection(frame, scratch, known)
     } else {
@@ -73,7 +76,7 @@ pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch
 pub fn egress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
     let Scratch { packet, translation, .. } = forget(scratch);
     let packet = &*packet;
-    let Some(found) = flow::find_reply(packet, translation) else { return Verdict::Pass };
+    let Some(found) = flow::find_reply(packet, translation) else { return handover::unknown() };
     found.follow(packet);
     let came_by = translation.ifindex;
     if came_by != 0 && came_by != frame.ifindex() {
@@ -156,7 +159,7 @@ fn open_connection<F: Header + Records, K: Deliver>(
     // even look up the service, because tc receives the packet next and counts it.
     let opens = packet.opens();
     if !opens && !K::COMPLETE {
-        return Err(Verdict::Pass);
+        return Err(handover::unknown());
     }
     let service = match service::at_known::<F>(known, key.dst_addr, key.dst_port, key.protocol) {
         Destination::Service(_) | Destination::UnknownPort if !is_acceptable(frame, packet) => {
@@ -164,6 +167,9 @@ fn open_connection<F: Header + Records, K: Deliver>(
         }
         Destination::Service(service) if opens => service,
         Destination::UnknownPort if opens => return Err(Verdict::Answer(Answer::UnknownPort)),
+        Destination::Service(_) | Destination::UnknownPort if handover::is_going_on() => {
+            return Err(Verdict::HandOver);
+        }
         Destination::Service(_) | Destination::UnknownPort if is_reset(packet, known) => {
             return Err(Verdict::Answer(Answer::NoConnection));
         }
@@ -171,7 +177,7 @@ fn open_connection<F: Header + Records, K: Deliver>(
             count(Reason::NotOpening);
             return Err(Verdict::Pass);
         }
-        _ => return Err(Verdict::Pass),
+        _ => return Err(handover::unknown()),
     };
     record::note_service(service);
     if !client::is_allowed::<F>(service, key.src_addr) {

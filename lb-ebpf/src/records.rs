@@ -2,9 +2,9 @@
 //! connection, reserving the tuple of its replies, and giving both up.
 //!
 //! No one has to remove connections that are over. A program that opens a connection looks at a few
-//! records, from where this CPU stopped last time on (like the hand of a clock), and takes the
-//! first that is free or over. If it finds none, the weakest of them gives way: half-open before
-//! idle UDP before closed. An established connection never gives way.
+//! records, from where this CPU stopped last time on (like the hand of a clock) and then from a
+//! random place on, and takes the first that is free or over. If it finds none, the weakest of them
+//! gives way: half-open before idle UDP before closed. An established connection never gives way.
 //!
 //! The `extern "C"` functions take and return numbers, so the verifier checks each of them once,
 //! and not once for every state that a caller can be in. What else they need is in
@@ -183,7 +183,12 @@ fn claim_record<F: Records>(now: u64) -> Option<Claimed> {
             (*hand).next = first_of_this_cpu(records);
         }
         (*keys).weakest = Candidate::NONE;
-        for _ in 0..LOOKS {
+        for look in 0..LOOKS {
+            if look == LOOKS / 2 {
+                // Connections that were opened together have records that follow each other. The
+                // hand leaves them.
+                (*hand).next = ((bpf_get_prandom_u32() as u64 * records as u64) >> 32) as u32;
+            }
             if (*hand).next >= records {
                 (*hand).next = 0;
             }

@@ -8,6 +8,7 @@ use lb_common::reason::Reason;
 
 use crate::address::{Known, network};
 use crate::aligned::Aligned;
+use crate::handover;
 use crate::maps::{DEVICES, Maps};
 use crate::verdict::Verdict;
 
@@ -55,7 +56,7 @@ pub fn at_unknown<F: Maps>(addr: F::Addr) -> Destination {
 pub fn to_unknown<F: Maps>(addr: F::Addr) -> Verdict {
     match at_unknown::<F>(addr) {
         Destination::Unassigned => Verdict::Drop(Reason::UnassignedAddress),
-        _ => Verdict::Pass,
+        _ => handover::unknown(),
     }
 }
 

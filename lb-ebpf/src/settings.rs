@@ -52,6 +52,10 @@ pub static NODE_NETNS_COOKIE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static RECORDING: Global<u8> = Global::new(0);
 
+/// Nonzero: the agent converts the maps of an earlier generation, see `handover.rs`.
+#[unsafe(no_mangle)]
+pub static CONVERTING: Global<u8> = Global::new(0);
+
 /// Nonzero: calls are translated only in the network namespace of [`NODE_NETNS_COOKIE`]. A service
 /// mesh in the pods redirects connections by the Service's address.
 #[unsafe(no_mangle)]

@@ -7,6 +7,7 @@ use lb_common::family::{Family as _, V4, V6};
 use crate::client::came_from_pod;
 use crate::count::count;
 use crate::frame::skb::{Receiver, SkbFrame};
+use crate::handover::{self, PREDECESSORS_TC};
 use crate::icmp;
 use crate::icmp::kind::Kinds;
 use crate::log;
@@ -32,7 +33,10 @@ pub fn with_ethernet(context: TcContext, direction: Direction) -> i32 {
     }
     frame.linearize();
     match ethernet(&frame) {
-        Some((ethertype, l3)) => run(&frame, ethertype, l3, direction),
+        Some((ethertype, l3)) => {
+            let action = run(&frame, ethertype, l3, direction);
+            finish(&context, action, direction as u32)
+        }
         None => TC_ACT_UNSPEC,
     }
 }
@@ -66,7 +70,24 @@ fn is_for_this_node(frame: &SkbFrame) -> bool {
 pub fn without_ethernet(context: TcContext, direction: Direction) -> i32 {
     let frame = SkbFrame::new(context.skb.skb);
     frame.linearize();
-    run(&frame, frame.ethertype(), 0, direction)
+    let action = run(&frame, frame.ethertype(), 0, direction);
+    finish(&context, action, WITHOUT_ETHERNET + direction as u32)
+}
+
+/// The number of the first program for devices without Ethernet headers in
+/// [`handover::TC_PROGRAMS`].
+///
+/// [`handover::TC_PROGRAMS`]: lb_common::layout::handover::TC_PROGRAMS
+const WITHOUT_ETHERNET: u32 = 2;
+
+/// Returns the action. A packet that this generation cannot decide goes to an earlier program.
+#[inline(always)]
+fn finish(context: &TcContext, action: i32, program: u32) -> i32 {
+    if action != HAND_OVER {
+        return action;
+    }
+    handover::hand_over(context, &PREDECESSORS_TC, program);
+    TC_ACT_UNSPEC
 }
 
 #[inline(always)]
@@ -100,6 +121,8 @@ fn run(frame: &SkbFrame, ethertype: u16, l3: usize, direction: Direction) -> i32
 // exceed 512 bytes, and older kernels (6.1) round each up to 32. The parsed packet stays in the
 // scratch entry.
 
+/// Returned in the place of an action: the earlier program decides.
+const HAND_OVER: i32 = 0x80;
 /// Returned by a pipeline in the place of an action: the packet is an ICMP message.
 const ICMP: i32 = 0x100;
 /// Returned by a pipeline in the place of an action: this number plus an [`Answer`].
@@ -193,7 +216,14 @@ fn egress<F: Kinds + Records>(skb: *mut __sk_buff, l3: usize) -> i32 {
 /// Returns what becomes of a packet whose IP header alone is parsed.
 #[inline(always)]
 fn without_ports<F: Maps>(packet: &Packet<F>) -> i32 {
-    if packet.key.protocol == F::ICMP { ICMP } else { TC_ACT_UNSPEC }
+    if packet.key.protocol == F::ICMP {
+        ICMP
+    } else if handover::is_going_on() {
+        // A fragment whose ports the earlier maps have.
+        HAND_OVER
+    } else {
+        TC_ACT_UNSPEC
+    }
 }
 
 #[inline(always)]
@@ -225,6 +255,7 @@ fn send_answer<F: Kinds + Scratches>(skb: *mut __sk_buff, answer: i32) -> i32 {
 fn action<F: Maps>(packet: &Packet<F>, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass | Verdict::LeaveToTc | Verdict::Answer(_) => TC_ACT_UNSPEC,
+        Verdict::HandOver => HAND_OVER,
         Verdict::Sent(action) => action & (ACTIONS - 1),
         Verdict::Drop(reason) => {
             count(reason);

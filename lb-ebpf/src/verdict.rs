@@ -12,6 +12,8 @@ pub enum Verdict {
     /// XDP cannot finish this packet: it continues, untouched, to the tc program of the same
     /// device.
     LeaveToTc,
+    /// The maps of this generation cannot decide: the earlier program gets the packet, untouched.
+    HandOver,
     /// The kernel sends the packet: the entry point returns this action.
     Sent(i32),
     /// The sender receives an error, for a counted reason.

@@ -8,6 +8,7 @@ use lb_common::reason::Reason;
 use crate::count::count;
 use crate::frame::xdp::XdpFrame;
 use crate::frame::{Frame as _, swap_link_addresses};
+use crate::handover::{self, PREDECESSORS_XDP};
 use crate::log;
 use crate::nat::Header;
 use crate::packet::{ethernet, parse};
@@ -19,12 +20,20 @@ use crate::verdict::Verdict;
 #[inline(always)]
 pub fn ingress(context: XdpContext) -> u32 {
     let frame = XdpFrame(context);
-    match ethernet(&frame) {
+    let action = match ethernet(&frame) {
         Some((V4::ETHERTYPE, l3)) => ingress_v4(frame.0.ctx, l3),
         Some((V6::ETHERTYPE, l3)) => ingress_v6(frame.0.ctx, l3),
         _ => xdp_action::XDP_PASS,
+    };
+    if action != HAND_OVER {
+        return action;
     }
+    handover::hand_over(&frame.0, &PREDECESSORS_XDP, 0);
+    xdp_action::XDP_PASS
 }
+
+/// Returned in the place of an action: the earlier program decides.
+const HAND_OVER: u32 = 0x80;
 
 // One subprogram per family: each has a stack of its own, and the verifier walks them one after the
 // other.
@@ -44,7 +53,7 @@ fn run<F: Header + Records>(frame: &XdpFrame, l3: usize) -> u32 {
     // SAFETY: the only borrow in this program.
     let Some(scratch) = (unsafe { F::scratch() }) else { return xdp_action::XDP_PASS };
     if parse(frame, l3, &mut scratch.packet).is_none() {
-        return xdp_action::XDP_PASS;
+        return if handover::is_going_on() { HAND_OVER } else { xdp_action::XDP_PASS };
     }
     match pipeline::ingress(frame, scratch) {
         Verdict::Pass => xdp_action::XDP_PASS,
@@ -53,6 +62,7 @@ fn run<F: Header + Records>(frame: &XdpFrame, l3: usize) -> u32 {
             count(Reason::LeftToTc);
             xdp_action::XDP_PASS
         }
+        Verdict::HandOver => HAND_OVER,
         Verdict::Sent(action) => action as u32,
         Verdict::Drop(reason) => {
             count(reason);

@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -36,19 +37,32 @@ pub struct AgentOptions {
     pub kubeconfig: Option<PathBuf>,
     /// Further command-line arguments.
     pub arguments: Vec<String>,
-    /// Another `lb` program than that of [`program`].
+    /// Another `lb` program than that of `build`.
     pub lb: Option<PathBuf>,
     /// Folders that are empty for the agent, as if nothing were mounted there.
     pub hidden: Vec<PathBuf>,
+    /// The build of the program.
+    pub build: Build,
+    /// The step of a conversion at which the agent kills itself (lb-datapath/src/step.rs).
+    pub kill_at: Option<&'static str>,
 }
 
 impl AgentOptions {
     fn program(&self) -> Result<&Path> {
         match &self.lb {
             Some(lb) => Ok(lb),
-            None => program(),
+            None => self.build.program(),
         }
     }
+}
+
+/// A build of the `lb` program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Build {
+    #[default]
+    Usual,
+    /// The entries of its maps have another layout (lb-common/src/other_layout.rs).
+    OtherLayout,
 }
 
 /// A running agent. Dropping it kills the process, as a crash would: programs and maps stay pinned.
@@ -76,6 +90,9 @@ impl Agent {
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
         let mut command = command(&lb, topology, node, options)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        if let Some(step) = options.kill_at {
+            command.env("SLUICE_TEST_KILL_AT", step);
+        }
         let child = command.spawn().with_context(|| format!("start {}", lb.display()))?;
         Ok(Self {
             process: Process(child),
@@ -106,6 +123,19 @@ impl Agent {
         process.0.stdout.take().context("no standard output")?.read_to_string(&mut output)?;
         process.0.stderr.take().context("no standard error")?.read_to_string(&mut output)?;
         Ok((process.0.wait()?, output))
+    }
+
+    /// Waits until the agent has killed itself, see [`AgentOptions::kill_at`].
+    pub fn wait_until_killed(mut self) -> Result<()> {
+        let deadline = Instant::now() + patient(START_LIMIT);
+        loop {
+            match self.process.0.try_wait()? {
+                Some(status) if status.signal() == Some(libc::SIGKILL) => return Ok(()),
+                Some(status) => return Err(self.failed(&format!("exited with {status}"))),
+                None if Instant::now() > deadline => return Err(self.failed("does not reach the step")),
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        }
     }
 
     /// Path of the agent's log file.
@@ -225,28 +255,49 @@ pub fn tail(log: &Path) -> String {
 /// process builds once.
 pub fn program() -> Result<&'static Path> {
     static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match PROGRAM.get_or_init(|| find_or_build().map_err(|error| format!("{error:#}"))) {
+    match PROGRAM.get_or_init(|| find_or_build(LB_VARIABLE, "lb", &[]).map_err(|error| format!("{error:#}")))
+    {
         Ok(path) => Ok(path),
         Err(error) => bail!("{error}"),
     }
 }
 
-fn find_or_build() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os(LB_VARIABLE) {
+impl Build {
+    /// Returns the path of the program. Builds it if necessary.
+    pub fn program(self) -> Result<&'static Path> {
+        static OTHER_LAYOUT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+        match self {
+            Self::Usual => program(),
+            Self::OtherLayout => {
+                let features = ["--features", "other-layout"];
+                let build = || find_or_build("SLUICE_LB_OTHER_LAYOUT", "lb-other-layout", &features);
+                match OTHER_LAYOUT.get_or_init(|| build().map_err(|error| format!("{error:#}"))) {
+                    Ok(path) => Ok(path),
+                    Err(error) => bail!("{error}"),
+                }
+            }
+        }
+    }
+}
+
+/// Returns the path in an environment variable, or else builds a binary of `lb-userspace`.
+fn find_or_build(variable: &str, binary: &str, options: &[&str]) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
         let path = PathBuf::from(path);
         if !path.is_file() {
-            bail!("{LB_VARIABLE}={} is not a file", path.display());
+            bail!("{variable}={} is not a file", path.display());
         }
         return Ok(path);
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "lb-userspace", "--bin", "lb"])
+        .args(["build", "--quiet", "--package", "lb-userspace", "--bin", binary])
+        .args(options)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .status()
         .context("start cargo to build lb")?;
     if !status.success() {
-        bail!("cargo could not build lb ({status}); set {LB_VARIABLE} to the path of a built lb");
+        bail!("cargo could not build {binary} ({status}); set {variable} to the path of a built program");
     }
-    topology::sibling_program("lb")
+    topology::sibling_program(binary)
 }

@@ -209,6 +209,11 @@ impl Host {
         self.hold(&["--tcp"], target)
     }
 
+    /// Opens `count` HTTP connections that stay open until the result is dropped.
+    pub fn hold_many(&self, count: u32, target: SocketAddr) -> Result<Held> {
+        self.hold(&["--tcp", "--count", &count.to_string()], target)
+    }
+
     fn hold(&self, options: &[&str], target: SocketAddr) -> Result<Held> {
         let mut command = self.tool("hold")?;
         command.args(options).arg(target.to_string());

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lb_testbed::{Datapath, Topology, Underlay};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[derive(Parser)]
 #[command(about = "Servers and clients of the Sluice testbed")]
@@ -56,6 +57,7 @@ enum Command {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
+    allow_many_connections();
     match Arguments::parse().command {
         Command::Serve(options) => tool::serve::run(options).await,
         Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
@@ -71,6 +73,13 @@ async fn main() -> Result<()> {
         Command::Up => up().await,
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),
     }
+}
+
+/// Raises the limit of open files to the highest that is allowed.
+fn allow_many_connections() {
+    let limit = getrlimit(Resource::Nofile);
+    // On failure a process that opens too many connections reports it.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 async fn up() -> Result<()> {

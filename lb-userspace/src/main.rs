@@ -11,7 +11,7 @@ use lb_userspace::config::{Machine, SettingsError};
 /// Exit code of a command line or configuration file that is not valid. Other failures exit with 1.
 const USAGE: u8 = 2;
 
-fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os(), &Machine::detect()) {
         Ok(invocation) => invocation,
         Err(UsageError::Settings(SettingsError::Arguments(error))) => {

@@ -38,5 +38,5 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn build(arch: &str) -> Result<Programs> {
-    Ok(Build { workspace: workspace::root().to_owned(), arch: arch.to_owned() }.run()?)
+    Ok(Build { workspace: workspace::root().to_owned(), arch: arch.to_owned(), other_layout: false }.run()?)
 }

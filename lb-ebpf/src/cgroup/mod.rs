@@ -15,7 +15,8 @@ use lb_common::layout::{ConnectedPeer, SocketPeer, SocketPeerKey, UDP};
 use lb_common::reason::Reason;
 
 use self::address::{In4, In6, Mapped, SocketAddress, is_mapped};
-use self::context::{ALLOW, cookie, is_served, protocol, refuse};
+pub use self::context::ALLOW;
+use self::context::{cookie, is_served, protocol, refuse};
 use crate::aligned::Aligned;
 use crate::call;
 use crate::client::Client;
@@ -39,19 +40,23 @@ pub fn sendmsg6(context: &SockAddrContext) -> i32 {
     if is_mapped(context) { sendmsg::<V4, Mapped>(context) } else { sendmsg::<V6, In6>(context) }
 }
 
-pub fn recvmsg4(context: &SockAddrContext) -> i32 {
+/// Returns whether the sender is a Service or the endpoint of one that this socket was given.
+pub fn recvmsg4(context: &SockAddrContext) -> bool {
     recvmsg::<V4, In4>(context)
 }
 
-pub fn recvmsg6(context: &SockAddrContext) -> i32 {
+/// As [`recvmsg4`].
+pub fn recvmsg6(context: &SockAddrContext) -> bool {
     if is_mapped(context) { recvmsg::<V4, Mapped>(context) } else { recvmsg::<V6, In6>(context) }
 }
 
-pub fn getpeername4(context: &SockAddrContext) -> i32 {
+/// Returns whether the peer is the endpoint of a Service that this socket was given.
+pub fn getpeername4(context: &SockAddrContext) -> bool {
     show_service::<In4>(context)
 }
 
-pub fn getpeername6(context: &SockAddrContext) -> i32 {
+/// As [`getpeername4`].
+pub fn getpeername6(context: &SockAddrContext) -> bool {
     if is_mapped(context) { show_service::<Mapped>(context) } else { show_service::<In6>(context) }
 }
 
@@ -175,7 +180,7 @@ fn show_replies_as<F: Maps>(
 /// Replaces the sender of a received datagram by the service, if the sender is an endpoint that
 /// this socket was given.
 #[inline(always)]
-fn recvmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
+fn recvmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> bool {
     let key = SocketPeerKey {
         cookie: cookie(context),
         addr: S::address(context),
@@ -187,7 +192,7 @@ fn recvmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     if let Some(service) = unsafe { F::socket_peers().get(&key) } {
         S::set_address(context, service.addr);
         address::set_port(context, service.port);
-        return ALLOW;
+        return true;
     }
     show_service::<S>(context)
 }
@@ -195,13 +200,14 @@ fn recvmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
 /// Replaces the address by the service that the socket was connected to, if the address is the
 /// endpoint.
 #[inline(always)]
-fn show_service<S: address::Wide>(context: &SockAddrContext) -> i32 {
+fn show_service<S: address::Wide>(context: &SockAddrContext) -> bool {
     // SAFETY: the socket belongs to the context, and the entry to the socket. The pointer is null
     // if the socket was never connected to a service.
-    let Some(peer) = (unsafe { CONNECTED.get_ptr_mut(context).as_ref() }) else { return ALLOW };
+    let Some(peer) = (unsafe { CONNECTED.get_ptr_mut(context).as_ref() }) else { return false };
     if address::port(context) == peer.backend_port && S::wide(context) == peer.backend_addr {
         S::set_wide(context, &peer.service_addr);
         address::set_port(context, peer.service_port);
+        return true;
     }
-    ALLOW
+    false
 }

@@ -29,6 +29,7 @@ use crate::deliver::{Deliver as _, Delivery};
 use crate::flow;
 use crate::frame::Frame as _;
 use crate::frame::skb::SkbFrame;
+use crate::handover;
 use crate::log;
 use crate::nat::{address_difference, port_difference, store_addresses};
 use crate::packet::{Packet, parse_quoted};
@@ -60,7 +61,7 @@ pub fn error<F: Kinds + Records>(
     reply_key.reserved = 0;
     let now = match flow::lookup::<F>(reply_key, translation) {
         Some(found) if !found.is_over::<F>() => found.now(),
-        _ => return Verdict::Pass,
+        _ => return handover::unknown(),
     };
     let flow = &*translation;
     // An error is addressed to the sender of the packet that it quotes.

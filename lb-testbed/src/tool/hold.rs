@@ -1,7 +1,7 @@
-//! One connection or one UDP socket that stays open. Each line on standard input is a command:
-//! `request` sends a request, `reconnect` first connects the UDP socket to the target again. A
-//! socket that is not connected sends the request to the address that follows the command, if there
-//! is one. The result of each command is printed as one line of JSON.
+//! One UDP socket, or one or many connections, that stay open. Each line on standard input is a
+//! command: `request` sends a request, `reconnect` first connects the UDP socket to the target
+//! again. A socket that is not connected sends the request to the address that follows the command,
+//! if there is one. The result of each command is printed as one line of JSON.
 
 use std::io::BufRead;
 use std::net::SocketAddr;
@@ -28,13 +28,16 @@ pub struct Options {
     /// Do not connect the UDP socket
     #[arg(long, conflicts_with = "tcp")]
     unconnected: bool,
+    /// Number of HTTP connections. A request is sent on each, and the first failure is reported
+    #[arg(long, default_value_t = 1)]
+    count: u32,
     target: SocketAddr,
 }
 
 enum Held {
     Unconnected(UdpSocket),
     Datagrams(UdpSocket),
-    Http(Connection),
+    Http(Vec<Connection>),
 }
 
 pub async fn run(options: &Options) -> Result<()> {
@@ -49,9 +52,7 @@ pub async fn run(options: &Options) -> Result<()> {
             (_, Err(failure)) => Err(failure.clone()),
             ("request", Ok(Held::Unconnected(socket))) => datagram_to(socket, target).await,
             ("request", Ok(Held::Datagrams(socket))) => datagram(socket).await,
-            ("request", Ok(Held::Http(connection))) => timeout(patient(REQUEST_LIMIT), connection.request())
-                .await
-                .unwrap_or_else(|_| Err(get::timed_out())),
+            ("request", Ok(Held::Http(connections))) => request_on_all(connections).await,
             ("reconnect", Ok(Held::Datagrams(socket))) => reconnect(socket, target).await,
             (unknown, _) => bail!("unknown command {unknown:?}"),
         };
@@ -62,7 +63,11 @@ pub async fn run(options: &Options) -> Result<()> {
 
 async fn open(options: &Options) -> Result<Held, Failure> {
     if options.tcp {
-        return Connection::open(options.target).await.map(Held::Http);
+        let mut connections = Vec::new();
+        for _ in 0..options.count {
+            connections.push(Connection::open(options.target).await?);
+        }
+        return Ok(Held::Http(connections));
     }
     let socket = UdpSocket::bind(any_address(options.target)).await?;
     if options.unconnected {
@@ -70,6 +75,19 @@ async fn open(options: &Options) -> Result<Held, Failure> {
     }
     socket.connect(options.target).await?;
     Ok(Held::Datagrams(socket))
+}
+
+/// Sends a request on each connection. Returns the first failure, or the last answer.
+async fn request_on_all(connections: &mut [Connection]) -> Result<Answer, Failure> {
+    let mut last = Err(get::timed_out());
+    for connection in connections {
+        let answer = timeout(patient(REQUEST_LIMIT), connection.request()).await;
+        last = answer.unwrap_or_else(|_| Err(get::timed_out()));
+        if last.is_err() {
+            break;
+        }
+    }
+    last
 }
 
 async fn reconnect(socket: &UdpSocket, target: SocketAddr) -> Result<Answer, Failure> {

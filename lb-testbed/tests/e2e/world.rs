@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use lb_testbed::agent::{self, Agent, AgentOptions};
+use lb_testbed::agent::{self, Agent, AgentOptions, Build};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, SCTP_PORT, TRANSFER_PORT, UDP_PORT};
 use lb_testbed::manifests::{self, Port, ServiceManifest};
 use lb_testbed::topology::{Node, Pod};
@@ -130,12 +130,17 @@ impl World {
     }
 
     pub fn start_agent(&mut self, node: usize) -> Result<()> {
-        self.start_agent_with(node, self.arguments)
+        self.start_agent_with(node, &[])
     }
 
     pub fn start_agent_with(&mut self, node: usize, arguments: &[&str]) -> Result<()> {
-        let arguments = arguments.iter().map(ToString::to_string).collect();
-        let options = AgentOptions { arguments, ..AgentOptions::default() };
+        self.start_agent_of_build(node, arguments, Build::Usual)
+    }
+
+    /// Starts an agent of another build.
+    pub fn start_agent_of_build(&mut self, node: usize, arguments: &[&str], build: Build) -> Result<()> {
+        let arguments = self.arguments.iter().chain(arguments).map(ToString::to_string).collect();
+        let options = AgentOptions { arguments, build, ..AgentOptions::default() };
         self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], &options)?);
         Ok(())
     }
@@ -147,6 +152,19 @@ impl World {
         self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], options)?);
         let log = fs::read(log)?;
         Ok(String::from_utf8_lossy(log.get(earlier..).unwrap_or_default()).into_owned())
+    }
+
+    /// Starts an agent that kills itself at a step of a conversion, and waits until it has.
+    pub fn run_agent_until(
+        &self,
+        node: usize,
+        arguments: &[&str],
+        build: Build,
+        step: &'static str,
+    ) -> Result<()> {
+        let arguments = self.arguments.iter().chain(arguments).map(ToString::to_string).collect();
+        let options = AgentOptions { arguments, build, kill_at: Some(step), ..AgentOptions::default() };
+        Agent::spawn(&self.topology, &self.topology.nodes[node], &options)?.wait_until_killed()
     }
 
     /// Restarts the agents with these arguments, unless they already run with them. Maps and links

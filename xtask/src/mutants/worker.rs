@@ -107,7 +107,11 @@ impl<'a> Worker<'a> {
 
     /// Builds the programs of the copy. An error is the reason as text.
     fn build(&self) -> Result<PathBuf, String> {
-        let build = Build { workspace: self.tree.root().to_owned(), arch: std::env::consts::ARCH.to_owned() };
+        let build = Build {
+            workspace: self.tree.root().to_owned(),
+            arch: std::env::consts::ARCH.to_owned(),
+            other_layout: false,
+        };
         let linkers = workspace::root().join("target/bpf-linker");
         build
             .run_in(&self.tree.target(), &linkers)

@@ -4,6 +4,7 @@ mod affinity;
 mod algorithms;
 mod changes;
 mod cluster_ip;
+mod conversion;
 mod datagrams;
 mod doctor;
 mod examples;
@@ -161,6 +162,10 @@ pub const CASES: &[Case] = &[
     once("doctor_finds_faults", Underlays::Routed, doctor::healthy_and_faulty),
     once("agent_restarts", Underlays::Routed, lifecycle::agent_restarts),
     each("agent_restarts_under_load", Underlays::Both, lifecycle::agent_restarts_under_load),
+    each("layout_changes_under_load", Underlays::Routed, conversion::layout_changes_under_load),
+    each("sizes_change_under_load", Underlays::Routed, conversion::sizes_change_under_load),
+    once("layout_change_is_killed", Underlays::Routed, conversion::layout_change_is_killed),
+    once("size_change_is_killed", Underlays::Routed, conversion::size_change_is_killed),
     once("no_ingress_without_egress", Underlays::Routed, lifecycle::no_ingress_without_egress),
     once("refused_programs_are_reported", Underlays::Routed, lacking::refused_programs_are_reported),
     once("no_bpf_file_system", Underlays::Routed, lacking::no_bpf_file_system),

@@ -1,0 +1,54 @@
+//! The named steps of a conversion. A test can end the agent at each of them.
+
+use rustix::process::{Signal, getpid, kill_process};
+
+/// The environment variable with the name of the step at which the agent ends itself by SIGKILL.
+/// For tests: an agent that is started again must finish the conversion.
+const KILL_AT: &str = "SLUICE_TEST_KILL_AT";
+
+/// The steps, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The new maps exist, and are empty.
+    MapsCreated,
+    /// The new maps have all entries that the agent writes.
+    MapsFilled,
+    /// The programs of the conversion replace some of the attached programs.
+    PartlyAttached,
+    /// The programs of the conversion replace all attached programs.
+    Attached,
+    /// The connections are copied. The earlier programs open new ones.
+    Copied,
+    /// The programs of the conversion open new connections.
+    Opening,
+    /// All connections are copied. The earlier programs are not used any more.
+    Done,
+    /// Some of the new maps are where the earlier ones were.
+    PartlyPublished,
+    /// All maps and links are in their folder. The earlier maps still exist.
+    Published,
+}
+
+impl Step {
+    const ALL: [(Self, &str); 9] = [
+        (Self::MapsCreated, "maps-created"),
+        (Self::MapsFilled, "maps-filled"),
+        (Self::PartlyAttached, "partly-attached"),
+        (Self::Attached, "attached"),
+        (Self::Copied, "copied"),
+        (Self::Opening, "opening"),
+        (Self::Done, "done"),
+        (Self::PartlyPublished, "partly-published"),
+        (Self::Published, "published"),
+    ];
+
+    /// Call this when a step is reached.
+    pub fn reached(self) {
+        let Some((_, name)) = Self::ALL.into_iter().find(|(step, _)| *step == self) else { return };
+        log::debug!("conversion: {name}");
+        if std::env::var_os(KILL_AT).is_some_and(|step| step == *name) {
+            // If this fails, the agent continues, and the test fails.
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
+    }
+}

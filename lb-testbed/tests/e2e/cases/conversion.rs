@@ -1,0 +1,210 @@
+//! An agent converts the maps of another one: of another layout, or of other sizes. No connection
+//! and no request fails.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use lb_testbed::agent::Build;
+use lb_testbed::check::{answered_by, without_failure};
+use lb_testbed::host::{Held, Load, LoadKind};
+use lb_testbed::{Datapath, Family};
+
+use crate::world::{Published, To, World};
+
+/// The open connections during a conversion.
+const CONNECTIONS: u32 = 2000;
+/// New connections a second, over all clients.
+const OUTSIDE_RATE: u32 = 150;
+const INSIDE_RATE: u32 = 50;
+
+const PODS: [usize; 2] = [1, 3];
+
+/// Other sizes than the default ones. The connections of a case fit.
+const SIZES: &[&str] = &[
+    "--max-flows=16384",
+    "--max-services=4096",
+    "--max-slots=8192",
+    "--max-backends=4096",
+    "--max-affinity=4096",
+    "--max-socket-peers=8192",
+    "--max-fragments=1024",
+    "--max-source-ranges=1024",
+];
+
+/// The steps of a conversion (lb-datapath/src/step.rs).
+const STEPS: [&str; 9] = [
+    "maps-created",
+    "maps-filled",
+    "partly-attached",
+    "attached",
+    "copied",
+    "opening",
+    "done",
+    "partly-published",
+    "published",
+];
+
+/// Connections and requests that must not fail.
+struct Traffic {
+    held: Vec<(&'static str, Held)>,
+    loads: Vec<(&'static str, Load)>,
+}
+
+impl Traffic {
+    fn start(world: &World, service: &Published, family: Family, connections: u32) -> Result<Self> {
+        let outside = |to| service.node_port(world.node(0), family, to);
+        let inside = |to| service.cluster_ip(family, to);
+        let (pod, client) = (&world.pod(2).host, world.client());
+        let held = vec![
+            ("outside, open connections", client.hold_many(connections, outside(To::Http))?),
+            ("pod, open connection", pod.hold_http(inside(To::Http))?),
+            ("pod, connected socket", pod.hold_udp(inside(To::Udp))?),
+            ("outside, connected socket", client.hold_udp(outside(To::Udp))?),
+        ];
+        let loads = vec![
+            (
+                "outside, new connections",
+                client.start_load(LoadKind::NewConnections, outside(To::Http), OUTSIDE_RATE)?,
+            ),
+            (
+                "pod, new connections",
+                pod.start_load(LoadKind::NewConnections, inside(To::Http), INSIDE_RATE)?,
+            ),
+            ("outside, one connection", client.start_load(LoadKind::OneConnection, outside(To::Http), 100)?),
+            ("outside, new sockets", client.start_load(LoadKind::NewSockets, outside(To::Udp), 100)?),
+            ("outside, one socket", client.start_load(LoadKind::OneSocket, outside(To::Udp), 100)?),
+            ("pod, one socket", pod.start_load(LoadKind::OneSocket, inside(To::Udp), 100)?),
+        ];
+        let mut traffic = Self { held, loads };
+        traffic.check_held()?;
+        Ok(traffic)
+    }
+
+    /// Sends a request on each open connection and socket.
+    fn check_held(&mut self) -> Result<()> {
+        for (what, held) in &mut self.held {
+            answered_by(&[held.request()?], &PODS).map_err(|error| error.context(*what))?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.check_held()?;
+        for (what, load) in self.loads {
+            without_failure(what, &load.finish()?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns how many connections the agents of a node have copied in each conversion so far.
+fn copied(world: &World, node: usize) -> Result<Vec<u32>> {
+    let log = world.topology.folder().join(format!("{}-agent.log", world.node(node).host.name));
+    let log = fs::read_to_string(log)?;
+    let counts = log.lines().filter_map(|line| {
+        let (_, rest) = line.split_once("converted the maps: ")?;
+        let (copied, rest) = rest.split_once(" connections copied, ")?;
+        let lost = rest.split_once(" lost")?.0;
+        (lost == "0").then(|| copied.parse().ok()).flatten()
+    });
+    Ok(counts.collect())
+}
+
+/// An agent with another layout takes over, and then one with the usual layout again.
+pub fn layout_changes_under_load(world: &mut World, family: Family) -> Result<()> {
+    Build::OtherLayout.program()?;
+    let service = world.publish(&PODS)?;
+    let before = copied(world, 0)?.len();
+    let mut traffic = Traffic::start(world, &service, family, CONNECTIONS)?;
+    for build in [Build::OtherLayout, Build::Usual] {
+        world.take_agent(0)?.stop()?;
+        world.start_agent_of_build(0, &[], build)?;
+        traffic.check_held()?;
+    }
+    traffic.finish()?;
+    let copied = copied(world, 0)?.split_off(before);
+    ensure!(
+        copied.len() == 2 && copied.iter().all(|count| *count >= CONNECTIONS),
+        "not every connection was copied: {copied:?}"
+    );
+    only_one_generation(world)?;
+    // The agent applies changes to the converted maps.
+    world.set_endpoints(&service, &[4])?;
+    world.wait_until_served(&service, &[4])
+}
+
+/// An agent with other sizes takes over, and then one with the usual sizes again.
+pub fn sizes_change_under_load(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&PODS)?;
+    let before = copied(world, 0)?.len();
+    let mut traffic = Traffic::start(world, &service, family, CONNECTIONS)?;
+    for sizes in [SIZES, &[]] {
+        world.take_agent(0)?.stop()?;
+        world.start_agent_with(0, sizes)?;
+        traffic.check_held()?;
+    }
+    traffic.finish()?;
+    let copied = copied(world, 0)?.split_off(before);
+    ensure!(
+        copied.len() == 2 && copied.iter().all(|count| *count >= CONNECTIONS),
+        "not every connection was copied: {copied:?}"
+    );
+    only_one_generation(world)?;
+    world.set_endpoints(&service, &[4])?;
+    world.wait_until_served(&service, &[4])
+}
+
+/// An agent is killed at each step of a change of layout. The next one finishes it.
+pub fn layout_change_is_killed(world: &mut World) -> Result<()> {
+    Build::OtherLayout.program()?;
+    killed_at_each_step(world, |usual| match usual {
+        true => (&[], Build::OtherLayout),
+        false => (&[], Build::Usual),
+    })
+}
+
+/// An agent is killed at each step of a change of sizes. The next one finishes it.
+pub fn size_change_is_killed(world: &mut World) -> Result<()> {
+    killed_at_each_step(world, |usual| if usual { (SIZES, Build::Usual) } else { (&[], Build::Usual) })
+}
+
+/// `next` returns arguments and build of the next agent. Its argument is whether the maps are the
+/// usual ones.
+fn killed_at_each_step(
+    world: &mut World,
+    next: impl Fn(bool) -> (&'static [&'static str], Build),
+) -> Result<()> {
+    if world.topology.datapath != Datapath::Tc {
+        // The steps do not depend on the data path.
+        return Ok(());
+    }
+    let service = world.publish(&PODS)?;
+    let mut traffic = Traffic::start(world, &service, Family::V4, CONNECTIONS / 10)?;
+    let mut usual = true;
+    for step in STEPS {
+        let (arguments, build) = next(usual);
+        world.take_agent(0)?.kill();
+        world.run_agent_until(0, arguments, build, step)?;
+        traffic.check_held().map_err(|error| error.context(format!("killed at {step}")))?;
+        world.start_agent_of_build(0, arguments, build)?;
+        traffic.check_held().map_err(|error| error.context(format!("continued after {step}")))?;
+        only_one_generation(world).map_err(|error| error.context(format!("continued after {step}")))?;
+        usual = !usual;
+    }
+    if !usual {
+        let (arguments, build) = next(usual);
+        world.take_agent(0)?.stop()?;
+        world.start_agent_of_build(0, arguments, build)?;
+    }
+    traffic.finish()
+}
+
+/// There is one folder of pins. Every link has a pin, and a folder has one pin for each hook.
+fn only_one_generation(world: &World) -> Result<()> {
+    let folders: Vec<_> = fs::read_dir(world.node(0).bpffs.join("sluice"))?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    ensure!(folders.len() == 1, "folders of several versions: {folders:?}");
+    Ok(())
+}
