@@ -39,7 +39,6 @@ pub struct FlowIndex {
     pub record: u32,
 }
 
-/// It is larger than the usual record, and some fields are wider.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Flow<A> {
@@ -62,7 +61,7 @@ pub struct Flow<A> {
     pub phase: u8,
     pub protocol: u8,
     pub pad: [u8; 3],
-    pub reserved: [u32; 5],
+    pub ifindex: u32,
 }
 
 #[repr(C)]
