@@ -103,14 +103,27 @@ fn value<T: Plain>(bytes: &[u8]) -> Option<T> {
 
 /// Returns a distance by which all records are visited, evenly spread: a program looks at a few
 /// records that follow each other, and should find a free one among them.
+///
+/// Multiples of a fraction are spread evenly if its continued fraction has small terms only, as the
+/// golden ratio has (Knuth, TAOCP 6.4). So this is the best of some distances near the golden
+/// section of the table.
 fn spread(capacity: u32) -> u32 {
-    /// The golden ratio minus one: its multiples are spread evenly (Knuth, TAOCP 6.4).
     const RATIO: f64 = 0.618_033_988_749_894_9;
-    fn common_divisor(a: u32, b: u32) -> u32 {
-        if b == 0 { a } else { common_divisor(b, a % b) }
+    const CANDIDATES: u32 = 256;
+    let first = (f64::from(capacity) * RATIO) as u32;
+    let candidates = (first..).take(CANDIDATES as usize).filter(|step| (1..capacity).contains(step));
+    candidates.min_by_key(|step| largest_term(capacity, *step)).unwrap_or(1)
+}
+
+/// Returns the largest term of the continued fraction of `b / a`, with `a` > `b` > 0. Returns the
+/// maximum if the numbers have a common divisor.
+fn largest_term(mut a: u32, mut b: u32) -> u32 {
+    let mut largest = 0;
+    while b > 1 {
+        largest = largest.max(a / b);
+        (a, b) = (b, a % b);
     }
-    let first = (f64::from(capacity) * RATIO) as u32 | 1;
-    (first..).find(|step| common_divisor(*step, capacity) == 1).unwrap_or(1)
+    if b == 1 { largest.max(a) } else { u32::MAX }
 }
 
 /// The result of a pass.
@@ -328,13 +341,13 @@ mod tests {
 
     #[test]
     fn every_record_is_visited_and_neighbours_are_far_apart() {
-        for capacity in [16, 1000, 16_384, 65_537] {
+        for capacity in [16, 17, 1000, 16_384, 65_537, 100_000, 131_072, 262_144] {
             let step = u64::from(spread(capacity));
             let visited = |count: u64| (0..count).map(move |n| n * step % u64::from(capacity));
             assert_eq!(visited(capacity.into()).collect::<HashSet<_>>().len(), capacity as usize);
-            // Of the first half, no 16 follow each other.
+            // Of the first half, no eight follow each other: a program looks at eight.
             let half: HashSet<_> = visited(u64::from(capacity) / 2).collect();
-            let runs = |start: u64| (0..16).all(|n| half.contains(&((start + n) % u64::from(capacity))));
+            let runs = |start: u64| (0..8).all(|n| half.contains(&((start + n) % u64::from(capacity))));
             assert!(!(0..u64::from(capacity)).any(runs), "{capacity}");
         }
     }
