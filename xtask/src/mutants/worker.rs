@@ -197,7 +197,11 @@ fn judge(output: &str, part: &str) -> Outcome {
         let name = if line.ends_with("FAILED") { name } else { listed };
         name.map(|name| name.trim().to_owned())
     });
-    Outcome::Noticed(format!("{part}: {}", failed.as_deref().unwrap_or("the program failed")))
+    match failed {
+        Some(test) => Outcome::Noticed(format!("{part}: {test}")),
+        // A program that cannot read its cases has tested nothing.
+        None => Outcome::Invalid(format!("{part}: {}", output.lines().last().unwrap_or_default())),
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +227,7 @@ mod tests {
     fn programs_that_cannot_be_loaded_show_nothing() {
         let output = "error: could not compile `lb-common` (lib test)\n";
         assert!(matches!(judge(output, "unit"), Outcome::Invalid(_)));
+        assert!(matches!(judge("error: a case has an unknown field\n", "packets"), Outcome::Invalid(_)));
         let output = "test a ... FAILED\nstep 1: BPF_PROG_TEST_RUN of lb_xdp: no program lb_xdp\n";
         assert!(matches!(judge(output, "packets"), Outcome::Invalid(_)));
     }
