@@ -23,10 +23,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lb_testbed::programs::world::World;
 use lb_testbed::programs::{Limits, Subject};
 use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 /// The namespace, and the programs loaded in it once for each set of limits. All cases share it.
 struct Environment {
@@ -65,6 +66,7 @@ fn trials() -> Result<ExitCode> {
     // namespace.
     arguments.test_threads = Some(1);
     let cases = case::read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packets/cases"))?;
+    stay_on_this_cpu()?;
     let environment = match arguments.list {
         true => None,
         false => Some(Environment { world: World::enter()?, subjects: HashMap::new() }),
@@ -106,6 +108,15 @@ fn trials() -> Result<ExitCode> {
         }
     }
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
+}
+
+/// Keeps this thread on its CPU. A program runs on the CPU of its test run. Each CPU has a place of
+/// its own where it looks for a record, and notes by itself that connections gave way: with a
+/// change of the CPU in the middle of a case, the results would depend on the scheduler.
+fn stay_on_this_cpu() -> Result<()> {
+    let mut cpu = CpuSet::new();
+    cpu.set(sched_getcpu());
+    sched_setaffinity(None, &cpu).context("keep the thread on its CPU")
 }
 
 /// Runs a case in the environment, on programs with these limits and empty maps.
