@@ -21,7 +21,7 @@ const PODS: [usize; 2] = [1, 3];
 
 /// Other sizes than the default ones. The connections of a case fit.
 const SIZES: &[&str] = &[
-    "--max-flows=16384",
+    "--max-flows=65536",
     "--max-services=4096",
     "--max-slots=8192",
     "--max-backends=4096",
