@@ -171,8 +171,8 @@ impl RouteLookup {
 }
 
 /// Returns whether the kernel has to check a neighbour that XDP sends packets to: the kernel does
-/// not see these packets, and would never notice that the neighbour is gone. A packet that XDP
-/// leaves to tc is sent by the kernel, which asks a neighbour that it has not heard of lately.
+/// not see these packets, and would never notice that the neighbour is gone. The kernel sends the
+/// packets that XDP leaves to tc, and probes a neighbour whose entry is stale.
 ///
 /// Neighbours with the same hash take turns by chance.
 #[inline(always)]

@@ -163,7 +163,7 @@ impl Choice {
     }
 }
 
-/// Returns whether a selection depends on who the client is.
+/// Returns whether a selection depends on the identity of the client.
 #[inline(always)]
 pub fn depends_on_client(service: &Service) -> bool {
     service.affinity_seconds != 0 || service.algorithm == algorithm::HASH_SOURCE

@@ -18,6 +18,7 @@ use kube::{Api, Client, Config};
 use lb_model::{EndpointSlice, Node, ObjectName, Service, SourceEvent, WatchedResource};
 use tokio::sync::mpsc;
 
+pub use self::watch::with_causes;
 use self::watch::{WatchBackoff, WatchSpec, run_watch};
 use crate::convert::{self, Converted};
 use crate::selection::ObjectSelection;

@@ -302,7 +302,7 @@ fn problem(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
 
 /// Returns the message of an error and of its causes. A message that a previous one already
 /// contains is not repeated.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -510,10 +510,9 @@ impl Random {
     }
 }
 
-/// Generates a packet. Returns it with its direction and its device.
-fn generate(random: &mut Random, model: &Model, mode: Mode) -> (Vec<u8>, Direction, &'static str) {
-    let (tuple, direction) = if random.percent(55) { of_a_flow(random, model) } else { None }
-        .unwrap_or_else(|| new_connection(random, mode));
+/// Returns the text of the Ethernet header of a packet with this tuple, and the device that it
+/// arrives or leaves by: that of the neighbour outside.
+fn ethernet_of(tuple: &Tuple, direction: Direction) -> (String, &'static str) {
     let ingress = direction == Direction::Ingress;
     let neighbour = world::peer_at(if ingress { tuple.source.ip() } else { tuple.destination.ip() });
     let device = neighbour.map_or(world::NIC, |peer| peer.device);
@@ -523,14 +522,22 @@ fn generate(random: &mut Random, model: &Model, mode: Mode) -> (Vec<u8>, Directi
     let outside = mac(neighbour.and_then(|peer: &Peer| peer.mac));
     let own = mac(world::device(device).map(|device| device.mac));
     let (from, to) = if ingress { (outside, own) } else { (own, outside) };
-    let tag = if mode == Mode::Xdp && ingress && random.percent(5) {
+    (format!("eth {from} > {to}"), device)
+}
+
+/// Generates a packet. Returns it with its direction and its device.
+fn generate(random: &mut Random, model: &Model, mode: Mode) -> (Vec<u8>, Direction, &'static str) {
+    let (tuple, direction) = if random.percent(55) { of_a_flow(random, model) } else { None }
+        .unwrap_or_else(|| new_connection(random, mode));
+    let (ethernet, device) = ethernet_of(&tuple, direction);
+    let tag = if mode == Mode::Xdp && direction == Direction::Ingress && random.percent(5) {
         random.pick(&["vlan 7 / ", "qinq 3 / vlan 4100 / ", "qinq 1 / qinq 2 / vlan 3 / "])
     } else {
         ""
     };
     let packet = if random.percent(8) { error_text(random, model) } else { None };
     let packet = packet.unwrap_or_else(|| ip_text(random, &tuple, model.ends(&tuple)));
-    let text = format!("eth {from} > {to} / {tag}{packet}");
+    let text = format!("{ethernet} / {tag}{packet}");
     let mut bytes = build(&parse(&text).expect("the generator writes valid packet texts"));
     damage(random, &mut bytes, mode, direction);
     (bytes, direction, device)
@@ -547,16 +554,8 @@ fn generate_under_pressure(
         6..9 => flood(random),
         _ => return generate(random, model, mode),
     };
-    let ingress = direction == Direction::Ingress;
-    let neighbour = world::peer_at(if ingress { tuple.source.ip() } else { tuple.destination.ip() });
-    let device = neighbour.map_or(world::NIC, |peer| peer.device);
-    let mac = |mac: Option<[u8; 6]>| {
-        mac.unwrap_or([2, 0, 0, 0, 0, 0x99]).map(|byte| format!("{byte:02x}")).join(":")
-    };
-    let outside = mac(neighbour.and_then(|peer: &Peer| peer.mac));
-    let own = mac(world::device(device).map(|device| device.mac));
-    let (from, to) = if ingress { (outside, own) } else { (own, outside) };
-    let text = format!("eth {from} > {to} / {text}");
+    let (ethernet, device) = ethernet_of(&tuple, direction);
+    let text = format!("{ethernet} / {text}");
     (build(&parse(&text).expect("the generator writes valid packet texts")), direction, device)
 }
 

@@ -5,7 +5,7 @@ mod faults;
 
 use crate::{assert_none, root};
 
-/// Issue 9 asks for at least so many.
+/// The least number of faults.
 const LEAST: usize = 80;
 
 #[test]

@@ -113,12 +113,23 @@ fn copied(world: &World, node: usize) -> Result<Vec<u32>> {
 /// An agent with another layout takes over, and then one with the usual layout again.
 pub fn layout_changes_under_load(world: &mut World, family: Family) -> Result<()> {
     Build::OtherLayout.program()?;
+    converts_under_load(world, family, [(&[], Build::OtherLayout), (&[], Build::Usual)])
+}
+
+/// An agent with other sizes takes over, and then one with the usual sizes again.
+pub fn sizes_change_under_load(world: &mut World, family: Family) -> Result<()> {
+    converts_under_load(world, family, [(SIZES, Build::Usual), (&[], Build::Usual)])
+}
+
+/// Starts one agent after the other, with these arguments and builds, under load. Each converts the
+/// maps of the one before.
+fn converts_under_load(world: &mut World, family: Family, agents: [(&[&str], Build); 2]) -> Result<()> {
     let service = world.publish(&PODS)?;
     let before = copied(world, 0)?.len();
     let mut traffic = Traffic::start(world, &service, family, CONNECTIONS)?;
-    for build in [Build::OtherLayout, Build::Usual] {
+    for (arguments, build) in agents {
         world.take_agent(0)?.stop()?;
-        world.start_agent_of_build(0, &[], build)?;
+        world.start_agent_of_build(0, arguments, build)?;
         traffic.check_held()?;
     }
     traffic.finish()?;
@@ -129,27 +140,6 @@ pub fn layout_changes_under_load(world: &mut World, family: Family) -> Result<()
     );
     only_one_generation(world)?;
     // The agent applies changes to the converted maps.
-    world.set_endpoints(&service, &[4])?;
-    world.wait_until_served(&service, &[4])
-}
-
-/// An agent with other sizes takes over, and then one with the usual sizes again.
-pub fn sizes_change_under_load(world: &mut World, family: Family) -> Result<()> {
-    let service = world.publish(&PODS)?;
-    let before = copied(world, 0)?.len();
-    let mut traffic = Traffic::start(world, &service, family, CONNECTIONS)?;
-    for sizes in [SIZES, &[]] {
-        world.take_agent(0)?.stop()?;
-        world.start_agent_with(0, sizes)?;
-        traffic.check_held()?;
-    }
-    traffic.finish()?;
-    let copied = copied(world, 0)?.split_off(before);
-    ensure!(
-        copied.len() == 2 && copied.iter().all(|count| *count >= CONNECTIONS),
-        "not every connection was copied: {copied:?}"
-    );
-    only_one_generation(world)?;
     world.set_endpoints(&service, &[4])?;
     world.wait_until_served(&service, &[4])
 }

@@ -156,8 +156,8 @@ pub fn namespace_addresses_are_in_the_map(world: &mut World) -> Result<()> {
     })
 }
 
-/// One socket that is not connected asks two Services that share an endpoint. Each answer shows the
-/// Service that was asked (kubernetes#90042).
+/// One unconnected socket sends requests to two Services that share an endpoint. Each answer shows
+/// the Service of its request (kubernetes#90042).
 pub fn one_socket_asks_two_services(world: &mut World, family: Family) -> Result<()> {
     let [first, second] =
         [world.publish(&[3])?, world.publish(&[3])?].map(|it| it.cluster_ip(family, To::Udp));

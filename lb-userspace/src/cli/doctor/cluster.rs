@@ -23,21 +23,7 @@ pub async fn api_server(kubeconfig: Option<&Path>) -> ApiServer {
     };
     match tokio::time::timeout(LIMIT, client.apiserver_version()).await {
         Ok(Ok(version)) => ApiServer::Reachable(version.git_version),
-        Ok(Err(error)) => ApiServer::Unreachable(with_causes(&error)),
+        Ok(Err(error)) => ApiServer::Unreachable(kubernetes::with_causes(&error)),
         Err(_) => ApiServer::Unreachable(format!("no answer within {} s", LIMIT.as_secs())),
     }
-}
-
-/// Returns the message of an error with those of its causes that it does not contain.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        if !text.contains(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = error.source();
-    }
-    text
 }
