@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use anyhow::Result;
 use lb_testbed::Family;
 use lb_testbed::host::{HTTP_PORT, Listen};
+use lb_testbed::report::FailureKind;
 
-use crate::check::{answered, answered_by, evenly_over, eventually};
+use crate::check::{answered, answered_by, evenly_over, eventually, failed_as};
 use crate::world::{To, World};
 
 pub fn plain_traffic_is_untouched(world: &mut World, family: Family) -> Result<()> {
@@ -68,6 +69,21 @@ pub fn outside(world: &mut World, family: Family) -> Result<()> {
     answered(&exchanges, &[1], &[client.address(family)])?;
     let exchanges = client.get(&[remote.cluster_ip(family, To::Http)], 5)?;
     answered(&exchanges, &[3], &world.node(0).addresses())
+}
+
+/// The route to a Service moves to a node that does not know the connection. The client learns at
+/// once that it is broken (calico#8882, kubernetes#113203).
+pub fn a_moved_connection_is_reset(world: &mut World, family: Family) -> Result<()> {
+    let target = world.publish(&[3])?.cluster_ip(family, To::Http);
+    let mut held = world.client().hold_http(target)?;
+    answered_by(&[held.request()?], &[3])?;
+    let other = world.node(1).host.address(family);
+    let place = &world.client().place;
+    let prefix = if family == Family::V4 { 32 } else { 128 };
+    place.ip(&format!("route add {}/{prefix} via {other}", target.ip()))?;
+    let exchange = held.request()?;
+    place.ip(&format!("route delete {}/{prefix}", target.ip()))?;
+    failed_as(&[exchange], FailureKind::Reset)
 }
 
 /// A device of the node has the ClusterIP, and a process of the node serves it for the node and its

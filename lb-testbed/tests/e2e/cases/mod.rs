@@ -85,6 +85,7 @@ pub const CASES: &[Case] = &[
     once("pod_with_mapped_address", Underlays::Routed, cluster_ip::mapped_address),
     each("host_to_cluster_ip", Underlays::Both, cluster_ip::host),
     each("outside_to_cluster_ip", Underlays::Both, cluster_ip::outside),
+    each("a_moved_connection_is_reset", Underlays::Routed, cluster_ip::a_moved_connection_is_reset),
     each("cluster_ip_of_a_local_process", Underlays::Routed, cluster_ip::of_a_local_process),
     each("requests_are_spread", Underlays::Both, cluster_ip::requests_are_spread),
     each("outside_to_node_port_local", Underlays::Routed, node_port::outside_local),
