@@ -99,6 +99,9 @@ pub fn find_reply<F: Records>(
 /// Ends a closed connection whose replies have the same tuple as those to this packet: the client
 /// opens a connection to the endpoint itself, with the port that it used through a Service before.
 /// `reply` is memory to work in.
+///
+/// A packet of the closed connection that XDP has translated looks the same in tc. It opens nothing
+/// new, so its sequence number is an old one.
 #[inline(always)]
 pub fn give_up_closed<F: Records>(
     packet: &Packet<F>,
@@ -119,7 +122,7 @@ pub fn give_up_closed<F: Records>(
     };
     if let Some(found) = lookup::<F>(reply, translation)
         && translation.is_passing_reply()
-        && found.is_closed()
+        && found.is_reopened_by(packet)
     {
         let Found { number, generation, .. } = found;
         F::end(number, generation);
@@ -127,12 +130,13 @@ pub fn give_up_closed<F: Records>(
 }
 
 impl<A: Copy + PartialEq + 'static> Found<A> {
-    /// Returns whether both sides have closed the connection, or it was reset.
+    /// Returns whether both sides have closed the connection, or it was reset, and this packet of
+    /// its client opens a new one.
     #[inline(always)]
-    fn is_closed(&self) -> bool {
+    fn is_reopened_by<F: Maps<Addr = A>>(&self, packet: &Packet<F>) -> bool {
         // SAFETY: as in `is_over`.
         let flow = unsafe { &*self.flow };
-        flow.state().yields(flow.protocol) == Yields::Closed
+        flow.state().reopens(flow.protocol, &packet.segment(direction::REQUEST))
     }
 
     /// Returns one of [`direction`].
@@ -175,7 +179,7 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
         // Datagrams must not be sent to an endpoint that is gone. Open TCP connections stay: their
         // endpoint ends them.
         !still_serves::<F>(flow.backend_id, flow.service_id)
-            || (!packet.is_datagram() && flow.state().reopens(flow.protocol, &packet.segment(self.direction)))
+            || (!packet.is_datagram() && self.is_reopened_by(packet))
     }
 
     /// Takes note of a packet of this connection.

@@ -26,6 +26,8 @@ use crate::model::connection::{End, Honest, TICK, Yields, timeout};
 use crate::model::{Direction, Expected, Identity, Model, Route, Service, Tuple};
 use crate::run::{Found, can_be_an_skb, is_icmp, send};
 
+pub const MODES: [Mode; 2] = [Mode::Xdp, Mode::Tc];
+
 /// What a round is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -34,15 +36,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Under pressure the XDP program and the model sometimes disagree about which connections are
-    /// left, after some 1,500 packets. The cause is not found, so these packets go to tc only.
-    pub fn modes(self) -> &'static [Mode] {
-        match self {
-            Self::Quiet => &[Mode::Xdp, Mode::Tc],
-            Self::Pressure => &[Mode::Tc],
-        }
-    }
-
     pub const ALL: [Self; 2] = [Self::Quiet, Self::Pressure];
 
     pub fn name(self) -> &'static str {

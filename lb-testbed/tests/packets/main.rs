@@ -100,7 +100,7 @@ fn trials() -> Result<ExitCode> {
         }));
     }
     for kind in fuzz::Kind::ALL {
-        for &mode in kind.modes() {
+        for mode in fuzz::MODES {
             let environment = environment.clone();
             trials.push(Trial::test(format!("fuzz: {} ({mode})", kind.name()), move || {
                 run_in(&environment, kind.limits(), |world, subject| fuzz::run(kind, mode, world, subject))

@@ -274,7 +274,7 @@ impl Model {
             return untouched();
         }
         if opening && !self.is_known(tuple.destination.ip()) {
-            self.give_up_closed(&tuple);
+            self.give_up_closed(&tuple, &view.numbers(bytes));
             return untouched();
         }
         if !view.is_intact(bytes) {
@@ -386,11 +386,11 @@ impl Model {
 
     /// Ends a closed connection with an endpoint to which the client opens another one directly,
     /// with the same port.
-    fn give_up_closed(&mut self, direct: &Tuple) {
+    fn give_up_closed(&mut self, direct: &Tuple, opening: &Numbers) {
         if let Some(flow) = self.flows.get(&direct.reversed())
             && flow.reply
             && !flow.routed
-            && self.connections[flow.connection].connection.yields() == Yields::Closed
+            && self.connections[flow.connection].connection.gives_way_to(opening)
         {
             self.remove(flow.connection);
         }
