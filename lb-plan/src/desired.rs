@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_model::{Algorithm, HashInput, IpFamily, Protocol, SourceRanges, Weight};
 
-use super::slots::{Candidate, arrange};
+use super::slots::{EligibleEndpoint, arrange};
 
 /// Identifies a Service port: `namespace/name:port_name` and protocol. The data path assigns it a
 /// service id.
@@ -161,7 +161,7 @@ impl EndpointLists {
             .iter()
             .filter_map(|&index| {
                 let DesiredEndpoint { address, weight, .. } = *self.endpoints.get(index as usize)?;
-                Some(Candidate { index, address, weight: weight.get() })
+                Some(EligibleEndpoint { index, address, weight: weight.get() })
             })
             .collect();
         arrange(algorithm, &candidates)

@@ -102,12 +102,11 @@ impl InstalledRange {
 
     /// Returns where a range that replaces this one begins, so that no endpoint is skipped and none
     /// gets two connections in a row: at the endpoint whose turn it is at `next` in this range, or
-    /// at the first one after it that is still there.
-    fn next_in(&self, next: u32, replacement: &[u32]) -> u32 {
+    /// at the first one after it that is still there. `replacement` has the first position of each
+    /// backend id.
+    fn next_in(&self, next: u32, replacement: &HashMap<u32, u32>) -> u32 {
         let (before, after) = self.backend_ids.split_at((next as usize).min(self.backend_ids.len()));
-        let mut in_turn = after.iter().chain(before);
-        let position = in_turn.find_map(|id| replacement.iter().position(|new| new == id));
-        position.and_then(|position| u32::try_from(position).ok()).unwrap_or(0)
+        after.iter().chain(before).find_map(|id| replacement.get(id).copied()).unwrap_or(0)
     }
 }
 
@@ -310,11 +309,15 @@ fn first_turn(
     ranges: &[InstalledRange],
     backend_ids: &[u32],
 ) -> Result<u32, TableError> {
-    let new: HashSet<u32> = backend_ids.iter().copied().collect();
-    let common = |range: &&InstalledRange| range.backend_ids.iter().filter(|id| new.contains(id)).count();
+    let mut positions = HashMap::new();
+    for (position, id) in (0..).zip(backend_ids) {
+        positions.entry(*id).or_insert(position);
+    }
+    let common =
+        |range: &&InstalledRange| range.backend_ids.iter().filter(|id| positions.contains_key(id)).count();
     let Some(replaced) = ranges.iter().filter(|range| range.in_turn).max_by_key(common) else { return Ok(0) };
     let next = tables.cursor(replaced.base)?.unwrap_or(0);
-    Ok(replaced.next_in(next, backend_ids))
+    Ok(replaced.next_in(next, &positions))
 }
 
 /// The maps, and the state that Service ports share: owners of addresses, and free ids and slots.

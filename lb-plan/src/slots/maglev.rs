@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use siphasher::sip::SipHasher13;
 
-use super::candidate::Candidate;
+use super::eligible::EligibleEndpoint;
 
 /// The sizes of tables, all prime, and the greatest number of endpoints for each: a hundredth of
 /// the size, so that the busiest endpoint has at most 2 % more entries than the mean.
@@ -59,19 +59,19 @@ impl Permutation {
 
 /// Returns the table. In each round an endpoint earns its weight, and pays the greatest weight for
 /// an entry: with equal weights each takes one entry in each round.
-pub fn table(candidates: &[Candidate]) -> Vec<u32> {
-    let size = table_size(candidates.len());
-    let price = candidates.iter().map(|candidate| u32::from(candidate.weight)).max().unwrap_or(1);
+pub fn table(endpoints: &[EligibleEndpoint]) -> Vec<u32> {
+    let size = table_size(endpoints.len());
+    let price = endpoints.iter().map(|endpoint| u32::from(endpoint.weight)).max().unwrap_or(1);
     let mut turns: Vec<_> =
-        candidates.iter().map(|candidate| (candidate, Permutation::of(candidate.address, size), 0)).collect();
+        endpoints.iter().map(|endpoint| (endpoint, Permutation::of(endpoint.address, size), 0)).collect();
     let mut table = vec![None; size];
     let mut free = size;
     while free > 0 {
-        for (candidate, permutation, credit) in &mut turns {
-            *credit += u32::from(candidate.weight);
+        for (endpoint, permutation, credit) in &mut turns {
+            *credit += u32::from(endpoint.weight);
             if *credit >= price && free > 0 {
                 *credit -= price;
-                permutation.take(&mut table, candidate.index);
+                permutation.take(&mut table, endpoint.index);
                 free -= 1;
             }
         }
@@ -83,7 +83,7 @@ pub fn table(candidates: &[Candidate]) -> Vec<u32> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::candidate::candidates;
+    use super::super::eligible::endpoints;
     use super::*;
 
     fn shares(table: &[u32], endpoints: usize) -> Vec<usize> {
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn the_busiest_endpoint_has_at_most_two_percent_more_than_the_mean() {
         for count in [1, 2, 3, 10, 100, 163, 1000] {
-            let table = table(&candidates(&vec![1; count]));
+            let table = table(&endpoints(&vec![1; count]));
             let most = *shares(&table, count).iter().max().unwrap();
             let ratio = most as f64 * count as f64 / table.len() as f64;
             assert!(ratio <= 1.02, "{count} endpoints: {ratio}");
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn removing_an_endpoint_moves_few_entries_of_others() {
         for (count, bound) in [(10, 0.03), (100, 0.017), (1000, 0.007)] {
-            let all = candidates(&vec![1; count]);
+            let all = endpoints(&vec![1; count]);
             let before = table(&all);
             let removals = (0..count).step_by(count / 10);
             let moved: usize = removals
@@ -125,10 +125,10 @@ mod tests {
 
     #[test]
     fn the_table_depends_on_addresses_only() {
-        let all = candidates(&[1, 2, 3, 4]);
+        let all = endpoints(&[1, 2, 3, 4]);
         let renumbered: Vec<_> =
-            all.iter().map(|candidate| Candidate { index: 7 - candidate.index, ..*candidate }).collect();
-        let [one, other] = [&all, &renumbered].map(|candidates| table(candidates));
+            all.iter().map(|endpoint| EligibleEndpoint { index: 7 - endpoint.index, ..*endpoint }).collect();
+        let [one, other] = [&all, &renumbered].map(|endpoints| table(endpoints));
         assert!(one.iter().zip(&other).all(|(one, other)| *one == 7 - *other));
     }
 
@@ -136,7 +136,7 @@ mod tests {
         /// No endpoint has two entries less than its share. The heaviest one has these entries.
         #[test]
         fn shares_follow_the_weights(weights in proptest::collection::vec(1u16..1000, 1..10)) {
-            let table = table(&candidates(&weights));
+            let table = table(&endpoints(&weights));
             let sum: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
             for (share, weight) in shares(&table, weights.len()).into_iter().zip(&weights) {
                 let fair = f64::from(*weight) / sum * table.len() as f64;

@@ -5,40 +5,40 @@
 //! arrange the slots alike, whatever happened before.
 
 mod buckets;
-mod candidate;
+mod eligible;
 mod maglev;
 mod weights;
 
 use lb_model::Algorithm;
 
-pub use candidate::Candidate;
+pub use eligible::EligibleEndpoint;
 
-/// Returns the slots for an algorithm. The result is empty only if there is no candidate.
-pub fn arrange(algorithm: Algorithm, candidates: &[Candidate]) -> Vec<u32> {
-    if candidates.is_empty() {
+/// Returns the slots for an algorithm. The result is empty only if there are no endpoints.
+pub fn arrange(algorithm: Algorithm, endpoints: &[EligibleEndpoint]) -> Vec<u32> {
+    if endpoints.is_empty() {
         return Vec::new();
     }
     match algorithm {
-        Algorithm::Random => weights::repeated(candidates),
-        Algorithm::RoundRobin => candidates.iter().map(|candidate| candidate.index).collect(),
-        Algorithm::WeightedRoundRobin => weights::interleaved(candidates),
-        Algorithm::SourceHash => buckets::weighted(candidates),
-        Algorithm::DestinationHash => buckets::unweighted(candidates),
-        Algorithm::Maglev => maglev::table(candidates),
-        Algorithm::Failover => weights::greatest(candidates),
+        Algorithm::Random => weights::repeated(endpoints),
+        Algorithm::RoundRobin => endpoints.iter().map(|endpoint| endpoint.index).collect(),
+        Algorithm::WeightedRoundRobin => weights::interleaved(endpoints),
+        Algorithm::SourceHash => buckets::weighted(endpoints),
+        Algorithm::DestinationHash => buckets::unweighted(endpoints),
+        Algorithm::Maglev => maglev::table(endpoints),
+        Algorithm::Failover => weights::greatest(endpoints),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::candidate::candidates;
+    use super::eligible::endpoints;
     use super::*;
 
     #[test]
     fn only_the_algorithms_with_weights_depend_on_them() {
         for algorithm in Algorithm::ALL {
             let same =
-                arrange(algorithm, &candidates(&[1, 1, 1])) == arrange(algorithm, &candidates(&[1, 1, 2]));
+                arrange(algorithm, &endpoints(&[1, 1, 1])) == arrange(algorithm, &endpoints(&[1, 1, 2]));
             let ignores_weights = [Algorithm::RoundRobin, Algorithm::DestinationHash].contains(&algorithm);
             assert_eq!(same, ignores_weights, "{algorithm}");
             assert!(arrange(algorithm, &[]).is_empty());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::candidate::Candidate;
+use super::eligible::EligibleEndpoint;
 
 /// The greatest number of slots for one list, unless the list has more endpoints. Greater weights
 /// are scaled down: an endpoint then gets its share of the slots, rounded down, and at least one.
@@ -10,8 +10,8 @@ const MOST_SLOTS: u64 = 16_384;
 
 /// Returns the weights divided by their greatest common divisor, and scaled down if their sum
 /// exceeds `limit`.
-pub fn scaled(candidates: &[Candidate], limit: u64) -> Vec<u32> {
-    let weights = || candidates.iter().map(|candidate| u64::from(candidate.weight));
+pub fn scaled(endpoints: &[EligibleEndpoint], limit: u64) -> Vec<u32> {
+    let weights = || endpoints.iter().map(|endpoint| u64::from(endpoint.weight));
     let divisor = weights().fold(0, greatest_common_divisor).max(1);
     let sum = weights().sum::<u64>() / divisor;
     let scale = |weight: u64| match sum <= limit {
@@ -30,20 +30,20 @@ fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
 
 /// Returns each endpoint as often as its weight. (For a choice at random the order does not
 /// matter.)
-pub fn repeated(candidates: &[Candidate]) -> Vec<u32> {
-    let weights = scaled(candidates, MOST_SLOTS);
-    candidates
+pub fn repeated(endpoints: &[EligibleEndpoint]) -> Vec<u32> {
+    let weights = scaled(endpoints, MOST_SLOTS);
+    endpoints
         .iter()
         .zip(weights)
-        .flat_map(|(candidate, weight)| std::iter::repeat_n(candidate.index, weight as usize))
+        .flat_map(|(endpoint, weight)| std::iter::repeat_n(endpoint.index, weight as usize))
         .collect()
 }
 
 /// Returns the sequence of `wrr`: weights 4, 3, 2 give A A B A B C A B C
 /// (`net/netfilter/ipvs/ip_vs_wrr.c`). A threshold falls from the greatest weight to 1; for each
 /// threshold the endpoints follow whose weight is at least as great.
-pub fn interleaved(candidates: &[Candidate]) -> Vec<u32> {
-    let weights = scaled(candidates, MOST_SLOTS);
+pub fn interleaved(endpoints: &[EligibleEndpoint]) -> Vec<u32> {
+    let weights = scaled(endpoints, MOST_SLOTS);
     let mut heaviest_first: Vec<_> = (0..weights.len()).collect();
     heaviest_first.sort_by_key(|position| std::cmp::Reverse(weights[*position]));
     let mut heaviest_first = heaviest_first.into_iter().peekable();
@@ -54,42 +54,42 @@ pub fn interleaved(candidates: &[Candidate]) -> Vec<u32> {
         while let Some(position) = heaviest_first.next_if(|position| weights[*position] >= threshold) {
             reached.insert(position);
         }
-        sequence.extend(reached.iter().map(|position| candidates[*position].index));
+        sequence.extend(reached.iter().map(|position| endpoints[*position].index));
     }
     sequence
 }
 
 /// Returns the endpoint with the greatest weight: the first of several.
-pub fn greatest(candidates: &[Candidate]) -> Vec<u32> {
-    let first = candidates.iter().rev().max_by_key(|candidate| candidate.weight);
-    first.map(|candidate| candidate.index).into_iter().collect()
+pub fn greatest(endpoints: &[EligibleEndpoint]) -> Vec<u32> {
+    let first = endpoints.iter().rev().max_by_key(|endpoint| endpoint.weight);
+    first.map(|endpoint| endpoint.index).into_iter().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::candidate::candidates;
+    use super::super::eligible::endpoints;
     use super::*;
 
     #[test]
     fn weights_are_interleaved_as_ipvs_does() {
-        assert_eq!(interleaved(&candidates(&[4, 3, 2])), [0, 0, 1, 0, 1, 2, 0, 1, 2]);
-        assert_eq!(interleaved(&candidates(&[40, 30, 20])), [0, 0, 1, 0, 1, 2, 0, 1, 2]);
-        assert_eq!(interleaved(&candidates(&[1, 1, 1])), [0, 1, 2]);
-        assert_eq!(interleaved(&candidates(&[1, 3])), [1, 1, 0, 1]);
+        assert_eq!(interleaved(&endpoints(&[4, 3, 2])), [0, 0, 1, 0, 1, 2, 0, 1, 2]);
+        assert_eq!(interleaved(&endpoints(&[40, 30, 20])), [0, 0, 1, 0, 1, 2, 0, 1, 2]);
+        assert_eq!(interleaved(&endpoints(&[1, 1, 1])), [0, 1, 2]);
+        assert_eq!(interleaved(&endpoints(&[1, 3])), [1, 1, 0, 1]);
     }
 
     #[test]
     fn failover_takes_the_first_of_the_greatest() {
-        assert_eq!(greatest(&candidates(&[1, 5, 5, 2])), [1]);
-        assert_eq!(greatest(&candidates(&[1])), [0]);
+        assert_eq!(greatest(&endpoints(&[1, 5, 5, 2])), [1]);
+        assert_eq!(greatest(&endpoints(&[1])), [0]);
     }
 
     #[test]
     fn weights_without_a_common_divisor_are_scaled_down() {
-        assert_eq!(scaled(&candidates(&[u16::MAX, 1, u16::MAX - 1]), 1000), [500, 1, 499]);
-        assert_eq!(scaled(&candidates(&[60_000, 30_000]), 1000), [2, 1]);
+        assert_eq!(scaled(&endpoints(&[u16::MAX, 1, u16::MAX - 1]), 1000), [500, 1, 499]);
+        assert_eq!(scaled(&endpoints(&[60_000, 30_000]), 1000), [2, 1]);
     }
 
     proptest! {
@@ -97,14 +97,14 @@ mod tests {
         /// slots are exactly the shares of the weights.
         #[test]
         fn shares_of_the_slots_are_shares_of_the_weights(weights in proptest::collection::vec(1u16..300, 1..60)) {
-            let candidates = candidates(&weights);
+            let endpoints = endpoints(&weights);
             let sum: u32 = weights.iter().map(|weight| u32::from(*weight)).sum();
-            for slots in [repeated(&candidates), interleaved(&candidates)] {
-                for candidate in &candidates {
-                    let count = slots.iter().filter(|index| **index == candidate.index).count() as u64;
+            for slots in [repeated(&endpoints), interleaved(&endpoints)] {
+                for endpoint in &endpoints {
+                    let count = slots.iter().filter(|index| **index == endpoint.index).count() as u64;
                     prop_assert!(count > 0);
                     if u64::from(sum) <= MOST_SLOTS {
-                        prop_assert_eq!(count * u64::from(sum), u64::from(candidate.weight) * slots.len() as u64);
+                        prop_assert_eq!(count * u64::from(sum), u64::from(endpoint.weight) * slots.len() as u64);
                     }
                 }
                 prop_assert!(slots.len() as u64 <= MOST_SLOTS + weights.len() as u64);

@@ -204,8 +204,8 @@ proptest! {
         }
         world.settle();
         assert_nothing_leaks(&world.engine, &world.memory);
-        let unsettled: BTreeSet<_> = world.engine.pending().cloned().collect();
-        for spec in world.wanted.values().filter(|spec| !unsettled.contains(&id(spec.number))) {
+        let pending: BTreeSet<_> = world.engine.pending().cloned().collect();
+        for spec in world.wanted.values().filter(|spec| !pending.contains(&id(spec.number))) {
             let (all, one) = (meaning(&world.memory), wish([&spec.wanted()]));
             for (address, text) in one.entries {
                 prop_assert_eq!(all.entries.get(&address), Some(&text));

@@ -181,7 +181,7 @@ impl Agent {
         now
     }
 
-    fn told(&self) -> (Meaning, &BTreeMap<ObjectName, HealthCheck>, &BTreeSet<Problem>) {
+    fn reported(&self) -> (Meaning, &BTreeMap<ObjectName, HealthCheck>, &BTreeSet<Problem>) {
         (meaning(&self.memory), &self.health_checks, &self.problems)
     }
 
@@ -235,7 +235,7 @@ proptest! {
                 let (other, younger) = (agent.bytes_of("other"), agent.bytes_of("younger"));
                 agent.absorb([service(after.object(new))]);
                 let fresh = Agent::start([rest(), vec![service(after.object(new))]].concat());
-                prop_assert_eq!(agent.told(), fresh.told(), "from {} to {}", old, new);
+                prop_assert_eq!(agent.reported(), fresh.reported(), "from {} to {}", old, new);
                 assert_nothing_leaks(&agent.engine, &agent.memory);
                 prop_assert_eq!(agent.bytes_of("other"), other, "from {} to {}", old, new);
                 let now = agent.bytes_of("younger");
@@ -244,7 +244,7 @@ proptest! {
                 // Changes back. The entries of the other Services are the same to the last byte.
                 agent.absorb([service(before.object(old))]);
                 let fresh = Agent::start([rest(), vec![service(before.object(old))]].concat());
-                prop_assert_eq!(agent.told(), fresh.told(), "from {} back to {}", new, old);
+                prop_assert_eq!(agent.reported(), fresh.reported(), "from {} back to {}", new, old);
                 assert_nothing_leaks(&agent.engine, &agent.memory);
             }
         }
