@@ -47,12 +47,9 @@ fn at_hook(hook: &'static str, target: u32, attach_type: u32, flags: u32) -> io:
 /// Returns the name of a loaded program. Returns its id in brackets if it has no name, or if it has
 /// been removed.
 pub fn program_name(id: u32) -> String {
-    let name = sys::program_by_id(id).and_then(|program| sys::program_info(program.as_fd()));
-    let name = name.map(|info| info.name.map(|byte| byte.cast_unsigned())).unwrap_or_default();
-    match std::ffi::CStr::from_bytes_until_nul(&name) {
-        Ok(name) if !name.is_empty() => name.to_string_lossy().into_owned(),
-        _ => format!("[{id}]"),
-    }
+    let info = sys::program_by_id(id).and_then(|program| sys::program_info(program.as_fd()));
+    let name = info.map(|info| sys::program_name(&info)).unwrap_or_default();
+    if name.is_empty() { format!("[{id}]") } else { name }
 }
 
 /// Returns whether this is the name of a program of Sluice at a hook.

@@ -469,7 +469,8 @@ pub fn programs() -> impl Iterator<Item = io::Result<OwnedFd>> {
 
 /// Returns the name of a program, which the kernel has truncated to 15 bytes.
 pub fn program_name(info: &bpf_prog_info) -> String {
-    let bytes = info.name.map(|byte| byte.cast_unsigned());
+    // `c_char` is signed on some architectures.
+    let bytes = info.name.map(|byte| byte.to_ne_bytes()[0]);
     String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 
@@ -536,10 +537,11 @@ pub fn has_ethernet(name: &str) -> io::Result<bool> {
     // SAFETY: a C structure of plain numbers.
     let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
     for (to, from) in request.ifr_name[..libc::IF_NAMESIZE - 1].iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     // SAFETY: the request is valid for this command.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    let result =
+        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR as libc::Ioctl, &raw mut request) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
