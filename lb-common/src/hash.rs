@@ -58,22 +58,25 @@ mod tests {
         (word(0..8), word(8..16))
     }
 
+    /// Last number of a host, network or port in the samples: Miri needs a millisecond for each.
+    const LAST: u16 = if cfg!(miri) { 99 } else { u16::MAX };
+    const COUNTS: &[u32] = if cfg!(miri) { &[2, 10] } else { &[2, 3, 10, 64, 256, 1021] };
+
     #[test]
     fn clients_spread_evenly() {
-        for count in [2, 3, 10, 64, 256, 1021] {
-            let hosts = (0..=u16::MAX).map(|host| {
+        for &count in COUNTS {
+            let hosts = (0..=LAST).map(|host| {
                 let [high, low] = host.to_be_bytes();
                 hash(v4([10, 0, high, low]), 0)
             });
-            let networks = (0..=u16::MAX).map(|network| {
+            let networks = (0..=LAST).map(|network| {
                 let [high, low] = network.to_be_bytes();
                 hash(v4([10, high, low, 1]), 0)
             });
-            let ports = (0..=u16::MAX).map(|port| hash(v4([192, 0, 2, 1]), port));
-            let hosts_v6 = (0..=u16::MAX).map(|host| hash(v6([0xfd00, 0, 0, 0, 0, 0, 0, host]), 0));
-            let networks_v6 =
-                (0..=u16::MAX).map(|network| hash(v6([0x2001, 0xdb8, network, 0, 0, 0, 0, 1]), 0));
-            let subnets_v6 = (0..=u16::MAX).map(|subnet| hash(v6([0xfd00, 0, 0, subnet, 0, 0, 0, 1]), 0));
+            let ports = (0..=LAST).map(|port| hash(v4([192, 0, 2, 1]), port));
+            let hosts_v6 = (0..=LAST).map(|host| hash(v6([0xfd00, 0, 0, 0, 0, 0, 0, host]), 0));
+            let networks_v6 = (0..=LAST).map(|network| hash(v6([0x2001, 0xdb8, network, 0, 0, 0, 0, 1]), 0));
+            let subnets_v6 = (0..=LAST).map(|subnet| hash(v6([0xfd00, 0, 0, subnet, 0, 0, 0, 1]), 0));
             for (name, unevenness) in [
                 ("hosts", unevenness(hosts, count)),
                 ("networks", unevenness(networks, count)),

@@ -44,9 +44,11 @@ mod tests {
         assert_eq!(unweighted(&endpoints(&[2, 1]))[..4], [0, 1, 0, 1]);
     }
 
+    const ENDPOINTS: &[usize] = if cfg!(miri) { &[1, 257] } else { &[1, 255, 256, 257, 1000, 5000] };
+
     #[test]
     fn every_endpoint_has_a_bucket() {
-        for count in [1, 255, 256, 257, 1000, 5000] {
+        for &count in ENDPOINTS {
             let endpoints = endpoints(&vec![3; count]);
             for buckets in [weighted(&endpoints), unweighted(&endpoints)] {
                 let mut seen = buckets.clone();
