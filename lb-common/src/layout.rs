@@ -557,6 +557,26 @@ pub struct Affinity {
     pub pad: u32,
 }
 
+/// Key of `NO_SOURCE_PORT`: an endpoint of a service port.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct EndpointKey {
+    /// Index into `BACKENDS_V4` or `BACKENDS_V6`.
+    pub backend_id: u32,
+    /// 1 if the endpoint is in `BACKENDS_V6`.
+    pub is_v6: u32,
+}
+
+/// Value of `NO_SOURCE_PORT`: the packets that were dropped because no source port was free for a
+/// connection to the endpoint.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct PortShortage {
+    pub packets: u64,
+    /// `CLOCK_MONOTONIC` at the last one, in nanoseconds.
+    pub last_ns: u64,
+}
+
 /// The key of `DEVICES` whose entry is about the whole node. No device has this index.
 pub const NODE: u32 = 0;
 
@@ -742,6 +762,8 @@ assert_layout! {
     NamespaceAddrs: 20, { addr_v4: 0, addr_v6: 4 };
     AffinityKey: 24, { client: 0, service_id: 16, client_kind: 20 };
     Affinity: 16, { last_used_ns: 0, backend_id: 8 };
+    EndpointKey: 8, { backend_id: 0, is_v6: 4 };
+    PortShortage: 16, { packets: 0, last_ns: 8 };
     Settings: 16, { netns_cookie: 0, snat_port_first: 8, host_sockets_only: 12 };
     Record: 56, { netns_cookie: 0, reason: 8, backend_id: 36, by_affinity: 48, ifindex: 52 };
     Device: 24, { addr_v4: 0, addr_v6: 4, flags: 20 };

@@ -48,6 +48,8 @@ crate::plain! {
     NamespaceAddrs { addr_v4, addr_v6 }
     AffinityKey { client, service_id, client_kind }
     Affinity { last_used_ns, backend_id, pad }
+    EndpointKey { backend_id, is_v6 }
+    PortShortage { packets, last_ns }
     Device { addr_v4, addr_v6, flags }
     LinkAddress { addr, pad }
     ServiceName { namespace, name, port_name, port, protocol, pad }

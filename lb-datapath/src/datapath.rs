@@ -15,6 +15,7 @@ use crate::host_maps::HostMaps;
 use crate::inspect;
 use crate::links::{self, AttachError, Attached, Links, TargetDevice};
 use crate::pins::Pins;
+use crate::port_shortage;
 use crate::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, Programs};
 use crate::refusal::Refusal;
 use crate::service_tables::ServiceTables;
@@ -140,6 +141,12 @@ impl Datapath {
     /// [`crate::monotonic_ns`].
     pub fn flow_usage(&self, now_ns: u64) -> io::Result<FlowUsage> {
         flows::usage(&self.maps, now_ns)
+    }
+
+    /// Removes what the programs have noted of endpoints that are gone. Call this before the ids of
+    /// endpoints become free.
+    pub fn forget_gone_endpoints(&self) -> io::Result<()> {
+        port_shortage::remove_gone(&self.maps)
     }
 
     /// Sets the timeouts of idle connections.

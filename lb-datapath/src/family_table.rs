@@ -183,6 +183,14 @@ impl BackendArrays {
         }
     }
 
+    /// Returns an entry, or `None` if its flags are 0.
+    pub fn get(&self, family: IpFamily, id: u32) -> Result<Option<BackendEntry>, TableError> {
+        match family {
+            IpFamily::V4 => Ok(backend_entry(self.v4.read(id)?)),
+            IpFamily::V6 => Ok(backend_entry(self.v6.read(id)?)),
+        }
+    }
+
     /// Returns all entries of the family whose flags are not 0, as (id, entry).
     pub fn entries(&self, family: IpFamily) -> Result<Vec<(u32, BackendEntry)>, TableError> {
         match family {
@@ -205,11 +213,13 @@ fn backend_entries<A: MapAddress>(
 ) -> Result<Vec<(u32, BackendEntry)>, TableError> {
     let mut entries = Vec::new();
     for id in 0..table.capacity() {
-        let Backend { addr, port, flags, service_id } = table.read(id)?;
-        if flags != 0 {
-            let address = SocketAddr::new(addr.to_ip(), port);
-            entries.push((id, BackendEntry { address, flags, service_id }));
-        }
+        entries.extend(backend_entry(table.read(id)?).map(|entry| (id, entry)));
     }
     Ok(entries)
+}
+
+/// Returns `None` if the flags are 0.
+fn backend_entry<A: MapAddress>(backend: Backend<A>) -> Option<BackendEntry> {
+    let Backend { addr, port, flags, service_id } = backend;
+    (flags != 0).then(|| BackendEntry { address: SocketAddr::new(addr.to_ip(), port), flags, service_id })
 }

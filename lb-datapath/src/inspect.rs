@@ -16,6 +16,7 @@ use crate::flows::{self, FlowEntry};
 use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
 use crate::pins::Pins;
+use crate::port_shortage::{self, EndpointShortage};
 use crate::service_tables::ServiceTables;
 use crate::settings;
 use crate::sys;
@@ -97,6 +98,11 @@ impl Maps {
             .iter()
             .map(|reason| Ok((*reason, sys::lookup_per_cpu(map, *reason as u32, cpus)?.iter().sum())))
             .collect()
+    }
+
+    /// Returns the endpoints for whose connections no source port was free.
+    pub fn port_shortages(&self) -> io::Result<Vec<EndpointShortage>> {
+        port_shortage::read(&self.0)
     }
 
     /// Returns the maps that describe this host.

@@ -12,6 +12,7 @@ use lb_common::layout::{Flow, FlowIndex, FlowKey, SEEN_GRANULARITY_NS, direction
 use lb_common::reason::Reason;
 
 use crate::clock::{SECOND, now};
+use crate::count::note_port_shortage;
 use crate::frame::Frame;
 use crate::maps::Maps;
 use crate::packet::Packet;
@@ -246,8 +247,11 @@ pub fn open<F: Records, K: Frame>(
             Ok(_) => Err(Reason::FlowTableFull),
             Err(reason) => Err(reason),
         };
-        if port.is_err() {
+        if let Err(reason) = port {
             records::free(flow);
+            if reason == Reason::NoSourcePort {
+                note_port_shortage::<F>(opening.backend_id, now);
+            }
         }
         port?
     };

@@ -16,9 +16,9 @@ use aya_log_ebpf::macro_support::{Argument, IpFormatter};
 use lb_common::checksum::{sum4, sum16};
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
-    Affinity, AffinityKey, Backend, ConnectedPeer, Device, Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts,
-    FragmentKey, FragmentPorts, KnownAddress, LinkAddress, NamespaceAddrs, Record, Service, ServiceKey,
-    ServiceName, Settings, SocketPeer, SocketPeerKey, SourceRange,
+    Affinity, AffinityKey, Backend, ConnectedPeer, Device, EndpointKey, Flow, FlowHand, FlowIndex, FlowKey,
+    FlowTimeouts, FragmentKey, FragmentPorts, KnownAddress, LinkAddress, NamespaceAddrs, PortShortage,
+    Record, Service, ServiceKey, ServiceName, Settings, SocketPeer, SocketPeerKey, SourceRange,
 };
 use lb_common::reason::REASONS;
 
@@ -86,12 +86,12 @@ pub static FLOW_HANDS: PerCpuArray<FlowHand, 2> = PerCpuArray::new();
 /// Number of [`FLOW_LOCKS`].
 pub const FLOW_LOCK_COUNT: u32 = 64;
 
-/// Locks of flow records, by record number, and of cursors, by slot. Written by the programs, each
-/// for a few instructions.
+/// Locks of flow records, by record number, of cursors, by slot, and of the entries of
+/// [`NO_SOURCE_PORT`], by backend id. Written by the programs, each for a few instructions.
 #[btf_map]
 pub static FLOW_LOCKS: Array<FlowLock, { FLOW_LOCK_COUNT as usize }> = Array::new();
 
-/// Held while a program takes a record or moves a cursor.
+/// Held while a program takes a record, moves a cursor or counts a shortage of ports.
 #[repr(C)]
 pub struct FlowLock {
     pub lock: bpf_spin_lock,
@@ -183,6 +183,12 @@ pub static NAMESPACES: HashMap<u64, NamespaceAddrs, 4_096, SPARSE> = HashMap::ne
 /// evicted.
 #[btf_map]
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65_536> = LruHashMap::new();
+
+/// Endpoints for whose connections no source port was free (`count.rs`). Written by the packet
+/// programs; an entry is removed by the agent when its endpoint is gone. A packet to an endpoint
+/// beyond the capacity is in [`COUNTERS`] only.
+#[btf_map]
+pub static NO_SOURCE_PORT: HashMap<EndpointKey, PortShortage, 256> = HashMap::new();
 
 /// Interface index → properties of the device. Written by the agent as devices come and go.
 #[btf_map]

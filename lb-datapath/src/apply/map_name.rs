@@ -38,6 +38,7 @@ impl MapName {
     pub const FLOW_TIMEOUTS: Self = Self { name: "FLOW_TIMEOUTS", option: None };
     pub const FRAGMENTS: PerFamily<Self> = per_family!("FRAGMENTS", Some("max-fragments"));
     pub const AFFINITY: Self = Self { name: "AFFINITY", option: Some("max-affinity") };
+    pub const NO_SOURCE_PORT: Self = Self { name: "NO_SOURCE_PORT", option: None };
     pub const SETTINGS: Self = Self { name: "SETTINGS", option: None };
     pub const RECORD: Self = Self { name: "RECORD", option: None };
 

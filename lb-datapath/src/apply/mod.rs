@@ -30,7 +30,7 @@
 
 mod adopt;
 mod engine;
-mod entry;
+pub(crate) mod entry;
 mod error;
 mod ids;
 pub(crate) mod map_name;

@@ -305,9 +305,7 @@ impl Subject {
         for entry in entries {
             let address = entry.key();
             gone_services.remove(&address);
-            let next_id = self.next_service;
-            let service_id = *self.ids.entry(entry.port_name()).or_insert(next_id);
-            self.next_service = next_id.max(service_id + 1);
+            let service_id = self.service_id(entry)?;
             for endpoint in &entry.backends {
                 gone_backends.remove(&(service_id, endpoint.address));
                 self.backend(service_id, *endpoint)?;
@@ -346,6 +344,19 @@ impl Subject {
             }
         }
         Ok(())
+    }
+
+    /// Returns the id of the Service port of an entry. A new one gets a name in the maps.
+    fn service_id(&mut self, entry: &ServiceEntry) -> Result<u32> {
+        let name = entry.port_name();
+        if let Some(id) = self.ids.get(&name) {
+            return Ok(*id);
+        }
+        let id = self.next_service;
+        self.tables.put_service_name(id, &service_name(id, entry))?;
+        self.ids.insert(name, id);
+        self.next_service += 1;
+        Ok(id)
     }
 
     /// Writes the slots of an entry and returns its map value.
@@ -460,7 +471,10 @@ impl Subject {
         self.forget_flows()?;
         self.allow_answers(true)?;
         self.set_kube_proxy(true)?;
-        self.ids.clear();
+        self.datapath.forget_gone_endpoints()?;
+        for id in std::mem::take(&mut self.ids).into_values() {
+            self.tables.remove_service_name(id)?;
+        }
         (self.next_service, self.next_backend, self.next_slot) = (1, 1, 0);
         Ok(())
     }
@@ -541,9 +555,33 @@ impl Subject {
         Ok(half_open.map(|entry| (entry.backend, entry.source)).collect())
     }
 
+    /// Returns the endpoints for whose connections no source port was free, each with the number of
+    /// packets.
+    pub fn port_shortages(&self) -> Result<Vec<(SocketAddr, u64)>> {
+        let shortages = self.datapath.maps().port_shortages()?.into_iter();
+        Ok(shortages.map(|shortage| (shortage.endpoint, shortage.packets)).collect())
+    }
+
     /// Returns size and verification cost of each program.
     pub fn statistics(&self) -> Result<Vec<ProgramStatistics>> {
         Ok(self.datapath.program_statistics()?)
+    }
+}
+
+/// Returns the entry of `SERVICE_NAMES`: `test/service-ID`.
+fn service_name(id: u32, entry: &ServiceEntry) -> layout::ServiceName {
+    let field = |text: &str| {
+        let mut bytes = [0; 64];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        bytes
+    };
+    layout::ServiceName {
+        namespace: field("test"),
+        name: field(&format!("service-{id}")),
+        port_name: [0; 64],
+        port: entry.address.port(),
+        protocol: entry.protocol,
+        pad: 0,
     }
 }
 

@@ -237,6 +237,10 @@ pub struct Step {
     /// The numbers of open and of half-open flow entries after the packet.
     #[serde(default)]
     pub flow_numbers: Option<[usize; 2]>,
+    /// The endpoints for whose connections no source port was free, after the packet: `ADDRESS PORT
+    /// PACKETS`.
+    #[serde(default)]
+    pub port_shortages: Option<Vec<String>>,
     /// Repeats the step with `$i` set to each number from the first to the last.
     #[serde(default)]
     pub for_each: Option<[u32; 2]>,

@@ -218,7 +218,8 @@ impl CaseRun<'_> {
             self.check_packet(step, &sent, &found, &device, link)?;
         }
         self.check_counters(step, &counters, &counted)?;
-        self.check_flows(step)
+        self.check_flows(step)?;
+        self.check_port_shortages(step)
     }
 
     fn link(&self) -> Link {
@@ -354,6 +355,18 @@ impl CaseRun<'_> {
                 found.join("\n    ")
             );
         }
+        Ok(())
+    }
+
+    fn check_port_shortages(&self, step: &Step) -> Result<()> {
+        let Some(expected) = &step.port_shortages else { return Ok(()) };
+        let mut expected: Vec<String> = expected.iter().map(|text| self.names.fill(text)).collect();
+        let shortages = self.subject.port_shortages()?.into_iter();
+        let mut found: Vec<String> =
+            shortages.map(|(at, packets)| format!("{} {} {packets}", at.ip(), at.port())).collect();
+        expected.sort();
+        found.sort();
+        ensure!(expected == found, "no source port: found {found:?}, expected {expected:?}");
         Ok(())
     }
 }

@@ -207,7 +207,8 @@ impl MainLoop<'_> {
     /// Reads the flow table, and lets the engine reuse ids to which no connection refers any more.
     fn sweep(&mut self) {
         let started = Instant::now();
-        match self.datapath.flow_usage(monotonic_ns()) {
+        let forgotten = self.datapath.forget_gone_endpoints();
+        match forgotten.and_then(|()| self.datapath.flow_usage(monotonic_ns())) {
             Ok(usage) => {
                 self.reconciler.swept(started, &usage.referenced);
                 self.metrics.set_flows(usage.open, usage.half_open);

@@ -29,7 +29,7 @@ use crate::node;
 use crate::node::namespaces::follow::{Follower, follow};
 use crate::node::sysctl::{Change, Sysctls};
 use crate::preflight;
-use crate::serve::{self, AgentState, HealthPorts, Metrics, OpenError, Port, ServiceHealth};
+use crate::serve::{self, AgentState, HealthPorts, KernelCounts, Metrics, OpenError, Port, ServiceHealth};
 
 /// Runs the agent until a signal comes. `effective` are the effective settings, for `/configz`.
 ///
@@ -58,8 +58,10 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     enable_forwarding();
     attach_socket_programs(config, cgroup, &mut datapath)?;
 
-    let counters = datapath.maps();
-    let metrics = Arc::new(Metrics::new(Box::new(move || counters.counters())));
+    let maps = datapath.maps();
+    let metrics = Arc::new(Metrics::new(Box::new(move || {
+        Ok(KernelCounts { packets: maps.counters()?, port_shortages: maps.port_shortages()? })
+    })));
     tokio::spawn(serve::serve_diagnostics(diagnostics, metrics.clone(), effective));
     let service_health = serve_health_checks(state, recorder.clone());
     let namespaces = follow_namespaces(config, &datapath).map_err(AgentError::Namespaces)?;
@@ -121,6 +123,7 @@ fn load(config: &Config) -> Result<Datapath, LoadError> {
 /// Reads the maps and attachments that an earlier agent left.
 fn adopt(datapath: &mut Datapath) -> Result<(Engine<ServiceTables>, HostReconciler), AgentError> {
     let failed = |error: Box<dyn Error + Send + Sync>| AgentError::Adopt(error);
+    datapath.forget_gone_endpoints().map_err(|error| failed(error.into()))?;
     let flows = datapath.flow_usage(monotonic_ns()).map_err(|error| failed(error.into()))?;
     let engine = Engine::adopt(datapath.tables()?, &flows.referenced, GRACE, Instant::now())
         .map_err(|error| failed(error.into()))?;

@@ -28,7 +28,8 @@ pub enum Get {
     /// List the endpoints of Service ports, with their state
     ///
     /// `ready` endpoints get new connections. `draining` endpoints only keep the connections they
-    /// have.
+    /// have. NO-SOURCE-PORT (-o wide) is the number of packets that opened no connection because no
+    /// source port was free.
     #[command(visible_aliases = ["backend", "endpoints", "ep"])]
     Backends(GetArgs),
     /// List the connections that are translated packet by packet, with state and idle time
@@ -78,8 +79,9 @@ impl Get {
                 args.print(&service_rows(&tables, &args.filter()))
             }
             Self::Backends(args) => {
-                let (backends, names) = args.read(|maps| Ok((backends(maps)?, names(maps)?)))?;
-                args.print(&backend_rows(&backends, &names, &args.filter()))
+                let (backends, names, shortages) =
+                    args.read(|maps| Ok((backends(maps)?, names(maps)?, maps.port_shortages()?)))?;
+                args.print(&backend_rows(&backends, &names, &shortages, &args.filter()))
             }
             Self::Flows(args) => {
                 let (flows, timeouts, names) =

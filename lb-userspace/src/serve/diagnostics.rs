@@ -53,11 +53,13 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use lb_common::reason::Reason;
+    use lb_datapath::EndpointShortage;
     use lb_datapath::apply::MapUsage;
-    use lb_model::{IpFamily, ObjectName, Problem, ProblemKind, Severity, SourceEvent, Trigger};
+    use lb_model::{IpFamily, ObjectName, Problem, ProblemKind, Protocol, Severity, SourceEvent, Trigger};
+    use lb_plan::desired::ServicePortId;
 
     use super::super::http::testing::request;
-    use super::super::{Port, bind};
+    use super::super::{KernelCounts, Port, bind};
     use super::*;
     use crate::testing::assert_golden;
 
@@ -75,8 +77,27 @@ mod tests {
 
     /// Metrics as after a few minutes of work.
     fn example() -> Metrics {
-        let counts = [(Reason::Delivered, 1200), (Reason::SourceRange, 3)];
-        let metrics = Metrics::new(Box::new(move || Ok(counts.to_vec())));
+        let shortage = |port_name: &str, endpoint: &str, packets| EndpointShortage {
+            service: ServicePortId {
+                namespace: "default".into(),
+                name: "web".into(),
+                port_name: port_name.into(),
+                protocol: Protocol::Tcp,
+            },
+            port: 80,
+            endpoint: endpoint.parse().unwrap(),
+            backend_id: 1,
+            packets,
+            last_ns: 0,
+        };
+        let counts = KernelCounts {
+            packets: vec![(Reason::Delivered, 1200), (Reason::SourceRange, 3), (Reason::NoSourcePort, 9)],
+            port_shortages: vec![
+                shortage("http", "10.244.2.2:8080", 7),
+                shortage("", "[fd00:10:244:2::2]:8080", 2),
+            ],
+        };
+        let metrics = Metrics::new(Box::new(move || Ok(counts.clone())));
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_millis(seconds);
         let name = |name| ObjectName::new("default", name);
         metrics.received(&[

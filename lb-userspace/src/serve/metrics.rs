@@ -2,7 +2,8 @@
 //!
 //! Metrics that dashboards of kube-proxy use have the same names and meaning
 //! (pkg/proxy/metrics/metrics.go). The names of other metrics begin with `sluice_`. No label has
-//! values that grow with the number of Services.
+//! values that grow with the number of Services. Those of `sluice_no_source_port` are bounded by
+//! the size of the map `NO_SOURCE_PORT`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,21 +12,29 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lb_common::reason::{Outcome, Reason};
+use lb_datapath::EndpointShortage;
 use lb_datapath::apply::MapUsage;
 use lb_model::{IpFamily, PerFamily, Problem, Severity, SourceEvent, Trigger};
+use lb_plan::desired::ServicePortId;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets, linear_buckets};
 
 use super::writer::MetricWriter;
 
-/// Returns the number of packets by reason since the maps were created. It is called for each
-/// request and reads the kernel.
-pub type Packets = Box<dyn Fn() -> io::Result<Vec<(Reason, u64)>> + Send + Sync>;
+/// What the programs have counted since the maps were created.
+#[derive(Debug, Clone, Default)]
+pub struct KernelCounts {
+    pub packets: Vec<(Reason, u64)>,
+    pub port_shortages: Vec<EndpointShortage>,
+}
+
+/// Reads the kernel. It is called for each request.
+pub type ReadCounts = Box<dyn Fn() -> io::Result<KernelCounts> + Send + Sync>;
 
 /// The values of all metrics. The main loop updates them, `/metrics` reads them.
 pub struct Metrics {
-    packets: Packets,
+    read_counts: ReadCounts,
     /// Time from a change in the cluster to the change of the maps.
     network_programming: PerFamily<Histogram>,
     sync_duration: Histogram,
@@ -56,7 +65,7 @@ struct Raised {
 }
 
 impl Metrics {
-    pub fn new(packets: Packets) -> Self {
+    pub fn new(read_counts: ReadCounts) -> Self {
         let network_programming = || {
             let minutes = [120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0];
             let buckets = [0.25, 0.5].into_iter();
@@ -68,7 +77,7 @@ impl Metrics {
             )
         };
         Self {
-            packets,
+            read_counts,
             network_programming: PerFamily { v4: network_programming(), v6: network_programming() },
             sync_duration: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             values: Mutex::default(),
@@ -239,20 +248,38 @@ impl Collector for Metrics {
                 ([("kind", kind), ("reason", reason), ("severity", severity)], *count)
             }),
         )?;
-        match (self.packets)() {
-            Ok(packets) => writer.counters(
-                "sluice_packets",
-                "Packets and socket calls by outcome and reason",
-                packets.into_iter().map(|(reason, count)| {
-                    ([("outcome", outcome(reason.outcome())), ("reason", reason.label())], count)
-                }),
-            ),
+        match (self.read_counts)() {
+            Ok(counts) => counts.encode(&mut writer),
             // The other metrics are answered all the same.
             Err(error) => {
                 tracing::warn!("cannot read the packet counters: {error}");
                 Ok(())
             }
         }
+    }
+}
+
+impl KernelCounts {
+    fn encode(self, writer: &mut MetricWriter) -> fmt::Result {
+        writer.counters(
+            "sluice_packets",
+            "Packets and socket calls by outcome and reason",
+            self.packets.into_iter().map(|(reason, count)| {
+                ([("outcome", outcome(reason.outcome())), ("reason", reason.label())], count)
+            }),
+        )?;
+        writer.counters(
+            "sluice_no_source_port",
+            "Packets that opened no connection to an endpoint because no source port was free",
+            self.port_shortages.into_iter().map(|shortage| {
+                let ServicePortId { namespace, name, port_name, .. } = shortage.service;
+                let port = if port_name.is_empty() { shortage.port.to_string() } else { port_name };
+                let endpoint = shortage.endpoint.to_string();
+                let labels =
+                    [("namespace", namespace), ("service", name), ("port", port), ("endpoint", endpoint)];
+                (labels, shortage.packets)
+            }),
+        )
     }
 }
 

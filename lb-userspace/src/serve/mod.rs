@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 
 pub use diagnostics::serve_diagnostics;
 pub use health::{AgentState, HealthReport, Pending, Progress};
-pub use metrics::{Metrics, Packets};
+pub use metrics::{KernelCounts, Metrics, ReadCounts};
 pub use probes::serve_probes;
 pub use service_health::{HealthPorts, OpenError, ServiceHealth};
 

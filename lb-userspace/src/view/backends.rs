@@ -1,8 +1,11 @@
 //! `lb get backends`: one row per endpoint of a Service port.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use lb_common::layout::backend_flags;
+use lb_datapath::EndpointShortage;
+use lb_model::IpFamily;
 use serde::Serialize;
 
 use super::row::Row;
@@ -20,14 +23,25 @@ pub struct BackendRow {
     /// Whether the endpoint runs on this node.
     pub local: bool,
     pub id: u32,
+    /// The number of packets that opened no connection because no source port was free.
+    pub no_source_port: u64,
 }
 
 /// Returns the rows, sorted by Service and address.
-pub fn backend_rows(backends: &BackendsById, names: &Names, filter: &ServiceFilter) -> Vec<BackendRow> {
+pub fn backend_rows(
+    backends: &BackendsById,
+    names: &Names,
+    shortages: &[EndpointShortage],
+    filter: &ServiceFilter,
+) -> Vec<BackendRow> {
+    let shortages: HashMap<(IpFamily, u32), u64> = shortages
+        .iter()
+        .map(|shortage| ((IpFamily::of(&shortage.endpoint.ip()), shortage.backend_id), shortage.packets))
+        .collect();
     let mut rows: Vec<BackendRow> = backends
         .iter()
         .filter(|(_, entry)| entry.flags & backend_flags::PRESENT != 0)
-        .map(|(&(_, id), entry)| BackendRow {
+        .map(|(&(family, id), entry)| BackendRow {
             service: NamedServicePort::of(entry.service_id, names),
             protocol: names
                 .get(&entry.service_id)
@@ -41,6 +55,7 @@ pub fn backend_rows(backends: &BackendsById, names: &Names, filter: &ServiceFilt
             },
             local: entry.flags & backend_flags::LOCAL != 0,
             id,
+            no_source_port: shortages.get(&(family, id)).copied().unwrap_or(0),
         })
         .filter(|row| filter.accepts(&row.service))
         .collect();
@@ -54,7 +69,7 @@ impl Row for BackendRow {
     fn columns(wide: bool) -> Vec<&'static str> {
         let mut columns = vec!["SERVICE", "PROTOCOL", "ENDPOINT", "STATE", "NODE"];
         if wide {
-            columns.push("ID");
+            columns.extend(["NO-SOURCE-PORT", "ID"]);
         }
         columns
     }
@@ -68,7 +83,7 @@ impl Row for BackendRow {
             if self.local { "this" } else { "other" }.into(),
         ];
         if wide {
-            cells.push(self.id.to_string());
+            cells.extend([self.no_source_port.to_string(), self.id.to_string()]);
         }
         cells
     }
@@ -76,7 +91,8 @@ impl Row for BackendRow {
 
 #[cfg(test)]
 mod tests {
-    use lb_model::IpFamily;
+    use lb_model::Protocol;
+    use lb_plan::desired::ServicePortId;
 
     use super::super::fixture;
     use super::super::output::{OutputFormat, render};
@@ -87,7 +103,21 @@ mod tests {
         let mut backends = fixture::backends();
         // The endpoint was removed, but its id is not free yet: not listed.
         backends.insert((IpFamily::V4, 9), fixture::backend("10.244.9.9:80", 0, 1));
-        backend_rows(&backends, &fixture::names(), &ServiceFilter::default())
+        // IPv4 and IPv6 have ids of their own.
+        let shortage = EndpointShortage {
+            service: ServicePortId {
+                namespace: "default".into(),
+                name: "web".into(),
+                port_name: "http".into(),
+                protocol: Protocol::Tcp,
+            },
+            port: 80,
+            endpoint: "10.244.1.2:8080".parse().unwrap(),
+            backend_id: 1,
+            packets: 12,
+            last_ns: 0,
+        };
+        backend_rows(&backends, &fixture::names(), &[shortage], &ServiceFilter::default())
     }
 
     #[test]

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use lb_datapath::attachments::{HookPrograms, cgroup_programs};
 use lb_datapath::inspect::Maps;
-use lb_datapath::{PinnedMapUsage, Pins};
+use lb_datapath::{EndpointShortage, PinnedMapUsage, Pins, monotonic_ns};
 
 use super::args::{DoctorArgs, reachable};
 use super::devices;
 use crate::cli::{get, http_client};
-use crate::view::doctor::{AgentFacts, Checked, DatapathFacts, HookNames, MapEntries};
+use crate::view::doctor::{AgentFacts, Checked, DatapathFacts, HookNames, MapEntries, PortShortage};
 use crate::view::{BackendsById, ServiceEntries};
 
 pub async fn facts(args: &DoctorArgs, cgroup: Option<&Path>) -> DatapathFacts {
@@ -81,7 +81,17 @@ fn maps(pins: &Pins) -> io::Result<MapEntries> {
             .map(|PinnedMapUsage { map, entries, capacity, option }| (map.into(), entries, capacity, option))
             .collect(),
         inconsistent: inconsistent(&entries),
+        port_shortages: maps.port_shortages()?.iter().map(port_shortage).collect(),
     })
+}
+
+fn port_shortage(shortage: &EndpointShortage) -> PortShortage {
+    PortShortage {
+        service: shortage.service.to_string(),
+        endpoint: shortage.endpoint,
+        packets: shortage.packets,
+        seconds_ago: monotonic_ns().saturating_sub(shortage.last_ns) / 1_000_000_000,
+    }
 }
 
 /// Returns the entries of Services that refer to a name or an endpoint that does not exist.

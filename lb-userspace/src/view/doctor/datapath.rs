@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use lb_datapath::attachments::is_own_program;
 
-use super::facts::{AgentFacts, Checked, DatapathFacts, DevicePrograms, HookNames, MapEntries};
+use super::facts::{AgentFacts, Checked, DatapathFacts, DevicePrograms, HookNames, MapEntries, PortShortage};
 use super::finding::Finding;
 
 /// A map that is fuller than this, in percent, is reported.
@@ -212,6 +212,7 @@ fn maps(maps: &Checked<MapEntries>, agent: &AgentFacts) -> Vec<Finding> {
     if maps.inconsistent.len() > SHOWN {
         findings.push(Finding::note(CHECK, format!("{} more such entries", maps.inconsistent.len() - SHOWN)));
     }
+    findings.extend(maps.port_shortages.iter().map(port_shortage));
     match &agent.written {
         Ok(written) => findings.extend(compare(maps, written)),
         Err(reason) => findings.push(Finding::unchecked(PLAN, reason)),
@@ -239,6 +240,26 @@ fn compare(maps: &MapEntries, written: &[(String, usize)]) -> Vec<Finding> {
         return vec![Finding::ok(PLAN, "the maps have the entries that the agent has written")];
     }
     different
+}
+
+/// A shortage of the last hour is a warning: it may come back.
+fn port_shortage(shortage: &PortShortage) -> Finding {
+    const CHECK: &str = "source ports";
+    const HOUR: u64 = 3600;
+    let PortShortage { service, endpoint, packets, seconds_ago } = shortage;
+    let evidence = format!(
+        "{service}: no source port was free for new connections to {endpoint} (packets: {packets}, \
+         the last one {seconds_ago} s ago)"
+    );
+    if *seconds_ago > HOUR {
+        return Finding::note(CHECK, evidence);
+    }
+    Finding::warning(
+        CHECK,
+        evidence,
+        "widen --snat-ports, add endpoints to the Service, or set its externalTrafficPolicy to Local, \
+         which needs no source ports",
+    )
 }
 
 fn usage((name, entries, capacity, option): &(String, usize, u32, &'static str)) -> Option<Finding> {

@@ -1,5 +1,6 @@
 //! What `lb doctor` reads on a node.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// A value, or the reason why it could not be read.
@@ -129,6 +130,18 @@ pub struct MapEntries {
     pub usage: Vec<(String, usize, u32, &'static str)>,
     /// Entries that refer to entries that do not exist.
     pub inconsistent: Vec<String>,
+    pub port_shortages: Vec<PortShortage>,
+}
+
+/// An endpoint for whose connections no source port was free.
+#[derive(Debug, Clone)]
+pub struct PortShortage {
+    pub service: String,
+    pub endpoint: SocketAddr,
+    /// The number of packets that opened no connection.
+    pub packets: u64,
+    /// The seconds since the last one.
+    pub seconds_ago: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -188,6 +201,7 @@ pub(super) fn healthy() -> Facts {
             maps: Ok(MapEntries {
                 usage: vec![("SERVICES_V4".into(), 6, 65_536, "max-services")],
                 inconsistent: vec![],
+                port_shortages: vec![],
             }),
             other_versions: vec![],
         },

@@ -11,7 +11,7 @@ mod kernel;
 
 pub use facts::{
     AgentFacts, ApiServer, Checked, DatapathFacts, DevicePrograms, Facts, FileSystem, FirewallPolicy,
-    ForwardingFacts, HookNames, HostFacts, KernelFacts, KubeProxyFacts, MapEntries,
+    ForwardingFacts, HookNames, HostFacts, KernelFacts, KubeProxyFacts, MapEntries, PortShortage,
 };
 pub use finding::{DoctorFormat, Finding, FindingSeverity, has_error, render_findings};
 
@@ -99,6 +99,20 @@ mod tests {
                 ("BACKENDS_V4".into(), 1, 100, "max-backends"),
             ],
             inconsistent: vec!["10.96.0.10:80 refers to backend 7, which does not exist".into()],
+            port_shortages: vec![
+                PortShortage {
+                    service: "default/web:http TCP".into(),
+                    endpoint: "10.244.2.2:8080".parse().unwrap(),
+                    packets: 12,
+                    seconds_ago: 30,
+                },
+                PortShortage {
+                    service: "default/dns UDP".into(),
+                    endpoint: "[fd00:10:244:2::2]:53".parse().unwrap(),
+                    packets: 1,
+                    seconds_ago: 7201,
+                },
+            ],
         });
         facts.datapath.other_versions = vec!["/sys/fs/bpf/sluice/v3".into()];
         facts.api_server = ApiServer::Unreachable("connection refused".into());
