@@ -27,7 +27,7 @@ pub struct Build {
 
 /// Result of a build.
 #[derive(Clone, Debug)]
-pub struct Programs {
+pub struct BuiltObject {
     /// The ELF object with all programs.
     pub object: PathBuf,
     /// False if no input had changed and this is the object of an earlier build.
@@ -56,7 +56,7 @@ impl Build {
     ///
     /// # Errors
     /// [`BuildError`] names the reason and the remedy.
-    pub fn run(&self) -> Result<Programs, BuildError> {
+    pub fn run(&self) -> Result<BuiltObject, BuildError> {
         // CARGO_TARGET_DIR moves the object but not the linker: that takes a minute to build and is
         // the same for all target folders.
         let workspace_target = self.workspace.join("target");
@@ -69,7 +69,7 @@ impl Build {
     ///
     /// # Errors
     /// [`BuildError`] names the reason and the remedy.
-    pub fn run_in(&self, target: &Path, linkers: &Path) -> Result<Programs, BuildError> {
+    pub fn run_in(&self, target: &Path, linkers: &Path) -> Result<BuiltObject, BuildError> {
         let folder = target.join("ebpf");
         create_folder(&folder)?;
         let _lock = lock::exclusive(&folder.join(".sluice-lock"), "the build of the kernel programs")?;
@@ -83,7 +83,7 @@ impl Build {
         let object = folder.join(format!("{name}.o"));
         let fingerprint_file = folder.join(format!("{name}.fingerprint"));
         if object.is_file() && fs::read_to_string(&fingerprint_file).is_ok_and(|old| old == fingerprint) {
-            return Ok(Programs { object, rebuilt: false });
+            return Ok(BuiltObject { object, rebuilt: false });
         }
 
         // If a later step fails, the next build must not use this object.
@@ -93,7 +93,7 @@ impl Build {
         check::object(&object)?;
         fs::write(&fingerprint_file, fingerprint)
             .map_err(|source| BuildError::file("write", &fingerprint_file, source))?;
-        Ok(Programs { object, rebuilt: true })
+        Ok(BuiltObject { object, rebuilt: true })
     }
 
     fn compile(&self, folder: &Path, toolchain: &Toolchain, flags: &[String]) -> Result<PathBuf, BuildError> {

@@ -55,14 +55,14 @@ pub fn timed<T, E>(task: &str, done: &str, work: impl FnOnce() -> Result<T, E>) 
 
 /// A watched command that failed.
 #[derive(Debug)]
-pub struct Failure {
+pub struct CommandFailure {
     /// Exit code or signal.
     pub status: ExitStatus,
     /// The last lines of its standard error.
     pub tail: String,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for CommandFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}\n{}", self.status, self.tail)
     }
@@ -73,7 +73,7 @@ impl fmt::Display for Failure {
 ///
 /// # Errors
 /// The outer error: the command could not be started. The inner error: the command failed.
-pub fn watched(task: &str, command: &mut Command) -> io::Result<Result<(), Failure>> {
+pub fn watched(task: &str, command: &mut Command) -> io::Result<Result<(), CommandFailure>> {
     let mut lines = Vec::new();
     let status = watch(task, command, |line| {
         lines.push(line.to_owned());
@@ -83,7 +83,7 @@ pub fn watched(task: &str, command: &mut Command) -> io::Result<Result<(), Failu
         return Ok(Ok(()));
     }
     let tail = lines.split_off(lines.len().saturating_sub(TAIL)).join("\n");
-    Ok(Err(Failure { status, tail }))
+    Ok(Err(CommandFailure { status, tail }))
 }
 
 /// Runs a cargo command that compiles. Warnings and errors are shown as they come; the lines about

@@ -65,7 +65,7 @@ impl Toolchain {
 
     /// Returns true if the toolchain contains this component of rustup.
     #[must_use]
-    pub fn has(&self, component: Component) -> bool {
+    pub fn has(&self, component: RustupComponent) -> bool {
         self.sysroot.join(component.file()).is_file()
     }
 
@@ -73,7 +73,7 @@ impl Toolchain {
     ///
     /// # Errors
     /// The reason as text.
-    pub fn add(&self, component: Component) -> Result<(), String> {
+    pub fn add(&self, component: RustupComponent) -> Result<(), String> {
         if self.has(component) {
             return Ok(());
         }
@@ -94,8 +94,8 @@ impl Toolchain {
     }
 
     /// Examines a candidate. The error is the reason why it cannot compile the kernel programs.
-    fn examine(candidate: Candidate) -> Result<Self, String> {
-        let Candidate { name, sysroot, rustup, .. } = candidate;
+    fn examine(candidate: CandidateToolchain) -> Result<Self, String> {
+        let CandidateToolchain { name, sysroot, rustup, .. } = candidate;
         let rustc = sysroot.join("bin/rustc");
         if !sysroot.join("bin/cargo").is_file() {
             return Err(format!("it has no cargo in {}", sysroot.join("bin").display()));
@@ -121,8 +121,8 @@ impl Toolchain {
             )
         })?;
         let toolchain = Self { name, version, release, sysroot, llvm, llvm_library, rustup };
-        if !rustup && !toolchain.has(Component::RustSrc) {
-            return toolchain.add(Component::RustSrc).map(|()| toolchain);
+        if !rustup && !toolchain.has(RustupComponent::RustSrc) {
+            return toolchain.add(RustupComponent::RustSrc).map(|()| toolchain);
         }
         Ok(toolchain)
     }
@@ -130,13 +130,13 @@ impl Toolchain {
 
 /// Components of rustup that the tasks of this workspace use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Component {
+pub enum RustupComponent {
     Clippy,
     Miri,
     RustSrc,
 }
 
-impl Component {
+impl RustupComponent {
     /// The name that rustup uses.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -162,7 +162,7 @@ impl Component {
 /// # Errors
 /// [`BuildError::NoToolchain`] lists for each candidate why it cannot be used.
 pub fn find() -> Result<Toolchain, BuildError> {
-    first(|toolchain| toolchain.add(Component::RustSrc).map(|()| toolchain))
+    first(|toolchain| toolchain.add(RustupComponent::RustSrc).map(|()| toolchain))
 }
 
 /// Returns the toolchain that [`find`] prefers, and changes nothing. It may lack `rust-src`.
@@ -208,7 +208,7 @@ fn first(prepare: impl Fn(Toolchain) -> Result<Toolchain, String>) -> Result<Too
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Candidate {
+struct CandidateToolchain {
     name: String,
     sysroot: PathBuf,
     default: bool,
@@ -217,12 +217,12 @@ struct Candidate {
 
 /// Parses the output of `rustup toolchain list -v`. A line of it:
 /// `stable-x86_64-unknown-linux-gnu (active, default) /root/.rustup/toolchains/…`.
-fn parse_list(list: &str) -> Vec<Candidate> {
+fn parse_list(list: &str) -> Vec<CandidateToolchain> {
     list.lines()
         .filter_map(|line| {
             let (head, path) = line.split_at(line.find('/')?);
             let name = head.split_whitespace().next()?.to_owned();
-            Some(Candidate {
+            Some(CandidateToolchain {
                 name,
                 sysroot: path.trim().into(),
                 default: head.contains("default"),
@@ -232,21 +232,26 @@ fn parse_list(list: &str) -> Vec<Candidate> {
         .collect()
 }
 
-fn in_order_of_preference(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+fn in_order_of_preference(mut candidates: Vec<CandidateToolchain>) -> Vec<CandidateToolchain> {
     // The sort is stable: among equals, rustup's order stays.
     candidates.sort_by_key(|candidate| match candidate {
-        Candidate { name, .. } if name.starts_with("nightly") => 0,
-        Candidate { default: true, .. } => 1,
+        CandidateToolchain { name, .. } if name.starts_with("nightly") => 0,
+        CandidateToolchain { default: true, .. } => 1,
         _ => 2,
     });
     candidates
 }
 
-fn in_path(reasons: &mut Vec<String>) -> Option<Candidate> {
+fn in_path(reasons: &mut Vec<String>) -> Option<CandidateToolchain> {
     match output(without_cargo_environment(Command::new("rustc").args(["--print", "sysroot"]))) {
         Ok(sysroot) => {
             let sysroot = sysroot.trim().to_owned();
-            Some(Candidate { name: sysroot.clone(), sysroot: sysroot.into(), default: true, rustup: false })
+            Some(CandidateToolchain {
+                name: sysroot.clone(),
+                sysroot: sysroot.into(),
+                default: true,
+                rustup: false,
+            })
         }
         Err(reason) => {
             reasons.push(format!("rustc in PATH: {reason}"));

@@ -42,7 +42,7 @@ pub struct Segment {
 
 /// The state of a connection, as a flow record holds it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct State {
+pub struct ConnectionState {
     /// One of [`flow_phase`].
     pub phase: u8,
     pub request: FlowSide,
@@ -56,7 +56,7 @@ pub const STREAM_AFTER_S: u32 = 2;
 
 /// The state of a connection that `segment` opens.
 #[inline(always)]
-pub fn opened(protocol: u8, segment: &Segment) -> State {
+pub fn opened(protocol: u8, segment: &Segment) -> ConnectionState {
     let mut request = FlowSide { end: 0, ack: 0, closed: 0 };
     let mut reply = request;
     if protocol == TCP {
@@ -64,13 +64,13 @@ pub fn opened(protocol: u8, segment: &Segment) -> State {
     } else if protocol == SCTP {
         reply.end = segment.ack;
     }
-    State { phase: flow_phase::OPENING, request, reply }
+    ConnectionState { phase: flow_phase::OPENING, request, reply }
 }
 
 /// The state after `segment`, a packet of a connection in `state`. `age_s`: seconds since the
 /// connection was opened.
 #[inline(always)]
-pub fn advance(protocol: u8, state: State, segment: &Segment, age_s: u32) -> State {
+pub fn advance(protocol: u8, state: ConnectionState, segment: &Segment, age_s: u32) -> ConnectionState {
     match protocol {
         TCP => tcp(state, segment),
         SCTP => sctp(state, segment),
@@ -79,7 +79,7 @@ pub fn advance(protocol: u8, state: State, segment: &Segment, age_s: u32) -> Sta
 }
 
 #[inline(always)]
-fn datagram(mut state: State, segment: &Segment, age_s: u32) -> State {
+fn datagram(mut state: ConnectionState, segment: &Segment, age_s: u32) -> ConnectionState {
     if state.phase == flow_phase::OPENING && segment.direction == direction::REPLY {
         state.phase = flow_phase::ANSWERED;
     } else if state.phase == flow_phase::ANSWERED && age_s > STREAM_AFTER_S {
@@ -111,7 +111,7 @@ fn end_of(segment: &Segment) -> u32 {
 }
 
 #[inline(always)]
-fn tcp(mut state: State, segment: &Segment) -> State {
+fn tcp(mut state: ConnectionState, segment: &Segment) -> ConnectionState {
     let is_request = segment.direction == direction::REQUEST;
     match state.phase {
         flow_phase::OPENING => opening_tcp(&mut state, segment, is_request),
@@ -160,7 +160,7 @@ fn tcp(mut state: State, segment: &Segment) -> State {
 }
 
 #[inline(always)]
-fn opening_tcp(state: &mut State, segment: &Segment, is_request: bool) {
+fn opening_tcp(state: &mut ConnectionState, segment: &Segment, is_request: bool) {
     let (syn, ack, rst) = (
         segment.flags & tcp_flags::SYN != 0,
         segment.flags & tcp_flags::ACK != 0,
@@ -204,7 +204,7 @@ fn is_plausible(sender: FlowSide, receiver: FlowSide, segment: &Segment) -> bool
 }
 
 #[inline(always)]
-fn sctp(mut state: State, segment: &Segment) -> State {
+fn sctp(mut state: ConnectionState, segment: &Segment) -> ConnectionState {
     let is_request = segment.direction == direction::REQUEST;
     let opens = segment.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
     let (expected, reflected) =
@@ -243,8 +243,8 @@ fn sctp(mut state: State, segment: &Segment) -> State {
 impl<A: Copy> Flow<A> {
     /// What the tracking of the connection goes by.
     #[inline(always)]
-    pub fn state(&self) -> State {
-        State { phase: self.phase, request: self.request, reply: self.reply }
+    pub fn state(&self) -> ConnectionState {
+        ConnectionState { phase: self.phase, request: self.request, reply: self.reply }
     }
 
     /// Whether the connection is over: it has been silent for as long as its time-out at `now_ns`.
@@ -257,7 +257,7 @@ impl<A: Copy> Flow<A> {
     }
 }
 
-impl State {
+impl ConnectionState {
     /// Both sides have closed.
     #[inline(always)]
     fn is_closed(&self) -> bool {
@@ -361,7 +361,7 @@ mod tests {
     use tcp_flags::{ACK, FIN, RST, SYN};
 
     /// The state after these packets, the first of which opens the connection.
-    fn after(protocol: u8, segments: &[Segment]) -> State {
+    fn after(protocol: u8, segments: &[Segment]) -> ConnectionState {
         let (first, rest) = segments.split_first().unwrap();
         rest.iter().fold(opened(protocol, first), |state, next| advance(protocol, state, next, 0))
     }
@@ -370,7 +370,7 @@ mod tests {
         vec![request(SYN, 0, 0, 0), reply(SYN | ACK, 0, 1, 0), request(ACK, 1, 1, 0)]
     }
 
-    fn with(segments: &[Segment]) -> State {
+    fn with(segments: &[Segment]) -> ConnectionState {
         after(TCP, &[&handshake()[..], segments].concat())
     }
 

@@ -51,7 +51,7 @@ pub struct ServiceKey<A> {
 #[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Service {
+pub struct ServiceEntry {
     /// Key of the service port in `SERVICE_NAMES`; the same for all addresses and both families of
     /// that port.
     pub service_id: u32,
@@ -74,7 +74,7 @@ pub struct Service {
     pub pad: u8,
 }
 
-/// Bits of [`Service::flags`].
+/// Bits of [`ServiceEntry::flags`].
 pub mod service_flags {
     /// Without an endpoint, traffic from outside is dropped, not rejected (a Local policy without
     /// local endpoints).
@@ -93,7 +93,7 @@ pub mod service_flags {
     pub const INSIDE_LOCAL: u32 = 1 << 5;
 }
 
-/// Values of [`Service::algorithm`]: how the slot is selected.
+/// Values of [`ServiceEntry::algorithm`]: how the slot is selected.
 pub mod algorithm {
     /// Uniformly at random over the slots. Weights are repetitions of a backend in the slots.
     pub const RANDOM: u8 = 0;
@@ -109,7 +109,8 @@ pub mod algorithm {
     pub const HASH_DESTINATION: u8 = 4;
 }
 
-/// Values of [`Service::scheduler`]: how the agent arranged the slots. The names are those of IPVS.
+/// Values of [`ServiceEntry::scheduler`]: how the agent arranged the slots. The names are those of
+/// IPVS.
 pub mod scheduler {
     pub const RANDOM: u8 = 0;
     pub const RR: u8 = 1;
@@ -120,7 +121,7 @@ pub mod scheduler {
     pub const FO: u8 = 6;
 }
 
-/// Values of [`Service::kind`]: the kind of address.
+/// Values of [`ServiceEntry::kind`]: the kind of address.
 pub mod kind {
     pub const CLUSTER_IP: u8 = 1;
     pub const NODE_PORT: u8 = 2;
@@ -661,7 +662,8 @@ pub struct Record {
     pub netns_cookie: u64,
     /// The number of the last `Reason` that the program would have counted, plus one.
     pub reason: u32,
-    /// The service entry that was matched: its id, [`Service::kind`] and [`Service::flags`].
+    /// The service entry that was matched: its id, [`ServiceEntry::kind`] and
+    /// [`ServiceEntry::flags`].
     pub service_id: u32,
     pub kind: u32,
     pub flags: u32,
@@ -736,7 +738,7 @@ type A6 = <V6 as Family>::Addr;
 assert_layout! {
     ServiceKey<A4>: 8, { addr: 0, port: 4, protocol: 6, pad: 7 };
     ServiceKey<A6>: 20, { addr: 0, port: 16, protocol: 18, pad: 19 };
-    Service: 32, { service_id: 0, flags: 4, outside_base: 8, inside_base: 16, affinity_seconds: 24, algorithm: 28, kind: 29 };
+    ServiceEntry: 32, { service_id: 0, flags: 4, outside_base: 8, inside_base: 16, affinity_seconds: 24, algorithm: 28, kind: 29 };
     Backend<A4>: 12, { addr: 0, port: 4, flags: 6, service_id: 8 };
     Backend<A6>: 24, { addr: 0, port: 16, flags: 18, service_id: 20 };
     FlowKey<A4>: 16, { src_addr: 0, dst_addr: 4, src_port: 8, dst_port: 10, protocol: 12 };

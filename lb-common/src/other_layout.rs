@@ -7,7 +7,7 @@
 
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Service {
+pub struct ServiceEntry {
     pub inside_base: u32,
     pub inside_count: u32,
     pub outside_base: u32,

@@ -30,7 +30,7 @@ of_both_families! {
 }
 
 crate::plain! {
-    Service {
+    ServiceEntry {
         service_id, flags, outside_base, outside_count, inside_base, inside_count, affinity_seconds, algorithm, kind,
         scheduler, pad,
     }

@@ -3,6 +3,10 @@
 //!
 //! The kernel keeps the type information of a map as long as the map. So an agent can read the
 //! entries of a map by the names of their fields, whichever version has created the map.
+//!
+//! `aya_obj::btf::Btf` parses the same bytes, but it exports no way to the members of a structure:
+//! `Btf::type_by_id`, `Btf::string_at`, `Struct::members` and `BtfArray` are `pub(crate)` in
+//! aya-obj 0.3.
 
 /// A number, or an array of numbers, inside an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]

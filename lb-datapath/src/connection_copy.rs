@@ -65,8 +65,8 @@ impl OldTable {
     }
 
     /// Returns, for each record, the generation and the directions whose index entry leads to it.
-    fn links<A: MapAddress + PartialEq>(&self) -> io::Result<Vec<Links>> {
-        let mut links = vec![Links::default(); self.records.capacity() as usize];
+    fn links<A: MapAddress + PartialEq>(&self) -> io::Result<Vec<IndexEntries>> {
+        let mut links = vec![IndexEntries::default(); self.records.capacity() as usize];
         sys::for_each_bytes(self.index.as_fd(), |key, entry| {
             let key: Option<FlowKey<A>> = value(&self.key.apply(key));
             let entry: Option<FlowIndex> = value(&self.entry.apply(entry));
@@ -81,7 +81,7 @@ impl OldTable {
             }
             let link = &mut links[entry.record as usize];
             if link.generation != entry.generation {
-                *link = Links { generation: entry.generation, ..Links::default() };
+                *link = IndexEntries { generation: entry.generation, ..IndexEntries::default() };
             }
             link.request |= entry.direction == direction::REQUEST;
             link.reply |= entry.direction == direction::REPLY;
@@ -91,7 +91,7 @@ impl OldTable {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Links {
+struct IndexEntries {
     generation: u16,
     request: bool,
     reply: bool,
@@ -209,7 +209,12 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
     /// Returns whether the connection is in the new table. Inserts its second index entry if this
     /// is missing: it was not there when the connection was copied, or an agent was ended. Removes
     /// entries of connections that are over.
-    fn has(&self, flow: &Flow<A>, link: Links, is_over: impl Fn(&Flow<A>) -> bool) -> io::Result<bool> {
+    fn has(
+        &self,
+        flow: &Flow<A>,
+        link: IndexEntries,
+        is_over: impl Fn(&Flow<A>) -> bool,
+    ) -> io::Result<bool> {
         let request = self.find(&flow.request_key(), direction::REQUEST, &is_over)?;
         let reply = self.find(&flow.reply_key(), direction::REPLY, &is_over)?;
         if let (None, Some(entry)) = (request, reply)
@@ -254,7 +259,7 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
     }
 
     /// Copies a connection. Returns false if there is no room.
-    fn copy(&mut self, old_number: u32, flow: &Flow<A>, link: Links) -> io::Result<bool> {
+    fn copy(&mut self, old_number: u32, flow: &Flow<A>, link: IndexEntries) -> io::Result<bool> {
         let Some(number) = self.take()? else { return Ok(false) };
         let generation = self.records.read(number)?.generation.wrapping_add(1);
         let record = Flow { generation, ..*flow };

@@ -35,9 +35,9 @@ use crate::links::{Links, truncated};
 use crate::own_maps::{OwnMap, PinnedMap, own_maps, pinned_sizes};
 use crate::pins::Pins;
 use crate::programs::{LoadError, LoadOptions, Programs, object};
-use crate::raw_map::{Cell, RawArray};
+use crate::raw_map::{MappedWord, RawArray};
 use crate::settings;
-use crate::step::Step;
+use crate::step::ConversionStep;
 use crate::sys;
 
 /// Maps that are replaced together: they refer to each other.
@@ -121,7 +121,7 @@ fn continue_interrupted(staging: &Pins, pins: &Pins, options: &LoadOptions) -> R
 /// Returns the phase of a conversion. `None`: there is none.
 fn phase(staging: &Pins) -> io::Result<Option<u32>> {
     match sys::open_pin(&staging.handover("HANDOVER")) {
-        Ok(map) => Ok(Some(Cell::open(&map.into())?.get())),
+        Ok(map) => Ok(Some(MappedWord::open(&map.into())?.get())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -160,7 +160,7 @@ struct Conversion<'a> {
     staging: Pins,
     programs: Programs,
     maps: MapHandles,
-    phase: Cell,
+    phase: MappedWord,
     replaced: Vec<Replaced>,
     options: LoadOptions,
 }
@@ -180,11 +180,11 @@ impl<'a> Conversion<'a> {
         fs::create_dir_all(staging.handover("")).map_err(folder)?;
         let replaced = share_maps(&source, &staging, own).map_err(failed)?;
         let conversion = Self::load(source, pins, replaced, options.clone())?;
-        Step::MapsCreated.reached();
+        ConversionStep::MapsCreated.reached();
         conversion.fill().map_err(failed)?;
         settings::publish(&conversion.maps, options, conversion.programs.features.netns_cookie)?;
         flows::set_timeouts(&conversion.maps, &options.flow_timeouts).map_err(failed)?;
-        Step::MapsFilled.reached();
+        ConversionStep::MapsFilled.reached();
         conversion.phase.set(handover::COPYING);
         Ok(conversion)
     }
@@ -228,7 +228,7 @@ impl<'a> Conversion<'a> {
         let programs = Programs::load_converting(&options, &staging)?;
         let maps = programs.map_handles()?;
         let failed = |source| LoadError::Map { map: "HANDOVER".into(), source };
-        let phase = Cell::open(&maps.get("HANDOVER").map_err(failed)?).map_err(failed)?;
+        let phase = MappedWord::open(&maps.get("HANDOVER").map_err(failed)?).map_err(failed)?;
         Ok(Self { source, pins, staging, programs, maps, phase, replaced, options })
     }
 
@@ -238,7 +238,7 @@ impl<'a> Conversion<'a> {
         let mut tables = self.tables().map_err(failed)?;
         let connections = if self.programs.refusals.is_empty() {
             self.attach().map_err(failed)?;
-            Step::Attached.reached();
+            ConversionStep::Attached.reached();
             self.copy_while_both_serve(&mut tables).map_err(failed)?
         } else {
             for refusal in &self.programs.refusals {
@@ -248,7 +248,7 @@ impl<'a> Conversion<'a> {
             self.phase.set(handover::DONE);
             copied
         };
-        Step::Done.reached();
+        ConversionStep::Done.reached();
         log::info!(
             "converted the maps: {} connections copied, {} lost, in {:.1} s",
             connections.connections,
@@ -309,7 +309,7 @@ impl<'a> Conversion<'a> {
         let attached = links.replace_all(&mut self.programs, || {
             count += 1;
             if count == 2 {
-                Step::PartlyAttached.reached();
+                ConversionStep::PartlyAttached.reached();
             }
         });
         attached.map(drop).map_err(io::Error::other)
@@ -328,17 +328,17 @@ impl<'a> Conversion<'a> {
     }
 
     /// Copies what programs have learned, while the programs of both generations serve.
-    fn copy_while_both_serve(&self, tables: &mut Tables) -> io::Result<Copied> {
+    fn copy_while_both_serve(&self, tables: &mut CopiedTables) -> io::Result<Copied> {
         let mut copied = Copied::default();
         if self.phase.get() < handover::OPENING {
             copied = self.repeat_passes(tables)?;
-            Step::Copied.reached();
+            ConversionStep::Copied.reached();
             tables.reserve()?;
             self.phase.set(handover::OPENING);
         } else {
             tables.reserve()?;
         }
-        Step::Opening.reached();
+        ConversionStep::Opening.reached();
         thread::sleep(PROGRAM_RUN);
         let last = self.repeat_passes(tables)?;
         self.phase.set(handover::DONE);
@@ -347,7 +347,7 @@ impl<'a> Conversion<'a> {
     }
 
     /// Copies until there is nothing left to copy.
-    fn repeat_passes(&self, tables: &mut Tables) -> io::Result<Copied> {
+    fn repeat_passes(&self, tables: &mut CopiedTables) -> io::Result<Copied> {
         let mut sum = Copied::default();
         for _ in 0..PASSES {
             let earlier_programs_open = self.phase.get() < handover::OPENING;
@@ -360,8 +360,8 @@ impl<'a> Conversion<'a> {
         Ok(sum)
     }
 
-    fn tables(&self) -> io::Result<Tables> {
-        let mut tables = Tables {
+    fn tables(&self) -> io::Result<CopiedTables> {
+        let mut tables = CopiedTables {
             v4: self.connections("FLOWS_V4", "FLOW_INDEX_V4")?,
             v6: self.connections("FLOWS_V6", "FLOW_INDEX_V6")?,
             learned: Vec::new(),
@@ -554,13 +554,13 @@ impl Learned {
 }
 
 /// The maps that are copied in passes.
-struct Tables {
+struct CopiedTables {
     v4: Option<ConnectionCopy<[u8; 4]>>,
     v6: Option<ConnectionCopy<[u8; 16]>>,
     learned: Vec<Learned>,
 }
 
-impl Tables {
+impl CopiedTables {
     fn pass(&mut self, options: &LoadOptions, replace: bool) -> io::Result<Copied> {
         let now = sys::monotonic_ns();
         let mut copied = Copied::default();
@@ -619,7 +619,7 @@ fn publish(staging: &Pins) -> io::Result<()> {
     for (index, name) in (0..).zip(names(&staging.maps())?) {
         fs::rename(staging.map(&name), target.map(&name))?;
         if index == 3 {
-            Step::PartlyPublished.reached();
+            ConversionStep::PartlyPublished.reached();
         }
     }
     for other in target.all()?.into_iter().filter(|other| *other != target && other != staging) {
@@ -629,7 +629,7 @@ fn publish(staging: &Pins) -> io::Result<()> {
             }
         }
     }
-    Step::Published.reached();
+    ConversionStep::Published.reached();
     remove_siblings(&target)?;
     remove(staging)
 }

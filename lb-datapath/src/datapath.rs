@@ -17,7 +17,7 @@ use crate::links::{self, AttachError, Attached, Links, TargetDevice};
 use crate::pins::Pins;
 use crate::port_shortage;
 use crate::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, Programs};
-use crate::refusal::Refusal;
+use crate::refused_program::RefusedProgram;
 use crate::service_tables::ServiceTables;
 use crate::settings;
 use crate::sys::{self, TestRun};
@@ -71,7 +71,7 @@ impl Datapath {
     }
 
     /// Returns the programs that this kernel refuses, by name.
-    pub fn refusals(&self) -> &[Refusal] {
+    pub fn refusals(&self) -> &[RefusedProgram] {
         &self.programs.refusals
     }
 
@@ -92,8 +92,8 @@ impl Datapath {
     }
 
     /// Returns the maps, for reading.
-    pub fn maps(&self) -> inspect::Maps {
-        inspect::Maps::of(&self.maps)
+    pub fn maps(&self) -> inspect::AgentMaps {
+        inspect::AgentMaps::of(&self.maps)
     }
 
     /// Attaches the socket programs to a cgroup-v2 folder, or replaces the attached ones.

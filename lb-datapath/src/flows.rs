@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use lb_common::connection::State;
+use lb_common::connection::ConnectionState;
 use lb_common::layout::{
     Affinity, AffinityKey, Flow, FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, flow_phase,
 };
@@ -22,7 +22,7 @@ pub struct FlowEntry {
     pub family: IpFamily,
     pub protocol: u8,
     /// The phase, and the state of each direction. See [`lb_common::connection`].
-    pub state: State,
+    pub state: ConnectionState,
     pub client: SocketAddr,
     /// The Service address that the client uses.
     pub service: SocketAddr,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use lb_common::layout::{
-    Affinity, AffinityKey, FlowTimeouts, Service, ServiceName, Settings, affinity_client,
+    Affinity, AffinityKey, FlowTimeouts, ServiceEntry, ServiceName, Settings, affinity_client,
 };
 use lb_common::reason::Reason;
 use lb_model::IpFamily;
@@ -24,9 +24,9 @@ use crate::table::Table;
 
 /// The maps of an agent, or private maps.
 #[derive(Debug, Clone)]
-pub struct Maps(MapHandles);
+pub struct AgentMaps(MapHandles);
 
-impl Maps {
+impl AgentMaps {
     /// Opens the maps that an agent has pinned. No agent needs to run. Fails with `NotFound` if
     /// there are none.
     pub fn open(pins: &Pins) -> io::Result<Self> {
@@ -45,7 +45,7 @@ impl Maps {
         ServiceTables::new(&self.0)
     }
 
-    pub fn services(&self) -> io::Result<Vec<(ServiceAddress, Service)>> {
+    pub fn services(&self) -> io::Result<Vec<(ServiceAddress, ServiceEntry)>> {
         Ok(self.tables()?.services()?)
     }
 

@@ -16,7 +16,7 @@ use crate::features::Features;
 use crate::handles::MapHandles;
 use crate::own_maps::{Shape, is_of_handover, is_pinned, map_sizes, shape};
 use crate::pins::Pins;
-use crate::refusal::Refusal;
+use crate::refused_program::RefusedProgram;
 use crate::sizes::MapSizes;
 use crate::sys;
 
@@ -96,7 +96,7 @@ pub enum LoadError {
     #[error("loading the kernel programs: {0}")]
     Load(#[from] Box<aya::EbpfError>),
     #[error("{0}")]
-    Refused(Box<Refusal>),
+    Refused(Box<RefusedProgram>),
     #[error("the log of the kernel programs: {0}")]
     Log(String),
     #[error("there are no maps of a running Sluice in {}", .0.display())]
@@ -287,7 +287,7 @@ fn load_programs(
     features: &mut Features,
     btf: Option<&Btf>,
     purpose: Purpose,
-) -> Vec<Refusal> {
+) -> Vec<RefusedProgram> {
     let mut programs: Vec<_> =
         ebpf.programs_mut().filter(|(name, _)| purpose.wants(name, features)).collect();
     // A fixed order, because refused programs are reported in this order.
@@ -295,7 +295,7 @@ fn load_programs(
     let mut refusals = Vec::new();
     for (name, program) in programs {
         let Err(error) = load_program(program, btf) else { continue };
-        let refusal = Refusal::new(name, &features.kernel, &error);
+        let refusal = RefusedProgram::new(name, &features.kernel, &error);
         if name == ITERATOR && refusal.lacks("bpf_get_socket_cookie") {
             features.iterator_cookie = false;
         } else {
@@ -310,7 +310,7 @@ pub struct Programs {
     ebpf: Ebpf,
     pub features: Features,
     /// The programs that the kernel has refused, by name.
-    pub refusals: Vec<Refusal>,
+    pub refusals: Vec<RefusedProgram>,
     /// Whether tc programs are attached as links, not as filters.
     pub tcx: bool,
 }

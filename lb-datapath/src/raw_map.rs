@@ -70,9 +70,9 @@ impl RawArray {
 
 /// The only entry of a memory-mapped array of `u32`.
 #[derive(Debug)]
-pub struct Cell(RawArray);
+pub struct MappedWord(RawArray);
 
-impl Cell {
+impl MappedWord {
     pub fn open(map: &Arc<OwnedFd>) -> io::Result<Self> {
         RawArray::open(map).map(Self)
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::layout::{KnownAddress, Service, ServiceName, address_flags};
+use lb_common::layout::{KnownAddress, ServiceEntry, ServiceName, address_flags};
 use lb_model::IpFamily;
 
 use crate::apply::map_name::{MapName, TableError};
@@ -17,7 +17,7 @@ use crate::table::{ArrayTable, Table};
 /// The service maps in the kernel.
 #[derive(Debug)]
 pub struct ServiceTables {
-    services: FamilyTable<ServiceAddress, Service>,
+    services: FamilyTable<ServiceAddress, ServiceEntry>,
     names: Table<u32, ServiceName>,
     slots: ArrayTable<u32>,
     cursors: Table<u32, u32>,
@@ -52,7 +52,7 @@ impl Tables for ServiceTables {
         self.capacity
     }
 
-    fn put_service(&mut self, address: ServiceAddress, value: Service) -> Result<(), TableError> {
+    fn put_service(&mut self, address: ServiceAddress, value: ServiceEntry) -> Result<(), TableError> {
         self.services.set(address, Some(&value))
     }
 
@@ -107,7 +107,7 @@ impl Tables for ServiceTables {
         self.source_ranges.set(AllowedSource { service_id, network }, None)
     }
 
-    fn services(&self) -> Result<Vec<(ServiceAddress, Service)>, TableError> {
+    fn services(&self) -> Result<Vec<(ServiceAddress, ServiceEntry)>, TableError> {
         self.services.entries()
     }
 

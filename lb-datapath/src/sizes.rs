@@ -71,8 +71,8 @@ impl MapSizes {
     /// The names of the fields, and the bytes for one entry in both families together.
     pub const ENTRY_BYTES: [(&str, usize); 8] = {
         use layout::*;
-        let service = hash_entry(size_of::<ServiceKey<A4>>(), size_of::<Service>())
-            + hash_entry(size_of::<ServiceKey<A6>>(), size_of::<Service>())
+        let service = hash_entry(size_of::<ServiceKey<A4>>(), size_of::<ServiceEntry>())
+            + hash_entry(size_of::<ServiceKey<A6>>(), size_of::<ServiceEntry>())
             + hash_entry(size_of::<u32>(), size_of::<ServiceName>())
             + hash_entry(size_of::<A4>(), size_of::<KnownAddress>())
             + hash_entry(size_of::<A6>(), size_of::<KnownAddress>());

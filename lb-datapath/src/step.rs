@@ -8,7 +8,7 @@ const KILL_AT: &str = "SLUICE_TEST_KILL_AT";
 
 /// The steps, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum ConversionStep {
     /// The new maps exist, and are empty.
     MapsCreated,
     /// The new maps have all entries that the agent writes.
@@ -29,7 +29,7 @@ pub enum Step {
     Published,
 }
 
-impl Step {
+impl ConversionStep {
     const ALL: [(Self, &str); 9] = [
         (Self::MapsCreated, "maps-created"),
         (Self::MapsFilled, "maps-filled"),

@@ -8,7 +8,7 @@ use lb_model::IpFamily;
 
 use crate::apply::map_name::MapName;
 use crate::handles::MapHandles;
-use crate::inspect::Maps;
+use crate::inspect::AgentMaps;
 use crate::sys;
 
 /// The number of used entries of a map.
@@ -21,7 +21,7 @@ pub struct PinnedMapUsage {
     pub option: &'static str,
 }
 
-impl Maps {
+impl AgentMaps {
     /// Returns the usage of each map that refuses entries when it is full. Maps that replace their
     /// least recently used entries are left out.
     pub fn usage(&self) -> io::Result<Vec<PinnedMapUsage>> {

@@ -1,7 +1,7 @@
 //! What becomes of a call at a socket (`connect`, `sendmsg`): for the socket programs, and for `lb
 //! explain` (`explain.rs`).
 
-use lb_common::layout::{Backend, Service, service_flags};
+use lb_common::layout::{Backend, ServiceEntry, service_flags};
 use lb_common::reason::Reason;
 
 use crate::address::{is_loopback, known};
@@ -52,7 +52,7 @@ pub fn find<F: Maps, C: Caller>(
     addr: F::Addr,
     port: u16,
     protocol: u8,
-) -> Option<Result<&'static Service, Refusal>> {
+) -> Option<Result<&'static ServiceEntry, Refusal>> {
     match destination::<F, C>(caller, addr, port, protocol) {
         Destination::Service(service) => {
             record::note_service(service);
@@ -71,7 +71,7 @@ pub fn find<F: Maps, C: Caller>(
 /// Applies `loadBalancerSourceRanges`. A socket that is not bound has no source address yet, so the
 /// address of its pod or node is checked. The call is refused if that address is unknown.
 #[inline(always)]
-fn may_use<F: Maps, C: Caller>(caller: &C, service: &Service) -> bool {
+fn may_use<F: Maps, C: Caller>(caller: &C, service: &ServiceEntry) -> bool {
     if service.flags & service_flags::SOURCE_RANGES == 0 {
         return true;
     }
@@ -92,7 +92,7 @@ fn may_use<F: Maps, C: Caller>(caller: &C, service: &Service) -> bool {
 #[inline(always)]
 pub fn select<F: Maps, C: Caller>(
     caller: &C,
-    service: &Service,
+    service: &ServiceEntry,
     destination: F::Addr,
 ) -> Result<(u32, &'static Backend<F::Addr>), Refusal> {
     let cookie = if select::depends_on_client(service) { caller.namespace() } else { 0 };

@@ -2,7 +2,7 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::layout::{
-    FlowKey, Service, SourceRange, address_flags, device_flags, network_flags, service_flags,
+    FlowKey, ServiceEntry, SourceRange, address_flags, device_flags, network_flags, service_flags,
 };
 
 use crate::address::{known, network};
@@ -58,7 +58,7 @@ pub fn came_from_pod<K: Frame>(frame: &K) -> bool {
 
 /// Returns whether this source may use the service (`loadBalancerSourceRanges`).
 #[inline(always)]
-pub fn is_allowed<F: Maps>(service: &Service, addr: F::Addr) -> bool {
+pub fn is_allowed<F: Maps>(service: &ServiceEntry, addr: F::Addr) -> bool {
     if service.flags & service_flags::SOURCE_RANGES == 0 {
         return true;
     }

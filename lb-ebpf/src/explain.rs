@@ -38,9 +38,9 @@ fn record<F: Parse + Scratches>(frame: &SkbFrame, l3: usize) {
 }
 
 /// A socket that is known by its network namespace.
-struct Recorded(u64);
+struct RecordedCaller(u64);
 
-impl Caller for Recorded {
+impl Caller for RecordedCaller {
     #[inline(always)]
     fn namespace(&self) -> u64 {
         self.0
@@ -49,7 +49,7 @@ impl Caller for Recorded {
 
 #[inline(always)]
 fn connect<F: Maps>(key: &FlowKey<F::Addr>) {
-    let caller = Recorded(socket_namespace());
+    let caller = RecordedCaller(socket_namespace());
     let service = match call::find::<F, _>(&caller, key.dst_addr, key.dst_port, key.protocol) {
         Some(Ok(service)) => service,
         Some(Err(refusal)) => return count(call::reason(refusal)),

@@ -18,7 +18,7 @@ use crate::maps::Maps;
 use crate::packet::Packet;
 use crate::record::recording;
 use crate::records::{self, Claimed, PORT_ATTEMPTS, Records, Reserved, random_port};
-use crate::scratch::Candidate;
+use crate::scratch::YieldCandidate;
 use crate::service::still_serves;
 use crate::socket;
 use crate::translation::Translation;
@@ -309,7 +309,7 @@ fn allocate<F: Records, K: Frame>(
     let flow = claimed.flow::<F>().ok_or(Reason::FlowTableFull)?;
     // SAFETY: map values of this CPU, and a record that is this program's own.
     unsafe {
-        (*keys).weakest = Candidate::NONE;
+        (*keys).weakest = YieldCandidate::NONE;
         for _ in 0..SOCKET_ATTEMPTS {
             match F::reserve_any(claimed, now) {
                 Reserved::Yes if masquerade && socket::exists::<F, K>(frame, &(*keys).reply) => {

@@ -18,14 +18,14 @@ use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, ConnectedPeer, Device, EndpointKey, Flow, FlowHand, FlowIndex, FlowKey,
     FlowTimeouts, FragmentKey, FragmentPorts, KnownAddress, LinkAddress, NamespaceAddrs, PortShortage,
-    Record, Service, ServiceKey, ServiceName, Settings, SocketPeer, SocketPeerKey, SourceRange,
+    Record, ServiceEntry, ServiceKey, ServiceName, Settings, SocketPeer, SocketPeerKey, SourceRange,
 };
 use lb_common::reason::REASONS;
 
 const SPARSE: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-pub type Services<A> = HashMap<ServiceKey<A>, Service, 65_536, SPARSE>;
+pub type Services<A> = HashMap<ServiceKey<A>, ServiceEntry, 65_536, SPARSE>;
 pub type Backends<A> = Array<Backend<A>, 262_144, MMAPABLE>;
 pub type Flows<A> = Array<Flow<A>, 65_536, MMAPABLE>;
 pub type FlowIndices<A> = HashMap<FlowKey<A>, FlowIndex, 131_072>;

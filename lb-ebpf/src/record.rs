@@ -2,7 +2,7 @@
 //! `RECORDING` set. They make the same decisions and record them, and change neither flows nor
 //! affinity nor counters. In the attached programs the verifier removes all of it.
 
-use lb_common::layout::{Record, Service};
+use lb_common::layout::{Record, ServiceEntry};
 use lb_common::reason::Reason;
 
 use crate::maps::RECORD;
@@ -34,7 +34,7 @@ pub fn note_reason(reason: Reason) {
 
 /// Records the service that was matched.
 #[inline(always)]
-pub fn note_service(service: &Service) {
+pub fn note_service(service: &ServiceEntry) {
     note(|record| {
         record.service_id = service.service_id;
         record.kind = service.kind as u32;

@@ -23,7 +23,7 @@ use lb_common::reason::Reason;
 use crate::clock::SECOND;
 use crate::count::count;
 use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
-use crate::scratch::{Candidate, Scratches};
+use crate::scratch::{Scratches, YieldCandidate};
 use crate::settings::{FLOW_RECORDS, SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 
 /// How many records are looked at for a new connection. Usually the first is over; in a table that
@@ -75,13 +75,13 @@ impl Claimed {
 
 /// Replaces a candidate by a connection that gives way before it.
 #[inline(always)]
-fn keep_weaker<A: Copy>(weakest: &mut Candidate, number: u32, flow: &Flow<A>, now: u64, port: u16) {
+fn keep_weaker<A: Copy>(weakest: &mut YieldCandidate, number: u32, flow: &Flow<A>, now: u64, port: u16) {
     let yields = yields(flow, now) as u32;
     let is_weaker =
         yields > weakest.yields || (yields == weakest.yields && flow.last_seen_ns < weakest.last_seen_ns);
     if yields != Yields::Never as u32 && is_weaker {
         let (last_seen_ns, generation) = (flow.last_seen_ns, flow.generation);
-        *weakest = Candidate { last_seen_ns, number, yields, generation, port, pad: 0 };
+        *weakest = YieldCandidate { last_seen_ns, number, yields, generation, port, pad: 0 };
     }
 }
 
@@ -182,7 +182,7 @@ fn claim_record<F: Records>(now: u64) -> Option<Claimed> {
         if (*hand).next == 0 {
             (*hand).next = first_of_this_cpu(records);
         }
-        (*keys).weakest = Candidate::NONE;
+        (*keys).weakest = YieldCandidate::NONE;
         for look in 0..LOOKS {
             if look == LOOKS / 2 {
                 // Connections that were opened together have records that follow each other. The
@@ -233,7 +233,7 @@ fn take_record_if_over<F: Maps + Scratches>(number: u32, now: u64) -> Option<Cla
 fn evict_weakest<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
     // SAFETY: a map value of this CPU: no other program changes it meanwhile.
     let keys = unsafe { &mut *F::keys()? };
-    let Candidate { number, generation, yields, .. } = keys.weakest;
+    let YieldCandidate { number, generation, yields, .. } = keys.weakest;
     let reason = match yields {
         CLOSED => Reason::EvictedClosed,
         DATAGRAM => Reason::EvictedDatagrams,

@@ -34,7 +34,7 @@ pub static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 /// A connection that may give way, as it was when a program looked at it.
 #[repr(C)]
 #[derive(Copy, Clone)]
-pub struct Candidate {
+pub struct YieldCandidate {
     pub last_seen_ns: u64,
     /// Number of its record.
     pub number: u32,
@@ -46,7 +46,7 @@ pub struct Candidate {
     pub pad: u32,
 }
 
-impl Candidate {
+impl YieldCandidate {
     /// No connection.
     pub const NONE: Self = Self {
         last_seen_ns: u64::MAX,
@@ -67,7 +67,7 @@ pub struct FlowKeys<A> {
     /// A tuple of a connection that is removed.
     pub old: FlowKey<A>,
     /// The connection that gives way next.
-    pub weakest: Candidate,
+    pub weakest: YieldCandidate,
 }
 
 #[btf_map]

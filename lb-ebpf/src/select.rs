@@ -5,7 +5,7 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
 use lb_common::hash::{hash, position};
 use lb_common::layout::{
-    Affinity, AffinityKey, Backend, FlowKey, Service, affinity_client, algorithm, backend_flags,
+    Affinity, AffinityKey, Backend, FlowKey, ServiceEntry, affinity_client, algorithm, backend_flags,
     record_client, service_flags,
 };
 use lb_common::reason::Reason;
@@ -29,7 +29,7 @@ pub enum Refusal {
 
 /// Identifies the client of a packet for session affinity: by its source address.
 #[inline(always)]
-pub fn name_by_address<F: Maps>(key: &mut AffinityKey, service: &Service, addr: F::Addr) {
+pub fn name_by_address<F: Maps>(key: &mut AffinityKey, service: &ServiceEntry, addr: F::Addr) {
     key.client = [0; 16];
     // SAFETY: an address has at most 16 bytes.
     unsafe { key.client.as_mut_ptr().cast::<F::Addr>().write_unaligned(addr) };
@@ -40,7 +40,7 @@ pub fn name_by_address<F: Maps>(key: &mut AffinityKey, service: &Service, addr: 
 /// Identifies the client of a call for session affinity: by its pod or node, because the socket may
 /// have no source address yet.
 #[inline(always)]
-pub fn name_by_namespace<F: Maps>(service: &Service, netns_cookie: u64) -> Aligned<AffinityKey> {
+pub fn name_by_namespace<F: Maps>(service: &ServiceEntry, netns_cookie: u64) -> Aligned<AffinityKey> {
     // SAFETY: both types have the same size and take any bytes.
     let client = unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>([netns_cookie, 0]) };
     let client_kind = if F::IS_V6 { affinity_client::NAMESPACE_V6 } else { affinity_client::NAMESPACE_V4 };
@@ -62,7 +62,7 @@ pub struct Eligible {
 impl Eligible {
     /// Returns the endpoints of a service that are eligible for a client.
     #[inline(always)]
-    pub fn of(service: &Service, client: Client) -> Self {
+    pub fn of(service: &ServiceEntry, client: Client) -> Self {
         let (base, count, local, drop) = match client {
             Client::Outside => (
                 service.outside_base,
@@ -85,7 +85,7 @@ impl Eligible {
     /// Returns the endpoint with this id if it is eligible now. The agent reuses ids: the id may
     /// belong to another endpoint of the same service by now, which is eligible as well.
     #[inline(always)]
-    pub fn get<F: Maps>(&self, service: &Service, id: u32) -> Option<&'static Backend<F::Addr>> {
+    pub fn get<F: Maps>(&self, service: &ServiceEntry, id: u32) -> Option<&'static Backend<F::Addr>> {
         backend::<F>(id)
             .filter(|backend| backend.service_id == service.service_id && backend.flags & self.list != 0)
     }
@@ -93,7 +93,7 @@ impl Eligible {
     /// Returns the endpoint with this id if a client that uses it may go on with it: it is eligible
     /// now, or it terminates and still serves, which endpoints in no list do.
     #[inline(always)]
-    pub fn keep<F: Maps>(&self, service: &Service, id: u32) -> Option<&'static Backend<F::Addr>> {
+    pub fn keep<F: Maps>(&self, service: &ServiceEntry, id: u32) -> Option<&'static Backend<F::Addr>> {
         const LISTS: u16 = backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL;
         backend::<F>(id).filter(|backend| {
             backend.service_id == service.service_id
@@ -131,7 +131,7 @@ impl Choice {
     /// SYN. `now`: the time.
     #[inline(always)]
     pub fn for_packet<F: Maps>(
-        service: &Service,
+        service: &ServiceEntry,
         client: &AffinityKey,
         key: &FlowKey<F::Addr>,
         now: u64,
@@ -152,7 +152,7 @@ impl Choice {
 
     /// Returns the choice for a call at a socket that uses the address `destination`.
     #[inline(always)]
-    pub fn for_call<F: Maps>(service: &Service, client: &AffinityKey, destination: F::Addr) -> Self {
+    pub fn for_call<F: Maps>(service: &ServiceEntry, client: &AffinityKey, destination: F::Addr) -> Self {
         match service.algorithm {
             algorithm::HASH_SOURCE => Self::By(hash(client_words(client), 0)),
             algorithm::HASH_DESTINATION => Self::By(hash(address_words::<F>(destination), 0)),
@@ -165,7 +165,7 @@ impl Choice {
 
 /// Returns whether a selection depends on the identity of the client.
 #[inline(always)]
-pub fn depends_on_client(service: &Service) -> bool {
+pub fn depends_on_client(service: &ServiceEntry) -> bool {
     service.affinity_seconds != 0 || service.algorithm == algorithm::HASH_SOURCE
 }
 
@@ -221,7 +221,7 @@ pub fn random() -> u32 {
 /// the client for session affinity.
 #[inline(always)]
 pub fn select<F: Maps>(
-    service: &Service,
+    service: &ServiceEntry,
     eligible: &Eligible,
     client_key: &AffinityKey,
     choice: Choice,
@@ -257,7 +257,7 @@ pub fn select<F: Maps>(
 /// eligible.
 #[inline(always)]
 fn recall<F: Maps>(
-    service: &Service,
+    service: &ServiceEntry,
     eligible: &Eligible,
     client_key: &AffinityKey,
 ) -> Option<(u32, &'static Backend<F::Addr>)> {

@@ -2,7 +2,7 @@
 //! address; and the endpoints of Services.
 
 use lb_common::layout::{
-    Backend, NODE, Service, ServiceKey, address_flags, backend_flags, network_flags, node_flags,
+    Backend, NODE, ServiceEntry, ServiceKey, address_flags, backend_flags, network_flags, node_flags,
 };
 use lb_common::reason::Reason;
 
@@ -15,7 +15,7 @@ use crate::verdict::Verdict;
 /// What an address and port stand for.
 #[derive(Copy, Clone)]
 pub enum Destination {
-    Service(&'static Service),
+    Service(&'static ServiceEntry),
     /// A ClusterIP whose Service does not have this port.
     UnknownPort,
     /// An address inside a ServiceCIDR that no Service has.
@@ -26,7 +26,7 @@ pub enum Destination {
 
 /// Returns the service at exactly this address and port.
 #[inline(always)]
-fn at_address<F: Maps>(addr: F::Addr, port: u16, protocol: u8) -> Option<&'static Service> {
+fn at_address<F: Maps>(addr: F::Addr, port: u16, protocol: u8) -> Option<&'static ServiceEntry> {
     let key = Aligned(ServiceKey { addr, port, protocol, pad: 0 });
     // SAFETY: the agent replaces entries and never changes one in place. The memory of a replaced
     // element can be reused for another entry of this map while this program reads it. All fields
@@ -37,7 +37,7 @@ fn at_address<F: Maps>(addr: F::Addr, port: u16, protocol: u8) -> Option<&'stati
 
 /// Returns the NodePort service of this port, at any address.
 #[inline(always)]
-pub fn at_node_port<F: Maps>(port: u16, protocol: u8) -> Option<&'static Service> {
+pub fn at_node_port<F: Maps>(port: u16, protocol: u8) -> Option<&'static ServiceEntry> {
     at_address::<F>(F::UNSPECIFIED, port, protocol)
 }
 

@@ -24,14 +24,14 @@ pub(super) struct SelectedEndpoints {
 }
 
 /// An endpoint that has the port and family in question.
-struct Candidate<'a> {
+struct CandidateEndpoint<'a> {
     address: SocketAddr,
     endpoint: &'a Endpoint,
     for_zone: Option<bool>,
     weight: Weight,
 }
 
-impl Candidate<'_> {
+impl CandidateEndpoint<'_> {
     /// Returns whether the endpoint may get new connections. One with weight 0 may not.
     fn is_ready(&self) -> bool {
         self.endpoint.ready && self.weight.get() > 0
@@ -102,7 +102,7 @@ fn merge_slices<'a>(
     (port, balancing): (&ServicePort, &Balancing),
     family: IpFamily,
     zone: Option<&str>,
-) -> Vec<Candidate<'a>> {
+) -> Vec<CandidateEndpoint<'a>> {
     let mut candidates = Vec::new();
     for slice in slices {
         let matching = slice
@@ -112,7 +112,7 @@ fn merge_slices<'a>(
         for slice_port in matching {
             let of_family =
                 slice.endpoints.iter().filter(|endpoint| IpFamily::of(&endpoint.address) == family);
-            candidates.extend(of_family.map(|endpoint| Candidate {
+            candidates.extend(of_family.map(|endpoint| CandidateEndpoint {
                 address: SocketAddr::new(endpoint.address, slice_port.port),
                 endpoint,
                 for_zone: slice.for_zone(endpoint, zone),
@@ -144,7 +144,7 @@ enum TopologyMode {
     Anywhere,
 }
 
-fn topology_mode(candidates: &[Candidate<'_>]) -> TopologyMode {
+fn topology_mode(candidates: &[CandidateEndpoint<'_>]) -> TopologyMode {
     let ready = || candidates.iter().filter(|candidate| candidate.is_ready());
     if ready().all(|candidate| candidate.endpoint.node_hint != NodeHint::None)
         && ready().any(|candidate| candidate.endpoint.node_hint == NodeHint::ThisNode)
@@ -159,9 +159,9 @@ fn topology_mode(candidates: &[Candidate<'_>]) -> TopologyMode {
     }
 }
 
-fn cluster_list(candidates: &[Candidate<'_>]) -> Vec<bool> {
+fn cluster_list(candidates: &[CandidateEndpoint<'_>]) -> Vec<bool> {
     let mode = topology_mode(candidates);
-    let hinted = |candidate: &Candidate<'_>| match mode {
+    let hinted = |candidate: &CandidateEndpoint<'_>| match mode {
         TopologyMode::SameNode => candidate.endpoint.node_hint == NodeHint::ThisNode,
         TopologyMode::SameZone => candidate.for_zone == Some(true),
         TopologyMode::Anywhere => true,
@@ -170,7 +170,7 @@ fn cluster_list(candidates: &[Candidate<'_>]) -> Vec<bool> {
 }
 
 /// Hints do not apply to the Local policy: it admits all local endpoints and no others.
-fn local_list(candidates: &[Candidate<'_>]) -> Vec<bool> {
+fn local_list(candidates: &[CandidateEndpoint<'_>]) -> Vec<bool> {
     ready_or_terminating(
         candidates,
         |candidate| candidate.endpoint.local,
@@ -181,9 +181,9 @@ fn local_list(candidates: &[Candidate<'_>]) -> Vec<bool> {
 /// Selects the ready endpoints that `is_preferred` accepts. If there are none, selects the
 /// endpoints that `is_possible` accepts and that serve while they terminate.
 fn ready_or_terminating(
-    candidates: &[Candidate<'_>],
-    is_preferred: impl Fn(&Candidate<'_>) -> bool,
-    is_possible: impl Fn(&Candidate<'_>) -> bool,
+    candidates: &[CandidateEndpoint<'_>],
+    is_preferred: impl Fn(&CandidateEndpoint<'_>) -> bool,
+    is_possible: impl Fn(&CandidateEndpoint<'_>) -> bool,
 ) -> Vec<bool> {
     let ready: Vec<bool> =
         candidates.iter().map(|candidate| candidate.is_ready() && is_preferred(candidate)).collect();

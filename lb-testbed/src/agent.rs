@@ -18,7 +18,7 @@ use crate::host::Process;
 use crate::http;
 use crate::patience::patient;
 use crate::place::Place;
-use crate::topology::{self, CLUSTER_CIDRS, Datapath, Node, Topology};
+use crate::topology::{self, AttachMode, CLUSTER_CIDRS, Node, Topology};
 
 /// Address of `/healthz` of an agent, in the network namespace of its node.
 const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
@@ -42,7 +42,7 @@ pub struct AgentOptions {
     /// Folders that are empty for the agent, as if nothing were mounted there.
     pub hidden: Vec<PathBuf>,
     /// The build of the program.
-    pub build: Build,
+    pub build: LbBuild,
     /// The step of a conversion at which the agent kills itself (lb-datapath/src/step.rs).
     pub kill_at: Option<&'static str>,
 }
@@ -58,7 +58,7 @@ impl AgentOptions {
 
 /// A build of the `lb` program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Build {
+pub enum LbBuild {
     #[default]
     Usual,
     /// The entries of its maps have another layout (lb-common/src/other_layout.rs).
@@ -206,9 +206,9 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         None => ("--manifests", topology.manifests.path()),
     };
     let (mode, tc_attach) = match topology.datapath {
-        Datapath::Tc => ("tc", "auto"),
-        Datapath::Clsact => ("tc", "clsact"),
-        Datapath::Xdp => ("xdp", "auto"),
+        AttachMode::Tc => ("tc", "auto"),
+        AttachMode::Clsact => ("tc", "clsact"),
+        AttachMode::Xdp => ("xdp", "auto"),
     };
     let mut command = node.host.place.command(lb)?;
     command
@@ -262,7 +262,7 @@ pub fn program() -> Result<&'static Path> {
     }
 }
 
-impl Build {
+impl LbBuild {
     /// Returns the path of the program. Builds it if necessary.
     pub fn program(self) -> Result<&'static Path> {
         static OTHER_LAYOUT: OnceLock<Result<PathBuf, String>> = OnceLock::new();

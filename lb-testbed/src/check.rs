@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::patience::patient;
-use crate::report::{Answer, Exchange, FailureKind, LoadReport, PingReport, TransferReport};
+use crate::report::{Exchange, FailureKind, LoadReport, PingReport, RequestAnswer, TransferReport};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// How long a change may take to become visible. It is generous because the machine may be busy.
@@ -123,7 +123,7 @@ pub fn transferred(report: &TransferReport, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn answer_of(exchange: &Exchange) -> Result<&Answer> {
+fn answer_of(exchange: &Exchange) -> Result<&RequestAnswer> {
     let answer = exchange.result.as_ref().map_err(|failure| anyhow!("{failure}"));
     let answer = answer.with_context(|| format!("request to {}", exchange.target))?;
     ensure!(answer.greeting.intact, "the request arrived damaged: {exchange:?}");

@@ -13,12 +13,12 @@ use serde_json::Value;
 use crate::family::Family;
 use crate::host::Listen;
 use crate::manifest_dir::ManifestDir;
-use crate::manifests::{Port, Protocol, ServiceManifest};
+use crate::manifests::{Protocol, ServiceManifest, ServicePort};
 use crate::topology::Pod;
 
 /// A Service from a manifest, with everything that the cluster adds to it.
 #[derive(Debug, Clone)]
-pub struct Applied {
+pub struct AppliedService {
     /// The Service with its addresses. Named target ports are resolved to numbers. A Service of
     /// type ExternalName has neither addresses nor ports.
     pub service: ServiceManifest,
@@ -30,7 +30,7 @@ pub struct Applied {
     file: String,
 }
 
-impl Applied {
+impl AppliedService {
     /// Writes the Service and the EndpointSlices of these pods into the agents' manifest folder.
     pub fn publish(&self, manifests: &ManifestDir, pods: &[&Pod]) -> Result<()> {
         let mut objects = vec![self.object.clone()];
@@ -51,7 +51,7 @@ impl Applied {
 
 /// Reads every YAML file of a folder and adds to each Service what the cluster would add. Replicas
 /// are placed on pods `0..pods` in turn. The result is in the order of the file names.
-pub fn apply(folder: &Path, pods: usize) -> Result<Vec<Applied>> {
+pub fn apply(folder: &Path, pods: usize) -> Result<Vec<AppliedService>> {
     let mut objects = Vec::new();
     let mut files: Vec<_> = fs::read_dir(folder)
         .with_context(|| format!("read the folder {}", folder.display()))?
@@ -80,7 +80,7 @@ pub fn apply(folder: &Path, pods: usize) -> Result<Vec<Applied>> {
 
 /// Returns the ports that the servers behind these Services must listen on, by the index of the
 /// pod.
-pub fn listeners(services: &[Applied]) -> BTreeMap<usize, Listen> {
+pub fn listeners(services: &[AppliedService]) -> BTreeMap<usize, Listen> {
     let mut listeners: BTreeMap<usize, Listen> = BTreeMap::new();
     for applied in services {
         for pod in &applied.pods {
@@ -100,7 +100,13 @@ pub fn listeners(services: &[Applied]) -> BTreeMap<usize, Listen> {
     listeners
 }
 
-fn assign(number: u16, file: &str, object: &Value, deployments: &[&Value], pods: usize) -> Result<Applied> {
+fn assign(
+    number: u16,
+    file: &str,
+    object: &Value,
+    deployments: &[&Value],
+    pods: usize,
+) -> Result<AppliedService> {
     let mut object = object.clone();
     let (metadata, spec) = (&object["metadata"], &object["spec"]);
     let name = text(&metadata["name"]).context("has no name")?.to_owned();
@@ -128,7 +134,7 @@ fn assign(number: u16, file: &str, object: &Value, deployments: &[&Value], pods:
     object["metadata"]["namespace"] = service.namespace.clone().into();
     // Each Service has its own file, so that several Services of one example change independently.
     let file = format!("{file}-{}.yaml", service.name);
-    Ok(Applied { service, service_type, pods: endpoints, object, file })
+    Ok(AppliedService { service, service_type, pods: endpoints, object, file })
 }
 
 fn selects(selector: &Value, deployment: &Value, namespace: &str) -> bool {
@@ -139,7 +145,7 @@ fn selects(selector: &Value, deployment: &Value, namespace: &str) -> bool {
     same_namespace && selector.as_object().is_some_and(|selector| !selector.is_empty() && matches(selector))
 }
 
-fn port_of(port: &Value, deployment: &Value) -> Result<Port> {
+fn port_of(port: &Value, deployment: &Value) -> Result<ServicePort> {
     let protocol = match text(&port["protocol"]).unwrap_or("TCP") {
         "TCP" => Protocol::Tcp,
         "UDP" => Protocol::Udp,
@@ -152,7 +158,7 @@ fn port_of(port: &Value, deployment: &Value) -> Result<Port> {
         None => self::number(&port["targetPort"])?.unwrap_or(number),
     };
     let name = text(&port["name"]).unwrap_or_default().to_owned();
-    Ok(Port { name, protocol, port: number, target, node_port: self::number(&port["nodePort"])? })
+    Ok(ServicePort { name, protocol, port: number, target, node_port: self::number(&port["nodePort"])? })
 }
 
 /// Returns the number of the container port with this name.

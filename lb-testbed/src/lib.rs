@@ -40,4 +40,4 @@ pub use host::Host;
 pub use manifest_dir::ManifestDir;
 pub use place::Place;
 pub use run::RunId;
-pub use topology::{Datapath, Topology, Underlay};
+pub use topology::{AttachMode, Topology, Underlay};

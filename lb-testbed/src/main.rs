@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lb_testbed::{Datapath, Topology, Underlay};
+use lb_testbed::{AttachMode, Topology, Underlay};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[derive(Parser)]
@@ -69,7 +69,7 @@ async fn main() -> Result<()> {
         Command::Load(options) => print(&tool::load::run(&options).await?),
         Command::Ping(options) => print(&tool::ping::run(&options)?),
         #[cfg(feature = "programs")]
-        Command::Programs => print(&lb_testbed::programs::Listing::new()?),
+        Command::Programs => print(&lb_testbed::programs::ProgramListing::new()?),
         Command::Up => up().await,
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),
     }
@@ -83,7 +83,7 @@ fn allow_many_connections() {
 }
 
 async fn up() -> Result<()> {
-    let cluster = Topology::build(Underlay::Routed, Datapath::Tc, &std::env::current_exe()?)?;
+    let cluster = Topology::build(Underlay::Routed, AttachMode::Tc, &std::env::current_exe()?)?;
     println!("{}", cluster.id());
     // The signal handler of `lb_testbed::run` removes the cluster and ends the process.
     std::future::pending().await

@@ -34,7 +34,7 @@ impl fmt::Display for Protocol {
 
 /// A port of a Service, with the port number that its endpoints listen on.
 #[derive(Debug, Clone)]
-pub struct Port {
+pub struct ServicePort {
     /// May be empty if the Service has only one port.
     pub name: String,
     pub protocol: Protocol,
@@ -44,7 +44,7 @@ pub struct Port {
     pub node_port: Option<u16>,
 }
 
-impl Port {
+impl ServicePort {
     /// Returns a TCP port without a nodePort.
     pub fn tcp(name: &str, port: u16, target: u16) -> Self {
         Self { name: name.to_owned(), protocol: Protocol::Tcp, port, target, node_port: None }
@@ -72,7 +72,7 @@ pub struct ServiceManifest {
     pub namespace: String,
     pub name: String,
     pub cluster_ips: Vec<IpAddr>,
-    pub ports: Vec<Port>,
+    pub ports: Vec<ServicePort>,
 }
 
 impl ServiceManifest {

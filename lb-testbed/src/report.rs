@@ -27,7 +27,7 @@ impl Greeting {
 
 /// A request that was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
+pub struct RequestAnswer {
     pub greeting: Greeting,
     /// The server's address at the client's socket: `getpeername` of a connected socket, or the
     /// source that `recvfrom` returned for an unconnected one. It must equal the requested address.
@@ -36,7 +36,7 @@ pub struct Answer {
 
 /// Why a request was not answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
+pub struct RequestFailure {
     pub kind: FailureKind,
     pub message: String,
 }
@@ -61,7 +61,7 @@ pub enum FailureKind {
     Other,
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for RequestFailure {
     fn from(error: io::Error) -> Self {
         let kind = match error.kind() {
             io::ErrorKind::ConnectionRefused => FailureKind::Refused,
@@ -87,7 +87,7 @@ impl From<io::Error> for Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
@@ -98,7 +98,7 @@ impl fmt::Display for Failure {
 pub struct Exchange {
     /// The address that the request was sent to.
     pub target: SocketAddr,
-    pub result: Result<Answer, Failure>,
+    pub result: Result<RequestAnswer, RequestFailure>,
 }
 
 /// The result of binding one address, see [`crate::Host::bind`].

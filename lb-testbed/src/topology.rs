@@ -91,7 +91,7 @@ const VLAN_DEVICE: &str = "eth0.100";
 /// The programs that will handle packets from the underlay. XDP needs specially prepared veth
 /// devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Datapath {
+pub enum AttachMode {
     /// tc, with the kernel's default offloads: segments of up to 64 KiB and partial checksums.
     Tc,
     /// tc, attached through clsact as on kernels before 6.6.
@@ -196,7 +196,7 @@ pub struct Topology {
     pub pods: [Pod; 4],
     pub manifests: ManifestDir,
     pub underlay: Underlay,
-    pub datapath: Datapath,
+    pub datapath: AttachMode,
     /// The Ethernet segment.
     segment: Place,
     id: RunId,
@@ -205,7 +205,7 @@ pub struct Topology {
 impl Topology {
     /// Builds the cluster. `tool` is the path of the `lb-testbed` program: it contains all servers
     /// and clients. Needs root.
-    pub fn build(underlay: Underlay, datapath: Datapath, tool: &Path) -> Result<Self> {
+    pub fn build(underlay: Underlay, datapath: AttachMode, tool: &Path) -> Result<Self> {
         run::sweep_dead()?;
         let id = RunId::claim()?;
         Builder { id: &id, underlay, datapath, tool }.build().map_err(|error| {
@@ -306,7 +306,7 @@ impl Drop for Topology {
 struct Builder<'a> {
     id: &'a RunId,
     underlay: Underlay,
-    datapath: Datapath,
+    datapath: AttachMode,
     tool: &'a Path,
 }
 
@@ -382,7 +382,7 @@ impl Builder<'_> {
         let place = Place::create(self.id.netns("net"), self.id.cgroup()?.join("net"))?;
         // Snooping is off so that the first neighbour solicitation already reaches all hosts.
         place.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up\n")?;
-        if self.datapath == Datapath::Xdp {
+        if self.datapath == AttachMode::Xdp {
             let program = self.pass_program();
             self.mount_bpffs(program.parent().context("the pin path of the program has no folder")?)?;
             xdp_pass::load_and_pin(&program)?;
@@ -457,7 +457,7 @@ impl Builder<'_> {
             host.place.netns()
         ))?;
         host.place.ip(&format!("link set {device} up\n"))?;
-        if self.datapath == Datapath::Xdp {
+        if self.datapath == AttachMode::Xdp {
             // Packets of local sockets and packets that GRO merged have partial checksums. Without
             // the offload the kernel completes the checksum before the frame reaches the XDP
             // program of the next device.

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, TRANSFER_PORT, UDP_PORT};
 use lb_testbed::report::Exchange;
-use lb_testbed::{Datapath, Family, Topology, Underlay, run};
+use lb_testbed::{AttachMode, Family, Topology, Underlay, run};
 use rustix::process::{Pid, Signal};
 
 fn tool() -> &'static Path {
@@ -80,7 +80,7 @@ fn a_killed_cluster_is_removed_by_the_next_one() {
     assert_nothing_left(&id);
 }
 
-fn plain_traffic_flows(underlay: Underlay, datapath: Datapath) {
+fn plain_traffic_flows(underlay: Underlay, datapath: AttachMode) {
     let topology = Topology::build(underlay, datapath, tool()).expect("a testbed");
     let pods = topology.pods.iter().map(|pod| &pod.host);
     let nodes = topology.nodes.iter().map(|node| &node.host);
@@ -109,10 +109,10 @@ fn plain_traffic_flows(underlay: Underlay, datapath: Datapath) {
 
 #[test]
 fn routed_pods_with_default_offloads() {
-    plain_traffic_flows(Underlay::Routed, Datapath::Tc);
+    plain_traffic_flows(Underlay::Routed, AttachMode::Tc);
 }
 
 #[test]
 fn overlay_pods_prepared_for_xdp() {
-    plain_traffic_flows(Underlay::Vxlan, Datapath::Xdp);
+    plain_traffic_flows(Underlay::Vxlan, AttachMode::Xdp);
 }

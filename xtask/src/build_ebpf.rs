@@ -3,7 +3,7 @@
 use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use lb_build::{Build, Programs};
+use lb_build::{Build, BuiltObject};
 
 use crate::workspace;
 
@@ -37,6 +37,6 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn build(arch: &str) -> Result<Programs> {
+fn build(arch: &str) -> Result<BuiltObject> {
     Ok(Build { workspace: workspace::root().to_owned(), arch: arch.to_owned(), other_layout: false }.run()?)
 }

@@ -29,18 +29,18 @@ const VERSION: &str = "1.37.2";
 pub struct Options {
     /// Programs to build
     #[arg(value_enum, default_value = "kube-apiserver")]
-    programs: Vec<Program>,
+    programs: Vec<KubernetesProgram>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Program {
+pub enum KubernetesProgram {
     KubeApiserver,
     KubeControllerManager,
     KubeProxy,
     Kubectl,
 }
 
-impl Program {
+impl KubernetesProgram {
     fn name(self) -> &'static str {
         match self {
             Self::KubeApiserver => "kube-apiserver",
@@ -60,7 +60,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// Returns the reason and the remedy if [`provide`] can neither find nor build these programs.
-pub fn unavailable(programs: &[Program]) -> Option<String> {
+pub fn unavailable(programs: &[KubernetesProgram]) -> Option<String> {
     (!missing(programs).is_empty() && !is_installed("go")).then(|| {
         format!("Go is needed to build the API server of Kubernetes {VERSION}\nremedy: {INSTALL_GO}")
     })
@@ -70,13 +70,13 @@ fn root() -> PathBuf {
     workspace::target().join("k8s").join(VERSION)
 }
 
-fn missing(programs: &[Program]) -> Vec<Program> {
+fn missing(programs: &[KubernetesProgram]) -> Vec<KubernetesProgram> {
     let bin = root().join("bin");
     programs.iter().copied().filter(|program| !bin.join(program.name()).is_file()).collect()
 }
 
 /// Returns the folder with the programs. Builds those that are missing.
-pub fn provide(programs: &[Program]) -> Result<PathBuf> {
+pub fn provide(programs: &[KubernetesProgram]) -> Result<PathBuf> {
     let root = root();
     let bin = root.join("bin");
     let missing = missing(programs);
@@ -141,14 +141,14 @@ fn go_mod(kubernetes: &str) -> String {
 /// Returns a Go file that imports all programs, so that one `go mod tidy` resolves the dependencies
 /// of each.
 fn tools_go() -> String {
-    let imports = Program::value_variants()
+    let imports = KubernetesProgram::value_variants()
         .iter()
         .map(|program| format!("\t_ \"k8s.io/kubernetes/cmd/{}\"\n", program.name()))
         .collect::<String>();
     format!("//go:build tools\n\npackage tools\n\nimport (\n{imports})\n")
 }
 
-fn build(program: Program, module: &Path, bin: &Path) -> Result<()> {
+fn build(program: KubernetesProgram, module: &Path, bin: &Path) -> Result<()> {
     let name = program.name();
     report(task::K8S, &format!("building {name} {VERSION} (once, about four minutes)"));
     let ldflags = format!("-s -w -X k8s.io/component-base/version.gitVersion=v{VERSION}");

@@ -30,7 +30,7 @@ enum Task {
     Run(run::Options),
     /// Show Sluice at work: two nodes, four pods and real traffic in network namespaces, on this
     /// machine alone
-    Demo(demo::Task),
+    Demo(demo::DemoTask),
     /// Install what the tests need, and run them: formatting, lints, unit, packet, end-to-end and
     /// cluster tests
     Test(test::Options),

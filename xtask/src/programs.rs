@@ -8,10 +8,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 /// A program that cargo has built: its name and its path.
-pub type Program = (String, PathBuf);
+pub type BuiltProgram = (String, PathBuf);
 
 /// Runs a cargo command that builds, and returns the programs.
-pub fn build(cargo: &mut Command) -> Result<Vec<Program>> {
+pub fn build(cargo: &mut Command) -> Result<Vec<BuiltProgram>> {
     let output = cargo
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
@@ -28,7 +28,7 @@ pub fn build(cargo: &mut Command) -> Result<Vec<Program>> {
 }
 
 /// Returns the path of the program with this name.
-pub fn path_of(programs: &[Program], name: &str) -> Result<PathBuf> {
+pub fn path_of(programs: &[BuiltProgram], name: &str) -> Result<PathBuf> {
     let program = programs.iter().find(|(program, _)| program == name);
     program.map(|(_, path)| path.clone()).with_context(|| format!("cargo did not build {name}"))
 }

@@ -35,7 +35,7 @@ impl<T: Tables> Engine<T> {
         grace: Duration,
         now: Instant,
     ) -> Result<Self, TableError> {
-        let mut reader = Reader::new(tables)?;
+        let mut reader = MapReader::new(tables)?;
         for family in IpFamily::BOTH {
             reader.read_backends(family)?;
         }
@@ -70,7 +70,7 @@ impl<T: Tables> Engine<T> {
 type BackendOwners = HashMap<u32, u32>;
 
 /// Reads the maps and sorts their entries into complete and stale ones.
-struct Reader<T> {
+struct MapReader<T> {
     tables: T,
     capacity: Capacity,
     services: HashMap<u32, (ServicePortId, Installed)>,
@@ -82,7 +82,7 @@ struct Reader<T> {
     slots: SlotPool,
 }
 
-impl<T: Tables> Reader<T> {
+impl<T: Tables> MapReader<T> {
     fn new(tables: T) -> Result<Self, TableError> {
         let capacity = tables.capacity();
         let mut names = tables.service_names()?;
@@ -178,7 +178,11 @@ impl<T: Tables> Reader<T> {
     }
 
     /// Adds a service entry to the record of its Service port. Returns false if it is not complete.
-    fn adopt_entry(&mut self, address: ServiceAddress, value: layout::Service) -> Result<bool, TableError> {
+    fn adopt_entry(
+        &mut self,
+        address: ServiceAddress,
+        value: layout::ServiceEntry,
+    ) -> Result<bool, TableError> {
         let family = IpFamily::of(&address.ip);
         let Some((_, installed)) = self.services.get_mut(&value.service_id) else { return Ok(false) };
         let known = &mut installed.families[family].ranges;

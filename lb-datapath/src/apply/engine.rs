@@ -27,7 +27,7 @@ use super::tables::{BackendEntry, Capacity, MapName, ServiceAddress, TableError,
 pub struct Engine<T> {
     pub(super) services: HashMap<Arc<ServicePortId>, Installed>,
     /// Operations that failed, to be tried again.
-    pending: BTreeMap<Arc<ServicePortId>, Pending>,
+    pending: BTreeMap<Arc<ServicePortId>, PendingOperation>,
     pub(super) writer: Writer<T>,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct Installed {
     pub service_id: u32,
     /// The port number in its `SERVICE_NAMES` entry. `None` if this entry is not written yet.
     pub named_port: Option<u16>,
-    pub entries: BTreeMap<ServiceAddress, layout::Service>,
+    pub entries: BTreeMap<ServiceAddress, layout::ServiceEntry>,
     pub families: PerFamily<InstalledFamily>,
     /// Whether this was read from the maps at start, and `apply` was not called for it since.
     pub adopted: bool,
@@ -134,7 +134,7 @@ impl Installed {
 
 /// A failed operation that is tried again.
 #[derive(Debug)]
-struct Pending {
+struct PendingOperation {
     operation: Operation,
     /// Whether it can succeed only after entries were freed.
     needs_room: bool,
@@ -261,7 +261,7 @@ impl<T: Tables> Engine<T> {
                 self.pending.remove(id);
             }
             Err(error) => {
-                let pending = Pending { operation: operation(), needs_room: error.needs_room() };
+                let pending = PendingOperation { operation: operation(), needs_room: error.needs_room() };
                 self.pending.insert(Arc::new(id.clone()), pending);
             }
         }
@@ -354,7 +354,7 @@ struct Draft {
     /// All desired source ranges, also those that are written already.
     source_ranges: PerFamily<BTreeSet<IpNet>>,
     /// All desired service entries, also those that are written already.
-    entries: BTreeMap<ServiceAddress, layout::Service>,
+    entries: BTreeMap<ServiceAddress, layout::ServiceEntry>,
     /// Set if another Service port has one of the addresses. This address is left out.
     conflict: Option<ApplyError>,
 }

@@ -45,7 +45,7 @@ pub fn service(
     desired: &DesiredServicePort,
     frontend: &Frontend,
     range_of: impl Fn(ListPolicy) -> SlotRange,
-) -> layout::Service {
+) -> layout::ServiceEntry {
     let [outside, inside] = [frontend.outside, frontend.inside].map(&range_of);
     let drops =
         |policy: ListPolicy, range: SlotRange| range.count == 0 && policy.when_empty == WhenEmpty::Drop;
@@ -66,7 +66,7 @@ pub fn service(
             flags |= flag;
         }
     }
-    layout::Service {
+    layout::ServiceEntry {
         service_id,
         flags,
         outside_base: outside.base,
@@ -98,7 +98,7 @@ pub fn algorithm(desired: &DesiredServicePort) -> u8 {
 }
 
 /// Returns the ranges of slots in a service entry.
-pub fn slot_ranges(entry: &layout::Service) -> [SlotRange; 2] {
+pub fn slot_ranges(entry: &layout::ServiceEntry) -> [SlotRange; 2] {
     [
         SlotRange { base: entry.outside_base, count: entry.outside_count },
         SlotRange { base: entry.inside_base, count: entry.inside_count },

@@ -20,12 +20,12 @@ use super::tables::{BackendEntry, Capacity, ServiceAddress, TableError, Tables};
 /// A handle to the maps. Clones share the maps, so the maps outlive an engine like pinned maps
 /// outlive an agent.
 #[derive(Debug, Clone)]
-pub struct Memory(Rc<RefCell<State>>);
+pub struct Memory(Rc<RefCell<MemoryState>>);
 
 #[derive(Debug)]
-pub struct State {
+pub struct MemoryState {
     pub capacity: Capacity,
-    pub services: BTreeMap<ServiceAddress, layout::Service>,
+    pub services: BTreeMap<ServiceAddress, layout::ServiceEntry>,
     pub names: BTreeMap<u32, layout::ServiceName>,
     pub slots: Vec<u32>,
     /// The next slot of each range whose slots are used in turn, by its base.
@@ -58,7 +58,7 @@ pub type Guard = PerFamily<Option<BTreeSet<IpNet>>>;
 
 impl Memory {
     pub fn new(capacity: Capacity, grace: Duration, now: Instant) -> Self {
-        Self(Rc::new(RefCell::new(State {
+        Self(Rc::new(RefCell::new(MemoryState {
             capacity,
             services: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -91,16 +91,16 @@ impl Memory {
         Self::new(capacity, Duration::from_secs(1), now)
     }
 
-    pub fn state(&self) -> Ref<'_, State> {
+    pub fn state(&self) -> Ref<'_, MemoryState> {
         self.0.borrow()
     }
 
-    pub fn state_mut(&self) -> RefMut<'_, State> {
+    pub fn state_mut(&self) -> RefMut<'_, MemoryState> {
         self.0.borrow_mut()
     }
 }
 
-impl State {
+impl MemoryState {
     /// Returns the ids in open flows.
     pub fn referenced_ids(&self) -> ReferencedIds {
         let mut referenced = ReferencedIds::default();
@@ -148,7 +148,7 @@ impl State {
     }
 
     /// Checks a new service entry: from the first moment, exactly the expected clients can use it.
-    fn check_new_guard(&self, key: ServiceAddress, value: &layout::Service) {
+    fn check_new_guard(&self, key: ServiceAddress, value: &layout::ServiceEntry) {
         let Some(guard) = self.guard(value.service_id).filter(|_| value.kind == layout::kind::LOAD_BALANCER)
         else {
             return;
@@ -180,7 +180,7 @@ impl State {
         }
     }
 
-    fn cover(&mut self, value: &layout::Service) {
+    fn cover(&mut self, value: &layout::ServiceEntry) {
         for range in slot_ranges(value) {
             for slot in range.base..range.base + range.count {
                 *self.slot_users.entry(slot).or_default() += 1;
@@ -189,7 +189,7 @@ impl State {
         }
     }
 
-    fn uncover(&mut self, value: &layout::Service) {
+    fn uncover(&mut self, value: &layout::ServiceEntry) {
         for range in slot_ranges(value) {
             for slot in range.base..range.base + range.count {
                 let users = self.slot_users.get_mut(&slot).expect("covered before");
@@ -204,7 +204,7 @@ impl State {
 }
 
 /// Returns the flags that the address of a service entry needs in `ADDRESSES`.
-pub fn marks_needed(service: &layout::Service) -> u32 {
+pub fn marks_needed(service: &layout::ServiceEntry) -> u32 {
     match service.kind {
         layout::kind::NODE_PORT => 0,
         layout::kind::CLUSTER_IP => address_flags::SERVICE | address_flags::CLUSTER_IP,
@@ -217,7 +217,7 @@ impl Tables for Memory {
         self.state().capacity
     }
 
-    fn put_service(&mut self, key: ServiceAddress, value: layout::Service) -> Result<(), TableError> {
+    fn put_service(&mut self, key: ServiceAddress, value: layout::ServiceEntry) -> Result<(), TableError> {
         let mut state = self.state_mut();
         let family = IpFamily::of(&key.ip);
         let capacity = state.capacity.services[family];
@@ -406,7 +406,7 @@ impl Tables for Memory {
         Ok(())
     }
 
-    fn services(&self) -> Result<Vec<(ServiceAddress, layout::Service)>, TableError> {
+    fn services(&self) -> Result<Vec<(ServiceAddress, layout::ServiceEntry)>, TableError> {
         Ok(self.state().services.iter().map(|(key, value)| (*key, *value)).collect())
     }
 
@@ -439,9 +439,9 @@ impl Tables for Memory {
     }
 }
 
-impl State {
+impl MemoryState {
     /// Writes a service entry without checks, as another program could.
-    pub fn plant(&mut self, address: ServiceAddress, value: layout::Service) {
+    pub fn plant(&mut self, address: ServiceAddress, value: layout::ServiceEntry) {
         self.cover(&value);
         self.services.insert(address, value);
     }

@@ -60,7 +60,7 @@ pub struct Capacity {
 pub trait Tables {
     fn capacity(&self) -> Capacity;
 
-    fn put_service(&mut self, key: ServiceAddress, value: layout::Service) -> Result<(), TableError>;
+    fn put_service(&mut self, key: ServiceAddress, value: layout::ServiceEntry) -> Result<(), TableError>;
     /// Removes a service entry. Does nothing if it does not exist.
     fn remove_service(&mut self, key: ServiceAddress) -> Result<(), TableError>;
     fn put_service_name(&mut self, service_id: u32, name: &layout::ServiceName) -> Result<(), TableError>;
@@ -85,7 +85,7 @@ pub trait Tables {
 
     /// Returns all service entries. The engine reads the maps once at start, so that ids and slots
     /// survive a restart.
-    fn services(&self) -> Result<Vec<(ServiceAddress, layout::Service)>, TableError>;
+    fn services(&self) -> Result<Vec<(ServiceAddress, layout::ServiceEntry)>, TableError>;
     fn service_names(&self) -> Result<Vec<(u32, layout::ServiceName)>, TableError>;
     fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError>;
     /// Returns all cursors, as (base, next).

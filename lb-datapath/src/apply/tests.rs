@@ -642,9 +642,9 @@ fn incomplete_entries_are_removed() {
         let (address, value) =
             state.services.iter().next().map(|(address, value)| (*address, *value)).expect("one");
         let elsewhere = |port| super::tables::ServiceAddress { port, ..address };
-        state.services.insert(elsewhere(1), lb_common::layout::Service { service_id: 77, ..value });
-        state.services.insert(elsewhere(2), lb_common::layout::Service { service_id: 2, ..value });
-        state.services.insert(elsewhere(3), lb_common::layout::Service { outside_base: 5000, ..value });
+        state.services.insert(elsewhere(1), lb_common::layout::ServiceEntry { service_id: 77, ..value });
+        state.services.insert(elsewhere(2), lb_common::layout::ServiceEntry { service_id: 2, ..value });
+        state.services.insert(elsewhere(3), lb_common::layout::ServiceEntry { outside_base: 5000, ..value });
         let mut broken = state.names[&1];
         broken.protocol = 99;
         state.names.insert(60, broken);

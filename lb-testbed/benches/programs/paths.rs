@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use lb_datapath::ProgramStatistics;
 use lb_testbed::packet::{build, parse};
 use lb_testbed::programs::world::{self, NIC, World};
-use lb_testbed::programs::{Action, Endpoint, Hook, ServiceEntry, Subject};
+use lb_testbed::programs::{Action, BackendEndpoint, Hook, ServiceAddressEntry, Subject};
 
 use crate::report::median;
 
@@ -321,9 +321,9 @@ impl LoadedPrograms {
 }
 
 /// Returns Services whose endpoints are Services again.
-fn chains(v6: bool, protocol: u8) -> Vec<ServiceEntry> {
+fn chains(v6: bool, protocol: u8) -> Vec<ServiceAddressEntry> {
     let service = |address, backend, local| {
-        ServiceEntry::new(address, protocol, vec![Endpoint { address: backend, local }])
+        ServiceAddressEntry::new(address, protocol, vec![BackendEndpoint { address: backend, local }])
     };
     let remote = address("remote", PORT, v6);
     let local = |link: u16| address("local", LOCAL_PORT + link, v6);
@@ -339,14 +339,14 @@ fn chains(v6: bool, protocol: u8) -> Vec<ServiceEntry> {
 }
 
 /// Returns a Service that no packet is addressed to.
-fn filler(number: u32, v6: bool, protocol: u8) -> ServiceEntry {
+fn filler(number: u32, v6: bool, protocol: u8) -> ServiceAddressEntry {
     let [_, a, b, c] = number.to_be_bytes();
     let ip = |network: u8| match v6 {
         true => [0xfd00, 0x10, network.into(), 0, 0, 0, a.into(), u16::from_be_bytes([b, c])].into(),
         false => [10, 100 + network + a, b, c].into(),
     };
-    let backend = Endpoint { address: SocketAddr::new(ip(100), 8080), local: false };
-    ServiceEntry::new(SocketAddr::new(ip(97), 80), protocol, vec![backend])
+    let backend = BackendEndpoint { address: SocketAddr::new(ip(100), 8080), local: false };
+    ServiceAddressEntry::new(SocketAddr::new(ip(97), 80), protocol, vec![backend])
 }
 
 fn address(name: &str, port: u16, v6: bool) -> SocketAddr {

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::layer::{Checksum, Layer, Part, ethertype, protocol};
+use super::layer::{Checksum, DatagramPart, Layer, ethertype, protocol};
 use super::sums;
 
 /// Addresses of the enclosing IP header. The transport checksum covers them.
@@ -145,13 +145,13 @@ fn build_from(layers: &[Layer], pseudo: Option<Pseudo>) -> Vec<u8> {
     bytes
 }
 
-/// Applies a [`Part`] to the payload of a fragment. Returns the offset in bytes and whether more
-/// fragments follow.
-fn cut(part: Part, payload: &mut Vec<u8>) -> (u16, bool) {
+/// Applies a [`DatagramPart`] to the payload of a fragment. Returns the offset in bytes and whether
+/// more fragments follow.
+fn cut(part: DatagramPart, payload: &mut Vec<u8>) -> (u16, bool) {
     match part {
-        Part::Whole => (0, false),
-        Part::Raw { offset, more } => (offset, more),
-        Part::Piece { from, to } => {
+        DatagramPart::Whole => (0, false),
+        DatagramPart::Raw { offset, more } => (offset, more),
+        DatagramPart::Piece { from, to } => {
             let end = to.min(payload.len());
             let more = end < payload.len();
             *payload = payload[from.min(end)..end].to_vec();

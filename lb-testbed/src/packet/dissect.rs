@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::build::{checksum16, not_zero};
 use super::layer::{
-    Checksum, Ethernet, Extension, FragmentHeader, Icmp, Ipv4, Ipv6, Layer, Link, Part, Ports, Sctp, Tcp,
-    Udp, Vlan, ethertype, protocol,
+    Checksum, DatagramPart, Ethernet, Extension, FragmentHeader, Icmp, Ipv4, Ipv6, Layer, Link, Ports, Sctp,
+    Tcp, Udp, Vlan, ethertype, protocol,
 };
 use super::sums;
 
@@ -81,7 +81,7 @@ fn ipv4(bytes: &[u8], quoted: bool, layers: &mut Vec<Layer>) -> Option<()> {
     let (payload, trailer) = rest.split_at(end);
     let flags = be16(header, 6);
     let (offset, more) = ((flags & 0x1fff) * 8, flags & 0x2000 != 0);
-    let part = if offset == 0 && !more { Part::Whole } else { Part::Raw { offset, more } };
+    let part = if offset == 0 && !more { DatagramPart::Whole } else { DatagramPart::Raw { offset, more } };
     let mut zeroed = header.to_vec();
     zeroed[10..12].fill(0);
     let ip = Ipv4 {
@@ -101,7 +101,7 @@ fn ipv4(bytes: &[u8], quoted: bool, layers: &mut Vec<Layer>) -> Option<()> {
     let context = IpContext {
         source: ip.source.into(),
         destination: ip.destination.into(),
-        whole: part == Part::Whole && ip.length.is_none(),
+        whole: part == DatagramPart::Whole && ip.length.is_none(),
     };
     layers.push(Layer::Ipv4(ip));
     transport(payload, header[9], context, offset == 0, layers);
@@ -154,7 +154,11 @@ fn extensions(mut bytes: &[u8], mut kind: u8, mut context: IpContext, layers: &m
                 layers.push(Layer::Fragment(FragmentHeader {
                     next: Some(next),
                     id: be32(bytes, 4),
-                    part: if offset == 0 && !more { Part::Whole } else { Part::Raw { offset, more } },
+                    part: if offset == 0 && !more {
+                        DatagramPart::Whole
+                    } else {
+                        DatagramPart::Raw { offset, more }
+                    },
                     reserved: u16::from(bytes[1]) << 2 | field >> 1 & 3,
                 }));
                 context.whole &= offset == 0 && !more;

@@ -100,7 +100,7 @@ pub struct Vlan {
 
 /// The part of a datagram that a packet carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum DatagramPart {
     /// The whole datagram.
     Whole,
     /// The layers that follow describe the whole datagram. This packet carries bytes `from..to` of
@@ -121,7 +121,7 @@ pub struct Ipv4 {
     pub dont_fragment: bool,
     /// The reserved bit of the flags (RFC 3514).
     pub evil: bool,
-    pub part: Part,
+    pub part: DatagramPart,
     /// At most 40 bytes. Their number is a multiple of four.
     pub options: Vec<u8>,
     pub protocol: Option<u8>,
@@ -156,7 +156,7 @@ pub struct Extension {
 pub struct FragmentHeader {
     pub next: Option<u8>,
     pub id: u32,
-    pub part: Part,
+    pub part: DatagramPart,
     /// The reserved byte (bits 2 to 9) and the two reserved bits (bits 0 and 1).
     pub reserved: u16,
 }

@@ -24,8 +24,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use super::layer::{
-    Checksum, Ethernet, Extension, FragmentHeader, Icmp, Ipv4, Ipv6, Layer, Mac, Part, Ports, Sctp, Tcp, Udp,
-    Vlan, protocol,
+    Checksum, DatagramPart, Ethernet, Extension, FragmentHeader, Icmp, Ipv4, Ipv6, Layer, Mac, Ports, Sctp,
+    Tcp, Udp, Vlan, protocol,
 };
 
 /// A layer whose text cannot be parsed.
@@ -286,16 +286,16 @@ impl<'a> Fields<'a> {
         Ok(Icmp { v6, kind, code, rest, checksum: self.checksum()?, quote: self.option("quote", number)? })
     }
 
-    fn part(&mut self) -> Result<Part, String> {
+    fn part(&mut self) -> Result<DatagramPart, String> {
         if let Some(range) = self.option("piece", |text| Ok(text.to_owned()))? {
             let (from, to) = range.split_once('-').ok_or("piece: expected FROM-TO")?;
-            return Ok(Part::Piece { from: number(from)?, to: number(to)? });
+            return Ok(DatagramPart::Piece { from: number(from)?, to: number(to)? });
         }
         Ok(match self.option("frag", |text| Ok(text.to_owned()))? {
             Some(text) => {
-                Part::Raw { offset: number(text.trim_end_matches('+'))?, more: text.ends_with('+') }
+                DatagramPart::Raw { offset: number(text.trim_end_matches('+'))?, more: text.ends_with('+') }
             }
-            None => Part::Whole,
+            None => DatagramPart::Whole,
         })
     }
 
@@ -543,11 +543,11 @@ fn given<T: fmt::Display>(f: &mut fmt::Formatter<'_>, key: &str, value: Option<T
     value.map_or(Ok(()), |value| write!(f, " {key}={value}"))
 }
 
-fn part(f: &mut fmt::Formatter<'_>, part: Part) -> fmt::Result {
+fn part(f: &mut fmt::Formatter<'_>, part: DatagramPart) -> fmt::Result {
     match part {
-        Part::Whole => Ok(()),
-        Part::Piece { from, to } => write!(f, " piece={from}-{to}"),
-        Part::Raw { offset, more } => write!(f, " frag={offset}{}", if more { "+" } else { "" }),
+        DatagramPart::Whole => Ok(()),
+        DatagramPart::Piece { from, to } => write!(f, " piece={from}-{to}"),
+        DatagramPart::Raw { offset, more } => write!(f, " frag={offset}{}", if more { "+" } else { "" }),
     }
 }
 

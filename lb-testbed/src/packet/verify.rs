@@ -1,7 +1,7 @@
 //! Finds everything in a packet that a receiver would reject.
 
 use super::dissect::dissect;
-use super::layer::{Checksum, Extension, Layer, Link, Part, protocol};
+use super::layer::{Checksum, DatagramPart, Extension, Layer, Link, protocol};
 
 /// Recomputes every length and checksum of a packet. Returns the faults, those of the outermost
 /// layer first.
@@ -24,11 +24,11 @@ pub fn verify(bytes: &[u8], link: Link) -> Vec<String> {
                         report(format!("IPv4 total length {length} exceeds the packet"));
                     }
                 }
-                whole &= header.part == Part::Whole;
+                whole &= header.part == DatagramPart::Whole;
                 if header.checksum != Checksum::Correct {
                     report("IPv4 header checksum is wrong".into());
                 }
-                if matches!(header.part, Part::Whole | Part::Raw { offset: 0, .. })
+                if matches!(header.part, DatagramPart::Whole | DatagramPart::Raw { offset: 0, .. })
                     && quoted.is_empty()
                     && let Some(problem) = header.protocol.and_then(|kind| transport_missing(kind, next))
                 {
@@ -51,7 +51,7 @@ pub fn verify(bytes: &[u8], link: Link) -> Vec<String> {
                     report(problem);
                 }
             }
-            Layer::Fragment(header) => whole &= header.part == Part::Whole,
+            Layer::Fragment(header) => whole &= header.part == DatagramPart::Whole,
             Layer::Tcp(header) if whole && header.checksum != Checksum::Correct => {
                 report("TCP checksum is wrong".into());
             }

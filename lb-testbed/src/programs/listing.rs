@@ -11,7 +11,7 @@ use super::subject::{Limits, load_options};
 
 /// What loads on this kernel, and what is lost.
 #[derive(Debug, Serialize)]
-pub struct Listing {
+pub struct ProgramListing {
     /// How tc programs are attached.
     tc: &'static str,
     xdp: &'static str,
@@ -22,7 +22,7 @@ pub struct Listing {
     missing: Vec<&'static str>,
 }
 
-impl Listing {
+impl ProgramListing {
     /// Loads the programs on maps of their own.
     pub fn new() -> Result<Self> {
         let datapath = Datapath::load_private(&load_options(&Limits::default()))?;

@@ -4,7 +4,8 @@ mod listing;
 mod subject;
 pub mod world;
 
-pub use listing::{Listing, features};
+pub use listing::{ProgramListing, features};
 pub use subject::{
-    Action, AddressKind, Endpoint, Flow, Hook, Limits, Networks, Run, ServiceEntry, Subject, load_options,
+    Action, AddressKind, BackendEndpoint, Flow, Hook, Limits, Networks, Run, ServiceAddressEntry, Subject,
+    load_options,
 };

@@ -113,7 +113,7 @@ pub struct Run {
 
 /// A Service port at one address: one entry of the map `SERVICES_V4` or `SERVICES_V6`.
 #[derive(Debug, Clone)]
-pub struct ServiceEntry {
+pub struct ServiceAddressEntry {
     /// Entries with the same name are addresses of one Service port. An entry without a name is the
     /// only address of its Service port.
     pub name: Option<String>,
@@ -121,7 +121,7 @@ pub struct ServiceEntry {
     pub address: SocketAddr,
     pub protocol: u8,
     pub kind: AddressKind,
-    pub backends: Vec<Endpoint>,
+    pub backends: Vec<BackendEndpoint>,
     /// If there is no backend, packets are dropped instead of rejected.
     pub drop: bool,
     /// Sources that may use the address. `None` allows all.
@@ -137,10 +137,10 @@ pub struct ServiceEntry {
     pub inside_local: bool,
 }
 
-impl ServiceEntry {
+impl ServiceAddressEntry {
     /// Returns an entry with default settings: a NodePort for the unspecified address, otherwise a
     /// ClusterIP.
-    pub fn new(address: SocketAddr, protocol: u8, backends: Vec<Endpoint>) -> Self {
+    pub fn new(address: SocketAddr, protocol: u8, backends: Vec<BackendEndpoint>) -> Self {
         let kind = if address.ip().is_unspecified() { AddressKind::NodePort } else { AddressKind::ClusterIp };
         Self {
             name: None,
@@ -194,7 +194,7 @@ pub struct Networks {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct BackendEndpoint {
     pub address: SocketAddr,
     pub local: bool,
 }
@@ -297,7 +297,7 @@ impl Subject {
 
     /// Replaces all services, as the agent would: entries that stay keep their ids, and backends
     /// that are removed are marked as gone.
-    pub fn serve(&mut self, entries: &[ServiceEntry]) -> Result<()> {
+    pub fn serve(&mut self, entries: &[ServiceAddressEntry]) -> Result<()> {
         let mut gone_services: HashSet<ServiceAddress> = self.services.keys().copied().collect();
         let mut gone_backends: HashSet<(u32, SocketAddr)> = self.backends.keys().copied().collect();
         let mut gone_ranges = self.source_ranges.clone();
@@ -347,7 +347,7 @@ impl Subject {
     }
 
     /// Returns the id of the Service port of an entry. A new one gets a name in the maps.
-    fn service_id(&mut self, entry: &ServiceEntry) -> Result<u32> {
+    fn service_id(&mut self, entry: &ServiceAddressEntry) -> Result<u32> {
         let name = entry.port_name();
         if let Some(id) = self.ids.get(&name) {
             return Ok(*id);
@@ -360,7 +360,7 @@ impl Subject {
     }
 
     /// Writes the slots of an entry and returns its map value.
-    fn service(&mut self, service_id: u32, entry: &ServiceEntry) -> Result<layout::Service> {
+    fn service(&mut self, service_id: u32, entry: &ServiceAddressEntry) -> Result<layout::ServiceEntry> {
         let all = self.slots(service_id, entry.backends.iter())?;
         let local = if entry.outside_local || entry.inside_local {
             self.slots(service_id, entry.backends.iter().filter(|endpoint| endpoint.local))?
@@ -389,7 +389,7 @@ impl Subject {
         ] {
             flags |= if set { flag } else { 0 };
         }
-        Ok(layout::Service {
+        Ok(layout::ServiceEntry {
             service_id,
             flags,
             outside_base: outside.0,
@@ -408,7 +408,7 @@ impl Subject {
     fn slots<'a>(
         &mut self,
         service_id: u32,
-        endpoints: impl Iterator<Item = &'a Endpoint>,
+        endpoints: impl Iterator<Item = &'a BackendEndpoint>,
     ) -> Result<(u32, u32)> {
         let ids: Vec<u32> =
             endpoints.map(|endpoint| self.backends[&(service_id, endpoint.address)]).collect();
@@ -450,7 +450,7 @@ impl Subject {
         Ok(())
     }
 
-    fn backend(&mut self, service_id: u32, endpoint: Endpoint) -> Result<()> {
+    fn backend(&mut self, service_id: u32, endpoint: BackendEndpoint) -> Result<()> {
         let id = match self.backends.get(&(service_id, endpoint.address)) {
             Some(_) => return Ok(()),
             None => self.next_backend,
@@ -569,7 +569,7 @@ impl Subject {
 }
 
 /// Returns the entry of `SERVICE_NAMES`: `test/service-ID`.
-fn service_name(id: u32, entry: &ServiceEntry) -> layout::ServiceName {
+fn service_name(id: u32, entry: &ServiceAddressEntry) -> layout::ServiceName {
     let field = |text: &str| {
         let mut bytes = [0; 64];
         bytes[..text.len()].copy_from_slice(text.as_bytes());

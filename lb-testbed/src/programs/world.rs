@@ -27,7 +27,7 @@ pub struct World {
 
 /// A device of the node.
 #[derive(Debug, Clone, Copy)]
-pub struct Device {
+pub struct NodeDevice {
     pub name: &'static str,
     pub mac: Mac,
     pub mtu: u32,
@@ -61,8 +61,8 @@ const fn mac(last: u8) -> Mac {
 pub const NIC: &str = "nic";
 
 /// All devices of the node.
-pub const DEVICES: [Device; 5] = [
-    Device {
+pub const DEVICES: [NodeDevice; 5] = [
+    NodeDevice {
         name: NIC,
         mac: mac(1),
         mtu: 1500,
@@ -71,7 +71,7 @@ pub const DEVICES: [Device; 5] = [
         ethernet: true,
         pod: false,
     },
-    Device {
+    NodeDevice {
         name: "wan",
         mac: mac(0x11),
         mtu: 1400,
@@ -80,7 +80,7 @@ pub const DEVICES: [Device; 5] = [
         ethernet: true,
         pod: false,
     },
-    Device {
+    NodeDevice {
         name: "vxlan0",
         mac: mac(0x31),
         mtu: 1450,
@@ -89,7 +89,7 @@ pub const DEVICES: [Device; 5] = [
         ethernet: true,
         pod: false,
     },
-    Device {
+    NodeDevice {
         name: "pod0",
         mac: mac(0x21),
         mtu: 1500,
@@ -98,7 +98,7 @@ pub const DEVICES: [Device; 5] = [
         ethernet: true,
         pod: true,
     },
-    Device {
+    NodeDevice {
         name: "tun0",
         mac: mac(0x41),
         mtu: 1500,
@@ -215,7 +215,7 @@ fn set_up() -> Result<()> {
     sysctl("net/ipv6/conf/all/forwarding", "1")?;
     sysctl("net/ipv6/conf/default/accept_dad", "0")?;
     for device in DEVICES {
-        let Device { name, mac, mtu, .. } = device;
+        let NodeDevice { name, mac, mtu, .. } = device;
         let mac = mac_text(mac);
         match name {
             "tun0" => ip(&format!("tuntap add dev {name} mode tun"))?,
@@ -287,7 +287,7 @@ pub fn peer_at(address: IpAddr) -> Option<&'static Peer> {
 }
 
 /// Returns the device with this name.
-pub fn device(name: &str) -> Option<&'static Device> {
+pub fn device(name: &str) -> Option<&'static NodeDevice> {
     DEVICES.iter().find(|device| device.name == name)
 }
 

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use lb_testbed::patience::patient;
 use lb_testbed::pattern;
-use lb_testbed::report::{Answer, Exchange, Failure};
+use lb_testbed::report::{Exchange, RequestAnswer, RequestFailure};
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };
@@ -51,7 +51,7 @@ pub fn run(options: &Options) -> Result<Vec<Exchange>> {
     }
     let mut payload = vec![0; options.size];
     pattern::fill(&mut payload, 0);
-    let request = || -> Result<Answer, Failure> {
+    let request = || -> Result<RequestAnswer, RequestFailure> {
         let mut answer = vec![0; 65536];
         let (length, peer) = if options.connected {
             socket.send(&payload)?;
@@ -82,7 +82,8 @@ pub fn any_address(target: SocketAddr) -> SocketAddr {
 }
 
 /// Parses an answer of the UDP server.
-pub fn parse(answer: &[u8], peer: SocketAddr) -> Result<Answer, Failure> {
-    let greeting = serde_json::from_slice(answer).map_err(|error| Failure::from(io::Error::other(error)))?;
-    Ok(Answer { greeting, peer })
+pub fn parse(answer: &[u8], peer: SocketAddr) -> Result<RequestAnswer, RequestFailure> {
+    let greeting =
+        serde_json::from_slice(answer).map_err(|error| RequestFailure::from(io::Error::other(error)))?;
+    Ok(RequestAnswer { greeting, peer })
 }

@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket}
 #[derive(Args)]
 pub struct Options {
     #[arg(value_enum)]
-    kind: Kind,
+    kind: FloodKind,
     /// Number of packets
     #[arg(long)]
     count: u32,
@@ -19,7 +19,7 @@ pub struct Options {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Kind {
+enum FloodKind {
     /// Empty datagrams, each from another port of this host; the testbed's servers do not answer
     /// them
     Datagrams,
@@ -30,8 +30,8 @@ enum Kind {
 /// Sends the packets as fast as this host can, and prints "sent".
 pub fn run(options: &Options) -> Result<()> {
     match options.kind {
-        Kind::Datagrams => datagrams(options)?,
-        Kind::Syns => syns(options)?,
+        FloodKind::Datagrams => datagrams(options)?,
+        FloodKind::Syns => syns(options)?,
     }
     println!("\"sent\"");
     Ok(())

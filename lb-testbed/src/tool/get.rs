@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use lb_testbed::patience::patient;
-use lb_testbed::report::{Answer, Exchange, Failure, FailureKind, Greeting};
+use lb_testbed::report::{Exchange, FailureKind, Greeting, RequestAnswer, RequestFailure};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -38,12 +38,12 @@ pub async fn run(targets: &[SocketAddr], count: u32) -> Vec<Exchange> {
 }
 
 /// Sends one request on a new connection.
-pub async fn request(target: SocketAddr) -> Result<Answer, Failure> {
+pub async fn request(target: SocketAddr) -> Result<RequestAnswer, RequestFailure> {
     Connection::open(target).await?.request().await
 }
 
 /// Returns the failure of a request that was not answered in time.
-pub fn timed_out() -> Failure {
+pub fn timed_out() -> RequestFailure {
     io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()
 }
 
@@ -54,7 +54,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub async fn open(target: SocketAddr) -> Result<Self, Failure> {
+    pub async fn open(target: SocketAddr) -> Result<Self, RequestFailure> {
         let stream = TcpStream::connect(target).await?;
         let peer = stream.peer_addr()?;
         let (sender, connection) =
@@ -64,21 +64,21 @@ impl Connection {
         Ok(Self { sender, peer })
     }
 
-    pub async fn request(&mut self) -> Result<Answer, Failure> {
+    pub async fn request(&mut self) -> Result<RequestAnswer, RequestFailure> {
         let request = Request::get("/")
             .header("host", "testbed")
             .body(Empty::new())
-            .map_err(|error| Failure::from(io::Error::other(error)))?;
+            .map_err(|error| RequestFailure::from(io::Error::other(error)))?;
         let response = self.sender.send_request(request).await.map_err(http_failure)?;
         let body = response.into_body().collect().await.map_err(http_failure)?.to_bytes();
         let greeting: Greeting =
-            serde_json::from_slice(&body).map_err(|error| Failure::from(io::Error::other(error)))?;
-        Ok(Answer { greeting, peer: self.peer })
+            serde_json::from_slice(&body).map_err(|error| RequestFailure::from(io::Error::other(error)))?;
+        Ok(RequestAnswer { greeting, peer: self.peer })
     }
 }
 
 /// Returns the I/O error that caused a hyper error, if there is one.
-fn http_failure(error: hyper::Error) -> Failure {
+fn http_failure(error: hyper::Error) -> RequestFailure {
     let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
     let kind = match source {
         Some(source) => source.kind(),

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use lb_testbed::patience::patient;
 use lb_testbed::pattern;
-use lb_testbed::report::{Answer, Exchange, Failure};
+use lb_testbed::report::{Exchange, RequestAnswer, RequestFailure};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -61,7 +61,7 @@ pub async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-async fn open(options: &Options) -> Result<Held, Failure> {
+async fn open(options: &Options) -> Result<Held, RequestFailure> {
     if options.tcp {
         let mut connections = Vec::new();
         for _ in 0..options.count {
@@ -78,7 +78,7 @@ async fn open(options: &Options) -> Result<Held, Failure> {
 }
 
 /// Sends a request on each connection. Returns the first failure, or the last answer.
-async fn request_on_all(connections: &mut [Connection]) -> Result<Answer, Failure> {
+async fn request_on_all(connections: &mut [Connection]) -> Result<RequestAnswer, RequestFailure> {
     let mut last = Err(get::timed_out());
     for connection in connections {
         let answer = timeout(patient(REQUEST_LIMIT), connection.request()).await;
@@ -90,7 +90,7 @@ async fn request_on_all(connections: &mut [Connection]) -> Result<Answer, Failur
     last
 }
 
-async fn reconnect(socket: &UdpSocket, target: SocketAddr) -> Result<Answer, Failure> {
+async fn reconnect(socket: &UdpSocket, target: SocketAddr) -> Result<RequestAnswer, RequestFailure> {
     // Reads the pending error of a socket that was closed. Otherwise the next `recv` would return
     // it.
     let _ = socket.take_error();
@@ -98,7 +98,7 @@ async fn reconnect(socket: &UdpSocket, target: SocketAddr) -> Result<Answer, Fai
     datagram(socket).await
 }
 
-async fn datagram(socket: &UdpSocket) -> Result<Answer, Failure> {
+async fn datagram(socket: &UdpSocket) -> Result<RequestAnswer, RequestFailure> {
     let mut payload = [0; 32];
     pattern::fill(&mut payload, 0);
     socket.send(&payload).await?;
@@ -108,7 +108,7 @@ async fn datagram(socket: &UdpSocket) -> Result<Answer, Failure> {
     datagrams::parse(&answer[..length], socket.peer_addr()?)
 }
 
-async fn datagram_to(socket: &UdpSocket, target: SocketAddr) -> Result<Answer, Failure> {
+async fn datagram_to(socket: &UdpSocket, target: SocketAddr) -> Result<RequestAnswer, RequestFailure> {
     let mut payload = [0; 32];
     pattern::fill(&mut payload, 0);
     socket.send_to(&payload, target).await?;

@@ -12,7 +12,7 @@ use clap::Args;
 use lb_testbed::host::LoadKind;
 use lb_testbed::patience::patient;
 use lb_testbed::pattern;
-use lb_testbed::report::{Answer, Failure, LoadReport};
+use lb_testbed::report::{LoadReport, RequestAnswer, RequestFailure};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -135,17 +135,17 @@ async fn stop_or_tick(stop: &mut watch::Receiver<bool>, ticks: &mut tokio::time:
     }
 }
 
-async fn datagram_on_new_socket(target: SocketAddr) -> Result<Answer, Failure> {
+async fn datagram_on_new_socket(target: SocketAddr) -> Result<RequestAnswer, RequestFailure> {
     datagram(&connected(target).await?).await
 }
 
-async fn connected(target: SocketAddr) -> Result<UdpSocket, Failure> {
+async fn connected(target: SocketAddr) -> Result<UdpSocket, RequestFailure> {
     let socket = UdpSocket::bind(any_address(target)).await?;
     socket.connect(target).await?;
     Ok(socket)
 }
 
-async fn datagram(socket: &UdpSocket) -> Result<Answer, Failure> {
+async fn datagram(socket: &UdpSocket) -> Result<RequestAnswer, RequestFailure> {
     let begin = Instant::now();
     let mut answer = [0; 2048];
     let mut payload = [0; 32];
@@ -179,7 +179,7 @@ struct Recorder {
 }
 
 impl Recorder {
-    fn record(&self, begin: Instant, answer: Result<Answer, Failure>) {
+    fn record(&self, begin: Instant, answer: Result<RequestAnswer, RequestFailure>) {
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         report.requests += 1;
         let took = begin.elapsed().as_millis() as u64;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use lb_testbed::patience::patient;
 use lb_testbed::pattern;
-use lb_testbed::report::{Failure, PingReport};
+use lb_testbed::report::{PingReport, RequestFailure};
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 
 /// How long to wait for a reply.
@@ -52,7 +52,7 @@ pub fn run(options: &Options) -> Result<PingReport> {
         match exchange() {
             Ok(true) => report.answered += 1,
             Ok(false) => report.failures.push("the reply does not match the request".to_owned()),
-            Err(error) => report.failures.push(Failure::from(error).to_string()),
+            Err(error) => report.failures.push(RequestFailure::from(error).to_string()),
         }
     }
     Ok(report)

@@ -12,7 +12,7 @@ use clap::Args;
 use lb_testbed::packet::sums::crc32c;
 use lb_testbed::patience::patient;
 use lb_testbed::pattern;
-use lb_testbed::report::{Answer, Exchange, Failure, Greeting};
+use lb_testbed::report::{Exchange, Greeting, RequestAnswer, RequestFailure};
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 
 use super::datagrams::{ANSWER_LIMIT, parse};
@@ -161,7 +161,7 @@ pub fn run(options: &Options) -> Vec<Exchange> {
     (0..options.count).map(|_| Exchange { target, result: associate(target) }).collect()
 }
 
-fn associate(target: SocketAddr) -> Result<Answer, Failure> {
+fn associate(target: SocketAddr) -> Result<RequestAnswer, RequestFailure> {
     let raw = Raw::open(target.is_ipv6())?;
     raw.socket.set_read_timeout(Some(patient(ANSWER_LIMIT)))?;
     let random = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::ZERO).subsec_nanos();

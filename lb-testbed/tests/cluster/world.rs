@@ -11,9 +11,9 @@ use lb_testbed::agent::{self, Agent, AgentOptions};
 use lb_testbed::check::{answered_by, eventually, eventually_within, spread_over, unanswered};
 use lb_testbed::control_plane::{self, Api, ControlPlane, documents};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Load, LoadKind, Process, UDP_PORT};
-use lb_testbed::manifests::{self, Port, ServiceManifest};
+use lb_testbed::manifests::{self, ServiceManifest, ServicePort};
 use lb_testbed::topology::{Node, Pod};
-use lb_testbed::{Datapath, Family, Topology, Underlay};
+use lb_testbed::{AttachMode, Family, Topology, Underlay};
 use serde_json::Value;
 
 /// Namespace and name of the service account of `deploy/rbac.yaml`.
@@ -48,7 +48,7 @@ impl World {
         control_plane::program()?;
         agent::program()?;
         let tool = Path::new(env!("CARGO_BIN_EXE_lb-testbed"));
-        let topology = Topology::build(Underlay::Routed, Datapath::Tc, tool)?;
+        let topology = Topology::build(Underlay::Routed, AttachMode::Tc, tool)?;
         let servers = topology.pods.iter().map(|pod| pod.host.serve(&pod.host.name));
         let servers = servers.collect::<Result<_>>()?;
         let control_plane = ControlPlane::start(&topology.client, &topology.folder().join("control-plane"))?;
@@ -126,8 +126,8 @@ impl World {
                 Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 1, number).into(),
             ],
             ports: vec![
-                Port::tcp("http", 80, HTTP_PORT).node_port(30000 + number * 2),
-                Port::udp("udp", 53, UDP_PORT).node_port(30001 + number * 2),
+                ServicePort::tcp("http", 80, HTTP_PORT).node_port(30000 + number * 2),
+                ServicePort::udp("udp", 53, UDP_PORT).node_port(30001 + number * 2),
             ],
         }
     }

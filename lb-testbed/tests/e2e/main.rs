@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::bail;
 use lb_testbed::kernel::Lacking;
-use lb_testbed::{Datapath, Underlay, check};
+use lb_testbed::{AttachMode, Underlay, check};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::cases::{CASES, Case, Run, Underlays};
@@ -57,9 +57,9 @@ const DEVICE_CASES: [&str; 8] = [
 const TAG_CASES: [&str; 2] = ["priority_tags_are_ignored", "frames_of_other_vlans_are_ignored"];
 
 /// Cases that run on emulated machines (`cargo xtask test kernels`): a few of every kind.
-const SMOKE: [(Datapath, &[&str]); 3] = [
+const SMOKE: [(AttachMode, &[&str]); 3] = [
     (
-        Datapath::Tc,
+        AttachMode::Tc,
         &[
             "attached_as_configured",
             "pod_to_cluster_ip_same_node",
@@ -79,7 +79,7 @@ const SMOKE: [(Datapath, &[&str]); 3] = [
         ],
     ),
     (
-        Datapath::Xdp,
+        AttachMode::Xdp,
         &[
             "attached_as_configured",
             "outside_to_node_port_local",
@@ -89,7 +89,7 @@ const SMOKE: [(Datapath, &[&str]); 3] = [
         ],
     ),
     (
-        Datapath::Clsact,
+        AttachMode::Clsact,
         &["attached_as_configured", "outside_to_node_port_local", "cleanup_removes_everything"],
     ),
 ];
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
     // Cases cannot run in parallel: they share the cluster.
     arguments.test_threads = Some(1);
     let mut trials = Vec::new();
-    for datapath in [Datapath::Tc, Datapath::Xdp] {
+    for datapath in [AttachMode::Tc, AttachMode::Xdp] {
         for underlay in [Underlay::Routed, Underlay::Vxlan] {
             for case in CASES.iter().filter(|case| case.runs_on(underlay)) {
                 trials.extend(trials_of(case, datapath, underlay));
@@ -107,11 +107,11 @@ fn main() -> ExitCode {
         }
     }
     for case in CASES.iter().filter(|case| CLSACT_CASES.contains(&case.name)) {
-        trials.extend(trials_of(case, Datapath::Clsact, Underlay::Routed));
+        trials.extend(trials_of(case, AttachMode::Clsact, Underlay::Routed));
     }
     for underlay in [Underlay::Vlan, Underlay::Bond, Underlay::Bridge] {
-        for datapath in [Datapath::Tc, Datapath::Xdp] {
-            if datapath == Datapath::Xdp && underlay.xdp_device().is_none() {
+        for datapath in [AttachMode::Tc, AttachMode::Xdp] {
+            if datapath == AttachMode::Xdp && underlay.xdp_device().is_none() {
                 continue;
             }
             for case in CASES.iter().filter(|case| DEVICE_CASES.contains(&case.name)) {
@@ -152,7 +152,7 @@ fn is_about_devices(trial: &str) -> bool {
         || TAG_CASES.iter().any(|case| trial.ends_with(case))
 }
 
-fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec<Trial> {
+fn trials_of(case: &'static Case, datapath: AttachMode, underlay: Underlay) -> Vec<Trial> {
     let name = format!("{datapath:?}::{underlay:?}::{}", case.name).to_lowercase();
     match case.run {
         Run::Once(run) => {
@@ -172,9 +172,9 @@ fn trials_of(case: &'static Case, datapath: Datapath, underlay: Underlay) -> Vec
 
 /// Kinds of clusters that could not be built. The first case reports the error. Later cases fail at
 /// once.
-static BROKEN: Mutex<Vec<(Datapath, Underlay)>> = Mutex::new(Vec::new());
+static BROKEN: Mutex<Vec<(AttachMode, Underlay)>> = Mutex::new(Vec::new());
 
-fn build(datapath: Datapath, underlay: Underlay, agents: &'static [&'static str]) -> anyhow::Result<World> {
+fn build(datapath: AttachMode, underlay: Underlay, agents: &'static [&'static str]) -> anyhow::Result<World> {
     let mut broken = BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if broken.contains(&(datapath, underlay)) {
         bail!("the cluster could not be built: see the first case with this data path and underlay");
@@ -198,7 +198,7 @@ fn outcome(error: &anyhow::Error) -> Result<Completion, Failed> {
 /// Runs a case in a cluster with its data path and underlay. After a failure the cluster is
 /// removed, so that its state does not affect the next case.
 fn in_world(
-    datapath: Datapath,
+    datapath: AttachMode,
     underlay: Underlay,
     agents: &'static [&'static str],
     run: impl FnOnce(&mut World) -> anyhow::Result<()>,

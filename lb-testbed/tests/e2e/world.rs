@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use lb_testbed::agent::{self, Agent, AgentOptions, Build};
+use lb_testbed::agent::{self, Agent, AgentOptions, LbBuild};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, SCTP_PORT, TRANSFER_PORT, UDP_PORT};
-use lb_testbed::manifests::{self, Port, ServiceManifest};
+use lb_testbed::manifests::{self, ServiceManifest, ServicePort};
 use lb_testbed::topology::{Node, Pod};
-use lb_testbed::{Datapath, Family, Topology, Underlay};
+use lb_testbed::{AttachMode, Family, Topology, Underlay};
 use serde_json::Value;
 
 use crate::check::{answered_by, eventually};
@@ -80,7 +80,11 @@ fn node_port(number: u16, to: To) -> u16 {
 }
 
 impl World {
-    pub fn build(datapath: Datapath, underlay: Underlay, arguments: &'static [&'static str]) -> Result<Self> {
+    pub fn build(
+        datapath: AttachMode,
+        underlay: Underlay,
+        arguments: &'static [&'static str],
+    ) -> Result<Self> {
         // Build `lb` first: if that fails, no topology has to be removed.
         agent::program()?;
         // A guest of `cargo xtask test kernels` runs copies of the programs.
@@ -103,7 +107,7 @@ impl World {
         Ok(world)
     }
 
-    pub fn is(&self, datapath: Datapath, underlay: Underlay) -> bool {
+    pub fn is(&self, datapath: AttachMode, underlay: Underlay) -> bool {
         (self.topology.datapath, self.topology.underlay) == (datapath, underlay)
     }
 
@@ -134,11 +138,11 @@ impl World {
     }
 
     pub fn start_agent_with(&mut self, node: usize, arguments: &[&str]) -> Result<()> {
-        self.start_agent_of_build(node, arguments, Build::Usual)
+        self.start_agent_of_build(node, arguments, LbBuild::Usual)
     }
 
     /// Starts an agent of another build.
-    pub fn start_agent_of_build(&mut self, node: usize, arguments: &[&str], build: Build) -> Result<()> {
+    pub fn start_agent_of_build(&mut self, node: usize, arguments: &[&str], build: LbBuild) -> Result<()> {
         let arguments = self.arguments.iter().chain(arguments).map(ToString::to_string).collect();
         let options = AgentOptions { arguments, build, ..AgentOptions::default() };
         self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], &options)?);
@@ -159,7 +163,7 @@ impl World {
         &self,
         node: usize,
         arguments: &[&str],
-        build: Build,
+        build: LbBuild,
         step: &'static str,
     ) -> Result<()> {
         let arguments = self.arguments.iter().chain(arguments).map(ToString::to_string).collect();
@@ -242,10 +246,10 @@ impl World {
                 Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 1, number).into(),
             ],
             ports: vec![
-                Port::tcp("http", HTTP, HTTP_PORT).node_port(at(To::Http)),
-                Port::udp("udp", UDP, UDP_PORT).node_port(at(To::Udp)),
-                Port::sctp("sctp", SCTP, SCTP_PORT).node_port(at(To::Sctp)),
-                Port::tcp("transfer", TRANSFER, TRANSFER_PORT).node_port(at(To::Transfer)),
+                ServicePort::tcp("http", HTTP, HTTP_PORT).node_port(at(To::Http)),
+                ServicePort::udp("udp", UDP, UDP_PORT).node_port(at(To::Udp)),
+                ServicePort::sctp("sctp", SCTP, SCTP_PORT).node_port(at(To::Sctp)),
+                ServicePort::tcp("transfer", TRANSFER, TRANSFER_PORT).node_port(at(To::Transfer)),
             ],
         };
         Published { service, number }

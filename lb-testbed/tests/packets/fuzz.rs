@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_common::layout::FlowTimeouts;
 use lb_testbed::packet::{Link, build, diff, dissect, parse, render};
 use lb_testbed::programs::world::{self, Peer, World};
-use lb_testbed::programs::{Action, Endpoint, Limits, ServiceEntry, Subject};
+use lb_testbed::programs::{Action, BackendEndpoint, Limits, ServiceAddressEntry, Subject};
 
 use crate::case::{Hook, Mode};
 use crate::model::connection::{End, Honest, TICK, Yields, timeout};
@@ -30,12 +30,12 @@ pub const MODES: [Mode; 2] = [Mode::Xdp, Mode::Tc];
 
 /// What a round is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum RoundKind {
     Quiet,
     Pressure,
 }
 
-impl Kind {
+impl RoundKind {
     pub const ALL: [Self; 2] = [Self::Quiet, Self::Pressure];
 
     pub fn name(self) -> &'static str {
@@ -108,7 +108,7 @@ const SERVICES: [(Named, u8, &[Named], bool); 17] = [
     (("vip", 85), 6, &[], false),
 ];
 
-pub fn run(kind: Kind, mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
+pub fn run(kind: RoundKind, mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
     let packets = setting("SLUICE_FUZZ_PACKETS")?.unwrap_or(50_000);
     let first = setting("SLUICE_FUZZ_SEED")?.unwrap_or(1);
     subject.set_timeouts(&TIMEOUTS)?;
@@ -164,7 +164,7 @@ const TIMEOUTS: FlowTimeouts = FlowTimeouts {
 };
 
 struct Fuzz<'a> {
-    kind: Kind,
+    kind: RoundKind,
     mode: Mode,
     world: &'a World,
     subject: &'a mut Subject,
@@ -180,7 +180,7 @@ impl Fuzz<'_> {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         // Connections are made older by moving their time stamps, which cannot be before the start
         // of the machine.
-        let time_can_pass = self.kind == Kind::Pressure && uptime() > TIME_TRAVEL;
+        let time_can_pass = self.kind == RoundKind::Pressure && uptime() > TIME_TRAVEL;
         let begin = uptime();
         for number in 0..length {
             if uptime() - begin > LONGEST_ROUND {
@@ -192,8 +192,8 @@ impl Fuzz<'_> {
                 model.wait(seconds);
             }
             let (bytes, direction, device) = match self.kind {
-                Kind::Quiet => generate(&mut random, &model, self.mode),
-                Kind::Pressure => generate_under_pressure(&mut random, &model, self.mode),
+                RoundKind::Quiet => generate(&mut random, &model, self.mode),
+                RoundKind::Pressure => generate_under_pressure(&mut random, &model, self.mode),
             };
             let outcome =
                 self.send_and_compare(&bytes, direction, device, &mut model).with_context(|| {
@@ -223,7 +223,7 @@ impl Fuzz<'_> {
         counted.retain(|_, count| *count > 0);
 
         let mut expected = model.expect(bytes, direction);
-        if kind == Kind::Pressure {
+        if kind == RoundKind::Pressure {
             let opens = matches!(expected, Expected::Opens(_));
             self.check_eviction(&mut counted, opens, bytes, model)?;
             if opens && let Some(outcome) = check_refusal(bytes, &found, &mut counted, &expected, model)? {
@@ -310,7 +310,7 @@ impl Fuzz<'_> {
             *expected.entry(label).or_default() += 1;
         }
         ensure!(counted == expected, "counters increased by {counted:?}, expected {expected:?}");
-        if kind == Kind::Pressure {
+        if kind == RoundKind::Pressure {
             self.check_connections(model)?;
         }
         Ok(outcome)
@@ -398,7 +398,7 @@ fn check_refusal(
         });
         // The programs try 16 ports of the range, by chance. With two thirds of them free, the
         // chance to meet none is 1 in 40 millions.
-        let range = Kind::Pressure.limits().snat_ports.len();
+        let range = RoundKind::Pressure.limits().snat_ports.len();
         ensure!(lasting * 3 >= range, "no source port, but only {lasting} of {range} are in use");
     } else {
         let lasting = model.count_lasting(|to| to.source.is_ipv6() == tuple.source.is_ipv6());
@@ -465,15 +465,15 @@ fn services() -> HashMap<(u8, SocketAddr), Service> {
     services
 }
 
-fn entries() -> Vec<ServiceEntry> {
+fn entries() -> Vec<ServiceAddressEntry> {
     let mut entries = Vec::new();
     for ((protocol, address), service) in services() {
-        let backends = service.endpoints.iter().map(|endpoint| Endpoint {
+        let backends = service.endpoints.iter().map(|endpoint| BackendEndpoint {
             address: *endpoint,
             local: world::peer_at(endpoint.ip()).is_some_and(|peer| peer.device == "pod0"),
         });
-        let entry = ServiceEntry::new(address, protocol, backends.collect());
-        entries.push(ServiceEntry { drop: service.drop, ..entry });
+        let entry = ServiceAddressEntry::new(address, protocol, backends.collect());
+        entries.push(ServiceAddressEntry { drop: service.drop, ..entry });
     }
     entries
 }

@@ -99,7 +99,7 @@ fn trials() -> Result<ExitCode> {
             })
         }));
     }
-    for kind in fuzz::Kind::ALL {
+    for kind in fuzz::RoundKind::ALL {
         for mode in fuzz::MODES {
             let environment = environment.clone();
             trials.push(Trial::test(format!("fuzz: {} ({mode})", kind.name()), move || {

@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use lb_testbed::packet::layer::{Ethernet, Layer, Link, Mac};
 use lb_testbed::packet::{build, diff, dissect, parse, verify};
 use lb_testbed::programs::world::{self, World};
-use lb_testbed::programs::{Action, AddressKind, Endpoint, Flow, Hook, Networks, ServiceEntry, Subject};
+use lb_testbed::programs::{
+    Action, AddressKind, BackendEndpoint, Flow, Hook, Networks, ServiceAddressEntry, Subject,
+};
 
 use crate::case::{self, Case, Family, Mode, Out, Policy, Step};
 use crate::text::Names;
@@ -124,10 +126,10 @@ impl CaseRun<'_> {
             for backend in &service.backends {
                 let address = self.socket_address(&backend.address, backend.port)?;
                 let local = is_local(address) && !backend.without_node_name;
-                backends.push(Endpoint { address, local });
+                backends.push(BackendEndpoint { address, local });
             }
             let address = self.socket_address(&service.address, service.port)?;
-            let mut entry = ServiceEntry::new(address, service.protocol.number(), backends);
+            let mut entry = ServiceAddressEntry::new(address, service.protocol.number(), backends);
             entry.name = service.name.clone();
             entry.kind = service.kind.map_or(entry.kind, case::AddressKind::to_program_kind);
             entry.drop = service.drop;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_testbed::packet::layer::{Layer, Link};
 use lb_testbed::packet::{build, dissect, parse};
 use lb_testbed::programs::world::{self, World};
-use lb_testbed::programs::{Endpoint, Limits, ServiceEntry, Subject};
+use lb_testbed::programs::{BackendEndpoint, Limits, ServiceAddressEntry, Subject};
 
 use crate::case::{Hook, Mode};
 use crate::run::send;
@@ -54,9 +54,10 @@ impl Client<'_> {
     /// Publishes Services at these ports of `vip`, each with all endpoints.
     fn publish(&mut self, ports: &[u16], affinity_seconds: u32) -> Result<()> {
         let entries = ports.iter().map(|port| {
-            let endpoints = PORTS.map(|port| Endpoint { address: self.socket("remote", port), local: false });
-            let entry = ServiceEntry::new(self.socket("vip", *port), TCP, endpoints.to_vec());
-            ServiceEntry { affinity_seconds, ..entry }
+            let endpoints =
+                PORTS.map(|port| BackendEndpoint { address: self.socket("remote", port), local: false });
+            let entry = ServiceAddressEntry::new(self.socket("vip", *port), TCP, endpoints.to_vec());
+            ServiceAddressEntry { affinity_seconds, ..entry }
         });
         let entries: Vec<_> = entries.collect();
         self.subject.serve(&entries)

@@ -29,7 +29,9 @@ use crate::node;
 use crate::node::namespaces::follow::{Follower, follow};
 use crate::node::sysctl::{Change, Sysctls};
 use crate::preflight;
-use crate::serve::{self, AgentState, HealthPorts, KernelCounts, Metrics, OpenError, Port, ServiceHealth};
+use crate::serve::{
+    self, AgentPort, AgentState, HealthPorts, KernelCounts, Metrics, OpenError, ServiceHealth,
+};
 
 /// Runs the agent until a signal comes. `effective` are the effective settings, for `/configz`.
 ///
@@ -42,8 +44,8 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
 
     let started = SystemTime::now();
     let Some(_lock) = NodeLock::acquire_or_wait(config, &mut stop).await? else { return Ok(()) };
-    let probes = serve::bind(Port::Health, config.health_bind).await?;
-    let diagnostics = serve::bind(Port::Metrics, config.metrics_bind).await?;
+    let probes = serve::bind(AgentPort::Health, config.health_bind).await?;
+    let diagnostics = serve::bind(AgentPort::Metrics, config.metrics_bind).await?;
     let (health, state) = watch::channel(AgentState::starting("loading the kernel programs"));
     tokio::spawn(serve::serve_probes(probes, state.clone()));
 

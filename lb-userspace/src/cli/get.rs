@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use lb_datapath::inspect::Maps;
+use lb_datapath::inspect::AgentMaps;
 use lb_datapath::{Pins, monotonic_ns};
 use lb_model::IpFamily;
 
@@ -97,7 +97,7 @@ impl Get {
     }
 }
 
-pub(super) fn service_tables(maps: &Maps) -> io::Result<ServiceEntries> {
+pub(super) fn service_tables(maps: &AgentMaps) -> io::Result<ServiceEntries> {
     let services = maps.services()?;
     let mut slots = Slots::new();
     for (_, service) in &services {
@@ -117,11 +117,11 @@ pub(super) fn service_tables(maps: &Maps) -> io::Result<ServiceEntries> {
     Ok(ServiceEntries { services, names: names(maps)?, slots, backends: backends(maps)?, source_ranges })
 }
 
-fn names(maps: &Maps) -> io::Result<Names> {
+fn names(maps: &AgentMaps) -> io::Result<Names> {
     Ok(maps.service_names()?.into_iter().collect())
 }
 
-fn backends(maps: &Maps) -> io::Result<BackendsById> {
+fn backends(maps: &AgentMaps) -> io::Result<BackendsById> {
     let mut backends = HashMap::new();
     for family in IpFamily::BOTH {
         backends.extend(maps.backends(family)?.into_iter().map(|(id, entry)| ((family, id), entry)));
@@ -149,12 +149,12 @@ pub struct GetArgs {
 
 impl GetArgs {
     /// Opens the pinned maps and reads them with `read`.
-    fn read<T>(&self, read: impl FnOnce(&Maps) -> io::Result<T>) -> Result<T, ReadError> {
+    fn read<T>(&self, read: impl FnOnce(&AgentMaps) -> io::Result<T>) -> Result<T, ReadError> {
         preflight::may_read()?;
         preflight::check_bpffs(&self.pins.bpffs)?;
         let pins = Pins::new(&self.pins.bpffs);
         let path = pins.root().to_owned();
-        Maps::open(&pins).and_then(|maps| read(&maps)).map_err(|source| match source.kind() {
+        AgentMaps::open(&pins).and_then(|maps| read(&maps)).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ReadError::NoMaps(path),
             _ => ReadError::Maps { path, source },
         })

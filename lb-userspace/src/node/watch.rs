@@ -29,7 +29,7 @@ const GATHER: Duration = Duration::from_millis(50);
 ///
 /// The threads of the tokio runtime must be in the same namespace.
 pub async fn watch() -> Result<watch::Receiver<Arc<NodeState>>, NodeError> {
-    let mut reader = Reader::open()?;
+    let mut reader = HostReader::open()?;
     let (sender, receiver) = watch::channel(Arc::new(reader.read().await?));
     tokio::spawn(async move {
         loop {
@@ -38,7 +38,7 @@ pub async fn watch() -> Result<watch::Receiver<Arc<NodeState>>, NodeError> {
                 Err(error) => warn!(%error, "cannot read devices and addresses, trying again"),
             }
             sleep(Duration::from_secs(1)).await;
-            match Reader::open() {
+            match HostReader::open() {
                 Ok(mut again) => {
                     again.saw_kube_proxy = reader.saw_kube_proxy;
                     reader = again;
@@ -52,7 +52,7 @@ pub async fn watch() -> Result<watch::Receiver<Arc<NodeState>>, NodeError> {
 
 /// Reads the state once.
 pub async fn read_once() -> Result<NodeState, NodeError> {
-    Reader::open()?.read().await
+    HostReader::open()?.read().await
 }
 
 /// Returns the main addresses of the network namespace of the calling thread, which must not be a
@@ -74,7 +74,7 @@ type Notifications = futures::channel::mpsc::UnboundedReceiver<(
 
 /// Reads the state. Notifications have a socket of their own: if its buffer overflows, reading is
 /// not disturbed.
-struct Reader {
+struct HostReader {
     handle: rtnetlink::Handle,
     notifications: Notifications,
     drivers: HashMap<(u32, String), Option<String>>,
@@ -82,7 +82,7 @@ struct Reader {
     connections: [tokio::task::JoinHandle<()>; 2],
 }
 
-impl Reader {
+impl HostReader {
     fn open() -> Result<Self, NodeError> {
         // Subscribe before the first reading: every later change causes a notification.
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
@@ -101,7 +101,7 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for HostReader {
     fn drop(&mut self) {
         for connection in &self.connections {
             connection.abort();
@@ -110,7 +110,7 @@ impl Drop for Reader {
 }
 
 /// Publishes every change. Returns `Ok` when all receivers are dropped.
-async fn follow(reader: &mut Reader, sender: &watch::Sender<Arc<NodeState>>) -> Result<(), NodeError> {
+async fn follow(reader: &mut HostReader, sender: &watch::Sender<Arc<NodeState>>) -> Result<(), NodeError> {
     let mut refresh = interval(REFRESH);
     refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

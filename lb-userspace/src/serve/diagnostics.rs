@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
-use super::http::{self, Answer};
+use super::http::{self, HttpResponse};
 use super::metrics::Metrics;
 use super::process::ProcessMetrics;
 
@@ -32,7 +32,7 @@ pub async fn serve_diagnostics(
     .await;
 }
 
-fn respond(path: &str, registry: &Registry, configuration: &Value) -> Answer {
+fn respond(path: &str, registry: &Registry, configuration: &Value) -> HttpResponse {
     match path {
         "/metrics" => {
             let mut text = String::new();
@@ -59,7 +59,7 @@ mod tests {
     use lb_plan::desired::ServicePortId;
 
     use super::super::http::testing::request;
-    use super::super::{KernelCounts, Port, bind};
+    use super::super::{AgentPort, KernelCounts, bind};
     use super::*;
     use crate::testing::assert_golden;
 
@@ -133,7 +133,7 @@ mod tests {
 
     #[tokio::test]
     async fn diagnostics_are_answered_over_http() {
-        let listener = bind(Port::Metrics, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = bind(AgentPort::Metrics, "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let configuration = Map::from_iter([("mode".to_owned(), "tc".into())]);
         let server = tokio::spawn(serve_diagnostics(listener, Arc::new(example()), configuration));

@@ -18,10 +18,13 @@ use tracing::debug;
 /// The server closes connections on which no complete request header arrives within this time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub type Answer = Response<Full<Bytes>>;
+pub type HttpResponse = Response<Full<Bytes>>;
 
 /// Answers requests by their method and path. Dropping the future closes all connections.
-pub async fn serve(listener: TcpListener, answer: impl Fn(&Method, &str) -> Answer + Clone + Send + 'static) {
+pub async fn serve(
+    listener: TcpListener,
+    answer: impl Fn(&Method, &str) -> HttpResponse + Clone + Send + 'static,
+) {
     let mut connections = JoinSet::new();
     loop {
         let stream = tokio::select! {
@@ -55,25 +58,25 @@ pub async fn serve(listener: TcpListener, answer: impl Fn(&Method, &str) -> Answ
 }
 
 /// Answers GET and HEAD. Other methods are refused with 405.
-pub fn read_only(method: &Method, answer: impl FnOnce() -> Answer) -> Answer {
+pub fn read_only(method: &Method, answer: impl FnOnce() -> HttpResponse) -> HttpResponse {
     match *method {
         Method::GET | Method::HEAD => answer(),
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"),
     }
 }
 
-pub fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+pub fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
     match serde_json::to_vec(body) {
         Ok(body) => response(status, "application/json", body.into()),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
-pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+pub fn text(status: StatusCode, body: impl Into<Bytes>) -> HttpResponse {
     response(status, "text/plain; charset=utf-8", body.into())
 }
 
-pub fn response(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
+pub fn response(status: StatusCode, content_type: &'static str, body: Bytes) -> HttpResponse {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();

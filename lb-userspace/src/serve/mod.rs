@@ -28,12 +28,12 @@ pub use service_health::{HealthPorts, OpenError, ServiceHealth};
 
 /// The ports that the agent must open to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Port {
+pub enum AgentPort {
     Health,
     Metrics,
 }
 
-impl Port {
+impl AgentPort {
     fn serves(self) -> &'static str {
         match self {
             Self::Health => "/healthz",
@@ -56,13 +56,13 @@ impl Port {
     port.serves(), port.option()
 )]
 pub struct BindError {
-    port: Port,
+    port: AgentPort,
     address: SocketAddr,
     source: std::io::Error,
 }
 
 /// Opens the port. Connections wait until a server accepts them.
-pub async fn bind(port: Port, address: SocketAddr) -> Result<TcpListener, BindError> {
+pub async fn bind(port: AgentPort, address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError { port, address, source })
 }
 
@@ -72,9 +72,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_in_use_is_named_with_the_remedy() {
-        let first = bind(Port::Health, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let first = bind(AgentPort::Health, "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = first.local_addr().unwrap();
-        for (port, option) in [(Port::Health, "--health-bind"), (Port::Metrics, "--metrics-bind")] {
+        for (port, option) in [(AgentPort::Health, "--health-bind"), (AgentPort::Metrics, "--metrics-bind")] {
             let error = bind(port, address).await.unwrap_err().to_string();
             assert!(error.contains(&address.to_string()) && error.contains(option), "{error}");
         }

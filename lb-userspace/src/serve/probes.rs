@@ -7,14 +7,14 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::health::AgentState;
-use super::http::{self, Answer};
+use super::http::{self, HttpResponse};
 
 /// Answers requests until the task is dropped.
 pub async fn serve_probes(listener: TcpListener, state: watch::Receiver<AgentState>) {
     http::serve(listener, move |method: &Method, path: &str| respond(method, path, &state.borrow())).await;
 }
 
-fn respond(method: &Method, path: &str, state: &AgentState) -> Answer {
+fn respond(method: &Method, path: &str, state: &AgentState) -> HttpResponse {
     let (now, wall_clock) = (Instant::now(), SystemTime::now());
     http::read_only(method, || {
         let report = match path {
@@ -30,12 +30,12 @@ fn respond(method: &Method, path: &str, state: &AgentState) -> Answer {
 mod tests {
     use super::super::health::Progress;
     use super::super::http::testing::request;
-    use super::super::{Port, bind};
+    use super::super::{AgentPort, bind};
     use super::*;
 
     #[tokio::test]
     async fn probes_are_answered_over_http() {
-        let listener = bind(Port::Health, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = bind(AgentPort::Health, "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (state, receiver) = watch::channel(AgentState::starting("waiting for Services"));
         let server = tokio::spawn(serve_probes(listener, receiver));

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info};
 
 use super::health::AgentState;
-use super::http::{self, Answer};
+use super::http::{self, HttpResponse};
 
 /// Pause before another attempt to open a port.
 const RETRY: Duration = Duration::from_secs(2);
@@ -169,7 +169,7 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Returns the answer, which is the same for every method and path, as in kube-proxy.
-fn answer(service: &ObjectName, local_endpoints: u32, healthy: bool) -> Answer {
+fn answer(service: &ObjectName, local_endpoints: u32, healthy: bool) -> HttpResponse {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Body<'a> {

@@ -56,7 +56,7 @@ pub struct Explanation {
     /// Endpoints that can get a new connection.
     pub endpoints: Vec<SocketAddr>,
     pub chosen: Option<SocketAddr>,
-    pub verdict: Verdict,
+    pub verdict: ExplainedVerdict,
     /// Label of the counter that a real packet would increment.
     pub reason: Option<&'static str>,
     pub source_rewritten: bool,
@@ -66,7 +66,7 @@ pub struct Explanation {
     pub nanoseconds: u32,
     /// The device through which the packet leaves.
     pub device: Option<String>,
-    pub why: Why,
+    pub why: ReasonTexts,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -87,7 +87,7 @@ pub struct ServiceSummary {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum ExplainedVerdict {
     /// The packet is translated and sent to an endpoint.
     Forward,
     /// The packet stays unchanged.
@@ -97,7 +97,7 @@ pub enum Verdict {
     Drop,
 }
 
-impl Verdict {
+impl ExplainedVerdict {
     fn word(self) -> &'static str {
         match self {
             Self::Forward => "forward",
@@ -110,7 +110,7 @@ impl Verdict {
 
 /// The reasons, as text for people.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Why {
+pub struct ReasonTexts {
     pub from: String,
     pub client: Option<String>,
     pub chosen: Option<String>,
@@ -144,12 +144,14 @@ pub fn explain(observation: &Observation<'_>) -> Explanation {
             from: observation.origin.from.clone(),
         },
         service: (record.service_id != 0).then(|| service_summary(record, observation.names)),
-        why: Why {
+        why: ReasonTexts {
             from: observation.origin.why.clone(),
             client: describe_client(observation),
             chosen: chosen.map(|_| why_chosen(record, endpoints.len())),
             verdict: why_verdict(observation, verdict, reason),
-            source: after.filter(|_| verdict == Verdict::Forward).map(|after| why_source(observation, after)),
+            source: after
+                .filter(|_| verdict == ExplainedVerdict::Forward)
+                .map(|after| why_source(observation, after)),
         },
         endpoints: endpoints.into_iter().collect(),
         chosen,
@@ -169,15 +171,15 @@ fn reason(record: &Record) -> Option<Reason> {
     Reason::ALL.iter().copied().find(|reason| *reason as u32 == number)
 }
 
-fn verdict(run: &TestRun, reason: Option<Reason>) -> Verdict {
+fn verdict(run: &TestRun, reason: Option<Reason>) -> ExplainedVerdict {
     match (run.return_code, reason.map(Reason::outcome)) {
-        (TC_ACT_SHOT, _) => Verdict::Drop,
-        (_, None | Some(Outcome::Passed | Outcome::Evicted)) => Verdict::Pass,
-        (_, Some(Outcome::Translated)) => Verdict::Forward,
+        (TC_ACT_SHOT, _) => ExplainedVerdict::Drop,
+        (_, None | Some(Outcome::Passed | Outcome::Evicted)) => ExplainedVerdict::Pass,
+        (_, Some(Outcome::Translated)) => ExplainedVerdict::Forward,
         // The program turned the packet into an error for the sender. The counter may be that of a
         // drop.
-        (_, Some(Outcome::Rejected)) | (TC_ACT_REDIRECT, Some(Outcome::Dropped)) => Verdict::Reject,
-        (_, Some(Outcome::Dropped)) => Verdict::Drop,
+        (_, Some(Outcome::Rejected)) | (TC_ACT_REDIRECT, Some(Outcome::Dropped)) => ExplainedVerdict::Reject,
+        (_, Some(Outcome::Dropped)) => ExplainedVerdict::Drop,
     }
 }
 
@@ -186,17 +188,19 @@ fn is_socket(observation: &Observation<'_>) -> bool {
 }
 
 /// Returns the source that the endpoint sees.
-fn source_after(observation: &Observation<'_>, verdict: Verdict) -> Option<SocketAddr> {
+fn source_after(observation: &Observation<'_>, verdict: ExplainedVerdict) -> Option<SocketAddr> {
     match verdict {
-        Verdict::Pass => Some(observation.packet.source),
+        ExplainedVerdict::Pass => Some(observation.packet.source),
         // The socket program changes only the destination. If the source is a loopback address, the
         // kernel chooses another one for the route to the endpoint.
-        Verdict::Forward if is_socket(observation) => {
+        ExplainedVerdict::Forward if is_socket(observation) => {
             Some(observation.packet.source).filter(|source| !source.ip().is_loopback())
         }
-        Verdict::Forward => rewritten_addresses(observation.packet, &observation.recorded.run.packet)
-            .map(|(source, _)| source),
-        Verdict::Reject | Verdict::Drop => None,
+        ExplainedVerdict::Forward => {
+            rewritten_addresses(observation.packet, &observation.recorded.run.packet)
+                .map(|(source, _)| source)
+        }
+        ExplainedVerdict::Reject | ExplainedVerdict::Drop => None,
     }
 }
 
@@ -253,12 +257,12 @@ fn why_chosen(record: &Record, endpoints: usize) -> String {
     }
 }
 
-fn why_verdict(observation: &Observation<'_>, verdict: Verdict, reason: Option<Reason>) -> String {
+fn why_verdict(observation: &Observation<'_>, verdict: ExplainedVerdict, reason: Option<Reason>) -> String {
     let Some(reason) = reason else {
         return "no Service has this address and port, and no open connection has these addresses".into();
     };
     let mut text = reason.describe().trim().to_owned();
-    if is_socket(observation) && matches!(verdict, Verdict::Reject | Verdict::Drop) {
+    if is_socket(observation) && matches!(verdict, ExplainedVerdict::Reject | ExplainedVerdict::Drop) {
         text += &format!(" The call fails at once with {}.", reason.errno().name());
     }
     text
@@ -478,14 +482,14 @@ mod tests {
     fn verdicts_follow_from_the_reason_and_the_return_code() {
         let asked = packet(PacketProtocol::Tcp, SOURCE, "10.96.0.10:80");
         let verdict = |return_code, reason| explained(&asked, &asked, return_code, counted(reason)).verdict;
-        assert_eq!(verdict(TC_ACT_UNSPEC, Reason::Delivered), Verdict::Forward);
-        assert_eq!(verdict(TC_ACT_UNSPEC, Reason::NotOpening), Verdict::Pass);
-        assert_eq!(verdict(TC_ACT_SHOT, Reason::NoRoute), Verdict::Drop);
-        assert_eq!(verdict(TC_ACT_REDIRECT, Reason::NoEndpointRejected), Verdict::Reject);
+        assert_eq!(verdict(TC_ACT_UNSPEC, Reason::Delivered), ExplainedVerdict::Forward);
+        assert_eq!(verdict(TC_ACT_UNSPEC, Reason::NotOpening), ExplainedVerdict::Pass);
+        assert_eq!(verdict(TC_ACT_SHOT, Reason::NoRoute), ExplainedVerdict::Drop);
+        assert_eq!(verdict(TC_ACT_REDIRECT, Reason::NoEndpointRejected), ExplainedVerdict::Reject);
         // The sender gets an error, although the packet counts as dropped.
-        assert_eq!(verdict(TC_ACT_REDIRECT, Reason::TtlExpired), Verdict::Reject);
+        assert_eq!(verdict(TC_ACT_REDIRECT, Reason::TtlExpired), ExplainedVerdict::Reject);
         // A socket program sends no error: the call fails.
-        assert_eq!(verdict(TC_ACT_UNSPEC, Reason::SourceRange), Verdict::Drop);
+        assert_eq!(verdict(TC_ACT_UNSPEC, Reason::SourceRange), ExplainedVerdict::Drop);
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Row for FlowRow {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::connection::State;
+    use lb_common::connection::ConnectionState;
     use lb_common::layout::FlowSide;
     use lb_model::IpFamily;
 
@@ -155,7 +155,7 @@ mod tests {
         FlowEntry {
             family: IpFamily::of(&client.ip()),
             protocol: layout::TCP,
-            state: State { phase: flow_phase::ESTABLISHED, request: side, reply: side },
+            state: ConnectionState { phase: flow_phase::ESTABLISHED, request: side, reply: side },
             client,
             service,
             source,

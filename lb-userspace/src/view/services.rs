@@ -41,7 +41,7 @@ pub struct ServiceRow {
 /// The map entries from which the rows are made.
 #[derive(Debug)]
 pub struct ServiceEntries {
-    pub services: Vec<(ServiceAddress, layout::Service)>,
+    pub services: Vec<(ServiceAddress, layout::ServiceEntry)>,
     pub names: Names,
     /// Has all ranges that `services` refer to.
     pub slots: Slots,
@@ -63,7 +63,7 @@ pub fn service_rows(tables: &ServiceEntries, filter: &ServiceFilter) -> Vec<Serv
     rows.into_iter().map(|(row, _)| row).collect()
 }
 
-fn row(key: &ServiceAddress, value: &layout::Service, tables: &ServiceEntries) -> ServiceRow {
+fn row(key: &ServiceAddress, value: &layout::ServiceEntry, tables: &ServiceEntries) -> ServiceRow {
     let ServiceEntries { names, slots, backends, source_ranges, .. } = tables;
     let family = IpFamily::of(&key.ip);
     let endpoints = |base: u32, count: u32| {
@@ -110,7 +110,7 @@ fn kind_name(kind: u8) -> &'static str {
 }
 
 /// Returns the name of the algorithm, and what it hashes if that is not its default.
-fn algorithm_name(value: &layout::Service) -> String {
+fn algorithm_name(value: &layout::ServiceEntry) -> String {
     let Some(algorithm) = Algorithm::numbered(value.scheduler) else {
         return format!("unknown ({})", value.scheduler);
     };
@@ -205,8 +205,8 @@ mod tests {
         inside: (u32, u32),
         outside: (u32, u32),
         flags: u32,
-    ) -> layout::Service {
-        layout::Service {
+    ) -> layout::ServiceEntry {
+        layout::ServiceEntry {
             service_id,
             flags,
             outside_base: outside.0,

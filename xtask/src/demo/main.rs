@@ -15,12 +15,12 @@ use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use lb_testbed::controllers::{self, Applied};
+use lb_testbed::controllers::{self, AppliedService};
 use lb_testbed::host::{Datagrams, LoadKind, Process};
 use lb_testbed::manifests::{self, Protocol};
 use lb_testbed::report::Exchange;
 use lb_testbed::topology::Pod;
-use lb_testbed::{Agent, AgentOptions, Datapath, Family, Host, Topology, Underlay, agent, run};
+use lb_testbed::{Agent, AgentOptions, AttachMode, Family, Host, Topology, Underlay, agent, run};
 
 use self::options::{Mode, Options};
 use self::screen::{Cell, Screen, Tone};
@@ -71,7 +71,7 @@ struct Demo {
     // Dropped in this order: processes before the namespaces they run in.
     agents: Vec<Agent>,
     servers: Vec<Process>,
-    services: Vec<Applied>,
+    services: Vec<AppliedService>,
     topology: Topology,
     checks: u32,
     problems: Vec<String>,
@@ -82,8 +82,8 @@ impl Demo {
         screen.heading("Cluster");
         let underlay = if options.overlay { Underlay::Vxlan } else { Underlay::Routed };
         let datapath = match options.mode {
-            Mode::Tc => Datapath::Tc,
-            Mode::Xdp => Datapath::Xdp,
+            Mode::Tc => AttachMode::Tc,
+            Mode::Xdp => AttachMode::Xdp,
         };
         let topology = Topology::build(underlay, datapath, tool)?;
         let services = controllers::apply(Path::new(EXAMPLES), REPLICAS.len())?;
@@ -116,10 +116,10 @@ impl Demo {
         }
         self.screen.table(&["HOST", "IS", "IPV4", "IPV6"], &rows);
         println!();
-        let row = |applied: &Applied| -> Vec<Cell> {
+        let row = |applied: &AppliedService| -> Vec<Cell> {
             let service = &applied.service;
             let join = |texts: Vec<String>| if texts.is_empty() { "-".to_owned() } else { texts.join(" ") };
-            let port = |port: &manifests::Port| match port.node_port {
+            let port = |port: &manifests::ServicePort| match port.node_port {
                 Some(node_port) => format!("{}:{node_port}/{}", port.port, port.protocol),
                 None => format!("{}/{}", port.port, port.protocol),
             };
@@ -190,7 +190,7 @@ impl Demo {
 
     fn request(
         &mut self,
-        applied: &Applied,
+        applied: &AppliedService,
         protocol: Protocol,
         client: &Host,
         target: SocketAddr,
@@ -221,7 +221,7 @@ impl Demo {
 
     /// Returns the problem of an exchange: no answer, the wrong pod, the wrong peer, or a wrong
     /// client address.
-    fn problem(&self, applied: &Applied, client: &Host, exchange: &Exchange) -> Option<String> {
+    fn problem(&self, applied: &AppliedService, client: &Host, exchange: &Exchange) -> Option<String> {
         let answer = match &exchange.result {
             Ok(answer) => answer,
             Err(failure) => return Some(failure.to_string()),
@@ -430,7 +430,7 @@ impl Demo {
         topology.keep()
     }
 
-    fn find(&self, name: &str) -> Result<&Applied> {
+    fn find(&self, name: &str) -> Result<&AppliedService> {
         let found = self.services.iter().find(|applied| applied.service.name == name);
         found.with_context(|| format!("deploy/examples has no Service {name}"))
     }
@@ -441,7 +441,7 @@ impl Demo {
     }
 }
 
-/// Returns the pods with these numbers, as [`Applied`] counts them.
+/// Returns the pods with these numbers, as [`AppliedService`] counts them.
 fn pods<'a>(topology: &'a Topology, numbers: &[usize]) -> Vec<&'a Pod> {
     numbers.iter().map(|index| &topology.pods[REPLICAS[*index]]).collect()
 }
@@ -454,13 +454,13 @@ fn scheme(protocol: Protocol) -> &'static str {
     }
 }
 
-fn web_address(applied: &Applied) -> Result<SocketAddr> {
+fn web_address(applied: &AppliedService) -> Result<SocketAddr> {
     let ip = applied.cluster_ip(Family::V4).context("web has no IPv4 address")?;
     let port = applied.service.ports.first().context("web has no port")?;
     Ok((ip, port.port).into())
 }
 
-fn node_port(applied: &Applied) -> Result<u16> {
+fn node_port(applied: &AppliedService) -> Result<u16> {
     applied.service.ports.first().and_then(|port| port.node_port).context("web-nodeport has no nodePort")
 }
 

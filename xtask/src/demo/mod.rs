@@ -20,14 +20,14 @@ use crate::{
 
 /// `cargo xtask demo` and its options.
 #[derive(clap::Args)]
-pub struct Task {
+pub struct DemoTask {
     #[command(flatten)]
     options: Options,
     #[command(flatten)]
     setup: setup::InstallOptions,
 }
 
-pub fn run(task: &Task) -> Result<()> {
+pub fn run(task: &DemoTask) -> Result<()> {
     if !is_root() {
         bail!(
             "the demo creates network namespaces and loads kernel programs: run `sudo -E cargo xtask demo`"

@@ -27,14 +27,14 @@ pub const SHARE: &str = "host";
 const OUTPUT: &str = "/dev/ttyS1";
 /// The line before the output of a step begins with this text. The name of the step follows it.
 pub const STEP_MARK: &str = "── in the guest: ";
-/// Serial port for reports. Each line is one [`Report`].
+/// Serial port for reports. Each line is one [`GuestReport`].
 const REPORTS: &str = "/dev/ttyS2";
 /// `PATH` of programs in the guest.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The task of a machine.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Task {
+pub struct GuestTask {
     /// The release of the kernel, as `uname -r` prints it.
     pub release: String,
     /// Folder of the kernel's modules on the host.
@@ -50,7 +50,7 @@ pub struct Task {
     pub steps: Vec<Step>,
 }
 
-impl Task {
+impl GuestTask {
     /// Returns whether the task uses files of the host below a folder.
     fn needs_folder(&self, folder: &Path) -> bool {
         let programs = self.steps.iter().map(|step| &step.program);
@@ -71,7 +71,7 @@ pub struct Step {
 
 /// A message about the progress of a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Report {
+pub enum GuestReport {
     /// A step has ended. `code` is `None` if it was killed.
     End { step: String, code: Option<i32>, seconds: f64 },
     /// The machine could not run the steps.
@@ -93,8 +93,8 @@ pub fn main() -> Result<()> {
     {
         result = run(&mut reports);
         let last = match &result {
-            Ok(()) => Report::Complete,
-            Err(error) => Report::Broken { reason: format!("{error:#}") },
+            Ok(()) => GuestReport::Complete,
+            Err(error) => GuestReport::Broken { reason: format!("{error:#}") },
         };
         // If the last report is missing, the host considers the machine broken.
         let _ = send(&mut reports, &last);
@@ -112,7 +112,7 @@ fn devices() -> Result<()> {
 }
 
 fn run(reports: &mut File) -> Result<()> {
-    let task: Task = serde_json::from_slice(&fs::read(TASK_FILE)?).context("read the task")?;
+    let task: GuestTask = serde_json::from_slice(&fs::read(TASK_FILE)?).context("read the task")?;
     attach("proc", "proc", "/proc", "")?;
     attach("sysfs", "sysfs", "/sys", "")?;
     for module in &task.early_modules {
@@ -137,14 +137,14 @@ fn run(reports: &mut File) -> Result<()> {
         let start = Instant::now();
         let code = execute(step, &output)?;
         let seconds = start.elapsed().as_secs_f64();
-        send(reports, &Report::End { step: step.name.clone(), code, seconds })?;
+        send(reports, &GuestReport::End { step: step.name.clone(), code, seconds })?;
     }
     Ok(())
 }
 
 /// Sets up `/root`: the host's files with changes kept in memory, and this kernel's own file
 /// systems and modules.
-fn root(task: &Task) -> Result<()> {
+fn root(task: &GuestTask) -> Result<()> {
     mount(SHARE, "/host", "virtiofs", MountFlags::RDONLY, None).context("mount the host's root")?;
     attach("tmpfs", "writable", "/writable", "size=70%,mode=755")?;
     for folder in ["/writable/upper", "/writable/work"] {
@@ -224,7 +224,7 @@ fn execute(step: &Step, output: &File) -> Result<Option<i32>> {
     }
 }
 
-fn send(reports: &mut File, report: &Report) -> Result<()> {
+fn send(reports: &mut File, report: &GuestReport) -> Result<()> {
     writeln!(reports, "{}", serde_json::to_string(report)?).context("write a report")
 }
 
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_checkout_below_tmp_is_needed() {
-        let task = Task { folder: "/tmp/checkout".into(), ..Task::default() };
+        let task = GuestTask { folder: "/tmp/checkout".into(), ..GuestTask::default() };
         assert!(task.needs_folder(Path::new("/tmp")));
         assert!(!task.needs_folder(Path::new("/run")));
         let step = Step {
@@ -244,6 +244,6 @@ mod tests {
             environment: Vec::new(),
             limit: 1,
         };
-        assert!(Task { steps: vec![step], ..task }.needs_folder(Path::new("/run")));
+        assert!(GuestTask { steps: vec![step], ..task }.needs_folder(Path::new("/run")));
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
     debian::Kernel,
-    guest::{self, Task},
+    guest::{self, GuestTask},
 };
 use crate::process::{bytes_of, command, text_of};
 
@@ -63,7 +63,7 @@ fn payload(image: &[u8]) -> Option<&[u8]> {
 }
 
 /// Writes the archive: this program with its libraries, the early modules, and the task.
-pub fn initramfs(kernel: &Kernel, task: &Task, path: &Path) -> Result<()> {
+pub fn initramfs(kernel: &Kernel, task: &GuestTask, path: &Path) -> Result<()> {
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "host", "writable", "root", "modules"] {
         archive.folder(folder);
@@ -80,7 +80,7 @@ pub fn initramfs(kernel: &Kernel, task: &Task, path: &Path) -> Result<()> {
         archive.file(&format!("modules/{name}"), &module);
         order.push(name);
     }
-    let task = Task { early_modules: order, ..task.clone() };
+    let task = GuestTask { early_modules: order, ..task.clone() };
     archive.file(guest::TASK_FILE.trim_start_matches('/'), &serde_json::to_vec(&task)?);
     fs::write(path, archive.finish()).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -23,7 +23,7 @@ use lb_build::progress::report;
 pub use self::guest::{is_guest, main as guest};
 use self::{
     debian::NEWEST,
-    guest::{Step, Task},
+    guest::{GuestTask, Step},
     table::{LISTING, Row},
     vm::Qemu,
 };
@@ -149,7 +149,7 @@ fn test(options: &Options) -> Result<Tally> {
     for series in series {
         let kernel = debian::provide(&cache, series, options.refresh)?;
         report(task::KERNELS, &format!("Linux {}", kernel.release));
-        let task = Task {
+        let task = GuestTask {
             release: kernel.release.clone(),
             modules: kernel.modules(),
             early_modules: Vec::new(),

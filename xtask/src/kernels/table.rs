@@ -19,7 +19,7 @@ const END: &str = "<!-- end -->\n";
 
 /// The output of `lb-testbed programs`.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct Programs {
+pub struct ProgramListing {
     /// How tc programs are attached.
     pub tc: String,
     pub xdp: String,
@@ -36,7 +36,7 @@ pub struct Programs {
 pub struct Row {
     pub release: String,
     pub series: String,
-    programs: Option<Programs>,
+    programs: Option<ProgramListing>,
     /// Results of the test programs by step, in order.
     tests: Vec<(String, Tally)>,
     /// How many cases were not run, by reason.
@@ -248,7 +248,7 @@ fn verified(rows: &[Row]) -> Vec<Vec<String>> {
     let mut names: Vec<String> = rows
         .iter()
         .flat_map(|row| {
-            let Programs { loaded, refused, .. } = programs(row);
+            let ProgramListing { loaded, refused, .. } = programs(row);
             loaded.into_keys().chain(refused.into_keys())
         })
         .collect();
@@ -297,7 +297,7 @@ mod tests {
     use super::*;
 
     fn row(verified: u32) -> Row {
-        let programs = Programs {
+        let programs = ProgramListing {
             tc: "clsact".to_owned(),
             xdp: "native".to_owned(),
             loaded: BTreeMap::from([("lb_xdp".to_owned(), Some(verified)), ("lb_new".to_owned(), None)]),

@@ -20,7 +20,7 @@ use rustix::{
 
 use super::{
     debian::{self, Kernel},
-    guest::{Report, SHARE, STEP_MARK, Task},
+    guest::{GuestReport, GuestTask, SHARE, STEP_MARK},
     image,
 };
 use crate::process::{command, text_of};
@@ -35,7 +35,7 @@ const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 rdinit=/init mitigations=of
                               random.trust_cpu=on tsc=reliable";
 
 /// Returns the options of the kernel for a task.
-fn kernel_options(task: &Task) -> String {
+fn kernel_options(task: &GuestTask) -> String {
     match &task.lockdown {
         Some(level) => format!("{KERNEL_OPTIONS} lockdown={level}"),
         None => KERNEL_OPTIONS.to_owned(),
@@ -95,7 +95,7 @@ pub struct Run {
 
 /// Boots a kernel with a task, and waits until the task is complete or `limit` has passed. The
 /// machine's output is written to `folder`.
-pub fn run(qemu: &Qemu, kernel: &Kernel, task: &Task, folder: &Path, limit: Duration) -> Result<Run> {
+pub fn run(qemu: &Qemu, kernel: &Kernel, task: &GuestTask, folder: &Path, limit: Duration) -> Result<Run> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let vmlinux = image::vmlinux(kernel)?;
     let initramfs = folder.join("initramfs");
@@ -133,10 +133,10 @@ pub fn run(qemu: &Qemu, kernel: &Kernel, task: &Task, folder: &Path, limit: Dura
     let text = |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', ""));
     let output = text(&output)?;
     println!("{output}");
-    let reports: Vec<Report> =
+    let reports: Vec<GuestReport> =
         text(&reports)?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let steps = reports.iter().filter_map(|report| match report {
-        Report::End { step, code, seconds } => Some(Ended {
+        GuestReport::End { step, code, seconds } => Some(Ended {
             step: step.clone(),
             code: *code,
             seconds: *seconds,
@@ -145,14 +145,14 @@ pub fn run(qemu: &Qemu, kernel: &Kernel, task: &Task, folder: &Path, limit: Dura
         _ => None,
     });
     let steps = steps.collect();
-    let trouble = (reports.last() != Some(&Report::Complete)).then(|| {
+    let trouble = (reports.last() != Some(&GuestReport::Complete)).then(|| {
         let console = text(&console).unwrap_or_default();
         let lines: Vec<_> = console.lines().collect();
         let last = lines[lines.len().saturating_sub(15)..].join("\n");
         let errors = text(&errors).unwrap_or_default();
         let what = if ended { "ended" } else { "was stopped after its time" };
         let reason = match reports.last() {
-            Some(Report::Broken { reason }) => reason.as_str(),
+            Some(GuestReport::Broken { reason }) => reason.as_str(),
             _ => "",
         };
         format!("the machine {what} before its task was complete: {reason}\n{last}\n{errors}")

@@ -24,7 +24,7 @@ use lb_build::progress::report;
 use self::{
     built::Built,
     faults::Fault,
-    worker::{Outcome, Worker},
+    worker::{FaultOutcome, Worker},
 };
 use crate::{process::is_root, task, workspace};
 
@@ -44,7 +44,7 @@ pub struct Options {
 /// A fault that was tested.
 struct Tested<'a> {
     fault: &'a Fault,
-    outcome: Outcome,
+    outcome: FaultOutcome,
     time: Duration,
 }
 
@@ -73,7 +73,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let tested = test_all(&faults, &workers)?;
     println!("\n{}", table(&tested));
-    let missed = tested.iter().filter(|tested| !matches!(tested.outcome, Outcome::Noticed(_))).count();
+    let missed = tested.iter().filter(|tested| !matches!(tested.outcome, FaultOutcome::Noticed(_))).count();
     if missed > 0 {
         bail!("{missed} of {} faults were not noticed: a case is missing for each", tested.len());
     }
@@ -120,11 +120,11 @@ fn test_all<'a>(faults: &'a [Fault], workers: &[Worker<'_>]) -> Result<Vec<Teste
     Ok(tested)
 }
 
-fn describe(outcome: &Outcome) -> String {
+fn describe(outcome: &FaultOutcome) -> String {
     match outcome {
-        Outcome::Noticed(test) => test.clone(),
-        Outcome::Survived => "NOT NOTICED".to_owned(),
-        Outcome::Invalid(reason) => format!("INVALID: {reason}"),
+        FaultOutcome::Noticed(test) => test.clone(),
+        FaultOutcome::Survived => "NOT NOTICED".to_owned(),
+        FaultOutcome::Invalid(reason) => format!("INVALID: {reason}"),
     }
 }
 

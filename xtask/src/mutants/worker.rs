@@ -33,7 +33,7 @@ static END_TO_END: Mutex<()> = Mutex::new(());
 
 /// What became of a fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum FaultOutcome {
     /// This test failed.
     Noticed(String),
     /// All tests passed.
@@ -66,13 +66,13 @@ impl<'a> Worker<'a> {
     pub fn without_fault(&self) -> Result<Option<String>> {
         let object = self.build().map_err(anyhow::Error::msg)?;
         Ok(match self.packets(&object, &[])? {
-            Outcome::Survived => None,
-            Outcome::Noticed(test) | Outcome::Invalid(test) => Some(test),
+            FaultOutcome::Survived => None,
+            FaultOutcome::Noticed(test) | FaultOutcome::Invalid(test) => Some(test),
         })
     }
 
     /// Plants a fault and runs the tests. The copy is as before afterwards.
-    pub fn run(&self, fault: &Fault) -> Result<Outcome> {
+    pub fn run(&self, fault: &Fault) -> Result<FaultOutcome> {
         let source = self.tree.read(&fault.file)?;
         let mutated = fault.plant(&source).map_err(anyhow::Error::msg)?;
         self.tree.write(&fault.file, &mutated)?;
@@ -81,16 +81,16 @@ impl<'a> Worker<'a> {
         outcome
     }
 
-    fn notice(&self, fault: &Fault) -> Result<Outcome> {
+    fn notice(&self, fault: &Fault) -> Result<FaultOutcome> {
         if fault.file.starts_with(PURE) {
             let outcome = self.unit()?;
-            if outcome != Outcome::Survived {
+            if outcome != FaultOutcome::Survived {
                 return Ok(outcome);
             }
         }
         let object = match self.build() {
             Ok(object) => object,
-            Err(error) => return Ok(Outcome::Invalid(error)),
+            Err(error) => return Ok(FaultOutcome::Invalid(error)),
         };
         if let Some(filter) = &fault.end_to_end {
             return self.end_to_end(&object, filter);
@@ -98,11 +98,11 @@ impl<'a> Worker<'a> {
         let first = fault.cases.as_ref().map(|cases| vec![cases.as_str()]);
         for filter in first.into_iter().chain([vec![], vec!["fuzz"]]) {
             let outcome = self.packets(&object, &filter)?;
-            if outcome != Outcome::Survived {
+            if outcome != FaultOutcome::Survived {
                 return Ok(outcome);
             }
         }
-        Ok(Outcome::Survived)
+        Ok(FaultOutcome::Survived)
     }
 
     /// Builds the programs of the copy. An error is the reason as text.
@@ -120,7 +120,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Runs the unit tests of the pure code in the copy.
-    fn unit(&self) -> Result<Outcome> {
+    fn unit(&self) -> Result<FaultOutcome> {
         let mut command = cargo();
         command.current_dir(self.tree.root()).env("CARGO_TARGET_DIR", self.tree.target()).args([
             "test",
@@ -133,7 +133,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Runs packet cases, without generated packets unless the filter names them.
-    fn packets(&self, object: &Path, filter: &[&str]) -> Result<Outcome> {
+    fn packets(&self, object: &Path, filter: &[&str]) -> Result<FaultOutcome> {
         let mut command = Command::new(&self.built.packets);
         command.args(filter);
         if filter == ["fuzz"] {
@@ -145,7 +145,7 @@ impl<'a> Worker<'a> {
         self.observed(&mut command, "packets")
     }
 
-    fn end_to_end(&self, object: &Path, filter: &str) -> Result<Outcome> {
+    fn end_to_end(&self, object: &Path, filter: &str) -> Result<FaultOutcome> {
         let _turn = END_TO_END.lock().unwrap_or_else(PoisonError::into_inner);
         let mut command = Command::new(&self.built.end_to_end);
         command.arg(filter).current_dir(workspace::root());
@@ -154,7 +154,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Runs a test program or cargo and judges its output.
-    fn observed(&self, command: &mut Command, part: &str) -> Result<Outcome> {
+    fn observed(&self, command: &mut Command, part: &str) -> Result<FaultOutcome> {
         let log = self.tree.target().join(format!("{part}.log"));
         fs::create_dir_all(self.tree.target())?;
         let output = File::create(&log)?;
@@ -176,18 +176,18 @@ impl<'a> Worker<'a> {
         };
         let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
         Ok(match status {
-            Some(status) if status.success() => Outcome::Survived,
+            Some(status) if status.success() => FaultOutcome::Survived,
             Some(_) => judge(&text, part),
-            None => Outcome::Noticed(format!("{part}: no end after {} s", LIMIT.as_secs())),
+            None => FaultOutcome::Noticed(format!("{part}: no end after {} s", LIMIT.as_secs())),
         })
     }
 }
 
 /// Returns the outcome of a failed run, from what it printed.
-fn judge(output: &str, part: &str) -> Outcome {
+fn judge(output: &str, part: &str) -> FaultOutcome {
     let refused = ["could not compile", "cannot load the programs", "no program lb_"];
     if let Some(line) = output.lines().find(|line| refused.iter().any(|text| line.contains(text))) {
-        return Outcome::Invalid(line.trim().to_owned());
+        return FaultOutcome::Invalid(line.trim().to_owned());
     }
     let failed = output.lines().find_map(|line| {
         let name = line.strip_prefix("test ").and_then(|line| line.split_once(" ... ")).map(|(name, _)| name);
@@ -198,15 +198,15 @@ fn judge(output: &str, part: &str) -> Outcome {
         name.map(|name| name.trim().to_owned())
     });
     match failed {
-        Some(test) => Outcome::Noticed(format!("{part}: {test}")),
+        Some(test) => FaultOutcome::Noticed(format!("{part}: {test}")),
         // A program that cannot read its cases has tested nothing.
-        None => Outcome::Invalid(format!("{part}: {}", output.lines().last().unwrap_or_default())),
+        None => FaultOutcome::Invalid(format!("{part}: {}", output.lines().last().unwrap_or_default())),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, judge};
+    use super::{FaultOutcome, judge};
 
     #[test]
     fn the_first_failed_test_is_named() {
@@ -214,21 +214,21 @@ mod tests {
             "test flows/local: a ... ok\ntest flows/local: b (IPv4, XDP)   ... FAILED\ntest c ... FAILED\n";
         assert_eq!(
             judge(output, "packets"),
-            Outcome::Noticed("packets: flows/local: b (IPv4, XDP)".to_owned())
+            FaultOutcome::Noticed("packets: flows/local: b (IPv4, XDP)".to_owned())
         );
         let quiet = "running 2 tests\n.F\n---- checksum::tests::rfc1071_example stdout ----\n";
         assert_eq!(
             judge(quiet, "unit"),
-            Outcome::Noticed("unit: checksum::tests::rfc1071_example".to_owned())
+            FaultOutcome::Noticed("unit: checksum::tests::rfc1071_example".to_owned())
         );
     }
 
     #[test]
     fn programs_that_cannot_be_loaded_show_nothing() {
         let output = "error: could not compile `lb-common` (lib test)\n";
-        assert!(matches!(judge(output, "unit"), Outcome::Invalid(_)));
-        assert!(matches!(judge("error: a case has an unknown field\n", "packets"), Outcome::Invalid(_)));
+        assert!(matches!(judge(output, "unit"), FaultOutcome::Invalid(_)));
+        assert!(matches!(judge("error: a case has an unknown field\n", "packets"), FaultOutcome::Invalid(_)));
         let output = "test a ... FAILED\nstep 1: BPF_PROG_TEST_RUN of lb_xdp: no program lb_xdp\n";
-        assert!(matches!(judge(output, "packets"), Outcome::Invalid(_)));
+        assert!(matches!(judge(output, "packets"), FaultOutcome::Invalid(_)));
     }
 }

@@ -35,11 +35,11 @@ impl Component {
 
     /// The component for the toolchain of the kernel programs; `None` if it is for the toolchain of
     /// this workspace.
-    fn of_kernel_programs(self) -> Option<toolchain::Component> {
+    fn of_kernel_programs(self) -> Option<toolchain::RustupComponent> {
         match self {
             Self::Rustfmt | Self::Clippy => None,
-            Self::KernelClippy => Some(toolchain::Component::Clippy),
-            Self::KernelRustSrc => Some(toolchain::Component::RustSrc),
+            Self::KernelClippy => Some(toolchain::RustupComponent::Clippy),
+            Self::KernelRustSrc => Some(toolchain::RustupComponent::RustSrc),
         }
     }
 

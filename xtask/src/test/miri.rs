@@ -4,7 +4,7 @@
 use anyhow::Result;
 use lb_build::{
     progress::{report, timed},
-    toolchain::{self, Component, Toolchain},
+    toolchain::{self, RustupComponent, Toolchain},
 };
 
 use super::{options::Options, run_tests::count_tests};
@@ -29,7 +29,7 @@ pub fn unavailable() -> Option<String> {
 
 pub fn run(options: &Options) -> Result<Tally> {
     let toolchain = toolchain::preferred()?;
-    for component in [Component::RustSrc, Component::Miri] {
+    for component in [RustupComponent::RustSrc, RustupComponent::Miri] {
         if let Err(reason) = toolchain.add(component) {
             return Ok(Tally::skipped(format!("{}: {reason}", toolchain.name)));
         }

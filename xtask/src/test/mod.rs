@@ -18,11 +18,11 @@ use self::{
     options::Separate,
     part::Part,
     run_tests::{check, tests},
-    summary::Report,
+    summary::TestSummary,
 };
 use crate::{
     build_ebpf,
-    k8s::{self, Program},
+    k8s::{self, KubernetesProgram},
     kernels,
     process::{cargo, is_root, try_compile},
     setup,
@@ -35,7 +35,7 @@ use crate::{
 fn unavailable(part: Part) -> Option<String> {
     match part {
         Part::Miri => miri::unavailable(),
-        Part::Cluster => k8s::unavailable(&[Program::KubeApiserver]),
+        Part::Cluster => k8s::unavailable(&[KubernetesProgram::KubeApiserver]),
         Part::Kernels => kernels::unavailable(),
         Part::Cross => cross::unavailable(),
         _ => None,
@@ -74,7 +74,7 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
             tests(cargo(), &arguments, options)
         }
         Part::Cluster => {
-            let bin = k8s::provide(&[Program::KubeApiserver])?;
+            let bin = k8s::provide(&[KubernetesProgram::KubeApiserver])?;
             let mut command = cargo();
             command.env("SLUICE_K8S_BIN", bin);
             tests(command, &["-p", "lb-testbed", "--test", "cluster"], options)
@@ -114,7 +114,7 @@ pub fn run(options: &Options) -> Result<()> {
         build_ebpf::ensure()?;
     }
 
-    let mut report = Report::default();
+    let mut report = TestSummary::default();
     for (part, reason) in parts.iter().zip(unavailable) {
         println!("\n── {} ──", part.name());
         let start = Instant::now();

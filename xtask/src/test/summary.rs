@@ -6,11 +6,11 @@ use crate::tally::Tally;
 
 /// Results of all parts. Its text is a table.
 #[derive(Default)]
-pub struct Report {
+pub struct TestSummary {
     parts: Vec<(String, Tally, Duration)>,
 }
 
-impl Report {
+impl TestSummary {
     pub fn add(&mut self, part: String, tally: Tally, time: Duration) {
         self.parts.push((part, tally, time));
     }
@@ -20,7 +20,7 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for TestSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<10}{:>8}{:>8}{:>10}", "part", "passed", "failed", "seconds")?;
         for (name, tally, time) in &self.parts {
@@ -54,11 +54,11 @@ impl fmt::Display for Report {
 mod tests {
     use std::time::Duration;
 
-    use super::{Report, Tally};
+    use super::{Tally, TestSummary};
 
     #[test]
     fn the_last_line_of_the_report_sums_up_all_parts() {
-        let mut report = Report::default();
+        let mut report = TestSummary::default();
         let mut tally = Tally::default();
         tally.passed = 9;
         tally.failed = 2;

@@ -213,7 +213,7 @@ impl Agent {
 #[derive(Debug, PartialEq)]
 struct Bytes {
     ids: Vec<u32>,
-    entries: Vec<(ServiceAddress, layout::Service)>,
+    entries: Vec<(ServiceAddress, layout::ServiceEntry)>,
     slots: Vec<Vec<u32>>,
     backends: Vec<(u32, BackendEntry)>,
     source_ranges: Vec<(u32, IpNet)>,

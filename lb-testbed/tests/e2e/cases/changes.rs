@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use lb_testbed::Family;
 use lb_testbed::host::{Datagrams, HTTP_PORT, LoadKind, UDP_PORT};
-use lb_testbed::manifests::Port;
+use lb_testbed::manifests::ServicePort;
 use lb_testbed::programs::features;
 use lb_testbed::report::FailureKind;
 
@@ -19,8 +19,8 @@ pub fn one_address_two_protocols(world: &mut World, family: Family) -> Result<()
     udp.service.cluster_ips = tcp.service.cluster_ips.clone();
     let target = tcp.cluster_ip(family, To::Http);
     let outside = tcp.node_port(world.node(0), family, To::Http);
-    tcp.service.ports = vec![Port::tcp("tcp", target.port(), HTTP_PORT).node_port(outside.port())];
-    udp.service.ports = vec![Port::udp("udp", target.port(), UDP_PORT).node_port(outside.port())];
+    tcp.service.ports = vec![ServicePort::tcp("tcp", target.port(), HTTP_PORT).node_port(outside.port())];
+    udp.service.ports = vec![ServicePort::udp("udp", target.port(), UDP_PORT).node_port(outside.port())];
     world.set_endpoints(&tcp, &[1])?;
     world.set_endpoints(&udp, &[3])?;
     for (client, address) in [(&world.pod(2).host, target), (world.client(), outside)] {

@@ -4,10 +4,10 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use lb_testbed::agent::Build;
+use lb_testbed::agent::LbBuild;
 use lb_testbed::check::{answered_by, without_failure};
 use lb_testbed::host::{Held, Load, LoadKind};
-use lb_testbed::{Datapath, Family};
+use lb_testbed::{AttachMode, Family};
 
 use crate::world::{Published, To, World};
 
@@ -112,18 +112,18 @@ fn copied(world: &World, node: usize) -> Result<Vec<u32>> {
 
 /// An agent with another layout takes over, and then one with the usual layout again.
 pub fn layout_changes_under_load(world: &mut World, family: Family) -> Result<()> {
-    Build::OtherLayout.program()?;
-    converts_under_load(world, family, [(&[], Build::OtherLayout), (&[], Build::Usual)])
+    LbBuild::OtherLayout.program()?;
+    converts_under_load(world, family, [(&[], LbBuild::OtherLayout), (&[], LbBuild::Usual)])
 }
 
 /// An agent with other sizes takes over, and then one with the usual sizes again.
 pub fn sizes_change_under_load(world: &mut World, family: Family) -> Result<()> {
-    converts_under_load(world, family, [(SIZES, Build::Usual), (&[], Build::Usual)])
+    converts_under_load(world, family, [(SIZES, LbBuild::Usual), (&[], LbBuild::Usual)])
 }
 
 /// Starts one agent after the other, with these arguments and builds, under load. Each converts the
 /// maps of the one before.
-fn converts_under_load(world: &mut World, family: Family, agents: [(&[&str], Build); 2]) -> Result<()> {
+fn converts_under_load(world: &mut World, family: Family, agents: [(&[&str], LbBuild); 2]) -> Result<()> {
     let service = world.publish(&PODS)?;
     let before = copied(world, 0)?.len();
     let mut traffic = Traffic::start(world, &service, family, CONNECTIONS)?;
@@ -146,25 +146,25 @@ fn converts_under_load(world: &mut World, family: Family, agents: [(&[&str], Bui
 
 /// An agent is killed at each step of a change of layout. The next one finishes it.
 pub fn layout_change_is_killed(world: &mut World) -> Result<()> {
-    Build::OtherLayout.program()?;
+    LbBuild::OtherLayout.program()?;
     killed_at_each_step(world, |usual| match usual {
-        true => (&[], Build::OtherLayout),
-        false => (&[], Build::Usual),
+        true => (&[], LbBuild::OtherLayout),
+        false => (&[], LbBuild::Usual),
     })
 }
 
 /// An agent is killed at each step of a change of sizes. The next one finishes it.
 pub fn size_change_is_killed(world: &mut World) -> Result<()> {
-    killed_at_each_step(world, |usual| if usual { (SIZES, Build::Usual) } else { (&[], Build::Usual) })
+    killed_at_each_step(world, |usual| if usual { (SIZES, LbBuild::Usual) } else { (&[], LbBuild::Usual) })
 }
 
 /// `next` returns arguments and build of the next agent. Its argument is whether the maps are the
 /// usual ones.
 fn killed_at_each_step(
     world: &mut World,
-    next: impl Fn(bool) -> (&'static [&'static str], Build),
+    next: impl Fn(bool) -> (&'static [&'static str], LbBuild),
 ) -> Result<()> {
-    if world.topology.datapath != Datapath::Tc {
+    if world.topology.datapath != AttachMode::Tc {
         // The steps do not depend on the data path.
         return Ok(());
     }

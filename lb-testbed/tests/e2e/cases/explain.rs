@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use lb_common::reason::Reason;
-use lb_datapath::inspect::{AffinityEntry, Maps};
+use lb_datapath::inspect::{AffinityEntry, AgentMaps};
 use lb_datapath::{FlowEntry, Pins};
 use lb_testbed::Family;
 use lb_testbed::agent::{cleanup, lb_on};
@@ -282,7 +282,7 @@ pub fn refusals_agree_with_traffic(world: &mut World, family: Family) -> Result<
 type Written = (Vec<FlowEntry>, Vec<AffinityEntry>, Vec<(Reason, u64)>);
 
 fn written(world: &World) -> Result<Written> {
-    let maps = Maps::open(&Pins::new(&world.node(0).bpffs))?;
+    let maps = AgentMaps::open(&Pins::new(&world.node(0).bpffs))?;
     let (mut flows, mut affinity) = (maps.flows()?, maps.affinity()?);
     flows.sort_by_key(|flow| (flow.client, flow.service, flow.protocol));
     affinity.sort_by_key(|entry| format!("{entry:?}"));
@@ -296,7 +296,7 @@ pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
     world.wait_until_served(&service, &[1, 3])?;
     let target = service.node_port(world.node(0), family, To::Http);
     let load = world.client().start_load(LoadKind::OneConnection, target, 5)?;
-    let maps = Maps::open(&Pins::new(&world.node(0).bpffs))?;
+    let maps = AgentMaps::open(&Pins::new(&world.node(0).bpffs))?;
     let mut flow = None;
     eventually(|| {
         flow = maps.flows()?.into_iter().find(|flow| flow.service == target);

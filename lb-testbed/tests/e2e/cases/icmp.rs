@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Result, ensure};
 use lb_testbed::host::Datagrams;
 use lb_testbed::topology::FAR_MTU;
-use lb_testbed::{Datapath, Family, Host};
+use lb_testbed::{AttachMode, Family, Host};
 use serde_json::json;
 
 use crate::check::{echoed, eventually, refused, transferred};
@@ -113,7 +113,7 @@ pub fn no_endpoint_is_refused_outside(world: &mut World, family: Family) -> Resu
         refused(&world.client().send_datagrams(service.cluster_ip(family, To::Udp), datagram)?)
     };
     refused_by_node()?;
-    if world.topology.datapath == Datapath::Tc {
+    if world.topology.datapath == AttachMode::Tc {
         let offload = |state| node.host.place.run("ethtool", ["--offload", "eth0", "tx", state]);
         offload("off")?;
         let result = refused_by_node();

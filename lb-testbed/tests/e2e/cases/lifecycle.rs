@@ -8,7 +8,7 @@ use lb_testbed::agent::{Agent, AgentOptions, cleanup};
 use lb_testbed::host::LoadKind;
 use lb_testbed::programs::features;
 use lb_testbed::topology::Node;
-use lb_testbed::{Datapath, Family, Topology, Underlay};
+use lb_testbed::{AttachMode, Family, Topology, Underlay};
 
 use crate::check::{answered_by, eventually, refused, without_failure};
 use crate::world::{To, World};
@@ -18,7 +18,7 @@ use crate::world::{To, World};
 pub fn attached_as_configured(world: &mut World) -> Result<()> {
     let Topology { underlay, datapath, .. } = world.topology;
     for node in &world.topology.nodes {
-        if datapath == Datapath::Xdp
+        if datapath == AttachMode::Xdp
             && let Some(device) = underlay.xdp_device()
         {
             let link = node.host.place.run("ip", ["-details", "link", "show", "dev", device])?;
@@ -32,10 +32,10 @@ pub fn attached_as_configured(world: &mut World) -> Result<()> {
         }
         let device = underlay.node_device();
         let link = node.host.place.run("ip", ["-details", "link", "show", "dev", device])?;
-        ensure!(datapath == Datapath::Xdp || !link.contains("prog/xdp"), "{}: {link}", node.host.name);
+        ensure!(datapath == AttachMode::Xdp || !link.contains("prog/xdp"), "{}: {link}", node.host.name);
         let filters = node.host.place.run("tc", ["filter", "show", "dev", device, "ingress"])?;
         let clsact = filters.contains("lb_tc_ingress");
-        let as_filters = datapath == Datapath::Clsact || !features()?.tcx;
+        let as_filters = datapath == AttachMode::Clsact || !features()?.tcx;
         ensure!(clsact == as_filters, "{}: {filters}", node.host.name);
         ensure!(!link.contains("xdpgeneric"), "generic XDP is attached on {}: {link}", node.host.name);
         let all = node.host.place.run("ip", ["link", "show"])?;
@@ -153,7 +153,7 @@ pub fn cleanup_removes_everything(world: &mut World) -> Result<()> {
 /// If the egress program cannot be attached to a device, the agent detaches the ingress programs
 /// too. It tries again until both are attached.
 pub fn no_ingress_without_egress(world: &mut World) -> Result<()> {
-    if world.topology.datapath == Datapath::Clsact {
+    if world.topology.datapath == AttachMode::Clsact {
         // Filters have no pins, by which this case makes attaching fail.
         return Ok(());
     }

@@ -5,7 +5,7 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::Family;
-use lb_testbed::topology::Datapath;
+use lb_testbed::topology::AttachMode;
 
 use super::explain;
 use crate::check::eventually;
@@ -85,7 +85,7 @@ fn matrix(world: &mut World, family: Family, to: To) -> Result<()> {
     let mut silent = Vec::new();
     // `lb explain` takes a second, because it loads the programs. So each combination of family,
     // protocol and data path explains only a share of the cells.
-    let explained = [family == Family::V6, to == To::Udp, world.topology.datapath == Datapath::Xdp];
+    let explained = [family == Family::V6, to == To::Udp, world.topology.datapath == AttachMode::Xdp];
     let explained = explained.into_iter().fold(0, |share, bit| 2 * share + usize::from(bit));
     let mut cells = 0;
     for row in rows() {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::{Result, ensure};
 use lb_testbed::Family;
 use lb_testbed::host::HTTP_PORT;
-use lb_testbed::manifests::{Port, ServiceManifest};
+use lb_testbed::manifests::{ServiceManifest, ServicePort};
 use lb_testbed::report::Exchange;
 
 use crate::check::{answered_by, eventually};
@@ -37,7 +37,7 @@ pub fn a_thousand_services(world: &mut World, family: Family) -> Result<()> {
             namespace: "default".to_owned(),
             name: format!("number-{n}"),
             cluster_ips: vec![address(family, n)],
-            ports: vec![Port::tcp("http", 80, HTTP_PORT).node_port(node_port(n))],
+            ports: vec![ServicePort::tcp("http", 80, HTTP_PORT).node_port(node_port(n))],
         };
         objects.extend(service.with_endpoints(&[world.pod(endpoint(n))]));
     }

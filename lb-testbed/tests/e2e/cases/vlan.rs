@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use lb_testbed::host::{Datagrams, FloodKind};
 use lb_testbed::report::FailureKind;
-use lb_testbed::{Datapath, Family};
+use lb_testbed::{AttachMode, Family};
 
 use crate::check::{answered_by, eventually, failed_as, refused};
 use crate::world::{Published, To, World};
@@ -16,7 +16,7 @@ const ONE: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fra
 /// An XDP program does not see a tag beside the bytes. NICs that remove tags drop the frames of
 /// VLANs that nobody uses. The NICs of the testbed do not, so XDP is tested with tags in the bytes.
 fn places(world: &World) -> &'static [bool] {
-    if world.topology.datapath == Datapath::Xdp { &[true] } else { &[true, false] }
+    if world.topology.datapath == AttachMode::Xdp { &[true] } else { &[true, false] }
 }
 
 /// A tag with id 0 carries a priority only: the frame belongs to the device itself.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use lb_datapath::attachments::{HookPrograms, cgroup_programs};
-use lb_datapath::inspect::Maps;
+use lb_datapath::inspect::AgentMaps;
 use lb_datapath::{EndpointShortage, PinnedMapUsage, Pins, monotonic_ns};
 
 use super::args::{DoctorArgs, reachable};
@@ -73,7 +73,7 @@ fn sockets(cgroup: Option<&Path>) -> Checked<Vec<HookNames>> {
 }
 
 fn maps(pins: &Pins) -> io::Result<MapEntries> {
-    let maps = Maps::open(pins)?;
+    let maps = AgentMaps::open(pins)?;
     let usage = maps.usage()?.into_iter();
     let entries = get::service_tables(&maps)?;
     Ok(MapEntries {
@@ -127,7 +127,7 @@ fn other_versions(root: &Path, pins: &Pins) -> Vec<PathBuf> {
 mod tests {
     use std::collections::HashMap;
 
-    use lb_common::layout::{Service, ServiceName};
+    use lb_common::layout::{ServiceEntry, ServiceName};
     use lb_datapath::apply::tables::ServiceAddress;
 
     use super::*;
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn entries_without_a_name_or_an_endpoint_are_reported() {
         let address = ServiceAddress { ip: "10.96.0.10".parse().unwrap(), port: 80, protocol: 6 };
-        let service = Service {
+        let service = ServiceEntry {
             service_id: 7,
             flags: 0,
             outside_base: 0,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use lb_datapath::Pins;
-use lb_datapath::inspect::Maps;
+use lb_datapath::inspect::AgentMaps;
 
 use super::args::DoctorArgs;
 use crate::cli::cleanup::kube_proxy::{NodeCommand, Presence, ProgramError, presence};
@@ -49,7 +49,7 @@ fn local_ports() -> Checked<(u16, u16)> {
 
 /// Returns the ports that the programs use. Without an agent, returns the default of an agent.
 fn snat_ports(bpffs: &Path) -> Checked<(u16, u16)> {
-    match Maps::open(&Pins::new(bpffs)).and_then(|maps| maps.settings()) {
+    match AgentMaps::open(&Pins::new(bpffs)).and_then(|maps| maps.settings()) {
         Ok(settings) if settings.snat_port_count > 0 => {
             let first = settings.snat_port_first;
             Ok((first, first + (settings.snat_port_count - 1)))

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::leftovers::{Leftovers, Listing, Removal};
+use super::leftovers::{Leftovers, ListOutcome, Removal};
 use super::programs::NodeCommand;
 
 /// Chains of kube-proxy by table (pkg/proxy/iptables/cleanup.go; pkg/proxy/ipvs/proxier.go,
@@ -93,9 +93,9 @@ pub(super) fn find(found: &mut Leftovers) {
 fn find_in(found: &mut Leftovers, variant: &str) -> bool {
     let save = NodeCommand::new(format!("{variant}-save"), &[]);
     let text = match found.list(&format!("rules  {variant}"), &save) {
-        Listing::Text(text) => text,
-        Listing::Failed => return true,
-        Listing::NotInstalled => return false,
+        ListOutcome::Text(text) => text,
+        ListOutcome::Failed => return true,
+        ListOutcome::NotInstalled => return false,
     };
     for line in text.lines().filter(|line| line.starts_with("# Table `") && line.contains("is incompatible"))
     {

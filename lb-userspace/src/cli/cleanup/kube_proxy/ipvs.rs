@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
-use super::leftovers::{Leftovers, Listing, Removal};
+use super::leftovers::{Leftovers, ListOutcome, Removal};
 use super::programs::{NodeCommand, ProgramError};
 
 const DEVICE: &str = "kube-ipvs0";
@@ -87,12 +87,12 @@ fn is_listed(file: &str, condition: impl Fn(&str) -> bool) -> bool {
 /// Runs a command that lists items which exist. If the program is missing, that is a failure.
 fn list_existing(found: &mut Leftovers, item: &str, command: &NodeCommand) -> Option<String> {
     match found.list(item, command) {
-        Listing::Text(text) => return Some(text),
-        Listing::NotInstalled => {
+        ListOutcome::Text(text) => return Some(text),
+        ListOutcome::NotInstalled => {
             let reason = format!("{} is not installed", command.program());
             found.unreachable.push((item.to_owned(), reason));
         }
-        Listing::Failed => {}
+        ListOutcome::Failed => {}
     }
     None
 }

@@ -30,7 +30,7 @@ pub struct Leftovers {
 }
 
 /// The outcome of a command that lists items.
-pub enum Listing {
+pub enum ListOutcome {
     Text(String),
     Failed,
     NotInstalled,
@@ -38,13 +38,13 @@ pub enum Listing {
 
 impl Leftovers {
     /// Runs a command that lists items. A failure is added to [`Self::unreachable`].
-    pub fn list(&mut self, item: &str, command: &NodeCommand) -> Listing {
+    pub fn list(&mut self, item: &str, command: &NodeCommand) -> ListOutcome {
         let listing = match command.run() {
-            Ok(text) => Listing::Text(text),
-            Err(ProgramError::Missing(_)) => return Listing::NotInstalled,
+            Ok(text) => ListOutcome::Text(text),
+            Err(ProgramError::Missing(_)) => return ListOutcome::NotInstalled,
             Err(error) => {
                 self.unreachable.push((item.to_owned(), error.to_string()));
-                Listing::Failed
+                ListOutcome::Failed
             }
         };
         self.any_program_ran = true;

@@ -1,6 +1,6 @@
 //! nftables mode: kube-proxy has one table per IP family.
 
-use super::leftovers::{Leftovers, Listing, Removal};
+use super::leftovers::{Leftovers, ListOutcome, Removal};
 use super::programs::NodeCommand;
 
 /// All tables that this mode creates (pkg/proxy/nftables/cleanup.go).
@@ -9,11 +9,11 @@ const TABLES: [&str; 2] = ["ip kube-proxy", "ip6 kube-proxy"];
 /// Adds the nftables tables of kube-proxy to `found`.
 pub(super) fn find(found: &mut Leftovers) {
     match found.list("tables of nftables", &NodeCommand::new("nft", &["list", "tables"])) {
-        Listing::Text(text) => found.removals.extend(removals(&text)),
-        Listing::NotInstalled => {
+        ListOutcome::Text(text) => found.removals.extend(removals(&text)),
+        ListOutcome::NotInstalled => {
             found.notes.push("tables of nftables were not checked: nft is not installed".into());
         }
-        Listing::Failed => {}
+        ListOutcome::Failed => {}
     }
 }
 

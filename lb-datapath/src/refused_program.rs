@@ -6,7 +6,7 @@ use aya::programs::ProgramError;
 
 /// A program that could not be loaded. All other programs work without it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RefusedProgram {
     pub program: String,
     /// The kernel release (`uname -r`).
     pub kernel: String,
@@ -21,7 +21,7 @@ pub struct Refusal {
 const LINES: usize = 5;
 const WIDTH: usize = 160;
 
-impl Refusal {
+impl RefusedProgram {
     pub(crate) fn new(program: &str, kernel: &str, error: &ProgramError) -> Self {
         let (error, log) = match error {
             ProgramError::LoadError { io_error, verifier_log } => {
@@ -62,7 +62,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for RefusedProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { program, kernel, error, log } = self;
         write!(f, "Linux {kernel} refuses {program}: {error}")?;
@@ -119,8 +119,8 @@ processed 24310 insns (limit 1000000) max_states_per_insn 4 total_states 1193 pe
 
 ";
 
-    fn refusal(error: &str, log: &str) -> Refusal {
-        Refusal {
+    fn refusal(error: &str, log: &str) -> RefusedProgram {
+        RefusedProgram {
             program: "lb_tc_ingress".to_owned(),
             kernel: "6.1.0-56-cloud-amd64".to_owned(),
             error: error.to_owned(),
