@@ -8,12 +8,13 @@ use lb_common::layout::{
     Affinity, AffinityKey, Flow, FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, flow_phase,
 };
 use lb_common::plain::Plain;
-use lb_model::IpFamily;
+use lb_model::{IpFamily, PerFamily};
 
 use crate::address::MapAddress;
 use crate::apply::ReferencedIds;
-use crate::apply::map_name::{MapName, TableError};
+use crate::apply::map_name::{MapName, MapUsage, TableError};
 use crate::handles::MapHandles;
+use crate::sys;
 use crate::table::{ArrayTable, Table};
 
 /// A connection that is translated packet by packet.
@@ -73,6 +74,8 @@ pub struct FlowUsage {
     /// The number of connections that are not half-open.
     pub open: usize,
     pub half_open: usize,
+    /// The usage of `FLOWS_V4` and `FLOWS_V6`.
+    pub maps: Vec<MapUsage>,
 }
 
 /// Reads the whole table while the programs run. The cost is proportional to its size.
@@ -81,7 +84,9 @@ pub struct FlowUsage {
 /// `now_ns` must be a time before this call.
 pub fn usage(maps: &MapHandles, now_ns: u64) -> io::Result<FlowUsage> {
     let mut usage = FlowUsage::default();
+    let mut entries = PerFamily { v4: 0, v6: 0 };
     for_each(maps, now_ns, |flow| {
+        entries[flow.family] += 1;
         usage.referenced.add(flow.family, flow.service_id, flow.backend_id);
         if flow.state.is_half_open(flow.protocol) {
             usage.half_open += 1;
@@ -89,6 +94,11 @@ pub fn usage(maps: &MapHandles, now_ns: u64) -> io::Result<FlowUsage> {
             usage.open += 1;
         }
     })?;
+    for family in IpFamily::BOTH {
+        let map = MapName::FLOWS[family];
+        let capacity = sys::map_info(maps.fd(map.name)?)?.max_entries;
+        usage.maps.extend(map.usage(entries[family], capacity));
+    }
     Ok(usage)
 }
 

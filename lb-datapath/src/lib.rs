@@ -52,4 +52,3 @@ pub use self::refused_program::RefusedProgram;
 pub use self::service_tables::ServiceTables;
 pub use self::sizes::{MapSizes, mebibytes};
 pub use self::sys::{TestRun, device_index, device_name, monotonic_ns, namespace_cookie};
-pub use self::usage::PinnedMapUsage;

@@ -6,25 +6,15 @@ use std::os::fd::AsFd as _;
 
 use lb_model::IpFamily;
 
-use crate::apply::map_name::MapName;
+use crate::apply::map_name::{MapName, MapUsage};
 use crate::handles::MapHandles;
 use crate::inspect::AgentMaps;
 use crate::sys;
 
-/// The number of used entries of a map.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PinnedMapUsage {
-    pub map: &'static str,
-    pub entries: usize,
-    pub capacity: u32,
-    /// The option of the agent that sets the capacity.
-    pub option: &'static str,
-}
-
 impl AgentMaps {
     /// Returns the usage of each map that refuses entries when it is full. Maps that replace their
     /// least recently used entries are left out.
-    pub fn usage(&self) -> io::Result<Vec<PinnedMapUsage>> {
+    pub fn usage(&self) -> io::Result<Vec<MapUsage>> {
         let handles = self.handles();
         let mut usage = Vec::new();
         let by_family = [MapName::SERVICES, MapName::ADDRESSES, MapName::SOURCE_RANGES];
@@ -55,7 +45,7 @@ impl AgentMaps {
 }
 
 /// Returns `None` for a map without an option that sets its size.
-fn map_usage(handles: &MapHandles, map: MapName, entries: usize) -> io::Result<Option<PinnedMapUsage>> {
+fn map_usage(handles: &MapHandles, map: MapName, entries: usize) -> io::Result<Option<MapUsage>> {
     let capacity = sys::map_info(handles.fd(map.name)?.as_fd())?.max_entries;
-    Ok(map.option.map(|option| PinnedMapUsage { map: map.name, entries, capacity, option }))
+    Ok(map.usage(entries as u64, capacity))
 }

@@ -15,6 +15,7 @@ use lb_plan::desired::{DesiredServicePort, EndpointList, Frontend, FrontendKind,
 use super::entry::{self, SlotRange};
 use super::error::ApplyError;
 use super::ids::{IdPool, grace_start};
+use super::map_name::MapUsage;
 use super::marks::AddressFlags;
 use super::slots::SlotPool;
 use super::tables::{BackendEntry, Capacity, MapName, ServiceAddress, TableError, Tables};
@@ -45,14 +46,6 @@ impl ReferencedIds {
         self.services.insert(service_id);
         self.backends[family].insert(backend_id);
     }
-}
-
-/// The number of used entries in a map. Entries that wait to be reused do not count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MapUsage {
-    pub map: &'static str,
-    pub entries: u64,
-    pub capacity: u32,
 }
 
 /// The map contents that belong to one Service port.
@@ -226,7 +219,7 @@ impl<T: Tables> Engine<T> {
         std::mem::take(&mut self.writer.protocols_with_lost_endpoints)
     }
 
-    /// Returns the usage of the maps.
+    /// Returns the usage of the maps. Entries that wait to be reused do not count.
     pub fn usage(&self) -> Vec<MapUsage> {
         let Writer { capacity, entry_count, backend_ids, slots, source_range_count, .. } = &self.writer;
         let backends = |family| backend_ids[family].in_use() as u64;
@@ -240,8 +233,9 @@ impl<T: Tables> Engine<T> {
             (MapName::SOURCE_RANGES.v4, source_range_count.v4.into(), capacity.source_ranges.v4),
             (MapName::SOURCE_RANGES.v6, source_range_count.v6.into(), capacity.source_ranges.v6),
         ]
-        .map(|(map, entries, capacity)| MapUsage { map: map.name, entries, capacity })
-        .into()
+        .into_iter()
+        .filter_map(|(map, entries, capacity)| map.usage(entries, capacity))
+        .collect()
     }
 
     /// Returns the Service ports whose last operation failed.

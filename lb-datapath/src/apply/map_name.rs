@@ -11,6 +11,34 @@ pub struct MapName {
     pub option: Option<&'static str>,
 }
 
+/// The number of used entries of a map that refuses entries when it is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapUsage {
+    pub map: &'static str,
+    pub entries: u64,
+    pub capacity: u32,
+    /// The option of the agent that sets the capacity.
+    pub option: &'static str,
+}
+
+impl MapUsage {
+    /// A map in which this part of the entries is used, in percent, is nearly full.
+    pub const NEARLY_FULL_PERCENT: u64 = 80;
+
+    pub fn is_full(&self) -> bool {
+        self.entries >= u64::from(self.capacity)
+    }
+
+    /// Returns the used part in percent, rounded down.
+    pub fn percent(&self) -> u64 {
+        self.entries * 100 / u64::from(self.capacity.max(1))
+    }
+
+    pub fn is_nearly_full(&self) -> bool {
+        self.percent() >= Self::NEARLY_FULL_PERCENT
+    }
+}
+
 /// A map for each family.
 macro_rules! per_family {
     ($name:literal, $option:expr) => {
@@ -41,6 +69,11 @@ impl MapName {
     pub const NO_SOURCE_PORT: Self = Self { name: "NO_SOURCE_PORT", option: None };
     pub const SETTINGS: Self = Self { name: "SETTINGS", option: None };
     pub const RECORD: Self = Self { name: "RECORD", option: None };
+
+    /// Returns the usage, or `None` for a map without an option that sets its size.
+    pub fn usage(self, entries: u64, capacity: u32) -> Option<MapUsage> {
+        self.option.map(|option| MapUsage { map: self.name, entries, capacity, option })
+    }
 
     /// Returns the error of a write to a full map with this capacity.
     pub fn full(self, capacity: u32) -> TableError {

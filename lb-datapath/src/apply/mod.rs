@@ -42,5 +42,6 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Engine, MapUsage, ReferencedIds};
+pub use engine::{Engine, ReferencedIds};
 pub use error::ApplyError;
+pub use map_name::MapUsage;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use lb_datapath::apply::MapUsage;
 use lb_datapath::{Datapath, ServiceTables, monotonic_ns};
 use lb_model::{Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
@@ -15,6 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::desired_host::{DesiredHost, device_choices};
 use super::error::AgentError;
+use super::full_maps::FullMaps;
 use super::host_reconciler::{HostChange, HostReconciler};
 use super::reconciler::{ReconcileOutcome, Reconciler};
 use super::stop::Stop;
@@ -48,6 +50,9 @@ pub struct MainLoop<'a> {
     pub started: SystemTime,
     /// Devices that are not attached to, with the reason. Each is logged once.
     pub skipped: BTreeMap<String, String>,
+    /// The usage of the flow tables when they were last read.
+    pub flow_maps: Vec<MapUsage>,
+    pub full_maps: FullMaps,
 }
 
 impl MainLoop<'_> {
@@ -212,6 +217,7 @@ impl MainLoop<'_> {
             Ok(usage) => {
                 self.reconciler.swept(started, &usage.referenced);
                 self.metrics.set_flows(usage.open, usage.half_open);
+                self.flow_maps = usage.maps;
                 debug!(open = usage.open, half_open = usage.half_open, "read the flow table");
             }
             Err(error) => {
@@ -258,9 +264,15 @@ impl MainLoop<'_> {
         }
     }
 
-    /// Updates metrics that change with nearly every event. It runs once a second.
-    fn update_metrics(&self) {
-        let maps = self.reconciler.usage();
+    /// Updates metrics that change with nearly every event, and reports maps that become nearly
+    /// full. It runs once a second.
+    fn update_metrics(&mut self) {
+        let mut maps = self.reconciler.usage();
+        maps.extend(&self.flow_maps);
+        for usage in self.full_maps.update(&maps) {
+            let MapUsage { map, entries, capacity, option } = usage;
+            warn!("map {map} is nearly full: {entries} of {capacity} entries are used; raise --{option}");
+        }
         let endpoints =
             maps.iter().filter(|usage| usage.map.starts_with("BACKENDS_")).map(|usage| usage.entries).sum();
         self.metrics.set_served(self.reconciler.planner().service_count(), endpoints, maps);

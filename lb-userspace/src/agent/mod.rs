@@ -11,6 +11,7 @@
 //! * `source`: the API server or a folder of manifests, as a channel of events.
 //! * `reconciler`: service maps. `host_reconciler`: maps about this host, and attachments.
 //! * `desired_host`: pure functions that compute the desired host maps. `host_tables`: writes them.
+//! * `full_maps`: which nearly full maps were reported.
 //! * `stale_sockets`: closes sockets that are connected to removed endpoints.
 //! * [`once`]: writes everything once, without a loop, for `lb explain --manifests`.
 //!
@@ -18,6 +19,7 @@
 
 mod desired_host;
 mod error;
+mod full_maps;
 mod host_reconciler;
 mod host_tables;
 mod lock;

@@ -81,6 +81,8 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
         recorder,
         started,
         skipped: Default::default(),
+        flow_maps: Vec::new(),
+        full_maps: Default::default(),
     }
     .run(events, task, stop)
     .await

@@ -145,7 +145,8 @@ mod tests {
     use crate::testing::assert_golden;
 
     fn machine() -> Machine {
-        Machine { host_name: "worker-1".into(), cgroup_root: Some("/sys/fs/cgroup".into()) }
+        let memory = 16 << 30;
+        Machine { host_name: "worker-1".into(), cgroup_root: Some("/sys/fs/cgroup".into()), memory }
     }
 
     fn run(args: &[&str]) -> Result<Invocation, UsageError> {

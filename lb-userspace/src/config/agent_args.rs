@@ -9,6 +9,7 @@ use super::file::{ConfigFile, FileError};
 use super::machine::Machine;
 use super::schema::GENERAL;
 use super::settings::Config;
+use super::sizes::with_max_flows;
 
 #[derive(Debug, Args)]
 #[command(after_help = AGENT_EXAMPLES)]
@@ -97,6 +98,7 @@ pub fn with_machine(command: clap::Command, machine: &Machine) -> clap::Command 
         // mut_args() keeps the order of the arguments, mut_arg() does not.
         agent.mut_args(|arg| match (arg.get_id().as_str(), &machine.cgroup_root) {
             ("node_name", _) => arg.default_value(machine.host_name.clone()),
+            ("max_flows", _) => with_max_flows(arg, machine.max_flows()),
             ("cgroup", Some(root)) => arg.default_value(root.as_os_str().to_owned()),
             _ => arg,
         })

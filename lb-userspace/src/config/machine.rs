@@ -1,14 +1,16 @@
-//! Defaults that depend on the machine: its host name, and the mount point of its cgroup-v2
-//! hierarchy.
+//! Defaults that depend on the machine: its host name, the mount point of its cgroup-v2 hierarchy,
+//! and its memory.
 
 use std::path::{Path, PathBuf};
 
-/// The values from which the defaults of `--node-name` and `--cgroup` are taken.
+/// The values from which the defaults of `--node-name`, `--cgroup` and `--max-flows` are taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     pub host_name: String,
     /// `None` if cgroup-v2 is not mounted.
     pub cgroup_root: Option<PathBuf>,
+    /// Bytes of memory that the kernel manages.
+    pub memory: u64,
 }
 
 impl Machine {
@@ -16,7 +18,26 @@ impl Machine {
     pub fn detect() -> Self {
         let host_name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
         let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        Self { host_name, cgroup_root: cgroup_root(&mountinfo, is_hierarchy_root) }
+        // sysinfo(2) and not /proc/meminfo, which lxcfs replaces in containers.
+        let system = rustix::system::sysinfo();
+        let memory = (system.totalram as u64).saturating_mul(system.mem_unit.into());
+        Self { host_name, cgroup_root: cgroup_root(&mountinfo, is_hierarchy_root), memory }
+    }
+
+    /// Returns the default of `--max-flows`: one connection for each 32 KiB of memory, which is 2 %
+    /// of it, rounded down to a power of two. As netfilter's table does, it grows with the memory
+    /// until that suffices for 262,144 connections (net/netfilter/nf_conntrack_core.c,
+    /// `nf_conntrack_init_start`).
+    ///
+    /// The kernel reports less memory than is installed, and not the same after each boot. A
+    /// quarter is added, so that the rounding does not depend on it. A size that changes would make
+    /// the agent convert its maps.
+    pub fn max_flows(&self) -> u32 {
+        const BYTES: u64 = 32 << 10;
+        const SMALLEST: u64 = 1 << 14;
+        const LARGEST: u64 = 1 << 18;
+        let flows = (self.memory + self.memory / 4) / BYTES;
+        1 << flows.clamp(SMALLEST, LARGEST).ilog2()
     }
 }
 
@@ -62,6 +83,29 @@ mod tests {
     const CONTAINER: &str = "\
 812 790 0:31 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw
 813 780 0:31 /../../.. /host/sys/fs\\040root/cgroup rw,nosuid - cgroup2 cgroup rw";
+
+    #[test]
+    fn the_table_of_connections_grows_with_the_memory() {
+        let max_flows = |memory| Machine { host_name: String::new(), cgroup_root: None, memory }.max_flows();
+        const MIB: u64 = 1 << 20;
+        let sizes = [
+            (0, 16_384),
+            (512, 16_384),
+            (1024, 32_768),
+            (2048, 65_536),
+            (3 * 1024, 65_536),
+            (4 * 1024, 131_072),
+            (6 * 1024, 131_072),
+            (8 * 1024, 262_144),
+            (u64::MAX / MIB / 2, 262_144),
+        ];
+        for (installed, flows) in sizes {
+            // From 82 to 100 % of what is installed.
+            for reported in [installed * MIB, installed * MIB / 100 * 82] {
+                assert_eq!(max_flows(reported), flows, "{reported} of {installed} MiB");
+            }
+        }
+    }
 
     #[test]
     fn beside_v1_controllers() {

@@ -21,6 +21,21 @@ struct SizeFlag {
     details: Option<&'static str>,
 }
 
+const MAX_FLOWS: SizeFlag = SizeFlag {
+    id: "max_flows",
+    long: "max-flows",
+    env: "SLUICE_MAX_FLOWS",
+    // That of a machine whose memory is not known, see `with_max_flows`.
+    default: 131_072,
+    help: "Capacity for connections that are translated packet by packet",
+    details: Some(
+        "The default follows the memory of the machine: one connection for each 32 KiB, rounded down \
+         to a power of two, from 16384 (512 MiB) to 262144 (8 GiB). It does not follow the memory \
+         limit of the agent's cgroup, although Linux 5.11 and later count the maps there: a limit \
+         must leave room for them.",
+    ),
+};
+
 const FLAGS: [SizeFlag; 8] = [
     SizeFlag {
         id: "max_services",
@@ -48,14 +63,7 @@ const FLAGS: [SizeFlag; 8] = [
         help: "Capacity for endpoints of Service ports",
         details: None,
     },
-    SizeFlag {
-        id: "max_flows",
-        long: "max-flows",
-        env: "SLUICE_MAX_FLOWS",
-        default: 131_072,
-        help: "Capacity for connections that are translated packet by packet",
-        details: None,
-    },
+    MAX_FLOWS,
     SizeFlag {
         id: "max_fragments",
         long: "max-fragments",
@@ -91,26 +99,35 @@ const FLAGS: [SizeFlag; 8] = [
     },
 ];
 
+/// Changes the default of the flag `--max-flows` to that of this machine.
+pub fn with_max_flows(flag: Arg, default: u32) -> Arg {
+    SizeFlag { default, ..MAX_FLOWS }.describe(flag)
+}
+
 /// Accepts 16 to 16 million entries. 16 million flows need about 2 GiB of memory.
 fn size() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(16..=16_777_216)
 }
 
 impl SizeFlag {
-    /// Returns the flag. Its help contains the memory use at the default size.
+    /// Returns the flag.
     fn arg(&self) -> Arg {
-        let entry = MapSizes::ENTRY_BYTES.into_iter().find(|(id, _)| *id == self.id);
-        let bytes = entry.map_or(0, |(_, bytes)| bytes);
-        let memory = mebibytes(self.default as usize * bytes);
-        let help = format!("{} ({bytes} bytes each, {memory} MiB)", self.help);
         let arg = Arg::new(self.id)
             .long(self.long)
             .env(self.env)
             .value_name("N")
-            .default_value(self.default.to_string())
             .value_parser(size())
-            .help_heading("Map sizes")
-            .help(help.clone());
+            .help_heading("Map sizes");
+        self.describe(arg)
+    }
+
+    /// Sets default and help. The help contains the memory use at the default size.
+    fn describe(&self, arg: Arg) -> Arg {
+        let entry = MapSizes::ENTRY_BYTES.into_iter().find(|(id, _)| *id == self.id);
+        let bytes = entry.map_or(0, |(_, bytes)| bytes);
+        let memory = mebibytes(self.default as usize * bytes);
+        let help = format!("{} ({bytes} bytes each, {memory} MiB)", self.help);
+        let arg = arg.default_value(self.default.to_string()).help(help.clone());
         match self.details {
             Some(details) => arg.long_help(format!("{help}\n\n{details}")),
             None => arg,

@@ -115,7 +115,11 @@ mod tests {
         metrics.resolved(&taken);
         metrics.raised(&problem(Severity::Note, "EndpointSlice default/a", ProblemKind::NoService));
         metrics.raised(&problem(Severity::Error, "/etc/sluice/web.yaml", ProblemKind::Unreadable));
-        metrics.set_served(2, 5, vec![MapUsage { map: "SLOTS", entries: 10, capacity: 1024 }]);
+        metrics.set_served(
+            2,
+            5,
+            vec![MapUsage { map: "SLOTS", entries: 10, capacity: 1024, option: "max-slots" }],
+        );
         metrics.set_flows(8, 2);
         metrics
     }

@@ -226,12 +226,12 @@ impl Collector for Metrics {
         )?;
         writer.gauges(
             "sluice_map_entries",
-            "Used entries of each map that the agent writes",
+            "Used entries of each map that refuses entries when it is full",
             values.maps.iter().map(|usage| ([("map", usage.map)], usage.entries)),
         )?;
         writer.gauges(
             "sluice_map_capacity",
-            "Maximum entries of each map that the agent writes",
+            "Maximum entries of these maps",
             values.maps.iter().map(|usage| ([("map", usage.map)], usage.capacity)),
         )?;
         writer.gauges(

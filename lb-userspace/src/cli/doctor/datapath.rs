@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lb_datapath::attachments::{HookPrograms, cgroup_programs};
 use lb_datapath::inspect::AgentMaps;
-use lb_datapath::{EndpointShortage, PinnedMapUsage, Pins, monotonic_ns};
+use lb_datapath::{EndpointShortage, Pins, monotonic_ns};
 
 use super::args::{DoctorArgs, reachable};
 use super::devices;
@@ -57,7 +57,7 @@ fn agent(args: &DoctorArgs) -> AgentFacts {
 
 /// Returns the entries of the maps of Services in the text of `/metrics`. The entries of endpoints
 /// are left out: removed ones stay in the maps while connections use them.
-fn written(metrics: &str) -> Vec<(String, usize)> {
+fn written(metrics: &str) -> Vec<(String, u64)> {
     let entries = metrics.lines().filter_map(|line| {
         let (map, value) = line.strip_prefix("sluice_map_entries{map=\"")?.split_once("\"} ")?;
         map.starts_with("SERVICE").then_some((map.to_owned(), value.trim().parse().ok()?))
@@ -74,12 +74,9 @@ fn sockets(cgroup: Option<&Path>) -> Checked<Vec<HookNames>> {
 
 fn maps(pins: &Pins) -> io::Result<MapEntries> {
     let maps = AgentMaps::open(pins)?;
-    let usage = maps.usage()?.into_iter();
     let entries = get::service_tables(&maps)?;
     Ok(MapEntries {
-        usage: usage
-            .map(|PinnedMapUsage { map, entries, capacity, option }| (map.into(), entries, capacity, option))
-            .collect(),
+        usage: maps.usage()?,
         inconsistent: inconsistent(&entries),
         port_shortages: maps.port_shortages()?.iter().map(port_shortage).collect(),
     })

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use lb_datapath::apply::MapUsage;
 use lb_datapath::attachments::is_own_program;
 
 use super::facts::{AgentFacts, Checked, DatapathFacts, DevicePrograms, HookNames, MapEntries, PortShortage};
 use super::finding::Finding;
-
-/// A map that is fuller than this, in percent, is reported.
-const NEARLY_FULL: usize = 90;
 
 const PLAN: &str = "agent's plan";
 
@@ -221,9 +219,8 @@ fn maps(maps: &Checked<MapEntries>, agent: &AgentFacts) -> Vec<Finding> {
 }
 
 /// Compares the maps with what the agent has written to them.
-fn compare(maps: &MapEntries, written: &[(String, usize)]) -> Vec<Finding> {
-    let entries =
-        |map: &str| maps.usage.iter().find(|(name, ..)| name == map).map(|(_, entries, ..)| *entries);
+fn compare(maps: &MapEntries, written: &[(String, u64)]) -> Vec<Finding> {
+    let entries = |map: &str| maps.usage.iter().find(|usage| usage.map == map).map(|usage| usage.entries);
     let different: Vec<Finding> = written
         .iter()
         .filter_map(|(map, written)| Some((map, written, entries(map).filter(|found| found != written)?)))
@@ -262,13 +259,13 @@ fn port_shortage(shortage: &PortShortage) -> Finding {
     )
 }
 
-fn usage((name, entries, capacity, option): &(String, usize, u32, &'static str)) -> Option<Finding> {
-    let capacity = *capacity as usize;
-    let evidence = format!("{name}: {entries} of {capacity} entries are used");
+fn usage(usage: &MapUsage) -> Option<Finding> {
+    let MapUsage { map, entries, capacity, option } = usage;
+    let evidence = format!("{map}: {entries} of {capacity} entries are used");
     let remedy = format!("raise --{option}");
-    if *entries >= capacity {
+    if usage.is_full() {
         Some(Finding::error("maps", evidence, remedy))
-    } else if entries * 100 >= capacity * NEARLY_FULL {
+    } else if usage.is_nearly_full() {
         Some(Finding::warning("maps", evidence, remedy))
     } else {
         None

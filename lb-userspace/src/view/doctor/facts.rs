@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use lb_datapath::apply::MapUsage;
+
 /// A value, or the reason why it could not be read.
 pub type Checked<T> = Result<T, String>;
 
@@ -105,7 +107,7 @@ pub struct AgentFacts {
     pub health: Checked<(u16, String)>,
     /// The number of entries that the agent has written to each map of Services, by its metric
     /// `sluice_map_entries`.
-    pub written: Checked<Vec<(String, usize)>>,
+    pub written: Checked<Vec<(String, u64)>>,
 }
 
 #[derive(Debug, Clone)]
@@ -126,8 +128,7 @@ pub struct HookNames {
 
 #[derive(Debug, Clone)]
 pub struct MapEntries {
-    /// Name, entries and capacity of each map, and the option that sets the capacity.
-    pub usage: Vec<(String, usize, u32, &'static str)>,
+    pub usage: Vec<MapUsage>,
     /// Entries that refer to entries that do not exist.
     pub inconsistent: Vec<String>,
     pub port_shortages: Vec<PortShortage>,
@@ -199,7 +200,12 @@ pub(super) fn healthy() -> Facts {
             pinned_hooks: Ok(hooks.map(str::to_owned).into()),
             sockets: Ok(hooks.map(|hook| HookNames { hook, programs: program(hook) }).into()),
             maps: Ok(MapEntries {
-                usage: vec![("SERVICES_V4".into(), 6, 65_536, "max-services")],
+                usage: vec![MapUsage {
+                    map: "SERVICES_V4",
+                    entries: 6,
+                    capacity: 65_536,
+                    option: "max-services",
+                }],
                 inconsistent: vec![],
                 port_shortages: vec![],
             }),

@@ -26,6 +26,8 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use lb_datapath::apply::MapUsage;
+
     use super::facts::healthy;
     use super::*;
     use crate::testing::assert_golden;
@@ -39,6 +41,10 @@ mod tests {
         let facts = healthy();
         assert!(!has_error(&findings(&facts)));
         assert_golden("doctor-healthy.txt", &rendered(&facts, DoctorFormat::Table));
+    }
+
+    fn usage(map: &'static str, entries: u64, capacity: u32, option: &'static str) -> MapUsage {
+        MapUsage { map, entries, capacity, option }
     }
 
     /// Every check finds a fault.
@@ -94,9 +100,10 @@ mod tests {
         ]);
         facts.datapath.maps = Ok(MapEntries {
             usage: vec![
-                ("SERVICES_V4".into(), 16, 16, "max-services"),
-                ("SLOTS".into(), 95, 100, "max-slots"),
-                ("BACKENDS_V4".into(), 1, 100, "max-backends"),
+                usage("SERVICES_V4", 16, 16, "max-services"),
+                usage("SLOTS", 95, 100, "max-slots"),
+                usage("FLOWS_V4", 80, 100, "max-flows"),
+                usage("BACKENDS_V4", 79, 100, "max-backends"),
             ],
             inconsistent: vec!["10.96.0.10:80 refers to backend 7, which does not exist".into()],
             port_shortages: vec![
