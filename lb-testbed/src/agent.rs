@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command;
+use crate::container::Container;
 use crate::host::Process;
 use crate::http;
 use crate::patience::patient;
@@ -41,6 +42,8 @@ pub struct AgentOptions {
     pub lb: Option<PathBuf>,
     /// Folders that are empty for the agent, as if nothing were mounted there.
     pub hidden: Vec<PathBuf>,
+    /// The container that the agent runs in. By default it has the rights of this process.
+    pub container: Option<Container>,
     /// The build of the program.
     pub build: LbBuild,
     /// The step of a conversion at which the agent kills itself (lb-datapath/src/step.rs).
@@ -225,6 +228,10 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         .args(["--health-bind", &HEALTH.to_string()])
         .args(&options.arguments);
     command::hide(&mut command, &options.hidden)?;
+    if let Some(container) = &options.container {
+        command.arg("--sysctl-dir").arg(&container.sysctls);
+        container.confine(&mut command)?;
+    }
     Ok(command)
 }
 

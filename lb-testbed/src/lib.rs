@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod check;
 mod command;
+pub mod container;
 #[cfg(feature = "control-plane")]
 pub mod control_plane;
 pub mod controllers;

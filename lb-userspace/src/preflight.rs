@@ -31,7 +31,7 @@ impl PreflightError {
     /// Returns the remedy.
     pub fn hint(&self) -> String {
         match self {
-            Self::Capabilities(_) => "run it as root; in a container, make it privileged".into(),
+            Self::Capabilities(_) => "run it as root; in a container, add these capabilities".into(),
             Self::NoBpffs { path, .. } | Self::NotBpffs(path) => format!(
                 "mount one there (`mount -t bpf bpf {}`) or name another with --bpffs; \
                  in a container, mount the host's",

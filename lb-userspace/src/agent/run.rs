@@ -57,7 +57,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
         return Err(AgentError::NothingServes);
     }
     let (engine, host_reconciler) = adopt(&mut datapath)?;
-    enable_forwarding();
+    enable_forwarding(&Sysctls::at(&config.sysctl_dir));
     attach_socket_programs(config, cgroup, &mut datapath)?;
 
     let maps = datapath.maps();
@@ -173,8 +173,7 @@ fn attach_socket_programs(
 }
 
 /// Enables forwarding: the kernel forwards packets that are translated for a pod of this node.
-fn enable_forwarding() {
-    let sysctls = Sysctls::default();
+fn enable_forwarding(sysctls: &Sysctls) {
     match sysctls.enable_forwarding() {
         Ok(changes) => {
             for Change { name, before, after } in changes {

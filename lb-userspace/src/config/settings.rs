@@ -238,6 +238,20 @@ pub struct Config {
     )]
     pub netns_dir: PathBuf,
 
+    /// Folder with the network parameters of the node (net.*), in which the agent enables
+    /// forwarding
+    ///
+    /// In a container that is not privileged, /proc/sys is read-only: mount the node's
+    /// /proc/sys/net at another place and name it here.
+    #[arg(
+        long,
+        env = "SLUICE_SYSCTL_DIR",
+        value_name = "DIR",
+        default_value = "/proc/sys/net",
+        help_heading = "Data path"
+    )]
+    pub sysctl_dir: PathBuf,
+
     /// BPF file system for the pins that keep maps and programs loaded while no agent runs
     #[arg(
         long,

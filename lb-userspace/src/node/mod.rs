@@ -111,8 +111,8 @@ pub enum NodeError {
     #[error("cannot read {what} by netlink: {source}")]
     Read { what: &'static str, source: Box<rtnetlink::Error> },
     #[error(
-        "cannot access {path}: {source}; run the agent as root with /proc/sys writable, or set it by \
-         other means"
+        "cannot access {path}: {source}; run the agent as root, in a container mount the node's \
+         /proc/sys/net writable and name it with --sysctl-dir, or set it by other means"
     )]
     Sysctl { path: std::path::PathBuf, source: std::io::Error },
 }

@@ -4,6 +4,7 @@ mod affinity;
 mod algorithms;
 mod changes;
 mod cluster_ip;
+mod container;
 mod conversion;
 mod datagrams;
 mod doctor;
@@ -171,6 +172,8 @@ pub const CASES: &[Case] = &[
     once("no_bpf_file_system", Underlays::Routed, lacking::no_bpf_file_system),
     once("no_cgroup2", Underlays::Routed, lacking::no_cgroup2),
     once("no_btf", Underlays::Routed, lacking::no_btf),
+    once("container_with_least_privilege", Underlays::Routed, container::serves_with_least_privilege),
+    once("container_without_a_capability", Underlays::Routed, container::names_missing_capabilities),
     once("second_agent_is_refused", Underlays::Routed, lifecycle::second_agent_is_refused),
     each("a_thousand_services", Underlays::Routed, scale::a_thousand_services),
     each("explain_agrees_with_traffic", Underlays::Routed, explain::agrees_with_traffic),

@@ -278,7 +278,9 @@ impl<V: Visitor> Worker<V> {
                 }
                 Err(error) => {
                     let path = namespace.path.display();
-                    warning = Some(format!("network namespace {path}: cannot read its addresses: {error}"));
+                    let needs = if is_not_permitted(&error) { NEEDS_SYS_ADMIN } else { "" };
+                    warning =
+                        Some(format!("network namespace {path}: cannot read its addresses: {error}{needs}"));
                     namespace.schedule.next(now, false, MAX_PAUSE_WITH_ADDRESS);
                     true
                 }
@@ -341,6 +343,8 @@ impl<V: Visitor> Worker<V> {
     }
 }
 
+const NEEDS_SYS_ADMIN: &str = ". Without CAP_SYS_ADMIN, Services with loadBalancerSourceRanges refuse \
+     the sockets of pods, and UDP sockets of pods stay connected to removed endpoints";
 const NO_ADDRESS: NamespaceAddrs = NamespaceAddrs { addr_v4: [0; 4], addr_v6: [0; 16] };
 
 /// Returns whether the error means that the path leads to no namespace any more: ESRCH or ENOENT
@@ -348,6 +352,11 @@ const NO_ADDRESS: NamespaceAddrs = NamespaceAddrs { addr_v4: [0; 4], addr_v6: [0
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ESRCH))
         || error.kind() == io::ErrorKind::NotFound
+}
+
+/// Returns whether this process may not enter the namespace (setns(2)).
+fn is_not_permitted(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPERM)
 }
 
 /// Returns the cookie and the main addresses of the namespace of the calling thread.
