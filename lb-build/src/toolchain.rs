@@ -137,7 +137,7 @@ pub enum RustupComponent {
 }
 
 impl RustupComponent {
-    /// The name that rustup uses.
+    /// Returns the name that rustup uses.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

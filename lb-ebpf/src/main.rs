@@ -7,9 +7,9 @@
 //! |---|---|
 //! | words | `aligned seam settings clock translation verdict` |
 //! | the kernel's side: maps, packets as bytes | `maps frame frame/skb frame/xdp handover` |
-//! | what people read | `record count log` |
-//! | what an address is | `address service client` |
-//! | what a packet is | `packet route socket scratch` |
+//! | output for people | `record count log` |
+//! | addresses | `address service client` |
+//! | packets | `packet route socket scratch` |
 //! | connections | `records select flow` |
 //! | changing and sending a packet | `nat compose deliver` |
 //! | decisions about a packet | `pipeline` |
@@ -107,7 +107,7 @@ pub fn lb_tc_egress_l3(context: TcContext) -> i32 {
     tc::without_ethernet(context, Direction::Egress)
 }
 
-/// Records what becomes of a call at a socket. `lb explain` alone loads it; it is not attached.
+/// Records the decision about a call at a socket. Only `lb explain` loads it. It is not attached.
 #[classifier]
 pub fn lb_explain_call(context: TcContext) -> i32 {
     explain::call(context)

@@ -38,7 +38,7 @@ pub struct AgentOptions {
     pub kubeconfig: Option<PathBuf>,
     /// Further command-line arguments.
     pub arguments: Vec<String>,
-    /// Another `lb` program than that of `build`.
+    /// Path of the `lb` program to run in place of that of `build`.
     pub lb: Option<PathBuf>,
     /// Folders that are empty for the agent, as if nothing were mounted there.
     pub hidden: Vec<PathBuf>,

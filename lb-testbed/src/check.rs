@@ -33,8 +33,8 @@ pub fn eventually_within(limit: Duration, mut attempt: impl FnMut() -> Result<()
     }
 }
 
-/// All requests were answered by one of these pods (1-based numbers), the payload arrived intact,
-/// and the client's socket shows the requested address as its peer.
+/// Checks that all requests were answered by one of these pods (1-based numbers), that the payload
+/// arrived intact, and that the client's socket shows the requested address as its peer.
 pub fn answered_by(exchanges: &[Exchange], pods: &[usize]) -> Result<()> {
     for exchange in exchanges {
         let answer = answer_of(exchange)?;
@@ -44,7 +44,8 @@ pub fn answered_by(exchanges: &[Exchange], pods: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// Like [`answered_by`]. In addition, the endpoint saw one of these client addresses.
+/// Does the checks of [`answered_by`], and checks that the endpoint saw one of these client
+/// addresses.
 pub fn answered(exchanges: &[Exchange], pods: &[usize], clients: &[IpAddr]) -> Result<()> {
     answered_by(exchanges, pods)?;
     for exchange in exchanges {
@@ -54,7 +55,7 @@ pub fn answered(exchanges: &[Exchange], pods: &[usize], clients: &[IpAddr]) -> R
     Ok(())
 }
 
-/// Only these pods answered, and each of them at least once.
+/// Checks that only these pods answered, each of them at least once.
 pub fn spread_over(exchanges: &[Exchange], pods: &[usize]) -> Result<()> {
     answered_by(exchanges, pods)?;
     for number in pods {
@@ -66,7 +67,7 @@ pub fn spread_over(exchanges: &[Exchange], pods: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// Only these pods answered, and each of them as often as `fair` allows.
+/// Checks that only these pods answered, each of them as often as `fair` allows.
 pub fn evenly_over(exchanges: &[Exchange], pods: &[usize], fair: RangeInclusive<usize>) -> Result<()> {
     answered_by(exchanges, pods)?;
     for number in pods {
@@ -79,12 +80,12 @@ pub fn evenly_over(exchanges: &[Exchange], pods: &[usize], fair: RangeInclusive<
     Ok(())
 }
 
-/// All requests were refused.
+/// Checks that all requests were refused.
 pub fn refused(exchanges: &[Exchange]) -> Result<()> {
     failed_as(exchanges, FailureKind::Refused)
 }
 
-/// All requests failed with this kind of failure.
+/// Checks that all requests failed with this kind of failure.
 pub fn failed_as(exchanges: &[Exchange], kind: FailureKind) -> Result<()> {
     for exchange in exchanges {
         match &exchange.result {
@@ -95,7 +96,7 @@ pub fn failed_as(exchanges: &[Exchange], kind: FailureKind) -> Result<()> {
     Ok(())
 }
 
-/// No request was answered.
+/// Checks that no request was answered.
 pub fn unanswered(exchanges: &[Exchange]) -> Result<()> {
     match exchanges.iter().find(|exchange| exchange.result.is_ok()) {
         None => Ok(()),
@@ -103,20 +104,21 @@ pub fn unanswered(exchanges: &[Exchange]) -> Result<()> {
     }
 }
 
-/// Every echo request was answered.
+/// Checks that every echo request was answered.
 pub fn echoed(report: &PingReport) -> Result<()> {
     ensure!(report.sent > 0 && report.answered == report.sent, "not every ping was answered: {report:?}");
     Ok(())
 }
 
-/// At least one request was sent, and none failed. `what` names the load in the error.
+/// Checks that at least one request was sent and that none failed. `what` is the name of the load
+/// in the error.
 pub fn without_failure(what: &str, report: &LoadReport) -> Result<()> {
     ensure!(report.requests > 0, "{what}: no request was sent");
     ensure!(report.failures == 0, "{what}: {report:?}");
     Ok(())
 }
 
-/// All bytes arrived intact in both directions.
+/// Checks that all bytes arrived intact in both directions.
 pub fn transferred(report: &TransferReport, bytes: u64) -> Result<()> {
     report.intact.clone().map_err(|reason| anyhow!("{reason}: {report:?}"))?;
     ensure!((report.sent, report.received) == (bytes, bytes), "not all of {bytes}: {report:?}");

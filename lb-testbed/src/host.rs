@@ -169,7 +169,7 @@ impl Host {
         json_of(command.arg(target.to_string()))
     }
 
-    /// Sends `count` packets that open connections and that nobody continues.
+    /// Sends `count` packets that each open a connection, and nothing more on these connections.
     pub fn flood(&self, kind: FloodKind, target: SocketAddr, count: u32) -> Result<()> {
         let mut command = self.tool("flood")?;
         command.args([kind.argument(), "--count", &count.to_string(), &target.to_string()]);
@@ -250,7 +250,7 @@ impl Host {
     }
 }
 
-/// What [`Host::flood`] sends.
+/// The packets that [`Host::flood`] sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FloodKind {
     /// Datagrams from many ports of the host, which the servers do not answer.

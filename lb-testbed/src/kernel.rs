@@ -1,5 +1,5 @@
-//! What the running kernel lacks. It is tried, not concluded from the kernel's version: vendors
-//! backport features.
+//! Finds the features that the running kernel lacks, by trying them. The version of a kernel does
+//! not show its features: vendors backport them.
 
 use anyhow::{Error, Result};
 
@@ -13,7 +13,7 @@ pub fn needs(is_present: bool, missing: &str) -> Result<()> {
     if is_present { Ok(()) } else { Err(Lacking(missing.to_owned()).into()) }
 }
 
-/// What `ip` and `tc` print if the kernel does not have a kind of device, classifier or action.
+/// Messages of `ip` and `tc` if the kernel lacks a kind of device, classifier or action.
 const UNKNOWN: [&str; 4] = [
     "Unknown device type",
     "TC classifier not found",

@@ -30,9 +30,9 @@ enum Command {
     },
     /// Send datagrams from one socket and wait for the answer to each
     Datagrams(tool::datagrams::Options),
-    /// Send many packets that open connections, and none that continue them
+    /// Send many packets that open connections, and nothing after them
     Flood(tool::flood::Options),
-    /// Keep one connection or connected socket and use it as standard input commands
+    /// Keep connections or a socket open, and send a request for each command on standard input
     Hold(tool::hold::Options),
     /// Bind addresses and report which of them could be bound
     Bind(tool::bind::Options),
@@ -42,7 +42,7 @@ enum Command {
     Load(tool::load::Options),
     /// Send ICMP echo requests and wait for the reply to each
     Ping(tool::ping::Options),
-    /// List the kernel programs that this kernel takes, and what is lost on it
+    /// List the programs that this kernel loads, and the features that it lacks
     #[cfg(feature = "programs")]
     Programs,
     /// Build a cluster without agents, print its name, and remove it on Ctrl-C

@@ -66,7 +66,7 @@ impl ServicePort {
     }
 }
 
-/// A Service from which the Kubernetes objects of it and its endpoints are made.
+/// A Service. Its Kubernetes objects, and those of its endpoints, are made from this.
 #[derive(Debug, Clone)]
 pub struct ServiceManifest {
     pub namespace: String,

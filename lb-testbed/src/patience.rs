@@ -1,13 +1,13 @@
-//! How long the testbed waits.
+//! Time limits of the testbed.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Multiplies every time limit: an emulated processor is slower than any limit allows that makes
-/// sense elsewhere.
+/// The environment variable with a factor for every time limit. An emulated processor is some
+/// twenty times slower than a real one.
 const VARIABLE: &str = "SLUICE_PATIENCE";
 
-/// A time limit, multiplied by `SLUICE_PATIENCE`.
+/// Returns a time limit, multiplied by `SLUICE_PATIENCE`.
 pub fn patient(limit: Duration) -> Duration {
     static FACTOR: OnceLock<u32> = OnceLock::new();
     let factor = FACTOR.get_or_init(|| {

@@ -16,7 +16,7 @@ fn tool() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_lb-testbed"))
 }
 
-/// Every answer comes from `server` and shows one of the client's own addresses.
+/// Checks that every answer comes from `server` and shows one of the client's own addresses.
 fn assert_plain(exchanges: &[Exchange], client: &[IpAddr], server: &str) {
     for exchange in exchanges {
         let answer = exchange.result.as_ref().expect("an answer");
@@ -27,8 +27,8 @@ fn assert_plain(exchanges: &[Exchange], client: &[IpAddr], server: &str) {
     }
 }
 
-/// The server answers HTTP requests, and datagrams larger than any MTU, which are sent as
-/// fragments.
+/// Checks that the server answers HTTP requests, and datagrams that are larger than any MTU and so
+/// are sent as fragments.
 fn assert_reaches(client: &Host, addresses: &[IpAddr], server: &Host) {
     for family in Family::BOTH {
         let exchanges = client.get(&[server.at(family, HTTP_PORT)], 1).expect("requests");
@@ -41,7 +41,7 @@ fn assert_reaches(client: &Host, addresses: &[IpAddr], server: &Host) {
     }
 }
 
-/// No namespace, cgroup, mount or folder has the name of the run.
+/// Checks that no namespace, cgroup, mount or folder has the name of the run.
 fn assert_nothing_left(id: &str) {
     let cgroups = run::cgroup2_root().expect("a cgroup-v2 hierarchy");
     for folder in [Path::new("/run/netns"), Path::new("/run/sluice-testbed"), &cgroups] {

@@ -1,5 +1,6 @@
-//! `cargo xtask fuzz`: generated packets through the kernel programs, compared with a model
-//! (`lb-testbed/tests/packets/fuzz.rs`). The part `packets` of the tests runs 200,000 of them.
+//! `cargo xtask fuzz`: sends generated packets through the kernel programs, and compares the
+//! results with a model (`lb-testbed/tests/packets/fuzz.rs`). The part `packets` of the tests sends
+//! 200,000 packets.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,9 +1,9 @@
 //! `cargo xtask k8s`: builds a real Kubernetes API server (and on request other programs) for the
 //! tests from its Go modules, and keeps it below `target/k8s/`.
 //!
-//! No Go module can simply depend on Kubernetes, because its go.mod replaces its staging modules by
-//! folders. This task writes a module that requires Kubernetes and replaces the same modules by
-//! their published versions. It builds the programs unchanged.
+//! A Go module cannot simply depend on Kubernetes, because the go.mod of Kubernetes replaces its
+//! staging modules by folders. This task writes a module that requires Kubernetes and replaces the
+//! same modules by their published versions. It builds the programs unchanged.
 
 use std::{
     fs,

@@ -91,15 +91,15 @@ pub fn try_compile(command: &mut Command) -> Result<bool> {
     Ok(status.success())
 }
 
-/// Without a line for so long, a program hangs. The slowest single test takes two minutes.
+/// A program that prints no line for this time hangs. The slowest single test takes two minutes.
 const SILENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Runs a command, shows its standard output as it comes and passes each line to `line`. Returns
 /// true if it succeeded.
 ///
 /// # Errors
-/// The command cannot be run, or printed no line for 15 minutes: then it and the programs that it
-/// started are ended.
+/// The command cannot be run, or has printed no line for 15 minutes. In the second case, it and the
+/// programs that it started are ended.
 pub fn run_and_read(command: &mut Command, line: impl FnMut(&str)) -> Result<bool> {
     run_and_read_within(SILENCE, command, line)
 }

@@ -9,8 +9,8 @@ pub struct Tally {
     pub failed: u64,
     /// The part did not run.
     skipped: bool,
-    /// Why the part failed or was skipped, or what it left out, unless the output of its tests
-    /// shows that.
+    /// The reason why the part failed or was skipped, or the checks that it left out, unless the
+    /// output of its tests shows that.
     note: Option<String>,
 }
 
@@ -49,7 +49,7 @@ impl Tally {
         self.skipped
     }
 
-    /// Why the part failed or was skipped, or what it left out.
+    /// Returns the reason why the part failed or was skipped, or the checks that it left out.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }

@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     let options = Options::read()?;
     pin_to_last_cpu()?;
     let world = World::enter()?;
-    // The program takes the next repetition of a forwarded packet for a new one.
+    // The next repetition then handles a forwarded packet as a new one.
     world.turn_back("remote")?;
     let mut loaded = Vec::new();
     for services in [FEW, MANY] {

@@ -288,9 +288,9 @@ impl LoadedPrograms {
         Ok(Sample { path: median(measured), floor: median(floor) })
     }
 
-    /// Opens the connections of a loop or chain, and has endpoints on this node answer. Those of
-    /// another node cannot: the clients of a chain, all but the first, are this node, to which no
-    /// reply is forwarded. Their connections stay half-open.
+    /// Opens the connections of a loop or chain. Endpoints on this node answer, which establishes
+    /// their connections. Connections to endpoints on another node stay half-open: from the second
+    /// connection of a chain on, the client is this node, and the programs forward no reply to it.
     fn open(&mut self, path: &Path, port: u16) -> Result<()> {
         self.run(path.hook, &path.packet(port, Segment::Syn)?, path.connections())?;
         let awaited = self.subject.awaited_replies()?;

@@ -1,4 +1,4 @@
-//! `lb-testbed programs`: what this kernel takes, for `cargo xtask test kernels`.
+//! `lb-testbed programs`: the programs that this kernel loads, for `cargo xtask test kernels`.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use super::subject::{Limits, load_options};
 
-/// What loads on this kernel, and what is lost.
+/// The programs that this kernel loads or refuses, and the features that it lacks.
 #[derive(Debug, Serialize)]
 pub struct ProgramListing {
     /// How tc programs are attached.
     tc: &'static str,
     xdp: &'static str,
-    /// Verified instructions by program; none if the kernel does not count them (before 5.16).
+    /// Verified instructions by program. `None` if the kernel does not count them (before 5.16).
     loaded: BTreeMap<String, Option<u32>>,
     /// Reason by program.
     refused: BTreeMap<String, String>,
@@ -45,8 +45,8 @@ impl ProgramListing {
     }
 }
 
-/// Returns what this kernel has. The first call loads the programs on maps of their own: the kernel
-/// shows some features only then.
+/// Returns the features of this kernel. The first call loads the programs on maps of their own,
+/// because some features can be tried only with loaded programs.
 pub fn features() -> Result<&'static Features> {
     static FEATURES: OnceLock<Features> = OnceLock::new();
     if let Some(features) = FEATURES.get() {

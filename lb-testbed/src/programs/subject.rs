@@ -533,17 +533,17 @@ impl Subject {
         Ok(counters.into_iter().map(|(reason, count)| (reason.label(), count)).collect())
     }
 
-    /// Sets the time-outs of connections, which are the default ones before.
+    /// Sets the time-outs of connections. Programs are loaded with the defaults.
     pub fn set_timeouts(&mut self, timeouts: &FlowTimeouts) -> Result<()> {
         Ok(self.datapath.set_flow_timeouts(timeouts)?)
     }
 
-    /// Every connection that is not over.
+    /// Returns every connection that is not over.
     pub fn connections(&self) -> Result<Vec<FlowEntry>> {
         Ok(self.datapath.maps().flows()?)
     }
 
-    /// Both directions of every connection that is not over.
+    /// Returns both directions of every connection that is not over.
     pub fn flows(&self) -> Result<Vec<Flow>> {
         Ok(self.connections()?.iter().flat_map(directions).collect())
     }
@@ -585,7 +585,7 @@ fn service_name(id: u32, entry: &ServiceAddressEntry) -> layout::ServiceName {
     }
 }
 
-/// Both directions of a connection, as cases write them.
+/// Returns both directions of a connection, as cases write them.
 fn directions(entry: &FlowEntry) -> [Flow; 2] {
     let protocol = match entry.protocol {
         layout::TCP => "tcp",

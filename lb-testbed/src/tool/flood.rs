@@ -1,4 +1,4 @@
-//! Sends many packets that open connections and that no one continues.
+//! Sends many packets that each open a connection, and nothing more on these connections.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};

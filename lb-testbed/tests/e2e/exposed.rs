@@ -121,9 +121,9 @@ pub struct Requester<'a> {
 }
 
 impl<'a> Requester<'a> {
-    /// `source` is `pod here` (pod 2 of the first node), `pod there` (pod 4 of the second node),
-    /// `outside`, `node` (a process of the first node), or `localhost` (the same, with the loopback
-    /// address as target).
+    /// Returns a client. `source` is `pod here` (pod 2 of the first node), `pod there` (pod 4 of
+    /// the second node), `outside`, `node` (a process of the first node), or `localhost` (the same,
+    /// with the loopback address as target).
     pub fn new(world: &'a World, source: &str, mut target: SocketAddr, to: To) -> Self {
         let node = world.node(0);
         if source == "localhost" {

@@ -158,7 +158,7 @@ impl World {
         Ok(String::from_utf8_lossy(log.get(earlier..).unwrap_or_default()).into_owned())
     }
 
-    /// Starts an agent that kills itself at a step of a conversion, and waits until it has.
+    /// Starts an agent that kills itself at a step of a conversion, and waits for its end.
     pub fn run_agent_until(
         &self,
         node: usize,

@@ -182,7 +182,7 @@ fn root(task: &GuestTask) -> Result<()> {
     Ok(())
 }
 
-/// Fails if the kernel is not locked down to this level: the steps would show nothing.
+/// Fails if the kernel is not locked down to this level: the results would prove nothing.
 fn check_lockdown(level: Option<&str>) -> Result<()> {
     let Some(level) = level else { return Ok(()) };
     let levels =

@@ -1,9 +1,10 @@
 //! `cargo xtask test kernels`: Sluice on kernels other than this machine's.
 //!
-//! For each kernel: Debian's package is fetched ([`debian`]), a machine is emulated that boots it
-//! ([`vm`]), and in it this program ([`guest`]) runs test programs that were built here. What
-//! loads, with the instructions that the verifier looked at, and what passes is a table, which
-//! `--write` puts into `docs/kernels.md`. Everything is kept below `target/kernels/`.
+//! For each kernel, the task fetches Debian's package ([`debian`]) and boots it in an emulated
+//! machine ([`vm`]). There, this program ([`guest`]) runs test programs that were built here. A
+//! table shows which programs load, how many instructions the verifier looked at, and which tests
+//! pass. `--write` puts the table into `docs/kernels.md`. All files are kept below
+//! `target/kernels/`.
 
 mod debian;
 mod guest;
@@ -109,7 +110,8 @@ pub fn unavailable() -> Option<String> {
     (!is_installed("apt-get")).then(|| "kernels are fetched with apt-get\nremedy: use Debian".to_owned())
 }
 
-/// What CI tests on three kernels: the programs load within their limits, the smoke test passes.
+/// Runs the test of CI on three kernels: the programs load within their limits, and the smoke test
+/// passes.
 pub fn smoke() -> Result<Tally> {
     test(&Options::default())
 }
@@ -187,7 +189,7 @@ fn test(options: &Options) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Returns what the machine must have.
+/// Returns the programs and components that the machine must have.
 fn needs() -> Vec<Need> {
     let programs = PROGRAMS.map(Need::Program);
     programs.into_iter().chain([Need::Component(Component::KernelRustSrc)]).collect()

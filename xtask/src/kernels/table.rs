@@ -96,13 +96,13 @@ impl Row {
     }
 }
 
-/// Returns the reason if this line of a test program is about a case that was not run.
+/// Returns the reason if this line of a test program reports a case that was not run.
 fn skipped(line: &str) -> Option<&str> {
     line.split_once(" ... ignored (")?.1.strip_suffix(')')
 }
 
-/// What the newest kernel lacks or did not run, a line each. It must have everything: otherwise a
-/// probe is wrong, and cases are skipped everywhere.
+/// Returns a line for each feature that the newest kernel lacks, and for each case that was not run
+/// there. It must have every feature: otherwise a probe is wrong, and cases are skipped everywhere.
 pub fn shortfalls(rows: &[Row]) -> Vec<String> {
     let newest = rows.iter().filter(|row| row.series == NEWEST);
     newest

@@ -1,4 +1,4 @@
-//! The data file of faults. Also compiled into the test `tidy`, which checks that each fault can
+//! The data file of faults. The test `tidy` contains this file too: it checks that each fault can
 //! still be planted.
 
 use std::{fs, path::Path};
@@ -12,7 +12,7 @@ pub struct Fault {
     pub name: String,
     /// Path of the source file, from the root of the workspace.
     pub file: String,
-    /// What no longer works, as a sentence.
+    /// The behaviour that no longer works, as a sentence.
     pub breaks: String,
     /// Part of the names of the packet cases that run first.
     pub cases: Option<String>,

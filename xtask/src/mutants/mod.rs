@@ -1,6 +1,6 @@
 //! `cargo xtask mutants`: checks that the tests notice faults. It plants faults from a data file
 //! into the kernel programs, one at a time, and runs unit tests, packet cases and, for the programs
-//! of sockets, end-to-end cases. A fault that no test notices shows which case is missing.
+//! of sockets, end-to-end cases. A fault that no test notices shows that a case is missing.
 //!
 //! Faults are planted into copies of the sources below `target/mutants/`, never into the sources.
 

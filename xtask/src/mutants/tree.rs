@@ -43,7 +43,7 @@ impl Tree {
         &self.root
     }
 
-    /// Target folder of builds in this copy.
+    /// Returns the target folder of builds in this copy.
     pub fn target(&self) -> PathBuf {
         self.root.join("target")
     }

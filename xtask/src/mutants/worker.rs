@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// End-to-end cases of two workers would share addresses of the machine.
 static END_TO_END: Mutex<()> = Mutex::new(());
 
-/// What became of a fault.
+/// The outcome of the tests with a fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FaultOutcome {
     /// This test failed.
@@ -71,7 +71,7 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// Plants a fault and runs the tests. The copy is as before afterwards.
+    /// Plants a fault, runs the tests, and removes the fault again.
     pub fn run(&self, fault: &Fault) -> Result<FaultOutcome> {
         let source = self.tree.read(&fault.file)?;
         let mutated = fault.plant(&source).map_err(anyhow::Error::msg)?;
@@ -105,7 +105,7 @@ impl<'a> Worker<'a> {
         Ok(FaultOutcome::Survived)
     }
 
-    /// Builds the programs of the copy. An error is the reason as text.
+    /// Builds the programs of the copy. Returns their object file, or the reason as text.
     fn build(&self) -> Result<PathBuf, String> {
         let build = Build {
             workspace: self.tree.root().to_owned(),

@@ -28,7 +28,8 @@ pub enum Program {
 }
 
 impl Program {
-    /// The program's file name: the machine has the program if PATH leads to this file.
+    /// Returns the program's file name. The machine has the program if a folder in PATH has this
+    /// file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Compiler => "cc",

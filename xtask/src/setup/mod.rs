@@ -1,5 +1,5 @@
-//! Set-up of the machine: finds out what a task needs and the machine lacks, and installs it before
-//! anything is built.
+//! Set-up of the machine: finds the programs and components that a task needs and the machine
+//! lacks, and installs them before anything is built.
 //!
 //! Programs come from Debian packages and need apt and root. Components of a Rust toolchain come
 //! from rustup. Elsewhere the list of what is missing is the error.
@@ -28,7 +28,7 @@ pub struct InstallOptions {
     pub no_install: bool,
 }
 
-/// Installs what is missing of `needs`.
+/// Installs the missing programs and components of `needs`.
 pub fn provide(needs: &[Need], options: InstallOptions) -> Result<()> {
     let mut programs: Vec<Program> = Vec::new();
     let mut components: Vec<Component> = Vec::new();
@@ -61,7 +61,8 @@ pub fn provide(needs: &[Need], options: InstallOptions) -> Result<()> {
     rust::install(&components)
 }
 
-/// One line for each missing program and component: its name, how it is installed, and its purpose.
+/// Returns one line for each missing program and component: its name, how it is installed, and its
+/// purpose.
 fn list(programs: &[Program], components: &[Component]) -> String {
     let mut text = String::new();
     for program in programs {

@@ -24,7 +24,7 @@ pub enum Component {
 }
 
 impl Component {
-    /// The name that rustup uses.
+    /// Returns the name that rustup uses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rustfmt => "rustfmt",
@@ -33,8 +33,8 @@ impl Component {
         }
     }
 
-    /// The component for the toolchain of the kernel programs; `None` if it is for the toolchain of
-    /// this workspace.
+    /// Returns the component of the toolchain of the kernel programs, or `None` if the component
+    /// belongs to the toolchain of this workspace.
     fn of_kernel_programs(self) -> Option<toolchain::RustupComponent> {
         match self {
             Self::Rustfmt | Self::Clippy => None,
@@ -58,7 +58,7 @@ impl Component {
         }
     }
 
-    /// The command that installs the component, for a person to read.
+    /// Returns the command that installs the component, for a message.
     pub fn install_command(self) -> String {
         let component = format!("rustup component add {}", self.name());
         match self.of_kernel_programs().and_then(|_| toolchain::preferred().ok()) {

@@ -54,7 +54,7 @@ pub fn run(options: &Options) -> Result<Tally> {
     count_tests(&mut tests, options)
 }
 
-/// `cargo miri` with its results below this workspace's target folder.
+/// Returns `cargo miri` with its results below this workspace's target folder.
 fn miri(toolchain: &Toolchain) -> std::process::Command {
     let mut command = toolchain.cargo();
     command.current_dir(workspace::root()).arg("miri");

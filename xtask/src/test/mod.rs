@@ -67,8 +67,8 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
         Part::Miri => miri::run(options),
         Part::Packets => tests(cargo(), &["-p", "lb-testbed", "--test", "packets"], options),
         Part::E2e => {
-            // The tests of the testbed itself come first: what they find broken explains every
-            // other failure.
+            // The tests of the testbed itself come first: a failure of them explains every other
+            // failure.
             let mut arguments = vec!["-p", "lb-testbed", "--no-fail-fast"];
             arguments.extend(["testbed", "kube_proxy", "e2e"].iter().flat_map(|test| ["--test", test]));
             tests(cargo(), &arguments, options)

@@ -1,4 +1,4 @@
-//! The parts of the tests, and what each needs.
+//! The parts of the tests, with the programs and components that each needs.
 
 use clap::ValueEnum;
 
@@ -7,7 +7,7 @@ use crate::{
     setup::{self, Component, Need},
 };
 
-/// In the order in which they run: the quick parts come first.
+/// A part of the tests. The order is that in which they run: the quick parts come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
     /// Formatting
@@ -51,12 +51,12 @@ impl Part {
         !matches!(self, Self::Fmt | Self::Deny | Self::Miri)
     }
 
-    /// The part has no tests with names: it passes or fails as a whole.
+    /// Returns whether the part passes or fails as a whole. Such a part has no tests with names.
     pub fn is_one_check(self) -> bool {
         matches!(self, Self::Fmt | Self::Deny | Self::Clippy | Self::Cross | Self::Kernels)
     }
 
-    /// What the machine must have before this part can run.
+    /// Returns the programs and components that the machine must have before this part can run.
     pub fn needs(self) -> Vec<Need> {
         use setup::Program::{Bpftool, Compiler, Etcd, Ethtool, Ip, Ipset, Iptables, Nft};
 

@@ -83,7 +83,7 @@ fn links_anchors_and_maps_are_found() {
     assert_eq!(map_names(source), ["A", "B_2"]);
 }
 
-/// In a link such as `` [`flow::find`](../lb-ebpf/src/flow.rs) `` the file defines the name.
+/// Checks links such as `` [`flow::find`](../lb-ebpf/src/flow.rs) ``: the file defines the name.
 #[test]
 fn names_in_links_to_sources_are_defined_there() {
     let mut problems = Vec::new();

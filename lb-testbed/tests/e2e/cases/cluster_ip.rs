@@ -71,8 +71,8 @@ pub fn outside(world: &mut World, family: Family) -> Result<()> {
     answered(&exchanges, &[3], &world.node(0).addresses())
 }
 
-/// The route to a Service moves to a node that does not know the connection. The client learns at
-/// once that it is broken (calico#8882, kubernetes#113203).
+/// The route to a Service moves to a node that does not know the connection. The client gets
+/// a reset at once (calico#8882, kubernetes#113203).
 pub fn a_moved_connection_is_reset(world: &mut World, family: Family) -> Result<()> {
     let target = world.publish(&[3])?.cluster_ip(family, To::Http);
     let mut held = world.client().hold_http(target)?;

@@ -158,8 +158,9 @@ pub fn size_change_is_killed(world: &mut World) -> Result<()> {
     killed_at_each_step(world, |usual| if usual { (SIZES, LbBuild::Usual) } else { (&[], LbBuild::Usual) })
 }
 
-/// `next` returns arguments and build of the next agent. Its argument is whether the maps are the
-/// usual ones.
+/// Kills an agent at each step of a conversion, and checks that the next agent finishes it. `next`
+/// returns the arguments and the build of the next agent. Its argument is true if the maps have the
+/// usual layout and sizes.
 fn killed_at_each_step(
     world: &mut World,
     next: impl Fn(bool) -> (&'static [&'static str], LbBuild),

@@ -1,4 +1,4 @@
-//! Packets that open connections and that no one continues: they take nothing away from others.
+//! Floods of packets that only open connections. They block no other client.
 
 use anyhow::{Result, ensure};
 use lb_testbed::Family;
@@ -22,8 +22,8 @@ pub fn one_way_datagrams(world: &mut World, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// SYNs with forged sources go to one endpoint on another node. An open connection lives on, and
-/// new ones are opened at once.
+/// SYNs with forged sources go to one endpoint on another node. An open connection stays
+/// open, and new ones are opened at once.
 pub fn forged_syns(world: &mut World) -> Result<()> {
     let service = world.publish(&[3])?;
     let target = service.node_port(world.node(0), Family::V4, To::Http);

@@ -42,7 +42,8 @@ pub fn source_ranges(world: &mut World, family: Family) -> Result<()> {
             }
         }
     }
-    // Other sources are dropped also without endpoints: they must not learn that there are none.
+    // Packets of other sources are dropped even if there is no endpoint. A refusal would show them
+    // that there is none.
     let target = empty.address("LoadBalancer", world, family, To::Http);
     Requester::new(world, "outside", target, To::Http).expect("drop")?;
     Requester::new(world, "pod here", target, To::Http).expect("forbidden")

@@ -19,7 +19,7 @@ pub fn refused_programs_are_reported(world: &mut World) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let outside = [service.node_port(world.node(0), Family::V4, To::Http)];
     let inside = [service.cluster_ip(Family::V4, To::Http)];
-    // Programs, whether packets are served, and whether calls at sockets are.
+    // Refused programs, whether packets are served, and whether calls at sockets are served.
     let without: [(&[&str], bool, bool); 3] = [
         (&["lb_xdp", "lb_xdp_linear"], true, true),
         (&["lb_sendmsg6", "lb_connect4"], true, false),

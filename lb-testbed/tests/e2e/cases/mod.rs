@@ -139,7 +139,11 @@ pub const CASES: &[Case] = &[
         Underlays::Routed,
         sockets::sockets_are_closed_by_the_next_agent,
     ),
-    each("unconnected_socket_asks_two_services", Underlays::Routed, sockets::one_socket_asks_two_services),
+    each(
+        "unconnected_socket_sends_to_two_services",
+        Underlays::Routed,
+        sockets::one_socket_sends_to_two_services,
+    ),
     each(
         "unconnected_socket_after_an_eviction",
         Underlays::Routed,

@@ -158,7 +158,7 @@ pub fn namespace_addresses_are_in_the_map(world: &mut World) -> Result<()> {
 
 /// One unconnected socket sends requests to two Services that share an endpoint. Each answer shows
 /// the Service of its request (kubernetes#90042).
-pub fn one_socket_asks_two_services(world: &mut World, family: Family) -> Result<()> {
+pub fn one_socket_sends_to_two_services(world: &mut World, family: Family) -> Result<()> {
     let [first, second] =
         [world.publish(&[3])?, world.publish(&[3])?].map(|it| it.cluster_ip(family, To::Udp));
     let mut socket = world.pod(2).host.hold_unconnected(first)?;

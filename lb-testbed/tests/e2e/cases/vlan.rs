@@ -11,10 +11,11 @@ use crate::world::{Published, To, World};
 const DATAGRAMS: Datagrams = Datagrams { connected: false, count: 2, size: 32, dont_fragment: false };
 const ONE: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
 
-/// Where the tag of a frame is: in the bytes, or beside them.
+/// Returns the places of a tag that are tested: true is in the bytes of the frame, false is beside
+/// them.
 ///
-/// An XDP program does not see a tag beside the bytes. NICs that remove tags drop the frames of
-/// VLANs that nobody uses. The NICs of the testbed do not, so XDP is tested with tags in the bytes.
+/// An XDP program does not see a tag beside the bytes. A NIC that removes tags drops the frames of
+/// VLANs without a device. The NICs of the testbed do not, so XDP is tested with tags in the bytes.
 fn places(world: &World) -> &'static [bool] {
     if world.topology.datapath == AttachMode::Xdp { &[true] } else { &[true, false] }
 }

@@ -1,4 +1,4 @@
-//! Reaches the API server.
+//! Checks whether the API server is reachable.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::view::doctor::ApiServer;
 
 /// The time limit of the request.
 const LIMIT: Duration = Duration::from_secs(5);
-/// The kubelet sets it in each pod.
+/// The environment variable that the kubelet sets in each pod.
 const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
 
 /// Requests the version of the API server.

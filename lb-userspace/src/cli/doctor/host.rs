@@ -90,7 +90,7 @@ fn firewall() -> Vec<FirewallPolicy> {
     policies
 }
 
-/// Returns `None` if the program is not installed.
+/// Returns the policy of FORWARD that this program reports, or `None` if it is not installed.
 fn policy(program: &str) -> Option<FirewallPolicy> {
     let forward = match NodeCommand::new(program, &["-t", "filter"]).run() {
         Ok(text) => Ok(forward_policy(&text)),

@@ -124,7 +124,7 @@ impl Reader {
 
     /// Reads a tree of a `use` declaration below `prefix`.
     fn tree(&mut self, tokens: &[TokenTree], prefix: &[String]) {
-        // The last comma of a list has nothing behind it.
+        // A list may end with a comma, so the last branch may be empty.
         let branches = tokens.split(|token| is_punct(Some(token), ','));
         for branch in branches.filter(|branch| !branch.is_empty()) {
             let (mut path, next) = segments(branch, 0);
