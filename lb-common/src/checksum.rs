@@ -60,7 +60,8 @@ pub const fn update(checksum: u16, difference: u64) -> u16 {
     !fold((!checksum) as u64 + difference)
 }
 
-/// [`update`] for UDP: a computed zero is sent as all ones (RFC 768, RFC 8200 8.1).
+/// Does the same as [`update`] for UDP: a computed zero is sent as all ones (RFC 768, RFC 8200
+/// 8.1).
 #[inline(always)]
 pub const fn update_udp(checksum: u16, difference: u64) -> u16 {
     match update(checksum, difference) {

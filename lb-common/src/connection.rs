@@ -1,10 +1,10 @@
-//! The life of a connection: which phase a packet moves it to, how long it may be silent, and
-//! whether it may give way to another one. Pure: the programs and the tests on the host run the
-//! same code.
+//! The life of a connection: the phase that a packet moves it to, its time-out, and whether it
+//! gives way to another one. The code is pure: the programs and the tests on the host run the same
+//! code.
 //!
-//! TCP is tracked by sequence numbers, so that a packet which its receiver would not accept moves
-//! nothing. Each direction remembers two numbers: the end of what it has sent and the end of what
-//! it has acknowledged.
+//! TCP is tracked by sequence numbers. A packet that its receiver would not accept changes nothing.
+//! Each direction stores two numbers: the end of the data that it has sent, and the end of the data
+//! that it has acknowledged.
 //!
 //! * An ACK establishes a connection only if it acknowledges the endpoint's SYN-ACK. A sender that
 //!   guesses needs 2^31 packets on average.
@@ -14,23 +14,24 @@
 //!   number).
 //! * A FIN, and any other segment, counts only near these numbers ([`WINDOW`]).
 //!
-//! SCTP is tracked by verification tags (RFC 9260 8.5), which play the same part. UDP has no such
-//! numbers.
+//! SCTP is tracked by verification tags (RFC 9260 8.5), which have the same purpose. UDP has no
+//! such numbers.
 
 use crate::layout::{Flow, FlowSide, FlowTimeouts, SCTP, TCP, UDP, direction, flow_phase, tcp_flags};
 
-/// How far a TCP segment may reach beyond what its receiver has acknowledged, and how far behind it
-/// may start, in bytes. Larger than any window that a connection through a node uses; small enough
-/// that a guessed number rarely lies in it. A connection with more data under way is followed again
-/// as soon as acknowledgements arrive.
+/// The distance in bytes by which a TCP segment may extend beyond the data that its receiver has
+/// acknowledged, or start before it. It is larger than any window that a connection through a node
+/// uses, and small enough that a guessed number rarely lies in it. A connection with more data
+/// under way is tracked again as soon as acknowledgements arrive.
 pub const WINDOW: u32 = 1 << 22;
 
-/// What a packet carries for the tracking of its connection.
+/// The fields of a packet that the tracking of its connection uses.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// One of [`direction`].
     pub direction: u8,
-    /// TCP flags, or what corresponds to them in SCTP (see [`crate::sctp::signals`]).
+    /// The TCP flags, or the flags that correspond to an SCTP packet (see
+    /// [`crate::sctp::signals`]).
     pub flags: u8,
     /// TCP: sequence number. SCTP: verification tag.
     pub seq: u32,
@@ -54,7 +55,7 @@ pub struct ConnectionState {
 /// net/netfilter/nf_conntrack_proto_udp.c).
 pub const STREAM_AFTER_S: u32 = 2;
 
-/// The state of a connection that `segment` opens.
+/// Returns the state of a connection that `segment` opens.
 #[inline(always)]
 pub fn opened(protocol: u8, segment: &Segment) -> ConnectionState {
     let mut request = FlowSide { end: 0, ack: 0, closed: 0 };
@@ -67,8 +68,8 @@ pub fn opened(protocol: u8, segment: &Segment) -> ConnectionState {
     ConnectionState { phase: flow_phase::OPENING, request, reply }
 }
 
-/// The state after `segment`, a packet of a connection in `state`. `age_s`: seconds since the
-/// connection was opened.
+/// Returns the state after `segment`, a packet of a connection in `state`. `age_s` is the time
+/// since the connection was opened, in seconds.
 #[inline(always)]
 pub fn advance(protocol: u8, state: ConnectionState, segment: &Segment, age_s: u32) -> ConnectionState {
     match protocol {
@@ -88,21 +89,21 @@ fn datagram(mut state: ConnectionState, segment: &Segment, age_s: u32) -> Connec
     state
 }
 
-/// `a` is before `b` in sequence space, or the same (RFC 9293 3.4).
+/// Returns whether `a` is before `b` in sequence space, or the same (RFC 9293 3.4).
 #[inline(always)]
 pub fn not_after(a: u32, b: u32) -> bool {
     b.wrapping_sub(a) < 1 << 31
 }
 
-/// `x` lies between `first` and `last`, both included. With `last` before `first` only `first`
-/// itself does.
+/// Returns whether `x` lies between `first` and `last`, both included. If `last` is before `first`,
+/// only `first` itself does.
 #[inline(always)]
 fn within(x: u32, first: u32, last: u32) -> bool {
     let length = if not_after(first, last) { last.wrapping_sub(first) } else { 0 };
     x.wrapping_sub(first) <= length
 }
 
-/// The sequence number after the segment: SYN and FIN count as one byte each.
+/// Returns the sequence number after the segment. SYN and FIN count as one byte each.
 #[inline(always)]
 fn end_of(segment: &Segment) -> u32 {
     let controls =
@@ -194,8 +195,9 @@ fn opening_tcp(state: &mut ConnectionState, segment: &Segment, is_request: bool)
     }
 }
 
-/// The segment is near what its receiver expects, and acknowledges something near what the receiver
-/// has sent. Beyond it is allowed too: packets that took another way are caught up with.
+/// Returns whether the segment is near the data that its receiver expects, and acknowledges data
+/// near what the receiver has sent. It may lie beyond these: if other packets took another path,
+/// the state skips them.
 #[inline(always)]
 fn is_plausible(sender: FlowSide, receiver: FlowSide, segment: &Segment) -> bool {
     let start = segment.seq.wrapping_sub(receiver.ack.wrapping_sub(WINDOW));
@@ -241,14 +243,14 @@ fn sctp(mut state: ConnectionState, segment: &Segment) -> ConnectionState {
 }
 
 impl<A: Copy> Flow<A> {
-    /// What the tracking of the connection goes by.
+    /// Returns the fields that the tracking of the connection uses.
     #[inline(always)]
     pub fn state(&self) -> ConnectionState {
         ConnectionState { phase: self.phase, request: self.request, reply: self.reply }
     }
 
-    /// Whether the connection is over: it has been silent for as long as its time-out at `now_ns`.
-    /// A free record is over too.
+    /// Returns whether the connection is over: it has been silent for its time-out at `now_ns`. A
+    /// free record is over too.
     #[inline(always)]
     pub fn is_over(&self, now_ns: u64, timeouts: &FlowTimeouts) -> bool {
         const SECOND: u64 = 1_000_000_000;
@@ -258,13 +260,13 @@ impl<A: Copy> Flow<A> {
 }
 
 impl ConnectionState {
-    /// Both sides have closed.
+    /// Returns whether both sides have closed.
     #[inline(always)]
     fn is_closed(&self) -> bool {
         self.request.closed != 0 && self.reply.closed != 0
     }
 
-    /// How long the connection may be silent, in seconds.
+    /// Returns the time for which the connection may be silent, in seconds.
     #[inline(always)]
     pub fn timeout(&self, protocol: u8, timeouts: &FlowTimeouts) -> u32 {
         let closing = self.request.closed | self.reply.closed != 0;
@@ -283,13 +285,14 @@ impl ConnectionState {
         }
     }
 
-    /// The endpoint, or the client, has not shown yet that it takes part.
+    /// Returns whether the endpoint or the client has not shown yet that it takes part.
     #[inline(always)]
     pub fn is_half_open(&self, protocol: u8) -> bool {
         self.phase == flow_phase::OPENING || (self.phase == flow_phase::ANSWERED && protocol != UDP)
     }
 
-    /// Which connections give way to new ones when records or source ports run out.
+    /// Returns whether, and how early, the connection gives way to new ones when records or source
+    /// ports run out.
     #[inline(always)]
     pub fn yields(&self, protocol: u8) -> Yields {
         if self.is_half_open(protocol) {
@@ -303,9 +306,9 @@ impl ConnectionState {
         }
     }
 
-    /// Whether a packet that could open a connection ([`Segment`] with SYN or INIT) opens a new one
-    /// in the place of this one, which has the same tuple. While the connection lives, the endpoint
-    /// itself answers such a packet.
+    /// Returns whether a packet that could open a connection ([`Segment`] with SYN or INIT) opens a
+    /// new one in the place of this one, which has the same tuple. While the connection lives, the
+    /// endpoint itself answers such a packet.
     #[inline(always)]
     pub fn reopens(&self, protocol: u8, segment: &Segment) -> bool {
         if self.phase == flow_phase::RESET {
@@ -331,7 +334,7 @@ pub enum Yields {
     HalfOpen = 3,
 }
 
-/// UDP flows give way only if they were silent for so long: an active stream never does.
+/// UDP flows give way only if they were silent for this time. An active stream never gives way.
 pub const IDLE_DATAGRAM_NS: u64 = 5_000_000_000;
 
 #[cfg(test)]
@@ -360,7 +363,7 @@ mod tests {
 
     use tcp_flags::{ACK, FIN, RST, SYN};
 
-    /// The state after these packets, the first of which opens the connection.
+    /// Returns the state after these packets, the first of which opens the connection.
     fn after(protocol: u8, segments: &[Segment]) -> ConnectionState {
         let (first, rest) = segments.split_first().unwrap();
         rest.iter().fold(opened(protocol, first), |state, next| advance(protocol, state, next, 0))

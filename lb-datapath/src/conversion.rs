@@ -327,7 +327,7 @@ impl<'a> Conversion<'a> {
         open_id(path)?.map_or_else(|| Ok(Vec::new()), programs_with_map)
     }
 
-    /// Copies what programs have learned, while the programs of both generations serve.
+    /// Copies the entries that programs have written, while the programs of both generations serve.
     fn copy_while_both_serve(&self, tables: &mut CopiedTables) -> io::Result<Copied> {
         let mut copied = Copied::default();
         if self.phase.get() < handover::OPENING {

@@ -1,5 +1,5 @@
-//! What an address is: known to the agent as one of this node or of Services, in a network of pods,
-//! loopback.
+//! Properties of an address: whether it is one of this node or of Services, whether it is in a
+//! network of pods, whether it is a loopback address.
 
 use core::num::NonZeroU32;
 
@@ -10,7 +10,7 @@ use lb_common::layout::network_flags;
 
 use crate::maps::Maps;
 
-/// What the agent has published about an address of this node or of a Service: bits of
+/// The flags that the agent has published for an address of this node or of a Service: bits of
 /// [`address_flags`], at least one.
 #[derive(Copy, Clone)]
 pub struct Known(NonZeroU32);
@@ -35,7 +35,7 @@ impl Known {
     }
 }
 
-/// Returns what is known of an address, `None` for addresses that are neither this node's nor a
+/// Returns the flags of an address, or `None` for an address that is neither this node's nor a
 /// Service's. Most packets are not for Services: this one lookup identifies them.
 #[inline(always)]
 pub fn known<F: Maps>(addr: &F::Addr) -> Option<Known> {

@@ -1,5 +1,5 @@
-//! What becomes of a call at a socket (`connect`, `sendmsg`): for the socket programs, and for `lb
-//! explain` (`explain.rs`).
+//! The decision about a call at a socket (`connect`, `sendmsg`). The socket programs and `lb
+//! explain` (`explain.rs`) use it.
 
 use lb_common::layout::{Backend, ServiceEntry, service_flags};
 use lb_common::reason::Reason;
@@ -27,7 +27,7 @@ pub trait Caller {
     }
 }
 
-/// Returns what the destination of a call is.
+/// Classifies the destination of a call.
 #[inline(always)]
 fn destination<F: Maps, C: Caller>(caller: &C, addr: F::Addr, port: u16, protocol: u8) -> Destination {
     if is_loopback::<F>(&addr) {

@@ -1,4 +1,4 @@
-//! Where a client is, and which services it may use.
+//! The location of a client, and the services that it may use.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::layout::{
@@ -11,7 +11,8 @@ use crate::frame::Frame;
 use crate::maps::{DEVICES, Maps};
 use crate::route::{Query, RouteLookup};
 
-/// Decides which endpoints are eligible: the two ranges of a service entry.
+/// The location of a client. It selects one of the two ranges of a service entry, and so the
+/// eligible endpoints.
 #[derive(Copy, Clone, PartialEq, Eq)]
 pub enum Client {
     /// The client is outside the cluster, or a pod of another node.
@@ -20,17 +21,17 @@ pub enum Client {
     Inside,
 }
 
-/// Returns where the sender of this packet is. A pod of another node is outside.
+/// Returns the location of the sender of this packet. A pod of another node is outside.
 ///
-/// The route to the source address shows it, if it leads to a device of which the agent has
-/// published what is behind it. Otherwise the networks of pods decide.
+/// The device on the route to the source address shows the location, if the agent has published
+/// which hosts are behind that device. Otherwise the networks of pods decide.
 #[inline(always)]
 pub fn of_source<F: Maps, K: Frame>(frame: &K, key: &FlowKey<F::Addr>, lookup: &mut RouteLookup) -> Client {
     let addr = key.src_addr;
     if known::<F>(&addr).is_some_and(|known| known.has(address_flags::NODE)) {
         return Client::Inside;
     }
-    // The length 0 leaves out the check of the MTU, and the kernel's tables are looked at.
+    // With length 0 the lookup does not check the MTU, and does not use a remembered route.
     let query = Query { src: key.dst_addr, dst: addr, protocol: key.protocol, length: 0, now: 0 };
     let flags = lookup.find::<F, K>(frame, &query).map_or(0, |route| route.device_flags());
     let is_inside = if flags & (device_flags::ONLY_LOCAL_PODS | device_flags::OTHER_NODES) != 0 {

@@ -11,7 +11,7 @@ use crate::packet::Packet;
 /// TTL and hop limit of the packets that this node sends itself.
 pub const OWN_TTL: u8 = 64;
 
-/// What the IP header of such a packet depends on.
+/// The values that the IP header of such a packet depends on.
 pub struct OwnPacket<A> {
     pub src: A,
     pub dst: A,
@@ -28,11 +28,11 @@ impl<A: Copy> OwnPacket<A> {
     }
 }
 
-/// Writing the headers of an address family.
+/// Writes the headers of an address family.
 pub trait Compose: Header {
     /// Writes the IP header of `own` at `l3`.
     fn header<K: Frame>(frame: &K, l3: usize, own: &OwnPacket<Self::Addr>) -> Option<()>;
-    /// Returns the unfolded sum of the pseudo-header; 0 where the checksum covers none.
+    /// Returns the unfolded sum of the pseudo-header, or 0 if the checksum covers none.
     fn pseudo(own: &OwnPacket<Self::Addr>) -> u64;
 }
 

@@ -1,4 +1,4 @@
-//! Counting what happens to packets.
+//! Counts packets by reason.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
@@ -22,7 +22,7 @@ pub fn count(reason: Reason) {
     }
 }
 
-/// Notes that no source port was free for a connection to an endpoint.
+/// Counts a packet for whose connection to an endpoint no source port was free.
 #[inline(always)]
 pub fn note_port_shortage<F: Family>(backend_id: u32, now: u64) {
     lb_note_port_shortage((F::IS_V6 as u64) << 32 | backend_id as u64, now);

@@ -1,4 +1,4 @@
-//! Where a translated packet goes: up the stack, or out of this node along a route.
+//! The delivery of a translated packet: up the stack, or out of this node along a route.
 
 use core::mem::size_of;
 
@@ -20,7 +20,7 @@ use crate::route::{Query, Route, RouteLookup, Unroutable};
 use crate::translation::Translation;
 use crate::verdict::{Answer, Verdict};
 
-/// What will happen to a packet once it is rewritten.
+/// The delivery of a packet after it is rewritten.
 pub enum Delivery<'a> {
     /// It continues up the stack.
     UpStack,
@@ -28,7 +28,7 @@ pub enum Delivery<'a> {
     Out(Route<'a>),
 }
 
-/// A [`Delivery`] that is decided. It is kept in the route lookup, not in a variable: otherwise the
+/// A decided [`Delivery`]. It is stored in the route lookup, not in a variable: otherwise the
 /// verifier follows the code that rewrites a packet once for each variant.
 pub struct Decided<'a>(&'a mut RouteLookup);
 
@@ -39,7 +39,7 @@ impl<'a> Decided<'a> {
         Self(lookup)
     }
 
-    /// Returns what was decided with this lookup before.
+    /// Returns the delivery that was decided with this lookup before.
     #[inline(always)]
     pub fn before(lookup: &'a mut RouteLookup) -> Self {
         Self(lookup)
@@ -50,14 +50,15 @@ impl<'a> Decided<'a> {
         Self(route.into_lookup())
     }
 
-    /// Returns whether this hook can do it. Callers check this before they change the packet.
+    /// Returns whether this hook can deliver the packet. Callers check this before they change the
+    /// packet.
     #[inline(always)]
     pub fn is_possible<K: Deliver>(&mut self, frame: &K) -> bool {
         K::COMPLETE || self.0.found().is_none_or(|route| frame.can_send(&route))
     }
 
-    /// Returns the address of this node that the kernel would use as source on the route. `None` if
-    /// the packet continues up the stack, or if the device has no address.
+    /// Returns the address of this node that the kernel would use as source on the route. Returns
+    /// `None` if the packet continues up the stack, or if the device has no address.
     #[inline(always)]
     pub fn source<F: Maps>(&mut self) -> Option<F::Addr> {
         self.0.found()?.source::<F>()
@@ -78,7 +79,7 @@ impl<'a> Decided<'a> {
     }
 }
 
-/// Sending a packet.
+/// Sends packets.
 pub trait Deliver: Frame {
     /// Returns whether [`Deliver::send`] can send a packet along this route.
     fn can_send(&self, route: &Route<'_>) -> bool;
@@ -86,7 +87,7 @@ pub trait Deliver: Frame {
     fn send(&self, route: Route<'_>) -> Verdict;
 }
 
-/// Returns what will happen to a packet with this translation, or the verdict if it cannot be
+/// Returns the delivery of a packet with this translation, or the verdict if it cannot be
 /// delivered.
 #[inline(always)]
 pub fn of_translation<'a, F: Maps, K: Frame>(
@@ -103,8 +104,8 @@ pub fn of_translation<'a, F: Maps, K: Frame>(
     find_route(frame, packet, lookup, src, dst, now).map(Decided::out)
 }
 
-/// Finds the route of a packet from `src` to `dst`, or returns the verdict if there is none that
-/// takes it. With `src` unspecified, the route determines the source address.
+/// Finds the route of a packet from `src` to `dst`. Returns the verdict if no route takes the
+/// packet. With `src` unspecified, the route determines the source address.
 #[inline(always)]
 pub fn find_route<'a, F: Maps, K: Frame>(
     frame: &K,
@@ -124,9 +125,9 @@ pub fn find_route<'a, F: Maps, K: Frame>(
     }
 }
 
-/// Decides how packets reach an endpoint that its EndpointSlice does not place on this node. If the
-/// network shows that it is on this node all the same, they continue up the stack: the endpoint has
-/// an address of this node, or a route to it leads to pods of this node.
+/// Decides how packets reach an endpoint that its EndpointSlice does not place on this node.
+/// Packets continue up the stack if the network shows that the endpoint is on this node all the
+/// same: it has an address of this node, or the route to it leads to pods of this node.
 #[inline(always)]
 pub fn to_endpoint<'a, F: Maps, K: Frame>(
     frame: &K,
@@ -149,7 +150,7 @@ pub fn to_endpoint<'a, F: Maps, K: Frame>(
     Ok(Decided::before(lookup))
 }
 
-/// Finds the route of a translated reply, and forgets it unless it leads out of the device with
+/// Finds the route of a translated reply. Discards the route unless it leads out of the device with
 /// this index.
 #[inline(always)]
 pub fn find_return<F: Maps, K: Frame>(

@@ -1,6 +1,6 @@
-//! `lb explain` for calls at sockets. Programs at sockets have no test run, so this packet program
-//! stands in for them: the packet carries the destination and the protocol of the call, `RECORD`
-//! the caller. It is loaded by the recorder alone.
+//! `lb explain` for calls at sockets. The kernel has no test run for socket programs, so this
+//! packet program replaces them. The packet has the destination and the protocol of the call, and
+//! `RECORD` has the caller. Only the recorder loads this program.
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::programs::TcContext;
@@ -16,7 +16,7 @@ use crate::packet::{Parse, ethernet, parse};
 use crate::record::{note, socket_namespace};
 use crate::scratch::Scratches;
 
-/// Records what becomes of a `connect` to the packet's destination. The packet stays as it is.
+/// Records the decision about a `connect` to the packet's destination. The packet is not changed.
 #[inline(always)]
 pub fn call(context: TcContext) -> i32 {
     let frame = SkbFrame::new(context.skb.skb);
@@ -37,7 +37,7 @@ fn record<F: Parse + Scratches>(frame: &SkbFrame, l3: usize) {
     }
 }
 
-/// A socket that is known by its network namespace.
+/// A socket that is identified by its network namespace.
 struct RecordedCaller(u64);
 
 impl Caller for RecordedCaller {

@@ -1,9 +1,9 @@
-//! Connections: finding the one that a packet belongs to, following it, and opening a new one.
+//! Connections: finds the connection of a packet, updates it, and opens a new one.
 //!
-//! A connection is one record; two index entries lead to it, from the tuple of each direction as it
+//! A connection is one record. Two index entries lead to it, from the tuple of each direction as it
 //! arrives. The index entry of the reply is inserted first and only if absent: that insert **is**
-//! the allocation of the source port. What moves a connection from phase to phase is in
-//! [`lb_common::connection`], where records come from in [`crate::records`].
+//! the allocation of the source port. [`lb_common::connection`] moves a connection from phase to
+//! phase, and [`crate::records`] provides the records.
 
 use aya_ebpf::bindings::BPF_ANY;
 use lb_common::connection::{self, Segment, Yields};
@@ -23,11 +23,12 @@ use crate::service::still_serves;
 use crate::socket;
 use crate::translation::Translation;
 
-/// How often the port of a new connection is replaced because a socket of this node has it.
+/// The number of times that the port of a new connection is replaced because a socket of this node
+/// has it.
 const SOCKET_ATTEMPTS: u32 = 4;
 
-/// The record of a connection, and which of its directions was looked up. Other programs may give
-/// the record to another connection at any time; its generation then differs.
+/// The record of a connection, with the direction that was looked up. Other programs may give the
+/// record to another connection at any time. Its generation changes then.
 pub struct Found<A: 'static> {
     flow: *mut Flow<A>,
     number: u32,
@@ -37,15 +38,15 @@ pub struct Found<A: 'static> {
     now: u64,
 }
 
-/// Looks a tuple up and fills in what becomes of its packets. Returns `None` if no connection has
-/// the tuple. Does not check whether the connection is over, see [`Found::is_over`].
+/// Looks a tuple up and fills in the translation of its packets. Returns `None` if no connection
+/// has the tuple. Does not check whether the connection is over, see [`Found::is_over`].
 #[inline(always)]
 pub fn lookup<F: Maps>(
     key: &FlowKey<F::Addr>,
     translation: &mut Translation<F::Addr>,
 ) -> Option<Found<F::Addr>> {
-    // SAFETY: copied at once, one aligned word. An element that is reused meanwhile names a record
-    // that has another tuple.
+    // SAFETY: copied at once, one aligned word. If the element is reused meanwhile, it refers to a
+    // record that has another tuple.
     let FlowIndex { record: number, generation, direction, .. } = *unsafe { F::flow_index().get(key) }?;
     let pointer = F::flows().get_ptr_mut(number)?;
     // SAFETY: a map value. While it is read, other programs change single aligned words of it, or
@@ -56,7 +57,7 @@ pub fn lookup<F: Maps>(
         return None;
     }
     translation.set(flow, direction);
-    // SAFETY: as above; read again, whatever the compiler remembers of it.
+    // SAFETY: as above. The volatile read makes the compiler load the words again.
     let (after, phase) = unsafe {
         ((&raw const (*pointer).generation).read_volatile(), (&raw const (*pointer).phase).read_volatile())
     };
@@ -66,8 +67,8 @@ pub fn lookup<F: Maps>(
     Some(Found { flow: pointer, number, generation, direction, now: now() })
 }
 
-/// Finds the connection that a packet which arrives here belongs to. A connection that the packet
-/// replaces, because it opens a new one with the same tuple, is ended and not found.
+/// Finds the connection of a packet that arrives here. If the packet opens a new connection with
+/// the same tuple, this function ends the old connection and does not return it.
 #[inline(always)]
 pub fn find<F: Records>(
     packet: &Packet<F>,
@@ -97,9 +98,9 @@ pub fn find_reply<F: Records>(
     if translation.is_passing_reply() && !found.is_over::<F>() { Some(found) } else { None }
 }
 
-/// Ends a closed connection whose replies have the same tuple as those to this packet: the client
-/// opens a connection to the endpoint itself, with the port that it used through a Service before.
-/// `reply` is memory to work in.
+/// Ends a closed connection whose replies have the same tuple as the replies to this packet: the
+/// client opens a connection to the endpoint itself, with the port that it used through a Service
+/// before. `reply` is working memory.
 ///
 /// A packet of the closed connection that XDP has translated looks the same in tc. It opens nothing
 /// new, so its sequence number is an old one.
@@ -183,7 +184,7 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
             || (!packet.is_datagram() && self.is_reopened_by(packet))
     }
 
-    /// Takes note of a packet of this connection.
+    /// Updates the connection with a packet of it.
     #[inline(always)]
     pub fn follow<F: Records<Addr = A>>(&self, packet: &Packet<F>) {
         if !recording() {
@@ -193,7 +194,7 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
 }
 
 impl<F: Family> Packet<F> {
-    /// Returns what the packet carries for the tracking of its connection.
+    /// Returns the fields of the packet that the tracking of its connection uses.
     #[inline(always)]
     fn segment(&self, direction: u8) -> Segment {
         Segment { direction, flags: self.tcp_flags, seq: self.seq, ack: self.ack, length: self.payload }
@@ -208,13 +209,14 @@ pub struct Opening<A> {
     pub service_id: u32,
     /// The address that replies are sent to: the client's own, or an address of this node.
     pub source: A,
-    /// True: `source` is this node's, and the port is taken from the range for that.
+    /// Whether `source` is an address of this node, so that the port is taken from the range for
+    /// rewritten sources.
     pub masquerade: bool,
     /// One of [`lb_common::layout::deliver`], for both directions.
     pub deliver: u8,
 }
 
-/// Opens a connection with a packet, and fills in what becomes of the packet. `now`: the time.
+/// Opens a connection with a packet, and fills in the translation of the packet. `now` is the time.
 #[inline(always)]
 pub fn open<F: Records, K: Frame>(
     frame: &K,
@@ -264,7 +266,7 @@ pub fn open<F: Records, K: Frame>(
     Ok(())
 }
 
-/// Writes a new connection into its record, all but the source port and the phase.
+/// Writes a new connection into its record, except the source port and the phase.
 #[inline(always)]
 fn fill_in<F: Maps>(
     flow: *mut Flow<F::Addr>,
@@ -352,7 +354,8 @@ fn publish<F: Records>(claimed: Claimed, flow: *mut Flow<F::Addr>, packet: &Pack
     true
 }
 
-/// Returns a source port whose tuple no connection has, for `lb explain`, which allocates nothing.
+/// Returns a source port whose tuple no connection has. It is for `lb explain`, which allocates
+/// nothing.
 #[inline(always)]
 fn free_port<F: Records>(now: u64) -> Result<u16, Reason> {
     let keys = F::keys().ok_or(Reason::FlowTableFull)?;

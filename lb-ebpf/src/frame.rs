@@ -1,4 +1,4 @@
-//! A packet as bytes: the operations in which XDP frames and skbs differ, and reading and writing
+//! A packet as bytes: the operations that differ between XDP frames and skbs, and access to bytes
 //! in place.
 
 /// The methods of [`Frame`] that are the same for all contexts of `aya_ebpf`.
@@ -29,27 +29,27 @@ use core::mem::size_of;
 use lb_common::family::Family;
 use lb_common::plain::Plain;
 
-/// Headers are read within this many bytes; a packet whose headers reach further is passed on
+/// Headers are read within this number of bytes. A packet whose headers reach further is passed on
 /// untouched. The value is a power of two minus one, so that a mask bounds an offset for the
 /// verifier.
 const OFFSET_MASK: usize = 511;
 
 /// An XDP frame or an skb.
 pub trait Frame {
-    /// False for XDP, which finishes what it can and leaves the rest, untouched, to the tc program
-    /// of the same device.
+    /// False for XDP. XDP finishes the packets that it can, and leaves the others, untouched, to
+    /// the tc program of the same device.
     const COMPLETE: bool;
 
-    /// First byte of the linear data.
+    /// Returns the address of the first byte of the linear data.
     fn data(&self) -> usize;
-    /// One past the last byte of the linear data.
+    /// Returns the address after the last byte of the linear data.
     fn data_end(&self) -> usize;
-    /// The hook's context, for helpers.
+    /// Returns the hook's context, for helpers.
     fn context(&self) -> *mut core::ffi::c_void;
-    /// Interface index of the device that the packet is on.
+    /// Returns the interface index of the device that the packet is on.
     fn ifindex(&self) -> u32;
-    /// Bytes of payload in each segment of a GRO-merged or GSO packet; 0 when it is a single
-    /// packet.
+    /// Returns the bytes of payload in each segment of a GRO-merged or GSO packet, or 0 for a
+    /// single packet.
     fn segment_payload(&self) -> usize;
     /// Returns whether the packet has at least `end` bytes, in all its buffers.
     fn reaches(&self, end: usize) -> bool;
@@ -71,8 +71,8 @@ pub trait Frame {
     /// Returns a pointer to the `T` at `offset`, or `None` if the packet is shorter.
     #[inline(always)]
     fn at<T: Plain>(&self, offset: usize) -> Option<*mut T> {
-        // The compiler turns a check for one byte into `start >= end`, from which the verifier
-        // learns nothing.
+        // The compiler turns a check for one byte into `start >= end`. The verifier derives no
+        // bound from that.
         const { assert!(size_of::<T>() >= 2) };
         if offset > OFFSET_MASK {
             return None;
@@ -114,8 +114,8 @@ fn within_mask(mut offset: usize) -> usize {
     offset
 }
 
-/// Returns `offset` if headers may be read there, see [`OFFSET_MASK`]. Whatever was added up
-/// before, the verifier knows the same bounds of it afterwards.
+/// Returns `offset` if headers may be read there, see [`OFFSET_MASK`]. The result has the same
+/// bounds for the verifier, whatever numbers were added up before.
 #[inline(always)]
 pub fn bounded(offset: usize) -> Option<usize> {
     if offset > OFFSET_MASK { None } else { Some(within_mask(offset)) }

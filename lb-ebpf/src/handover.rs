@@ -61,7 +61,7 @@ pub fn earlier_programs_open() -> bool {
     phase() < handover::OPENING
 }
 
-/// Returns what becomes of a packet that belongs to no connection in these maps and opens none.
+/// Returns the verdict for a packet that belongs to no connection in these maps and opens none.
 #[inline(always)]
 pub fn unknown() -> Verdict {
     if phase() < handover::DONE { Verdict::HandOver } else { Verdict::Pass }

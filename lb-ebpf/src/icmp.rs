@@ -1,6 +1,5 @@
-//! ICMP (RFC 792, RFC 4443): what this node does with messages that devices send or receive
-//! ([`echo`] answers pings, [`translate`] translates errors), and the errors that it sends itself
-//! ([`answer`]).
+//! ICMP (RFC 792, RFC 4443). [`echo`] answers pings, [`translate`] translates errors that arrive or
+//! leave, and [`answer`] creates the errors that this node sends itself.
 
 pub mod answer;
 mod echo;

@@ -6,7 +6,7 @@ use crate::maps::ANSWER_LIMITS;
 
 /// The time between two packets of a kind, on average.
 const INTERVAL_NS: u64 = 1_000_000;
-/// How many packets of a kind may follow each other without a pause.
+/// The number of packets of a kind that may follow each other without a pause.
 const BURST: u64 = 1_000;
 
 /// A kind of packets: an index into `ANSWER_LIMITS`.

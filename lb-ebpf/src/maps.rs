@@ -4,10 +4,10 @@
 //! Sizes here are defaults; the agent sets others at load time. `docs/maps.md` documents the same
 //! maps for people who read them with `bpftool`.
 //!
-//! **References to elements.** An element stays mapped until the program ends, but it can get
-//! another content before. The kernel reuses the memory of a removed element for a new entry of the
-//! same map: at once in preallocated and LRU maps, and since Linux 6.1 in others too. Each read
-//! therefore states what a mixture of two entries would do.
+//! **References to elements.** An element stays mapped until the program ends, but its content can
+//! change before. The kernel reuses the memory of a removed element for a new entry of the same
+//! map: at once in preallocated and LRU maps, and since Linux 6.1 in others too. So each read has a
+//! comment about the effect of a mixture of two entries.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup, bpf_spin_lock};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
@@ -48,9 +48,9 @@ pub static SERVICES_V6: Services<[u8; 16]> = HashMap::new();
 #[btf_map]
 pub static SLOTS: Array<u32, 1_048_576, MMAPABLE> = Array::new();
 
-/// First slot of a range → the slot whose turn it is, counted from the first one; only for ranges
-/// whose slots are used in turn. Written by the agent with the range, and by the programs, which
-/// hold a lock of [`FLOW_LOCKS`] meanwhile.
+/// First slot of a range → the slot that is selected next, counted from the first one. Only ranges
+/// whose slots are used in turn have an entry. Written by the agent with the range, and by the
+/// programs, which hold a lock of [`FLOW_LOCKS`] meanwhile.
 #[btf_map]
 pub static CURSORS: HashMap<u32, u32, 65_536, SPARSE> = HashMap::new();
 
@@ -75,11 +75,12 @@ pub static FLOW_INDEX_V4: FlowIndices<[u8; 4]> = HashMap::new();
 #[btf_map]
 pub static FLOW_INDEX_V6: FlowIndices<[u8; 16]> = HashMap::new();
 
-/// How long connections may be silent. Written by the agent.
+/// The time-outs of idle connections. Written by the agent.
 #[btf_map]
 pub static FLOW_TIMEOUTS: Array<FlowTimeouts, 1> = Array::new();
 
-/// Where each CPU looks for a record next: IPv4, IPv6. Written by the packet programs.
+/// The position of each CPU in its search for a free record, for IPv4 and for IPv6. Written by the
+/// packet programs.
 #[btf_map]
 pub static FLOW_HANDS: PerCpuArray<FlowHand, 2> = PerCpuArray::new();
 
@@ -112,7 +113,7 @@ pub static ROUTES_V6: Routes<[u8; 16]> = PerCpuArray::new();
 pub struct RememberedRoute<A> {
     /// Its result.
     pub fib: bpf_fib_lookup,
-    /// `CLOCK_MONOTONIC` from which on it is void, in nanoseconds.
+    /// The time from which the route is void, in nanoseconds of `CLOCK_MONOTONIC`.
     pub expires_ns: u64,
     pub src: A,
     pub dst: A,
@@ -121,13 +122,13 @@ pub struct RememberedRoute<A> {
     pub protocol: u32,
     /// The largest IP packet that the path is known to take, in bytes.
     pub mtu: u32,
-    /// As [`crate::route::RouteLookup`] has it.
+    /// The state of [`crate::route::RouteLookup`].
     pub state: u32,
 }
 
-/// When a CPU last left a packet to the kernel so that it checks the neighbour, by a hash of the
-/// neighbour's link-layer address, in nanoseconds of `CLOCK_MONOTONIC`. Written by XDP programs.
-/// Not pinned.
+/// The time at which a CPU last left a packet to the kernel so that it checks the neighbour, in
+/// nanoseconds of `CLOCK_MONOTONIC`, by a hash of the neighbour's link-layer address. Written by
+/// XDP programs. Not pinned.
 #[btf_map]
 pub static NEIGHBOUR_CHECKS: PerCpuArray<u64, NEIGHBOUR_CHECK_COUNT> = PerCpuArray::new();
 
@@ -198,7 +199,7 @@ pub static DEVICES: HashMap<u32, Device, 4_096, SPARSE> = HashMap::new();
 #[btf_map]
 pub static LINK_ADDRESSES: HashMap<u32, LinkAddress, 4_096, SPARSE> = HashMap::new();
 
-/// When this CPU may send the next answer of a kind, see `limit.rs`. Not pinned.
+/// The time from which this CPU may send the next answer of a kind, see `limit.rs`. Not pinned.
 #[btf_map]
 pub static ANSWER_LIMITS: PerCpuArray<u64, 2> = PerCpuArray::new();
 
@@ -234,9 +235,9 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
     fn source_ranges() -> &'static SourceRanges<Self::Addr>;
     /// Returns the unfolded sum of an address.
     fn sum(addr: Self::Addr) -> u64;
-    /// The address of a device to which sources are rewritten.
+    /// Returns the address of a device to which sources are rewritten.
     fn device_addr(device: &Device) -> Self::Addr;
-    /// The address of a network namespace.
+    /// Returns the address of a network namespace.
     fn namespace_addr(addrs: &NamespaceAddrs) -> Self::Addr;
 }
 

@@ -1,4 +1,4 @@
-//! Rewriting a packet to another tuple, with every checksum.
+//! Rewrites a packet to another tuple, with every checksum.
 
 use lb_common::checksum::{difference, update};
 use lb_common::crc32c;
@@ -16,7 +16,7 @@ const IPV4_TTL_PROTOCOL: usize = 8;
 /// Offset of next header and hop limit in an IPv6 header.
 const IPV6_NEXT_HOP_LIMIT: usize = 6;
 
-/// Rewriting the IP header of a family.
+/// Rewrites the IP header of a family.
 pub trait Header: Parse {
     /// Writes the TTL or hop limit, and updates the header checksum by `addresses`, the difference
     /// of the address sums.
@@ -93,8 +93,8 @@ fn write<F: Header, K: Frame>(
     store_addresses(frame, packet, flow.new_src_addr, flow.new_dst_addr)
 }
 
-/// Returns by how much the sum of a packet's addresses changes when it gets the tuple of `flow`, in
-/// either direction.
+/// Returns the change of the sum of a packet's addresses when it gets the tuple of `flow`. The
+/// change is the same in both directions.
 #[inline(always)]
 pub fn address_difference<F: Header>(packet: &Packet<F>, flow: &Translation<F::Addr>) -> u64 {
     difference(
@@ -103,8 +103,8 @@ pub fn address_difference<F: Header>(packet: &Packet<F>, flow: &Translation<F::A
     )
 }
 
-/// Returns by how much the sum of a packet's ports changes when it gets the tuple of `flow`, in
-/// either direction.
+/// Returns the change of the sum of a packet's ports when it gets the tuple of `flow`. The change
+/// is the same in both directions.
 #[inline(always)]
 pub fn port_difference<F: Header>(packet: &Packet<F>, flow: &Translation<F::Addr>) -> u64 {
     difference(

@@ -1,4 +1,4 @@
-//! Parsing: link layer, IP header, transport ports. Nothing here changes a packet.
+//! Parses the link layer, the IP header and the transport ports. Nothing here changes a packet.
 
 use lb_common::checksum::fold;
 use lb_common::family::{Family, V4, V6};
@@ -12,16 +12,16 @@ use crate::frame::{Frame, bounded};
 use crate::maps::Maps;
 use crate::seam::forget;
 
-/// How many IPv6 extension headers are skipped; real packets carry fewer.
+/// The number of IPv6 extension headers that are skipped. Real packets have fewer.
 const MAX_EXTENSION_HEADERS: usize = 6;
 
-/// How many words of options an IPv4 header has at most.
+/// The highest number of words of options in an IPv4 header.
 const MAX_IPV4_OPTIONS: usize = 10;
 
 /// Bytes of the transport header that an ICMP error quotes at least (RFC 792).
 const QUOTED_TRANSPORT: usize = 8;
 
-/// Which part of a datagram a packet is.
+/// The part of a datagram that a packet carries.
 #[derive(Copy, Clone, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Fragment {
@@ -137,9 +137,9 @@ lb_common::plain! {
     Ipv6Header { version_class_label, payload_length, next_header, hop_limit, src, dst }
 }
 
-/// Reading the IP header of a family.
+/// Reads the IP header of a family.
 pub trait Parse: Maps {
-    /// Fills all fields but ports and TCP flags. Returns `None` if the header is malformed.
+    /// Fills all fields except ports and TCP flags. Returns `None` if the header is malformed.
     fn network<K: Frame>(frame: &K, l3: usize, packet: &mut Packet<Self>) -> Option<()>
     where
         Self: Sized;
@@ -276,9 +276,8 @@ impl Parse for V6 {
 pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -> Option<()> {
     packet.key.protocol = 0;
     packet.l3 = l3;
-    // The verifier does not know the content of a map value. Read back from there, `l3` is the same
-    // unknown number to it whatever the link header is, and it checks what follows once.
-    // SAFETY: a reference that is read.
+    // The verifier has no bounds for the content of a map value. Read back from there, `l3` is the
+    // same unknown number for every link header, so the verifier checks the following code once.
     let l3 = unsafe { (&raw const packet.l3).read_volatile() };
     F::network(frame, l3, packet)?;
     let packet = forget(packet);
@@ -371,9 +370,9 @@ fn load_ports<F: Family, K: Frame>(frame: &K, packet: &mut Packet<F>) -> Option<
     Some(())
 }
 
-/// Reads the first chunk of an SCTP packet: what it does, and the initiate tag of an INIT or INIT
-/// ACK. Fragments carry much data; chunks that open and close associations are in packets of their
-/// own.
+/// Reads the first chunk of an SCTP packet: its effect on the association, and the initiate tag of
+/// an INIT or INIT ACK. Fragments carry much data. Chunks that open and close associations are in
+/// packets of their own.
 #[inline(always)]
 fn read_chunk<F: Family, K: Frame>(frame: &K, packet: &mut Packet<F>) {
     const CHUNK: usize = SCTP_LEN + SCTP_CHUNK_LEN;

@@ -1,4 +1,5 @@
-//! What happens to a packet, once for both families and for XDP frames and skbs:
+//! The decisions about a packet. The code is the same for both families, and for XDP frames and
+//! skbs:
 //!
 //! ```text
 //! parse ─► flow? ── yes ─────────────────────────────────► rewrite ─► pass, or send along a route
@@ -118,8 +119,8 @@ fn leave_by<F: Header + Records, K: Deliver>(
     }
 }
 
-/// Decides about a packet of a known connection. `Ok`: the packet is rewritten and delivered as
-/// `scratch` describes.
+/// Decides about a packet of a known connection. With `Ok`, the packet is rewritten and delivered
+/// as `scratch` describes.
 #[inline(always)]
 fn continue_connection<F: Header + Records, K: Deliver>(
     frame: &K,
@@ -143,9 +144,9 @@ fn continue_connection<F: Header + Records, K: Deliver>(
     Ok(())
 }
 
-/// Decides about a packet of no known connection to a known address: opens a connection if the
-/// packet may and a service is there. `Ok`: the packet is rewritten and delivered as `scratch`
-/// describes.
+/// Decides about a packet of no known connection to a known address. Opens a connection if the
+/// packet can open one and the address and port are a Service. With `Ok`, the packet is rewritten
+/// and delivered as `scratch` describes.
 #[inline(always)]
 fn open_connection<F: Header + Records, K: Deliver>(
     frame: &K,
@@ -184,7 +185,8 @@ fn open_connection<F: Header + Records, K: Deliver>(
         return Err(Verdict::Drop(Reason::SourceRange));
     }
     let client_is_here = client::came_from_pod(frame);
-    // Where the client is matters only if the two ranges of the service differ, and for a record.
+    // The location of the client matters only if the two ranges of the service differ, and for a
+    // record.
     let origin = if client_is_here {
         Client::Inside
     } else if service.flags & service_flags::POLICY_LOCAL != 0 || record::recording() {
@@ -244,16 +246,17 @@ fn open_connection<F: Header + Records, K: Deliver>(
 
 /// Returns whether a packet to a Service that belongs to no connection, and opens none, is answered
 /// with a reset. Otherwise it passes, because it may belong to kube-proxy. If kube-proxy has left
-/// nothing on this node, the kernel would route a packet to an address that no host has back to
-/// where it came from, until its TTL ends.
+/// nothing on this node and no host has the address, the kernel would route the packet back to the
+/// router that it came from, until its TTL ends.
 #[inline(always)]
 fn is_reset<F: Header>(packet: &Packet<F>, known: Known) -> bool {
     packet.key.protocol == TCP && known.is_service_only() && service::are_all_served()
 }
 
-/// Returns whether the source must be rewritten, and why: one of [`record_source`]. The reply must
-/// pass this node again. The reply of an endpoint or to a client on this node does so anyway; the
-/// reply of an endpoint that is the client itself would never leave it.
+/// Returns whether the source must be rewritten, with the reason: one of [`record_source`]. The
+/// reply must pass this node again. A reply of an endpoint on this node, or to a client on this
+/// node, passes it anyway. A reply of an endpoint that is the client itself would never leave the
+/// client.
 #[inline(always)]
 fn source_rewrite(hairpin: bool, endpoint: u16, client_is_here: bool) -> u32 {
     if hairpin {

@@ -1,6 +1,6 @@
-//! Recording for `lb explain`, which loads the programs again on the same maps, with the global
-//! `RECORDING` set. They make the same decisions and record them, and change neither flows nor
-//! affinity nor counters. In the attached programs the verifier removes all of it.
+//! Records decisions for `lb explain`, which loads the programs again on the same maps, with the
+//! global `RECORDING` set. These programs make the same decisions and record them. They change no
+//! flow, affinity or counter. In the attached programs the verifier removes all of this code.
 
 use lb_common::layout::{Record, ServiceEntry};
 use lb_common::reason::Reason;
@@ -8,7 +8,7 @@ use lb_common::reason::Reason;
 use crate::maps::RECORD;
 use crate::settings::RECORDING;
 
-/// Returns whether this program records: then it may write no other map than `RECORD`.
+/// Returns whether this program records. Then it may write no other map than `RECORD`.
 #[inline(always)]
 pub fn recording() -> bool {
     RECORDING.load() != 0

@@ -1,13 +1,14 @@
-//! The records of connections and the index entries that lead to them: taking a record for a new
-//! connection, reserving the tuple of its replies, and giving both up.
+//! The records of connections and the index entries that lead to them. The functions take a record
+//! for a new connection, reserve the tuple of its replies, and release both.
 //!
-//! No one has to remove connections that are over. A program that opens a connection looks at a few
-//! records, from where this CPU stopped last time on (like the hand of a clock) and then from a
-//! random place on, and takes the first that is free or over. If it finds none, the weakest of them
-//! gives way: half-open before idle UDP before closed. An established connection never gives way.
+//! Connections that are over need not be removed. A program that opens a connection examines a few
+//! records: first from the position where this CPU stopped last time (like the hand of a clock),
+//! then from a random position. It takes the first record that is free or over. If it finds none,
+//! the weakest of these connections gives way: half-open before idle UDP before closed. An
+//! established connection never gives way.
 //!
 //! The `extern "C"` functions take and return numbers, so the verifier checks each of them once,
-//! and not once for every state that a caller can be in. What else they need is in
+//! and not once for every state of a caller. Their other input is in
 //! [`FlowKeys`](crate::scratch::FlowKeys).
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
@@ -26,11 +27,11 @@ use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
 use crate::scratch::{Scratches, YieldCandidate};
 use crate::settings::{FLOW_RECORDS, SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 
-/// How many records are looked at for a new connection. Usually the first is over; in a table that
-/// is nearly full of live connections it takes more.
+/// The number of records that are examined for a new connection. Usually the first is over. A table
+/// that is nearly full of live connections takes more.
 const LOOKS: u32 = 16;
 
-/// For so long after a connection gave way, endpoints are chosen by a hash, see
+/// The time, after a connection gave way, during which endpoints are selected by a hash, see
 /// [`is_under_pressure`].
 const PRESSURE_NS: u64 = 60_000_000_000;
 
@@ -45,7 +46,7 @@ pub struct Claimed {
 }
 
 impl Claimed {
-    /// Returns the record, or `None` if the number is none of a record.
+    /// Returns the record, or `None` if no record has this number.
     #[inline(always)]
     pub fn flow<F: Maps>(self) -> Option<*mut Flow<F::Addr>> {
         F::flows().get_ptr_mut(self.number)
@@ -57,7 +58,7 @@ impl Claimed {
         FlowIndex { record: self.number, generation: self.generation, direction, pad: 0 }
     }
 
-    /// As one number; never zero.
+    /// Returns the claim as one number, which is never zero.
     #[inline(always)]
     fn pack(self) -> u64 {
         1 << 63 | (self.generation as u64) << 32 | self.number as u64
@@ -117,10 +118,10 @@ pub fn is_under_pressure<F: Maps>(now: u64) -> bool {
     since != 0 && now.wrapping_sub(since) < PRESSURE_NS
 }
 
-/// Makes the record this program's own, if it still has this generation and no other program is at
-/// it. The index entries of the connection that had it do not count any more.
+/// Makes the record this program's own, if it still has this generation and no other program has
+/// claimed it. The index entries of its earlier connection are void from then on.
 ///
-/// The lock stands for a compare-and-swap, which the instruction set has only since Linux 5.12.
+/// The lock replaces a compare-and-swap, which the instruction set has only since Linux 5.12.
 #[inline(always)]
 fn take<A>(number: u32, flow: *mut Flow<A>, generation: u16) -> bool {
     let Some(lock) = FLOW_LOCKS.get_ptr_mut(number % FLOW_LOCK_COUNT) else { return false };
@@ -138,7 +139,7 @@ fn take<A>(number: u32, flow: *mut Flow<A>, generation: u16) -> bool {
     }
 }
 
-/// Gives a record back.
+/// Releases a record.
 #[inline(always)]
 pub fn free<A>(flow: *mut Flow<A>) {
     // SAFETY: a map value that is this program's own; one byte.
@@ -146,7 +147,7 @@ pub fn free<A>(flow: *mut Flow<A>) {
 }
 
 /// Removes the index entries of the connection that had the record with this generation. `key` is
-/// memory to work in.
+/// working memory.
 #[inline(always)]
 fn unlink<F: Maps>(number: u32, flow: *const Flow<F::Addr>, generation: u16, key: *mut FlowKey<F::Addr>) {
     // SAFETY: the record is this program's own and holds the old connection until it is filled in
@@ -158,16 +159,16 @@ fn unlink<F: Maps>(number: u32, flow: *const Flow<F::Addr>, generation: u16, key
     remove_index::<F>(key, number, generation);
 }
 
-/// Removes the index entry of a tuple if it names this record. Between the look and the removal
-/// another program may replace the entry, for a connection that it opens with the same tuple in the
-/// same instant. That connection is then opened again by its next packet that can open one.
+/// Removes the index entry of a tuple if it refers to this record. Between the lookup and the
+/// removal another program may replace the entry, for a connection that it opens with the same
+/// tuple at the same instant. The next packet that can open that connection opens it again.
 #[inline(always)]
 fn remove_index<F: Maps>(key: &FlowKey<F::Addr>, number: u32, generation: u16) {
     // SAFETY: copied at once, one aligned word.
     let Some(index) = (unsafe { F::flow_index().get(key) }) else { return };
     let FlowIndex { record, generation: known, .. } = *index;
     if record == number && known == generation {
-        // An entry that is gone already is as good.
+        // The entry may have been removed already.
         let _ = F::flow_index().remove(key);
     }
 }
@@ -186,7 +187,7 @@ fn claim_record<F: Records>(now: u64) -> Option<Claimed> {
         for look in 0..LOOKS {
             if look == LOOKS / 2 {
                 // Connections that were opened together have records that follow each other. The
-                // hand leaves them.
+                // search continues elsewhere.
                 (*hand).next = ((bpf_get_prandom_u32() as u64 * records as u64) >> 32) as u32;
             }
             if (*hand).next >= records {
@@ -227,8 +228,8 @@ fn take_record_if_over<F: Maps + Scratches>(number: u32, now: u64) -> Option<Cla
     Some(Claimed { number, generation: generation.wrapping_add(1) })
 }
 
-/// Lets the connection in `FlowKeys::weakest` give way, if there is one that may and it is still
-/// there. Its record is this program's then.
+/// Lets the connection in `FlowKeys::weakest` give way, if there is one and it still exists. Its
+/// record then belongs to this program.
 #[inline(always)]
 fn evict_weakest<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
     // SAFETY: a map value of this CPU: no other program changes it meanwhile.
@@ -257,7 +258,8 @@ const CLOSED: u32 = Yields::Closed as u32;
 const DATAGRAM: u32 = Yields::Datagram as u32;
 const HALF_OPEN: u32 = Yields::HalfOpen as u32;
 
-/// Returns where this CPU looks first. The CPUs start apart from each other.
+/// Returns the position at which this CPU starts its search. The CPUs start at a distance from each
+/// other.
 #[inline(always)]
 fn first_of_this_cpu(records: u32) -> u32 {
     /// 2^32 divided by the golden ratio: its multiples are spread evenly (Knuth, TAOCP 6.4).
@@ -291,7 +293,7 @@ impl Reserved {
 }
 
 /// Inserts the index entry of the replies to a new connection, `FlowKeys::reply`, if no connection
-/// has that tuple. Else compares the connection that has it with `FlowKeys::weakest`.
+/// has that tuple. Otherwise compares the connection that has it with `FlowKeys::weakest`.
 #[inline(always)]
 fn reserve_tuple<F: Maps + Scratches>(claimed: Claimed, now: u64) -> Reserved {
     let Some(keys) = F::keys() else { return Reserved::Full };
@@ -315,8 +317,8 @@ fn reserve_tuple<F: Maps + Scratches>(claimed: Claimed, now: u64) -> Reserved {
     }
 }
 
-/// How many source ports are tried for a new connection. If all are taken, the weakest of their
-/// connections gives way.
+/// The number of source ports that are tried for a new connection. If all are taken, the weakest of
+/// their connections gives way.
 pub const PORT_ATTEMPTS: u32 = 16;
 
 /// Reserves the tuple in `FlowKeys::reply`, or the same tuple with another of the node's ports: the
@@ -387,7 +389,7 @@ fn flow_is_over<F: Maps>(number: u32, now: u64) -> bool {
     }
 }
 
-/// Takes note of a packet of a connection.
+/// Updates a connection with a packet of it.
 #[inline(always)]
 fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u64) {
     let Some(flow) = F::flows().get_ptr_mut(number) else { return };
@@ -418,8 +420,8 @@ fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u6
     }
 }
 
-/// Lets the connection in `FlowKeys::weakest` give way, and gives its record back. Returns whether
-/// it did.
+/// Lets the connection in `FlowKeys::weakest` give way, and releases its record. Returns whether
+/// the connection gave way.
 #[inline(always)]
 pub fn make_way<F: Records>(now: u64) -> bool {
     let Some(old) = F::evict(now) else { return false };
@@ -429,7 +431,7 @@ pub fn make_way<F: Records>(now: u64) -> bool {
     true
 }
 
-/// The functions that the verifier checks by themselves, by family.
+/// The functions that the verifier checks separately, by family.
 pub trait Records: Maps + Scratches {
     /// Takes a record for a new connection. Returns `None` if every record looked at holds a
     /// connection that does not give way.

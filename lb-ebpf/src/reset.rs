@@ -8,7 +8,7 @@ use crate::frame::skb::SkbFrame;
 use crate::frame::{Frame as _, swap_link_addresses};
 use crate::packet::{Fragment, Packet};
 
-/// The segment with which a closed port answers another segment (RFC 9293 3.10.7.1).
+/// The reset with which a closed port answers a segment (RFC 9293 3.10.7.1).
 pub struct Reset {
     seq: u32,
     ack: u32,

@@ -14,9 +14,9 @@ use crate::maps::{DEVICES, Maps, NEIGHBOUR_CHECK_COUNT, NEIGHBOUR_CHECKS, ROUTE_
 use crate::record::recording;
 use crate::settings::{HAS_FIB_SOURCE, NEIGHBOUR_CHECK_MS};
 
-/// Which route is looked up.
+/// The parameters of a route lookup.
 pub struct Query<A> {
-    /// Unspecified: the lookup also determines the source address of the route, see
+    /// If this is unspecified, the lookup also determines the source address of the route, see
     /// [`Route::source`].
     pub src: A,
     pub dst: A,
@@ -28,11 +28,11 @@ pub struct Query<A> {
     pub now: u64,
 }
 
-/// For how long a route is used without a look at the kernel's tables. Changes of routes,
-/// neighbours, addresses and links have their effect after this time at the latest.
+/// The time for which a route is used without another lookup in the kernel's tables. Changes of
+/// routes, neighbours, addresses and links have their effect after this time at the latest.
 const REMEMBER_NS: u64 = 100_000_000;
 
-/// Why there is no route for a packet.
+/// The reason why there is no route for a packet.
 #[derive(Copy, Clone, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Unroutable {
@@ -70,7 +70,7 @@ impl RouteLookup {
         unsafe { self.fib.__bindgen_anon_1.mtu_result }
     }
 
-    /// Forgets the route of an earlier packet.
+    /// Discards the route of an earlier packet.
     #[inline(always)]
     pub fn clear(&mut self) {
         self.state = state::NONE;
@@ -82,7 +82,7 @@ impl RouteLookup {
         if self.state == state::NONE { None } else { Some(Route(self)) }
     }
 
-    /// Finds a route: one that this CPU has looked up a moment ago, or what the kernel returns.
+    /// Finds a route: a remembered one of this CPU, or the result of the kernel's lookup.
     #[inline(always)]
     pub fn find<F: Maps, K: Frame>(
         &mut self,
@@ -215,7 +215,8 @@ impl<'a> Route<'a> {
         self.0
     }
 
-    /// Returns what the agent has published about the outgoing device: bits of [`device_flags`].
+    /// Returns the flags that the agent has published for the outgoing device: bits of
+    /// [`device_flags`].
     #[inline(always)]
     pub fn device_flags(&self) -> u32 {
         // SAFETY: only `flags` is read, one aligned word. If the element is reused meanwhile, the

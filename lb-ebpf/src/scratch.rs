@@ -1,4 +1,4 @@
-//! What a packet program builds up: one entry per CPU and family.
+//! The working memory of a packet program: one entry for each CPU and family.
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
@@ -31,7 +31,7 @@ pub static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
 #[btf_map]
 pub static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 
-/// A connection that may give way, as it was when a program looked at it.
+/// A connection that may give way, as it was when a program examined it.
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct YieldCandidate {
@@ -58,8 +58,8 @@ impl YieldCandidate {
     };
 }
 
-/// What the functions of [`crate::records`] work on: they take numbers only, and look this up by
-/// themselves. Apart from [`Scratch`], which their callers borrow.
+/// The working memory of the functions in [`crate::records`]. They take numbers only, and look this
+/// entry up themselves. It is separate from [`Scratch`], which their callers borrow.
 #[repr(C)]
 pub struct FlowKeys<A> {
     /// The tuple of the replies to a new connection.

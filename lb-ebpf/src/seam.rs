@@ -1,11 +1,11 @@
 //! Seams between the stages of a program, for the verifier.
 
-/// Returns the same reference to a map value. The compiler has to read what it needs again after
-/// this, and does not keep it in registers.
+/// Returns the same reference to a map value. After this call the compiler reads the value from the
+/// map again, instead of keeping parts of it in registers.
 ///
-/// The verifier follows a program path by path, and knows what is in registers and on the stack,
-/// but not what is in maps. After a seam all paths to it look the same, so that the verifier checks
-/// what follows once and not once for each path.
+/// The verifier follows a program path by path. It tracks the content of registers and of the
+/// stack, but not that of maps. After a seam all paths look the same to it, so it checks the
+/// following code once and not once for each path.
 #[inline(always)]
 pub fn forget<T>(value: &mut T) -> &mut T {
     let mut pointer: *mut T = value;
@@ -16,7 +16,7 @@ pub fn forget<T>(value: &mut T) -> &mut T {
     unsafe { &mut *pointer }
 }
 
-/// Returns the same number, of which the verifier knows nothing afterwards.
+/// Returns the same number. The verifier tracks no bounds of the result.
 #[inline(always)]
 pub fn unknown(number: u64) -> u64 {
     lb_number(number)

@@ -1,4 +1,4 @@
-//! Selecting the endpoint of a new connection.
+//! Selects the endpoint of a new connection.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
@@ -18,7 +18,7 @@ use crate::record::{note, recording};
 use crate::records;
 use crate::service::backend;
 
-/// Why no endpoint is selected.
+/// The reason why no endpoint is selected.
 #[derive(Copy, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// The client receives an error.
@@ -90,8 +90,8 @@ impl Eligible {
             .filter(|backend| backend.service_id == service.service_id && backend.flags & self.list != 0)
     }
 
-    /// Returns the endpoint with this id if a client that uses it may go on with it: it is eligible
-    /// now, or it terminates and still serves, which endpoints in no list do.
+    /// Returns the endpoint with this id if a client that uses it may keep it: the endpoint is
+    /// eligible now, or it terminates and still serves. Terminating endpoints are in neither list.
     #[inline(always)]
     pub fn keep<F: Maps>(&self, service: &ServiceEntry, id: u32) -> Option<&'static Backend<F::Addr>> {
         const LISTS: u16 = backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL;
@@ -114,10 +114,10 @@ pub fn note_eligible(client: Client, eligible: &Eligible) {
     });
 }
 
-/// What selects a slot of a range.
+/// The way in which a slot of a range is selected.
 #[derive(Copy, Clone)]
 pub enum Choice {
-    /// The slot whose turn it is.
+    /// The slots are used one after the other.
     InTurn,
     /// A number. Equal numbers select the same slot; all numbers are equally probable.
     By(u32),
@@ -185,8 +185,8 @@ fn address_words<F: Maps>(addr: F::Addr) -> (u64, u64) {
     if F::IS_V6 { (word(0) | word(1) << 32, word(2) | word(3) << 32) } else { (word(0), 0) }
 }
 
-/// Returns the position whose turn it is in the range of `count` slots at `base`, and moves the
-/// cursor. The verifier checks this function by itself.
+/// Returns the next position in the range of `count` slots at `base`, and moves the cursor. The
+/// verifier checks this function separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_take_turn(base: u32, count: u32) -> u32 {

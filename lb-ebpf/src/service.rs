@@ -1,5 +1,5 @@
-//! What a destination is: a Service, an address of Services without this port or owner, or another
-//! address; and the endpoints of Services.
+//! Classifies destinations (a Service, an address of Services without this port or without a
+//! Service, or another address), and finds the endpoints of Services.
 
 use lb_common::layout::{
     Backend, NODE, ServiceEntry, ServiceKey, address_flags, backend_flags, network_flags, node_flags,
@@ -12,7 +12,7 @@ use crate::handover;
 use crate::maps::{DEVICES, Maps};
 use crate::verdict::Verdict;
 
-/// What an address and port stand for.
+/// The meaning of an address and port.
 #[derive(Copy, Clone)]
 pub enum Destination {
     Service(&'static ServiceEntry),
@@ -41,7 +41,7 @@ pub fn at_node_port<F: Maps>(port: u16, protocol: u8) -> Option<&'static Service
     at_address::<F>(F::UNSPECIFIED, port, protocol)
 }
 
-/// Returns what a destination is that is not [`crate::address::known`].
+/// Classifies a destination that is not [`crate::address::known`].
 #[inline(always)]
 pub fn at_unknown<F: Maps>(addr: F::Addr) -> Destination {
     if network::<F>(addr) & network_flags::SERVICES != 0 {
@@ -51,7 +51,7 @@ pub fn at_unknown<F: Maps>(addr: F::Addr) -> Destination {
     }
 }
 
-/// Returns what becomes of a packet to an address that is not [`crate::address::known`].
+/// Returns the verdict for a packet to an address that is not [`crate::address::known`].
 #[inline(always)]
 pub fn to_unknown<F: Maps>(addr: F::Addr) -> Verdict {
     match at_unknown::<F>(addr) {
@@ -60,8 +60,8 @@ pub fn to_unknown<F: Maps>(addr: F::Addr) -> Verdict {
     }
 }
 
-/// Returns what a destination is whose address is known. A ClusterIP that this node has itself is
-/// served by a local process (NodeLocal DNSCache).
+/// Classifies a destination whose address is known. A local process serves a ClusterIP that this
+/// node has itself (NodeLocal DNSCache).
 #[inline(always)]
 pub fn at_known<F: Maps>(known: Known, addr: F::Addr, port: u16, protocol: u8) -> Destination {
     if known.has(address_flags::CLUSTER_IP) && known.has(address_flags::NODE) {

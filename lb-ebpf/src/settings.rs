@@ -1,10 +1,10 @@
 //! Read-only settings. The agent writes them into `.rodata` before it loads the programs. The
-//! verifier knows their values and removes code that they switch off, so that a helper that this
-//! kernel lacks is never reached.
+//! verifier uses their values and removes code that they switch off, so that a program never calls
+//! a helper that this kernel lacks.
 //!
-//! Each is `#[used]`, because the compiler must not take another constant and a setting with the
-//! same default for one: it did so with the key of a map, and the agent's value of the setting
-//! became the key (LLVM's `ConstantMerge` leaves used globals alone).
+//! Each setting is `#[used]`. Otherwise the compiler may merge it with another constant of the same
+//! value. It did so with the key of a map, and the agent's value of the setting became the key
+//! (LLVM's `ConstantMerge` leaves used globals alone).
 
 use aya_ebpf::Global;
 
@@ -29,8 +29,8 @@ pub static FLOW_RECORDS: Global<u32> = Global::new(65_536);
 #[unsafe(no_mangle)]
 pub static HAS_FIB_SOURCE: Global<u8> = Global::new(0);
 
-/// For how many milliseconds XDP sends packets to a neighbour before it leaves one to the kernel,
-/// which then checks whether the neighbour is still there. Zero: it leaves none.
+/// The time in milliseconds for which XDP sends packets to a neighbour before it leaves one to the
+/// kernel, which then checks whether the neighbour still exists. With zero, XDP leaves none.
 #[used]
 #[unsafe(no_mangle)]
 pub static NEIGHBOUR_CHECK_MS: Global<u32> = Global::new(0);

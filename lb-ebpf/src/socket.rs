@@ -1,4 +1,4 @@
-//! Lookup of the sockets of this node.
+//! Looks up the sockets of this node.
 
 use core::mem::size_of;
 

@@ -121,11 +121,11 @@ fn run(frame: &SkbFrame, ethertype: u16, l3: usize, direction: Direction) -> i32
 // exceed 512 bytes, and older kernels (6.1) round each up to 32. The parsed packet stays in the
 // scratch entry.
 
-/// Returned in the place of an action: the earlier program decides.
+/// Returned in place of an action: the earlier program decides.
 const HAND_OVER: i32 = 0x80;
-/// Returned by a pipeline in the place of an action: the packet is an ICMP message.
+/// Returned by a pipeline in place of an action: the packet is an ICMP message.
 const ICMP: i32 = 0x100;
-/// Returned by a pipeline in the place of an action: this number plus an [`Answer`].
+/// Returned by a pipeline in place of an action: this number plus an [`Answer`].
 const ANSWER: i32 = 0x200;
 
 const TOO_BIG: i32 = Answer::TooBig as i32;
@@ -133,8 +133,8 @@ const TIME_EXCEEDED: i32 = Answer::TimeExceeded as i32;
 const NO_ENDPOINT: i32 = Answer::NoEndpoint as i32;
 const NO_CONNECTION: i32 = Answer::NoConnection as i32;
 
-/// What a helper returns as the action for a packet that it sends is below this, which the verifier
-/// does not know.
+/// A helper that sends a packet returns an action below this number. The verifier does not derive
+/// that bound.
 const ACTIONS: i32 = 16;
 
 #[inline(never)]
@@ -213,13 +213,13 @@ fn egress<F: Kinds + Records>(skb: *mut __sk_buff, l3: usize) -> i32 {
     action(&scratch.packet, verdict)
 }
 
-/// Returns what becomes of a packet whose IP header alone is parsed.
+/// Returns the action for a packet of which only the IP header is parsed.
 #[inline(always)]
 fn without_ports<F: Maps>(packet: &Packet<F>) -> i32 {
     if packet.key.protocol == F::ICMP {
         ICMP
     } else if handover::is_going_on() {
-        // A fragment whose ports the earlier maps have.
+        // The earlier maps may have the ports of this fragment.
         HAND_OVER
     } else {
         TC_ACT_UNSPEC

@@ -1,10 +1,10 @@
-//! What becomes of a packet of a connection.
+//! The translation of a packet of a connection.
 
 use lb_common::layout::{Flow, deliver, direction};
 
-/// The tuple that a packet leaves with, and where it goes: a copy of the parts of a record that
-/// concern the packet's direction. A copy, because the record may be given to another connection
-/// while the packet is handled.
+/// The tuple that a packet leaves with, and its delivery: a copy of the parts of a record that
+/// concern the packet's direction. It is a copy because the record may be given to another
+/// connection while the packet is handled.
 #[repr(C)]
 pub struct Translation<A> {
     pub new_src_addr: A,
@@ -27,7 +27,7 @@ impl<A: Copy> Translation<A> {
         self.direction == direction::REPLY && self.deliver == deliver::PASS
     }
 
-    /// Fills in what becomes of packets of one direction.
+    /// Fills in the translation of packets of one direction.
     #[inline(always)]
     pub fn set(&mut self, flow: &Flow<A>, direction: u8) {
         if direction == direction::REQUEST {

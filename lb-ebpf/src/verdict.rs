@@ -1,5 +1,5 @@
-//! What becomes of a packet. Every path of the pipeline ends in one [`Verdict`], and only an entry
-//! point consumes it.
+//! The verdict about a packet. Every path of the pipeline ends in one [`Verdict`], and only an
+//! entry point consumes it.
 
 use lb_common::reason::Reason;
 
@@ -61,7 +61,7 @@ impl Answer {
     }
 }
 
-/// Which way a packet crosses a device, as seen from this node.
+/// The direction in which a packet crosses a device, as seen from this node.
 #[derive(Copy, Clone, PartialEq, Eq)]
 pub enum Direction {
     Ingress,

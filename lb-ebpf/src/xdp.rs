@@ -32,7 +32,7 @@ pub fn ingress(context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Returned in the place of an action: the earlier program decides.
+/// Returned in place of an action: the earlier program decides.
 const HAND_OVER: u32 = 0x80;
 
 // One subprogram per family: each has a stack of its own, and the verifier walks them one after the

@@ -16,9 +16,9 @@ pub struct Problem {
     /// concerns the whole object.
     pub field: Box<str>,
     pub kind: ProblemKind,
-    /// What is wrong with the field or object, such as "is not set".
+    /// The fault of the field or object, such as "is not set".
     pub reason: Box<str>,
-    /// What a person can do, and how the object is served until then.
+    /// The remedy for a person, and how the object is served until then.
     pub remedy: Box<str>,
 }
 

@@ -1,5 +1,5 @@
-//! What a container that is not privileged takes away from its process: capabilities, and write
-//! access to `/proc/sys`, `/sys` and the root file system.
+//! Restricts a process like a container that is not privileged: it takes away capabilities, and
+//! write access to `/proc/sys`, `/sys` and the root file system.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;

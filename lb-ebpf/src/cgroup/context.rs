@@ -1,4 +1,4 @@
-//! A call at a socket: who calls, by which protocol, and how the call ends.
+//! A call at a socket: the caller, the protocol, and the end of the call.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
@@ -51,8 +51,8 @@ pub fn cookie(context: &SockAddrContext) -> [u32; 2] {
     [cookie as u32, (cookie >> 32) as u32]
 }
 
-/// Counts the reason and fails the call: with the error of the reason where the kernel lets a
-/// program choose it, else with `EPERM`.
+/// Counts the reason and fails the call. The error is that of the reason if the kernel lets a
+/// program choose it, otherwise `EPERM`.
 #[inline(always)]
 pub fn refuse(reason: Reason) -> i32 {
     count(reason);

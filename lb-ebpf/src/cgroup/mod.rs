@@ -40,7 +40,7 @@ pub fn sendmsg6(context: &SockAddrContext) -> i32 {
     if is_mapped(context) { sendmsg::<V4, Mapped>(context) } else { sendmsg::<V6, In6>(context) }
 }
 
-/// Returns whether the sender is a Service or the endpoint of one that this socket was given.
+/// Returns whether the sender is a Service, or the endpoint that this socket uses for a Service.
 pub fn recvmsg4(context: &SockAddrContext) -> bool {
     recvmsg::<V4, In4>(context)
 }
@@ -50,7 +50,7 @@ pub fn recvmsg6(context: &SockAddrContext) -> bool {
     if is_mapped(context) { recvmsg::<V4, Mapped>(context) } else { recvmsg::<V6, In6>(context) }
 }
 
-/// Returns whether the peer is the endpoint of a Service that this socket was given.
+/// Returns whether the peer is the endpoint that this socket uses for a Service.
 pub fn getpeername4(context: &SockAddrContext) -> bool {
     show_service::<In4>(context)
 }
@@ -154,8 +154,8 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
 }
 
 /// Makes replies of the endpoint in `key` show the service at `addr` and `port`. The entry may have
-/// been evicted, or the socket may have sent to another service with the same endpoint since: then
-/// replies show the service that the socket has sent to last.
+/// been evicted, or the socket may have sent to another service with the same endpoint in the
+/// meantime. Replies show the service that the socket has sent to last.
 #[inline(always)]
 fn show_replies_as<F: Maps>(
     key: &SocketPeerKey<F::Addr>,
@@ -178,7 +178,7 @@ fn show_replies_as<F: Maps>(
 }
 
 /// Replaces the sender of a received datagram by the service, if the sender is an endpoint that
-/// this socket was given.
+/// this socket uses.
 #[inline(always)]
 fn recvmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> bool {
     let key = SocketPeerKey {

@@ -70,7 +70,7 @@ impl SkbFrame {
         succeeded(unsafe { bpf_skb_vlan_pop(self.skb()) } as i64)
     }
 
-    /// Returns for whom the frame is according to its destination MAC address.
+    /// Returns the receiver of the frame according to its destination MAC address.
     #[inline(always)]
     pub fn receiver(&self) -> Receiver {
         // SAFETY: a context field, always readable.

@@ -22,8 +22,7 @@ use crate::verdict::{Answer, Verdict};
 /// header.
 const QUOTE_MAX: usize = 128;
 
-/// Turns the packet into the answer to it, and sends that out of the device that the packet arrived
-/// by.
+/// Turns the packet into its answer, and sends that out of the device that the packet arrived by.
 #[inline(always)]
 pub fn send<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu: u16) -> Verdict {
     // RFC 1122 3.2.2: no error about a fragment other than the first.
@@ -57,8 +56,8 @@ pub fn send<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu:
 fn build<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu: u16) -> Option<()> {
     let quoted = packet.l4 - packet.l3
         + match packet.key.protocol {
-            // All of a TCP header, because an skb with a partial checksum cannot be cut before the
-            // end of its checksum field.
+            // The whole TCP header is quoted, because an skb with a partial checksum cannot be cut
+            // before the end of its checksum field.
             TCP => 20,
             // An INIT has no verification tag yet: the sender recognizes the error by the tag in
             // the chunk (RFC 9260 10).
@@ -73,7 +72,7 @@ fn build<F: Kinds>(frame: &SkbFrame, packet: &Packet<F>, answer: Answer, mtu: u1
     frame.set_length(l3 + quoted)?;
     let grown = F::HEADER_LEN + ICMP_LEN;
     frame.grow_head(grown)?;
-    // What was at 0 is at `grown` now; the new headers overwrite the old link header.
+    // The byte at 0 is at `grown` now. The new headers overwrite the old link header.
     if l3 == ETHERNET_LEN {
         let destination = frame.load::<[u8; 6]>(grown)?;
         let source = frame.load::<[u8; 6]>(grown + 6)?;

@@ -1,8 +1,8 @@
-//! ICMP errors about packets of translated connections. By these errors a client learns that its
-//! packets are too big for the path to the endpoint, and an endpoint that its replies are too big
-//! for the path to the client.
+//! ICMP errors about packets of translated connections. These errors report to a client that its
+//! packets are too big for the path to the endpoint, and to an endpoint that its replies are too
+//! big for the path to the client.
 //!
-//! An error quotes the translated packet, because the packet was translated before it met the
+//! An error quotes the translated packet, because the packet was translated before it caused the
 //! error. The sender of the packet expects the packet as it was before. The flow entry that
 //! translates replies to the quoted packet has both forms:
 //!
@@ -101,7 +101,7 @@ pub fn error<F: Kinds + Records>(
     }
 }
 
-/// What the IP header of the translated error depends on.
+/// The values that the IP header of the translated error depends on.
 struct Outer<A> {
     src: A,
     dst: A,

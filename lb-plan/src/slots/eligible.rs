@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 /// An eligible endpoint. Lists of these are sorted by address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EligibleEndpoint {
-    /// What stands for the endpoint in the slots.
+    /// The number of the endpoint in the slots.
     pub index: u32,
     pub address: SocketAddr,
     /// Not 0.

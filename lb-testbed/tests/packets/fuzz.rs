@@ -28,7 +28,7 @@ use crate::run::{Found, can_be_an_skb, is_icmp, send};
 
 pub const MODES: [Mode; 2] = [Mode::Xdp, Mode::Tc];
 
-/// What a round is about.
+/// The kind of traffic of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RoundKind {
     Quiet,
@@ -768,7 +768,8 @@ fn damage(random: &mut Random, bytes: &mut Vec<u8>, mode: Mode, direction: Direc
             let is_address = (ip + 8..ip + 40).contains(&at) && bytes[12] == 0x86
                 || (ip + 12..ip + 20).contains(&at) && bytes[12] == 0x08;
             let makes_a_tag = is_tag(at) && mode == Mode::Tc;
-            // Nor is the frame's receiver: cases show what becomes of frames for other hosts.
+            // The receiver of the frame is not changed either: packet cases show the handling of
+            // frames for other hosts.
             if at >= 6 && !makes_a_tag && !is_address {
                 bytes[at] = value;
             }

@@ -90,7 +90,7 @@ pub enum Direction {
     Egress,
 }
 
-/// What should happen to a packet.
+/// The expected result for a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
     /// The packet passes untouched, and these counters increase.

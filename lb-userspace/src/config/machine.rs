@@ -48,7 +48,8 @@ fn is_hierarchy_root(mount_point: &Path) -> bool {
 }
 
 /// Returns the mount point of the cgroup-v2 hierarchy. `mountinfo` is the text of
-/// `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+/// `/proc/self/mountinfo` (proc_pid_mountinfo(5)). The crate `procfs` parses this file too, but
+/// does not decode spaces in mount points, and returns nothing if it cannot parse one line.
 ///
 /// The mount point is `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside v1 controllers, or
 /// another folder. In a container, `/sys/fs/cgroup` can be the subtree of the container, so a mount

@@ -25,7 +25,7 @@ const MAX_FLOWS: SizeFlag = SizeFlag {
     id: "max_flows",
     long: "max-flows",
     env: "SLUICE_MAX_FLOWS",
-    // That of a machine whose memory is not known, see `with_max_flows`.
+    // This is the default of a machine whose memory is unknown, see `with_max_flows`.
     default: 131_072,
     help: "Capacity for connections that are translated packet by packet",
     details: Some(

@@ -22,7 +22,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets, line
 
 use super::writer::MetricWriter;
 
-/// What the programs have counted since the maps were created.
+/// The counts of the programs since the maps were created.
 #[derive(Debug, Clone, Default)]
 pub struct KernelCounts {
     pub packets: Vec<(Reason, u64)>,

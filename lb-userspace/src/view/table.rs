@@ -1,4 +1,5 @@
 //! Tables like those of kubectl: left-aligned columns without lines, easy to split with `awk`.
+//! `comfy-table` would need all of its borders, wrapping and terminal widths switched off.
 
 use std::fmt;
 

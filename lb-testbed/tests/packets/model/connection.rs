@@ -1,9 +1,9 @@
-//! What the model remembers of a connection: enough to predict whether a packet replaces it by a
-//! new one. Written from RFC 9293, RFC 5961, RFC 9260 and docs/ARCHITECTURE.md.
+//! The state that the model stores of a connection. It predicts whether a packet replaces the
+//! connection by a new one. Written from RFC 9293, RFC 5961, RFC 9260 and docs/ARCHITECTURE.md.
 
 use super::{ACK, FIN, RST, SCTP, SYN, TCP};
 
-/// How far a TCP segment may be from what its receiver expects.
+/// The distance in bytes by which a TCP segment may differ from the data that its receiver expects.
 const WINDOW: u32 = 4 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ enum Stage {
     Reset,
 }
 
-/// What one end of a connection has sent.
+/// The progress of one end of a connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct End {
     /// TCP: the next sequence number. SCTP: the verification tag of its packets.

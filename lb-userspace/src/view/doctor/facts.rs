@@ -1,4 +1,4 @@
-//! What `lb doctor` reads on a node.
+//! The facts that `lb doctor` reads on a node.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -147,7 +147,7 @@ pub struct PortShortage {
 
 #[derive(Debug, Clone)]
 pub enum ApiServer {
-    /// Neither a kubeconfig nor the environment of a pod names one.
+    /// The address of the API server is neither in a kubeconfig nor in the environment of a pod.
     NotConfigured,
     /// The version of the API server.
     Reachable(String),
