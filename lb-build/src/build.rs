@@ -121,7 +121,7 @@ fn rust_flags(linker: &Path, arch: &str) -> Vec<String> {
         // The linker derives BTF (types of maps and functions) from debug information.
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
-        // v3 has 32-bit registers and jumps. Every supported kernel (5.15 and later) runs it.
+        // v3 has 32-bit registers and jumps. Every supported kernel (5.10 and later) runs it.
         "-Ctarget-cpu=v3".to_owned(),
         // Without these two, the compiler reads packets and copies structs byte by byte: 912
         // instead of 320 bytes of program for one 16-byte address and one map lookup. The machines

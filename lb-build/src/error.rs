@@ -41,7 +41,7 @@ pub enum BuildError {
     Object { object: PathBuf, problems: Vec<String> },
 }
 
-/// One line for each item.
+/// Returns one line for each item.
 fn list(items: &[String]) -> String {
     items.iter().map(|item| format!("  - {item}")).collect::<Vec<_>>().join("\n")
 }

@@ -1,3 +1,5 @@
+//! Creates folders.
+
 use std::fs;
 use std::path::Path;
 

@@ -10,7 +10,7 @@ use std::{
 /// While a command runs, one line of progress appears this often.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// On a terminal one line is written over and over, so it may change faster.
+/// The same on a terminal, where one line is rewritten in place and so may change faster.
 const REPORT_ON_TERMINAL_EVERY: Duration = Duration::from_millis(200);
 
 /// The number of lines that are shown of the end of a failed command's output.
@@ -138,7 +138,7 @@ struct Line<'a> {
     task: &'a str,
     start: Instant,
     shown: Instant,
-    /// The line is rewritten in place instead of being followed by the next one.
+    /// Whether the line is rewritten in place, instead of being followed by the next one.
     in_place: bool,
 }
 
@@ -171,7 +171,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The text without the escape sequences that set colours.
+/// Returns the text without the escape sequences that set colours.
 fn without_escapes(text: &str) -> String {
     let mut parts = text.split("\x1b[");
     let first = parts.next().unwrap_or_default().to_owned();

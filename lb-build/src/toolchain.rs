@@ -147,7 +147,7 @@ impl RustupComponent {
         }
     }
 
-    /// A file below the sysroot that comes with the component.
+    /// Returns a file below the sysroot that comes with the component.
     fn file(self) -> &'static str {
         match self {
             Self::Clippy => "bin/cargo-clippy",

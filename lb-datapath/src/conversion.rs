@@ -46,7 +46,7 @@ const CONNECTIONS: [&str; 6] =
 
 /// Maps that programs write and that have no references to other maps but ids. They are copied in
 /// passes, as connections are.
-const LEARNED: [&str; 3] = ["AFFINITY", "SOCKET_PEERS_V4", "SOCKET_PEERS_V6"];
+const WRITTEN_BY_PROGRAMS: [&str; 3] = ["AFFINITY", "SOCKET_PEERS_V4", "SOCKET_PEERS_V6"];
 
 /// Maps that are not copied. The earlier programs handle datagrams whose first fragment they have
 /// seen. The others are written by this agent when it loads programs.
@@ -266,7 +266,10 @@ impl<'a> Conversion<'a> {
     fn fill(&self) -> io::Result<()> {
         for map in &self.replaced {
             let name = map.own.name.as_str();
-            if CONNECTIONS.contains(&name) || LEARNED.contains(&name) || NOT_COPIED.contains(&name) {
+            if CONNECTIONS.contains(&name)
+                || WRITTEN_BY_PROGRAMS.contains(&name)
+                || NOT_COPIED.contains(&name)
+            {
                 continue;
             }
             match map.copy_all(&self.maps) {
@@ -364,11 +367,11 @@ impl<'a> Conversion<'a> {
         let mut tables = CopiedTables {
             v4: self.connections("FLOWS_V4", "FLOW_INDEX_V4")?,
             v6: self.connections("FLOWS_V6", "FLOW_INDEX_V6")?,
-            learned: Vec::new(),
+            written_by_programs: Vec::new(),
         };
-        for map in self.replaced.iter().filter(|map| LEARNED.contains(&map.own.name.as_str())) {
-            match Learned::new(map, &self.maps)? {
-                Some(learned) => tables.learned.push(learned),
+        for map in self.replaced.iter().filter(|map| WRITTEN_BY_PROGRAMS.contains(&map.own.name.as_str())) {
+            match ProgramWrittenMap::new(map, &self.maps)? {
+                Some(map) => tables.written_by_programs.push(map),
                 None => log::warn!("map {} is not converted: {}", map.own.name, map.unsupported()),
             }
         }
@@ -518,14 +521,14 @@ impl Replaced {
 }
 
 /// A map that programs write, apart from connections.
-struct Learned {
+struct ProgramWrittenMap {
     old: OwnedFd,
     new: std::sync::Arc<OwnedFd>,
     key: FieldCopy,
     value: FieldCopy,
 }
 
-impl Learned {
+impl ProgramWrittenMap {
     fn new(map: &Replaced, maps: &MapHandles) -> io::Result<Option<Self>> {
         let Some((key, value)) = map.conversion() else { return Ok(None) };
         let (old, new) = (map.old.fd.try_clone()?, maps.get(&map.own.name)?);
@@ -557,7 +560,7 @@ impl Learned {
 struct CopiedTables {
     v4: Option<ConnectionCopy<[u8; 4]>>,
     v6: Option<ConnectionCopy<[u8; 16]>>,
-    learned: Vec<Learned>,
+    written_by_programs: Vec<ProgramWrittenMap>,
 }
 
 impl CopiedTables {
@@ -574,7 +577,7 @@ impl CopiedTables {
         if let Some(v6) = &mut self.v6 {
             add(v6.pass(now, &options.flow_timeouts)?);
         }
-        self.learned.iter().try_for_each(|learned| learned.pass(replace))?;
+        self.written_by_programs.iter().try_for_each(|map| map.pass(replace))?;
         Ok(copied)
     }
 

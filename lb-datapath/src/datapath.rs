@@ -143,8 +143,8 @@ impl Datapath {
         flows::usage(&self.maps, now_ns)
     }
 
-    /// Removes what the programs have noted of endpoints that are gone. Call this before the ids of
-    /// endpoints become free.
+    /// Removes the entries of removed endpoints that the programs have written. Call this before
+    /// the ids of endpoints become free.
     pub fn forget_gone_endpoints(&self) -> io::Result<()> {
         port_shortage::remove_gone(&self.maps)
     }

@@ -319,7 +319,7 @@ fn other_programs(hook: &TcHook, device: &str) -> String {
     describe_others(hook, &names)
 }
 
-/// As [`other_programs`], from the names of all programs in their order.
+/// Returns the text of [`other_programs`] for the names of all programs in their order.
 fn describe_others(hook: &TcHook, names: &[String]) -> String {
     let is_ours = |name: &String| hook.programs.iter().any(|ours| truncated(ours) == name);
     let Some(own) = names.iter().position(is_ours) else { return String::new() };

@@ -27,8 +27,8 @@ pub struct EndpointShortage {
     pub last_ns: u64,
 }
 
-/// Returns the endpoints that exist. The list is empty if an agent has pinned the maps whose
-/// programs do not write this one.
+/// Returns the entries of endpoints that still exist. The list is empty if the maps belong to an
+/// agent without this map.
 pub fn read(maps: &MapHandles) -> io::Result<Vec<EndpointShortage>> {
     let entries = match table(maps) {
         Ok(table) => table.entries()?,
@@ -52,7 +52,7 @@ pub fn read(maps: &MapHandles) -> io::Result<Vec<EndpointShortage>> {
     Ok(shortages)
 }
 
-/// Removes the entries of endpoints that are gone, before other endpoints get their ids.
+/// Removes the entries of removed endpoints, before other endpoints get their ids.
 pub fn remove_gone(maps: &MapHandles) -> io::Result<()> {
     let table = table(maps)?;
     let entries = table.entries()?;

@@ -68,8 +68,8 @@ pub struct LoadOptions {
     pub protect_node_ports: bool,
     /// Whether socket programs translate only for processes in this network namespace.
     pub host_sockets_only: bool,
-    /// For how many milliseconds XDP sends packets to a neighbour before it leaves one to the
-    /// kernel, which then checks the neighbour. 0: it leaves none.
+    /// The time in milliseconds for which XDP sends packets to a neighbour before it leaves one to
+    /// the kernel, which then checks the neighbour. With 0, XDP leaves none.
     pub neighbour_check_ms: u32,
 }
 
@@ -141,7 +141,7 @@ enum Purpose {
 
 impl Purpose {
     /// Returns whether this program is loaded.
-    fn wants(self, program: &str, features: &Features) -> bool {
+    fn loads(self, program: &str, features: &Features) -> bool {
         let xdp_of_other_kernels = if features.xdp_frags { XDP_LINEAR } else { XDP };
         match self {
             Self::Serve => ![xdp_of_other_kernels, CALL_RECORDER, FLOOR].contains(&program),
@@ -289,7 +289,7 @@ fn load_programs(
     purpose: Purpose,
 ) -> Vec<RefusedProgram> {
     let mut programs: Vec<_> =
-        ebpf.programs_mut().filter(|(name, _)| purpose.wants(name, features)).collect();
+        ebpf.programs_mut().filter(|(name, _)| purpose.loads(name, features)).collect();
     // A fixed order, because refused programs are reported in this order.
     programs.sort_by_key(|(name, _)| *name);
     let mut refusals = Vec::new();

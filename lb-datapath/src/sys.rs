@@ -162,7 +162,8 @@ fn object_info<T>(object: BorrowedFd<'_>) -> io::Result<T> {
     Ok(info)
 }
 
-/// As [`object_info`]. The structure may contain pointers to memory that the kernel fills.
+/// Fills `info` with the kernel's description of an object. The structure may contain pointers to
+/// memory that the kernel fills.
 fn fill_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     let mut attributes = attributes();
     attributes.info.bpf_fd = object.as_raw_fd() as u32;
@@ -254,7 +255,7 @@ pub fn for_each<K: Plain, V: Plain>(map: BorrowedFd<'_>, mut visit: impl FnMut(&
     })
 }
 
-/// As [`for_each`], with the bytes of the entries.
+/// Calls `visit` with the bytes of every entry, see [`for_each`].
 pub fn for_each_bytes(map: BorrowedFd<'_>, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
     /// `ENOTSUPP`, which is defined only in the kernel.
     const ENOTSUPP: i32 = 524;

@@ -1,3 +1,5 @@
+//! The algorithms, weights and annotations by which endpoints are selected.
+
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;

@@ -1,3 +1,5 @@
+//! The changes that a source of objects reports.
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;

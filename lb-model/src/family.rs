@@ -1,3 +1,5 @@
+//! Address families.
+
 use std::net::IpAddr;
 use std::ops::{Index, IndexMut};
 

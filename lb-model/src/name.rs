@@ -1,3 +1,5 @@
+//! The names of objects.
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ impl ObjectName {
         Self(format!("{namespace}/{name}").into())
     }
 
-    /// Empty for objects without a namespace.
+    /// Returns the namespace. It is empty for objects without a namespace.
     pub fn namespace(&self) -> &str {
         self.split().0
     }

@@ -1,3 +1,5 @@
+//! The Node object of this node.
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;

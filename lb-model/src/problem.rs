@@ -1,3 +1,5 @@
+//! Problems of API objects, with their remedies.
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;

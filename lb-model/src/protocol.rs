@@ -1,3 +1,5 @@
+//! Transport protocols.
+
 use std::fmt;
 
 /// Transport protocol of a Service port.

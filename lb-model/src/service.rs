@@ -1,3 +1,5 @@
+//! Services and their ports.
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

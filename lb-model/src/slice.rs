@@ -1,3 +1,5 @@
+//! EndpointSlices and their endpoints.
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -1,3 +1,5 @@
+//! Selects the objects that a source sends.
+
 use std::sync::Arc;
 
 use lb_model::ResourceSet;
@@ -15,7 +17,7 @@ pub struct ObjectSelection {
 }
 
 impl ObjectSelection {
-    /// Selects what `lb-plan` needs: the objects of every resource.
+    /// Selects the objects that `lb-plan` needs: those of every resource.
     pub fn all(this_node: impl Into<Arc<str>>) -> Self {
         Self { resources: ResourceSet::ALL, this_node: this_node.into() }
     }

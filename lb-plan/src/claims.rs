@@ -1,5 +1,5 @@
-//! Decides which Service port owns an address that several ones request. The oldest Service owns
-//! it; when it releases the address, the next oldest takes over.
+//! Decides which Service port owns an address that several Service ports request. The oldest
+//! Service owns it. When it releases the address, the next oldest takes over.
 
 use std::collections::HashMap;
 

@@ -8,7 +8,7 @@
 //! - `claims`: the owner of an address and port that several Services request;
 //! - `frontends`: the addresses of a Service port, and the policies that apply to them;
 //! - `endpoints`: the endpoints that these policies select (KEP-1669, 1672, 2086, 2433, 4444);
-//! - `slots`: which endpoint stands in which slot, by algorithm and weights;
+//! - `slots`: the endpoints in the slots, by algorithm and weights;
 //! - `desired`: the result.
 //!
 //! ```no_run

@@ -1,3 +1,5 @@
+//! The planner: holds the objects and computes the desired content of the maps.
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;

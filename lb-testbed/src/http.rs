@@ -1,5 +1,5 @@
-//! Plain HTTP requests from a network namespace to endpoints that the testbed does not serve
-//! itself: probes, health checks, metrics.
+//! Plain HTTP requests from a network namespace to servers of the agent: probes, health checks,
+//! metrics.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -93,10 +93,10 @@ impl InstalledRange {
         SlotRange { base: self.base, count: self.count() }
     }
 
-    /// Returns where a range that replaces this one begins, so that no endpoint is skipped and none
-    /// gets two connections in a row: at the endpoint whose turn it is at `next` in this range, or
-    /// at the first one after it that is still there. `replacement` has the first position of each
-    /// backend id.
+    /// Returns the first position in a range that replaces this one, so that no endpoint is skipped
+    /// and none gets two connections in a row. It is the position of the endpoint that is next in
+    /// this range, or of the first endpoint after it that still exists. `replacement` has the first
+    /// position of each backend id.
     fn next_in(&self, next: u32, replacement: &HashMap<u32, u32>) -> u32 {
         let (before, after) = self.backend_ids.split_at((next as usize).min(self.backend_ids.len()));
         after.iter().chain(before).find_map(|id| replacement.get(id).copied()).unwrap_or(0)

@@ -1,3 +1,5 @@
+//! Converts Nodes.
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;

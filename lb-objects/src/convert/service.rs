@@ -1,3 +1,5 @@
+//! Converts Services.
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

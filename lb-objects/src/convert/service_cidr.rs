@@ -1,3 +1,5 @@
+//! Converts ServiceCIDRs.
+
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1;
 use lb_model::{ObjectName, ProblemKind};

@@ -1,3 +1,5 @@
+//! Converts EndpointSlices and legacy Endpoints.
+
 use std::net::IpAddr;
 
 use k8s_openapi::api::{core::v1, discovery};

@@ -1,3 +1,5 @@
+//! The errors of a manifest folder.
+
 use std::path::PathBuf;
 
 /// The reasons why objects cannot be read from a manifest folder at all.

@@ -1,3 +1,5 @@
+//! Eligible endpoints, from which slots are filled.
+
 use std::net::SocketAddr;
 
 /// An eligible endpoint. Lists of these are sorted by address.

@@ -24,14 +24,13 @@ impl Machine {
         Self { host_name, cgroup_root: cgroup_root(&mountinfo, is_hierarchy_root), memory }
     }
 
-    /// Returns the default of `--max-flows`: one connection for each 32 KiB of memory, which is 2 %
-    /// of it, rounded down to a power of two. As netfilter's table does, it grows with the memory
-    /// until that suffices for 262,144 connections (net/netfilter/nf_conntrack_core.c,
-    /// `nf_conntrack_init_start`).
+    /// Returns the default of `--max-flows`: one connection for each 32 KiB of memory, rounded down
+    /// to a power of two. This is 2 % of the memory. The default grows up to 262,144 connections,
+    /// like the table of netfilter (net/netfilter/nf_conntrack_core.c, `nf_conntrack_init_start`).
     ///
-    /// The kernel reports less memory than is installed, and not the same after each boot. A
-    /// quarter is added, so that the rounding does not depend on it. A size that changes would make
-    /// the agent convert its maps.
+    /// The kernel reports less memory than is installed, and the number can change with each boot.
+    /// This function adds a quarter, so that such a change does not change the rounded result.
+    /// Another size would make the agent convert its maps.
     pub fn max_flows(&self) -> u32 {
         const BYTES: u64 = 32 << 10;
         const SMALLEST: u64 = 1 << 14;
@@ -101,7 +100,7 @@ mod tests {
             (u64::MAX / MIB / 2, 262_144),
         ];
         for (installed, flows) in sizes {
-            // From 82 to 100 % of what is installed.
+            // The kernel reports 82 to 100 % of the installed memory.
             for reported in [installed * MIB, installed * MIB / 100 * 82] {
                 assert_eq!(max_flows(reported), flows, "{reported} of {installed} MiB");
             }

@@ -38,6 +38,7 @@ pub fn device(index: u32, name: &str, kind: Option<&str>, addresses: &[&str]) ->
     }
 }
 
+/// Returns the state of a node with these devices.
 pub fn node(devices: Vec<DeviceInfo>) -> NodeState {
     NodeState { devices, ..NodeState::default() }
 }

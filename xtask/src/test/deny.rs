@@ -1,5 +1,4 @@
-//! `cargo deny`: rules for the crates that this workspace depends on. They are written down in
-//! `deny.toml`.
+//! `cargo deny`: checks the crates that this workspace depends on. `deny.toml` has the rules.
 
 use std::{
     fs,
@@ -19,7 +18,7 @@ use crate::{
 /// The version that is built if the machine has none.
 const VERSION: &str = "0.20.2";
 
-/// Checks that need nothing but the crates themselves. Their order is that of the messages.
+/// Checks that need no network. The order of this list is the order of the messages.
 const OFFLINE_CHECKS: [&str; 3] = ["bans", "licenses", "sources"];
 
 pub fn run() -> Result<Tally> {
@@ -31,7 +30,7 @@ pub fn run() -> Result<Tally> {
     let mut tally = Tally::default();
     for check in OFFLINE_CHECKS {
         let mut deny = deny(&program);
-        // Offline: the crates have been fetched, and the database of advisories is not needed.
+        // The crates have been fetched, and these checks do not need the database of advisories.
         deny.arg("--offline").args(["check", check]);
         tally.count(deny.status().context("cannot run cargo-deny")?.success());
     }

@@ -1,3 +1,5 @@
+//! Tests with captured and written rules of iptables.
+
 use super::*;
 use crate::testing::assert_golden;
 
