@@ -11,7 +11,7 @@
 //! * `source`: the API server or a folder of manifests, as a channel of events.
 //! * `reconciler`: service maps. `host_reconciler`: maps about this host, and attachments.
 //! * `desired_host`: pure functions that compute the desired host maps. `host_tables`: writes them.
-//! * `full_maps`: which nearly full maps were reported.
+//! * `full_maps`: the nearly full maps that were reported.
 //! * `stale_sockets`: closes sockets that are connected to removed endpoints.
 //! * [`once`]: writes everything once, without a loop, for `lb explain --manifests`.
 //!

@@ -8,10 +8,11 @@ use lb_plan::PlannerSettings;
 use crate::config::{Config, DatapathLogLevel, ExternalIps, SocketHooks};
 
 /// Map entries without references are reused after this time. No kernel program works on one packet
-/// for so long.
+/// for that long.
 pub const GRACE: Duration = Duration::from_secs(2);
 
-/// For how long XDP sends packets to a neighbour before the kernel checks it, in milliseconds.
+/// The time for which XDP sends packets to a neighbour before the kernel checks it, in
+/// milliseconds.
 const NEIGHBOUR_CHECK_MS: u32 = 1_000;
 
 /// Returns the options for loading the kernel programs.

@@ -1,9 +1,9 @@
 //! The state of this host as the kernel reports it: devices, addresses, network namespaces.
 //!
 //! * [`watch`]: reads devices and addresses by netlink, and reads them again after each change.
-//! * [`devices`]: to which devices programs are attached, and why. Pure.
-//! * [`addresses`]: which addresses serve NodePorts, and the source address of packets that leave
-//!   by a device. Pure.
+//! * [`devices`]: the devices to which programs are attached, with the reasons. Pure.
+//! * [`addresses`]: the addresses that serve NodePorts, and the source address of packets that
+//!   leave by a device. Pure.
 //! * [`namespaces`]: the network namespaces of pods, and the addresses in them.
 //! * [`route`]: the device by which the kernel reaches an address.
 //! * [`sockets`]: closes sockets that are connected to removed endpoints.

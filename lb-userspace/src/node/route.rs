@@ -18,7 +18,7 @@ pub async fn device_to(ip: IpAddr) -> Result<Option<u32>, NodeError> {
     device
 }
 
-/// As [`device_to`], on an open netlink connection.
+/// Does the same as [`device_to`], on an open netlink connection.
 pub async fn look_up_device(handle: &Handle, ip: IpAddr) -> Result<Option<u32>, NodeError> {
     let request = match ip {
         IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),

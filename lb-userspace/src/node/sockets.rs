@@ -1,9 +1,9 @@
 //! Closes sockets of this network namespace that are connected to removed endpoints (sock_diag(7)).
 //!
-//! A socket that `connect` was given an endpoint for keeps it: after the endpoint is removed, its
-//! datagrams are lost and the application waits. The kernel can close a socket (`SOCK_DESTROY`).
-//! The next call of the application fails (ECONNABORTED while it waits, EDESTADDRREQ when it
-//! sends); it connects again and gets another endpoint.
+//! A connected socket keeps its endpoint. After the endpoint is removed, its datagrams are lost and
+//! the application waits. The kernel can close a socket (`SOCK_DESTROY`). The next call of the
+//! application fails (with ECONNABORTED if it waits, with EDESTADDRREQ if it sends). The
+//! application connects again and gets another endpoint.
 
 use std::collections::HashMap;
 use std::io;
@@ -38,8 +38,8 @@ struct Socket {
 
 /// Closes sockets in the network namespace of the calling thread, and returns how many were closed.
 ///
-/// It closes sockets in `stale` (by cookie) that are still connected to the endpoint they were
-/// given: UDP sockets and, with `close_tcp`, TCP sockets.
+/// It closes the sockets in `stale` (by cookie) that are still connected to their recorded
+/// endpoint: UDP sockets and, with `close_tcp`, TCP sockets.
 pub fn close(stale: &HashMap<u64, ConnectedPeer>, close_tcp: bool) -> io::Result<usize> {
     let netlink = socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::SOCK_DIAG))?;
     let protocols = if close_tcp { &[IPPROTO_UDP, IPPROTO_TCP][..] } else { &[IPPROTO_UDP] };
@@ -157,7 +157,7 @@ mod tests {
 
     const COOKIE: u64 = 0x0000_0007_0000_0009;
 
-    /// The record of a socket that was given this endpoint.
+    /// Returns the record of a socket with this endpoint.
     fn recorded(cookie: u64, address: &[u8], port: u16) -> HashMap<u64, ConnectedPeer> {
         let mut backend_addr = [0; 16];
         backend_addr[..address.len()].copy_from_slice(address);
@@ -172,7 +172,7 @@ mod tests {
         HashMap::from([(cookie, peer)])
     }
 
-    /// The id of a socket that is connected to 10.244.0.7:5353.
+    /// Returns the id of a socket that is connected to 10.244.0.7:5353.
     fn connected() -> SocketId {
         SocketId {
             source_port: 4444,

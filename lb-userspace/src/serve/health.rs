@@ -20,9 +20,9 @@ const PENDING_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentState {
     pub progress: Progress,
-    /// When the main loop last updated this state.
+    /// The time at which the main loop last updated this state.
     pub alive: Instant,
-    /// When the maps were last known to be up to date.
+    /// The time at which the maps were last known to be up to date.
     pub last_updated: Option<SystemTime>,
     /// The change that has been failing longest.
     pub pending: Option<Pending>,

@@ -27,7 +27,7 @@
 //! bridge; and either the default route leads there, or it has a global address *with a subnet*.
 //! The host side of a pod has no global address (Calico, Cilium, AWS VPC, Azure) or one without a
 //! subnet, `/32` or `/128` (kindnet, kubenet, the ptp plugin). A host route leads to the pod. While
-//! the NIC is down, and with it the default route, no veth of a pod is taken for it.
+//! the NIC is down, there is no default route, and these facts still exclude the veths of pods.
 //!
 //! **Devices of pods** are attached to only by name (`--pod-interfaces`), with tc: for virtual
 //! machines and sandboxes whose sockets do not belong to this kernel. Packets that arrive there

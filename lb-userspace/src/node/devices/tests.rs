@@ -1,4 +1,4 @@
-//! Which devices are chosen, on machines with different network setups.
+//! Tests of the choice of devices, on machines with different network setups.
 
 use super::super::testing::{device, node};
 use super::super::{DeviceInfo, LinkLayer, NodeState};

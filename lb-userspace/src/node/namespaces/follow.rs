@@ -98,7 +98,7 @@ pub fn follow(folder: PathBuf, visitor: impl Visitor + 'static) -> io::Result<Fo
     Ok(Follower { addresses, wake })
 }
 
-/// When to read something next.
+/// The time of the next reading, and the pause after it.
 #[derive(Debug, Clone, Copy)]
 struct Schedule {
     at: Instant,

@@ -218,7 +218,7 @@ fn maps(maps: &Checked<MapEntries>, agent: &AgentFacts) -> Vec<Finding> {
     findings
 }
 
-/// Compares the maps with what the agent has written to them.
+/// Compares the maps with the numbers of entries that the agent has written.
 fn compare(maps: &MapEntries, written: &[(String, u64)]) -> Vec<Finding> {
     let entries = |map: &str| maps.usage.iter().find(|usage| usage.map == map).map(|usage| usage.entries);
     let different: Vec<Finding> = written

@@ -3,7 +3,7 @@
 use super::facts::KernelFacts;
 use super::finding::Finding;
 
-/// An option with which the kernel must be built, and what fails without it.
+/// An option that the kernel must be built with, and the consequence if it is missing.
 struct KernelOption {
     name: &'static str,
     without: &'static str,
