@@ -649,7 +649,9 @@ pub struct Settings {
     pub snat_port_count: u16,
     /// 1 if calls are translated in the agent's own network namespace only.
     pub host_sockets_only: u8,
-    pub pad: [u8; 3],
+    /// 1 if the kernel accepts packets of this node's own that arrive by the loopback device.
+    pub kernel_fragments: u8,
+    pub pad: [u8; 2],
 }
 
 /// The only entry of `RECORD`. Only the programs of `lb explain` use it. Before a run it has the
@@ -766,7 +768,7 @@ assert_layout! {
     Affinity: 16, { last_used_ns: 0, backend_id: 8 };
     EndpointKey: 8, { backend_id: 0, is_v6: 4 };
     PortShortage: 16, { packets: 0, last_ns: 8 };
-    Settings: 16, { netns_cookie: 0, snat_port_first: 8, host_sockets_only: 12 };
+    Settings: 16, { netns_cookie: 0, snat_port_first: 8, host_sockets_only: 12, kernel_fragments: 13 };
     Record: 56, { netns_cookie: 0, reason: 8, backend_id: 36, by_affinity: 48, ifindex: 52 };
     Device: 24, { addr_v4: 0, addr_v6: 4, flags: 20 };
     LinkAddress: 8, { addr: 0 };

@@ -53,7 +53,7 @@ crate::plain! {
     Device { addr_v4, addr_v6, flags }
     LinkAddress { addr, pad }
     ServiceName { namespace, name, port_name, port, protocol, pad }
-    Settings { netns_cookie, snat_port_first, snat_port_count, host_sockets_only, pad }
+    Settings { netns_cookie, snat_port_first, snat_port_count, host_sockets_only, kernel_fragments, pad }
     Record {
         netns_cookie, reason, service_id, kind, flags, client, slot_base, slot_count, backend_id, source, known_flow,
         by_affinity, ifindex,

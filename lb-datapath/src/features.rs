@@ -28,6 +28,9 @@ pub struct Features {
     /// Programs can read the clock with tick resolution. Otherwise they read the exact clock, which
     /// is slower.
     pub coarse_clock: bool,
+    /// Programs can read the MTU of a device. Otherwise IPv4 packets that do not fit their path are
+    /// not fragmented.
+    pub check_mtu: bool,
     /// The types of the kernel are in /sys. Otherwise sockets stay connected to removed endpoints.
     pub btf: bool,
     /// An iterator program can identify a socket. Otherwise sockets stay connected to removed
@@ -50,6 +53,7 @@ impl Features {
             fib_source: fib_source().unwrap_or(false),
             set_retval: set_retval().is_ok(),
             coarse_clock: coarse_clock().is_ok(),
+            check_mtu: check_mtu().is_ok(),
             ..Self::without_loading()
         }
     }
@@ -64,6 +68,7 @@ impl Features {
             fib_source: true,
             set_retval: true,
             coarse_clock: true,
+            check_mtu: true,
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             // Found out when the iterator program is loaded. A smaller program would need its own
             // types.
@@ -101,6 +106,11 @@ impl Features {
                 "no bpf_ktime_get_coarse_ns (Linux 5.11): the programs read the exact clock, which takes longer",
             ),
             (
+                self.check_mtu,
+                "no bpf_check_mtu (Linux 5.12): IPv4 packets that do not fit the path to an endpoint are not fragmented; \
+                 their sender receives an ICMP error",
+            ),
+            (
                 self.btf,
                 "no BTF (CONFIG_DEBUG_INFO_BTF): connected UDP sockets whose endpoint is gone are not closed",
             ),
@@ -131,6 +141,7 @@ const R1: u64 = 1;
 const R2: u64 = 2;
 const R3: u64 = 3;
 const R4: u64 = 4;
+const R5: u64 = 5;
 /// The end of the stack.
 const R10: u64 = 10;
 
@@ -215,6 +226,22 @@ fn coarse_clock() -> io::Result<OwnedFd> {
     sys::load_program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, 0, &program)
 }
 
+fn check_mtu() -> io::Result<OwnedFd> {
+    const BPF_CHECK_MTU: u32 = 163;
+    const RESULT: i16 = -8;
+    let program = [
+        clear(RESULT),
+        set(R2, 0),
+        copy(R3, R10),
+        add(R3, RESULT.into()),
+        set(R4, 0),
+        set(R5, 0),
+        call(BPF_CHECK_MTU),
+        EXIT,
+    ];
+    sys::load_program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, 0, &program)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +264,7 @@ mod tests {
             fib_source: true,
             set_retval: true,
             coarse_clock: true,
+            check_mtu: true,
             btf: true,
             iterator_cookie: true,
             jit: true,

@@ -71,6 +71,9 @@ pub struct LoadOptions {
     /// The time in milliseconds for which XDP sends packets to a neighbour before it leaves one to
     /// the kernel, which then checks the neighbour. With 0, XDP leaves none.
     pub neighbour_check_ms: u32,
+    /// Whether the kernel accepts packets of this node's own that arrive by the loopback device.
+    /// Then it fragments IPv4 packets that do not fit their path.
+    pub kernel_fragments: bool,
 }
 
 /// How tc programs are attached.
@@ -165,6 +168,7 @@ struct Globals {
     netns_cookie: u64,
     host_sockets_only: u8,
     neighbour_check_ms: u32,
+    kernel_fragments: u8,
     recording: u8,
     converting: u8,
     log_level: u8,
@@ -185,6 +189,7 @@ impl Globals {
             netns_cookie: features.netns_cookie.unwrap_or(0),
             host_sockets_only: options.host_sockets_only.into(),
             neighbour_check_ms: options.neighbour_check_ms,
+            kernel_fragments: (options.kernel_fragments && features.check_mtu).into(),
             recording: (purpose == Purpose::Record).into(),
             converting: (purpose == Purpose::Convert).into(),
             log_level: options.log_level,
@@ -204,6 +209,7 @@ impl Globals {
             .override_global("NODE_NETNS_COOKIE", &self.netns_cookie, true)
             .override_global("HOST_SOCKETS_ONLY", &self.host_sockets_only, true)
             .override_global("NEIGHBOUR_CHECK_MS", &self.neighbour_check_ms, true)
+            .override_global("KERNEL_FRAGMENTS", &self.kernel_fragments, true)
             .override_global("RECORDING", &self.recording, true)
             .override_global("CONVERTING", &self.converting, true)
             .override_global("AYA_LOG_LEVEL", &self.log_level, false);

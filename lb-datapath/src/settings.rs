@@ -42,7 +42,8 @@ fn settings(options: &LoadOptions, netns_cookie: Option<u64>) -> Settings {
         snat_port_first: first,
         snat_port_count: last - first + 1,
         host_sockets_only: u8::from(options.host_sockets_only),
-        pad: [0; 3],
+        kernel_fragments: u8::from(options.kernel_fragments),
+        pad: [0; 2],
     }
 }
 
@@ -59,5 +60,6 @@ pub fn load_options(settings: &Settings) -> LoadOptions {
         host_sockets_only: settings.host_sockets_only != 0,
         protect_node_ports: false,
         neighbour_check_ms: 0,
+        kernel_fragments: settings.kernel_fragments != 0,
     }
 }

@@ -5,6 +5,7 @@ use core::mem::size_of;
 use aya_ebpf::bindings::{bpf_redir_neigh, xdp_action};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::helpers::generated::bpf_redirect_neigh;
+use lb_common::family::{Family as _, V4};
 use lb_common::layout::{SCTP, TCP, address_flags, deliver, device_flags};
 use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
@@ -17,6 +18,7 @@ use crate::maps::{DEVICES, Maps};
 use crate::packet::Packet;
 use crate::record::note;
 use crate::route::{Query, Route, RouteLookup, Unroutable};
+use crate::settings::KERNEL_FRAGMENTS;
 use crate::translation::Translation;
 use crate::verdict::{Answer, Verdict};
 
@@ -64,10 +66,16 @@ impl<'a> Decided<'a> {
         self.0.found()?.source::<F>()
     }
 
-    /// Returns whether the packet is forwarded.
+    /// Returns whether the packet leaves this node along a route.
     #[inline(always)]
     pub fn is_out(&mut self) -> bool {
         self.0.found().is_some()
+    }
+
+    /// Returns whether the program forwards the packet, and not the kernel.
+    #[inline(always)]
+    pub fn is_forwarded(&mut self) -> bool {
+        self.0.is_wide_enough()
     }
 
     #[inline(always)]
@@ -83,8 +91,8 @@ impl<'a> Decided<'a> {
 pub trait Deliver: Frame {
     /// Returns whether [`Deliver::send`] can send a packet along this route.
     fn can_send(&self, route: &Route<'_>) -> bool;
-    /// Sends the rewritten packet out along `route`.
-    fn send(&self, route: Route<'_>) -> Verdict;
+    /// Sends the rewritten packet, whose IP header is at `l3`, out along `route`.
+    fn send(&self, route: Route<'_>, l3: usize) -> Verdict;
 }
 
 /// Returns the delivery of a packet with this translation, or the verdict if it cannot be
@@ -116,7 +124,12 @@ pub fn find_route<'a, F: Maps, K: Frame>(
     now: u64,
 ) -> Result<Route<'a>, Verdict> {
     let query = Query { src, dst, protocol: packet.key.protocol, length: longest(frame, packet), now };
-    match lookup.find::<F, K>(frame, &query) {
+    let found = if is_fragmented_by_kernel::<F, K>(packet) {
+        lookup.find_of_any_mtu::<F, K>(frame, &query)
+    } else {
+        lookup.find::<F, K>(frame, &query)
+    };
+    match found {
         Err(Unroutable::NoRoute) if K::COMPLETE => Err(Verdict::Drop(Reason::NoRoute)),
         Err(Unroutable::NoRoute) => Err(Verdict::LeaveToTc),
         Err(Unroutable::TooBig) => Err(Verdict::Answer(Answer::TooBig)),
@@ -177,12 +190,20 @@ fn is_of_node<F: Maps>(addr: &F::Addr) -> bool {
     known::<F>(addr).is_some_and(|known| known.has(address_flags::NODE))
 }
 
-/// Returns the length of the largest IP packet in the frame, in bytes: it must fit the path.
+/// Returns whether the kernel fragments the packet if it does not fit the path. XDP leaves the
+/// packet to tc.
+#[inline(always)]
+fn is_fragmented_by_kernel<F: Maps, K: Frame>(packet: &Packet<F>) -> bool {
+    K::COMPLETE && !F::IS_V6 && packet.may_be_fragmented && KERNEL_FRAGMENTS.load() != 0
+}
+
+/// Returns the length of the largest IP packet in the frame, in bytes: it must fit the path. For
+/// fragments see [`Packet::longest`].
 #[inline(always)]
 fn longest<F: Maps, K: Frame>(frame: &K, packet: &Packet<F>) -> usize {
     let segment = frame.segment_payload();
     if segment == 0 {
-        return packet.length;
+        return packet.longest;
     }
     if packet.key.protocol == SCTP {
         // SCTP segments vary in length (GSO_BY_FRAGS). 0 leaves the MTU check to the code that
@@ -207,9 +228,15 @@ impl Deliver for SkbFrame {
     }
 
     #[inline(always)]
-    fn send(&self, mut route: Route<'_>) -> Verdict {
+    fn send(&self, mut route: Route<'_>, l3: usize) -> Verdict {
         let ifindex = route.ifindex();
         note(|record| record.ifindex = ifindex);
+        if route.is_too_narrow() {
+            return match self.receive_by_loopback::<V4>(l3) {
+                Some(action) => Verdict::Sent(action),
+                None => Verdict::Drop(Reason::RewriteFailed),
+            };
+        }
         let size = size_of::<bpf_redir_neigh>() as i32;
         // SAFETY: the parameters are initialized and have the size given. The helper resolves the
         // neighbour and adds the link header of the device, if the device has one.
@@ -236,7 +263,7 @@ impl Deliver for XdpFrame {
     }
 
     #[inline(always)]
-    fn send(&self, route: Route<'_>) -> Verdict {
+    fn send(&self, route: Route<'_>, _l3: usize) -> Verdict {
         let (source, destination) = route.link_addresses();
         if self.store::<[u8; 6]>(0, destination).is_none() || self.store::<[u8; 6]>(6, source).is_none() {
             return Verdict::Drop(Reason::RewriteFailed);

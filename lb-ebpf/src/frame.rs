@@ -26,6 +26,7 @@ pub mod xdp;
 
 use core::mem::size_of;
 
+use aya_ebpf::helpers::generated::bpf_check_mtu;
 use lb_common::family::Family;
 use lb_common::plain::Plain;
 
@@ -51,6 +52,13 @@ pub trait Frame {
     /// Returns the bytes of payload in each segment of a GRO-merged or GSO packet, or 0 for a
     /// single packet.
     fn segment_payload(&self) -> usize;
+    /// Returns the MTU of the device that the packet is on. Only where `KERNEL_FRAGMENTS` is set.
+    fn mtu(&self) -> usize {
+        let mut mtu = 0;
+        // SAFETY: the helper writes the MTU to `mtu`. It cannot fail for the packet's own device.
+        unsafe { bpf_check_mtu(self.context(), 0, &raw mut mtu, 0, 0) };
+        mtu as usize
+    }
     /// Returns whether the packet has at least `end` bytes, in all its buffers.
     fn reaches(&self, end: usize) -> bool;
     /// Returns whether the frame is addressed to the device that it arrived on. XDP programs see

@@ -11,6 +11,7 @@ use lb_common::wire::{
 use crate::frame::{Frame, bounded};
 use crate::maps::Maps;
 use crate::seam::forget;
+use crate::settings::KERNEL_FRAGMENTS;
 
 /// The number of IPv6 extension headers that are skipped. Real packets have fewer.
 const MAX_EXTENSION_HEADERS: usize = 6;
@@ -43,6 +44,10 @@ pub struct Packet<F: Family> {
     pub l4: usize,
     /// Length of the IP packet in bytes, from its header.
     pub length: usize,
+    /// Length of the longest IP packet of the datagram, in bytes. For a fragment that routers may
+    /// fragment further this is the MTU of the device that it is on. The kernel puts the fragments
+    /// of a datagram together before it fragments it, and must receive all of them or none.
+    pub longest: usize,
     /// Identification of the datagram, for fragments.
     pub id: u32,
     pub fragment: Fragment,
@@ -51,6 +56,8 @@ pub struct Packet<F: Family> {
     pub tcp_flags: u8,
     /// TTL or hop limit.
     pub ttl: u8,
+    /// Routers may fragment the packet: IPv4 without "don't fragment".
+    pub may_be_fragmented: bool,
     /// TCP: sequence number. SCTP: verification tag.
     pub seq: u32,
     /// TCP: acknowledgement number. SCTP: initiate tag of an INIT or INIT ACK, else 0.
@@ -164,6 +171,9 @@ impl Parse for V4 {
     fn network<K: Frame>(frame: &K, l3: usize, packet: &mut Packet<V4>) -> Option<()> {
         const MORE_FRAGMENTS: u16 = 0x2000;
         const OFFSET: u16 = 0x1fff;
+        const DONT_FRAGMENT: u16 = 0x4000;
+        /// RFC 3514.
+        const EVIL: u16 = 0x8000;
         let header = frame.load::<Ipv4Header>(l3)?;
         let header_length = ((header.version_length & 0xf) as usize) * 4;
         let length = u16::from_be_bytes(header.total_length) as usize;
@@ -178,11 +188,17 @@ impl Parse for V4 {
         packet.id = u16::from_be_bytes(header.id) as u32;
         packet.ttl = header.ttl;
         let bits = u16::from_be_bytes(header.fragment);
+        packet.may_be_fragmented = bits & DONT_FRAGMENT == 0;
         packet.fragment = match (bits & OFFSET, bits & MORE_FRAGMENTS) {
             (0, 0) => Fragment::Whole,
             (0, _) => Fragment::First,
             _ => Fragment::Later,
         };
+        packet.longest = length;
+        // A fragment without DONT_FRAGMENT, by one comparison.
+        if (bits & !EVIL).wrapping_sub(1) < DONT_FRAGMENT - 1 && KERNEL_FRAGMENTS.load() != 0 {
+            packet.longest = core::cmp::max(length, frame.mtu());
+        }
         Some(())
     }
 
@@ -219,6 +235,8 @@ impl Parse for V6 {
         packet.key.dst_addr = header.dst;
         packet.length = u16::from_be_bytes(header.payload_length) as usize + V6::HEADER_LEN;
         packet.ttl = header.hop_limit;
+        packet.may_be_fragmented = false;
+        packet.longest = packet.length;
         let mut protocol = header.next_header;
         let mut l4 = l3 + V6::HEADER_LEN;
         let mut fragment = Fragment::Whole;

@@ -55,7 +55,7 @@ pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch
     let Scratch { packet, translation, route, .. } = forget(scratch);
     let (packet, translation, mut delivery) = (&*packet, &*translation, Decided::before(route));
     log::translated::<F>(&packet.key, translation);
-    if let Err(reason) = nat::rewrite(frame, packet, translation, delivery.is_out()) {
+    if let Err(reason) = nat::rewrite(frame, packet, translation, delivery.is_forwarded()) {
         return Verdict::Drop(reason);
     }
     remember_fragments(packet);
@@ -66,7 +66,7 @@ pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch
         }
         Delivery::Out(route) => {
             count(Reason::Forwarded);
-            frame.send(route)
+            frame.send(route, packet.l3)
         }
     }
 }
@@ -114,7 +114,7 @@ fn leave_by<F: Header + Records, K: Deliver>(
     remember_fragments(packet);
     count(Reason::Delivered);
     match route.found() {
-        Some(route) => frame.send(route),
+        Some(route) => frame.send(route, packet.l3),
         None => Verdict::Pass,
     }
 }

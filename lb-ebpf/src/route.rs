@@ -59,6 +59,8 @@ mod state {
     pub const UNRESOLVED: u32 = 1;
     /// A route was found, with both link-layer addresses.
     pub const RESOLVED: u32 = 2;
+    /// A route was found. The packet does not fit its path, and the kernel fragments it.
+    pub const TOO_NARROW: u32 = 3;
 }
 
 impl RouteLookup {
@@ -74,6 +76,14 @@ impl RouteLookup {
     #[inline(always)]
     pub fn clear(&mut self) {
         self.state = state::NONE;
+    }
+
+    /// Returns whether a route was found whose path takes the packet as it is.
+    #[inline(always)]
+    pub fn is_wide_enough(&self) -> bool {
+        const { assert!(state::UNRESOLVED == 1 && state::RESOLVED == 2) };
+        // One comparison: what follows is then checked for two cases, not for three.
+        self.state.wrapping_sub(1) < 2
     }
 
     /// Returns the route of this packet, if one was looked up and found.
@@ -122,6 +132,24 @@ impl RouteLookup {
             self.state = state::UNRESOLVED;
         }
         Ok(Route(self))
+    }
+
+    /// Finds a route, also one whose path the packet fits only in fragments.
+    #[inline(always)]
+    pub fn find_of_any_mtu<F: Maps, K: Frame>(
+        &mut self,
+        frame: &K,
+        query: &Query<F::Addr>,
+    ) -> Result<Route<'_>, Unroutable> {
+        match self.find::<F, K>(frame, query).map(|_| ()) {
+            Err(Unroutable::TooBig) => {
+                // Every path takes one byte.
+                self.look_up::<F, K>(frame, &Query { length: 1, ..*query })?;
+                self.state = state::TOO_NARROW;
+                Ok(Route(self))
+            }
+            found => found.map(|()| Route(self)),
+        }
     }
 
     /// Looks up a route in the kernel's tables.
@@ -234,6 +262,12 @@ impl<'a> Route<'a> {
     #[inline(always)]
     pub fn is_resolved(&self) -> bool {
         self.0.state == state::RESOLVED
+    }
+
+    /// Returns whether the packet fits the path only in fragments.
+    #[inline(always)]
+    pub fn is_too_narrow(&self) -> bool {
+        self.0.state == state::TOO_NARROW
     }
 
     /// Returns the source and destination link-layer addresses; valid if the route is resolved.

@@ -35,6 +35,13 @@ pub static HAS_FIB_SOURCE: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static NEIGHBOUR_CHECK_MS: Global<u32> = Global::new(0);
 
+/// Nonzero: packets that arrive by the loopback device may have a source of this node
+/// (`accept_local`), and programs can read the MTU of a device (`bpf_check_mtu`, Linux 5.12). Then
+/// the kernel fragments packets that do not fit their path.
+#[used]
+#[unsafe(no_mangle)]
+pub static KERNEL_FRAGMENTS: Global<u8> = Global::new(0);
+
 /// Nonzero: a socket program can choose the error of the call (`bpf_set_retval` in sock_addr
 /// programs, Linux 5.18).
 #[used]

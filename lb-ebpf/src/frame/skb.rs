@@ -11,6 +11,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::TcContext;
 use lb_common::checksum::fold;
 use lb_common::family::Family;
+use lb_common::wire::ETHERNET_LEN;
 
 use super::Frame;
 
@@ -149,6 +150,25 @@ impl SkbFrame {
     pub fn send_out(&self) -> i32 {
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_redirect(self.ifindex(), 0) as i32 }
+    }
+
+    /// Makes the packet, whose IP header is at `l3`, arrive by the loopback device, and returns the
+    /// action. From there the kernel forwards it, also with a source of this node: for that the
+    /// agent has set `accept_local` on this device. On any other device it would be a martian.
+    #[inline(always)]
+    pub fn receive_by_loopback<F: Family>(&self, l3: usize) -> Option<i32> {
+        /// `LOOPBACK_IFINDEX` (include/net/flow.h): the device has this index in every network
+        /// namespace.
+        const LOOPBACK: u32 = 1;
+        if l3 < ETHERNET_LEN {
+            self.grow_head(ETHERNET_LEN)?;
+            self.store(6, [0u8; 6])?;
+            self.store(12, F::ETHERTYPE.to_be())?;
+        }
+        // The address of the loopback device: the frame is for this host (`eth_type_trans`).
+        self.store(0, [0u8; 6])?;
+        // SAFETY: the helper has no preconditions.
+        Some(unsafe { bpf_redirect(LOOPBACK, BPF_F_INGRESS as u64) } as i32)
     }
 
     /// Makes the packet arrive by the device that it is on, and returns the action.

@@ -97,7 +97,7 @@ pub fn error<F: Kinds + Records>(
     count(Reason::IcmpTranslated);
     match delivery {
         Delivery::UpStack => Verdict::Pass,
-        Delivery::Out(route) => frame.send(route),
+        Delivery::Out(route) => frame.send(route, packet.l3),
     }
 }
 

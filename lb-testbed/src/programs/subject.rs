@@ -234,6 +234,7 @@ pub fn load_options(limits: &Limits) -> LoadOptions {
         protect_node_ports: true,
         host_sockets_only: false,
         neighbour_check_ms: limits.neighbour_check_ms,
+        kernel_fragments: true,
     }
 }
 

@@ -217,7 +217,7 @@ pub struct Step {
     /// The packet was merged by GRO from segments with this many bytes of payload. Only for tc.
     #[serde(default)]
     pub merged_from: Option<u32>,
-    /// `pass`, `drop`, `forward PEER`, `answer PEER`.
+    /// `pass`, `drop`, `fragment`, `forward PEER`, `answer PEER`.
     pub out: Out,
     /// The packet that leaves. The default is the packet that came in.
     #[serde(default)]
@@ -262,6 +262,8 @@ pub enum Hook {
 pub enum Out {
     Pass,
     Drop,
+    /// The kernel gets the packet, to fragment and forward it.
+    Fragment,
     /// The packet is forwarded to a peer.
     Forward(String),
     /// An answer is sent back to a peer.
@@ -275,9 +277,14 @@ impl TryFrom<String> for Out {
         Ok(match text.split_once(' ') {
             None if text == "pass" => Self::Pass,
             None if text == "drop" => Self::Drop,
+            None if text == "fragment" => Self::Fragment,
             Some(("forward", peer)) => Self::Forward(peer.into()),
             Some(("answer", peer)) => Self::Answer(peer.into()),
-            _ => return Err(format!("`{text}`: expected pass, drop, `forward PEER` or `answer PEER`")),
+            _ => {
+                return Err(format!(
+                    "`{text}`: expected pass, drop, fragment, `forward PEER` or `answer PEER`"
+                ));
+            }
         })
     }
 }

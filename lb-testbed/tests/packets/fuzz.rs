@@ -222,7 +222,7 @@ impl Fuzz<'_> {
             after.iter().map(|(label, n)| (*label, n - before[label])).collect();
         counted.retain(|_, count| *count > 0);
 
-        let mut expected = model.expect(bytes, direction);
+        let mut expected = model.expect(bytes, direction, device);
         if kind == RoundKind::Pressure {
             let opens = matches!(expected, Expected::Opens(_));
             self.check_eviction(&mut counted, opens, bytes, model)?;
@@ -430,11 +430,15 @@ fn check_forwarded(
     model: &Model,
 ) -> Result<()> {
     let out = world::device(route.device).context("no such device")?;
-    let by_xdp = mode == Mode::Xdp && out.xdp_target && route.mac.is_some();
+    let by_xdp = mode == Mode::Xdp && out.xdp_target && route.mac.is_some() && !route.in_fragments;
     ensure!(found.by_xdp == by_xdp, "it should be sent by {}", if by_xdp { "XDP" } else { "tc" });
     let action = if by_xdp && route.device == device { Action::Tx } else { Action::Redirect };
     ensure!(found.action == action, "it should be forwarded ({action:?}), but: {:?}", found.action);
-    let mut expected = model.rewritten(bytes, to, true).context("the model cannot rewrite it")?;
+    let by_kernel = route.in_fragments;
+    let mut expected = model.rewritten(bytes, to, !by_kernel).context("the model cannot rewrite it")?;
+    if by_kernel {
+        expected[..6].fill(0);
+    }
     if let (true, Some(mac)) = (by_xdp, route.mac) {
         expected[..6].copy_from_slice(&mac);
         expected[6..12].copy_from_slice(&out.mac);

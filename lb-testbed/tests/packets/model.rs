@@ -72,6 +72,8 @@ struct View {
     ttl: u8,
     id: u32,
     part: Part,
+    /// IPv4 without "don't fragment".
+    may_be_fragmented: bool,
     /// Length of the IP packet in bytes.
     length: usize,
 }
@@ -128,6 +130,8 @@ pub struct Route {
     pub device: &'static str,
     /// MAC address of the next hop. `None`: the neighbour is not resolved.
     pub mac: Option<Mac>,
+    /// The packet fits only in fragments: the kernel gets it.
+    pub in_fragments: bool,
 }
 
 /// A connection with its addresses and its age.
@@ -164,6 +168,8 @@ pub struct Model {
     /// Ports of a datagram, by addresses, protocol and identification of its fragments.
     fragments: HashMap<(IpAddr, IpAddr, u8, u32), (u16, u16)>,
     first_snat_port: u16,
+    /// MTU of the device that the packet is on.
+    mtu: u32,
 }
 
 /// A Service port at one address. The unspecified address stands for every address of the node.
@@ -183,6 +189,7 @@ impl Model {
             now: 0,
             fragments: HashMap::new(),
             first_snat_port,
+            mtu: 0,
         }
     }
 
@@ -249,7 +256,8 @@ impl Model {
 
     /// Returns what should happen to a packet at a device. Closes connections and stores the ports
     /// of fragments, but does not open connections: [`Model::opened`] does.
-    pub fn expect(&mut self, bytes: &[u8], direction: Direction) -> Expected {
+    pub fn expect(&mut self, bytes: &[u8], direction: Direction, device: &str) -> Expected {
+        self.mtu = mtu(device);
         let untouched = || Expected::Untouched(Vec::new());
         let Some(view) = View::of(bytes, self.link) else { return untouched() };
         if view.is_icmp() {
@@ -299,7 +307,7 @@ impl Model {
         // In the fuzz, all endpoints of a Service are of one kind. The first one stands for all.
         let endpoints = service.endpoints.clone();
         if !keeps_source(tuple.source, endpoints[0])
-            && let Some(obstacle) = obstacle(&view, endpoints[0].ip())
+            && let Some(obstacle) = obstacle(&view, endpoints[0].ip(), view.may_be_fragmented)
         {
             return obstacle;
         }
@@ -320,10 +328,10 @@ impl Model {
             return Expected::Untouched(Vec::new());
         }
         let routed = if flow.routed {
-            if let Some(obstacle) = obstacle(view, flow.to.destination.ip()) {
+            if let Some(obstacle) = obstacle(view, flow.to.destination.ip(), view.may_be_fragmented) {
                 return obstacle;
             }
-            route(flow.to.destination.ip())
+            self.route(view, flow.to.destination.ip())
         } else {
             None
         };
@@ -348,7 +356,7 @@ impl Model {
             return Err(format!("{} is not an endpoint of the Service", to.destination));
         }
         let kept = keeps_source(tuple.source, to.destination);
-        let route = route(to.destination.ip());
+        let route = self.route(&view, to.destination.ip());
         let expected = match (kept, route) {
             (true, _) => tuple.source.ip(),
             (false, Some(route)) => device_address(route.device, view.v6),
@@ -413,6 +421,14 @@ impl Model {
         }
         let any: IpAddr = if tuple.destination.is_ipv6() { [0u16; 8].into() } else { [0u8; 4].into() };
         self.services.get(&(tuple.protocol, SocketAddr::new(any, tuple.destination.port())))
+    }
+
+    /// Returns the route of a packet to an address. The fragments of a datagram take the same way,
+    /// which depends on the largest that the device can receive.
+    fn route(&self, view: &View, to: IpAddr) -> Option<Route> {
+        let device = if view.part == Part::Whole { 0 } else { self.mtu as usize };
+        let fits = view.length.max(device) <= mtu(route(to)?.device) as usize;
+        Some(Route { in_fragments: view.may_be_fragmented && !fits, ..route(to)? })
     }
 
     fn tuple(&self, view: &View, bytes: &[u8]) -> Option<Tuple> {
@@ -600,6 +616,7 @@ impl View {
                 (0, _) => Part::First,
                 _ => Part::Later,
             },
+            may_be_fragmented: field & 0x4000 == 0,
             length: be16(ip, 2).into(),
         })
     }
@@ -620,6 +637,7 @@ impl View {
             ttl: ip[7],
             id: 0,
             part: Part::Whole,
+            may_be_fragmented: false,
             length: 40 + usize::from(be16(ip, 4)),
         };
         for _ in 0..MAX_EXTENSION_HEADERS {
@@ -756,11 +774,11 @@ fn error(view: &View, (kind, code): (u8, u8), word: u32, counter: &'static str) 
 }
 
 /// Returns what happens instead of forwarding a packet to an address, or `None` if it can be
-/// forwarded.
-fn obstacle(view: &View, to: IpAddr) -> Option<Expected> {
+/// forwarded. With `fragments`, the size does not matter.
+fn obstacle(view: &View, to: IpAddr, fragments: bool) -> Option<Expected> {
     let Some(route) = route(to) else { return Some(Expected::Dropped("no_route")) };
-    let mtu = world::device(route.device).map_or(1500, |device| device.mtu);
-    let (expected, counter) = if view.length > mtu as usize {
+    let mtu = mtu(route.device);
+    let (expected, counter) = if view.length > mtu as usize && !fragments {
         (error(view, if view.v6 { (2, 0) } else { (3, 4) }, mtu, "too_big"), "too_big")
     } else if view.ttl <= 1 {
         (error(view, if view.v6 { (3, 0) } else { (11, 0) }, 0, "ttl_expired"), "ttl_expired")
@@ -773,7 +791,11 @@ fn obstacle(view: &View, to: IpAddr) -> Option<Expected> {
 
 /// Returns the route to an address. The model has routes to the peers of [`world`] only.
 pub fn route(to: IpAddr) -> Option<Route> {
-    world::peer_at(to).map(|peer| Route { device: peer.device, mac: peer.mac })
+    world::peer_at(to).map(|peer| Route { device: peer.device, mac: peer.mac, in_fragments: false })
+}
+
+fn mtu(device: &str) -> u32 {
+    world::device(device).map_or(1500, |device| device.mtu)
 }
 
 fn is_local(end: SocketAddr) -> bool {

@@ -260,7 +260,7 @@ impl CaseRun<'_> {
                 if found.by_xdp && peer.device == device { Action::Tx } else { Action::Redirect }
             }
             Out::Answer(_) if found.by_xdp => Action::Tx,
-            Out::Answer(_) => Action::Redirect,
+            Out::Answer(_) | Out::Fragment => Action::Redirect,
         };
         ensure!(found.action == expected, "expected {expected:?}, found {:?}", found.action);
         Ok(())
@@ -274,21 +274,25 @@ impl CaseRun<'_> {
         device: &str,
         link: Link,
     ) -> Result<()> {
+        // The loopback device has Ethernet headers.
+        let link_out = if step.out == Out::Fragment { Link::Ethernet } else { link };
         let expected = match &step.packet_out {
             None => sent.to_vec(),
             Some(text) => {
                 let filled = self.names.fill(text);
-                self.names.capture(&filled, &found.packet, link)?;
+                self.names.capture(&filled, &found.packet, link_out)?;
                 let mut layers = parse(&self.names.fill(&filled))?;
-                if link == Link::Ethernet && !matches!(layers.first(), Some(Layer::Ethernet(_))) {
-                    let inner = layers;
-                    layers = link_layers(sent);
-                    if let Some((source, destination)) = self.link_addresses(step, device, found)
-                        && let Some(Layer::Ethernet(header)) = layers.first_mut()
-                    {
-                        (header.source, header.destination) = (source, destination);
+                if link_out == Link::Ethernet && !matches!(layers.first(), Some(Layer::Ethernet(_))) {
+                    let mut outer =
+                        if link == Link::Ethernet { link_layers(sent) } else { NO_ADDRESSES.to_vec() };
+                    if let Some(Layer::Ethernet(header)) = outer.first_mut() {
+                        if step.out == Out::Fragment {
+                            header.destination = [0; 6];
+                        } else if let Some(addresses) = self.link_addresses(step, device, found) {
+                            (header.source, header.destination) = addresses;
+                        }
                     }
-                    layers.extend(inner);
+                    layers.splice(0..0, outer);
                 }
                 build(&layers)
             }
@@ -296,11 +300,11 @@ impl CaseRun<'_> {
         if found.packet != expected {
             bail!(
                 "the packet is not the expected one\n{}",
-                diff(&dissect(&expected, link), &dissect(&found.packet, link))
+                diff(&dissect(&expected, link_out), &dissect(&found.packet, link_out))
             );
         }
         if verify(sent, link).is_empty() {
-            let wrong = verify(&found.packet, link);
+            let wrong = verify(&found.packet, link_out);
             ensure!(wrong.is_empty(), "the packet that leaves has faults: {}", wrong.join("; "));
         }
         Ok(())
@@ -372,6 +376,10 @@ impl CaseRun<'_> {
         Ok(())
     }
 }
+
+/// An Ethernet header of the loopback device.
+const NO_ADDRESSES: [Layer; 1] =
+    [Layer::Ethernet(Ethernet { source: [0; 6], destination: [0; 6], ethertype: None })];
 
 type Counters = BTreeMap<&'static str, u64>;
 

@@ -15,8 +15,9 @@ pub const GRACE: Duration = Duration::from_secs(2);
 /// milliseconds.
 const NEIGHBOUR_CHECK_MS: u32 = 1_000;
 
-/// Returns the options for loading the kernel programs.
-pub fn load_options(config: &Config) -> LoadOptions {
+/// Returns the options for loading the kernel programs. For `kernel_fragments` see
+/// [`LoadOptions::kernel_fragments`].
+pub fn load_options(config: &Config, kernel_fragments: bool) -> LoadOptions {
     let ports = &config.snat_ports.0;
     LoadOptions {
         sizes: config.maps.0,
@@ -34,6 +35,7 @@ pub fn load_options(config: &Config) -> LoadOptions {
         protect_node_ports: config.protect_node_ports,
         host_sockets_only: config.socket_hooks == SocketHooks::Host,
         neighbour_check_ms: NEIGHBOUR_CHECK_MS,
+        kernel_fragments,
     }
 }
 

@@ -103,7 +103,8 @@ fn check_host(config: &Config) -> Result<Option<&Path>, AgentError> {
 fn load(config: &Config) -> Result<Datapath, LoadError> {
     let started = Instant::now();
     let pins = Pins::new(&config.bpffs);
-    let mut datapath = Datapath::load(&pins, &load_options(config))?;
+    let mut datapath =
+        Datapath::load(&pins, &load_options(config, accept_own_packets(&Sysctls::at(&config.sysctl_dir))))?;
     let features = datapath.features();
     info!(
         kernel = features.kernel,
@@ -190,6 +191,26 @@ fn enable_forwarding(sysctls: &Sysctls) {
             "strict reverse path filtering (rp_filter=1) drops packets whose replies would leave \
              by another device"
         );
+    }
+}
+
+/// Lets the kernel accept packets of this node's own that arrive by the loopback device, and
+/// returns whether it does. Programs send packets there that the kernel has to fragment.
+fn accept_own_packets(sysctls: &Sysctls) -> bool {
+    match sysctls.accept_own_packets() {
+        Ok(changes) => {
+            for Change { name, before, after } in changes {
+                info!(sysctl = name, before, after, "the kernel fragments packets for the programs");
+            }
+            true
+        }
+        Err(error) => {
+            warn!(
+                "IPv4 packets that do not fit the path to an endpoint are not fragmented; their sender \
+                 receives an ICMP error: {error}"
+            );
+            false
+        }
     }
 }
 

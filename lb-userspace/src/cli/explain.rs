@@ -199,7 +199,7 @@ impl ExplainArgs {
     /// Loads the programs on maps of this process, and fills the maps from manifests.
     async fn load_with_manifests(&self, folder: PathBuf) -> Result<RecordingDatapath, ExplainError> {
         let config = self.agent_settings(&folder)?;
-        let datapath = Datapath::load_private_recorder(&crate::agent::load_options(&config))?;
+        let datapath = Datapath::load_private_recorder(&crate::agent::load_options(&config, true))?;
         let written = once::write(&datapath, &config, &folder).await?;
         Ok(RecordingDatapath {
             datapath,

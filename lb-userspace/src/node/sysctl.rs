@@ -83,6 +83,23 @@ impl Sysctls {
         Ok(changes)
     }
 
+    /// Lets the kernel forward packets that arrive by the loopback device, also with a source of
+    /// this node, and returns the changes. Packets of local sockets on this device are not
+    /// affected: the kernel has routed them before.
+    ///
+    /// With strict reverse path filtering the kernel would also drop a packet with the address of a
+    /// Service as source.
+    pub fn accept_own_packets(&self) -> Result<Vec<Change>, NodeError> {
+        let mut changes = Vec::new();
+        self.set("ipv4/conf/lo/forwarding", "1", &mut changes)?;
+        self.set("ipv4/conf/lo/accept_local", "1", &mut changes)?;
+        let strictness = |device| self.read(&format!("ipv4/conf/{device}/rp_filter"));
+        if strictness("all")?.max(strictness("lo")?).as_deref() == Some("1") {
+            self.set("ipv4/conf/lo/rp_filter", "2", &mut changes)?;
+        }
+        Ok(changes)
+    }
+
     fn set(&self, path: &str, value: &'static str, changes: &mut Vec<Change>) -> Result<(), NodeError> {
         let before = self.read(path)?.unwrap_or_default();
         if before != value {
@@ -170,6 +187,24 @@ mod tests {
         let expected = Forwarding { v4: true, v6: None, strict_rp_filter: vec![] };
         assert_eq!(sysctls.forwarding().expect("readable"), expected);
         assert_eq!(sysctls.enable_forwarding().expect("writable"), []);
+    }
+
+    #[test]
+    fn accepts_own_packets_at_the_loopback_device() {
+        for (all, lo, expected) in [("0", "0", "0"), ("1", "0", "2"), ("0", "1", "2"), ("2", "0", "0")] {
+            let (_folder, sysctls) = folder(&[
+                ("ipv4/conf/all/rp_filter", all),
+                ("ipv4/conf/lo/rp_filter", lo),
+                ("ipv4/conf/lo/accept_local", "0"),
+                ("ipv4/conf/lo/forwarding", "0"),
+            ]);
+            assert!(sysctls.accept_own_packets().expect("writable").len() >= 2);
+            let value = |path| sysctls.read(path).expect("readable");
+            assert_eq!(value("ipv4/conf/lo/accept_local").as_deref(), Some("1"));
+            assert_eq!(value("ipv4/conf/lo/forwarding").as_deref(), Some("1"));
+            assert_eq!(value("ipv4/conf/lo/rp_filter").as_deref(), Some(expected));
+            assert_eq!(sysctls.accept_own_packets().expect("writable"), []);
+        }
     }
 
     #[test]

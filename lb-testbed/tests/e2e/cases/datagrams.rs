@@ -10,7 +10,7 @@ use lb_testbed::host::{Datagrams, Host};
 use lb_testbed::report::FailureKind;
 use lb_testbed::topology::OVERLAY_MTU;
 
-use crate::check::{answered, failed_as};
+use crate::check::{answered, failed_as, transferred};
 use crate::world::{To, World};
 
 /// Sends datagrams of each size from a connected and from an unconnected socket. The first shows
@@ -94,4 +94,35 @@ pub fn path_mtu_is_reported(world: &mut World, family: Family) -> Result<()> {
     let overlay = OVERLAY_MTU as usize;
     failed_as(&send(overlay - headers + 1)?, FailureKind::TooBig)?;
     answered(&send(overlay - headers)?, &[3], &world.node(0).addresses())
+}
+
+/// The client sets no "don't fragment" in its packets, and they exceed the MTU of the path to the
+/// endpoint: that of the overlay, or that of the node's route. The node fragments the packets:
+/// single datagrams, fragments of a datagram, and segments of TCP that GRO has merged.
+pub fn larger_than_the_path(world: &mut World) -> Result<()> {
+    const LOCKED_MTU: u32 = 1290;
+    const BYTES: u64 = 2 << 20;
+    let service = world.publish(&[3])?;
+    let (node, pod) = (&world.node(0).host.place, world.pod(3).host.v4);
+    let is_routed = world.topology.underlay == Underlay::Routed;
+    if is_routed {
+        let other = world.node(1).host.v4;
+        node.ip(&format!("route add {pod}/32 via {other} dev eth0 mtu lock {LOCKED_MTU}\n"))?;
+    }
+    world.client().place.sysctl(&["net/ipv4/ip_no_pmtu_disc=1"])?;
+    let at = |to| service.node_port(world.node(0), Family::V4, to);
+    let sent = send_from_both_sockets(
+        world.client(),
+        at(To::Udp),
+        &[32, 1472, 4000],
+        &[3],
+        &world.node(0).addresses(),
+    );
+    let transfer = world.client().transfer(at(To::Transfer), BYTES);
+    world.client().place.sysctl(&["net/ipv4/ip_no_pmtu_disc=0"])?;
+    if is_routed {
+        node.ip(&format!("route del {pod}/32 via {} dev eth0\n", world.node(1).host.v4))?;
+    }
+    sent?;
+    transferred(&transfer?, BYTES)
 }

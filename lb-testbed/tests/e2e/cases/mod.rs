@@ -98,6 +98,7 @@ pub const CASES: &[Case] = &[
     each("udp_host_to_cluster_ip", Underlays::Both, datagrams::host_to_cluster_ip),
     each("udp_outside_to_node_port", Underlays::Both, datagrams::outside_to_node_port),
     each("udp_fragments", Underlays::Routed, datagrams::fragments),
+    once("packets_larger_than_the_path", Underlays::Both, datagrams::larger_than_the_path),
     each("udp_path_mtu_is_reported", Underlays::Vxlan, datagrams::path_mtu_is_reported),
     each("sctp_outside_to_node_port", Underlays::Both, sctp::outside_to_node_port),
     each("sctp_outside_to_cluster_ip", Underlays::Routed, sctp::outside_to_cluster_ip),

@@ -47,7 +47,7 @@ impl Model {
         }
         let to = flow.to.destination.ip();
         if flow.routed {
-            match obstacle(view, to) {
+            match obstacle(view, to, false) {
                 None => {}
                 // No ICMP error is sent about an ICMP error.
                 Some(Expected::Answered { counter: "ttl_expired", .. }) => {
