@@ -29,7 +29,9 @@ pub fn run(options: &Options) -> Result<()> {
     let mut command = cargo();
     // The measured programs run in the kernel: the profile of the measuring program makes no
     // difference.
-    command.args(["bench", "--profile", "dev", "-p", "lb-testbed", "--bench", "programs", "--"]);
+    command.args(["bench", "--profile", "dev", "-p", "lb-testbed", "--bench", "programs"]);
+    // Without the default features: the benchmark needs no Kubernetes client.
+    command.args(["--no-default-features", "--features", "programs", "--"]);
     command.args(["--rounds", &options.rounds.to_string()]).arg("--json").arg(folder.join("programs.json"));
     if options.write_docs {
         command.arg("--docs").arg(workspace::root().join("docs/benchmarks.md"));
