@@ -5,7 +5,7 @@ use core::mem::size_of;
 use aya_ebpf::bindings::{bpf_redir_neigh, xdp_action};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::helpers::generated::bpf_redirect_neigh;
-use lb_common::family::{Family as _, V4};
+use lb_common::family::V4;
 use lb_common::layout::{SCTP, TCP, address_flags, deliver, device_flags};
 use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};

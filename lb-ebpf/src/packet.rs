@@ -296,6 +296,7 @@ pub fn parse<F: Parse, K: Frame>(frame: &K, l3: usize, packet: &mut Packet<F>) -
     packet.l3 = l3;
     // The verifier has no bounds for the content of a map value. Read back from there, `l3` is the
     // same unknown number for every link header, so the verifier checks the following code once.
+    // SAFETY: the pointer is that of a reference.
     let l3 = unsafe { (&raw const packet.l3).read_volatile() };
     F::network(frame, l3, packet)?;
     let packet = forget(packet);
