@@ -94,7 +94,7 @@ fn write<F: Header, K: Frame>(
 }
 
 /// Returns the change of the sum of a packet's addresses when it gets the tuple of `flow`. The
-/// change is the same in both directions.
+/// result is the same if source and destination are exchanged.
 #[inline(always)]
 pub fn address_difference<F: Header>(packet: &Packet<F>, flow: &Translation<F::Addr>) -> u64 {
     difference(
@@ -103,8 +103,8 @@ pub fn address_difference<F: Header>(packet: &Packet<F>, flow: &Translation<F::A
     )
 }
 
-/// Returns the change of the sum of a packet's ports when it gets the tuple of `flow`. The change
-/// is the same in both directions.
+/// Returns the change of the sum of a packet's ports when it gets the tuple of `flow`. The result
+/// is the same if source and destination are exchanged.
 #[inline(always)]
 pub fn port_difference<F: Header>(packet: &Packet<F>, flow: &Translation<F::Addr>) -> u64 {
     difference(
