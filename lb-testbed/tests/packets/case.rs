@@ -74,7 +74,8 @@ pub struct Limits {
     pub flows: u32,
     pub first_snat_port: u16,
     pub last_snat_port: u16,
-    /// For how long XDP sends packets to a neighbour before the kernel checks it. 0: for ever.
+    /// The time for which XDP sends packets to a neighbour before the kernel checks it. With 0, XDP
+    /// never leaves a packet to the kernel.
     pub neighbour_check_ms: u32,
 }
 
@@ -200,7 +201,7 @@ pub struct Step {
     /// Replaces the services before the packet.
     #[serde(default)]
     pub services: Option<Vec<Service>>,
-    /// Before the packet, and after the services changed: so many seconds pass without a packet.
+    /// The seconds that pass without a packet, before this packet and after the services changed.
     #[serde(default)]
     pub wait: u64,
     /// The programs have sent too many ICMP errors and resets lately.

@@ -407,14 +407,15 @@ fn check_refusal(
     Ok(Some("refused"))
 }
 
-/// On a busy machine a round ends early. In the model no time passes but what the round adds: after
-/// 15 seconds connections would be over that the model has (`TICK`).
+/// The time limit of a round: on a busy machine a round ends early. Time passes in the model only
+/// when the round adds it. After 15 seconds of real time, connections that the model has would be
+/// over (`TICK`).
 const LONGEST_ROUND: Duration = Duration::from_secs(8);
 
 /// Idle time that a round may add to a connection.
 const TIME_TRAVEL: Duration = Duration::from_secs(timeout::TCP_ESTABLISHED + TICK);
 
-/// Returns for how long the machine has been running, without the time in which it was suspended.
+/// Returns the time since the start of the machine, without the time in which it was suspended.
 fn uptime() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Duration::from_secs(now.tv_sec as u64)

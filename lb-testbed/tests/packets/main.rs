@@ -3,7 +3,7 @@
 //! * `cases/`: cases as data. A case has packets and the expected verdicts, packets, counters and
 //!   flow entries. See `cases/README.md`.
 //! * [`tables`]: the agent reads back the entries that it writes to the maps.
-//! * [`selection`]: which endpoints new connections get.
+//! * [`selection`]: the endpoints that new connections get.
 //! * [`fuzz`]: generated packets. A model that shares no code with the programs returns the
 //!   expected results.
 //!
@@ -110,9 +110,9 @@ fn trials() -> Result<ExitCode> {
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }
 
-/// Keeps this thread on its CPU. A program runs on the CPU of its test run. Each CPU has a place of
-/// its own where it looks for a record, and notes by itself that connections gave way: with a
-/// change of the CPU in the middle of a case, the results would depend on the scheduler.
+/// Keeps this thread on its CPU. A program runs on the CPU of its test run. Each CPU has its own
+/// position in the search for a free record, and its own time at which a connection gave way. If a
+/// case moved to another CPU, its results would depend on the scheduler.
 fn stay_on_this_cpu() -> Result<()> {
     let mut cpu = CpuSet::new();
     cpu.set(sched_getcpu());

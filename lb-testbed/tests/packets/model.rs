@@ -142,7 +142,7 @@ struct Tracked {
     request: Tuple,
     /// The tuple of the packets that the endpoint receives.
     translated: Tuple,
-    /// When its last packet passed, in seconds.
+    /// The time at which its last packet passed, in seconds.
     last_seen: u64,
 }
 
@@ -254,8 +254,8 @@ impl Model {
             .count()
     }
 
-    /// Returns what should happen to a packet at a device. Closes connections and stores the ports
-    /// of fragments, but does not open connections: [`Model::opened`] does.
+    /// Returns the expected result for a packet at a device. Closes connections and stores the
+    /// ports of fragments, but does not open connections: [`Model::opened`] does.
     pub fn expect(&mut self, bytes: &[u8], direction: Direction, device: &str) -> Expected {
         self.mtu = mtu(device);
         let untouched = || Expected::Untouched(Vec::new());
@@ -773,8 +773,8 @@ fn error(view: &View, (kind, code): (u8, u8), word: u32, counter: &'static str) 
     Expected::Answered { answer: Answer::Error { kind, code, word }, counter }
 }
 
-/// Returns what happens instead of forwarding a packet to an address, or `None` if it can be
-/// forwarded. With `fragments`, the size does not matter.
+/// Returns the result if a packet to an address cannot be forwarded, or `None` if it can. With
+/// `fragments`, the size does not matter.
 fn obstacle(view: &View, to: IpAddr, fragments: bool) -> Option<Expected> {
     let Some(route) = route(to) else { return Some(Expected::Dropped("no_route")) };
     let mtu = mtu(route.device);

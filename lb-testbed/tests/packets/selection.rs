@@ -1,4 +1,4 @@
-//! Which endpoints new connections get: a case cannot state a random result.
+//! Tests the endpoints that new connections get. A case cannot state a random result.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -49,7 +49,7 @@ impl Numbers {
     }
 }
 
-/// How long a connection may be silent, in seconds.
+/// The time for which a connection may be silent, in seconds.
 ///
 /// All time-outs are 15 seconds off a multiple of [`TICK`], and time passes by ticks. So it does
 /// not matter for how many seconds a test really runs between two packets.
@@ -77,10 +77,10 @@ pub struct Honest {
     pub payload: u32,
 }
 
-/// By how many seconds time passes at once.
+/// The number of seconds that pass at once.
 pub const TICK: u64 = 30;
 
-/// Which connections give way to new ones when records or source ports run out.
+/// The rank in which connections give way to new ones when records or source ports run out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Yields {
     HalfOpen,
@@ -166,7 +166,7 @@ impl Connection {
         }
     }
 
-    /// Returns how long the connection may be silent, in seconds.
+    /// Returns the time for which the connection may be silent, in seconds.
     pub fn timeout(&self) -> u64 {
         let (one, both) =
             (self.client.closed || self.endpoint.closed, self.client.closed && self.endpoint.closed);
