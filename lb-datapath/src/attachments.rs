@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
+pub use crate::filters::{FilterProgram, TcFilter, tc_filters};
 use crate::hooks;
 use crate::sys;
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use lb_common::layout::FlowTimeouts;
 
 use crate::conversion::{convert, remove_others};
+use crate::drift::Drift;
 use crate::endpoints::Endpoints;
 use crate::features::Features;
 use crate::flows::{self, FlowUsage};
@@ -14,6 +15,7 @@ use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
 use crate::inspect;
 use crate::links::{self, AttachError, Attached, Links, TargetDevice};
+use crate::pin_repair;
 use crate::pins::Pins;
 use crate::port_shortage;
 use crate::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, Programs};
@@ -28,6 +30,8 @@ pub struct Datapath {
     pub(crate) maps: MapHandles,
     host: HostMaps,
     links: Option<Links>,
+    /// Where the maps are pinned. `None` if they are private.
+    pins: Option<Pins>,
 }
 
 impl Datapath {
@@ -40,7 +44,8 @@ impl Datapath {
         convert(pins, options)?;
         let mut programs = Programs::load(options, Some(pins))?;
         remove_others(pins, &mut programs)?;
-        let datapath = Self::new(programs, Some(Links::new(pins.links())))?;
+        let mut datapath = Self::new(programs, Some(Links::new(pins.links())))?;
+        datapath.pins = Some(pins.clone());
         datapath.publish(options)?;
         Ok(datapath)
     }
@@ -56,7 +61,7 @@ impl Datapath {
         let maps = programs.map_handles()?;
         let failed = |source| LoadError::Map { map: "of the host".into(), source };
         let host = HostMaps::new(&maps).map_err(failed)?;
-        Ok(Self { programs, maps, host, links })
+        Ok(Self { programs, maps, host, links, pins: None })
     }
 
     /// Writes the options that programs and other processes read from maps.
@@ -121,6 +126,24 @@ impl Datapath {
     /// Returns the indices of the devices to which an earlier agent has attached programs.
     pub fn attached_devices(&mut self) -> Result<Vec<u32>, AttachError> {
         self.links()?.attached_devices()
+    }
+
+    /// Compares the programs of a device with those that [`Datapath::attach_device`] has attached.
+    /// `device.xdp` is whether it has attached XDP. Returns nothing for a device that was removed
+    /// or renamed.
+    pub fn check_device(&self, device: TargetDevice<'_>) -> io::Result<Vec<Drift>> {
+        self.links.as_ref().map_or(Ok(Vec::new()), |links| links.check_device(&self.programs, device))
+    }
+
+    /// Compares the socket programs of a cgroup with those that [`Datapath::attach_cgroup`] has
+    /// attached.
+    pub fn check_cgroup(&self, cgroup: &Path) -> Result<Vec<Drift>, AttachError> {
+        self.links.as_ref().map_or(Ok(Vec::new()), |links| links.check_cgroup(&self.programs, cgroup))
+    }
+
+    /// Pins the maps again whose pins are missing or lead to another object. Returns what it found.
+    pub fn repair_pins(&self) -> Result<Vec<Drift>, AttachError> {
+        self.pins.as_ref().map_or(Ok(Vec::new()), |pins| pin_repair::repair(pins, &self.maps))
     }
 
     fn links(&mut self) -> Result<&mut Links, AttachError> {

@@ -135,6 +135,38 @@ impl<K: FamilyKey, V: Plain> FamilyTable<K, V> {
         }
     }
 
+    /// Adds an entry. Returns false if the map has the key already.
+    pub fn insert(&self, key: K, value: &V) -> Result<bool, TableError> {
+        match key.address() {
+            IpAddr::V4(ip) => self.v4.insert(&key.to_raw(ip.octets()), value),
+            IpAddr::V6(ip) => self.v6.insert(&key.to_raw(ip.octets()), value),
+        }
+    }
+
+    /// Returns at most `count` keys that follow a key, from the first one on for `None`. IPv6 keys
+    /// follow those of IPv4. No key follows the last one. If `after` was removed, the kernel begins
+    /// with the first key of its family.
+    pub fn keys(&self, after: Option<K>, count: usize) -> Result<Vec<K>, TableError> {
+        let mut keys = Vec::new();
+        let v6 = match after.map(|key| (key, key.address())) {
+            Some((key, IpAddr::V6(ip))) => Some(key.to_raw(ip.octets())),
+            Some((key, IpAddr::V4(ip))) => {
+                keys.extend(
+                    self.v4.keys(Some(key.to_raw(ip.octets())), count)?.iter().filter_map(K::from_raw),
+                );
+                None
+            }
+            None => {
+                keys.extend(self.v4.keys(None, count)?.iter().filter_map(K::from_raw));
+                None
+            }
+        };
+        if keys.len() < count {
+            keys.extend(self.v6.keys(v6, count - keys.len())?.iter().filter_map(K::from_raw));
+        }
+        Ok(keys)
+    }
+
     /// Returns all entries of both families.
     pub fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
         let mut entries = Vec::new();

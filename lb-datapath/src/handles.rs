@@ -31,6 +31,11 @@ impl MapHandles {
         Ok(handles)
     }
 
+    /// Returns the maps with their names, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        self.0.iter().map(|(name, map)| (name.as_str(), map.as_fd()))
+    }
+
     fn find(&self, name: &str) -> io::Result<&Arc<OwnedFd>> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("there is no map {name}"));
         self.0.get(name).ok_or_else(missing)

@@ -22,6 +22,10 @@ impl KnownAddresses {
         self.0.entries()
     }
 
+    pub fn get(&self, address: IpAddr) -> Result<Option<KnownAddress>, TableError> {
+        self.0.get(address)
+    }
+
     /// Changes an entry, and removes it if no flag is left. Only one thread writes the map, so the
     /// entry does not change between the read and the write.
     pub fn update(

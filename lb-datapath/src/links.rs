@@ -14,7 +14,11 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{SchedClassifier, TcAttachType, tc};
+use aya_obj::generated::bpf_link_info;
 
+use crate::attachments::program_name;
+use crate::drift::{Drift, DriftKind};
+use crate::filters::{TcFilter, tc_filters};
 use crate::hooks;
 use crate::programs::Programs;
 use crate::sys;
@@ -198,7 +202,7 @@ impl Links {
                 AttachError::Device { hook: hook.name, device: device.name.to_owned(), source }
             });
         }
-        attach_clsact(programs, hook, program, device.name)?;
+        attach_clsact(programs, hook, program, device)?;
         // An earlier agent may have used tcx. Two programs would see each packet.
         remove_pin(&self.pin_path(hook.name, device.ifindex))
     }
@@ -226,9 +230,15 @@ impl Links {
 
     fn attach_tcx(&self, programs: &Programs, hook: &TcHook, program: &str, ifindex: u32) -> io::Result<()> {
         let program = program_fd(programs, program)?;
+        // A program of another owner may have been attached before it. Then the link is made again:
+        // for some microseconds no program of Sluice is attached.
         let here = |link: BorrowedFd<'_>| {
-            // SAFETY: the active member for links of this type. It is 0 if the device is removed.
-            sys::link_info(link).is_ok_and(|info| unsafe { info.__bindgen_anon_1.tcx.ifindex } == ifindex)
+            sys::link_info(link).is_ok_and(|info| {
+                // SAFETY: the active member for links of this type. It is 0 without a device.
+                let attached = unsafe { info.__bindgen_anon_1.tcx.ifindex } == ifindex;
+                let first = || sys::query_programs(ifindex, hook.tcx, 0).map(|ids| ids.first().copied());
+                attached && first().is_ok_and(|first| first == Some(info.prog_id))
+            })
         };
         replace(&self.pin_path(hook.name, ifindex), program, here, || {
             sys::create_link(program, ifindex, hook.tcx, TCX_FIRST)
@@ -276,6 +286,71 @@ impl Links {
             }
         }
         Ok(count)
+    }
+
+    /// Compares the programs of a device with those that [`Links::attach_device`] has attached.
+    pub fn check_device(&self, programs: &Programs, device: TargetDevice<'_>) -> io::Result<Vec<Drift>> {
+        let mut found = Vec::new();
+        if refused(programs, device.layer3).is_some()
+            || sys::device_name(device.ifindex).as_deref() != Some(device.name)
+        {
+            return Ok(found);
+        }
+        if device.xdp {
+            let program = program_id(programs, programs.xdp_name())?;
+            // SAFETY: the active member for links of this type. It is 0 if the device is removed.
+            let at = |info: &bpf_link_info| unsafe { info.__bindgen_anon_1.xdp.ifindex } == device.ifindex;
+            let fault = link_fault(&self.pin_path("xdp", device.ifindex), program, at);
+            found.extend(fault.map(|fault| {
+                Drift::new(DriftKind::Xdp, format!("the XDP program of {} {fault}", device.name))
+            }));
+        }
+        for hook in [&TC_EGRESS, &TC_INGRESS] {
+            let program = program_id(programs, hook.programs[usize::from(device.layer3)])?;
+            let fault = match programs.tcx {
+                true => self.tcx_fault(hook, program, device.ifindex)?,
+                false => clsact_fault(hook, program, device.ifindex)?,
+            };
+            found.extend(fault.map(|fault| {
+                let (kind, fault) = match fault {
+                    TcFault::Absent(fault) => (DriftKind::Tc, fault),
+                    TcFault::Behind(other) => (DriftKind::TcOrder, format!("runs after {other}")),
+                };
+                Drift::new(kind, format!("the {} program of {} {fault}", hook.name, device.name))
+            }));
+        }
+        Ok(found)
+    }
+
+    fn tcx_fault(&self, hook: &TcHook, program: u32, ifindex: u32) -> io::Result<Option<TcFault>> {
+        // SAFETY: the active member for links of this type. It is 0 if the device is removed.
+        let at = |info: &bpf_link_info| unsafe { info.__bindgen_anon_1.tcx.ifindex } == ifindex;
+        if let Some(fault) = link_fault(&self.pin_path(hook.name, ifindex), program, at) {
+            return Ok(Some(TcFault::Absent(fault)));
+        }
+        let attached = sys::query_programs(ifindex, hook.tcx, 0)?;
+        let first = attached.first().filter(|first| **first != program);
+        Ok(first.map(|first| TcFault::Behind(program_name(*first))))
+    }
+
+    /// Compares the socket programs of a cgroup with those that [`Links::attach_cgroup`] has
+    /// attached.
+    pub fn check_cgroup(&self, programs: &Programs, path: &Path) -> Result<Vec<Drift>, AttachError> {
+        let open = |source| AttachError::OpenCgroup { path: path.to_owned(), source };
+        let cgroup = std::os::unix::fs::MetadataExt::ino(&path.metadata().map_err(open)?);
+        // SAFETY: the active member for links of this type. The id of a cgroup is its inode number.
+        let at = |info: &bpf_link_info| unsafe { info.__bindgen_anon_1.cgroup.cgroup_id } == cgroup;
+        let mut found = Vec::new();
+        for (name, _, hook) in hooks::CGROUP {
+            // The kernel may have refused this program.
+            let Ok(program) = program_id(programs, name) else { continue };
+            let fault = link_fault(&self.folder.join(hook), program, at);
+            found
+                .extend(fault.map(|fault| {
+                    Drift::new(DriftKind::Socket, format!("the socket program {name} {fault}"))
+                }));
+        }
+        Ok(found)
     }
 
     /// Returns the paths of all pins.
@@ -361,12 +436,77 @@ fn replace(
 ) -> io::Result<()> {
     match sys::open_pin(path) {
         Ok(link) if here(link.as_fd()) => return sys::update_link(link.as_fd(), program),
-        // The link belongs to another cgroup or to a removed device.
-        Ok(_) => std::fs::remove_file(path)?,
+        // The link belongs to another cgroup or to a removed device, or is at the wrong place.
+        Ok(link) => {
+            // It is no error if nothing is attached. The kernel may release a link whose pin is
+            // removed only later.
+            let _ = sys::detach_link(link.as_fd());
+            std::fs::remove_file(path)?;
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
     sys::pin(create()?.as_fd(), path)
+}
+
+/// What is wrong with a tc program.
+enum TcFault {
+    Absent(String),
+    /// This program runs before it.
+    Behind(String),
+}
+
+/// Describes what is wrong with the link pinned at `path`. `at` returns whether it is attached to
+/// its target.
+fn link_fault(path: &Path, program: u32, at: impl Fn(&bpf_link_info) -> bool) -> Option<String> {
+    match sys::open_pin(path).and_then(|link| sys::link_info(link.as_fd())) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Some("is not attached: the pin of its link is missing".into())
+        }
+        Err(error) => Some(format!("has no link that can be read: {error}")),
+        Ok(info) if !at(&info) => Some("is not attached: its link was detached".into()),
+        Ok(info) if info.prog_id != program => {
+            Some(format!("was replaced by {} in its link", program_name(info.prog_id)))
+        }
+        Ok(_) => None,
+    }
+}
+
+/// The filter of Sluice at a hook.
+struct OwnFilter {
+    /// The id of its program.
+    program: Option<u32>,
+    /// The name of the program of the filter that runs before it.
+    before: Option<String>,
+}
+
+fn own_filter(hook: &TcHook, ifindex: u32) -> io::Result<Option<OwnFilter>> {
+    let filters = tc_filters(ifindex, hook.clsact == TcAttachType::Ingress)?;
+    let own =
+        |filter: &TcFilter| filter.handle == u32::from(CLSACT_HANDLE) && filter.priority() == CLSACT_PRIORITY;
+    let Some(position) = filters.iter().position(own) else { return Ok(None) };
+    let name = |filter: &TcFilter| {
+        filter.program.as_ref().map_or_else(|| "a filter".to_owned(), |program| program.name.clone())
+    };
+    Ok(Some(OwnFilter {
+        program: filters[position].program.as_ref().map(|program| program.id),
+        before: filters[..position].first().map(name),
+    }))
+}
+
+fn clsact_fault(hook: &TcHook, program: u32, ifindex: u32) -> io::Result<Option<TcFault>> {
+    Ok(match own_filter(hook, ifindex)? {
+        None => Some(TcFault::Absent("is not attached: its filter is missing".into())),
+        Some(own) if own.program != Some(program) => {
+            let other = own.program.map_or_else(|| "nothing".to_owned(), program_name);
+            Some(TcFault::Absent(format!("was replaced by {other} in its filter")))
+        }
+        Some(own) => own.before.map(TcFault::Behind),
+    })
+}
+
+fn program_id(programs: &Programs, name: &str) -> io::Result<u32> {
+    Ok(sys::program_info(program_fd(programs, name)?)?.id)
 }
 
 fn file_name(path: &Path) -> String {
@@ -421,11 +561,16 @@ fn attach_clsact(
     programs: &mut Programs,
     hook: &TcHook,
     program: &str,
-    device: &str,
+    target: TargetDevice<'_>,
 ) -> Result<(), AttachError> {
+    let device = target.name;
     let failed = |source| AttachError::Clsact { device: device.to_owned(), source: Box::new(source) };
     // An error means that the queueing discipline exists. If it does not, attaching fails.
     let _ = tc::qdisc_add_clsact(device);
+    // The kernel puts a new filter before the others of its priority. It replaces one in place.
+    if own_filter(hook, target.ifindex).is_ok_and(|own| own.is_some_and(|own| own.before.is_some())) {
+        let _ = clsact_link(hook, device).map(aya::programs::Link::detach);
+    }
     let program = programs.classifier(program).map_err(failed)?;
     let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
     let link = match clsact_link(hook, device) {

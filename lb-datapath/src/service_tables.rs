@@ -92,6 +92,15 @@ impl Tables for ServiceTables {
         self.backends.clear(family, id)
     }
 
+    fn rewrite_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError> {
+        self.backends.clear(family, id)?;
+        self.backends.write(family, id, &entry)
+    }
+
+    fn rewrite_slot(&mut self, slot: u32, backend_id: u32) -> Result<(), TableError> {
+        self.slots.write(slot, backend_id)
+    }
+
     fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError> {
         self.addresses.update(ip, |known| KnownAddress {
             flags: known.flags & !address_flags::OF_SERVICES | flags,
@@ -103,8 +112,37 @@ impl Tables for ServiceTables {
         self.source_ranges.set(AllowedSource { service_id, network }, Some(&1))
     }
 
+    fn restore_source_range(&mut self, service_id: u32, network: IpNet) -> Result<bool, TableError> {
+        // A lookup would find a larger network too.
+        self.source_ranges.insert(AllowedSource { service_id, network }, &1)
+    }
+
     fn remove_source_range(&mut self, service_id: u32, network: IpNet) -> Result<(), TableError> {
         self.source_ranges.set(AllowedSource { service_id, network }, None)
+    }
+
+    fn service(&self, key: ServiceAddress) -> Result<Option<ServiceEntry>, TableError> {
+        self.services.get(key)
+    }
+
+    fn service_keys(
+        &self,
+        after: Option<ServiceAddress>,
+        count: usize,
+    ) -> Result<Vec<ServiceAddress>, TableError> {
+        self.services.keys(after, count)
+    }
+
+    fn service_name(&self, service_id: u32) -> Result<Option<ServiceName>, TableError> {
+        self.names.get(&service_id)
+    }
+
+    fn backend(&self, family: IpFamily, id: u32) -> Result<Option<BackendEntry>, TableError> {
+        self.backends.get(family, id)
+    }
+
+    fn mark(&self, ip: IpAddr) -> Result<u32, TableError> {
+        Ok(self.addresses.get(ip)?.map_or(0, |known| known.flags & address_flags::OF_SERVICES))
     }
 
     fn services(&self) -> Result<Vec<(ServiceAddress, ServiceEntry)>, TableError> {

@@ -154,6 +154,13 @@ pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attributes).map(drop)
 }
 
+/// Detaches the program of a link (`BPF_LINK_DETACH`). The link continues to exist.
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = attributes();
+    attributes.link_detach.link_fd = link.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes).map(drop)
+}
+
 /// Returns the kernel's description of an object (`BPF_OBJ_GET_INFO_BY_FD`).
 fn object_info<T>(object: BorrowedFd<'_>) -> io::Result<T> {
     // SAFETY: the callers below use C structures of plain numbers only.
@@ -212,6 +219,22 @@ pub fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Op
     match bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes) {
         // SAFETY: Plain, and filled by the kernel. Per-CPU maps are read by `lookup_per_cpu`.
         Ok(_) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the key that follows a key, or the first one (`BPF_MAP_GET_NEXT_KEY`). If the key does
+/// not exist, the kernel returns the first one.
+pub fn next_key<K: Plain>(map: BorrowedFd<'_>, previous: Option<&K>) -> io::Result<Option<K>> {
+    let mut next = MaybeUninit::<K>::zeroed();
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attributes.__bindgen_anon_2.key = previous.map_or(0, |key| std::ptr::from_ref(key) as u64);
+    attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+    match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
+        // SAFETY: Plain, and filled by the kernel.
+        Ok(_) => Ok(Some(unsafe { next.assume_init() })),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }

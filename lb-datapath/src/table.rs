@@ -87,6 +87,18 @@ impl<K: Plain, V: Plain> Table<K, V> {
         sys::lookup(self.fd.as_fd(), key).map_err(self.failed("read"))
     }
 
+    /// Returns at most `count` keys that follow a key, from the first one on for `None`.
+    pub fn keys(&self, after: Option<K>, count: usize) -> Result<Vec<K>, TableError> {
+        let mut keys: Vec<K> = Vec::new();
+        while keys.len() < count {
+            let previous = keys.last().copied().or(after);
+            let next = sys::next_key(self.fd.as_fd(), previous.as_ref()).map_err(self.failed("read"))?;
+            let Some(next) = next else { break };
+            keys.push(next);
+        }
+        Ok(keys)
+    }
+
     pub fn for_each(&self, visit: impl FnMut(&K, &V)) -> Result<(), TableError> {
         sys::for_each(self.fd.as_fd(), visit).map_err(self.failed("read"))
     }

@@ -23,6 +23,7 @@ pub mod kernel;
 mod manifest_dir;
 pub mod manifests;
 pub mod packet;
+pub mod pass_programs;
 pub mod patience;
 pub mod pattern;
 pub mod place;
@@ -31,7 +32,6 @@ pub mod programs;
 pub mod report;
 pub mod run;
 pub mod topology;
-mod xdp_pass;
 
 pub use agent::{Agent, AgentOptions};
 #[cfg(feature = "control-plane")]

@@ -33,9 +33,9 @@ use crate::command;
 use crate::host::Host;
 use crate::kernel::lacks;
 use crate::manifest_dir::ManifestDir;
+use crate::pass_programs;
 use crate::place::Place;
 use crate::run::{self, RunId};
-use crate::xdp_pass;
 
 /// How the nodes are connected, and how pods of one node reach pods of the other node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -385,7 +385,7 @@ impl Builder<'_> {
         if self.datapath == AttachMode::Xdp {
             let program = self.pass_program();
             self.mount_bpffs(program.parent().context("the pin path of the program has no folder")?)?;
-            xdp_pass::load_and_pin(&program)?;
+            pass_programs::pin_xdp(&program)?;
         }
         Ok(place)
     }

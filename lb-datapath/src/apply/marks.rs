@@ -112,6 +112,17 @@ impl AddressFlags {
         Ok(())
     }
 
+    /// Writes the flags of an address again if another program has changed them. Returns whether it
+    /// has.
+    pub fn restore<T: Tables>(&self, tables: &mut T, ip: IpAddr) -> Result<bool, TableError> {
+        let written = self.marks.get(&ip).map_or(0, |mark| mark.written);
+        let differs = tables.mark(ip)? != written;
+        if differs {
+            tables.mark_address(ip, written)?;
+        }
+        Ok(differs)
+    }
+
     /// Returns the flags in the map.
     #[cfg(test)]
     pub fn written(&self) -> std::collections::BTreeMap<IpAddr, u32> {

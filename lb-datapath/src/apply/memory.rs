@@ -367,6 +367,22 @@ impl Tables for Memory {
         Ok(())
     }
 
+    fn rewrite_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        state.write("BACKENDS")?;
+        let before = state.backends[family].insert(id, entry);
+        assert_ne!(before, Some(entry), "backend {id}: written without need");
+        Ok(())
+    }
+
+    fn rewrite_slot(&mut self, slot: u32, backend_id: u32) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        state.write("SLOTS")?;
+        assert_ne!(state.slots[slot as usize], backend_id, "slot {slot}: written without need");
+        state.slots[slot as usize] = backend_id;
+        Ok(())
+    }
+
     fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError> {
         let mut state = self.state_mut();
         assert!(!ip.is_unspecified() && flags & !address_flags::OF_SERVICES == 0, "{ip}: flags {flags:#x}");
@@ -398,12 +414,46 @@ impl Tables for Memory {
         Ok(())
     }
 
+    fn restore_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<bool, TableError> {
+        let absent = !self.state().source_ranges.contains(&(service_id, sources));
+        if absent {
+            self.put_source_range(service_id, sources)?;
+        }
+        Ok(absent)
+    }
+
     fn remove_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError> {
         let mut state = self.state_mut();
         state.check_removed_guard(service_id, sources);
         state.write("SOURCE_RANGES")?;
         state.source_ranges.remove(&(service_id, sources));
         Ok(())
+    }
+
+    fn service(&self, key: ServiceAddress) -> Result<Option<layout::ServiceEntry>, TableError> {
+        Ok(self.state().services.get(&key).copied())
+    }
+
+    fn service_keys(
+        &self,
+        after: Option<ServiceAddress>,
+        count: usize,
+    ) -> Result<Vec<ServiceAddress>, TableError> {
+        let state = self.state();
+        let follows = |key: &&ServiceAddress| after.is_none_or(|after| **key > after);
+        Ok(state.services.keys().filter(follows).take(count).copied().collect())
+    }
+
+    fn service_name(&self, service_id: u32) -> Result<Option<layout::ServiceName>, TableError> {
+        Ok(self.state().names.get(&service_id).copied())
+    }
+
+    fn backend(&self, family: IpFamily, id: u32) -> Result<Option<BackendEntry>, TableError> {
+        Ok(self.state().backends[family].get(&id).copied())
+    }
+
+    fn mark(&self, ip: IpAddr) -> Result<u32, TableError> {
+        Ok(self.state().marks.get(&ip).copied().unwrap_or(0))
     }
 
     fn services(&self) -> Result<Vec<(ServiceAddress, layout::ServiceEntry)>, TableError> {

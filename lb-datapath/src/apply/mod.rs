@@ -25,10 +25,13 @@
 //! | a range of slots | running programs | the grace period |
 //! | a backend id, a service id | running programs, flows | the grace period and a later sweep |
 //!
+//! [`Engine::audit`] compares the maps with the records, for changes of other programs.
+//!
 //! **Invariant:** the records of the engine match the maps, also after a failed write. Every
 //! operation starts from these records, so a failed operation can simply be repeated.
 
 mod adopt;
+mod audit;
 mod engine;
 pub(crate) mod entry;
 mod error;
@@ -42,6 +45,7 @@ pub mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use audit::Audit;
 pub use engine::{Engine, ReferencedIds};
 pub use error::ApplyError;
 pub use map_name::MapUsage;

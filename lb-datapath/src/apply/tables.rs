@@ -74,14 +74,35 @@ pub trait Tables {
     fn write_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError>;
     /// Zeroes the entry.
     fn clear_backend(&mut self, family: IpFamily, id: u32) -> Result<(), TableError>;
+    /// Writes an entry to which programs may refer and that another program has changed. No program
+    /// sees the new flags with the old address.
+    fn rewrite_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError>;
+    /// Writes a slot to which programs may refer and that another program has changed.
+    fn rewrite_slot(&mut self, slot: u32, backend_id: u32) -> Result<(), TableError>;
     /// Writes the flags of an address in `ADDRESSES_V4` or `ADDRESSES_V6`: bits of
     /// [`layout::address_flags::OF_SERVICES`], or 0 if no Service has the address. Other flags of
     /// the address stay.
     fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError>;
     /// Allows a network to use service entries with [`layout::service_flags::SOURCE_RANGES`].
     fn put_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError>;
+    /// Adds a source range if it does not exist. Returns whether it did not.
+    fn restore_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<bool, TableError>;
     /// Removes a source range. Does nothing if it does not exist.
     fn remove_source_range(&mut self, service_id: u32, sources: IpNet) -> Result<(), TableError>;
+
+    fn service(&self, key: ServiceAddress) -> Result<Option<layout::ServiceEntry>, TableError>;
+    /// Returns at most `count` keys of service entries that follow a key in the order of the maps,
+    /// from the first one on for `None`. No key follows the last one.
+    fn service_keys(
+        &self,
+        after: Option<ServiceAddress>,
+        count: usize,
+    ) -> Result<Vec<ServiceAddress>, TableError>;
+    fn service_name(&self, service_id: u32) -> Result<Option<layout::ServiceName>, TableError>;
+    /// Returns an entry whose flags are not 0.
+    fn backend(&self, family: IpFamily, id: u32) -> Result<Option<BackendEntry>, TableError>;
+    /// Returns the flags that [`Tables::mark_address`] has written.
+    fn mark(&self, ip: IpAddr) -> Result<u32, TableError>;
 
     /// Returns all service entries. The engine reads the maps once at start, so that ids and slots
     /// survive a restart.

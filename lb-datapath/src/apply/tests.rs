@@ -1,5 +1,6 @@
 //! Tests of the engine: sequences of desired states, restarts, failed writes and full maps.
 
+mod audit;
 mod cursors;
 mod sequences;
 mod transitions;

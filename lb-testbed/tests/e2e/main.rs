@@ -29,12 +29,15 @@ static WORLD: Mutex<Option<World>> = Mutex::new(None);
 
 /// Cases that also run with clsact filters instead of links. The programs are the same, but are
 /// attached differently.
-const CLSACT_CASES: [&str; 9] = [
+const CLSACT_CASES: [&str; 12] = [
     "attached_as_configured",
     "outside_to_node_port_local",
     "outside_to_node_port_remote",
     "udp_outside_to_node_port",
     "doctor_finds_faults",
+    "drift_of_programs",
+    "drift_of_order",
+    "drift_of_pins",
     "agent_restarts_under_load",
     "sizes_change_under_load",
     "vm_to_cluster_ip",

@@ -9,13 +9,17 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, LinkAddress, NamespaceAddrs, device_flags};
-use lb_datapath::Attached;
+use lb_datapath::{Attached, Drift, DriftKind};
 
 use super::desired_host::DesiredHost;
 use super::host_tables::HostTables;
 use crate::node::devices::DeviceChoice;
 use crate::node::namespaces::follow::NamespaceAddresses;
 use crate::serve::Pending;
+
+/// The programs of a device are moved to the first place so often. A program of another owner that
+/// comes back after that stays there, so that two programs do not alternate for ever.
+const MOVES: u32 = 3;
 
 /// The current attachments and the current content of the host maps.
 #[derive(Debug, Default)]
@@ -26,6 +30,8 @@ pub struct HostReconciler {
     networks: BTreeMap<IpNet, u32>,
     namespaces: NamespaceAddresses,
     attachments: BTreeMap<u32, Attachment>,
+    /// How often the programs of a device were moved to the first place, by interface index.
+    moved: BTreeMap<u32, u32>,
     /// Changes that failed, by their description.
     failed: BTreeMap<String, Failure>,
 }
@@ -103,6 +109,7 @@ impl HostReconciler {
             networks: networks.into_iter().collect(),
             namespaces: namespaces.into_iter().collect(),
             attachments: attached.into_iter().map(|ifindex| (ifindex, Attachment::Adopted)).collect(),
+            moved: BTreeMap::new(),
             failed: BTreeMap::new(),
         }
     }
@@ -134,6 +141,53 @@ impl HostReconciler {
         self.write_devices(desired, host, &mut round);
         self.failed = round.failing;
         round.changes
+    }
+
+    /// Compares attachments and host maps with the kernel's. The next [`HostReconciler::converge`]
+    /// repairs what differs.
+    pub fn compare<H: HostTables>(&mut self, host: &H) -> Result<Comparison, H::Error> {
+        let mut comparison = Comparison::default();
+        let found = &mut comparison.drift;
+        let kernel = host.entries()?;
+        differences(&mut self.devices, kernel.devices, found, |ifindex| format!("interface {ifindex}"));
+        differences(&mut self.links, kernel.links, found, |ifindex| {
+            format!("the MAC address of interface {ifindex}")
+        });
+        differences(&mut self.networks, kernel.networks, found, |network| format!("network {network}"));
+        differences(&mut self.namespaces, kernel.namespaces, found, |cookie| {
+            format!("network namespace {cookie}")
+        });
+        differences(&mut self.addresses, kernel.addresses, found, |address| {
+            format!("node address {address}")
+        });
+        self.compare_attachments(host, &mut comparison)?;
+        Ok(comparison)
+    }
+
+    fn compare_attachments<H: HostTables>(
+        &mut self,
+        host: &H,
+        comparison: &mut Comparison,
+    ) -> Result<(), H::Error> {
+        for (ifindex, attachment) in &mut self.attachments {
+            let Attachment::Own { choice, xdp } = attachment else { continue };
+            let found = host.check(choice, *xdp)?;
+            if found.iter().all(|drift| drift.kind == DriftKind::TcOrder) && !found.is_empty() {
+                let moved = self.moved.entry(*ifindex).or_default();
+                *moved += 1;
+                if *moved > MOVES {
+                    if *moved == MOVES + 1 {
+                        comparison.left.extend(found.into_iter().map(|drift| drift.found));
+                    }
+                    continue;
+                }
+            }
+            if !found.is_empty() {
+                *attachment = Attachment::Adopted;
+                comparison.drift.extend(found);
+            }
+        }
+        Ok(())
     }
 
     fn write_devices<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
@@ -188,6 +242,7 @@ impl HostReconciler {
             };
             if round.check(|| format!("detach from {device}"), host.detach(ifindex)).is_some() {
                 self.attachments.remove(&ifindex);
+                self.moved.remove(&ifindex);
                 round.changes.push(HostChange::Detached { device });
             }
         }
@@ -209,6 +264,37 @@ impl HostReconciler {
             round.changes.push(change);
         }
     }
+}
+
+/// The result of [`HostReconciler::compare`].
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// What differs, and will be repaired.
+    pub drift: Vec<Drift>,
+    /// Programs of others that were put before ours again and again, and stay there.
+    pub left: Vec<String>,
+}
+
+/// Compares the entries of a map with those that were written to it. Afterwards `written` has the
+/// entries of the kernel.
+fn differences<K: Ord + Copy, V: PartialEq>(
+    written: &mut BTreeMap<K, V>,
+    kernel: BTreeMap<K, V>,
+    found: &mut Vec<Drift>,
+    name: impl Fn(&K) -> String,
+) {
+    let changed = written.iter().filter_map(|(key, value)| match kernel.get(key) {
+        None => Some((key, "is missing")),
+        Some(other) if other != value => Some((key, "was changed")),
+        Some(_) => None,
+    });
+    let added = kernel.keys().filter(|key| !written.contains_key(key)).map(|key| (key, "was added"));
+    let differences: Vec<_> = changed
+        .chain(added)
+        .map(|(key, how)| Drift::new(DriftKind::MapEntry, format!("the map entry of {} {how}", name(key))))
+        .collect();
+    found.extend(differences);
+    *written = kernel;
 }
 
 /// One call of [`HostReconciler::converge`].
@@ -279,6 +365,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use super::super::host_tables::HostEntries;
     use super::*;
     use crate::node::devices::{Behind, Hooks};
 
@@ -289,6 +376,10 @@ mod tests {
         fail: Option<&'static str>,
         /// The kernel refuses the tc programs.
         refused: bool,
+        /// What the kernel has.
+        entries: HostEntries,
+        /// What is wrong with the programs of the devices.
+        drift: Vec<Drift>,
     }
 
     impl Host {
@@ -317,6 +408,12 @@ mod tests {
                 return Ok(Attached::Nothing { refused: "lb_tc_ingress" });
             }
             Ok(Attached::Programs { xdp, how: choice.hooks.to_string() })
+        }
+        fn check(&self, _: &DeviceChoice, _: bool) -> io::Result<Vec<Drift>> {
+            Ok(self.drift.clone())
+        }
+        fn entries(&self) -> io::Result<HostEntries> {
+            Ok(self.entries.clone())
         }
         fn detach(&mut self, ifindex: u32) -> io::Result<()> {
             self.call(format!("detach {ifindex}"))
@@ -404,6 +501,62 @@ mod tests {
         );
         assert_eq!(host_reconciler.converge(&desired(), &mut host, now()), []);
         assert_eq!(host.take_calls(), NO_CALLS);
+    }
+
+    #[test]
+    fn entries_that_another_program_changed_are_written_again() {
+        let (mut host_reconciler, mut host) = (HostReconciler::default(), Host::default());
+        let mut desired = desired();
+        desired.devices.insert(3, device(3));
+        host_reconciler.converge(&desired, &mut host, now());
+        host.take_calls();
+        host.entries.devices = desired.devices.clone();
+        host.entries.addresses = desired.addresses.clone();
+        assert_eq!(host_reconciler.compare(&host).unwrap(), Comparison::default());
+
+        host.entries.devices = BTreeMap::from([(2, device(9)), (4, device(4))]);
+        let found: Vec<_> = host_reconciler.compare(&host).unwrap().drift;
+        let texts: Vec<&str> = found.iter().map(|drift| drift.found.as_str()).collect();
+        assert_eq!(
+            texts,
+            [
+                "the map entry of interface 2 was changed",
+                "the map entry of interface 3 is missing",
+                "the map entry of interface 4 was added"
+            ]
+        );
+        host_reconciler.converge(&desired, &mut host, now());
+        assert_eq!(
+            host.take_calls(),
+            ["remove device 4", "put device 2 192.0.2.1", "put device 3 192.0.2.3"]
+        );
+    }
+
+    #[test]
+    fn programs_are_attached_again_and_moved_only_some_times() {
+        let (mut host_reconciler, mut host) = (HostReconciler::default(), Host::default());
+        host_reconciler.converge(&desired(), &mut host, now());
+        host.entries = HostEntries {
+            devices: desired().devices,
+            addresses: desired().addresses,
+            ..HostEntries::default()
+        };
+        host.take_calls();
+        let round = |host_reconciler: &mut HostReconciler, host: &mut Host, kind| {
+            host.drift = vec![Drift::new(kind, "found")];
+            let comparison = host_reconciler.compare(host).unwrap();
+            host_reconciler.converge(&desired(), host, now());
+            (comparison.drift.len(), comparison.left.len(), host.take_calls().len())
+        };
+        for _ in 0..5 {
+            assert_eq!(round(&mut host_reconciler, &mut host, DriftKind::Tc), (1, 0, 1));
+        }
+        for _ in 0..MOVES {
+            assert_eq!(round(&mut host_reconciler, &mut host, DriftKind::TcOrder), (1, 0, 1));
+        }
+        assert_eq!(round(&mut host_reconciler, &mut host, DriftKind::TcOrder), (0, 1, 0));
+        assert_eq!(round(&mut host_reconciler, &mut host, DriftKind::TcOrder), (0, 0, 0));
+        assert_eq!(round(&mut host_reconciler, &mut host, DriftKind::Tc), (1, 0, 1));
     }
 
     #[test]

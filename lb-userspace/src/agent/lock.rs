@@ -3,16 +3,17 @@
 //! The folder is `<bpffs>/sluice`, above the layout version: agents of different versions must not
 //! run side by side either. The kernel releases the lock when the process ends.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use procfs::{Lock, LockType};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use tracing::info;
+use rustix::process::geteuid;
+use tracing::{info, warn};
 
 use super::stop::Stop;
 use crate::config::Config;
@@ -44,20 +45,19 @@ impl std::fmt::Display for Holder {
 /// The lock. Dropping it releases it.
 #[derive(Debug)]
 pub struct NodeLock {
-    _folder: File,
+    folder: File,
+    path: PathBuf,
 }
 
 impl NodeLock {
     /// Takes the lock on the folder `path`, which is created if it is missing. Does not wait.
+    ///
+    /// Afterwards the folder belongs to the user of this process, and no other user has access.
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
         let failed = |source: io::Error| LockError::Folder { path: path.to_owned(), source };
-        match std::fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
-            _ => {}
-        }
-        let folder = File::open(path).map_err(failed)?;
+        let folder = own_folder(path).map_err(failed)?;
         match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _folder: folder }),
+            Ok(()) => Ok(Self { folder, path: path.to_owned() }),
             Err(Errno::WOULDBLOCK) => {
                 let inode = folder.metadata().map_err(failed)?.ino();
                 let holder = procfs::locks().ok().and_then(|locks| holder(&locks, inode));
@@ -65,6 +65,17 @@ impl NodeLock {
             }
             Err(error) => Err(failed(error.into())),
         }
+    }
+
+    /// Takes the lock again if its folder was removed or replaced. Returns whether it was.
+    pub fn renew(&mut self) -> Result<bool, LockError> {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let held = self.folder.metadata().map(identity).ok();
+        if held.is_some() && self.path.symlink_metadata().map(identity).ok() == held {
+            return Ok(false);
+        }
+        *self = Self::acquire(&self.path)?;
+        Ok(true)
     }
 
     /// Takes the lock of this node. With `--wait-lock` it waits until another agent has released
@@ -92,6 +103,42 @@ impl NodeLock {
             }
         }
     }
+}
+
+/// Opens a folder that belongs to the user of this process and that no other user can enter.
+/// Creates it if it is missing.
+///
+/// Every user can create files in a BPF file system that is mounted without options. The lock of
+/// another user would prevent the agent from starting, so the file of another user is renamed.
+fn own_folder(path: &Path) -> io::Result<File> {
+    const NO_OTHERS: u32 = 0o700;
+    match DirBuilder::new().mode(NO_OTHERS).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = path.symlink_metadata()?;
+    if !found.is_dir() || found.uid() != geteuid().as_raw() {
+        let aside = path.with_file_name(format!("sluice-of-user-{}-{}", found.uid(), found.ino()));
+        std::fs::rename(path, &aside)?;
+        warn!(
+            "{} belonged to user {}: it is {} now. Mount the BPF file system with mode=0700",
+            path.display(),
+            found.uid(),
+            aside.display()
+        );
+        DirBuilder::new().mode(NO_OTHERS).create(path)?;
+    }
+    // Only the owner of a folder in a file system with the sticky bit can replace it.
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let folder = File::options().read(true).custom_flags(flags).open(path)?;
+    let metadata = folder.metadata()?;
+    if metadata.uid() != geteuid().as_raw() {
+        return Err(io::Error::other(format!("it belongs to user {}", metadata.uid())));
+    }
+    if metadata.mode() & 0o777 != NO_OTHERS {
+        folder.set_permissions(Permissions::from_mode(NO_OTHERS))?;
+    }
+    Ok(folder)
 }
 
 /// Returns the process that holds a `flock` on an inode, from `/proc/locks` (proc_locks(5)).
@@ -127,6 +174,58 @@ mod tests {
             NodeLock::acquire(&path).ok()
         });
         assert!(again.is_some(), "the lock is not released");
+    }
+
+    #[test]
+    fn a_folder_that_was_replaced_is_locked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sluice");
+        let mut lock = NodeLock::acquire(&path).unwrap();
+        assert!(!lock.renew().unwrap(), "nothing has changed");
+        std::fs::remove_dir(&path).unwrap();
+        assert!(lock.renew().unwrap());
+        assert!(path.is_dir());
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        let other = NodeLock::acquire(&path).unwrap();
+        assert!(matches!(lock.renew(), Err(LockError::Held { .. })), "another agent has started");
+        drop(other);
+    }
+
+    #[test]
+    fn no_other_user_has_access_to_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sluice");
+        let mode = || path.symlink_metadata().unwrap().mode() & 0o777;
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
+        drop(NodeLock::acquire(&path).unwrap());
+        assert_eq!(mode(), 0o700);
+        // A link to a folder of another user.
+        std::fs::remove_dir(&path).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &path).unwrap();
+        drop(NodeLock::acquire(&path).unwrap());
+        assert!(path.symlink_metadata().unwrap().is_dir() && mode() == 0o700);
+        let aside = std::fs::read_dir(dir.path()).unwrap().flatten();
+        assert!(
+            aside
+                .map(|entry| entry.file_name())
+                .any(|name| { name.to_string_lossy().starts_with("sluice-of-user-") })
+        );
+    }
+
+    #[test]
+    fn a_folder_of_another_user_is_put_aside() {
+        if !geteuid().is_root() {
+            panic!("this test needs root: it creates a folder of another user");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sluice");
+        std::fs::create_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(65_534), Some(65_534)).unwrap();
+        let foreign = File::open(&path).unwrap();
+        flock(&foreign, FlockOperation::NonBlockingLockExclusive).unwrap();
+        drop(NodeLock::acquire(&path).unwrap());
+        assert_eq!(path.symlink_metadata().unwrap().uid(), 0);
     }
 
     #[test]

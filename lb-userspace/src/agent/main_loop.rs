@@ -2,11 +2,12 @@
 //! them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use lb_datapath::apply::MapUsage;
-use lb_datapath::{Datapath, ServiceTables, monotonic_ns};
+use lb_datapath::{AttachError, Datapath, Drift, DriftKind, ServiceTables, monotonic_ns};
 use lb_model::{Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use tokio::sync::{mpsc, watch};
@@ -15,9 +16,11 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
 use super::desired_host::{DesiredHost, device_choices};
+use super::drift::DriftReport;
 use super::error::AgentError;
 use super::full_maps::FullMaps;
-use super::host_reconciler::{HostChange, HostReconciler};
+use super::host_reconciler::{Comparison, HostChange, HostReconciler};
+use super::lock::{LockError, NodeLock};
 use super::reconciler::{ReconcileOutcome, Reconciler};
 use super::stop::Stop;
 use crate::config::{Config, TerminateSockets};
@@ -48,6 +51,11 @@ pub struct MainLoop<'a> {
     pub recorder: Option<EventRecorder>,
     /// An earlier agent has measured the changes before this time.
     pub started: SystemTime,
+    /// The lock of this node.
+    pub lock: NodeLock,
+    /// The cgroup with the socket programs. `None` if they are not attached.
+    pub sockets: Option<PathBuf>,
+    pub drift: DriftReport,
     /// Devices that are not attached to, with the reason. Each is logged once.
     pub skipped: BTreeMap<String, String>,
     /// The usage of the flow tables when they were last read.
@@ -86,6 +94,10 @@ impl MainLoop<'_> {
                 Ok(()) = self.namespaces.addresses.changed() => self.apply_host_state(),
                 _ = tick.tick() => {
                     self.tick();
+                    self.audit_services();
+                    if self.drift.is_due(Instant::now()) {
+                        self.repair_drift()?;
+                    }
                     if swept.elapsed() >= SWEEP {
                         self.sweep();
                         swept = Instant::now();
@@ -105,6 +117,61 @@ impl MainLoop<'_> {
         if self.host_reconciler.pending().is_some() {
             self.apply_host_state();
         }
+    }
+
+    /// Compares some entries of the service maps with the plan, and repairs what differs.
+    fn audit_services(&mut self) {
+        match self.reconciler.audit(Instant::now()) {
+            Ok((found, done)) => self.drift.services(found, done, &self.metrics),
+            Err(error) => warn!("cannot compare the service maps with the plan, trying again: {error}"),
+        }
+    }
+
+    /// Compares lock, pins, attachments and host maps with the kernel's, and repairs what differs.
+    /// Fails if another agent has taken the lock, after the folder of the lock was removed.
+    fn repair_drift(&mut self) -> Result<(), AgentError> {
+        let (mut found, mut failures) = (Vec::new(), Vec::new());
+        match self.lock.renew() {
+            Ok(true) => found.push(Drift::new(DriftKind::Pin, "the folder of the lock was replaced")),
+            Ok(false) => {}
+            Err(held @ LockError::Held { .. }) => return Err(held.into()),
+            Err(error) => failures.push(error.to_string()),
+        }
+        match self.datapath.repair_pins() {
+            Ok(pins) => found.extend(pins),
+            Err(error) => failures.push(error.to_string()),
+        }
+        match self.repair_sockets() {
+            Ok(sockets) => found.extend(sockets),
+            Err(error) => failures.push(error.to_string()),
+        }
+        let (comparison, complete) = match self.host_reconciler.compare(&self.datapath) {
+            Ok(comparison) => (comparison, true),
+            Err(error) => {
+                failures.push(error.to_string());
+                (Comparison::default(), false)
+            }
+        };
+        for left in comparison.left {
+            error!("{left}: it was moved behind the program of Sluice several times, and stays now");
+        }
+        let host_differs = !comparison.drift.is_empty() || !complete;
+        found.extend(comparison.drift);
+        self.drift.host(found, &self.metrics);
+        self.drift.failed(&failures);
+        if host_differs {
+            self.apply_host_state();
+        }
+        Ok(())
+    }
+
+    fn repair_sockets(&mut self) -> Result<Vec<Drift>, AttachError> {
+        let Some(cgroup) = &self.sockets else { return Ok(Vec::new()) };
+        let found = self.datapath.check_cgroup(cgroup)?;
+        if !found.is_empty() {
+            self.datapath.attach_cgroup(cgroup)?;
+        }
+        Ok(found)
     }
 
     /// Applies a batch of events to the service maps, and to everything that depends on them.

@@ -11,6 +11,7 @@
 //! * `source`: the API server or a folder of manifests, as a channel of events.
 //! * `reconciler`: service maps. `host_reconciler`: maps about this host, and attachments.
 //! * `desired_host`: pure functions that compute the desired host maps. `host_tables`: writes them.
+//! * `drift`: reports what another program has changed in the kernel, which the reconcilers repair.
 //! * `full_maps`: the nearly full maps that were reported.
 //! * `stale_sockets`: closes sockets that are connected to removed endpoints.
 //! * [`once`]: writes everything once, without a loop, for `lb explain --manifests`.
@@ -18,6 +19,7 @@
 //! **Invariant:** the data path stays as it is when this process ends, for whatever reason.
 
 mod desired_host;
+mod drift;
 mod error;
 mod full_maps;
 mod host_reconciler;

@@ -4,10 +4,10 @@
 //! the [`ReconcileOutcome`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use lb_datapath::apply::tables::Tables;
-use lb_datapath::apply::{ApplyError, Engine, MapUsage, ReferencedIds};
+use lb_datapath::apply::tables::{TableError, Tables};
+use lb_datapath::apply::{ApplyError, Audit, Engine, MapUsage, ReferencedIds};
 use lb_model::{Protocol, SourceEvent};
 use lb_plan::desired::ServicePortId;
 use lb_plan::{Changes, Planner};
@@ -20,7 +20,16 @@ pub struct Reconciler<T> {
     engine: Engine<T>,
     /// Service ports whose entries could not be written.
     failing: BTreeMap<ServicePortId, FailedWrite>,
+    audit: Audit,
+    /// When the audit began. `None` before the first one.
+    audited: Option<Instant>,
 }
+
+/// Minimum time between the beginnings of two audits of the service maps.
+const AUDIT_PERIOD: Duration = Duration::from_secs(10);
+/// So many entries are compared in one call of [`Reconciler::audit`], so that it takes less than a
+/// millisecond.
+const AUDIT_STEP: usize = 256;
 
 #[derive(Debug)]
 struct FailedWrite {
@@ -45,7 +54,7 @@ pub struct ReconcileOutcome {
 
 impl<T: Tables> Reconciler<T> {
     pub fn new(planner: Planner, engine: Engine<T>) -> Self {
-        Self { planner, engine, failing: BTreeMap::new() }
+        Self { planner, engine, failing: BTreeMap::new(), audit: Audit::default(), audited: None }
     }
 
     pub fn planner(&self) -> &Planner {
@@ -94,6 +103,20 @@ impl<T: Tables> Reconciler<T> {
     /// are the ids to which flows refer.
     pub fn swept(&mut self, started: Instant, referenced: &ReferencedIds) {
         self.engine.free_unreferenced_ids(started, referenced);
+    }
+
+    /// Compares some entries of the service maps with those that were written, and repairs what
+    /// another program has changed. To be called about once a second. Returns a description of each
+    /// difference, and whether all entries have been compared.
+    pub fn audit(&mut self, now: Instant) -> Result<(Vec<String>, bool), TableError> {
+        if self.audit.is_done() || self.audited.is_none() {
+            if self.audited.is_some_and(|began| now.saturating_duration_since(began) < AUDIT_PERIOD) {
+                return Ok((Vec::new(), false));
+            }
+            (self.audit, self.audited) = (Audit::default(), Some(now));
+        }
+        let found = self.engine.audit(&mut self.audit, AUDIT_STEP)?;
+        Ok((found, self.audit.is_done()))
     }
 
     /// Returns the numbers of used and available map entries.
@@ -146,7 +169,6 @@ impl<T: Tables> Reconciler<T> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use k8s_openapi::api::core::v1;
     use lb_datapath::apply::memory::Memory;
@@ -182,6 +204,20 @@ mod tests {
     fn reconciler(memory: &Memory, now: Instant) -> Reconciler<Memory> {
         let engine = Engine::adopt(memory.clone(), &ReferencedIds::default(), GRACE, now).unwrap();
         Reconciler::new(Planner::new(PlannerSettings::default()), engine)
+    }
+
+    #[test]
+    fn an_audit_begins_again_after_its_period() {
+        let now = Instant::now();
+        let memory = Memory::roomy(now);
+        let mut agent = reconciler(&memory, now);
+        agent.apply([service("web", "10.96.0.20")].into_iter().chain(synced()), now);
+        assert_eq!(agent.audit(now).unwrap(), (vec![], true));
+        memory.state_mut().services.clear();
+        assert_eq!(agent.audit(now).unwrap(), (vec![], false), "too early");
+        let (found, done) = agent.audit(now + AUDIT_PERIOD).unwrap();
+        assert_eq!((found, done), (vec!["10.96.0.20:80 TCP of default/web TCP".to_owned()], true));
+        assert_eq!(memory.state().services.len(), 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Starts the agent: checks, lock, source, data path, servers; then the main loop.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::drift::DriftReport;
 use super::error::AgentError;
 use super::host_reconciler::HostReconciler;
 use super::lock::NodeLock;
@@ -43,7 +44,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "starting Sluice");
 
     let started = SystemTime::now();
-    let Some(_lock) = NodeLock::acquire_or_wait(config, &mut stop).await? else { return Ok(()) };
+    let Some(lock) = NodeLock::acquire_or_wait(config, &mut stop).await? else { return Ok(()) };
     let probes = serve::bind(AgentPort::Health, config.health_bind).await?;
     let diagnostics = serve::bind(AgentPort::Metrics, config.metrics_bind).await?;
     let (health, state) = watch::channel(AgentState::starting("loading the kernel programs"));
@@ -58,7 +59,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     }
     let (engine, host_reconciler) = adopt(&mut datapath)?;
     enable_forwarding(&Sysctls::at(&config.sysctl_dir));
-    attach_socket_programs(config, cgroup, &mut datapath)?;
+    let sockets = attach_socket_programs(config, cgroup, &mut datapath)?;
 
     let maps = datapath.maps();
     let metrics = Arc::new(Metrics::new(Box::new(move || {
@@ -80,6 +81,9 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
         metrics,
         recorder,
         started,
+        lock,
+        sockets,
+        drift: DriftReport::new(Instant::now()),
         skipped: Default::default(),
         flow_maps: Vec::new(),
         full_maps: Default::default(),
@@ -143,12 +147,14 @@ fn adopt_host(host: &HostMaps, attached: Vec<u32>) -> Result<HostReconciler, Tab
     Ok(HostReconciler::adopt(devices, links, addresses, networks, namespaces, attached))
 }
 
-/// Attaches the socket programs to `cgroup`, or detaches those of an earlier agent.
+/// Attaches the socket programs to `cgroup`, or detaches those of an earlier agent. Returns the
+/// cgroup to which this agent has attached.
 fn attach_socket_programs(
     config: &Config,
     cgroup: Option<&Path>,
     datapath: &mut Datapath,
-) -> Result<(), AttachError> {
+) -> Result<Option<PathBuf>, AttachError> {
+    let mut attached = None;
     match cgroup {
         // The programs of an earlier agent stay attached.
         Some(_) if !datapath.can_serve_sockets() => {
@@ -158,6 +164,7 @@ fn attach_socket_programs(
             datapath.attach_cgroup(cgroup)?;
             let host_only = config.socket_hooks == SocketHooks::Host;
             info!(cgroup = %cgroup.display(), host_only, "attached the socket programs");
+            attached = Some(cgroup.to_owned());
         }
         None => {
             datapath.detach_cgroup()?;
@@ -170,7 +177,7 @@ fn attach_socket_programs(
              (--socket-hooks), and no programs are attached to their devices (--pod-interfaces)"
         );
     }
-    Ok(())
+    Ok(attached)
 }
 
 /// Enables forwarding: the kernel forwards packets that are translated for a pod of this node.

@@ -53,8 +53,8 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use lb_common::reason::Reason;
-    use lb_datapath::EndpointShortage;
     use lb_datapath::apply::MapUsage;
+    use lb_datapath::{DriftKind, EndpointShortage};
     use lb_model::{IpFamily, ObjectName, Problem, ProblemKind, Protocol, Severity, SourceEvent, Trigger};
     use lb_plan::desired::ServicePortId;
 
@@ -121,6 +121,7 @@ mod tests {
             vec![MapUsage { map: "SLOTS", entries: 10, capacity: 1024, option: "max-slots" }],
         );
         metrics.set_flows(8, 2);
+        metrics.repaired(DriftKind::Tc);
         metrics
     }
 

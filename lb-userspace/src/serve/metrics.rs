@@ -12,8 +12,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lb_common::reason::{Outcome, Reason};
-use lb_datapath::EndpointShortage;
 use lb_datapath::apply::MapUsage;
+use lb_datapath::{DriftKind, EndpointShortage};
 use lb_model::{IpFamily, PerFamily, Problem, Severity, SourceEvent, Trigger};
 use lb_plan::desired::ServicePortId;
 use prometheus_client::collector::Collector;
@@ -55,6 +55,7 @@ struct Values {
     errors: u64,
     notes: u64,
     raised: BTreeMap<Raised, u64>,
+    repairs: BTreeMap<DriftKind, u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,6 +132,11 @@ impl Metrics {
         let mut values = self.values();
         let current = values.current(problem.severity);
         *current = current.saturating_sub(1);
+    }
+
+    /// Counts a change of another program that is repaired.
+    pub fn repaired(&self, kind: DriftKind) {
+        *self.values().repairs.entry(kind).or_default() += 1;
     }
 
     /// Sets the number of Services, the number of endpoints of all their ports, and the usage of
@@ -246,6 +252,13 @@ impl Collector for Metrics {
             values.raised.iter().map(|(raised, count)| {
                 let Raised { kind, reason, severity } = *raised;
                 ([("kind", kind), ("reason", reason), ("severity", severity)], *count)
+            }),
+        )?;
+        writer.counters(
+            "sluice_repairs",
+            "Changes of other programs to attachments, pins and map entries that the agent has repaired",
+            DriftKind::ALL.map(|kind| {
+                ([("kind", kind.label())], values.repairs.get(&kind).copied().unwrap_or_default())
             }),
         )?;
         match (self.read_counts)() {

@@ -55,13 +55,14 @@ pub fn healthy_and_faulty(world: &mut World) -> Result<()> {
     world.publish(&[1, 3])?;
     eventually(|| Diagnosis::of(world)?.expect_healthy())?;
     for plant in [no_egress, no_connect4, lost_entry] {
-        let (check, evidence) = plant(world)?;
         eventually(|| {
+            // The agent repairs the fault after some seconds, possibly before `lb doctor` runs.
+            let (check, evidence) = plant(world)?;
             let diagnosis = Diagnosis::of(world)?;
             ensure!(!diagnosis.success, "exit status 0 in spite of an error");
             diagnosis.expect("error", check, evidence)
         })?;
-        // A new agent repairs each of these faults.
+        // A new agent repairs each of these faults too.
         world.take_agent(0)?.stop()?;
         Diagnosis::of(world)?.expect("warning", "agent", "does not answer")?;
         world.start_agent(0)?;

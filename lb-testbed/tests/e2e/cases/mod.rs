@@ -8,6 +8,7 @@ mod container;
 mod conversion;
 mod datagrams;
 mod doctor;
+mod drift;
 mod examples;
 mod explain;
 mod floods;
@@ -166,6 +167,11 @@ pub const CASES: &[Case] = &[
     once("priority_tags_are_ignored", Underlays::Routed, vlan::priority_tags_are_ignored),
     once("frames_of_other_vlans_are_ignored", Underlays::Routed, vlan::frames_of_other_vlans_are_ignored),
     once("doctor_finds_faults", Underlays::Routed, doctor::healthy_and_faulty),
+    once("drift_of_programs", Underlays::Routed, drift::programs),
+    once("drift_of_order", Underlays::Routed, drift::order),
+    once("drift_of_sockets", Underlays::Routed, drift::sockets),
+    once("drift_of_entries", Underlays::Routed, drift::entries),
+    once("drift_of_pins", Underlays::Routed, drift::pins),
     once("agent_restarts", Underlays::Routed, lifecycle::agent_restarts),
     each("agent_restarts_under_load", Underlays::Both, lifecycle::agent_restarts_under_load),
     each("layout_changes_under_load", Underlays::Routed, conversion::layout_changes_under_load),

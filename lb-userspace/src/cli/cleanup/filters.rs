@@ -1,15 +1,15 @@
-//! Lists and removes tc filters on clsact queueing disciplines, through rtnetlink.
+//! Removes tc filters and clsact queueing disciplines, through rtnetlink.
 
 use std::fmt;
-use std::future::ready;
 use std::io;
 
 use futures::{StreamExt, TryStreamExt};
+use lb_datapath::attachments::{self, tc_filters};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage};
 
 /// The prefix of the names of all tc programs of Sluice.
 const PROGRAM_PREFIX: &str = "lb_tc_";
@@ -57,16 +57,6 @@ impl Netlink {
         &self.0
     }
 
-    /// Returns the names of the BPF programs that the filters of a device run, at ingress and at
-    /// egress.
-    pub async fn programs_of(&self, index: i32) -> [Vec<String>; 2] {
-        let mut programs = [Vec::new(), Vec::new()];
-        for (programs, ingress) in programs.iter_mut().zip([true, false]) {
-            *programs = self.filters_of(index, ingress).await.iter().filter_map(bpf_program).collect();
-        }
-        programs
-    }
-
     /// Returns the filters and queueing disciplines of Sluice on the devices of this network
     /// namespace. Filters must be removed before queueing disciplines.
     pub(super) async fn list(&self) -> io::Result<(Vec<TcFilter>, Vec<Qdisc>)> {
@@ -79,25 +69,18 @@ impl Netlink {
                 _ => None,
             });
             let device = name.unwrap_or_else(|| format!("interface {index}"));
-            let mut messages = self.filters_of(index, true).await;
-            messages.extend(self.filters_of(index, false).await);
-            let sluice = sluice_filters(&device, &messages);
-            if !sluice.is_empty() && sluice.len() == messages.len() {
+            let mut all = Vec::new();
+            for ingress in [true, false] {
+                // The kernel returns an error for a device that was removed in the meantime.
+                all.extend(tc_filters(link.header.index, ingress).unwrap_or_default());
+            }
+            let sluice = sluice_filters(&device, index, &all);
+            if !sluice.is_empty() && sluice.len() == all.len() {
                 qdiscs.push(Qdisc { device, index });
             }
             filters.extend(sluice);
         }
         Ok((filters, qdiscs))
-    }
-
-    async fn filters_of(&self, index: i32, ingress: bool) -> Vec<TcMessage> {
-        let request = self.0.traffic_filter(index).get();
-        let request = if ingress { request.ingress() } else { request.egress() };
-        // The kernel returns an error for a device without clsact, and for a device that was
-        // removed in the meantime.
-        let replies: Vec<TcMessage> = request.execute().filter_map(|reply| ready(reply.ok())).collect().await;
-        // A message without a handle is the head of a list of filters.
-        replies.into_iter().filter(|message| message.header.handle != TcHandle::UNSPEC).collect()
     }
 
     /// Removes a clsact queueing discipline. Its filters must be removed already.
@@ -126,70 +109,50 @@ impl Netlink {
     }
 }
 
-/// Returns the filters among `messages` that run a program of Sluice.
-fn sluice_filters(device: &str, messages: &[TcMessage]) -> Vec<TcFilter> {
-    let filter = |message: &TcMessage| {
-        let program = sluice_program(message)?;
-        Some(TcFilter { device: device.to_owned(), program, header: message.header.clone() })
+/// Returns those of the filters of a device that run a program of Sluice.
+fn sluice_filters(device: &str, index: i32, filters: &[attachments::TcFilter]) -> Vec<TcFilter> {
+    let own = |filter: &attachments::TcFilter| {
+        let program = filter.program.as_ref().filter(|program| program.name.starts_with(PROGRAM_PREFIX))?;
+        let header = TcHeader {
+            index,
+            handle: filter.handle.into(),
+            parent: TcHandle {
+                major: TcHandle::CLSACT.major,
+                minor: if filter.ingress { TcHandle::MIN_INGRESS } else { TcHandle::MIN_EGRESS },
+            },
+            info: filter.info,
+            ..TcHeader::default()
+        };
+        Some(TcFilter { device: device.to_owned(), program: program.name.clone(), header })
     };
-    messages.iter().filter_map(filter).collect()
-}
-
-/// Returns the name of the program that a filter runs, if it is a program of Sluice.
-fn sluice_program(message: &TcMessage) -> Option<String> {
-    bpf_program(message).filter(|name| name.starts_with(PROGRAM_PREFIX))
-}
-
-/// Returns the name of the BPF program that a filter runs.
-fn bpf_program(message: &TcMessage) -> Option<String> {
-    let options = message.attributes.iter().find_map(|attribute| match attribute {
-        TcAttribute::Options(options) => Some(options),
-        _ => None,
-    })?;
-    options.iter().find_map(|option| match option {
-        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.clone()),
-        _ => None,
-    })
+    filters.iter().filter_map(own).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use lb_datapath::attachments::FilterProgram;
+
     use super::*;
 
-    fn filter(program: &str, minor: u16) -> TcMessage {
-        let mut message = TcMessage::default();
-        message.header.parent = TcHandle { major: 0xffff, minor };
-        message.attributes = vec![
-            TcAttribute::Kind("bpf".into()),
-            TcAttribute::Options(vec![TcOption::Bpf(TcFilterBpfOption::ProgName(program.into()))]),
-        ];
-        message
+    fn filter(program: &str, ingress: bool) -> attachments::TcFilter {
+        let program = Some(FilterProgram { id: 7, name: program.into() });
+        attachments::TcFilter { ingress, info: 1 << 16 | 0x0300, handle: 0x534c_4345, program }
     }
 
-    #[test]
-    fn programs_are_recognised_by_prefix() {
-        assert_eq!(sluice_program(&filter("lb_tc_ingress", 0xfff2)).as_deref(), Some("lb_tc_ingress"));
-        assert_eq!(sluice_program(&filter("cil_from_netdev", 0xfff2)), None);
-        assert_eq!(sluice_program(&TcMessage::default()), None);
+    fn texts(filters: &[attachments::TcFilter]) -> Vec<String> {
+        sluice_filters("eth0", 2, filters).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn filters_of_other_programs_are_kept() {
-        let messages = [filter("cil_from_netdev", 0xfff2), filter("lb_tc_ingress", 0xfff2)];
-        let sluice = sluice_filters("eth0", &messages);
-        assert_eq!(
-            sluice.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["lb_tc_ingress on eth0 (ingress)"]
-        );
+        let other = attachments::TcFilter { program: None, ..filter("", true) };
+        let filters = [filter("cil_from_netdev", true), other, filter("lb_tc_ingress", true)];
+        assert_eq!(texts(&filters), ["lb_tc_ingress on eth0 (ingress)"]);
     }
 
     #[test]
     fn filters_are_named_by_program_device_and_direction() {
-        let text = |minor| {
-            TcFilter { device: "eth0".into(), program: "lb_tc_x".into(), header: filter("", minor).header }
-                .to_string()
-        };
-        assert_eq!(text(TcHandle::MIN_INGRESS), "lb_tc_x on eth0 (ingress)");
-        assert_eq!(text(TcHandle::MIN_EGRESS), "lb_tc_x on eth0 (egress)");
+        let filters = [filter("lb_tc_ingress", true), filter("lb_tc_egress", false)];
+        assert_eq!(texts(&filters), ["lb_tc_ingress on eth0 (ingress)", "lb_tc_egress on eth0 (egress)"]);
     }
 }

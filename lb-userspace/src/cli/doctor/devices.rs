@@ -3,7 +3,7 @@
 use std::io;
 
 use futures::TryStreamExt;
-use lb_datapath::attachments::{program_name, tcx_programs};
+use lb_datapath::attachments::{program_name, tc_filters, tcx_programs};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 
 use crate::cli::cleanup::filters::Netlink;
@@ -24,7 +24,7 @@ pub async fn read() -> io::Result<Vec<DevicePrograms>> {
         });
         let [mut ingress, mut egress] = tcx(index);
         // Filters run after tcx programs.
-        let filters = netlink.programs_of(i32::try_from(index).unwrap_or_default()).await;
+        let filters = [true, false].map(|ingress| filter_programs(index, ingress));
         for (programs, filters) in [&mut ingress, &mut egress].into_iter().zip(filters) {
             if let Ok(programs) = programs {
                 programs.extend(filters);
@@ -54,6 +54,13 @@ fn tcx(index: u32) -> [Checked<Vec<String>>; 2] {
             [Err(reason.clone()), Err(reason)]
         }
     }
+}
+
+/// Returns the names of the programs that the filters of a device run.
+fn filter_programs(index: u32, ingress: bool) -> impl Iterator<Item = String> {
+    // The kernel returns an error for a device that was removed in the meantime.
+    let filters = tc_filters(index, ingress).unwrap_or_default().into_iter();
+    filters.filter_map(|filter| filter.program).map(|program| program.name)
 }
 
 /// Returns the id of the XDP program.
