@@ -1,6 +1,7 @@
 //! Reads objects from the API server, with one watch for each resource. Each object is converted to
 //! its [model](lb_model) type when it arrives, and dropped.
 
+mod contact;
 mod event_limit;
 pub mod events;
 mod watch;
@@ -8,18 +9,23 @@ mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures::{Stream, StreamExt as _};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node as ApiNode, Service as ApiService};
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiEndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config};
 use lb_model::{EndpointSlice, Node, ObjectName, Service, SourceEvent, WatchedResource};
 use tokio::sync::mpsc;
+use tracing::info;
 
+pub use self::contact::WatchAges;
+use self::contact::{ContactLayer, Limits};
 pub use self::watch::with_causes;
-use self::watch::{WatchBackoff, WatchSpec, run_watch};
+use self::watch::{WatchBackoff, WatchSpec, is_bad_request, run_watch};
 use crate::convert::{self, Converted};
 use crate::selection::ObjectSelection;
 
@@ -44,8 +50,9 @@ pub enum KubernetesError {
 }
 
 /// Creates a client for the cluster of a kubeconfig file. Without a file, creates a client for the
-/// cluster that this process runs in. Sends no request.
-pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, KubernetesError> {
+/// cluster that this process runs in. Sends no request. `ages` gets the times at which the API
+/// server sends something.
+pub async fn connect(kubeconfig: Option<&Path>, ages: WatchAges) -> Result<Client, KubernetesError> {
     let mut config = match kubeconfig {
         Some(path) => {
             let broken =
@@ -57,11 +64,15 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, KubernetesErro
             Config::incluster().map_err(|source| KubernetesError::InCluster { source: Box::new(source) })?
         }
     };
-    // A watch can receive nothing for minutes, and this timeout would end it. The watcher has
-    // timeouts of its own.
+    // It would also count the time in which a connection waits for the next request.
     config.read_timeout = None;
     let url = config.cluster_url.to_string();
-    Client::try_from(config).map_err(|source| KubernetesError::Client { url, source: Box::new(source) })
+    client(config, Limits::default(), ages)
+        .map_err(|source| KubernetesError::Client { url, source: Box::new(source) })
+}
+
+fn client(config: Config, limits: Limits, ages: WatchAges) -> kube::Result<Client> {
+    Ok(ClientBuilder::try_from(config)?.with_layer(&ContactLayer { limits, ages }).build())
 }
 
 /// Directives for the log filter that silence the client library. It logs each failed request,
@@ -80,15 +91,7 @@ const SLICES_OF_THIS_PROXY: &str =
 /// Sends no request for resources that are not selected.
 pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sender<SourceEvent>) {
     let ObjectSelection { resources, this_node } = selection;
-    let services = run_watch(
-        watcher(
-            Api::<ApiService>::all(client.clone()),
-            watcher::Config::default().fields("spec.clusterIP!=None"),
-        )
-        .backoff(WatchBackoff::default()),
-        services(),
-        &events,
-    );
+    let services = run_watch(all_services(client.clone()), services(), &events);
     let slices = run_watch(
         watcher(
             Api::<ApiEndpointSlice>::all(client.clone()),
@@ -121,6 +124,30 @@ pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sen
     );
 }
 
+/// Watches the Services that are not headless.
+///
+/// Kubernetes before 1.31 does not know the field selector and refuses the list. Then all Services
+/// are listed: the conversion leaves out headless ones.
+fn all_services(client: Client) -> impl Stream<Item = watcher::Result<watcher::Event<ApiService>>> {
+    let services = Api::<ApiService>::all(client);
+    let selected = watcher::Config::default().fields("spec.clusterIP!=None");
+    let first = watcher(services.clone(), selected).backoff(WatchBackoff::default()).boxed();
+    futures::stream::unfold((first, true), move |(mut stream, selected)| {
+        let services = services.clone();
+        async move {
+            let item = stream.next().await?;
+            if !selected || !item.as_ref().is_err_and(is_bad_request) {
+                return Some((item, (stream, selected)));
+            }
+            info!("the API server does not select Services by spec.clusterIP: all of them are read");
+            let mut all =
+                watcher(services, watcher::Config::default()).backoff(WatchBackoff::default()).boxed();
+            let item = all.next().await?;
+            Some((item, (all, false)))
+        }
+    })
+}
+
 /// Runs a watch if its resource is selected.
 async fn run_if(selected: bool, watch: impl Future<Output = ()>) {
     if selected {
@@ -140,7 +167,12 @@ fn services() -> WatchSpec<Convert<ApiService, Service>, MakeEvent<Service>> {
         plural: "services",
         singular: "Service",
         optional: false,
-        convert: convert::service,
+        convert: |service: &ApiService| {
+            let converted = convert::service(service);
+            let spec = service.spec.as_ref();
+            let headless = spec.is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None"));
+            Converted { value: converted.value.filter(|_| !headless), ..converted }
+        },
         make_event: |name, service: Option<Service>| SourceEvent::Service(name, service.map(Arc::new)),
     }
 }
@@ -224,60 +256,4 @@ pub async fn list(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{BufRead as _, BufReader, Write as _};
-    use std::net::{TcpListener, TcpStream};
-    use std::sync::Mutex;
-
-    use lb_model::ResourceSet;
-
-    use super::*;
-
-    /// Answers each request with an empty list, and stores the request line.
-    fn answer(mut stream: TcpStream, requests: &Mutex<Vec<String>>) -> std::io::Result<()> {
-        let mut lines = BufReader::new(stream.try_clone()?).lines();
-        // The lock is taken after the read: the test must not wait for a further request.
-        let request = lines.next().transpose()?.unwrap_or_default();
-        requests.lock().unwrap().push(request);
-        while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
-        let body =
-            r#"{"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": []}"#;
-        let length = body.len();
-        write!(
-            stream,
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
-        )
-    }
-
-    #[tokio::test]
-    async fn only_selected_resources_are_requested() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let requests: Arc<Mutex<Vec<String>>> = Arc::default();
-        let stored = requests.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                // The client may close a connection.
-                let _: std::io::Result<()> = answer(stream, &stored);
-            }
-        });
-        let selected = [WatchedResource::Services, WatchedResource::ServiceCidrs];
-        let selection = ObjectSelection { resources: ResourceSet::of(&selected), this_node: "here".into() };
-        let (sender, mut events) = mpsc::channel(16);
-        let client = Client::try_from(Config::new(url.parse().unwrap())).unwrap();
-        tokio::spawn(watch(client, selection, sender));
-        let mut synced = ResourceSet::default();
-        while synced != ResourceSet::of(&selected) {
-            match events.recv().await.unwrap() {
-                SourceEvent::Synced(resource) => synced.insert(resource),
-                // The server does not answer watches, only lists.
-                SourceEvent::Report(_, problems) if problems[0].to_string().contains("cannot watch") => {}
-                unexpected => panic!("{unexpected:?}"),
-            }
-        }
-        let requests = requests.lock().unwrap();
-        let of = |path: &str| requests.iter().filter(|line| line.contains(path)).count();
-        assert!(of("/services?") > 0 && of("/servicecidrs?") > 0, "{requests:?}");
-        assert_eq!(of("/endpointslices?") + of("/nodes?"), 0, "{requests:?}");
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use lb_datapath::apply::MapUsage;
 use lb_datapath::{AttachError, Datapath, Drift, DriftKind, ServiceTables, monotonic_ns};
 use lb_model::{Problem, Protocol, Severity, SourceEvent, Trigger};
+use lb_objects::kubernetes::WatchAges;
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -49,6 +50,7 @@ pub struct MainLoop<'a> {
     pub metrics: Arc<Metrics>,
     /// `None` if the objects come from manifests.
     pub recorder: Option<EventRecorder>,
+    pub watch_ages: WatchAges,
     /// An earlier agent has measured the changes before this time.
     pub started: SystemTime,
     /// The lock of this node.
@@ -342,6 +344,7 @@ impl MainLoop<'_> {
         }
         let endpoints =
             maps.iter().filter(|usage| usage.map.starts_with("BACKENDS_")).map(|usage| usage.entries).sum();
+        self.metrics.set_watches(self.watch_ages.at(Instant::now()));
         self.metrics.set_served(self.reconciler.planner().service_count(), endpoints, maps);
     }
 

@@ -50,7 +50,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     let (health, state) = watch::channel(AgentState::starting("loading the kernel programs"));
     tokio::spawn(serve::serve_probes(probes, state.clone()));
 
-    let Source { events, task, recorder } = Source::start(config).await?;
+    let Source { events, task, recorder, ages } = Source::start(config).await?;
     let node = node::watch::watch().await?;
 
     let mut datapath = load(config)?;
@@ -80,6 +80,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
         service_health,
         metrics,
         recorder,
+        watch_ages: ages,
         started,
         lock,
         sockets,

@@ -122,6 +122,7 @@ mod tests {
         );
         metrics.set_flows(8, 2);
         metrics.repaired(DriftKind::Tc);
+        metrics.set_watches(vec![("services", Duration::from_secs(61))]);
         metrics
     }
 

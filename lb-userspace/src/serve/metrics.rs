@@ -56,6 +56,7 @@ struct Values {
     notes: u64,
     raised: BTreeMap<Raised, u64>,
     repairs: BTreeMap<DriftKind, u64>,
+    watches: Vec<(&'static str, Duration)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -146,6 +147,11 @@ impl Metrics {
         values.services = services;
         values.endpoints = endpoints;
         values.maps = maps;
+    }
+
+    /// Sets the time since the API server last sent something about each watched resource.
+    pub fn set_watches(&self, watches: Vec<(&'static str, Duration)>) {
+        self.values().watches = watches;
     }
 
     pub fn set_flows(&self, open: usize, half_open: usize) {
@@ -253,6 +259,11 @@ impl Collector for Metrics {
                 let Raised { kind, reason, severity } = *raised;
                 ([("kind", kind), ("reason", reason), ("severity", severity)], *count)
             }),
+        )?;
+        writer.gauges(
+            "sluice_watch_age_seconds",
+            "Seconds since the API server last sent something about a watched resource",
+            values.watches.iter().map(|(resource, age)| ([("resource", *resource)], age.as_secs())),
         )?;
         writer.counters(
             "sluice_repairs",

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use lb_objects::kubernetes;
+use lb_objects::kubernetes::{self, WatchAges};
 
 use crate::view::doctor::ApiServer;
 
@@ -17,7 +17,7 @@ pub async fn api_server(kubeconfig: Option<&Path>) -> ApiServer {
     if kubeconfig.is_none() && std::env::var_os(IN_CLUSTER).is_none() {
         return ApiServer::NotConfigured;
     }
-    let client = match kubernetes::connect(kubeconfig).await {
+    let client = match kubernetes::connect(kubeconfig, WatchAges::default()).await {
         Ok(client) => client,
         Err(error) => return ApiServer::Unreachable(error.to_string()),
     };

@@ -49,9 +49,11 @@ fn agent(args: &DoctorArgs) -> AgentFacts {
         let server = reachable(server);
         http_client::get(path, server).map_err(|error| format!("http://{server}{path}: {error}"))
     };
+    let metrics = get("/metrics", args.metrics_bind).map(|(_, metrics)| metrics);
     AgentFacts {
         health: get("/healthz", args.health_bind),
-        written: get("/metrics", args.metrics_bind).map(|(_, metrics)| written(&metrics)),
+        watches: metrics.as_ref().map(|metrics| watches(metrics)).unwrap_or_default(),
+        written: metrics.map(|metrics| written(&metrics)),
     }
 }
 
@@ -63,6 +65,16 @@ fn written(metrics: &str) -> Vec<(String, u64)> {
         map.starts_with("SERVICE").then_some((map.to_owned(), value.trim().parse().ok()?))
     });
     entries.collect()
+}
+
+/// Returns the ages of the watches in the text of `/metrics`, in seconds.
+fn watches(metrics: &str) -> Vec<(String, u64)> {
+    let ages = metrics.lines().filter_map(|line| {
+        let (resource, value) =
+            line.strip_prefix("sluice_watch_age_seconds{resource=\"")?.split_once("\"} ")?;
+        Some((resource.to_owned(), value.trim().parse().ok()?))
+    });
+    ages.collect()
 }
 
 fn sockets(cgroup: Option<&Path>) -> Checked<Vec<HookNames>> {
@@ -134,6 +146,9 @@ mod tests {
         let metrics = "# HELP sluice_map_entries Entries\nsluice_map_entries{map=\"SERVICES_V4\"} 12\n\
                        sluice_map_entries{map=\"BACKENDS_V4\"} 3\nsluice_map_capacity{map=\"SERVICES_V4\"} 16\n";
         assert_eq!(written(metrics), [("SERVICES_V4".to_owned(), 12)]);
+        let metrics =
+            "# TYPE sluice_watch_age_seconds gauge\nsluice_watch_age_seconds{resource=\"nodes\"} 61\n";
+        assert_eq!(watches(metrics), [("nodes".to_owned(), 61)]);
     }
 
     #[test]

@@ -108,6 +108,9 @@ pub struct AgentFacts {
     /// The number of entries that the agent has written to each map of Services, by its metric
     /// `sluice_map_entries`.
     pub written: Checked<Vec<(String, u64)>>,
+    /// The seconds since the API server last sent something about each watched resource. Empty if
+    /// the agent does not answer or reads manifests.
+    pub watches: Vec<(String, u64)>,
 }
 
 #[derive(Debug, Clone)]
@@ -190,6 +193,7 @@ pub(super) fn healthy() -> Facts {
             agent: AgentFacts {
                 health: Ok((200, "{}".into())),
                 written: Ok(vec![("SERVICES_V4".into(), 6)]),
+                watches: vec![("services".into(), 12), ("nodes".into(), 59)],
             },
             devices: Ok(vec![DevicePrograms {
                 name: "eth0".into(),

@@ -178,6 +178,31 @@ fn namespaces(host: &HostFacts) -> Finding {
     }
 }
 
+/// The API server sends a bookmark about every minute. The agent requests the objects again after
+/// 90 s without any.
+const SILENT_SECONDS: u64 = 180;
+
+/// Returns nothing if the agent reads no API server.
+pub fn watches(ages: &[(String, u64)]) -> Vec<Finding> {
+    const CHECK: &str = "watches";
+    let silent = ages.iter().filter(|(_, age)| *age > SILENT_SECONDS);
+    let mut findings: Vec<Finding> = silent
+        .map(|(resource, age)| {
+            Finding::warning(
+                CHECK,
+                format!("the API server has sent nothing about {resource} to the agent for {age} s"),
+                "check that the agent reaches the API server: its log has the reason. Until then \
+                 changes are not served",
+            )
+        })
+        .collect();
+    if let (true, Some(oldest)) = (findings.is_empty(), ages.iter().map(|(_, age)| *age).max()) {
+        let text = format!("the API server has sent something about each resource in the last {oldest} s");
+        findings.push(Finding::ok(CHECK, text));
+    }
+    findings
+}
+
 pub fn api_server(state: &ApiServer) -> Finding {
     const CHECK: &str = "API server";
     match state {

@@ -21,6 +21,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     findings.extend(host::findings(facts));
     findings.extend(datapath::findings(&facts.datapath));
     findings.push(host::api_server(&facts.api_server));
+    findings.extend(host::watches(&facts.datapath.agent.watches));
     findings
 }
 
@@ -78,6 +79,7 @@ mod tests {
         facts.datapath.agent = AgentFacts {
             health: Ok((503, "{\"reason\":\"the main loop is stuck\"}".into())),
             written: Ok(vec![("SERVICES_V4".into(), 12), ("SERVICES_V6".into(), 0)]),
+            watches: vec![("services".into(), 340), ("nodes".into(), 3)],
         };
         facts.datapath.devices = Ok(vec![
             DevicePrograms {
@@ -164,7 +166,11 @@ mod tests {
         facts.datapath = DatapathFacts {
             bpffs: "/sys/fs/bpf".into(),
             installed: Ok(false),
-            agent: AgentFacts { health: Err("connection refused".into()), written: Err("no agent".into()) },
+            agent: AgentFacts {
+                health: Err("connection refused".into()),
+                written: Err("no agent".into()),
+                watches: vec![],
+            },
             devices: Ok(vec![]),
             pinned_hooks: Ok(vec![]),
             sockets: Ok(vec![]),
