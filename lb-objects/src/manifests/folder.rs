@@ -69,7 +69,7 @@ impl ManifestFolder {
     /// Fails if the folder cannot be read in the first scan. In later scans this is a problem like
     /// those of files.
     pub fn scan(&mut self) -> Result<Vec<SourceEvent>, ManifestError> {
-        let mut found = FolderWalk::default();
+        let mut found = FolderWalk { root: fs::canonicalize(&self.root).ok(), ..FolderWalk::default() };
         if let Err(source) = found.folder(&self.root)
             && !self.synced
         {
@@ -180,6 +180,8 @@ impl FileStamp {
 /// The manifest files of a folder and its subfolders.
 #[derive(Default)]
 struct FolderWalk {
+    /// The folder without symbolic links. `None` if it does not exist.
+    root: Option<PathBuf>,
     files: BTreeSet<Arc<Path>>,
     unreadable: Vec<(Arc<Path>, io::Error)>,
     /// Device and inode of each visited folder. Symbolic links can form a cycle.
@@ -209,7 +211,17 @@ impl FolderWalk {
                 continue;
             }
             let path = entry.path();
+            let is_link = entry.file_type().is_ok_and(|file_type| file_type.is_symlink());
             match fs::metadata(&path) {
+                Ok(metadata)
+                    if (metadata.is_dir() || is_manifest(&path)) && is_link && self.leads_out(&path) =>
+                {
+                    self.refuse(&path, "it is a link to a place outside of the folder");
+                }
+                // Reading a FIFO would wait for a writer.
+                Ok(metadata) if is_manifest(&path) && !metadata.is_dir() && !metadata.is_file() => {
+                    self.refuse(&path, "it is not a regular file");
+                }
                 Ok(metadata) if metadata.is_dir() => {
                     // The error is in `unreadable`. The walk continues.
                     let _: io::Result<()> = self.folder(&path);
@@ -221,6 +233,15 @@ impl FolderWalk {
             }
         }
         Ok(())
+    }
+
+    fn leads_out(&self, link: &Path) -> bool {
+        let root = self.root.as_deref();
+        fs::canonicalize(link).is_ok_and(|place| root.is_some_and(|root| !place.starts_with(root)))
+    }
+
+    fn refuse(&mut self, path: &Path, reason: &str) {
+        self.unreadable.push((path.into(), io::Error::new(ErrorKind::InvalidInput, reason)));
     }
 }
 
@@ -272,6 +293,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use lb_model::{ResourceSet, WatchedResource};
+    use rustix::fs::{CWD, Mode, mkfifoat};
 
     use super::*;
 
@@ -447,6 +469,31 @@ mod tests {
         case.write("deep/a.yaml", &service("a", "10.0.0.1"));
         symlink("..", case.path("deep/up")).unwrap();
         assert_eq!(case.scan(), ["default/a = [10.0.0.1]"]);
+    }
+
+    #[test]
+    fn files_that_are_no_regular_files_of_the_folder_are_refused() {
+        let mut case = Case::new();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::write(elsewhere.path().join("b.yaml"), service("b", "10.0.0.2")).unwrap();
+        case.write("a.yaml", &service("a", "10.0.0.1"));
+        mkfifoat(CWD, case.path("fifo.yaml"), Mode::RUSR).unwrap();
+        symlink(elsewhere.path().join("b.yaml"), case.path("file.yaml")).unwrap();
+        symlink(elsewhere.path(), case.path("folder")).unwrap();
+        symlink("/dev/zero", case.path("zero.json")).unwrap();
+        let lines = case.scan();
+        assert_eq!(lines.iter().filter(|line| line.starts_with("default/")).count(), 1, "{lines:?}");
+        for (name, reason) in [
+            ("fifo.yaml", "it is not a regular file"),
+            ("file.yaml", "it is a link to a place outside"),
+            ("folder", "it is a link to a place outside"),
+            ("zero.json", "it is a link to a place outside"),
+        ] {
+            assert!(
+                lines.iter().any(|line| line.contains(name) && line.contains(reason)),
+                "{name}: {lines:?}"
+            );
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A minimal HTTP server for short answers.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -12,11 +13,15 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::debug;
 
 /// The server closes connections on which no complete request header arrives within this time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Number of connections at a time. One more ends the oldest one, so that idle or slow clients
+/// cannot keep probes out.
+const CONNECTIONS: usize = 128;
 
 pub type HttpResponse = Response<Full<Bytes>>;
 
@@ -26,6 +31,7 @@ pub async fn serve(
     answer: impl Fn(&Method, &str) -> HttpResponse + Clone + Send + 'static,
 ) {
     let mut connections = JoinSet::new();
+    let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -38,10 +44,18 @@ pub async fn serve(
                     continue;
                 }
             },
-            Some(_) = connections.join_next() => continue,
+            Some(_) = connections.join_next() => {
+                by_age.retain(|connection| !connection.is_finished());
+                continue;
+            }
         };
+        if by_age.len() >= CONNECTIONS
+            && let Some(oldest) = by_age.pop_front()
+        {
+            oldest.abort();
+        }
         let answer = answer.clone();
-        connections.spawn(async move {
+        by_age.push_back(connections.spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
                 let response = answer(request.method(), request.uri().path());
                 std::future::ready(Ok::<_, Infallible>(response))
@@ -53,7 +67,7 @@ pub async fn serve(
             if let Err(error) = connection.await {
                 debug!(%error, "connection failed");
             }
-        });
+        }));
     }
 }
 
@@ -111,6 +125,23 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+
+    #[tokio::test]
+    async fn idle_clients_do_not_keep_others_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server =
+            tokio::spawn(serve(listener, |_: &Method, path: &str| text(StatusCode::OK, path.to_owned())));
+        let mut idle = Vec::new();
+        for _ in 0..CONNECTIONS + 1 {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        assert!(super::testing::request(address, "GET /a").await.starts_with("HTTP/1.1 200 "));
+        for oldest in &mut idle[..2] {
+            assert_eq!(oldest.read(&mut [0; 1]).await.unwrap_or(0), 0, "the connection is closed");
+        }
+        server.abort();
+    }
 
     #[tokio::test]
     async fn connections_end_with_the_server() {
