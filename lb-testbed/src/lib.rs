@@ -16,6 +16,7 @@ pub mod container;
 pub mod control_plane;
 pub mod controllers;
 pub mod doctored;
+pub mod documents;
 mod family;
 pub mod host;
 pub mod http;

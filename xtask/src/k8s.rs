@@ -8,19 +8,14 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use lb_build::progress::{report, timed, watched};
+use lb_build::progress::{report, timed};
 
-use crate::{
-    process::{self, is_installed},
-    task, workspace,
-};
-
-const INSTALL_GO: &str = "install Go 1.26 or later (https://go.dev/dl)";
+use crate::{go, task, workspace};
 
 /// The release that `docs/semantics.md` describes.
 const VERSION: &str = "1.37.2";
@@ -61,8 +56,8 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// Returns the reason and the remedy if [`provide`] can neither find nor build these programs.
 pub fn unavailable(programs: &[KubernetesProgram]) -> Option<String> {
-    (!missing(programs).is_empty() && !is_installed("go")).then(|| {
-        format!("Go is needed to build the API server of Kubernetes {VERSION}\nremedy: {INSTALL_GO}")
+    (!missing(programs).is_empty() && !go::is_installed()).then(|| {
+        format!("Go is needed to build the API server of Kubernetes {VERSION}\nremedy: {}", go::INSTALL)
     })
 }
 
@@ -103,15 +98,15 @@ fn write_module(folder: &Path) -> Result<()> {
     let own = fs::read_to_string(download(folder)?).context("cannot read the go.mod of Kubernetes")?;
     fs::write(folder.join("go.mod"), go_mod(&own))?;
     fs::write(folder.join("tools.go"), tools_go())?;
-    timed(task::K8S, "resolved the modules", || go(folder, &["mod", "tidy"]))
+    timed(task::K8S, "resolved the modules", || go::run(task::K8S, folder, &["mod", "tidy"]))
 }
 
 /// Downloads Kubernetes and returns the path of its go.mod in Go's cache.
 fn download(folder: &Path) -> Result<PathBuf> {
     let module = format!("k8s.io/kubernetes@v{VERSION}");
     let output =
-        command(folder).args(["mod", "download", "-json", &module]).stderr(Stdio::inherit()).output();
-    let output = output.with_context(|| format!("cannot run `go`\nremedy: {INSTALL_GO}"))?;
+        go::command(folder).args(["mod", "download", "-json", &module]).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("cannot run `go`\nremedy: {}", go::INSTALL))?;
     let json = String::from_utf8_lossy(&output.stdout);
     let path = json.lines().find_map(|line| line.trim().strip_prefix("\"GoMod\": \"")?.strip_suffix("\","));
     match path {
@@ -150,30 +145,10 @@ fn tools_go() -> String {
 
 fn build(program: KubernetesProgram, module: &Path, bin: &Path) -> Result<()> {
     let name = program.name();
-    report(task::K8S, &format!("building {name} {VERSION} (once, about four minutes)"));
+    go::report_build(task::K8S, &format!("{name} {VERSION}"), "about four minutes");
     let ldflags = format!("-s -w -X k8s.io/component-base/version.gitVersion=v{VERSION}");
-    let output = bin.join(name);
-    // The build writes to another name: an interrupted build must not leave a file that looks
-    // complete.
-    let unfinished = bin.join(format!("{name}.unfinished"));
-    let unfinished_arg = unfinished.display().to_string();
     let package = format!("k8s.io/kubernetes/cmd/{name}");
-    timed(task::K8S, &format!("built {name}"), || {
-        go(module, &["build", "-v", "-trimpath", "-ldflags", &ldflags, "-o", &unfinished_arg, &package])
-    })?;
-    fs::rename(&unfinished, &output).with_context(|| format!("cannot write {}", output.display()))
-}
-
-fn go(module: &Path, args: &[&str]) -> Result<()> {
-    watched(task::K8S, command(module).args(args))
-        .with_context(|| format!("cannot run `go`\nremedy: {INSTALL_GO}"))?
-        .map_err(|failure| anyhow::anyhow!("`go {}` failed: {failure}", args.join(" ")))
-}
-
-fn command(module: &Path) -> Command {
-    let mut command = process::command("go");
-    command.current_dir(module).env("CGO_ENABLED", "0").env("GOFLAGS", "-mod=mod").env("GOWORK", "off");
-    command
+    go::build(task::K8S, module, &package, &["-ldflags", &ldflags], &bin.join(name))
 }
 
 #[cfg(test)]

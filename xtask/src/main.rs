@@ -3,7 +3,9 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+mod deploy_tools;
 mod fuzz;
+mod go;
 mod k8s;
 mod kernels;
 mod mutants;

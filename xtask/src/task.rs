@@ -1,6 +1,7 @@
 //! Names of the tasks that print lines of progress. Each line begins with the name.
 
 pub const DENY: &str = "deny";
+pub const DEPLOY: &str = "deploy";
 pub const K8S: &str = "k8s";
 pub const KERNELS: &str = "kernels";
 pub const MIRI: &str = "miri";

@@ -21,7 +21,7 @@ use self::{
     summary::TestSummary,
 };
 use crate::{
-    build_ebpf,
+    build_ebpf, deploy_tools,
     k8s::{self, KubernetesProgram},
     kernels,
     process::{cargo, is_root, try_compile},
@@ -36,6 +36,7 @@ fn unavailable(part: Part) -> Option<String> {
     match part {
         Part::Miri => miri::unavailable(),
         Part::Cluster => k8s::unavailable(&[KubernetesProgram::KubeApiserver]),
+        Part::Deploy => deploy_tools::unavailable(),
         Part::Kernels => kernels::unavailable(),
         Part::Cross => cross::unavailable(),
         _ => None,
@@ -54,6 +55,12 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
         Part::Tidy => {
             let tidy = ["-p", "xtask", "--no-default-features", "--test", "tidy"];
             tests(cargo(), &tidy, options)
+        }
+        Part::Deploy => {
+            let bin = deploy_tools::provide()?;
+            let mut command = cargo();
+            command.env("SLUICE_DEPLOY_BIN", bin);
+            tests(command, &["-p", "xtask", "--no-default-features", "--test", "deploy"], options)
         }
         Part::Unit => {
             // The integration tests of these two packages are parts of their own.

@@ -21,6 +21,8 @@ pub enum Part {
     Cross,
     /// Rules of this repository: links, documentation of maps, manifests
     Tidy,
+    /// deploy/ as kustomize, Helm and Prometheus read it (needs Go to build these)
+    Deploy,
     /// Unit and property tests
     Unit,
     /// Unit tests of the pure crates under Miri, which detects undefined behaviour (needs a
@@ -48,7 +50,7 @@ impl Part {
     }
 
     pub fn compiles_the_agent(self) -> bool {
-        !matches!(self, Self::Fmt | Self::Deny | Self::Miri)
+        !matches!(self, Self::Fmt | Self::Deny | Self::Deploy | Self::Miri)
     }
 
     /// Returns whether the part passes or fails as a whole. Such a part has no tests with names.
@@ -63,7 +65,7 @@ impl Part {
         let components: &[Component] = match self {
             Self::Fmt => &[Component::Rustfmt],
             Self::Clippy => &[Component::Clippy, Component::KernelClippy, Component::KernelRustSrc],
-            Self::Deny | Self::Miri => &[],
+            Self::Deny | Self::Deploy | Self::Miri => &[],
             Self::Cross
             | Self::Tidy
             | Self::Unit
@@ -74,7 +76,7 @@ impl Part {
         };
         let programs: &[setup::Program] = match self {
             Self::Fmt => &[],
-            Self::Deny | Self::Clippy | Self::Tidy | Self::Unit | Self::Miri => &[Compiler],
+            Self::Deny | Self::Clippy | Self::Tidy | Self::Deploy | Self::Unit | Self::Miri => &[Compiler],
             Self::Cross => &[Compiler, setup::Program::Aarch64Compiler],
             Self::Packets => &[Compiler, Ip],
             Self::E2e => &[Compiler, Ip, Ethtool, Bpftool, Iptables, Nft, Ipset],

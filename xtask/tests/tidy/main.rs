@@ -2,10 +2,12 @@
 //! rule.
 
 mod architecture;
+mod chart;
 mod docs;
 mod files;
 mod flags;
 mod manifests;
+mod monitoring;
 mod mutants;
 mod semantics;
 mod sources;

@@ -2,12 +2,14 @@
 //! the cluster.
 
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result};
-use lb_testbed::Family;
+use anyhow::{Context, Result, ensure};
 use lb_testbed::controllers;
+use lb_testbed::documents::commands;
 use lb_testbed::host::{Datagrams, Listen};
 use lb_testbed::manifests::Protocol;
+use lb_testbed::{Family, agent};
 
 use crate::check::{answered_by, eventually};
 use crate::world::World;
@@ -58,8 +60,37 @@ pub fn examples_are_served(world: &mut World) -> Result<()> {
             }
         }
     }
+    run_documented_commands(world)?;
     for applied in &services {
         applied.withdraw(&world.topology.manifests)?;
     }
+    Ok(())
+}
+
+/// Runs the `lb` commands of docs/operations.md. They name Services of the examples.
+fn run_documented_commands(world: &World) -> Result<()> {
+    let commands = commands(include_str!("../../../../docs/operations.md"));
+    ensure!(commands.len() > 10, "the commands of docs/operations.md were not found");
+    let mut printed_web = false;
+    for command in &commands {
+        let mut arguments: Vec<_> = command.iter().map(String::as_str).collect();
+        match arguments[..] {
+            // These have no data path to name, or would remove it.
+            ["agent", ..] => {
+                let output = Command::new(agent::program()?).args(&arguments).output()?;
+                ensure!(output.status.success(), "lb {}: {output:?}", arguments.join(" "));
+                continue;
+            }
+            ["cleanup"] => continue,
+            ["doctor", ..] => {
+                arguments.extend(["--cgroup", world.node(0).host.place.cgroup().to_str().context("UTF-8")?]);
+            }
+            _ => {}
+        }
+        let printed = world.agent(0)?.lb(&arguments);
+        let printed = printed.with_context(|| format!("docs/operations.md: lb {}", command.join(" ")))?;
+        printed_web |= arguments[0] == "explain" && printed.contains("web-nodeport");
+    }
+    ensure!(printed_web, "no command explains a packet to the Service web-nodeport");
     Ok(())
 }
