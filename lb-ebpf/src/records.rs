@@ -17,7 +17,8 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
 use lb_common::connection::{self, IDLE_DATAGRAM_NS, Segment, Yields};
 use lb_common::family::{V4, V6};
 use lb_common::layout::{
-    Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, UDP, direction, flow_phase,
+    Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, UDP, deliver, direction,
+    flow_phase,
 };
 use lb_common::reason::Reason;
 
@@ -25,6 +26,7 @@ use crate::clock::SECOND;
 use crate::count::count;
 use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
 use crate::scratch::{Scratches, YieldCandidate};
+use crate::service::has_port_of_node;
 use crate::settings::{FLOW_RECORDS, SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 
 /// The number of records that are examined for a new connection. Usually the first is over. A table
@@ -275,7 +277,7 @@ fn first_of_this_cpu(records: u32) -> u32 {
 pub enum Reserved {
     /// The tuple is the new connection's.
     Yes = 0,
-    /// Another connection has it.
+    /// Another connection has it, or a Service.
     Taken = 1,
     /// The index is full.
     Full = 2,
@@ -294,11 +296,20 @@ impl Reserved {
 
 /// Inserts the index entry of the replies to a new connection, `FlowKeys::reply`, if no connection
 /// has that tuple. Otherwise compares the connection that has it with `FlowKeys::weakest`.
+///
+/// A port of a Service at an address of this node counts as taken: a reply that comes after its
+/// connection is over would open a connection to the Service.
 #[inline(always)]
 fn reserve_tuple<F: Maps + Scratches>(claimed: Claimed, now: u64) -> Reserved {
     let Some(keys) = F::keys() else { return Reserved::Full };
     // SAFETY: a map value of this CPU: no other program changes it meanwhile.
     let keys = unsafe { &mut *keys };
+    let FlowKey { dst_addr, dst_port, protocol, .. } = keys.reply;
+    // SAFETY: a record that is this program's own; one byte.
+    let is_of_node = claimed.flow::<F>().is_some_and(|flow| unsafe { (*flow).deliver } == deliver::ROUTE);
+    if is_of_node && has_port_of_node::<F>(dst_addr, dst_port, protocol) {
+        return Reserved::Taken;
+    }
     let index = claimed.index(direction::REPLY);
     match F::flow_index().insert(&keys.reply, &index, BPF_NOEXIST as u64) {
         Ok(()) => return Reserved::Yes,

@@ -41,6 +41,13 @@ pub fn at_node_port<F: Maps>(port: u16, protocol: u8) -> Option<&'static Service
     at_address::<F>(F::UNSPECIFIED, port, protocol)
 }
 
+/// Returns whether a Service has this port at an address of this node: a NodePort, or an external
+/// IP that the node has.
+#[inline(always)]
+pub fn has_port_of_node<F: Maps>(addr: F::Addr, port: u16, protocol: u8) -> bool {
+    at_node_port::<F>(port, protocol).is_some() || at_address::<F>(addr, port, protocol).is_some()
+}
+
 /// Classifies a destination that is not [`crate::address::known`].
 #[inline(always)]
 pub fn at_unknown<F: Maps>(addr: F::Addr) -> Destination {
