@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use lb_userspace::agent::{self, AgentError};
+use lb_userspace::cli::generate::man_page;
 use lb_userspace::cli::{self, CleanupError, Command, ExplainError, Invocation, ReadError, UsageError};
 use lb_userspace::config::{Machine, SettingsError};
 
@@ -59,6 +60,13 @@ fn execute(invocation: Invocation) -> anyhow::Result<ExitCode> {
                 let _ = writeln!(std::io::stderr(), "warning: {problem}");
             }
             print(&text)?;
+        }
+        Invocation::Run(Command::Completions(args)) => {
+            print(&args.script(cli::command(&Machine::detect())))?;
+        }
+        Invocation::Run(Command::Man(args)) => {
+            let command = args.find(cli::command(&Machine::detect()))?;
+            print(&man_page(command).context("cannot render the page")?)?;
         }
         Invocation::Run(Command::Version) => print(&cli::version())?,
     }

@@ -71,6 +71,60 @@ fn help_is_no_failure() {
     }
 }
 
+/// Returns what bash offers for the last of these words.
+fn completed_by_bash(script: &str, words: &[&str]) -> Vec<String> {
+    let test = format!(
+        "{script}\nCOMP_WORDS=({}) COMP_CWORD={}\n_lb lb '{}' '{}'\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        words.join(" "),
+        words.len() - 1,
+        words[words.len() - 1],
+        words[words.len() - 2],
+    );
+    let mut bash = Command::new("bash");
+    bash.args(["--norc", "-c", &test]);
+    let (code, stdout, stderr) = output(bash);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    stdout.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_completes_commands_options_and_values() {
+    let (code, script, _) = run(&["completions", "bash"]);
+    assert_eq!(code, 0);
+    assert_eq!(completed_by_bash(&script, &["lb", "ag"]), ["agent"]);
+    assert_eq!(completed_by_bash(&script, &["lb", "agent", "--max-fl"]), ["--max-flows"]);
+    assert_eq!(completed_by_bash(&script, &["lb", "get", "flows", "--output", "wi"]), ["wide"]);
+}
+
+#[test]
+fn every_shell_has_completions() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, script, stderr) = run(&["completions", shell]);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{shell}");
+        assert!(script.contains("doctor") && script.contains("max-flows"), "{shell}: {script}");
+    }
+    assert_eq!(run(&["completions", "csh"]).0, 2);
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let pages: [(&[&str], &str, &str); 4] = [
+        (&[], "lb", "lb\\-doctor(1)"),
+        (&["agent"], "lb-agent", "\\-\\-max\\-flows"),
+        (&["get", "services"], "lb-get-services", "\\-\\-namespace"),
+        (&["cleanup"], "lb-cleanup", "\\-\\-kube\\-proxy"),
+    ];
+    for (command, title, content) in pages {
+        let (code, page, stderr) = run(&[&["man"], command].concat());
+        assert_eq!((code, stderr.as_str()), (0, ""), "{command:?}");
+        assert!(page.contains(&format!(".TH {title} 1")), "{page}");
+        assert!(page.contains(content), "{page}");
+    }
+    let (code, stdout, stderr) = run(&["man", "get", "pods"]);
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    assert_eq!(stderr, "error: there is no command `lb get pods`: `lb help` lists the commands\n");
+}
+
 #[test]
 fn a_wrong_command_line_ends_with_2_and_the_nearest_right_one() {
     let (code, _, stderr) = run(&["agent", "--manifest", "x"]);

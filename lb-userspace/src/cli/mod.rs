@@ -6,6 +6,7 @@
 pub mod cleanup;
 pub mod doctor;
 pub mod explain;
+pub mod generate;
 pub mod get;
 mod http_client;
 mod pin_args;
@@ -19,6 +20,7 @@ use crate::config::{self, AgentArgs, Machine, ReadArguments, SettingsError};
 use crate::probe::packet::PacketError;
 pub use cleanup::CleanupError;
 pub use explain::ExplainError;
+use generate::NoSuchCommand;
 pub use get::ReadError;
 
 /// Sluice: Kubernetes Service load balancing with eBPF, a replacement for kube-proxy
@@ -70,9 +72,27 @@ pub enum Command {
     ///
     /// With --kube-proxy it removes the leftovers of kube-proxy instead.
     Cleanup(cleanup::CleanupArgs),
+    /// Print the script that completes the commands of `lb` in a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(generate::CompletionsArgs),
+    /// Print a manual page
+    #[command(after_help = MAN_EXAMPLES)]
+    Man(generate::ManArgs),
     /// Print the version
     Version,
 }
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  lb completions bash > /usr/share/bash-completion/completions/lb
+  lb completions zsh > /usr/local/share/zsh/site-functions/_lb
+  lb completions fish > /etc/fish/completions/lb.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  lb man agent | man -l -                                   Read the page of `lb agent`
+  lb man > /usr/local/share/man/man1/lb.1                   Install the page of `lb`
+  lb man get flows > /usr/local/share/man/man1/lb-get-flows.1";
 
 const GET_EXAMPLES: &str = "\
 Examples:
@@ -94,6 +114,9 @@ pub enum UsageError {
     /// The arguments of `lb explain` do not describe a packet.
     #[error(transparent)]
     Packet(#[from] PacketError),
+    /// The argument of `lb man`.
+    #[error(transparent)]
+    Page(#[from] NoSuchCommand),
 }
 
 /// The request of a command line.
@@ -117,6 +140,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Res
             args.packet()?;
             Ok(Invocation::Run(Command::Explain(args)))
         }
+        Command::Man(args) => {
+            args.find(command)?;
+            Ok(Invocation::Run(Command::Man(args)))
+        }
         Command::Agent(mut agent) => {
             agent.check()?;
             if let Some(matches) = matches.subcommand_matches("agent") {
@@ -128,7 +155,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Res
     }
 }
 
-fn command(machine: &Machine) -> clap::Command {
+/// Returns the definition of the command line, with the defaults of this machine.
+pub fn command(machine: &Machine) -> clap::Command {
     config::with_machine(Cli::command(), machine)
 }
 
