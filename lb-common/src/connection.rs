@@ -292,13 +292,13 @@ impl ConnectionState {
     }
 
     /// Returns whether, and how early, the connection gives way to new ones when records or source
-    /// ports run out.
+    /// ports run out. `silent_ns` is the time since its last packet.
     #[inline(always)]
-    pub fn yields(&self, protocol: u8) -> Yields {
+    pub fn yields(&self, protocol: u8, silent_ns: u64) -> Yields {
         if self.is_half_open(protocol) {
-            Yields::HalfOpen
+            if silent_ns < HANDSHAKE_NS { Yields::Opening } else { Yields::HalfOpen }
         } else if protocol == UDP {
-            Yields::Datagram
+            if silent_ns < IDLE_DATAGRAM_NS { Yields::Never } else { Yields::Datagram }
         } else if self.phase == flow_phase::RESET || self.is_closed() {
             Yields::Closed
         } else {
@@ -326,13 +326,21 @@ impl ConnectionState {
 pub enum Yields {
     /// An established connection never does.
     Never = 0,
+    /// Not open yet, and silent for less than [`HANDSHAKE_NS`].
+    Opening = 1,
     /// Closed by both sides, or reset: only late packets can come.
-    Closed = 1,
+    Closed = 2,
     /// UDP that was answered and is idle.
-    Datagram = 2,
-    /// Not open yet.
-    HalfOpen = 3,
+    Datagram = 3,
+    /// Not open yet, and silent for longer.
+    HalfOpen = 4,
 }
+
+/// The answer of an endpoint may be on its way for so long. Until then, a half-open connection
+/// gives way only if no other one does. Many honest connections are opened at the same time: the
+/// port of one must not be given to another one in the middle of its handshake. The half-open
+/// connections of a flood are older, unless it opens more than 280,000 in a second to one endpoint.
+pub const HANDSHAKE_NS: u64 = 100_000_000;
 
 /// UDP flows give way only if they were silent for this time. An active stream never gives way.
 pub const IDLE_DATAGRAM_NS: u64 = 5_000_000_000;
@@ -382,8 +390,13 @@ mod tests {
         let packets = handshake();
         let timeouts: Vec<u32> = (1..=3).map(|n| after(TCP, &packets[..n]).timeout(TCP, TIMEOUTS)).collect();
         assert_eq!(timeouts, [TIMEOUTS.tcp_syn, TIMEOUTS.tcp_syn, TIMEOUTS.tcp_established]);
-        assert_eq!(after(TCP, &packets).yields(TCP), Yields::Never);
-        assert_eq!(after(TCP, &packets[..2]).yields(TCP), Yields::HalfOpen);
+        assert_eq!(after(TCP, &packets).yields(TCP, u64::MAX), Yields::Never);
+        for opening in [&packets[..1], &packets[..2]] {
+            let state = after(TCP, opening);
+            assert_eq!(state.yields(TCP, 0), Yields::Opening);
+            assert_eq!(state.yields(TCP, HANDSHAKE_NS - 1), Yields::Opening);
+            assert_eq!(state.yields(TCP, HANDSHAKE_NS), Yields::HalfOpen);
+        }
     }
 
     #[test]
@@ -452,9 +465,9 @@ mod tests {
     fn closing_goes_by_both_sides() {
         let (client_fin, server_fin) = (request(FIN | ACK, 1, 1, 0), reply(FIN | ACK, 1, 2, 0));
         assert_eq!(with(&[client_fin]).timeout(TCP, TIMEOUTS), TIMEOUTS.tcp_half_closed);
-        assert_eq!(with(&[client_fin]).yields(TCP), Yields::Never);
+        assert_eq!(with(&[client_fin]).yields(TCP, u64::MAX), Yields::Never);
         assert_eq!(with(&[client_fin, server_fin]).timeout(TCP, TIMEOUTS), TIMEOUTS.tcp_time_wait);
-        assert_eq!(with(&[client_fin, server_fin]).yields(TCP), Yields::Closed);
+        assert_eq!(with(&[client_fin, server_fin]).yields(TCP, 0), Yields::Closed);
         assert_eq!(
             with(&[request(FIN | ACK, 1 << 28, 1, 0)]).timeout(TCP, TIMEOUTS),
             TIMEOUTS.tcp_established
@@ -490,7 +503,12 @@ mod tests {
         let mut state = opened(UDP, &there);
         assert_eq!(advance(UDP, state, &there, 60).timeout(UDP, TIMEOUTS), TIMEOUTS.udp_unreplied);
         state = advance(UDP, state, &back, 0);
-        assert_eq!((state.timeout(UDP, TIMEOUTS), state.yields(UDP)), (TIMEOUTS.udp, Yields::Datagram));
+        assert_eq!(state.timeout(UDP, TIMEOUTS), TIMEOUTS.udp);
+        assert_eq!(state.yields(UDP, IDLE_DATAGRAM_NS - 1), Yields::Never);
+        assert_eq!(state.yields(UDP, IDLE_DATAGRAM_NS), Yields::Datagram);
+        // Half-open connections of a flood give way first, and handshakes last.
+        let order = [Yields::Opening, Yields::Closed, Yields::Datagram, Yields::HalfOpen];
+        assert!(order.is_sorted() && Yields::Never < order[0]);
         assert_eq!(advance(UDP, state, &there, 2).timeout(UDP, TIMEOUTS), TIMEOUTS.udp);
         assert_eq!(advance(UDP, state, &there, 3).timeout(UDP, TIMEOUTS), TIMEOUTS.udp_stream);
     }

@@ -4,8 +4,8 @@
 //! Connections that are over need not be removed. A program that opens a connection examines a few
 //! records: first from the position where this CPU stopped last time (like the hand of a clock),
 //! then from a random position. It takes the first record that is free or over. If it finds none,
-//! the weakest of these connections gives way: half-open before idle UDP before closed. An
-//! established connection never gives way.
+//! the weakest of these connections gives way: half-open before idle UDP before closed, and before
+//! one in the middle of its handshake. An established connection never gives way.
 //!
 //! The `extern "C"` functions take and return numbers, so the verifier checks each of them once,
 //! and not once for every state of a caller. Their other input is in
@@ -14,11 +14,10 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
-use lb_common::connection::{self, IDLE_DATAGRAM_NS, Segment, Yields};
+use lb_common::connection::{self, Segment, Yields};
 use lb_common::family::{V4, V6};
 use lb_common::layout::{
-    Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, UDP, deliver, direction,
-    flow_phase,
+    Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, deliver, direction, flow_phase,
 };
 use lb_common::reason::Reason;
 
@@ -91,11 +90,11 @@ fn keep_weaker<A: Copy>(weakest: &mut YieldCandidate, number: u32, flow: &Flow<A
 /// Returns whether a connection that is not over gives way.
 #[inline(always)]
 pub fn yields<A: Copy>(flow: &Flow<A>, now: u64) -> Yields {
-    let yields = flow.state().yields(flow.protocol);
-    let is_busy = flow.protocol == UDP
-        && yields == Yields::Datagram
-        && now.wrapping_sub(flow.last_seen_ns) < IDLE_DATAGRAM_NS;
-    if is_busy || flow.phase == flow_phase::CLAIMED { Yields::Never } else { yields }
+    if flow.phase == flow_phase::CLAIMED {
+        return Yields::Never;
+    }
+    // Another CPU may have seen a packet after `now`.
+    flow.state().yields(flow.protocol, now.saturating_sub(flow.last_seen_ns))
 }
 
 /// Returns the time-outs in force.
@@ -240,7 +239,7 @@ fn evict_weakest<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
     let reason = match yields {
         CLOSED => Reason::EvictedClosed,
         DATAGRAM => Reason::EvictedDatagrams,
-        HALF_OPEN => Reason::EvictedHalfOpen,
+        OPENING | HALF_OPEN => Reason::EvictedHalfOpen,
         _ => return None,
     };
     let flow = F::flows().get_ptr_mut(number)?;
@@ -256,6 +255,7 @@ fn evict_weakest<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
     Some(Claimed { number, generation: generation.wrapping_add(1) })
 }
 
+const OPENING: u32 = Yields::Opening as u32;
 const CLOSED: u32 = Yields::Closed as u32;
 const DATAGRAM: u32 = Yields::Datagram as u32;
 const HALF_OPEN: u32 = Yields::HalfOpen as u32;
