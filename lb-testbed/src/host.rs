@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::family::Family;
 use crate::place::Place;
-use crate::report::{Bound, Exchange, LoadReport, PingReport, TransferReport};
+use crate::report::{Bound, ConnectionsReport, Exchange, LoadReport, PingReport, TransferReport};
 
 /// Ports of the servers in every pod.
 pub const HTTP_PORT: u16 = 8080;
@@ -27,6 +27,8 @@ pub struct Listen {
     pub udp: Vec<u16>,
     pub sctp: Vec<u16>,
     pub transfer: Vec<u16>,
+    /// TCP and UDP: the server returns what it receives.
+    pub echo: Vec<u16>,
 }
 
 /// A host: a name, a network namespace with a cgroup, and an address of each family.
@@ -52,6 +54,22 @@ pub struct Datagrams {
     pub size: usize,
     /// Never fragment. A datagram that exceeds the path MTU then fails.
     pub dont_fragment: bool,
+}
+
+/// What [`Host::open_connections`] opens.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    /// An HTTP or echo server.
+    pub tcp: SocketAddr,
+    /// A UDP or echo server.
+    pub udp: SocketAddr,
+    /// New connections per second.
+    pub tcp_rate: u32,
+    /// New flows per second.
+    pub udp_rate: u32,
+    pub seconds: u32,
+    /// Addresses of the host to use in turn. If there is none, the kernel chooses.
+    pub sources: Vec<IpAddr>,
 }
 
 /// Protocol and connections of [`Host::start_load`].
@@ -113,6 +131,7 @@ impl Host {
                 udp: vec![UDP_PORT],
                 sctp: vec![SCTP_PORT],
                 transfer: vec![TRANSFER_PORT],
+                echo: Vec::new(),
             },
         )
     }
@@ -129,6 +148,7 @@ impl Host {
             ("--udp", &listen.udp),
             ("--sctp", &listen.sctp),
             ("--transfer", &listen.transfer),
+            ("--echo", &listen.echo),
         ];
         for (option, ports) in kinds {
             for port in ports {
@@ -174,6 +194,19 @@ impl Host {
         let mut command = self.tool("flood")?;
         command.args([kind.argument(), "--count", &count.to_string(), &target.to_string()]);
         json_of::<String>(&mut command).map(drop)
+    }
+
+    /// Opens TCP connections and UDP flows at a steady rate, each from another source port, and
+    /// waits for an answer on each.
+    pub fn open_connections(&self, load: &Connections) -> Result<ConnectionsReport> {
+        let mut command = self.tool("connections")?;
+        command.args(["--tcp", &load.tcp.to_string(), "--tcp-rate", &load.tcp_rate.to_string()]);
+        command.args(["--udp", &load.udp.to_string(), "--udp-rate", &load.udp_rate.to_string()]);
+        command.args(["--seconds", &load.seconds.to_string()]);
+        for source in &load.sources {
+            command.args(["--source", &source.to_string()]);
+        }
+        json_of(&mut command)
     }
 
     /// Sends `count` ICMP echo requests with `size` bytes of payload.

@@ -30,6 +30,8 @@ enum Command {
     },
     /// Send datagrams from one socket and wait for the answer to each
     Datagrams(tool::datagrams::Options),
+    /// Open TCP connections and UDP flows at a steady rate, each from another source port
+    Connections(tool::connections::Options),
     /// Send many packets that open connections, and nothing after them
     Flood(tool::flood::Options),
     /// Keep connections or a socket open, and send a request for each command on standard input
@@ -62,6 +64,7 @@ async fn main() -> Result<()> {
         Command::Serve(options) => tool::serve::run(options).await,
         Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
         Command::Datagrams(options) => print(&tool::datagrams::run(&options)?),
+        Command::Connections(options) => print(&tool::connections::run(&options)?),
         Command::Flood(options) => tool::flood::run(&options),
         Command::Hold(options) => tool::hold::run(&options).await,
         Command::Bind(options) => print(&tool::bind::run(&options)),

@@ -131,6 +131,28 @@ pub struct LoadReport {
     pub slowest_milliseconds: u64,
 }
 
+/// The results of many new connections and flows, see [`crate::Host::open_connections`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionsReport {
+    pub tcp: OpenedReport,
+    pub udp: OpenedReport,
+    /// The time until the last one was opened or failed.
+    pub seconds: f64,
+}
+
+/// The results of one protocol.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenedReport {
+    /// The number of connections whose first request was answered.
+    pub opened: u64,
+    pub failed: u64,
+    /// The number of UDP flows whose first datagram was not answered, but a repeated one was.
+    pub repeated: u64,
+    pub slowest_milliseconds: u64,
+    /// The first few failures.
+    pub examples: Vec<String>,
+}
+
 /// The result of a transfer in both directions over one TCP connection. Every byte is compared with
 /// [`crate::pattern`]. Counts are in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

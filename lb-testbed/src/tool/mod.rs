@@ -1,7 +1,9 @@
 //! The servers and clients, one file each.
 
 pub mod bind;
+pub mod connections;
 pub mod datagrams;
+pub mod echo;
 pub mod flood;
 pub mod get;
 pub mod hold;

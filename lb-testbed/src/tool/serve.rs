@@ -17,7 +17,7 @@ use lb_testbed::pattern;
 use lb_testbed::report::Greeting;
 use tokio::net::{TcpListener, UdpSocket};
 
-use super::{sctp, transfer};
+use super::{echo, sctp, transfer};
 
 #[derive(Args)]
 pub struct Options {
@@ -36,6 +36,9 @@ pub struct Options {
     /// Address of a transfer server
     #[arg(long)]
     transfer: Vec<SocketAddr>,
+    /// Address of an echo server, TCP and UDP
+    #[arg(long)]
+    echo: Vec<SocketAddr>,
 }
 
 pub async fn run(options: Options) -> Result<()> {
@@ -55,6 +58,9 @@ pub async fn run(options: Options) -> Result<()> {
     for address in options.transfer {
         let listener = StdTcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
         thread::spawn(move || transfer::serve(&listener));
+    }
+    for address in options.echo {
+        echo::serve(address).with_context(|| format!("serve echo on {address}"))?;
     }
     println!("ready");
     std::future::pending().await

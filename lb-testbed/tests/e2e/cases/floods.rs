@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lb_testbed::Family;
-use lb_testbed::host::{Datagrams, FloodKind};
+use lb_testbed::host::{Connections, Datagrams, FloodKind};
 
 use crate::check::answered;
 use crate::world::{To, World};
@@ -35,4 +35,28 @@ pub fn forged_syns(world: &mut World) -> Result<()> {
     ensure!(exchanges.len() == 25, "{exchanges:?}");
     answered(&exchanges, &[3], &world.node(0).addresses())?;
     answered(&[held.request()?], &[3], &world.node(0).addresses())
+}
+
+/// One endpoint on another node gets three times as many connections as there are source ports
+/// (--snat-ports). None fails: closed ones give their ports to new ones. The load of five minutes
+/// with default settings is `cargo xtask bench connections`.
+pub fn many_connections_to_one_endpoint(world: &mut World, family: Family) -> Result<()> {
+    const RATE: u32 = 1000;
+    const SECONDS: u32 = 6;
+    let service = world.publish(&[3])?;
+    let load = Connections {
+        tcp: service.node_port(world.node(0), family, To::Http),
+        udp: service.node_port(world.node(0), family, To::Udp),
+        tcp_rate: RATE,
+        // Answered UDP keeps its port for five seconds at the least, so fewer flows than ports.
+        udp_rate: RATE / 10,
+        seconds: SECONDS,
+        sources: Vec::new(),
+    };
+    world.wait_until_served(&service, &[3])?;
+    let report = world.client().open_connections(&load)?;
+    ensure!(report.tcp.failed == 0 && report.udp.failed == 0, "{report:?}");
+    ensure!(report.tcp.opened == u64::from(RATE * SECONDS), "{report:?}");
+    ensure!(report.udp.opened == u64::from(RATE / 10 * SECONDS), "{report:?}");
+    Ok(())
 }

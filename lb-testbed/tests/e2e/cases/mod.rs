@@ -71,6 +71,9 @@ const SERVICE_MESH: &[&str] = &["--pod-interfaces", "veth-*", "--socket-hooks", 
 /// Programs are attached to the devices of pods. Cgroup programs are not attached.
 const NO_SOCKETS: &[&str] = &["--pod-interfaces", "veth-*", "--socket-hooks", "off"];
 
+/// Connections to endpoints on other nodes have 2,000 source ports.
+const FEW_SOURCE_PORTS: &[&str] = &["--snat-ports", "1024-3023"];
+
 /// Adds arguments of the agents to a case.
 const fn with(agents: &'static [&'static str], case: Case) -> Case {
     Case { agents, ..case }
@@ -194,6 +197,10 @@ pub const CASES: &[Case] = &[
     each("explain_without_an_agent", Underlays::Routed, explain::without_an_agent),
     each("one_way_datagrams_block_no_endpoint", Underlays::Routed, floods::one_way_datagrams),
     once("forged_syns_block_no_endpoint", Underlays::Routed, floods::forged_syns),
+    with(
+        FEW_SOURCE_PORTS,
+        each("many_connections_to_one_endpoint", Underlays::Routed, floods::many_connections_to_one_endpoint),
+    ),
     with(POD_INTERFACES, each("vm_to_cluster_ip", Underlays::Both, pod_interfaces::to_cluster_ip)),
     with(POD_INTERFACES, each("vm_to_node_port", Underlays::Routed, pod_interfaces::to_node_port)),
     with(POD_INTERFACES, each("vm_to_load_balancer", Underlays::Routed, pod_interfaces::to_load_balancer)),
