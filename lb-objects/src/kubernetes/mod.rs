@@ -124,10 +124,10 @@ pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sen
     );
 }
 
-/// Watches the Services that are not headless.
+/// Watches the Services, without headless ones where the API server can leave them out.
 ///
 /// Kubernetes before 1.31 does not know the field selector and refuses the list. Then all Services
-/// are listed: the conversion leaves out headless ones.
+/// are listed. Headless ones do no harm: they have no cluster addresses.
 fn all_services(client: Client) -> impl Stream<Item = watcher::Result<watcher::Event<ApiService>>> {
     let services = Api::<ApiService>::all(client);
     let selected = watcher::Config::default().fields("spec.clusterIP!=None");
@@ -167,12 +167,7 @@ fn services() -> WatchSpec<Convert<ApiService, Service>, MakeEvent<Service>> {
         plural: "services",
         singular: "Service",
         optional: false,
-        convert: |service: &ApiService| {
-            let converted = convert::service(service);
-            let spec = service.spec.as_ref();
-            let headless = spec.is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None"));
-            Converted { value: converted.value.filter(|_| !headless), ..converted }
-        },
+        convert: convert::service,
         make_event: |name, service: Option<Service>| SourceEvent::Service(name, service.map(Arc::new)),
     }
 }

@@ -148,7 +148,7 @@ async fn a_server_without_the_field_selector_is_read_without_it() {
         }
     });
     let mut events = watch_services(config, Limits::default(), WatchAges::default());
-    for expected in ["default/web", "Services", "default/api"] {
+    for expected in ["default/db", "default/web", "Services", "default/db2", "default/api"] {
         assert_eq!(next(&mut events).await, expected);
     }
 }
