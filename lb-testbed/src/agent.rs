@@ -76,6 +76,8 @@ pub struct Agent {
     place: Place,
     bpffs: PathBuf,
     log: PathBuf,
+    /// Bytes in the log file that earlier agents of the node wrote.
+    earlier_log: u64,
 }
 
 impl Agent {
@@ -91,6 +93,7 @@ impl Agent {
         let lb = options.program()?.to_owned();
         let log = topology.folder().join(format!("{}-agent.log", node.host.name));
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
+        let earlier_log = output.metadata()?.len();
         let mut command = command(&lb, topology, node, options)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         if let Some(step) = options.kill_at {
@@ -103,6 +106,7 @@ impl Agent {
             place: node.host.place.clone(),
             bpffs: node.bpffs.clone(),
             log,
+            earlier_log,
         })
     }
 
@@ -141,9 +145,11 @@ impl Agent {
         }
     }
 
-    /// Path of the agent's log file.
-    pub fn log(&self) -> &Path {
-        &self.log
+    /// Returns what this agent has logged, without the lines of earlier agents of its node.
+    pub fn log(&self) -> Result<String> {
+        let log = fs::read(&self.log).with_context(|| format!("read {}", self.log.display()))?;
+        let own = log.get(self.earlier_log as usize..).unwrap_or_default();
+        Ok(String::from_utf8_lossy(own).into_owned())
     }
 
     /// Returns the process id of the agent.

@@ -151,11 +151,10 @@ impl World {
 
     /// Starts an agent with these options and waits until it is healthy. Returns its log.
     pub fn start_agent_as(&mut self, node: usize, options: &AgentOptions) -> Result<String> {
-        let log = self.topology.folder().join(format!("{}-agent.log", self.node(node).host.name));
-        let earlier = fs::read(&log).map_or(0, |log| log.len());
-        self.agents[node] = Some(Agent::start(&self.topology, &self.topology.nodes[node], options)?);
-        let log = fs::read(log)?;
-        Ok(String::from_utf8_lossy(log.get(earlier..).unwrap_or_default()).into_owned())
+        let agent = Agent::start(&self.topology, &self.topology.nodes[node], options)?;
+        let log = agent.log()?;
+        self.agents[node] = Some(agent);
+        Ok(log)
     }
 
     /// Starts an agent that kills itself at a step of a conversion, and waits for its end.

@@ -110,7 +110,7 @@ pub fn bad_manifest_affects_nothing_else(world: &mut World) -> Result<()> {
     let targets = [before.cluster_ip(Family::V4, To::Http), after.cluster_ip(Family::V6, To::Http)];
     answered_by(&world.pod(2).host.get(&targets, 3)?, &[1, 3])?;
     let logged = |text: &str| -> Result<()> {
-        let log = std::fs::read_to_string(world.agent(0)?.log())?;
+        let log = world.agent(0)?.log()?;
         ensure!(log.contains(text), "the log does not contain {text}");
         Ok(())
     };

@@ -65,7 +65,7 @@ pub fn serves_with_least_privilege(world: &mut World) -> Result<()> {
             world.set_endpoints(&service, &[3])?;
             world.wait_until_served(&service, &[3])?;
         }
-        let log = fs::read_to_string(world.agent(0)?.log())?;
+        let log = world.agent(0)?.log()?;
         let denied = log.lines().find(|line| line.contains("not permitted") || line.contains("denied"));
         ensure!(denied.is_none(), "{start}: {denied:?}");
         world.take_agent(0)?.stop()?;

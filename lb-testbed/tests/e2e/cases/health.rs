@@ -87,7 +87,7 @@ pub fn health_check_port_in_use(world: &mut World) -> Result<()> {
     let occupant = node.serve_at("occupant", &Listen { http: vec![port], ..Listen::default() })?;
     write(world, &service, &[1])?;
     eventually(|| {
-        let log = std::fs::read_to_string(world.agent(0)?.log())?;
+        let log = world.agent(0)?.log()?;
         let line = format!("its healthCheckNodePort cannot be opened at 0.0.0.0:{port}");
         ensure!(log.contains(&line), "the log does not contain {line:?}");
         Ok(())

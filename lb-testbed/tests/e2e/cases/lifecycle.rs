@@ -24,7 +24,7 @@ pub fn attached_as_configured(world: &mut World) -> Result<()> {
             let link = node.host.place.run("ip", ["-details", "link", "show", "dev", device])?;
             if underlay == Underlay::Bond && !link.contains("prog/xdp") {
                 // The driver of bonds has XDP from Linux 5.15 on.
-                let log = fs::read_to_string(world.agent(0)?.log())?;
+                let log = world.agent(0)?.log()?;
                 ensure!(log.contains("the driver has no native XDP"), "{}: {link}", node.host.name);
             } else {
                 ensure!(link.contains("prog/xdp"), "{}: {link}", node.host.name);
