@@ -145,6 +145,11 @@ impl Agent {
         }
     }
 
+    /// Returns the path of the log file, which the agents of a node share.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     /// Returns what this agent has logged, without the lines of earlier agents of its node.
     pub fn log(&self) -> Result<String> {
         let log = fs::read(&self.log).with_context(|| format!("read {}", self.log.display()))?;

@@ -392,7 +392,7 @@ impl Demo {
             self.screen
                 .toned(&format!("{count} of {} checks failed, in {seconds:.1} s", self.checks), Tone::Bad);
             self.problems.iter().for_each(|problem| self.screen.line(problem));
-            self.agents.iter().for_each(|one| println!("{}", agent::tail(one.log())));
+            self.agents.iter().for_each(|one| println!("{}", agent::tail(one.log_path())));
         }
         if keep {
             self.keep()?;
