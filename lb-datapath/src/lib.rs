@@ -24,6 +24,7 @@ mod host_maps;
 pub mod inspect;
 mod known_addresses;
 mod links;
+pub mod netlink;
 mod own_maps;
 mod pin_repair;
 mod pins;

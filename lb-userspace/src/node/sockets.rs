@@ -8,25 +8,19 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 
 use lb_common::layout::ConnectedPeer;
+use lb_datapath::netlink::NetlinkSocket;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_packet_sock_diag::{
     AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SockDiagDestroy, SockDiagMessage,
 };
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable,
-};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink, recv, send, socket};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
+use rustix::net::netlink;
 
 /// States in which a socket has a peer and may send to it. A connected UDP socket is ESTABLISHED.
 const CONNECTED: StateFlags =
     StateFlags::ESTABLISHED.union(StateFlags::SYN_SENT).union(StateFlags::CLOSE_WAIT);
-
-/// Size of the receive buffer. The kernel sends lists in messages of at most 32 KiB.
-const BUFFER: usize = 65536;
 
 /// A socket in the terms of sock_diag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +35,7 @@ struct Socket {
 /// It closes the sockets in `stale` (by cookie) that are still connected to their recorded
 /// endpoint: UDP sockets and, with `close_tcp`, TCP sockets.
 pub fn close(stale: &HashMap<u64, ConnectedPeer>, close_tcp: bool) -> io::Result<usize> {
-    let netlink = socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::SOCK_DIAG))?;
+    let netlink = NetlinkSocket::open(Some(netlink::SOCK_DIAG))?;
     let protocols = if close_tcp { &[IPPROTO_UDP, IPPROTO_TCP][..] } else { &[IPPROTO_UDP] };
     let mut closed = 0;
     for &protocol in protocols {
@@ -56,16 +50,16 @@ pub fn close(stale: &HashMap<u64, ConnectedPeer>, close_tcp: bool) -> io::Result
 
 /// Lists the connected sockets of a protocol and family, and returns those that are stale.
 fn stale_sockets(
-    netlink: &OwnedFd,
+    netlink: &NetlinkSocket,
     protocol: u8,
     family: u8,
     stale: &HashMap<u64, ConnectedPeer>,
 ) -> io::Result<Vec<Socket>> {
     // The id of a list request is not used.
     let all = Socket { protocol, family, id: SocketId::new_v4() };
-    send_request(netlink, NLM_F_DUMP, SockDiagMessage::InetRequest(request(all, CONNECTED)))?;
+    netlink.send(NLM_F_DUMP, SockDiagMessage::InetRequest(request(all, CONNECTED)))?;
     let mut sockets = Vec::new();
-    receive(netlink, |message| {
+    netlink.receive(|message| {
         if let SockDiagMessage::InetResponse(response) = message
             && is_stale(&response.header.socket_id, stale)
         {
@@ -76,10 +70,10 @@ fn stale_sockets(
 }
 
 /// Closes a socket. Returns false if it has been closed already.
-fn destroy(netlink: &OwnedFd, socket: Socket) -> io::Result<bool> {
+fn destroy(netlink: &NetlinkSocket, socket: Socket) -> io::Result<bool> {
     let request = SockDiagMessage::InetRequest(request(socket, StateFlags::empty()));
-    send_request(netlink, NLM_F_ACK, SockDiagDestroy::new(request))?;
-    match receive(netlink, |_| {}) {
+    netlink.send(NLM_F_ACK, SockDiagDestroy::new(request))?;
+    match netlink.receive(|_: SockDiagMessage| {}) {
         Ok(()) => Ok(true),
         // There is no such socket any more, or a new one has its addresses.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(false),
@@ -90,50 +84,6 @@ fn destroy(netlink: &OwnedFd, socket: Socket) -> io::Result<bool> {
 fn request(socket: Socket, states: StateFlags) -> InetRequest {
     let Socket { protocol, family, id } = socket;
     InetRequest { family, protocol, extensions: ExtensionFlags::empty(), states, socket_id: id }
-}
-
-/// Sends a request. There is only one at a time, so it needs no sequence number.
-fn send_request<M>(netlink: &OwnedFd, flags: u16, request: M) -> io::Result<()>
-where
-    M: NetlinkSerializable + Into<NetlinkPayload<M>>,
-{
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | flags;
-    let mut message = NetlinkMessage::new(header, request.into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    send(netlink, &bytes, SendFlags::empty())?;
-    Ok(())
-}
-
-/// Receives the answer to a request, and passes its messages to `handle` until the answer is
-/// complete.
-fn receive(netlink: &OwnedFd, mut handle: impl FnMut(SockDiagMessage)) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        // With TRUNC the length is that of the datagram, also if the buffer is too small for it.
-        let (_, length) = recv(netlink, &mut buffer[..], RecvFlags::TRUNC)?;
-        let mut rest = buffer.get(..length).ok_or_else(malformed)?;
-        while !rest.is_empty() {
-            let length = NetlinkBuffer::new_checked(rest).map_err(|_| malformed())?.length() as usize;
-            let message = NetlinkMessage::deserialize(rest).map_err(|_| malformed())?;
-            match message.payload {
-                NetlinkPayload::InnerMessage(message) => handle(message),
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::Done(done) if done.code < 0 => {
-                    return Err(io::Error::from_raw_os_error(-done.code));
-                }
-                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(()),
-                _ => {}
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
-}
-
-fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "malformed sock_diag message from the kernel")
 }
 
 /// Returns whether a listed socket is in `stale` and is still connected to the endpoint there.
