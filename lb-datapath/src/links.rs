@@ -7,9 +7,10 @@
 //! | `xdp-<ifindex>` | XDP program of a device |
 //! | `tc-ingress-<ifindex>`, `tc-egress-<ifindex>` | tc programs of a device |
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
@@ -127,17 +128,12 @@ impl Links {
     pub fn attach_cgroup(&mut self, programs: &Programs, path: &Path) -> Result<(), AttachError> {
         let open = |source| AttachError::OpenCgroup { path: path.to_owned(), source };
         let cgroup = File::open(path).map_err(open)?;
-        let id = std::os::unix::fs::MetadataExt::ino(&cgroup.metadata().map_err(open)?);
+        let at = cgroup_at(&cgroup.metadata().map_err(open)?);
         for (program, attach_type, hook) in hooks::CGROUP {
             let failed = |source| AttachError::Cgroup { hook, path: path.to_owned(), source };
             // The kernel refuses this program. Sockets are served without it.
             let Some(program) = programs.get(program) else { continue };
-            let here = |link: BorrowedFd<'_>| {
-                // SAFETY: the active member for links of this type, and the name of the pin shows
-                // the type. The id of a cgroup is its inode number (kernfs, 64-bit).
-                sys::link_info(link).is_ok_and(|info| unsafe { info.__bindgen_anon_1.cgroup.cgroup_id } == id)
-            };
-            replace(&self.folder.join(hook), program, here, || {
+            replace(&self.folder.join(hook), program, &at, || {
                 sys::create_link(program, cgroup.as_raw_fd() as u32, attach_type, 0)
             })
             .map_err(failed)?;
@@ -219,11 +215,7 @@ impl Links {
 
     fn attach_xdp(&self, programs: &Programs, ifindex: u32) -> io::Result<()> {
         let program = program_fd(programs, programs.xdp_name())?;
-        let here = |link: BorrowedFd<'_>| {
-            // SAFETY: the active member for links of this type. It is 0 if the device is removed.
-            sys::link_info(link).is_ok_and(|info| unsafe { info.__bindgen_anon_1.xdp.ifindex } == ifindex)
-        };
-        replace(&self.pin_path("xdp", ifindex), program, here, || {
+        replace(&self.pin_path("xdp", ifindex), program, xdp_at(ifindex), || {
             sys::create_link(program, ifindex, hooks::XDP, XDP_NATIVE)
         })
     }
@@ -232,15 +224,11 @@ impl Links {
         let program = program_fd(programs, program)?;
         // A program of another owner may have been attached before it. Then the link is made again:
         // for some microseconds no program of Sluice is attached.
-        let here = |link: BorrowedFd<'_>| {
-            sys::link_info(link).is_ok_and(|info| {
-                // SAFETY: the active member for links of this type. It is 0 without a device.
-                let attached = unsafe { info.__bindgen_anon_1.tcx.ifindex } == ifindex;
-                let first = || sys::query_programs(ifindex, hook.tcx, 0).map(|ids| ids.first().copied());
-                attached && first().is_ok_and(|first| first == Some(info.prog_id))
-            })
-        };
-        replace(&self.pin_path(hook.name, ifindex), program, here, || {
+        let attached = tcx_at(ifindex);
+        let first = || sys::query_programs(ifindex, hook.tcx, 0).map(|ids| ids.first().copied());
+        let at =
+            |info: &bpf_link_info| attached(info) && first().is_ok_and(|first| first == Some(info.prog_id));
+        replace(&self.pin_path(hook.name, ifindex), program, at, || {
             sys::create_link(program, ifindex, hook.tcx, TCX_FIRST)
         })
     }
@@ -298,9 +286,7 @@ impl Links {
         }
         if device.xdp {
             let program = program_id(programs, programs.xdp_name())?;
-            // SAFETY: the active member for links of this type. It is 0 if the device is removed.
-            let at = |info: &bpf_link_info| unsafe { info.__bindgen_anon_1.xdp.ifindex } == device.ifindex;
-            let fault = link_fault(&self.pin_path("xdp", device.ifindex), program, at);
+            let fault = link_fault(&self.pin_path("xdp", device.ifindex), program, xdp_at(device.ifindex));
             found.extend(fault.map(|fault| {
                 Drift::new(DriftKind::Xdp, format!("the XDP program of {} {fault}", device.name))
             }));
@@ -323,9 +309,7 @@ impl Links {
     }
 
     fn tcx_fault(&self, hook: &TcHook, program: u32, ifindex: u32) -> io::Result<Option<TcFault>> {
-        // SAFETY: the active member for links of this type. It is 0 if the device is removed.
-        let at = |info: &bpf_link_info| unsafe { info.__bindgen_anon_1.tcx.ifindex } == ifindex;
-        if let Some(fault) = link_fault(&self.pin_path(hook.name, ifindex), program, at) {
+        if let Some(fault) = link_fault(&self.pin_path(hook.name, ifindex), program, tcx_at(ifindex)) {
             return Ok(Some(TcFault::Absent(fault)));
         }
         let attached = sys::query_programs(ifindex, hook.tcx, 0)?;
@@ -337,14 +321,12 @@ impl Links {
     /// attached.
     pub fn check_cgroup(&self, programs: &Programs, path: &Path) -> Result<Vec<Drift>, AttachError> {
         let open = |source| AttachError::OpenCgroup { path: path.to_owned(), source };
-        let cgroup = std::os::unix::fs::MetadataExt::ino(&path.metadata().map_err(open)?);
-        // SAFETY: the active member for links of this type. The id of a cgroup is its inode number.
-        let at = |info: &bpf_link_info| unsafe { info.__bindgen_anon_1.cgroup.cgroup_id } == cgroup;
+        let at = cgroup_at(&path.metadata().map_err(open)?);
         let mut found = Vec::new();
         for (name, _, hook) in hooks::CGROUP {
             // The kernel may have refused this program.
             let Ok(program) = program_id(programs, name) else { continue };
-            let fault = link_fault(&self.folder.join(hook), program, at);
+            let fault = link_fault(&self.folder.join(hook), program, &at);
             found
                 .extend(fault.map(|fault| {
                     Drift::new(DriftKind::Socket, format!("the socket program {name} {fault}"))
@@ -426,16 +408,39 @@ fn program_fd<'a>(programs: &'a Programs, name: &str) -> io::Result<BorrowedFd<'
     programs.get(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no program {name}")))
 }
 
+/// Returns whether an XDP link is attached to a device. The name of its pin shows its type.
+fn xdp_at(ifindex: u32) -> impl Fn(&bpf_link_info) -> bool {
+    // SAFETY: the active member for links of this type. It is 0 if the device is removed.
+    move |info| unsafe { info.__bindgen_anon_1.xdp.ifindex } == ifindex
+}
+
+/// Returns whether a tcx link is attached to a device. The name of its pin shows its type.
+fn tcx_at(ifindex: u32) -> impl Fn(&bpf_link_info) -> bool {
+    // SAFETY: the active member for links of this type. It is 0 if the device is removed.
+    move |info| unsafe { info.__bindgen_anon_1.tcx.ifindex } == ifindex
+}
+
+/// Returns whether a link is attached to the cgroup with this folder. The name of its pin shows its
+/// type.
+fn cgroup_at(folder: &Metadata) -> impl Fn(&bpf_link_info) -> bool + use<> {
+    // The id of a cgroup is its inode number (kernfs, 64-bit).
+    let id = folder.ino();
+    // SAFETY: the active member for links of this type.
+    move |info| unsafe { info.__bindgen_anon_1.cgroup.cgroup_id } == id
+}
+
 /// Replaces the program in the link pinned at `path` without a gap, if the link has the right
-/// target (`here`). Otherwise creates and pins a new link.
+/// target (`at`). Otherwise creates and pins a new link.
 fn replace(
     path: &Path,
     program: BorrowedFd<'_>,
-    here: impl Fn(BorrowedFd<'_>) -> bool,
+    at: impl Fn(&bpf_link_info) -> bool,
     create: impl FnOnce() -> io::Result<OwnedFd>,
 ) -> io::Result<()> {
     match sys::open_pin(path) {
-        Ok(link) if here(link.as_fd()) => return sys::update_link(link.as_fd(), program),
+        Ok(link) if sys::link_info(link.as_fd()).is_ok_and(|info| at(&info)) => {
+            return sys::update_link(link.as_fd(), program);
+        }
         // The link belongs to another cgroup or to a removed device, or is at the wrong place.
         Ok(link) => {
             // It is no error if nothing is attached. The kernel may release a link whose pin is
