@@ -14,7 +14,6 @@ use crate::address::MapAddress;
 use crate::apply::ReferencedIds;
 use crate::apply::map_name::{MapName, MapUsage, TableError};
 use crate::handles::MapHandles;
-use crate::sys;
 use crate::table::{ArrayTable, Table};
 
 /// A connection that is translated packet by packet.
@@ -95,9 +94,7 @@ pub fn usage(maps: &MapHandles, now_ns: u64) -> io::Result<FlowUsage> {
         }
     })?;
     for family in IpFamily::BOTH {
-        let map = MapName::FLOWS[family];
-        let capacity = sys::map_info(maps.fd(map.name)?)?.max_entries;
-        usage.maps.extend(map.usage(entries[family], capacity));
+        usage.maps.extend(maps.usage(MapName::FLOWS[family], entries[family])?);
     }
     Ok(usage)
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use lb_common::plain::Plain;
 
-use crate::apply::map_name::MapName;
+use crate::apply::map_name::{MapName, MapUsage};
 use crate::sys;
 use crate::table::{ArrayTable, Table};
 
@@ -34,6 +34,13 @@ impl MapHandles {
     /// Returns the maps with their names, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
         self.0.iter().map(|(name, map)| (name.as_str(), map.as_fd()))
+    }
+
+    /// Returns the usage of a map that has so many entries, or `None` for a map without an option
+    /// that sets its size.
+    pub fn usage(&self, map: MapName, entries: usize) -> io::Result<Option<MapUsage>> {
+        let capacity = sys::map_info(self.fd(map.name)?)?.max_entries;
+        Ok(map.usage(entries as u64, capacity))
     }
 
     fn find(&self, name: &str) -> io::Result<&Arc<OwnedFd>> {

@@ -9,6 +9,7 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::ptr;
 
 use aya_obj::generated::{
     bpf_attach_type, bpf_attr, bpf_btf_info, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info,
@@ -30,7 +31,7 @@ fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_long> 
         libc::syscall(
             libc::SYS_bpf,
             command as libc::c_long,
-            std::ptr::from_mut(attributes),
+            ptr::from_mut(attributes),
             size_of::<bpf_attr>(),
         )
     };
@@ -175,7 +176,7 @@ fn fill_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     let mut attributes = attributes();
     attributes.info.bpf_fd = object.as_raw_fd() as u32;
     attributes.info.info_len = size_of::<T>() as u32;
-    attributes.info.info = std::ptr::from_mut(info) as u64;
+    attributes.info.info = ptr::from_mut(info) as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes).map(drop)
 }
 
@@ -197,7 +198,7 @@ pub const NO_EXIST: u64 = 1;
 /// Writes an entry (`BPF_MAP_UPDATE_ELEM`). `flags` is 0 or [`NO_EXIST`].
 pub fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
     let mut attributes = element(map, key);
-    attributes.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
+    attributes.__bindgen_anon_2.__bindgen_anon_1.value = ptr::from_ref(value) as u64;
     attributes.__bindgen_anon_2.flags = flags;
     bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
 }
@@ -228,14 +229,24 @@ pub fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Op
 /// not exist, the kernel returns the first one.
 pub fn next_key<K: Plain>(map: BorrowedFd<'_>, previous: Option<&K>) -> io::Result<Option<K>> {
     let mut next = MaybeUninit::<K>::zeroed();
+    let previous = previous.map_or(ptr::null(), |key| ptr::from_ref(key).cast());
+    // SAFETY: both are keys of this map. `next` is Plain, and filled by the kernel if there is one.
+    unsafe { Ok(get_next_key(map, previous, next.as_mut_ptr().cast())?.then(|| next.assume_init())) }
+}
+
+/// Writes the key that follows `previous`, or the first key if that is null, to `next`. Returns
+/// false if no key follows.
+///
+/// # Safety
+/// `previous` is null or a key of the map, and `next` has room for a key.
+unsafe fn get_next_key(map: BorrowedFd<'_>, previous: *const u8, next: *mut u8) -> io::Result<bool> {
     let mut attributes = attributes();
     attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
-    attributes.__bindgen_anon_2.key = previous.map_or(0, |key| std::ptr::from_ref(key) as u64);
-    attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+    attributes.__bindgen_anon_2.key = previous as u64;
+    attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = next as u64;
     match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
-        // SAFETY: Plain, and filled by the kernel.
-        Ok(_) => Ok(Some(unsafe { next.assume_init() })),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -260,7 +271,7 @@ pub fn update_per_cpu(map: BorrowedFd<'_>, key: u32, value: u64, cpus: usize) ->
 fn element<K: Plain>(map: BorrowedFd<'_>, key: &K) -> bpf_attr {
     let mut attributes = attributes();
     attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
-    attributes.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    attributes.__bindgen_anon_2.key = ptr::from_ref(key) as u64;
     attributes
 }
 
@@ -297,14 +308,10 @@ fn for_each_by_key(map: BorrowedFd<'_>, visit: &mut impl FnMut(&[u8], &[u8])) ->
     // prevents an endless loop.
     for _ in 0..info.max_entries {
         let mut key = vec![0u8; info.key_size as usize];
-        let mut attributes = attributes();
-        attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
-        attributes.__bindgen_anon_2.key = previous.as_ref().map_or(0, |key| key.as_ptr() as u64);
-        attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = key.as_mut_ptr() as u64;
-        match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
-            Ok(_) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
-            Err(error) => return Err(error),
+        let last = previous.as_ref().map_or(ptr::null(), |key| key.as_ptr());
+        // SAFETY: both have the size of a key.
+        if !unsafe { get_next_key(map, last, key.as_mut_ptr()) }? {
+            return Ok(());
         }
         if let Some(value) = lookup_bytes(map, &key, info.value_size as usize)? {
             visit(&key, &value);
@@ -433,15 +440,12 @@ pub fn count_entries(map: BorrowedFd<'_>) -> io::Result<usize> {
     // If a key was removed in the meantime, the kernel starts again at the first key. The limit
     // prevents an endless loop.
     for count in 0..info.max_entries as usize {
-        let mut attributes = attributes();
-        attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
-        attributes.__bindgen_anon_2.key = if count == 0 { 0 } else { key.as_ptr() as u64 };
-        attributes.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
-        match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) {
-            Ok(_) => key.copy_from_slice(&next),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(count),
-            Err(error) => return Err(error),
+        let last = if count == 0 { ptr::null() } else { key.as_ptr() };
+        // SAFETY: both have the size of a key.
+        if !unsafe { get_next_key(map, last, next.as_mut_ptr()) }? {
+            return Ok(count);
         }
+        key.copy_from_slice(&next);
     }
     Ok(info.max_entries as usize)
 }

@@ -2,12 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::AsFd as _;
 
 use lb_model::IpFamily;
 
 use crate::apply::map_name::{MapName, MapUsage};
-use crate::handles::MapHandles;
 use crate::inspect::AgentMaps;
 use crate::sys;
 
@@ -21,14 +19,14 @@ impl AgentMaps {
         let hash_maps = by_family.into_iter().flat_map(|maps| IpFamily::BOTH.map(|family| maps[family]));
         for map in hash_maps.chain([MapName::SERVICE_NAMES]) {
             let entries = sys::count_entries(handles.fd(map.name)?)?;
-            usage.extend(map_usage(handles, map, entries)?);
+            usage.extend(handles.usage(map, entries)?);
         }
         let flows = self.flows()?;
         for family in IpFamily::BOTH {
             let backends = self.backends(family)?.len();
-            usage.extend(map_usage(handles, MapName::BACKENDS[family], backends)?);
+            usage.extend(handles.usage(MapName::BACKENDS[family], backends)?);
             let open = flows.iter().filter(|flow| flow.family == family).count();
-            usage.extend(map_usage(handles, MapName::FLOWS[family], open)?);
+            usage.extend(handles.usage(MapName::FLOWS[family], open)?);
         }
         // Services with equal lists of endpoints share a range.
         let ranges: BTreeSet<_> = self
@@ -39,13 +37,7 @@ impl AgentMaps {
             })
             .collect();
         let slots = ranges.into_iter().map(|(_, count)| count as usize).sum();
-        usage.extend(map_usage(handles, MapName::SLOTS, slots)?);
+        usage.extend(handles.usage(MapName::SLOTS, slots)?);
         Ok(usage)
     }
-}
-
-/// Returns `None` for a map without an option that sets its size.
-fn map_usage(handles: &MapHandles, map: MapName, entries: usize) -> io::Result<Option<MapUsage>> {
-    let capacity = sys::map_info(handles.fd(map.name)?.as_fd())?.max_entries;
-    Ok(map.usage(entries as u64, capacity))
 }
