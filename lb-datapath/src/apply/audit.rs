@@ -89,7 +89,7 @@ impl<T: Tables> Writer<T> {
         let mut compared = 1 + installed.entries.len() * 2;
         for family in IpFamily::BOTH {
             let record = &installed.families[family];
-            compared += record.source_ranges.len();
+            compared += record.backends.len() + record.source_ranges.len();
             for (&address, backend) in &record.backends {
                 let entry = BackendEntry { address, flags: backend.flags, service_id };
                 if self.tables.backend(family, backend.id)? != Some(entry) {
