@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use lb_datapath::apply::tables::TableError;
 use lb_datapath::{Drift, DriftKind};
 use tracing::warn;
 
@@ -20,13 +21,11 @@ pub struct DriftReport {
     compared: Instant,
     host: Rounds,
     services: Rounds,
-    /// The reason why the last comparison failed.
-    failed: Option<String>,
 }
 
 impl DriftReport {
     pub fn new(now: Instant) -> Self {
-        Self { compared: now, host: Rounds::default(), services: Rounds::default(), failed: None }
+        Self { compared: now, host: Rounds::default(), services: Rounds::default() }
     }
 
     /// Returns whether it is time for a comparison, which begins now.
@@ -38,29 +37,26 @@ impl DriftReport {
         due
     }
 
-    /// Logs and counts what a comparison of the host found.
-    pub fn host(&mut self, found: Vec<Drift>, metrics: &Metrics) {
+    /// Logs and counts what a comparison of the host found, and logs which parts of it failed.
+    pub fn host(&mut self, found: Vec<Drift>, failures: &[String], metrics: &Metrics) {
         self.host.report(found, metrics);
         self.host.end();
+        self.host.failed((!failures.is_empty()).then(|| failures.join("; ")));
     }
 
-    /// Logs and counts what a part of an audit of the service maps found. `done`: it was the last
-    /// part.
-    pub fn services(&mut self, found: Vec<String>, done: bool, metrics: &Metrics) {
+    /// Logs and counts what a part of an audit of the service maps found. With the last part the
+    /// audit is `done`.
+    pub fn services(&mut self, part: Result<(Vec<String>, bool), TableError>, metrics: &Metrics) {
+        let (found, done) = match part {
+            Ok(part) => part,
+            Err(error) => return self.services.failed(Some(error.to_string())),
+        };
         let drift = found.into_iter().map(|found| Drift::new(DriftKind::MapEntry, found));
         self.services.report(drift.collect(), metrics);
         if done {
             self.services.end();
         }
-    }
-
-    /// Logs why a part of a comparison failed, once for each reason.
-    pub fn failed(&mut self, failures: &[String]) {
-        let reason = failures.join("; ");
-        if !reason.is_empty() && self.failed.as_ref() != Some(&reason) {
-            warn!("cannot compare the kernel's state with the desired one, trying again: {reason}");
-        }
-        self.failed = (!reason.is_empty()).then_some(reason);
+        self.services.failed(None);
     }
 }
 
@@ -69,6 +65,8 @@ impl DriftReport {
 struct Rounds {
     last: BTreeSet<Drift>,
     current: BTreeSet<Drift>,
+    /// The reason why the last comparison failed.
+    failure: Option<String>,
 }
 
 impl Rounds {
@@ -92,5 +90,13 @@ impl Rounds {
 
     fn end(&mut self) {
         self.last = std::mem::take(&mut self.current);
+    }
+
+    /// Logs why a comparison failed, once for each reason. `None`: it did not.
+    fn failed(&mut self, reason: Option<String>) {
+        if let Some(reason) = reason.as_ref().filter(|_| reason != self.failure) {
+            warn!("cannot compare the kernel's state with the desired one, trying again: {reason}");
+        }
+        self.failure = reason;
     }
 }

@@ -4,17 +4,14 @@
 //! failure is logged once.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Instant;
 
-use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, LinkAddress, NamespaceAddrs, device_flags};
+use lb_common::layout::device_flags;
 use lb_datapath::{Attached, Drift, DriftKind};
 
 use super::desired_host::DesiredHost;
-use super::host_tables::HostTables;
+use super::host_tables::{HostEntries, HostTables};
 use crate::node::devices::DeviceChoice;
-use crate::node::namespaces::follow::NamespaceAddresses;
 use crate::serve::Pending;
 
 /// The programs of a device are moved to the first place so often. A program of another owner that
@@ -24,11 +21,7 @@ const MOVES: u32 = 3;
 /// The current attachments and the current content of the host maps.
 #[derive(Debug, Default)]
 pub struct HostReconciler {
-    devices: BTreeMap<u32, Device>,
-    links: BTreeMap<u32, LinkAddress>,
-    addresses: BTreeMap<IpAddr, KnownAddress>,
-    networks: BTreeMap<IpNet, u32>,
-    namespaces: NamespaceAddresses,
+    entries: HostEntries,
     attachments: BTreeMap<u32, Attachment>,
     /// How often the programs of a device were moved to the first place, by interface index.
     moved: BTreeMap<u32, u32>,
@@ -94,24 +87,9 @@ pub enum HostChange {
 impl HostReconciler {
     /// Starts from the maps and attachments of an earlier agent. `attached` are the interface
     /// indices of devices with attached programs.
-    pub fn adopt(
-        devices: impl IntoIterator<Item = (u32, Device)>,
-        links: impl IntoIterator<Item = (u32, LinkAddress)>,
-        addresses: impl IntoIterator<Item = (IpAddr, KnownAddress)>,
-        networks: impl IntoIterator<Item = (IpNet, u32)>,
-        namespaces: impl IntoIterator<Item = (u64, NamespaceAddrs)>,
-        attached: impl IntoIterator<Item = u32>,
-    ) -> Self {
-        Self {
-            devices: devices.into_iter().collect(),
-            links: links.into_iter().collect(),
-            addresses: addresses.into_iter().collect(),
-            networks: networks.into_iter().collect(),
-            namespaces: namespaces.into_iter().collect(),
-            attachments: attached.into_iter().map(|ifindex| (ifindex, Attachment::Adopted)).collect(),
-            moved: BTreeMap::new(),
-            failed: BTreeMap::new(),
-        }
+    pub fn adopt(entries: HostEntries, attached: impl IntoIterator<Item = u32>) -> Self {
+        let attachments = attached.into_iter().map(|ifindex| (ifindex, Attachment::Adopted)).collect();
+        Self { entries, attachments, ..Self::default() }
     }
 
     /// Returns the change that has been failing longest, or `None` if everything is as desired.
@@ -149,15 +127,19 @@ impl HostReconciler {
         let mut comparison = Comparison::default();
         let found = &mut comparison.drift;
         let kernel = host.entries()?;
-        differences(&mut self.devices, kernel.devices, found, |ifindex| format!("interface {ifindex}"));
-        differences(&mut self.links, kernel.links, found, |ifindex| {
+        differences(&mut self.entries.devices, kernel.devices, found, |ifindex| {
+            format!("interface {ifindex}")
+        });
+        differences(&mut self.entries.links, kernel.links, found, |ifindex| {
             format!("the MAC address of interface {ifindex}")
         });
-        differences(&mut self.networks, kernel.networks, found, |network| format!("network {network}"));
-        differences(&mut self.namespaces, kernel.namespaces, found, |cookie| {
+        differences(&mut self.entries.networks, kernel.networks, found, |network| {
+            format!("network {network}")
+        });
+        differences(&mut self.entries.namespaces, kernel.namespaces, found, |cookie| {
             format!("network namespace {cookie}")
         });
-        differences(&mut self.addresses, kernel.addresses, found, |address| {
+        differences(&mut self.entries.addresses, kernel.addresses, found, |address| {
             format!("node address {address}")
         });
         self.compare_attachments(host, &mut comparison)?;
@@ -197,21 +179,21 @@ impl HostReconciler {
                 device.flags |= device_flags::XDP_TARGET;
             }
         }
-        update(&mut self.devices, &devices, |ifindex, device| {
+        update(&mut self.entries.devices, &devices, |ifindex, device| {
             let done = host.set_device(*ifindex, device);
             round.check(|| format!("map entry of interface {ifindex}"), done).is_some()
         });
     }
 
     fn write_links<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
-        update(&mut self.links, &desired.links, |ifindex, link| {
+        update(&mut self.entries.links, &desired.links, |ifindex, link| {
             let done = host.set_link(*ifindex, link);
             round.check(|| format!("map entry of the MAC address of interface {ifindex}"), done).is_some()
         });
     }
 
     fn write_addresses<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
-        update(&mut self.addresses, &desired.addresses, |address, value| {
+        update(&mut self.entries.addresses, &desired.addresses, |address, value| {
             let done = host.set_address(*address, value);
             round.check(|| format!("map entry of node address {address}"), done).is_some()
         });
@@ -219,14 +201,14 @@ impl HostReconciler {
 
     fn write_networks<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
         let Some(networks) = &desired.networks else { return };
-        update(&mut self.networks, networks, |network, flags| {
+        update(&mut self.entries.networks, networks, |network, flags| {
             let done = host.set_network(*network, flags.copied());
             round.check(|| format!("map entry of network {network}"), done).is_some()
         });
     }
 
     fn write_namespaces<H: HostTables>(&mut self, desired: &DesiredHost, host: &mut H, round: &mut Round) {
-        update(&mut self.namespaces, &desired.namespaces, |cookie, addresses| {
+        update(&mut self.entries.namespaces, &desired.namespaces, |cookie, addresses| {
             let done = host.set_namespace(*cookie, addresses);
             round.check(|| format!("map entry of network namespace {cookie}"), done).is_some()
         });
@@ -362,12 +344,16 @@ fn update<K: Ord + Copy, V: Clone + PartialEq>(
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::net::IpAddr;
     use std::sync::Arc;
     use std::time::Duration;
 
-    use super::super::host_tables::HostEntries;
+    use ipnet::IpNet;
+    use lb_common::layout::{Device, KnownAddress, LinkAddress, NamespaceAddrs};
+
     use super::*;
     use crate::node::devices::{Behind, Hooks};
+    use crate::node::namespaces::follow::NamespaceAddresses;
 
     /// Records every call. Calls whose text contains `fail` fail.
     #[derive(Default)]
@@ -600,10 +586,13 @@ mod tests {
     #[test]
     fn entries_and_attachments_of_an_earlier_agent_are_adopted_or_removed() {
         let stale = ("198.51.100.1".parse().unwrap(), KnownAddress { ifindex: 9, flags: 1 });
-        let devices = [(2, device(1)), (9, device(1))];
-        let addresses = desired().addresses.into_iter().chain([stale]);
-        let mut host_reconciler =
-            HostReconciler::adopt(devices, [], addresses, [], [namespace(1, 7), namespace(2, 8)], [2, 9]);
+        let left = HostEntries {
+            devices: BTreeMap::from([(2, device(1)), (9, device(1))]),
+            addresses: desired().addresses.into_iter().chain([stale]).collect(),
+            namespaces: BTreeMap::from([namespace(1, 7), namespace(2, 8)]),
+            ..HostEntries::default()
+        };
+        let mut host_reconciler = HostReconciler::adopt(left, [2, 9]);
         let mut host = Host::default();
         let namespaces = Arc::new(NamespaceAddresses::from([namespace(1, 7), namespace(3, 9)]));
         host_reconciler.converge(&DesiredHost { namespaces, ..desired() }, &mut host, now());
@@ -626,7 +615,8 @@ mod tests {
             list.iter().map(|(text, flags)| (text.parse().unwrap(), *flags)).collect()
         };
         let left = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 1), ("fd00::/56", 1)]);
-        let mut host_reconciler = HostReconciler::adopt([], [], [], left, [], []);
+        let left = HostEntries { networks: left, ..HostEntries::default() };
+        let mut host_reconciler = HostReconciler::adopt(left, []);
         let mut host = Host { fail: Some("fd00::/56"), ..Host::default() };
         host_reconciler.converge(&DesiredHost::default(), &mut host, now());
         assert_eq!(host.take_calls(), NO_CALLS);

@@ -123,10 +123,7 @@ impl MainLoop<'_> {
 
     /// Compares some entries of the service maps with the plan, and repairs what differs.
     fn audit_services(&mut self) {
-        match self.reconciler.audit(Instant::now()) {
-            Ok((found, done)) => self.drift.services(found, done, &self.metrics),
-            Err(error) => warn!("cannot compare the service maps with the plan, trying again: {error}"),
-        }
+        self.drift.services(self.reconciler.audit(Instant::now()), &self.metrics);
     }
 
     /// Compares lock, pins, attachments and host maps with the kernel's, and repairs what differs.
@@ -159,8 +156,7 @@ impl MainLoop<'_> {
         }
         let host_differs = !comparison.drift.is_empty() || !complete;
         found.extend(comparison.drift);
-        self.drift.host(found, &self.metrics);
-        self.drift.failed(&failures);
+        self.drift.host(found, &failures, &self.metrics);
         if host_differs {
             self.apply_host_state();
         }

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use lb_datapath::apply::Engine;
-use lb_datapath::apply::tables::TableError;
-use lb_datapath::{AttachError, Datapath, HostMaps, LoadError, Pins, ServiceTables, monotonic_ns};
+use lb_datapath::{AttachError, Datapath, LoadError, Pins, ServiceTables, monotonic_ns};
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use lb_plan::Planner;
 use serde_json::{Map, Value};
@@ -17,6 +16,7 @@ use tracing::{error, info, warn};
 use super::drift::DriftReport;
 use super::error::AgentError;
 use super::host_reconciler::HostReconciler;
+use super::host_tables::HostTables as _;
 use super::lock::NodeLock;
 use super::logging;
 use super::main_loop::MainLoop;
@@ -53,12 +53,13 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     let Source { events, task, recorder, ages } = Source::start(config).await?;
     let node = node::watch::watch().await?;
 
-    let mut datapath = load(config)?;
+    let sysctls = Sysctls::at(&config.sysctl_dir);
+    let mut datapath = load(config, accept_own_packets(&sysctls))?;
     if !datapath.can_serve_packets() && (cgroup.is_none() || !datapath.can_serve_sockets()) {
         return Err(AgentError::NothingServes);
     }
     let (engine, host_reconciler) = adopt(&mut datapath)?;
-    enable_forwarding(&Sysctls::at(&config.sysctl_dir));
+    enable_forwarding(&sysctls);
     let sockets = attach_socket_programs(config, cgroup, &mut datapath)?;
 
     let maps = datapath.maps();
@@ -104,12 +105,12 @@ fn check_host(config: &Config) -> Result<Option<&Path>, AgentError> {
     })
 }
 
-/// Loads the kernel programs on the pinned maps, and logs which kernel features are missing.
-fn load(config: &Config) -> Result<Datapath, LoadError> {
+/// Loads the kernel programs on the pinned maps, and logs which kernel features are missing. For
+/// `kernel_fragments` see [`load_options`].
+fn load(config: &Config, kernel_fragments: bool) -> Result<Datapath, LoadError> {
     let started = Instant::now();
     let pins = Pins::new(&config.bpffs);
-    let mut datapath =
-        Datapath::load(&pins, &load_options(config, accept_own_packets(&Sysctls::at(&config.sysctl_dir))))?;
+    let mut datapath = Datapath::load(&pins, &load_options(config, kernel_fragments))?;
     let features = datapath.features();
     info!(
         kernel = features.kernel,
@@ -138,14 +139,8 @@ fn adopt(datapath: &mut Datapath) -> Result<(Engine<ServiceTables>, HostReconcil
     let engine = Engine::adopt(datapath.tables()?, &flows.referenced, GRACE, Instant::now())
         .map_err(|error| failed(error.into()))?;
     let attached = datapath.attached_devices()?;
-    let host_reconciler = adopt_host(datapath.host(), attached).map_err(|error| failed(error.into()))?;
-    Ok((engine, host_reconciler))
-}
-
-fn adopt_host(host: &HostMaps, attached: Vec<u32>) -> Result<HostReconciler, TableError> {
-    let (devices, links, addresses) = (host.devices()?, host.links()?, host.addresses()?);
-    let (networks, namespaces) = (host.networks()?, host.namespaces()?);
-    Ok(HostReconciler::adopt(devices, links, addresses, networks, namespaces, attached))
+    let entries = datapath.entries().map_err(|error| failed(error.into()))?;
+    Ok((engine, HostReconciler::adopt(entries, attached)))
 }
 
 /// Attaches the socket programs to `cgroup`, or detaches those of an earlier agent. Returns the
