@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 
 use futures::{StreamExt, TryStreamExt};
-use lb_datapath::attachments::{self, tc_filters};
+use lb_datapath::attachments::{TcFilter, tc_filters};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -16,14 +16,14 @@ const PROGRAM_PREFIX: &str = "lb_tc_";
 
 /// A tc filter that runs a program of Sluice.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TcFilter {
+pub(super) struct SluiceFilter {
     device: String,
     program: String,
     /// Device, direction, priority and handle. The kernel needs these to remove the filter.
     header: TcHeader,
 }
 
-impl fmt::Display for TcFilter {
+impl fmt::Display for SluiceFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let direction = if self.header.parent.minor == TcHandle::MIN_EGRESS { "egress" } else { "ingress" };
         write!(f, "{} on {} ({direction})", self.program, self.device)
@@ -59,7 +59,7 @@ impl Netlink {
 
     /// Returns the filters and queueing disciplines of Sluice on the devices of this network
     /// namespace. Filters must be removed before queueing disciplines.
-    pub(super) async fn list(&self) -> io::Result<(Vec<TcFilter>, Vec<Qdisc>)> {
+    pub(super) async fn list(&self) -> io::Result<(Vec<SluiceFilter>, Vec<Qdisc>)> {
         let (mut filters, mut qdiscs) = (Vec::new(), Vec::new());
         let mut links = self.0.link().get().execute();
         while let Some(link) = links.try_next().await.map_err(io::Error::other)? {
@@ -91,7 +91,7 @@ impl Netlink {
     }
 
     /// Removes a filter.
-    pub(super) async fn remove(&self, filter: &TcFilter) -> io::Result<()> {
+    pub(super) async fn remove(&self, filter: &SluiceFilter) -> io::Result<()> {
         let mut message = TcMessage::default();
         message.header = filter.header.clone();
         message.attributes.push(TcAttribute::Kind("bpf".into()));
@@ -110,8 +110,8 @@ impl Netlink {
 }
 
 /// Returns those of the filters of a device that run a program of Sluice.
-fn sluice_filters(device: &str, index: i32, filters: &[attachments::TcFilter]) -> Vec<TcFilter> {
-    let own = |filter: &attachments::TcFilter| {
+fn sluice_filters(device: &str, index: i32, filters: &[TcFilter]) -> Vec<SluiceFilter> {
+    let own = |filter: &TcFilter| {
         let program = filter.program.as_ref().filter(|program| program.name.starts_with(PROGRAM_PREFIX))?;
         let header = TcHeader {
             index,
@@ -123,7 +123,7 @@ fn sluice_filters(device: &str, index: i32, filters: &[attachments::TcFilter]) -
             info: filter.info,
             ..TcHeader::default()
         };
-        Some(TcFilter { device: device.to_owned(), program: program.name.clone(), header })
+        Some(SluiceFilter { device: device.to_owned(), program: program.name.clone(), header })
     };
     filters.iter().filter_map(own).collect()
 }
@@ -134,18 +134,18 @@ mod tests {
 
     use super::*;
 
-    fn filter(program: &str, ingress: bool) -> attachments::TcFilter {
+    fn filter(program: &str, ingress: bool) -> TcFilter {
         let program = Some(FilterProgram { id: 7, name: program.into() });
-        attachments::TcFilter { ingress, info: 1 << 16 | 0x0300, handle: 0x534c_4345, program }
+        TcFilter { ingress, info: 1 << 16 | 0x0300, handle: 0x534c_4345, program }
     }
 
-    fn texts(filters: &[attachments::TcFilter]) -> Vec<String> {
+    fn texts(filters: &[TcFilter]) -> Vec<String> {
         sluice_filters("eth0", 2, filters).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn filters_of_other_programs_are_kept() {
-        let other = attachments::TcFilter { program: None, ..filter("", true) };
+        let other = TcFilter { program: None, ..filter("", true) };
         let filters = [filter("cil_from_netdev", true), other, filter("lb_tc_ingress", true)];
         assert_eq!(texts(&filters), ["lb_tc_ingress on eth0 (ingress)"]);
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::filters::{Qdisc, TcFilter};
+use super::filters::{Qdisc, SluiceFilter};
 
 /// Something that an agent created.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub enum Item {
     /// A pinned link, map or program.
     Pin(PathBuf),
     Folder(PathBuf),
-    Filter(TcFilter),
+    Filter(SluiceFilter),
     Qdisc(Qdisc),
 }
 

@@ -11,7 +11,7 @@ use lb_datapath::{EndpointShortage, Pins, monotonic_ns};
 use super::args::{DoctorArgs, reachable};
 use super::devices;
 use crate::cli::{get, http_client};
-use crate::view::doctor::{AgentFacts, Checked, DatapathFacts, HookNames, MapEntries, PortShortage};
+use crate::view::doctor::{AgentFacts, Checked, DatapathFacts, HookNames, MapEntries, PortShortageFacts};
 use crate::view::{BackendsById, ServiceEntries};
 
 pub async fn facts(args: &DoctorArgs, cgroup: Option<&Path>) -> DatapathFacts {
@@ -60,21 +60,21 @@ fn agent(args: &DoctorArgs) -> AgentFacts {
 /// Returns the entries of the maps of Services in the text of `/metrics`. The entries of endpoints
 /// are left out: removed ones stay in the maps while connections use them.
 fn written(metrics: &str) -> Vec<(String, u64)> {
-    let entries = metrics.lines().filter_map(|line| {
-        let (map, value) = line.strip_prefix("sluice_map_entries{map=\"")?.split_once("\"} ")?;
-        map.starts_with("SERVICE").then_some((map.to_owned(), value.trim().parse().ok()?))
-    });
-    entries.collect()
+    samples(metrics, "sluice_map_entries{map=\"").filter(|(map, _)| map.starts_with("SERVICE")).collect()
 }
 
 /// Returns the ages of the watches in the text of `/metrics`, in seconds.
 fn watches(metrics: &str) -> Vec<(String, u64)> {
-    let ages = metrics.lines().filter_map(|line| {
-        let (resource, value) =
-            line.strip_prefix("sluice_watch_age_seconds{resource=\"")?.split_once("\"} ")?;
-        Some((resource.to_owned(), value.trim().parse().ok()?))
-    });
-    ages.collect()
+    samples(metrics, "sluice_watch_age_seconds{resource=\"").collect()
+}
+
+/// Returns the samples of a metric with one label, each as the label's value and the number.
+/// `begin` is the text before that value.
+fn samples(metrics: &str, begin: &str) -> impl Iterator<Item = (String, u64)> {
+    metrics.lines().filter_map(move |line| {
+        let (label, value) = line.strip_prefix(begin)?.split_once("\"} ")?;
+        Some((label.to_owned(), value.trim().parse().ok()?))
+    })
 }
 
 fn sockets(cgroup: Option<&Path>) -> Checked<Vec<HookNames>> {
@@ -94,8 +94,8 @@ fn maps(pins: &Pins) -> io::Result<MapEntries> {
     })
 }
 
-fn port_shortage(shortage: &EndpointShortage) -> PortShortage {
-    PortShortage {
+fn port_shortage(shortage: &EndpointShortage) -> PortShortageFacts {
+    PortShortageFacts {
         service: shortage.service.to_string(),
         endpoint: shortage.endpoint,
         packets: shortage.packets,

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use lb_datapath::apply::MapUsage;
 use lb_datapath::attachments::is_own_program;
 
-use super::facts::{AgentFacts, Checked, DatapathFacts, DevicePrograms, HookNames, MapEntries, PortShortage};
+use super::facts::{
+    AgentFacts, Checked, DatapathFacts, DevicePrograms, HookNames, MapEntries, PortShortageFacts,
+};
 use super::finding::Finding;
 
 const PLAN: &str = "agent's plan";
@@ -240,10 +242,10 @@ fn compare(maps: &MapEntries, written: &[(String, u64)]) -> Vec<Finding> {
 }
 
 /// A shortage of the last hour is a warning: it may come back.
-fn port_shortage(shortage: &PortShortage) -> Finding {
+fn port_shortage(shortage: &PortShortageFacts) -> Finding {
     const CHECK: &str = "source ports";
     const HOUR: u64 = 3600;
-    let PortShortage { service, endpoint, packets, seconds_ago } = shortage;
+    let PortShortageFacts { service, endpoint, packets, seconds_ago } = shortage;
     let evidence = format!(
         "{service}: no source port was free for new connections to {endpoint} (packets: {packets}, \
          the last one {seconds_ago} s ago)"

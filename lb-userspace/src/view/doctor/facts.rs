@@ -134,12 +134,12 @@ pub struct MapEntries {
     pub usage: Vec<MapUsage>,
     /// Entries that refer to entries that do not exist.
     pub inconsistent: Vec<String>,
-    pub port_shortages: Vec<PortShortage>,
+    pub port_shortages: Vec<PortShortageFacts>,
 }
 
 /// An endpoint for whose connections no source port was free.
 #[derive(Debug, Clone)]
-pub struct PortShortage {
+pub struct PortShortageFacts {
     pub service: String,
     pub endpoint: SocketAddr,
     /// The number of packets that opened no connection.

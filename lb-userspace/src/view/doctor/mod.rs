@@ -11,7 +11,7 @@ mod kernel;
 
 pub use facts::{
     AgentFacts, ApiServer, Checked, DatapathFacts, DevicePrograms, Facts, FileSystem, FirewallPolicy,
-    ForwardingFacts, HookNames, HostFacts, KernelFacts, KubeProxyFacts, MapEntries, PortShortage,
+    ForwardingFacts, HookNames, HostFacts, KernelFacts, KubeProxyFacts, MapEntries, PortShortageFacts,
 };
 pub use finding::{DoctorFormat, Finding, FindingSeverity, has_error, render_findings};
 
@@ -109,13 +109,13 @@ mod tests {
             ],
             inconsistent: vec!["10.96.0.10:80 refers to backend 7, which does not exist".into()],
             port_shortages: vec![
-                PortShortage {
+                PortShortageFacts {
                     service: "default/web:http TCP".into(),
                     endpoint: "10.244.2.2:8080".parse().unwrap(),
                     packets: 12,
                     seconds_ago: 30,
                 },
-                PortShortage {
+                PortShortageFacts {
                     service: "default/dns UDP".into(),
                     endpoint: "[fd00:10:244:2::2]:53".parse().unwrap(),
                     packets: 1,
