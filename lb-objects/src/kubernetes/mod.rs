@@ -93,28 +93,14 @@ pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sen
     let ObjectSelection { resources, this_node } = selection;
     let services = run_watch(all_services(client.clone()), services(), &events);
     let slices = run_watch(
-        watcher(
-            Api::<ApiEndpointSlice>::all(client.clone()),
-            watcher::Config::default().labels(SLICES_OF_THIS_PROXY),
-        )
-        .backoff(WatchBackoff::default()),
+        objects::<ApiEndpointSlice>(&client, watcher::Config::default().labels(SLICES_OF_THIS_PROXY)),
         slices(this_node.clone()),
         &events,
     );
-    let node = run_watch(
-        watcher(
-            Api::<ApiNode>::all(client.clone()),
-            watcher::Config::default().fields(&format!("metadata.name={this_node}")),
-        )
-        .backoff(WatchBackoff::default()),
-        node(),
-        &events,
-    );
-    let service_cidrs = run_watch(
-        watcher(Api::<ServiceCIDR>::all(client), watcher::Config::default()).backoff(WatchBackoff::default()),
-        service_cidrs(),
-        &events,
-    );
+    let this_node = watcher::Config::default().fields(&format!("metadata.name={this_node}"));
+    let node = run_watch(objects::<ApiNode>(&client, this_node), node(), &events);
+    let service_cidrs =
+        run_watch(objects::<ServiceCIDR>(&client, watcher::Config::default()), service_cidrs(), &events);
     let selected = |resource| resources.contains(resource);
     tokio::join!(
         run_if(selected(WatchedResource::Services), services),
@@ -124,24 +110,38 @@ pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sen
     );
 }
 
+/// Watches the objects of a resource in all namespaces. After an error it pauses and begins again.
+fn objects<K>(
+    client: &Client,
+    config: watcher::Config,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + use<K>
+where
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + 'static,
+{
+    watcher(Api::all(client.clone()), config).backoff(WatchBackoff::default())
+}
+
 /// Watches the Services, without headless ones where the API server can leave them out.
 ///
 /// Kubernetes before 1.31 does not know the field selector and refuses the list. Then all Services
 /// are listed. Headless ones do no harm: they have no cluster addresses.
 fn all_services(client: Client) -> impl Stream<Item = watcher::Result<watcher::Event<ApiService>>> {
-    let services = Api::<ApiService>::all(client);
     let selected = watcher::Config::default().fields("spec.clusterIP!=None");
-    let first = watcher(services.clone(), selected).backoff(WatchBackoff::default()).boxed();
+    let first = objects::<ApiService>(&client, selected).boxed();
     futures::stream::unfold((first, true), move |(mut stream, selected)| {
-        let services = services.clone();
+        let client = client.clone();
         async move {
             let item = stream.next().await?;
             if !selected || !item.as_ref().is_err_and(is_bad_request) {
                 return Some((item, (stream, selected)));
             }
             info!("the API server does not select Services by spec.clusterIP: all of them are read");
-            let mut all =
-                watcher(services, watcher::Config::default()).backoff(WatchBackoff::default()).boxed();
+            let mut all = objects(&client, watcher::Config::default()).boxed();
             let item = all.next().await?;
             Some((item, (all, false)))
         }
