@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
+use clap::Parser;
 use lb_testbed::agent::METRICS;
 use lb_testbed::host::{Connections, Listen};
 use lb_testbed::manifests::{self, ServiceManifest, ServicePort};
@@ -40,7 +41,7 @@ const NO_SOURCE_PORT: &str = "no_source_port";
 const FLOW_TABLE_FULL: &str = "flow_table_full";
 
 fn main() -> Result<()> {
-    let options = Options::read()?;
+    let options = Options::parse();
     let mut failed = false;
     for mode in [AttachMode::Xdp, AttachMode::Tc] {
         if options.mode.is_none_or(|wanted| wanted == mode) {
@@ -128,34 +129,25 @@ fn table(mode: AttachMode, report: &ConnectionsReport, metrics: &str) -> String 
 }
 
 /// The options that xtask passes.
+#[derive(Parser)]
 struct Options {
+    #[arg(long, default_value_t = 300)]
     seconds: u32,
+    #[arg(long, default_value_t = 2000)]
     rate: u32,
+    #[arg(long, value_parser = mode)]
     mode: Option<AttachMode>,
+    #[arg(long)]
     json: Option<PathBuf>,
+    /// `cargo bench` adds it.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
 }
 
-impl Options {
-    fn read() -> Result<Self> {
-        let mut options = Self { seconds: 300, rate: 2000, mode: None, json: None };
-        // `cargo bench` adds the argument --bench.
-        let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-        while let Some(argument) = arguments.next() {
-            let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
-            match argument.as_str() {
-                "--seconds" => options.seconds = value.parse().context("--seconds needs a number")?,
-                "--rate" => options.rate = value.parse().context("--rate needs a number")?,
-                "--mode" => {
-                    options.mode = Some(match value.as_str() {
-                        "xdp" => AttachMode::Xdp,
-                        "tc" => AttachMode::Tc,
-                        _ => bail!("--mode needs xdp or tc"),
-                    });
-                }
-                "--json" => options.json = Some(value.into()),
-                _ => bail!("unknown option {argument}"),
-            }
-        }
-        Ok(options)
+fn mode(text: &str) -> Result<AttachMode> {
+    match text {
+        "xdp" => Ok(AttachMode::Xdp),
+        "tc" => Ok(AttachMode::Tc),
+        _ => bail!("xdp or tc"),
     }
 }

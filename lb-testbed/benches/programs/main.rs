@@ -11,7 +11,8 @@ mod report;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use clap::Parser;
 use lb_testbed::programs::Limits;
 use lb_testbed::programs::Subject;
 use lb_testbed::programs::world::World;
@@ -24,7 +25,7 @@ const FEW: usize = 1;
 const MANY: usize = 100_000;
 
 fn main() -> Result<()> {
-    let options = Options::read()?;
+    let options = Options::parse();
     pin_to_last_cpu()?;
     let world = World::enter()?;
     // The next repetition then handles a forwarded packet as a new one.
@@ -65,28 +66,17 @@ fn main() -> Result<()> {
 }
 
 /// The options that xtask passes.
+#[derive(Parser)]
 struct Options {
+    #[arg(long, default_value_t = 7)]
     rounds: usize,
+    #[arg(long)]
     json: Option<PathBuf>,
+    #[arg(long)]
     docs: Option<PathBuf>,
-}
-
-impl Options {
-    fn read() -> Result<Self> {
-        let mut options = Self { rounds: 7, json: None, docs: None };
-        // `cargo bench` adds the argument --bench.
-        let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-        while let Some(argument) = arguments.next() {
-            let value = arguments.next().with_context(|| format!("{argument} needs a value"))?;
-            match argument.as_str() {
-                "--rounds" => options.rounds = value.parse().context("--rounds needs a number")?,
-                "--json" => options.json = Some(value.into()),
-                "--docs" => options.docs = Some(value.into()),
-                _ => bail!("unknown option {argument}: use --rounds N, --json FILE or --docs FILE"),
-            }
-        }
-        Ok(options)
-    }
+    /// `cargo bench` adds it.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
 }
 
 fn limits() -> Limits {

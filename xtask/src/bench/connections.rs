@@ -1,13 +1,8 @@
 //! `cargo xtask bench connections`: runs the benchmark in `lb-testbed/benches/connections.rs`.
 
-use std::fs;
+use anyhow::Result;
 
-use anyhow::{Context as _, Result, bail};
-
-use crate::{
-    process::{cargo, is_root},
-    workspace,
-};
+use super::run::run_benchmark;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -23,20 +18,14 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    if !is_root() {
-        bail!("the benchmark creates network namespaces: run `sudo -E cargo xtask bench connections`");
-    }
-    let folder = workspace::target().join("bench");
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let mut command = cargo();
-    command.args(["bench", "--profile", "dev", "-p", "lb-testbed", "--bench", "connections", "--"]);
-    command.args(["--seconds", &options.seconds.to_string(), "--rate", &options.rate.to_string()]);
-    command.arg("--json").arg(folder.join("connections.json"));
+    let mut arguments = vec![
+        "--seconds".to_owned(),
+        options.seconds.to_string(),
+        "--rate".to_owned(),
+        options.rate.to_string(),
+    ];
     if let Some(mode) = &options.mode {
-        command.args(["--mode", mode]);
+        arguments.extend(["--mode".to_owned(), mode.clone()]);
     }
-    if !command.status()?.success() {
-        bail!("the benchmark failed, see above");
-    }
-    Ok(())
+    run_benchmark("connections", arguments.into_iter().map(Into::into))
 }

@@ -3,6 +3,7 @@
 
 mod connections;
 mod programs;
+mod run;
 
 use anyhow::Result;
 

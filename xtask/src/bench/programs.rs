@@ -1,14 +1,12 @@
 //! `cargo xtask bench programs`: runs the benchmark in `lb-testbed/benches/programs`, which
 //! describes what it measures.
 
-use std::fs;
+use std::ffi::OsString;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 
-use crate::{
-    process::{cargo, is_root},
-    workspace,
-};
+use super::run::run_benchmark;
+use crate::workspace;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -21,23 +19,9 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    if !is_root() {
-        bail!("the benchmark loads programs into the kernel: run `sudo -E cargo xtask bench programs`");
-    }
-    let folder = workspace::target().join("bench");
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let mut command = cargo();
-    // The measured programs run in the kernel: the profile of the measuring program makes no
-    // difference.
-    command.args(["bench", "--profile", "dev", "-p", "lb-testbed", "--bench", "programs"]);
-    // Without the default features: the benchmark needs no Kubernetes client.
-    command.args(["--no-default-features", "--features", "programs", "--"]);
-    command.args(["--rounds", &options.rounds.to_string()]).arg("--json").arg(folder.join("programs.json"));
+    let mut arguments: Vec<OsString> = vec!["--rounds".into(), options.rounds.to_string().into()];
     if options.write_docs {
-        command.arg("--docs").arg(workspace::root().join("docs/benchmarks.md"));
+        arguments.extend(["--docs".into(), workspace::root().join("docs/benchmarks.md").into()]);
     }
-    if !command.status()?.success() {
-        bail!("the benchmark failed, see above");
-    }
-    Ok(())
+    run_benchmark("programs", arguments)
 }

@@ -1,8 +1,9 @@
 //! Alerts, scrape settings and the dashboard, checked by promtool.
 
-use std::{fs, path::PathBuf, process};
+use std::fs;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::{documents, root, tools::output};
 
@@ -10,27 +11,15 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// A folder with a file for promtool. Dropping it removes the folder.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    /// Writes a file to a folder of `test`. JSON is YAML.
-    fn new(test: &str, name: &str, content: &Value) -> Self {
-        let folder = std::env::temp_dir().join(format!("sluice-{}-{test}", process::id()));
-        fs::create_dir_all(&folder).expect("a folder");
-        fs::write(folder.join(name), content.to_string()).expect("written");
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
+/// Writes a file for promtool to a temporary folder. JSON is YAML.
+fn temporary(name: &str, content: &Value) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join(name), content.to_string()).expect("written");
+    folder
 }
 
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn path(folder: &TempDir, name: &str) -> String {
+    folder.path().join(name).display().to_string()
 }
 
 fn rules() -> Value {
@@ -39,8 +28,8 @@ fn rules() -> Value {
 
 #[test]
 fn alerts_are_valid() {
-    let file = Temporary::new("alerts", "rules.json", &rules());
-    let found = output("promtool", &["check", "rules", &file.path("rules.json")]);
+    let file = temporary("rules.json", &rules());
+    let found = output("promtool", &["check", "rules", &path(&file, "rules.json")]);
     assert!(found.contains("SUCCESS"), "{found}");
 }
 
@@ -52,7 +41,7 @@ fn alerts_fire_when_they_should() {
         let annotations = rule["annotations"].as_object_mut().expect("annotations");
         annotations.retain(|name, _| name == "summary");
     }
-    let file = Temporary::new("tests", "rules.json", &rules);
+    let file = temporary("rules.json", &rules);
     let mut tests = documents(&read("xtask/tests/deploy/alerts.test.yaml")).remove(0);
     tests["rule_files"] = json!(["rules.json"]);
     let tested = tests["tests"].as_array().expect("tests");
@@ -65,8 +54,8 @@ fn alerts_fire_when_they_should() {
         };
         assert!(tested.iter().any(fires), "alerts.test.yaml does not show when {alert} fires");
     }
-    fs::write(file.path("tests.json"), tests.to_string()).expect("written");
-    output("promtool", &["test", "rules", &file.path("tests.json")]);
+    fs::write(path(&file, "tests.json"), tests.to_string()).expect("written");
+    output("promtool", &["test", "rules", &path(&file, "tests.json")]);
 }
 
 /// The rules for labels of the PodMonitor are valid in a configuration of Prometheus, where their
@@ -85,8 +74,8 @@ fn the_pod_monitor_is_valid() {
         "kubernetes_sd_configs": [{"role": "pod"}],
         "relabel_configs": relabelings,
     }]});
-    let file = Temporary::new("monitor", "prometheus.json", &config);
-    output("promtool", &["check", "config", "--syntax-only", &file.path("prometheus.json")]);
+    let file = temporary("prometheus.json", &config);
+    output("promtool", &["check", "config", "--syntax-only", &path(&file, "prometheus.json")]);
 }
 
 /// Each panel has an expression that Prometheus can parse, and a place of its own.
@@ -117,12 +106,8 @@ fn the_dashboard_is_valid() {
     }
     let ids = panels.iter().filter_map(|panel| panel["id"].as_u64());
     assert_eq!(ids.collect::<std::collections::BTreeSet<_>>().len(), panels.len(), "ids of panels");
-    let file = Temporary::new(
-        "dashboard",
-        "rules.json",
-        &json!({"groups": [{"name": "dashboard", "rules": rules}]}),
-    );
-    output("promtool", &["check", "rules", &file.path("rules.json")]);
+    let file = temporary("rules.json", &json!({"groups": [{"name": "dashboard", "rules": rules}]}));
+    output("promtool", &["check", "rules", &path(&file, "rules.json")]);
 }
 
 #[test]

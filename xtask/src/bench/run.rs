@@ -1,0 +1,34 @@
+//! Runs a benchmark of `lb-testbed/benches`.
+
+use std::{ffi::OsString, fs};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    process::{cargo, is_root},
+    workspace,
+};
+
+/// Runs the benchmark `name` of `lb-testbed/benches`, which writes its figures to
+/// `target/bench/NAME.json`.
+pub fn run_benchmark(name: &str, arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    if !is_root() {
+        bail!(
+            "the benchmark loads kernel programs and creates network namespaces: run \
+             `sudo -E cargo xtask bench {name}`"
+        );
+    }
+    let folder = workspace::target().join("bench");
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let mut command = cargo();
+    // The measured programs run in the kernel: the profile of the measuring program makes no
+    // difference.
+    command.args(["bench", "--profile", "dev", "-p", "lb-testbed", "--bench", name]);
+    // Without the default features: a benchmark needs no Kubernetes client.
+    command.args(["--no-default-features", "--features", "programs", "--"]).args(arguments);
+    command.arg("--json").arg(folder.join(format!("{name}.json")));
+    if !command.status()?.success() {
+        bail!("the benchmark failed, see above");
+    }
+    Ok(())
+}
