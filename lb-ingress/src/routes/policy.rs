@@ -1,0 +1,490 @@
+//! What happens to the requests of a route: the typed result of all annotations of an Ingress.
+//!
+//! One struct for each family of annotations. The defaults are those of ingress-nginx, so that an
+//! Ingress without annotations behaves as before a migration.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use lb_model::ObjectName;
+
+use super::backend::BackendRef;
+
+/// The policy of all routes of one Ingress.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    pub redirect: Redirects,
+    pub rewrite: Rewrite,
+    pub timeouts: Timeouts,
+    pub body: Body,
+    pub cors: Option<Cors>,
+    pub sources: Sources,
+    pub auth: Option<Auth>,
+    pub affinity: Option<CookieAffinity>,
+    pub limits: Limits,
+    pub upstream: Upstream,
+    pub errors: Errors,
+    pub headers: Headers,
+    /// The answer to every request, without a backend (`return` in a configuration snippet).
+    pub answer: Option<Answer>,
+}
+
+/// Redirects, in the order in which they apply (annotations `permanent-redirect`,
+/// `temporal-redirect`, `ssl-redirect`, `force-ssl-redirect`, `app-root`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Redirects {
+    /// All requests are redirected.
+    pub all: Option<Redirect>,
+    pub to_tls: TlsRedirect,
+    /// A request for `/` is redirected to this path, with status 302.
+    pub app_root: Option<Box<str>>,
+}
+
+/// A redirect of all requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// 300 to 399.
+    pub status: u16,
+    /// The value of `Location`.
+    pub location: Box<str>,
+}
+
+/// Whether requests without TLS are redirected to `https`, with status 308.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TlsRedirect {
+    /// If the host has a certificate ([`HostSettings::tls`](super::HostSettings::tls)).
+    #[default]
+    WithCertificate,
+    /// Always (annotation `force-ssl-redirect`).
+    Always,
+    Never,
+}
+
+/// What the backend receives as path and host (annotations `rewrite-target`, `x-forwarded-prefix`,
+/// `upstream-vhost`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Begins with a slash. Contains `$1` to `$9` for groups of the path.
+    pub target: Option<Box<str>>,
+    /// The header `X-Forwarded-Prefix`. It may contain groups too.
+    pub forwarded_prefix: Option<Box<str>>,
+    /// The host that the backend receives.
+    pub host: Option<Box<str>>,
+}
+
+/// Time limits towards the backend (annotations `proxy-*-timeout`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    pub connect: Duration,
+    /// Between two writes to the backend, not for the whole request.
+    pub send: Duration,
+    /// Between two reads from the backend, not for the whole response.
+    pub read: Duration,
+}
+
+/// Bodies (annotations `proxy-body-size`, `proxy-buffering`, `proxy-request-buffering`,
+/// `proxy-buffer-size`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Body {
+    /// Longest body of a request in bytes; a longer one is answered with 413. `None` means no
+    /// limit.
+    pub max_request: Option<u64>,
+    /// The header of a response may have this many bytes. A longer one is answered with 502.
+    pub max_response_header: u32,
+}
+
+/// Cross-origin resource sharing (annotations `enable-cors`, `cors-*`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cors {
+    pub origins: Origins,
+    /// The value of `Access-Control-Allow-Methods`.
+    pub methods: Box<str>,
+    /// The value of `Access-Control-Allow-Headers`.
+    pub headers: Box<str>,
+    /// The value of `Access-Control-Expose-Headers`.
+    pub expose: Option<Box<str>>,
+    pub credentials: bool,
+    pub max_age: Duration,
+}
+
+/// The origins that may use a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origins {
+    Any,
+    Listed(Box<[OriginPattern]>),
+}
+
+/// An origin: `scheme://host[:port]`, whose host may begin with `*.`, which stands for one or more
+/// labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OriginPattern {
+    /// With `://`, in lower case.
+    pub scheme: Box<str>,
+    /// The host begins with `*.`.
+    pub wildcard: bool,
+    /// Host and port in lower case, without `*.`.
+    pub host: Box<str>,
+}
+
+/// Client addresses (annotations `allowlist-source-range`, `whitelist-source-range`,
+/// `denylist-source-range`). Others are answered with 403.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// `None` admits every address.
+    pub allowed: Option<Box<[IpNet]>>,
+    pub denied: Box<[IpNet]>,
+}
+
+/// Who may send requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Auth {
+    Basic(BasicAuth),
+    External(Box<ExternalAuth>),
+}
+
+/// HTTP Basic authentication (annotations `auth-type`, `auth-secret`, `auth-secret-type`,
+/// `auth-realm`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BasicAuth {
+    pub secret: ObjectName,
+    pub form: BasicAuthForm,
+    pub realm: Box<str>,
+}
+
+/// How a Secret holds users and passwords.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BasicAuthForm {
+    /// The key `auth` has an htpasswd file.
+    File,
+    /// Each key is a user, its value the hash of the password.
+    Map,
+}
+
+/// Another server decides about each request (annotations `auth-url`, `auth-method`,
+/// `auth-signin`, `auth-signin-redirect-param`, `auth-response-headers`, `auth-request-redirect`,
+/// `auth-always-set-cookie`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalAuth {
+    /// With variables such as `$host`.
+    pub url: Box<str>,
+    /// Upper case. `None` means the method of the request.
+    pub method: Option<Box<str>>,
+    /// A request that is refused with 401 is redirected to this URL.
+    pub signin: Option<Box<str>>,
+    /// The parameter of `signin` with the URL of the request.
+    pub signin_parameter: Box<str>,
+    /// Headers of the server's answer that the backend receives. In lower case.
+    pub response_headers: Box<[Box<str>]>,
+    /// The value of `X-Auth-Request-Redirect`.
+    pub request_redirect: Option<Box<str>>,
+    /// Cookies of the server's answer are added to error answers too.
+    pub always_set_cookie: bool,
+}
+
+/// Session affinity by a cookie (annotations `affinity`, `affinity-mode`,
+/// `affinity-canary-behavior`, `session-cookie-*`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CookieAffinity {
+    pub name: Box<str>,
+    /// `None` means the path of the route.
+    pub path: Option<Box<str>>,
+    pub domain: Option<Box<str>>,
+    /// `Max-Age` and `Expires`. `None` means until the browser ends.
+    pub max_age: Option<Duration>,
+    pub secure: Option<bool>,
+    pub same_site: Option<SameSite>,
+    /// `SameSite=None` is left out for browsers that misread it.
+    pub conditional_same_site_none: bool,
+    /// The cookie changes after a failure of its endpoint.
+    pub change_on_failure: bool,
+    /// An endpoint keeps its clients even if endpoints are added.
+    pub persistent: bool,
+    /// A client that a canary got once stays with it.
+    pub sticky_canary: bool,
+}
+
+/// The attribute `SameSite` of a cookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SameSite {
+    None,
+    Lax,
+    Strict,
+}
+
+/// Limits for each client address (annotations `limit-*`). What exceeds them is answered with 503.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    pub requests_per_second: Option<u32>,
+    pub requests_per_minute: Option<u32>,
+    /// A burst may have this many times the rate.
+    pub burst_multiplier: u32,
+    pub connections: Option<u32>,
+    /// Client addresses without limits.
+    pub exempt: Box<[IpNet]>,
+    /// Bytes a second of a response, after the first `rate_after` bytes. 0 means no limit.
+    pub rate: u64,
+    pub rate_after: u64,
+}
+
+/// How the backend is reached (annotations `backend-protocol`, `load-balance`,
+/// `upstream-hash-by`, `proxy-next-upstream*`, `proxy-ssl-*`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Upstream {
+    pub protocol: BackendProtocol,
+    pub balance: Balance,
+    pub retry: Retry,
+    /// For the protocols with TLS.
+    pub tls: UpstreamTls,
+    pub http_version: UpstreamVersion,
+    /// Requests go to the address of the Service, and not to endpoints (annotation
+    /// `service-upstream`).
+    pub service_address: bool,
+}
+
+/// The protocol of a backend.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BackendProtocol {
+    #[default]
+    Http,
+    Https,
+    /// HTTP/2 without TLS.
+    Grpc,
+    /// HTTP/2 with TLS.
+    Grpcs,
+}
+
+/// The version of HTTP towards backends of [`BackendProtocol::Http`] and
+/// [`BackendProtocol::Https`] (annotation `proxy-http-version`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UpstreamVersion {
+    Http10,
+    #[default]
+    Http11,
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Balance {
+    #[default]
+    RoundRobin,
+    /// Of two random endpoints, the one with fewer requests (`ewma` in ingress-nginx).
+    LeastOfTwo,
+    /// Consistent hash of this text, which contains variables such as `$request_uri`.
+    Hash(Box<str>),
+}
+
+/// When a request is sent to another endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    /// The endpoint cannot be reached, or closed the connection.
+    pub on_error: bool,
+    pub on_timeout: bool,
+    /// The response has no valid header.
+    pub on_invalid_header: bool,
+    /// The response has one of these statuses.
+    pub on_status: Box<[u16]>,
+    /// Also requests that are not idempotent and that the endpoint may have received.
+    pub non_idempotent: bool,
+    /// Number of endpoints at most, the first included.
+    pub tries: u32,
+    /// No further try after this time. `None` means no limit.
+    pub within: Option<Duration>,
+}
+
+/// TLS towards the backend (annotations `proxy-ssl-*`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// The Secret with `tls.crt`, `tls.key` for this client, and `ca.crt` for the backend.
+    pub secret: Option<ObjectName>,
+    pub verify: bool,
+    /// Server name (SNI), also the name that the certificate must have.
+    pub name: Option<Box<str>>,
+    pub send_name: bool,
+}
+
+/// Answers in place of the backend's (annotations `custom-http-errors`, `default-backend`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Errors {
+    /// Responses with these statuses are replaced by the answer of `backend`. Sorted.
+    pub statuses: Box<[u16]>,
+    /// Receives these errors, and requests whose Service has no endpoint. `None` means the default
+    /// backend of the table.
+    pub backend: Option<BackendRef>,
+}
+
+/// Headers that are set (annotations `configuration-snippet`, `custom-headers`,
+/// `connection-proxy-header`). Names are in lower case.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Headers {
+    /// Headers of the request that the backend receives. An empty value removes the header.
+    pub to_backend: Box<[(Box<str>, Box<str>)]>,
+    /// Headers of responses that replace those of the backend.
+    pub set_in_response: Box<[(Box<str>, Box<str>)]>,
+    /// Headers that are added to responses.
+    pub add_to_response: Box<[(Box<str>, Box<str>)]>,
+}
+
+/// An answer without a backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// The body, or the value of `Location` for redirects.
+    pub text: Box<str>,
+}
+
+/// Client certificates of a host (annotations `auth-tls-*`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// The Secret with `ca.crt`.
+    pub secret: ObjectName,
+    pub verify: ClientVerification,
+    pub depth: u8,
+    /// A request without a valid certificate is redirected to this URL.
+    pub error_page: Option<Box<str>>,
+    /// The backend receives the certificate in the header `ssl-client-cert`.
+    pub pass_to_backend: bool,
+}
+
+/// Which clients are admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientVerification {
+    /// Only clients with a valid certificate.
+    Required,
+    /// Clients without a certificate too.
+    Optional,
+    /// Clients with a certificate of another authority too: the backend decides.
+    OptionalNoCa,
+}
+
+impl Policy {
+    /// Returns the Secrets that the policy needs.
+    pub fn secrets(&self) -> impl Iterator<Item = &ObjectName> {
+        let users = match &self.auth {
+            Some(Auth::Basic(basic)) => Some(&basic.secret),
+            Some(Auth::External(_)) | None => None,
+        };
+        users.into_iter().chain(&self.upstream.tls.secret)
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let minute = Duration::from_secs(60);
+        Self { connect: Duration::from_secs(5), send: minute, read: minute }
+    }
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Self { max_request: Some(1 << 20), max_response_header: 32 << 10 }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            requests_per_second: None,
+            requests_per_minute: None,
+            burst_multiplier: 5,
+            connections: None,
+            exempt: Box::default(),
+            rate: 0,
+            rate_after: 0,
+        }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            on_error: true,
+            on_timeout: true,
+            on_invalid_header: false,
+            on_status: Box::default(),
+            non_idempotent: false,
+            tries: 2,
+            within: None,
+        }
+    }
+}
+
+impl Origins {
+    /// Returns whether the value of `Origin` is allowed.
+    pub fn allow(&self, origin: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Listed(patterns) => {
+                let origin = origin.to_ascii_lowercase();
+                patterns.iter().any(|pattern| pattern.matches(&origin))
+            }
+        }
+    }
+}
+
+impl OriginPattern {
+    fn matches(&self, origin: &str) -> bool {
+        let Some(host) = origin.strip_prefix(&*self.scheme) else { return false };
+        if !self.wildcard {
+            return host == &*self.host;
+        }
+        let labels = host.strip_suffix(&*self.host).and_then(|labels| labels.strip_suffix('.'));
+        labels.is_some_and(|labels| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+            !labels.is_empty() && labels.bytes().all(allowed)
+        })
+    }
+}
+
+impl Sources {
+    /// Returns whether a client address is admitted.
+    pub fn admit(&self, client: std::net::IpAddr) -> bool {
+        let client = client.to_canonical();
+        let within = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&client));
+        !within(&self.denied) && self.allowed.as_deref().is_none_or(within)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins() {
+        let pattern =
+            |wildcard, host: &str| OriginPattern { scheme: "https://".into(), wildcard, host: host.into() };
+        let listed = Origins::Listed([pattern(false, "a.example:8443"), pattern(true, "b.example")].into());
+        for (origin, expected) in [
+            ("https://a.example:8443", true),
+            ("https://A.example:8443", true),
+            ("https://a.example", false),
+            ("http://a.example:8443", false),
+            ("https://x.b.example", true),
+            ("https://x.y.b.example", true),
+            ("https://b.example", false),
+            ("https://evilb.example", false),
+            ("https://evil.example/.b.example", false),
+            ("null", false),
+        ] {
+            assert_eq!(listed.allow(origin), expected, "{origin}");
+            assert!(Origins::Any.allow(origin));
+        }
+    }
+
+    #[test]
+    fn sources() {
+        let ranges =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Box<[IpNet]>>();
+        let sources =
+            Sources { allowed: Some(ranges(&["10.0.0.0/8", "fd00::/8"])), denied: ranges(&["10.1.0.0/16"]) };
+        for (client, expected) in [
+            ("10.0.0.1", true),
+            ("::ffff:10.0.0.1", true),
+            ("10.1.0.1", false),
+            ("192.0.2.1", false),
+            ("fd00::1", true),
+        ] {
+            assert_eq!(sources.admit(client.parse().unwrap()), expected, "{client}");
+            assert!(Sources::default().admit(client.parse().unwrap()));
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! A route: what a request must be, and what happens to it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use lb_model::ObjectName;
+
+use super::backend::Backend;
+use super::canary::Canary;
+use super::matcher::PathMatcher;
+use super::path::NormalPath;
+use super::policy::Policy;
+
+/// A rule of an Ingress, ready for requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub origin: Origin,
+    pub matcher: PathMatcher,
+    /// Shared by the routes of an Ingress.
+    pub policy: Arc<Policy>,
+    /// Empty if the Ingress names no Service that exists: the answer is 503.
+    pub backends: Box<[Backend]>,
+    /// Another Ingress (annotation `canary`) that takes over some requests.
+    pub canary: Option<Box<Canary>>,
+}
+
+/// The place where a route was written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin {
+    pub ingress: ObjectName,
+    /// Number of the rule and of its path, counted from 0. `None` for `spec.defaultBackend`.
+    pub path: Option<(u16, u16)>,
+}
+
+impl Route {
+    /// Returns the path that the backend receives.
+    pub fn path_for_backend<'a>(&self, path: &'a NormalPath<'_>) -> Cow<'a, str> {
+        match &self.policy.rewrite.target {
+            Some(target) => self.matcher.rewrite(path, target).into(),
+            None => Cow::Borrowed(path),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    /// Writes `namespace/name`, and the field of the rule.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.path {
+            Some((rule, path)) => write!(f, "{} spec.rules[{rule}].http.paths[{path}]", self.ingress),
+            None => write!(f, "{} spec.defaultBackend", self.ingress),
+        }
+    }
+}
