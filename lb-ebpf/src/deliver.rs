@@ -59,6 +59,25 @@ impl<'a> Decided<'a> {
         K::COMPLETE || self.0.found().is_none_or(|route| frame.can_send(&route))
     }
 
+    /// Returns whether the frame is addressed to this node. XDP sees the frames that a switch
+    /// floods, too. It leaves a frame with another address of the device to tc, which has the
+    /// kernel's own check.
+    ///
+    /// The kernel returns the MAC address of the outgoing device with a route. If that is the
+    /// device of the frame, which is the usual case, the check needs no lookup.
+    #[inline(always)]
+    pub fn is_of_frame_for_this_node<K: Frame>(&mut self, frame: &K) -> bool {
+        if K::COMPLETE {
+            return true;
+        }
+        match self.0.found() {
+            Some(route) if route.is_resolved() && route.ifindex() == frame.ifindex() => {
+                frame.is_addressed_to(route.link_addresses().0)
+            }
+            _ => frame.is_addressed_here(),
+        }
+    }
+
     /// Returns the address of this node that the kernel would use as source on the route. Returns
     /// `None` if the packet continues up the stack, or if the device has no address.
     #[inline(always)]

@@ -64,6 +64,9 @@ pub trait Frame {
     /// Returns whether the frame is addressed to the device that it arrived on. XDP programs see
     /// frames that a switch floods to every port; tc programs have checked it already (`tc.rs`).
     fn is_addressed_here(&self) -> bool;
+    /// Returns whether the frame is addressed to this MAC address of the device that it arrived on.
+    /// tc programs have checked the receiver already.
+    fn is_addressed_to(&self, addr: [u8; 6]) -> bool;
 
     /// Applies a change to the transport checksum at `offset`. Both differences are made by
     /// [`lb_common::checksum::difference`]: `addresses` of the pseudo-header, `data` of the rest.

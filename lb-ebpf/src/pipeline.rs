@@ -137,6 +137,9 @@ fn continue_connection<F: Header + Records, K: Deliver>(
     }
     note_known(frame, packet, &found, route);
     let mut delivery = delivery::of_translation(frame, packet, translation, route, found.now())?;
+    if !delivery.is_of_frame_for_this_node(frame) {
+        return Err(Verdict::Pass);
+    }
     if !delivery.is_possible(frame) {
         return Err(Verdict::LeaveToTc);
     }

@@ -212,6 +212,11 @@ impl Frame for SkbFrame {
     }
 
     #[inline(always)]
+    fn is_addressed_to(&self, _addr: [u8; 6]) -> bool {
+        true
+    }
+
+    #[inline(always)]
     fn update_checksum<F: Family>(
         &self,
         offset: usize,

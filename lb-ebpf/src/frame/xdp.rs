@@ -38,13 +38,17 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn is_addressed_here(&self) -> bool {
-        let Some(destination) = self.load::<[u8; 6]>(0) else { return false };
         // SAFETY: the address is copied. If the element is reused by another device meanwhile, this
         // packet passes on to tc, which has the kernel's own check.
         match unsafe { LINK_ADDRESSES.get(&self.ifindex()) } {
-            Some(link) => link.addr == destination,
+            Some(link) => self.is_addressed_to(link.addr),
             None => true,
         }
+    }
+
+    #[inline(always)]
+    fn is_addressed_to(&self, addr: [u8; 6]) -> bool {
+        self.load::<[u8; 6]>(0).is_some_and(|destination| destination == addr)
     }
 
     #[inline(always)]
