@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::ingress::{Ingress, IngressClass};
 use crate::name::ObjectName;
 use crate::node::Node;
 use crate::problem::Problem;
+use crate::secret::Secret;
 use crate::service::Service;
 use crate::slice::EndpointSlice;
 
@@ -22,6 +24,9 @@ pub enum SourceEvent {
     Node(Option<Arc<Node>>),
     /// The ranges of one ServiceCIDR object (KEP-1880).
     ServiceCidr(ObjectName, Option<Arc<[IpNet]>>),
+    Ingress(ObjectName, Option<Arc<Ingress>>),
+    IngressClass(ObjectName, Option<Arc<IngressClass>>),
+    Secret(ObjectName, Option<Arc<Secret>>),
     /// All current problems of one problem source. The list replaces the previous one; an empty
     /// list means that the problems are resolved.
     Report(ProblemSource, Vec<Problem>),
@@ -40,7 +45,7 @@ pub enum ProblemSource {
     Watch(&'static str),
 }
 
-/// A resource that a source watches. The agent writes no map before it has read all of them.
+/// A resource that a source watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum WatchedResource {
@@ -50,12 +55,35 @@ pub enum WatchedResource {
     /// had read its zone, and ignored every hint.
     Node,
     ServiceCidrs,
+    Ingresses,
+    IngressClasses,
+    Secrets,
 }
 
 impl WatchedResource {
     /// Every resource once.
-    pub const ALL: [WatchedResource; 4] =
+    pub const ALL: [WatchedResource; 7] = [
+        Self::Services,
+        Self::EndpointSlices,
+        Self::Node,
+        Self::ServiceCidrs,
+        Self::Ingresses,
+        Self::IngressClasses,
+        Self::Secrets,
+    ];
+    /// The resources that decide how Services are served. The agent writes no map before it has
+    /// read all of them.
+    pub const OF_SERVICES: [WatchedResource; 4] =
         [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs];
+    /// The resources that decide how Ingresses are served.
+    pub const OF_INGRESSES: [WatchedResource; 6] = [
+        Self::Services,
+        Self::EndpointSlices,
+        Self::Node,
+        Self::Ingresses,
+        Self::IngressClasses,
+        Self::Secrets,
+    ];
 
     const fn bit(self) -> u8 {
         1 << self as u8
@@ -67,8 +95,10 @@ impl WatchedResource {
 pub struct ResourceSet(u8);
 
 impl ResourceSet {
-    /// Every resource.
-    pub const ALL: Self = Self::of(&WatchedResource::ALL);
+    /// [`WatchedResource::OF_SERVICES`].
+    pub const OF_SERVICES: Self = Self::of(&WatchedResource::OF_SERVICES);
+    /// [`WatchedResource::OF_INGRESSES`].
+    pub const OF_INGRESSES: Self = Self::of(&WatchedResource::OF_INGRESSES);
 
     /// Returns the set of these resources.
     pub const fn of(resources: &[WatchedResource]) -> Self {
@@ -104,6 +134,9 @@ impl fmt::Display for WatchedResource {
             Self::EndpointSlices => "EndpointSlices",
             Self::Node => "Node",
             Self::ServiceCidrs => "ServiceCIDRs",
+            Self::Ingresses => "Ingresses",
+            Self::IngressClasses => "IngressClasses",
+            Self::Secrets => "Secrets",
         })
     }
 }
@@ -114,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_set_has_each_resource_once() {
-        assert_eq!(ResourceSet::ALL.iter().collect::<Vec<_>>(), WatchedResource::ALL);
+        assert_eq!(ResourceSet::of(&WatchedResource::ALL).iter().collect::<Vec<_>>(), WatchedResource::ALL);
         let mut set = ResourceSet::of(&[WatchedResource::Node, WatchedResource::Node]);
         set.insert(WatchedResource::Services);
         assert_eq!(set.iter().collect::<Vec<_>>(), [WatchedResource::Services, WatchedResource::Node]);

@@ -36,7 +36,8 @@ impl Problem {
 }
 
 /// The kinds of API object that can have problems.
-const OBJECT_KINDS: [&str; 5] = ["Service", "EndpointSlice", "Endpoints", "Node", "ServiceCIDR"];
+const OBJECT_KINDS: [&str; 8] =
+    ["Service", "EndpointSlice", "Endpoints", "Node", "ServiceCIDR", "Ingress", "IngressClass", "Secret"];
 
 /// The category of a problem. Its code is stable: metrics have it as a label, Events as the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,8 +66,16 @@ pub enum ProblemKind {
     AddressTaken,
     /// An external IP that the configuration of the agent does not allow.
     NotAllowed,
-    /// An EndpointSlice of a Service that does not exist.
+    /// An EndpointSlice or an Ingress of a Service that does not exist, or does not have the port.
     NoService,
+    /// A host and path that belong to another Ingress.
+    RouteTaken,
+    /// A class of Ingress, or a Secret, that does not exist.
+    NoObject,
+    /// A feature that is not implemented, or is refused.
+    Unsupported,
+    /// An annotation whose value cannot be used.
+    InvalidAnnotation,
 }
 
 impl ProblemKind {
@@ -87,6 +96,10 @@ impl ProblemKind {
             Self::AddressTaken => "address_taken",
             Self::NotAllowed => "not_allowed",
             Self::NoService => "no_service",
+            Self::RouteTaken => "route_taken",
+            Self::NoObject => "no_object",
+            Self::Unsupported => "unsupported",
+            Self::InvalidAnnotation => "invalid_annotation",
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct Service {
     /// Another proxy serves this Service (label `service.kubernetes.io/service-proxy-name`,
     /// KEP-2447). Only `cluster_ips` is set then.
     pub other_proxy: bool,
+    /// Type ExternalName.
+    pub external_name: bool,
 }
 
 /// A port of a Service. `targetPort` is not needed: EndpointSlices contain its number.

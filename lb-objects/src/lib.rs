@@ -8,4 +8,4 @@ pub mod kubernetes;
 pub mod manifests;
 mod selection;
 
-pub use selection::ObjectSelection;
+pub use selection::{ObjectSelection, ServiceSelection};

@@ -14,11 +14,36 @@ pub struct ObjectSelection {
     /// The name of the Node of this process. A source sends no other Node, and decides by this
     /// name which endpoints are local.
     pub this_node: Arc<str>,
+    pub services: ServiceSelection,
+}
+
+/// The Services that a source sends, with their EndpointSlices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceSelection {
+    /// Those whose addresses this proxy serves: neither headless Services nor those of other
+    /// proxies (KEP-2447).
+    OfThisProxy,
+    /// All of them, without the fields that only their addresses need. Their addresses are not
+    /// checked: Ingresses are served by the endpoints.
+    PortsOfAll,
 }
 
 impl ObjectSelection {
-    /// Selects the objects that `lb-plan` needs: those of every resource.
-    pub fn all(this_node: impl Into<Arc<str>>) -> Self {
-        Self { resources: ResourceSet::ALL, this_node: this_node.into() }
+    /// Selects the objects that `lb-plan` needs.
+    pub fn of_services(this_node: impl Into<Arc<str>>) -> Self {
+        Self {
+            resources: ResourceSet::OF_SERVICES,
+            this_node: this_node.into(),
+            services: ServiceSelection::OfThisProxy,
+        }
+    }
+
+    /// Selects the objects that `lb-ingress` needs.
+    pub fn of_ingresses(this_node: impl Into<Arc<str>>) -> Self {
+        Self {
+            resources: ResourceSet::OF_INGRESSES,
+            this_node: this_node.into(),
+            services: ServiceSelection::PortsOfAll,
+        }
     }
 }

@@ -17,7 +17,7 @@
 //! # use lb_plan::{Changes, Planner, PlannerSettings};
 //! # async fn agent(apply: impl Fn(Changes)) {
 //! let (sender, mut events) = tokio::sync::mpsc::channel(1024);
-//! let selection = ObjectSelection::all("node-1");
+//! let selection = ObjectSelection::of_services("node-1");
 //! tokio::spawn(manifests::watch("/etc/sluice".into(), selection, sender));
 //! let mut planner = Planner::new(PlannerSettings::default());
 //! let mut batch: Vec<SourceEvent> = Vec::new();

@@ -69,6 +69,7 @@ prop_compose! {
             external_policy,
             health_check_node_port,
             other_proxy: false,
+            external_name: false,
         }
     }
 }
@@ -193,7 +194,7 @@ fn from_scratch(events: &[SourceEvent]) -> Applied {
     let mut planner = Planner::new(PlannerSettings::default());
     let mut applied = Applied::default();
     let objects = last_of_each(events).into_iter().rev();
-    applied.apply(planner.update(objects.chain(WatchedResource::ALL.map(SourceEvent::Synced))));
+    applied.apply(planner.update(objects.chain(WatchedResource::OF_SERVICES.map(SourceEvent::Synced))));
     applied
 }
 
@@ -218,7 +219,7 @@ proptest! {
             prop_assert!(changes.changed.is_empty() && changes.removed.is_empty() && !changes.complete);
             applied.apply(changes);
         }
-        let synced = planner.update(WatchedResource::ALL.map(SourceEvent::Synced));
+        let synced = planner.update(WatchedResource::OF_SERVICES.map(SourceEvent::Synced));
         prop_assert!(synced.complete);
         applied.apply(synced);
         prop_assert_eq!(&applied, &from_scratch(early));
@@ -244,7 +245,7 @@ proptest! {
     #[test]
     fn a_repeated_event_changes_nothing(events in vec(event(), 1..EVENTS / 2)) {
         let mut planner = Planner::new(PlannerSettings::default());
-        planner.update(events.iter().cloned().chain(WatchedResource::ALL.map(SourceEvent::Synced)));
+        planner.update(events.iter().cloned().chain(WatchedResource::OF_SERVICES.map(SourceEvent::Synced)));
         let changes = planner.update(last_of_each(&events));
         prop_assert!(changes.is_empty(), "{changes:?}");
     }

@@ -239,12 +239,12 @@ impl Planner {
 
     /// Returns whether every [`WatchedResource`] has synced.
     pub fn is_synced(&self) -> bool {
-        self.synced == ResourceSet::ALL
+        self.synced == ResourceSet::OF_SERVICES
     }
 
     /// Returns the resources that have not synced yet.
     pub fn unsynced(&self) -> impl Iterator<Item = WatchedResource> {
-        WatchedResource::ALL.into_iter().filter(|resource| !self.synced.contains(*resource))
+        WatchedResource::OF_SERVICES.into_iter().filter(|resource| !self.synced.contains(*resource))
     }
 
     /// Returns the number of Services, including those without map entries.
@@ -292,6 +292,8 @@ impl Planner {
                 before.reports.entry(source).or_insert(old.unwrap_or_default());
             }
             SourceEvent::Synced(resource) => self.synced.insert(resource),
+            // Not selected by an agent.
+            SourceEvent::Ingress(..) | SourceEvent::IngressClass(..) | SourceEvent::Secret(..) => {}
         }
     }
 
@@ -523,7 +525,7 @@ mod tests {
         assert!(first.complete);
         assert_eq!(first.changed.len(), 1);
         // A restarted source sends `Synced` again.
-        assert!(planner.update(WatchedResource::ALL.map(SourceEvent::Synced)).is_empty());
+        assert!(planner.update(WatchedResource::OF_SERVICES.map(SourceEvent::Synced)).is_empty());
     }
 
     #[test]

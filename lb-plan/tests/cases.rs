@@ -78,7 +78,8 @@ fn every_case_has_the_expected_plan() {
 /// Runs the steps of a case. Returns them with the actual results.
 fn run(steps: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
-    let mut source = manifests::ManifestFolder::new(folder.path().to_owned(), ObjectSelection::all("here"));
+    let mut source =
+        manifests::ManifestFolder::new(folder.path().to_owned(), ObjectSelection::of_services("here"));
     let mut state = State::default();
     let mut planner = None;
     let mut written = String::new();
@@ -90,7 +91,7 @@ fn run(steps: &str) -> String {
         let changes = planner.update(source.scan().unwrap());
         let listed = if number == 0 { String::new() } else { list(&changes) };
         state.apply(changes, planner);
-        let manifests = manifests::load(folder.path(), ObjectSelection::all("here")).unwrap();
+        let manifests = manifests::load(folder.path(), ObjectSelection::of_services("here")).unwrap();
         assert_eq!(state, fresh_state(manifests, settings.clone()), "after a fresh start, {input}");
         if let Some(events) = events_of_api_server(&objects) {
             let state = state.clone().without_locations();

@@ -1,9 +1,7 @@
 //! The annotations about the selection of endpoints. `docs/algorithms.md` describes them for users.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use lb_model::{Algorithm, Balancing, HashInput, PlaceHash, ProblemKind, Weight};
-
-use super::problems::Problems;
+use lb_model::{Algorithm, Balancing, HashInput, PlaceHash, ProblemKind, Problems, Weight};
 
 /// The domain of all annotations that this proxy reads.
 const DOMAIN: &str = "lb.sluice.dev/";

@@ -5,9 +5,7 @@
 //! kube-proxy would serve it: kube-proxy evaluates the fields and ignores the type.
 
 use k8s_openapi::api::core::v1;
-use lb_model::{ProblemKind, Service, TrafficPolicy};
-
-use super::problems::Problems;
+use lb_model::{ProblemKind, Problems, Service, TrafficPolicy};
 
 /// Reports the contradictions in a Service spec whose conversion is `converted`.
 pub(super) fn report(service: &v1::ServiceSpec, converted: &Service, problems: &mut Problems) {

@@ -7,14 +7,18 @@
 mod address;
 mod balancing;
 mod contradictions;
+mod converted;
+mod ingress;
 mod node;
-mod problems;
+mod secret;
 mod service;
 mod service_cidr;
 mod slice;
 
+pub use converted::Converted;
+pub use ingress::{ingress, ingress_class};
 pub use node::node;
-pub use problems::Converted;
-pub use service::service;
+pub use secret::secret;
+pub use service::{service, service_ports};
 pub use service_cidr::service_cidrs;
-pub use slice::{endpoint_slice, endpoints};
+pub use slice::{endpoint_slice, endpoint_slice_of_any_service, endpoints};

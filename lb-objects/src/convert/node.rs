@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
-use lb_model::{Node, ObjectName, ProblemKind};
+use lb_model::{Node, ObjectName, ProblemKind, Problems};
 
 use super::address::{parse_cidr, parse_ip};
-use super::problems::{Converted, Problems};
+use super::converted::Converted;
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The cluster autoscaler sets this taint before it removes a node (KEP-3836).

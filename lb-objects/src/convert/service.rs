@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1;
-use lb_model::{IpFamily, ProblemKind, Service, ServicePort, SourceRanges, TrafficPolicy};
+use lb_model::{IpFamily, ProblemKind, Problems, Service, ServicePort, SourceRanges, TrafficPolicy};
 
 use super::address::{parse_cidr, parse_ip, special_address};
-use super::problems::{Converted, Problems, has_label, object_name};
+use super::converted::{Converted, has_label, object_name};
 use super::{balancing, contradictions};
 
 /// Another proxy serves a Service that has this label, whatever the value (KEP-2447).
@@ -27,6 +27,18 @@ pub fn service(service: &v1::Service) -> Converted<Service> {
     Converted { name, value: Some(value), problems: problems.into_vec() }
 }
 
+/// Converts a Service for a proxy that needs its ports only. The Service may be headless, and its
+/// addresses are not checked.
+pub fn service_ports(service: &v1::Service) -> Converted<Service> {
+    let name = object_name(&service.metadata);
+    let mut problems = Problems::of("Service", &name);
+    let external_name =
+        service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName"));
+    let ports = service.spec.as_ref().map(|spec| ports(spec, &mut problems)).unwrap_or_default();
+    let value = Service { ports, external_name, ..Service::default() };
+    Converted { name, value: Some(value), problems: problems.into_vec() }
+}
+
 fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
     let Some(spec) = &service.spec else {
         problems.error(ProblemKind::Missing, "spec", "is missing", "add one; the Service is not served");
@@ -38,7 +50,7 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
         return Service { cluster_ips, other_proxy: true, ..Service::default() };
     }
     match spec.type_.as_deref() {
-        Some("ExternalName") => return Service::default(),
+        Some("ExternalName") => return Service { external_name: true, ..Service::default() },
         None | Some("" | "ClusterIP" | "NodePort" | "LoadBalancer") => {}
         Some(unknown) => problems.error(
             ProblemKind::UnknownValue,
@@ -76,6 +88,7 @@ fn convert(service: &v1::Service, problems: &mut Problems) -> Service {
         external_ips,
         cluster_ips,
         other_proxy: false,
+        external_name: false,
     };
     contradictions::report(spec, &converted, problems);
     converted

@@ -2,10 +2,10 @@
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1;
-use lb_model::{ObjectName, ProblemKind};
+use lb_model::{ObjectName, ProblemKind, Problems};
 
 use super::address::parse_cidr;
-use super::problems::{Converted, Problems};
+use super::converted::Converted;
 
 /// Returns the ranges of a ServiceCIDR (KEP-1880). An address in a range is the ClusterIP of a
 /// Service, or unassigned.

@@ -7,12 +7,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use lb_model::{
     Endpoint, EndpointPort, EndpointSlice, IpFamily, NodeHint, ObjectName, PlaceHash, Problem, ProblemKind,
-    Trigger,
+    Problems, Trigger,
 };
 
 use super::address::{parse_ip, special_address};
 use super::balancing;
-use super::problems::{Converted, Problems, has_label, object_name};
+use super::converted::{Converted, has_label, object_name};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
@@ -24,6 +24,18 @@ const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// Converts an EndpointSlice. The result has no value if this proxy does not use the slice: a slice
 /// of a headless Service or of another proxy, one of type FQDN, or one that names no Service.
 pub fn endpoint_slice(slice: &discovery::v1::EndpointSlice, this_node: &str) -> Converted<EndpointSlice> {
+    if has_label(&slice.metadata, HEADLESS_LABEL) || has_label(&slice.metadata, PROXY_NAME_LABEL) {
+        return Converted { name: object_name(&slice.metadata), value: None, problems: Vec::new() };
+    }
+    endpoint_slice_of_any_service(slice, this_node)
+}
+
+/// Converts an EndpointSlice like [`endpoint_slice`], also those of headless Services and of
+/// Services of other proxies.
+pub fn endpoint_slice_of_any_service(
+    slice: &discovery::v1::EndpointSlice,
+    this_node: &str,
+) -> Converted<EndpointSlice> {
     let name = object_name(&slice.metadata);
     let mut problems = Problems::of("EndpointSlice", &name);
     let value = convert(slice, &name, this_node, &mut problems);
@@ -73,9 +85,6 @@ fn convert(
     this_node: &str,
     problems: &mut Problems,
 ) -> Option<EndpointSlice> {
-    if has_label(&slice.metadata, HEADLESS_LABEL) || has_label(&slice.metadata, PROXY_NAME_LABEL) {
-        return None;
-    }
     let Some(service) = slice
         .metadata
         .labels

@@ -12,10 +12,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass, ServiceCIDR};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
@@ -98,7 +98,7 @@ impl ObjectWarning {
     fn api_version(&self) -> &'static str {
         match self.kind {
             "EndpointSlice" => "discovery.k8s.io/v1",
-            "ServiceCIDR" => "networking.k8s.io/v1",
+            "ServiceCIDR" | "Ingress" | "IngressClass" => "networking.k8s.io/v1",
             _ => "v1",
         }
     }
@@ -258,7 +258,10 @@ async fn try_publish(client: &Client, warning: &ObjectWarning, node: &str) -> ku
         "EndpointSlice" => uid(Api::<EndpointSlice>::namespaced(client.clone(), namespace), name).await?,
         "Node" => uid(Api::<Node>::all(client.clone()), name).await?,
         "ServiceCIDR" => uid(Api::<ServiceCIDR>::all(client.clone()), name).await?,
-        // The agent does not read other kinds from an API server.
+        "Ingress" => uid(Api::<Ingress>::namespaced(client.clone(), namespace), name).await?,
+        "IngressClass" => uid(Api::<IngressClass>::all(client.clone()), name).await?,
+        "Secret" => uid(Api::<Secret>::namespaced(client.clone(), namespace), name).await?,
+        // No program reads other kinds from an API server.
         _ => return Ok(()),
     };
     let event = warning.event(uid, node, Timestamp::now());

@@ -11,14 +11,16 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Node as ApiNode, Service as ApiService};
+use k8s_openapi::api::core::v1::{Node as ApiNode, Secret as ApiSecret, Service as ApiService};
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiEndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{Ingress as ApiIngress, IngressClass as ApiIngressClass, ServiceCIDR};
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config};
-use lb_model::{EndpointSlice, Node, ObjectName, Service, SourceEvent, WatchedResource};
+use lb_model::{
+    EndpointSlice, Ingress, IngressClass, Node, ObjectName, Secret, Service, SourceEvent, WatchedResource,
+};
 use tokio::sync::mpsc;
 use tracing::info;
 
@@ -27,7 +29,7 @@ use self::contact::{ContactLayer, Limits};
 pub use self::watch::with_causes;
 use self::watch::{WatchBackoff, WatchSpec, is_bad_request, run_watch};
 use crate::convert::{self, Converted};
-use crate::selection::ObjectSelection;
+use crate::selection::{ObjectSelection, ServiceSelection};
 
 /// The reasons why no client for the API server can be created.
 #[derive(Debug, thiserror::Error)]
@@ -90,23 +92,44 @@ const SLICES_OF_THIS_PROXY: &str =
 /// Sends the selected objects of the cluster and then every change, until the receiver is dropped.
 /// Sends no request for resources that are not selected.
 pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sender<SourceEvent>) {
-    let ObjectSelection { resources, this_node } = selection;
-    let services = run_watch(all_services(client.clone()), services(), &events);
+    let ObjectSelection { resources, this_node, services: scope } = selection;
+    let (service_objects, slice_objects) = match scope {
+        ServiceSelection::OfThisProxy => (
+            services_with_address(client.clone()).boxed(),
+            watcher::Config::default().labels(SLICES_OF_THIS_PROXY),
+        ),
+        ServiceSelection::PortsOfAll => {
+            (objects(&client, watcher::Config::default()).boxed(), watcher::Config::default())
+        }
+    };
+    let services = run_watch(service_objects, services(scope), &events);
     let slices = run_watch(
-        objects::<ApiEndpointSlice>(&client, watcher::Config::default().labels(SLICES_OF_THIS_PROXY)),
-        slices(this_node.clone()),
+        objects::<ApiEndpointSlice>(&client, slice_objects),
+        slices(this_node.clone(), scope),
         &events,
     );
     let this_node = watcher::Config::default().fields(&format!("metadata.name={this_node}"));
     let node = run_watch(objects::<ApiNode>(&client, this_node), node(), &events);
     let service_cidrs =
         run_watch(objects::<ServiceCIDR>(&client, watcher::Config::default()), service_cidrs(), &events);
+    let ingresses =
+        run_watch(objects::<ApiIngress>(&client, watcher::Config::default()), ingresses(), &events);
+    let classes = run_watch(
+        objects::<ApiIngressClass>(&client, watcher::Config::default()),
+        ingress_classes(),
+        &events,
+    );
+    let tls = watcher::Config::default().fields("type=kubernetes.io/tls");
+    let secrets = run_watch(objects::<ApiSecret>(&client, tls), secrets(), &events);
     let selected = |resource| resources.contains(resource);
     tokio::join!(
         run_if(selected(WatchedResource::Services), services),
         run_if(selected(WatchedResource::EndpointSlices), slices),
         run_if(selected(WatchedResource::Node), node),
         run_if(selected(WatchedResource::ServiceCidrs), service_cidrs),
+        run_if(selected(WatchedResource::Ingresses), ingresses),
+        run_if(selected(WatchedResource::IngressClasses), classes),
+        run_if(selected(WatchedResource::Secrets), secrets),
     );
 }
 
@@ -130,7 +153,7 @@ where
 ///
 /// Kubernetes before 1.31 does not know the field selector and refuses the list. Then all Services
 /// are listed. Headless ones do no harm: they have no cluster addresses.
-fn all_services(client: Client) -> impl Stream<Item = watcher::Result<watcher::Event<ApiService>>> {
+fn services_with_address(client: Client) -> impl Stream<Item = watcher::Result<watcher::Event<ApiService>>> {
     let selected = watcher::Config::default().fields("spec.clusterIP!=None");
     let first = objects::<ApiService>(&client, selected).boxed();
     futures::stream::unfold((first, true), move |(mut stream, selected)| {
@@ -161,26 +184,33 @@ type Convert<K, T> = fn(&K) -> Converted<T>;
 /// Creates the event for a new or changed `T`, or for its deletion.
 type MakeEvent<T> = fn(ObjectName, Option<T>) -> SourceEvent;
 
-fn services() -> WatchSpec<Convert<ApiService, Service>, MakeEvent<Service>> {
+fn services(scope: ServiceSelection) -> WatchSpec<Convert<ApiService, Service>, MakeEvent<Service>> {
     WatchSpec {
         resource: WatchedResource::Services,
         plural: "services",
         singular: "Service",
         optional: false,
-        convert: convert::service,
+        convert: match scope {
+            ServiceSelection::OfThisProxy => convert::service,
+            ServiceSelection::PortsOfAll => convert::service_ports,
+        },
         make_event: |name, service: Option<Service>| SourceEvent::Service(name, service.map(Arc::new)),
     }
 }
 
 fn slices(
     this_node: Arc<str>,
+    scope: ServiceSelection,
 ) -> WatchSpec<impl Fn(&ApiEndpointSlice) -> Converted<EndpointSlice>, MakeEvent<EndpointSlice>> {
     WatchSpec {
         resource: WatchedResource::EndpointSlices,
         plural: "endpointslices.discovery.k8s.io",
         singular: "EndpointSlice",
         optional: false,
-        convert: move |slice: &ApiEndpointSlice| convert::endpoint_slice(slice, &this_node),
+        convert: move |slice: &ApiEndpointSlice| match scope {
+            ServiceSelection::OfThisProxy => convert::endpoint_slice(slice, &this_node),
+            ServiceSelection::PortsOfAll => convert::endpoint_slice_of_any_service(slice, &this_node),
+        },
         make_event: |name, slice: Option<EndpointSlice>| {
             SourceEvent::EndpointSlice(name, slice.map(Arc::new))
         },
@@ -214,6 +244,40 @@ fn service_cidrs() -> WatchSpec<Convert<ServiceCIDR, Ranges>, MakeEvent<Ranges>>
     }
 }
 
+fn ingresses() -> WatchSpec<Convert<ApiIngress, Ingress>, MakeEvent<Ingress>> {
+    WatchSpec {
+        resource: WatchedResource::Ingresses,
+        plural: "ingresses.networking.k8s.io",
+        singular: "Ingress",
+        optional: false,
+        convert: convert::ingress,
+        make_event: |name, ingress: Option<Ingress>| SourceEvent::Ingress(name, ingress.map(Arc::new)),
+    }
+}
+
+fn ingress_classes() -> WatchSpec<Convert<ApiIngressClass, IngressClass>, MakeEvent<IngressClass>> {
+    WatchSpec {
+        resource: WatchedResource::IngressClasses,
+        plural: "ingressclasses.networking.k8s.io",
+        singular: "IngressClass",
+        optional: false,
+        convert: convert::ingress_class,
+        make_event: |name, class: Option<IngressClass>| SourceEvent::IngressClass(name, class.map(Arc::new)),
+    }
+}
+
+fn secrets() -> WatchSpec<Convert<ApiSecret, Secret>, MakeEvent<Secret>> {
+    WatchSpec {
+        resource: WatchedResource::Secrets,
+        plural: "secrets",
+        singular: "Secret",
+        // Without them, the default certificate serves all hosts.
+        optional: true,
+        convert: convert::secret,
+        make_event: |name, secret: Option<Secret>| SourceEvent::Secret(name, secret.map(Arc::new)),
+    }
+}
+
 /// Returns the events of a first list of these objects.
 ///
 /// # Errors
@@ -238,8 +302,9 @@ pub async fn list(
     }
 
     let (sender, mut receiver) = mpsc::channel(1024);
-    run_watch(stream(objects, "Service")?, services(), &sender).await;
-    run_watch(stream(objects, "EndpointSlice")?, slices(this_node), &sender).await;
+    run_watch(stream(objects, "Service")?, services(ServiceSelection::OfThisProxy), &sender).await;
+    run_watch(stream(objects, "EndpointSlice")?, slices(this_node, ServiceSelection::OfThisProxy), &sender)
+        .await;
     run_watch(stream(objects, "Node")?, node(), &sender).await;
     run_watch(stream(objects, "ServiceCIDR")?, service_cidrs(), &sender).await;
     drop(sender);

@@ -85,7 +85,11 @@ fn watch_services(config: Config, limits: Limits, ages: WatchAges) -> mpsc::Rece
     let resources = ResourceSet::of(&[WatchedResource::Services]);
     let (sender, events) = mpsc::channel(16);
     let client = client(config, limits, ages).unwrap();
-    tokio::spawn(watch(client, ObjectSelection { resources, this_node: "here".into() }, sender));
+    tokio::spawn(watch(
+        client,
+        ObjectSelection { resources, ..ObjectSelection::of_services("here") },
+        sender,
+    ));
     events
 }
 
@@ -111,7 +115,8 @@ async fn only_selected_resources_are_requested() {
         list(&stream, &[])
     });
     let selected = [WatchedResource::Services, WatchedResource::ServiceCidrs];
-    let selection = ObjectSelection { resources: ResourceSet::of(&selected), this_node: "here".into() };
+    let selection =
+        ObjectSelection { resources: ResourceSet::of(&selected), ..ObjectSelection::of_services("here") };
     let (sender, mut events) = mpsc::channel(16);
     tokio::spawn(watch(Client::try_from(config).unwrap(), selection, sender));
     let mut synced = ResourceSet::default();

@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use k8s_openapi::api::{core, discovery, networking};
 use lb_model::{
-    EndpointSlice, ManifestLocation, ObjectName, Problem, ProblemKind, Service, Severity, SourceEvent,
-    WatchedResource,
+    EndpointSlice, Ingress, IngressClass, ManifestLocation, ObjectName, Problem, ProblemKind, Secret,
+    Service, Severity, SourceEvent, WatchedResource,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use serde_path_to_error::{Path, Segment};
 
+use super::old_ingress;
 use crate::convert::{self, Converted};
-use crate::selection::ObjectSelection;
+use crate::selection::{ObjectSelection, ServiceSelection};
 
 /// Identifies an object of a manifest folder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +25,9 @@ pub(super) enum ObjectKey {
     ServiceCidr(ObjectName),
     Service(ObjectName),
     EndpointSlice(ObjectName),
+    Ingress(ObjectName),
+    IngressClass(ObjectName),
+    Secret(ObjectName),
 }
 
 /// The content of a manifest file.
@@ -138,7 +142,7 @@ struct DocumentReader<'a> {
 }
 
 impl DocumentReader<'_> {
-    fn read(&mut self, value: Value) {
+    fn read(&mut self, mut value: Value) {
         if value.is_null() {
             return;
         }
@@ -153,7 +157,10 @@ impl DocumentReader<'_> {
         }
         match (version.as_str(), kind.as_str()) {
             ("v1", "Service") => self.read_object(value, &kind, |reader, service| {
-                let converted = convert::service(&service);
+                let converted = match reader.selection.services {
+                    ServiceSelection::OfThisProxy => convert::service(&service),
+                    ServiceSelection::PortsOfAll => convert::service_ports(&service),
+                };
                 reader.add(converted, ObjectKey::Service, |location, name, service| {
                     SourceEvent::Service(name, Some(Arc::new(Service { location, ..service })))
                 });
@@ -173,7 +180,13 @@ impl DocumentReader<'_> {
             }
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.read_object(value, &kind, |reader, slice: discovery::v1::EndpointSlice| {
-                    let converted = convert::endpoint_slice(&slice, &reader.selection.this_node);
+                    let this_node = &reader.selection.this_node;
+                    let converted = match reader.selection.services {
+                        ServiceSelection::OfThisProxy => convert::endpoint_slice(&slice, this_node),
+                        ServiceSelection::PortsOfAll => {
+                            convert::endpoint_slice_of_any_service(&slice, this_node)
+                        }
+                    };
                     reader.add(converted, ObjectKey::EndpointSlice, |location, name, slice| {
                         SourceEvent::EndpointSlice(name, Some(Arc::new(EndpointSlice { location, ..slice })))
                     });
@@ -196,12 +209,47 @@ impl DocumentReader<'_> {
                     );
                 }
             }),
-            (_, "Service" | "Endpoints" | "EndpointSlice" | "ServiceCIDR" | "Node") => self.report_one(
+            ("networking.k8s.io/v1", "Ingress") => self.read_ingress(value),
+            (old, "Ingress") if old_ingress::VERSIONS.contains(&old) => {
+                self.report(vec![Problem {
+                    severity: Severity::Note,
+                    location: None,
+                    object: format!("Ingress {}", name_of(&value)).into(),
+                    field: "apiVersion".into(),
+                    kind: ProblemKind::UnknownValue,
+                    reason: format!("{old} was removed in Kubernetes 1.22").into(),
+                    remedy: "use networking.k8s.io/v1 (service.name, service.port and pathType); \
+                             until then the Ingress is converted"
+                        .into(),
+                }]);
+                old_ingress::convert(&mut value);
+                self.read_ingress(value);
+            }
+            ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1", "IngressClass") => {
+                self.read_object(value, &kind, |reader, class: networking::v1::IngressClass| {
+                    let converted = convert::ingress_class(&class);
+                    reader.add(converted, ObjectKey::IngressClass, |location, name, class| {
+                        SourceEvent::IngressClass(name, Some(Arc::new(IngressClass { location, ..class })))
+                    });
+                });
+            }
+            ("v1", "Secret") => self.read_object(value, &kind, |reader, secret: core::v1::Secret| {
+                let converted = convert::secret(&secret);
+                reader.add(converted, ObjectKey::Secret, |location, name, secret| {
+                    SourceEvent::Secret(name, Some(Arc::new(Secret { location, ..secret })))
+                });
+            }),
+            (_, known) if resource_of(known).is_some() => self.report_one(
                 format!("{kind} {}", name_of(&value)),
                 ("apiVersion", ProblemKind::UnknownValue),
                 format!("`{version}` is not a supported version of {kind}"),
-                "use v1 (discovery.k8s.io/v1 for EndpointSlice, networking.k8s.io/v1 for \
-                 ServiceCIDR); the object is not served",
+                match known {
+                    "EndpointSlice" => "use discovery.k8s.io/v1; the object is not served",
+                    "ServiceCIDR" | "Ingress" | "IngressClass" => {
+                        "use networking.k8s.io/v1; the object is not served"
+                    }
+                    _ => "use v1; the object is not served",
+                },
             ),
             (_, "") => self.report_one(
                 String::new(),
@@ -211,6 +259,15 @@ impl DocumentReader<'_> {
             ),
             _ => tracing::debug!(location = %self.location, kind, "ignored an object of another kind"),
         }
+    }
+
+    fn read_ingress(&mut self, value: Value) {
+        self.read_object(value, "Ingress", |reader, ingress: networking::v1::Ingress| {
+            let converted = convert::ingress(&ingress);
+            reader.add(converted, ObjectKey::Ingress, |location, name, ingress| {
+                SourceEvent::Ingress(name, Some(Arc::new(Ingress { location, ..ingress })))
+            });
+        });
     }
 
     /// Reads the items of a `List`, or of a typed list such as `ServiceList`. The API server omits
@@ -261,12 +318,17 @@ impl DocumentReader<'_> {
                 Err(error) => error,
             };
             let field = error.path().to_string();
+            // The reason of the library quotes the value.
+            let reason = match kind {
+                "Secret" => "does not have the form of a Secret".to_owned(),
+                _ => error.inner().to_string(),
+            };
             let replaced =
                 mistyped.len() < MISTYPED_PER_OBJECT && put_placeholder::<T>(&mut value, error.path());
             self.report_one(
                 object.clone(),
                 (&field, ProblemKind::WrongType),
-                error.inner().to_string(),
+                reason,
                 if replaced {
                     "correct it; the rest of the object is served"
                 } else {
@@ -331,6 +393,9 @@ fn resource_of(kind: &str) -> Option<WatchedResource> {
         "EndpointSlice" | "Endpoints" => WatchedResource::EndpointSlices,
         "Node" => WatchedResource::Node,
         "ServiceCIDR" => WatchedResource::ServiceCidrs,
+        "Ingress" => WatchedResource::Ingresses,
+        "IngressClass" => WatchedResource::IngressClasses,
+        "Secret" => WatchedResource::Secrets,
         _ => return None,
     })
 }
@@ -341,7 +406,7 @@ fn name_of(value: &Value) -> String {
     let text = |field: &str| value.pointer(field).and_then(Value::as_str);
     let name = text("/metadata/name").unwrap_or("without a name");
     match value.get("kind").and_then(Value::as_str) {
-        Some("Node" | "ServiceCIDR") => name.to_owned(),
+        Some("Node" | "ServiceCIDR" | "IngressClass") => name.to_owned(),
         _ => format!("{}/{name}", text("/metadata/namespace").unwrap_or("default")),
     }
 }
@@ -385,7 +450,11 @@ mod tests {
 
     /// Parses a file. Returns one line for each object and problem.
     fn read(file: &str, text: &str) -> Vec<String> {
-        let parsed = parse(&FilePath::new(file).into(), text, &ObjectSelection::all("here"));
+        read_selected(file, text, &ObjectSelection::of_services("here"))
+    }
+
+    fn read_selected(file: &str, text: &str, selection: &ObjectSelection) -> Vec<String> {
+        let parsed = parse(&FilePath::new(file).into(), text, selection);
         let objects = parsed.objects.iter().map(|(key, _, location)| format!("{key:?} at {location}"));
         let problems = parsed.problems.iter().map(|problem| problem.to_string());
         objects.chain(problems).map(|line| line.replace("ObjectName(\"", "").replace("\")", "")).collect()
@@ -506,9 +575,8 @@ just: something
                 "web.yaml: document 3 (line 10): Service default/web: spec.ports[1].port: 99999 \
                  is not a port number: use a number from 1 to 65535",
                 "web.yaml: document 4 (line 17): EndpointSlice default/old: apiVersion: \
-                 `discovery.k8s.io/v1beta1` is not a supported version of EndpointSlice: use v1 \
-                 (discovery.k8s.io/v1 for EndpointSlice, networking.k8s.io/v1 for ServiceCIDR); \
-                 the object is not served",
+                 `discovery.k8s.io/v1beta1` is not a supported version of EndpointSlice: use \
+                 discovery.k8s.io/v1; the object is not served",
                 "web.yaml: document 5 (line 21): Service shop/without a name: metadata.name: is \
                  missing: add one; the object is not served",
                 "web.yaml: document 6 (line 25): kind: is missing: the document is not a \
@@ -563,17 +631,95 @@ spec:
             line("spec.ports[2].protocol", &integer(6)),
         ];
         assert_eq!(read("a.yaml", &text(OTHER_PROXY))[1..], expected);
-        let parsed = parse(&FilePath::new("a.yaml").into(), &text(""), &ObjectSelection::all("here"));
+        let parsed = parse(&FilePath::new("a.yaml").into(), &text(""), &ObjectSelection::of_services("here"));
         let [(_, SourceEvent::Service(_, Some(service)), _)] = &parsed.objects[..] else {
             panic!("{parsed:?}")
         };
         assert!(service.ports.is_empty());
         assert_eq!(service.source_ranges.v4.as_deref(), Some(&[][..]), "no source is admitted");
         let parsed =
-            parse(&FilePath::new("a.yaml").into(), &text(OTHER_PROXY), &ObjectSelection::all("here"));
+            parse(&FilePath::new("a.yaml").into(), &text(OTHER_PROXY), &ObjectSelection::of_services("here"));
         let [(_, SourceEvent::Service(_, Some(service)), _)] = &parsed.objects[..] else {
             panic!("{parsed:?}")
         };
         assert!(service.other_proxy && service.ports.is_empty(), "another proxy serves it");
+    }
+
+    #[test]
+    fn ingresses_classes_and_secrets_are_read_for_those_who_select_them() {
+        let text = "\
+apiVersion: extensions/v1beta1
+kind: Ingress
+metadata: {name: tomcat}
+spec: {backend: {serviceName: tomcat, servicePort: 8080}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web}
+spec:
+  rules:
+  - http:
+      paths:
+      - {path: /a, pathType: prefix, backend: {service: {name: web, port: {number: 80}}}}
+      - {path: /b, pathType: Exact, backend: {service: {name: web}}}
+      - {path: /c, pathType: Exact, backend: {service: {port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: IngressClass
+metadata: {name: lb}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: tls}
+stringData: {tls.crt: text}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: broken}
+data: {tls.key: '*hush*'}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: headless}
+spec: {clusterIP: None, ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: a, labels: {kubernetes.io/service-name: headless, service.kubernetes.io/headless: ''}}
+addressType: IPv4
+endpoints: []
+";
+        let lines = read_selected("a.yaml", text, &ObjectSelection::of_ingresses("here"));
+        assert_eq!(
+            lines,
+            [
+                "Ingress(default/tomcat) at a.yaml: document 1 (line 1)",
+                "Ingress(default/web) at a.yaml: document 2 (line 5)",
+                "IngressClass(/lb) at a.yaml: document 3 (line 16)",
+                "Secret(default/tls) at a.yaml: document 4 (line 20)",
+                "Secret(default/broken) at a.yaml: document 5 (line 25)",
+                "Service(default/headless) at a.yaml: document 6 (line 30)",
+                "EndpointSlice(default/a) at a.yaml: document 7 (line 35)",
+                "a.yaml: document 1 (line 1): Ingress default/tomcat: apiVersion: \
+                 extensions/v1beta1 was removed in Kubernetes 1.22: use networking.k8s.io/v1 \
+                 (service.name, service.port and pathType); until then the Ingress is converted",
+                "a.yaml: document 2 (line 5): Ingress default/web: \
+                 spec.rules[0].http.paths[0].pathType: `prefix` is not a type of path: use Exact, \
+                 Prefix or ImplementationSpecific; it is served as Exact",
+                "a.yaml: document 2 (line 5): Ingress default/web: \
+                 spec.rules[0].http.paths[1].backend.service.port: has neither a name nor a \
+                 number: set one of them; requests are answered with 503",
+                "a.yaml: document 2 (line 5): Ingress default/web: \
+                 spec.rules[0].http.paths[2].backend.service.name: is not set: name a Service; \
+                 requests are answered with 503",
+                "a.yaml: document 3 (line 16): IngressClass lb: spec.controller: is missing: name \
+                 the controller; no controller serves the class",
+                "a.yaml: document 5 (line 25): Secret default/broken: data.tls.key: does not have \
+                 the form of a Secret: correct it; the rest of the object is served",
+            ]
+        );
+        assert!(
+            read("a.yaml", text).iter().all(|line| !line.contains("Ingress") && !line.contains("Secret"))
+        );
     }
 }

@@ -255,6 +255,9 @@ fn deletion(key: &ObjectKey) -> SourceEvent {
         ObjectKey::ServiceCidr(name) => SourceEvent::ServiceCidr(name.clone(), None),
         ObjectKey::Service(name) => SourceEvent::Service(name.clone(), None),
         ObjectKey::EndpointSlice(name) => SourceEvent::EndpointSlice(name.clone(), None),
+        ObjectKey::Ingress(name) => SourceEvent::Ingress(name.clone(), None),
+        ObjectKey::IngressClass(name) => SourceEvent::IngressClass(name.clone(), None),
+        ObjectKey::Secret(name) => SourceEvent::Secret(name.clone(), None),
     }
 }
 
@@ -264,6 +267,9 @@ fn duplicate(key: &ObjectKey, location: Arc<ManifestLocation>, first: &ManifestL
         ObjectKey::ServiceCidr(name) => format!("ServiceCIDR {}", name.name()),
         ObjectKey::Service(name) => format!("Service {name}"),
         ObjectKey::EndpointSlice(name) => format!("EndpointSlice {name}"),
+        ObjectKey::Ingress(name) => format!("Ingress {name}"),
+        ObjectKey::IngressClass(name) => format!("IngressClass {}", name.name()),
+        ObjectKey::Secret(name) => format!("Secret {name}"),
     };
     Problem {
         severity: Severity::Error,
@@ -312,13 +318,13 @@ mod tests {
 
     impl Case {
         fn new() -> Self {
-            Self::with(ResourceSet::ALL)
+            Self::with(ResourceSet::OF_SERVICES)
         }
 
         /// Selects only these resources.
         fn with(resources: ResourceSet) -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let selection = ObjectSelection { resources, this_node: "here".into() };
+            let selection = ObjectSelection { resources, ..ObjectSelection::of_services("here") };
             let scanner = ManifestFolder::new(folder.path().to_owned(), selection);
             Self { folder, scanner }
         }
@@ -355,7 +361,7 @@ mod tests {
     #[test]
     fn the_first_scan_ends_with_synced_even_if_the_folder_is_empty() {
         let mut case = Case::new();
-        assert_eq!(case.scanner.scan().unwrap(), WatchedResource::ALL.map(SourceEvent::Synced));
+        assert_eq!(case.scanner.scan().unwrap(), WatchedResource::OF_SERVICES.map(SourceEvent::Synced));
         assert_eq!(case.scanner.scan().unwrap(), []);
     }
 
@@ -514,8 +520,9 @@ mod tests {
     #[test]
     fn a_folder_that_does_not_exist_is_an_error_at_start() {
         let folder = tempfile::tempdir().unwrap();
-        let error =
-            ManifestFolder::new(folder.path().join("none"), ObjectSelection::all("here")).scan().unwrap_err();
+        let error = ManifestFolder::new(folder.path().join("none"), ObjectSelection::of_services("here"))
+            .scan()
+            .unwrap_err();
         assert!(error.to_string().contains("/none cannot be read: "), "{error}");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Files are `*.yaml`, `*.yml` and `*.json` in the folder and its subfolders. A file can contain
 //! several documents and `List` objects. The selected objects among Services, EndpointSlices,
-//! Endpoints, ServiceCIDRs and the Node of this process are used. Objects of other kinds, such as
+//! Endpoints, ServiceCIDRs, Ingresses, IngressClasses, Secrets and the Node of this process are
+//! used. Objects of other kinds, such as
 //! Deployments, are ignored.
 //!
 //! The folder is watched for changes. A file that becomes unreadable or invalid is reported, and
@@ -11,6 +12,7 @@
 mod document;
 mod error;
 mod folder;
+mod old_ingress;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -132,8 +134,9 @@ mod tests {
             format!("{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{clusterIP: {ip}}}}}")
         };
         let (sender, mut events) = mpsc::channel(16);
-        let watcher = tokio::spawn(watch(folder.path().to_owned(), ObjectSelection::all("here"), sender));
-        for resource in WatchedResource::ALL {
+        let watcher =
+            tokio::spawn(watch(folder.path().to_owned(), ObjectSelection::of_services("here"), sender));
+        for resource in WatchedResource::OF_SERVICES {
             assert_eq!(next(&mut events).await, SourceEvent::Synced(resource));
         }
         // An editor replaces the file by a new one. The subfolder is created while the watch runs.
@@ -157,8 +160,9 @@ mod tests {
     async fn a_folder_that_does_not_exist_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let (sender, _events) = mpsc::channel(1);
-        let error =
-            watch(folder.path().join("none"), ObjectSelection::all("here"), sender).await.unwrap_err();
+        let error = watch(folder.path().join("none"), ObjectSelection::of_services("here"), sender)
+            .await
+            .unwrap_err();
         assert!(matches!(error, ManifestError::Folder { .. }), "{error:?}");
     }
 }

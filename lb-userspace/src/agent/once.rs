@@ -29,7 +29,7 @@ pub struct Written {
 /// Writes the entries for the manifests in `folder` and for this host to the maps of privately
 /// loaded programs.
 pub async fn write(datapath: &Datapath, config: &Config, folder: &Path) -> Result<Written, AgentError> {
-    let events = manifests::load(folder, ObjectSelection::all(config.node_name.as_str()))?;
+    let events = manifests::load(folder, ObjectSelection::of_services(config.node_name.as_str()))?;
     let now = Instant::now();
     let engine = Engine::adopt(datapath.tables()?, &ReferencedIds::default(), GRACE, now)
         .map_err(|error| AgentError::Adopt(error.into()))?;

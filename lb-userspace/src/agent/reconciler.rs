@@ -198,7 +198,7 @@ mod tests {
     }
 
     fn synced() -> impl Iterator<Item = SourceEvent> {
-        WatchedResource::ALL.into_iter().map(SourceEvent::Synced)
+        WatchedResource::OF_SERVICES.into_iter().map(SourceEvent::Synced)
     }
 
     fn reconciler(memory: &Memory, now: Instant) -> Reconciler<Memory> {

@@ -30,7 +30,7 @@ impl Source {
     /// Starts the configured source as a task of the runtime.
     pub async fn start(config: &Config) -> Result<Self, AgentError> {
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
-        let selection = ObjectSelection::all(config.node_name.as_str());
+        let selection = ObjectSelection::of_services(config.node_name.as_str());
         let Some(folder) = config.manifests.clone() else {
             let ages = WatchAges::default();
             let client = kubernetes::connect(config.kubeconfig.as_deref(), ages.clone()).await?;

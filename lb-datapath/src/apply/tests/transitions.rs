@@ -154,7 +154,8 @@ impl Agent {
         let planner = Planner::new(PlannerSettings::default());
         let mut agent =
             Self { planner, engine, memory, health_checks: BTreeMap::new(), problems: BTreeSet::new() };
-        let now = agent.absorb(events.into_iter().chain(WatchedResource::ALL.map(SourceEvent::Synced)));
+        let now =
+            agent.absorb(events.into_iter().chain(WatchedResource::OF_SERVICES.map(SourceEvent::Synced)));
         assert!(agent.engine.finish_sync(now).is_empty());
         agent
     }

@@ -1,50 +1,30 @@
-//! The result type of all conversions, and the collector of problems.
+//! The collector of the problems of one object.
 
 use std::fmt::Display;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use lb_model::{ObjectName, Problem, ProblemKind, Protocol, Severity};
-
-/// The result of converting an API object.
-#[derive(Debug, Clone)]
-pub struct Converted<T> {
-    pub name: ObjectName,
-    /// `None` if the object does not concern this proxy.
-    pub value: Option<T>,
-    /// The invalid parts of the object, at most nine.
-    pub problems: Vec<Problem>,
-}
-
-/// Returns `metadata.namespace` and `metadata.name`. The namespace of a manifest without one is
-/// `default`, as for `kubectl apply`.
-pub(super) fn object_name(metadata: &ObjectMeta) -> ObjectName {
-    ObjectName::new(
-        metadata.namespace.as_deref().unwrap_or("default"),
-        metadata.name.as_deref().unwrap_or_default(),
-    )
-}
-
-pub(super) fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
-    metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
-}
+use crate::problem::{Problem, ProblemKind, Severity};
+use crate::protocol::Protocol;
 
 /// The number of problems of one object that are reported individually. A slice can have a thousand
 /// endpoints that are all invalid for the same reason.
 const REPORTED_PER_OBJECT: usize = 8;
 
 /// Collects the problems of one object.
-pub(super) struct Problems {
+#[derive(Debug)]
+pub struct Problems {
     object: Arc<str>,
     reported: Vec<Problem>,
     suppressed: usize,
 }
 
 impl Problems {
+    /// `kind` and `name` are those of the object.
     pub fn of(kind: &str, name: impl Display) -> Self {
         Self { object: format!("{kind} {name}").into(), reported: Vec::new(), suppressed: 0 }
     }
 
+    /// Adds an error of a field.
     pub fn error(
         &mut self,
         kind: ProblemKind,
@@ -55,6 +35,7 @@ impl Problems {
         self.add((Severity::Error, kind), field, reason, remedy);
     }
 
+    /// Adds a note about a field.
     pub fn note(
         &mut self,
         kind: ProblemKind,
