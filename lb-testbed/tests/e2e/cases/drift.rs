@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lb_datapath::namespace_cookie;
 use lb_testbed::agent::METRICS;
-use lb_testbed::{Agent, AgentOptions, AttachMode, Family, http, pass_programs};
+use lb_testbed::{Agent, AgentOptions, AttachMode, Family, Host, http, pass_programs};
 use serde_json::Value;
 
 use crate::check::{answered_by, eventually_within};
@@ -181,9 +182,17 @@ pub fn entries(world: &mut World) -> Result<()> {
         "NETWORKS_V4",
         "NAMESPACES",
     ];
+    let cookies: Vec<Digits> = nodes_and_pods(world).map(cookie).collect::<Result<_>>()?;
+    let addresses: Vec<Digits> = nodes_and_pods(world).map(|host| digits(&host.v4.octets())).collect();
     let content = |map: &str| {
         let path = pin(world, &format!("maps/{map}"))?.to_string_lossy().into_owned();
         let mut entries = bytes_of_entries(world, &path)?;
+        // The agent finds the namespaces of other runs on this machine too. They come and go.
+        match map {
+            "NAMESPACES" => entries.retain(|(key, _)| cookies.contains(key)),
+            "NETWORKS_V4" => entries.retain(|(key, _)| addresses.iter().any(|ip| key.ends_with(ip))),
+            _ => {}
+        }
         entries.sort();
         anyhow::Ok(entries)
     };
@@ -223,6 +232,24 @@ pub fn entries(world: &mut World) -> Result<()> {
     })
 }
 
+/// The bytes of a key or value, each as two hexadecimal digits.
+type Digits = Vec<String>;
+
+fn digits(bytes: &[u8]) -> Digits {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn nodes_and_pods(world: &World) -> impl Iterator<Item = &Host> {
+    let nodes = world.topology.nodes.iter().map(|node| &node.host);
+    nodes.chain(world.topology.pods.iter().map(|pod| &pod.host))
+}
+
+/// Returns the cookie of a host's network namespace.
+fn cookie(host: &Host) -> Result<Digits> {
+    let cookie = host.place.inside(namespace_cookie)?.context("the cookie of a namespace")?;
+    Ok(digits(&cookie.to_ne_bytes()))
+}
+
 /// Deletes the first entry of a map, and changes the others. The entries of an array cannot be
 /// deleted.
 fn change_entries(world: &World, path: &str) -> Result<()> {
@@ -251,7 +278,7 @@ fn update(world: &World, path: &str, key: &[String], value: &[String]) -> Result
 
 /// Returns keys and values of the entries of a map, each as hexadecimal digits of its bytes. Of an
 /// array it returns the first entries only: arrays are large.
-fn bytes_of_entries(world: &World, path: &str) -> Result<Vec<(Vec<String>, Vec<String>)>> {
+fn bytes_of_entries(world: &World, path: &str) -> Result<Vec<(Digits, Digits)>> {
     const FIRST: u8 = 32;
     let run = |arguments: &[&str]| world.node(0).host.place.run("bpftool", arguments);
     let is_array = run(&["map", "show", "pinned", path])?.contains(": array ");
@@ -265,8 +292,8 @@ fn bytes_of_entries(world: &World, path: &str) -> Result<Vec<(Vec<String>, Vec<S
             })
             .collect::<Result<_>>()?,
     };
-    let digits = |bytes: &Value| -> Result<Vec<String>> {
-        let bytes: Vec<String> = serde_json::from_value(bytes.clone())?;
+    let digits = |bytes: &Value| -> Result<Digits> {
+        let bytes: Digits = serde_json::from_value(bytes.clone())?;
         Ok(bytes.iter().map(|byte| byte.trim_start_matches("0x").to_owned()).collect())
     };
     entries.iter().map(|entry| Ok((digits(&entry["key"])?, digits(&entry["value"])?))).collect()
