@@ -8,11 +8,11 @@
 use aya_ebpf::bindings::BPF_ANY;
 use lb_common::connection::{self, Segment, Yields};
 use lb_common::family::Family;
-use lb_common::layout::{Flow, FlowIndex, FlowKey, SEEN_GRANULARITY_NS, direction, flow_phase};
+use lb_common::layout::{Flow, FlowIndex, FlowKey, SEEN_GRANULARITY_NS, deliver, direction, flow_phase};
 use lb_common::reason::Reason;
 
 use crate::clock::{SECOND, now};
-use crate::count::note_port_shortage;
+use crate::count::{count, note_port_shortage};
 use crate::frame::Frame;
 use crate::maps::Maps;
 use crate::packet::Packet;
@@ -160,6 +160,13 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
         unsafe { ((*self.flow).service_id, (*self.flow).backend_id) }
     }
 
+    /// Returns whether the packets of the connection stay as they are, see [`keep_answer`].
+    #[inline(always)]
+    pub fn changes_nothing(&self) -> bool {
+        // SAFETY: a map value; one aligned word.
+        unsafe { (*self.flow).backend_id == NO_BACKEND }
+    }
+
     /// Returns whether the connection was silent for as long as its time-out. Its record may be
     /// taken at any time.
     #[inline(always)]
@@ -180,7 +187,7 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
         let flow = unsafe { &*self.flow };
         // Datagrams must not be sent to an endpoint that is gone. Open TCP connections stay: their
         // endpoint ends them.
-        !still_serves::<F>(flow.backend_id, flow.service_id)
+        (flow.backend_id != NO_BACKEND && !still_serves::<F>(flow.backend_id, flow.service_id))
             || (!packet.is_datagram() && self.is_reopened_by(packet))
     }
 
@@ -201,6 +208,50 @@ impl<F: Family> Packet<F> {
     }
 }
 
+/// The backend id of a connection that [`keep_answer`] has opened.
+pub const NO_BACKEND: u32 = 0;
+
+/// Opens a connection that changes nothing, for a datagram that leaves with an address and port of
+/// a Service as source. The answer then passes untouched. `answer` is working memory.
+///
+/// Does nothing if the datagram is the reply of a connection, which has its translation already.
+#[inline(always)]
+pub fn keep_answer<F: Records, K: Frame>(
+    frame: &K,
+    packet: &Packet<F>,
+    answer: &mut Packet<F>,
+    service_id: u32,
+    translation: &mut Translation<F::Addr>,
+) {
+    answer.key = FlowKey {
+        src_addr: packet.key.dst_addr,
+        dst_addr: packet.key.src_addr,
+        src_port: packet.key.dst_port,
+        dst_port: packet.key.src_port,
+        protocol: packet.key.protocol,
+        pad: 0,
+        reserved: 0,
+    };
+    if lookup::<F>(&answer.key, translation).is_some_and(|found| !found.is_over::<F>()) {
+        return;
+    }
+    (answer.tcp_flags, answer.seq, answer.ack, answer.payload) = (0, 0, 0, 0);
+    let opening = Opening {
+        backend_addr: packet.key.src_addr,
+        backend_port: packet.key.src_port,
+        backend_id: NO_BACKEND,
+        service_id,
+        source: packet.key.dst_addr,
+        masquerade: false,
+        deliver: deliver::PASS,
+        ifindex: 0,
+    };
+    // On failure the answer may reach an endpoint of the Service.
+    if open(frame, answer, &opening, translation, now()).is_ok() {
+        count(Reason::FlowOpened);
+    }
+}
+
 /// A new connection.
 pub struct Opening<A> {
     pub backend_addr: A,
@@ -214,6 +265,8 @@ pub struct Opening<A> {
     pub masquerade: bool,
     /// One of [`lb_common::layout::deliver`], for both directions.
     pub deliver: u8,
+    /// Interface index of the device that replies leave by if the route leads there; 0: any.
+    pub ifindex: u32,
 }
 
 /// Opens a connection with a packet, and fills in the translation of the packet. `now` is the time.
@@ -243,7 +296,7 @@ pub fn open<F: Records, K: Frame>(
     } else {
         let claimed = F::claim(now).ok_or(Reason::FlowTableFull)?;
         let flow = claimed.flow::<F>().ok_or(Reason::FlowTableFull)?;
-        fill_in(flow, packet, opening, frame.ifindex(), now);
+        fill_in(flow, packet, opening, now);
         let port = match allocate::<F, K>(frame, claimed, opening.masquerade, now) {
             Ok(port) if publish(claimed, flow, packet) => Ok(port),
             Ok(_) => Err(Reason::FlowTableFull),
@@ -268,13 +321,7 @@ pub fn open<F: Records, K: Frame>(
 
 /// Writes a new connection into its record, except the source port and the phase.
 #[inline(always)]
-fn fill_in<F: Maps>(
-    flow: *mut Flow<F::Addr>,
-    packet: &Packet<F>,
-    opening: &Opening<F::Addr>,
-    ifindex: u32,
-    now: u64,
-) {
+fn fill_in<F: Maps>(flow: *mut Flow<F::Addr>, packet: &Packet<F>, opening: &Opening<F::Addr>, now: u64) {
     // SAFETY: a map value that is this program's own: other programs do not use it while it is
     // claimed.
     let flow = unsafe { &mut *flow };
@@ -294,7 +341,7 @@ fn fill_in<F: Maps>(
     flow.backend_addr = opening.backend_addr;
     flow.request = state.request;
     flow.reply = state.reply;
-    flow.ifindex = ifindex;
+    flow.ifindex = opening.ifindex;
 }
 
 /// Finds a source port: reserves the tuple of the replies, which must be free among connections

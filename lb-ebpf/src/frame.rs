@@ -59,6 +59,8 @@ pub trait Frame {
         unsafe { bpf_check_mtu(self.context(), 0, &raw mut mtu, 0, 0) };
         mtu as usize
     }
+    /// Returns whether the packet leaves by the device that it arrived by. At egress only.
+    fn came_back(&self) -> bool;
     /// Returns whether the packet has at least `end` bytes, in all its buffers.
     fn reaches(&self, end: usize) -> bool;
     /// Returns whether the frame is addressed to the device that it arrived on. XDP programs see

@@ -10,7 +10,8 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use lb_common::layout::{
-    FragmentPorts, TCP, backend_flags, deliver, direction, record_source, service_flags,
+    FlowKey, FragmentPorts, TCP, address_flags, backend_flags, deliver, direction, record_source,
+    service_flags,
 };
 use lb_common::reason::Reason;
 
@@ -77,8 +78,14 @@ pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch
 pub fn egress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
     let Scratch { packet, translation, .. } = forget(scratch);
     let packet = &*packet;
-    let Some(found) = flow::find_reply(packet, translation) else { return handover::unknown() };
+    let Some(found) = flow::find_reply(packet, translation) else {
+        keep_answer(frame, scratch);
+        return handover::unknown();
+    };
     found.follow(packet);
+    if found.changes_nothing() {
+        return Verdict::Pass;
+    }
     let came_by = translation.ifindex;
     if came_by != 0 && came_by != frame.ifindex() {
         return leave_by(frame, scratch, came_by, found.now());
@@ -92,6 +99,26 @@ pub fn egress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch<
     remember_fragments(packet);
     count(Reason::Delivered);
     Verdict::Pass
+}
+
+/// Opens a connection for a datagram that leaves from an address of this node and the port of a
+/// Service. The datagram is a pod's if the CNI has chosen that port for it (masquerade). The answer
+/// would open a connection to the Service.
+#[inline(always)]
+fn keep_answer<F: Header + Records, K: Frame>(frame: &K, scratch: &mut Scratch<F>) {
+    let Scratch { packet, quoted, translation, .. } = forget(scratch);
+    let packet = &*packet;
+    // A packet that leaves by the device that it came by is a reply that was translated there.
+    if !packet.is_datagram() || record::recording() || frame.came_back() || handover::is_going_on() {
+        return;
+    }
+    let FlowKey { src_addr, src_port, protocol, .. } = packet.key;
+    if let Some(known) = address::known::<F>(&src_addr)
+        && known.has(address_flags::NODE)
+        && let Destination::Service(service) = service::at_known::<F>(known, src_addr, src_port, protocol)
+    {
+        flow::keep_answer(frame, packet, quoted, service.service_id, translation);
+    }
 }
 
 /// Sends a reply out of the device that the request came by, if that is the kernel's route for
@@ -136,6 +163,10 @@ fn continue_connection<F: Header + Records, K: Deliver>(
         return Err(Verdict::Pass);
     }
     note_known(frame, packet, &found, route);
+    if found.changes_nothing() {
+        found.follow(packet);
+        return Err(Verdict::Pass);
+    }
     let mut delivery = delivery::of_translation(frame, packet, translation, route, found.now())?;
     if !delivery.is_of_frame_for_this_node(frame) {
         return Err(Verdict::Pass);
@@ -215,6 +246,7 @@ fn open_connection<F: Header + Records, K: Deliver>(
         source: key.src_addr,
         masquerade: false,
         deliver: deliver::PASS,
+        ifindex: frame.ifindex(),
     };
     let mut source = source_rewrite(backend.addr == key.src_addr, backend.flags, client_is_here);
     note(|record| {

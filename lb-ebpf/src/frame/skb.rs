@@ -202,6 +202,12 @@ impl Frame for SkbFrame {
     }
 
     #[inline(always)]
+    fn came_back(&self) -> bool {
+        // SAFETY: context fields, always readable.
+        unsafe { (*self.skb()).ingress_ifindex == (*self.skb()).ifindex }
+    }
+
+    #[inline(always)]
     fn reaches(&self, end: usize) -> bool {
         end <= self.0.len() as usize
     }

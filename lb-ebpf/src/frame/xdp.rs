@@ -28,6 +28,11 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn came_back(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn reaches(&self, end: usize) -> bool {
         if end <= self.data_end() - self.data() {
             return true;

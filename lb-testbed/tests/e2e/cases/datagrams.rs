@@ -3,10 +3,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use lb_testbed::Family;
 use lb_testbed::Underlay;
-use lb_testbed::host::{Datagrams, Host};
+use lb_testbed::host::{Datagrams, Host, Listen, UDP_PORT};
+use lb_testbed::kernel::lacks;
 use lb_testbed::report::FailureKind;
 use lb_testbed::topology::OVERLAY_MTU;
 
@@ -125,4 +126,30 @@ pub fn larger_than_the_path(world: &mut World) -> Result<()> {
     }
     sent?;
     transferred(&transfer?, BYTES)
+}
+
+/// The node masquerades the datagrams of a pod with a port that is a nodePort of UDP. The answers
+/// reach the pod, and other clients reach the Service.
+pub fn masqueraded_with_a_node_port(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[3])?;
+    let target = service.node_port(world.node(0), family, To::Udp);
+    let client = world.client().clone();
+    let _server = client.serve_at("client", &Listen { udp: vec![UDP_PORT], ..Listen::default() })?;
+    let (node, port) = (&world.node(0).host.place, target.port());
+    let rules = format!(
+        "add table inet cni
+         add chain inet cni out {{ type nat hook postrouting priority srcnat; }}
+         add rule inet cni out oifname eth0 udp dport {UDP_PORT} masquerade to :{port}"
+    );
+    node.run("nft", [rules]).map_err(|error| lacks(error, "masquerading (CONFIG_NFT_MASQ)"))?;
+    let datagrams = Datagrams { connected: true, count: 3, size: 32, dont_fragment: false };
+    let of_pod = world.pod(1).host.send_datagrams(client.at(family, UDP_PORT), datagrams);
+    let of_client = client.send_datagrams(target, datagrams);
+    node.run("nft", ["delete table inet cni"])?;
+    for exchange in of_pod? {
+        let Ok(answer) = exchange.result else { bail!("the pod got no answer: {:?}", exchange.result) };
+        ensure!(answer.greeting.pod == "client", "{} answered the pod", answer.greeting.pod);
+        ensure!(answer.greeting.client.port() == port, "the pod was not masqueraded with {port}");
+    }
+    answered(&of_client?, &[3], &world.node(0).addresses())
 }

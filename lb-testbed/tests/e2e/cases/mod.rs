@@ -101,6 +101,7 @@ pub const CASES: &[Case] = &[
     each("udp_pod_to_cluster_ip", Underlays::Both, datagrams::pod_to_cluster_ip),
     each("udp_host_to_cluster_ip", Underlays::Both, datagrams::host_to_cluster_ip),
     each("udp_outside_to_node_port", Underlays::Both, datagrams::outside_to_node_port),
+    each("masqueraded_with_a_node_port", Underlays::Routed, datagrams::masqueraded_with_a_node_port),
     each("udp_fragments", Underlays::Routed, datagrams::fragments),
     once("packets_larger_than_the_path", Underlays::Both, datagrams::larger_than_the_path),
     each("udp_path_mtu_is_reported", Underlays::Vxlan, datagrams::path_mtu_is_reported),
