@@ -12,6 +12,7 @@ mod path;
 pub mod policy;
 mod route;
 mod table;
+mod template;
 
 pub use backend::{Backend, BackendRef};
 pub use canary::{Canary, HeaderCondition, RequestFacts};
@@ -21,3 +22,4 @@ pub use path::{NormalPath, PathError};
 pub use policy::Policy;
 pub use route::{Origin, Route};
 pub use table::{Found, HostRoutes, HostSettings, RouteTable, RoutesOfHost};
+pub use template::{Template, UnknownVariable, Variable};

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use lb_model::ObjectName;
 
 use super::backend::BackendRef;
+use super::template::Template;
 
 /// The policy of all routes of one Ingress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,6 +28,9 @@ pub struct Policy {
     pub headers: Headers,
     /// The answer to every request, without a backend (`return` in a configuration snippet).
     pub answer: Option<Answer>,
+    /// An annotation that restricts access is invalid. All requests are answered with 503, as by
+    /// ingress-nginx: the restriction must not vanish.
+    pub refused: bool,
 }
 
 /// Redirects, in the order in which they apply (annotations `permanent-redirect`,
@@ -46,13 +50,13 @@ pub struct Redirect {
     /// 300 to 399.
     pub status: u16,
     /// The value of `Location`.
-    pub location: Box<str>,
+    pub location: Template,
 }
 
 /// Whether requests without TLS are redirected to `https`, with status 308.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TlsRedirect {
-    /// If the host has a certificate ([`HostSettings::tls`](super::HostSettings::tls)).
+    /// If the host is in `spec.tls` ([`HostSettings`](super::HostSettings)).
     #[default]
     WithCertificate,
     /// Always (annotation `force-ssl-redirect`).
@@ -69,7 +73,7 @@ pub struct Rewrite {
     /// The header `X-Forwarded-Prefix`. It may contain groups too.
     pub forwarded_prefix: Option<Box<str>>,
     /// The host that the backend receives.
-    pub host: Option<Box<str>>,
+    pub host: Option<Template>,
 }
 
 /// Time limits towards the backend (annotations `proxy-*-timeout`).
@@ -91,6 +95,10 @@ pub struct Body {
     pub max_request: Option<u64>,
     /// The header of a response may have this many bytes. A longer one is answered with 502.
     pub max_response_header: u32,
+    /// The backend gets a request when its body is complete, so that it can be sent again.
+    pub buffer_request: bool,
+    /// The response is read as fast as the backend sends it, up to a limit of memory.
+    pub buffer_response: bool,
 }
 
 /// Cross-origin resource sharing (annotations `enable-cors`, `cors-*`).
@@ -165,18 +173,17 @@ pub enum BasicAuthForm {
 /// `auth-always-set-cookie`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalAuth {
-    /// With variables such as `$host`.
-    pub url: Box<str>,
+    pub url: Template,
     /// Upper case. `None` means the method of the request.
     pub method: Option<Box<str>>,
     /// A request that is refused with 401 is redirected to this URL.
-    pub signin: Option<Box<str>>,
+    pub signin: Option<Template>,
     /// The parameter of `signin` with the URL of the request.
     pub signin_parameter: Box<str>,
     /// Headers of the server's answer that the backend receives. In lower case.
     pub response_headers: Box<[Box<str>]>,
     /// The value of `X-Auth-Request-Redirect`.
-    pub request_redirect: Option<Box<str>>,
+    pub request_redirect: Option<Template>,
     /// Cookies of the server's answer are added to error answers too.
     pub always_set_cookie: bool,
 }
@@ -236,9 +243,6 @@ pub struct Upstream {
     /// For the protocols with TLS.
     pub tls: UpstreamTls,
     pub http_version: UpstreamVersion,
-    /// Requests go to the address of the Service, and not to endpoints (annotation
-    /// `service-upstream`).
-    pub service_address: bool,
 }
 
 /// The protocol of a backend.
@@ -269,8 +273,8 @@ pub enum Balance {
     RoundRobin,
     /// Of two random endpoints, the one with fewer requests (`ewma` in ingress-nginx).
     LeastOfTwo,
-    /// Consistent hash of this text, which contains variables such as `$request_uri`.
-    Hash(Box<str>),
+    /// Consistent hash of this text.
+    Hash(Template),
 }
 
 /// When a request is sent to another endpoint.
@@ -312,16 +316,15 @@ pub struct Errors {
     pub backend: Option<BackendRef>,
 }
 
-/// Headers that are set (annotations `configuration-snippet`, `custom-headers`,
-/// `connection-proxy-header`). Names are in lower case.
+/// Headers that are set (annotation `configuration-snippet`). Names are in lower case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Headers {
     /// Headers of the request that the backend receives. An empty value removes the header.
-    pub to_backend: Box<[(Box<str>, Box<str>)]>,
+    pub to_backend: Box<[(Box<str>, Template)]>,
     /// Headers of responses that replace those of the backend.
-    pub set_in_response: Box<[(Box<str>, Box<str>)]>,
+    pub set_in_response: Box<[(Box<str>, Template)]>,
     /// Headers that are added to responses.
-    pub add_to_response: Box<[(Box<str>, Box<str>)]>,
+    pub add_to_response: Box<[(Box<str>, Template)]>,
 }
 
 /// An answer without a backend.
@@ -329,7 +332,7 @@ pub struct Headers {
 pub struct Answer {
     pub status: u16,
     /// The body, or the value of `Location` for redirects.
-    pub text: Box<str>,
+    pub text: Template,
 }
 
 /// Client certificates of a host (annotations `auth-tls-*`).
@@ -376,7 +379,12 @@ impl Default for Timeouts {
 
 impl Default for Body {
     fn default() -> Self {
-        Self { max_request: Some(1 << 20), max_response_header: 32 << 10 }
+        Self {
+            max_request: Some(1 << 20),
+            max_response_header: 32 << 10,
+            buffer_request: false,
+            buffer_response: false,
+        }
     }
 }
 

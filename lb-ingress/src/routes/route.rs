@@ -28,6 +28,7 @@ pub struct Route {
 /// The place where a route was written.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin {
+    /// The Service, for the default backend of the settings.
     pub ingress: ObjectName,
     /// Number of the rule and of its path, counted from 0. `None` for `spec.defaultBackend`.
     pub path: Option<(u16, u16)>,

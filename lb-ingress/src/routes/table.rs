@@ -42,9 +42,11 @@ pub struct HostRoutes {
 /// What holds for a whole host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostSettings {
-    /// The Secret of the certificate. `None` means that the host is not in `spec.tls` of any
-    /// Ingress.
+    /// The Secret of the certificate.
     pub tls: Option<ObjectName>,
+    /// The host is in `spec.tls` of an Ingress without the name of a Secret: the default
+    /// certificate is meant.
+    pub default_certificate: bool,
     /// Connections with this server name go to the backend undecrypted (annotation
     /// `ssl-passthrough`).
     pub passthrough: Option<BackendRef>,

@@ -1,0 +1,35 @@
+//! Bodies: `proxy-body-size`, `proxy-buffering`, `proxy-request-buffering`, `proxy-buffer-size`.
+
+use super::reader::Reader;
+use crate::routes::policy::Body;
+
+pub(super) fn read(reader: &mut Reader<'_>) -> Body {
+    let default = Body::default();
+    let max_request = match reader.size("proxy-body-size") {
+        Some(0) => None,
+        Some(size) => Some(size),
+        None => default.max_request,
+    };
+    let max_response_header = reader.size("proxy-buffer-size").map_or(default.max_response_header, |size| {
+        // The proxy has a limit of its own. A smaller one only breaks backends.
+        u32::try_from(size).unwrap_or(u32::MAX).max(default.max_response_header)
+    });
+    Body {
+        max_request,
+        max_response_header,
+        buffer_request: switch(reader, "proxy-request-buffering", default.buffer_request),
+        buffer_response: switch(reader, "proxy-buffering", default.buffer_response),
+    }
+}
+
+fn switch(reader: &mut Reader<'_>, name: &'static str, default: bool) -> bool {
+    match reader.text(name) {
+        None => default,
+        Some("on") => true,
+        Some("off") => false,
+        Some(other) => {
+            reader.bad(name, format_args!("`{other}` is neither on nor off"), "use on or off");
+            default
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Ingress objects become routes.
+//!
+//! **Invariant:** a change of an object builds only the hosts that it names.
+//! **Invariant:** an Ingress that is invalid in part is served in all other parts, and each invalid
+//! part is reported with object, field, reason and remedy.
+
+mod class;
+mod compile;
+mod host;
+mod objects;
+mod problems;
+mod translator;
+
+pub use class::ClassRules;
+pub use objects::{DefaultBackend, Objects};
+pub use problems::OpenProblems;
+pub use translator::{Settings, Translator, Update};

@@ -1,0 +1,287 @@
+//! Ingresses and the routes they become, as data: `cases/ingress/*.txt`.
+//!
+//! A case begins with `=== ` and its name. Objects in a short form follow, then `=>` and the routes
+//! and problems. After `then`, the objects of a second step replace those of the first. A step is
+//! translated twice, as a change and after a fresh start, and both results must be equal.
+//!
+//! `SLUICE_BLESS=1` writes the actual results into the files.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use lb_ingress::ingress::{Settings, Translator, Update};
+use lb_ingress::routes::policy::Policy;
+use lb_ingress::routes::{HostRoutes, Route, RouteTable};
+use lb_model::Severity;
+use lb_objects::{ObjectSelection, manifests};
+use serde_json::{Map, Value, json};
+
+#[test]
+fn cases() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/ingress");
+    let bless = std::env::var_os("SLUICE_BLESS").is_some();
+    let (mut failures, mut count) = (String::new(), 0);
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let mut blessed = String::new();
+        for case in text.split("=== ").skip(1) {
+            let (name, steps) = case.split_once('\n').unwrap();
+            let actual = run(steps);
+            count += 1;
+            if actual.trim_end() != steps.trim_end() {
+                let file = path.file_name().unwrap().to_string_lossy();
+                write!(failures, "\n{file}: {name}\n{}", difference(steps, &actual)).unwrap();
+            }
+            write!(blessed, "=== {name}\n{}\n\n", actual.trim_end()).unwrap();
+        }
+        if bless {
+            fs::write(&path, blessed.trim_end().to_owned() + "\n").unwrap();
+        }
+    }
+    assert!(count > 20, "only {count} cases were found");
+    assert!(bless || failures.is_empty(), "{failures}\n(`-` expected, `+` actual)");
+}
+
+/// Runs the steps of a case. Returns them with the actual results.
+fn run(steps: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let selection = ObjectSelection::of_ingresses("here");
+    let mut source = manifests::ManifestFolder::new(folder.path().to_owned(), selection.clone());
+    let mut live: Option<Live> = None;
+    let mut written = String::new();
+    for (number, step) in steps.split("\nthen\n").enumerate() {
+        let input = step.split("\n=>").next().unwrap().trim_end();
+        let (objects, settings) = expand(input);
+        fs::write(folder.path().join("objects.json"), objects.to_string()).unwrap();
+        let live = live.get_or_insert_with(|| Live::new(settings.clone()));
+        let hosts = live.apply(|translator| translator.update(source.scan().unwrap()));
+        let mut fresh = Live::new(settings);
+        let events = manifests::load(folder.path(), selection.clone()).unwrap();
+        fresh.apply(|translator| translator.update(events));
+        assert_eq!(live.text(), fresh.text(), "after a fresh start, {input}");
+        let hosts = if hosts.is_empty() { "no host".to_owned() } else { hosts.join(", ") };
+        let changed = if number == 0 { String::new() } else { format!("changed: {hosts}\n") };
+        let then = if number == 0 { "" } else { "then\n" };
+        write!(written, "{then}{input}\n=>\n{changed}{}", live.text()).unwrap();
+    }
+    written
+}
+
+/// A translator, and the table that results from its updates.
+struct Live {
+    translator: Translator,
+    table: RouteTable,
+}
+
+impl Live {
+    fn new(settings: Settings) -> Self {
+        Self { translator: Translator::new(settings), table: RouteTable::default() }
+    }
+
+    /// Returns the hosts that changed.
+    fn apply(&mut self, update: impl FnOnce(&mut Translator) -> Update) -> Vec<String> {
+        let Update { hosts, default, complete, .. } = update(&mut self.translator);
+        assert!(complete);
+        let names = hosts.iter().map(|(host, _)| host.to_string()).collect();
+        self.table = self.table.with(hosts, default);
+        names
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let hosts: BTreeMap<_, _> = self.table.hosts().collect();
+        for (host, routes) in hosts {
+            writeln!(text, "{host}{}", settings(routes)).unwrap();
+            let mut lines: Vec<_> = routes.routes().map(|route| format!("  {}", line(route))).collect();
+            lines.sort();
+            for line in lines {
+                writeln!(text, "{line}").unwrap();
+            }
+        }
+        if let Some(route) = self.table.default_route() {
+            writeln!(text, "default: {}", line(route)).unwrap();
+        }
+        let mut problems: Vec<_> = self.translator.problems().iter().cloned().collect();
+        problems.sort();
+        for mut problem in problems {
+            problem.location = None;
+            let sign = if problem.severity == Severity::Error { "!" } else { "?" };
+            writeln!(text, "{sign} {}: {problem}", problem.kind).unwrap();
+        }
+        if text.is_empty() { "nothing\n".to_owned() } else { text }
+    }
+}
+
+fn settings(host: &HostRoutes) -> String {
+    let settings = &host.settings;
+    let mut text = String::new();
+    if let Some(secret) = &settings.tls {
+        write!(text, " tls {secret}").unwrap();
+    }
+    if settings.default_certificate {
+        text.push_str(" default certificate");
+    }
+    if let Some(backend) = &settings.passthrough {
+        write!(text, " passthrough {backend}").unwrap();
+    }
+    if let Some(certificates) = &settings.client_certificates {
+        write!(text, " {certificates:?}").unwrap();
+    }
+    if let Some(host) = &settings.redirect_to {
+        write!(text, " redirect to {host}").unwrap();
+    }
+    text
+}
+
+fn line(route: &Route) -> String {
+    let place = match route.origin.path {
+        Some(_) => route.matcher.to_string(),
+        None => "else".to_owned(),
+    };
+    let backends = |backends: &[lb_ingress::routes::Backend]| {
+        let names: Vec<_> = backends.iter().map(|backend| backend.target.to_string()).collect();
+        if names.is_empty() { "503".to_owned() } else { names.join(" ") }
+    };
+    let mut text = format!("{place} → {} ({})", backends(&route.backends), route.origin.ingress.name());
+    if let Some(canary) = &route.canary {
+        let condition = (&canary.header, &canary.cookie, canary.weight, canary.weight_total);
+        write!(text, " canary {} ({}) {condition:?}", backends(&canary.backends), canary.ingress.name())
+            .unwrap();
+    }
+    text + &policy(&route.policy)
+}
+
+/// The families that are not the default.
+fn policy(policy: &Policy) -> String {
+    let default = Policy::default();
+    let mut text = String::new();
+    macro_rules! family {
+        ($($field:ident),*) => {
+            $(if policy.$field != default.$field {
+                write!(text, "\n      {}: {:?}", stringify!($field), policy.$field).unwrap();
+            })*
+        };
+    }
+    family!(redirect, rewrite, timeouts, body, cors, sources, auth, affinity, limits, upstream, errors);
+    family!(headers, answer, refused);
+    text
+}
+
+/// Returns the lines that differ.
+fn difference(expected: &str, actual: &str) -> String {
+    let (expected, actual): (Vec<_>, Vec<_>) =
+        (expected.trim_end().lines().collect(), actual.trim_end().lines().collect());
+    let same = expected.iter().zip(&actual).take_while(|(old, new)| old == new).count();
+    let lines = |sign: char, lines: &[&str]| {
+        lines.iter().skip(same).map(|line| format!("{sign} {line}\n")).collect::<String>()
+    };
+    lines('-', &expected) + &lines('+', &actual)
+}
+
+/// Returns the objects of a step as a `List`, and its settings.
+fn expand(step: &str) -> (Value, Settings) {
+    let mut settings = Settings::default();
+    let parsed: Map<String, Value> =
+        serde_saphyr::from_str(step).unwrap_or_else(|error| panic!("{error}\n{step}"));
+    let mut items = vec![json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "metadata": {"name": "lb"},
+        "spec": {"controller": "sluice.dev/ingress"},
+    })];
+    for (key, value) in parsed {
+        match key.split_whitespace().collect::<Vec<_>>()[..] {
+            ["service", name] => items.push(service(name, &value)),
+            ["secret", name] => items.push(json!({
+                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": value,
+            })),
+            ["class", name] => items.push(json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "spec": {"controller": value["controller"]},
+                "metadata": {"name": name, "annotations": {
+                    "ingressclass.kubernetes.io/is-default-class": value["default"].to_string(),
+                }},
+            })),
+            ["ingress", name] => items.push(ingress(name, &value)),
+            ["without", "class"] => settings.classes.without_class = true,
+            ["default", "backend"] => {
+                settings.default_backend = Some(value.as_str().unwrap().parse().unwrap());
+            }
+            _ => panic!("no such object: {key}"),
+        }
+    }
+    (json!({"apiVersion": "v1", "kind": "List", "items": items}), settings)
+}
+
+/// `[80, http 8080]`, `ExternalName` or `headless 80`.
+fn service(name: &str, value: &Value) -> Value {
+    let port = |port: &Value| match port.as_str().and_then(|text| text.split_once(' ')) {
+        Some((name, number)) => json!({"name": name, "port": number.parse::<u16>().unwrap()}),
+        None => json!({"port": port}),
+    };
+    let spec = match value.as_str() {
+        Some("ExternalName") => json!({"type": "ExternalName", "externalName": "www.example.org"}),
+        Some(text) => {
+            let number: u16 = text.strip_prefix("headless ").unwrap().parse().unwrap();
+            json!({"clusterIP": "None", "ports": [{"port": number}]})
+        }
+        None => json!({"ports": value.as_array().unwrap().iter().map(port).collect::<Vec<_>>()}),
+    };
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
+}
+
+/// `rules: [HOST TYPE PATH SERVICE:PORT]`, `default: SERVICE:PORT`, `tls: [SECRET HOST…]`.
+/// Annotations without a slash have the prefix of ingress-nginx. The class is `lb` unless it is
+/// set.
+fn ingress(name: &str, value: &Value) -> Value {
+    let annotations: Map<String, Value> = (value["annotations"].as_object().into_iter().flatten())
+        .map(|(name, value)| {
+            let prefix = if name.contains('/') { "" } else { "nginx.ingress.kubernetes.io/" };
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            (format!("{prefix}{name}"), text.into())
+        })
+        .collect();
+    let texts = |field: &str| -> Vec<String> {
+        let list = value[field].as_array().into_iter().flatten();
+        list.map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let rules: Vec<_> = texts("rules")
+        .iter()
+        .map(|rule| {
+            let [host, kind, path, to] = rule.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("no rule: {rule}")
+            };
+            let host = if host == "*" { "" } else { host };
+            json!({"host": host, "http": {"paths": [{"path": path, "pathType": kind, "backend": backend(to)}]}})
+        })
+        .collect();
+    let tls: Vec<_> = texts("tls")
+        .iter()
+        .map(|entry| {
+            let words: Vec<_> = entry.split(' ').collect();
+            let secret = if words[0] == "-" { Value::Null } else { words[0].into() };
+            json!({"secretName": secret, "hosts": words[1..]})
+        })
+        .collect();
+    let class = match value.get("class") {
+        Some(class) => class.clone(),
+        None => "lb".into(),
+    };
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": {"name": name, "annotations": annotations, "creationTimestamp": value["created"]},
+        "spec": {
+            "ingressClassName": class, "rules": rules, "tls": tls,
+            "defaultBackend": value["default"].as_str().map(backend),
+        },
+    })
+}
+
+fn backend(text: &str) -> Value {
+    let (name, port) = text.split_once(':').unwrap();
+    match (name, port.parse::<u16>()) {
+        ("resource", _) => json!({"resource": {"kind": "StorageBucket", "name": port}}),
+        (_, Ok(number)) => json!({"service": {"name": name, "port": {"number": number}}}),
+        (_, Err(_)) => json!({"service": {"name": name, "port": {"name": port}}}),
+    }
+}
