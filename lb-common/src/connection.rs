@@ -17,7 +17,9 @@
 //! SCTP is tracked by verification tags (RFC 9260 8.5), which have the same purpose. UDP has no
 //! such numbers.
 
-use crate::layout::{Flow, FlowSide, FlowTimeouts, SCTP, TCP, UDP, direction, flow_phase, tcp_flags};
+use crate::layout::{
+    Flow, FlowSide, FlowTimeouts, SCTP, TCP, UDP, counted, direction, flow_phase, tcp_flags,
+};
 
 /// The distance in bytes by which a TCP segment may extend beyond the data that its receiver has
 /// acknowledged, or start before it. It is larger than any window that a connection through a node
@@ -266,6 +268,20 @@ impl ConnectionState {
         self.request.closed != 0 && self.reply.closed != 0
     }
 
+    /// Returns how the connection is counted at its endpoint, one of [`counted`]. The classes are
+    /// those of IPVS (`tcp_state_active_table` in net/netfilter/ipvs/ip_vs_proto_tcp.c, and
+    /// `sctp_state_active_table`): a connection is active until one side closes it. UDP is never
+    /// active.
+    #[inline(always)]
+    pub fn counted(&self, protocol: u8) -> u8 {
+        let closing = self.request.closed | self.reply.closed != 0;
+        if protocol == UDP || closing || self.phase == flow_phase::RESET {
+            counted::INACTIVE
+        } else {
+            counted::ACTIVE
+        }
+    }
+
     /// Returns the time for which the connection may be silent, in seconds.
     #[inline(always)]
     pub fn timeout(&self, protocol: u8, timeouts: &FlowTimeouts) -> u32 {
@@ -481,6 +497,21 @@ mod tests {
         assert!(!closed.reopens(TCP, &request(SYN, 1, 0, 0)), "it may be a late packet of the old one");
         assert!(with(&[request(RST, 1, 0, 0)]).reopens(TCP, &request(SYN, 0, 0, 0)));
         assert!(!with(&[]).reopens(TCP, &request(SYN, 90_000, 0, 0)));
+    }
+
+    #[test]
+    fn a_connection_is_active_until_one_side_closes() {
+        let packets = handshake();
+        for opening in 1..=3 {
+            assert_eq!(after(TCP, &packets[..opening]).counted(TCP), counted::ACTIVE);
+        }
+        assert_eq!(with(&[request(FIN | ACK, 1, 1, 0)]).counted(TCP), counted::INACTIVE);
+        assert_eq!(with(&[reply(FIN | ACK, 1, 1, 0)]).counted(TCP), counted::INACTIVE);
+        assert_eq!(with(&[reply(RST, 1, 0, 0)]).counted(TCP), counted::INACTIVE);
+        let datagram = segment(direction::REQUEST, 0, 0, 0, 9);
+        assert_eq!(opened(UDP, &datagram).counted(UDP), counted::INACTIVE);
+        let init = segment(direction::REQUEST, SYN, 0, 1, 0);
+        assert_eq!(opened(SCTP, &init).counted(SCTP), counted::ACTIVE);
     }
 
     #[test]

@@ -13,11 +13,11 @@ use core::mem::{offset_of, size_of};
 #[cfg(not(feature = "other-layout"))]
 use crate::family::{Family, V4, V6};
 
-/// Version of all layouts. It is part of the pin path (`<bpffs>/sluice/v3/…`), so that an agent
+/// Version of all layouts. It is part of the pin path (`<bpffs>/sluice/v4/…`), so that an agent
 /// never reuses a map whose entries it would misread.
 ///
 /// The feature `other-layout` is the next version of the tests. See [`crate::other_layout`].
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 4 } else { 3 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 5 } else { 4 };
 
 #[cfg(feature = "other-layout")]
 pub use crate::other_layout::*;
@@ -107,6 +107,21 @@ pub mod algorithm {
     pub const HASH_SOURCE_PORT: u8 = 3;
     /// By a hash of the address that the client uses.
     pub const HASH_DESTINATION: u8 = 4;
+    /// The algorithms from here on compare the open connections of endpoints (`LOADS_V4`,
+    /// `LOADS_V6`). See [`crate::load`].
+    ///
+    /// The fewest connections, see [`crate::load::Connections::overhead`].
+    pub const LEAST: u8 = 5;
+    /// The fewest connections for the weight.
+    pub const LEAST_WEIGHTED: u8 = 6;
+    /// The shortest expected delay: active connections and the new one, for the weight.
+    pub const SHORTEST_DELAY: u8 = 7;
+    /// An endpoint without active connections, otherwise the shortest expected delay.
+    pub const NEVER_QUEUE: u8 = 8;
+    /// The greatest weight among the endpoints with no more active connections than their weight.
+    pub const OVERFLOW: u8 = 9;
+    /// The fewer connections for the weight, of two endpoints at random.
+    pub const TWO_CHOICES: u8 = 10;
 }
 
 /// Values of [`ServiceEntry::scheduler`]: how the agent arranged the slots. The names are those of
@@ -119,6 +134,12 @@ pub mod scheduler {
     pub const DH: u8 = 4;
     pub const MH: u8 = 5;
     pub const FO: u8 = 6;
+    pub const LC: u8 = 7;
+    pub const WLC: u8 = 8;
+    pub const SED: u8 = 9;
+    pub const NQ: u8 = 10;
+    pub const OVF: u8 = 11;
+    pub const TWOS: u8 = 12;
 }
 
 /// Values of [`ServiceEntry::kind`]: the kind of address.
@@ -142,6 +163,49 @@ pub struct Backend<A> {
     /// Bits of [`backend_flags`].
     pub flags: u16,
     pub service_id: u32,
+    /// The share of the endpoint. Algorithms that compare connections read it. For the others, the
+    /// slots have the weights.
+    pub weight: u32,
+}
+
+/// Value of `LOADS_V4` and `LOADS_V6`, indexed by backend id: the open connections of an endpoint.
+///
+/// Two neighbours are one number of 64 bits, to which programs add atomically
+/// ([`crate::load::step`]).
+#[repr(C, align(8))]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Connections in `FLOWS_V4` or `FLOWS_V6` that are counted as [`counted::INACTIVE`].
+    pub inactive: u32,
+    /// The same for [`counted::ACTIVE`].
+    pub active: u32,
+    /// Connected sockets that are counted as [`counted::INACTIVE`].
+    pub socket_inactive: u32,
+    /// The same for [`counted::ACTIVE`].
+    pub socket_active: u32,
+}
+
+/// How a connection is counted in `LOADS_V4` or `LOADS_V6`. The classes are those of IPVS.
+pub mod counted {
+    /// Not counted.
+    pub const NONE: u8 = 0;
+    /// UDP, and TCP and SCTP that one side has closed, or that were reset.
+    pub const INACTIVE: u8 = 1;
+    /// TCP and SCTP from the first packet until one side closes.
+    pub const ACTIVE: u8 = 2;
+}
+
+/// Value of the socket storage `COUNTED`: the endpoint at which a connected socket is counted.
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct CountedSocket {
+    /// Index into `LOADS_V4` or `LOADS_V6`. 0: the socket is not counted.
+    pub backend_id: u32,
+    /// 1 if the endpoint is in `LOADS_V6`.
+    pub is_v6: u8,
+    /// One of [`counted`].
+    pub counted: u8,
+    pub pad: [u8; 2],
 }
 
 /// Bits of [`Backend::flags`]. 0 means that the endpoint has been removed.
@@ -206,7 +270,10 @@ pub struct Flow<A> {
     pub protocol: u8,
     /// One of [`deliver`], for both directions.
     pub deliver: u8,
-    pub pad: [u8; 3],
+    /// One of [`counted`]: how the connection is counted at its endpoint. It changes only under the
+    /// lock of the record.
+    pub counted: u8,
+    pub pad: [u8; 2],
     /// `CLOCK_MONOTONIC` at the last packet of either direction, in nanoseconds; written at most
     /// every [`SEEN_GRANULARITY_NS`].
     pub last_seen_ns: u64,
@@ -292,6 +359,19 @@ impl<A: Copy> Flow<A> {
             && *src_addr == key.src_addr
             && *dst_addr == key.dst_addr
     }
+}
+
+/// The packet of the program `lb_sweep` is a header of this length, whose content does not matter,
+/// and at most [`SWEEP_RECORDS`] words ([`sweep`]).
+pub const SWEEP_HEADER: usize = 16;
+/// The greatest number of records in one run of `lb_sweep`.
+pub const SWEEP_RECORDS: usize = 64;
+
+/// A word of the packet of `lb_sweep`: the number of a record in the lower half, its generation in
+/// the two bytes above, and this bit.
+pub mod sweep {
+    /// The record is in `FLOWS_V6`.
+    pub const V6: u64 = 1 << 48;
 }
 
 /// Values of [`Flow::phase`].
@@ -741,13 +821,15 @@ assert_layout! {
     ServiceKey<A4>: 8, { addr: 0, port: 4, protocol: 6, pad: 7 };
     ServiceKey<A6>: 20, { addr: 0, port: 16, protocol: 18, pad: 19 };
     ServiceEntry: 32, { service_id: 0, flags: 4, outside_base: 8, inside_base: 16, affinity_seconds: 24, algorithm: 28, kind: 29 };
-    Backend<A4>: 12, { addr: 0, port: 4, flags: 6, service_id: 8 };
-    Backend<A6>: 24, { addr: 0, port: 16, flags: 18, service_id: 20 };
+    Backend<A4>: 16, { addr: 0, port: 4, flags: 6, service_id: 8, weight: 12 };
+    Backend<A6>: 28, { addr: 0, port: 16, flags: 18, service_id: 20, weight: 24 };
+    Load: 16, { inactive: 0, active: 4, socket_inactive: 8, socket_active: 12 };
+    CountedSocket: 8, { backend_id: 0, is_v6: 4, counted: 5 };
     FlowKey<A4>: 16, { src_addr: 0, dst_addr: 4, src_port: 8, dst_port: 10, protocol: 12 };
     FlowKey<A6>: 40, { src_addr: 0, dst_addr: 16, src_port: 32, dst_port: 34, protocol: 36 };
     FlowIndex: 8, { record: 0, generation: 4, direction: 6 };
     FlowSide: 12, { end: 0, ack: 4, closed: 8 };
-    Flow<A4>: 80, { generation: 0, phase: 2, last_seen_ns: 8, client_port: 28, client_addr: 36, request: 52, reply: 64 };
+    Flow<A4>: 80, { generation: 0, phase: 2, counted: 5, last_seen_ns: 8, client_port: 28, client_addr: 36, request: 52, reply: 64 };
     Flow<A6>: 128, { generation: 0, phase: 2, last_seen_ns: 8, client_port: 28, client_addr: 36, request: 100, reply: 112 };
     FlowTimeouts: 44, { tcp_syn: 0, udp: 24, sctp_closed: 40 };
     FlowHand: 16, { next: 0, pressure_ns: 8 };

@@ -3,6 +3,7 @@
 //! * [`layout`]: keys and values of the BPF maps, an interface that `docs/maps.md` documents.
 //! * [`family`]: IPv4 and IPv6 behind one trait, so that the pipeline is written once.
 //! * [`hash`]: the slot of a client.
+//! * [`load`]: the open connections of endpoints, and their comparison.
 //! * [`plain`]: the types that are copied byte by byte.
 //! * [`reason`]: the reasons that the programs count, and the errors of refused calls.
 //! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
@@ -22,6 +23,7 @@ pub mod crc32c;
 pub mod family;
 pub mod hash;
 pub mod layout;
+pub mod load;
 #[cfg(feature = "other-layout")]
 pub mod other_layout;
 #[expect(

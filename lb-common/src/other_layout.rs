@@ -27,6 +27,7 @@ pub struct Backend<A> {
     pub service_id: u32,
     pub flags: u16,
     pub port: u16,
+    pub weight: u32,
     pub addr: A,
 }
 
@@ -60,7 +61,8 @@ pub struct Flow<A> {
     pub deliver: u8,
     pub phase: u8,
     pub protocol: u8,
-    pub pad: [u8; 3],
+    pub counted: u8,
+    pub pad: [u8; 2],
     pub ifindex: u32,
 }
 

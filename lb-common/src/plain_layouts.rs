@@ -16,10 +16,10 @@ macro_rules! of_both_families {
 
 of_both_families! {
     ServiceKey { addr, port, protocol, pad }
-    Backend { addr, port, flags, service_id }
+    Backend { addr, port, flags, service_id, weight }
     FlowKey { src_addr, dst_addr, src_port, dst_port, protocol, pad, reserved }
     Flow {
-        generation, phase, protocol, deliver, pad, last_seen_ns, opened_s, backend_id, service_id, client_port,
+        generation, phase, protocol, deliver, counted, pad, last_seen_ns, opened_s, backend_id, service_id, client_port,
         service_port, source_port, backend_port, client_addr, service_addr, source_addr, backend_addr, request, reply,
         ifindex,
     }
@@ -34,6 +34,8 @@ crate::plain! {
         service_id, flags, outside_base, outside_count, inside_base, inside_count, affinity_seconds, algorithm, kind,
         scheduler, pad,
     }
+    Load { inactive, active, socket_inactive, socket_active }
+    CountedSocket { backend_id, is_v6, counted, pad }
     FlowIndex { record, generation, direction, pad }
     FlowSide { end, ack, closed }
     FlowHand { next, pad, pressure_ns }

@@ -15,13 +15,14 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
-use lb_common::layout::{Flow, FlowIndex, FlowKey, FlowTimeouts, direction, flow_phase};
+use lb_common::layout::{Flow, FlowIndex, FlowKey, FlowTimeouts, counted, direction, flow_phase};
 use lb_common::plain::Plain;
 
 use crate::address::MapAddress;
 use crate::apply::map_name::{MapName, TableError};
 use crate::field_copy::FieldCopy;
 use crate::handles::MapHandles;
+use crate::loads::Loads;
 use crate::own_maps::{OwnMap, PinnedMap};
 use crate::raw_map::RawArray;
 use crate::sys;
@@ -139,6 +140,7 @@ pub struct ConnectionCopy<A> {
     old: OldTable,
     records: ArrayTable<Flow<A>>,
     index: Table<FlowKey<A>, FlowIndex>,
+    loads: Loads,
     /// The next record to look at, and the distance to the one after it.
     next: u32,
     step: u32,
@@ -150,8 +152,9 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
     pub fn new(old: OldTable, maps: &MapHandles) -> io::Result<Self> {
         let records: ArrayTable<Flow<A>> = maps.array(MapName::FLOWS[A::FAMILY])?;
         let index = maps.table(MapName::FLOW_INDEX[A::FAMILY])?;
+        let loads = Loads::open(maps, A::FAMILY)?;
         let step = spread(records.capacity());
-        Ok(Self { old, records, index, next: 0, step, reserved: None })
+        Ok(Self { old, records, index, loads, next: 0, step, reserved: None })
     }
 
     /// Frees the records that an earlier process had set aside and has not freed. Programs hold a
@@ -262,13 +265,17 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
     fn copy(&mut self, old_number: u32, flow: &Flow<A>, link: IndexEntries) -> io::Result<bool> {
         let Some(number) = self.take()? else { return Ok(false) };
         let generation = self.records.read(number)?.generation.wrapping_add(1);
-        let record = Flow { generation, ..*flow };
-        self.records.write(number, Flow { phase: flow_phase::CLAIMED, ..record })?;
+        let uncounted = Flow { generation, counted: counted::NONE, ..*flow };
+        self.records.write(number, Flow { phase: flow_phase::CLAIMED, ..uncounted })?;
         let entry = |direction| FlowIndex { record: number, generation, direction, pad: 0 };
         if !self.insert(&flow.reply_key(), &entry(direction::REPLY))? {
             self.free(number)?;
             return Ok(false);
         }
+        // If the state changes during the copy, the next packet of the connection changes the
+        // count.
+        let record = Flow { counted: flow.state().counted(flow.protocol), ..uncounted };
+        self.loads.add_flow(record.backend_id, record.counted)?;
         self.records.write(number, record)?;
         if link.request {
             self.insert(&flow.request_key(), &entry(direction::REQUEST))?;

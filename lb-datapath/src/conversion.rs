@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use aya_obj::generated::bpf_map_type;
 use lb_common::layout::handover;
+use lb_model::IpFamily;
 
 use crate::connection_copy::{ConnectionCopy, Copied, OldTable};
 use crate::field_copy::FieldCopy;
@@ -32,6 +33,7 @@ use crate::flows;
 use crate::handles::MapHandles;
 use crate::hooks;
 use crate::links::{Links, truncated};
+use crate::loads::Loads;
 use crate::own_maps::{OwnMap, PinnedMap, own_maps, pinned_sizes};
 use crate::pins::Pins;
 use crate::programs::{LoadError, LoadOptions, Programs, object};
@@ -40,9 +42,21 @@ use crate::settings;
 use crate::step::ConversionStep;
 use crate::sys;
 
-/// Maps that are replaced together: they refer to each other.
-const CONNECTIONS: [&str; 6] =
-    ["FLOWS_V4", "FLOWS_V6", "FLOW_INDEX_V4", "FLOW_INDEX_V6", "FLOW_HANDS", "FLOW_LOCKS"];
+/// Maps that are replaced together: they refer to each other. The loads are counted anew with the
+/// connections that are copied.
+const CONNECTIONS: [&str; 8] = [
+    "FLOWS_V4",
+    "FLOWS_V6",
+    "FLOW_INDEX_V4",
+    "FLOW_INDEX_V6",
+    "FLOW_HANDS",
+    "FLOW_LOCKS",
+    LOADS[0].0,
+    LOADS[1].0,
+];
+
+/// The maps of loads.
+const LOADS: [(&str, IpFamily); 2] = [("LOADS_V4", IpFamily::V4), ("LOADS_V6", IpFamily::V6)];
 
 /// Maps that programs write and that have no references to other maps but ids. They are copied in
 /// passes, as connections are.
@@ -248,6 +262,7 @@ impl<'a> Conversion<'a> {
             self.phase.set(handover::DONE);
             copied
         };
+        self.move_socket_counts().map_err(failed)?;
         ConversionStep::Done.reached();
         log::info!(
             "converted the maps: {} connections copied, {} lost, in {:.1} s",
@@ -279,6 +294,25 @@ impl<'a> Conversion<'a> {
                     log::warn!("map {name} is not converted: {error}");
                 }
                 Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the counts of connected sockets to the new maps. The new programs have counted there
+    /// the sockets that ended meanwhile. No program changes the old counts any more.
+    fn move_socket_counts(&self) -> io::Result<()> {
+        for (name, family) in LOADS {
+            let Some(map) = self.replaced.iter().find(|map| map.own.name == name) else { continue };
+            let Some((_, value)) = map.conversion() else { continue };
+            let (old, new) = (RawArray::open(&map.old.fd)?, Loads::open(&self.maps, family)?);
+            for id in 0..old.capacity().min(map.own.capacity) {
+                let entry = old.read(id);
+                if let Some(load) = sys::values(&value.apply(&entry)).next() {
+                    new.add_sockets(id, &load)?;
+                    // An agent that continues after this one adds nothing twice.
+                    old.write(id, &vec![0; entry.len()]);
+                }
             }
         }
         Ok(())

@@ -18,7 +18,7 @@ use crate::links::{self, AttachError, Attached, Links, TargetDevice};
 use crate::pin_repair;
 use crate::pins::Pins;
 use crate::port_shortage;
-use crate::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, Programs};
+use crate::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, Programs, SWEEP};
 use crate::refused_program::RefusedProgram;
 use crate::service_tables::ServiceTables;
 use crate::settings;
@@ -160,10 +160,19 @@ impl Datapath {
         Endpoints::new(&self.programs, &self.maps)
     }
 
-    /// Reads the flow table and collects the ids to which it refers. `now_ns` is the time of
-    /// [`crate::monotonic_ns`].
+    /// Reads the flow table and collects the ids to which it refers. Ends connections that are over
+    /// and whose records no program has taken yet, so that they do not count any more. `now_ns` is
+    /// the time of [`crate::monotonic_ns`].
     pub fn flow_usage(&self, now_ns: u64) -> io::Result<FlowUsage> {
-        flows::usage(&self.maps, now_ns)
+        let mut usage = flows::usage(&self.maps, now_ns)?;
+        // Without the program, the counts fall when the records are used again.
+        if let Some(sweep) = self.programs.get(SWEEP) {
+            for packet in flows::sweep_packets(&usage.over) {
+                sys::test_run(sweep, &packet, &[], 1)?;
+            }
+        }
+        flows::add_counted(&self.maps, &mut usage)?;
+        Ok(usage)
     }
 
     /// Removes the entries of removed endpoints that the programs have written. Call this before

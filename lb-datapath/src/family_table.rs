@@ -233,11 +233,12 @@ impl BackendArrays {
 }
 
 fn raw_backend<A>(addr: A, entry: &BackendEntry) -> Backend<A> {
-    Backend { addr, port: entry.address.port(), flags: entry.flags, service_id: entry.service_id }
+    let BackendEntry { address, flags, service_id, weight } = *entry;
+    Backend { addr, port: address.port(), flags, service_id, weight }
 }
 
 fn no_backend<A>(addr: A) -> Backend<A> {
-    Backend { addr, port: 0, flags: 0, service_id: 0 }
+    Backend { addr, port: 0, flags: 0, service_id: 0, weight: 0 }
 }
 
 fn backend_entries<A: MapAddress>(
@@ -252,6 +253,7 @@ fn backend_entries<A: MapAddress>(
 
 /// Returns `None` if the flags are 0.
 fn backend_entry<A: MapAddress>(backend: Backend<A>) -> Option<BackendEntry> {
-    let Backend { addr, port, flags, service_id } = backend;
-    (flags != 0).then(|| BackendEntry { address: SocketAddr::new(addr.to_ip(), port), flags, service_id })
+    let Backend { addr, port, flags, service_id, weight } = backend;
+    let address = SocketAddr::new(addr.to_ip(), port);
+    (flags != 0).then_some(BackendEntry { address, flags, service_id, weight })
 }

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use lb_common::connection::ConnectionState;
 use lb_common::layout::{
-    Affinity, AffinityKey, Flow, FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, flow_phase,
+    Affinity, AffinityKey, Flow, FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, SWEEP_HEADER,
+    SWEEP_RECORDS, counted, flow_phase, sweep,
 };
 use lb_common::plain::Plain;
 use lb_model::{IpFamily, PerFamily};
@@ -14,6 +15,7 @@ use crate::address::MapAddress;
 use crate::apply::ReferencedIds;
 use crate::apply::map_name::{MapName, MapUsage, TableError};
 use crate::handles::MapHandles;
+use crate::loads;
 use crate::table::{ArrayTable, Table};
 
 /// A connection that is translated packet by packet.
@@ -75,6 +77,26 @@ pub struct FlowUsage {
     pub half_open: usize,
     /// The usage of `FLOWS_V4` and `FLOWS_V6`.
     pub maps: Vec<MapUsage>,
+    /// Connections that are over and still count at their endpoints, as words for `lb_sweep`.
+    pub(crate) over: Vec<u64>,
+}
+
+/// Returns the packets with which `lb_sweep` ends these connections.
+pub(crate) fn sweep_packets(over: &[u64]) -> impl Iterator<Item = Vec<u8>> {
+    over.chunks(SWEEP_RECORDS).map(|records| {
+        let mut packet = vec![0; SWEEP_HEADER];
+        packet.extend(records.iter().flat_map(|record| record.to_ne_bytes()));
+        packet
+    })
+}
+
+/// Adds the endpoints that have connections, so that their ids are not used again. Connected
+/// sockets are in no table, but they count.
+pub(crate) fn add_counted(maps: &MapHandles, usage: &mut FlowUsage) -> io::Result<()> {
+    for (family, id) in loads::read(maps)?.into_keys() {
+        usage.referenced.backends[family].insert(id);
+    }
+    Ok(())
 }
 
 /// Reads the whole table while the programs run. The cost is proportional to its size.
@@ -84,7 +106,8 @@ pub struct FlowUsage {
 pub fn usage(maps: &MapHandles, now_ns: u64) -> io::Result<FlowUsage> {
     let mut usage = FlowUsage::default();
     let mut entries = PerFamily { v4: 0, v6: 0 };
-    for_each(maps, now_ns, |flow| {
+    let mut over = Vec::new();
+    for_each(maps, now_ns, &mut |word| over.push(word), |flow| {
         entries[flow.family] += 1;
         usage.referenced.add(flow.family, flow.service_id, flow.backend_id);
         if flow.state.is_half_open(flow.protocol) {
@@ -93,6 +116,7 @@ pub fn usage(maps: &MapHandles, now_ns: u64) -> io::Result<FlowUsage> {
             usage.open += 1;
         }
     })?;
+    usage.over = over;
     for family in IpFamily::BOTH {
         usage.maps.extend(maps.usage(MapName::FLOWS[family], entries[family])?);
     }
@@ -102,7 +126,7 @@ pub fn usage(maps: &MapHandles, now_ns: u64) -> io::Result<FlowUsage> {
 /// Returns all connections of both families that have not ended at `now_ns`.
 pub fn read(maps: &MapHandles, now_ns: u64) -> io::Result<Vec<FlowEntry>> {
     let mut entries = Vec::new();
-    for_each(maps, now_ns, |flow| entries.push(flow))?;
+    for_each(maps, now_ns, &mut |_| {}, |flow| entries.push(flow))?;
     Ok(entries)
 }
 
@@ -120,11 +144,17 @@ fn timeout_table(maps: &MapHandles) -> io::Result<Table<u32, FlowTimeouts>> {
     maps.table(MapName::FLOW_TIMEOUTS)
 }
 
-/// Calls `visit` with each connection of both families that has not ended at `now_ns`.
-fn for_each(maps: &MapHandles, now_ns: u64, mut visit: impl FnMut(FlowEntry)) -> io::Result<()> {
+/// Calls `visit` with each connection of both families that has not ended at `now_ns`, and `over`
+/// with the word for `lb_sweep` of each that has ended and still counts.
+fn for_each(
+    maps: &MapHandles,
+    now_ns: u64,
+    over: &mut impl FnMut(u64),
+    mut visit: impl FnMut(FlowEntry),
+) -> io::Result<()> {
     let timeouts = timeouts(maps)?;
-    FlowTable::<[u8; 4]>::open(maps)?.for_each(now_ns, &timeouts, &mut visit)?;
-    FlowTable::<[u8; 16]>::open(maps)?.for_each(now_ns, &timeouts, &mut visit)
+    FlowTable::<[u8; 4]>::open(maps)?.for_each(now_ns, &timeouts, over, &mut visit)?;
+    FlowTable::<[u8; 16]>::open(maps)?.for_each(now_ns, &timeouts, over, &mut visit)
 }
 
 /// Makes all connections and session affinities older by some seconds, as if no packet had arrived.
@@ -146,6 +176,8 @@ pub fn age(maps: &MapHandles, seconds: u64) -> io::Result<()> {
 pub fn forget(maps: &MapHandles) -> io::Result<()> {
     FlowTable::<[u8; 4]>::open(maps)?.forget()?;
     FlowTable::<[u8; 16]>::open(maps)?.forget()?;
+    let PerFamily { v4, v6 } = loads::open(maps)?;
+    [v4, v6].iter().try_for_each(loads::Loads::forget_flows)?;
     Ok(remove_all(&maps.table::<AffinityKey, Affinity>(MapName::AFFINITY)?)?)
 }
 
@@ -169,12 +201,19 @@ impl<A: MapAddress> FlowTable<A> {
         &self,
         now_ns: u64,
         timeouts: &FlowTimeouts,
+        over: &mut impl FnMut(u64),
         visit: &mut impl FnMut(FlowEntry),
     ) -> io::Result<()> {
+        let family = if A::FAMILY == IpFamily::V6 { sweep::V6 } else { 0 };
         for number in 0..self.records.capacity() {
             let flow = self.records.read(number)?;
-            if flow.phase != flow_phase::CLAIMED && !flow.is_over(now_ns, timeouts) {
+            if flow.phase == flow_phase::CLAIMED {
+                continue;
+            }
+            if !flow.is_over(now_ns, timeouts) {
                 visit(FlowEntry::new(&flow));
+            } else if flow.counted != counted::NONE {
+                over(u64::from(number) | u64::from(flow.generation) << 32 | family);
             }
         }
         Ok(())
@@ -194,7 +233,8 @@ impl<A: MapAddress> FlowTable<A> {
         for number in 0..self.records.capacity() {
             let flow = self.records.read(number)?;
             if flow.phase != flow_phase::FREE {
-                self.records.write(number, Flow { phase: flow_phase::FREE, ..flow })?;
+                let freed = Flow { phase: flow_phase::FREE, counted: counted::NONE, ..flow };
+                self.records.write(number, freed)?;
             }
         }
         remove_all(&self.index)?;

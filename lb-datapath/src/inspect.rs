@@ -1,5 +1,6 @@
 //! Reads the maps, for commands and tests. Returns plain values.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
@@ -7,6 +8,7 @@ use ipnet::IpNet;
 use lb_common::layout::{
     Affinity, AffinityKey, FlowTimeouts, ServiceEntry, ServiceName, Settings, affinity_client,
 };
+use lb_common::load::Connections;
 use lb_common::reason::Reason;
 use lb_model::IpFamily;
 
@@ -15,6 +17,7 @@ use crate::apply::tables::{BackendEntry, ServiceAddress, Tables as _};
 use crate::flows::{self, FlowEntry};
 use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
+use crate::loads;
 use crate::pins::Pins;
 use crate::port_shortage::{self, EndpointShortage};
 use crate::service_tables::ServiceTables;
@@ -55,6 +58,11 @@ impl AgentMaps {
 
     pub fn backends(&self, family: IpFamily) -> io::Result<Vec<(u32, BackendEntry)>> {
         Ok(self.tables()?.backends(family)?)
+    }
+
+    /// Returns the open connections of the endpoints that have any, by IP family and backend id.
+    pub fn loads(&self) -> io::Result<HashMap<(IpFamily, u32), Connections>> {
+        loads::read(&self.0)
     }
 
     /// Returns the backend ids in a range of slots.

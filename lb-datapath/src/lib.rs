@@ -24,6 +24,7 @@ mod host_maps;
 pub mod inspect;
 mod known_addresses;
 mod links;
+mod loads;
 pub mod netlink;
 mod own_maps;
 mod pin_repair;

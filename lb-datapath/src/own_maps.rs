@@ -167,7 +167,7 @@ impl PinnedMap {
 const NODE_ADDRESSES: u32 = 1024;
 
 /// Returns the maps whose size depends on the configuration.
-pub fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 21] {
+pub fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 23] {
     // The engine limits the addresses of Services. The addresses of the node need extra room.
     let addresses = sizes.max_services + NODE_ADDRESSES;
     // Each connection has one entry for each direction.
@@ -182,6 +182,8 @@ pub fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 21] {
         ("SLOTS", sizes.max_slots),
         ("BACKENDS_V4", sizes.max_backends),
         ("BACKENDS_V6", sizes.max_backends),
+        ("LOADS_V4", sizes.max_backends),
+        ("LOADS_V6", sizes.max_backends),
         ("FLOWS_V4", sizes.max_flows),
         ("FLOWS_V6", sizes.max_flows),
         ("FLOW_INDEX_V4", index),

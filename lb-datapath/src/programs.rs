@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::{CgroupSockAddr, Program, ProgramFd, SchedClassifier, Xdp};
+use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramFd, SchedClassifier, Xdp};
 use aya::{Btf, Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use aya_obj::Object;
@@ -43,6 +43,9 @@ const XDP_LINEAR: &str = "lb_xdp_linear";
 
 /// The iterator program that lists connected sockets.
 pub(crate) const ITERATOR: &str = "lb_connected";
+
+/// The program that ends connections that are over. The agent runs it.
+pub(crate) const SWEEP: &str = "lb_sweep";
 
 /// An XDP program that does almost nothing. Benchmarks compare the other programs with it.
 const FLOOR: &str = "lb_floor";
@@ -150,7 +153,9 @@ impl Purpose {
             Self::Serve => ![xdp_of_other_kernels, CALL_RECORDER, FLOOR].contains(&program),
             Self::Test => ![xdp_of_other_kernels, CALL_RECORDER].contains(&program),
             Self::Record => [PACKET_RECORDER, CALL_RECORDER].contains(&program),
-            Self::Convert => ![xdp_of_other_kernels, CALL_RECORDER, FLOOR, ITERATOR].contains(&program),
+            Self::Convert => {
+                ![xdp_of_other_kernels, CALL_RECORDER, FLOOR, ITERATOR, SWEEP].contains(&program)
+            }
         }
     }
 }
@@ -431,6 +436,7 @@ fn load_program(program: &mut Program, btf: Option<&Btf>) -> Result<(), aya::pro
     match program {
         Program::Xdp(program) => Xdp::load(program),
         Program::SchedClassifier(program) => SchedClassifier::load(program),
+        Program::CgroupSock(program) => CgroupSock::load(program),
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
         Program::Iter(program) => match btf {
             Some(btf) => program.load("bpf_sk_storage_map", btf),

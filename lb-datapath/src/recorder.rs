@@ -79,8 +79,7 @@ pub fn attached_devices(pins: &Pins) -> Result<Vec<u32>, AttachError> {
 
 /// Returns whether an agent has attached socket programs.
 pub fn serves_sockets(pins: &Pins) -> bool {
-    let [(_, _, first), ..] = hooks::CGROUP;
-    pins.links().join(first).exists()
+    pins.links().join(hooks::CONNECT).exists()
 }
 
 /// The start of `struct __sk_buff`, up to `ifindex`. Only `ifindex` is set.

@@ -76,7 +76,9 @@ impl MapSizes {
             + hash_entry(size_of::<u32>(), size_of::<ServiceName>())
             + hash_entry(size_of::<A4>(), size_of::<KnownAddress>())
             + hash_entry(size_of::<A6>(), size_of::<KnownAddress>());
-        let backend = array_entry(size_of::<Backend<A4>>()) + array_entry(size_of::<Backend<A6>>());
+        let backend = array_entry(size_of::<Backend<A4>>())
+            + array_entry(size_of::<Backend<A6>>())
+            + 2 * array_entry(size_of::<Load>());
         let index = hash_entry(size_of::<FlowKey<A4>>(), size_of::<FlowIndex>())
             + hash_entry(size_of::<FlowKey<A6>>(), size_of::<FlowIndex>());
         let flow = array_entry(size_of::<Flow<A4>>()) + array_entry(size_of::<Flow<A6>>()) + 2 * index;
@@ -143,6 +145,6 @@ mod tests {
             max_source_ranges: 5,
             max_affinity: 0,
         };
-        assert_eq!(sizes.memory(), 2 * 8 + 3 * (16 + 24) + 5 * (56 + 48 + 64 + 64));
+        assert_eq!(sizes.memory(), 2 * 8 + 3 * (16 + 32 + 2 * 16) + 5 * (56 + 48 + 64 + 64));
     }
 }

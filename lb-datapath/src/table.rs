@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::mem::size_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use lb_common::layout::SourceRange;
 use lb_common::plain::Plain;
@@ -152,6 +152,15 @@ impl<V: Plain> ArrayTable<V> {
     pub fn read(&self, index: u32) -> Result<V, TableError> {
         // SAFETY: within the mapping and aligned to eight bytes; programs only read arrays.
         Ok(unsafe { self.entry(index, "read")?.read_volatile() })
+    }
+
+    /// Returns a word of an entry, which programs change too, by atomic operations.
+    pub fn word(&self, index: u32, word: usize) -> Result<&AtomicU64, TableError> {
+        assert!(word < Self::STRIDE / size_of::<AtomicU64>(), "word {word} of {} bytes", Self::STRIDE);
+        let entry = self.entry(index, "change")?.cast::<u64>();
+        // SAFETY: within the entry, whose address is a multiple of eight. The mapping exists as
+        // long as `self`.
+        Ok(unsafe { AtomicU64::from_ptr(entry.add(word)) })
     }
 
     /// Writes an entry. Either no program reads it at the same time, or only one aligned word

@@ -8,12 +8,15 @@
 use aya_ebpf::bindings::BPF_ANY;
 use lb_common::connection::{self, Segment, Yields};
 use lb_common::family::Family;
-use lb_common::layout::{Flow, FlowIndex, FlowKey, SEEN_GRANULARITY_NS, deliver, direction, flow_phase};
+use lb_common::layout::{
+    Flow, FlowIndex, FlowKey, SEEN_GRANULARITY_NS, UDP, counted, deliver, direction, flow_phase,
+};
 use lb_common::reason::Reason;
 
 use crate::clock::{SECOND, now};
 use crate::count::{count, note_port_shortage};
 use crate::frame::Frame;
+use crate::loads;
 use crate::maps::Maps;
 use crate::packet::Packet;
 use crate::record::recording;
@@ -396,8 +399,13 @@ fn publish<F: Records>(claimed: Claimed, flow: *mut Flow<F::Addr>, packet: &Pack
         }
         return false;
     }
-    // SAFETY: a map value that is this program's own; one byte.
-    unsafe { (&raw mut (*flow).phase).write_volatile(flow_phase::OPENING) };
+    // SAFETY: a map value that is this program's own; single words.
+    unsafe {
+        let counted = if packet.key.protocol == UDP { counted::INACTIVE } else { counted::ACTIVE };
+        (&raw mut (*flow).counted).write_volatile(counted);
+        loads::recount::<F>((*flow).backend_id, counted::NONE, counted);
+        (&raw mut (*flow).phase).write_volatile(flow_phase::OPENING);
+    }
     true
 }
 

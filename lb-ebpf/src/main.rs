@@ -10,12 +10,12 @@
 //! | output for people | `record count log` |
 //! | addresses | `address service client` |
 //! | packets | `packet route socket scratch` |
-//! | connections | `records select flow` |
+//! | connections | `loads records select flow` |
 //! | changing and sending a packet | `nat compose deliver` |
 //! | decisions about a packet | `pipeline` |
 //! | decisions about an ICMP message | `limit reset icmp/kind icmp/answer icmp/echo icmp/translate icmp` |
 //! | decisions about a call at a socket | `call` |
-//! | hooks | `xdp tc cgroup/address cgroup/context cgroup cgroup/bind connected explain` |
+//! | hooks | `xdp tc cgroup/address cgroup/context cgroup cgroup/bind cgroup/release connected explain sweep` |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -40,6 +40,7 @@ mod frame;
 mod handover;
 mod icmp;
 mod limit;
+mod loads;
 mod log;
 mod maps;
 mod nat;
@@ -55,13 +56,14 @@ mod select;
 mod service;
 mod settings;
 mod socket;
+mod sweep;
 mod tc;
 mod translation;
 mod verdict;
 mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
-use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
 use verdict::Direction;
 
 /// Ingress of NICs whose driver delivers complete checksums.
@@ -185,6 +187,18 @@ pub fn lb_bind4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(bind6)]
 pub fn lb_bind6(context: SockAddrContext) -> i32 {
     cgroup::bind::bind6(&context)
+}
+
+/// A process has closed the last descriptor of a socket.
+#[cgroup_sock(sock_release)]
+pub fn lb_release(context: SockContext) -> i32 {
+    cgroup::release::release(&context)
+}
+
+/// Ends connections that are over. The agent runs it; it is not attached.
+#[classifier]
+pub fn lb_sweep(context: TcContext) -> i32 {
+    sweep::end_connections(&context)
 }
 
 /// Lists connected sockets when the agent reads it; it is not attached.

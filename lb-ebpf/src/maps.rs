@@ -16,9 +16,10 @@ use aya_log_ebpf::macro_support::{Argument, IpFormatter};
 use lb_common::checksum::{sum4, sum16};
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{
-    Affinity, AffinityKey, Backend, ConnectedPeer, Device, EndpointKey, Flow, FlowHand, FlowIndex, FlowKey,
-    FlowTimeouts, FragmentKey, FragmentPorts, KnownAddress, LinkAddress, NamespaceAddrs, PortShortage,
-    Record, ServiceEntry, ServiceKey, ServiceName, Settings, SocketPeer, SocketPeerKey, SourceRange,
+    Affinity, AffinityKey, Backend, ConnectedPeer, CountedSocket, Device, EndpointKey, Flow, FlowHand,
+    FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, KnownAddress, LinkAddress, Load,
+    NamespaceAddrs, PortShortage, Record, ServiceEntry, ServiceKey, ServiceName, Settings, SocketPeer,
+    SocketPeerKey, SourceRange,
 };
 use lb_common::reason::REASONS;
 
@@ -27,6 +28,7 @@ const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 pub type Services<A> = HashMap<ServiceKey<A>, ServiceEntry, 65_536, SPARSE>;
 pub type Backends<A> = Array<Backend<A>, 262_144, MMAPABLE>;
+pub type Loads = Array<Load, 262_144, MMAPABLE>;
 pub type Flows<A> = Array<Flow<A>, 65_536, MMAPABLE>;
 pub type FlowIndices<A> = HashMap<FlowKey<A>, FlowIndex, 131_072>;
 pub type Fragments<A> = LruHashMap<FragmentKey<A>, FragmentPorts, 8_192>;
@@ -60,6 +62,13 @@ pub static CURSORS: HashMap<u32, u32, 65_536, SPARSE> = HashMap::new();
 pub static BACKENDS_V4: Backends<[u8; 4]> = Array::new();
 #[btf_map]
 pub static BACKENDS_V6: Backends<[u8; 16]> = Array::new();
+
+/// Backend id → the open connections of the endpoint. Written by the programs. The agent reuses an
+/// id when its counts are zero.
+#[btf_map]
+pub static LOADS_V4: Loads = Array::new();
+#[btf_map]
+pub static LOADS_V6: Loads = Array::new();
 
 /// Connections, one record each. Written by the packet programs. A record is used again when its
 /// connection is over, or gives way (`records.rs`).
@@ -154,6 +163,11 @@ pub static SOCKET_PEERS_V6: SocketPeers<[u8; 16]> = LruHashMap::new();
 #[btf_map]
 pub static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
 
+/// The endpoint at which a connected socket is counted. Written by the connect programs; removed
+/// with the socket.
+#[btf_map]
+pub static COUNTED: SkStorage<CountedSocket> = SkStorage::new();
+
 /// Addresses of this node and of Services: the destinations that the programs handle. Written by
 /// the agent; removed with the address.
 #[btf_map]
@@ -225,6 +239,7 @@ pub static RECORD: Array<Record, 1> = Array::new();
 pub trait Maps: Family<Addr: IpFormatter + Argument> {
     fn services() -> &'static Services<Self::Addr>;
     fn backends() -> &'static Backends<Self::Addr>;
+    fn loads() -> &'static Loads;
     fn flows() -> &'static Flows<Self::Addr>;
     fn flow_index() -> &'static FlowIndices<Self::Addr>;
     fn fragments() -> &'static Fragments<Self::Addr>;
@@ -242,7 +257,7 @@ pub trait Maps: Family<Addr: IpFormatter + Argument> {
 }
 
 macro_rules! family_maps {
-    ($family:ty, $addr:ident, $sum:ident, $services:ident, $backends:ident, $flows:ident, $flow_index:ident, $fragments:ident,
+    ($family:ty, $addr:ident, $sum:ident, $services:ident, $backends:ident, $loads:ident, $flows:ident, $flow_index:ident, $fragments:ident,
      $socket_peers:ident, $addresses:ident, $networks:ident, $source_ranges:ident, $routes:ident) => {
         impl Maps for $family {
             #[inline(always)]
@@ -252,6 +267,10 @@ macro_rules! family_maps {
             #[inline(always)]
             fn backends() -> &'static Backends<Self::Addr> {
                 &$backends
+            }
+            #[inline(always)]
+            fn loads() -> &'static Loads {
+                &$loads
             }
             #[inline(always)]
             fn flows() -> &'static Flows<Self::Addr> {
@@ -307,6 +326,7 @@ family_maps!(
     sum4,
     SERVICES_V4,
     BACKENDS_V4,
+    LOADS_V4,
     FLOWS_V4,
     FLOW_INDEX_V4,
     FRAGMENTS_V4,
@@ -322,6 +342,7 @@ family_maps!(
     sum16,
     SERVICES_V6,
     BACKENDS_V6,
+    LOADS_V6,
     FLOWS_V6,
     FLOW_INDEX_V6,
     FRAGMENTS_V6,

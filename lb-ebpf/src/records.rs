@@ -17,12 +17,15 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
 use lb_common::connection::{self, Segment, Yields};
 use lb_common::family::{V4, V6};
 use lb_common::layout::{
-    Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, deliver, direction, flow_phase,
+    Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, counted, deliver, direction,
+    flow_phase,
 };
 use lb_common::reason::Reason;
 
+use crate::aligned::Aligned;
 use crate::clock::SECOND;
 use crate::count::count;
+use crate::loads;
 use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
 use crate::scratch::{Scratches, YieldCandidate};
 use crate::service::has_port_of_node;
@@ -123,11 +126,13 @@ pub fn is_under_pressure<F: Maps>(now: u64) -> bool {
 /// claimed it. The index entries of its earlier connection are void from then on.
 ///
 /// The lock replaces a compare-and-swap, which the instruction set has only since Linux 5.12.
+///
+/// The earlier connection does not count at its endpoint from then on.
 #[inline(always)]
-fn take<A>(number: u32, flow: *mut Flow<A>, generation: u16) -> bool {
+fn take<F: Maps>(number: u32, flow: *mut Flow<F::Addr>, generation: u16) -> bool {
     let Some(lock) = FLOW_LOCKS.get_ptr_mut(number % FLOW_LOCK_COUNT) else { return false };
     // SAFETY: both are map values. Between the two helpers there are aligned loads and stores only.
-    unsafe {
+    let (is_same, counted, backend_id) = unsafe {
         bpf_spin_lock(&raw mut (*lock).lock);
         let is_same = (&raw const (*flow).generation).read_volatile() == generation
             && (&raw const (*flow).phase).read_volatile() != flow_phase::CLAIMED;
@@ -135,8 +140,64 @@ fn take<A>(number: u32, flow: *mut Flow<A>, generation: u16) -> bool {
             (&raw mut (*flow).phase).write_volatile(flow_phase::CLAIMED);
             (&raw mut (*flow).generation).write_volatile(generation.wrapping_add(1));
         }
+        let counted = (&raw const (*flow).counted).read_volatile();
+        let backend_id = (&raw const (*flow).backend_id).read_volatile();
+        if is_same {
+            (&raw mut (*flow).counted).write_volatile(counted::NONE);
+        }
         bpf_spin_unlock(&raw mut (*lock).lock);
-        is_same
+        (is_same, counted, backend_id)
+    };
+    if is_same && counted != counted::NONE {
+        loads::recount::<F>(backend_id, counted, counted::NONE);
+    }
+    is_same
+}
+
+/// Counts a connection at its endpoint as its state requires, if the record still has this
+/// generation.
+///
+/// The state is read under the lock: of two programs that count one connection at once, the later
+/// one sees the updates of both.
+#[inline(always)]
+fn count_flow<F: Maps>(number: u32, generation: u16) {
+    let Some(flow) = F::flows().get_ptr_mut(number) else { return };
+    let Some(lock) = FLOW_LOCKS.get_ptr_mut(number % FLOW_LOCK_COUNT) else { return };
+    // SAFETY: as in `take`.
+    let (before, after, backend_id) = unsafe {
+        bpf_spin_lock(&raw mut (*lock).lock);
+        let before = (&raw const (*flow).counted).read_volatile();
+        let is_same = (&raw const (*flow).generation).read_volatile() == generation
+            && (&raw const (*flow).phase).read_volatile() != flow_phase::CLAIMED;
+        let after = if is_same { (*flow).state().counted((*flow).protocol) } else { before };
+        (&raw mut (*flow).counted).write_volatile(after);
+        let backend_id = (&raw const (*flow).backend_id).read_volatile();
+        bpf_spin_unlock(&raw mut (*lock).lock);
+        (before, after, backend_id)
+    };
+    if before != after {
+        loads::recount::<F>(backend_id, before, after);
+    }
+}
+
+/// Ends a connection that is over. The agent calls this for connections whose records no program
+/// has taken yet.
+#[inline(always)]
+fn end_if_over<F: Maps>(number: u32, generation: u16, now: u64) {
+    let (Some(timeouts), Some(flow)) = (timeouts(), F::flows().get_ptr_mut(number)) else { return };
+    // SAFETY: a map value. If it is given to another connection meanwhile, its generation differs.
+    if unsafe { (*flow).phase == flow_phase::CLAIMED || !(*flow).is_over(now, timeouts) } {
+        return;
+    }
+    if take::<F>(number, flow, generation) {
+        // Packets may interrupt this program, so it does not use their working memory.
+        // SAFETY: the record is this program's own now.
+        let mut key = Aligned(unsafe { (*flow).request_key() });
+        remove_index::<F>(&key.0, number, generation);
+        // SAFETY: as above.
+        key.0 = unsafe { (*flow).reply_key() };
+        remove_index::<F>(&key.0, number, generation);
+        free(flow);
     }
 }
 
@@ -220,7 +281,7 @@ fn take_record_if_over<F: Maps + Scratches>(number: u32, now: u64) -> Option<Cla
         return None;
     }
     let was_free = flow.phase == flow_phase::FREE;
-    if !take(number, pointer, generation) {
+    if !take::<F>(number, pointer, generation) {
         return None;
     }
     if !was_free {
@@ -243,7 +304,7 @@ fn evict_weakest<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
         _ => return None,
     };
     let flow = F::flows().get_ptr_mut(number)?;
-    if !take(number, flow, generation) {
+    if !take::<F>(number, flow, generation) {
         return None;
     }
     count(reason);
@@ -383,7 +444,7 @@ pub fn holder<F: Maps>(key: &FlowKey<F::Addr>, now: u64) -> Option<(u32, &'stati
 fn end_flow<F: Maps + Scratches>(number: u32, generation: u16) {
     if let Some(flow) = F::flows().get_ptr_mut(number)
         && let Some(keys) = F::keys()
-        && take(number, flow, generation)
+        && take::<F>(number, flow, generation)
     {
         // SAFETY: only the address of a field is taken.
         unlink::<F>(number, flow, generation, unsafe { &raw mut (*keys).old });
@@ -402,7 +463,7 @@ fn flow_is_over<F: Maps>(number: u32, now: u64) -> bool {
 
 /// Updates a connection with a packet of it.
 #[inline(always)]
-fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u64) {
+fn follow_flow<F: Records>(number: u32, generation: u16, segment: &Segment, now: u64) {
     let Some(flow) = F::flows().get_ptr_mut(number) else { return };
     // SAFETY: a map value. Each field is one aligned word or less, except the sides, which only
     // packets of their own direction write: of two packets of one direction that two CPUs handle at
@@ -427,6 +488,9 @@ fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u6
         }
         if after.phase != before.phase {
             (&raw mut (*flow).phase).write_volatile(after.phase);
+        }
+        if after.counted((*flow).protocol) != (*flow).counted {
+            F::count_flow(number, generation);
         }
     }
 }
@@ -459,13 +523,17 @@ pub trait Records: Maps + Scratches {
     fn end(number: u32, generation: u16);
     /// See [`flow_is_over`].
     fn is_over(number: u32, now: u64) -> bool;
+    /// See [`count_flow`].
+    fn count_flow(number: u32, generation: u16);
+    /// See [`end_if_over`].
+    fn end_if_over(number: u32, generation: u16, now: u64);
     /// See [`follow_flow`].
     fn follow(number: u32, generation: u16, segment: &Segment, now: u64);
 }
 
 macro_rules! records {
     ($($family:ty: $claim:ident, $take:ident, $evict:ident, $reserve:ident, $reserve_any:ident, $end:ident,
-       $is_over:ident, $follow:ident;)*) => { $(
+       $is_over:ident, $count:ident, $end_over:ident, $follow:ident;)*) => { $(
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $claim(now: u64) -> u64 {
@@ -507,6 +575,20 @@ macro_rules! records {
         #[inline(never)]
         extern "C" fn $is_over(number: u64, now: u64) -> u64 {
             flow_is_over::<$family>(number as u32, now) as u64
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $count(number: u64, generation: u64) -> u64 {
+            count_flow::<$family>(number as u32, generation as u16);
+            0
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $end_over(number: u64, generation: u64, now: u64) -> u64 {
+            end_if_over::<$family>(number as u32, generation as u16, now);
+            0
         }
 
         #[unsafe(no_mangle)]
@@ -556,6 +638,16 @@ macro_rules! records {
             }
 
             #[inline(always)]
+            fn count_flow(number: u32, generation: u16) {
+                $count(number as u64, generation as u64);
+            }
+
+            #[inline(always)]
+            fn end_if_over(number: u32, generation: u16, now: u64) {
+                $end_over(number as u64, generation as u64, now);
+            }
+
+            #[inline(always)]
             fn follow(number: u32, generation: u16, segment: &Segment, now: u64) {
                 let record = (generation as u64) << 32 | number as u64;
                 let kind = (segment.direction as u64) << 8 | segment.flags as u64;
@@ -568,7 +660,7 @@ macro_rules! records {
 
 records! {
     V4: lb_claim_record_v4, lb_take_if_over_v4, lb_evict_v4, lb_reserve_tuple_v4, lb_reserve_port_v4, lb_end_flow_v4,
-        lb_flow_is_over_v4, lb_follow_v4;
+        lb_flow_is_over_v4, lb_count_v4, lb_end_over_v4, lb_follow_v4;
     V6: lb_claim_record_v6, lb_take_if_over_v6, lb_evict_v6, lb_reserve_tuple_v6, lb_reserve_port_v6, lb_end_flow_v6,
-        lb_flow_is_over_v6, lb_follow_v6;
+        lb_flow_is_over_v6, lb_count_v6, lb_end_over_v6, lb_follow_v6;
 }

@@ -13,6 +13,7 @@ use lb_common::reason::Reason;
 use crate::aligned::Aligned;
 use crate::client::Client;
 use crate::clock::{SECOND, now};
+use crate::loads;
 use crate::maps::{AFFINITY, CURSORS, FLOW_LOCK_COUNT, FLOW_LOCKS, Maps, SLOTS};
 use crate::record::{note, recording};
 use crate::records;
@@ -82,6 +83,12 @@ impl Eligible {
         Self { base, count, list, drop: service.flags & drop != 0 }
     }
 
+    /// Returns the treatment of a client if no endpoint can be selected.
+    #[inline(always)]
+    fn refusal(&self) -> Refusal {
+        if self.drop { Refusal::Drop(Reason::NoEndpointDropped) } else { Refusal::Reject }
+    }
+
     /// Returns the endpoint with this id if it is eligible now. The agent reuses ids: the id may
     /// belong to another endpoint of the same service by now, which is eligible as well.
     #[inline(always)]
@@ -121,6 +128,8 @@ pub enum Choice {
     InTurn,
     /// A number. Equal numbers select the same slot; all numbers are equally probable.
     By(u32),
+    /// The endpoint that an algorithm, one of [`algorithm`], selects by the open connections.
+    ByLoad(u8),
 }
 
 impl Choice {
@@ -140,6 +149,7 @@ impl Choice {
             algorithm::HASH_SOURCE => Self::By(hash(client_words(client), 0)),
             algorithm::HASH_SOURCE_PORT => Self::By(hash(client_words(client), key.src_port)),
             algorithm::HASH_DESTINATION => Self::By(hash(address_words::<F>(key.dst_addr), 0)),
+            algorithm if algorithm >= algorithm::LEAST => Self::ByLoad(algorithm),
             _ if records::is_under_pressure::<F>(now) => {
                 let (low, high) = client_words(client);
                 let service = service.service_id as u64;
@@ -157,6 +167,7 @@ impl Choice {
             algorithm::HASH_SOURCE => Self::By(hash(client_words(client), 0)),
             algorithm::HASH_DESTINATION => Self::By(hash(address_words::<F>(destination), 0)),
             algorithm::IN_TURN => Self::InTurn,
+            algorithm if algorithm >= algorithm::LEAST => Self::ByLoad(algorithm),
             // The source port is not known yet.
             _ => Self::By(random()),
         }
@@ -227,7 +238,7 @@ pub fn select<F: Maps>(
     choice: Choice,
 ) -> Result<(u32, &'static Backend<F::Addr>), Refusal> {
     if eligible.count == 0 {
-        return Err(if eligible.drop { Refusal::Drop(Reason::NoEndpointDropped) } else { Refusal::Reject });
+        return Err(eligible.refusal());
     }
     if service.affinity_seconds != 0
         && let Some(selected) = recall::<F>(service, eligible, client_key)
@@ -237,6 +248,12 @@ pub fn select<F: Maps>(
     let index = match choice {
         Choice::InTurn => lb_take_turn(eligible.base, eligible.count),
         Choice::By(number) => position(number, eligible.count),
+        Choice::ByLoad(algorithm) => {
+            match loads::least::<F>(eligible.base, eligible.count, algorithm, service.service_id) {
+                u32::MAX => return Err(eligible.refusal()),
+                index => index,
+            }
+        }
     };
     // The cursor of a range that was replaced meanwhile may be beyond its end.
     let slot = eligible.base.wrapping_add(if index < eligible.count { index } else { 0 });

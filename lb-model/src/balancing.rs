@@ -29,10 +29,23 @@ pub enum Algorithm {
     Maglev = scheduler::MH,
     /// `fo`: the endpoint with the greatest weight.
     Failover = scheduler::FO,
+    /// `lc`: the endpoint with the fewest connections. An active one counts as 256 inactive ones.
+    LeastConnections = scheduler::LC,
+    /// `wlc`: the same, for the weight.
+    WeightedLeastConnections = scheduler::WLC,
+    /// `sed`: the shortest expected delay: active connections and the new one, for the weight.
+    ShortestExpectedDelay = scheduler::SED,
+    /// `nq`: an endpoint without active connections, otherwise as `sed`.
+    NeverQueue = scheduler::NQ,
+    /// `ovf`: the greatest weight among the endpoints with no more active connections than their
+    /// weight.
+    Overflow = scheduler::OVF,
+    /// `twos`: of two endpoints at random, the one with fewer connections for the weight.
+    TwoChoices = scheduler::TWOS,
 }
 
 impl Algorithm {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
         Self::Random,
         Self::RoundRobin,
         Self::WeightedRoundRobin,
@@ -40,6 +53,12 @@ impl Algorithm {
         Self::DestinationHash,
         Self::Maglev,
         Self::Failover,
+        Self::LeastConnections,
+        Self::WeightedLeastConnections,
+        Self::ShortestExpectedDelay,
+        Self::NeverQueue,
+        Self::Overflow,
+        Self::TwoChoices,
     ];
 
     /// Returns the value of the annotation `lb.sluice.dev/algorithm`.
@@ -52,6 +71,12 @@ impl Algorithm {
             Self::DestinationHash => "dh",
             Self::Maglev => "mh",
             Self::Failover => "fo",
+            Self::LeastConnections => "lc",
+            Self::WeightedLeastConnections => "wlc",
+            Self::ShortestExpectedDelay => "sed",
+            Self::NeverQueue => "nq",
+            Self::Overflow => "ovf",
+            Self::TwoChoices => "twos",
         }
     }
 

@@ -124,7 +124,7 @@ impl<T: Tables> MapReader<T> {
             let known = &mut installed.families[family].backends;
             match known.entry(backend.address) {
                 Entry::Vacant(new) => {
-                    new.insert(InstalledBackend { id, flags: backend.flags });
+                    new.insert(InstalledBackend { id, flags: backend.flags, weight: backend.weight });
                     owners.insert(id, backend.service_id);
                 }
                 Entry::Occupied(_) => stale.push(id),

@@ -8,7 +8,7 @@ use lb_plan::desired::ServicePortId;
 
 use super::engine::{Engine, Installed, Writer};
 use super::entry;
-use super::tables::{BackendEntry, ServiceAddress, TableError, Tables};
+use super::tables::{ServiceAddress, TableError, Tables};
 
 /// A comparison of all maps, which takes many calls of [`Engine::audit`].
 #[derive(Debug, Default)]
@@ -91,7 +91,7 @@ impl<T: Tables> Writer<T> {
             let record = &installed.families[family];
             compared += record.backends.len() + record.source_ranges.len();
             for (&address, backend) in &record.backends {
-                let entry = BackendEntry { address, flags: backend.flags, service_id };
+                let entry = backend.entry(address, service_id);
                 if self.tables.backend(family, backend.id)? != Some(entry) {
                     found.push(format!("endpoint {address} of {id}"));
                     self.tables.rewrite_backend(family, backend.id, entry)?;

@@ -73,6 +73,13 @@ pub(super) struct InstalledFamily {
 pub(super) struct InstalledBackend {
     pub id: u32,
     pub flags: u16,
+    pub weight: u32,
+}
+
+impl InstalledBackend {
+    pub fn entry(self, address: SocketAddr, service_id: u32) -> BackendEntry {
+        BackendEntry { address, flags: self.flags, service_id, weight: self.weight }
+    }
 }
 
 /// A range of the map `SLOTS`, with its content.
@@ -483,10 +490,11 @@ impl<T: Tables> Writer<T> {
         for (index, endpoint) in (0..).zip(&lists.endpoints) {
             let address = endpoint.address;
             let flags = entry::backend_flags(lists, index, endpoint);
+            let weight = u32::from(endpoint.weight.get());
             let id = match (known.get(&address), draft.new_backends[family].get(&address)) {
                 (Some(known), _) => {
-                    if flags != known.flags {
-                        let changed = InstalledBackend { id: known.id, flags };
+                    if (flags, weight) != (known.flags, known.weight) {
+                        let changed = InstalledBackend { id: known.id, flags, weight };
                         draft.changed_backends[family].push((address, changed));
                     }
                     known.id
@@ -495,7 +503,7 @@ impl<T: Tables> Writer<T> {
                 (None, Some(new)) => new.id,
                 (None, None) => {
                     let id = self.take_backend_id(family)?;
-                    draft.new_backends[family].insert(address, InstalledBackend { id, flags });
+                    draft.new_backends[family].insert(address, InstalledBackend { id, flags, weight });
                     id
                 }
             };
@@ -600,13 +608,13 @@ impl<T: Tables> Writer<T> {
         for family in IpFamily::BOTH {
             let record = &mut installed.families[family];
             for &(address, backend) in &draft.changed_backends[family] {
-                let entry = BackendEntry { address, flags: backend.flags, service_id };
+                let entry = backend.entry(address, service_id);
                 self.tables.write_backend(family, backend.id, entry)?;
                 record.backends.insert(address, backend);
             }
             while let Some(new) = draft.new_backends[family].first_entry() {
                 let (&address, &backend) = (new.key(), new.get());
-                let entry = BackendEntry { address, flags: backend.flags, service_id };
+                let entry = backend.entry(address, service_id);
                 self.tables.write_backend(family, backend.id, entry)?;
                 record.backends.insert(address, backend);
                 new.remove();

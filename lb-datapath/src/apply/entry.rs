@@ -94,6 +94,12 @@ pub fn algorithm(desired: &DesiredServicePort) -> u8 {
         (Algorithm::SourceHash | Algorithm::Maglev, HashInput::SourcePort) => {
             layout::algorithm::HASH_SOURCE_PORT
         }
+        (Algorithm::LeastConnections, _) => layout::algorithm::LEAST,
+        (Algorithm::WeightedLeastConnections, _) => layout::algorithm::LEAST_WEIGHTED,
+        (Algorithm::ShortestExpectedDelay, _) => layout::algorithm::SHORTEST_DELAY,
+        (Algorithm::NeverQueue, _) => layout::algorithm::NEVER_QUEUE,
+        (Algorithm::Overflow, _) => layout::algorithm::OVERFLOW,
+        (Algorithm::TwoChoices, _) => layout::algorithm::TWO_CHOICES,
     }
 }
 

@@ -55,6 +55,7 @@ impl MapName {
     pub const SLOTS: Self = Self { name: "SLOTS", option: Some("max-slots") };
     pub const CURSORS: Self = Self { name: "CURSORS", option: Some("max-services") };
     pub const BACKENDS: PerFamily<Self> = per_family!("BACKENDS", Some("max-backends"));
+    pub const LOADS: PerFamily<Self> = per_family!("LOADS", Some("max-backends"));
     pub const ADDRESSES: PerFamily<Self> = per_family!("ADDRESSES", Some("max-services"));
     pub const SOURCE_RANGES: PerFamily<Self> = per_family!("SOURCE_RANGES", Some("max-source-ranges"));
     pub const NETWORKS: PerFamily<Self> = per_family!("NETWORKS", None);

@@ -43,6 +43,7 @@ pub struct BackendEntry {
     /// Bits of [`layout::backend_flags`]. 0 means that the entry is unused.
     pub flags: u16,
     pub service_id: u32,
+    pub weight: u32,
 }
 
 /// The capacity of each map, in entries. Slots and backends are arrays with the indices

@@ -7,11 +7,12 @@
 mod address;
 pub mod bind;
 mod context;
+pub mod release;
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::family::{V4, V6};
-use lb_common::layout::{ConnectedPeer, SocketPeer, SocketPeerKey, UDP};
+use lb_common::layout::{ConnectedPeer, CountedSocket, SocketPeer, SocketPeerKey, UDP, counted};
 use lb_common::reason::Reason;
 
 use self::address::{In4, In6, Mapped, SocketAddress, is_mapped};
@@ -21,8 +22,10 @@ use crate::aligned::Aligned;
 use crate::call;
 use crate::client::Client;
 use crate::count::count;
-use crate::maps::{CONNECTED, Maps};
+use crate::loads::recount_socket;
+use crate::maps::{CONNECTED, COUNTED, Maps};
 use crate::select::Eligible;
+use crate::settings::CONVERTING;
 
 pub fn connect4(context: &SockAddrContext) -> i32 {
     connect::<V4, In4>(context)
@@ -94,10 +97,44 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
             *stored = peer.0;
         }
     }
+    // While an agent converts the maps of one that counts no sockets, the programs that see the end
+    // of sockets may not be attached yet.
+    if CONVERTING.load() == 0 {
+        let counted = if protocol == UDP { counted::INACTIVE } else { counted::ACTIVE };
+        count_socket::<F>(context, backend_id, counted);
+    }
     S::set_address(context, backend.addr);
     address::set_port(context, backend.port);
     count(Reason::SocketTranslated);
     ALLOW
+}
+
+/// Counts a socket that connects to an endpoint, and no longer at the endpoint of its connect
+/// before. The kernel holds the lock of the socket meanwhile.
+#[inline(always)]
+fn count_socket<F: Maps>(context: &SockAddrContext, backend_id: u32, counted: u8) {
+    let mut none = Aligned(CountedSocket { backend_id: 0, is_v6: 0, counted: counted::NONE, pad: [0; 2] });
+    // SAFETY: the socket belongs to the context, and the entry to the socket.
+    if let Some(known) = unsafe { COUNTED.get_or_insert_ptr_mut(context, Some(&mut none.0)).as_mut() } {
+        uncount(known);
+        *known = CountedSocket { backend_id, is_v6: F::IS_V6 as u8, counted, pad: [0; 2] };
+        recount_socket::<F>(backend_id, counted::NONE, counted);
+    }
+}
+
+/// Counts a socket no longer at its endpoint.
+#[inline(always)]
+fn uncount(socket: &mut CountedSocket) {
+    let CountedSocket { backend_id, is_v6, counted, .. } = *socket;
+    if counted == counted::NONE {
+        return;
+    }
+    socket.counted = counted::NONE;
+    if is_v6 != 0 {
+        recount_socket::<V6>(backend_id, counted, counted::NONE);
+    } else {
+        recount_socket::<V4>(backend_id, counted, counted::NONE);
+    }
 }
 
 /// Translates one datagram of an unconnected socket. The socket keeps its endpoint while that takes

@@ -19,8 +19,13 @@ pub fn arrange(algorithm: Algorithm, endpoints: &[EligibleEndpoint]) -> Vec<u32>
         return Vec::new();
     }
     match algorithm {
-        Algorithm::Random => weights::repeated(endpoints),
-        Algorithm::RoundRobin => endpoints.iter().map(|endpoint| endpoint.index).collect(),
+        Algorithm::Random | Algorithm::TwoChoices => weights::repeated(endpoints),
+        Algorithm::RoundRobin
+        | Algorithm::LeastConnections
+        | Algorithm::WeightedLeastConnections
+        | Algorithm::ShortestExpectedDelay
+        | Algorithm::NeverQueue
+        | Algorithm::Overflow => endpoints.iter().map(|endpoint| endpoint.index).collect(),
         Algorithm::WeightedRoundRobin => weights::interleaved(endpoints),
         Algorithm::SourceHash => buckets::weighted(endpoints),
         Algorithm::DestinationHash => buckets::unweighted(endpoints),
@@ -39,7 +44,17 @@ mod tests {
         for algorithm in Algorithm::ALL {
             let same =
                 arrange(algorithm, &endpoints(&[1, 1, 1])) == arrange(algorithm, &endpoints(&[1, 1, 2]));
-            let ignores_weights = [Algorithm::RoundRobin, Algorithm::DestinationHash].contains(&algorithm);
+            // The programs read the weights for algorithms that compare connections.
+            let ignores_weights = matches!(
+                algorithm,
+                Algorithm::RoundRobin
+                    | Algorithm::DestinationHash
+                    | Algorithm::LeastConnections
+                    | Algorithm::WeightedLeastConnections
+                    | Algorithm::ShortestExpectedDelay
+                    | Algorithm::NeverQueue
+                    | Algorithm::Overflow
+            );
             assert_eq!(same, ignores_weights, "{algorithm}");
             assert!(arrange(algorithm, &[]).is_empty());
         }

@@ -323,7 +323,7 @@ impl LoadedPrograms {
 /// Returns Services whose endpoints are Services again.
 fn chains(v6: bool, protocol: u8) -> Vec<ServiceAddressEntry> {
     let service = |address, backend, local| {
-        ServiceAddressEntry::new(address, protocol, vec![BackendEndpoint { address: backend, local }])
+        ServiceAddressEntry::new(address, protocol, vec![BackendEndpoint::new(backend, local)])
     };
     let remote = address("remote", PORT, v6);
     let local = |link: u16| address("local", LOCAL_PORT + link, v6);
@@ -345,7 +345,7 @@ fn filler(number: u32, v6: bool, protocol: u8) -> ServiceAddressEntry {
         true => [0xfd00, 0x10, network.into(), 0, 0, 0, a.into(), u16::from_be_bytes([b, c])].into(),
         false => [10, 100 + network + a, b, c].into(),
     };
-    let backend = BackendEndpoint { address: SocketAddr::new(ip(100), 8080), local: false };
+    let backend = BackendEndpoint::new(SocketAddr::new(ip(100), 8080), false);
     ServiceAddressEntry::new(SocketAddr::new(ip(97), 80), protocol, vec![backend])
 }
 

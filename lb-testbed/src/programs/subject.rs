@@ -11,6 +11,7 @@ use lb_common::layout::{
     self, FlowTimeouts, address_flags, algorithm, backend_flags, device_flags, kind, network_flags,
     node_flags, service_flags,
 };
+use lb_common::load::Connections;
 use lb_datapath::apply::tables::{BackendEntry, ServiceAddress, Tables};
 use lb_datapath::{Datapath, FlowEntry, LoadOptions, MapSizes, ProgramStatistics, ServiceTables, TcAttach};
 use lb_model::IpFamily;
@@ -197,6 +198,15 @@ pub struct Networks {
 pub struct BackendEndpoint {
     pub address: SocketAddr,
     pub local: bool,
+    /// Matters for algorithms that compare connections.
+    pub weight: u32,
+}
+
+impl BackendEndpoint {
+    /// Returns an endpoint with weight 1.
+    pub fn new(address: SocketAddr, local: bool) -> Self {
+        Self { address, local, weight: 1 }
+    }
 }
 
 /// A flow entry, in the form in which cases write it.
@@ -458,7 +468,7 @@ impl Subject {
         };
         let local = if endpoint.local { backend_flags::LOCAL | backend_flags::IN_LOCAL } else { 0 };
         let flags = backend_flags::PRESENT | backend_flags::IN_CLUSTER | local;
-        let entry = BackendEntry { address: endpoint.address, flags, service_id };
+        let entry = BackendEntry { address: endpoint.address, flags, service_id, weight: endpoint.weight };
         self.tables.write_backend(IpFamily::of(&endpoint.address.ip()), id, entry)?;
         self.backends.insert((service_id, endpoint.address), id);
         self.next_backend += 1;
@@ -554,6 +564,20 @@ impl Subject {
         let entries = self.datapath.maps().flows()?;
         let half_open = entries.iter().filter(|entry| entry.state.is_half_open(entry.protocol));
         Ok(half_open.map(|entry| (entry.backend, entry.source)).collect())
+    }
+
+    /// Returns the endpoints that have connections, each with the active and inactive ones.
+    pub fn loads(&self) -> Result<Vec<(SocketAddr, Connections)>> {
+        let loads = self.datapath.maps().loads()?;
+        let known =
+            self.backends.iter().map(|((_, address), id)| (*address, (IpFamily::of(&address.ip()), *id)));
+        Ok(known.filter_map(|(address, id)| Some((address, *loads.get(&id)?))).collect())
+    }
+
+    /// Reads the flow table as the agent does, and ends connections that are over.
+    pub fn sweep(&self) -> Result<()> {
+        self.datapath.flow_usage(lb_datapath::monotonic_ns())?;
+        Ok(())
     }
 
     /// Returns the endpoints for whose connections no source port was free, each with the number of

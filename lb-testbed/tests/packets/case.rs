@@ -152,6 +152,12 @@ pub enum SlotAlgorithm {
     HashSource,
     HashSourcePort,
     HashDestination,
+    Least,
+    LeastWeighted,
+    ShortestDelay,
+    NeverQueue,
+    Overflow,
+    TwoChoices,
 }
 
 impl SlotAlgorithm {
@@ -162,6 +168,12 @@ impl SlotAlgorithm {
             Self::HashSource => algorithm::HASH_SOURCE,
             Self::HashSourcePort => algorithm::HASH_SOURCE_PORT,
             Self::HashDestination => algorithm::HASH_DESTINATION,
+            Self::Least => algorithm::LEAST,
+            Self::LeastWeighted => algorithm::LEAST_WEIGHTED,
+            Self::ShortestDelay => algorithm::SHORTEST_DELAY,
+            Self::NeverQueue => algorithm::NEVER_QUEUE,
+            Self::Overflow => algorithm::OVERFLOW,
+            Self::TwoChoices => algorithm::TWO_CHOICES,
         }
     }
 }
@@ -192,6 +204,9 @@ pub struct Backend {
     /// Its EndpointSlice has no nodeName.
     #[serde(default)]
     pub without_node_name: bool,
+    /// Matters for algorithms that compare connections.
+    #[serde(default = "one")]
+    pub weight: u32,
 }
 
 /// One packet, and the expected results.
@@ -204,6 +219,9 @@ pub struct Step {
     /// The seconds that pass without a packet, before this packet and after the services changed.
     #[serde(default)]
     pub wait: u64,
+    /// The agent reads the flow table before the packet, and ends connections that are over.
+    #[serde(default)]
+    pub sweep: bool,
     /// The programs have sent too many ICMP errors and resets lately.
     #[serde(default)]
     pub no_answers: bool,
@@ -238,6 +256,9 @@ pub struct Step {
     /// The numbers of open and of half-open flow entries after the packet.
     #[serde(default)]
     pub flow_numbers: Option<[usize; 2]>,
+    /// The endpoints that have connections, after the packet: `ADDRESS PORT ACTIVE INACTIVE`.
+    #[serde(default)]
+    pub loads: Option<Vec<String>>,
     /// The endpoints for whose connections no source port was free, after the packet: `ADDRESS PORT
     /// PACKETS`.
     #[serde(default)]
@@ -330,6 +351,10 @@ impl Protocol {
             Self::Sctp => 132,
         }
     }
+}
+
+fn one() -> u32 {
+    1
 }
 
 fn both_families() -> Vec<Family> {

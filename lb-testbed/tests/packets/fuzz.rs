@@ -474,9 +474,9 @@ fn services() -> HashMap<(u8, SocketAddr), Service> {
 fn entries() -> Vec<ServiceAddressEntry> {
     let mut entries = Vec::new();
     for ((protocol, address), service) in services() {
-        let backends = service.endpoints.iter().map(|endpoint| BackendEndpoint {
-            address: *endpoint,
-            local: world::peer_at(endpoint.ip()).is_some_and(|peer| peer.device == "pod0"),
+        let backends = service.endpoints.iter().map(|endpoint| {
+            let local = world::peer_at(endpoint.ip()).is_some_and(|peer| peer.device == "pod0");
+            BackendEndpoint::new(*endpoint, local)
         });
         let entry = ServiceAddressEntry::new(address, protocol, backends.collect());
         entries.push(ServiceAddressEntry { drop: service.drop, ..entry });

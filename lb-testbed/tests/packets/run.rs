@@ -33,6 +33,9 @@ pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut
         if step.wait > 0 {
             run.subject.wait(step.wait).with_context(description)?;
         }
+        if step.sweep {
+            run.subject.sweep().with_context(description)?;
+        }
         run.subject.allow_answers(!step.no_answers).with_context(description)?;
         let [first, last] = step.for_each.unwrap_or([0, 0]);
         for number in first..=last {
@@ -126,7 +129,7 @@ impl CaseRun<'_> {
             for backend in &service.backends {
                 let address = self.socket_address(&backend.address, backend.port)?;
                 let local = is_local(address) && !backend.without_node_name;
-                backends.push(BackendEndpoint { address, local });
+                backends.push(BackendEndpoint { address, local, weight: backend.weight });
             }
             let address = self.socket_address(&service.address, service.port)?;
             let mut entry = ServiceAddressEntry::new(address, service.protocol.number(), backends);
@@ -221,6 +224,7 @@ impl CaseRun<'_> {
         }
         self.check_counters(step, &counters, &counted)?;
         self.check_flows(step)?;
+        self.check_loads(step)?;
         self.check_port_shortages(step)
     }
 
@@ -361,6 +365,19 @@ impl CaseRun<'_> {
                 found.join("\n    ")
             );
         }
+        Ok(())
+    }
+
+    fn check_loads(&self, step: &Step) -> Result<()> {
+        let Some(expected) = &step.loads else { return Ok(()) };
+        let mut expected: Vec<String> = expected.iter().map(|text| self.names.fill(text)).collect();
+        let loads = self.subject.loads()?.into_iter();
+        let mut found: Vec<String> = loads
+            .map(|(at, load)| format!("{} {} {} {}", at.ip(), at.port(), load.active, load.inactive))
+            .collect();
+        expected.sort();
+        found.sort();
+        ensure!(expected == found, "connections of endpoints: found {found:?}, expected {expected:?}");
         Ok(())
     }
 

@@ -54,8 +54,7 @@ impl Client<'_> {
     /// Publishes Services at these ports of `vip`, each with all endpoints.
     fn publish(&mut self, ports: &[u16], affinity_seconds: u32) -> Result<()> {
         let entries = ports.iter().map(|port| {
-            let endpoints =
-                PORTS.map(|port| BackendEndpoint { address: self.socket("remote", port), local: false });
+            let endpoints = PORTS.map(|port| BackendEndpoint::new(self.socket("remote", port), false));
             let entry = ServiceAddressEntry::new(self.socket("vip", *port), TCP, endpoints.to_vec());
             ServiceAddressEntry { affinity_seconds, ..entry }
         });

@@ -28,8 +28,9 @@ pub enum Get {
     /// List the endpoints of Service ports, with their state
     ///
     /// `ready` endpoints get new connections. `draining` endpoints only keep the connections they
-    /// have. NO-SOURCE-PORT (-o wide) is the number of packets that opened no connection because no
-    /// source port was free.
+    /// have. ACTIVE is the number of open TCP and SCTP connections. INACTIVE is the number of UDP
+    /// connections and of those that one side has closed. NO-SOURCE-PORT (-o wide) is the number of
+    /// packets that opened no connection because no source port was free.
     #[command(visible_aliases = ["backend", "endpoints", "ep"])]
     Backends(GetArgs),
     /// List the connections that are translated packet by packet, with state and idle time
@@ -79,9 +80,10 @@ impl Get {
                 args.print(&service_rows(&tables, &args.filter()))
             }
             Self::Backends(args) => {
-                let (backends, names, shortages) =
-                    args.read(|maps| Ok((backends(maps)?, names(maps)?, maps.port_shortages()?)))?;
-                args.print(&backend_rows(&backends, &names, &shortages, &args.filter()))
+                let (backends, names, shortages, loads) = args.read(|maps| {
+                    Ok((backends(maps)?, names(maps)?, maps.port_shortages()?, maps.loads()?))
+                })?;
+                args.print(&backend_rows(&backends, &names, &shortages, &loads, &args.filter()))
             }
             Self::Flows(args) => {
                 let (flows, timeouts, names) =

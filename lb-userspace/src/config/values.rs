@@ -235,6 +235,16 @@ impl clap::ValueEnum for DefaultAlgorithm {
                 "by a hash of the client's address that moves few clients when endpoints change"
             }
             Algorithm::Failover => "the endpoint with the greatest weight",
+            Algorithm::LeastConnections => "the endpoint with the fewest connections",
+            Algorithm::WeightedLeastConnections => "the endpoint with the fewest connections for its weight",
+            Algorithm::ShortestExpectedDelay => {
+                "the endpoint with the fewest active connections for its weight, the new one included"
+            }
+            Algorithm::NeverQueue => "an endpoint without active connections, otherwise as sed",
+            Algorithm::Overflow => {
+                "the endpoint with the greatest weight that has no more active connections than its weight"
+            }
+            Algorithm::TwoChoices => "of two endpoints at random, the one with fewer connections",
         };
         Some(PossibleValue::new(self.0.name()).help(help))
     }

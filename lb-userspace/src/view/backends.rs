@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use lb_common::layout::backend_flags;
+use lb_common::load::Connections;
 use lb_datapath::EndpointShortage;
 use lb_model::IpFamily;
 use serde::Serialize;
@@ -22,6 +23,11 @@ pub struct BackendRow {
     pub state: &'static str,
     /// Whether the endpoint runs on this node.
     pub local: bool,
+    pub weight: u32,
+    /// Open connections, at packets and sockets: TCP and SCTP until one side closes.
+    pub active_connections: u32,
+    /// The other connections: UDP, and those that one side has closed.
+    pub inactive_connections: u32,
     pub id: u32,
     /// The number of packets that opened no connection because no source port was free.
     pub no_source_port: u64,
@@ -32,6 +38,7 @@ pub fn backend_rows(
     backends: &BackendsById,
     names: &Names,
     shortages: &[EndpointShortage],
+    loads: &HashMap<(IpFamily, u32), Connections>,
     filter: &ServiceFilter,
 ) -> Vec<BackendRow> {
     let shortages: HashMap<(IpFamily, u32), u64> = shortages
@@ -41,7 +48,8 @@ pub fn backend_rows(
     let mut rows: Vec<BackendRow> = backends
         .iter()
         .filter(|(_, entry)| entry.flags & backend_flags::PRESENT != 0)
-        .map(|(&(family, id), entry)| BackendRow {
+        .map(|(key, entry)| (key, entry, loads.get(key).copied().unwrap_or_default()))
+        .map(|(&(family, id), entry, connections)| BackendRow {
             service: NamedServicePort::of(entry.service_id, names),
             protocol: names
                 .get(&entry.service_id)
@@ -54,6 +62,9 @@ pub fn backend_rows(
                 "ready"
             },
             local: entry.flags & backend_flags::LOCAL != 0,
+            weight: entry.weight,
+            active_connections: connections.active,
+            inactive_connections: connections.inactive,
             id,
             no_source_port: shortages.get(&(family, id)).copied().unwrap_or(0),
         })
@@ -67,7 +78,8 @@ pub fn backend_rows(
 
 impl Row for BackendRow {
     fn columns(wide: bool) -> Vec<&'static str> {
-        let mut columns = vec!["SERVICE", "PROTOCOL", "ENDPOINT", "STATE", "NODE"];
+        let mut columns =
+            vec!["SERVICE", "PROTOCOL", "ENDPOINT", "STATE", "NODE", "WEIGHT", "ACTIVE", "INACTIVE"];
         if wide {
             columns.extend(["NO-SOURCE-PORT", "ID"]);
         }
@@ -81,6 +93,9 @@ impl Row for BackendRow {
             self.address.to_string(),
             self.state.into(),
             if self.local { "this" } else { "other" }.into(),
+            self.weight.to_string(),
+            self.active_connections.to_string(),
+            self.inactive_connections.to_string(),
         ];
         if wide {
             cells.extend([self.no_source_port.to_string(), self.id.to_string()]);
@@ -117,7 +132,11 @@ mod tests {
             packets: 12,
             last_ns: 0,
         };
-        backend_rows(&backends, &fixture::names(), &[shortage], &ServiceFilter::default())
+        let loads = HashMap::from([
+            ((IpFamily::V4, 1), Connections { active: 7, inactive: 2 }),
+            ((IpFamily::V4, 4), Connections { active: 0, inactive: 3 }),
+        ]);
+        backend_rows(&backends, &fixture::names(), &[shortage], &loads, &ServiceFilter::default())
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub fn names() -> Names {
 }
 
 pub fn backend(address: &str, flags: u16, service_id: u32) -> BackendEntry {
-    BackendEntry { address: address.parse().unwrap(), flags, service_id }
+    BackendEntry { address: address.parse().unwrap(), flags, service_id, weight: 1 }
 }
 
 pub fn backends() -> BackendsById {

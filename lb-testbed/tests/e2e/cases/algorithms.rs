@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::Family;
+use lb_testbed::host::HTTP_PORT;
 use lb_testbed::report::Exchange;
 use serde_json::Value;
 
@@ -58,6 +59,50 @@ pub fn maglev_selects_alike_on_all_nodes(world: &mut World, family: Family) -> R
         }
     }
     Ok(())
+}
+
+/// With `lc` the endpoints have equally many connections of packets and of sockets together. The
+/// counts survive a restart of the agent, and fall when sockets are closed.
+pub fn lc_evens_out_connections(world: &mut World, family: Family) -> Result<()> {
+    let service =
+        Exposed::publish(world, "Cluster", &[1, 3, 4], |object| annotate(object, "algorithm", "lc"))?;
+    service.wait_until_programmed(world)?;
+    let cluster_ip = service.address("ClusterIP", world, family, To::Http);
+    let node_port = service.address("NodePort", world, family, To::Http);
+    let sockets = world.pod(2).host.hold_many(6, cluster_ip)?;
+    active_connections(world, &service, family, [2, 2, 2])?;
+    let packets = world.client().hold_many(3, node_port)?;
+    active_connections(world, &service, family, [3, 3, 3])?;
+    let mixed = world.node(0).host.hold_many(3, cluster_ip)?;
+    active_connections(world, &service, family, [4, 4, 4])?;
+
+    world.take_agent(0)?.stop()?;
+    // No agent is needed to see the end of a socket.
+    drop(mixed);
+    world.start_agent(0)?;
+    active_connections(world, &service, family, [3, 3, 3])?;
+    let again = world.pod(2).host.hold_many(3, cluster_ip)?;
+    active_connections(world, &service, family, [4, 4, 4])?;
+    drop((sockets, again));
+    active_connections(world, &service, family, [1, 1, 1])?;
+    drop(packets);
+    active_connections(world, &service, family, [0, 0, 0])
+}
+
+/// Waits until the endpoints on pods 1, 3 and 4 have so many active connections on the first node.
+fn active_connections(world: &World, service: &Exposed, family: Family, expected: [u64; 3]) -> Result<()> {
+    eventually(|| {
+        let name = &service.published.service.name;
+        let rows: Vec<Value> =
+            serde_json::from_str(&world.agent(0)?.lb(&["get", "backends", name, "-o", "json"])?)?;
+        let found = [1, 3, 4].map(|pod| {
+            let address = world.pod(pod).host.at(family, HTTP_PORT).to_string();
+            let row = rows.iter().find(|row| row["address"] == *address && row["protocol"] == "TCP");
+            row.and_then(|row| row["activeConnections"].as_u64())
+        });
+        ensure!(found == expected.map(Some), "active connections {found:?}, expected {expected:?}");
+        Ok(())
+    })
 }
 
 /// An endpoint with weight 0 gets no new connections. When the weight is back, it gets some.

@@ -1,0 +1,109 @@
+//! The open connections of endpoints: counts them, and selects endpoints by them.
+//!
+//! Each count is the number of records, or of sockets, that are marked as counted. Whoever changes
+//! a mark adds the difference, by an atomic addition. So the counts are exact when no program is
+//! between the two.
+
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use lb_common::family::{V4, V6};
+use lb_common::hash::position;
+use lb_common::layout::{Load, algorithm, backend_flags};
+use lb_common::load::{Candidate, SAMPLE, sampled, step};
+
+use crate::maps::{Maps, SLOTS};
+
+/// Counts a connection of an endpoint in the flow table differently. `before` and `after` are of
+/// [`lb_common::layout::counted`].
+#[inline(always)]
+pub fn recount<F: Maps>(backend_id: u32, before: u8, after: u8) {
+    if let Some(load) = F::loads().get_ptr_mut(backend_id) {
+        add(load.cast(), step(before, after));
+    }
+}
+
+/// Counts a connected socket of an endpoint differently.
+#[inline(always)]
+pub fn recount_socket<F: Maps>(backend_id: u32, before: u8, after: u8) {
+    if let Some(load) = F::loads().get_ptr_mut(backend_id) {
+        // SAFETY: the second pair of counts of a map value.
+        add(unsafe { load.cast::<u64>().add(1) }, step(before, after));
+    }
+}
+
+#[inline(always)]
+fn add(pair: *mut u64, number: u64) {
+    // SAFETY: one instruction, an atomic addition (BPF_XADD) to two neighbours of a map value,
+    // which are aligned to eight bytes. The atomic types of this target have no such operation.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) pair, in(reg) number, options(nostack));
+    }
+}
+
+/// Returns the position, in the range of `count` slots at `base`, of the endpoint that the
+/// algorithm selects by the open connections. Returns `u32::MAX` if no endpoint is eligible. At
+/// most [`SAMPLE`] slots are compared.
+#[inline(always)]
+pub fn least<F: Maps>(base: u32, count: u32, algorithm: u8, service_id: u32) -> u32 {
+    let algorithm = algorithm as u32;
+    if F::IS_V6 {
+        lb_least_v6(base, count, algorithm, service_id)
+    } else {
+        lb_least_v4(base, count, algorithm, service_id)
+    }
+}
+
+#[inline(always)]
+fn least_of<F: Maps>(base: u32, count: u32, algorithm: u8, service_id: u32) -> u32 {
+    let is_drawn = algorithm == algorithm::TWO_CHOICES;
+    let looks = if is_drawn { 2 } else { count };
+    let random = random();
+    let (mut best, mut best_index) = (Candidate::NONE, u32::MAX);
+    for n in 0..SAMPLE {
+        if n >= looks {
+            break;
+        }
+        let index = if is_drawn { position(self::random(), count) } else { sampled(random, n, count) };
+        let Some(&id) = SLOTS.get(base.wrapping_add(index)) else { break };
+        let (Some(backend), Some(load)) = (F::backends().get(id), F::loads().get(id)) else { continue };
+        // The service entry was replaced while this program read it, or the endpoint was removed.
+        if backend.flags & backend_flags::PRESENT == 0 || backend.service_id != service_id {
+            continue;
+        }
+        let Some(candidate) = Candidate::new(algorithm, copy(load).connections(), backend.weight) else {
+            continue;
+        };
+        if candidate.is_less(&best) {
+            (best, best_index) = (candidate, index);
+        }
+    }
+    best_index
+}
+
+/// Returns a copy of a load.
+#[inline(always)]
+fn copy(load: *const Load) -> Load {
+    // SAFETY: two aligned words of a map value, which other programs change at the same time. Each
+    // is right by itself.
+    unsafe {
+        let pairs = load.cast::<u64>();
+        Load::of_pairs(pairs.read_volatile(), pairs.add(1).read_volatile())
+    }
+}
+
+#[inline(always)]
+fn random() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_least_v4(base: u32, count: u32, algorithm: u32, service_id: u32) -> u32 {
+    least_of::<V4>(base, count, algorithm as u8, service_id)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_least_v6(base: u32, count: u32, algorithm: u32, service_id: u32) -> u32 {
+    least_of::<V6>(base, count, algorithm as u8, service_id)
+}
