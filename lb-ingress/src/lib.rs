@@ -6,4 +6,5 @@
 
 pub mod annotations;
 pub mod ingress;
+pub mod migration;
 pub mod routes;

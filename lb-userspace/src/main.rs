@@ -50,6 +50,13 @@ fn execute(invocation: Invocation) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Invocation::Run(Command::Preflight(args)) => {
+            let checked = runtime()?.block_on(args.run())?;
+            print(&checked.text)?;
+            if checked.breaks {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Invocation::Run(Command::Cleanup(args)) => {
             runtime()?.block_on(cli::cleanup::run(&args, &mut std::io::stdout().lock()))?;
         }

@@ -63,6 +63,31 @@ fn doctor_reports_what_it_cannot_check() {
 }
 
 #[test]
+fn preflight_fails_if_something_would_break() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let ingress = |annotations: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {{name: web, annotations: \
+             {{{annotations}}}}}\nspec: {{ingressClassName: nginx}}\n"
+        )
+    };
+    for (annotations, expected) in [
+        ("nginx.ingress.kubernetes.io/app-root: /a", (0, "same")),
+        ("nginx.ingress.kubernetes.io/mirror-target: x", (1, "breaks")),
+    ] {
+        std::fs::write(folder.path().join("web.yaml"), ingress(annotations)).unwrap();
+        let (code, stdout, stderr) = run(&["preflight", "--manifests", path, "-o", "json"]);
+        let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        let result = report["ingresses"][0]["result"].as_str().unwrap();
+        assert_eq!(((code, result), stderr.as_str()), (expected, ""));
+    }
+    let (code, _, stderr) = run(&["preflight", "--manifests", "/nonexistent"]);
+    assert_eq!(code, 1);
+    assert!(stderr.starts_with("error: "), "{stderr}");
+}
+
+#[test]
 fn help_is_no_failure() {
     for args in [&["--help"][..], &["agent", "--help"], &["get", "flows", "-h"]] {
         let (code, stdout, stderr) = run(args);

@@ -7,11 +7,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Option<Auth> {
     let basic = basic(reader);
     let external = external(reader);
     if basic.is_some() && external.is_some() {
-        reader.unsupported(
-            "auth-url",
-            "is set together with auth-type",
-            "use one of the two; nobody is admitted until then",
-        );
+        reader.unsupported("auth-url", "is set together with auth-type", "use one of the two");
     }
     basic.map(Auth::Basic).or_else(|| external.map(|external| Auth::External(Box::new(external))))
 }

@@ -13,11 +13,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> (Headers, Option<Answer>) {
     let mut found = Found::default();
     for name in ["server-snippet", "stream-snippet", "modsecurity-snippet", "auth-snippet"] {
         if reader.text(name).is_some() {
-            reader.unsupported(
-                name,
-                "is configuration of nginx",
-                "replace it by annotations; it is not applied",
-            );
+            reader.unsupported(name, "is configuration of nginx", "replace it by annotations");
         }
     }
     match statements(reader.text(NAME).unwrap_or_default()) {
@@ -27,8 +23,8 @@ pub(super) fn read(reader: &mut Reader<'_>) -> (Headers, Option<Answer>) {
                     reader.unsupported(
                         NAME,
                         format_args!("`{}` {reason}", statement.join(" ")),
-                        "use only more_set_headers, add_header, proxy_set_header and return with \
-                         literal values; nothing of the snippet is applied",
+                        "use only more_set_headers, add_header, proxy_set_header and return with literal \
+                         values",
                     );
                 }
             }

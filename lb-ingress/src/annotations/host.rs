@@ -38,11 +38,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> HostRules {
 pub(super) fn client_certificates(reader: &mut Reader<'_>) -> Option<ClientCertificates> {
     let secret = reader.secret("auth-tls-secret");
     if reader.text("auth-tls-match-cn").is_some() {
-        reader.unsupported(
-            "auth-tls-match-cn",
-            "is not supported",
-            "use an authority of its own; nobody is admitted until then",
-        );
+        reader.unsupported("auth-tls-match-cn", "is not supported", "use an authority of its own");
     }
     let verify = match reader.text("auth-tls-verify-client") {
         None | Some("on") => ClientVerification::Required,

@@ -41,7 +41,7 @@ pub struct Annotations {
     /// Without [`Policy::errors`], which needs a Service.
     pub policy: Policy,
     pub use_regex: bool,
-    /// The rewrite is invalid. Its paths cannot be served: they could mean another path.
+    /// The rewrite is invalid: all requests are refused, as the backend would get wrong paths.
     pub invalid_rewrite: bool,
     /// The canary is invalid: it must get no requests.
     pub invalid_canary: bool,
@@ -57,7 +57,7 @@ pub fn read(annotations: &[(Box<str>, Box<str>)], namespace: &str, problems: &mu
     let mut result = Annotations::default();
     let policy = &mut result.policy;
     policy.redirect = reader.family(redirect::read).unwrap_or_default();
-    match reader.family(rewrite::read) {
+    match reader.protecting(rewrite::read) {
         Ok((rewrite, use_regex)) => (policy.rewrite, result.use_regex) = (rewrite, use_regex),
         Err(_) => result.invalid_rewrite = true,
     }
@@ -65,19 +65,19 @@ pub fn read(annotations: &[(Box<str>, Box<str>)], namespace: &str, problems: &mu
     policy.body = reader.family(body::read).unwrap_or_default();
     policy.cors = reader.family(cors::read).unwrap_or_default();
     policy.affinity = reader.family(affinity::read).unwrap_or_default();
-    policy.upstream = or_refuse(reader.family(upstream::read_protocol), &mut policy.refused);
+    policy.upstream = or_refuse(reader.protecting(upstream::read_protocol), &mut policy.refused);
     if let Ok((balance, retry)) = reader.family(upstream::read) {
         (policy.upstream.balance, policy.upstream.retry) = (balance, retry);
     }
-    match reader.family(headers::read) {
+    match reader.protecting(headers::read) {
         Ok((headers, answer)) => (policy.headers, policy.answer) = (headers, answer),
         // A snippet may refuse requests.
         Err(_) => policy.refused = true,
     }
-    policy.sources = or_refuse(reader.family(sources::read), &mut policy.refused);
-    policy.auth = or_refuse(reader.family(auth::read), &mut policy.refused);
-    policy.limits = or_refuse(reader.family(limits::read), &mut policy.refused);
-    result.client_certificates = or_refuse(reader.family(host::client_certificates), &mut policy.refused);
+    policy.sources = or_refuse(reader.protecting(sources::read), &mut policy.refused);
+    policy.auth = or_refuse(reader.protecting(auth::read), &mut policy.refused);
+    policy.limits = or_refuse(reader.protecting(limits::read), &mut policy.refused);
+    result.client_certificates = or_refuse(reader.protecting(host::client_certificates), &mut policy.refused);
     let canary = reader.family(canary::read);
     result.invalid_canary = canary.is_err();
     result.canary = canary.unwrap_or_default();

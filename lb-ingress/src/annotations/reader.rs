@@ -23,6 +23,8 @@ pub(super) struct Reader<'a> {
     read: BTreeSet<&'static str>,
     /// An annotation of the current family is invalid.
     invalid: bool,
+    /// What happens until an annotation of the current family is corrected.
+    consequence: &'static str,
 }
 
 /// An annotation of the family is invalid: nothing of the family is applied.
@@ -34,12 +36,25 @@ impl<'a> Reader<'a> {
         namespace: &'a str,
         problems: &'a mut Problems,
     ) -> Self {
-        Self { annotations, namespace, problems, read: BTreeSet::new(), invalid: false }
+        Self { annotations, namespace, problems, read: BTreeSet::new(), invalid: false, consequence: "" }
     }
 
     /// Reads a family: all of its annotations, or none if one of them is invalid.
     pub fn family<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> Result<T, Invalid> {
-        self.invalid = false;
+        self.read_family(read, "until then, it and its family are not applied")
+    }
+
+    /// Reads a family without which all requests are refused if it is invalid.
+    pub fn protecting<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> Result<T, Invalid> {
+        self.read_family(read, "until then, all requests of the Ingress are answered with 503")
+    }
+
+    fn read_family<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> T,
+        consequence: &'static str,
+    ) -> Result<T, Invalid> {
+        (self.invalid, self.consequence) = (false, consequence);
         let family = read(self);
         if std::mem::take(&mut self.invalid) { Err(Invalid) } else { Ok(family) }
     }
@@ -72,7 +87,7 @@ impl<'a> Reader<'a> {
     fn problem(&mut self, kind: ProblemKind, name: &'static str, reason: impl Display, remedy: impl Display) {
         self.invalid = true;
         let field = self.field(name);
-        self.problems.error(kind, field, reason, remedy);
+        self.problems.error(kind, field, reason, format_args!("{remedy}; {}", self.consequence));
     }
 
     /// Reports something that changes nothing.

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod generate;
 pub mod get;
 mod http_client;
+pub mod migration;
 mod pin_args;
 
 use std::ffi::OsString;
@@ -46,6 +47,7 @@ Examples:
   lb get flows web -o wide                      List the connections of the Service web
   lb explain tcp 192.0.2.7 10.10.0.11:30080     Explain what happens to this packet
   lb doctor                                     Check this node and the running agent
+  lb preflight --manifests ./ingresses          Report what a move from ingress-nginx changes
   lb cleanup --dry-run                          List what `lb cleanup` would remove
   lb cleanup --kube-proxy --dry-run             List what kube-proxy left behind";
 
@@ -65,6 +67,13 @@ pub enum Command {
     /// could not check. It exits with status 1 if a finding is an error.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(doctor::DoctorArgs),
+    /// Report what a move from ingress-nginx changes: for each Ingress, what is taken over, what
+    /// differs, and what is missing
+    ///
+    /// It reads Ingresses, IngressClasses, Services and Secrets of type kubernetes.io/tls from a
+    /// cluster or a folder, and changes nothing. It exits with status 1 if something would break.
+    #[command(after_help = PREFLIGHT_EXAMPLES)]
+    Preflight(migration::PreflightArgs),
     /// Remove all programs, maps and filters of Sluice from this node
     ///
     /// It removes what agents of any version have left in the BPF file system and on network
@@ -81,6 +90,12 @@ pub enum Command {
     /// Print the version
     Version,
 }
+
+const PREFLIGHT_EXAMPLES: &str = "\
+Examples:
+  lb preflight --kubeconfig admin.conf          Check the Ingresses of a cluster
+  lb preflight --manifests ./ingresses          Check the Ingresses of a folder
+  lb preflight -o markdown > move.md            Write the report for a ticket";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:

@@ -7,6 +7,7 @@ pub mod explain;
 #[cfg(test)]
 mod fixture;
 mod flows;
+mod migration;
 mod output;
 mod row;
 mod service_port;
@@ -16,6 +17,7 @@ mod table;
 pub use affinity::{AffinityRow, affinity_rows};
 pub use backends::{BackendRow, backend_rows};
 pub use flows::{FlowRow, flow_rows};
+pub use migration::{ReportFormat, render_report};
 pub use output::{OutputError, OutputFormat, render};
 pub use row::Row;
 pub use service_port::{BackendsById, NamedServicePort, Names, ServiceFilter, Slots, SourceRangesById};
