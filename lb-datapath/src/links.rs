@@ -13,8 +13,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use aya::programs::{SchedClassifier, TcAttachType, tc};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType, tc};
 use aya_obj::generated::bpf_link_info;
 
 use crate::attachments::program_name;
@@ -49,7 +49,9 @@ pub enum AttachError {
         "cannot attach a clsact filter to {device}: {source} (the kernel needs CONFIG_NET_SCH_INGRESS and \
          CONFIG_NET_CLS_BPF: try `modprobe --all sch_ingress cls_bpf`)"
     )]
-    Clsact { device: String, source: Box<aya::programs::ProgramError> },
+    Clsact { device: String, source: Box<ProgramError> },
+    #[error("this kernel has no tc filters")]
+    NoFilters,
     #[error("{path}: {source}")]
     Pin { path: PathBuf, source: io::Error },
 }
@@ -72,14 +74,19 @@ pub enum Attached {
         /// The hooks, and the reason if XDP is not used, for the log.
         how: String,
     },
-    /// The kernel has refused this program, which is required. The programs of an earlier agent
-    /// stay attached.
-    Nothing { refused: &'static str },
+    /// No program can be attached, for this reason. The programs of an earlier agent stay attached.
+    Nothing { reason: String },
 }
+
+/// The reason why nothing is attached on a kernel that has neither tcx nor clsact filters.
+const NO_FILTERS: &str = "the kernel has no tc filters (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF); remedy: \
+                          `modprobe --all sch_ingress cls_bpf`, then restart the agent";
 
 /// The attachments of one agent.
 pub struct Links {
     folder: PathBuf,
+    /// The kernel has shown that it has no tc filters.
+    no_filters: bool,
 }
 
 /// A hook for tc programs.
@@ -118,7 +125,7 @@ pub struct TargetDevice<'a> {
 
 impl Links {
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder }
+        Self { folder, no_filters: false }
     }
 
     fn pin_path(&self, hook: &str, ifindex: u32) -> PathBuf {
@@ -155,9 +162,13 @@ impl Links {
         device: TargetDevice<'_>,
     ) -> Result<Attached, AttachError> {
         if let Some(refused) = refused(programs, device.layer3) {
-            return Ok(Attached::Nothing { refused });
+            return Ok(Attached::Nothing { reason: format!("the kernel refuses {refused}") });
         }
         if let Err(error) = self.attach_tc(programs, &TC_EGRESS, device) {
+            if matches!(error, AttachError::NoFilters) {
+                self.no_filters = true;
+                return Ok(Attached::Nothing { reason: NO_FILTERS.to_owned() });
+            }
             // The link of an earlier agent stays if its program could not be replaced.
             if sys::open_pin(&self.pin_path(TC_EGRESS.name, device.ifindex)).is_err() {
                 self.detach_ingress(device)?;
@@ -279,7 +290,8 @@ impl Links {
     /// Compares the programs of a device with those that [`Links::attach_device`] has attached.
     pub fn check_device(&self, programs: &Programs, device: TargetDevice<'_>) -> io::Result<Vec<Drift>> {
         let mut found = Vec::new();
-        if refused(programs, device.layer3).is_some()
+        if self.no_filters
+            || refused(programs, device.layer3).is_some()
             || sys::device_name(device.ifindex).as_deref() != Some(device.name)
         {
             return Ok(found);
@@ -570,8 +582,10 @@ fn attach_clsact(
 ) -> Result<(), AttachError> {
     let device = target.name;
     let failed = |source| AttachError::Clsact { device: device.to_owned(), source: Box::new(source) };
-    // An error means that the queueing discipline exists. If it does not, attaching fails.
-    let _ = tc::qdisc_add_clsact(device);
+    // Another error means that the queueing discipline exists. If it does not, attaching fails.
+    if tc::qdisc_add_clsact(device).is_err_and(|error| is_unknown_kind(&error)) {
+        return Err(AttachError::NoFilters);
+    }
     // The kernel puts a new filter before the others of its priority. It replaces one in place.
     if own_filter(hook, target.ifindex).is_ok_and(|own| own.is_some_and(|own| own.before.is_some())) {
         let _ = clsact_link(hook, device).map(aya::programs::Link::detach);
@@ -585,13 +599,25 @@ fn attach_clsact(
     let id = match link {
         Ok(id) => id,
         // There was no filter to replace.
-        Err(_) => program
-            .attach_with_options(device, hook.clsact, TcAttachOptions::Netlink(options))
-            .map_err(failed)?,
+        Err(_) => {
+            let attached =
+                program.attach_with_options(device, hook.clsact, TcAttachOptions::Netlink(options));
+            attached.map_err(|error| match &error {
+                ProgramError::TcError(cause) if is_unknown_kind(cause) => AttachError::NoFilters,
+                _ => failed(error),
+            })?
+        }
     };
     // Dropping the link would detach the filter.
     std::mem::forget(program.take_link(id).map_err(failed)?);
     Ok(())
+}
+
+/// Returns whether the kernel lacks the kind of queueing discipline or filter of a request
+/// (net/sched/sch_api.c, `qdisc_create`; net/sched/cls_api.c, `tcf_proto_lookup_ops`). A device
+/// that was removed gives another error.
+fn is_unknown_kind(error: &TcError) -> bool {
+    matches!(error, TcError::NetlinkError(error) if error.raw_os_error() == Some(libc::ENOENT))
 }
 
 /// Returns the filter that an earlier agent has attached. Does not check that it exists.

@@ -19,6 +19,7 @@ use crate::host::Process;
 use crate::http;
 use crate::patience::patient;
 use crate::place::Place;
+use crate::run::cgroup2_mounts;
 use crate::topology::{self, AttachMode, CLUSTER_CIDRS, Node, Topology};
 
 /// Address of `/healthz` of an agent, in the network namespace of its node.
@@ -42,6 +43,9 @@ pub struct AgentOptions {
     pub lb: Option<PathBuf>,
     /// Folders that are empty for the agent, as if nothing were mounted there.
     pub hidden: Vec<PathBuf>,
+    /// For the agent, no cgroup-v2 hierarchy is mounted, and no option names a cgroup: the host has
+    /// cgroup v1 only.
+    pub without_cgroup2: bool,
     /// The container that the agent runs in. By default it has the rights of this process.
     pub container: Option<Container>,
     /// The build of the program.
@@ -230,15 +234,19 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         .arg(source)
         .arg(path)
         .args(["--node-name", &node.host.name])
-        .arg("--cgroup")
-        .arg(node.host.place.cgroup())
         .arg("--bpffs")
         .arg(&node.bpffs)
         .args(["--devices", topology.underlay.devices(), "--mode", mode, "--tc-attach", tc_attach])
         .args(["--cluster-cidr", CLUSTER_CIDRS])
         .args(["--health-bind", &HEALTH.to_string()])
         .args(&options.arguments);
-    command::hide(&mut command, &options.hidden)?;
+    let unmounted = if options.without_cgroup2 {
+        cgroup2_mounts()?
+    } else {
+        command.arg("--cgroup").arg(node.host.place.cgroup());
+        Vec::new()
+    };
+    command::hide(&mut command, &options.hidden, &unmounted)?;
     if let Some(container) = &options.container {
         command.arg("--sysctl-dir").arg(&container.sysctls);
         container.confine(&mut command)?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Runs a command to its end and returns its standard output. The error of a failed command has its
@@ -30,11 +30,17 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Gives a command a mount namespace of its own, in which these folders are empty.
-pub fn hide(command: &mut Command, folders: &[PathBuf]) -> Result<()> {
-    let folders = folders.iter().map(|folder| CString::new(folder.as_os_str().as_bytes()));
-    let folders = folders.collect::<Result<Vec<_>, _>>()?;
-    if folders.is_empty() {
+/// Gives a command a mount namespace of its own, in which the folders `empty` are empty and nothing
+/// is mounted at the folders `unmounted`.
+pub fn hide(command: &mut Command, empty: &[PathBuf], unmounted: &[PathBuf]) -> Result<()> {
+    let paths = |folders: &[PathBuf]| {
+        folders
+            .iter()
+            .map(|folder| CString::new(folder.as_os_str().as_bytes()))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let (empty, unmounted) = (paths(empty)?, paths(unmounted)?);
+    if empty.is_empty() && unmounted.is_empty() {
         return Ok(());
     }
     // SAFETY: between fork and exec the closure makes system calls only. The paths were allocated
@@ -44,7 +50,10 @@ pub fn hide(command: &mut Command, folders: &[PathBuf]) -> Result<()> {
         command.pre_exec(move || {
             unshare_unsafe(UnshareFlags::NEWNS)?;
             mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-            for folder in &folders {
+            for folder in &unmounted {
+                unmount(folder, UnmountFlags::DETACH)?;
+            }
+            for folder in &empty {
                 mount(c"none", folder, c"tmpfs", MountFlags::empty(), None)?;
             }
             Ok(())

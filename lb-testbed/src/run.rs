@@ -182,16 +182,21 @@ fn names_in(folder: &Path) -> Vec<String> {
 
 /// Returns the mount point of the machine's cgroup-v2 hierarchy.
 pub fn cgroup2_root() -> Result<PathBuf> {
+    cgroup2_mounts()?
+        .into_iter()
+        .next()
+        .context("no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+}
+
+/// Returns all mount points of the machine's cgroup-v2 hierarchy.
+pub(crate) fn cgroup2_mounts() -> Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string("/proc/mounts").context("read /proc/mounts")?;
     let of_type = |line: &str| {
         let mut fields = line.split(' ');
         let (path, kind) = (fields.nth(1)?, fields.next()?);
         (kind == "cgroup2").then(|| PathBuf::from(path))
     };
-    mounts
-        .lines()
-        .find_map(of_type)
-        .context("no cgroup2 file system is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+    Ok(mounts.lines().filter_map(of_type).collect())
 }
 
 /// Returns the mount points below `folder`, the innermost first.

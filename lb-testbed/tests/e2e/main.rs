@@ -5,7 +5,8 @@
 //! addresses of the nodes on a VLAN device, a bond or a bridge. Nearly all cases run with IPv4 and
 //! IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs some of them, `-- smoke` runs
 //! those of [`SMOKE`], `-- devices` those about VLAN devices, bonds, bridges and VLAN tags,
-//! `--list` lists all names. A case is ignored, with the reason, if the kernel lacks what it needs.
+//! `-- no_tc_filters` that of [`NO_TC_FILTERS`], `--list` lists all other names. A case is ignored,
+//! with the reason, if the kernel lacks what it needs.
 
 mod cases;
 mod exposed;
@@ -20,7 +21,7 @@ use lb_testbed::kernel::Lacking;
 use lb_testbed::{AttachMode, Underlay, check};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::cases::{CASES, Case, Run, Underlays};
+use crate::cases::{CASES, Case, NO_TC_FILTERS, Run, Underlays};
 use crate::world::World;
 
 /// The current cluster. Cases with the same data path and underlay share it. Only one exists at a
@@ -130,6 +131,9 @@ fn main() -> ExitCode {
     if let Some(is_selected) = selected {
         arguments.filter = None;
         trials.retain(|trial| is_selected(trial.name()));
+    }
+    if arguments.filter.as_deref() == Some(NO_TC_FILTERS.name) {
+        trials = trials_of(NO_TC_FILTERS, AttachMode::Clsact, Underlay::Routed);
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Rust does not drop statics.

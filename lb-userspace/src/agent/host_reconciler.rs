@@ -73,10 +73,10 @@ pub enum HostChange {
     Detached {
         device: String,
     },
-    /// The kernel refuses the program that would serve the packets of the device.
-    Refused {
+    /// No program can serve the packets of the device.
+    Unserved {
         device: String,
-        program: &'static str,
+        reason: String,
     },
     Failed {
         action: String,
@@ -240,7 +240,7 @@ impl HostReconciler {
             let (device, reason) = (choice.name.clone(), choice.reason.clone());
             let (xdp, change) = match attached {
                 Attached::Programs { xdp, how } => (xdp, HostChange::Attached { device, how, reason }),
-                Attached::Nothing { refused } => (false, HostChange::Refused { device, program: refused }),
+                Attached::Nothing { reason } => (false, HostChange::Unserved { device, reason }),
             };
             self.attachments.insert(*ifindex, Attachment::Own { choice: choice.clone(), xdp });
             round.changes.push(change);
@@ -391,7 +391,7 @@ mod tests {
             self.call(format!("attach {} {}", choice.index, choice.hooks))?;
             let xdp = choice.hooks == Hooks::XdpAndTc;
             if self.refused {
-                return Ok(Attached::Nothing { refused: "lb_tc_ingress" });
+                return Ok(Attached::Nothing { reason: "refused".to_owned() });
             }
             Ok(Attached::Programs { xdp, how: choice.hooks.to_string() })
         }
@@ -642,7 +642,7 @@ mod tests {
         let mut xdp = desired();
         xdp.attachments.insert(2, choice(2, "eth0", Hooks::XdpAndTc));
         let changes = host_reconciler.converge(&xdp, &mut host, now());
-        assert_eq!(changes, [HostChange::Refused { device: "eth0".into(), program: "lb_tc_ingress" }]);
+        assert_eq!(changes, [HostChange::Unserved { device: "eth0".into(), reason: "refused".into() }]);
         // The device does not become an XDP target, and the agent does not become unhealthy.
         assert!(host.take_calls().iter().all(|call| call != "put device 2 192.0.2.1 XDP"));
         assert_eq!(host_reconciler.pending(), None);

@@ -240,8 +240,8 @@ impl MainLoop<'_> {
                     self.skipped.remove(&device);
                     info!("attached to {device} by {how}: {reason}");
                 }
-                HostChange::Refused { device, program } => {
-                    error!("does not serve packets that arrive by {device}: the kernel refuses {program}");
+                HostChange::Unserved { device, reason } => {
+                    error!("does not serve packets that arrive by {device}: {reason}");
                 }
                 HostChange::Detached { device } => info!("detached from {device}"),
                 HostChange::Failed { action, reason } => {

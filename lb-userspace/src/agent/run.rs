@@ -29,7 +29,7 @@ use crate::config::{Config, DatapathLogLevel, SocketHooks, TerminateSockets};
 use crate::node;
 use crate::node::namespaces::follow::{Follower, follow};
 use crate::node::sysctl::{Change, Sysctls};
-use crate::preflight;
+use crate::preflight::{self, PreflightError};
 use crate::serve::{
     self, AgentPort, AgentState, HealthPorts, KernelCounts, Metrics, OpenError, ServiceHealth,
 };
@@ -95,14 +95,25 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
 }
 
 /// Checks privileges and file systems. Returns the cgroup folder for the socket programs, if they
-/// are to be attached.
+/// are to be attached. A host without a cgroup-v2 hierarchy has none: it is served without them.
 fn check_host(config: &Config) -> Result<Option<&Path>, AgentError> {
     preflight::may_load()?;
     preflight::check_bpffs(&config.bpffs)?;
-    Ok(match config.socket_hooks {
-        SocketHooks::Off => None,
-        SocketHooks::All | SocketHooks::Host => Some(preflight::check_cgroup(config.cgroup.as_deref())?),
-    })
+    if config.socket_hooks == SocketHooks::Off {
+        return Ok(None);
+    }
+    match preflight::check_cgroup(config.cgroup.as_deref()) {
+        Ok(cgroup) => Ok(Some(cgroup)),
+        Err(unmounted @ PreflightError::CgroupUnmounted) => {
+            error!(
+                "{unmounted}: connections of processes are not translated at the socket, and packets are served; \
+                 remedy: {}",
+                unmounted.hint()
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Loads the kernel programs on the pinned maps, and logs which kernel features are missing. For
@@ -167,10 +178,11 @@ fn attach_socket_programs(
             info!("socket programs are off: processes of this host cannot reach Services");
         }
     }
-    if config.socket_hooks != SocketHooks::All && config.pod_interfaces.0.is_empty() {
+    let serves_pods = cgroup.is_some() && config.socket_hooks == SocketHooks::All;
+    if !serves_pods && config.pod_interfaces.0.is_empty() {
         warn!(
             "pods of this node cannot reach Services: socket programs do not serve them \
-             (--socket-hooks), and no programs are attached to their devices (--pod-interfaces)"
+             (--socket-hooks, --cgroup), and no programs are attached to their devices (--pod-interfaces)"
         );
     }
     Ok(attached)

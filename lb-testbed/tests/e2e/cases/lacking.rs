@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use lb_testbed::Family;
 use lb_testbed::agent::{Agent, AgentOptions, cleanup};
 use lb_testbed::doctored::lb_with_refused;
+use lb_testbed::kernel::needs;
 use lb_testbed::programs::features;
 use lb_testbed::run::cgroup2_root;
 
@@ -91,7 +92,8 @@ pub fn no_bpf_file_system(world: &mut World) -> Result<()> {
     world.start_agent(0)
 }
 
-/// With cgroup v1 only, the agent exits with a remedy. With `--socket-hooks=off` it serves packets.
+/// A folder that is no cgroup is refused with a remedy. With `--socket-hooks=off`, and on a host
+/// with cgroup v1 only, the agent serves packets; it reports what is lost.
 pub fn no_cgroup2(world: &mut World) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     world.take_agent(0)?.stop()?;
@@ -104,7 +106,19 @@ pub fn no_cgroup2(world: &mut World) -> Result<()> {
     world
         .start_agent_as(0, &AgentOptions { arguments, hidden: vec![hierarchy], ..AgentOptions::default() })?;
     let outside = [service.node_port(world.node(0), Family::V4, To::Http)];
+    let inside = [service.cluster_ip(Family::V4, To::Http)];
     eventually(|| answered_by(&world.client().get(&outside, 3)?, &[1, 3]))?;
+    world.take_agent(0)?.stop()?;
+    let log = world.start_agent_as(0, &AgentOptions { without_cgroup2: true, ..AgentOptions::default() })?;
+    for expected in [
+        "no cgroup-v2 file system is mounted here: connections of processes are not translated",
+        "mount -t cgroup2",
+        "pods of this node cannot reach Services",
+    ] {
+        ensure!(log.contains(expected), "the log does not contain {expected:?}: {log}");
+    }
+    eventually(|| answered_by(&world.client().get(&outside, 3)?, &[1, 3]))?;
+    unanswered(&world.pod(2).host.get(&inside, 1)?)?;
     world.take_agent(0)?.stop()?;
     world.start_agent(0)?;
     world.wait_until_served(&service, &[1, 3])
@@ -125,4 +139,25 @@ pub fn no_btf(world: &mut World) -> Result<()> {
     }
     world.take_agent(0)?.stop()?;
     world.start_agent(0)
+}
+
+/// The kernel has neither tcx nor tc filters. The agent reports what is lost, and serves calls at
+/// sockets. The guests of `cargo xtask test kernels --without tc-filters` run this case.
+pub fn no_tc_filters(world: &mut World) -> Result<()> {
+    needs(!features()?.tcx, "tcx, which needs no filters")?;
+    let log = world.agent(0)?.log()?;
+    for expected in [
+        "does not serve packets that arrive by",
+        "the kernel has no tc filters (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF); remedy: `modprobe",
+    ] {
+        ensure!(log.contains(expected), "the log does not contain {expected:?}: {log}");
+    }
+    let service = world.publish(&[1, 3])?;
+    for family in Family::BOTH {
+        let inside = [service.cluster_ip(family, To::Http)];
+        eventually(|| answered_by(&world.pod(2).host.get(&inside, 3)?, &[1, 3]))?;
+        let outside = [service.node_port(world.node(0), family, To::Http)];
+        refused(&world.client().get(&outside, 1)?)?;
+    }
+    Ok(())
 }

@@ -79,6 +79,9 @@ const fn with(agents: &'static [&'static str], case: Case) -> Case {
     Case { agents, ..case }
 }
 
+/// A case for kernels without tc filters. Where they can be loaded, it cannot pass.
+pub const NO_TC_FILTERS: &Case = &once("no_tc_filters", Underlays::Routed, lacking::no_tc_filters);
+
 /// All cases, in the order in which they run. Simple cases run first: if they fail, complex ones
 /// fail too.
 pub const CASES: &[Case] = &[
