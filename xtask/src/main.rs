@@ -1,5 +1,6 @@
 //! `cargo xtask …`: the tasks of this workspace, in Rust instead of scripts. Each task has a file.
 
+mod aarch64;
 mod bench;
 mod build_ebpf;
 mod demo;

@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -12,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use lb_build::progress::{report, timed};
 
+use super::arch::Arch;
 use crate::{
     process::{command, text_of},
     task,
@@ -48,9 +50,21 @@ const KERNELS: [Suite; 5] = [
 /// The suite with a QEMU that runs with the libraries of Debian 12.
 const QEMU: Suite = suite("bookworm-backports", false);
 
+/// The suite with the programs of guests that cannot use those of this machine. All its packages
+/// have their files below `/usr`.
+const PROGRAMS: Suite = suite("trixie", false);
+
+/// Packages with the programs that the tests run in guests. apt adds what these depend on.
+const GUEST_PACKAGES: [&str; 8] =
+    ["bash", "bpftool", "coreutils", "ethtool", "iproute2", "kmod", "mount", "nftables"];
+
+/// Folders at the root that are links into `/usr`.
+const MERGED: [&str; 3] = ["bin", "lib", "sbin"];
+
 /// An unpacked kernel.
 #[derive(Clone, Debug)]
 pub struct Kernel {
+    pub arch: Arch,
     /// The release, as `uname -r` prints it.
     pub release: String,
     /// The folder with its files.
@@ -80,13 +94,13 @@ fn modules(folder: &Path, release: &str) -> PathBuf {
 }
 
 /// Returns the newest kernel of a series, from the cache or else from Debian.
-pub fn provide(cache: &Path, series: &str, refresh: bool) -> Result<Kernel> {
-    let folder = cache.join("linux").join(series);
+pub fn provide(cache: &Path, arch: Arch, series: &str, refresh: bool) -> Result<Kernel> {
+    let folder = cache.join(arch.folder("linux")).join(series);
     let mark = folder.join("release");
     if !refresh && let Ok(release) = fs::read_to_string(&mark) {
-        return Ok(Kernel { release, folder });
+        return Ok(Kernel { arch, release, folder });
     }
-    let apt = Apt::new(cache)?;
+    let apt = Apt::new(cache, arch)?;
     let mut found: Option<(Suite, String)> = None;
     for suite in KERNELS {
         // The name of a suite does not show its series, so all suites are searched.
@@ -107,21 +121,45 @@ pub fn provide(cache: &Path, series: &str, refresh: bool) -> Result<Kernel> {
     let root = modules.ancestors().nth(3).context("lib/modules/<release> is in a folder")?;
     text_of(command("depmod").arg("-b").arg(root).arg(&release))?;
     fs::write(&mark, &release).with_context(|| format!("cannot write {}", mark.display()))?;
-    Ok(Kernel { release, folder })
+    Ok(Kernel { arch, release, folder })
 }
 
-/// Returns the folder of QEMU 10, which emulates twice as fast as Debian 12's.
-pub fn qemu(cache: &Path) -> Result<PathBuf> {
-    let folder = cache.join("qemu");
+/// Returns the folder of QEMU 10, which emulates twice as fast as Debian 12's. `arch` is the
+/// architecture that it emulates.
+pub fn qemu(cache: &Path, arch: Arch) -> Result<PathBuf> {
+    let folder = cache.join(arch.folder("qemu"));
     let mark = folder.join("complete");
     if !mark.is_file() {
         let _ = fs::remove_dir_all(&folder);
-        let apt = Apt::new(cache)?;
+        // QEMU runs on this machine.
+        let apt = Apt::new(cache, Arch::X86_64)?;
         apt.update(QEMU)?;
-        let packages =
-            ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"].map(str::to_owned);
+        let packages: Vec<String> = arch.qemu_packages().iter().map(ToString::to_string).collect();
         timed(task::KERNELS, "fetched QEMU", || apt.unpack(QEMU, &packages, &folder))?;
         fs::write(&mark, "")?;
+    }
+    Ok(folder)
+}
+
+/// Returns a folder with the programs of guests whose architecture is not that of this machine.
+pub fn root(cache: &Path, arch: Arch) -> Result<PathBuf> {
+    let folder = cache.join(arch.folder("root"));
+    let mark = cache.join(arch.folder("root-complete"));
+    // A folder with other packages is replaced.
+    let wanted = GUEST_PACKAGES.join(" ");
+    if fs::read_to_string(&mark).ok().as_ref() != Some(&wanted) {
+        let _ = fs::remove_dir_all(&folder);
+        for merged in MERGED {
+            fs::create_dir_all(folder.join("usr").join(merged))?;
+            symlink(format!("usr/{merged}"), folder.join(merged))?;
+        }
+        let apt = Apt::new(cache, arch)?;
+        apt.update(PROGRAMS)?;
+        let packages = apt.with_dependencies(PROGRAMS, &GUEST_PACKAGES)?;
+        timed(task::KERNELS, &format!("fetched {} packages for guests", packages.len()), || {
+            apt.unpack(PROGRAMS, &packages, &folder)
+        })?;
+        fs::write(&mark, wanted)?;
     }
     Ok(folder)
 }
@@ -130,14 +168,16 @@ pub fn qemu(cache: &Path) -> Result<PathBuf> {
 struct Apt {
     folder: PathBuf,
     mirror: String,
+    arch: Arch,
 }
 
 impl Apt {
-    fn new(cache: &Path) -> Result<Self> {
-        let folder = cache.join("apt");
+    /// `arch` is the architecture of the packages.
+    fn new(cache: &Path, arch: Arch) -> Result<Self> {
+        let folder = cache.join(arch.folder("apt"));
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         fs::write(folder.join("status"), "")?;
-        Ok(Self { folder, mirror: mirror() })
+        Ok(Self { folder, mirror: mirror(), arch })
     }
 
     /// Returns a command that runs `apt-get` or `apt-cache` for one suite.
@@ -156,7 +196,11 @@ impl Apt {
             // A package cache would be rebuilt for each suite.
             .args(["-o", "Dir::Cache::PkgCache=", "-o", "Dir::Cache::SrcPkgCache="])
             // root reads and writes below target/, where apt's own user may not.
-            .args(["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none"]);
+            .args(["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none"])
+            .arg("-o")
+            .arg(format!("APT::Architecture={}", self.arch.debian()))
+            .arg("-o")
+            .arg(format!("APT::Architectures={}", self.arch.debian()));
         command
     }
 
@@ -183,7 +227,7 @@ impl Apt {
     fn newest(&self, suite: Suite, series: &str) -> Result<Option<String>> {
         self.update(suite)?;
         let names = text_of(self.command("apt-cache", suite).args(["pkgnames", "linux-"]))?;
-        for release in releases(&names, series) {
+        for release in releases(&names, series, self.arch) {
             if self.has(suite, &format!("linux-image-{release}"))? {
                 return Ok(Some(release));
             }
@@ -213,6 +257,14 @@ impl Apt {
         Ok(packages)
     }
 
+    /// Returns these packages and all that they depend on.
+    fn with_dependencies(&self, suite: Suite, packages: &[&str]) -> Result<Vec<String>> {
+        let mut install = self.command("apt-get", suite);
+        install.args(["install", "--simulate", "--no-install-recommends"]).args(packages);
+        let plan = text_of(&mut install)?;
+        Ok(plan.lines().filter_map(installed).map(str::to_owned).collect())
+    }
+
     /// Downloads packages and unpacks them into a folder.
     fn unpack(&self, suite: Suite, packages: &[String], folder: &Path) -> Result<()> {
         let downloads = self.folder.join("downloads");
@@ -228,6 +280,11 @@ impl Apt {
     }
 }
 
+/// Returns the package that this line of a simulated installation installs.
+fn installed(line: &str) -> Option<&str> {
+    line.strip_prefix("Inst ")?.split_whitespace().next()
+}
+
 /// Returns the mirror that this machine uses for Debian.
 fn mirror() -> String {
     let sources = fs::read_to_string("/etc/apt/sources.list.d/debian.sources").unwrap_or_default();
@@ -237,11 +294,12 @@ fn mirror() -> String {
 }
 
 /// Returns the cloud kernels of a series among the names of packages, the newest first.
-fn releases(names: &str, series: &str) -> Vec<String> {
+fn releases(names: &str, series: &str, arch: Arch) -> Vec<String> {
+    let flavour = format!("-cloud-{}", arch.debian());
     let mut releases: Vec<String> = names
         .lines()
         .filter_map(|name| name.strip_prefix("linux-image-"))
-        .filter(|release| release.ends_with("-cloud-amd64"))
+        .filter(|release| release.ends_with(&flavour))
         .filter(|release| series == NEWEST || release.starts_with(&format!("{series}.")))
         .filter(|release| version(release).len() > 2)
         .map(str::to_owned)
@@ -257,14 +315,21 @@ fn version(release: &str) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::releases;
+    use super::{Arch, installed, releases};
 
     #[test]
     fn the_newest_of_a_series_comes_first() {
         let names = "linux-image-6.1.0-9-cloud-amd64\nlinux-image-6.1.0-56-cloud-amd64\n\
                      linux-image-6.1.0-56-cloud-amd64-dbg\nlinux-image-6.1.0-56-amd64\n\
                      linux-image-cloud-amd64\nlinux-image-6.12.117+deb13-cloud-amd64\n";
-        assert_eq!(releases(names, "6.1"), ["6.1.0-56-cloud-amd64", "6.1.0-9-cloud-amd64"]);
-        assert_eq!(releases(names, "newest")[0], "6.12.117+deb13-cloud-amd64");
+        let releases = |series| releases(names, series, Arch::X86_64);
+        assert_eq!(releases("6.1"), ["6.1.0-56-cloud-amd64", "6.1.0-9-cloud-amd64"]);
+        assert_eq!(releases("newest")[0], "6.12.117+deb13-cloud-amd64");
+    }
+
+    #[test]
+    fn a_simulated_installation_names_packages() {
+        assert_eq!(installed("Inst libc6 (2.41-12 Debian:13.8/stable [arm64]) []"), Some("libc6"));
+        assert_eq!(installed("Conf libc6 (2.41-12 Debian:13.8/stable [arm64])"), None);
     }
 }

@@ -23,14 +23,39 @@ use serde::{Deserialize, Serialize};
 pub const TASK_FILE: &str = "/task.json";
 /// Name of the share with the host's root.
 pub const SHARE: &str = "host";
-/// Serial port for the output of programs.
-const OUTPUT: &str = "/dev/ttyS1";
+/// Serial port for the output of programs. The machine for aarch64 has a port of another kind for
+/// the console.
+const OUTPUT: &str = if cfg!(target_arch = "aarch64") { "/dev/ttyS0" } else { "/dev/ttyS1" };
 /// The line before the output of a step begins with this text. The name of the step follows it.
 pub const STEP_MARK: &str = "── in the guest: ";
 /// Serial port for reports. Each line is one [`GuestReport`].
-const REPORTS: &str = "/dev/ttyS2";
+const REPORTS: &str = if cfg!(target_arch = "aarch64") { "/dev/ttyS1" } else { "/dev/ttyS2" };
 /// `PATH` of programs in the guest.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A part of the kernel that is taken away before the steps run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Without {
+    /// The BPF compiler: programs are interpreted
+    Jit,
+    /// The modules of tc filters: `sch_ingress` and `cls_bpf`
+    TcFilters,
+}
+
+impl Without {
+    fn take_away(self) -> Result<()> {
+        // modprobe runs this command in place of loading the module.
+        const BLOCKED: &str = "install sch_ingress /bin/false\ninstall cls_bpf /bin/false\n";
+        let (path, text) = match self {
+            Self::Jit => ("/root/proc/sys/net/core/bpf_jit_enable", "0"),
+            Self::TcFilters => ("/root/etc/modprobe.d/sluice-without.conf", BLOCKED),
+        };
+        if let Some(folder) = Path::new(path).parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(path, text).with_context(|| format!("write {path}"))
+    }
+}
 
 /// The task of a machine.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -47,6 +72,7 @@ pub struct GuestTask {
     pub folder: PathBuf,
     /// Level of kernel lockdown that the machine was booted with.
     pub lockdown: Option<String>,
+    pub without: Vec<Without>,
     pub steps: Vec<Step>,
 }
 
@@ -121,6 +147,7 @@ fn run(reports: &mut File) -> Result<()> {
     }
     root(&task)?;
     check_lockdown(task.lockdown.as_deref())?;
+    task.without.iter().try_for_each(|without| without.take_away())?;
     let mut output = OpenOptions::new().write(true).open(OUTPUT)?;
     // The kernel's threads have the same root as this process, so the kernel loads modules on
     // demand with the host's /sbin/modprobe.

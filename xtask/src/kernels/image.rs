@@ -10,17 +10,30 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
+    arch::Arch,
     debian::Kernel,
     guest::{self, GuestTask},
 };
-use crate::process::{bytes_of, command, text_of};
+use crate::{
+    process::{bytes_of, command, text_of},
+    setup,
+};
 
 /// Modules that the guest needs before it can load any from the host.
 const EARLY_MODULES: [&str; 4] = ["virtio_pci", "virtiofs", "virtio_rng", "overlay"];
 
-/// Returns the path of the uncompressed kernel. QEMU starts it directly (PVH), because
-/// decompression is slow under emulation.
-pub fn vmlinux(kernel: &Kernel) -> Result<PathBuf> {
+/// Returns the path of the kernel that QEMU starts. For x86-64, it is the uncompressed kernel,
+/// which starts directly (PVH): decompression is slow under emulation. For aarch64, QEMU
+/// decompresses the kernel itself.
+pub fn bootable(kernel: &Kernel) -> Result<PathBuf> {
+    match kernel.arch {
+        Arch::X86_64 => vmlinux(kernel),
+        Arch::Aarch64 => kernel.image(),
+    }
+}
+
+/// Returns the path of the uncompressed kernel inside a bzImage.
+fn vmlinux(kernel: &Kernel) -> Result<PathBuf> {
     let path = kernel.folder.join("vmlinux");
     if path.is_file() {
         return Ok(path);
@@ -62,16 +75,35 @@ fn payload(image: &[u8]) -> Option<&[u8]> {
     image.get(start..start + word(0x24c)?)
 }
 
-/// Writes the archive: this program with its libraries, the early modules, and the task.
-pub fn initramfs(kernel: &Kernel, task: &GuestTask, path: &Path) -> Result<()> {
+/// The program that is the first process of a guest.
+#[derive(Clone, Debug)]
+pub enum Init {
+    /// This program, with its shared libraries.
+    Own,
+    /// A static program, built from the same source for the guest's architecture.
+    Static(PathBuf),
+}
+
+/// Writes the archive: the first program with its libraries, the early modules, and the task.
+pub fn initramfs(kernel: &Kernel, init: &Init, task: &GuestTask, path: &Path) -> Result<()> {
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "host", "writable", "root", "modules"] {
         archive.folder(folder);
     }
-    // The file may have been replaced by a newer build since this process started.
-    let program = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
-    archive.file("init", &stripped(&program, &path.with_extension("stripped"))?);
-    for library in libraries(&program)? {
+    let scratch = path.with_extension("stripped");
+    let libraries = match init {
+        Init::Own => {
+            // The file may have been replaced by a newer build since this process started.
+            let program = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
+            archive.file("init", &stripped(&program, setup::Program::Strip, &scratch)?);
+            libraries(&program)?
+        }
+        Init::Static(program) => {
+            archive.file("init", &stripped(program, setup::Program::Aarch64Strip, &scratch)?);
+            Vec::new()
+        }
+    };
+    for library in libraries {
         let bytes = fs::read(&library).with_context(|| format!("cannot read {library}"))?;
         archive.file(library.trim_start_matches('/'), &bytes);
     }
@@ -86,9 +118,9 @@ pub fn initramfs(kernel: &Kernel, task: &GuestTask, path: &Path) -> Result<()> {
 }
 
 /// Returns a program without its debug information, which is most of the file.
-fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
-    fs::copy(program, scratch).context("cannot read this program")?;
-    text_of(command("strip").arg(scratch))?;
+fn stripped(program: &Path, strip: setup::Program, scratch: &Path) -> Result<Vec<u8>> {
+    fs::copy(program, scratch).with_context(|| format!("cannot read {}", program.display()))?;
+    text_of(command(strip.name()).arg(scratch))?;
     let bytes = fs::read(scratch)?;
     fs::remove_file(scratch)?;
     Ok(bytes)

@@ -6,6 +6,7 @@
 //! pass. `--write` puts the table into `docs/kernels.md`. All files are kept below
 //! `target/kernels/`.
 
+mod arch;
 mod debian;
 mod guest;
 mod image;
@@ -23,12 +24,15 @@ use lb_build::progress::report;
 
 pub use self::guest::{is_guest, main as guest};
 use self::{
+    arch::Arch,
     debian::NEWEST,
-    guest::{GuestTask, Step},
+    guest::{GuestTask, Step, Without},
+    image::Init,
     table::{LISTING, Row},
-    vm::Qemu,
+    vm::{Files, Machine, Qemu},
 };
 use crate::{
+    aarch64,
     process::{cargo, is_installed, is_root},
     programs,
     setup::{self, Component, InstallOptions, Need},
@@ -39,14 +43,17 @@ use crate::{
 /// The step that runs a few cases of every kind.
 const SMOKE: &str = "smoke";
 
+/// The case, and the step, for kernels without tc filters.
+const NO_TC_FILTERS: &str = "no_tc_filters";
+
 /// Series that are tested by default and in CI: the oldest kernel, the most common one, and the
 /// newest.
 const DEFAULT: [&str; 3] = ["5.10", "6.1", NEWEST];
+/// The series that is tested by default on an emulated processor of another architecture, which is
+/// slower.
+const DEFAULT_AARCH64: [&str; 1] = ["6.1"];
 /// Series that `--all-kernels` tests.
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", NEWEST];
-
-/// Factor by which the time limits of the testbed are longer in a guest.
-const PATIENCE: &str = "4";
 
 /// Modules of the tests that no kernel loads on demand.
 const LATE_MODULES: [&str; 2] = ["tun", "sctp"];
@@ -71,6 +78,9 @@ pub struct Options {
     /// Test these series only (`5.10`, `6.1`, …, `newest`)
     #[arg(long, value_delimiter = ',', value_name = "SERIES")]
     only: Vec<String>,
+    /// Architecture of the machines
+    #[arg(long, value_enum, default_value_t)]
+    arch: Arch,
     /// Test all series that Debian has, not only those of CI
     #[arg(long, conflicts_with = "only")]
     all_kernels: bool,
@@ -88,6 +98,10 @@ pub struct Options {
     /// Boot the kernels locked down (kernel_lockdown(7))
     #[arg(long, value_name = "LEVEL", value_parser = ["integrity", "confidentiality"])]
     lockdown: Option<String>,
+    /// Take these away from the kernels. Without tc filters, the case about that runs in place of
+    /// the smoke test
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    without: Vec<Without>,
     /// Fetch the newest kernel of each series, even if one is there
     #[arg(long)]
     refresh: bool,
@@ -120,7 +134,12 @@ pub fn run(options: &Options) -> Result<()> {
     if let Some(reason) = unavailable() {
         bail!("{reason}");
     }
-    setup::provide(&needs(), options.setup)?;
+    if options.arch == Arch::Aarch64
+        && let Some(reason) = aarch64::unavailable()
+    {
+        bail!("{reason}");
+    }
+    setup::provide(&needs(options.arch), options.setup)?;
     let tally = test(options)?;
     if tally.failed > 0 {
         bail!("{} passed, {} failed", tally.passed, tally.failed);
@@ -139,9 +158,12 @@ fn test(options: &Options) -> Result<Tally> {
     // The lock keeps two runs from using the same files.
     let lock = fs::File::create(cache.join("lock"))?;
     lock.lock()?;
-    let qemu = Qemu::provide(&cache)?;
-    let steps = if options.command.is_empty() { steps(options, &cache)? } else { given(&options.command) };
+    let qemu = Qemu::provide(&cache, options.arch)?;
+    let built = Built::new(options, &cache)?;
+    let machine = Machine { qemu, files: files(options.arch, &cache)?, init: built.init.clone() };
+    let steps = if options.command.is_empty() { steps(options, &built) } else { given(options) };
     let series: Vec<&str> = match (options.only.as_slice(), options.all_kernels) {
+        ([], false) if options.arch == Arch::Aarch64 => DEFAULT_AARCH64.to_vec(),
         ([], false) => DEFAULT.to_vec(),
         ([], true) => ALL.to_vec(),
         (only, _) => only.iter().map(String::as_str).collect(),
@@ -149,7 +171,7 @@ fn test(options: &Options) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut rows = Vec::new();
     for series in series {
-        let kernel = debian::provide(&cache, series, options.refresh)?;
+        let kernel = debian::provide(&cache, options.arch, series, options.refresh)?;
         report(task::KERNELS, &format!("Linux {}", kernel.release));
         let task = GuestTask {
             release: kernel.release.clone(),
@@ -158,10 +180,12 @@ fn test(options: &Options) -> Result<Tally> {
             late_modules: LATE_MODULES.map(str::to_owned).to_vec(),
             folder: workspace::root().to_owned(),
             lockdown: options.lockdown.clone(),
+            without: options.without.clone(),
             steps: steps.clone(),
         };
         let limit = Duration::from_secs(60 + steps.iter().map(|step| step.limit).sum::<u64>());
-        let run = vm::run(&qemu, &kernel, &task, &cache.join("runs").join(series), limit)?;
+        let folder = cache.join(options.arch.folder("runs")).join(series);
+        let run = vm::run(&machine, &kernel, &task, &folder, limit)?;
         if let Some(trouble) = &run.trouble {
             println!("{trouble}");
             tally.failed += 1;
@@ -183,95 +207,152 @@ fn test(options: &Options) -> Result<Tally> {
         let table = table::render(&rows);
         println!("{table}");
         if options.write {
-            table::write(&table)?;
+            table::write(&table, options.arch)?;
         }
     }
     Ok(tally)
 }
 
 /// Returns the programs and components that the machine must have.
-fn needs() -> Vec<Need> {
-    let programs = PROGRAMS.map(Need::Program);
-    programs.into_iter().chain([Need::Component(Component::KernelRustSrc)]).collect()
+fn needs(arch: Arch) -> Vec<Need> {
+    let cross: &[setup::Program] = match arch {
+        Arch::X86_64 => &[],
+        Arch::Aarch64 => &[setup::Program::Aarch64Compiler, setup::Program::Aarch64Strip],
+    };
+    let programs = PROGRAMS.iter().chain(cross).copied().map(Need::Program);
+    programs.chain([Need::Component(Component::KernelRustSrc)]).collect()
+}
+
+/// Returns the files that guests see: those of this machine, or for another architecture its
+/// programs with the workspace and the cache.
+fn files(arch: Arch, cache: &Path) -> Result<Files> {
+    if arch == Arch::X86_64 {
+        return Ok(Files { root: "/".into(), folders: Vec::new() });
+    }
+    let root = debian::root(cache, arch)?;
+    let mut folders = vec![workspace::root().to_owned()];
+    if !cache.starts_with(workspace::root()) {
+        folders.push(cache.to_owned());
+    }
+    for folder in &folders {
+        fs::create_dir_all(root.join(folder.strip_prefix("/").unwrap_or(folder)))?;
+    }
+    Ok(Files { root, folders })
 }
 
 /// Returns the steps that each guest runs.
-fn steps(options: &Options, cache: &Path) -> Result<Vec<Step>> {
-    let built = Built::new()?.copied(&cache.join("programs"))?;
-    let mut steps = vec![step(LISTING, &built.tool, &["programs"], 300, &built)];
-    if let Some(filter) = &options.cases {
-        steps.push(step(filter, &built.e2e, &[filter], 2 * 3600, &built));
-    } else if options.all_cases {
-        steps.push(step("packets", &built.packets, &[], 3600, &built));
-        steps.push(step("devices", &built.e2e, &["devices"], 3600, &built));
-        steps.push(step("e2e", &built.e2e, &["routed"], 4 * 3600, &built));
-    } else if !options.load_only {
-        steps.push(step(SMOKE, &built.e2e, &["smoke"], 1800, &built));
-    }
-    Ok(steps)
-}
-
-fn step(name: &str, program: &Path, arguments: &[&str], limit: u64, built: &Built) -> Step {
-    Step {
+fn steps(options: &Options, built: &Built) -> Vec<Step> {
+    let step = |name: &str, program: &str, arguments: &[&str], limit: u64| Step {
         name: name.to_owned(),
-        program: program.to_owned(),
+        program: built.folder.join(program),
         arguments: arguments.iter().map(ToString::to_string).collect(),
-        environment: vec![
-            ("SLUICE_LB".to_owned(), built.lb.display().to_string()),
-            ("SLUICE_TESTBED".to_owned(), built.tool.display().to_string()),
-            ("SLUICE_PATIENCE".to_owned(), PATIENCE.to_owned()),
-        ],
+        environment: built.environment(),
         limit,
+    };
+    let mut steps = vec![step(LISTING, TESTBED, &["programs"], 300)];
+    if let Some(filter) = &options.cases {
+        steps.push(step(filter, E2E, &[filter], 2 * 3600));
+    } else if options.all_cases {
+        steps.push(step("devices", E2E, &["devices"], 3600));
+        steps.push(step("e2e", E2E, &["routed"], 4 * 3600));
+        // The cases let minutes pass by making connections older. Connections cannot be older than
+        // the machine, so it must have run for a while.
+        steps.push(step("packets", PACKETS, &[], 3600));
+    } else if !options.load_only {
+        let no_filters = options.without.contains(&Without::TcFilters);
+        let cases = if no_filters { NO_TC_FILTERS } else { SMOKE };
+        steps.push(step(cases, E2E, &[cases], 1800));
     }
+    steps
 }
 
 /// Returns the given command as the only step.
-fn given(command: &[String]) -> Vec<Step> {
-    let (program, arguments) = command.split_first().expect("the caller has looked");
+fn given(options: &Options) -> Vec<Step> {
+    let (program, arguments) = options.command.split_first().expect("the caller has looked");
     vec![Step {
         name: "command".to_owned(),
         program: program.into(),
         arguments: arguments.to_vec(),
-        environment: vec![("SLUICE_PATIENCE".to_owned(), PATIENCE.to_owned())],
+        environment: vec![("SLUICE_PATIENCE".to_owned(), options.arch.patience().to_owned())],
         limit: 3600,
     }]
 }
 
+/// Names of the programs that guests run.
+const LB: &str = "lb";
+const LB_OTHER_LAYOUT: &str = "lb-other-layout";
+const TESTBED: &str = "lb-testbed";
+const PACKETS: &str = "packets";
+const E2E: &str = "e2e";
+
 /// The programs that guests run. They are built on the host, and the guest uses the same paths.
 struct Built {
-    lb: PathBuf,
-    tool: PathBuf,
-    packets: PathBuf,
-    e2e: PathBuf,
+    /// The folder with the programs. It has copies: another build must not replace a program while
+    /// a guest runs.
+    folder: PathBuf,
+    arch: Arch,
+    init: Init,
 }
 
 impl Built {
-    fn new() -> Result<Self> {
-        let agent = programs::build(cargo().args(["build", "-p", "lb-userspace", "--bin", "lb"]))?;
-        let mut tests = cargo();
-        tests.args(["test", "--no-run", "-p", "lb-testbed", "--test", "packets", "--test", "e2e"]);
-        let tests = programs::build(&mut tests)?;
-        Ok(Self {
-            lb: programs::path_of(&agent, "lb")?,
-            tool: programs::path_of(&tests, "lb-testbed")?,
-            packets: programs::path_of(&tests, "packets")?,
-            e2e: programs::path_of(&tests, "e2e")?,
-        })
+    fn new(options: &Options, cache: &Path) -> Result<Self> {
+        let folder = cache.join(options.arch.folder("programs"));
+        let init = match options.arch {
+            Arch::X86_64 => Init::Own,
+            Arch::Aarch64 => Init::Static(folder.join("xtask")),
+        };
+        let cargo = |subcommand: &str| match options.arch {
+            Arch::X86_64 => {
+                let mut cargo = cargo();
+                cargo.arg(subcommand);
+                cargo
+            }
+            Arch::Aarch64 => aarch64::cargo_for_target(subcommand),
+        };
+        let mut wanted = Vec::new();
+        if options.command.is_empty() {
+            let mut agent = cargo("build");
+            agent.args(["-p", "lb-userspace", "--bin", LB]);
+            wanted.push((agent, vec![LB]));
+            let mut tests = cargo("test");
+            tests.args(["--no-run", "-p", "lb-testbed", "--test", PACKETS, "--test", E2E]);
+            if options.arch == Arch::Aarch64 {
+                // Without a Kubernetes client, which takes minutes to build.
+                tests.args(["--no-default-features", "--features=programs"]);
+            }
+            wanted.push((tests, vec![TESTBED, PACKETS, E2E]));
+        }
+        if options.all_cases || options.cases.is_some() {
+            let mut other = cargo("build");
+            other.args(["-p", "lb-userspace", "--bin", LB_OTHER_LAYOUT, "--features", "other-layout"]);
+            wanted.push((other, vec![LB_OTHER_LAYOUT]));
+        }
+        if options.arch == Arch::Aarch64 {
+            aarch64::add_target()?;
+            let mut init = cargo("build");
+            init.args(["-p", "xtask", "--bin", "xtask", "--no-default-features"]);
+            wanted.push((init, vec!["xtask"]));
+        }
+        fs::create_dir_all(&folder)?;
+        for (mut command, names) in wanted {
+            let built = programs::build(&mut command)?;
+            for name in names {
+                let path = programs::path_of(&built, name)?;
+                fs::copy(&path, folder.join(name))
+                    .with_context(|| format!("cannot copy {}", path.display()))?;
+            }
+        }
+        Ok(Self { folder, arch: options.arch, init })
     }
 
-    /// Copies the programs to a folder: another build must not replace them while a guest runs.
-    fn copied(self, folder: &Path) -> Result<Self> {
-        fs::create_dir_all(folder)?;
-        let copy = |path: PathBuf, name: &str| {
-            let target = folder.join(name);
-            fs::copy(&path, &target).with_context(|| format!("cannot copy {}", path.display()))?;
-            Ok::<_, anyhow::Error>(target)
-        };
-        Ok(Self {
-            lb: copy(self.lb, "lb")?,
-            tool: copy(self.tool, "lb-testbed")?,
-            packets: copy(self.packets, "packets")?,
-            e2e: copy(self.e2e, "e2e")?,
-        })
+    /// Returns the variables with which the programs find each other.
+    fn environment(&self) -> Vec<(String, String)> {
+        let program = |name: &str| self.folder.join(name).display().to_string();
+        vec![
+            ("SLUICE_LB".to_owned(), program(LB)),
+            ("SLUICE_LB_OTHER_LAYOUT".to_owned(), program(LB_OTHER_LAYOUT)),
+            ("SLUICE_TESTBED".to_owned(), program(TESTBED)),
+            ("SLUICE_PATIENCE".to_owned(), self.arch.patience().to_owned()),
+        ]
     }
 }

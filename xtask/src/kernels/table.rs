@@ -5,17 +5,24 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use super::{debian::NEWEST, vm::Run};
+use super::{arch::Arch, debian::NEWEST, vm::Run};
 use crate::{tally::Tally, workspace};
 
 /// The step that prints which programs load.
 pub const LISTING: &str = "programs";
 /// The file with the limits of the programs.
 const LIMITS: &str = "xtask/src/kernels/limits.txt";
-/// The document that contains the tables, between the marks.
+/// The document that contains the tables, between marks. Each architecture has its own.
 const DOCUMENT: &str = "docs/kernels.md";
-const BEGIN: &str = "<!-- written by `cargo xtask test kernels --write` -->\n";
 const END: &str = "<!-- end -->\n";
+
+/// Returns the mark before the tables of an architecture.
+fn begin(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "<!-- written by `cargo xtask test kernels --write` -->\n",
+        Arch::Aarch64 => "<!-- written by `cargo xtask test kernels --arch aarch64 --write` -->\n",
+    }
+}
 
 /// The output of `lb-testbed programs`.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -278,18 +285,19 @@ fn table(lines: &[Vec<String>]) -> String {
     text
 }
 
-/// Replaces the tables in the document.
-pub fn write(table: &str) -> Result<()> {
+/// Replaces the tables of an architecture in the document.
+pub fn write(table: &str, arch: Arch) -> Result<()> {
     let path: PathBuf = workspace::root().join(DOCUMENT);
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = replaced(&text, table).with_context(|| format!("{DOCUMENT} has no marks for the table"))?;
+    let text = replaced(&text, begin(arch), table)
+        .with_context(|| format!("{DOCUMENT} has no marks for the table"))?;
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn replaced(text: &str, table: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
+fn replaced(text: &str, begin: &str, table: &str) -> Option<String> {
+    let (before, rest) = text.split_once(begin)?;
     let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
+    Some(format!("{before}{begin}\n{table}\n{END}{after}"))
 }
 
 #[cfg(test)]
@@ -366,8 +374,9 @@ mod tests {
 
     #[test]
     fn the_table_goes_between_the_marks() {
-        let text = format!("before\n{BEGIN}old\n{END}after\n");
-        assert_eq!(replaced(&text, "new\n").unwrap(), format!("before\n{BEGIN}\nnew\n\n{END}after\n"));
-        assert_eq!(replaced("no marks", "new"), None);
+        let [first, second] = [Arch::X86_64, Arch::Aarch64].map(begin);
+        let text = |of_second: &str| format!("{first}old\n{END}between\n{second}{of_second}{END}after\n");
+        assert_eq!(replaced(&text("old\n"), second, "new\n").unwrap(), text("\nnew\n\n"));
+        assert_eq!(replaced("no marks", first, "new"), None);
     }
 }

@@ -3,8 +3,10 @@
 //! The processor is emulated (TCG). This works on every host and is about twenty times slower.
 
 use std::{
-    fs,
-    os::unix::process::CommandExt as _,
+    ffi::CString,
+    fs::{self, File},
+    io::{Read as _, Write as _, stdout},
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -19,9 +21,10 @@ use rustix::{
 };
 
 use super::{
+    arch::Arch,
     debian::{self, Kernel},
     guest::{GuestReport, GuestTask, SHARE, STEP_MARK},
-    image,
+    image::{self, Init},
 };
 use crate::process::{command, text_of};
 
@@ -31,19 +34,20 @@ const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd
 const MEMORY: u32 = 3072;
 /// Options of every kernel. A panic ends the machine. Features that only cost time under emulation
 /// are off.
-const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 rdinit=/init mitigations=off nokaslr no5lvl audit=0 \
-                              random.trust_cpu=on tsc=reliable";
+const KERNEL_OPTIONS: &str = "panic=-1 rdinit=/init mitigations=off nokaslr audit=0 random.trust_cpu=on";
 
 /// Returns the options of the kernel for a task.
-fn kernel_options(task: &GuestTask) -> String {
+fn kernel_options(arch: Arch, task: &GuestTask) -> String {
+    let options = format!("{} {KERNEL_OPTIONS}", arch.kernel_options());
     match &task.lockdown {
-        Some(level) => format!("{KERNEL_OPTIONS} lockdown={level}"),
-        None => KERNEL_OPTIONS.to_owned(),
+        Some(level) => format!("{options} lockdown={level}"),
+        None => options,
     }
 }
 
 /// The emulator, QEMU.
 pub struct Qemu {
+    arch: Arch,
     program: PathBuf,
     /// Folder of an unpacked QEMU. It needs options with the paths of its files, because it
     /// searches for them in the folders of an installation.
@@ -52,14 +56,14 @@ pub struct Qemu {
 
 impl Qemu {
     /// Returns the installed QEMU if it is new enough, else unpacks a newer one.
-    pub fn provide(cache: &Path) -> Result<Self> {
-        let version = text_of(command("qemu-system-x86_64").arg("--version"))?;
+    pub fn provide(cache: &Path, arch: Arch) -> Result<Self> {
+        let version = text_of(command(arch.qemu()).arg("--version")).unwrap_or_default();
         let major = version.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse::<u32>().ok());
         if major.is_some_and(|major| major >= 8) {
-            return Ok(Self { program: "qemu-system-x86_64".into(), unpacked: None });
+            return Ok(Self { arch, program: arch.qemu().into(), unpacked: None });
         }
-        let folder = debian::qemu(cache)?;
-        Ok(Self { program: folder.join("usr/bin/qemu-system-x86_64"), unpacked: Some(folder) })
+        let folder = debian::qemu(cache, arch)?;
+        Ok(Self { arch, program: folder.join("usr/bin").join(arch.qemu()), unpacked: Some(folder) })
     }
 
     fn command(&self) -> Command {
@@ -94,32 +98,35 @@ pub struct Run {
 }
 
 /// Boots a kernel with a task, and waits until the task is complete or `limit` has passed. The
-/// machine's output is written to `folder`.
-pub fn run(qemu: &Qemu, kernel: &Kernel, task: &GuestTask, folder: &Path, limit: Duration) -> Result<Run> {
+/// machine's output is written to `folder`, and printed as it comes.
+pub fn run(
+    Machine { qemu, files, init }: &Machine,
+    kernel: &Kernel,
+    task: &GuestTask,
+    folder: &Path,
+    limit: Duration,
+) -> Result<Run> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let vmlinux = image::vmlinux(kernel)?;
+    let linux = image::bootable(kernel)?;
     let initramfs = folder.join("initramfs");
-    image::initramfs(kernel, task, &initramfs)?;
+    image::initramfs(kernel, init, task, &initramfs)?;
     let [console, output, reports, errors] =
         ["console", "output", "reports", "qemu"].map(|name| folder.join(name));
-    let share = Share::start(folder)?;
+    let share = Share::start(folder, files)?;
+    let mut progress = Progress::of(&output)?;
     let mut command = qemu.command();
     command
-        .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", &MEMORY.to_string()])
+        .args(qemu.arch.machine())
+        .args(["-accel", "tcg", "-smp", "2", "-m", &MEMORY.to_string()])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"])
         .arg("-kernel")
-        .arg(&vmlinux)
+        .arg(&linux)
         .arg("-initrd")
         .arg(&initramfs)
-        .args(["-append", &kernel_options(task)])
-        .args(
-            [&console, &output, &reports]
-                .iter()
-                .flat_map(|port| ["-serial".to_owned(), format!("file:{}", port.display())]),
-        )
+        .args(["-append", &kernel_options(qemu.arch, task)])
+        .args(serial_ports(qemu.arch, &console, &output, &reports))
         .args(["-device", "virtio-rng-pci"])
         .args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY}M,share=on")])
-        .args(["-machine", "memory-backend=memory"])
         .args(["-chardev", &format!("socket,id=share,path={}", share.socket.display())])
         .args(["-device", &format!("vhost-user-fs-pci,chardev=share,tag={SHARE}")])
         .stdin(Stdio::null())
@@ -128,11 +135,11 @@ pub fn run(qemu: &Qemu, kernel: &Kernel, task: &GuestTask, folder: &Path, limit:
     // SAFETY: the closure makes one system call. The kernel kills QEMU when this program ends.
     unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
     let machine = Killed(command.spawn().context("cannot run QEMU")?);
-    let ended = machine.wait(limit)?;
+    let ended = machine.wait(limit, || progress.print())?;
+    progress.print()?;
     drop(share);
     let text = |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', ""));
     let output = text(&output)?;
-    println!("{output}");
     let reports: Vec<GuestReport> =
         text(&reports)?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let steps = reports.iter().filter_map(|report| match report {
@@ -161,6 +168,43 @@ pub fn run(qemu: &Qemu, kernel: &Kernel, task: &GuestTask, folder: &Path, limit:
     Ok(Run { steps, trouble })
 }
 
+/// Returns the options for the ports that the guest knows: one for the console, one for the output
+/// of programs, one for reports.
+fn serial_ports(arch: Arch, console: &Path, output: &Path, reports: &Path) -> Vec<String> {
+    let file = |path: &Path| format!("file:{}", path.display());
+    let mut options = vec!["-serial".to_owned(), file(console)];
+    if arch.has_serial_ports() {
+        for port in [output, reports] {
+            options.extend(["-serial".to_owned(), file(port)]);
+        }
+    } else {
+        for (name, port) in [("output", output), ("reports", reports)] {
+            options.extend(["-chardev".to_owned(), format!("file,id={name},path={}", port.display())]);
+        }
+        options.extend(["-device", "pci-serial-2x,chardev1=output,chardev2=reports"].map(str::to_owned));
+    }
+    options
+}
+
+/// Prints the output of a guest while it runs.
+struct Progress(File);
+
+impl Progress {
+    fn of(output: &Path) -> Result<Self> {
+        fs::write(output, "")?;
+        Ok(Self(File::open(output)?))
+    }
+
+    /// Prints what was added to the file since the last call.
+    fn print(&mut self) -> Result<()> {
+        let mut bytes = Vec::new();
+        self.0.read_to_end(&mut bytes)?;
+        bytes.retain(|byte| *byte != b'\r');
+        stdout().write_all(&bytes)?;
+        Ok(stdout().flush()?)
+    }
+}
+
 /// Returns the part of the output that a step printed.
 fn output_of<'a>(output: &'a str, step: &str) -> &'a str {
     let mark = format!("{STEP_MARK}{step}\n");
@@ -168,14 +212,30 @@ fn output_of<'a>(output: &'a str, step: &str) -> &'a str {
     of_step.split(STEP_MARK).next().unwrap_or("")
 }
 
-/// Shares the host's root file system read-only.
+/// The files that a guest sees, read-only.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The folder that is the guest's root.
+    pub root: PathBuf,
+    /// Folders of the host that the guest sees at the same paths. `root` has a folder for each.
+    pub folders: Vec<PathBuf>,
+}
+
+/// What the guests of a run have in common.
+pub struct Machine {
+    pub qemu: Qemu,
+    pub files: Files,
+    pub init: Init,
+}
+
+/// Shares files of the host read-only.
 struct Share {
     socket: PathBuf,
     _daemon: Killed,
 }
 
 impl Share {
-    fn start(folder: &Path) -> Result<Self> {
+    fn start(folder: &Path, files: &Files) -> Result<Self> {
         let daemon = VIRTIOFSD.iter().find(|path| Path::new(path).is_file()).context(
             "there is no virtiofsd\nremedy: `apt-get install virtiofsd` (Debian 12: it is part of qemu-system-common)",
         )?;
@@ -191,9 +251,13 @@ impl Share {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(folder.join("virtiofsd"))?);
+        let mut mounts = vec![Mount::new(&files.root, &root)?];
+        for shared in &files.folders {
+            mounts.push(Mount::new(shared, &root.join(shared.strip_prefix("/").unwrap_or(shared)))?);
+        }
         // SAFETY: between fork and exec the closure makes system calls only. The daemon has no
-        // threads yet.
-        unsafe { command.pre_exec(move || read_only_root(&root)) };
+        // threads yet, and the paths were allocated before.
+        unsafe { command.pre_exec(move || mount_read_only(&mounts)) };
         let mut daemon = Killed(command.spawn().context("cannot run virtiofsd")?);
         let deadline = Instant::now() + Duration::from_secs(10);
         while !socket.exists() {
@@ -206,16 +270,31 @@ impl Share {
     }
 }
 
-/// Mounts the host's root read-only at `path`, for this process alone. The daemon has no option for
-/// a read-only share.
-fn read_only_root(path: &Path) -> std::io::Result<()> {
+/// A folder of the host, and the place where it is shared.
+struct Mount {
+    source: CString,
+    target: CString,
+}
+
+impl Mount {
+    fn new(source: &Path, target: &Path) -> Result<Self> {
+        let text = |path: &Path| CString::new(path.as_os_str().as_bytes());
+        Ok(Self { source: text(source)?, target: text(target)? })
+    }
+}
+
+/// Mounts folders read-only, in this order, for this process alone. The daemon has no option for a
+/// read-only share.
+fn mount_read_only(mounts: &[Mount]) -> std::io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // SAFETY: nothing else of this process depends on its mount namespace: it is about to become
     // another program.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    mount_bind("/", path)?;
-    mount_remount(path, MountFlags::BIND | MountFlags::RDONLY, c"")?;
+    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    for Mount { source, target } in mounts {
+        mount_bind(source.as_c_str(), target.as_c_str())?;
+        mount_remount(target.as_c_str(), MountFlags::BIND | MountFlags::RDONLY, c"")?;
+    }
     Ok(())
 }
 
@@ -223,10 +302,12 @@ fn read_only_root(path: &Path) -> std::io::Result<()> {
 struct Killed(Child);
 
 impl Killed {
-    /// Waits until the process ends. Returns false if it still runs after `limit`.
-    fn wait(mut self, limit: Duration) -> Result<bool> {
+    /// Waits until the process ends. Returns false if it still runs after `limit`. Calls `watch`
+    /// again and again meanwhile.
+    fn wait(mut self, limit: Duration, mut watch: impl FnMut() -> Result<()>) -> Result<bool> {
         let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
+            watch()?;
             if self.0.try_wait()?.is_some() {
                 return Ok(true);
             }

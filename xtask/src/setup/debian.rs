@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use lb_build::progress::{timed, watched};
 
 use crate::{
+    aarch64,
     process::{command, is_installed, is_root},
     task,
 };
@@ -25,6 +26,7 @@ pub enum Program {
     Zstd,
     Lz4,
     Aarch64Compiler,
+    Aarch64Strip,
 }
 
 impl Program {
@@ -46,7 +48,8 @@ impl Program {
             Self::Xz => "xz",
             Self::Zstd => "zstd",
             Self::Lz4 => "lz4",
-            Self::Aarch64Compiler => "aarch64-linux-gnu-gcc",
+            Self::Aarch64Compiler => aarch64::COMPILER,
+            Self::Aarch64Strip => "aarch64-linux-gnu-strip",
         }
     }
 
@@ -67,6 +70,7 @@ impl Program {
             Self::Zstd => &["zstd"],
             Self::Lz4 => &["lz4"],
             Self::Aarch64Compiler => &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+            Self::Aarch64Strip => &["binutils-aarch64-linux-gnu"],
         }
     }
 
@@ -81,9 +85,9 @@ impl Program {
             Self::Etcd => "storage of the real API server",
             Self::Qemu => "machines with other kernels",
             Self::Depmod => "modules of other kernels",
-            Self::Strip => "makes programs for other kernels small",
+            Self::Strip | Self::Aarch64Strip => "makes programs for other kernels small",
             Self::Xz | Self::Zstd | Self::Lz4 => "decompresses other kernels",
-            Self::Aarch64Compiler => "compiles the C code of crates for aarch64",
+            Self::Aarch64Compiler => "compiles C code and links programs for aarch64",
         }
     }
 

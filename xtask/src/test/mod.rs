@@ -21,7 +21,7 @@ use self::{
     summary::TestSummary,
 };
 use crate::{
-    build_ebpf, deploy_tools,
+    aarch64, build_ebpf, deploy_tools,
     k8s::{self, KubernetesProgram},
     kernels,
     process::{cargo, is_root, try_compile},
@@ -38,7 +38,7 @@ fn unavailable(part: Part) -> Option<String> {
         Part::Cluster => k8s::unavailable(&[KubernetesProgram::KubeApiserver]),
         Part::Deploy => deploy_tools::unavailable(),
         Part::Kernels => kernels::unavailable(),
-        Part::Cross => cross::unavailable(),
+        Part::Cross => aarch64::unavailable(),
         _ => None,
     }
 }
