@@ -9,18 +9,34 @@ use anyhow::{Context, Result};
 
 use crate::agent;
 
-/// `r0 = r5`. A program starts without a value in r5: "R5 !read_ok".
-const REFUSED: [u8; 8] = [0xbf, 0x50, 0, 0, 0, 0, 0, 0];
+/// A first instruction for which the verifier refuses a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// `r0 = r5`. A program starts without a value in r5: "R5 !read_ok".
+    UnsetRegister,
+    /// A call of a helper function that no kernel has: "invalid func".
+    UnknownHelper,
+}
+
+impl Fault {
+    /// Returns the instruction.
+    fn instruction(self) -> [u8; 8] {
+        match self {
+            Self::UnsetRegister => [0xbf, 0x50, 0, 0, 0, 0, 0, 0],
+            Self::UnknownHelper => [0x85, 0, 0, 0, 0xff, 0xff, 0, 0],
+        }
+    }
+}
 
 /// Writes a copy of `lb` to `folder`. The first instruction of each of these programs is replaced.
 /// Returns the path of the copy.
-pub fn lb_with_refused(programs: &[&str], folder: &Path) -> Result<PathBuf> {
+pub fn lb_with_refused(programs: &[&str], fault: Fault, folder: &Path) -> Result<PathBuf> {
     let mut bytes = fs::read(agent::program()?).context("read lb")?;
     for program in programs {
         let at = first_instruction(&bytes, program)
             .with_context(|| format!("lb has no kernel program {program}"))?;
-        let instruction = bytes.get_mut(at..at + REFUSED.len()).context("a program ends after lb")?;
-        instruction.copy_from_slice(&REFUSED);
+        let fault = fault.instruction();
+        bytes.get_mut(at..at + fault.len()).context("a program ends after lb")?.copy_from_slice(&fault);
     }
     let path = folder.join(format!("lb-without-{}", programs.join("-")));
     fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;

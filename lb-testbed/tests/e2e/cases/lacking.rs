@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use lb_testbed::Family;
 use lb_testbed::agent::{Agent, AgentOptions, cleanup};
-use lb_testbed::doctored::lb_with_refused;
+use lb_testbed::doctored::{Fault, lb_with_refused};
 use lb_testbed::kernel::needs;
 use lb_testbed::programs::features;
 use lb_testbed::run::cgroup2_root;
@@ -20,18 +20,19 @@ pub fn refused_programs_are_reported(world: &mut World) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let outside = [service.node_port(world.node(0), Family::V4, To::Http)];
     let inside = [service.cluster_ip(Family::V4, To::Http)];
-    // Refused programs, whether packets are served, and whether calls at sockets are served.
-    let without: [(&[&str], bool, bool); 3] = [
-        (&["lb_xdp", "lb_xdp_linear"], true, true),
-        (&["lb_sendmsg6", "lb_connect4"], true, false),
-        (&["lb_tc_ingress"], false, true),
+    // Refused programs, the reason, whether packets are served, and whether calls at sockets are
+    // served.
+    let without: [(&[&str], Fault, bool, bool); 3] = [
+        (&["lb_xdp", "lb_xdp_linear"], Fault::UnknownHelper, true, true),
+        (&["lb_sendmsg6", "lb_connect4"], Fault::UnsetRegister, true, false),
+        (&["lb_tc_ingress"], Fault::UnsetRegister, false, true),
     ];
-    for (programs, packets, sockets) in without {
+    for (programs, fault, packets, sockets) in without {
         world.take_agent(0)?.stop()?;
         cleanup(world.node(0))?;
-        let lb = Some(lb_with_refused(programs, &world.topology.folder())?);
+        let lb = Some(lb_with_refused(programs, fault, &world.topology.folder())?);
         let log = world.start_agent_as(0, &AgentOptions { lb, ..AgentOptions::default() })?;
-        for expected in expected_refusals(programs) {
+        for expected in expected_refusals(programs, fault) {
             ensure!(log.contains(&expected), "the log does not contain {expected:?}: {log}");
         }
         let order: Vec<_> =
@@ -49,19 +50,20 @@ pub fn refused_programs_are_reported(world: &mut World) -> Result<()> {
 
     world.take_agent(0)?.stop()?;
     let nothing = ["lb_connect4", "lb_tc_egress"];
-    let lb = Some(lb_with_refused(&nothing, &world.topology.folder())?);
+    let lb = Some(lb_with_refused(&nothing, Fault::UnsetRegister, &world.topology.folder())?);
     let options = AgentOptions { lb, ..AgentOptions::default() };
     let (status, output) = Agent::start_refused(&world.topology, world.node(0), &options)?;
     ensure!(!status.success(), "an agent runs that can serve nothing");
-    for expected in expected_refusals(&nothing) {
+    for expected in expected_refusals(&nothing, Fault::UnsetRegister) {
         ensure!(output.contains(&expected), "the output does not contain {expected:?}: {output}");
     }
     world.start_agent(0)?;
     world.wait_until_served(&service, &[1, 3])
 }
 
-/// Returns the beginnings of the lines about refused programs, up to the end of the verifier's log.
-fn expected_refusals(programs: &[&str]) -> Vec<String> {
+/// Returns the beginnings of the lines about refused programs, up to the end of the verifier's log,
+/// and the end of that log with the beginning of the remedy.
+fn expected_refusals(programs: &[&str], fault: Fault) -> Vec<String> {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     // Each kernel loads one of the two XDP programs.
     let loaded = |name: &&&str| match **name {
@@ -69,9 +71,17 @@ fn expected_refusals(programs: &[&str]) -> Vec<String> {
         "lb_xdp_linear" => features().is_ok_and(|features| !features.xdp_frags),
         _ => true,
     };
-    let refusal = |name: &&str| format!("Linux {kernel} refuses {name}: Permission denied (os error 13); ");
-    let reason = "R5 !read_ok; remedy: ".to_owned();
-    programs.iter().filter(loaded).map(refusal).chain([reason]).collect()
+    let (error, reason) = match fault {
+        Fault::UnsetRegister => {
+            ("Permission denied (os error 13)", "R5 !read_ok; remedy: use a newer kernel")
+        }
+        Fault::UnknownHelper => (
+            "Invalid argument (os error 22)",
+            "invalid func unknown#65535; remedy: this kernel lacks a function",
+        ),
+    };
+    let refusal = |name: &&str| format!("Linux {kernel} refuses {name}: {error}; ");
+    programs.iter().filter(loaded).map(refusal).chain([reason.to_owned()]).collect()
 }
 
 /// Starts an agent for which this folder is empty. It must exit. Returns its output.
