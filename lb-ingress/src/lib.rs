@@ -1,10 +1,19 @@
 //! HTTP routing on every node for Ingress objects.
 //!
-//! [`routes`] is the table that a request is looked up in. It is immutable: a change of objects
-//! makes a new table that shares the hosts that did not change. [`annotations`] turns the
-//! annotations of an Ingress into typed policies, and [`ingress`] the objects into routes.
+//! - [`routes`] is the table that a request is looked up in. It is immutable: a change of objects
+//!   makes a new table that shares the hosts that did not change.
+//! - [`annotations`] turns the annotations of an Ingress into typed policies, and [`ingress`] the
+//!   objects into routes.
+//! - [`endpoints`] are the pods behind the routes, and the choice among them.
+//! - [`tls`] holds the certificates.
+//! - [`observe`] writes the access log and counts.
+//! - [`proxy`] receives connections and forwards their requests. It alone uses the HTTP engine.
 
 pub mod annotations;
+pub mod endpoints;
 pub mod ingress;
 pub mod migration;
+pub mod observe;
+pub mod proxy;
 pub mod routes;
+pub mod tls;

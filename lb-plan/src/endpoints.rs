@@ -93,6 +93,25 @@ pub(super) fn select<'a>(
     SelectedEndpoints { lists, reachable }
 }
 
+/// Returns the endpoints of a TCP port that may get new connections from this node, whatever their
+/// family, sorted: those that the policy Cluster selects. `port` is the name of the port, `slices`
+/// are those of one Service.
+pub fn eligible_addresses<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    (port, balancing): (&str, &Balancing),
+    zone: Option<&str>,
+) -> Vec<SocketAddr> {
+    let port = ServicePort { name: port.into(), protocol: Protocol::Tcp, port: 0, node_port: None };
+    let used = UsedLists { cluster: true, local: false };
+    let mut addresses = Vec::new();
+    for family in [IpFamily::V4, IpFamily::V6] {
+        let lists = select(slices.clone(), (&port, balancing), family, used, zone).lists;
+        let eligible = lists.cluster.iter().filter_map(|index| lists.endpoints.get(*index as usize));
+        addresses.extend(eligible.map(|endpoint| endpoint.address));
+    }
+    addresses
+}
+
 /// Returns the endpoints of all slices, sorted by address and without duplicates.
 ///
 /// An endpoint can occur in two slices, for example while it moves from one to the other. The entry

@@ -1,0 +1,55 @@
+//! Which endpoints serve a backend: the rules of `lb-plan` for the policy Cluster.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use lb_model::{Balancing, EndpointSlice, ObjectName};
+
+use crate::routes::BackendRef;
+
+/// The EndpointSlices of all Services.
+#[derive(Debug, Default)]
+pub struct Slices {
+    by_service: HashMap<ObjectName, BTreeMap<ObjectName, Arc<EndpointSlice>>>,
+    /// The Service of each slice. It can change, because a label names it.
+    service_of: HashMap<ObjectName, ObjectName>,
+}
+
+impl Slices {
+    /// Sets or removes a slice. Returns the Services whose endpoints may change.
+    pub fn set(
+        &mut self,
+        name: ObjectName,
+        slice: Option<Arc<EndpointSlice>>,
+    ) -> impl Iterator<Item = ObjectName> + use<> {
+        let old = self.service_of.remove(&name);
+        if let Some(service) = &old
+            && let Some(slices) = self.by_service.get_mut(service)
+        {
+            slices.remove(&name);
+            if slices.is_empty() {
+                self.by_service.remove(service);
+            }
+        }
+        let new = slice.map(|slice| {
+            let service = slice.service.clone();
+            self.service_of.insert(name.clone(), service.clone());
+            self.by_service.entry(service.clone()).or_default().insert(name, slice);
+            service
+        });
+        let moved = old.filter(|old| new.as_ref() != Some(old));
+        moved.into_iter().chain(new)
+    }
+
+    /// Returns the endpoints of a backend, sorted. `zone` is the zone of this node.
+    pub fn addresses(
+        &self,
+        backend: &BackendRef,
+        balancing: &Balancing,
+        zone: Option<&str>,
+    ) -> Vec<SocketAddr> {
+        let slices = self.by_service.get(&backend.service).into_iter().flat_map(BTreeMap::values);
+        lb_plan::eligible_addresses(slices.map(|slice| &**slice), (&backend.port, balancing), zone)
+    }
+}

@@ -1,0 +1,98 @@
+//! The metrics of requests. Their labels are bounded by the number of Ingresses: no label has a
+//! value that a client chooses.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::access_log::AccessRecord;
+
+type ByIngress = Vec<(&'static str, String)>;
+
+/// The metrics of all requests.
+#[derive(Debug, Clone)]
+pub struct IngressMetrics {
+    requests: Family<ByIngress, Counter>,
+    durations: Family<ByIngress, Histogram, fn() -> Histogram>,
+    retries: Counter,
+    aborted: Counter,
+    pub connections: Gauge,
+}
+
+impl Default for IngressMetrics {
+    fn default() -> Self {
+        let histogram: fn() -> Histogram =
+            || Histogram::new([0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
+        Self {
+            requests: Family::default(),
+            durations: Family::new_with_constructor(histogram),
+            retries: Counter::default(),
+            aborted: Counter::default(),
+            connections: Gauge::default(),
+        }
+    }
+}
+
+impl IngressMetrics {
+    /// Registers the metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "sluice_ingress_requests",
+            "Requests by Ingress and class of the status; without a route the Ingress is empty",
+            self.requests.clone(),
+        );
+        registry.register(
+            "sluice_ingress_request_duration_seconds",
+            "Time from the head of a request to the end of its response",
+            self.durations.clone(),
+        );
+        registry.register(
+            "sluice_ingress_retries",
+            "Tries of a further endpoint after a failure",
+            self.retries.clone(),
+        );
+        registry.register(
+            "sluice_ingress_aborted",
+            "Responses that ended before their last byte was sent",
+            self.aborted.clone(),
+        );
+        registry.register(
+            "sluice_ingress_connections",
+            "Open connections of clients",
+            self.connections.clone(),
+        );
+    }
+
+    pub(super) fn finished(&self, record: &AccessRecord, duration: Duration) {
+        let route = record.route.as_ref();
+        let labels = |class: Option<u16>| {
+            let (namespace, name) =
+                route.map_or(("", ""), |route| (route.ingress.namespace(), route.ingress.name()));
+            let mut labels = vec![("namespace", namespace.to_owned()), ("ingress", name.to_owned())];
+            labels.extend(class.map(|class| ("status", format!("{class}xx"))));
+            labels
+        };
+        self.requests.get_or_create(&labels(Some(record.status / 100))).inc();
+        self.durations.get_or_create(&labels(None)).observe(duration.as_secs_f64());
+        self.retries.inc_by(u64::from(record.tries.saturating_sub(1)));
+        if !record.complete {
+            self.aborted.inc();
+        }
+    }
+
+    /// Removes the metrics of an Ingress that no longer exists.
+    pub fn forget(&self, ingress: &lb_model::ObjectName) {
+        let of_ingress =
+            vec![("namespace", ingress.namespace().to_owned()), ("ingress", ingress.name().to_owned())];
+        self.durations.remove(&of_ingress);
+        for class in 1..=5 {
+            let mut labels = of_ingress.clone();
+            labels.push(("status", format!("{class}xx")));
+            self.requests.remove(&labels);
+        }
+    }
+}

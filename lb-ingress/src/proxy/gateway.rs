@@ -1,0 +1,84 @@
+//! What all connections share.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+
+use super::guard::ClientTimeouts;
+use super::limits::Limiter;
+use super::upstream::Connections;
+use crate::endpoints::Endpoints;
+use crate::observe::Observer;
+use crate::routes::RouteTable;
+use crate::tls::{CertificateStore, TlsSettings};
+
+/// The settings of a proxy.
+#[derive(Debug, Clone)]
+pub struct GatewaySettings {
+    /// Peers whose `X-Forwarded-*` fields are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Connections begin with a PROXY protocol header (version 1 or 2).
+    pub proxy_protocol: bool,
+    /// The port of `https` as clients reach it, for redirects.
+    pub https_port: u16,
+    pub timeouts: ClientTimeouts,
+    /// Connections of clients at a time. More wait in the queue of the kernel.
+    pub max_connections: usize,
+}
+
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self {
+            trusted_proxies: Vec::new(),
+            proxy_protocol: false,
+            https_port: 443,
+            timeouts: ClientTimeouts::default(),
+            max_connections: 65_536,
+        }
+    }
+}
+
+/// The state of a proxy. Whoever reads the objects swaps the table, and sets endpoints and
+/// certificates.
+#[derive(Debug)]
+pub struct Gateway {
+    pub table: Arc<ArcSwap<RouteTable>>,
+    pub endpoints: Endpoints<Connections>,
+    pub certificates: Arc<CertificateStore>,
+    pub observer: Observer,
+    pub(super) settings: GatewaySettings,
+    pub(super) tls: TlsSettings,
+    pub(super) limiter: Limiter,
+    start: Instant,
+}
+
+impl Gateway {
+    /// # Errors
+    /// Fails if the provider of cryptography lacks a protocol version.
+    pub fn new(
+        settings: GatewaySettings,
+        certificates: CertificateStore,
+        observer: Observer,
+    ) -> Result<Self, rustls::Error> {
+        let table: Arc<ArcSwap<RouteTable>> = Arc::default();
+        let certificates = Arc::new(certificates);
+        let tls = TlsSettings::new(table.clone(), certificates.clone())?;
+        Ok(Self {
+            table,
+            endpoints: Endpoints::default(),
+            certificates,
+            observer,
+            settings,
+            tls,
+            limiter: Limiter::default(),
+            start: Instant::now(),
+        })
+    }
+
+    /// Returns the milliseconds since the start.
+    pub(super) fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,229 @@
+//! The fields of requests and responses that a proxy adds and removes.
+
+use std::net::{IpAddr, SocketAddr};
+
+use hyper::HeaderMap;
+use hyper::header::{
+    CONNECTION, FORWARDED, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use ipnet::IpNet;
+
+use super::random;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_SCHEME: HeaderName = HeaderName::from_static("x-forwarded-scheme");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+const X_ORIGINAL_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-original-forwarded-for");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_SCHEME: HeaderName = HeaderName::from_static("x-scheme");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Programs that read fields from environment variables take it for their own proxy
+/// (CVE-2016-5385).
+const PROXY: HeaderName = HeaderName::from_static("proxy");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Removes the fields that concern one connection only (RFC 9110 7.6.1), those that `Connection`
+/// lists included. `TE: trailers` stays: gRPC needs it.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let trailers =
+        headers.get(TE).is_some_and(|te| list(te).any(|word| word.eq_ignore_ascii_case("trailers")));
+    let listed: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(list)
+        .filter_map(|name| name.parse().ok())
+        // A client must not remove what the proxy sets.
+        .filter(|name: &HeaderName| !name.as_str().starts_with("x-") && name != "host")
+        .collect();
+    for name in listed {
+        headers.remove(name);
+    }
+    for name in [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    } else {
+        headers.remove(TRAILER);
+    }
+}
+
+fn list(value: &HeaderValue) -> impl Iterator<Item = &str> {
+    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|word| !word.is_empty())
+}
+
+/// The client, as far as the proxy believes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    /// The client itself.
+    pub address: IpAddr,
+    /// The peer of the connection is a trusted proxy.
+    pub trusted: bool,
+}
+
+impl Client {
+    /// Returns the client of a request. Behind trusted proxies it is the last address of
+    /// `X-Forwarded-For` that is no trusted proxy.
+    pub fn of(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
+        let peer = peer.ip().to_canonical();
+        let is_trusted = |address: &IpAddr| trusted.iter().any(|range| range.contains(address));
+        if !is_trusted(&peer) {
+            return Self { address: peer, trusted: false };
+        }
+        let mut address = peer;
+        let hops: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().flat_map(list).collect();
+        for hop in hops.into_iter().rev() {
+            let Ok(hop) = hop.parse::<IpAddr>() else { break };
+            address = hop.to_canonical();
+            if !is_trusted(&address) {
+                break;
+            }
+        }
+        Self { address, trusted: true }
+    }
+
+    /// Returns the scheme that the client used.
+    pub fn scheme(&self, tls: bool, headers: &HeaderMap) -> &'static str {
+        let forwarded = headers.get(X_FORWARDED_PROTO).filter(|_| self.trusted);
+        match forwarded.and_then(|value| value.to_str().ok()) {
+            Some(scheme) if scheme.eq_ignore_ascii_case("https") => "https",
+            Some(scheme) if scheme.eq_ignore_ascii_case("http") => "http",
+            _ if tls => "https",
+            _ => "http",
+        }
+    }
+}
+
+/// Returns the id of a request: that of the client, or a new one.
+pub fn request_id(headers: &HeaderMap) -> String {
+    let sent = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| id.len() <= 128);
+    sent.map_or_else(|| format!("{:016x}{:016x}", random::next(), random::next()), str::to_owned)
+}
+
+/// Sets the fields about the client. What an untrusted peer sent is replaced.
+pub fn set_forwarded(
+    headers: &mut HeaderMap,
+    client: Client,
+    peer: IpAddr,
+    (scheme, host, port): (&'static str, &HeaderValue, u16),
+    request_id: &str,
+) {
+    let value = |text: String| HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
+    let peer = peer.to_canonical();
+    let sent = headers.get_all(X_FORWARDED_FOR).iter().flat_map(list).collect::<Vec<_>>().join(", ");
+    if client.trusted && !sent.is_empty() {
+        headers.insert(X_FORWARDED_FOR, value(format!("{sent}, {peer}")));
+    } else {
+        if !sent.is_empty() {
+            headers.insert(X_ORIGINAL_FORWARDED_FOR, value(sent));
+        }
+        headers.insert(X_FORWARDED_FOR, value(peer.to_string()));
+    }
+    if !client.trusted {
+        headers.remove(FORWARDED);
+        headers.remove(X_FORWARDED_PREFIX);
+    }
+    let mut set = |name: HeaderName, new: HeaderValue| {
+        if !client.trusted || !headers.contains_key(&name) {
+            headers.insert(name, new);
+        }
+    };
+    set(X_FORWARDED_HOST, host.clone());
+    set(X_FORWARDED_PORT, value(port.to_string()));
+    set(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    headers.insert(X_FORWARDED_SCHEME, HeaderValue::from_static(scheme));
+    headers.insert(X_SCHEME, HeaderValue::from_static(scheme));
+    headers.insert(X_REAL_IP, value(client.address.to_string()));
+    headers.remove(PROXY);
+    // Servers of WSGI and CGI cannot distinguish `-` from `_`: a field with `_` could replace one
+    // that is set above.
+    let ambiguous: Vec<_> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    for name in ambiguous {
+        headers.remove(name);
+    }
+    headers.insert(X_REQUEST_ID, value(request_id.to_owned()));
+}
+
+/// Sets the prefix that a rewrite removed.
+pub fn set_prefix(headers: &mut HeaderMap, prefix: &str) {
+    if let Ok(prefix) = HeaderValue::from_str(prefix) {
+        headers.insert(X_FORWARDED_PREFIX, prefix);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn fields_of_one_connection_are_removed() {
+        let mut headers = map(&[
+            ("connection", "close, secret, X-Real-IP"),
+            ("secret", "a"),
+            ("keep-alive", "5"),
+            ("te", "gzip, trailers"),
+            ("upgrade", "h2c"),
+            ("x-real-ip", "1"),
+            ("accept", "b"),
+        ]);
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("te", "trailers"), ("x-real-ip", "1"), ("accept", "b")]));
+    }
+
+    #[test]
+    fn forwarded_fields_are_replaced_unless_the_peer_is_trusted() {
+        let sent = [
+            ("x-forwarded-for", "198.51.100.1, 203.0.113.9"),
+            ("x-forwarded-proto", "https"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("proxy", "evil"),
+        ];
+        for (trusted, client, scheme, forwarded) in [
+            (vec![], "10.0.0.9", "http", "10.0.0.9"),
+            (vec!["10.0.0.0/8"], "203.0.113.9", "https", "198.51.100.1, 203.0.113.9, 10.0.0.9"),
+            (
+                vec!["10.0.0.0/8", "203.0.113.0/24"],
+                "198.51.100.1",
+                "https",
+                "198.51.100.1, 203.0.113.9, 10.0.0.9",
+            ),
+        ] {
+            let trusted: Vec<IpNet> = trusted.iter().map(|text| text.parse().unwrap()).collect();
+            let mut headers = map(&sent);
+            let peer: SocketAddr = "[::ffff:10.0.0.9]:5000".parse().unwrap();
+            let found = Client::of(peer, &headers, &trusted);
+            assert_eq!(found.address.to_string(), client);
+            assert_eq!(found.scheme(false, &headers), scheme);
+            let host = HeaderValue::from_static("shop.example");
+            set_forwarded(&mut headers, found, peer.ip(), (scheme, &host, 80), "id");
+            assert_eq!(headers["x-forwarded-for"], forwarded);
+            assert_eq!(headers["x-forwarded-proto"], scheme);
+            assert_eq!(headers["x-real-ip"], client);
+            assert_eq!(headers["x-request-id"], "id");
+            assert!(!headers.contains_key("x_forwarded_for") && !headers.contains_key("proxy"));
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The proxy: connections of clients, requests to endpoints.
+//!
+//! - `listener` accepts connections: PROXY protocol, TLS, passthrough, HTTP/1 and HTTP/2;
+//! - `guard` and `framing` check the bytes of HTTP/1 before the engine (hyper) reads them;
+//! - `service` answers a request by the table of routes: `policy`, `cors`, `limits`,
+//!   `variables`;
+//! - `forward` sends it to an endpoint: `headers`, `upstream`, `upgrade`;
+//! - `answer`, `request_body`, `response_body` are what goes in both directions.
+//!
+//! **Invariant:** a request holds one table from its begin to its end.
+//! **Invariant:** no byte that follows a request for an upgrade is forwarded before the endpoint
+//! has answered 101.
+
+mod answer;
+mod cors;
+mod drain;
+mod forward;
+mod framing;
+mod gateway;
+mod guard;
+mod headers;
+mod limits;
+mod listener;
+mod policy;
+mod proxy_protocol;
+mod random;
+mod request_body;
+mod response_body;
+mod service;
+mod upgrade;
+mod upstream;
+mod variables;
+
+pub use drain::Drain;
+pub use gateway::{Gateway, GatewaySettings};
+pub use guard::ClientTimeouts;
+pub use listener::{ListenerKind, serve};
+pub use upstream::Connections;

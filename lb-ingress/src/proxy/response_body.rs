@@ -1,0 +1,137 @@
+//! Bodies of responses.
+
+use std::future::Future as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+
+use super::answer::Content;
+use super::gateway::Gateway;
+use super::guard::Link;
+use super::limits::Permit;
+use super::request_body::BodyError;
+use super::upstream::Connections;
+use crate::endpoints::InFlight;
+use crate::observe::AccessRecord;
+
+/// The body of a response. Its end, or its drop, ends the request.
+#[derive(Debug)]
+pub struct ResponseBody {
+    content: Content,
+    timer: Option<Pin<Box<Sleep>>>,
+    finish: Finish,
+}
+
+/// What ends with the response.
+#[derive(Debug)]
+pub struct Finish {
+    pub gateway: Arc<Gateway>,
+    pub record: AccessRecord,
+    pub start: Instant,
+    pub link: Option<Arc<Link>>,
+    pub permit: Option<Permit>,
+    pub in_flight: Option<InFlight<Connections>>,
+}
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        if let Some(link) = &self.link {
+            link.set_busy(false);
+        }
+        self.gateway.observer.finished(&self.record, self.start.elapsed());
+    }
+}
+
+impl ResponseBody {
+    pub fn new(content: Content, mut finish: Finish) -> Self {
+        finish.record.complete = match &content {
+            Content::Own(bytes) => bytes.is_empty(),
+            Content::Endpoint { body, .. } => body.is_end_stream(),
+            Content::Upgraded => true,
+        };
+        let mut this = Self { content, timer: None, finish };
+        if this.finish.record.complete {
+            this.give_back();
+        }
+        this
+    }
+
+    fn give_back(&mut self) {
+        if let Content::Endpoint { lease, .. } = &mut self.content
+            && let Some(lease) = lease.take()
+            && let Some(in_flight) = &self.finish.in_flight
+        {
+            in_flight.endpoint().connections.give_back(lease);
+        }
+    }
+
+    fn poll_endpoint(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Content::Endpoint { body, read, .. } = &mut self.content else { return Poll::Ready(None) };
+        match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                self.timer = None;
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+            Poll::Pending => {
+                let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(*read)));
+                ready!(timer.as_mut().poll(cx));
+                Poll::Ready(Some(Err(BodyError::Slow)))
+            }
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let frame = match &mut this.content {
+            Content::Own(bytes) if bytes.is_empty() => None,
+            Content::Own(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            Content::Endpoint { .. } => ready!(this.poll_endpoint(cx)),
+            Content::Upgraded => None,
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                this.finish.record.bytes += length as u64;
+                if this.is_end_stream() {
+                    this.finish.record.complete = true;
+                    this.give_back();
+                }
+            }
+            Some(Err(error)) => this.finish.record.reason = Some(error.to_string().into()),
+            None => {
+                this.finish.record.complete = true;
+                this.give_back();
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Own(bytes) => bytes.is_empty(),
+            Content::Endpoint { body, .. } => body.is_end_stream(),
+            Content::Upgraded => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Endpoint { body, .. } => body.size_hint(),
+            Content::Upgraded => SizeHint::with_exact(0),
+        }
+    }
+}

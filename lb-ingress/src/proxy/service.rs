@@ -1,0 +1,271 @@
+//! Answers the requests of a connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, USER_AGENT};
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, Request, Response, StatusCode, Version};
+
+use super::answer::{Answer, Content, own};
+use super::drain::Drain;
+use super::forward::{self, Forward};
+use super::framing::MAX_FIELDS;
+use super::gateway::Gateway;
+use super::guard::{Link, REFUSED_METHOD};
+use super::headers::{self, Client};
+use super::request_body::RequestBody;
+use super::response_body::{Finish, ResponseBody};
+use super::variables::{Variables, cookie};
+use super::{cors, policy, random, upgrade};
+use crate::observe::AccessRecord;
+use crate::routes::{NormalPath, RequestFacts, RouteTable, request_host};
+
+/// The facts of the TLS connection of a client.
+#[derive(Debug)]
+pub struct Tls {
+    /// The server name of the handshake in lower case.
+    pub name: Option<String>,
+}
+
+/// The requests of one connection.
+#[derive(Debug)]
+pub struct Service {
+    pub gateway: Arc<Gateway>,
+    pub peer: SocketAddr,
+    /// The port that the client connected to.
+    pub port: u16,
+    pub tls: Option<Tls>,
+    /// `None` for HTTP/2.
+    pub link: Option<Arc<Link>>,
+    pub drain: Drain,
+}
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+struct Facts<'h>(&'h HeaderMap);
+
+impl RequestFacts for Facts<'_> {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.0.get(name)?.to_str().ok()
+    }
+
+    fn cookie(&self, name: &str) -> Option<&str> {
+        cookie(self.0, name)
+    }
+
+    fn random(&self, bound: u32) -> u32 {
+        random::below(bound)
+    }
+}
+
+impl Service {
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
+        if let Some(link) = &self.link {
+            link.set_busy(true);
+        }
+        let start = Instant::now();
+        let asks_upgrade = upgrade::is_requested(request.version(), request.headers());
+        // If the client goes away, this is dropped with the status of nginx for it.
+        let mut finish = Finish {
+            gateway: self.gateway.clone(),
+            record: self.record(&request),
+            start,
+            link: self.link.clone(),
+            permit: None,
+            in_flight: None,
+        };
+        let table = self.gateway.table.load_full();
+        let (Ok(mut answer) | Err(mut answer)) = self.answer(&table, &mut finish, request).await;
+        if let Some(link) = self.link.as_ref().filter(|_| asks_upgrade) {
+            link.answer_upgrade(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
+        }
+        finish.record.status = answer.status().as_u16();
+        *answer.version_mut() = Version::HTTP_11;
+        answer.map(|content| ResponseBody::new(content, finish))
+    }
+
+    fn record(&self, request: &Request<Incoming>) -> AccessRecord {
+        let headers = request.headers();
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let path = request.uri().path_and_query().map_or("*", |path| path.as_str());
+        let trace = text(TRACEPARENT).and_then(|trace| trace.split('-').nth(1));
+        AccessRecord {
+            client: self.peer.ip().to_canonical(),
+            method: request.method().as_str().into(),
+            host: host_of(request.uri(), headers).unwrap_or_default().into(),
+            path: path.into(),
+            protocol: match request.version() {
+                Version::HTTP_2 => "HTTP/2.0",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            tls: self.tls.is_some(),
+            status: 499,
+            bytes: 0,
+            route: None,
+            service: None,
+            endpoint: None,
+            tries: 0,
+            endpoint_time: None,
+            user_agent: text(USER_AGENT).map(Into::into),
+            request_id: None,
+            trace: trace.map(Into::into),
+            reason: None,
+            complete: false,
+        }
+    }
+
+    async fn answer(
+        &self,
+        table: &RouteTable,
+        finish: &mut Finish,
+        request: Request<Incoming>,
+    ) -> Result<Answer, Answer> {
+        let refuse = |finish: &mut Finish, status: StatusCode, reason: &str| {
+            finish.record.reason = Some(reason.into());
+            own(status)
+        };
+        if let Some(status) = request.method().as_str().strip_prefix(REFUSED_METHOD) {
+            let status = status.parse().unwrap_or(StatusCode::BAD_REQUEST);
+            let mut answer = refuse(finish, status, "the head of the request is malformed, large or slow");
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return Ok(answer);
+        }
+        if request.headers().len() > MAX_FIELDS {
+            return Ok(refuse(finish, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many fields"));
+        }
+        let (mut parts, body) = request.into_parts();
+        let sent_host = host_of(&parts.uri, &parts.headers).unwrap_or_default().to_owned();
+        let Some(host) = request_host(&sent_host).map(|host| host.into_owned()) else {
+            return Ok(refuse(finish, StatusCode::BAD_REQUEST, "the host is neither a name nor an address"));
+        };
+        if let Ok(value) = HeaderValue::from_str(&sent_host) {
+            parts.headers.insert(HOST, value);
+        }
+        if self.is_misdirected(table, &parts, &host) {
+            let reason = "the connection has the certificate of another host";
+            return Ok(refuse(finish, StatusCode::MISDIRECTED_REQUEST, reason));
+        }
+        let sent_path = parts.uri.path().to_owned();
+        let path = match NormalPath::new(&sent_path) {
+            Ok(path) => path,
+            Err(error) => return Ok(refuse(finish, StatusCode::BAD_REQUEST, &error.to_string())),
+        };
+        let Some(found) = table.find(&host, &path, &Facts(&parts.headers)) else {
+            return Ok(refuse(finish, StatusCode::NOT_FOUND, "no route"));
+        };
+        let policy = &*found.route.policy;
+        finish.record.route = Some(found.route.origin.clone());
+        let client = Client::of(self.peer, &parts.headers, &self.gateway.settings.trusted_proxies);
+        finish.record.client = client.address;
+        let scheme = client.scheme(self.tls.is_some(), &parts.headers);
+        let request_id = headers::request_id(&parts.headers);
+        finish.record.request_id = Some(request_id.as_str().into());
+        let query = parts.uri.query().map(str::to_owned);
+        let original_headers = parts.headers.clone();
+        let variables = Variables {
+            scheme,
+            host: &host,
+            http_host: &sent_host,
+            sent_path: &sent_path,
+            port: self.port,
+            request_id: &request_id,
+            method: &finish.record.method.clone(),
+            path: &path,
+            query: query.as_deref(),
+            client: client.address,
+            headers: &original_headers,
+        };
+        if policy.refused {
+            let reason = "an annotation that restricts access is invalid";
+            return Ok(refuse(finish, StatusCode::SERVICE_UNAVAILABLE, reason));
+        }
+        let settings = found.host.map(|host| &host.settings);
+        if settings.is_some_and(|settings| settings.client_certificates.is_some()) {
+            // Never served half: the annotations `auth-tls-*` ask for a certificate.
+            return Ok(refuse(finish, StatusCode::FORBIDDEN, "client certificates are not supported"));
+        }
+        if let Some(redirect) =
+            policy::redirects(policy, settings, &variables, self.gateway.settings.https_port)
+        {
+            return Ok(redirect);
+        }
+        if !policy.sources.admit(client.address) {
+            return Ok(refuse(finish, StatusCode::FORBIDDEN, "the source address is not allowed"));
+        }
+        let ingress = &found.route.origin.ingress;
+        let now = self.gateway.now_ms();
+        finish.permit = self.gateway.limiter.admit(ingress, &policy.limits, client.address, now);
+        if finish.permit.is_none() {
+            return Ok(refuse(finish, StatusCode::SERVICE_UNAVAILABLE, "a limit of the route"));
+        }
+        let origin = original_headers.get(ORIGIN);
+        let preflight = cors::is_preflight(&parts.method, &parts.headers);
+        let answer = if let Some(cors) = policy.cors.as_ref().filter(|_| preflight) {
+            let mut answer = Response::new(Content::Own(Bytes::new()));
+            *answer.status_mut() = StatusCode::NO_CONTENT;
+            cors::add(cors, origin, true, answer.headers_mut());
+            return Ok(answer);
+        } else if policy.auth.is_some() {
+            // Never served half.
+            refuse(finish, StatusCode::SERVICE_UNAVAILABLE, "authentication is not supported")
+        } else if let Some(own_answer) = &policy.answer {
+            policy::own_answer(own_answer, &variables)
+        } else if policy.body.max_request.is_some_and(|limit| body.size_hint().lower() > limit) {
+            refuse(finish, StatusCode::PAYLOAD_TOO_LARGE, "the body exceeds the limit of the route")
+        } else {
+            let body = RequestBody::new(body, policy.body.max_request);
+            let host_value = original_headers.get(HOST).cloned().unwrap_or(HeaderValue::from_static(""));
+            let on_upgrade = parts.extensions.remove();
+            let wants_upgrade = upgrade::is_requested(parts.version, &parts.headers);
+            let protocol = parts.headers.get(hyper::header::UPGRADE).cloned();
+            headers::remove_hop_by_hop(&mut parts.headers);
+            let forwarded_port = if scheme == "https" { self.gateway.settings.https_port } else { self.port };
+            headers::set_forwarded(
+                &mut parts.headers,
+                client,
+                self.peer.ip(),
+                (scheme, &host_value, forwarded_port),
+                &request_id,
+            );
+            let forward = Forward {
+                gateway: &self.gateway,
+                table,
+                found,
+                path: &path,
+                variables,
+                upgrade: wants_upgrade.then_some(protocol).flatten().zip(on_upgrade),
+                drain: &self.drain,
+            };
+            forward::forward(forward, finish, parts, body).await
+        };
+        let mut answer = answer;
+        policy::response_headers(policy, &variables, answer.headers_mut());
+        if let Some(cors) = &policy.cors {
+            cors::add(cors, origin, false, answer.headers_mut());
+        }
+        Ok(answer)
+    }
+
+    /// Returns whether a client has used an HTTP/2 connection for a host that another certificate
+    /// belongs to (RFC 9110 15.5.20): a wildcard certificate must not lead around its settings.
+    fn is_misdirected(&self, table: &RouteTable, parts: &Parts, host: &str) -> bool {
+        let Some(name) = self.tls.as_ref().and_then(|tls| tls.name.as_deref()) else { return false };
+        let clients = |name| table.host(name).and_then(|host| host.settings.client_certificates.as_ref());
+        let other_certificate =
+            parts.version == Version::HTTP_2 && table.certificate(name) != table.certificate(host);
+        name != host && (other_certificate || clients(name) != clients(host))
+    }
+}
+
+/// Returns the host of a request, with the port. The target precedes the field (RFC 9112 3.2.2).
+fn host_of<'r>(uri: &'r hyper::Uri, headers: &'r HeaderMap) -> Option<&'r str> {
+    match uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => headers.get(HOST)?.to_str().ok(),
+    }
+}

@@ -1,0 +1,345 @@
+//! Connections to endpoints.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tracing::debug;
+
+use super::request_body::{Progress, RequestBody};
+use crate::routes::policy::{BackendProtocol, Timeouts};
+
+/// An idle connection is not used after this time: many servers close theirs after 60 s.
+const IDLE: Duration = Duration::from_secs(55);
+/// Idle connections of one endpoint.
+const MAX_IDLE: usize = 128;
+
+type Http1 = http1::SendRequest<RequestBody>;
+type Http2 = http2::SendRequest<RequestBody>;
+
+/// What two connections to one endpoint must have in common to be exchanged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    pub protocol: BackendProtocol,
+    /// The server name of TLS.
+    pub name: Option<Box<str>>,
+}
+
+impl Way {
+    fn is_tls(&self) -> bool {
+        matches!(self.protocol, BackendProtocol::Https | BackendProtocol::Grpcs)
+    }
+
+    pub fn is_http2(&self) -> bool {
+        matches!(self.protocol, BackendProtocol::Grpc | BackendProtocol::Grpcs)
+    }
+}
+
+/// The connections of one endpoint. They close when the endpoint is dropped.
+#[derive(Debug, Default)]
+pub struct Connections {
+    idle: Mutex<Vec<(Way, Http1, Instant)>>,
+    shared: Mutex<Vec<(Way, Http2)>>,
+}
+
+/// An HTTP/1 connection with a request under way.
+#[derive(Debug)]
+pub struct Lease {
+    way: Way,
+    sender: Http1,
+}
+
+/// Why a request has no response.
+#[derive(Debug)]
+pub struct SendError {
+    pub kind: SendErrorKind,
+    pub reason: Box<str>,
+    /// The request, if no byte of it was sent.
+    pub unsent: Option<Request<RequestBody>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendErrorKind {
+    Connect,
+    ConnectTimeout,
+    Timeout,
+    Broken,
+}
+
+impl Connections {
+    /// Sends a request and returns the response with the connection that it came by.
+    pub async fn send(
+        &self,
+        address: SocketAddr,
+        way: &Way,
+        timeouts: &Timeouts,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<Incoming>, Option<Lease>), SendError> {
+        if way.is_http2() {
+            return self.send_http2(address, way, timeouts, request).await;
+        }
+        let mut request = request;
+        loop {
+            let (mut sender, reused) = match self.take_idle(way).await {
+                Some(sender) => (sender, true),
+                None => match connect_http1(address, way, timeouts.connect).await {
+                    Ok(sender) => (sender, false),
+                    Err(error) => return Err(connect_error(&error, request)),
+                },
+            };
+            let progress = request.body().progress();
+            let response = sender.try_send_request(request);
+            match wait(response, timeouts.read, &progress).await {
+                None => return Err(timeout_error()),
+                Some(Ok(response)) => {
+                    return Ok((response, Some(Lease { way: way.clone(), sender })));
+                }
+                Some(Err(mut error)) => match error.take_message() {
+                    // The endpoint closed an idle connection. Nothing was sent.
+                    Some(unsent) if reused => request = unsent,
+                    unsent => return Err(broken(error.error(), unsent)),
+                },
+            }
+        }
+    }
+
+    async fn send_http2(
+        &self,
+        address: SocketAddr,
+        way: &Way,
+        timeouts: &Timeouts,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<Incoming>, Option<Lease>), SendError> {
+        let mut request = request;
+        loop {
+            let shared = self.shared(way);
+            let reused = shared.is_some();
+            let mut sender = match shared {
+                Some(sender) => sender,
+                None => match connect_http2(address, way, timeouts.connect).await {
+                    Ok(sender) => {
+                        self.lock_shared().push((way.clone(), sender.clone()));
+                        sender
+                    }
+                    Err(error) => return Err(connect_error(&error, request)),
+                },
+            };
+            let progress = request.body().progress();
+            let response = sender.try_send_request(request);
+            match wait(response, timeouts.read, &progress).await {
+                None => return Err(timeout_error()),
+                Some(Ok(response)) => return Ok((response, None)),
+                Some(Err(mut error)) => match error.take_message() {
+                    Some(unsent) if reused => request = unsent,
+                    unsent => return Err(broken(error.error(), unsent)),
+                },
+            }
+        }
+    }
+
+    fn lock_shared(&self) -> std::sync::MutexGuard<'_, Vec<(Way, Http2)>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shared(&self, way: &Way) -> Option<Http2> {
+        let mut shared = self.lock_shared();
+        shared.retain(|(_, sender)| !sender.is_closed());
+        shared.iter().find(|(other, _)| other == way).map(|(_, sender)| sender.clone())
+    }
+
+    async fn take_idle(&self, way: &Way) -> Option<Http1> {
+        loop {
+            let mut sender = {
+                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                let found = idle.iter().rposition(|(other, ..)| other == way)?;
+                let (_, sender, since) = idle.swap_remove(found);
+                if sender.is_closed() || since.elapsed() > IDLE {
+                    continue;
+                }
+                sender
+            };
+            // The engine may still have to notice the end of the last response.
+            if sender.is_ready() || sender.ready().await.is_ok() {
+                return Some(sender);
+            }
+        }
+    }
+
+    /// Takes back a connection whose response has ended.
+    pub fn give_back(&self, Lease { way, sender }: Lease) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if !sender.is_closed() && idle.len() < MAX_IDLE {
+            idle.push((way, sender, Instant::now()));
+        }
+    }
+}
+
+/// Waits for a response. The time begins again with each byte of the request's body.
+async fn wait<T>(response: impl Future<Output = T>, read: Duration, progress: &Progress) -> Option<T> {
+    let mut response = std::pin::pin!(response);
+    loop {
+        let before = progress.bytes.load(Ordering::Relaxed);
+        match timeout(read, response.as_mut()).await {
+            Ok(response) => return Some(response),
+            Err(_) if progress.bytes.load(Ordering::Relaxed) == before => return None,
+            Err(_) => {}
+        }
+    }
+}
+
+fn connect_error(error: &io::Error, request: Request<RequestBody>) -> SendError {
+    let kind = match error.kind() {
+        io::ErrorKind::TimedOut => SendErrorKind::ConnectTimeout,
+        _ => SendErrorKind::Connect,
+    };
+    SendError { kind, reason: format!("cannot connect: {error}").into(), unsent: Some(request) }
+}
+
+fn timeout_error() -> SendError {
+    let reason = "no response in time".into();
+    SendError { kind: SendErrorKind::Timeout, reason, unsent: None }
+}
+
+fn broken(error: &hyper::Error, unsent: Option<Request<RequestBody>>) -> SendError {
+    let mut reason = error.to_string();
+    if let Some(cause) = std::error::Error::source(error) {
+        reason = format!("{reason}: {cause}");
+    }
+    SendError { kind: SendErrorKind::Broken, reason: reason.into(), unsent }
+}
+
+/// Opens a connection, within the time.
+pub async fn connect(address: SocketAddr, within: Duration) -> io::Result<TcpStream> {
+    let stream =
+        timeout(within, TcpStream::connect(address)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn connect_http1(address: SocketAddr, way: &Way, within: Duration) -> io::Result<Http1> {
+    let stream = connect(address, within).await?;
+    let mut builder = http1::Builder::new();
+    builder.max_headers(256);
+    if way.is_tls() {
+        let stream = connect_tls(stream, address, way, within).await?;
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        tokio::spawn(report(address, connection.with_upgrades()));
+        return Ok(sender);
+    }
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    tokio::spawn(report(address, connection.with_upgrades()));
+    Ok(sender)
+}
+
+async fn connect_http2(address: SocketAddr, way: &Way, within: Duration) -> io::Result<Http2> {
+    let stream = connect(address, within).await?;
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20));
+    if way.is_tls() {
+        let stream = connect_tls(stream, address, way, within).await?;
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        tokio::spawn(report(address, connection));
+        return Ok(sender);
+    }
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    tokio::spawn(report(address, connection));
+    Ok(sender)
+}
+
+async fn report(address: SocketAddr, connection: impl Future<Output = hyper::Result<()>>) {
+    if let Err(error) = connection.await {
+        debug!(%address, %error, "a connection to an endpoint ended");
+    }
+}
+
+async fn connect_tls(
+    stream: TcpStream,
+    address: SocketAddr,
+    way: &Way,
+    within: Duration,
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    static CONFIGS: LazyLock<Result<[Arc<ClientConfig>; 2], rustls::Error>> = LazyLock::new(|| {
+        let config = |alpn: &[u8]| {
+            let provider = Arc::new(ring::default_provider());
+            let mut config = ClientConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+                .with_no_client_auth();
+            config.alpn_protocols = vec![alpn.to_vec()];
+            Ok::<_, rustls::Error>(Arc::new(config))
+        };
+        Ok([config(b"http/1.1")?, config(b"h2")?])
+    });
+    let [http1, http2] = CONFIGS.as_ref().map_err(io::Error::other)?;
+    let config = if way.is_http2() { http2 } else { http1 };
+    let mut config = config.clone();
+    let name = match &way.name {
+        Some(name) => ServerName::try_from(name.to_string()).map_err(io::Error::other)?,
+        None => {
+            Arc::make_mut(&mut config).enable_sni = false;
+            ServerName::from(address.ip())
+        }
+    };
+    timeout(within, TlsConnector::from(config).connect(name, stream))
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// Accepts every certificate: endpoints have self-signed ones, and `proxy-ssl-verify` is off by
+/// default in ingress-nginx. The signature of the handshake is checked.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,130 @@
+//! The certificates of Secrets.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use lb_model::ObjectName;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
+
+/// The reasons why a Secret has no usable certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    #[error("data[tls.crt] is no PEM certificate ({0}): set it to the chain, the server's certificate first")]
+    Certificate(String),
+    #[error("data[tls.key] is no PEM private key ({0}): set it to the key of the certificate")]
+    Key(String),
+    #[error("data[tls.key] cannot be used ({0}): use a key for RSA, ECDSA (P-256, P-384) or Ed25519")]
+    KeyKind(rustls::Error),
+    #[error("data[tls.key] does not belong to data[tls.crt]: set both from one certificate")]
+    Mismatch,
+    #[error("the default certificate cannot be made: {0}")]
+    SelfSigned(#[from] rcgen::Error),
+}
+
+/// Parses `tls.crt` and `tls.key` of a Secret.
+///
+/// # Errors
+/// Fails if one of them is no PEM, or if they do not belong together.
+pub fn parse_certificate(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, CertificateError> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
+        .collect::<Result<_, _>>()
+        .map_err(|error| CertificateError::Certificate(error.to_string()))?;
+    if chain.is_empty() {
+        return Err(CertificateError::Certificate("it has none".into()));
+    }
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| CertificateError::Key(error.to_string()))?;
+    certified(chain, &key)
+}
+
+fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: &PrivateKeyDer<'_>,
+) -> Result<CertifiedKey, CertificateError> {
+    let key = ring::sign::any_supported_type(key).map_err(CertificateError::KeyKind)?;
+    let certified = CertifiedKey::new(chain, key);
+    match certified.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(CertificateError::Mismatch),
+        Err(error) => Err(CertificateError::Certificate(error.to_string())),
+    }
+}
+
+/// Makes the certificate for server names that have none.
+pub fn self_signed() -> Result<CertifiedKey, CertificateError> {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["ingress.invalid".to_owned()])?;
+    let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der());
+    certified(vec![cert.der().clone()], &key.into())
+}
+
+/// The certificates by Secret. A change of one costs nothing for the others; connections keep the
+/// certificate that they have.
+#[derive(Debug)]
+pub struct CertificateStore {
+    by_secret: RwLock<HashMap<ObjectName, Arc<CertifiedKey>>>,
+    default: Arc<CertifiedKey>,
+}
+
+impl CertificateStore {
+    /// `default` is for server names without a certificate.
+    pub fn new(default: CertifiedKey) -> Self {
+        Self { by_secret: RwLock::default(), default: Arc::new(default) }
+    }
+
+    /// Returns the certificate of a Secret, else the default.
+    pub fn of(&self, secret: Option<&ObjectName>) -> Arc<CertifiedKey> {
+        let by_secret = self.by_secret.read().unwrap_or_else(PoisonError::into_inner);
+        secret.and_then(|secret| by_secret.get(secret)).unwrap_or(&self.default).clone()
+    }
+
+    /// Sets the certificate of a Secret. `None` removes it.
+    pub fn set(&self, secret: ObjectName, certificate: Option<CertifiedKey>) {
+        let mut by_secret = self.by_secret.write().unwrap_or_else(PoisonError::into_inner);
+        match certificate {
+            Some(certificate) => drop(by_secret.insert(secret, Arc::new(certificate))),
+            None => drop(by_secret.remove(&secret)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pem(name: &str) -> (String, String) {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        (cert.pem(), signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn certificates_of_secrets() {
+        let (chain, key) = pem("a.example");
+        let other = pem("b.example");
+        assert!(parse_certificate(chain.as_bytes(), key.as_bytes()).is_ok());
+        for (chain, key, expected) in [
+            ("", &*key, "data[tls.crt] is no PEM certificate"),
+            (&*chain, "", "data[tls.key] is no PEM private key"),
+            (&*chain, &*other.1, "data[tls.key] does not belong to data[tls.crt]"),
+        ] {
+            let error = parse_certificate(chain.as_bytes(), key.as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn unknown_secrets_get_the_default() {
+        let store = CertificateStore::new(self_signed().unwrap());
+        let secret = ObjectName::new("a", "tls");
+        let (chain, key) = pem("a.example");
+        let default = store.of(None);
+        assert!(Arc::ptr_eq(&default, &store.of(Some(&secret))));
+        store.set(secret.clone(), parse_certificate(chain.as_bytes(), key.as_bytes()).ok());
+        assert!(!Arc::ptr_eq(&default, &store.of(Some(&secret))));
+        store.set(secret.clone(), None);
+        assert!(Arc::ptr_eq(&default, &store.of(Some(&secret))));
+    }
+}

@@ -1,0 +1,459 @@
+//! What the proxy does with well-formed requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::{Request, StatusCode, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use lb_ingress::proxy::GatewaySettings;
+use lb_ingress::routes::policy::{
+    Answer, Body, Cors, Errors, Limits, Origins, Redirect, Sources, TlsRedirect, Upstream,
+};
+use lb_ingress::routes::policy::{BackendProtocol, CookieAffinity};
+use lb_ingress::routes::{HostSettings, Policy, Template};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::world::{Endpoint, World, backend, closed, listen, settings};
+
+fn template(text: &str) -> Template {
+    Template::parse(text).unwrap()
+}
+
+type Http2 = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
+
+fn tls_connector(alpn: &[&[u8]]) -> TlsConnector {
+    #[derive(Debug)]
+    struct Any;
+    impl rustls::client::danger::ServerCertVerifier for Any {
+        fn verify_server_cert(
+            &self,
+            _: &rustls::pki_types::CertificateDer<'_>,
+            _: &[rustls::pki_types::CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: rustls::pki_types::UnixTime,
+        ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+            Ok(rustls::client::danger::ServerCertVerified::assertion())
+        }
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &rustls::pki_types::CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+        }
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &rustls::pki_types::CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+        }
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            use rustls::SignatureScheme as S;
+            vec![S::ECDSA_NISTP256_SHA256, S::ED25519, S::RSA_PSS_SHA256]
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Any))
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
+}
+
+/// Connects with a server name. Returns the connection and the certificate of the server.
+async fn tls(
+    world: &World,
+    name: &'static str,
+    alpn: &[&[u8]],
+) -> (tokio_rustls::client::TlsStream<TcpStream>, Vec<u8>) {
+    let stream = TcpStream::connect(world.https).await.unwrap();
+    let name = ServerName::try_from(name).unwrap();
+    let stream = tls_connector(alpn).connect(name, stream).await.unwrap();
+    let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+    (stream, certificate)
+}
+
+async fn http2(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) -> Http2 {
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn http2_get(sender: &mut Http2, uri: &str) -> (StatusCode, String) {
+    let request = Request::builder().version(Version::HTTP_2).uri(uri).body(Full::default()).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn a_request_reaches_its_endpoint_and_connections_are_reused() {
+    let (world, endpoint) = (World::new().await, Endpoint::start("one").await);
+    world.simple(Policy::default(), &[endpoint.address]);
+    let mut stream = TcpStream::connect(world.http).await.unwrap();
+    for number in 0..3 {
+        let body = "x".repeat(1000 * number);
+        let head = format!(
+            "POST /p{number}?q=1 HTTP/1.1\r\nHost: A.example:80\r\nContent-Length: {}\r\n\
+             Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let end = format!("\n{body}");
+        while !(answer.contains(&format!("one: POST /p{number}?q=1\n")) && answer.ends_with(&end)) {
+            let mut buffer = [0; 4096];
+            let count = stream.read(&mut buffer).await.unwrap();
+            assert!(count > 0, "{answer}");
+            answer.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+        }
+        assert!(answer.contains("host: A.example:80\n"), "{answer}");
+        assert!(answer.contains("traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{answer}");
+    }
+    let answer = world.get("/", "").await;
+    assert!(answer.contains("one: GET /\n"), "{answer}");
+    let unknown = world.raw(b"GET / HTTP/1.1\r\nHost: b.example\r\nConnection: close\r\n\r\n").await;
+    assert!(unknown.starts_with("HTTP/1.1 404 "), "{unknown}");
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_is_replaced_also_for_post() {
+    let (world, endpoint, dead) = (World::new().await, Endpoint::start("one").await, closed().await);
+    world.simple(Policy::default(), &[dead, endpoint.address]);
+    for _ in 0..6 {
+        let answer = world
+            .raw(b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\nhello"), "{answer}");
+    }
+    world.simple(Policy::default(), &[dead]);
+    assert!(world.get("/", "").await.starts_with("HTTP/1.1 502 "));
+    world.simple(Policy::default(), &[]);
+    assert!(world.get("/", "").await.starts_with("HTTP/1.1 503 "));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_dies_under_load_loses_no_request() {
+    let world = Arc::new(World::new().await);
+    let (one, two) = (Endpoint::start("one").await, Endpoint::start("two").await);
+    world.simple(Policy::default(), &[one.address, two.address]);
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let world = world.clone();
+            tokio::spawn(async move {
+                for _ in 0..50 {
+                    let answer = world.get("/", "").await;
+                    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+                }
+            })
+        })
+        .collect();
+    while one.count() < 20 {
+        tokio::task::yield_now().await;
+    }
+    one.kill().await;
+    for client in clients {
+        client.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_lives_through_changes_of_routes() {
+    let (world, endpoint) = (World::new().await, Endpoint::start("one").await);
+    world.simple(Policy::default(), &[endpoint.address]);
+    let mut stream = TcpStream::connect(world.http).await.unwrap();
+    // The client does not wait for the answer.
+    let upgrade = "GET /ws HTTP/1.1\r\nHost: a.example\r\nConnection: keep-alive, Upgrade\r\nUpgrade: echo\r\n\r\nearly";
+    stream.write_all(upgrade.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"early") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&answer));
+    for number in 0..100 {
+        world.route("a.example", HostSettings::default(), &[("/", Policy::default(), "other")]);
+        world.gateway.endpoints.set(&backend("web"), &[]);
+        let text = format!("message {number}\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut echoed = vec![0; text.len()];
+        stream.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(echoed, text.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn certificates_by_server_name_change_while_running() {
+    let (world, endpoint) = (World::new().await, Endpoint::start("one").await);
+    world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+    let host = |secret: &str, names: &[&str]| HostSettings {
+        tls: Some(world.certificate(secret, names)),
+        ..HostSettings::default()
+    };
+    world.route("a.example", host("a", &["a.example"]), &[("/", Policy::default(), "web")]);
+    world.route("*.b.example", host("b", &["*.b.example"]), &[("/", Policy::default(), "web")]);
+    let (mut stream, a) = tls(&world, "a.example", &[]).await;
+    let (_, b) = tls(&world, "x.b.example", &[]).await;
+    let (_, other) = tls(&world, "c.example", &[]).await;
+    assert!(a != b && a != other && b != other);
+    world.certificate("a", &["a.example"]);
+    let (_, renewed) = tls(&world, "a.example", &[]).await;
+    assert_ne!(a, renewed);
+    // The connection with the earlier certificate goes on.
+    stream.write_all(b"GET /s HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await;
+    assert!(answer.contains("one: GET /s\n") && answer.contains("x-forwarded-proto: https\n"), "{answer}");
+    // Without TLS the host is redirected.
+    let answer = world.get("/x?y=1", "").await;
+    assert!(answer.starts_with("HTTP/1.1 308 "), "{answer}");
+    assert!(answer.contains("location: https://a.example/x?y=1\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn http2_with_and_without_tls() {
+    let (world, endpoint) = (World::new().await, Endpoint::start("one").await);
+    world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+    let wildcard = world.certificate("wild", &["*.example"]);
+    let own = world.certificate("own", &["b.example"]);
+    for (host, secret) in [("a.example", &wildcard), ("c.example", &wildcard), ("b.example", &own)] {
+        let settings = HostSettings { tls: Some(secret.clone()), ..HostSettings::default() };
+        world.route(host, settings, &[("/", Policy::default(), "web")]);
+    }
+    let mut sender = http2(tls(&world, "a.example", &[b"h2"]).await.0).await;
+    let (status, body) = http2_get(&mut sender, "https://a.example/x").await;
+    assert!(status == 200 && body.starts_with("one: GET /x\n"), "{status} {body}");
+    assert!(body.contains("host: a.example\n"), "{body}");
+    assert_eq!(http2_get(&mut sender, "https://c.example/").await.0, 200, "the same certificate");
+    assert_eq!(http2_get(&mut sender, "https://b.example/").await.0, 421, "another certificate");
+
+    world.simple(Policy::default(), &[endpoint.address]);
+    let mut sender = http2(TcpStream::connect(world.http).await.unwrap()).await;
+    let (status, body) = http2_get(&mut sender, "http://a.example/h2c").await;
+    assert!(status == 200 && body.starts_with("one: GET /h2c\n"), "{status} {body}");
+}
+
+#[tokio::test]
+async fn grpc_keeps_its_trailers() {
+    let (world, endpoint) = (World::new().await, Endpoint::start("one").await);
+    let upstream = Upstream { protocol: BackendProtocol::Grpc, ..Upstream::default() };
+    world.simple(Policy { upstream, ..Policy::default() }, &[endpoint.address]);
+    let stream = TcpStream::connect(world.http).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut trailers = hyper::HeaderMap::new();
+    trailers.insert("x-trailer", "at the end".parse().unwrap());
+    let frames = [Frame::data(Bytes::from("hello")), Frame::trailers(trailers)];
+    let frames = futures::stream::iter(frames.map(Ok::<_, std::convert::Infallible>));
+    let request = Request::post("http://a.example/pkg.Service/Call")
+        .header("te", "trailers")
+        .body(StreamBody::new(frames))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    assert!(body.starts_with("one: POST http://a.example/pkg.Service/Call\n"), "{body}");
+    assert!(body.contains("x-trailer: at the end\n") && body.ends_with("hello"), "{body}");
+}
+
+#[tokio::test]
+async fn passthrough_does_not_decrypt() {
+    let world = World::new().await;
+    let listener = listen().await;
+    world.gateway.endpoints.set(&backend("web"), &[closed().await, listener.local_addr().unwrap()]);
+    let settings = HostSettings { passthrough: Some(backend("web")), ..HostSettings::default() };
+    world.route("raw.example", settings, &[]);
+    let client = tokio::spawn({
+        let https = world.https;
+        async move {
+            let stream = TcpStream::connect(https).await.unwrap();
+            tls_connector(&[]).connect(ServerName::try_from("raw.example").unwrap(), stream).await.map(drop)
+        }
+    });
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut hello = [0; 64];
+    stream.read_exact(&mut hello).await.unwrap();
+    assert_eq!(hello[..3], [22, 3, 1], "a handshake of TLS, as the client sent it");
+    drop(stream);
+    assert!(client.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn the_proxy_protocol_carries_the_client() {
+    let world = World::with(GatewaySettings { proxy_protocol: true, ..settings() }).await;
+    let endpoint = Endpoint::start("one").await;
+    world.simple(Policy::default(), &[endpoint.address]);
+    let request = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+    let answer = world.raw(format!("PROXY TCP4 192.0.2.7 10.0.0.1 5000 80\r\n{request}").as_bytes()).await;
+    assert!(answer.contains("\nx-forwarded-for: 192.0.2.7\n"), "{answer}");
+    assert_eq!(world.raw(request.as_bytes()).await, "", "no header, no service");
+}
+
+#[tokio::test]
+async fn trusted_proxies_are_believed() {
+    let settings = GatewaySettings { trusted_proxies: vec!["127.0.0.0/8".parse().unwrap()], ..settings() };
+    let (world, endpoint) = (World::with(settings).await, Endpoint::start("one").await);
+    let sources = Sources { denied: ["198.51.100.0/24".parse().unwrap()].into(), ..Sources::default() };
+    world.simple(Policy { sources, ..Policy::default() }, &[endpoint.address]);
+    let answer = world.get("/", "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n").await;
+    assert!(answer.contains("\nx-forwarded-for: 192.0.2.7, 127.0.0.1\n"), "{answer}");
+    assert!(answer.contains("\nx-real-ip: 192.0.2.7\n"), "{answer}");
+    assert!(answer.contains("\nx-forwarded-proto: https\n"), "{answer}");
+    let answer = world.get("/", "X-Forwarded-For: 198.51.100.1\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+}
+
+#[tokio::test]
+async fn policies_of_routes() {
+    let (world, endpoint) = (World::new().await, Endpoint::start("one").await);
+    world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+    let mut moved = Policy::default();
+    moved.redirect.all =
+        Some(Redirect { status: 301, location: template("https://new.example$request_uri") });
+    let mut forced = Policy::default();
+    forced.redirect.to_tls = TlsRedirect::Always;
+    let mut rewritten = Policy::default();
+    rewritten.rewrite.target = Some("/inside".into());
+    rewritten.rewrite.host = Some(template("inner.example"));
+    rewritten.headers.to_backend = [("x-added".into(), template("$host"))].into();
+    rewritten.headers.set_in_response = [("x-endpoint".into(), template("hidden"))].into();
+    let answered =
+        Policy { answer: Some(Answer { status: 403, text: template("go away") }), ..Policy::default() };
+    let small = Body { max_request: Some(10), ..Body::default() };
+    let small = Policy { body: small, ..Policy::default() };
+    let limits = Limits { requests_per_second: Some(1), burst_multiplier: 1, ..Limits::default() };
+    let limited = Policy { limits, ..Policy::default() };
+    let cors = Policy {
+        cors: Some(Cors {
+            origins: Origins::Any,
+            methods: "GET".into(),
+            headers: "X-A".into(),
+            expose: None,
+            credentials: true,
+            max_age: Duration::from_secs(60),
+        }),
+        ..Policy::default()
+    };
+    world.route(
+        "a.example",
+        HostSettings::default(),
+        &[
+            ("/moved", moved, "web"),
+            ("/forced", forced, "web"),
+            ("/rewritten", rewritten, "web"),
+            ("/answered", answered, "web"),
+            ("/small", small, "web"),
+            ("/limited", limited, "web"),
+            ("/cors", cors, "web"),
+        ],
+    );
+    let chunked = |chunk: &str| format!("Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n{chunk}0\r\n");
+    let answer = world.get("/small", &chunked("")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\nabcde"), "{answer}");
+    let answer = world.get("/small", &chunked("6\r\nabcdef\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    for (path, fields, expected) in [
+        ("/moved/x?y", "", &["HTTP/1.1 301 ", "location: https://new.example/moved/x?y\r\n"][..]),
+        ("/forced", "", &["HTTP/1.1 308 ", "location: https://a.example/forced\r\n"]),
+        ("/rewritten?q", "", &["GET /inside?q\n", "host: inner.example\n", "x-added: a.example\n"]),
+        ("/rewritten", "", &["x-endpoint: hidden\r\n"]),
+        ("/answered", "", &["HTTP/1.1 403 ", "\r\n\r\ngo away"]),
+        ("/small", "Content-Length: 11\r\n", &["HTTP/1.1 413 "]),
+        ("/limited", "", &["HTTP/1.1 200 "]),
+        ("/limited", "", &["HTTP/1.1 200 "]),
+        ("/limited", "", &["HTTP/1.1 503 "]),
+        ("/cors", "Origin: https://b.example\r\n", &["access-control-allow-origin: https://b.example\r\n"]),
+    ] {
+        let answer = world.get(path, fields).await;
+        for expected in expected {
+            assert!(answer.contains(expected), "{path}: {expected:?} in {answer}");
+        }
+    }
+    let preflight = "OPTIONS /cors HTTP/1.1\r\nHost: a.example\r\nOrigin: https://b.example\r\n\
+                     Access-Control-Request-Method: GET\r\nConnection: close\r\n\r\n";
+    let answer = world.raw(preflight.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+    assert!(answer.contains("access-control-allow-methods: GET\r\n"), "{answer}");
+    assert!(answer.contains("access-control-allow-credentials: true\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn errors_are_replaced_by_the_error_backend() {
+    let world = World::new().await;
+    let (one, errors) = (Endpoint::start("one").await, Endpoint::start("errors").await);
+    world.gateway.endpoints.set(&backend("errors"), &[errors.address]);
+    let policy = Policy {
+        errors: Errors { statuses: [503].into(), backend: Some(backend("errors")) },
+        ..Policy::default()
+    };
+    world.simple(policy, &[one.address]);
+    let answer = world.get("/x", "X-Status: 503\r\n").await;
+    for expected in ["errors: GET /\n", "x-code: 503\n", "x-original-uri: /x\n", "x-service-name: web\n"] {
+        assert!(answer.contains(expected), "{expected:?} in {answer}");
+    }
+    let answer = world.get("/x", "X-Status: 500\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 500 ") && answer.contains("one: GET /x\n"), "{answer}");
+    world.gateway.endpoints.set(&backend("web"), &[]);
+    let answer = world.get("/x", "").await;
+    assert!(answer.contains("errors: GET /x\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_cookie_keeps_its_endpoint() {
+    let world = World::new().await;
+    let (one, two) = (Endpoint::start("one").await, Endpoint::start("two").await);
+    let affinity = CookieAffinity {
+        name: "route".into(),
+        path: None,
+        domain: None,
+        max_age: Some(Duration::from_secs(60)),
+        secure: None,
+        same_site: None,
+        conditional_same_site_none: false,
+        change_on_failure: false,
+        persistent: false,
+        sticky_canary: false,
+    };
+    world.simple(Policy { affinity: Some(affinity), ..Policy::default() }, &[one.address, two.address]);
+    let first = world.get("/", "").await;
+    let cookie = first.split("set-cookie: ").nth(1).unwrap().split(';').next().unwrap();
+    let name = if first.contains("one: GET") { "one: GET" } else { "two: GET" };
+    for _ in 0..5 {
+        let answer = world.get("/", &format!("Cookie: a=b; {cookie}\r\n")).await;
+        assert!(answer.contains(name) && !answer.contains("set-cookie"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_lets_requests_end() {
+    let (mut world, endpoint) = (World::new().await, Endpoint::start("one").await);
+    world.simple(Policy::default(), &[endpoint.address]);
+    let mut stream = TcpStream::connect(world.http).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\n\r\nhe").await.unwrap();
+    while endpoint.count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    world.stop.send(true).unwrap();
+    stream.write_all(b"llo").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\nhello"), "{answer}");
+    assert!(world.ended.recv().await.is_none(), "all connections have ended");
+    assert!(TcpStream::connect(world.http).await.is_err());
+}

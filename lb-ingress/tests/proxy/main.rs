@@ -1,0 +1,5 @@
+//! The proxy with real sockets: clients, the proxy and endpoints in one process.
+
+mod cases;
+mod hostile;
+mod world;
