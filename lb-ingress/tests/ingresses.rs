@@ -4,6 +4,9 @@
 //! and problems. After `then`, the objects of a second step replace those of the first. A step is
 //! translated twice, as a change and after a fresh start, and both results must be equal.
 //!
+//! `requests` has the hosts and paths of requests. Instead of the routes, the result then has the
+//! Service that each request gets.
+//!
 //! `SLUICE_BLESS=1` writes the actual results into the files.
 
 use std::collections::BTreeMap;
@@ -13,7 +16,7 @@ use std::path::Path;
 
 use lb_ingress::ingress::{Settings, Translator, Update};
 use lb_ingress::routes::policy::Policy;
-use lb_ingress::routes::{HostRoutes, Route, RouteTable};
+use lb_ingress::routes::{HostRoutes, NormalPath, RequestFacts, Route, RouteTable, request_host};
 use lb_model::Severity;
 use lb_objects::{ObjectSelection, manifests};
 use serde_json::{Map, Value, json};
@@ -54,7 +57,7 @@ fn run(steps: &str) -> String {
     let mut written = String::new();
     for (number, step) in steps.split("\nthen\n").enumerate() {
         let input = step.split("\n=>").next().unwrap().trim_end();
-        let (objects, settings) = expand(input);
+        let Step { objects, settings, requests } = expand(input);
         fs::write(folder.path().join("objects.json"), objects.to_string()).unwrap();
         let live = live.get_or_insert_with(|| Live::new(settings.clone()));
         let hosts = live.apply(|translator| translator.update(source.scan().unwrap()));
@@ -65,7 +68,8 @@ fn run(steps: &str) -> String {
         let hosts = if hosts.is_empty() { "no host".to_owned() } else { hosts.join(", ") };
         let changed = if number == 0 { String::new() } else { format!("changed: {hosts}\n") };
         let then = if number == 0 { "" } else { "then\n" };
-        write!(written, "{then}{input}\n=>\n{changed}{}", live.text()).unwrap();
+        let result = if requests.is_empty() { changed + &live.text() } else { live.answers(&requests) };
+        write!(written, "{then}{input}\n=>\n{result}").unwrap();
     }
     written
 }
@@ -88,6 +92,24 @@ impl Live {
         let names = hosts.iter().map(|(host, _)| host.to_string()).collect();
         self.table = self.table.with(hosts, default);
         names
+    }
+
+    /// Returns one line for each request.
+    fn answers(&self, requests: &[String]) -> String {
+        let answer = |request: &String| {
+            let (host, path) = request.split_once('/').unwrap();
+            let path = format!("/{path}");
+            let (Some(host), Ok(path)) = (request_host(host), NormalPath::new(&path)) else {
+                return format!("{request} = 400\n");
+            };
+            let backend = self.table.find(&host, &path, &NoFacts).map(|found| found.backend);
+            match backend {
+                None => format!("{request} = 404\n"),
+                Some(None) => format!("{request} = 503\n"),
+                Some(Some(backend)) => format!("{request} = {}\n", backend.service.name()),
+            }
+        };
+        requests.iter().map(answer).collect()
     }
 
     fn text(&self) -> String {
@@ -181,9 +203,33 @@ fn difference(expected: &str, actual: &str) -> String {
     lines('-', &expected) + &lines('+', &actual)
 }
 
-/// Returns the objects of a step as a `List`, and its settings.
-fn expand(step: &str) -> (Value, Settings) {
+struct NoFacts;
+
+impl RequestFacts for NoFacts {
+    fn header(&self, _: &str) -> Option<&str> {
+        None
+    }
+
+    fn cookie(&self, _: &str) -> Option<&str> {
+        None
+    }
+
+    fn random(&self, _: u32) -> u32 {
+        0
+    }
+}
+
+struct Step {
+    /// A `List`.
+    objects: Value,
+    settings: Settings,
+    /// Host and path.
+    requests: Vec<String>,
+}
+
+fn expand(step: &str) -> Step {
     let mut settings = Settings::default();
+    let mut requests = Vec::new();
     let parsed: Map<String, Value> =
         serde_saphyr::from_str(step).unwrap_or_else(|error| panic!("{error}\n{step}"));
     let mut items = vec![json!({
@@ -203,6 +249,7 @@ fn expand(step: &str) -> (Value, Settings) {
                 }},
             })),
             ["ingress", name] => items.push(ingress(name, &value)),
+            ["requests"] => requests = serde_json::from_value(value).unwrap(),
             ["without", "class"] => settings.classes.without_class = true,
             ["default", "backend"] => {
                 settings.default_backend = Some(value.as_str().unwrap().parse().unwrap());
@@ -210,7 +257,8 @@ fn expand(step: &str) -> (Value, Settings) {
             _ => panic!("no such object: {key}"),
         }
     }
-    (json!({"apiVersion": "v1", "kind": "List", "items": items}), settings)
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    Step { objects, settings, requests }
 }
 
 /// `[80, http 8080]`, `ExternalName` or `headless 80`.
