@@ -126,6 +126,9 @@ impl Live {
         if let Some(route) = self.table.default_route() {
             writeln!(text, "default: {}", line(route)).unwrap();
         }
+        for secret in self.translator.named_secrets() {
+            writeln!(text, "needs Secret {secret}").unwrap();
+        }
         let mut problems: Vec<_> = self.translator.problems().iter().cloned().collect();
         problems.sort();
         for mut problem in problems {

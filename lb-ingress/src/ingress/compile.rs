@@ -21,6 +21,8 @@ pub(super) struct Compiled {
     pub default: Option<Arc<Route>>,
     pub services: BTreeSet<ObjectName>,
     pub secrets: BTreeSet<ObjectName>,
+    /// Secrets of annotations: users, authorities, certificates towards backends.
+    pub named_secrets: BTreeSet<ObjectName>,
     pub problems: Vec<Problem>,
 }
 
@@ -66,6 +68,8 @@ impl Compiler<'_> {
         let annotations = annotations::read(&ingress.annotations, name.namespace(), &mut work.problems);
         work.compiled.rank = (ingress.created.unwrap_or(i64::MAX), Some(name.clone()));
         let policy = work.policy(&annotations);
+        let of_clients = annotations.client_certificates.iter().map(|clients| &clients.secret);
+        work.compiled.named_secrets = policy.secrets().chain(of_clients).cloned().collect();
         let policy =
             if policy == **self.default_policy { self.default_policy.clone() } else { Arc::new(policy) };
         // An invalid canary must neither get requests nor take the route's place.

@@ -40,6 +40,8 @@ pub struct Translator {
     /// The Ingresses that refer to a Service or Secret. One of the two may be meant: that costs one
     /// compilation too many.
     by_reference: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    /// The Ingresses with annotations that name a Secret.
+    by_named_secret: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     /// The Ingresses without rules that have a default backend.
     with_default: BTreeSet<ObjectName>,
     built: HashMap<HostPattern, Arc<HostRoutes>>,
@@ -82,6 +84,7 @@ impl Translator {
             compiled: BTreeMap::new(),
             by_host: HashMap::new(),
             by_reference: HashMap::new(),
+            by_named_secret: BTreeMap::new(),
             with_default: BTreeSet::new(),
             built: HashMap::new(),
             default: None,
@@ -195,6 +198,9 @@ impl Translator {
         for host in compiled.hosts.keys() {
             self.by_host.entry(host.clone()).or_default().insert(name.clone());
         }
+        for secret in &compiled.named_secrets {
+            self.by_named_secret.entry(secret.clone()).or_default().insert(name.clone());
+        }
         for reference in compiled.services.iter().chain(&compiled.secrets) {
             self.by_reference.entry(reference.clone()).or_default().insert(name.clone());
         }
@@ -202,6 +208,14 @@ impl Translator {
 
     fn forget(&mut self, name: &ObjectName, compiled: &Compiled) {
         self.with_default.remove(name);
+        for secret in &compiled.named_secrets {
+            if let Some(names) = self.by_named_secret.get_mut(secret) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.by_named_secret.remove(secret);
+                }
+            }
+        }
         for host in compiled.hosts.keys() {
             remove_from(&mut self.by_host, host, name);
         }
@@ -282,6 +296,12 @@ impl Translator {
                 problem.object_reference().map(|(_, namespace, name)| ObjectName::new(namespace, name));
             problem.location = name.and_then(|name| self.ingresses.get(&name)?.location.clone());
         }
+    }
+
+    /// Returns the Secrets that annotations name, sorted. They need not have the type
+    /// `kubernetes.io/tls`.
+    pub fn named_secrets(&self) -> impl Iterator<Item = &ObjectName> {
+        self.by_named_secret.keys()
     }
 
     /// Returns the names of the Ingresses that are served.

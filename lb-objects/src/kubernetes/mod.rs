@@ -4,6 +4,7 @@
 mod contact;
 mod event_limit;
 pub mod events;
+mod secrets;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -19,13 +20,14 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config};
 use lb_model::{
-    EndpointSlice, Ingress, IngressClass, Node, ObjectName, Secret, Service, SourceEvent, WatchedResource,
+    EndpointSlice, Ingress, IngressClass, Node, ObjectName, Service, SourceEvent, WatchedResource,
 };
 use tokio::sync::mpsc;
 use tracing::info;
 
 pub use self::contact::WatchAges;
 use self::contact::{ContactLayer, Limits};
+pub use self::secrets::watch_named_secrets;
 pub use self::watch::with_causes;
 use self::watch::{WatchBackoff, WatchSpec, is_bad_request, run_watch};
 use crate::convert::{self, Converted};
@@ -119,8 +121,8 @@ pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sen
         ingress_classes(),
         &events,
     );
-    let tls = watcher::Config::default().fields("type=kubernetes.io/tls");
-    let secrets = run_watch(objects::<ApiSecret>(&client, tls), secrets(), &events);
+    let tls = watcher::Config::default().fields(&format!("type={}", secrets::TLS));
+    let secrets = run_watch(objects::<ApiSecret>(&client, tls), secrets::spec(), &events);
     let selected = |resource| resources.contains(resource);
     tokio::join!(
         run_if(selected(WatchedResource::Services), services),
@@ -263,18 +265,6 @@ fn ingress_classes() -> WatchSpec<Convert<ApiIngressClass, IngressClass>, MakeEv
         optional: false,
         convert: convert::ingress_class,
         make_event: |name, class: Option<IngressClass>| SourceEvent::IngressClass(name, class.map(Arc::new)),
-    }
-}
-
-fn secrets() -> WatchSpec<Convert<ApiSecret, Secret>, MakeEvent<Secret>> {
-    WatchSpec {
-        resource: WatchedResource::Secrets,
-        plural: "secrets",
-        singular: "Secret",
-        // Without them, the default certificate serves all hosts.
-        optional: true,
-        convert: convert::secret,
-        make_event: |name, secret: Option<Secret>| SourceEvent::Secret(name, secret.map(Arc::new)),
     }
 }
 

@@ -211,3 +211,36 @@ async fn a_watch_of_a_dead_server_resumes() {
     assert!(requests[0].contains("resourceVersion=1&") || requests[0].contains("resourceVersion=1 "));
     assert!(requests[1].contains("resourceVersion=7"), "{requests:?}");
 }
+
+#[tokio::test]
+async fn secrets_are_watched_by_name_while_they_are_named() {
+    let config = stand_in(move |request, stream| {
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": {"auth": "YQ=="},
+            "metadata": {"namespace": "default", "name": "users", "resourceVersion": "1"},
+        });
+        let is_named = request.contains("/namespaces/default/secrets?")
+            && request.contains("metadata.name%3Dusers%2Ctype%21%3Dkubernetes.io%2Ftls");
+        assert!(is_named, "{request}");
+        if request.contains("watch=true") {
+            begin_watch(&stream, &[])?;
+            return hang(&stream);
+        }
+        list(&stream, &[secret])
+    });
+    let users = ObjectName::new("default", "users");
+    let (names, receiver) = tokio::sync::watch::channel([users.clone()].into());
+    let (sender, mut events) = mpsc::channel(16);
+    let client = Client::try_from(config).unwrap();
+    let watch = tokio::spawn(watch_named_secrets(client, receiver, sender));
+    match events.recv().await.unwrap() {
+        SourceEvent::Secret(name, Some(secret)) => {
+            assert_eq!((name, secret.get("auth")), (users.clone(), Some(&b"a"[..])));
+        }
+        unexpected => panic!("{unexpected:?}"),
+    }
+    names.send_replace(Default::default());
+    assert_eq!(events.recv().await.unwrap(), SourceEvent::Secret(users, None));
+    drop(names);
+    watch.await.unwrap();
+}
