@@ -585,6 +585,9 @@ pub mod network_flags {
     pub const PODS: u32 = 1 << 0;
     /// A ServiceCIDR. Packets to an address in it that no Service has are dropped.
     pub const SERVICES: u32 = 1 << 1;
+    /// The kernel forwards translated packets to these addresses, by its IPsec policies, its
+    /// firewall and its rules (`--forward`).
+    pub const BY_KERNEL: u32 = 1 << 2;
 }
 
 /// The part of a key of `SOURCE_RANGES_V4`/`V6` after the prefix length: a network whose addresses

@@ -83,7 +83,8 @@ impl HostMaps {
         Ok(entries.filter(|(_, known)| known.flags != 0).collect())
     }
 
-    /// Returns the networks of pods and of Services, with their flags.
+    /// Returns the networks of pods, of Services, and to which the kernel forwards, with their
+    /// flags.
     pub fn networks(&self) -> Result<Vec<(IpNet, u32)>, TableError> {
         self.networks.entries()
     }

@@ -5,14 +5,13 @@ use core::mem::size_of;
 use aya_ebpf::bindings::{bpf_redir_neigh, xdp_action};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::helpers::generated::bpf_redirect_neigh;
-use lb_common::family::V4;
 use lb_common::layout::{SCTP, TCP, address_flags, deliver, device_flags};
 use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
 use crate::address::known;
 use crate::frame::Frame;
-use crate::frame::skb::SkbFrame;
+use crate::frame::skb::{LOOPBACK, SkbFrame};
 use crate::frame::xdp::XdpFrame;
 use crate::maps::{DEVICES, Maps};
 use crate::packet::Packet;
@@ -94,7 +93,7 @@ impl<'a> Decided<'a> {
     /// Returns whether the program forwards the packet, and not the kernel.
     #[inline(always)]
     pub fn is_forwarded(&mut self) -> bool {
-        self.0.is_wide_enough()
+        self.0.is_for_program()
     }
 
     #[inline(always)]
@@ -248,10 +247,10 @@ impl Deliver for SkbFrame {
 
     #[inline(always)]
     fn send(&self, mut route: Route<'_>, l3: usize) -> Verdict {
-        let ifindex = route.ifindex();
+        let ifindex = if route.is_for_kernel() { LOOPBACK } else { route.ifindex() };
         note(|record| record.ifindex = ifindex);
-        if route.is_too_narrow() {
-            return match self.receive_by_loopback::<V4>(l3) {
+        if route.is_for_kernel() {
+            return match self.receive_by_loopback(l3) {
                 Some(action) => Verdict::Sent(action),
                 None => Verdict::Drop(Reason::RewriteFailed),
             };

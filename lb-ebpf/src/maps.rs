@@ -175,8 +175,8 @@ pub static ADDRESSES_V4: Addresses<[u8; 4]> = HashMap::new();
 #[btf_map]
 pub static ADDRESSES_V6: Addresses<[u8; 16]> = HashMap::new();
 
-/// Networks of pods and of Services. Written by the agent after its initial sync, and when they
-/// change.
+/// Networks of pods, of Services, and to which the kernel forwards translated packets. Written by
+/// the agent after its initial sync, and when they change.
 #[btf_map]
 pub static NETWORKS_V4: Networks<[u8; 4]> = LpmTrie::new();
 #[btf_map]

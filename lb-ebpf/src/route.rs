@@ -8,7 +8,9 @@ use aya_ebpf::bindings::{
 };
 #[cfg(doc)]
 use lb_common::layout::device_flags;
+use lb_common::layout::network_flags;
 
+use crate::address::network;
 use crate::frame::Frame;
 use crate::maps::{DEVICES, Maps, NEIGHBOUR_CHECK_COUNT, NEIGHBOUR_CHECKS, ROUTE_COUNT};
 use crate::record::recording;
@@ -59,8 +61,11 @@ mod state {
     pub const UNRESOLVED: u32 = 1;
     /// A route was found, with both link-layer addresses.
     pub const RESOLVED: u32 = 2;
-    /// A route was found. The packet does not fit its path, and the kernel fragments it.
-    pub const TOO_NARROW: u32 = 3;
+    /// A route was found. The kernel forwards the packet: the packet does not fit its path, or the
+    /// destination is in a network with [`network_flags::BY_KERNEL`].
+    ///
+    /// [`network_flags::BY_KERNEL`]: lb_common::layout::network_flags::BY_KERNEL
+    pub const BY_KERNEL: u32 = 3;
 }
 
 impl RouteLookup {
@@ -78,9 +83,9 @@ impl RouteLookup {
         self.state = state::NONE;
     }
 
-    /// Returns whether a route was found whose path takes the packet as it is.
+    /// Returns whether a route was found along which a program sends the packet.
     #[inline(always)]
-    pub fn is_wide_enough(&self) -> bool {
+    pub fn is_for_program(&self) -> bool {
         const { assert!(state::UNRESOLVED == 1 && state::RESOLVED == 2) };
         // One comparison: what follows is then checked for two cases, not for three.
         self.state.wrapping_sub(1) < 2
@@ -145,7 +150,7 @@ impl RouteLookup {
             Err(Unroutable::TooBig) => {
                 // Every path takes one byte.
                 self.look_up::<F, K>(frame, &Query { length: 1, ..*query })?;
-                self.state = state::TOO_NARROW;
+                self.state = state::BY_KERNEL;
                 Ok(Route(self))
             }
             found => found.map(|()| Route(self)),
@@ -183,18 +188,16 @@ impl RouteLookup {
                 flags,
             )
         };
-        match result as u32 {
-            BPF_FIB_LKUP_RET_SUCCESS => {
-                self.state = state::RESOLVED;
-                Ok(Route(self))
-            }
-            BPF_FIB_LKUP_RET_NO_NEIGH => {
-                self.state = state::UNRESOLVED;
-                Ok(Route(self))
-            }
-            BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(Unroutable::TooBig),
-            _ => Err(Unroutable::NoRoute),
+        self.state = match result as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS => state::RESOLVED,
+            BPF_FIB_LKUP_RET_NO_NEIGH => state::UNRESOLVED,
+            BPF_FIB_LKUP_RET_FRAG_NEEDED => return Err(Unroutable::TooBig),
+            _ => return Err(Unroutable::NoRoute),
+        };
+        if network::<F>(query.dst) & network_flags::BY_KERNEL != 0 {
+            self.state = state::BY_KERNEL;
         }
+        Ok(Route(self))
     }
 }
 
@@ -264,10 +267,10 @@ impl<'a> Route<'a> {
         self.0.state == state::RESOLVED
     }
 
-    /// Returns whether the packet fits the path only in fragments.
+    /// Returns whether the kernel forwards the packet, and not a program.
     #[inline(always)]
-    pub fn is_too_narrow(&self) -> bool {
-        self.0.state == state::TOO_NARROW
+    pub fn is_for_kernel(&self) -> bool {
+        self.0.state == state::BY_KERNEL
     }
 
     /// Returns the source and destination link-layer addresses; valid if the route is resolved.

@@ -26,6 +26,10 @@ const VLAN_ID: u32 = 0xfff;
 /// Headers within this many bytes are made linear before they are parsed.
 const LINEAR: u32 = 128;
 
+/// `LOOPBACK_IFINDEX` (include/net/flow.h): the loopback device has this index in every network
+/// namespace.
+pub const LOOPBACK: u32 = 1;
+
 /// Values of `pkt_type` (include/uapi/linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
@@ -156,14 +160,11 @@ impl SkbFrame {
     /// action. From there the kernel forwards it, also with a source of this node: for that the
     /// agent has set `accept_local` on this device. On any other device it would be a martian.
     #[inline(always)]
-    pub fn receive_by_loopback<F: Family>(&self, l3: usize) -> Option<i32> {
-        /// `LOOPBACK_IFINDEX` (include/net/flow.h): the device has this index in every network
-        /// namespace.
-        const LOOPBACK: u32 = 1;
+    pub fn receive_by_loopback(&self, l3: usize) -> Option<i32> {
         if l3 < ETHERNET_LEN {
             self.grow_head(ETHERNET_LEN)?;
             self.store(6, [0u8; 6])?;
-            self.store(12, F::ETHERTYPE.to_be())?;
+            self.store(12, self.ethertype().to_be())?;
         }
         // The address of the loopback device: the frame is for this host (`eth_type_trans`).
         self.store(0, [0u8; 6])?;

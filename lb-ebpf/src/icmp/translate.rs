@@ -88,7 +88,8 @@ pub fn error<F: Kinds + Records>(
         Delivery::UpStack
     };
     log::translated::<F>(&quoted.key, flow);
-    let new = Outer { src, dst: flow.new_dst_addr, is_forwarded: matches!(delivery, Delivery::Out(_)) };
+    let is_forwarded = matches!(&delivery, Delivery::Out(route) if !route.is_for_kernel());
+    let new = Outer { src, dst: flow.new_dst_addr, is_forwarded };
     let rewritten = rewrite_quoted(frame, packet, quoted, flow)
         .and_then(|change| rewrite_outer(frame, packet, &new, change));
     if rewritten.is_none() {

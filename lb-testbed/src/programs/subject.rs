@@ -192,6 +192,8 @@ pub enum AddressKind {
 pub struct Networks {
     pub pods: Vec<IpNet>,
     pub service_cidrs: Vec<IpNet>,
+    /// The kernel forwards translated packets to these networks.
+    pub by_kernel: Vec<IpNet>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -444,9 +446,11 @@ impl Subject {
     /// Replaces all networks.
     pub fn set_networks(&mut self, networks: &Networks) -> Result<()> {
         let mut wanted: HashMap<IpNet, u32> = HashMap::new();
-        for (networks, flag) in
-            [(&networks.pods, network_flags::PODS), (&networks.service_cidrs, network_flags::SERVICES)]
-        {
+        for (networks, flag) in [
+            (&networks.pods, network_flags::PODS),
+            (&networks.service_cidrs, network_flags::SERVICES),
+            (&networks.by_kernel, network_flags::BY_KERNEL),
+        ] {
             for network in networks {
                 *wanted.entry(*network).or_default() |= flag;
             }

@@ -28,6 +28,9 @@ pub struct Case {
     /// ServiceCIDRs, of both families.
     #[serde(default)]
     pub service_cidrs: Vec<String>,
+    /// Networks to which the kernel forwards translated packets.
+    #[serde(default)]
+    pub by_kernel: Vec<String>,
     #[serde(default)]
     pub services: Vec<Service>,
     /// No rules of kube-proxy are on the node.

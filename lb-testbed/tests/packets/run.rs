@@ -19,8 +19,11 @@ use crate::text::Names;
 /// Runs a case for one family and mode, on programs with empty maps.
 pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
     let mut run = CaseRun { mode, world, subject, names: Names::new(family == Family::V6) };
-    let networks =
-        Networks { pods: run.networks(&case.pods)?, service_cidrs: run.networks(&case.service_cidrs)? };
+    let networks = Networks {
+        pods: run.networks(&case.pods)?,
+        service_cidrs: run.networks(&case.service_cidrs)?,
+        by_kernel: run.networks(&case.by_kernel)?,
+    };
     run.subject.set_networks(&networks)?;
     run.serve(&case.services)?;
     run.subject.set_kube_proxy(!case.without_kube_proxy)?;

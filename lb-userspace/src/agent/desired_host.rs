@@ -1,7 +1,7 @@
 //! Computes the desired content of the host maps, and the devices to attach programs to. The input
 //! is the state of this host, the settings and the API objects. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,10 +9,11 @@ use ipnet::IpNet;
 use lb_common::layout::{Device, KnownAddress, LinkAddress, NODE, address_flags, network_flags, node_flags};
 use lb_plan::Planner;
 
-use crate::config::Config;
+use crate::config::{Config, ForwardMode};
 use crate::node::NodeState;
 use crate::node::addresses::{device_table, link_table, node_addresses};
 use crate::node::devices::{DeviceChoice, DeviceOptions, Hooks, choose_devices};
+use crate::node::ipsec;
 use crate::node::namespaces::follow::NamespaceAddresses;
 
 /// The desired state of attachments and host maps.
@@ -47,7 +48,7 @@ impl DesiredHost {
             devices: device_table(state, choices).into_iter().chain([node_entry(state)]).collect(),
             links: link_table(state).into_iter().collect(),
             addresses: known_addresses(config, state, planner),
-            networks: known_networks(planner, &namespaces),
+            networks: known_networks(planner, &namespaces, &forwarded_by_kernel(config.forward, state)),
             namespaces,
         }
     }
@@ -81,17 +82,31 @@ fn known_addresses(config: &Config, state: &NodeState, planner: &Planner) -> BTr
     known
 }
 
-/// Returns the networks of pods of this node and the ServiceCIDRs, with their flags.
+/// Returns the networks to which the kernel forwards translated packets.
+pub fn forwarded_by_kernel(mode: ForwardMode, state: &NodeState) -> BTreeSet<IpNet> {
+    match mode {
+        ForwardMode::Stack => ipsec::EVERYWHERE.into(),
+        ForwardMode::Auto => state.ipsec.clone().unwrap_or_default(),
+        ForwardMode::Fast => BTreeSet::new(),
+    }
+}
+
+/// Returns the networks of pods of this node, the ServiceCIDRs, and the networks to which the
+/// kernel forwards, with their flags.
 ///
 /// Pods of this node have addresses in the podCIDRs of its Node object, or in its network
 /// namespaces. The programs use them only if the route to an address does not show where it is.
 ///
 /// Returns `None` before the initial sync. The programs drop packets to addresses of ServiceCIDRs
 /// that no Service has, so all Services must be in the maps before these networks are.
-fn known_networks(planner: &Planner, namespaces: &NamespaceAddresses) -> Option<BTreeMap<IpNet, u32>> {
+fn known_networks(
+    planner: &Planner,
+    namespaces: &NamespaceAddresses,
+    by_kernel: &BTreeSet<IpNet>,
+) -> Option<BTreeMap<IpNet, u32>> {
     let mut pods = pod_addresses(namespaces);
     pods.extend(planner.node().map(|node| &*node.pod_cidrs).unwrap_or_default());
-    planner.is_synced().then(|| network_table(&pods, &planner.service_cidrs()))
+    planner.is_synced().then(|| network_table(&pods, &planner.service_cidrs(), by_kernel))
 }
 
 /// Returns the addresses in network namespaces, as networks of one address.
@@ -106,11 +121,11 @@ fn pod_addresses(namespaces: &NamespaceAddresses) -> Vec<IpNet> {
 ///
 /// The programs find only the entry with the longest prefix. So the flags of a network include the
 /// flags of every network that contains it.
-fn network_table(pods: &[IpNet], services: &[IpNet]) -> BTreeMap<IpNet, u32> {
-    let all: Vec<(IpNet, u32)> = [(pods, network_flags::PODS), (services, network_flags::SERVICES)]
-        .into_iter()
-        .flat_map(|(networks, flag)| networks.iter().map(move |network| (network.trunc(), flag)))
-        .collect();
+fn network_table(pods: &[IpNet], services: &[IpNet], by_kernel: &BTreeSet<IpNet>) -> BTreeMap<IpNet, u32> {
+    let pods = pods.iter().map(|network| (network.trunc(), network_flags::PODS));
+    let services = services.iter().map(|network| (network.trunc(), network_flags::SERVICES));
+    let by_kernel = by_kernel.iter().map(|network| (*network, network_flags::BY_KERNEL));
+    let all: Vec<(IpNet, u32)> = pods.chain(services).chain(by_kernel).collect();
     let flags_of = |network: &IpNet| {
         all.iter().filter(|(other, _)| other.contains(network)).fold(0, |flags, (_, flag)| flags | flag)
     };
@@ -125,17 +140,21 @@ mod tests {
 
     const PODS: u32 = network_flags::PODS;
     const SERVICES: u32 = network_flags::SERVICES;
+    const BY_KERNEL: u32 = network_flags::BY_KERNEL;
 
-    fn table(pods: &[&str], services: &[&str]) -> Vec<(String, u32)> {
-        let [pods, services] = [pods, services]
+    fn table(pods: &[&str], services: &[&str], by_kernel: &[&str]) -> Vec<(String, u32)> {
+        let [pods, services, by_kernel] = [pods, services, by_kernel]
             .map(|texts| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>());
-        network_table(&pods, &services).into_iter().map(|(net, flags)| (net.to_string(), flags)).collect()
+        network_table(&pods, &services, &by_kernel.into_iter().collect())
+            .into_iter()
+            .map(|(net, flags)| (net.to_string(), flags))
+            .collect()
     }
 
     #[test]
     fn each_network_has_its_own_meaning() {
         assert_eq!(
-            table(&["10.244.1.7/24", "fd00:10:244:1::/64"], &["10.96.0.0/12", "fd00:10:96::/112"]),
+            table(&["10.244.1.7/24", "fd00:10:244:1::/64"], &["10.96.0.0/12", "fd00:10:96::/112"], &[]),
             [
                 ("10.96.0.0/12".into(), SERVICES),
                 ("10.244.1.0/24".into(), PODS),
@@ -143,7 +162,7 @@ mod tests {
                 ("fd00:10:244:1::/64".into(), PODS),
             ]
         );
-        assert_eq!(table(&[], &[]), []);
+        assert_eq!(table(&[], &[], &[]), []);
     }
 
     #[test]
@@ -157,16 +176,31 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_forwards_to_networks_with_ipsec_policies() {
+        let ipsec: BTreeSet<IpNet> = ["10.244.2.0/24".parse().unwrap()].into();
+        let state = NodeState { ipsec: Some(ipsec.clone()), ..NodeState::default() };
+        assert_eq!(forwarded_by_kernel(ForwardMode::Auto, &state), ipsec);
+        assert_eq!(forwarded_by_kernel(ForwardMode::Auto, &NodeState::default()), BTreeSet::new());
+        assert_eq!(forwarded_by_kernel(ForwardMode::Fast, &state), BTreeSet::new());
+        assert_eq!(forwarded_by_kernel(ForwardMode::Stack, &state), ipsec::EVERYWHERE.into());
+        let expected = [("10.244.0.0/16".into(), PODS), ("10.244.2.0/24".into(), PODS | BY_KERNEL)];
+        assert_eq!(table(&["10.244.0.0/16"], &[], &["10.244.2.0/24"]), expected);
+    }
+
+    #[test]
     fn a_network_inside_another_has_the_meaning_of_both() {
         let expected = [
             ("10.0.0.0/8".into(), PODS),
             ("10.96.0.0/12".into(), PODS | SERVICES),
             ("10.96.1.0/24".into(), PODS | SERVICES),
         ];
-        assert_eq!(table(&["10.0.0.0/8", "10.96.1.0/24"], &["10.96.0.0/12"]), expected);
+        assert_eq!(table(&["10.0.0.0/8", "10.96.1.0/24"], &["10.96.0.0/12"], &[]), expected);
         let expected = [("10.0.0.0/8".into(), SERVICES), ("10.244.0.0/16".into(), PODS | SERVICES)];
-        assert_eq!(table(&["10.244.0.0/16"], &["10.0.0.0/8"]), expected);
-        assert_eq!(table(&["10.0.0.0/8"], &["10.0.0.0/8"]), [("10.0.0.0/8".into(), PODS | SERVICES)]);
-        assert_eq!(table(&["0.0.0.0/0"], &["::/0"]), [("0.0.0.0/0".into(), PODS), ("::/0".into(), SERVICES)]);
+        assert_eq!(table(&["10.244.0.0/16"], &["10.0.0.0/8"], &[]), expected);
+        assert_eq!(table(&["10.0.0.0/8"], &["10.0.0.0/8"], &[]), [("10.0.0.0/8".into(), PODS | SERVICES)]);
+        assert_eq!(
+            table(&["0.0.0.0/0"], &["::/0"], &[]),
+            [("0.0.0.0/0".into(), PODS), ("::/0".into(), SERVICES)]
+        );
     }
 }

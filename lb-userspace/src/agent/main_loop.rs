@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use lb_datapath::apply::MapUsage;
 use lb_datapath::{AttachError, Datapath, Drift, DriftKind, ServiceTables, monotonic_ns};
 use lb_model::{Problem, Protocol, Severity, SourceEvent, Trigger};
@@ -16,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
-use super::desired_host::{DesiredHost, device_choices};
+use super::desired_host::{DesiredHost, device_choices, forwarded_by_kernel};
 use super::drift::DriftReport;
 use super::error::AgentError;
 use super::full_maps::FullMaps;
@@ -24,7 +25,7 @@ use super::host_reconciler::{Comparison, HostChange, HostReconciler};
 use super::lock::{LockError, NodeLock};
 use super::reconciler::{ReconcileOutcome, Reconciler};
 use super::stop::Stop;
-use crate::config::{Config, TerminateSockets};
+use crate::config::{Config, ForwardMode, TerminateSockets};
 use crate::node::NodeState;
 use crate::node::addresses::listen_addresses;
 use crate::node::devices::{DeviceChoice, Hooks};
@@ -60,6 +61,8 @@ pub struct MainLoop<'a> {
     pub drift: DriftReport,
     /// Devices that are not attached to, with the reason. Each is logged once.
     pub skipped: BTreeMap<String, String>,
+    /// The networks to which the kernel forwards translated packets. `None` before they are logged.
+    pub by_kernel: Option<Vec<IpNet>>,
     /// The usage of the flow tables when they were last read.
     pub flow_maps: Vec<MapUsage>,
     pub full_maps: FullMaps,
@@ -227,6 +230,7 @@ impl MainLoop<'_> {
         let namespaces = Arc::clone(&self.namespaces.addresses.borrow_and_update());
         let choices = device_choices(self.config, &state);
         self.log_skipped_devices(&choices);
+        self.log_forwarding(&state);
         let planner = self.reconciler.planner();
         let desired = DesiredHost::new(self.config, &state, &choices, planner, namespaces);
         let listen = listen_addresses(&self.config.nodeport_addresses, &desired.addresses);
@@ -249,6 +253,30 @@ impl MainLoop<'_> {
                 }
             }
         }
+    }
+
+    /// Logs to which networks the kernel forwards translated packets, when that changes.
+    fn log_forwarding(&mut self, state: &NodeState) {
+        let networks: Vec<IpNet> = forwarded_by_kernel(self.config.forward, state).into_iter().collect();
+        self.metrics.set_networks_by_kernel(networks.len());
+        let before = self.by_kernel.as_ref();
+        if before == Some(&networks) {
+            return;
+        }
+        let list = networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match (self.config.forward, before) {
+            (ForwardMode::Stack, _) => info!("the kernel forwards all translated packets (--forward stack)"),
+            (ForwardMode::Auto, None) if state.ipsec.is_none() => warn!(
+                "cannot list the IPsec policies of this node: translated packets pass by them \
+                 (--forward stack prevents that)"
+            ),
+            (_, None) if networks.is_empty() => {}
+            (_, _) if networks.is_empty() => {
+                info!("no IPsec policies are left: the programs forward translated packets again");
+            }
+            (_, _) => info!("the kernel forwards translated packets to {list}, which have IPsec policies"),
+        }
+        self.by_kernel = Some(networks);
     }
 
     fn log_skipped_devices(&mut self, choices: &[DeviceChoice]) {

@@ -25,7 +25,7 @@ use super::reconciler::Reconciler;
 use super::source::Source;
 use super::stale_sockets::StaleSockets;
 use super::stop::Stop;
-use crate::config::{Config, DatapathLogLevel, SocketHooks, TerminateSockets};
+use crate::config::{Config, DatapathLogLevel, ForwardMode, SocketHooks, TerminateSockets};
 use crate::node;
 use crate::node::namespaces::follow::{Follower, follow};
 use crate::node::sysctl::{Change, Sysctls};
@@ -54,7 +54,13 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     let node = node::watch::watch().await?;
 
     let sysctls = Sysctls::at(&config.sysctl_dir);
-    let mut datapath = load(config, accept_own_packets(&sysctls))?;
+    let accepts_own_packets = accept_own_packets(&sysctls);
+    let forward = if accepts_own_packets { config.forward } else { ForwardMode::Fast };
+    if forward != config.forward {
+        warn!("the programs forward translated packets, also to networks with IPsec policies");
+    }
+    let config = &Config { forward, ..config.clone() };
+    let mut datapath = load(config, accepts_own_packets)?;
     if !datapath.can_serve_packets() && (cgroup.is_none() || !datapath.can_serve_sockets()) {
         return Err(AgentError::NothingServes);
     }
@@ -87,6 +93,7 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
         sockets,
         drift: DriftReport::new(Instant::now()),
         skipped: Default::default(),
+        by_kernel: None,
         flow_maps: Vec::new(),
         full_maps: Default::default(),
     }

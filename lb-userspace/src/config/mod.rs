@@ -23,6 +23,6 @@ pub use print::{effective_json, effective_yaml};
 pub use settings::Config;
 pub use sizes::SizeFlags;
 pub use values::{
-    Cidrs, DatapathLogLevel, DefaultAlgorithm, ExternalIps, FlowTimeoutList, LogFilter, LogFormat, PortRange,
-    SocketHooks, TcAttachMode, TerminateSockets, ValueError,
+    Cidrs, DatapathLogLevel, DefaultAlgorithm, ExternalIps, FlowTimeoutList, ForwardMode, LogFilter,
+    LogFormat, PortRange, SocketHooks, TcAttachMode, TerminateSockets, ValueError,
 };

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::sizes::SizeFlags;
 use super::values::{
-    Cidrs, DatapathLogLevel, DefaultAlgorithm, ExternalIps, FlowTimeoutList, LogFilter, LogFormat, PortRange,
-    SocketHooks, TcAttachMode, TerminateSockets,
+    Cidrs, DatapathLogLevel, DefaultAlgorithm, ExternalIps, FlowTimeoutList, ForwardMode, LogFilter,
+    LogFormat, PortRange, SocketHooks, TcAttachMode, TerminateSockets,
 };
 use crate::node::addresses::NodePortAddresses;
 use crate::node::devices::{AttachMode, DevicePatterns, PodInterfaces};
@@ -136,6 +136,21 @@ pub struct Config {
         help_heading = "Data path"
     )]
     pub tc_attach: TcAttachMode,
+
+    /// How translated packets to other nodes and to clients are forwarded
+    ///
+    /// The programs send packets out of a device themselves. Such packets are not encrypted by
+    /// IPsec policies (xfrm), and pass neither the FORWARD chain nor rules of policy routing. If
+    /// the kernel forwards them, they take longer.
+    #[arg(
+        long,
+        env = "SLUICE_FORWARD",
+        value_name = "HOW",
+        value_enum,
+        default_value = "auto",
+        help_heading = "Data path"
+    )]
+    pub forward: ForwardMode,
 
     /// Node addresses that serve NodePorts: `all` except loopback, `primary` (the addresses in the
     /// Node object), or CIDRs that contain them

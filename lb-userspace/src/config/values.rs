@@ -116,6 +116,29 @@ impl clap::ValueEnum for SocketHooks {
     }
 }
 
+/// Option `--forward`: how translated packets are forwarded to other nodes and to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardMode {
+    Auto,
+    Stack,
+    Fast,
+}
+
+impl clap::ValueEnum for ForwardMode {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Auto, Self::Stack, Self::Fast]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Auto => PossibleValue::new("auto")
+                .help("by the kernel to networks for which IPsec policies exist, otherwise by the programs"),
+            Self::Stack => PossibleValue::new("stack").help("by the kernel"),
+            Self::Fast => PossibleValue::new("fast").help("by the programs, in spite of IPsec policies"),
+        })
+    }
+}
+
 /// Option `--tc-attach`: how tc programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TcAttachMode {

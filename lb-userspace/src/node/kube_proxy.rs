@@ -7,7 +7,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink, recv, send, socket};
+use rustix::net::{AddressFamily, SocketType, netlink, socket};
+
+use super::dump::dump;
 
 /// A chain that kube-proxy creates in iptables mode, also for IPVS.
 const CHAIN: &[u8] = b"KUBE-SERVICES\0";
@@ -22,59 +24,18 @@ pub fn has_rules() -> io::Result<bool> {
     Ok(has_nftables_rules()? || has_legacy_rules(libc::AF_INET)? || has_legacy_rules(libc::AF_INET6)?)
 }
 
-/// Size of the receive buffer. The kernel sends lists in messages of at most 32 KiB.
-const BUFFER: usize = 65536;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN` (linux/netfilter/nfnetlink.h, nf_tables.h).
 const GET_CHAIN: u16 = 10 << 8 | 4;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-/// Length of `struct nlmsghdr`.
-const HEADER: usize = 16;
 
 /// Lists the chains of nftables, which include those of `iptables-nft`.
 fn has_nftables_rules() -> io::Result<bool> {
-    let netlink = socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::NETFILTER))?;
-    let mut request = Vec::with_capacity(HEADER + 4);
-    request.extend((HEADER as u32 + 4).to_ne_bytes());
-    request.extend(GET_CHAIN.to_ne_bytes());
-    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
-    request.extend([0; 8]);
-    // `struct nfgenmsg`: every address family.
-    request.extend([0; 4]);
-    send(&netlink, &request, SendFlags::empty())?;
+    /// `struct nfgenmsg`: every address family.
+    const EVERY_FAMILY: [u8; 4] = [0; 4];
     let mut found = false;
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let (_, length) = recv(&netlink, &mut buffer[..], RecvFlags::TRUNC)?;
-        let mut rest = buffer.get(..length).unwrap_or_default();
-        if rest.is_empty() {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        while let Some((length, kind, body)) = message(rest) {
-            match kind {
-                NLMSG_DONE => return Ok(found),
-                NLMSG_ERROR => return error_of(body).map(|()| found),
-                _ => found |= contains(body, CHAIN) || contains(body, TABLE),
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
-}
-
-/// Returns length, type and body of the first message.
-fn message(bytes: &[u8]) -> Option<(usize, u16, &[u8])> {
-    let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
-    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
-    Some((length, kind, bytes.get(HEADER..length)?))
-}
-
-/// Returns the error in an error message. A kernel without nftables has no chains.
-fn error_of(body: &[u8]) -> io::Result<()> {
-    let code = body.first_chunk().map_or(libc::EINVAL, |code| -i32::from_ne_bytes(*code));
-    match code {
-        0 | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOENT | libc::EPROTONOSUPPORT => Ok(()),
-        _ => Err(io::Error::from_raw_os_error(code)),
-    }
+    dump(netlink::NETFILTER, GET_CHAIN, &EVERY_FAMILY, |chain| {
+        found |= contains(chain, CHAIN) || contains(chain, TABLE);
+    })?;
+    Ok(found)
 }
 
 /// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES` (linux/netfilter_ipv4/ip_tables.h); the numbers for

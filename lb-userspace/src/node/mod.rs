@@ -4,6 +4,7 @@
 //! * [`devices`]: the devices to which programs are attached, with the reasons. Pure.
 //! * [`addresses`]: the addresses that serve NodePorts, and the source address of packets that
 //!   leave by a device. Pure.
+//! * [`ipsec`]: the networks to which IPsec policies apply.
 //! * [`namespaces`]: the network namespaces of pods, and the addresses in them.
 //! * [`route`]: the device by which the kernel reaches an address.
 //! * [`sockets`]: closes sockets that are connected to removed endpoints.
@@ -12,9 +13,13 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 pub mod addresses;
 pub mod devices;
 mod driver;
+mod dump;
+pub mod ipsec;
 pub mod kube_proxy;
 pub mod namespaces;
 mod read;
@@ -36,6 +41,9 @@ pub struct NodeState {
     pub main_v6: Option<Ipv6Addr>,
     /// Indices of the devices by which the kernel sends packets to destinations outside.
     pub default_route_devices: BTreeSet<u32>,
+    /// The networks to which IPsec policies apply, see [`ipsec`]. `None` if the kernel does not
+    /// allow to list them.
+    pub ipsec: Option<BTreeSet<IpNet>>,
     /// kube-proxy has no rules here, and has had none since this process started. Its connections
     /// outlive its rules, in the kernel's connection tracking.
     pub without_kube_proxy: bool,

@@ -10,6 +10,7 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMess
 use tracing::debug;
 
 use super::driver::Drivers;
+use super::ipsec;
 use super::kube_proxy;
 use super::route::look_up_device;
 use super::{DeviceAddress, DeviceInfo, LinkLayer, NodeError, NodeState, Scope};
@@ -52,7 +53,10 @@ pub async fn node_state(
         default_route_devices.extend(look_up_device(handle, outside).await?);
     }
     let without_kube_proxy = !has_kube_proxy(&devices);
-    Ok(NodeState { devices, main_v4, main_v6, default_route_devices, without_kube_proxy })
+    let ipsec = ipsec::destinations()
+        .inspect_err(|error| debug!(%error, "cannot list the IPsec policies of this node"))
+        .ok();
+    Ok(NodeState { devices, main_v4, main_v6, default_route_devices, ipsec, without_kube_proxy })
 }
 
 /// Returns whether kube-proxy has rules on this node, or may have: if that is unknown, its

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, warn};
 
-use super::{NodeError, NodeState, read};
+use super::{NodeError, NodeState, ipsec, read};
 
 /// Maximum time between two readings.
 const REFRESH: Duration = Duration::from_secs(10);
@@ -77,6 +77,7 @@ type Notifications = futures::channel::mpsc::UnboundedReceiver<(
 struct HostReader {
     handle: rtnetlink::Handle,
     notifications: Notifications,
+    policies: ipsec::Changes,
     drivers: HashMap<(u32, String), Option<String>>,
     saw_kube_proxy: bool,
     connections: [tokio::task::JoinHandle<()>; 2],
@@ -88,9 +89,11 @@ impl HostReader {
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (notifier, _, notifications) =
             rtnetlink::new_multicast_connection(&groups).map_err(NodeError::Socket)?;
+        let policies = ipsec::Changes::open();
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NodeError::Socket)?;
         let connections = [tokio::spawn(notifier), tokio::spawn(connection)];
-        Ok(Self { handle, notifications, drivers: HashMap::new(), saw_kube_proxy: false, connections })
+        let (drivers, saw_kube_proxy) = (HashMap::new(), false);
+        Ok(Self { handle, notifications, policies, drivers, saw_kube_proxy, connections })
     }
 
     async fn read(&mut self) -> Result<NodeState, NodeError> {
@@ -117,6 +120,7 @@ async fn follow(reader: &mut HostReader, sender: &watch::Sender<Arc<NodeState>>)
         tokio::select! {
             () = sender.closed() => return Ok(()),
             _ = refresh.tick() => {}
+            changed = reader.policies.next() => changed.map_err(NodeError::Socket)?,
             notification = reader.notifications.next() => {
                 if notification.is_none() {
                     return Err(NodeError::Socket(std::io::ErrorKind::ConnectionAborted.into()));

@@ -121,6 +121,7 @@ mod tests {
             vec![MapUsage { map: "SLOTS", entries: 10, capacity: 1024, option: "max-slots" }],
         );
         metrics.set_flows(8, 2);
+        metrics.set_networks_by_kernel(1);
         metrics.repaired(DriftKind::Tc);
         metrics.set_watches(vec![("services", Duration::from_secs(61))]);
         metrics

@@ -50,6 +50,7 @@ struct Values {
     endpoints: u64,
     open_flows: usize,
     half_open_flows: usize,
+    networks_by_kernel: usize,
     maps: Vec<MapUsage>,
     /// Problems of API objects that exist now.
     errors: u64,
@@ -154,6 +155,11 @@ impl Metrics {
         self.values().watches = watches;
     }
 
+    /// Sets the number of networks to which the kernel forwards translated packets.
+    pub fn set_networks_by_kernel(&self, networks: usize) {
+        self.values().networks_by_kernel = networks;
+    }
+
     pub fn set_flows(&self, open: usize, half_open: usize) {
         let mut values = self.values();
         values.open_flows = open;
@@ -235,6 +241,11 @@ impl Collector for Metrics {
             "Connections in the flow table, both families",
             [("open", values.open_flows), ("half_open", values.half_open_flows)]
                 .map(|(state, flows)| ([("state", state)], flows)),
+        )?;
+        writer.gauge(
+            "sluice_networks_forwarded_by_kernel",
+            "Networks to which the kernel forwards translated packets, for example by IPsec policies",
+            values.networks_by_kernel,
         )?;
         writer.gauges(
             "sluice_map_entries",

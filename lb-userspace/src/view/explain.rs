@@ -64,8 +64,11 @@ pub struct Explanation {
     pub source_after: Option<String>,
     pub program: &'static str,
     pub nanoseconds: u32,
-    /// The device through which the packet leaves.
+    /// The device through which the packet leaves the program.
     pub device: Option<String>,
+    /// The kernel forwards the translated packet: by its IPsec policies, its firewall and its
+    /// rules, or in fragments.
+    pub forwarded_by_kernel: bool,
     pub why: ReasonTexts,
 }
 
@@ -122,6 +125,9 @@ pub struct ReasonTexts {
 const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
 
+/// Index of the loopback device. Packets that the kernel forwards for the programs arrive by it.
+const LOOPBACK: u32 = 1;
+
 /// Explains a run.
 pub fn explain(observation: &Observation<'_>) -> Explanation {
     let Recorded { program, record, run } = observation.recorded;
@@ -162,6 +168,7 @@ pub fn explain(observation: &Observation<'_>) -> Explanation {
         program,
         nanoseconds: observation.nanoseconds,
         device: observation.device.clone(),
+        forwarded_by_kernel: record.ifindex == LOOPBACK && !is_socket(observation),
     }
 }
 
@@ -343,8 +350,15 @@ impl Explanation {
         if let (Some(after), Some(why)) = (&self.source_after, &why.source) {
             line("SOURCE", format!("{after}, {why}"));
         }
-        if let Some(device) = &self.device {
-            line("EGRESS", device.clone());
+        match &self.device {
+            Some(device) if self.forwarded_by_kernel => {
+                line(
+                    "EGRESS",
+                    format!("{device}, from where the kernel forwards it (--forward, or in fragments)"),
+                );
+            }
+            Some(device) => line("EGRESS", device.clone()),
+            None => {}
         }
         line("RUN", format!("{} in {} ns", self.program, self.nanoseconds));
         text
@@ -421,6 +435,17 @@ mod tests {
     #[test]
     fn table() {
         assert_golden("explain.txt", &forwarded().render(ExplanationFormat::Table).unwrap());
+    }
+
+    #[test]
+    fn a_packet_that_the_kernel_forwards() {
+        let asked = packet(PacketProtocol::Tcp, SOURCE, "10.10.0.11:30088");
+        let after = packet(PacketProtocol::Tcp, "10.10.0.11:61234", "10.244.2.2:8080");
+        let record = Record { ifindex: LOOPBACK, ..counted(Reason::Forwarded) };
+        let explanation = explained(&asked, &after, TC_ACT_REDIRECT, record);
+        assert!(explanation.forwarded_by_kernel && !forwarded().forwarded_by_kernel);
+        let text = explanation.render(ExplanationFormat::Table).unwrap();
+        assert!(text.contains("from where the kernel forwards it"), "{text}");
     }
 
     #[test]

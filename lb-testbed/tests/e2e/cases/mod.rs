@@ -12,6 +12,7 @@ mod drift;
 mod examples;
 mod explain;
 mod floods;
+mod forward;
 mod guards;
 mod health;
 mod icmp;
@@ -73,6 +74,9 @@ const NO_SOCKETS: &[&str] = &["--pod-interfaces", "veth-*", "--socket-hooks", "o
 
 /// Connections to endpoints on other nodes have 2,000 source ports.
 const FEW_SOURCE_PORTS: &[&str] = &["--snat-ports", "1024-3023"];
+
+/// The kernel forwards all translated packets.
+const FORWARD_BY_KERNEL: &[&str] = &["--forward", "stack"];
 
 /// Adds arguments of the agents to a case.
 const fn with(agents: &'static [&'static str], case: Case) -> Case {
@@ -202,6 +206,11 @@ pub const CASES: &[Case] = &[
     each("explain_without_an_agent", Underlays::Routed, explain::without_an_agent),
     each("one_way_datagrams_block_no_endpoint", Underlays::Routed, floods::one_way_datagrams),
     once("forged_syns_block_no_endpoint", Underlays::Routed, floods::forged_syns),
+    each("ipsec_policies_hold_up_translated_packets", Underlays::Routed, forward::ipsec),
+    with(
+        FORWARD_BY_KERNEL,
+        each("the_kernel_forwards_translated_packets", Underlays::Both, forward::by_kernel),
+    ),
     with(
         FEW_SOURCE_PORTS,
         each("many_connections_to_one_endpoint", Underlays::Routed, floods::many_connections_to_one_endpoint),

@@ -3,12 +3,15 @@
 use std::fs;
 use std::path::Path;
 
+use ipnet::IpNet;
+use lb_common::layout::network_flags;
 use lb_datapath::Pins;
 use lb_datapath::inspect::AgentMaps;
 
 use super::args::DoctorArgs;
 use crate::cli::cleanup::kube_proxy::{NodeCommand, Presence, ProgramError, presence};
 use crate::config::{self, Machine};
+use crate::node::ipsec;
 use crate::node::sysctl::{Forwarding, Sysctls};
 use crate::preflight::{self, PreflightError};
 use crate::view::doctor::{Checked, FileSystem, FirewallPolicy, ForwardingFacts, HostFacts, KubeProxyFacts};
@@ -23,6 +26,10 @@ pub fn facts(args: &DoctorArgs, cgroup: Option<&Path>) -> HostFacts {
         local_ports: local_ports(),
         snat_ports: snat_ports(bpffs),
         forwarding: forwarding(),
+        ipsec: ipsec::destinations()
+            .map(|networks| networks.into_iter().collect())
+            .map_err(|error| format!("the IPsec policies cannot be listed: {error}")),
+        by_kernel: by_kernel(bpffs).unwrap_or_default(),
         firewall: firewall(),
         kube_proxy: KubeProxyFacts { running, leftovers, unchecked },
         namespaces: namespaces(&args.netns_dir),
@@ -60,6 +67,12 @@ fn snat_ports(bpffs: &Path) -> Checked<(u16, u16)> {
             Ok((*ports.start(), *ports.end()))
         }
     }
+}
+
+fn by_kernel(bpffs: &Path) -> Option<Vec<IpNet>> {
+    let networks = AgentMaps::open(&Pins::new(bpffs)).ok()?.host().ok()?.networks().ok()?;
+    let of_kernel = networks.into_iter().filter(|(_, flags)| flags & network_flags::BY_KERNEL != 0);
+    Some(of_kernel.map(|(network, _)| network).collect())
 }
 
 fn forwarding() -> Checked<ForwardingFacts> {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use lb_datapath::apply::MapUsage;
 
 /// A value, or the reason why it could not be read.
@@ -44,6 +45,10 @@ pub struct HostFacts {
     /// First and last port of the agent's `--snat-ports`.
     pub snat_ports: Checked<(u16, u16)>,
     pub forwarding: Checked<ForwardingFacts>,
+    /// The networks to which IPsec policies apply.
+    pub ipsec: Checked<Vec<IpNet>>,
+    /// The networks to which the kernel forwards translated packets. Empty without an agent.
+    pub by_kernel: Vec<IpNet>,
     /// One entry for each program that lists a filter table.
     pub firewall: Vec<FirewallPolicy>,
     pub kube_proxy: KubeProxyFacts,
@@ -179,6 +184,8 @@ pub(super) fn healthy() -> Facts {
             bpffs: FileSystem { path: "/sys/fs/bpf".into(), error: None },
             local_ports: Ok((32_768, 60_999)),
             snat_ports: Ok((1024, 29_999)),
+            ipsec: Ok(vec![]),
+            by_kernel: vec![],
             forwarding: Ok(ForwardingFacts { v4: true, v6: Some(true), strict_rp_filter: vec![] }),
             firewall: vec![FirewallPolicy {
                 program: "iptables-nft-save".into(),

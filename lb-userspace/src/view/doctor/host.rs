@@ -1,5 +1,7 @@
 //! Findings about the host: file systems, ports, forwarding, other proxies, the API server.
 
+use ipnet::IpNet;
+
 use super::facts::{ApiServer, Facts, FileSystem, FirewallPolicy, HostFacts, KubeProxyFacts};
 use super::finding::Finding;
 
@@ -9,6 +11,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     findings.push(file_system("BPF file system", &host.bpffs));
     findings.push(ports(host));
     findings.extend(forwarding(host));
+    findings.push(ipsec(facts));
     findings.extend(firewall(&host.firewall));
     findings.extend(kube_proxy(&host.kube_proxy));
     findings.push(namespaces(host));
@@ -112,6 +115,36 @@ fn forwarding(host: &HostFacts) -> Vec<Finding> {
         )
     };
     vec![switches, reverse_path]
+}
+
+fn ipsec(facts: &Facts) -> Finding {
+    const CHECK: &str = "IPsec";
+    let HostFacts { ipsec, by_kernel, .. } = &facts.host;
+    let policies = match ipsec {
+        Ok(policies) => policies,
+        Err(reason) => return Finding::unchecked(CHECK, reason),
+    };
+    let covered = |network: &&IpNet| by_kernel.iter().any(|other| other.contains(*network));
+    let uncovered: Vec<_> =
+        policies.iter().filter(|network| !covered(network)).map(ToString::to_string).collect();
+    if facts.datapath.installed == Ok(true) && !uncovered.is_empty() {
+        return Finding::warning(
+            CHECK,
+            format!(
+                "policies apply to packets to {}, but the programs send translated packets there themselves: \
+                 they are not encrypted",
+                uncovered.join(", ")
+            ),
+            "start the agent with `--forward auto`, or `stack`",
+        );
+    }
+    match (by_kernel.len(), policies.len()) {
+        (0, 0) => Finding::ok(CHECK, "no policy applies to packets that leave"),
+        (0, policies) => Finding::ok(CHECK, format!("policies apply to {policies} networks")),
+        (networks, _) => {
+            Finding::ok(CHECK, format!("the kernel forwards translated packets to {networks} networks"))
+        }
+    }
 }
 
 fn firewall(policies: &[FirewallPolicy]) -> Vec<Finding> {

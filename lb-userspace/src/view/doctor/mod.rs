@@ -68,6 +68,8 @@ mod tests {
         facts.host.local_ports = Ok((10_000, 60_999));
         facts.host.forwarding =
             Ok(ForwardingFacts { v4: false, v6: Some(false), strict_rp_filter: vec!["eth0".into()] });
+        facts.host.ipsec = Ok(vec!["10.244.2.0/24".parse().unwrap(), "10.244.3.0/24".parse().unwrap()]);
+        facts.host.by_kernel = vec!["10.244.3.0/24".parse().unwrap()];
         facts.host.firewall =
             vec![FirewallPolicy { program: "iptables-nft-save".into(), forward: Ok("DROP".into()) }];
         facts.host.kube_proxy = KubeProxyFacts {
