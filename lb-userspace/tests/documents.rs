@@ -7,7 +7,7 @@ use lb_testbed::documents::commands;
 use lb_userspace::cli;
 use lb_userspace::config::Machine;
 
-const DOCUMENTS: [&str; 3] = ["README.md", "deploy/README.md", "docs/operations.md"];
+const DOCUMENTS: [&str; 4] = ["README.md", "deploy/README.md", "docs/ingress.md", "docs/operations.md"];
 
 #[test]
 fn commands_in_documents_are_valid() {
