@@ -76,6 +76,8 @@ pub enum ProblemKind {
     Unsupported,
     /// An annotation whose value cannot be used.
     InvalidAnnotation,
+    /// The agent reaches the API server at an address that only the agent itself serves.
+    ApiServerIsService,
 }
 
 impl ProblemKind {
@@ -100,6 +102,7 @@ impl ProblemKind {
             Self::NoObject => "no_object",
             Self::Unsupported => "unsupported",
             Self::InvalidAnnotation => "invalid_annotation",
+            Self::ApiServerIsService => "api_server_is_service",
         }
     }
 }

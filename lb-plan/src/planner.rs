@@ -252,6 +252,16 @@ impl Planner {
         self.services.len()
     }
 
+    /// Returns the Service to which a slice belongs. The Service need not exist.
+    pub fn service_of(&self, slice: &ObjectName) -> Option<&ObjectName> {
+        self.service_of_slice.get(slice)
+    }
+
+    /// Returns the Service that has this ClusterIP. Looks at all Services.
+    pub fn service_with_cluster_ip(&self, address: IpAddr) -> Option<&ObjectName> {
+        self.services.iter().find(|(_, service)| service.cluster_ips.contains(&address)).map(|(name, _)| name)
+    }
+
     /// Returns the Node of this process. `None` if it does not exist.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_deref()

@@ -4,11 +4,13 @@
 //! * [`node`] reads devices, addresses and network namespaces from the kernel.
 //! * [`serve`] answers HTTP probes and serves metrics.
 //! * [`cli`] has the commands, [`config`] the settings.
+//! * [`log_control`] changes the log level of a running agent.
 //! * [`preflight`] checks privileges and file systems before a command starts.
 
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod log_control;
 pub mod node;
 pub mod preflight;
 pub mod probe;

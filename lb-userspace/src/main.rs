@@ -7,7 +7,7 @@ use anyhow::Context;
 use lb_userspace::agent::{self, AgentError};
 use lb_userspace::cli::generate::man_page;
 use lb_userspace::cli::{self, CleanupError, Command, ExplainError, Invocation, ReadError, UsageError};
-use lb_userspace::config::{Machine, SettingsError};
+use lb_userspace::config::{AgentArgs, Machine, SettingsError};
 
 /// Exit code of a command line or configuration file that is not valid. Other failures exit with 1.
 const USAGE: u8 = 2;
@@ -40,7 +40,7 @@ fn execute(invocation: Invocation) -> anyhow::Result<ExitCode> {
     match invocation {
         Invocation::PrintConfig(text) => print(&text)?,
         Invocation::Run(Command::Agent(args)) => {
-            runtime()?.block_on(agent::run(&args.settings, args.effective))?;
+            runtime()?.block_on(agent::run(*args, Box::new(read_again)))?;
         }
         Invocation::Run(Command::Get(get)) => print(&get.run()?)?,
         Invocation::Run(Command::Doctor(args)) => {
@@ -68,6 +68,8 @@ fn execute(invocation: Invocation) -> anyhow::Result<ExitCode> {
             }
             print(&text)?;
         }
+        Invocation::Run(Command::Migrate(migrate)) => print(&migrate.run()?)?,
+        Invocation::Run(Command::LogLevel(level)) => print(&level.run()?)?,
         Invocation::Run(Command::Completions(args)) => {
             print(&args.script(cli::command(&Machine::detect())))?;
         }
@@ -78,6 +80,18 @@ fn execute(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Invocation::Run(Command::Version) => print(&cli::version())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the command line of this agent again, with the files that it names.
+fn read_again() -> Result<AgentArgs, String> {
+    match cli::parse(std::env::args_os(), &Machine::detect()) {
+        Ok(Invocation::Run(Command::Agent(args))) => Ok(*args),
+        Ok(_) => Err("the command line is not that of an agent".to_owned()),
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            Err(error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": "))
+        }
+    }
 }
 
 /// Returns a runtime with one worker beside the main thread. The main thread runs the main loop.

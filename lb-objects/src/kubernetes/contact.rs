@@ -19,6 +19,8 @@ use http_body::{Body, Frame};
 use tokio::time::Sleep;
 use tower::{BoxError, Layer, Service};
 
+use super::failover::{SentBy, Servers};
+
 /// The time limits of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -26,11 +28,17 @@ pub struct Limits {
     pub answer: Duration,
     /// Between two parts of an answer: more than the minute between two bookmarks.
     pub silence: Duration,
+    /// Between two objects of a streaming list.
+    pub listing: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { answer: Duration::from_secs(65), silence: Duration::from_secs(90) }
+        Self {
+            answer: Duration::from_secs(65),
+            silence: Duration::from_secs(90),
+            listing: Duration::from_secs(10),
+        }
     }
 }
 
@@ -81,9 +89,10 @@ impl Age {
 
 /// Adds the limits to a client.
 #[derive(Debug, Clone)]
-pub struct ContactLayer {
+pub(super) struct ContactLayer {
     pub limits: Limits,
     pub ages: WatchAges,
+    pub servers: Servers,
 }
 
 impl<S> Layer<S> for ContactLayer {
@@ -96,7 +105,7 @@ impl<S> Layer<S> for ContactLayer {
 
 /// A client with limits.
 #[derive(Debug, Clone)]
-pub struct Contact<S> {
+pub(super) struct Contact<S> {
     inner: S,
     layer: ContactLayer,
 }
@@ -115,23 +124,28 @@ where
     }
 
     fn call(&mut self, request: Request<R>) -> Self::Future {
-        let ContactLayer { limits, ages } = self.layer.clone();
+        let ContactLayer { limits, ages, servers } = self.layer.clone();
         let age = ages.requested(&request);
         let answer = tokio::time::timeout(limits.answer, self.inner.call(request));
         async move {
+            let server = servers.current();
             let Ok(answer) = answer.await else {
                 let text = format!("the API server did not answer for {} s", limits.answer.as_secs_f32());
+                servers.failed(server, &text);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text).into());
             };
             let answer = answer?;
             if let Some(age) = &age {
                 age.received();
             }
+            let server = answer.extensions().get().copied().unwrap_or(server);
             Ok(answer.map(|body| LimitedBody {
                 body,
                 silence: limits.silence,
                 end: Box::pin(tokio::time::sleep(limits.silence)),
                 age,
+                servers,
+                server,
             }))
         }
         .boxed()
@@ -140,11 +154,14 @@ where
 
 /// A body that ends if nothing comes for too long.
 #[derive(Debug)]
-pub struct LimitedBody<B> {
+pub(super) struct LimitedBody<B> {
     body: B,
     silence: Duration,
     end: Pin<Box<Sleep>>,
     age: Option<Age>,
+    servers: Servers,
+    /// The API server that sends this body.
+    server: SentBy,
 }
 
 impl<B> Body for LimitedBody<B>
@@ -168,6 +185,7 @@ where
         }
         std::task::ready!(this.end.poll_unpin(context));
         let text = format!("the API server sent nothing for {} s", this.silence.as_secs_f32());
+        this.servers.failed(this.server, &text);
         // kube-rs resumes a watch after this kind of error, and repeats a list.
         Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, text).into())))
     }

@@ -4,32 +4,36 @@
 mod contact;
 mod event_limit;
 pub mod events;
+mod failover;
+mod listing;
 mod secrets;
 mod watch;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures::{Stream, StreamExt as _};
+use http::Uri;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node as ApiNode, Secret as ApiSecret, Service as ApiService};
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiEndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress as ApiIngress, IngressClass as ApiIngressClass, ServiceCIDR};
-use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Config};
+use kube::{Client, Config};
 use lb_model::{
     EndpointSlice, Ingress, IngressClass, Node, ObjectName, Service, SourceEvent, WatchedResource,
 };
 use tokio::sync::mpsc;
-use tracing::info;
+use tower::Layer as _;
 
 pub use self::contact::WatchAges;
 use self::contact::{ContactLayer, Limits};
+use self::failover::{Failover, Servers};
+use self::listing::{Reader, Selector};
 pub use self::secrets::watch_named_secrets;
 pub use self::watch::with_causes;
-use self::watch::{WatchBackoff, WatchSpec, is_bad_request, run_watch};
+use self::watch::{WatchSpec, run_watch};
 use crate::convert::{self, Converted};
 use crate::selection::{ObjectSelection, ServiceSelection};
 
@@ -53,10 +57,33 @@ pub enum KubernetesError {
     Client { url: String, source: Box<kube::Error> },
 }
 
+/// Access to the API server.
+pub struct Access {
+    pub client: Client,
+    /// The addresses of the API servers. The client uses one of them at a time.
+    pub servers: Vec<Uri>,
+}
+
+impl Access {
+    /// Returns the IP addresses of the API servers. `None` if one of them has a host name.
+    pub fn addresses(&self) -> Option<Vec<IpAddr>> {
+        let host = |server: &Uri| server.host()?.trim_matches(['[', ']']).parse().ok();
+        self.servers.iter().map(host).collect()
+    }
+}
+
+/// The time limit of a connection to one of several API servers.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
 /// Creates a client for the cluster of a kubeconfig file. Without a file, creates a client for the
-/// cluster that this process runs in. Sends no request. `ages` gets the times at which the API
+/// cluster that this process runs in. Sends no request. `servers` replace the address that the
+/// file or the environment contains, unless they are empty. `ages` gets the times at which the API
 /// server sends something.
-pub async fn connect(kubeconfig: Option<&Path>, ages: WatchAges) -> Result<Client, KubernetesError> {
+pub async fn connect(
+    kubeconfig: Option<&Path>,
+    servers: &[Uri],
+    ages: WatchAges,
+) -> Result<Access, KubernetesError> {
     let mut config = match kubeconfig {
         Some(path) => {
             let broken =
@@ -70,13 +97,33 @@ pub async fn connect(kubeconfig: Option<&Path>, ages: WatchAges) -> Result<Clien
     };
     // It would also count the time in which a connection waits for the next request.
     config.read_timeout = None;
+    if let [first, ..] = servers {
+        config.cluster_url = first.clone();
+    }
+    let servers = if servers.is_empty() { vec![config.cluster_url.clone()] } else { servers.to_vec() };
     let url = config.cluster_url.to_string();
-    client(config, Limits::default(), ages)
-        .map_err(|source| KubernetesError::Client { url, source: Box::new(source) })
+    let client = client(config, &servers, Limits::default(), ages)
+        .map_err(|source| KubernetesError::Client { url, source: Box::new(source) })?;
+    Ok(Access { client, servers })
 }
 
-fn client(config: Config, limits: Limits, ages: WatchAges) -> kube::Result<Client> {
-    Ok(ClientBuilder::try_from(config)?.with_layer(&ContactLayer { limits, ages }).build())
+/// Creates a client that differs from `config` in its addresses.
+fn client(config: Config, servers: &[Uri], limits: Limits, ages: WatchAges) -> kube::Result<Client> {
+    let namespace = config.default_namespace.clone();
+    let client = |server: &Uri| {
+        let mut config = config.clone();
+        config.cluster_url = server.clone();
+        if servers.len() > 1 {
+            config.connect_timeout = Some(CONNECT_LIMIT);
+            // Another API server may answer at once.
+            config.default_retry = false;
+        }
+        Client::try_from(config)
+    };
+    let clients = servers.iter().map(client).collect::<kube::Result<Vec<_>>>()?;
+    let servers = Servers::new(servers.to_vec());
+    let failover = Failover { clients: clients.into(), servers: servers.clone() };
+    Ok(Client::new(ContactLayer { limits, ages, servers }.layer(failover), namespace))
 }
 
 /// Directives for the log filter that silence the client library. It logs each failed request,
@@ -94,35 +141,38 @@ const SLICES_OF_THIS_PROXY: &str =
 /// Sends the selected objects of the cluster and then every change, until the receiver is dropped.
 /// Sends no request for resources that are not selected.
 pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sender<SourceEvent>) {
+    watch_with(client, selection, events, Limits::default()).await;
+}
+
+async fn watch_with(
+    client: Client,
+    selection: ObjectSelection,
+    events: mpsc::Sender<SourceEvent>,
+    limits: Limits,
+) {
     let ObjectSelection { resources, this_node, services: scope } = selection;
     let (service_objects, slice_objects) = match scope {
         ServiceSelection::OfThisProxy => (
-            services_with_address(client.clone()).boxed(),
-            watcher::Config::default().labels(SLICES_OF_THIS_PROXY),
+            // Headless Services have no cluster addresses. Without them there is less to read.
+            Selector { optional_fields: Some("spec.clusterIP!=None"), ..Selector::default() },
+            Selector { labels: Some(SLICES_OF_THIS_PROXY.to_owned()), ..Selector::default() },
         ),
-        ServiceSelection::PortsOfAll => {
-            (objects(&client, watcher::Config::default()).boxed(), watcher::Config::default())
-        }
+        ServiceSelection::PortsOfAll => Default::default(),
     };
-    let services = run_watch(service_objects, services(scope), &events);
-    let slices = run_watch(
-        objects::<ApiEndpointSlice>(&client, slice_objects),
-        slices(this_node.clone(), scope),
-        &events,
-    );
-    let this_node = watcher::Config::default().fields(&format!("metadata.name={this_node}"));
-    let node = run_watch(objects::<ApiNode>(&client, this_node), node(), &events);
+    let with_fields = |fields: String| Selector { fields: Some(fields), ..Selector::default() };
+    let of_this_node = with_fields(format!("metadata.name={this_node}"));
+    let tls = with_fields(format!("type={}", secrets::TLS));
+    let reader = Reader { client, patience: limits.listing };
+    let services = run_watch(reader.objects::<ApiService>(service_objects), services(scope), &events);
+    let slices =
+        run_watch(reader.objects::<ApiEndpointSlice>(slice_objects), slices(this_node, scope), &events);
+    let node = run_watch(reader.objects::<ApiNode>(of_this_node), node(), &events);
     let service_cidrs =
-        run_watch(objects::<ServiceCIDR>(&client, watcher::Config::default()), service_cidrs(), &events);
-    let ingresses =
-        run_watch(objects::<ApiIngress>(&client, watcher::Config::default()), ingresses(), &events);
-    let classes = run_watch(
-        objects::<ApiIngressClass>(&client, watcher::Config::default()),
-        ingress_classes(),
-        &events,
-    );
-    let tls = watcher::Config::default().fields(&format!("type={}", secrets::TLS));
-    let secrets = run_watch(objects::<ApiSecret>(&client, tls), secrets::spec(), &events);
+        run_watch(reader.objects::<ServiceCIDR>(Selector::default()), service_cidrs(), &events);
+    let ingresses = run_watch(reader.objects::<ApiIngress>(Selector::default()), ingresses(), &events);
+    let classes =
+        run_watch(reader.objects::<ApiIngressClass>(Selector::default()), ingress_classes(), &events);
+    let secrets = run_watch(reader.objects::<ApiSecret>(tls), secrets::spec(), &events);
     let selected = |resource| resources.contains(resource);
     tokio::join!(
         run_if(selected(WatchedResource::Services), services),
@@ -133,44 +183,6 @@ pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sen
         run_if(selected(WatchedResource::IngressClasses), classes),
         run_if(selected(WatchedResource::Secrets), secrets),
     );
-}
-
-/// Watches the objects of a resource in all namespaces. After an error it pauses and begins again.
-fn objects<K>(
-    client: &Client,
-    config: watcher::Config,
-) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + use<K>
-where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + 'static,
-{
-    watcher(Api::all(client.clone()), config).backoff(WatchBackoff::default())
-}
-
-/// Watches the Services, without headless ones where the API server can leave them out.
-///
-/// Kubernetes before 1.31 does not know the field selector and refuses the list. Then all Services
-/// are listed. Headless ones do no harm: they have no cluster addresses.
-fn services_with_address(client: Client) -> impl Stream<Item = watcher::Result<watcher::Event<ApiService>>> {
-    let selected = watcher::Config::default().fields("spec.clusterIP!=None");
-    let first = objects::<ApiService>(&client, selected).boxed();
-    futures::stream::unfold((first, true), move |(mut stream, selected)| {
-        let client = client.clone();
-        async move {
-            let item = stream.next().await?;
-            if !selected || !item.as_ref().is_err_and(is_bad_request) {
-                return Some((item, (stream, selected)));
-            }
-            info!("the API server does not select Services by spec.clusterIP: all of them are read");
-            let mut all = objects(&client, watcher::Config::default()).boxed();
-            let item = all.next().await?;
-            Some((item, (all, false)))
-        }
-    })
 }
 
 /// Runs a watch if its resource is selected.
@@ -277,6 +289,7 @@ pub async fn list(
     objects: &[serde_json::Value],
     this_node: Arc<str>,
 ) -> Result<Vec<SourceEvent>, serde_json::Error> {
+    use kube::runtime::watcher;
     use serde::de::DeserializeOwned;
     use watcher::Event::{InitApply, InitDone};
 

@@ -13,11 +13,35 @@ use serde_json::{Value, json};
 use super::*;
 
 /// Limits after which the tests of hung servers continue.
-const SHORT: Limits = Limits { answer: Duration::from_millis(300), silence: Duration::from_millis(300) };
+const SHORT: Limits = Limits {
+    answer: Duration::from_millis(300),
+    silence: Duration::from_millis(300),
+    listing: Duration::from_millis(300),
+};
 
-/// Starts a server that passes the line of each request to `answer`, with its connection. Returns
-/// the configuration of its clients.
+/// Starts a server that passes the line of each request to `answer`, with its connection. The
+/// server refuses streaming lists. Returns the configuration of its clients.
 fn stand_in(answer: impl Fn(&str, TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> Config {
+    streaming_stand_in(move |request, stream| match request.contains("sendInitialEvents") {
+        true => refuse_streaming(&stream),
+        false => answer(request, stream),
+    })
+}
+
+/// Answers as Kubernetes 1.27 to 1.31 does.
+fn refuse_streaming(stream: &TcpStream) -> std::io::Result<()> {
+    let message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+    let status = json!({
+        "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message,
+        "reason": "Invalid", "code": 422,
+    });
+    respond(stream, "422 Unprocessable Entity", &status)
+}
+
+/// Starts a server like [`stand_in`], without an answer to streaming lists.
+fn streaming_stand_in(
+    answer: impl Fn(&str, TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+) -> Config {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let answer = Arc::new(answer);
@@ -58,11 +82,23 @@ fn begin_watch(mut stream: &TcpStream, added: &[Value]) -> std::io::Result<()> {
         stream,
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
     )?;
-    for object in added {
-        let event = format!("{}\n", json!({"type": "ADDED", "object": object}));
-        write!(stream, "{:x}\r\n{event}\r\n", event.len())?;
-    }
+    added.iter().try_for_each(|object| send_event(stream, "ADDED", object))
+}
+
+fn send_event(mut stream: &TcpStream, kind: &str, object: &Value) -> std::io::Result<()> {
+    let event = format!("{}\n", json!({"type": kind, "object": object}));
+    write!(stream, "{:x}\r\n{event}\r\n", event.len())?;
     stream.flush()
+}
+
+/// Ends the list part of a streaming list.
+fn end_of_list(stream: &TcpStream, version: &str) -> std::io::Result<()> {
+    let annotations = json!({"k8s.io/initial-events-end": "true"});
+    let bookmark = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"resourceVersion": version, "annotations": annotations},
+    });
+    send_event(stream, "BOOKMARK", &bookmark)
 }
 
 /// Sends nothing more, until the client closes the connection.
@@ -82,14 +118,22 @@ fn object(name: &str, ip: &str, version: &str) -> Value {
 
 /// Watches the Services of a server. Returns the events.
 fn watch_services(config: Config, limits: Limits, ages: WatchAges) -> mpsc::Receiver<SourceEvent> {
+    let server = config.cluster_url.clone();
+    watch_services_of(config, &[server], limits, ages)
+}
+
+/// Watches the Services of a cluster with several API servers. Returns the events.
+fn watch_services_of(
+    config: Config,
+    servers: &[Uri],
+    limits: Limits,
+    ages: WatchAges,
+) -> mpsc::Receiver<SourceEvent> {
     let resources = ResourceSet::of(&[WatchedResource::Services]);
     let (sender, events) = mpsc::channel(16);
-    let client = client(config, limits, ages).unwrap();
-    tokio::spawn(watch(
-        client,
-        ObjectSelection { resources, ..ObjectSelection::of_services("here") },
-        sender,
-    ));
+    let client = client(config, servers, limits, ages).unwrap();
+    let selection = ObjectSelection { resources, ..ObjectSelection::of_services("here") };
+    tokio::spawn(watch_with(client, selection, sender, limits));
     events
 }
 
@@ -156,6 +200,216 @@ async fn a_server_without_the_field_selector_is_read_without_it() {
     for expected in ["default/db", "default/web", "Services", "default/db2", "default/api"] {
         assert_eq!(next(&mut events).await, expected);
     }
+}
+
+#[tokio::test]
+async fn objects_come_from_a_streaming_list() {
+    let (watches, requests) = (AtomicUsize::new(0), Arc::new(Mutex::new(Vec::new())));
+    let stored = requests.clone();
+    let config = streaming_stand_in(move |request, stream| {
+        stored.lock().unwrap().push(request.to_owned());
+        match watches.fetch_add(1, Ordering::Relaxed) {
+            0 => {
+                begin_watch(&stream, &[object("web", "10.96.0.1", "3")])?;
+                end_of_list(&stream, "5")?;
+                send_event(&stream, "ADDED", &object("api", "10.96.0.2", "6"))
+            }
+            _ => {
+                begin_watch(&stream, &[object("db", "10.96.0.3", "7")])?;
+                hang(&stream)
+            }
+        }
+    });
+    let mut events = watch_services(config, Limits::default(), WatchAges::default());
+    for expected in ["default/web", "Services", "default/api", "default/db"] {
+        assert_eq!(next(&mut events).await, expected);
+    }
+    let requests = requests.lock().unwrap();
+    let parameters = ["watch=true", "resourceVersion=0", "sendInitialEvents=true", "NotOlderThan"];
+    assert!(parameters.iter().all(|parameter| requests[0].contains(parameter)), "{requests:?}");
+    // The watch that ended resumes. It does not list again.
+    assert!(requests[1].contains("resourceVersion=6"), "{requests:?}");
+    assert!(!requests[1].contains("sendInitialEvents"), "{requests:?}");
+}
+
+#[tokio::test]
+async fn without_streaming_lists_come_from_the_cache() {
+    let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+    let stored = requests.clone();
+    let config = streaming_stand_in(move |request, stream| {
+        stored.lock().unwrap().push(request.to_owned());
+        if request.contains("sendInitialEvents") {
+            refuse_streaming(&stream)
+        } else if request.contains("watch=") {
+            begin_watch(&stream, &[])?;
+            hang(&stream)
+        } else {
+            list(&stream, &[object("web", "10.96.0.1", "1")])
+        }
+    });
+    let mut events = watch_services(config, Limits::default(), WatchAges::default());
+    assert_eq!([next(&mut events).await, next(&mut events).await], ["default/web", "Services"]);
+    let requests = requests.lock().unwrap();
+    assert!(requests[1].contains("resourceVersion=0&") || requests[1].contains("resourceVersion=0 "));
+    assert!(!requests[1].contains("limit="), "etcd would answer: {requests:?}");
+}
+
+#[tokio::test]
+async fn a_list_that_the_cache_refuses_is_read_in_pages() {
+    let config = stand_in(|request, stream| {
+        if request.contains("watch=") {
+            begin_watch(&stream, &[])?;
+            return hang(&stream);
+        }
+        match request.contains("limit=500") && !request.contains("resourceVersion") {
+            true => list(&stream, &[object("web", "10.96.0.1", "1")]),
+            false => {
+                let message = "resourceVersionMatch is not supported";
+                let status = json!({
+                    "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message,
+                    "reason": "BadRequest", "code": 400,
+                });
+                respond(&stream, "400 Bad Request", &status)
+            }
+        }
+    });
+    let mut events = watch_services(config, Limits::default(), WatchAges::default());
+    assert_eq!([next(&mut events).await, next(&mut events).await], ["default/web", "Services"]);
+}
+
+/// Kubernetes before 1.27 ignores the parameter. It sends the objects, then nothing.
+#[tokio::test]
+async fn a_streaming_list_without_an_end_is_given_up() {
+    let config = streaming_stand_in(|request, stream| {
+        if request.contains("watch=") {
+            begin_watch(&stream, &[object("web", "10.96.0.1", "1")])?;
+            hang(&stream)
+        } else {
+            list(&stream, &[object("api", "10.96.0.2", "2")])
+        }
+    });
+    let limits = Limits { listing: SHORT.listing, ..Limits::default() };
+    let mut events = watch_services(config, limits, WatchAges::default());
+    for expected in ["default/web", "default/api"] {
+        assert_eq!(next(&mut events).await, expected);
+    }
+    assert_eq!(
+        events.recv().await,
+        Some(SourceEvent::Service(ObjectName::new("default", "web"), None)),
+        "the complete list does not contain it"
+    );
+    assert_eq!(next(&mut events).await, "Services");
+}
+
+/// A proxy that ends every watch before the list is complete.
+#[tokio::test]
+async fn a_streaming_list_that_always_breaks_is_given_up() {
+    let config = streaming_stand_in(|request, stream| {
+        if request.contains("sendInitialEvents") {
+            let text = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            (&stream).write_all(text.as_bytes())
+        } else if request.contains("watch=") {
+            begin_watch(&stream, &[])?;
+            hang(&stream)
+        } else {
+            list(&stream, &[object("web", "10.96.0.1", "1")])
+        }
+    });
+    let mut events = watch_services(config, Limits::default(), WatchAges::default());
+    assert_eq!([next(&mut events).await, next(&mut events).await], ["default/web", "Services"]);
+}
+
+#[tokio::test]
+async fn the_next_api_server_is_used_when_one_fails() {
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead: Uri = format!("http://{dead}").parse().unwrap();
+    let silent = AtomicUsize::new(0);
+    // It answers the list, and nothing afterwards.
+    let first = stand_in(move |request, stream| {
+        if request.contains("watch=") || silent.fetch_add(1, Ordering::Relaxed) > 0 {
+            return hang(&stream);
+        }
+        list(&stream, &[object("web", "10.96.0.1", "1")])
+    });
+    let second = stand_in(|request, stream| {
+        if request.contains("watch=") {
+            begin_watch(&stream, &[object("api", "10.96.0.2", "2")])?;
+            return hang(&stream);
+        }
+        list(&stream, &[])
+    });
+    let servers = [dead, first.cluster_url.clone(), second.cluster_url.clone()];
+    let mut events = watch_services_of(first, &servers, SHORT, WatchAges::default());
+    assert_eq!([next(&mut events).await, next(&mut events).await], ["default/web", "Services"]);
+    let failure = next(&mut events).await;
+    assert!(failure.contains("cannot watch services") && failure.contains("did not answer"), "{failure}");
+    assert_eq!([next(&mut events).await, next(&mut events).await], ["default/api", "recovered"]);
+}
+
+#[tokio::test]
+async fn an_api_server_that_cannot_serve_is_left() {
+    let first = stand_in(|_, stream| {
+        let status = json!({
+            "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": "shutting down",
+            "reason": "ServiceUnavailable", "code": 503,
+        });
+        respond(&stream, "503 Service Unavailable", &status)
+    });
+    let second = stand_in(|request, stream| {
+        if request.contains("watch=") {
+            begin_watch(&stream, &[])?;
+            return hang(&stream);
+        }
+        list(&stream, &[object("web", "10.96.0.1", "1")])
+    });
+    let servers = [first.cluster_url.clone(), second.cluster_url.clone()];
+    let mut events = watch_services_of(first, &servers, Limits::default(), WatchAges::default());
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|last| last != "Services") {
+        seen.push(next(&mut events).await);
+    }
+    assert!(seen.contains(&"default/web".to_owned()), "{seen:?}");
+}
+
+#[tokio::test]
+async fn lists_are_requested_compressed() {
+    let encodings: Arc<Mutex<Vec<String>>> = Arc::default();
+    let stored = encodings.clone();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url: Uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    std::thread::spawn(move || -> std::io::Result<()> {
+        for stream in listener.incoming() {
+            let stream = stream?;
+            let lines = BufReader::new(stream.try_clone()?).lines().map_while(Result::ok);
+            let headers: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+            if headers.iter().any(|line| line.contains("sendInitialEvents")) {
+                refuse_streaming(&stream)?;
+                continue;
+            }
+            let encoding = headers.into_iter().filter(|line| line.starts_with("accept-encoding"));
+            stored.lock().unwrap().extend(encoding);
+            list(&stream, &[])?;
+        }
+        Ok(())
+    });
+    let mut events = watch_services(Config::new(url), Limits::default(), WatchAges::default());
+    assert!(events.recv().await.is_some());
+    assert_eq!(encodings.lock().unwrap()[0], "accept-encoding: gzip");
+}
+
+#[test]
+fn addresses_of_api_servers_are_those_without_a_name() {
+    let servers = |servers: &[&str]| {
+        let client = Config::new("http://127.0.0.1:1".parse().unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let client = runtime.block_on(async { Client::try_from(client).unwrap() });
+        Access { client, servers: servers.iter().map(|url| url.parse().unwrap()).collect() }.addresses()
+    };
+    assert_eq!(
+        servers(&["https://10.96.0.1:443", "https://[fd00::1]:6443/path"]),
+        Some(vec!["10.96.0.1".parse().unwrap(), "fd00::1".parse().unwrap()])
+    );
+    assert_eq!(servers(&["https://10.96.0.1:443", "https://api.example.com"]), None);
 }
 
 #[tokio::test]

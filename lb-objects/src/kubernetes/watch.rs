@@ -239,18 +239,13 @@ impl<'a, C, E> ObjectWatch<'a, C, E> {
     }
 }
 
-const BAD_REQUEST: u16 = 400;
 const UNAUTHORIZED: u16 = 401;
 const FORBIDDEN: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const GONE: u16 = 410;
 
-/// Returns whether the API server does not understand the parameters of a request.
-pub(super) fn is_bad_request(error: &watcher::Error) -> bool {
-    status_code(error) == Some(BAD_REQUEST)
-}
-
-fn status_code(error: &watcher::Error) -> Option<u16> {
+/// Returns the HTTP status of an error response.
+pub(super) fn status_code(error: &watcher::Error) -> Option<u16> {
     match error {
         watcher::Error::WatchError(status) => Some(status.code),
         watcher::Error::InitialListFailed(kube::Error::Api(status))

@@ -1,10 +1,13 @@
 //! The cases, in the order in which they run.
 
 use std::fs;
+use std::net::SocketAddr;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
 use lb_testbed::Family;
+use lb_testbed::agent::METRICS;
 use lb_testbed::check::{eventually, refused, without_failure};
 use lb_testbed::control_plane::documents;
 use lb_testbed::host::Listen;
@@ -28,6 +31,8 @@ pub const CASES: &[(&str, Run)] = &[
     ("api_server_restarts", api_server_restarts),
     ("changes_while_no_agent_runs_are_applied_later", changes_while_no_agent_runs_are_applied_later),
     ("agent_starts_before_the_api_server", agent_starts_before_the_api_server),
+    ("busy_service_is_written_ten_times_a_second", busy_service_is_written_ten_times_a_second),
+    ("agent_uses_the_api_server_that_answers", agent_uses_the_api_server_that_answers),
     ("api_server_is_reached_through_its_own_service", api_server_is_reached_through_its_own_service),
 ];
 
@@ -328,7 +333,73 @@ fn api_server_is_reached_through_its_own_service(world: &mut World) -> Result<()
     world.start_agent()?;
     let service = world.publish(&[1, 3])?;
     world.set_endpoints(&service, &[4])?;
-    world.wait_until_served(&service, &[4])
+    world.wait_until_served(&service, &[4])?;
+    // No kube-proxy runs: after a reboot, nothing would serve the address.
+    eventually(|| {
+        let events = world.admin.events("default", "Service", "kubernetes")?;
+        let found = events.iter().any(|event| event.reason.as_deref() == Some("ApiServerIsService"));
+        ensure!(found, "{events:?}");
+        let count = metric(world, "sluice_problems_raised_total", "api_server_is_service")?;
+        ensure!(count == 1.0, "counted {count} times");
+        Ok(())
+    })
+}
+
+/// Returns the sum of the samples of a metric whose labels contain a text.
+fn metric(world: &World, name: &str, label: &str) -> Result<f64> {
+    let answer = http::get(&world.node().host.place, METRICS, "/metrics")?;
+    let samples = answer.body.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        (series.split('{').next() == Some(name) && series.contains(label)).then(|| value.parse::<f64>())
+    });
+    Ok(samples.collect::<Result<Vec<_>, _>>()?.iter().sum())
+}
+
+fn busy_service_is_written_ten_times_a_second(world: &mut World) -> Result<()> {
+    let busy = world.publish(&[1])?;
+    let slice = world.slices(&busy, &[3]).swap_remove(0);
+    let writes = |world: &World| {
+        metric(world, "kubeproxy_sync_proxy_rules_duration_seconds_count", "ip_family=\"IPv4\"")
+    };
+    let received = |world: &World| metric(world, "kubeproxy_sync_proxy_rules_endpoint_changes_total", "");
+    let (writes_before, received_before) = (writes(world)?, received(world)?);
+    let began = Instant::now();
+    for change in 0..300 {
+        let mut changed = slice.clone();
+        changed["endpoints"][0]["conditions"]["ready"] = (change % 2 == 0).into();
+        world.apply(&changed)?;
+    }
+    world.set_endpoints(&busy, &[4])?;
+    // The last change counts.
+    world.wait_until_served(&busy, &[4])?;
+    let seconds = began.elapsed().as_secs_f64();
+    let (writes, received) = (writes(world)? - writes_before, received(world)? - received_before);
+    ensure!(received >= 300.0, "only {received} changes arrived");
+    // One write at the beginning, and one at the end of each period.
+    ensure!(writes <= 10.0 * seconds + 2.0, "{writes} writes in {seconds} s for {received} changes");
+    Ok(())
+}
+
+/// The first address answers nothing, the second one is that of the API server.
+fn agent_uses_the_api_server_that_answers(world: &mut World) -> Result<()> {
+    let address = world.control_plane.address();
+    let dead = SocketAddr::new(address.ip(), address.port() + 1);
+    world.stop_agent()?;
+    world.arguments = vec![format!("--api-server=https://{dead},https://{address}")];
+    world.start_agent()?;
+    let service = world.publish(&[1, 3])?;
+    world.control_plane.stop_api_server();
+    world.control_plane.start_api_server()?;
+    world.set_endpoints(&service, &[4])?;
+    world.wait_until_served(&service, &[4])?;
+    let log = world.agent_log()?;
+    ensure!(
+        log.contains(&format!("the API server https://{dead}/ failed, using https://{address}/")),
+        "{log}"
+    );
+    world.stop_agent()?;
+    world.arguments.clear();
+    world.start_agent()
 }
 
 fn has_no_endpoint(world: &World, service: &ServiceManifest) -> Result<()> {

@@ -32,6 +32,8 @@ pub struct World {
     pub admin: Api,
     /// Kubeconfig of the agent, with the address of the API server.
     pub kubeconfig: PathBuf,
+    /// More arguments of the agent.
+    pub arguments: Vec<String>,
     /// The settings of `deploy/config.yaml`.
     config: PathBuf,
     agent: Option<Agent>,
@@ -68,6 +70,7 @@ impl World {
             control_plane,
             admin,
             kubeconfig,
+            arguments: Vec::new(),
             config,
             agent: None,
             _servers: servers,
@@ -96,11 +99,10 @@ impl World {
 
     /// Starts the agent without waiting for its initial sync.
     pub fn spawn_agent(&mut self) -> Result<()> {
-        let options = AgentOptions {
-            kubeconfig: Some(self.kubeconfig.clone()),
-            arguments: vec![format!("--config={}", self.config.display())],
-            ..AgentOptions::default()
-        };
+        let mut arguments = vec![format!("--config={}", self.config.display())];
+        arguments.extend_from_slice(&self.arguments);
+        let options =
+            AgentOptions { kubeconfig: Some(self.kubeconfig.clone()), arguments, ..AgentOptions::default() };
         self.agent = Some(Agent::spawn(&self.topology, self.node(), &options)?);
         Ok(())
     }

@@ -1,18 +1,45 @@
 //! The log: text lines or JSON objects on standard error.
 
 use std::io::{IsTerminal, stderr};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use lb_datapath::DatapathLog;
-use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
-use crate::config::{LogFilter, LogFormat};
+use crate::config::{LogFilter, LogFormat, ValueError};
+use crate::log_control;
+
+/// Changes the filter of the log of this process.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Replaces the filter of the log.
+pub fn set_filter(filter: &LogFilter) {
+    // The log was not set up by `start`, or another thread panicked while it logged.
+    if let Some(Err(error)) = FILTER.get().map(|handle| handle.reload(filter.to_env_filter())) {
+        tracing::error!("cannot change the log level: {error}");
+    }
+}
+
+/// Lets `lb log-level` change the filter until the configuration file changes it again.
+pub fn follow_commands() {
+    let change = |level: &str| {
+        let filter: LogFilter = level.parse().map_err(|error: ValueError| error.to_string())?;
+        set_filter(&filter);
+        tracing::info!(level, "`lb log-level` changed the log level");
+        Ok(())
+    };
+    if let Err(error) = log_control::listen(change) {
+        tracing::warn!("`lb log-level` cannot reach this agent: {error}");
+    }
+}
 
 /// Sets up the log of this process. A second call changes nothing.
 pub fn start(filter: &LogFilter, format: LogFormat) {
-    let registry = tracing_subscriber::registry().with(filter.to_env_filter());
+    let (filter, handle) = reload::Layer::new(filter.to_env_filter());
+    let registry = tracing_subscriber::registry().with(filter);
     let result = match format {
         LogFormat::Text => registry
             .with(fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal()).with_target(false))
@@ -21,8 +48,9 @@ pub fn start(filter: &LogFilter, format: LogFormat) {
             registry.with(fmt::layer().json().flatten_event(true).with_writer(stderr)).try_init()
         }
     };
-    if result.is_err() {
-        tracing::debug!("the log is set up already");
+    match result {
+        Ok(()) => drop(FILTER.set(handle)),
+        Err(_) => tracing::debug!("the log is set up already"),
     }
 }
 

@@ -2,6 +2,7 @@
 //! them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,18 +13,23 @@ use lb_datapath::{AttachError, Datapath, Drift, DriftKind, ServiceTables, monoto
 use lb_model::{Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::WatchAges;
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use super::api_address;
+use super::coalesce::Coalescer;
 use super::desired_host::{DesiredHost, device_choices, forwarded_by_kernel};
 use super::drift::DriftReport;
 use super::error::AgentError;
 use super::full_maps::FullMaps;
 use super::host_reconciler::{Comparison, HostChange, HostReconciler};
 use super::lock::{LockError, NodeLock};
+use super::logging;
 use super::reconciler::{ReconcileOutcome, Reconciler};
+use super::reload::{LIVE, Reload, Reloaded};
 use super::stop::Stop;
 use crate::config::{Config, ForwardMode, TerminateSockets};
 use crate::node::NodeState;
@@ -39,10 +45,16 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// Maximum number of events in one batch. Queued events are planned together.
 const BATCH: usize = 4096;
 
-pub struct MainLoop<'a> {
-    pub config: &'a Config,
+pub struct MainLoop {
+    /// The settings in force.
+    pub config: Config,
+    /// `None` without a configuration file.
+    pub reload: Option<Reload>,
+    /// The settings in force by file key, for `/configz`.
+    pub effective: watch::Sender<Map<String, Value>>,
     pub datapath: Datapath,
     pub reconciler: Reconciler<ServiceTables>,
+    pub coalescer: Coalescer,
     pub host_reconciler: HostReconciler,
     pub node: watch::Receiver<Arc<NodeState>>,
     pub namespaces: Follower,
@@ -52,6 +64,10 @@ pub struct MainLoop<'a> {
     /// `None` if the objects come from manifests.
     pub recorder: Option<EventRecorder>,
     pub watch_ages: WatchAges,
+    /// The addresses of the API servers. Empty if one of them has a name, and for manifests.
+    pub api_servers: Vec<IpAddr>,
+    /// The reported problem of these addresses.
+    pub api_problem: Option<Problem>,
     /// An earlier agent has measured the changes before this time.
     pub started: SystemTime,
     /// The lock of this node.
@@ -68,7 +84,7 @@ pub struct MainLoop<'a> {
     pub full_maps: FullMaps,
 }
 
-impl MainLoop<'_> {
+impl MainLoop {
     /// Runs until a signal comes or the source fails.
     pub async fn run(
         mut self,
@@ -83,6 +99,7 @@ impl MainLoop<'_> {
         let mut swept = Instant::now();
         let mut batch = Vec::new();
         loop {
+            let due = self.coalescer.next_due();
             tokio::select! {
                 signal = stop.requested() => {
                     info!("{signal}: the agent ends; programs, maps and connections stay");
@@ -95,6 +112,9 @@ impl MainLoop<'_> {
                     });
                 }
                 _ = events.recv_many(&mut batch, BATCH) => self.apply_events(std::mem::take(&mut batch)),
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                    self.apply_events(Vec::new());
+                }
                 Ok(()) = self.node.changed() => self.apply_host_state(),
                 Ok(()) = self.namespaces.addresses.changed() => self.apply_host_state(),
                 _ = tick.tick() => {
@@ -105,8 +125,10 @@ impl MainLoop<'_> {
                     }
                     if swept.elapsed() >= SWEEP {
                         self.sweep();
+                        self.check_api_address();
                         swept = Instant::now();
                     }
+                    self.reload_settings();
                     self.publish_health();
                     self.update_metrics();
                 }
@@ -178,8 +200,12 @@ impl MainLoop<'_> {
     /// Applies a batch of events to the service maps, and to everything that depends on them.
     fn apply_events(&mut self, batch: Vec<SourceEvent>) {
         let started = Instant::now();
-        let events = batch.len();
         self.metrics.received(&batch);
+        let batch = self.admit(batch, started);
+        if batch.is_empty() {
+            return;
+        }
+        let events = batch.len();
         let mut outcome = self.reconciler.apply(batch, started);
         self.log_outcome(&outcome);
         let health_checks = std::mem::take(&mut outcome.changes.health_checks);
@@ -196,6 +222,7 @@ impl MainLoop<'_> {
         let (changed, removed) = (changes.changed.len(), changes.removed.len());
         if changes.complete {
             self.complete_initial_sync(changed, started);
+            self.check_api_address();
         }
         if changes.complete || changed + removed > 0 {
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -207,9 +234,73 @@ impl MainLoop<'_> {
         self.publish_health();
     }
 
+    /// Returns the events that are to be applied now. The initial sync needs all of them.
+    fn admit(&mut self, batch: Vec<SourceEvent>, now: Instant) -> Vec<SourceEvent> {
+        let planner = self.reconciler.planner();
+        if !planner.is_synced() {
+            return batch;
+        }
+        let admitted = self.coalescer.admit(batch, |slice| planner.service_of(slice).cloned(), now);
+        self.metrics.set_coalesced(self.coalescer.replaced());
+        admitted
+    }
+
     fn complete_initial_sync(&self, service_ports: usize, started: Instant) {
         info!(service_ports, seconds = started.elapsed().as_secs_f32(), "initial sync complete");
         self.health.send_modify(|state| state.progress = Progress::Serving);
+    }
+
+    /// Applies a change of the configuration file.
+    fn reload_settings(&mut self) {
+        let (args, live, restart) = match self.reload.as_mut().and_then(Reload::check) {
+            None => return,
+            Some(Reloaded::Refused(reason)) => {
+                error!("the settings stay as they are, the configuration file is not valid: {reason}");
+                return;
+            }
+            Some(Reloaded::Changed { args, live, restart }) => (*args, live.join(", "), restart.join(", ")),
+        };
+        if !restart.is_empty() {
+            warn!("the configuration file has changes that need a restart of this agent: {restart}");
+        }
+        if live.is_empty() {
+            return;
+        }
+        self.effective.send_modify(|effective| {
+            for key in LIVE {
+                effective.insert(key.to_owned(), args.effective.get(key).cloned().unwrap_or_default());
+            }
+        });
+        let new = args.settings;
+        if new.log_level != self.config.log_level {
+            logging::set_filter(&new.log_level);
+        }
+        self.config = Config {
+            devices: new.devices,
+            log_level: new.log_level,
+            mode: new.mode,
+            nodeport_addresses: new.nodeport_addresses,
+            pod_interfaces: new.pod_interfaces,
+            ..self.config.clone()
+        };
+        info!("applied changes of the configuration file: {live}");
+        self.apply_host_state();
+    }
+
+    /// Reports an API server whose address only this agent serves, once.
+    fn check_api_address(&mut self) {
+        let without_kube_proxy = self.node.borrow().without_kube_proxy;
+        let problem = api_address::problem(&self.api_servers, self.reconciler.planner(), without_kube_proxy);
+        if problem == self.api_problem {
+            return;
+        }
+        if let Some(solved) = std::mem::replace(&mut self.api_problem, problem) {
+            self.metrics.resolved(&solved);
+            info!("resolved: {}: {}", solved.object, solved.reason);
+        }
+        if let Some(problem) = &self.api_problem {
+            self.report_problem(problem);
+        }
     }
 
     /// Records the time from changes in the cluster until now. Without a complete map it records
@@ -228,11 +319,11 @@ impl MainLoop<'_> {
     fn apply_host_state(&mut self) {
         let state = Arc::clone(&self.node.borrow_and_update());
         let namespaces = Arc::clone(&self.namespaces.addresses.borrow_and_update());
-        let choices = device_choices(self.config, &state);
+        let choices = device_choices(&self.config, &state);
         self.log_skipped_devices(&choices);
         self.log_forwarding(&state);
         let planner = self.reconciler.planner();
-        let desired = DesiredHost::new(self.config, &state, &choices, planner, namespaces);
+        let desired = DesiredHost::new(&self.config, &state, &choices, planner, namespaces);
         let listen = listen_addresses(&self.config.nodeport_addresses, &desired.addresses);
         self.service_health.send_if_modified(|desired| {
             let before = std::mem::replace(&mut desired.addresses, listen);

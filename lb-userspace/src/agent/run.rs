@@ -9,7 +9,6 @@ use lb_datapath::apply::Engine;
 use lb_datapath::{AttachError, Datapath, LoadError, Pins, ServiceTables, monotonic_ns};
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use lb_plan::Planner;
-use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -22,10 +21,13 @@ use super::logging;
 use super::main_loop::MainLoop;
 use super::options::{GRACE, load_options, planner_settings};
 use super::reconciler::Reconciler;
+use super::reload::{ReadAgain, Reload};
 use super::source::Source;
 use super::stale_sockets::StaleSockets;
 use super::stop::Stop;
-use crate::config::{Config, DatapathLogLevel, ForwardMode, SocketHooks, TerminateSockets};
+use crate::config::{
+    AgentArgs, Config, DatapathLogLevel, ForwardMode, IgnoredField, SocketHooks, TerminateSockets,
+};
 use crate::node;
 use crate::node::namespaces::follow::{Follower, follow};
 use crate::node::sysctl::{Change, Sysctls};
@@ -34,23 +36,32 @@ use crate::serve::{
     self, AgentPort, AgentState, HealthPorts, KernelCounts, Metrics, OpenError, ServiceHealth,
 };
 
-/// Runs the agent until a signal comes. `effective` are the effective settings, for `/configz`.
+/// Runs the agent until a signal comes. `read_again` reads the same command line again, with the
+/// files that it names.
 ///
 /// The runtime needs a thread beside the caller's, which answers probes while the caller is busy.
-pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), AgentError> {
+pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentError> {
+    let reload = Reload::new(&args, read_again);
+    let AgentArgs { settings, effective, ignored, .. } = args;
+    let config = &settings;
     logging::start(&config.log_level, config.log_format);
     let mut stop = Stop::listen().map_err(AgentError::Signals)?;
     let cgroup = check_host(config)?;
     info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "starting Sluice");
 
+    for IgnoredField { field, reason } in ignored {
+        info!("the configuration of kube-proxy: {field} has no effect: {reason}");
+    }
+
     let started = SystemTime::now();
     let Some(lock) = NodeLock::acquire_or_wait(config, &mut stop).await? else { return Ok(()) };
+    logging::follow_commands();
     let probes = serve::bind(AgentPort::Health, config.health_bind).await?;
     let diagnostics = serve::bind(AgentPort::Metrics, config.metrics_bind).await?;
     let (health, state) = watch::channel(AgentState::starting("loading the kernel programs"));
     tokio::spawn(serve::serve_probes(probes, state.clone()));
 
-    let Source { events, task, recorder, ages } = Source::start(config).await?;
+    let Source { events, task, recorder, ages, servers } = Source::start(config).await?;
     let node = node::watch::watch().await?;
 
     let sysctls = Sysctls::at(&config.sysctl_dir);
@@ -72,14 +83,18 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
     let metrics = Arc::new(Metrics::new(Box::new(move || {
         Ok(KernelCounts { packets: maps.counters()?, port_shortages: maps.port_shortages()? })
     })));
-    tokio::spawn(serve::serve_diagnostics(diagnostics, metrics.clone(), effective));
+    let (effective, in_force) = watch::channel(effective);
+    tokio::spawn(serve::serve_diagnostics(diagnostics, metrics.clone(), in_force));
     let service_health = serve_health_checks(state, recorder.clone());
     let namespaces = follow_namespaces(config, &datapath).map_err(AgentError::Namespaces)?;
 
     MainLoop {
-        config,
+        config: config.clone(),
+        reload,
+        effective,
         datapath,
         reconciler: Reconciler::new(Planner::new(planner_settings(config)), engine),
+        coalescer: Default::default(),
         host_reconciler,
         node,
         namespaces,
@@ -88,6 +103,8 @@ pub async fn run(config: &Config, effective: Map<String, Value>) -> Result<(), A
         metrics,
         recorder,
         watch_ages: ages,
+        api_servers: servers,
+        api_problem: None,
         started,
         lock,
         sockets,

@@ -88,7 +88,7 @@ impl PreflightArgs {
 
     /// Reads all objects of a cluster once.
     async fn list(&self, selection: ObjectSelection) -> Result<Vec<SourceEvent>, MigrationError> {
-        let client = kubernetes::connect(self.kubeconfig.as_deref(), WatchAges::default()).await?;
+        let client = kubernetes::connect(self.kubeconfig.as_deref(), &[], WatchAges::default()).await?.client;
         let (sender, mut receiver) = mpsc::channel(256);
         let watch = tokio::spawn(kubernetes::watch(client, selection, sender));
         let mut events = Vec::new();

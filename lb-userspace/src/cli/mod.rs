@@ -9,6 +9,8 @@ pub mod explain;
 pub mod generate;
 pub mod get;
 mod http_client;
+pub mod log_level;
+pub mod migrate;
 pub mod migration;
 mod pin_args;
 
@@ -49,7 +51,8 @@ Examples:
   lb doctor                                     Check this node and the running agent
   lb preflight --manifests ./ingresses          Report what a move from ingress-nginx changes
   lb cleanup --dry-run                          List what `lb cleanup` would remove
-  lb cleanup --kube-proxy --dry-run             List what kube-proxy left behind";
+  lb cleanup --kube-proxy --dry-run             List what kube-proxy left behind
+  lb migrate kube-proxy config.conf             Print the settings that are equivalent";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -81,6 +84,13 @@ pub enum Command {
     ///
     /// With --kube-proxy it removes the leftovers of kube-proxy instead.
     Cleanup(cleanup::CleanupArgs),
+    /// Change the log level of the running agent
+    ///
+    /// It needs the network namespace of the agent, and its user. Run it in the pod of the agent.
+    LogLevel(log_level::LogLevelArgs),
+    /// Print the settings that are equivalent to the configuration of another proxy
+    #[command(subcommand, after_help = MIGRATE_EXAMPLES)]
+    Migrate(migrate::Migrate),
     /// Print the script that completes the commands of `lb` in a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(generate::CompletionsArgs),
@@ -96,6 +106,11 @@ Examples:
   lb preflight --kubeconfig admin.conf          Check the Ingresses of a cluster
   lb preflight --manifests ./ingresses          Check the Ingresses of a folder
   lb preflight -o markdown > move.md            Write the report for a ticket";
+
+const MIGRATE_EXAMPLES: &str = "\
+Examples:
+  kubectl -n kube-system get configmap kube-proxy -o yaml | lb migrate kube-proxy -
+  lb migrate kube-proxy /var/lib/kube-proxy/config.conf > sluice.yaml";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -145,7 +160,7 @@ pub enum Invocation {
 /// Parses the command line, the environment and the configuration file. `args` starts with the name
 /// of the program.
 pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Result<Invocation, UsageError> {
-    let ReadArguments { command, matches, file } = config::read_arguments(command(machine), args)?;
+    let ReadArguments { command, matches, file, ignored } = config::read_arguments(command(machine), args)?;
     if let Some(agent) = matches.subcommand_matches("agent").filter(|agent| agent.get_flag("print_config")) {
         let schema = config::agent_of(&command);
         return Ok(Invocation::PrintConfig(config::effective_yaml(&schema, agent, file.as_ref())));
@@ -161,6 +176,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Res
         }
         Command::Agent(mut agent) => {
             agent.check()?;
+            agent.ignored = ignored;
             if let Some(matches) = matches.subcommand_matches("agent") {
                 agent.effective = config::effective_json(&config::agent_of(&command), matches);
             }
@@ -329,6 +345,36 @@ mod tests {
         assert!(text.contains("\nmode: tc  # flag --mode\n"), "{text}");
         assert!(text.contains(&format!("\nnodeName: from-file  # {}:2\n", path.display())), "{text}");
         assert!(text.contains("\nbpffs: /sys/fs/bpf  # default\n"), "{text}");
+    }
+
+    #[test]
+    fn the_configuration_of_kube_proxy_replaces_defaults_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, kube_proxy) = (dir.path().join("sluice.yaml"), dir.path().join("kube-proxy.yaml"));
+        std::fs::write(&own, "healthBind: 127.0.0.1:1\n").unwrap();
+        let text = "kind: KubeProxyConfiguration\nmode: ipvs\nipvs: {scheduler: sh}\n\
+                    healthzBindAddress: 127.0.0.1:2\nmetricsBindAddress: 127.0.0.1:3\nportRange: 1-2\n\
+                    clientConnection: {kubeconfig: /nonexistent}\n";
+        std::fs::write(&kube_proxy, text).unwrap();
+        let config = format!("--config={}", own.display());
+        let kube_proxy_config = format!("--kube-proxy-config={}", kube_proxy.display());
+        let args = ["lb", "agent", &config, &kube_proxy_config, "--metrics-bind=127.0.0.1:4"];
+        let Ok(Invocation::Run(Command::Agent(agent))) = run(&args) else { panic!("not an agent") };
+        let ports = (agent.settings.health_bind.port(), agent.settings.metrics_bind.port());
+        assert_eq!(ports, (1, 4), "the flag, and the own file, take precedence");
+        assert_eq!(agent.settings.algorithm.0.name(), "sh");
+        assert_eq!(agent.settings.kubeconfig, None);
+        let fields: Vec<_> = agent.ignored.iter().map(|ignored| ignored.field.as_str()).collect();
+        assert_eq!(fields, ["mode", "portRange", "clientConnection.kubeconfig"]);
+        let text = printed(&[&args[..], &["--print-config"]].concat());
+        assert!(
+            text.contains(&format!("\nalgorithm: sh  # {}: ipvs.scheduler\n", kube_proxy.display())),
+            "{text}"
+        );
+
+        std::fs::write(&kube_proxy, "kind: KubeProxyConfiguration\nnodePortAddresses: [x]\n").unwrap();
+        let error = usage_error(&["lb", "agent", &kube_proxy_config]);
+        assert!(error.contains("kube-proxy.yaml: nodePortAddresses: invalid value 'x'"), "{error}");
     }
 
     #[test]

@@ -6,17 +6,25 @@ use std::path::PathBuf;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::file::{ConfigFile, FileError};
+use super::kube_proxy::{IgnoredField, KubeProxyError, Translation};
 use super::machine::Machine;
 use super::schema::GENERAL;
 use super::settings::Config;
 use super::sizes::with_max_flows;
 
-#[derive(Debug, Args)]
+#[derive(Debug, PartialEq, Args)]
 #[command(after_help = AGENT_EXAMPLES)]
 pub struct AgentArgs {
     /// YAML file with settings; each key is the name of a flag in camelCase, as in --print-config
     #[arg(long, env = "SLUICE_CONFIG", value_name = "FILE", help_heading = GENERAL)]
     pub config: Option<PathBuf>,
+
+    /// KubeProxyConfiguration of kube-proxy. The settings that are equivalent replace the defaults
+    ///
+    /// The agent logs which fields it ignores, with the reason. `lb migrate kube-proxy` prints the
+    /// same without starting an agent.
+    #[arg(long, env = "SLUICE_KUBE_PROXY_CONFIG", value_name = "FILE", help_heading = GENERAL)]
+    pub kube_proxy_config: Option<PathBuf>,
 
     /// Print the effective settings as a YAML file, with the origin of each, and exit
     #[arg(long, help_heading = GENERAL)]
@@ -28,11 +36,15 @@ pub struct AgentArgs {
     /// The effective settings by file key. The agent serves them over HTTP (/configz).
     #[arg(skip)]
     pub effective: serde_json::Map<String, serde_json::Value>,
+
+    /// The fields of --kube-proxy-config without an equivalent. The agent logs them.
+    #[arg(skip)]
+    pub ignored: Vec<IgnoredField>,
 }
 
 const AGENT_EXAMPLES: &str = "\
 Each setting can be a flag, an environment variable or a key in the file of --config. A flag overrides
-the environment, and the environment overrides the file. Separate the items of a list by commas.
+the environment, and the environment overrides the file, which overrides --kube-proxy-config. Separate the items of a list by commas.
 
 Examples:
   lb agent --kubeconfig /etc/kubernetes/kubeconfig --node-name worker-1
@@ -57,6 +69,8 @@ pub enum SettingsError {
     Arguments(#[from] clap::Error),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    KubeProxy(#[from] KubeProxyError),
     /// clap detects this on the command line, but not if one of the two is set in the file.
     #[error("kubeconfig and manifests are both set; set only one of them")]
     TwoSources,
@@ -67,10 +81,12 @@ pub struct ReadArguments {
     pub command: clap::Command,
     pub matches: ArgMatches,
     pub file: Option<ConfigFile>,
+    /// The fields of --kube-proxy-config without an equivalent.
+    pub ignored: Vec<IgnoredField>,
 }
 
-/// Parses a command line of `command`. If it has `lb agent --config`, the values in that file
-/// replace the defaults of the flags, and the command line is parsed again.
+/// Parses a command line of `command`. If it has `lb agent --config` or `--kube-proxy-config`, the
+/// values in these files replace the defaults of the flags, and the command line is parsed again.
 pub fn read_arguments(
     command: clap::Command,
     arguments: impl IntoIterator<Item = OsString>,
@@ -78,13 +94,24 @@ pub fn read_arguments(
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let matches = command.clone().try_get_matches_from(&arguments)?;
     let agent = matches.subcommand_matches("agent");
-    let Some(path) = agent.and_then(|agent| agent.get_one::<PathBuf>("config")) else {
-        return Ok(ReadArguments { command, matches, file: None });
+    let path = |id| agent.and_then(|agent| agent.get_one::<PathBuf>(id));
+    let schema = agent_of(&command);
+    let own = path("config").map(|path| ConfigFile::read(path, &schema)).transpose()?;
+    let (kube_proxy, ignored) = match path("kube_proxy_config") {
+        Some(path) => {
+            let translation = Translation::read(path)?.without_missing_kubeconfig();
+            (Some(ConfigFile::of_kube_proxy(path, &translation, &schema)?), translation.ignored)
+        }
+        None => (None, Vec::new()),
     };
-    let file = ConfigFile::read(path, &agent_of(&command))?;
+    let file = match (own, kube_proxy) {
+        (Some(own), Some(kube_proxy)) => own.over(kube_proxy),
+        (Some(file), None) | (None, Some(file)) => file,
+        (None, None) => return Ok(ReadArguments { command, matches, file: None, ignored }),
+    };
     let command = command.mut_subcommand("agent", |agent| file.as_defaults(agent));
     let matches = command.clone().try_get_matches_from(&arguments)?;
-    Ok(ReadArguments { command, matches, file: Some(file) })
+    Ok(ReadArguments { command, matches, file: Some(file), ignored })
 }
 
 /// Returns the subcommand `agent`.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
+use super::kube_proxy::{TranslatedSetting, Translation};
 use super::schema::settings;
 
 /// A configuration file that is not valid.
@@ -19,12 +20,13 @@ pub enum FileError {
     UnknownKey { path: PathBuf, line: u64, key: String, nearest: Option<String> },
     #[error("{}:{line}: {key}: {reason}", path.display())]
     Value { path: PathBuf, line: u64, key: String, reason: String },
+    #[error("{}: {field}: {reason}", path.display())]
+    KubeProxyValue { path: PathBuf, field: String, reason: String },
 }
 
 /// The keys and values of a configuration file. All are valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigFile {
-    path: PathBuf,
     entries: Vec<Entry>,
 }
 
@@ -32,7 +34,8 @@ pub struct ConfigFile {
 struct Entry {
     /// Id of the clap argument.
     arg: String,
-    line: u64,
+    /// File and place in it, for messages.
+    origin: String,
     value: String,
 }
 
@@ -68,9 +71,37 @@ impl ConfigFile {
             if let Err(reason) = check(agent, setting.arg, &value) {
                 return Err(FileError::Value { path, line, key, reason });
             }
-            entries.push(Entry { arg: setting.arg.get_id().to_string(), line, value });
+            let origin = format!("{}:{line}", path.display());
+            entries.push(Entry { arg: setting.arg.get_id().to_string(), origin, value });
         }
-        Ok(Self { path, entries })
+        Ok(Self { entries })
+    }
+
+    /// Returns the settings that are equivalent to a configuration of kube-proxy.
+    pub fn of_kube_proxy(
+        path: &Path,
+        translation: &Translation,
+        agent: &clap::Command,
+    ) -> Result<Self, FileError> {
+        let mut entries = Vec::new();
+        for TranslatedSetting { key, value, fields } in &translation.settings {
+            let Some(setting) = settings(agent).find(|setting| setting.key == *key) else { continue };
+            if let Err(reason) = check(agent, setting.arg, value) {
+                let (path, field) = (path.to_owned(), fields.clone());
+                return Err(FileError::KubeProxyValue { path, field, reason });
+            }
+            let origin = format!("{}: {fields}", path.display());
+            entries.push(Entry { arg: setting.arg.get_id().to_string(), origin, value: value.clone() });
+        }
+        Ok(Self { entries })
+    }
+
+    /// Adds the settings of `base` that this file does not contain.
+    pub fn over(mut self, base: Self) -> Self {
+        let missing = base.entries.into_iter().filter(|entry| self.entry(&entry.arg).is_none());
+        let missing: Vec<_> = missing.collect();
+        self.entries.extend(missing);
+        self
     }
 
     /// Replaces the defaults of the flags by the values in the file.
@@ -83,7 +114,7 @@ impl ConfigFile {
 
     /// Returns file and line of a setting, if it is in this file.
     pub fn origin(&self, arg: &str) -> Option<String> {
-        self.entry(arg).map(|entry| format!("{}:{}", self.path.display(), entry.line))
+        self.entry(arg).map(|entry| entry.origin.clone())
     }
 
     fn entry(&self, arg: &str) -> Option<&Entry> {

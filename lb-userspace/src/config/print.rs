@@ -8,6 +8,7 @@ use clap::parser::ValueSource;
 use serde_json::{Map, Value};
 
 use super::file::ConfigFile;
+use super::kube_proxy::{IgnoredField, TranslatedSetting, Translation};
 use super::schema::settings;
 
 /// Width of comment lines.
@@ -56,6 +57,22 @@ pub fn effective_yaml(agent: &clap::Command, matches: &ArgMatches, file: Option<
                 let _ = writeln!(text, "# {}: not set", setting.key);
             }
         }
+    }
+    text
+}
+
+/// Returns the file for `lb agent --config` that is equivalent to a configuration of kube-proxy.
+pub fn translated_yaml(translation: &Translation) -> String {
+    let mut text =
+        String::from("# Settings of `lb agent` that are equivalent to this configuration of kube-proxy.\n");
+    for TranslatedSetting { key, value, fields } in &translation.settings {
+        let _ = writeln!(text, "{key}: {}  # {fields}", yaml(value));
+    }
+    if !translation.ignored.is_empty() {
+        text.push_str("\n# Without an equivalent:\n");
+    }
+    for IgnoredField { field, reason } in &translation.ignored {
+        let _ = writeln!(text, "# {field}: {reason}");
     }
     text
 }

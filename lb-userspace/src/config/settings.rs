@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::sizes::SizeFlags;
 use super::values::{
-    Cidrs, DatapathLogLevel, DefaultAlgorithm, ExternalIps, FlowTimeoutList, ForwardMode, LogFilter,
-    LogFormat, PortRange, SocketHooks, TcAttachMode, TerminateSockets,
+    ApiServers, Cidrs, DatapathLogLevel, DefaultAlgorithm, ExternalIps, FlowTimeoutList, ForwardMode,
+    LogFilter, LogFormat, PortRange, SocketHooks, TcAttachMode, TerminateSockets,
 };
 use crate::node::addresses::NodePortAddresses;
 use crate::node::devices::{AttachMode, DevicePatterns, PodInterfaces};
@@ -17,6 +17,22 @@ pub struct Config {
     /// Kubeconfig file for the API server. Default: the service account of the pod
     #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE", help_heading = "Kubernetes")]
     pub kubeconfig: Option<PathBuf>,
+
+    /// Addresses of the API server, instead of the one in the kubeconfig or the environment:
+    /// `https://192.0.2.10:6443,https://192.0.2.11:6443`
+    ///
+    /// The agent uses the next one when one fails. The certificate of each API server must contain
+    /// its address. Give addresses that need no Service: that of control-plane nodes, or of a load
+    /// balancer in front of them.
+    #[arg(
+        long,
+        env = "SLUICE_API_SERVER",
+        value_name = "URLS",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Kubernetes"
+    )]
+    pub api_server: ApiServers,
 
     /// Folder with YAML and JSON files of Services, EndpointSlices and Nodes, to use instead of an
     /// API server. The agent applies later changes of the files

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use clap::builder::PossibleValue;
+use http::Uri;
 use ipnet::IpNet;
 use lb_common::layout::FlowTimeouts;
 use lb_datapath::TcAttach;
@@ -24,6 +25,8 @@ pub enum ValueError {
          `auto` (at most 15 characters each, no `/` and no spaces)"
     )]
     DevicePattern(String),
+    #[error("{0:?} is not the address of an API server; give URLs like `https://192.0.2.10:6443`")]
+    ApiServer(String),
     #[error("{0:?} is not a network; give CIDRs like `10.244.0.0/16,fd00:10:244::/56`")]
     Cidr(String),
     #[error("{0:?} is not `all`, `primary` or a list of CIDRs like `192.168.1.0/24,2001:db8::/64`")]
@@ -44,6 +47,27 @@ pub enum ValueError {
 /// Splits a comma-separated list. Removes spaces around items, and empty items.
 fn items(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// Option `--api-server`. An empty list selects the address of the kubeconfig or the environment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ApiServers(pub Vec<Uri>);
+
+impl FromStr for ApiServers {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let server = |item: &str| {
+            let url = if item.contains("://") { item.to_owned() } else { format!("https://{item}") };
+            let url: Option<Uri> = url.parse().ok();
+            let is_server = |url: &Uri| {
+                let scheme = matches!(url.scheme_str(), Some("http" | "https"));
+                scheme && url.host().is_some_and(|host| !host.is_empty()) && url.query().is_none()
+            };
+            url.filter(is_server).ok_or_else(|| ValueError::ApiServer(item.to_owned()))
+        };
+        items(text).map(server).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 impl FromStr for DevicePatterns {
@@ -388,6 +412,11 @@ const OWN_CRATES: [&str; 5] = ["lb_datapath", "lb_model", "lb_objects", "lb_plan
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 impl LogFilter {
+    /// Returns the level or the directives as they were given.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     pub fn to_env_filter(&self) -> EnvFilter {
         EnvFilter::new(self.directives())
     }
@@ -455,6 +484,25 @@ pub enum DatapathLogLevel {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn api_servers_are_urls() {
+        let urls = |text: &str| {
+            text.parse::<ApiServers>().map(|servers| servers.0.iter().map(Uri::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(urls(""), Ok(vec![]));
+        assert_eq!(
+            urls("https://192.0.2.10:6443, [2001:db8::1]:6443,api.example.com"),
+            Ok(vec![
+                "https://192.0.2.10:6443/".to_owned(),
+                "https://[2001:db8::1]:6443/".to_owned(),
+                "https://api.example.com/".to_owned(),
+            ])
+        );
+        for wrong in ["ftp://192.0.2.10", "https://", "https://a b", "https://a?b=c"] {
+            assert_eq!(urls(wrong), Err(ValueError::ApiServer(wrong.to_owned())), "{wrong}");
+        }
+    }
 
     #[test]
     fn devices_are_auto_or_patterns() {

@@ -27,7 +27,7 @@ pub mod route;
 pub mod sockets;
 pub mod sysctl;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod watch;
 
 /// The state at one moment.

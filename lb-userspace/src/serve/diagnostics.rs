@@ -7,6 +7,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use super::http::{self, HttpResponse};
 use super::metrics::Metrics;
@@ -15,16 +16,16 @@ use super::process::ProcessMetrics;
 /// The content type of OpenMetrics 1.0.0. Prometheus selects the parser by it.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers requests until the future is dropped. `configuration` are the effective settings.
+/// Answers requests until the future is dropped. `configuration` are the settings in force.
 pub async fn serve_diagnostics(
     listener: TcpListener,
     metrics: Arc<Metrics>,
-    configuration: Map<String, Value>,
+    configuration: watch::Receiver<Map<String, Value>>,
 ) {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(metrics));
     registry.register_collector(Box::new(ProcessMetrics));
-    let answers = Arc::new((registry, json!({ "sluice": configuration })));
+    let answers = Arc::new((registry, configuration));
     http::serve(listener, move |method: &Method, path: &str| {
         let (registry, configuration) = &*answers;
         http::read_only(method, || respond(path, registry, configuration))
@@ -32,7 +33,7 @@ pub async fn serve_diagnostics(
     .await;
 }
 
-fn respond(path: &str, registry: &Registry, configuration: &Value) -> HttpResponse {
+fn respond(path: &str, registry: &Registry, settings: &watch::Receiver<Map<String, Value>>) -> HttpResponse {
     match path {
         "/metrics" => {
             let mut text = String::new();
@@ -41,7 +42,7 @@ fn respond(path: &str, registry: &Registry, configuration: &Value) -> HttpRespon
                 Err(error) => http::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
             }
         }
-        "/configz" => http::json(StatusCode::OK, configuration),
+        "/configz" => http::json(StatusCode::OK, &json!({ "sluice": *settings.borrow() })),
         // kube-proxy answers `iptables` or `nftables` here.
         "/proxyMode" => http::text(StatusCode::OK, "sluice"),
         _ => http::text(StatusCode::NOT_FOUND, "try /metrics, /configz or /proxyMode\n"),
@@ -131,7 +132,7 @@ mod tests {
     fn metrics_are_written_as_open_metrics() {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(example()));
-        let answer = respond("/metrics", &registry, &Value::Null);
+        let answer = respond("/metrics", &registry, &watch::channel(Map::new()).1);
         assert_eq!(answer.headers()["content-type"], OPEN_METRICS);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
@@ -142,12 +143,13 @@ mod tests {
     async fn diagnostics_are_answered_over_http() {
         let listener = bind(AgentPort::Metrics, "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let configuration = Map::from_iter([("mode".to_owned(), "tc".into())]);
-        let server = tokio::spawn(serve_diagnostics(listener, Arc::new(example()), configuration));
+        let (sender, in_force) = watch::channel(Map::from_iter([("mode".to_owned(), "xdp".into())]));
+        let server = tokio::spawn(serve_diagnostics(listener, Arc::new(example()), in_force));
         let metrics = request(address, "GET /metrics").await;
         assert!(metrics.starts_with("HTTP/1.1 200 ") && metrics.ends_with("# EOF\n"), "{metrics}");
         assert!(metrics.contains("sluice_packets_total{outcome=\"dropped\",reason=\"source_range\"} 3\n"));
         assert!(metrics.contains("\nprocess_resident_memory_bytes "), "{metrics}");
+        sender.send_modify(|settings| drop(settings.insert("mode".to_owned(), "tc".into())));
         assert!(request(address, "GET /configz").await.ends_with("\r\n{\"sluice\":{\"mode\":\"tc\"}}"));
         assert!(request(address, "GET /proxyMode").await.ends_with("\r\nsluice"));
         assert!(request(address, "GET /").await.starts_with("HTTP/1.1 404 "));

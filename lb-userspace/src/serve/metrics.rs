@@ -45,6 +45,7 @@ pub struct Metrics {
 struct Values {
     service_changes: u64,
     endpoint_changes: u64,
+    coalesced: u64,
     last_sync: Option<SystemTime>,
     services: usize,
     endpoints: u64,
@@ -102,6 +103,11 @@ impl Metrics {
                 _ => {}
             }
         }
+    }
+
+    /// Sets the number of changes that a later one replaced before they were written.
+    pub fn set_coalesced(&self, changes: u64) {
+        self.values().coalesced = changes;
     }
 
     /// Records an update of the maps.
@@ -228,6 +234,11 @@ impl Collector for Metrics {
             "kubeproxy_sync_proxy_rules_service_changes",
             "Received changes of Services",
             values.service_changes,
+        )?;
+        writer.counter(
+            "sluice_coalesced_changes",
+            "Received changes that a later change of the same object replaced before they were written",
+            values.coalesced,
         )?;
         writer.info("sluice_build", "Version of the agent", &[("version", env!("CARGO_PKG_VERSION"))])?;
         writer.gauge("sluice_services", "Services in the maps", values.services)?;

@@ -81,6 +81,12 @@ fn run_documented_commands(world: &World) -> Result<()> {
                 ensure!(output.status.success(), "lb {}: {output:?}", arguments.join(" "));
                 continue;
             }
+            ["log-level", ..] => {
+                let mut command = world.node(0).host.place.command(agent::program()?)?;
+                let output = command.args(&arguments).output()?;
+                ensure!(output.status.success(), "lb {}: {output:?}", arguments.join(" "));
+                continue;
+            }
             ["cleanup"] => continue,
             ["doctor", ..] => {
                 arguments.extend(["--cgroup", world.node(0).host.place.cgroup().to_str().context("UTF-8")?]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use lb_testbed::agent::{Agent, AgentOptions, cleanup};
+use lb_testbed::agent::{Agent, AgentOptions, cleanup, program};
 use lb_testbed::host::LoadKind;
 use lb_testbed::programs::features;
 use lb_testbed::topology::Node;
@@ -105,6 +105,48 @@ pub fn agent_restarts_under_load(world: &mut World, family: Family) -> Result<()
     // The new agents apply changes.
     world.set_endpoints(&service, &[4])?;
     world.wait_until_served(&service, &[4])
+}
+
+/// `lb log-level` and changes of the configuration file are applied without a restart. The log
+/// names changes that need one.
+pub fn settings_change_while_running(world: &mut World) -> Result<()> {
+    let service = world.publish(&[1, 3])?;
+    let outside = Family::BOTH.map(|family| service.node_port(world.node(0), family, To::Http));
+    let served = |world: &World| answered_by(&world.client().get(&outside, 3)?, &[1, 3]);
+    let config = world.topology.folder().join("changing.yaml");
+    fs::write(&config, "logLevel: info\n")?;
+    world.take_agent(0)?.stop()?;
+    world.start_agent_with(0, &[&format!("--config={}", config.display())])?;
+    let logs = |world: &World, text: &str| {
+        let log = world.agent(0)?.log()?;
+        ensure!(log.contains(text), "not logged: {text}");
+        Ok(())
+    };
+
+    ensure!(logs(world, "updated service maps").is_err(), "the level is not info");
+    let mut command = world.node(0).host.place.command(program()?)?;
+    let output = command.args(["log-level", "debug"]).output()?;
+    ensure!(output.status.success(), "{output:?}");
+    world.set_endpoints(&service, &[3])?;
+    eventually(|| logs(world, "updated service maps"))?;
+    world.set_endpoints(&service, &[1, 3])?;
+    eventually(|| served(world))?;
+
+    fs::write(&config, "nodeportAddresses: 203.0.113.0/24\nmaxFlows: 4096\n")?;
+    eventually(|| logs(world, "a restart of this agent: maxFlows"))?;
+    eventually(|| logs(world, "applied changes of the configuration file: nodeportAddresses"))?;
+    eventually(|| {
+        let answers = world.client().get(&outside[..1], 1)?;
+        ensure!(answered_by(&answers, &[1, 3]).is_err(), "the address still serves nodePorts");
+        Ok(())
+    })?;
+    fs::write(&config, "nodeportAddresses: everywhere\n")?;
+    eventually(|| logs(world, "the settings stay as they are"))?;
+    fs::write(&config, "logLevel: info\n")?;
+    eventually(|| served(world))?;
+
+    world.take_agent(0)?.stop()?;
+    world.start_agent(0)
 }
 
 pub fn second_agent_is_refused(world: &mut World) -> Result<()> {

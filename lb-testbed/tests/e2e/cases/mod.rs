@@ -197,6 +197,7 @@ pub const CASES: &[Case] = &[
     once("no_btf", Underlays::Routed, lacking::no_btf),
     once("container_with_least_privilege", Underlays::Routed, container::serves_with_least_privilege),
     once("container_without_a_capability", Underlays::Routed, container::names_missing_capabilities),
+    once("settings_change_while_running", Underlays::Routed, lifecycle::settings_change_while_running),
     once("second_agent_is_refused", Underlays::Routed, lifecycle::second_agent_is_refused),
     each("a_thousand_services", Underlays::Routed, scale::a_thousand_services),
     each("explain_agrees_with_traffic", Underlays::Routed, explain::agrees_with_traffic),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::pin_args::PinArgs;
+use crate::config::ApiServers;
 use crate::view::doctor::DoctorFormat;
 
 #[derive(Debug, Args)]
@@ -18,6 +19,10 @@ pub struct DoctorArgs {
     /// account is used by default
     #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+
+    /// Addresses of the API server: the value of the agent's --api-server
+    #[arg(long, env = "SLUICE_API_SERVER", value_name = "URLS", default_value = "")]
+    pub api_server: ApiServers,
 
     /// cgroup-v2 folder of the agent: the value of its --cgroup. Default: the root of the cgroup-v2
     /// hierarchy

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use http::Uri;
 use lb_objects::kubernetes::{self, WatchAges};
 
 use crate::view::doctor::ApiServer;
@@ -13,12 +14,12 @@ const LIMIT: Duration = Duration::from_secs(5);
 const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
 
 /// Requests the version of the API server.
-pub async fn api_server(kubeconfig: Option<&Path>) -> ApiServer {
+pub async fn api_server(kubeconfig: Option<&Path>, servers: &[Uri]) -> ApiServer {
     if kubeconfig.is_none() && std::env::var_os(IN_CLUSTER).is_none() {
         return ApiServer::NotConfigured;
     }
-    let client = match kubernetes::connect(kubeconfig, WatchAges::default()).await {
-        Ok(client) => client,
+    let client = match kubernetes::connect(kubeconfig, servers, WatchAges::default()).await {
+        Ok(access) => access.client,
         Err(error) => return ApiServer::Unreachable(error.to_string()),
     };
     match tokio::time::timeout(LIMIT, client.apiserver_version()).await {

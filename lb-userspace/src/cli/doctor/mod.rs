@@ -35,7 +35,7 @@ impl DoctorArgs {
             kernel: kernel::facts(),
             host: host::facts(self, cgroup.as_deref()),
             datapath: datapath::facts(self, cgroup.as_deref()).await,
-            api_server: cluster::api_server(self.kubeconfig.as_deref()).await,
+            api_server: cluster::api_server(self.kubeconfig.as_deref(), &self.api_server.0).await,
         }
     }
 }

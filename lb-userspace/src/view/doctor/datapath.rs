@@ -12,7 +12,14 @@ use super::finding::Finding;
 
 const PLAN: &str = "agent's plan";
 
-const RESTART: &str = "restart `lb agent`, which attaches what is missing";
+/// What is missing is repaired by a running agent.
+const REPAIRED: &str = "start `lb agent` if it does not run. A running agent attaches what is missing \
+                        within 20 seconds; if the finding stays, its log has the reason";
+
+/// The same for entries of maps. The comparison of large maps takes minutes.
+const WRITTEN_AGAIN: &str = "start `lb agent` if it does not run. A running agent compares all entries \
+                             with its plan, and writes those that differ again; if the finding stays, its \
+                             log has the reason";
 
 pub fn findings(facts: &DatapathFacts) -> Vec<Finding> {
     let installed = matches!(facts.installed, Ok(true));
@@ -120,7 +127,7 @@ fn pair(device: &str, ingress: &[String], egress: &[String]) -> Option<Finding> 
         (false, true) => "tc-ingress: packets for Services are not translated there",
         _ => return None,
     };
-    Some(Finding::error("devices", format!("{device}: there is no program at {missing}"), RESTART))
+    Some(Finding::error("devices", format!("{device}: there is no program at {missing}"), REPAIRED))
 }
 
 /// Reports the programs of others at a hook at which a program of Sluice is attached.
@@ -135,7 +142,8 @@ fn neighbours(device: &str, hook: &str, programs: &[String]) -> Option<Finding> 
             format!(
                 "{device}: {names} runs before the program of Sluice at {hook}, and can take its packets"
             ),
-            "restart `lb agent`, which attaches its program first; start it after the CNI plugin",
+            "a running agent moves its program to the front several times. If the finding stays, another \
+             program does the same: the log of the agent names it. Start the agent after the CNI plugin",
         ));
     }
     let others: Vec<&str> =
@@ -163,7 +171,7 @@ fn sockets(facts: &DatapathFacts) -> Vec<Finding> {
         findings.push(Finding::error(
             CHECK,
             "the programs of Sluice are pinned, but do not run for this cgroup",
-            "name the folder of the agent's --cgroup, or restart `lb agent`",
+            format!("name the folder of the agent's --cgroup, or {REPAIRED}"),
         ));
     } else if attached.is_empty() {
         findings.push(Finding::note(
@@ -176,7 +184,7 @@ fn sockets(facts: &DatapathFacts) -> Vec<Finding> {
         findings.push(Finding::error(
             CHECK,
             format!("no program of Sluice runs at {}", names(&absent)),
-            format!("{RESTART}; its log states which programs this kernel refuses"),
+            format!("{REPAIRED}, such as a program that this kernel refuses"),
         ));
     }
     let others: BTreeSet<&str> = hooks
@@ -204,10 +212,7 @@ fn maps(maps: &Checked<MapEntries>, agent: &AgentFacts) -> Vec<Finding> {
     }
     const SHOWN: usize = 5;
     findings.extend(
-        maps.inconsistent
-            .iter()
-            .take(SHOWN)
-            .map(|entry| Finding::error(CHECK, entry, "restart `lb agent`, which writes the entries again")),
+        maps.inconsistent.iter().take(SHOWN).map(|entry| Finding::error(CHECK, entry, WRITTEN_AGAIN)),
     );
     if maps.inconsistent.len() > SHOWN {
         findings.push(Finding::note(CHECK, format!("{} more such entries", maps.inconsistent.len() - SHOWN)));
@@ -230,8 +235,9 @@ fn compare(maps: &MapEntries, written: &[(String, u64)]) -> Vec<Finding> {
             Finding::error(
                 PLAN,
                 format!("{map} has {found} entries, the agent has written {written}"),
-                "run `lb doctor` again, in case the Services are changing; if the numbers still differ, \
-                 restart `lb agent`, which writes the entries again",
+                format!(
+                    "run `lb doctor` again, in case the Services are changing. Otherwise {WRITTEN_AGAIN}"
+                ),
             )
         })
         .collect();
