@@ -461,10 +461,11 @@ fn flow_is_over<F: Maps>(number: u32, now: u64) -> bool {
     }
 }
 
-/// Updates a connection with a packet of it.
+/// Updates a connection with a packet of it. Returns whether its count at the endpoint must change.
+/// The caller does that: one call inside the other would need more stack than there is.
 #[inline(always)]
-fn follow_flow<F: Records>(number: u32, generation: u16, segment: &Segment, now: u64) {
-    let Some(flow) = F::flows().get_ptr_mut(number) else { return };
+fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u64) -> bool {
+    let Some(flow) = F::flows().get_ptr_mut(number) else { return false };
     // SAFETY: a map value. Each field is one aligned word or less, except the sides, which only
     // packets of their own direction write: of two packets of one direction that two CPUs handle at
     // once, one update may be lost, and the next packet makes up for it. If the record was given to
@@ -472,7 +473,7 @@ fn follow_flow<F: Records>(number: u32, generation: u16, segment: &Segment, now:
     // after this check, the numbers of the segment are of no use to the other connection.
     unsafe {
         if (*flow).generation != generation {
-            return;
+            return false;
         }
         if now.wrapping_sub((*flow).last_seen_ns) > SEEN_GRANULARITY_NS {
             (&raw mut (*flow).last_seen_ns).write_volatile(now);
@@ -489,9 +490,7 @@ fn follow_flow<F: Records>(number: u32, generation: u16, segment: &Segment, now:
         if after.phase != before.phase {
             (&raw mut (*flow).phase).write_volatile(after.phase);
         }
-        if after.counted((*flow).protocol) != (*flow).counted {
-            F::count_flow(number, generation);
-        }
+        after.counted((*flow).protocol) != (*flow).counted
     }
 }
 
@@ -523,11 +522,9 @@ pub trait Records: Maps + Scratches {
     fn end(number: u32, generation: u16);
     /// See [`flow_is_over`].
     fn is_over(number: u32, now: u64) -> bool;
-    /// See [`count_flow`].
-    fn count_flow(number: u32, generation: u16);
     /// See [`end_if_over`].
     fn end_if_over(number: u32, generation: u16, now: u64);
-    /// See [`follow_flow`].
+    /// See [`follow_flow`] and [`count_flow`].
     fn follow(number: u32, generation: u16, segment: &Segment, now: u64);
 }
 
@@ -597,8 +594,7 @@ macro_rules! records {
             let (direction, flags) = ((kind >> 8) as u8, kind as u8);
             let (seq, ack) = ((numbers >> 32) as u32, numbers as u32);
             let segment = Segment { direction, flags, seq, ack, length: length as u32 };
-            follow_flow::<$family>(record as u32, (record >> 32) as u16, &segment, now);
-            0
+            follow_flow::<$family>(record as u32, (record >> 32) as u16, &segment, now) as u64
         }
 
         impl Records for $family {
@@ -638,11 +634,6 @@ macro_rules! records {
             }
 
             #[inline(always)]
-            fn count_flow(number: u32, generation: u16) {
-                $count(number as u64, generation as u64);
-            }
-
-            #[inline(always)]
             fn end_if_over(number: u32, generation: u16, now: u64) {
                 $end_over(number as u64, generation as u64, now);
             }
@@ -652,7 +643,9 @@ macro_rules! records {
                 let record = (generation as u64) << 32 | number as u64;
                 let kind = (segment.direction as u64) << 8 | segment.flags as u64;
                 let numbers = (segment.seq as u64) << 32 | segment.ack as u64;
-                $follow(record, kind, numbers, segment.length as u64, now);
+                if $follow(record, kind, numbers, segment.length as u64, now) != 0 {
+                    $count(number as u64, generation as u64);
+                }
             }
         }
     )* };
