@@ -21,6 +21,7 @@ mod lifecycle;
 mod matrix;
 mod node_port;
 mod pod_interfaces;
+mod reports;
 mod scale;
 mod sctp;
 mod sockets;
@@ -231,6 +232,7 @@ pub const CASES: &[Case] = &[
         each("vm_and_process_in_one_pod", Underlays::Routed, pod_interfaces::vm_and_process),
     ),
     with(POD_INTERFACES, each("vm_appears_later", Underlays::Routed, pod_interfaces::appears_later)),
+    with(POD_INTERFACES, each("namespace_behind_a_pod", Underlays::Routed, reports::namespace_behind_a_pod)),
     with(POD_INTERFACES, once("vms_on_a_bridge", Underlays::Routed, pod_interfaces::on_a_bridge)),
     with(
         SERVICE_MESH,
