@@ -449,6 +449,13 @@ pub struct FlowHand {
     pub pressure_ns: u64,
 }
 
+/// Value of `FILTER`: a cache line of bits, see [`crate::filter`].
+#[repr(C)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct FilterLine {
+    pub words: [u64; 8],
+}
+
 /// Values of [`FlowIndex::direction`].
 pub mod direction {
     /// From the client to the service.
@@ -836,6 +843,7 @@ assert_layout! {
     Flow<A6>: 128, { generation: 0, phase: 2, last_seen_ns: 8, client_port: 28, client_addr: 36, request: 100, reply: 112 };
     FlowTimeouts: 44, { tcp_syn: 0, udp: 24, sctp_closed: 40 };
     FlowHand: 16, { next: 0, pressure_ns: 8 };
+    FilterLine: 64, {};
     FragmentKey<A4>: 16, { id: 8, protocol: 12 };
     FragmentKey<A6>: 40, { id: 32, protocol: 36 };
     FragmentPorts: 4, {};

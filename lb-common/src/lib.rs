@@ -9,6 +9,7 @@
 //! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
 //! * [`connection`]: the phases of a connection, its time-outs, and which connections give way.
 //! * [`crc32c`]: the checksum of an SCTP packet whose ports change (RFC 9260).
+//! * [`filter`]: the bits by which most packets are recognized that are not for Sluice.
 //! * [`sctp`]: SCTP chunks as TCP flags (RFC 9260).
 //! * [`wire`]: header constants and offsets.
 //!
@@ -21,6 +22,7 @@ pub mod checksum;
 pub mod connection;
 pub mod crc32c;
 pub mod family;
+pub mod filter;
 pub mod hash;
 pub mod layout;
 pub mod load;

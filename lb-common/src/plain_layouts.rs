@@ -39,6 +39,7 @@ crate::plain! {
     FlowIndex { record, generation, direction, pad }
     FlowSide { end, ack, closed }
     FlowHand { next, pad, pressure_ns }
+    FilterLine { words }
     FlowTimeouts {
         tcp_syn, tcp_established, tcp_half_closed, tcp_time_wait, tcp_reset, udp_unreplied, udp, udp_stream,
         sctp_opening, sctp_established, sctp_closed,

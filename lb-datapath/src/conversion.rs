@@ -29,6 +29,8 @@ use lb_model::IpFamily;
 
 use crate::connection_copy::{ConnectionCopy, Copied, OldTable};
 use crate::field_copy::FieldCopy;
+use crate::first_filter::Filter;
+use crate::first_filter_needs;
 use crate::flows;
 use crate::handles::MapHandles;
 use crate::hooks;
@@ -64,7 +66,7 @@ const WRITTEN_BY_PROGRAMS: [&str; 3] = ["AFFINITY", "SOCKET_PEERS_V4", "SOCKET_P
 
 /// Maps that are not copied. The earlier programs handle datagrams whose first fragment they have
 /// seen. The others are written by this agent when it loads programs.
-const NOT_COPIED: [&str; 4] = ["FRAGMENTS_V4", "FRAGMENTS_V6", "SETTINGS", "FLOW_TIMEOUTS"];
+const NOT_COPIED: [&str; 5] = ["FRAGMENTS_V4", "FRAGMENTS_V6", "SETTINGS", "FLOW_TIMEOUTS", "FILTER"];
 
 /// How long a program can run that has read the phase before it changed.
 const PROGRAM_RUN: Duration = Duration::from_millis(20);
@@ -259,6 +261,7 @@ impl<'a> Conversion<'a> {
                 log::warn!("connections that are opened during the conversion are lost: {refusal}");
             }
             let copied = self.repeat_passes(&mut tables).map_err(failed)?;
+            self.complete_filter().map_err(failed)?;
             self.phase.set(handover::DONE);
             copied
         };
@@ -378,9 +381,16 @@ impl<'a> Conversion<'a> {
         ConversionStep::Opening.reached();
         thread::sleep(PROGRAM_RUN);
         let last = self.repeat_passes(tables)?;
+        self.complete_filter()?;
         self.phase.set(handover::DONE);
         tables.release()?;
         Ok(Copied { connections: copied.connections + last.connections, lost: last.lost })
+    }
+
+    /// Sets the bits that the copied entries and connections need. The programs use the filter when
+    /// the conversion is done.
+    fn complete_filter(&self) -> io::Result<()> {
+        first_filter_needs::complete(&self.maps, &Filter::open(&self.maps)?, sys::monotonic_ns())
     }
 
     /// Copies until there is nothing left to copy.

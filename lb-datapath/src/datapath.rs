@@ -3,13 +3,17 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
 use lb_common::layout::FlowTimeouts;
 
 use crate::conversion::{convert, remove_others};
-use crate::drift::Drift;
+use crate::drift::{Drift, DriftKind};
 use crate::endpoints::Endpoints;
 use crate::features::Features;
+use crate::first_filter::{Filter, Tidied};
+use crate::first_filter_needs;
 use crate::flows::{self, FlowUsage};
 use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
@@ -28,6 +32,7 @@ use crate::sys::{self, TestRun};
 pub struct Datapath {
     pub(crate) programs: Programs,
     pub(crate) maps: MapHandles,
+    filter: Arc<Filter>,
     host: HostMaps,
     links: Option<Links>,
     /// Where the maps are pinned. `None` if they are private.
@@ -45,6 +50,9 @@ impl Datapath {
         let mut programs = Programs::load(options, Some(pins))?;
         remove_others(pins, &mut programs)?;
         let mut datapath = Self::new(programs, Some(Links::new(pins.links())))?;
+        let failed = |source| LoadError::Map { map: "FILTER".into(), source };
+        first_filter_needs::complete(&datapath.maps, &datapath.filter, sys::monotonic_ns())
+            .map_err(failed)?;
         datapath.pins = Some(pins.clone());
         datapath.publish(options)?;
         Ok(datapath)
@@ -60,8 +68,9 @@ impl Datapath {
     pub(crate) fn new(programs: Programs, links: Option<Links>) -> Result<Self, LoadError> {
         let maps = programs.map_handles()?;
         let failed = |source| LoadError::Map { map: "of the host".into(), source };
-        let host = HostMaps::new(&maps).map_err(failed)?;
-        Ok(Self { programs, maps, host, links, pins: None })
+        let filter = Filter::open(&maps).map_err(failed)?;
+        let host = HostMaps::new(&maps, Arc::clone(&filter)).map_err(failed)?;
+        Ok(Self { programs, maps, filter, host, links, pins: None })
     }
 
     /// Writes the options that programs and other processes read from maps.
@@ -93,7 +102,7 @@ impl Datapath {
     /// Returns the maps of services and endpoints.
     pub fn tables(&self) -> Result<ServiceTables, LoadError> {
         let failed = |source| LoadError::Map { map: "of services".into(), source };
-        ServiceTables::new(&self.maps).map_err(failed)
+        ServiceTables::new(&self.maps, Arc::clone(&self.filter)).map_err(failed)
     }
 
     /// Returns the maps, for reading.
@@ -173,6 +182,27 @@ impl Datapath {
         }
         flows::add_counted(&self.maps, &mut usage)?;
         Ok(usage)
+    }
+
+    /// Sets the bits of the first filter that entries and connections need, and clears those that
+    /// they did not need the last time either. At least a second must pass between two calls while
+    /// programs are attached. `now_ns` is the time of [`crate::monotonic_ns`].
+    pub fn tidy_filter(&self, now_ns: u64) -> io::Result<Tidied> {
+        let needed = first_filter_needs::find(&self.maps, &self.filter, now_ns)?;
+        Ok(self.filter.tidy(&needed)?)
+    }
+
+    /// Repairs the first filter if another program has changed it. Returns what it found.
+    pub fn repair_filter(&self) -> io::Result<Vec<Drift>> {
+        Ok(match self.filter.repair()? {
+            0 => Vec::new(),
+            lines => vec![Drift::new(DriftKind::MapEntry, format!("{lines} lines of the first filter"))],
+        })
+    }
+
+    /// Returns whether it is time for [`Datapath::tidy_filter`].
+    pub fn is_filter_due(&self, now: Instant) -> bool {
+        self.filter.is_due(now)
     }
 
     /// Removes the entries of removed endpoints that the programs have written. Call this before

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use lb_common::layout::{Device, KnownAddress, LinkAddress, NamespaceAddrs, address_flags};
+use lb_common::layout::{Device, KnownAddress, LinkAddress, NamespaceAddrs, address_flags, network_flags};
 
 use crate::apply::map_name::{MapName, TableError};
 use crate::family_table::FamilyTable;
+use crate::first_filter::{Filter, Mark};
 use crate::handles::MapHandles;
 use crate::known_addresses::KnownAddresses;
 use crate::table::Table;
@@ -21,16 +23,18 @@ pub struct HostMaps {
     namespaces: Table<u64, NamespaceAddrs>,
     addresses: KnownAddresses,
     networks: FamilyTable<IpNet, u32>,
+    filter: Arc<Filter>,
 }
 
 impl HostMaps {
-    pub(crate) fn new(handles: &MapHandles) -> io::Result<Self> {
+    pub(crate) fn new(handles: &MapHandles, filter: Arc<Filter>) -> io::Result<Self> {
         Ok(Self {
             devices: handles.table(MapName::DEVICES)?,
             links: handles.table(MapName::LINK_ADDRESSES)?,
             namespaces: handles.table(MapName::NAMESPACES)?,
             addresses: KnownAddresses::open(handles)?,
             networks: FamilyTable::open(handles, MapName::NETWORKS)?,
+            filter,
         })
     }
 
@@ -56,6 +60,12 @@ impl HostMaps {
     }
 
     pub fn set_network(&self, network: IpNet, flags: Option<u32>) -> Result<(), TableError> {
+        match flags {
+            Some(flags) if flags & network_flags::SERVICES != 0 => {
+                self.filter.mark(Mark::Network(network))?;
+            }
+            _ => self.filter.note_removal(),
+        }
         self.networks.set(network, flags.as_ref())
     }
 

@@ -14,6 +14,7 @@ use lb_model::IpFamily;
 
 use crate::apply::map_name::MapName;
 use crate::apply::tables::{BackendEntry, ServiceAddress, Tables as _};
+use crate::first_filter::Filter;
 use crate::flows::{self, FlowEntry};
 use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
@@ -45,7 +46,7 @@ impl AgentMaps {
     }
 
     fn tables(&self) -> io::Result<ServiceTables> {
-        ServiceTables::new(&self.0)
+        ServiceTables::new(&self.0, Filter::open(&self.0)?)
     }
 
     pub fn services(&self) -> io::Result<Vec<(ServiceAddress, ServiceEntry)>> {
@@ -115,7 +116,7 @@ impl AgentMaps {
 
     /// Returns the maps that describe this host.
     pub fn host(&self) -> io::Result<HostMaps> {
-        HostMaps::new(&self.0)
+        HostMaps::new(&self.0, Filter::open(&self.0)?)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb_common::layout::{KnownAddress, ServiceEntry, ServiceName, address_flags};
@@ -10,6 +11,7 @@ use lb_model::IpFamily;
 use crate::apply::map_name::{MapName, TableError};
 use crate::apply::tables::{BackendEntry, Capacity, ServiceAddress, Tables};
 use crate::family_table::{AllowedSource, BackendArrays, FamilyTable};
+use crate::first_filter::{Filter, Mark};
 use crate::handles::MapHandles;
 use crate::known_addresses::KnownAddresses;
 use crate::table::{ArrayTable, Table};
@@ -24,11 +26,12 @@ pub struct ServiceTables {
     backends: BackendArrays,
     addresses: KnownAddresses,
     source_ranges: FamilyTable<AllowedSource, u32>,
+    filter: Arc<Filter>,
     capacity: Capacity,
 }
 
 impl ServiceTables {
-    pub fn new(handles: &MapHandles) -> io::Result<Self> {
+    pub fn new(handles: &MapHandles, filter: Arc<Filter>) -> io::Result<Self> {
         let services = FamilyTable::open(handles, MapName::SERVICES)?;
         let names: Table<_, _> = handles.table(MapName::SERVICE_NAMES)?;
         let slots: ArrayTable<_> = handles.array(MapName::SLOTS)?;
@@ -43,7 +46,7 @@ impl ServiceTables {
             source_ranges: source_ranges.capacity(),
         };
         let addresses = KnownAddresses::open(handles)?;
-        Ok(Self { services, names, slots, cursors, backends, addresses, source_ranges, capacity })
+        Ok(Self { services, names, slots, cursors, backends, addresses, source_ranges, filter, capacity })
     }
 }
 
@@ -53,10 +56,14 @@ impl Tables for ServiceTables {
     }
 
     fn put_service(&mut self, address: ServiceAddress, value: ServiceEntry) -> Result<(), TableError> {
+        if let Some(mark) = Mark::of_node_port(address) {
+            self.filter.mark(mark)?;
+        }
         self.services.set(address, Some(&value))
     }
 
     fn remove_service(&mut self, address: ServiceAddress) -> Result<(), TableError> {
+        self.filter.note_removal();
         self.services.set(address, None)
     }
 
@@ -85,14 +92,17 @@ impl Tables for ServiceTables {
     }
 
     fn write_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError> {
+        self.filter.mark(Mark::Endpoint(entry.address))?;
         self.backends.write(family, id, &entry)
     }
 
     fn clear_backend(&mut self, family: IpFamily, id: u32) -> Result<(), TableError> {
+        self.filter.note_removal();
         self.backends.clear(family, id)
     }
 
     fn rewrite_backend(&mut self, family: IpFamily, id: u32, entry: BackendEntry) -> Result<(), TableError> {
+        self.filter.mark(Mark::Endpoint(entry.address))?;
         self.backends.clear(family, id)?;
         self.backends.write(family, id, &entry)
     }
@@ -102,6 +112,10 @@ impl Tables for ServiceTables {
     }
 
     fn mark_address(&mut self, ip: IpAddr, flags: u32) -> Result<(), TableError> {
+        match flags {
+            0 => self.filter.note_removal(),
+            _ => self.filter.mark(Mark::Service(ip))?,
+        }
         self.addresses.update(ip, |known| KnownAddress {
             flags: known.flags & !address_flags::OF_SERVICES | flags,
             ..known

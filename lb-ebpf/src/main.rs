@@ -9,7 +9,7 @@
 //! | the kernel's side: maps, packets as bytes | `maps frame frame/skb frame/xdp handover` |
 //! | output for people | `record count log` |
 //! | addresses | `address service client` |
-//! | packets | `packet route socket scratch` |
+//! | packets | `packet filter route socket scratch` |
 //! | connections | `loads records select flow` |
 //! | changing and sending a packet | `nat compose deliver` |
 //! | decisions about a packet | `pipeline` |
@@ -35,6 +35,7 @@ mod connected;
 mod count;
 mod deliver;
 mod explain;
+mod filter;
 mod flow;
 mod frame;
 mod handover;

@@ -14,10 +14,11 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkSto
 use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::macro_support::{Argument, IpFormatter};
 use lb_common::checksum::{sum4, sum16};
-use lb_common::family::{Family, V4, V6};
+use lb_common::family::{V4, V6};
+use lb_common::filter::{Filtered, LINES};
 use lb_common::layout::{
-    Affinity, AffinityKey, Backend, ConnectedPeer, CountedSocket, Device, EndpointKey, Flow, FlowHand,
-    FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, KnownAddress, LinkAddress, Load,
+    Affinity, AffinityKey, Backend, ConnectedPeer, CountedSocket, Device, EndpointKey, FilterLine, Flow,
+    FlowHand, FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, KnownAddress, LinkAddress, Load,
     NamespaceAddrs, PortShortage, Record, ServiceEntry, ServiceKey, ServiceName, Settings, SocketPeer,
     SocketPeerKey, SourceRange,
 };
@@ -175,6 +176,12 @@ pub static ADDRESSES_V4: Addresses<[u8; 4]> = HashMap::new();
 #[btf_map]
 pub static ADDRESSES_V6: Addresses<[u8; 16]> = HashMap::new();
 
+/// The bits of the first filter (`filter.rs`), for both families. Written by the agent through
+/// `mmap`: it sets a bit before it writes the entry that needs the bit, and clears a bit some
+/// seconds after the last entry and the last connection that needed it are gone.
+#[btf_map]
+pub static FILTER: Array<FilterLine, LINES, MMAPABLE> = Array::new();
+
 /// Networks of pods, of Services, and to which the kernel forwards translated packets. Written by
 /// the agent after its initial sync, and when they change.
 #[btf_map]
@@ -236,7 +243,7 @@ pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
 pub static RECORD: Array<Record, 1> = Array::new();
 
 /// The maps of one address family.
-pub trait Maps: Family<Addr: IpFormatter + Argument> {
+pub trait Maps: Filtered<Addr: IpFormatter + Argument> {
     fn services() -> &'static Services<Self::Addr>;
     fn backends() -> &'static Backends<Self::Addr>;
     fn loads() -> &'static Loads;

@@ -20,6 +20,7 @@ use crate::client::{self, Client};
 use crate::clock::now;
 use crate::count::count;
 use crate::deliver::{self as delivery, Decided, Deliver, Delivery};
+use crate::filter;
 use crate::flow::{self, Found, Opening};
 use crate::frame::Frame;
 use crate::handover;
@@ -39,6 +40,9 @@ use crate::verdict::{Answer, Verdict};
 #[inline(always)]
 pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
     let scratch = forget(scratch);
+    if !filter::may_be_ours(&scratch.packet) {
+        return Verdict::Pass;
+    }
     let decision = if let Some(found) = flow::find(&scratch.packet, &mut scratch.translation) {
         continue_connection(frame, scratch, found)
     } else if handover::earlier_programs_open() {
@@ -78,6 +82,9 @@ pub fn ingress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch
 pub fn egress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch<F>) -> Verdict {
     let Scratch { packet, translation, .. } = forget(scratch);
     let packet = &*packet;
+    if !filter::may_leave_as_ours(packet) {
+        return Verdict::Pass;
+    }
     let Some(found) = flow::find_reply(packet, translation) else {
         keep_answer(frame, scratch);
         return handover::unknown();

@@ -58,6 +58,7 @@ impl MapName {
     pub const LOADS: PerFamily<Self> = per_family!("LOADS", Some("max-backends"));
     pub const ADDRESSES: PerFamily<Self> = per_family!("ADDRESSES", Some("max-services"));
     pub const SOURCE_RANGES: PerFamily<Self> = per_family!("SOURCE_RANGES", Some("max-source-ranges"));
+    pub const FILTER: Self = Self { name: "FILTER", option: None };
     pub const NETWORKS: PerFamily<Self> = per_family!("NETWORKS", None);
     pub const DEVICES: Self = Self { name: "DEVICES", option: None };
     pub const LINK_ADDRESSES: Self = Self { name: "LINK_ADDRESSES", option: None };

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use lb_common::layout::{
     self, FlowTimeouts, address_flags, algorithm, backend_flags, device_flags, kind, network_flags,
@@ -356,7 +357,7 @@ impl Subject {
                 self.tables.clear_backend(IpFamily::of(&key.1.ip()), id)?;
             }
         }
-        Ok(())
+        self.tidy_filter()
     }
 
     /// Returns the id of the Service port of an entry. A new one gets a name in the maps.
@@ -491,6 +492,17 @@ impl Subject {
             self.tables.remove_service_name(id)?;
         }
         (self.next_service, self.next_backend, self.next_slot) = (1, 1, 0);
+        Ok(())
+    }
+
+    /// Clears all bits of the first filter that entries and connections do not need. No program
+    /// runs meanwhile.
+    pub fn tidy_filter(&mut self) -> Result<()> {
+        for _ in 0..2 {
+            let tidied = self.datapath.tidy_filter(lb_datapath::monotonic_ns())?;
+            ensure!(tidied.set == 0, "{} bits of the first filter were missing", tidied.set);
+        }
+        ensure!(!self.datapath.is_filter_due(Instant::now()), "bits of the first filter are left");
         Ok(())
     }
 

@@ -188,6 +188,9 @@ impl Fuzz<'_> {
                 self.subject.wait(seconds)?;
                 model.wait(seconds);
             }
+            if number % 100 == 50 {
+                self.subject.tidy_filter()?;
+            }
             let (bytes, direction, device) = match self.kind {
                 RoundKind::Quiet => generate(&mut random, &model, self.mode),
                 RoundKind::Pressure => generate_under_pressure(&mut random, &model, self.mode),

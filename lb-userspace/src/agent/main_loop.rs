@@ -125,6 +125,7 @@ impl MainLoop {
                     }
                     if swept.elapsed() >= SWEEP {
                         self.sweep();
+                        self.tidy_filter();
                         self.check_api_address();
                         swept = Instant::now();
                     }
@@ -167,6 +168,10 @@ impl MainLoop {
         }
         match self.repair_sockets() {
             Ok(sockets) => found.extend(sockets),
+            Err(error) => failures.push(error.to_string()),
+        }
+        match self.datapath.repair_filter() {
+            Ok(filter) => found.extend(filter),
             Err(error) => failures.push(error.to_string()),
         }
         let (comparison, complete) = match self.host_reconciler.compare(&self.datapath) {
@@ -407,6 +412,17 @@ impl MainLoop {
             Err(error) => {
                 warn!("cannot read the flow table, trying again in {} s: {error}", SWEEP.as_secs());
             }
+        }
+    }
+
+    /// Clears the bits of the first filter that no entry and no connection needs any more.
+    fn tidy_filter(&self) {
+        if !self.datapath.is_filter_due(Instant::now()) {
+            return;
+        }
+        match self.datapath.tidy_filter(monotonic_ns()) {
+            Ok(tidied) => debug!(cleared = tidied.cleared, "compared the first filter"),
+            Err(error) => warn!("cannot compare the first filter, trying again: {error}"),
         }
     }
 

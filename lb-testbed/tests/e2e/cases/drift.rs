@@ -181,6 +181,7 @@ pub fn entries(world: &mut World) -> Result<()> {
         "DEVICES",
         "NETWORKS_V4",
         "NAMESPACES",
+        "FILTER",
     ];
     let cookies: Vec<Digits> = nodes_and_pods(world).map(cookie).collect::<Result<_>>()?;
     let addresses: Vec<Digits> = nodes_and_pods(world).map(|host| digits(&host.v4.octets())).collect();
