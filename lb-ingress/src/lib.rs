@@ -7,9 +7,11 @@
 //! - [`endpoints`] are the pods behind the routes, and the choice among them.
 //! - [`tls`] holds the certificates.
 //! - [`observe`] writes the access log and counts.
+//! - [`control`] keeps a proxy equal to the objects.
 //! - [`proxy`] receives connections and forwards their requests. It alone uses the HTTP engine.
 
 pub mod annotations;
+pub mod control;
 pub mod endpoints;
 pub mod ingress;
 pub mod migration;

@@ -1,6 +1,7 @@
 //! The code of the `lb` binary, as a library that its tests can use too.
 //!
 //! * [`agent`] connects the other crates: [`lb_objects`] → [`lb_plan`] → [`lb_datapath`].
+//! * [`ingress`] runs the HTTP proxy of [`lb_ingress`].
 //! * [`node`] reads devices, addresses and network namespaces from the kernel.
 //! * [`serve`] answers HTTP probes and serves metrics.
 //! * [`cli`] has the commands, [`config`] the settings.
@@ -10,6 +11,7 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod ingress;
 pub mod log_control;
 pub mod node;
 pub mod preflight;

@@ -8,6 +8,7 @@ use lb_userspace::agent::{self, AgentError};
 use lb_userspace::cli::generate::man_page;
 use lb_userspace::cli::{self, CleanupError, Command, ExplainError, Invocation, ReadError, UsageError};
 use lb_userspace::config::{AgentArgs, Machine, SettingsError};
+use lb_userspace::ingress;
 
 /// Exit code of a command line or configuration file that is not valid. Other failures exit with 1.
 const USAGE: u8 = 2;
@@ -41,6 +42,11 @@ fn execute(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Invocation::PrintConfig(text) => print(&text)?,
         Invocation::Run(Command::Agent(args)) => {
             runtime()?.block_on(agent::run(*args, Box::new(read_again)))?;
+        }
+        Invocation::Run(Command::Ingress(args)) => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            let runtime = builder.enable_all().build().context("cannot start the event loop")?;
+            runtime.block_on(ingress::run(&args))?;
         }
         Invocation::Run(Command::Get(get)) => print(&get.run()?)?,
         Invocation::Run(Command::Doctor(args)) => {

@@ -12,7 +12,7 @@ use super::upstream::Connections;
 use crate::endpoints::Endpoints;
 use crate::observe::Observer;
 use crate::routes::RouteTable;
-use crate::tls::{CertificateStore, TlsSettings};
+use crate::tls::{CertificateStore, TlsError, TlsSettings};
 
 /// The settings of a proxy.
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ impl Gateway {
         settings: GatewaySettings,
         certificates: CertificateStore,
         observer: Observer,
-    ) -> Result<Self, rustls::Error> {
+    ) -> Result<Self, TlsError> {
         let table: Arc<ArcSwap<RouteTable>> = Arc::default();
         let certificates = Arc::new(certificates);
         let tls = TlsSettings::new(table.clone(), certificates.clone())?;

@@ -16,6 +16,11 @@ use crate::routes::{RouteTable, request_host};
 #[derive(Debug, Clone)]
 pub struct TlsSettings(Arc<ServerConfig>);
 
+/// The provider of cryptography lacks a protocol version, or cannot encrypt tickets.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up TLS: {0}")]
+pub struct TlsError(#[from] rustls::Error);
+
 #[derive(Debug)]
 struct Resolver {
     table: Arc<ArcSwap<RouteTable>>,
@@ -36,7 +41,7 @@ impl TlsSettings {
     pub fn new(
         table: Arc<ArcSwap<RouteTable>>,
         certificates: Arc<CertificateStore>,
-    ) -> Result<Self, rustls::Error> {
+    ) -> Result<Self, TlsError> {
         let resolver = Arc::new(Resolver { table, certificates });
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?

@@ -3,5 +3,5 @@
 mod config;
 mod store;
 
-pub use config::TlsSettings;
+pub use config::{TlsError, TlsSettings};
 pub use store::{CertificateError, CertificateStore, parse_certificate, self_signed};

@@ -30,7 +30,7 @@ mod full_maps;
 mod host_reconciler;
 mod host_tables;
 mod lock;
-mod logging;
+pub mod logging;
 mod main_loop;
 pub mod once;
 mod options;
@@ -39,7 +39,7 @@ mod reload;
 mod run;
 mod source;
 mod stale_sockets;
-mod stop;
+pub mod stop;
 
 pub use error::AgentError;
 pub use lock::{LockError, NodeLock};

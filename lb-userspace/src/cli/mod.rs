@@ -20,6 +20,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use lb_common::layout::LAYOUT_VERSION;
 
 use crate::config::{self, AgentArgs, Machine, ReadArguments, SettingsError};
+use crate::ingress::IngressArgs;
 use crate::probe::packet::PacketError;
 pub use cleanup::CleanupError;
 pub use explain::ExplainError;
@@ -45,6 +46,7 @@ Examples:
   lb agent                                      Serve the Services of the cluster, in a pod
   lb agent --manifests ./manifests              Serve Services from YAML files, without a cluster
   lb agent --config sluice.yaml --print-config  Print all settings and where each comes from
+  lb ingress --manifests ./manifests            Serve Ingresses from YAML files over HTTP
   lb get services -n shop                       List the Service addresses of the namespace shop
   lb get flows web -o wide                      List the connections of the Service web
   lb explain tcp 192.0.2.7 10.10.0.11:30080     Explain what happens to this packet
@@ -58,6 +60,12 @@ Examples:
 pub enum Command {
     /// Run the agent: load the programs and keep their maps in sync with the cluster
     Agent(Box<AgentArgs>),
+    /// Serve Ingresses: HTTP and HTTPS for the hosts and paths of the cluster
+    ///
+    /// It needs no privileges but those of its ports, and no running agent. Routes, endpoints and
+    /// certificates change while it runs. /readyz reports that it serves.
+    #[command(after_help = INGRESS_EXAMPLES)]
+    Ingress(Box<IngressArgs>),
     /// List Services, backends, flows or affinities from the kernel's maps
     #[command(subcommand, after_help = GET_EXAMPLES)]
     Get(get::Get),
@@ -111,6 +119,12 @@ const MIGRATE_EXAMPLES: &str = "\
 Examples:
   kubectl -n kube-system get configmap kube-proxy -o yaml | lb migrate kube-proxy -
   lb migrate kube-proxy /var/lib/kube-proxy/config.conf > sluice.yaml";
+
+const INGRESS_EXAMPLES: &str = "\
+Examples:
+  lb ingress                                                Serve the Ingresses of the cluster
+  lb ingress --manifests ./web --http :8080 --https :8443   Serve YAML files, without a cluster
+  lb ingress --trusted-proxies 10.0.0.0/8                   Serve behind a load balancer";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -256,6 +270,11 @@ mod tests {
     #[test]
     fn help_of_lb_agent() {
         assert_golden("help-agent.txt", &help(&["lb", "agent"]));
+    }
+
+    #[test]
+    fn help_of_lb_ingress() {
+        assert_golden("help-ingress.txt", &help(&["lb", "ingress"]));
     }
 
     #[test]

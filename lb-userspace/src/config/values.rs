@@ -407,7 +407,8 @@ impl FromStr for FlowTimeoutList {
 pub struct LogFilter(String);
 
 /// The crates to which a plain level applies.
-const OWN_CRATES: [&str; 5] = ["lb_datapath", "lb_model", "lb_objects", "lb_plan", "lb_userspace"];
+const OWN_CRATES: [&str; 6] =
+    ["lb_datapath", "lb_ingress", "lb_model", "lb_objects", "lb_plan", "lb_userspace"];
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -570,8 +571,8 @@ mod tests {
         let directives = |text: &str| text.parse::<LogFilter>().unwrap().directives();
         assert_eq!(
             directives("debug"),
-            "lb_ebpf=trace,error,kube_client=off,lb_datapath=debug,lb_model=debug,lb_objects=debug,lb_plan=debug,\
-             lb_userspace=debug"
+            "lb_ebpf=trace,error,kube_client=off,lb_datapath=debug,lb_ingress=debug,lb_model=debug,\
+             lb_objects=debug,lb_plan=debug,lb_userspace=debug"
         );
         assert!(directives("error").ends_with(",lb_userspace=error"));
         assert_eq!(directives("off"), "lb_ebpf=trace,off");

@@ -13,9 +13,6 @@ use super::http::{self, HttpResponse};
 use super::metrics::Metrics;
 use super::process::ProcessMetrics;
 
-/// The content type of OpenMetrics 1.0.0. Prometheus selects the parser by it.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// Answers requests until the future is dropped. `configuration` are the settings in force.
 pub async fn serve_diagnostics(
     listener: TcpListener,
@@ -38,7 +35,7 @@ fn respond(path: &str, registry: &Registry, settings: &watch::Receiver<Map<Strin
         "/metrics" => {
             let mut text = String::new();
             match encode(&mut text, registry) {
-                Ok(()) => http::response(StatusCode::OK, OPEN_METRICS, text.into()),
+                Ok(()) => http::open_metrics(text),
                 Err(error) => http::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
             }
         }
@@ -133,7 +130,7 @@ mod tests {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(example()));
         let answer = respond("/metrics", &registry, &watch::channel(Map::new()).1);
-        assert_eq!(answer.headers()["content-type"], OPEN_METRICS);
+        assert_eq!(answer.headers()["content-type"], http::OPEN_METRICS);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         assert_golden("metrics.txt", &text);

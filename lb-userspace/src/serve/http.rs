@@ -90,6 +90,13 @@ pub fn text(status: StatusCode, body: impl Into<Bytes>) -> HttpResponse {
     response(status, "text/plain; charset=utf-8", body.into())
 }
 
+/// The content type of OpenMetrics 1.0.0. Prometheus selects the parser by it.
+pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+pub fn open_metrics(text: String) -> HttpResponse {
+    response(StatusCode::OK, OPEN_METRICS, text.into())
+}
+
 pub fn response(status: StatusCode, content_type: &'static str, body: Bytes) -> HttpResponse {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;

@@ -5,11 +5,13 @@
 //! - `service_health`: the `healthCheckNodePort` of each Service, for its load balancer.
 //! - `diagnostics`: `/metrics`, `/configz` and `/proxyMode`, for Prometheus and operators.
 //!   `metrics` and `process` have the metrics.
+//! - `ingress`: the probes and metrics of `lb ingress`.
 //! - `http`: the server that they share.
 
 mod diagnostics;
 mod health;
 mod http;
+mod ingress;
 mod metrics;
 mod probes;
 mod process;
@@ -22,6 +24,7 @@ use tokio::net::TcpListener;
 
 pub use diagnostics::serve_diagnostics;
 pub use health::{AgentState, HealthReport, Pending, Progress};
+pub use ingress::serve_ingress_probes;
 pub use metrics::{KernelCounts, Metrics, ReadCounts};
 pub use probes::serve_probes;
 pub use service_health::{HealthPorts, OpenError, ServiceHealth};
@@ -31,6 +34,8 @@ pub use service_health::{HealthPorts, OpenError, ServiceHealth};
 pub enum AgentPort {
     Health,
     Metrics,
+    /// Probes and metrics of `lb ingress`.
+    Ingress,
 }
 
 impl AgentPort {
@@ -38,6 +43,7 @@ impl AgentPort {
         match self {
             Self::Health => "/healthz",
             Self::Metrics => "/metrics",
+            Self::Ingress => "/readyz",
         }
     }
 
@@ -45,6 +51,7 @@ impl AgentPort {
         match self {
             Self::Health => "--health-bind",
             Self::Metrics => "--metrics-bind",
+            Self::Ingress => "--admin",
         }
     }
 }

@@ -1,0 +1,221 @@
+//! The controller: applies changes of objects to a proxy.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use lb_model::{
+    Balancing, Node, ObjectName, Problem, ProblemKind, Problems, ResourceSet, Secret, Service, SourceEvent,
+    WatchedResource,
+};
+
+use crate::endpoints::Slices;
+use crate::ingress::{Settings, Translator};
+use crate::proxy::Gateway;
+use crate::routes::{BackendRef, HostPattern, HostRoutes, Route};
+use crate::tls::parse_certificate;
+
+/// Applies changes of objects to a proxy.
+///
+/// **Invariant:** no route is published before its endpoints and certificates are set.
+/// **Invariant:** a change of one host swaps that host; a change of endpoints swaps no route.
+#[derive(Debug)]
+pub struct Controller {
+    gateway: Arc<Gateway>,
+    translator: Translator,
+    slices: Slices,
+    services: HashMap<ObjectName, Arc<Service>>,
+    node: Option<Arc<Node>>,
+    synced: ResourceSet,
+    /// Hosts that wait until all sources have synced.
+    waiting: HashMap<HostPattern, Option<Arc<HostRoutes>>>,
+    /// The backends of the published hosts, and of the default backend (`None`).
+    used: HashMap<Option<HostPattern>, HashSet<BackendRef>>,
+    /// How many hosts use each backend.
+    uses: HashMap<BackendRef, usize>,
+    /// The backends of each Service that hosts use.
+    by_service: HashMap<ObjectName, BTreeSet<BackendRef>>,
+    bad_secrets: HashMap<ObjectName, Problem>,
+    published: bool,
+}
+
+/// What a batch of changes led to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub raised: Vec<Problem>,
+    pub resolved: Vec<Problem>,
+    /// The proxy serves what the sources have sent.
+    pub ready: bool,
+}
+
+impl Controller {
+    pub fn new(gateway: Arc<Gateway>, settings: Settings) -> Self {
+        Self {
+            gateway,
+            translator: Translator::new(settings),
+            slices: Slices::default(),
+            services: HashMap::new(),
+            node: None,
+            synced: ResourceSet::default(),
+            waiting: HashMap::new(),
+            used: HashMap::new(),
+            uses: HashMap::new(),
+            by_service: HashMap::new(),
+            bad_secrets: HashMap::new(),
+            published: false,
+        }
+    }
+
+    /// Returns the Ingresses and what is served of them.
+    pub fn translator(&self) -> &Translator {
+        &self.translator
+    }
+
+    /// Applies events of a source.
+    pub fn apply(&mut self, events: Vec<SourceEvent>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut services = BTreeSet::new();
+        let mut all = false;
+        for event in &events {
+            match event {
+                SourceEvent::Secret(name, secret) => self.set_secret(name, secret.as_deref(), &mut outcome),
+                SourceEvent::EndpointSlice(name, slice) => {
+                    services.extend(self.slices.set(name.clone(), slice.clone()));
+                }
+                SourceEvent::Service(name, service) => {
+                    match service {
+                        Some(service) => drop(self.services.insert(name.clone(), service.clone())),
+                        None => drop(self.services.remove(name)),
+                    }
+                    services.insert(name.clone());
+                }
+                SourceEvent::Node(node) => {
+                    all |= zone(self.node.as_deref()) != zone(node.as_deref());
+                    self.node = node.clone();
+                }
+                SourceEvent::Synced(resource) => self.synced.insert(*resource),
+                _ => {}
+            }
+        }
+        let update = self.translator.update(events);
+        outcome.raised.extend(update.raised);
+        outcome.resolved.extend(update.resolved);
+        self.waiting.extend(update.hosts);
+        let synced = WatchedResource::OF_INGRESSES.iter().all(|it| self.synced.contains(*it));
+        if synced && update.complete {
+            self.publish(update.default);
+        }
+        let changed: Vec<_> = match all {
+            true => self.uses.keys().cloned().collect(),
+            false => {
+                services.iter().filter_map(|name| self.by_service.get(name)).flatten().cloned().collect()
+            }
+        };
+        for backend in changed {
+            self.set_endpoints(&backend);
+        }
+        outcome.ready = self.published;
+        outcome
+    }
+
+    /// Publishes the hosts that wait: first the endpoints of new backends, then the table.
+    fn publish(&mut self, default: Option<Arc<Route>>) {
+        let hosts: Vec<_> = self.waiting.drain().collect();
+        let table = self.gateway.table.load_full();
+        if self.published && hosts.is_empty() && table.default_route() == default.as_ref() {
+            return;
+        }
+        let backends_of = |routes: &[&Arc<Route>]| -> HashSet<BackendRef> {
+            let of_route = routes.iter().flat_map(|route| {
+                let of_canary = route.canary.iter().flat_map(|canary| &canary.backends);
+                let all = route.backends.iter().chain(of_canary).map(|backend| &backend.target);
+                all.chain(&route.policy.errors.backend)
+            });
+            of_route.cloned().collect()
+        };
+        let mut replaced = Vec::new();
+        let of_default = backends_of(&default.iter().collect::<Vec<_>>());
+        replaced.extend(self.use_backends(None, of_default));
+        for (host, routes) in &hosts {
+            let backends = routes.as_ref().map_or_else(HashSet::new, |host| {
+                let mut backends = backends_of(&host.routes().collect::<Vec<_>>());
+                backends.extend(host.settings.passthrough.clone());
+                backends
+            });
+            replaced.extend(self.use_backends(Some(host.clone()), backends));
+        }
+        self.gateway.table.store(Arc::new(table.with(hosts, default)));
+        self.published = true;
+        for backend in replaced {
+            self.release(&backend);
+        }
+    }
+
+    /// Counts the backends of a host, and sets the endpoints of those that are new. Returns those
+    /// that the host had before.
+    fn use_backends(
+        &mut self,
+        host: Option<HostPattern>,
+        backends: HashSet<BackendRef>,
+    ) -> HashSet<BackendRef> {
+        for backend in &backends {
+            let uses = self.uses.entry(backend.clone()).or_default();
+            *uses += 1;
+            if *uses == 1 {
+                self.by_service.entry(backend.service.clone()).or_default().insert(backend.clone());
+                self.set_endpoints(backend);
+            }
+        }
+        self.used.insert(host, backends).unwrap_or_default()
+    }
+
+    fn release(&mut self, backend: &BackendRef) {
+        let Some(uses) = self.uses.get_mut(backend) else { return };
+        *uses -= 1;
+        if *uses == 0 {
+            self.uses.remove(backend);
+            if let Some(backends) = self.by_service.get_mut(&backend.service) {
+                backends.remove(backend);
+                if backends.is_empty() {
+                    self.by_service.remove(&backend.service);
+                }
+            }
+            self.gateway.endpoints.remove(backend);
+        }
+    }
+
+    fn set_endpoints(&self, backend: &BackendRef) {
+        let default = Balancing::default();
+        let balancing = self.services.get(&backend.service).map_or(&default, |service| &service.balancing);
+        let addresses = self.slices.addresses(backend, balancing, zone(self.node.as_deref()));
+        self.gateway.endpoints.set(backend, &addresses);
+    }
+
+    /// Sets the certificate of a Secret. An invalid one leaves the earlier certificate in effect.
+    fn set_secret(&mut self, name: &ObjectName, secret: Option<&Secret>, outcome: &mut Outcome) {
+        outcome.resolved.extend(self.bad_secrets.remove(name));
+        let pair = secret.and_then(|secret| Some((secret.get("tls.crt")?, secret.get("tls.key")?)));
+        match pair.map(|(chain, key)| parse_certificate(chain, key)) {
+            Some(Ok(certificate)) => self.gateway.certificates.set(name.clone(), Some(certificate)),
+            None => self.gateway.certificates.set(name.clone(), None),
+            Some(Err(error)) => {
+                let mut problems = Problems::of("Secret", name);
+                problems.error(
+                    ProblemKind::Contradiction,
+                    "data",
+                    format_args!("{error}"),
+                    "until then the earlier certificate is served, or the default one",
+                );
+                for problem in problems.into_vec() {
+                    let location = secret.and_then(|secret| secret.location.clone());
+                    let problem = Problem { location, ..problem };
+                    self.bad_secrets.insert(name.clone(), problem.clone());
+                    outcome.raised.push(problem);
+                }
+            }
+        }
+    }
+}
+
+fn zone(node: Option<&Node>) -> Option<&str> {
+    node?.zone.as_deref()
+}

@@ -1,0 +1,5 @@
+//! Keeps a proxy equal to the objects.
+
+mod controller;
+
+pub use controller::{Controller, Outcome};

@@ -1,0 +1,175 @@
+//! From a folder of manifests to the state of a proxy.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lb_ingress::control::{Controller, Outcome};
+use lb_ingress::ingress::Settings;
+use lb_ingress::observe::Observer;
+use lb_ingress::proxy::{Gateway, GatewaySettings};
+use lb_ingress::routes::BackendRef;
+use lb_ingress::tls::{CertificateStore, self_signed};
+use lb_model::{ObjectName, SourceEvent, WatchedResource};
+use lb_objects::ObjectSelection;
+use lb_objects::manifests::ManifestFolder;
+
+const INGRESS: &str = "
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: HOST, namespace: shop}
+spec:
+  ingressClassName: sluice
+  rules:
+  - host: HOST.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}
+";
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.10, ports: [{name: http, port: 80}]}
+";
+
+fn slice(addresses: &[&str]) -> String {
+    let endpoints: Vec<_> = addresses.iter().map(|address| format!("{{addresses: [{address}]}}")).collect();
+    format!(
+        "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: web-1, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}
+addressType: IPv4
+ports: [{{name: http, port: 8080}}]
+endpoints: [{}]
+",
+        endpoints.join(", ")
+    )
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    folder: ManifestFolder,
+    gateway: Arc<Gateway>,
+    controller: Controller,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = ManifestFolder::new(dir.path().to_owned(), ObjectSelection::of_ingresses("node-1"));
+        let certificates = CertificateStore::new(self_signed().unwrap());
+        let gateway = Gateway::new(GatewaySettings::default(), certificates, Observer::default());
+        let gateway = Arc::new(gateway.unwrap());
+        let controller = Controller::new(gateway.clone(), Settings::default());
+        Self { dir, folder, gateway, controller }
+    }
+
+    fn path(&self, file: &str) -> std::path::PathBuf {
+        Path::new(self.dir.path()).join(file)
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        std::fs::write(self.path(file), text).unwrap();
+    }
+
+    fn scan(&mut self) -> Outcome {
+        let events = self.folder.scan().unwrap();
+        self.controller.apply(events)
+    }
+
+    fn addresses(&self) -> Option<Vec<String>> {
+        let backend = BackendRef { service: ObjectName::new("shop", "web"), port: "http".into() };
+        let set = self.gateway.endpoints.of(&backend)?;
+        Some(set.endpoints().iter().map(|endpoint| endpoint.address.to_string()).collect())
+    }
+
+    fn hosts(&self) -> usize {
+        self.gateway.table.load().hosts().count()
+    }
+}
+
+#[test]
+fn routes_endpoints_and_certificates_follow_the_manifests() {
+    let mut world = World::new();
+    world.write("web.yaml", &INGRESS.replace("HOST", "a"));
+    world.write("service.yaml", SERVICE);
+    world.write("slice.yaml", &slice(&["10.0.0.1", "10.0.0.2"]));
+    assert!(world.scan().ready);
+    assert_eq!(
+        (world.hosts(), world.addresses()),
+        (1, Some(vec!["10.0.0.1:8080".into(), "10.0.0.2:8080".into()]))
+    );
+
+    // Endpoints swap without a new table.
+    let table = world.gateway.table.load_full();
+    world.write("slice.yaml", &slice(&["10.0.0.2"]));
+    world.scan();
+    assert_eq!(world.addresses(), Some(vec!["10.0.0.2:8080".into()]));
+    assert!(Arc::ptr_eq(&table, &world.gateway.table.load_full()));
+
+    // Another Ingress leaves the first host as it is.
+    world.write("b.yaml", &INGRESS.replace("HOST", "b"));
+    world.scan();
+    let changed = world.gateway.table.load_full();
+    assert!(Arc::ptr_eq(table.host("a.example").unwrap(), changed.host("a.example").unwrap()));
+    assert!(changed.host("b.example").is_some());
+
+    // The last Ingress of a backend removes its endpoints.
+    std::fs::remove_file(world.path("web.yaml")).unwrap();
+    world.scan();
+    assert_eq!((world.hosts(), world.addresses().is_some()), (1, true));
+    std::fs::remove_file(world.path("b.yaml")).unwrap();
+    world.scan();
+    assert_eq!((world.hosts(), world.addresses()), (0, None));
+}
+
+#[test]
+fn nothing_is_published_before_the_endpoints_are_known() {
+    let mut world = World::new();
+    world.write("web.yaml", &INGRESS.replace("HOST", "a"));
+    world.write("service.yaml", SERVICE);
+    world.write("slice.yaml", &slice(&["10.0.0.1"]));
+    let of_slices = |event: &SourceEvent| {
+        matches!(event, SourceEvent::EndpointSlice(..) | SourceEvent::Synced(WatchedResource::EndpointSlices))
+    };
+    let (late, early) = world.folder.scan().unwrap().into_iter().partition(of_slices);
+    assert!(!world.controller.apply(early).ready);
+    assert_eq!((world.hosts(), world.addresses()), (0, None));
+    assert!(world.controller.apply(late).ready);
+    assert_eq!((world.hosts(), world.addresses()), (1, Some(vec!["10.0.0.1:8080".into()])));
+}
+
+#[test]
+fn an_invalid_certificate_leaves_the_earlier_one_in_effect() {
+    let mut world = World::new();
+    let name = ObjectName::new("shop", "tls");
+    let secret = |certificate: &str, key: &str| {
+        let data = serde_json::json!({ "tls.crt": certificate, "tls.key": key });
+        serde_json::json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+            "metadata": { "name": "tls", "namespace": "shop" }, "stringData": data,
+        })
+        .to_string()
+    };
+    let pem = |name: &str| {
+        let pair = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        (pair.cert.pem(), pair.signing_key.serialize_pem())
+    };
+    let (certificate, key) = pem("a.example");
+    world.write("tls.json", &secret(&certificate, &key));
+    assert_eq!(world.scan().raised, []);
+    let first = world.gateway.certificates.of(Some(&name));
+    assert!(!Arc::ptr_eq(&first, &world.gateway.certificates.of(None)));
+
+    world.write("tls.json", &secret(&certificate, &pem("b.example").1));
+    let raised = world.scan().raised;
+    assert_eq!(raised.len(), 1);
+    let text = raised[0].to_string();
+    assert!(text.contains("Secret shop/tls") && text.contains("does not belong to"), "{text}");
+    assert!(Arc::ptr_eq(&first, &world.gateway.certificates.of(Some(&name))));
+
+    world.write("tls.json", &secret(&certificate, &key));
+    assert_eq!(world.scan().resolved, raised);
+}

@@ -1,0 +1,43 @@
+//! The server of `/readyz`, `/healthz` and `/metrics` of `lb ingress`.
+
+use std::sync::Arc;
+
+use hyper::{Method, StatusCode};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use super::http::{self, HttpResponse};
+use super::process::ProcessMetrics;
+
+/// Answers requests until the future is dropped. `ready` is true while the proxy serves routes and
+/// does not drain.
+pub async fn serve_ingress_probes(
+    listener: TcpListener,
+    mut registry: Registry,
+    ready: watch::Receiver<bool>,
+) {
+    registry.register_collector(Box::new(ProcessMetrics));
+    let registry = Arc::new(registry);
+    http::serve(listener, move |method: &Method, path: &str| {
+        http::read_only(method, || respond(path, &registry, *ready.borrow()))
+    })
+    .await;
+}
+
+fn respond(path: &str, registry: &Registry, ready: bool) -> HttpResponse {
+    match path {
+        "/readyz" if ready => http::text(StatusCode::OK, "ready\n"),
+        "/readyz" => http::text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no routes yet, or stopping\n"),
+        "/healthz" | "/livez" => http::text(StatusCode::OK, "ok\n"),
+        "/metrics" => {
+            let mut text = String::new();
+            match encode(&mut text, registry) {
+                Ok(()) => http::open_metrics(text),
+                Err(error) => http::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            }
+        }
+        _ => http::text(StatusCode::NOT_FOUND, "try /readyz, /healthz or /metrics\n"),
+    }
+}
