@@ -358,6 +358,10 @@ pub enum Yields {
 /// connections of a flood are older, unless it opens more than 280,000 in a second to one endpoint.
 pub const HANDSHAKE_NS: u64 = 100_000_000;
 
+/// A SYN that follows this time after the one before is repeated: clients wait for an answer for a
+/// second (RFC 6298 2.1). XDP may leave a packet to tc, which sees the same SYN at once.
+pub const REPEATED_NS: u64 = 500_000_000;
+
 /// UDP flows give way only if they were silent for this time. An active stream never gives way.
 pub const IDLE_DATAGRAM_NS: u64 = 5_000_000_000;
 

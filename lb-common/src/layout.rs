@@ -220,6 +220,9 @@ pub mod backend_flags {
     pub const IN_CLUSTER: u16 = 1 << 2;
     /// In the Local list: eligible for new connections under the Local policy.
     pub const IN_LOCAL: u16 = 1 << 3;
+    /// A TCP client that repeats its SYN, because the endpoint has not answered, gets another
+    /// endpoint.
+    pub const FAILOVER: u16 = 1 << 4;
 }
 
 /// Key of `FLOW_INDEX_V4` and `FLOW_INDEX_V6`: a packet's 5-tuple as it arrives at the hook.

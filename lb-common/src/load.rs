@@ -27,6 +27,12 @@ pub struct Connections {
 }
 
 impl Connections {
+    /// Returns the number of connections.
+    #[inline(always)]
+    pub fn sum(&self) -> u64 {
+        self.active as u64 + self.inactive as u64
+    }
+
     /// Returns the sum that IPVS calls the overhead: an active connection counts as 256 inactive
     /// ones.
     #[inline(always)]

@@ -154,6 +154,9 @@ reasons! {
     NoConnection = 27, "no_connection_reset", Rejected;
     /// An ICMP error or a reset was not sent: this CPU has sent too many in the last second.
     AnswerLimited = 28, "answer_limited", Dropped;
+    /// The client has repeated its SYN, and the endpoint had not answered: the connection got
+    /// another endpoint.
+    FlowMoved = 29, "flow_moved", Translated;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

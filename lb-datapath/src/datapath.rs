@@ -19,6 +19,7 @@ use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
 use crate::inspect;
 use crate::links::{self, AttachError, Attached, Links, TargetDevice};
+use crate::loads::{self, DrainingEndpoints};
 use crate::pin_repair;
 use crate::pins::Pins;
 use crate::port_shortage;
@@ -203,6 +204,11 @@ impl Datapath {
     /// Returns whether it is time for [`Datapath::tidy_filter`].
     pub fn is_filter_due(&self, now: Instant) -> bool {
         self.filter.is_due(now)
+    }
+
+    /// Returns the endpoints that drain.
+    pub fn draining_endpoints(&self) -> io::Result<DrainingEndpoints> {
+        loads::draining(&self.maps)
     }
 
     /// Removes the entries of removed endpoints that the programs have written. Call this before

@@ -18,7 +18,7 @@ use crate::first_filter::Filter;
 use crate::flows::{self, FlowEntry};
 use crate::handles::MapHandles;
 use crate::host_maps::HostMaps;
-use crate::loads;
+use crate::loads::{self, ServiceLoad};
 use crate::pins::Pins;
 use crate::port_shortage::{self, EndpointShortage};
 use crate::service_tables::ServiceTables;
@@ -64,6 +64,11 @@ impl AgentMaps {
     /// Returns the open connections of the endpoints that have any, by IP family and backend id.
     pub fn loads(&self) -> io::Result<HashMap<(IpFamily, u32), Connections>> {
         loads::read(&self.0)
+    }
+
+    /// Returns the Service ports with the most open connections, at most `most` of them.
+    pub fn service_loads(&self, most: usize) -> io::Result<Vec<ServiceLoad>> {
+        loads::by_service(&self.0, most)
     }
 
     /// Returns the backend ids in a range of slots.

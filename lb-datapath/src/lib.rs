@@ -53,6 +53,7 @@ pub use self::flows::{FlowEntry, FlowUsage};
 pub use self::host_maps::HostMaps;
 pub use self::inspect::{AffinityClient, AffinityEntry};
 pub use self::links::{AttachError, Attached, TargetDevice};
+pub use self::loads::{DrainingEndpoints, ServiceLoad};
 pub use self::pins::Pins;
 pub use self::port_shortage::EndpointShortage;
 pub use self::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, TcAttach};

@@ -1,16 +1,20 @@
 //! The maps `LOADS_V4` and `LOADS_V6`: the open connections of endpoints.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
-use lb_common::layout::{Load, counted};
+use lb_common::layout::{Load, ServiceName, counted};
 use lb_common::load::{Connections, step};
 use lb_model::{IpFamily, PerFamily};
+use lb_plan::desired::ServicePortId;
 
+use crate::apply::entry::parse_service_name;
 use crate::apply::map_name::{MapName, TableError};
+use crate::family_table::BackendArrays;
 use crate::handles::MapHandles;
-use crate::table::ArrayTable;
+use crate::table::{ArrayTable, Table};
 
 /// The words of a [`Load`].
 const FLOWS: usize = 0;
@@ -76,6 +80,77 @@ pub fn read(maps: &MapHandles) -> io::Result<HashMap<(IpFamily, u32), Connection
         loads.extend(counted.into_iter().map(|(id, connections)| ((family, id), connections)));
     }
     Ok(loads)
+}
+
+/// The open connections of a Service port, over all its endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceLoad {
+    pub service: ServicePortId,
+    /// The port number in the Service spec.
+    pub port: u16,
+    pub connections: Connections,
+    /// Those of endpoints that get no new connections.
+    pub draining: Connections,
+}
+
+/// Returns the Service ports with the most open connections, at most `most` of them.
+pub fn by_service(maps: &MapHandles, most: usize) -> io::Result<Vec<ServiceLoad>> {
+    let backends = BackendArrays::open(maps)?;
+    let mut loads: HashMap<u32, (Connections, Connections)> = HashMap::new();
+    for ((family, id), connections) in read(maps)? {
+        let Some(backend) = backends.get(family, id)? else { continue };
+        let (all, draining) = loads.entry(backend.service_id).or_default();
+        add(all, connections);
+        if backend.drains() {
+            add(draining, connections);
+        }
+    }
+    let names: Table<u32, ServiceName> = maps.table(MapName::SERVICE_NAMES)?;
+    let mut services = Vec::new();
+    for (service_id, (connections, draining)) in loads {
+        let name = names.get(&service_id)?;
+        if let Some((service, port)) = name.as_ref().and_then(parse_service_name) {
+            services.push(ServiceLoad { service, port, connections, draining });
+        }
+    }
+    services.sort_by(|a, b| (b.connections.sum(), &a.service).cmp(&(a.connections.sum(), &b.service)));
+    services.truncate(most);
+    Ok(services)
+}
+
+fn add(sum: &mut Connections, connections: Connections) {
+    sum.active = sum.active.saturating_add(connections.active);
+    sum.inactive = sum.inactive.saturating_add(connections.inactive);
+}
+
+/// The endpoints that drain.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DrainingEndpoints {
+    /// Those that have connections.
+    pub busy: BTreeSet<(ServicePortId, SocketAddr)>,
+    /// Those that have none any more.
+    pub idle: BTreeSet<(ServicePortId, SocketAddr)>,
+}
+
+/// Returns the endpoints that drain.
+pub fn draining(maps: &MapHandles) -> io::Result<DrainingEndpoints> {
+    let backends = BackendArrays::open(maps)?;
+    let names: Table<u32, ServiceName> = maps.table(MapName::SERVICE_NAMES)?;
+    let mut endpoints = DrainingEndpoints::default();
+    for family in IpFamily::BOTH {
+        let loads = Loads::open(maps, family)?;
+        for (id, backend) in backends.entries(family)? {
+            if !backend.drains() {
+                continue;
+            }
+            let name = names.get(&backend.service_id)?;
+            let Some((service, _)) = name.as_ref().and_then(parse_service_name) else { continue };
+            let is_idle = loads.read(id)?.connections() == Connections::default();
+            let list = if is_idle { &mut endpoints.idle } else { &mut endpoints.busy };
+            list.insert((service, backend.address));
+        }
+    }
+    Ok(endpoints)
 }
 
 /// Opens the loads of both families.

@@ -100,7 +100,7 @@ pub fn select<F: Maps, C: Caller>(
     let eligible = Eligible::of(service, Client::Inside);
     select::note_eligible(Client::Inside, &eligible);
     let choice = Choice::for_call::<F>(service, &client.0, destination);
-    select::select::<F>(service, &eligible, &client.0, choice)
+    select::select::<F>(service, &eligible, &client.0, choice, 0)
 }
 
 /// Returns the reason that is counted when a call fails.

@@ -6,10 +6,11 @@
 //! phase, and [`crate::records`] provides the records.
 
 use aya_ebpf::bindings::BPF_ANY;
-use lb_common::connection::{self, Segment, Yields};
+use lb_common::connection::{self, REPEATED_NS, Segment, Yields};
 use lb_common::family::Family;
 use lb_common::layout::{
-    Flow, FlowIndex, FlowKey, SEEN_GRANULARITY_NS, UDP, counted, deliver, direction, flow_phase,
+    Flow, FlowIndex, FlowKey, SEEN_GRANULARITY_NS, UDP, backend_flags, counted, deliver, direction,
+    flow_phase,
 };
 use lb_common::reason::Reason;
 
@@ -22,7 +23,7 @@ use crate::packet::Packet;
 use crate::record::recording;
 use crate::records::{self, Claimed, PORT_ATTEMPTS, Records, Reserved, random_port};
 use crate::scratch::YieldCandidate;
-use crate::service::still_serves;
+use crate::service::{backend, still_serves};
 use crate::socket;
 use crate::translation::Translation;
 
@@ -77,15 +78,23 @@ pub fn find<F: Records>(
     packet: &Packet<F>,
     translation: &mut Translation<F::Addr>,
 ) -> Option<Found<F::Addr>> {
+    translation.avoid = 0;
     let found = lookup::<F>(&packet.key, translation)?;
     if found.is_over::<F>() {
         return None;
     }
-    if found.direction == direction::REQUEST && found.is_replaced_by(packet) {
-        if !recording() {
-            F::end(found.number, found.generation);
+    if found.direction == direction::REQUEST {
+        let moves = found.is_unanswered_by(packet);
+        if moves || found.is_replaced_by(packet) {
+            if moves {
+                translation.avoid = found.ids().1;
+                count(Reason::FlowMoved);
+            }
+            if !recording() {
+                F::end(found.number, found.generation);
+            }
+            return None;
         }
-        return None;
     }
     Some(found)
 }
@@ -178,6 +187,21 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
         // not over.
         let flow = unsafe { &*self.flow };
         self.now.wrapping_sub(flow.last_seen_ns) > SEEN_GRANULARITY_NS && F::is_over(self.number, self.now)
+    }
+
+    /// Returns whether the client repeats its SYN, because the endpoint has not answered, and the
+    /// Service gives such a client another endpoint.
+    #[inline(always)]
+    fn is_unanswered_by<F: Maps<Addr = A>>(&self, packet: &Packet<F>) -> bool {
+        if packet.is_datagram() || !packet.opens() {
+            return false;
+        }
+        // SAFETY: as in `is_over`.
+        let flow = unsafe { &*self.flow };
+        flow.phase == flow_phase::OPENING
+            && self.now.wrapping_sub(flow.last_seen_ns) > REPEATED_NS
+            && backend::<F>(flow.backend_id)
+                .is_some_and(|backend| backend.flags & backend_flags::FAILOVER != 0)
     }
 
     /// Returns whether this request opens a new connection in the place of this one.

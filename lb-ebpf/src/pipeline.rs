@@ -240,7 +240,7 @@ fn open_connection<F: Header + Records, K: Deliver>(
     select::name_by_address::<F>(client, service, key.src_addr);
     let now = now();
     let choice = Choice::for_packet::<F>(service, client, key, now);
-    let (backend_id, backend) = match select::<F>(service, &eligible, client, choice) {
+    let (backend_id, backend) = match select::<F>(service, &eligible, client, choice, translation.avoid) {
         Ok(selected) => selected,
         Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
         Err(Refusal::Reject) => return Err(Verdict::Answer(Answer::NoEndpoint)),

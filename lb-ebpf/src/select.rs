@@ -221,6 +221,36 @@ extern "C" fn lb_take_turn(base: u32, count: u32) -> u32 {
     }
 }
 
+/// Returns the backend id in a slot of a range.
+#[inline(always)]
+fn slot(eligible: &Eligible, index: u32) -> Result<u32, Refusal> {
+    SLOTS.get(eligible.base.wrapping_add(index)).copied().ok_or(Refusal::Drop(Reason::MapInconsistent))
+}
+
+/// The number of slots in which another endpoint is looked for.
+const OTHER_LOOKS: u32 = 12;
+
+/// Returns an endpoint other than `avoid` from the range of `count` slots at `base`: that of one of
+/// the next slots after `index`, or of a slot at random, because the next slots may all be the same
+/// endpoint's. Returns `avoid` if there is none. The verifier checks this function separately.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_other_slot(base: u32, count: u32, index: u32, avoid: u32) -> u32 {
+    let mut next = index;
+    for look in 0..OTHER_LOOKS {
+        next = if look < OTHER_LOOKS / 2 { next.wrapping_add(1) } else { position(random(), count) };
+        if next >= count {
+            next = 0;
+        }
+        if let Some(&id) = SLOTS.get(base.wrapping_add(next))
+            && id != avoid
+        {
+            return id;
+        }
+    }
+    avoid
+}
+
 /// Returns a random number.
 #[inline(always)]
 pub fn random() -> u32 {
@@ -229,19 +259,20 @@ pub fn random() -> u32 {
 }
 
 /// Selects an endpoint for a new connection, and returns its id and entry. `client_key` identifies
-/// the client for session affinity.
+/// the client for session affinity. The endpoint `avoid` is selected only if no other one is found.
 #[inline(always)]
 pub fn select<F: Maps>(
     service: &ServiceEntry,
     eligible: &Eligible,
     client_key: &AffinityKey,
     choice: Choice,
+    avoid: u32,
 ) -> Result<(u32, &'static Backend<F::Addr>), Refusal> {
     if eligible.count == 0 {
         return Err(eligible.refusal());
     }
     if service.affinity_seconds != 0
-        && let Some(selected) = recall::<F>(service, eligible, client_key)
+        && let Some(selected) = recall::<F>(service, eligible, client_key, avoid)
     {
         return Ok(selected);
     }
@@ -256,8 +287,11 @@ pub fn select<F: Maps>(
         }
     };
     // The cursor of a range that was replaced meanwhile may be beyond its end.
-    let slot = eligible.base.wrapping_add(if index < eligible.count { index } else { 0 });
-    let id = *SLOTS.get(slot).ok_or(Refusal::Drop(Reason::MapInconsistent))?;
+    let index = if index < eligible.count { index } else { 0 };
+    let mut id = slot(eligible, index)?;
+    if avoid != 0 && id == avoid {
+        id = lb_other_slot(eligible.base, eligible.count, index, avoid);
+    }
     // An endpoint of another service: the service entry was replaced while this program read it.
     let backend = backend::<F>(id)
         .filter(|backend| backend.service_id == service.service_id)
@@ -271,12 +305,13 @@ pub fn select<F: Maps>(
 }
 
 /// Returns the client's last endpoint, if its affinity has not timed out and the endpoint is still
-/// eligible.
+/// eligible and is not `avoid`.
 #[inline(always)]
 fn recall<F: Maps>(
     service: &ServiceEntry,
     eligible: &Eligible,
     client_key: &AffinityKey,
+    avoid: u32,
 ) -> Option<(u32, &'static Backend<F::Addr>)> {
     let affinity = AFFINITY.get_ptr_mut(client_key)?;
     // SAFETY: the entry is copied. If it is evicted and reused during the copy, the endpoint may be
@@ -284,6 +319,9 @@ fn recall<F: Maps>(
     let known = unsafe { affinity.read() };
     let now = now();
     if now.wrapping_sub(known.last_used_ns) > service.affinity_seconds as u64 * SECOND {
+        return None;
+    }
+    if avoid != 0 && known.backend_id == avoid {
         return None;
     }
     let backend = eligible.get::<F>(service, known.backend_id)?;

@@ -16,6 +16,9 @@ pub struct Translation<A> {
     /// One of [`deliver`].
     pub deliver: u8,
     pub pad: [u8; 2],
+    /// The endpoint that a new connection of this packet does not get, because it has not answered
+    /// the client. 0: none.
+    pub avoid: u32,
     /// Interface index of the device that the first packet of the connection arrived by.
     pub ifindex: u32,
 }

@@ -138,6 +138,8 @@ pub struct Balancing {
     /// `None`: the default of this node.
     pub algorithm: Option<Algorithm>,
     pub hash: HashInput,
+    /// A TCP client that repeats its SYN gets another endpoint.
+    pub failover: bool,
     /// Weights of the endpoints in a zone or on a node, by [`PlaceHash`], sorted.
     pub weights: Box<[(PlaceHash, Weight)]>,
 }

@@ -40,6 +40,8 @@ pub struct DesiredServicePort {
     pub algorithm: Algorithm,
     /// Matters if the algorithm hashes the client; the default otherwise.
     pub hash: HashInput,
+    /// A TCP client that repeats its SYN gets another endpoint.
+    pub failover: bool,
     /// Timeout of ClientIP session affinity in seconds. `None` means no affinity.
     pub affinity_seconds: Option<u32>,
     /// Source addresses that may use the [`FrontendKind::LoadBalancer`] frontends. Packets from

@@ -23,6 +23,9 @@ impl fmt::Display for DesiredServicePort {
         if self.algorithm != Algorithm::default() {
             write!(f, ", {}", self.algorithm)?;
         }
+        if self.failover {
+            f.write_str(", failover")?;
+        }
         if self.hash != HashInput::default() {
             write!(f, " by {}", self.hash.name())?;
         }

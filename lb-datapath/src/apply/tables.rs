@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use lb_common::layout;
+use lb_common::layout::{self, backend_flags};
 use lb_model::{IpFamily, PerFamily};
 
 pub use super::map_name::{MapName, TableError};
@@ -44,6 +44,13 @@ pub struct BackendEntry {
     pub flags: u16,
     pub service_id: u32,
     pub weight: u32,
+}
+
+impl BackendEntry {
+    /// Returns whether the endpoint keeps its connections and gets no new ones.
+    pub fn drains(&self) -> bool {
+        self.flags & (backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL) == 0
+    }
 }
 
 /// The capacity of each map, in entries. Slots and backends are arrays with the indices

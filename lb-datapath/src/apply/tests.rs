@@ -157,6 +157,7 @@ impl Spec {
             port: self.port,
             algorithm: self.algorithm(),
             hash: HashInput::default(),
+            failover: false,
             affinity_seconds: self.affinity,
             source_ranges: self.source_ranges(),
             frontends,

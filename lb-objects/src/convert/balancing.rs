@@ -7,6 +7,7 @@ use lb_model::{Algorithm, Balancing, HashInput, PlaceHash, ProblemKind, Problems
 const DOMAIN: &str = "lb.sluice.dev/";
 const ALGORITHM: &str = "lb.sluice.dev/algorithm";
 const HASH: &str = "lb.sluice.dev/hash";
+const FAILOVER: &str = "lb.sluice.dev/failover";
 const WEIGHTS: &str = "lb.sluice.dev/weights";
 const WEIGHT: &str = "lb.sluice.dev/weight";
 
@@ -15,11 +16,12 @@ const MOST_WEIGHTS: usize = 1_000;
 
 /// Returns the annotations of a Service. A value that is not valid has the effect of a missing one.
 pub(super) fn of_service(metadata: &ObjectMeta, problems: &mut Problems) -> Balancing {
-    report_unknown(metadata, &[ALGORITHM, HASH, WEIGHTS], problems);
+    report_unknown(metadata, &[ALGORITHM, HASH, FAILOVER, WEIGHTS], problems);
     let algorithm = value(metadata, ALGORITHM).and_then(|text| algorithm(text, problems));
     let hash = value(metadata, HASH).and_then(|text| hash(text, algorithm, problems)).unwrap_or_default();
     let weights = value(metadata, WEIGHTS).map(|text| weights(text, problems)).unwrap_or_default();
-    Balancing { algorithm, hash, weights }
+    let failover = value(metadata, FAILOVER).is_some_and(|text| switch(FAILOVER, text, problems));
+    Balancing { algorithm, hash, failover, weights }
 }
 
 /// Returns the weight of all endpoints of an EndpointSlice.
@@ -58,6 +60,19 @@ fn report_unknown(metadata: &ObjectMeta, known: &[&str], problems: &mut Problems
             format_args!("use {}, or remove it; it has no effect", known.join(", ")),
         );
     }
+}
+
+/// Returns the value of an annotation that is `true` or `false`.
+fn switch(annotation: &str, text: &str, problems: &mut Problems) -> bool {
+    if !["true", "false"].contains(&text) {
+        problems.error(
+            ProblemKind::UnknownValue,
+            field(annotation),
+            format_args!("`{text}` is neither true nor false"),
+            "use true or false; it is false until then",
+        );
+    }
+    text == "true"
 }
 
 fn algorithm(text: &str, problems: &mut Problems) -> Option<Algorithm> {

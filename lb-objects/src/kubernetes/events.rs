@@ -95,6 +95,21 @@ impl ObjectWarning {
         }
     }
 
+    /// Returns the message that an endpoint of a Service that drains has no connections through
+    /// this node any more.
+    pub fn drained(service: &ObjectName, note: String) -> Self {
+        Self {
+            kind: "Service",
+            namespace: service.namespace().to_owned(),
+            name: service.name().to_owned(),
+            reason: "EndpointDrained".to_owned(),
+            action: "Drain",
+            note,
+            node_specific: true,
+            combined: false,
+        }
+    }
+
     fn api_version(&self) -> &'static str {
         match self.kind {
             "EndpointSlice" => "discovery.k8s.io/v1",
@@ -132,7 +147,7 @@ impl ObjectWarning {
             event_time: Some(MicroTime(now)),
             reporting_controller: Some(CONTROLLER.to_owned()),
             reporting_instance: Some(node.to_owned()),
-            type_: Some("Warning".to_owned()),
+            type_: Some(if self.reason == "EndpointDrained" { "Normal" } else { "Warning" }.to_owned()),
             reason: Some(self.reason.clone()),
             action: Some(self.action.to_owned()),
             note: Some(note[..note.floor_char_boundary(NOTE_MAX)].to_owned()),

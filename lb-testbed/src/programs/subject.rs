@@ -132,6 +132,8 @@ pub struct ServiceAddressEntry {
     pub affinity_seconds: u32,
     /// One of [`algorithm`].
     pub algorithm: u8,
+    /// A TCP client that repeats its SYN gets another endpoint.
+    pub failover: bool,
     /// Traffic from outside the cluster uses local backends only. It is dropped if there are none.
     pub outside_local: bool,
     /// Traffic from pods and from the node uses local backends only. It is dropped if there are
@@ -154,6 +156,7 @@ impl ServiceAddressEntry {
             source_ranges: None,
             affinity_seconds: 0,
             algorithm: algorithm::RANDOM,
+            failover: false,
             outside_local: false,
             inside_local: false,
         }
@@ -322,7 +325,7 @@ impl Subject {
             let service_id = self.service_id(entry)?;
             for endpoint in &entry.backends {
                 gone_backends.remove(&(service_id, endpoint.address));
-                self.backend(service_id, *endpoint)?;
+                self.backend(service_id, *endpoint, entry.failover)?;
             }
             if entry.address_flags() != 0 {
                 *flags.entry(address.ip).or_default() |= entry.address_flags();
@@ -466,13 +469,14 @@ impl Subject {
         Ok(())
     }
 
-    fn backend(&mut self, service_id: u32, endpoint: BackendEndpoint) -> Result<()> {
+    fn backend(&mut self, service_id: u32, endpoint: BackendEndpoint, failover: bool) -> Result<()> {
         let id = match self.backends.get(&(service_id, endpoint.address)) {
             Some(_) => return Ok(()),
             None => self.next_backend,
         };
         let local = if endpoint.local { backend_flags::LOCAL | backend_flags::IN_LOCAL } else { 0 };
-        let flags = backend_flags::PRESENT | backend_flags::IN_CLUSTER | local;
+        let failover = if failover { backend_flags::FAILOVER } else { 0 };
+        let flags = backend_flags::PRESENT | backend_flags::IN_CLUSTER | local | failover;
         let entry = BackendEntry { address: endpoint.address, flags, service_id, weight: endpoint.weight };
         self.tables.write_backend(IpFamily::of(&endpoint.address.ip()), id, entry)?;
         self.backends.insert((service_id, endpoint.address), id);

@@ -126,6 +126,9 @@ pub struct Service {
     pub affinity: u32,
     #[serde(default)]
     pub algorithm: SlotAlgorithm,
+    /// A TCP client that repeats its SYN gets another endpoint.
+    #[serde(default)]
+    pub failover: bool,
     /// With `local`, traffic from outside uses only backends on this node. It is dropped if there
     /// are none.
     #[serde(default)]

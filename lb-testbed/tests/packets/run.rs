@@ -143,6 +143,7 @@ impl CaseRun<'_> {
                 service.source_ranges.as_ref().map(|ranges| self.networks(ranges)).transpose()?;
             entry.affinity_seconds = service.affinity;
             entry.algorithm = service.algorithm.number();
+            entry.failover = service.failover;
             // A ClusterIP has the internal policy, other addresses have the external one. The
             // external one does not apply to pods and the node: they are inside the cluster
             // (KEP-1669).

@@ -1,8 +1,8 @@
 //! The main loop of the agent: it waits for events, changes of the host, and time, and applies
 //! them.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,9 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::IpNet;
 use lb_datapath::apply::MapUsage;
 use lb_datapath::{AttachError, Datapath, Drift, DriftKind, ServiceTables, monotonic_ns};
-use lb_model::{Problem, Protocol, Severity, SourceEvent, Trigger};
+use lb_model::{ObjectName, Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::WatchAges;
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
+use lb_plan::desired::ServicePortId;
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -81,6 +82,8 @@ pub struct MainLoop {
     pub by_kernel: Option<Vec<IpNet>>,
     /// The usage of the flow tables when they were last read.
     pub flow_maps: Vec<MapUsage>,
+    /// The endpoints that drain and had connections when the flow table was read last.
+    pub draining: BTreeSet<(ServicePortId, SocketAddr)>,
     pub full_maps: FullMaps,
 }
 
@@ -407,6 +410,7 @@ impl MainLoop {
                 self.reconciler.swept(started, &usage.referenced);
                 self.metrics.set_flows(usage.open, usage.half_open);
                 self.flow_maps = usage.maps;
+                self.report_drained();
                 debug!(open = usage.open, half_open = usage.half_open, "read the flow table");
             }
             Err(error) => {
@@ -424,6 +428,24 @@ impl MainLoop {
             Ok(tidied) => debug!(cleared = tidied.cleared, "compared the first filter"),
             Err(error) => warn!("cannot compare the first filter, trying again: {error}"),
         }
+    }
+
+    /// Reports endpoints that drain and whose last connection through this node has ended.
+    fn report_drained(&mut self) {
+        let endpoints = match self.datapath.draining_endpoints() {
+            Ok(endpoints) => endpoints,
+            Err(error) => return warn!("cannot read the connections of endpoints: {error}"),
+        };
+        for (service, endpoint) in self.draining.intersection(&endpoints.idle) {
+            let note = format!("endpoint {endpoint} of {service} drains and has no connections any more");
+            info!("{note}");
+            self.metrics.drained();
+            if let Some(recorder) = &self.recorder {
+                let name = ObjectName::new(&service.namespace, &service.name);
+                recorder.record(ObjectWarning::drained(&name, note));
+            }
+        }
+        self.draining = endpoints.busy;
     }
 
     fn log_outcome(&self, outcome: &ReconcileOutcome) {

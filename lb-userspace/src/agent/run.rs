@@ -1,5 +1,6 @@
 //! Starts the agent: checks, lock, source, data path, servers; then the main loop.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,7 +34,8 @@ use crate::node::namespaces::follow::{Follower, follow};
 use crate::node::sysctl::{Change, Sysctls};
 use crate::preflight::{self, PreflightError};
 use crate::serve::{
-    self, AgentPort, AgentState, HealthPorts, KernelCounts, Metrics, OpenError, ServiceHealth,
+    self, AgentPort, AgentState, HealthPorts, KernelCounts, MOST_SERVICE_LOADS, Metrics, OpenError,
+    ServiceHealth,
 };
 
 /// Runs the agent until a signal comes. `read_again` reads the same command line again, with the
@@ -81,7 +83,11 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
 
     let maps = datapath.maps();
     let metrics = Arc::new(Metrics::new(Box::new(move || {
-        Ok(KernelCounts { packets: maps.counters()?, port_shortages: maps.port_shortages()? })
+        Ok(KernelCounts {
+            packets: maps.counters()?,
+            port_shortages: maps.port_shortages()?,
+            service_loads: maps.service_loads(MOST_SERVICE_LOADS)?,
+        })
     })));
     let (effective, in_force) = watch::channel(effective);
     tokio::spawn(serve::serve_diagnostics(diagnostics, metrics.clone(), in_force));
@@ -112,6 +118,7 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
         skipped: Default::default(),
         by_kernel: None,
         flow_maps: Vec::new(),
+        draining: BTreeSet::new(),
         full_maps: Default::default(),
     }
     .run(events, task, stop)

@@ -50,9 +50,10 @@ fn respond(path: &str, registry: &Registry, settings: &watch::Receiver<Map<Strin
 mod tests {
     use std::time::{Duration, SystemTime};
 
+    use lb_common::load::Connections;
     use lb_common::reason::Reason;
     use lb_datapath::apply::MapUsage;
-    use lb_datapath::{DriftKind, EndpointShortage};
+    use lb_datapath::{DriftKind, EndpointShortage, ServiceLoad};
     use lb_model::{IpFamily, ObjectName, Problem, ProblemKind, Protocol, Severity, SourceEvent, Trigger};
     use lb_plan::desired::ServicePortId;
 
@@ -94,6 +95,12 @@ mod tests {
                 shortage("http", "10.244.2.2:8080", 7),
                 shortage("", "[fd00:10:244:2::2]:8080", 2),
             ],
+            service_loads: vec![ServiceLoad {
+                service: shortage("http", "10.244.2.2:8080", 0).service,
+                port: 80,
+                connections: Connections { active: 12, inactive: 5 },
+                draining: Connections { active: 2, inactive: 0 },
+            }],
         };
         let metrics = Metrics::new(Box::new(move || Ok(counts.clone())));
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_millis(seconds);

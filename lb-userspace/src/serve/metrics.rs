@@ -3,7 +3,8 @@
 //! Metrics that dashboards of kube-proxy use have the same names and meaning
 //! (pkg/proxy/metrics/metrics.go). The names of other metrics begin with `sluice_`. No label has
 //! values that grow with the number of Services. Those of `sluice_no_source_port` are bounded by
-//! the size of the map `NO_SOURCE_PORT`.
+//! the size of the map `NO_SOURCE_PORT`, and those of `sluice_connections` by
+//! [`MOST_SERVICE_LOADS`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use lb_common::reason::{Outcome, Reason};
 use lb_datapath::apply::MapUsage;
-use lb_datapath::{DriftKind, EndpointShortage};
+use lb_datapath::{DriftKind, EndpointShortage, ServiceLoad};
 use lb_model::{IpFamily, PerFamily, Problem, Severity, SourceEvent, Trigger};
 use lb_plan::desired::ServicePortId;
 use prometheus_client::collector::Collector;
@@ -27,7 +28,12 @@ use super::writer::MetricWriter;
 pub struct KernelCounts {
     pub packets: Vec<(Reason, u64)>,
     pub port_shortages: Vec<EndpointShortage>,
+    /// The Service ports with the most open connections.
+    pub service_loads: Vec<ServiceLoad>,
 }
+
+/// The greatest number of Service ports with a metric of their own.
+pub const MOST_SERVICE_LOADS: usize = 100;
 
 /// Reads the kernel. It is called for each request.
 pub type ReadCounts = Box<dyn Fn() -> io::Result<KernelCounts> + Send + Sync>;
@@ -59,6 +65,8 @@ struct Values {
     raised: BTreeMap<Raised, u64>,
     repairs: BTreeMap<DriftKind, u64>,
     watches: Vec<(&'static str, Duration)>,
+    /// Endpoints that have drained.
+    drained: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -166,6 +174,11 @@ impl Metrics {
         self.values().networks_by_kernel = networks;
     }
 
+    /// Counts an endpoint that drains and has no connections any more.
+    pub fn drained(&self) {
+        self.values().drained += 1;
+    }
+
     pub fn set_flows(&self, open: usize, half_open: usize) {
         let mut values = self.values();
         values.open_flows = open;
@@ -258,6 +271,11 @@ impl Collector for Metrics {
             "Networks to which the kernel forwards translated packets, for example by IPsec policies",
             values.networks_by_kernel,
         )?;
+        writer.counter(
+            "sluice_drained_endpoints",
+            "Endpoints that drained until their last connection through this node ended",
+            values.drained,
+        )?;
         writer.gauges(
             "sluice_map_entries",
             "Used entries of each map that refuses entries when it is full",
@@ -307,6 +325,33 @@ impl Collector for Metrics {
 
 impl KernelCounts {
     fn encode(self, writer: &mut MetricWriter) -> fmt::Result {
+        writer.gauges(
+            "sluice_connections",
+            "Open connections of the Service ports that have the most, as ipvsadm counts them",
+            self.service_loads.iter().flat_map(|load| {
+                let port = port_label(&load.service, load.port);
+                let labels = move |state, endpoints| {
+                    let ServicePortId { namespace, name, .. } = &load.service;
+                    let service = [("namespace", namespace.as_str()), ("service", name)];
+                    let [namespace, service] = service.map(|(key, value)| (key, value.to_owned()));
+                    let own = |key: &'static str, value: &str| (key, value.to_owned());
+                    [
+                        namespace,
+                        service,
+                        ("port", port.clone()),
+                        own("endpoints", endpoints),
+                        own("state", state),
+                    ]
+                };
+                let (all, draining) = (load.connections, load.draining);
+                [
+                    (labels("active", "ready"), all.active - draining.active),
+                    (labels("inactive", "ready"), all.inactive - draining.inactive),
+                    (labels("active", "draining"), draining.active),
+                    (labels("inactive", "draining"), draining.inactive),
+                ]
+            }),
+        )?;
         writer.counters(
             "sluice_packets",
             "Packets and socket calls by outcome and reason",
@@ -318,8 +363,8 @@ impl KernelCounts {
             "sluice_no_source_port",
             "Packets that opened no connection to an endpoint because no source port was free",
             self.port_shortages.into_iter().map(|shortage| {
-                let ServicePortId { namespace, name, port_name, .. } = shortage.service;
-                let port = if port_name.is_empty() { shortage.port.to_string() } else { port_name };
+                let port = port_label(&shortage.service, shortage.port);
+                let ServicePortId { namespace, name, .. } = shortage.service;
                 let endpoint = shortage.endpoint.to_string();
                 let labels =
                     [("namespace", namespace), ("service", name), ("port", port), ("endpoint", endpoint)];
@@ -327,6 +372,11 @@ impl KernelCounts {
             }),
         )
     }
+}
+
+/// Returns the name of a Service port, or its number if it has none.
+fn port_label(service: &ServicePortId, port: u16) -> String {
+    if service.port_name.is_empty() { port.to_string() } else { service.port_name.clone() }
 }
 
 impl fmt::Debug for Metrics {

@@ -56,11 +56,7 @@ pub fn backend_rows(
                 .map(|name| protocol_name(name.protocol))
                 .unwrap_or_default(),
             address: entry.address,
-            state: if entry.flags & (backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL) == 0 {
-                "draining"
-            } else {
-                "ready"
-            },
+            state: if entry.drains() { "draining" } else { "ready" },
             local: entry.flags & backend_flags::LOCAL != 0,
             weight: entry.weight,
             active_connections: connections.active,

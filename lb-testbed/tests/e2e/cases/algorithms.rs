@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::Family;
+use lb_testbed::agent::METRICS;
 use lb_testbed::host::HTTP_PORT;
+use lb_testbed::http;
 use lb_testbed::report::Exchange;
 use serde_json::Value;
 
-use crate::check::eventually;
+use crate::check::{answered_by, eventually};
 use crate::exposed::{Exposed, Requester};
 use crate::world::{To, World};
 
@@ -103,6 +105,46 @@ fn active_connections(world: &World, service: &Exposed, family: Family, expected
         ensure!(found == expected.map(Some), "active connections {found:?}, expected {expected:?}");
         Ok(())
     })
+}
+
+/// One of two endpoints does not answer. With failover, a client outside that is sent to it repeats
+/// its SYN and reaches the other one.
+pub fn failover_moves_unanswered_connections(world: &mut World, family: Family) -> Result<()> {
+    let published = world.new_service();
+    let mut object = published.service.object();
+    annotate(&mut object, "failover", "true");
+    annotate(&mut object, "algorithm", "rr");
+    let mut slice = published.service.slice(family, &[world.pod(3)]);
+    let mut silent = slice["endpoints"][0].clone();
+    let address = match family {
+        Family::V4 => "10.244.2.99",
+        Family::V6 => "fd00:10:244:2::99",
+    };
+    // Without the route, the second node answers that the host is unreachable.
+    world.node(1).host.place.run("ip", ["route", "replace", "blackhole", address])?;
+    silent["addresses"][0] = address.into();
+    slice["endpoints"].as_array_mut().context("no endpoints")?.push(silent);
+    world.write(&published, &[object, slice])?;
+    let target = published.node_port(world.node(0), family, To::Http);
+    eventually(|| {
+        let backends = world.agent(0)?.lb(&["get", "backends", &published.service.name])?;
+        ensure!(backends.contains("::99]") || backends.contains("2.99:"), "{backends}");
+        Ok(())
+    })?;
+    let before = moved(world)?;
+    answered_by(&world.client().get(&[target], 4)?, &[3])?;
+    let moves = moved(world)? - before;
+    // In turn, two of four requests go to the silent endpoint first.
+    ensure!(moves >= 2, "{moves} connections were moved");
+    Ok(())
+}
+
+/// Returns how many connections the first node has moved to another endpoint.
+fn moved(world: &World) -> Result<u64> {
+    let metrics = http::get(&world.node(0).host.place, METRICS, "/metrics")?.body;
+    let line = metrics.lines().find(|line| line.contains("reason=\"flow_moved\""));
+    let value = line.and_then(|line| line.rsplit(' ').next()).context("no metric of flow_moved")?;
+    Ok(value.parse::<f64>()? as u64)
 }
 
 /// An endpoint with weight 0 gets no new connections. When the weight is back, it gets some.

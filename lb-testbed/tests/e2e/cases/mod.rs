@@ -139,6 +139,11 @@ pub const CASES: &[Case] = &[
         algorithms::maglev_selects_alike_on_all_nodes,
     ),
     each("algorithm_lc_evens_out_connections", Underlays::Routed, algorithms::lc_evens_out_connections),
+    each(
+        "failover_moves_unanswered_connections",
+        Underlays::Routed,
+        algorithms::failover_moves_unanswered_connections,
+    ),
     each("weight_0_drains", Underlays::Routed, algorithms::weight_0_drains),
     once("every_change_of_type", Underlays::Routed, types::changes),
     each("health_check_follows_endpoints", Underlays::Routed, health::health_check_follows_endpoints),
