@@ -213,6 +213,8 @@ pub const CASES: &[Case] = &[
     each("explain_without_an_agent", Underlays::Routed, explain::without_an_agent),
     each("one_way_datagrams_block_no_endpoint", Underlays::Routed, floods::one_way_datagrams),
     once("forged_syns_block_no_endpoint", Underlays::Routed, floods::forged_syns),
+    each("ports_are_reused_within_time_wait", Underlays::Routed, reports::ports_are_reused),
+    each("second_nic_with_rules", Underlays::Routed, reports::second_nic_with_rules),
     each("ipsec_policies_hold_up_translated_packets", Underlays::Routed, forward::ipsec),
     with(
         FORWARD_BY_KERNEL,
