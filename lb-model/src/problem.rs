@@ -74,6 +74,8 @@ pub enum ProblemKind {
     NoObject,
     /// A feature that is not implemented, or is refused.
     Unsupported,
+    /// A setting without effect: the object is served without it.
+    Ignored,
     /// An annotation whose value cannot be used.
     InvalidAnnotation,
     /// The agent reaches the API server at an address that only the agent itself serves.
@@ -101,6 +103,7 @@ impl ProblemKind {
             Self::RouteTaken => "route_taken",
             Self::NoObject => "no_object",
             Self::Unsupported => "unsupported",
+            Self::Ignored => "ignored",
             Self::InvalidAnnotation => "invalid_annotation",
             Self::ApiServerIsService => "api_server_is_service",
         }

@@ -17,11 +17,12 @@ mod errors;
 mod headers;
 mod host;
 mod limits;
-mod other;
 mod reader;
 mod redirect;
+mod result;
 mod rewrite;
 mod sources;
+mod support;
 mod timeouts;
 mod upstream;
 
@@ -30,30 +31,19 @@ use lb_model::Problems;
 pub use canary::CanaryRule;
 pub use errors::ErrorRule;
 pub use host::HostRules;
+pub use result::Annotations;
 
 use self::reader::{Invalid, Reader};
-use crate::routes::Policy;
-use crate::routes::policy::ClientCertificates;
-
-/// The annotations of an Ingress.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Annotations {
-    /// Without [`Policy::errors`], which needs a Service.
-    pub policy: Policy,
-    pub use_regex: bool,
-    /// The rewrite is invalid: all requests are refused, as the backend would get wrong paths.
-    pub invalid_rewrite: bool,
-    /// The canary is invalid: it must get no requests.
-    pub invalid_canary: bool,
-    pub canary: Option<CanaryRule>,
-    pub errors: ErrorRule,
-    pub host: HostRules,
-    pub client_certificates: Option<ClientCertificates>,
-}
 
 /// Reads the annotations of an Ingress in `namespace`, and adds their problems.
 pub fn read(annotations: &[(Box<str>, Box<str>)], namespace: &str, problems: &mut Problems) -> Annotations {
     let mut reader = Reader::new(annotations, namespace, problems);
+    let result = families(&mut reader);
+    reader.for_each(|name, short, problems| support::report(name, short, &result, problems));
+    result
+}
+
+fn families(reader: &mut Reader<'_>) -> Annotations {
     let mut result = Annotations::default();
     let policy = &mut result.policy;
     policy.redirect = reader.family(redirect::read).unwrap_or_default();
@@ -83,7 +73,6 @@ pub fn read(annotations: &[(Box<str>, Box<str>)], namespace: &str, problems: &mu
     result.canary = canary.unwrap_or_default();
     result.errors = reader.family(errors::read).unwrap_or_default();
     result.host = reader.family(host::read).unwrap_or_default();
-    reader.report_unread(other::report);
     result
 }
 
@@ -92,4 +81,48 @@ pub fn read(annotations: &[(Box<str>, Box<str>)], namespace: &str, problems: &mu
 fn or_refuse<T: Default>(family: Result<T, Invalid>, refused: &mut bool) -> T {
     *refused |= family.is_err();
     family.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::reader::list;
+    use super::support::{Support, TABLE};
+    use super::*;
+
+    #[test]
+    fn the_table_has_each_annotation_once_and_matches_the_families() {
+        let mut seen = BTreeSet::new();
+        let mut of_families = BTreeSet::new();
+        for (support, names) in TABLE {
+            assert!(names.is_sorted(), "{support:?}");
+            for name in *names {
+                assert!(seen.insert(*name), "{name} is in the table twice");
+                if !matches!(support, Support::WithoutEffect | Support::Missing) {
+                    of_families.insert(*name);
+                }
+            }
+        }
+        let mut problems = Problems::of("Ingress", lb_model::ObjectName::new("default", "web"));
+        let mut reader = Reader::new(&[], "default", &mut problems);
+        families(&mut reader);
+        assert_eq!(of_families, reader.into_names());
+    }
+
+    #[test]
+    fn the_documentation_names_what_is_ignored_and_refused() {
+        let page = include_str!("../../../docs/ingress.md");
+        let listed = |first: &str| {
+            let row = page.lines().find(|line| line.starts_with(first)).unwrap();
+            let names = list(row.split('|').nth(2).unwrap()).map(|name| name.trim_matches('`').to_owned());
+            names.collect::<BTreeSet<_>>()
+        };
+        let of = |wanted: fn(Support) -> bool| {
+            let rows = TABLE.iter().filter(|(support, _)| wanted(*support)).flat_map(|(_, names)| *names);
+            rows.map(|name| (*name).to_owned()).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(listed("| without effect |"), of(|it| matches!(it, Support::Ignored(..))));
+        assert_eq!(listed("| requests are refused |"), of(|it| matches!(it, Support::Refused(..))));
+    }
 }

@@ -1,5 +1,6 @@
 //! Reads the annotations of one Ingress, and collects their problems.
 
+#[cfg(test)]
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub(super) struct Reader<'a> {
     pub namespace: &'a str,
     problems: &'a mut Problems,
     /// Names without prefix that a family has read.
+    #[cfg(test)]
     read: BTreeSet<&'static str>,
     /// An annotation of the current family is invalid.
     invalid: bool,
@@ -36,7 +38,15 @@ impl<'a> Reader<'a> {
         namespace: &'a str,
         problems: &'a mut Problems,
     ) -> Self {
-        Self { annotations, namespace, problems, read: BTreeSet::new(), invalid: false, consequence: "" }
+        Self {
+            annotations,
+            namespace,
+            problems,
+            #[cfg(test)]
+            read: BTreeSet::new(),
+            invalid: false,
+            consequence: "",
+        }
     }
 
     /// Reads a family: all of its annotations, or none if one of them is invalid.
@@ -62,6 +72,7 @@ impl<'a> Reader<'a> {
     /// Returns the value of an annotation without spaces at its ends. An empty value counts as
     /// missing.
     pub fn text(&mut self, name: &'static str) -> Option<&'a str> {
+        #[cfg(test)]
         self.read.insert(name);
         let (_, value) = self.find(name)?;
         Some(value.trim()).filter(|value| !value.is_empty())
@@ -215,16 +226,22 @@ impl<'a> Reader<'a> {
         Some(list(text).map(|header| header.to_ascii_lowercase().into()).collect())
     }
 
-    /// Calls `report` with the full name and the name without prefix of each annotation that no
-    /// family has read.
-    pub fn report_unread(self, report: fn(&str, &str, &mut Problems)) {
+    /// Calls `report` with the full name and the name without prefix of each annotation. Of two
+    /// annotations with the same name without prefix, only the one in effect is reported.
+    pub fn for_each(self, report: impl Fn(&str, &str, &mut Problems)) {
         for (name, _) in self.annotations {
             if let Some(short) = name.strip_prefix(NGINX).or_else(|| name.strip_prefix(OWN))
-                && !self.read.contains(short)
+                && self.find(short).is_some_and(|(effective, _)| effective == name)
             {
                 report(name, short, self.problems);
             }
         }
+    }
+
+    /// Returns the names that have been read.
+    #[cfg(test)]
+    pub fn into_names(self) -> BTreeSet<&'static str> {
+        self.read
     }
 }
 

@@ -39,6 +39,7 @@ impl FindingKind {
     fn of(problem: &Problem) -> Self {
         match problem.kind {
             _ if problem.severity == Severity::Note => Self::Note,
+            ProblemKind::Ignored => Self::Differs,
             ProblemKind::NoService
             | ProblemKind::NoObject
             | ProblemKind::Missing
@@ -57,6 +58,33 @@ impl From<&Problem> for Finding {
             field: problem.field.clone(),
             reason: problem.reason.clone(),
             remedy: problem.remedy.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_model::{ObjectName, Problems};
+
+    use super::*;
+    use crate::annotations;
+
+    #[test]
+    fn what_annotations_mean_for_a_move() {
+        for (name, value, expected) in [
+            ("proxy-buffering", "on", Some(FindingKind::Differs)),
+            ("proxy-buffering", "off", None),
+            ("auth-tls-secret", "authority", Some(FindingKind::Breaks)),
+            ("proxy-ssl-secret", "client", Some(FindingKind::Breaks)),
+            ("satisfy", "any", Some(FindingKind::Breaks)),
+            ("enable-access-log", "false", Some(FindingKind::Note)),
+            ("proxy-body-size", "8m", None),
+        ] {
+            let mut problems = Problems::of("Ingress", ObjectName::new("default", "web"));
+            let annotation = (format!("nginx.ingress.kubernetes.io/{name}").into(), value.into());
+            annotations::read(&[annotation], "default", &mut problems);
+            let kinds: Vec<_> = problems.into_vec().iter().map(FindingKind::of).collect();
+            assert_eq!(kinds, expected.into_iter().collect::<Vec<_>>(), "{name}");
         }
     }
 }
