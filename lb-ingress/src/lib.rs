@@ -5,7 +5,7 @@
 //! - [`annotations`] turns the annotations of an Ingress into typed policies, and [`ingress`] the
 //!   objects into routes.
 //! - [`endpoints`] are the pods behind the routes, and the choice among them.
-//! - [`tls`] holds the certificates.
+//! - [`tls`] holds the certificates, and [`users`] the users of HTTP Basic authentication.
 //! - [`observe`] writes the access log and counts.
 //! - [`control`] keeps a proxy equal to the objects.
 //! - [`proxy`] receives connections and forwards their requests. It alone uses the HTTP engine.
@@ -19,3 +19,4 @@ pub mod observe;
 pub mod proxy;
 pub mod routes;
 pub mod tls;
+pub mod users;

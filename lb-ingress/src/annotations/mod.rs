@@ -31,6 +31,7 @@ use lb_model::Problems;
 pub use canary::CanaryRule;
 pub use errors::ErrorRule;
 pub use host::HostRules;
+pub(crate) use reader::field;
 pub use result::Annotations;
 
 use self::reader::{Invalid, Reader};

@@ -79,10 +79,7 @@ impl<'a> Reader<'a> {
     }
 
     fn find(&self, name: &str) -> Option<&'a (Box<str>, Box<str>)> {
-        let with = |prefix: &str| {
-            self.annotations.iter().find(|(found, _)| found.strip_prefix(prefix) == Some(name))
-        };
-        with(OWN).or_else(|| with(NGINX))
+        find(self.annotations, name)
     }
 
     /// Reports that the value of an annotation cannot be used.
@@ -108,8 +105,7 @@ impl<'a> Reader<'a> {
     }
 
     fn field(&self, name: &str) -> String {
-        let written = self.find(name).map_or_else(|| format!("{NGINX}{name}"), |(name, _)| name.to_string());
-        format!("metadata.annotations[{written}]")
+        field(self.annotations, name)
     }
 
     /// Reads `true` or `false`.
@@ -243,6 +239,18 @@ impl<'a> Reader<'a> {
     pub fn into_names(self) -> BTreeSet<&'static str> {
         self.read
     }
+}
+
+fn find<'a>(annotations: &'a [(Box<str>, Box<str>)], name: &str) -> Option<&'a (Box<str>, Box<str>)> {
+    let with = |prefix: &str| annotations.iter().find(|(found, _)| found.strip_prefix(prefix) == Some(name));
+    with(OWN).or_else(|| with(NGINX))
+}
+
+/// Returns the field of an annotation, as the Ingress has it. `name` has no prefix.
+pub fn field(annotations: &[(Box<str>, Box<str>)], name: &str) -> String {
+    let written =
+        find(annotations, name).map_or_else(|| format!("{NGINX}{name}"), |(name, _)| name.to_string());
+    format!("metadata.annotations[{written}]")
 }
 
 /// Returns the parts of a list that is separated by commas.

@@ -4,7 +4,7 @@
 use lb_model::{ProblemKind, Problems};
 
 use super::result::Annotations;
-use crate::routes::policy::Timeouts;
+use crate::routes::policy::{Auth, Timeouts};
 
 /// What the proxy does with an annotation.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +27,7 @@ pub(super) enum Support {
 
 use Support::{Ignored, Missing, OfFamily, Refused, Served, WithoutEffect};
 
-const AUTH: fn(&Annotations) -> bool = |it| it.policy.auth.is_some();
+const EXTERNAL: fn(&Annotations) -> bool = |it| matches!(it.policy.auth, Some(Auth::External(_)));
 const CLIENT_CERTIFICATES: fn(&Annotations) -> bool = |it| it.client_certificates.is_some();
 
 /// All annotations of ingress-nginx, without their prefix.
@@ -38,6 +38,10 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
             "affinity",
             "allowlist-source-range",
             "app-root",
+            "auth-realm",
+            "auth-secret",
+            "auth-secret-type",
+            "auth-type",
             "backend-protocol",
             "canary",
             "canary-by-cookie",
@@ -146,18 +150,14 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
         &["session-cookie-conditional-samesite-none"],
     ),
     (
-        Refused(AUTH, "all requests of the Ingress are answered with 503"),
+        Refused(EXTERNAL, "all requests of the Ingress are answered with 503"),
         &[
             "auth-always-set-cookie",
             "auth-method",
-            "auth-realm",
             "auth-request-redirect",
             "auth-response-headers",
-            "auth-secret",
-            "auth-secret-type",
             "auth-signin",
             "auth-signin-redirect-param",
-            "auth-type",
             "auth-url",
         ],
     ),

@@ -77,7 +77,11 @@ impl Controller {
         let mut all = false;
         for event in &events {
             match event {
-                SourceEvent::Secret(name, secret) => self.set_secret(name, secret.as_deref(), &mut outcome),
+                SourceEvent::Secret(name, secret) => {
+                    self.set_secret(name, secret.as_deref(), &mut outcome);
+                    let users = secret.clone().filter(|secret| &*secret.kind != "kubernetes.io/tls");
+                    self.gateway.users.set(name, users);
+                }
                 SourceEvent::EndpointSlice(name, slice) => {
                     services.extend(self.slices.set(name.clone(), slice.clone()));
                 }

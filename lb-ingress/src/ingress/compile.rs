@@ -7,8 +7,9 @@ use lb_model::{Ingress, IngressBackend, IngressPath, ObjectName, PathType, Probl
 
 use super::objects::{NoBackend, Objects};
 use crate::annotations::{self, Annotations, CanaryRule};
-use crate::routes::policy::ClientCertificates;
+use crate::routes::policy::{Auth, BasicAuth, BasicAuthForm, ClientCertificates};
 use crate::routes::{Backend, BackendRef, HostPattern, NormalPath, Origin, PathMatcher, Policy, Route};
+use crate::users::UsersFault;
 
 /// An Ingress that is served, without regard to other Ingresses.
 #[derive(Debug, Default)]
@@ -68,6 +69,9 @@ impl Compiler<'_> {
         let annotations = annotations::read(&ingress.annotations, name.namespace(), &mut work.problems);
         work.compiled.rank = (ingress.created.unwrap_or(i64::MAX), Some(name.clone()));
         let policy = work.policy(&annotations);
+        if let Some(Auth::Basic(basic)) = &policy.auth {
+            work.check_users(basic, &ingress.annotations);
+        }
         let of_clients = annotations.client_certificates.iter().map(|clients| &clients.secret);
         work.compiled.named_secrets = policy.secrets().chain(of_clients).cloned().collect();
         let policy =
@@ -263,6 +267,33 @@ impl Work<'_> {
                 }
             }
         }
+    }
+
+    fn check_users(&mut self, basic: &BasicAuth, annotations: &[(Box<str>, Box<str>)]) {
+        let name = &basic.secret;
+        let fault = self.objects.secrets.get(name).and_then(|keys| match basic.form {
+            BasicAuthForm::File => keys.file,
+            BasicAuthForm::Map => keys.map,
+        });
+        let (kind, reason, remedy) = match fault {
+            None if self.objects.is_absent(name) => (
+                ProblemKind::NoObject,
+                format!("the Secret {name} does not exist"),
+                "create it; until then, all requests of the Ingress are answered with 503",
+            ),
+            None => return,
+            Some(fault @ (UsersFault::NoFile | UsersFault::Empty)) => (
+                ProblemKind::Missing,
+                format!("the Secret {name} {fault}"),
+                "add users; until then, all requests of the Ingress are answered with 503",
+            ),
+            Some(fault @ (UsersFault::Line(_) | UsersFault::Key(_))) => (
+                ProblemKind::UnknownValue,
+                format!("the Secret {name} {fault}"),
+                "use bcrypt, apr1, SHA-1, or SHA-256 and SHA-512 of crypt; until then, the user is refused",
+            ),
+        };
+        self.problems.error(kind, annotations::field(annotations, "auth-secret"), reason, remedy);
     }
 
     fn check_certificate(&mut self, index: usize, name: &ObjectName) {

@@ -12,6 +12,6 @@ mod problems;
 mod translator;
 
 pub use class::ClassRules;
-pub use objects::{DefaultBackend, Objects};
+pub use objects::{DefaultBackend, NamedSecrets, Objects};
 pub use problems::OpenProblems;
 pub use translator::{Settings, Translator, Update};

@@ -8,12 +8,28 @@ use std::sync::Arc;
 use lb_model::{ObjectName, PortRef, Protocol, Secret, Service};
 
 use crate::routes::BackendRef;
+use crate::routes::policy::BasicAuthForm;
+use crate::users::{UsersFault, users_fault};
 
 /// Services and Secrets by name.
 #[derive(Debug, Default)]
 pub struct Objects {
     pub(super) services: BTreeMap<ObjectName, Arc<Service>>,
     pub(super) secrets: BTreeMap<ObjectName, SecretKeys>,
+    /// Secrets that were requested by name and do not exist.
+    pub(super) absent: BTreeSet<ObjectName>,
+    pub(super) named_secrets: NamedSecrets,
+}
+
+/// Which Secrets of other types than `kubernetes.io/tls` the source sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NamedSecrets {
+    /// It sends all of them: another one does not exist.
+    #[default]
+    All,
+    /// It sends those that [`Translator::named_secrets`](super::Translator::named_secrets) returns,
+    /// and the deletion of those that do not exist.
+    OnRequest,
 }
 
 /// Which keys of a certificate a Secret has. Its values are not kept here.
@@ -21,11 +37,19 @@ pub struct Objects {
 pub(super) struct SecretKeys {
     pub certificate: bool,
     pub key: bool,
+    /// The first fault as an htpasswd file, and as a map of users.
+    pub file: Option<UsersFault>,
+    pub map: Option<UsersFault>,
 }
 
 impl SecretKeys {
     pub fn of(secret: &Secret) -> Self {
-        Self { certificate: secret.get("tls.crt").is_some(), key: secret.get("tls.key").is_some() }
+        Self {
+            certificate: secret.get("tls.crt").is_some(),
+            key: secret.get("tls.key").is_some(),
+            file: users_fault(secret, BasicAuthForm::File),
+            map: users_fault(secret, BasicAuthForm::Map),
+        }
     }
 }
 
@@ -41,6 +65,14 @@ pub(super) enum NoBackend {
 }
 
 impl Objects {
+    /// Returns whether it is certain that a Secret of an annotation does not exist.
+    pub(super) fn is_absent(&self, secret: &ObjectName) -> bool {
+        match self.named_secrets {
+            NamedSecrets::All => !self.secrets.contains_key(secret),
+            NamedSecrets::OnRequest => self.absent.contains(secret),
+        }
+    }
+
     /// Returns the port of a Service that an Ingress means. `referenced` gets the Service.
     pub(super) fn backend(
         &self,

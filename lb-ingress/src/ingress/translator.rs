@@ -11,7 +11,7 @@ use lb_model::{
 use super::class::ClassRules;
 use super::compile::{Compiled, Compiler};
 use super::host;
-use super::objects::{DefaultBackend, Objects, SecretKeys};
+use super::objects::{DefaultBackend, NamedSecrets, Objects, SecretKeys};
 use super::problems::{OpenProblems, Place};
 use crate::routes::{Backend, HostPattern, HostRoutes, Origin, PathMatcher, Policy, Route};
 
@@ -21,6 +21,7 @@ pub struct Settings {
     pub classes: ClassRules,
     /// Receives what no route matches, unless an Ingress without rules has a default backend.
     pub default_backend: Option<DefaultBackend>,
+    pub named_secrets: NamedSecrets,
 }
 
 /// Keeps the routes equal to the Ingresses and to the objects that these refer to.
@@ -74,11 +75,12 @@ const NEEDED: [WatchedResource; 4] = [
 impl Translator {
     /// Returns a translator without objects.
     pub fn new(settings: Settings) -> Self {
+        let objects = Objects { named_secrets: settings.named_secrets, ..Objects::default() };
         Self {
             settings,
             synced: ResourceSet::default(),
             complete: false,
-            objects: Objects::default(),
+            objects,
             classes: BTreeMap::new(),
             ingresses: BTreeMap::new(),
             compiled: BTreeMap::new(),
@@ -128,7 +130,11 @@ impl Translator {
                         Some(keys) => self.objects.secrets.insert(name.clone(), keys),
                         None => self.objects.secrets.remove(&name),
                     };
-                    if before != keys {
+                    let was_absent = match keys {
+                        Some(_) => self.objects.absent.remove(&name),
+                        None => !self.objects.absent.insert(name.clone()),
+                    };
+                    if before != keys || was_absent == keys.is_some() {
                         self.mark_referrers(&name, &mut changed);
                     }
                 }
@@ -150,6 +156,7 @@ impl Translator {
 
     fn mark_referrers(&self, name: &ObjectName, changed: &mut BTreeSet<ObjectName>) {
         changed.extend(self.by_reference.get(name).into_iter().flatten().cloned());
+        changed.extend(self.by_named_secret.get(name).into_iter().flatten().cloned());
         if self.settings.default_backend.as_ref().is_some_and(|backend| backend.service == *name) {
             // Any name leads to a new choice of the default backend.
             changed.insert(name.clone());
@@ -172,6 +179,7 @@ impl Translator {
                 self.compiled.insert(name.clone(), compiled);
             }
         }
+        self.objects.absent.retain(|name| self.by_named_secret.contains_key(name));
         if !changed.is_empty() {
             self.choose_default();
         }

@@ -6,7 +6,7 @@ use lb_model::{Ingress, ObjectName, Problem, SourceEvent};
 
 use super::finding::{Finding, FindingKind};
 use super::quirks;
-use crate::ingress::{ClassRules, Settings, Translator};
+use crate::ingress::{ClassRules, NamedSecrets, Settings, Translator};
 
 /// The report about all Ingresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -64,8 +64,8 @@ pub fn rules() -> ClassRules {
 }
 
 /// Translates the objects of these events, which must be complete lists, and reports about them.
-pub fn check(events: Vec<SourceEvent>, classes: ClassRules) -> Report {
-    let mut translator = Translator::new(Settings { classes, ..Settings::default() });
+pub fn check(events: Vec<SourceEvent>, classes: ClassRules, named_secrets: NamedSecrets) -> Report {
+    let mut translator = Translator::new(Settings { classes, named_secrets, ..Settings::default() });
     translator.update(events);
     let served: BTreeSet<&ObjectName> = translator.served().collect();
     let mut by_ingress: BTreeMap<ObjectName, Vec<&Problem>> = BTreeMap::new();

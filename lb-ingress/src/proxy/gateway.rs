@@ -13,6 +13,7 @@ use crate::endpoints::Endpoints;
 use crate::observe::Observer;
 use crate::routes::RouteTable;
 use crate::tls::{CertificateStore, TlsError, TlsSettings};
+use crate::users::UserStore;
 
 /// The settings of a proxy.
 #[derive(Debug, Clone)]
@@ -47,6 +48,8 @@ pub struct Gateway {
     pub table: Arc<ArcSwap<RouteTable>>,
     pub endpoints: Endpoints<Connections>,
     pub certificates: Arc<CertificateStore>,
+    /// The Secrets of HTTP Basic authentication.
+    pub users: UserStore,
     pub observer: Observer,
     pub(super) settings: GatewaySettings,
     pub(super) tls: TlsSettings,
@@ -56,7 +59,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// # Errors
-    /// Fails if the provider of cryptography lacks a protocol version.
+    /// Fails if the provider of cryptography lacks a protocol version or random numbers.
     pub fn new(
         settings: GatewaySettings,
         certificates: CertificateStore,
@@ -69,6 +72,7 @@ impl Gateway {
             table,
             endpoints: Endpoints::default(),
             certificates,
+            users: UserStore::new()?,
             observer,
             settings,
             tls,

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, USER_AGENT};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Request, Response, StatusCode, Version};
 
@@ -20,8 +20,9 @@ use super::headers::{self, Client};
 use super::request_body::RequestBody;
 use super::response_body::{Finish, ResponseBody};
 use super::variables::{Variables, cookie};
-use super::{cors, policy, random, upgrade};
+use super::{basic_auth, cors, policy, random, upgrade};
 use crate::observe::AccessRecord;
+use crate::routes::policy::{Auth, Policy};
 use crate::routes::{NormalPath, RequestFacts, RouteTable, request_host};
 
 /// The facts of the TLS connection of a client.
@@ -210,9 +211,9 @@ impl Service {
             *answer.status_mut() = StatusCode::NO_CONTENT;
             cors::add(cors, origin, true, answer.headers_mut());
             return Ok(answer);
-        } else if policy.auth.is_some() {
-            // Never served half.
-            refuse(finish, StatusCode::SERVICE_UNAVAILABLE, "authentication is not supported")
+        } else if let Some((answer, reason)) = self.unauthorized(policy, &original_headers).await {
+            finish.record.reason = Some(reason.into());
+            answer
         } else if let Some(own_answer) = &policy.answer {
             policy::own_answer(own_answer, &variables)
         } else if policy.body.max_request.is_some_and(|limit| body.size_hint().lower() > limit) {
@@ -224,6 +225,10 @@ impl Service {
             let wants_upgrade = upgrade::is_requested(parts.version, &parts.headers);
             let protocol = parts.headers.get(hyper::header::UPGRADE).cloned();
             headers::remove_hop_by_hop(&mut parts.headers);
+            if matches!(policy.auth, Some(Auth::Basic(_))) {
+                // The password is for the proxy, as in ingress-nginx.
+                parts.headers.remove(AUTHORIZATION);
+            }
             let forwarded_port = if scheme == "https" { self.gateway.settings.https_port } else { self.port };
             headers::set_forwarded(
                 &mut parts.headers,
@@ -249,6 +254,17 @@ impl Service {
             cors::add(cors, origin, false, answer.headers_mut());
         }
         Ok(answer)
+    }
+
+    /// Returns the answer to a request that may not be forwarded, and the reason for the log.
+    async fn unauthorized(&self, policy: &Policy, headers: &HeaderMap) -> Option<(Answer, &'static str)> {
+        match policy.auth.as_ref()? {
+            Auth::Basic(auth) => basic_auth::refuse(&self.gateway.users, auth, headers).await,
+            // Never served half.
+            Auth::External(_) => {
+                Some((own(StatusCode::SERVICE_UNAVAILABLE), "external authentication is not supported"))
+            }
+        }
     }
 
     /// Returns whether a client has used an HTTP/2 connection for a host that another certificate

@@ -36,8 +36,8 @@ pub(super) fn spec() -> SecretWatch {
 }
 
 /// Sends the Secrets in `names` and their changes, until the receiver of the events is dropped or
-/// the sender of the names is. A Secret that is no longer in `names` is sent as deleted. Sends no
-/// Secret of type `kubernetes.io/tls`, and no [`SourceEvent::Synced`].
+/// the sender of the names is. A Secret that does not exist, or is no longer in `names`, is sent as
+/// deleted. Sends no Secret of type `kubernetes.io/tls`, and no [`SourceEvent::Synced`].
 pub async fn watch_named_secrets(
     client: Client,
     mut names: watch::Receiver<BTreeSet<ObjectName>>,
@@ -105,8 +105,12 @@ async fn watch_one(client: Client, name: ObjectName, sent: Sent, events: mpsc::S
         while let Some(event) = receiver.recv().await {
             sent.note(&event);
             // The other Secrets decide when the resource is synced.
-            let is_synced = matches!(event, SourceEvent::Synced(_));
-            if !is_synced && events.send(event).await.is_err() {
+            let event = match event {
+                SourceEvent::Synced(_) if sent.names().contains(&name) => continue,
+                SourceEvent::Synced(_) => SourceEvent::Secret(name.clone(), None),
+                event => event,
+            };
+            if events.send(event).await.is_err() {
                 return;
             }
         }

@@ -473,6 +473,13 @@ async fn secrets_are_watched_by_name_while_they_are_named() {
             "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": {"auth": "YQ=="},
             "metadata": {"namespace": "default", "name": "users", "resourceVersion": "1"},
         });
+        if request.contains("metadata.name%3Dmissing%2C") {
+            if request.contains("watch=true") {
+                begin_watch(&stream, &[])?;
+                return hang(&stream);
+            }
+            return list(&stream, &[]);
+        }
         let is_named = request.contains("/namespaces/default/secrets?")
             && request.contains("metadata.name%3Dusers%2Ctype%21%3Dkubernetes.io%2Ftls");
         assert!(is_named, "{request}");
@@ -483,6 +490,7 @@ async fn secrets_are_watched_by_name_while_they_are_named() {
         list(&stream, &[secret])
     });
     let users = ObjectName::new("default", "users");
+    let missing = ObjectName::new("default", "missing");
     let (names, receiver) = tokio::sync::watch::channel([users.clone()].into());
     let (sender, mut events) = mpsc::channel(16);
     let client = Client::try_from(config).unwrap();
@@ -493,6 +501,8 @@ async fn secrets_are_watched_by_name_while_they_are_named() {
         }
         unexpected => panic!("{unexpected:?}"),
     }
+    names.send_replace([users.clone(), missing.clone()].into());
+    assert_eq!(events.recv().await.unwrap(), SourceEvent::Secret(missing, None));
     names.send_replace(Default::default());
     assert_eq!(events.recv().await.unwrap(), SourceEvent::Secret(users, None));
     drop(names);

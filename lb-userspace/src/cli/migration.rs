@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use lb_ingress::ingress::NamedSecrets;
 use lb_ingress::migration::{self, Report};
 use lb_model::{ProblemKind, ProblemSource, ResourceSet, SourceEvent, WatchedResource};
 use lb_objects::kubernetes::{self, KubernetesError, WatchAges};
@@ -82,7 +83,11 @@ impl PreflightArgs {
         };
         let mut classes = migration::rules();
         classes.names.extend(self.class.iter().cloned());
-        let report: Report = migration::check(events, classes);
+        let named_secrets = match &self.manifests {
+            Some(_) => NamedSecrets::All,
+            None => NamedSecrets::OnRequest,
+        };
+        let report: Report = migration::check(events, classes, named_secrets);
         Ok(Checked { text: render_report(&report, self.output)?, breaks: report.breaks() })
     }
 

@@ -1,16 +1,17 @@
 //! Starts the proxy, and applies changes of objects to it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lb_ingress::control::{Controller, Outcome};
-use lb_ingress::ingress::{ClassRules, Settings};
+use lb_ingress::ingress::{ClassRules, NamedSecrets, Settings};
 use lb_ingress::observe::{AccessLog, Observer};
 use lb_ingress::proxy::{Drain, Gateway, GatewaySettings, ListenerKind, serve};
 use lb_ingress::tls::{CertificateError, CertificateStore, TlsError, self_signed};
-use lb_model::{Severity, SourceEvent};
+use lb_model::{ObjectName, Severity, SourceEvent};
 use lb_objects::ObjectSelection;
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use lb_objects::kubernetes::{self, KubernetesError, WatchAges};
@@ -95,9 +96,14 @@ pub async fn run(args: &IngressArgs) -> Result<(), IngressError> {
         names: args.ingress_class.clone(),
         without_class: args.without_class,
     };
-    let settings = Settings { classes, default_backend: args.default_backend.clone() };
+    let named_secrets = match &args.manifests {
+        Some(_) => NamedSecrets::All,
+        None => NamedSecrets::OnRequest,
+    };
+    let settings = Settings { classes, default_backend: args.default_backend.clone(), named_secrets };
     let mut controller = Controller::new(gateway.clone(), settings);
-    let (mut events, mut source, recorder) = start_source(args, &node_name).await?;
+    let (named, is_named) = watch::channel(BTreeSet::new());
+    let (mut events, mut source, recorder) = start_source(args, &node_name, is_named).await?;
 
     let (drain, begin_drain, mut ended) = Drain::new();
     let mut serving = false;
@@ -118,6 +124,14 @@ pub async fn run(args: &IngressArgs) -> Result<(), IngressError> {
                 }
                 let outcome = controller.apply(std::mem::take(&mut batch));
                 report(&outcome, recorder.as_ref());
+                named.send_if_modified(|names| {
+                    let now = controller.translator().named_secrets();
+                    let changed = !now.eq(names.iter());
+                    if changed {
+                        *names = controller.translator().named_secrets().cloned().collect();
+                    }
+                    changed
+                });
                 if outcome.ready && !serving {
                     serving = true;
                     // Connections have waited in the queue of the kernel.
@@ -145,7 +159,11 @@ pub async fn run(args: &IngressArgs) -> Result<(), IngressError> {
 
 type Source = (mpsc::Receiver<SourceEvent>, JoinHandle<Result<(), IngressError>>, Option<EventRecorder>);
 
-async fn start_source(args: &IngressArgs, node_name: &str) -> Result<Source, IngressError> {
+async fn start_source(
+    args: &IngressArgs,
+    node_name: &str,
+    named_secrets: watch::Receiver<BTreeSet<ObjectName>>,
+) -> Result<Source, IngressError> {
     let (sender, events) = mpsc::channel(EVENT_QUEUE);
     let selection = ObjectSelection::of_ingresses(node_name);
     let Some(folder) = args.manifests.clone() else {
@@ -154,7 +172,8 @@ async fn start_source(args: &IngressArgs, node_name: &str) -> Result<Source, Ing
         let recorder = EventRecorder::start(client.clone(), &selection.this_node);
         info!("reading Ingresses from the Kubernetes API");
         let task = tokio::spawn(async move {
-            kubernetes::watch(client, selection, sender).await;
+            let secrets = kubernetes::watch_named_secrets(client.clone(), named_secrets, sender.clone());
+            tokio::join!(kubernetes::watch(client, selection, sender), secrets);
             Ok(())
         });
         return Ok((events, task, Some(recorder)));

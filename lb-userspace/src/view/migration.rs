@@ -135,6 +135,7 @@ fn ingress_json(ingress: &IngressReport) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use lb_ingress::ingress::NamedSecrets;
     use lb_model::{ResourceSet, WatchedResource};
     use lb_objects::{ObjectSelection, manifests};
 
@@ -215,7 +216,7 @@ spec: {ingressClassName: other}
             ..ObjectSelection::of_ingresses("here")
         };
         let events = manifests::load(folder.path(), selection).unwrap();
-        let report = lb_ingress::migration::check(events, lb_ingress::migration::rules());
+        let report = lb_ingress::migration::check(events, lb_ingress::migration::rules(), NamedSecrets::All);
         assert!(report.breaks());
         for (format, file) in [
             (ReportFormat::Table, "preflight.txt"),
