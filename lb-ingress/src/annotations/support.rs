@@ -4,7 +4,7 @@
 use lb_model::{ProblemKind, Problems};
 
 use super::result::Annotations;
-use crate::routes::policy::{Auth, Timeouts};
+use crate::routes::policy::Timeouts;
 
 /// What the proxy does with an annotation.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +27,6 @@ pub(super) enum Support {
 
 use Support::{Ignored, Missing, OfFamily, Refused, Served, WithoutEffect};
 
-const EXTERNAL: fn(&Annotations) -> bool = |it| matches!(it.policy.auth, Some(Auth::External(_)));
 const CLIENT_CERTIFICATES: fn(&Annotations) -> bool = |it| it.client_certificates.is_some();
 
 /// All annotations of ingress-nginx, without their prefix.
@@ -38,10 +37,17 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
             "affinity",
             "allowlist-source-range",
             "app-root",
+            "auth-always-set-cookie",
+            "auth-method",
             "auth-realm",
+            "auth-request-redirect",
+            "auth-response-headers",
             "auth-secret",
             "auth-secret-type",
+            "auth-signin",
+            "auth-signin-redirect-param",
             "auth-type",
+            "auth-url",
             "backend-protocol",
             "canary",
             "canary-by-cookie",
@@ -148,18 +154,6 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
             "all browsers receive the same cookie",
         ),
         &["session-cookie-conditional-samesite-none"],
-    ),
-    (
-        Refused(EXTERNAL, "all requests of the Ingress are answered with 503"),
-        &[
-            "auth-always-set-cookie",
-            "auth-method",
-            "auth-request-redirect",
-            "auth-response-headers",
-            "auth-signin",
-            "auth-signin-redirect-param",
-            "auth-url",
-        ],
     ),
     (
         Refused(CLIENT_CERTIFICATES, "all requests for its hosts are answered with 403"),

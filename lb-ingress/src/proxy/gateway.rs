@@ -6,6 +6,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
+use super::external_auth::AuthServers;
 use super::guard::ClientTimeouts;
 use super::limits::Limiter;
 use super::upstream::Connections;
@@ -54,6 +55,7 @@ pub struct Gateway {
     pub(super) settings: GatewaySettings,
     pub(super) tls: TlsSettings,
     pub(super) limiter: Limiter,
+    pub(super) auth_servers: AuthServers,
     start: Instant,
 }
 
@@ -77,6 +79,7 @@ impl Gateway {
             settings,
             tls,
             limiter: Limiter::default(),
+            auth_servers: AuthServers::default(),
             start: Instant::now(),
         })
     }

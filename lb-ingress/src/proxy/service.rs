@@ -12,6 +12,7 @@ use hyper::{HeaderMap, Request, Response, StatusCode, Version};
 
 use super::answer::{Answer, Content, own};
 use super::drain::Drain;
+use super::external_auth::Granted;
 use super::forward::{self, Forward};
 use super::framing::MAX_FIELDS;
 use super::gateway::Gateway;
@@ -206,13 +207,18 @@ impl Service {
         }
         let origin = original_headers.get(ORIGIN);
         let preflight = cors::is_preflight(&parts.method, &parts.headers);
-        let answer = if let Some(cors) = policy.cors.as_ref().filter(|_| preflight) {
+        if let Some(cors) = policy.cors.as_ref().filter(|_| preflight) {
             let mut answer = Response::new(Content::Own(Bytes::new()));
             *answer.status_mut() = StatusCode::NO_CONTENT;
             cors::add(cors, origin, true, answer.headers_mut());
             return Ok(answer);
-        } else if let Some((answer, reason)) = self.unauthorized(policy, &original_headers).await {
-            finish.record.reason = Some(reason.into());
+        }
+        let (granted, refused) = match self.authorize(policy, client, &variables).await {
+            Ok(granted) => (Some(granted), None),
+            Err(refused) => (None, Some(refused)),
+        };
+        let mut answer = if let Some((answer, reason)) = refused {
+            finish.record.reason = Some(reason);
             answer
         } else if let Some(own_answer) = &policy.answer {
             policy::own_answer(own_answer, &variables)
@@ -229,14 +235,10 @@ impl Service {
                 // The password is for the proxy, as in ingress-nginx.
                 parts.headers.remove(AUTHORIZATION);
             }
-            let forwarded_port = if scheme == "https" { self.gateway.settings.https_port } else { self.port };
-            headers::set_forwarded(
-                &mut parts.headers,
-                client,
-                self.peer.ip(),
-                (scheme, &host_value, forwarded_port),
-                &request_id,
-            );
+            self.set_forwarded(&mut parts.headers, client, (scheme, &host_value), &request_id);
+            if let Some(granted) = &granted {
+                granted.set_fields(&mut parts.headers);
+            }
             let forward = Forward {
                 gateway: &self.gateway,
                 table,
@@ -248,7 +250,9 @@ impl Service {
             };
             forward::forward(forward, finish, parts, body).await
         };
-        let mut answer = answer;
+        if let Some(granted) = &granted {
+            granted.add_cookies(&mut answer);
+        }
         policy::response_headers(policy, &variables, answer.headers_mut());
         if let Some(cors) = &policy.cors {
             cors::add(cors, origin, false, answer.headers_mut());
@@ -256,13 +260,41 @@ impl Service {
         Ok(answer)
     }
 
-    /// Returns the answer to a request that may not be forwarded, and the reason for the log.
-    async fn unauthorized(&self, policy: &Policy, headers: &HeaderMap) -> Option<(Answer, &'static str)> {
-        match policy.auth.as_ref()? {
-            Auth::Basic(auth) => basic_auth::refuse(&self.gateway.users, auth, headers).await,
-            // Never served half.
-            Auth::External(_) => {
-                Some((own(StatusCode::SERVICE_UNAVAILABLE), "external authentication is not supported"))
+    fn set_forwarded(
+        &self,
+        headers: &mut HeaderMap,
+        client: Client,
+        (scheme, host): (&'static str, &HeaderValue),
+        request_id: &str,
+    ) {
+        let port = if scheme == "https" { self.gateway.settings.https_port } else { self.port };
+        headers::set_forwarded(headers, client, self.peer.ip(), (scheme, host, port), request_id);
+    }
+
+    /// Decides whether a request may be forwarded. Returns the answer to one that may not, and the
+    /// reason for the log.
+    async fn authorize(
+        &self,
+        policy: &Policy,
+        client: Client,
+        variables: &Variables<'_>,
+    ) -> Result<Granted, (Answer, Box<str>)> {
+        match &policy.auth {
+            None => Ok(Granted::default()),
+            Some(Auth::Basic(auth)) => {
+                match basic_auth::refuse(&self.gateway.users, auth, variables.headers).await {
+                    Some((answer, reason)) => Err((answer, reason.into())),
+                    None => Ok(Granted::default()),
+                }
+            }
+            Some(Auth::External(auth)) => {
+                let mut headers = variables.headers.clone();
+                let host = headers.get(HOST).cloned().unwrap_or(HeaderValue::from_static(""));
+                headers::remove_hop_by_hop(&mut headers);
+                let request_id = variables.request_id;
+                self.set_forwarded(&mut headers, client, (variables.scheme, &host), request_id);
+                let servers = &self.gateway.auth_servers;
+                servers.authorize(auth, &policy.timeouts, variables, headers).await
             }
         }
     }

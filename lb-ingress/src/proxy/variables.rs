@@ -43,13 +43,18 @@ impl<'a> Variables<'a> {
         }
     }
 
+    /// Returns path and query with all reserved characters encoded.
+    pub fn escaped_request_uri(&self) -> String {
+        escape(&self.request_uri())
+    }
+
     fn value(&self, variable: &Variable) -> Cow<'a, str> {
         match variable {
             Variable::Host => self.host.into(),
             Variable::HttpHost => self.http_host.into(),
             Variable::Scheme => self.scheme.into(),
             Variable::RequestUri => self.request_uri(),
-            Variable::EscapedRequestUri => escape(&self.request_uri()).into(),
+            Variable::EscapedRequestUri => self.escaped_request_uri().into(),
             Variable::Uri => self.path.into(),
             Variable::Args => self.query.unwrap_or_default().into(),
             Variable::IsArgs => self.query.map_or("", |_| "?").into(),

@@ -174,7 +174,7 @@ pub enum BasicAuthForm {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalAuth {
     pub url: Template,
-    /// Upper case. `None` means the method of the request.
+    /// Upper case. `None` means `GET`.
     pub method: Option<Box<str>>,
     /// A request that is refused with 401 is redirected to this URL.
     pub signin: Option<Template>,

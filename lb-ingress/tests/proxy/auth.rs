@@ -1,12 +1,20 @@
 //! Who may send requests.
 
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use lb_ingress::routes::Policy;
-use lb_ingress::routes::policy::{Auth, BasicAuth, BasicAuthForm};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use lb_ingress::routes::policy::{Auth, BasicAuth, BasicAuthForm, ExternalAuth, Timeouts};
+use lb_ingress::routes::{Policy, Template};
 use lb_model::{ObjectName, Secret};
 
-use crate::world::{Endpoint, World};
+use crate::world::{Endpoint, World, closed, listen};
 
 /// `ann` with the passwords `password` (bcrypt), `bob` with the same (SHA-512 of crypt).
 const FILE: &str = "ann:$2y$05$abcdefghijklmnopqrstuuWG29KuyeAicPCJODk1zjyGvyQUU2awu\n\
@@ -69,5 +77,148 @@ async fn many_wrong_passwords_end() {
     let with = |status: &str| answers.iter().filter(|answer| answer.contains(status)).count();
     assert!(with("HTTP/1.1 401 ") > 0);
     assert_eq!(with("HTTP/1.1 401 ") + with("HTTP/1.1 503 "), 100, "{answers:?}");
+    assert_eq!(endpoint.count(), 0);
+}
+
+/// A server for `auth-url`, with the requests that it received and the number of its connections.
+struct AuthServer {
+    address: SocketAddr,
+    received: Arc<Mutex<Vec<String>>>,
+    connections: Arc<Mutex<usize>>,
+}
+
+impl AuthServer {
+    /// Answers with the status of the field `X-Decision`.
+    async fn start() -> Self {
+        let listener = listen().await;
+        let address = listener.local_addr().unwrap();
+        let (received, connections) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<usize>>::default());
+        let (requests, count) = (received.clone(), connections.clone());
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                *count.lock().unwrap() += 1;
+                let requests = requests.clone();
+                let service = service_fn(move |request: Request<Incoming>| {
+                    requests.lock().unwrap().push(text(&request));
+                    async move { decide(&request).await }
+                });
+                let server = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { address, received, connections }
+    }
+
+    fn last(&self) -> String {
+        self.received.lock().unwrap().last().unwrap().clone()
+    }
+}
+
+fn text(request: &Request<Incoming>) -> String {
+    let mut text = format!("{} {}\n", request.method(), request.uri());
+    for (name, value) in request.headers() {
+        text.push_str(&format!("{name}: {}\n", value.to_str().unwrap()));
+    }
+    text
+}
+
+async fn decide(request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let decision = request.headers().get("x-decision").map_or("200", |value| value.to_str().unwrap());
+    if decision == "never" {
+        std::future::pending::<()>().await;
+    }
+    let response = Response::builder().status(decision.parse::<u16>().unwrap());
+    let response = response.header("x-user", "ann").header("set-cookie", "session=1");
+    let response = response.header("host", "evil.example").header("www-authenticate", "Bearer realm=a");
+    Ok(response.body(Full::from("decided")).unwrap())
+}
+
+fn external(url: &str) -> ExternalAuth {
+    ExternalAuth {
+        url: Template::parse(url).unwrap(),
+        method: None,
+        signin: None,
+        signin_parameter: "rd".into(),
+        response_headers: ["x-user".into(), "x-group".into(), "host".into()].into(),
+        request_redirect: None,
+        always_set_cookie: false,
+    }
+}
+
+fn policy(auth: ExternalAuth) -> Policy {
+    let timeouts = Timeouts { read: Duration::from_millis(300), ..Timeouts::default() };
+    Policy { auth: Some(Auth::External(Box::new(auth))), timeouts, ..Policy::default() }
+}
+
+#[tokio::test]
+async fn another_server_decides() {
+    let (world, endpoint, auth) =
+        (World::new().await, Endpoint::start("one").await, AuthServer::start().await);
+    let url = format!("http://{}/check?host=$host", auth.address);
+    world.simple(policy(external(&url)), &[endpoint.address]);
+    let fields = "X-User: eve\r\nX-Group: admins\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n";
+    let head = format!("POST /x?y=1 HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n{fields}\r\nhello");
+    for _ in 0..3 {
+        let answer = world.raw(head.as_bytes()).await;
+        for expected in ["HTTP/1.1 200 ", "one: POST /x?y=1\n", "x-user: ann\n", "host: a.example\n"] {
+            assert!(answer.contains(expected), "{expected:?} in {answer}");
+        }
+        assert!(answer.ends_with("\nhello") && answer.contains("set-cookie: session=1\r\n"), "{answer}");
+        assert!(!answer.contains("eve") && !answer.contains("x-group"), "{answer}");
+    }
+    let last = auth.last();
+    for expected in [
+        "GET /check?host=a.example\n",
+        &format!("host: {}\n", auth.address),
+        "authorization: Bearer t\n",
+        "x-original-url: http://a.example/x?y=1\n",
+        "x-original-method: POST\n",
+        "x-auth-request-redirect: /x?y=1\n",
+        "x-real-ip: 127.0.0.1\n",
+    ] {
+        assert!(last.contains(expected), "{expected:?} in {last}");
+    }
+    assert!(!last.contains("content-length: 5"), "{last}");
+    assert_eq!(*auth.connections.lock().unwrap(), 1, "the connection is reused");
+
+    let decisions =
+        [("401", "401"), ("403", "403"), ("302", "500"), ("404", "500"), ("503", "500"), ("never", "500")];
+    for (decision, expected) in decisions {
+        let answer = world.get("/", &format!("X-Decision: {decision}\r\n")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{decision}: {answer}");
+        assert_eq!(answer.contains("www-authenticate: Bearer realm=a\r\n"), decision == "401", "{answer}");
+        assert!(!answer.contains("set-cookie") && !answer.contains("decided"), "{answer}");
+    }
+    assert_eq!(endpoint.count(), 3);
+    for url in [&format!("http://{}", closed().await), "http://a@127.0.0.1:x/"] {
+        world.simple(policy(external(url)), &[endpoint.address]);
+        assert!(world.get("/", "").await.starts_with("HTTP/1.1 500 "), "{url}");
+    }
+    assert_eq!(endpoint.count(), 3);
+}
+
+#[tokio::test]
+async fn a_refused_request_is_led_to_the_sign_in() {
+    let (world, endpoint, auth) =
+        (World::new().await, Endpoint::start("one").await, AuthServer::start().await);
+    let url = format!("http://{}/", auth.address);
+    for (signin, location) in [
+        ("https://in.example/start", "https://in.example/start?rd=http://a.example%2Fx%3Fy%3D1"),
+        ("https://in.example/?a=b", "https://in.example/?a=b&rd=http://a.example%2Fx%3Fy%3D1"),
+        ("https://in.example/?rd=$escaped_request_uri", "https://in.example/?rd=%2Fx%3Fy%3D1"),
+    ] {
+        let signin = Some(Template::parse(signin).unwrap());
+        let auth = ExternalAuth { signin, method: Some("HEAD".into()), ..external(&url) };
+        world.simple(policy(auth), &[endpoint.address]);
+        let answer = world.get("/x?y=1", "X-Decision: 401\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 302 "), "{answer}");
+        assert!(answer.contains(&format!("location: {location}\r\n")), "{answer}");
+    }
+    assert!(auth.last().starts_with("HEAD /\n"), "{}", auth.last());
+    let always = ExternalAuth { always_set_cookie: true, ..external(&url) };
+    world.simple(policy(always), &[endpoint.address]);
+    let answer = world.get("/", "X-Decision: 403\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("set-cookie: session=1\r\n"), "{answer}");
     assert_eq!(endpoint.count(), 0);
 }
