@@ -6,16 +6,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
-use lb_testbed::Family;
 use lb_testbed::agent::METRICS;
-use lb_testbed::check::{eventually, refused, without_failure};
+use lb_testbed::check::{answered_by, eventually, refused, spread_over, without_failure};
 use lb_testbed::control_plane::documents;
-use lb_testbed::host::Listen;
-use lb_testbed::http;
-use lb_testbed::manifests::ServiceManifest;
+use lb_testbed::host::{Host, Listen, LoadKind};
+use lb_testbed::manifests::{ServiceManifest, ServicePort};
+use lb_testbed::{Family, IngressProxy, http, ingress};
 use serde_json::{Value, json};
 
-use crate::world::{ACCOUNT, ONE_DATAGRAM, World, cluster_ip, deploy};
+use crate::world::{ACCOUNT, INGRESS_ACCOUNT, ONE_DATAGRAM, World, cluster_ip, deploy};
 
 pub type Run = fn(&mut World) -> Result<()>;
 
@@ -34,13 +33,15 @@ pub const CASES: &[(&str, Run)] = &[
     ("busy_service_is_written_ten_times_a_second", busy_service_is_written_ten_times_a_second),
     ("agent_uses_the_api_server_that_answers", agent_uses_the_api_server_that_answers),
     ("api_server_is_reached_through_its_own_service", api_server_is_reached_through_its_own_service),
+    ("ingresses_are_served_behind_a_node_port", ingresses_are_served_behind_a_node_port),
 ];
 
 /// The API server accepts all manifests of `deploy/` and its examples, and what the Helm chart
 /// renders, with strict field validation.
 fn manifests_are_accepted(world: &mut World) -> Result<()> {
     let mut files = 0;
-    for folder in [deploy(), deploy().join("examples"), deploy().join("../xtask/tests/deploy/golden")] {
+    let folders = [".", "examples", "ingress", "ingress-host-network", "../xtask/tests/deploy/golden"];
+    for folder in folders.map(|folder| deploy().join(folder)) {
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
             // A kustomization is an input of kubectl, not an object of the API server.
@@ -415,6 +416,86 @@ fn with_label_of_another_proxy(object: &Value) -> Value {
     let mut object = object.clone();
     object["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = "another".into();
     object
+}
+
+/// `lb ingress` runs in pod 2 with the rights of `deploy/ingress`. The agent translates the
+/// nodePort 31188 to it.
+fn ingresses_are_served_behind_a_node_port(world: &mut World) -> Result<()> {
+    let (namespace, name) = INGRESS_ACCOUNT;
+    let account = world.control_plane.service_account(namespace, name)?;
+    for (verb, group, resource, expected) in [
+        ("watch", "networking.k8s.io", "ingresses", true),
+        ("get", "", "secrets", true),
+        ("update", "networking.k8s.io", "ingresses", false),
+        ("create", "", "secrets", false),
+    ] {
+        ensure!(account.may(verb, group, resource)? == expected, "{verb} {resource}");
+    }
+    for class in documents(&deploy().join("ingress/ingress-class.yaml"))? {
+        world.apply(&class)?;
+    }
+    let kubeconfig = world.control_plane.kubeconfig_of(namespace, name, &world.control_plane.address())?;
+    let (client, host) = (world.topology.client.clone(), world.pod(2).host.clone());
+    // The API server runs on the client's host, which has no route to pods.
+    let (pods, gateway) = (world.node().pod_cidr_v4(), world.node().host.v4.to_string());
+    client.place.run("ip", ["route", "replace", &pods, "via", &gateway])?;
+    let proxy = IngressProxy::start(&host, "--kubeconfig", &kubeconfig, &world.topology.folder())?;
+    let mut entry = world.new_service();
+    entry.ports = vec![ServicePort::tcp("http", 80, ingress::HTTP_PORT).node_port(31188)];
+    world.apply(&entry.object())?;
+    world.set_endpoints(&entry, &[2])?;
+    let backend = world.publish(&[1, 3])?;
+    let served = requests_follow_ingresses(world, &client, &backend);
+    served.with_context(|| proxy.log_tail())?;
+    proxy.stop()?;
+    client.place.run("ip", ["route", "del", &pods]).map(drop)
+}
+
+fn requests_follow_ingresses(world: &mut World, client: &Host, backend: &ServiceManifest) -> Result<()> {
+    let entry = world.node().host.at(Family::V4, 31188);
+    let status_is = |status: u16| {
+        eventually(|| {
+            let answer = http::get(&client.place, entry, "/")?;
+            ensure!(answer.status == status, "{answer:?}");
+            Ok(())
+        })
+    };
+    status_is(404)?;
+    let mut ingress = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": { "name": "shop", "namespace": backend.namespace },
+        "spec": { "ingressClassName": "another", "rules": [{ "http": { "paths": [{
+            "path": "/", "pathType": "Prefix",
+            "backend": { "service": { "name": backend.name, "port": { "name": "http" } } },
+        }] } }] },
+    });
+    let mut other = ingress.clone();
+    other["metadata"]["name"] = "of-another-controller".into();
+    world.apply(&other)?;
+    ingress["spec"]["ingressClassName"] = "sluice".into();
+    ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["port"]["name"] = "none".into();
+    world.apply(&ingress)?;
+    // The Ingress of another class has no fault, so the 503 shows that it is left alone.
+    status_is(503)?;
+    eventually(|| {
+        let events = world.admin.events(&backend.namespace, "Ingress", "shop")?;
+        let names_port = |event: &Event| event.note.as_ref().is_some_and(|note| note.contains("none"));
+        ensure!(events.iter().any(names_port), "{events:?}");
+        Ok(())
+    })?;
+    ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["port"]["name"] = "http".into();
+    world.apply(&ingress)?;
+    eventually(|| spread_over(&client.get(&[entry], 10)?, &[1, 3]))?;
+
+    let load = client.start_load(LoadKind::NewConnections, entry, 20)?;
+    world.set_endpoints(backend, &[3])?;
+    eventually(|| answered_by(&client.get(&[entry], 10)?, &[3]))?;
+    world.set_endpoints(backend, &[1, 3])?;
+    eventually(|| spread_over(&client.get(&[entry], 10)?, &[1, 3]))?;
+    without_failure("requests while endpoints change", &load.finish()?)?;
+
+    world.delete(&ingress)?;
+    status_is(404)
 }
 
 fn finish(loads: Vec<(&'static str, lb_testbed::host::Load)>) -> Result<()> {

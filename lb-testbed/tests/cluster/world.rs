@@ -18,6 +18,8 @@ use serde_json::Value;
 
 /// Namespace and name of the service account of `deploy/rbac.yaml`.
 pub const ACCOUNT: (&str, &str) = ("sluice", "sluice");
+/// Namespace and name of the service account of `deploy/ingress/rbac.yaml`.
+pub const INGRESS_ACCOUNT: (&str, &str) = ("sluice-ingress", "sluice-ingress");
 /// One datagram from a connected socket: the kernel reports ICMP errors only to connected sockets.
 pub const ONE_DATAGRAM: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
 const DATAGRAMS: Datagrams = Datagrams { connected: false, count: 3, ..ONE_DATAGRAM };
@@ -60,6 +62,8 @@ impl World {
         }
         for file in ["namespace.yaml", "rbac.yaml"] {
             documents(&deploy().join(file))?.iter().try_for_each(|object| admin.apply(object))?;
+            let ingress = deploy().join("ingress").join(file);
+            documents(&ingress)?.iter().try_for_each(|object| admin.apply(object))?;
         }
         let (namespace, name) = ACCOUNT;
         let kubeconfig = control_plane.kubeconfig_of(namespace, name, &control_plane.address())?;
