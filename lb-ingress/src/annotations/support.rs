@@ -27,8 +27,6 @@ pub(super) enum Support {
 
 use Support::{Ignored, Missing, OfFamily, Refused, Served, WithoutEffect};
 
-const CLIENT_CERTIFICATES: fn(&Annotations) -> bool = |it| it.client_certificates.is_some();
-
 /// All annotations of ingress-nginx, without their prefix.
 pub(super) const TABLE: &[(Support, &[&str])] = &[
     (
@@ -46,6 +44,11 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
             "auth-secret-type",
             "auth-signin",
             "auth-signin-redirect-param",
+            "auth-tls-error-page",
+            "auth-tls-pass-certificate-to-upstream",
+            "auth-tls-secret",
+            "auth-tls-verify-client",
+            "auth-tls-verify-depth",
             "auth-type",
             "auth-url",
             "backend-protocol",
@@ -154,16 +157,6 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
             "all browsers receive the same cookie",
         ),
         &["session-cookie-conditional-samesite-none"],
-    ),
-    (
-        Refused(CLIENT_CERTIFICATES, "all requests for its hosts are answered with 403"),
-        &[
-            "auth-tls-error-page",
-            "auth-tls-pass-certificate-to-upstream",
-            "auth-tls-secret",
-            "auth-tls-verify-client",
-            "auth-tls-verify-depth",
-        ],
     ),
     (
         Refused(

@@ -81,6 +81,7 @@ impl Controller {
                     self.set_secret(name, secret.as_deref(), &mut outcome);
                     let users = secret.clone().filter(|secret| &*secret.kind != "kubernetes.io/tls");
                     self.gateway.users.set(name, users);
+                    self.gateway.authorities.set(name, secret.as_deref());
                 }
                 SourceEvent::EndpointSlice(name, slice) => {
                     services.extend(self.slices.set(name.clone(), slice.clone()));

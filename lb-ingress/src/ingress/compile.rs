@@ -72,6 +72,9 @@ impl Compiler<'_> {
         if let Some(Auth::Basic(basic)) = &policy.auth {
             work.check_users(basic, &ingress.annotations);
         }
+        if let Some(clients) = &annotations.client_certificates {
+            work.check_authorities(clients, &ingress.annotations);
+        }
         let of_clients = annotations.client_certificates.iter().map(|clients| &clients.secret);
         work.compiled.named_secrets = policy.secrets().chain(of_clients).cloned().collect();
         let policy =
@@ -294,6 +297,20 @@ impl Work<'_> {
             ),
         };
         self.problems.error(kind, annotations::field(annotations, "auth-secret"), reason, remedy);
+    }
+
+    fn check_authorities(&mut self, clients: &ClientCertificates, annotations: &[(Box<str>, Box<str>)]) {
+        let name = &clients.secret;
+        let (kind, reason) = match self.objects.secrets.get(name) {
+            Some(keys) if keys.authorities => return,
+            Some(_) => (ProblemKind::Missing, format!("the Secret {name} has no valid ca.crt")),
+            None if self.objects.is_absent(name) => {
+                (ProblemKind::NoObject, format!("the Secret {name} does not exist"))
+            }
+            None => return,
+        };
+        let remedy = "create it with PEM certificates in ca.crt; until then, requests are answered with 503";
+        self.problems.error(kind, annotations::field(annotations, "auth-tls-secret"), reason, remedy);
     }
 
     fn check_certificate(&mut self, index: usize, name: &ObjectName) {

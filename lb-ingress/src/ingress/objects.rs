@@ -9,6 +9,7 @@ use lb_model::{ObjectName, PortRef, Protocol, Secret, Service};
 
 use crate::routes::BackendRef;
 use crate::routes::policy::BasicAuthForm;
+use crate::tls::has_authorities;
 use crate::users::{UsersFault, users_fault};
 
 /// Services and Secrets by name.
@@ -40,6 +41,8 @@ pub(super) struct SecretKeys {
     /// The first fault as an htpasswd file, and as a map of users.
     pub file: Option<UsersFault>,
     pub map: Option<UsersFault>,
+    /// It has authorities of client certificates.
+    pub authorities: bool,
 }
 
 impl SecretKeys {
@@ -49,6 +52,7 @@ impl SecretKeys {
             key: secret.get("tls.key").is_some(),
             file: users_fault(secret, BasicAuthForm::File),
             map: users_fault(secret, BasicAuthForm::Map),
+            authorities: has_authorities(secret),
         }
     }
 }

@@ -74,7 +74,7 @@ mod tests {
         for (name, value, expected) in [
             ("proxy-buffering", "on", Some(FindingKind::Differs)),
             ("proxy-buffering", "off", None),
-            ("auth-tls-secret", "authority", Some(FindingKind::Breaks)),
+            ("auth-tls-secret", "authority", None),
             ("proxy-ssl-secret", "client", Some(FindingKind::Breaks)),
             ("satisfy", "any", Some(FindingKind::Breaks)),
             ("enable-access-log", "false", Some(FindingKind::Note)),

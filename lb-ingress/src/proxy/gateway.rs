@@ -13,7 +13,7 @@ use super::upstream::Connections;
 use crate::endpoints::Endpoints;
 use crate::observe::Observer;
 use crate::routes::RouteTable;
-use crate::tls::{CertificateStore, TlsError, TlsSettings};
+use crate::tls::{AuthorityStore, CertificateStore, TlsError, TlsSettings};
 use crate::users::UserStore;
 
 /// The settings of a proxy.
@@ -49,6 +49,8 @@ pub struct Gateway {
     pub table: Arc<ArcSwap<RouteTable>>,
     pub endpoints: Endpoints<Connections>,
     pub certificates: Arc<CertificateStore>,
+    /// The Secrets with authorities of client certificates.
+    pub authorities: AuthorityStore,
     /// The Secrets of HTTP Basic authentication.
     pub users: UserStore,
     pub observer: Observer,
@@ -74,6 +76,7 @@ impl Gateway {
             table,
             endpoints: Endpoints::default(),
             certificates,
+            authorities: AuthorityStore::default(),
             users: UserStore::new()?,
             observer,
             settings,

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tracing::debug;
 
+use super::client_auth::Shown;
 use super::drain::Drain;
 use super::framing::MAX_FIELDS;
 use super::gateway::Gateway;
@@ -129,16 +130,28 @@ impl Connection {
         let mut start = tokio::time::timeout_at(deadline, acceptor).await??;
         let record = start.io.record.take().unwrap_or_default();
         let name = start.client_hello().server_name().and_then(request_host).map(|name| name.into_owned());
+        let mut clients = None;
+        let mut config = self.gateway.tls.config();
         if let Some(name) = &name {
             let table = self.gateway.table.load_full();
             if let Some(backend) = table.host(name).and_then(|host| host.settings.passthrough.as_ref()) {
                 return self.pass_through(start.io.stream, &record, backend).await;
             }
+            let rules = table.host(name).and_then(|host| host.settings.client_certificates.clone());
+            clients = rules.and_then(|rules| {
+                let authorities = self.gateway.authorities.of(&rules.secret)?;
+                config = authorities.config(&config)?;
+                Some((rules, authorities))
+            });
         }
-        let accept = start.into_stream(self.gateway.tls.config());
+        let accept = start.into_stream(config);
         let stream = tokio::time::timeout_at(deadline, accept).await??;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let tls = Some(Tls { name });
+        let client = clients.map(|(rules, authorities)| {
+            let certificate = authorities.verify(stream.get_ref().1.peer_certificates(), rules.depth);
+            Shown { rules, certificate }
+        });
+        let tls = Some(Tls { name, client });
         if is_http2 {
             self.serve_http2(stream, tls).await
         } else {

@@ -3,7 +3,7 @@
 //! - `listener` accepts connections: PROXY protocol, TLS, passthrough, HTTP/1 and HTTP/2;
 //! - `guard` and `framing` check the bytes of HTTP/1 before the engine (hyper) reads them;
 //! - `service` answers a request by the table of routes: `policy`, `cors`, `limits`,
-//!   `basic_auth`, `external_auth`, `variables`;
+//!   `basic_auth`, `external_auth`, `client_auth`, `variables`;
 //! - `forward` sends it to an endpoint: `headers`, `upstream`, `upgrade`;
 //! - `answer`, `request_body`, `response_body` are what goes in both directions.
 //!
@@ -13,6 +13,7 @@
 
 mod answer;
 mod basic_auth;
+mod client_auth;
 mod cors;
 mod drain;
 mod external_auth;

@@ -11,6 +11,7 @@ use hyper::http::request::Parts;
 use hyper::{HeaderMap, Request, Response, StatusCode, Version};
 
 use super::answer::{Answer, Content, own};
+use super::client_auth::Shown;
 use super::drain::Drain;
 use super::external_auth::Granted;
 use super::forward::{self, Forward};
@@ -21,7 +22,7 @@ use super::headers::{self, Client};
 use super::request_body::RequestBody;
 use super::response_body::{Finish, ResponseBody};
 use super::variables::{Variables, cookie};
-use super::{basic_auth, cors, policy, random, upgrade};
+use super::{basic_auth, client_auth, cors, policy, random, upgrade};
 use crate::observe::AccessRecord;
 use crate::routes::policy::{Auth, Policy};
 use crate::routes::{NormalPath, RequestFacts, RouteTable, request_host};
@@ -31,6 +32,8 @@ use crate::routes::{NormalPath, RequestFacts, RouteTable, request_host};
 pub struct Tls {
     /// The server name of the handshake in lower case.
     pub name: Option<String>,
+    /// What the client has shown, if its host has client certificates.
+    pub client: Option<Shown>,
 }
 
 /// The requests of one connection.
@@ -187,13 +190,23 @@ impl Service {
             return Ok(refuse(finish, StatusCode::SERVICE_UNAVAILABLE, reason));
         }
         let settings = found.host.map(|host| &host.settings);
-        if settings.is_some_and(|settings| settings.client_certificates.is_some()) {
-            // Never served half: the annotations `auth-tls-*` ask for a certificate.
-            return Ok(refuse(finish, StatusCode::FORBIDDEN, "client certificates are not supported"));
+        let shown = self.tls.as_ref().and_then(|tls| tls.client.as_ref());
+        let redirect = policy::redirects(policy, settings, &variables, self.gateway.settings.https_port);
+        if let Some(rules) = settings.and_then(|settings| settings.client_certificates.as_ref()) {
+            if self.tls.is_none() {
+                let reason = "a client certificate needs TLS";
+                return Ok(redirect.unwrap_or_else(|| refuse(finish, StatusCode::FORBIDDEN, reason)));
+            }
+            if self.gateway.authorities.of(&rules.secret).is_none() {
+                let reason = "the Secret of auth-tls-secret is missing or has no valid ca.crt";
+                return Ok(refuse(finish, StatusCode::SERVICE_UNAVAILABLE, reason));
+            }
+            if let Some((answer, reason)) = client_auth::refuse(rules, shown) {
+                finish.record.reason = Some(reason.into());
+                return Ok(answer);
+            }
         }
-        if let Some(redirect) =
-            policy::redirects(policy, settings, &variables, self.gateway.settings.https_port)
-        {
+        if let Some(redirect) = redirect {
             return Ok(redirect);
         }
         if !policy.sources.admit(client.address) {
@@ -236,6 +249,9 @@ impl Service {
                 parts.headers.remove(AUTHORIZATION);
             }
             self.set_forwarded(&mut parts.headers, client, (scheme, &host_value), &request_id);
+            if let Some(shown) = shown {
+                client_auth::set_fields(shown, &mut parts.headers);
+            }
             if let Some(granted) = &granted {
                 granted.set_fields(&mut parts.headers);
             }

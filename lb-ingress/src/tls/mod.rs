@@ -1,7 +1,9 @@
 //! Certificates: from Secrets to the handshake of a connection.
 
+mod clients;
 mod config;
 mod store;
 
+pub use clients::{AuthorityStore, ClientCertificate, has_authorities};
 pub use config::{TlsError, TlsSettings};
 pub use store::{CertificateError, CertificateStore, parse_certificate, self_signed};

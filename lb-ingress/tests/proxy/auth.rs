@@ -11,10 +11,16 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use lb_ingress::routes::policy::{Auth, BasicAuth, BasicAuthForm, ExternalAuth, Timeouts};
-use lb_ingress::routes::{Policy, Template};
+use lb_ingress::routes::policy::{ClientCertificates, ClientVerification};
+use lb_ingress::routes::{HostSettings, Policy, Template};
 use lb_model::{ObjectName, Secret};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
-use crate::world::{Endpoint, World, closed, listen};
+use crate::cases::client_config;
+use crate::world::{Endpoint, World, backend, closed, listen};
 
 /// `ann` with the passwords `password` (bcrypt), `bob` with the same (SHA-512 of crypt).
 const FILE: &str = "ann:$2y$05$abcdefghijklmnopqrstuuWG29KuyeAicPCJODk1zjyGvyQUU2awu\n\
@@ -221,4 +227,100 @@ async fn a_refused_request_is_led_to_the_sign_in() {
     let answer = world.get("/", "X-Decision: 403\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("set-cookie: session=1\r\n"), "{answer}");
     assert_eq!(endpoint.count(), 0);
+}
+
+type Identity = (CertificateDer<'static>, PrivateKeyDer<'static>);
+
+/// Returns the PEM certificate of a new authority, and a client of it.
+fn authority() -> (String, Identity) {
+    let mut params = rcgen::CertificateParams::new([]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let root = params.self_signed(&key).unwrap();
+    let issuer = rcgen::Issuer::new(params, key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let client = rcgen::CertificateParams::new(["client".to_owned()]).unwrap();
+    let client = client.signed_by(&key, &issuer).unwrap();
+    (root.pem(), (client.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap()))
+}
+
+/// Sends `GET /` for a host by TLS with another or the same server name.
+async fn tls_get(world: &World, name: &'static str, host: &str, client: Option<&Identity>) -> String {
+    let config = match client {
+        Some((certificate, key)) => {
+            client_config().with_client_auth_cert(vec![certificate.clone()], key.clone_key()).unwrap()
+        }
+        None => client_config().with_no_client_auth(),
+    };
+    let stream = TcpStream::connect(world.https).await.unwrap();
+    let name = ServerName::try_from(name).unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    let fields = "ssl-client-verify: SUCCESS\r\nssl-client-subject-dn: CN=eve\r\n";
+    let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{fields}\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn client_certificates() {
+    let (world, endpoint) = (World::new().await, Endpoint::start("one").await);
+    world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+    let ((root, client), (_, stranger)) = (authority(), authority());
+    let name = ObjectName::new("default", "ca");
+    let route = |verify, error_page: Option<&str>| {
+        let rules = ClientCertificates {
+            secret: name.clone(),
+            verify,
+            depth: 1,
+            error_page: error_page.map(Into::into),
+            pass_to_backend: true,
+        };
+        let settings = HostSettings { client_certificates: Some(rules), ..HostSettings::default() };
+        world.route("a.example", settings, &[("/", Policy::default(), "web")]);
+    };
+    world.route("b.example", HostSettings::default(), &[("/", Policy::default(), "web")]);
+    route(ClientVerification::Required, None);
+    let answer = tls_get(&world, "a.example", "a.example", Some(&client)).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "without the Secret: {answer}");
+    world.gateway.authorities.set(&name, secret(&[("ca.crt", "no PEM")]).as_deref());
+    let answer = tls_get(&world, "a.example", "a.example", Some(&client)).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "with an invalid Secret: {answer}");
+    world.gateway.authorities.set(&name, secret(&[("ca.crt", &root)]).as_deref());
+
+    use ClientVerification::{Optional, OptionalNoCa, Required};
+    let page = Some("https://help.example/");
+    for (verify, error_page, identity, expected, seen) in [
+        (Required, None, Some(&client), "200", "SUCCESS"),
+        (Required, None, Some(&stranger), "400", ""),
+        (Required, None, None, "400", ""),
+        (Required, page, None, "302", ""),
+        (Optional, None, Some(&client), "200", "SUCCESS"),
+        (Optional, None, Some(&stranger), "400", ""),
+        (Optional, None, None, "200", "NONE"),
+        (OptionalNoCa, None, Some(&stranger), "200", "FAILED:"),
+    ] {
+        route(verify, error_page);
+        let answer = tls_get(&world, "a.example", "a.example", identity).await;
+        let case = format!("{verify:?} {expected}: {answer}");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{case}");
+        assert_eq!(answer.contains(&format!("\nssl-client-verify: {seen}")), !seen.is_empty(), "{case}");
+        let certificate = "ssl-client-cert: -----BEGIN%20CERTIFICATE-----%0A";
+        assert_eq!(answer.contains(certificate), expected == "200" && identity.is_some(), "{case}");
+        assert!(!answer.contains("CN=eve"), "{case}");
+    }
+    route(Required, None);
+    let served = endpoint.count();
+    // No way around the certificate: another server name, or no TLS.
+    let answer = tls_get(&world, "b.example", "a.example", Some(&client)).await;
+    assert!(answer.starts_with("HTTP/1.1 421 "), "{answer}");
+    let answer = tls_get(&world, "127.0.0.1", "a.example", Some(&client)).await;
+    assert!(answer.starts_with("HTTP/1.1 421 "), "{answer}");
+    assert!(world.get("/", "").await.starts_with("HTTP/1.1 403 "));
+    assert_eq!(endpoint.count(), served);
+    // Another authority takes effect for the next connection.
+    world.gateway.authorities.set(&name, secret(&[("ca.crt", &authority().0)]).as_deref());
+    let answer = tls_get(&world, "a.example", "a.example", Some(&client)).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
 }

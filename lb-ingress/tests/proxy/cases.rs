@@ -27,7 +27,8 @@ fn template(text: &str) -> Template {
 
 type Http2 = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
 
-fn tls_connector(alpn: &[&[u8]]) -> TlsConnector {
+/// Accepts any certificate of the server.
+pub fn client_config() -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
     #[derive(Debug)]
     struct Any;
     impl rustls::client::danger::ServerCertVerifier for Any {
@@ -63,12 +64,15 @@ fn tls_connector(alpn: &[&[u8]]) -> TlsConnector {
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+    rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Any))
-        .with_no_client_auth();
+}
+
+fn tls_connector(alpn: &[&[u8]]) -> TlsConnector {
+    let mut config = client_config().with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     TlsConnector::from(Arc::new(config))
 }

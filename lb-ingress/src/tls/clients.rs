@@ -1,0 +1,170 @@
+//! Certificates of clients, and the authorities that sign them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use lb_model::{ObjectName, Secret};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
+
+/// The key with the certificates of the authorities, and the one with their revocation lists.
+const AUTHORITIES: &str = "ca.crt";
+const REVOCATIONS: &str = "ca.crl";
+
+/// The certificate of the client of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientCertificate {
+    Missing,
+    Valid(CertificateDer<'static>),
+    /// With the reason.
+    Invalid(CertificateDer<'static>, Box<str>),
+}
+
+/// The authorities of each Secret. They are parsed when the first client needs them.
+#[derive(Debug, Default)]
+pub struct AuthorityStore(RwLock<HashMap<ObjectName, Arc<Source>>>);
+
+#[derive(Debug)]
+struct Source {
+    authorities: Box<[u8]>,
+    revocations: Option<Box<[u8]>>,
+    parsed: OnceLock<Option<Arc<Authorities>>>,
+}
+
+/// The authorities of a Secret, for handshakes.
+#[derive(Debug)]
+pub struct Authorities {
+    roots: Vec<CertificateDer<'static>>,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+/// Returns whether a Secret has certificates of authorities.
+pub fn has_authorities(secret: &Secret) -> bool {
+    secret.get(AUTHORITIES).is_some_and(|pem| {
+        CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().is_ok_and(|all| !all.is_empty())
+    })
+}
+
+impl AuthorityStore {
+    /// Sets the Secret. One without authorities is removed.
+    pub fn set(&self, name: &ObjectName, secret: Option<&Secret>) {
+        let source = secret.and_then(|secret| {
+            let authorities = secret.get(AUTHORITIES)?.into();
+            let revocations = secret.get(REVOCATIONS).map(Into::into);
+            Some(Arc::new(Source { authorities, revocations, parsed: OnceLock::new() }))
+        });
+        let mut sources = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        match source {
+            Some(source) => drop(sources.insert(name.clone(), source)),
+            None => drop(sources.remove(name)),
+        }
+    }
+
+    /// Returns the authorities of a Secret. Returns `None` if they cannot be used.
+    pub fn of(&self, name: &ObjectName) -> Option<Arc<Authorities>> {
+        let source = self.0.read().unwrap_or_else(PoisonError::into_inner).get(name)?.clone();
+        source.parsed.get_or_init(|| source.parse().map(Arc::new)).clone()
+    }
+}
+
+impl Source {
+    fn parse(&self) -> Option<Authorities> {
+        let roots = CertificateDer::pem_slice_iter(&self.authorities).collect::<Result<Vec<_>, _>>().ok()?;
+        let mut store = RootCertStore::empty();
+        for root in &roots {
+            store.add(root.clone()).ok()?;
+        }
+        let provider = Arc::new(ring::default_provider());
+        let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider);
+        if let Some(revocations) = &self.revocations {
+            let lists = CertificateRevocationListDer::pem_slice_iter(revocations);
+            let lists = lists.collect::<Result<Vec<_>, _>>().ok()?;
+            verifier = verifier.with_crls(lists).allow_unknown_revocation_status();
+        }
+        Some(Authorities { roots, verifier: verifier.build().ok()? })
+    }
+}
+
+impl Authorities {
+    /// Returns the settings of a connection that requests a certificate. The handshake ends with
+    /// any certificate, or none: the answer to the request names the fault.
+    pub fn config(&self, base: &ServerConfig) -> Option<Arc<ServerConfig>> {
+        let verifier = Arc::new(AnyClient(self.verifier.clone()));
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .ok()?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(base.cert_resolver.clone());
+        config.alpn_protocols.clone_from(&base.alpn_protocols);
+        // Each connection verifies its certificate: none resumes an earlier one.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Some(Arc::new(config))
+    }
+
+    /// Verifies the certificates that a client has sent, its own first. `depth` bounds the length
+    /// of the chain without the authority.
+    pub fn verify(&self, chain: Option<&[CertificateDer<'static>]>, depth: u8) -> ClientCertificate {
+        let Some((own, others)) = chain.and_then(<[_]>::split_first) else {
+            return ClientCertificate::Missing;
+        };
+        let between = others.iter().filter(|certificate| !self.roots.contains(certificate)).count();
+        if between + 1 > usize::from(depth) {
+            return ClientCertificate::Invalid(own.clone(), "certificate chain too long".into());
+        }
+        match self.verifier.verify_client_cert(own, others, UnixTime::now()) {
+            Ok(_) => ClientCertificate::Valid(own.clone()),
+            Err(error) => ClientCertificate::Invalid(own.clone(), error.to_string().into()),
+        }
+    }
+}
+
+/// Accepts every certificate whose key the client has. [`Authorities::verify`] decides later.
+#[derive(Debug)]
+struct AnyClient(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for AnyClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
