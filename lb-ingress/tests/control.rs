@@ -8,7 +8,9 @@ use lb_ingress::ingress::Settings;
 use lb_ingress::observe::Observer;
 use lb_ingress::proxy::{Gateway, GatewaySettings};
 use lb_ingress::routes::BackendRef;
+use lb_ingress::routes::policy::{BasicAuth, BasicAuthForm};
 use lb_ingress::tls::{CertificateStore, self_signed};
+use lb_ingress::users::Verdict;
 use lb_model::{ObjectName, SourceEvent, WatchedResource};
 use lb_objects::ObjectSelection;
 use lb_objects::manifests::ManifestFolder;
@@ -139,6 +141,30 @@ fn nothing_is_published_before_the_endpoints_are_known() {
     assert_eq!((world.hosts(), world.addresses()), (0, None));
     assert!(world.controller.apply(late).ready);
     assert_eq!((world.hosts(), world.addresses()), (1, Some(vec!["10.0.0.1:8080".into()])));
+}
+
+#[tokio::test]
+async fn users_follow_the_manifests() {
+    let mut world = World::new();
+    let auth =
+        BasicAuth { secret: ObjectName::new("shop", "users"), form: BasicAuthForm::File, realm: "".into() };
+    let secret = |hash: &str| {
+        let data = serde_json::json!({ "auth": format!("ann:{hash}") });
+        let metadata = serde_json::json!({ "name": "users", "namespace": "shop" });
+        let secret = serde_json::json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data,
+        });
+        secret.to_string()
+    };
+    world.write("users.json", &secret("{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="));
+    world.scan();
+    assert_eq!(world.gateway.users.check(&auth, "ann", b"password").await, Verdict::Admitted);
+    world.write("users.json", &secret("{SHA}AAAAAAAAAAAAAAAAAAAAAAAAAAA="));
+    world.scan();
+    assert_eq!(world.gateway.users.check(&auth, "ann", b"password").await, Verdict::Refused);
+    std::fs::remove_file(world.path("users.json")).unwrap();
+    world.scan();
+    assert_eq!(world.gateway.users.check(&auth, "ann", b"password").await, Verdict::NoUsers);
 }
 
 #[test]

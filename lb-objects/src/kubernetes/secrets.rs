@@ -98,18 +98,29 @@ impl Sent {
 }
 
 async fn watch_one(client: Client, name: ObjectName, sent: Sent, events: mpsc::Sender<SourceEvent>) {
-    let config = watcher::Config::default().fields(&format!("metadata.name={},type!={TLS}", name.name()));
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name()));
     let objects = watcher(Api::<ApiSecret>::namespaced(client, name.namespace()), config);
     let (sender, mut receiver) = mpsc::channel(4);
     let forward = async {
+        let mut is_tls = false;
         while let Some(event) = receiver.recv().await {
-            sent.note(&event);
-            // The other Secrets decide when the resource is synced.
             let event = match event {
+                // The watch of all Secrets of this type sends it, and its deletion.
+                SourceEvent::Secret(_, Some(secret)) if &*secret.kind == TLS => {
+                    is_tls = true;
+                    continue;
+                }
+                SourceEvent::Secret(_, None) if is_tls => {
+                    is_tls = false;
+                    continue;
+                }
+                SourceEvent::Synced(_) if is_tls => continue,
+                // The other Secrets decide when the resource is synced.
                 SourceEvent::Synced(_) if sent.names().contains(&name) => continue,
                 SourceEvent::Synced(_) => SourceEvent::Secret(name.clone(), None),
                 event => event,
             };
+            sent.note(&event);
             if events.send(event).await.is_err() {
                 return;
             }

@@ -468,20 +468,34 @@ async fn a_watch_of_a_dead_server_resumes() {
 
 #[tokio::test]
 async fn secrets_are_watched_by_name_while_they_are_named() {
+    let tls_was_listed = Arc::new(Mutex::new(false));
+    let seen = tls_was_listed.clone();
     let config = stand_in(move |request, stream| {
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": {"auth": "YQ=="},
             "metadata": {"namespace": "default", "name": "users", "resourceVersion": "1"},
         });
-        if request.contains("metadata.name%3Dmissing%2C") {
+        if request.contains("metadata.name%3Dmissing") {
             if request.contains("watch=true") {
                 begin_watch(&stream, &[])?;
                 return hang(&stream);
             }
             return list(&stream, &[]);
         }
-        let is_named = request.contains("/namespaces/default/secrets?")
-            && request.contains("metadata.name%3Dusers%2Ctype%21%3Dkubernetes.io%2Ftls");
+        if request.contains("metadata.name%3Dtls&") || request.contains("metadata.name%3Dtls ") {
+            if request.contains("watch=true") {
+                begin_watch(&stream, &[])?;
+                return hang(&stream);
+            }
+            let secret = json!({
+                "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "data": {"ca.crt": "YQ=="},
+                "metadata": {"namespace": "default", "name": "tls", "resourceVersion": "1"},
+            });
+            *seen.lock().unwrap() = true;
+            return list(&stream, &[secret]);
+        }
+        let is_named =
+            request.contains("/namespaces/default/secrets?") && request.contains("metadata.name%3Dusers");
         assert!(is_named, "{request}");
         if request.contains("watch=true") {
             begin_watch(&stream, &[])?;
@@ -501,7 +515,13 @@ async fn secrets_are_watched_by_name_while_they_are_named() {
         }
         unexpected => panic!("{unexpected:?}"),
     }
-    names.send_replace([users.clone(), missing.clone()].into());
+    // Another watch sends this one. It must not be sent as deleted.
+    let tls = ObjectName::new("default", "tls");
+    names.send_replace([users.clone(), tls.clone()].into());
+    while !*tls_was_listed.lock().unwrap() {
+        tokio::task::yield_now().await;
+    }
+    names.send_replace([users.clone(), tls, missing.clone()].into());
     assert_eq!(events.recv().await.unwrap(), SourceEvent::Secret(missing, None));
     names.send_replace(Default::default());
     assert_eq!(events.recv().await.unwrap(), SourceEvent::Secret(users, None));
