@@ -303,13 +303,15 @@ impl Work<'_> {
         let name = &clients.secret;
         let (kind, reason) = match self.objects.secrets.get(name) {
             Some(keys) if keys.authorities => return,
-            Some(_) => (ProblemKind::Missing, format!("the Secret {name} has no valid ca.crt")),
+            Some(_) => {
+                (ProblemKind::Missing, format!("the Secret {name} has no valid ca.crt, or an invalid ca.crl"))
+            }
             None if self.objects.is_absent(name) => {
                 (ProblemKind::NoObject, format!("the Secret {name} does not exist"))
             }
             None => return,
         };
-        let remedy = "create it with PEM certificates in ca.crt; until then, requests are answered with 503";
+        let remedy = "set ca.crt to PEM certificates; until then, requests are answered with 503";
         self.problems.error(kind, annotations::field(annotations, "auth-tls-secret"), reason, remedy);
     }
 

@@ -43,21 +43,15 @@ pub struct Authorities {
     verifier: Arc<dyn ClientCertVerifier>,
 }
 
-/// Returns whether a Secret has certificates of authorities.
+/// Returns whether clients can be verified with the authorities of a Secret.
 pub fn has_authorities(secret: &Secret) -> bool {
-    secret.get(AUTHORITIES).is_some_and(|pem| {
-        CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().is_ok_and(|all| !all.is_empty())
-    })
+    Source::of(secret).is_some_and(|source| source.parse().is_some())
 }
 
 impl AuthorityStore {
     /// Sets the Secret. One without authorities is removed.
     pub fn set(&self, name: &ObjectName, secret: Option<&Secret>) {
-        let source = secret.and_then(|secret| {
-            let authorities = secret.get(AUTHORITIES)?.into();
-            let revocations = secret.get(REVOCATIONS).map(Into::into);
-            Some(Arc::new(Source { authorities, revocations, parsed: OnceLock::new() }))
-        });
+        let source = secret.and_then(Source::of).map(Arc::new);
         let mut sources = self.0.write().unwrap_or_else(PoisonError::into_inner);
         match source {
             Some(source) => drop(sources.insert(name.clone(), source)),
@@ -73,6 +67,12 @@ impl AuthorityStore {
 }
 
 impl Source {
+    fn of(secret: &Secret) -> Option<Self> {
+        let authorities = secret.get(AUTHORITIES)?.into();
+        let revocations = secret.get(REVOCATIONS).map(Into::into);
+        Some(Self { authorities, revocations, parsed: OnceLock::new() })
+    }
+
     fn parse(&self) -> Option<Authorities> {
         let roots = CertificateDer::pem_slice_iter(&self.authorities).collect::<Result<Vec<_>, _>>().ok()?;
         let mut store = RootCertStore::empty();
@@ -83,7 +83,8 @@ impl Source {
         let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider);
         if let Some(revocations) = &self.revocations {
             let lists = CertificateRevocationListDer::pem_slice_iter(revocations);
-            let lists = lists.collect::<Result<Vec<_>, _>>().ok()?;
+            // Without a list, revoked certificates would be valid.
+            let lists = lists.collect::<Result<Vec<_>, _>>().ok().filter(|lists| !lists.is_empty())?;
             verifier = verifier.with_crls(lists).allow_unknown_revocation_status();
         }
         Some(Authorities { roots, verifier: verifier.build().ok()? })
@@ -166,5 +167,68 @@ impl ClientCertVerifier for AnyClient {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn revoked_certificates_and_long_chains_are_invalid() {
+        let mut params = rcgen::CertificateParams::new([]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap();
+        let issuer = rcgen::Issuer::new(params, key);
+        let client = |serial: u64| {
+            let mut params = rcgen::CertificateParams::new(["client".to_owned()]).unwrap();
+            params.serial_number = Some(serial.into());
+            let key = rcgen::KeyPair::generate().unwrap();
+            params.signed_by(&key, &issuer).unwrap().der().clone()
+        };
+        let revocations = rcgen::CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2025, 1, 1),
+            next_update: rcgen::date_time_ymd(4000, 1, 1),
+            crl_number: 1_u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![rcgen::RevokedCertParams {
+                serial_number: 7_u64.into(),
+                revocation_time: rcgen::date_time_ymd(2025, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let revocations = revocations.signed_by(&issuer).unwrap().pem().unwrap();
+        let name = ObjectName::new("default", "ca");
+        let store = AuthorityStore::default();
+        let secret = |revocations: &str| {
+            let data = [("ca.crt", root.pem()), ("ca.crl", revocations.to_owned())];
+            let data = data.map(|(key, value)| (key.into(), value.into_bytes().into()));
+            Secret { data: data.into(), ..Secret::default() }
+        };
+        store.set(&name, Some(&secret(&revocations)));
+        let authorities = store.of(&name).unwrap();
+        let root = root.der().clone();
+        let (valid, revoked) = (client(6), client(7));
+        for (chain, depth, expected) in [
+            (vec![valid.clone()], 1, true),
+            (vec![valid.clone(), root], 1, true),
+            (vec![valid.clone(), revoked.clone()], 1, false),
+            (vec![valid.clone(), revoked.clone()], 2, true),
+            (vec![revoked], 1, false),
+        ] {
+            let found = authorities.verify(Some(&chain), depth);
+            assert_eq!(found == ClientCertificate::Valid(valid.clone()), expected, "{found:?}");
+        }
+        assert_eq!(authorities.verify(None, 1), ClientCertificate::Missing);
+        // Revocations must not vanish with a mistake.
+        for invalid in ["", "no PEM", &revocations.replace("CRL-----\n", "CRL-----\n***")] {
+            store.set(&name, Some(&secret(invalid)));
+            assert!(store.of(&name).is_none(), "{invalid}");
+        }
+        store.set(&name, None);
+        assert!(store.of(&name).is_none());
     }
 }
