@@ -44,7 +44,7 @@ impl Diagnosis {
         ensure!(self.success && errors.is_empty(), "exit status 0: {}: {errors:#?}", self.success);
         self.expect("ok", "agent", "healthy")?;
         self.expect("ok", "devices", "eth0 (")?;
-        self.expect("ok", "sockets", "10 hooks")?;
+        self.expect("ok", "sockets", "11 hooks")?;
         self.expect("ok", "maps", "room")?;
         self.expect("ok", "agent's plan", "")?;
         self.expect("ok", "source ports", "1024-29999")
