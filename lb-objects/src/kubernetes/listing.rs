@@ -54,6 +54,7 @@ const MAX_BEGUN: u32 = 4;
 
 const BAD_REQUEST: u16 = 400;
 const UNPROCESSABLE: u16 = 422;
+const INTERNAL_ERROR: u16 = 500;
 
 impl Attempt {
     fn config(&self) -> watcher::Config {
@@ -94,6 +95,8 @@ impl Attempt {
                     true
                 }
                 Some(BAD_REQUEST | UNPROCESSABLE) => self.next_method(),
+                // The answer of an API server whose etcd is older than 3.4.25.
+                Some(INTERNAL_ERROR) if self.method == Method::Streamed && self.listing => self.next_method(),
                 _ => false,
             },
         }

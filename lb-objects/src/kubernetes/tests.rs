@@ -254,6 +254,33 @@ async fn without_streaming_lists_come_from_the_cache() {
     assert!(!requests[1].contains("limit="), "etcd would answer: {requests:?}");
 }
 
+/// An API server with etcd before 3.4.25 accepts the watch, and sends an error in it.
+#[tokio::test]
+async fn a_streaming_list_that_etcd_cannot_serve_is_given_up_at_once() {
+    let streams = Arc::new(AtomicUsize::new(0));
+    let begun = streams.clone();
+    let config = streaming_stand_in(move |request, stream| {
+        if request.contains("sendInitialEvents") {
+            begun.fetch_add(1, Ordering::Relaxed);
+            begin_watch(&stream, &[])?;
+            let message = "the required storage feature RequestWatchProgress is disabled";
+            let status = json!({
+                "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message,
+                "reason": "InternalError", "code": 500,
+            });
+            send_event(&stream, "ERROR", &status)
+        } else if request.contains("watch=") {
+            begin_watch(&stream, &[])?;
+            hang(&stream)
+        } else {
+            list(&stream, &[object("web", "10.96.0.1", "1")])
+        }
+    });
+    let mut events = watch_services(config, Limits::default(), WatchAges::default());
+    assert_eq!([next(&mut events).await, next(&mut events).await], ["default/web", "Services"]);
+    assert_eq!(streams.load(Ordering::Relaxed), 1);
+}
+
 #[tokio::test]
 async fn a_list_that_the_cache_refuses_is_read_in_pages() {
     let config = stand_in(|request, stream| {

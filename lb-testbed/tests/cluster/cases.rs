@@ -76,7 +76,8 @@ fn manifests_are_accepted(world: &mut World) -> Result<()> {
 fn agent_has_only_the_rights_that_it_needs(world: &mut World) -> Result<()> {
     // The agent has synced, so it has all rights to read.
     let log = world.agent_log()?;
-    ensure!(!log.contains("forbidden") && !log.contains("cannot list"), "a request was refused:\n{log}");
+    let refused = ["forbidden", "cannot list", "cannot watch"].into_iter().find(|text| log.contains(text));
+    ensure!(refused.is_none(), "a request was refused:\n{log}");
     let (namespace, name) = ACCOUNT;
     let agent = world.control_plane.service_account(namespace, name)?;
     let rights = [
@@ -313,7 +314,7 @@ fn agent_starts_before_the_api_server(world: &mut World) -> Result<()> {
     let log = world.agent_log()?;
     world.control_plane.stop_api_server();
     world.spawn_agent()?;
-    world.wait_for_log(&["cannot list services"], &log)?;
+    world.wait_for_log(&["cannot watch services"], &log)?;
     world.wait_until_served(&stays, &[1, 3])?;
     world.wait_until_served(&goes, &[1, 4])?;
     world.control_plane.start_api_server()?;

@@ -34,7 +34,10 @@ pub fn ports_are_reused(world: &mut World, family: Family) -> Result<()> {
     let after = repeated_syns(&client.place)?;
     client.place.sysctl(&[&format!("net/ipv4/ip_local_port_range={}", before.trim())])?;
     connected?;
-    ensure!(after == repeated, "the client repeated {} SYNs", after - repeated);
+    // A busy machine loses a packet now and then. With the fault, nearly every connection repeats
+    // its SYN after the first round.
+    let repeated = after - repeated;
+    ensure!(repeated < ROUNDS as u64, "the client repeated {repeated} SYNs");
     Ok(())
 }
 
