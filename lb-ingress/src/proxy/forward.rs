@@ -49,14 +49,15 @@ struct Received {
 pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, body: RequestBody) -> Answer {
     let Forward { gateway, table, found, path, variables, upgrade, drain } = forward;
     let policy = &*found.route.policy;
-    let fallback = policy.errors.backend.as_ref();
-    let usable =
-        |backend: &&BackendRef| gateway.endpoints.of(backend).is_some_and(|set| !set.endpoints().is_empty());
-    let Some(backend) = found.backend.filter(usable).or(fallback.filter(usable)) else {
+    let mut candidates = found.backend.into_iter().chain(&policy.errors.backend);
+    let usable = candidates.find_map(|backend| {
+        let set = gateway.endpoints.of(backend)?;
+        (!set.endpoints().is_empty()).then_some((backend, set))
+    });
+    let Some((backend, set)) = usable else {
         finish.record.reason = Some("no endpoint".into());
         return own(StatusCode::SERVICE_UNAVAILABLE);
     };
-    let Some(set) = gateway.endpoints.of(backend) else { return own(StatusCode::SERVICE_UNAVAILABLE) };
     finish.record.service = Some(backend.to_string().into());
     let error_request = (!policy.errors.statuses.is_empty()).then(|| parts.headers.clone());
 
@@ -238,8 +239,11 @@ async fn send(
 ) -> Result<Received, SendError> {
     let policy = chooser.policy;
     let retry = &policy.upstream.retry;
+    let most_tries = set.endpoints().len().min(retry.tries as usize);
     // A copy for endpoints that fail after they have received it.
-    let repeatable = !request.body().has_bytes() && (retry.non_idempotent || is_idempotent(request.method()));
+    let repeatable = most_tries > 1
+        && !request.body().has_bytes()
+        && (retry.non_idempotent || is_idempotent(request.method()));
     let copy = repeatable.then(|| {
         let mut copy = Request::new(());
         *copy.method_mut() = request.method().clone();
@@ -263,24 +267,21 @@ async fn send(
         finish.record.endpoint = Some(endpoint.address);
         let sent = Instant::now();
         let result = endpoint.connections.send(endpoint.address, way, &policy.timeouts, request).await;
-        let more = tried.len() < retry.tries as usize
-            && tried.len() < set.endpoints().len()
-            && retry.within.is_none_or(|within| start.elapsed() < within);
-        let repeat = || copy.as_ref().map(|copy| copy.clone().map(|()| RequestBody::default()));
+        let more = tried.len() < most_tries && retry.within.is_none_or(|within| start.elapsed() < within);
+        let repeat = || Some(copy.as_ref()?.clone().map(|()| RequestBody::default()));
         let error = match result {
             Ok((response, lease)) => {
                 endpoint.succeeded();
                 let is_bad = retry.on_status.contains(&response.status().as_u16());
-                match repeat().filter(|_| is_bad && more) {
-                    Some(again) => {
-                        request = again;
-                        continue;
-                    }
-                    None => {
-                        finish.record.endpoint_time = Some(sent.elapsed());
-                        return Ok(Received { response, lease, in_flight });
-                    }
+                if is_bad
+                    && more
+                    && let Some(again) = repeat()
+                {
+                    request = again;
+                    continue;
                 }
+                finish.record.endpoint_time = Some(sent.elapsed());
+                return Ok(Received { response, lease, in_flight });
             }
             Err(error) => error,
         };
@@ -293,7 +294,8 @@ async fn send(
             SendErrorKind::ConnectTimeout | SendErrorKind::Timeout => retry.on_timeout,
         };
         let SendError { kind, reason, unsent } = error;
-        match unsent.or_else(repeat).filter(|_| allowed && more) {
+        let again = if allowed && more { unsent.or_else(repeat) } else { None };
+        match again {
             Some(again) => request = again,
             None => return Err(SendError { kind, reason, unsent: None }),
         }
