@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use hyper::body::Body as _;
-use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, SET_COOKIE, TRANSFER_ENCODING, UPGRADE};
+use hyper::header::{
+    ACCEPT, CONNECTION, HOST, HeaderName, HeaderValue, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
+};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::upgrade::OnUpgrade;
@@ -59,7 +61,6 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
         return own(StatusCode::SERVICE_UNAVAILABLE);
     };
     finish.record.service = Some(backend.to_string().into());
-    let error_request = (!policy.errors.statuses.is_empty()).then(|| parts.headers.clone());
 
     let mut parts = parts;
     let target = found.route.path_for_backend(path);
@@ -105,7 +106,7 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
                 SendErrorKind::Connect | SendErrorKind::Broken => StatusCode::BAD_GATEWAY,
             };
             finish.record.reason = Some(error.reason);
-            let page = error_page(gateway, table, policy, (finish, backend), error_request, status).await;
+            let page = error_page(gateway, table, policy, (finish, backend), variables.headers, status).await;
             return page.unwrap_or_else(|| own(status));
         }
     };
@@ -127,12 +128,10 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
         finish.record.reason = Some("the header of the response exceeds its limit".into());
         return own(StatusCode::BAD_GATEWAY);
     }
-    if policy.errors.statuses.binary_search(&response.status().as_u16()).is_ok() {
-        let status = response.status();
-        let page = error_page(gateway, table, policy, (finish, backend), error_request, status).await;
-        if let Some(page) = page {
-            return page;
-        }
+    let status = response.status();
+    let page = error_page(gateway, table, policy, (finish, backend), variables.headers, status).await;
+    if let Some(page) = page {
+        return page;
     }
     finish.in_flight = Some(in_flight);
     let read = policy.timeouts.read;
@@ -302,16 +301,17 @@ async fn send(
     }
 }
 
-/// Returns the answer of the backend for errors, as ingress-nginx asks for it.
+/// Returns the answer of the backend for errors if the policy replaces this status. The request has
+/// the fields that ingress-nginx sends. `sent` are those of the client.
 async fn error_page(
     gateway: &Gateway,
     table: &RouteTable,
     policy: &Policy,
     (finish, service): (&mut Finish, &BackendRef),
-    original: Option<HeaderMap>,
+    sent: &HeaderMap,
     status: StatusCode,
 ) -> Option<Answer> {
-    let original = original.filter(|_| policy.errors.statuses.binary_search(&status.as_u16()).is_ok())?;
+    policy.errors.statuses.binary_search(&status.as_u16()).ok()?;
     let default = || Some(&table.default_route()?.backends.first()?.target);
     let backend = policy.errors.backend.as_ref().or_else(default)?;
     let set = gateway.endpoints.of(backend)?;
@@ -324,9 +324,10 @@ async fn error_page(
             headers.insert(HeaderName::from_static(name), value);
         }
     };
-    set_field("host", original.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default());
+    let text = |name| sent.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
+    set_field("host", text(HOST));
     set_field("x-code", status.as_str());
-    set_field("x-format", original.get("accept").and_then(|accept| accept.to_str().ok()).unwrap_or_default());
+    set_field("x-format", text(ACCEPT));
     set_field("x-original-uri", &finish.record.path);
     if let Some(route) = &finish.record.route {
         set_field("x-namespace", route.ingress.namespace());
@@ -337,8 +338,8 @@ async fn error_page(
     set_field("x-request-id", finish.record.request_id.as_deref().unwrap_or_default());
     let endpoint = in_flight.endpoint().clone();
     let way = Way { protocol: BackendProtocol::Http, name: None };
-    let sent = endpoint.connections.send(endpoint.address, &way, &policy.timeouts, request).await;
-    let (response, lease) = sent.ok()?;
+    let received = endpoint.connections.send(endpoint.address, &way, &policy.timeouts, request).await;
+    let (response, lease) = received.ok()?;
     finish.in_flight = Some(in_flight);
     let read = policy.timeouts.read;
     let mut response = response.map(|body| Content::Endpoint { body, lease, read });

@@ -155,8 +155,8 @@ impl Service {
             let reason = "the connection has the certificate of another host";
             return Ok(refuse(finish, StatusCode::MISDIRECTED_REQUEST, reason));
         }
-        let sent_path = parts.uri.path().to_owned();
-        let path = match NormalPath::new(&sent_path) {
+        let (method, uri) = (parts.method.clone(), parts.uri.clone());
+        let path = match NormalPath::new(uri.path()) {
             Ok(path) => path,
             Err(error) => return Ok(refuse(finish, StatusCode::BAD_REQUEST, &error.to_string())),
         };
@@ -170,18 +170,17 @@ impl Service {
         let scheme = client.scheme(self.tls.is_some(), &parts.headers);
         let request_id = headers::request_id(&parts.headers);
         finish.record.request_id = Some(request_id.as_str().into());
-        let query = parts.uri.query().map(str::to_owned);
         let original_headers = parts.headers.clone();
         let variables = Variables {
             scheme,
             host: &host,
             http_host: &sent_host,
-            sent_path: &sent_path,
+            sent_path: uri.path(),
             port: self.port,
             request_id: &request_id,
-            method: &finish.record.method.clone(),
+            method: method.as_str(),
             path: &path,
-            query: query.as_deref(),
+            query: uri.query(),
             client: client.address,
             headers: &original_headers,
         };
