@@ -19,7 +19,7 @@ const MAX_EMPTY_LINES: usize = 8;
 #[derive(Debug)]
 pub struct Scanner {
     state: State,
-    /// The head under way asks for another protocol.
+    /// The head under way is a request for another protocol.
     upgrade: bool,
     /// Bytes at the begin of an incomplete head in which no end was found.
     searched: usize,
@@ -301,7 +301,7 @@ fn is_token(byte: u8) -> bool {
 }
 
 /// Checks a head without the empty line at its end. Returns the framing of the body, and whether
-/// the request asks for another protocol.
+/// the request is one for another protocol.
 fn check_head(head: &[u8]) -> Result<(Framing, bool), Refusal> {
     let mut lines = Lines(Some(head));
     let version_1_1 = check_request_line(lines.next().unwrap_or_default())?;
@@ -376,7 +376,8 @@ fn check_request_line(line: &[u8]) -> Result<bool, Refusal> {
     }
 }
 
-fn has_word(list: &[u8], word: &[u8]) -> bool {
+/// Returns whether a list that is separated by commas has the word, in any case.
+pub fn has_word(list: &[u8], word: &[u8]) -> bool {
     list.split(|byte| *byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(word))
 }
 

@@ -73,7 +73,7 @@ impl Service {
             link.set_busy(true);
         }
         let start = Instant::now();
-        let asks_upgrade = upgrade::is_requested(request.version(), request.headers());
+        let is_upgrade = upgrade::is_requested(request.version(), request.headers());
         // If the client goes away, this is dropped with the status of nginx for it.
         let mut finish = Finish {
             gateway: self.gateway.clone(),
@@ -84,8 +84,8 @@ impl Service {
             in_flight: None,
         };
         let table = self.gateway.table.load_full();
-        let (Ok(mut answer) | Err(mut answer)) = self.answer(&table, &mut finish, request).await;
-        if let Some(link) = self.link.as_ref().filter(|_| asks_upgrade) {
+        let (Ok(mut answer) | Err(mut answer)) = self.answer(&table, &mut finish, request, is_upgrade).await;
+        if let Some(link) = self.link.as_ref().filter(|_| is_upgrade) {
             link.answer_upgrade(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
         }
         finish.record.status = answer.status().as_u16();
@@ -129,6 +129,7 @@ impl Service {
         table: &RouteTable,
         finish: &mut Finish,
         request: Request<Incoming>,
+        is_upgrade: bool,
     ) -> Result<Answer, Answer> {
         let refuse = |finish: &mut Finish, status: StatusCode, reason: &str| {
             finish.record.reason = Some(reason.into());
@@ -240,7 +241,6 @@ impl Service {
             let body = RequestBody::new(body, policy.body.max_request);
             let host_value = original_headers.get(HOST).cloned().unwrap_or(HeaderValue::from_static(""));
             let on_upgrade = parts.extensions.remove();
-            let wants_upgrade = upgrade::is_requested(parts.version, &parts.headers);
             let protocol = parts.headers.get(hyper::header::UPGRADE).cloned();
             headers::remove_hop_by_hop(&mut parts.headers);
             if matches!(policy.auth, Some(Auth::Basic(_))) {
@@ -260,7 +260,7 @@ impl Service {
                 found,
                 path: &path,
                 variables,
-                upgrade: wants_upgrade.then_some(protocol).flatten().zip(on_upgrade),
+                upgrade: is_upgrade.then_some(protocol).flatten().zip(on_upgrade),
                 drain: &self.drain,
             };
             forward::forward(forward, finish, parts, body).await

@@ -13,24 +13,18 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use super::drain::Drain;
+use super::framing::has_word;
 use super::upstream::Connections;
 use crate::endpoints::InFlight;
 
-/// Returns whether a request asks for another protocol. The rule is that of
+/// Returns whether a request is one for another protocol. The rule is that of
 /// [`framing`](super::framing): the guard of the connection waits for the answer.
 pub fn is_requested(version: Version, headers: &HeaderMap) -> bool {
-    let has = |name, word: &str| {
-        headers.get_all(name).iter().any(|value| {
-            let words = value.as_bytes().split(|byte| *byte == b',');
-            words.into_iter().any(|item| item.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
-        })
-    };
-    let protocols = headers.get_all(UPGRADE).iter();
-    let other = protocols.into_iter().any(|value| {
-        let mut words = value.as_bytes().split(|byte| *byte == b',');
-        !words.any(|item| item.trim_ascii().eq_ignore_ascii_case(b"h2c"))
-    });
-    version == Version::HTTP_11 && other && has(CONNECTION, "upgrade")
+    let mut protocols = headers.get_all(UPGRADE).iter();
+    let mut options = headers.get_all(CONNECTION).iter();
+    version == Version::HTTP_11
+        && protocols.any(|value| !has_word(value.as_bytes(), b"h2c"))
+        && options.any(|value| has_word(value.as_bytes(), b"upgrade"))
 }
 
 /// Copies the bytes between client and endpoint until both directions have ended, or until no byte
