@@ -84,7 +84,7 @@ impl Service {
             in_flight: None,
         };
         let table = self.gateway.table.load_full();
-        let (Ok(mut answer) | Err(mut answer)) = self.answer(&table, &mut finish, request, is_upgrade).await;
+        let mut answer = self.answer(&table, &mut finish, request, is_upgrade).await;
         if let Some(link) = self.link.as_ref().filter(|_| is_upgrade) {
             link.answer_upgrade(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
         }
@@ -130,7 +130,7 @@ impl Service {
         finish: &mut Finish,
         request: Request<Incoming>,
         is_upgrade: bool,
-    ) -> Result<Answer, Answer> {
+    ) -> Answer {
         let refuse = |finish: &mut Finish, status: StatusCode, reason: &str| {
             finish.record.reason = Some(reason.into());
             own(status)
@@ -139,30 +139,30 @@ impl Service {
             let status = status.parse().unwrap_or(StatusCode::BAD_REQUEST);
             let mut answer = refuse(finish, status, "the head of the request is malformed, large or slow");
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            return Ok(answer);
+            return answer;
         }
         if request.headers().len() > MAX_FIELDS {
-            return Ok(refuse(finish, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many fields"));
+            return refuse(finish, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many fields");
         }
         let (mut parts, body) = request.into_parts();
         let sent_host = host_of(&parts.uri, &parts.headers).unwrap_or_default().to_owned();
         let Some(host) = request_host(&sent_host).map(|host| host.into_owned()) else {
-            return Ok(refuse(finish, StatusCode::BAD_REQUEST, "the host is neither a name nor an address"));
+            return refuse(finish, StatusCode::BAD_REQUEST, "the host is neither a name nor an address");
         };
         if let Ok(value) = HeaderValue::from_str(&sent_host) {
             parts.headers.insert(HOST, value);
         }
         if self.is_misdirected(table, &parts, &host) {
             let reason = "the connection has the certificate of another host";
-            return Ok(refuse(finish, StatusCode::MISDIRECTED_REQUEST, reason));
+            return refuse(finish, StatusCode::MISDIRECTED_REQUEST, reason);
         }
         let (method, uri) = (parts.method.clone(), parts.uri.clone());
         let path = match NormalPath::new(uri.path()) {
             Ok(path) => path,
-            Err(error) => return Ok(refuse(finish, StatusCode::BAD_REQUEST, &error.to_string())),
+            Err(error) => return refuse(finish, StatusCode::BAD_REQUEST, &error.to_string()),
         };
         let Some(found) = table.find(&host, &path, &Facts(&parts.headers)) else {
-            return Ok(refuse(finish, StatusCode::NOT_FOUND, "no route"));
+            return refuse(finish, StatusCode::NOT_FOUND, "no route");
         };
         let policy = &*found.route.policy;
         finish.record.route = Some(found.route.origin.clone());
@@ -187,7 +187,7 @@ impl Service {
         };
         if policy.refused {
             let reason = "an annotation that restricts access is invalid";
-            return Ok(refuse(finish, StatusCode::SERVICE_UNAVAILABLE, reason));
+            return refuse(finish, StatusCode::SERVICE_UNAVAILABLE, reason);
         }
         let settings = found.host.map(|host| &host.settings);
         let shown = self.tls.as_ref().and_then(|tls| tls.client.as_ref());
@@ -195,28 +195,28 @@ impl Service {
         if let Some(rules) = settings.and_then(|settings| settings.client_certificates.as_ref()) {
             if self.tls.is_none() {
                 let reason = "a client certificate needs TLS";
-                return Ok(redirect.unwrap_or_else(|| refuse(finish, StatusCode::FORBIDDEN, reason)));
+                return redirect.unwrap_or_else(|| refuse(finish, StatusCode::FORBIDDEN, reason));
             }
             if self.gateway.authorities.of(&rules.secret).is_none() {
                 let reason = "the Secret of auth-tls-secret is missing or has no valid ca.crt";
-                return Ok(refuse(finish, StatusCode::SERVICE_UNAVAILABLE, reason));
+                return refuse(finish, StatusCode::SERVICE_UNAVAILABLE, reason);
             }
             if let Some((answer, reason)) = client_auth::refuse(rules, shown) {
                 finish.record.reason = Some(reason.into());
-                return Ok(answer);
+                return answer;
             }
         }
         if let Some(redirect) = redirect {
-            return Ok(redirect);
+            return redirect;
         }
         if !policy.sources.admit(client.address) {
-            return Ok(refuse(finish, StatusCode::FORBIDDEN, "the source address is not allowed"));
+            return refuse(finish, StatusCode::FORBIDDEN, "the source address is not allowed");
         }
         let ingress = &found.route.origin.ingress;
         let now = self.gateway.now_ms();
         finish.permit = self.gateway.limiter.admit(ingress, &policy.limits, client.address, now);
         if finish.permit.is_none() {
-            return Ok(refuse(finish, StatusCode::SERVICE_UNAVAILABLE, "a limit of the route"));
+            return refuse(finish, StatusCode::SERVICE_UNAVAILABLE, "a limit of the route");
         }
         let origin = original_headers.get(ORIGIN);
         let preflight = cors::is_preflight(&parts.method, &parts.headers);
@@ -224,7 +224,7 @@ impl Service {
             let mut answer = Response::new(Content::Own(Bytes::new()));
             *answer.status_mut() = StatusCode::NO_CONTENT;
             cors::add(cors, origin, true, answer.headers_mut());
-            return Ok(answer);
+            return answer;
         }
         let (granted, refused) = match self.authorize(policy, client, &variables).await {
             Ok(granted) => (Some(granted), None),
@@ -272,7 +272,7 @@ impl Service {
         if let Some(cors) = &policy.cors {
             cors::add(cors, origin, false, answer.headers_mut());
         }
-        Ok(answer)
+        answer
     }
 
     fn set_forwarded(
