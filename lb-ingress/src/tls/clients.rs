@@ -41,6 +41,8 @@ struct Source {
 pub struct Authorities {
     roots: Vec<CertificateDer<'static>>,
     verifier: Arc<dyn ClientCertVerifier>,
+    /// Made for the first handshake.
+    config: OnceLock<Option<Arc<ServerConfig>>>,
 }
 
 /// Returns whether clients can be verified with the authorities of a Secret.
@@ -87,14 +89,19 @@ impl Source {
             let lists = lists.collect::<Result<Vec<_>, _>>().ok().filter(|lists| !lists.is_empty())?;
             verifier = verifier.with_crls(lists).allow_unknown_revocation_status();
         }
-        Some(Authorities { roots, verifier: verifier.build().ok()? })
+        Some(Authorities { roots, verifier: verifier.build().ok()?, config: OnceLock::new() })
     }
 }
 
 impl Authorities {
-    /// Returns the settings of a connection that requests a certificate. The handshake ends with
-    /// any certificate, or none: the answer to the request names the fault.
+    /// Returns the settings of connections that request a certificate. The handshake ends with any
+    /// certificate, or none: the answer to the request names the fault. `base` are the settings of
+    /// the proxy for all other connections, the same in each call.
     pub fn config(&self, base: &ServerConfig) -> Option<Arc<ServerConfig>> {
+        self.config.get_or_init(|| self.make_config(base).map(Arc::new)).clone()
+    }
+
+    fn make_config(&self, base: &ServerConfig) -> Option<ServerConfig> {
         let verifier = Arc::new(AnyClient(self.verifier.clone()));
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -105,7 +112,7 @@ impl Authorities {
         // Each connection verifies its certificate: none resumes an earlier one.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Some(Arc::new(config))
+        Some(config)
     }
 
     /// Verifies the certificates that a client has sent, its own first. `depth` bounds the length
