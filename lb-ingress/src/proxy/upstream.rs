@@ -291,15 +291,12 @@ async fn connect_tls(
     });
     let [http1, http2] = CONFIGS.as_ref().map_err(io::Error::other)?;
     let config = if way.is_http2() { http2 } else { http1 };
-    let mut config = config.clone();
     let name = match &way.name {
         Some(name) => ServerName::try_from(name.to_string()).map_err(io::Error::other)?,
-        None => {
-            Arc::make_mut(&mut config).enable_sni = false;
-            ServerName::from(address.ip())
-        }
+        // An address is never sent as SNI (RFC 6066 3).
+        None => ServerName::from(address.ip()),
     };
-    timeout(within, TlsConnector::from(config).connect(name, stream))
+    timeout(within, TlsConnector::from(config.clone()).connect(name, stream))
         .await
         .map_err(|_| io::ErrorKind::TimedOut)?
 }
