@@ -205,15 +205,7 @@ impl Connection {
                 service_fn(move |request| answer(service.clone(), request)),
             )
             .with_upgrades();
-        let mut connection = pin!(connection);
-        let result = tokio::select! {
-            result = &mut connection => result,
-            () = self.drain.begun() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        result.map_err(io::Error::other)
+        until_drained(connection, &mut self.drain, |connection| connection.graceful_shutdown()).await
     }
 
     async fn serve_http2(
@@ -237,21 +229,30 @@ impl Connection {
                 TokioIo::new(stream),
                 service_fn(move |request| answer(service.clone(), request)),
             );
-        let mut connection = pin!(connection);
-        let result = tokio::select! {
-            result = &mut connection => result,
-            () = self.drain.begun() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        result.map_err(io::Error::other)
+        until_drained(connection, &mut self.drain, |connection| connection.graceful_shutdown()).await
     }
 
     fn service(&self, tls: Option<Tls>, link: Option<Arc<Link>>) -> Service {
         let Self { gateway, peer, port, drain, .. } = self;
         Service { gateway: gateway.clone(), peer: *peer, port: *port, tls, link, drain: drain.clone() }
     }
+}
+
+/// Serves a connection until its end. `shut_down` ends it after its requests when the drain begins.
+async fn until_drained<C: Future<Output = hyper::Result<()>>>(
+    connection: C,
+    drain: &mut Drain,
+    shut_down: impl FnOnce(Pin<&mut C>),
+) -> io::Result<()> {
+    let mut connection = pin!(connection);
+    let result = tokio::select! {
+        result = &mut connection => result,
+        () = drain.begun() => {
+            shut_down(connection.as_mut());
+            connection.await
+        }
+    };
+    result.map_err(io::Error::other)
 }
 
 async fn answer(
