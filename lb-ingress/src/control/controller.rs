@@ -129,23 +129,11 @@ impl Controller {
         if self.published && hosts.is_empty() && table.default_route() == default.as_ref() {
             return;
         }
-        let backends_of = |routes: &[&Arc<Route>]| -> HashSet<BackendRef> {
-            let of_route = routes.iter().flat_map(|route| {
-                let of_canary = route.canary.iter().flat_map(|canary| &canary.backends);
-                let all = route.backends.iter().chain(of_canary).map(|backend| &backend.target);
-                all.chain(&route.policy.errors.backend)
-            });
-            of_route.cloned().collect()
-        };
         let mut replaced = Vec::new();
-        let of_default = backends_of(&default.iter().collect::<Vec<_>>());
+        let of_default = default.iter().flat_map(|route| route.all_backends()).cloned().collect();
         replaced.extend(self.use_backends(None, of_default));
         for (host, routes) in &hosts {
-            let backends = routes.as_ref().map_or_else(HashSet::new, |host| {
-                let mut backends = backends_of(&host.routes().collect::<Vec<_>>());
-                backends.extend(host.settings.passthrough.clone());
-                backends
-            });
+            let backends = routes.iter().flat_map(|routes| routes.backends()).cloned().collect();
             replaced.extend(self.use_backends(Some(host.clone()), backends));
         }
         self.gateway.table.store(Arc::new(table.with(hosts, default)));

@@ -317,11 +317,6 @@ impl Translator {
         self.compiled.keys()
     }
 
-    /// Returns an Ingress, served or not.
-    pub fn ingress(&self, name: &ObjectName) -> Option<&Arc<Ingress>> {
-        self.ingresses.get(name)
-    }
-
     /// Returns all Ingresses, served or not.
     pub fn ingresses(&self) -> impl Iterator<Item = (&ObjectName, &Arc<Ingress>)> {
         self.ingresses.iter()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lb_model::ObjectName;
 
-use super::backend::Backend;
+use super::backend::{Backend, BackendRef};
 use super::canary::Canary;
 use super::matcher::PathMatcher;
 use super::path::NormalPath;
@@ -35,6 +35,14 @@ pub struct Origin {
 }
 
 impl Route {
+    /// Returns the backends that requests may reach: those of the route, of its canary and of its
+    /// errors. Some are returned more than once.
+    pub fn all_backends(&self) -> impl Iterator<Item = &BackendRef> {
+        let of_canary = self.canary.iter().flat_map(|canary| &canary.backends);
+        let all = self.backends.iter().chain(of_canary).map(|backend| &backend.target);
+        all.chain(&self.policy.errors.backend)
+    }
+
     /// Returns the path that the backend receives.
     pub fn path_for_backend<'a>(&self, path: &'a NormalPath<'_>) -> Cow<'a, str> {
         match &self.policy.rewrite.target {

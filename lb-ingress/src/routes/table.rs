@@ -58,7 +58,7 @@ pub struct HostSettings {
 
 /// The routes of one host, by path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RoutesOfHost {
+struct RoutesOfHost {
     exact: HashMap<Box<str>, Arc<Route>>,
     prefix: HashMap<Box<str>, Arc<Route>>,
     /// The longest expression first.
@@ -76,8 +76,6 @@ pub struct Found<'a> {
     pub route: &'a Arc<Route>,
     /// `None` if the Service or its port does not exist: the answer is 503.
     pub backend: Option<&'a BackendRef>,
-    /// The backend is that of the canary.
-    pub canary: bool,
 }
 
 impl RouteTable {
@@ -126,7 +124,7 @@ impl RouteTable {
             chosen
         });
         let backend = chosen.map(|backend| &backend.target);
-        Some(Found { host: host.map(|host| &**host), route, backend, canary: canary.is_some() })
+        Some(Found { host: host.map(|host| &**host), route, backend })
     }
 
     /// Returns the most specific host that matches a name, whatever it has.
@@ -189,18 +187,7 @@ impl HostRoutes {
 
     /// Returns the backends of the host, some of them more than once.
     pub fn backends(&self) -> impl Iterator<Item = &BackendRef> {
-        let of_routes = self.routes().flat_map(|route| {
-            let of_canary = route.canary.iter().flat_map(|canary| &canary.backends);
-            route.backends.iter().chain(of_canary).map(|backend| &backend.target)
-        });
-        of_routes.chain(&self.settings.passthrough)
-    }
-
-    /// Returns the Secrets that the host needs, some of them more than once.
-    pub fn secrets(&self) -> impl Iterator<Item = &ObjectName> {
-        let of_clients = self.settings.client_certificates.iter().map(|client| &client.secret);
-        let of_routes = self.routes().flat_map(|route| route.policy.secrets());
-        self.settings.tls.iter().chain(of_clients).chain(of_routes)
+        self.routes().flat_map(|route| route.all_backends()).chain(&self.settings.passthrough)
     }
 }
 
