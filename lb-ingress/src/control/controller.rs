@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use lb_model::{
-    Balancing, Node, ObjectName, Problem, ProblemKind, Problems, ResourceSet, Secret, Service, SourceEvent,
+    Balancing, Node, ObjectName, Problem, ProblemKind, Problems, ResourceSet, Secret, SourceEvent,
     WatchedResource,
 };
 
@@ -23,7 +23,6 @@ pub struct Controller {
     gateway: Arc<Gateway>,
     translator: Translator,
     slices: Slices,
-    services: HashMap<ObjectName, Arc<Service>>,
     node: Option<Arc<Node>>,
     synced: ResourceSet,
     /// Hosts that wait until all sources have synced.
@@ -53,7 +52,6 @@ impl Controller {
             gateway,
             translator: Translator::new(settings),
             slices: Slices::default(),
-            services: HashMap::new(),
             node: None,
             synced: ResourceSet::default(),
             waiting: HashMap::new(),
@@ -86,13 +84,7 @@ impl Controller {
                 SourceEvent::EndpointSlice(name, slice) => {
                     services.extend(self.slices.set(name.clone(), slice.clone()));
                 }
-                SourceEvent::Service(name, service) => {
-                    match service {
-                        Some(service) => drop(self.services.insert(name.clone(), service.clone())),
-                        None => drop(self.services.remove(name)),
-                    }
-                    services.insert(name.clone());
-                }
+                SourceEvent::Service(name, _) => drop(services.insert(name.clone())),
                 SourceEvent::Node(node) => {
                     all |= zone(self.node.as_deref()) != zone(node.as_deref());
                     self.node = node.clone();
@@ -178,7 +170,8 @@ impl Controller {
 
     fn set_endpoints(&self, backend: &BackendRef) {
         let default = Balancing::default();
-        let balancing = self.services.get(&backend.service).map_or(&default, |service| &service.balancing);
+        let service = self.translator.service(&backend.service);
+        let balancing = service.map_or(&default, |service| &service.balancing);
         let addresses = self.slices.addresses(backend, balancing, zone(self.node.as_deref()));
         self.gateway.endpoints.set(backend, &addresses);
     }

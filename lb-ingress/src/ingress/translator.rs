@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lb_model::{
-    Ingress, IngressClass, ObjectName, Problem, ProblemKind, Problems, ResourceSet, SourceEvent,
+    Ingress, IngressClass, ObjectName, Problem, ProblemKind, Problems, ResourceSet, Service, SourceEvent,
     WatchedResource,
 };
 
@@ -37,10 +37,10 @@ pub struct Translator {
     /// The Ingresses that are served.
     compiled: BTreeMap<ObjectName, Compiled>,
     /// The Ingresses with a part in each host.
-    by_host: HashMap<HostPattern, BTreeSet<ObjectName>>,
+    by_host: BTreeMap<HostPattern, BTreeSet<ObjectName>>,
     /// The Ingresses that refer to a Service or Secret. One of the two may be meant: that costs one
     /// compilation too many.
-    by_reference: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    by_reference: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     /// The Ingresses with annotations that name a Secret.
     by_named_secret: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     /// The Ingresses without rules that have a default backend.
@@ -84,8 +84,8 @@ impl Translator {
             classes: BTreeMap::new(),
             ingresses: BTreeMap::new(),
             compiled: BTreeMap::new(),
-            by_host: HashMap::new(),
-            by_reference: HashMap::new(),
+            by_host: BTreeMap::new(),
+            by_reference: BTreeMap::new(),
             by_named_secret: BTreeMap::new(),
             with_default: BTreeSet::new(),
             built: HashMap::new(),
@@ -217,12 +217,7 @@ impl Translator {
     fn forget(&mut self, name: &ObjectName, compiled: &Compiled) {
         self.with_default.remove(name);
         for secret in &compiled.named_secrets {
-            if let Some(names) = self.by_named_secret.get_mut(secret) {
-                names.remove(name);
-                if names.is_empty() {
-                    self.by_named_secret.remove(secret);
-                }
-            }
+            remove_from(&mut self.by_named_secret, secret, name);
         }
         for host in compiled.hosts.keys() {
             remove_from(&mut self.by_host, host, name);
@@ -317,6 +312,11 @@ impl Translator {
         self.compiled.keys()
     }
 
+    /// Returns a Service, whether an Ingress refers to it or not.
+    pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.objects.services.get(name)
+    }
+
     /// Returns all Ingresses, served or not.
     pub fn ingresses(&self) -> impl Iterator<Item = (&ObjectName, &Arc<Ingress>)> {
         self.ingresses.iter()
@@ -328,11 +328,7 @@ impl Translator {
     }
 }
 
-fn remove_from<K: std::hash::Hash + Eq>(
-    index: &mut HashMap<K, BTreeSet<ObjectName>>,
-    key: &K,
-    name: &ObjectName,
-) {
+fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<ObjectName>>, key: &K, name: &ObjectName) {
     if let Some(names) = index.get_mut(key) {
         names.remove(name);
         if names.is_empty() {
