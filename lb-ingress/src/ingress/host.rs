@@ -66,7 +66,7 @@ impl<'a> Builder<'a> {
                     let owner = &self.routes[*first].origin.ingress;
                     problems.error(
                         ProblemKind::RouteTaken,
-                        field(route),
+                        route.origin.field(),
                         format_args!("{} {} belongs to Ingress {owner}", self.host, route.matcher),
                         "change host or path; the older Ingress is served",
                     );
@@ -120,7 +120,7 @@ impl<'a> Builder<'a> {
             let Some(main) = main else {
                 problems.error(
                     ProblemKind::NoObject,
-                    field(route),
+                    route.origin.field(),
                     format_args!("no other Ingress has {} {}", self.host, route.matcher),
                     "create the Ingress that the canary belongs to; the canary gets no requests",
                 );
@@ -129,7 +129,7 @@ impl<'a> Builder<'a> {
             if let Some(first) = &main.canary {
                 problems.error(
                     ProblemKind::RouteTaken,
-                    field(route),
+                    route.origin.field(),
                     format_args!("Ingress {} is the canary of this path", first.ingress),
                     "delete one of the two; the older one is served",
                 );
@@ -145,13 +145,5 @@ impl<'a> Builder<'a> {
             }));
         }
         self.problems.extend(problems.into_vec());
-    }
-}
-
-/// Returns the field of a route in its Ingress.
-fn field(route: &Route) -> String {
-    match route.origin.path {
-        Some((rule, path)) => format!("spec.rules[{rule}].http.paths[{path}]"),
-        None => "spec.defaultBackend".to_owned(),
     }
 }

@@ -60,8 +60,8 @@ impl AccessRecord {
         put("duration_ms", milliseconds(duration));
         if let Some(route) = &self.route {
             put("ingress", route.ingress.to_string().into());
-            if let Some((rule, path)) = route.path {
-                put("rule", format!("spec.rules[{rule}].http.paths[{path}]").into());
+            if route.path.is_some() {
+                put("rule", route.field().into());
             }
         }
         let mut optional = |name: &str, value: Option<Value>| {

@@ -1,7 +1,6 @@
 //! A route: what a request must be, and what happens to it.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 
 use lb_model::ObjectName;
@@ -52,12 +51,12 @@ impl Route {
     }
 }
 
-impl fmt::Display for Origin {
-    /// Writes `namespace/name`, and the field of the rule.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Origin {
+    /// Returns the field of the Ingress, such as `spec.rules[0].http.paths[1]`.
+    pub fn field(&self) -> Cow<'static, str> {
         match self.path {
-            Some((rule, path)) => write!(f, "{} spec.rules[{rule}].http.paths[{path}]", self.ingress),
-            None => write!(f, "{} spec.defaultBackend", self.ingress),
+            Some((rule, path)) => format!("spec.rules[{rule}].http.paths[{path}]").into(),
+            None => "spec.defaultBackend".into(),
         }
     }
 }
