@@ -32,22 +32,20 @@ impl Default for ClassRules {
 
 impl ClassRules {
     /// Returns whether an Ingress is served here. Reports a class that does not exist.
-    ///
-    /// The annotation comes before the field, as in ingress-nginx.
     pub(super) fn serve(
         &self,
         ingress: &Ingress,
         classes: &BTreeMap<Box<str>, Arc<IngressClass>>,
         problems: &mut Problems,
     ) -> bool {
-        let annotation = ingress.annotations.iter().find(|(name, _)| &**name == ANNOTATION);
-        if let Some((_, class)) = annotation.filter(|(_, class)| !class.is_empty()) {
-            return self.names.contains(class) || classes.get(class).is_some_and(|class| self.is_own(class));
+        let is_own_name = |name: &str| self.names.iter().any(|own| **own == *name);
+        if let Some(name) = annotated(ingress) {
+            return is_own_name(name) || classes.get(name).is_some_and(|class| self.is_own(class));
         }
-        if let Some(name) = ingress.class.as_ref().filter(|name| !name.is_empty()) {
+        if let Some(name) = class_of(ingress) {
             return match classes.get(name) {
                 Some(class) => self.is_own(class),
-                None if self.names.contains(name) => true,
+                None if is_own_name(name) => true,
                 None => {
                     problems.error(
                         ProblemKind::NoObject,
@@ -69,4 +67,14 @@ impl ClassRules {
     fn is_own(&self, class: &IngressClass) -> bool {
         self.controllers.contains(&class.controller)
     }
+}
+
+/// Returns the class of an Ingress. The annotation comes before the field, as in ingress-nginx.
+pub(crate) fn class_of(ingress: &Ingress) -> Option<&str> {
+    annotated(ingress).or(ingress.class.as_deref()).filter(|class| !class.is_empty())
+}
+
+fn annotated(ingress: &Ingress) -> Option<&str> {
+    let annotation = ingress.annotations.iter().find(|(name, _)| &**name == ANNOTATION);
+    annotation.map(|(_, class)| &**class).filter(|class| !class.is_empty())
 }

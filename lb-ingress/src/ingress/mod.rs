@@ -12,6 +12,7 @@ mod problems;
 mod translator;
 
 pub use class::ClassRules;
+pub(crate) use class::class_of;
 pub use objects::{DefaultBackend, NamedSecrets, Objects};
 pub use problems::OpenProblems;
 pub use translator::{Settings, Translator, Update};

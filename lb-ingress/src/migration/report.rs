@@ -6,7 +6,7 @@ use lb_model::{Ingress, ObjectName, Problem, SourceEvent};
 
 use super::finding::{Finding, FindingKind};
 use super::quirks;
-use crate::ingress::{ClassRules, NamedSecrets, Settings, Translator};
+use crate::ingress::{ClassRules, NamedSecrets, Settings, Translator, class_of};
 
 /// The report about all Ingresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub fn check(events: Vec<SourceEvent>, classes: ClassRules, named_secrets: Named
         findings.sort();
         IngressReport {
             name: name.clone(),
-            class: class_of(ingress),
+            class: class_of(ingress).unwrap_or_default().into(),
             hosts: hosts_of(ingress),
             of_other_controller,
             taken_over: if of_other_controller { Vec::new() } else { taken_over(ingress, &faulty) },
@@ -98,11 +98,6 @@ pub fn check(events: Vec<SourceEvent>, classes: ClassRules, named_secrets: Named
         }
     });
     Report { ingresses: ingresses.collect(), incomplete }
-}
-
-fn class_of(ingress: &Ingress) -> Box<str> {
-    let annotation = ingress.annotations.iter().find(|(name, _)| &**name == "kubernetes.io/ingress.class");
-    annotation.map(|(_, class)| class.clone()).or_else(|| ingress.class.clone()).unwrap_or_default()
 }
 
 fn hosts_of(ingress: &Ingress) -> Vec<Box<str>> {
