@@ -7,6 +7,11 @@ use crate::settings::HAS_COARSE_CLOCK;
 /// One second in nanoseconds.
 pub const SECOND: u64 = 1_000_000_000;
 
+/// The time for which a program uses what it has looked up: a route, or the MAC address of a
+/// device. Changes of routes, neighbours, addresses and links have their effect after this time at
+/// the latest.
+pub const REMEMBER_NS: u64 = 100_000_000;
+
 /// Returns `CLOCK_MONOTONIC` in nanoseconds, at tick resolution if the kernel has a helper for
 /// that. Reading it takes a few nanoseconds then.
 #[inline(always)]

@@ -10,9 +10,9 @@ use lb_common::reason::Reason;
 use lb_common::wire::{TCP_DATA_OFFSET, TCP_LEN, UDP_LEN};
 
 use crate::address::known;
-use crate::frame::Frame;
 use crate::frame::skb::{LOOPBACK, SkbFrame};
 use crate::frame::xdp::XdpFrame;
+use crate::frame::{Frame, RememberedLink};
 use crate::maps::{DEVICES, Maps};
 use crate::packet::Packet;
 use crate::record::note;
@@ -63,9 +63,14 @@ impl<'a> Decided<'a> {
     /// kernel's own check.
     ///
     /// The kernel returns the MAC address of the outgoing device with a route. If that is the
-    /// device of the frame, which is the usual case, the check needs no lookup.
+    /// device of the frame, the check needs no lookup. Otherwise it uses the remembered address.
     #[inline(always)]
-    pub fn is_of_frame_for_this_node<K: Frame>(&mut self, frame: &K) -> bool {
+    pub fn is_of_frame_for_this_node<K: Frame>(
+        &mut self,
+        frame: &K,
+        remembered: &mut RememberedLink,
+        now: u64,
+    ) -> bool {
         if K::COMPLETE {
             return true;
         }
@@ -73,7 +78,7 @@ impl<'a> Decided<'a> {
             Some(route) if route.is_resolved() && route.ifindex() == frame.ifindex() => {
                 frame.is_addressed_to(route.link_addresses().0)
             }
-            _ => frame.is_addressed_here(),
+            _ => frame.is_addressed_to_remembered(remembered, now),
         }
     }
 

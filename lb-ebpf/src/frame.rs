@@ -35,6 +35,17 @@ use lb_common::plain::Plain;
 /// verifier.
 const OFFSET_MASK: usize = 511;
 
+/// The MAC address of a device, as `LINK_ADDRESSES` had it at the last lookup of this CPU.
+#[repr(C)]
+pub struct RememberedLink {
+    /// The time from which a packet causes another lookup.
+    pub expires_ns: u64,
+    /// Interface index of the device. 0: no lookup yet.
+    pub ifindex: u32,
+    pub addr: [u8; 6],
+    pub pad: [u8; 6],
+}
+
 /// An XDP frame or an skb.
 pub trait Frame {
     /// False for XDP. XDP finishes the packets that it can, and leaves the others, untouched, to
@@ -66,6 +77,9 @@ pub trait Frame {
     /// Returns whether the frame is addressed to the device that it arrived on. XDP programs see
     /// frames that a switch floods to every port; tc programs have checked it already (`tc.rs`).
     fn is_addressed_here(&self) -> bool;
+    /// As [`Frame::is_addressed_here`], with the address of the device that this CPU remembers.
+    /// `now` is the time.
+    fn is_addressed_to_remembered(&self, remembered: &mut RememberedLink, now: u64) -> bool;
     /// Returns whether the frame is addressed to this MAC address of the device that it arrived on.
     /// tc programs have checked the receiver already.
     fn is_addressed_to(&self, addr: [u8; 6]) -> bool;

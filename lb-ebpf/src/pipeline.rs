@@ -161,7 +161,7 @@ fn continue_connection<F: Header + Records, K: Deliver>(
     scratch: &mut Scratch<F>,
     found: Found<F::Addr>,
 ) -> Result<(), Verdict> {
-    let Scratch { packet, route, translation, .. } = scratch;
+    let Scratch { packet, route, translation, link, .. } = scratch;
     let (packet, translation) = (&*packet, &*translation);
     // A reply that continues on its path is translated at egress. At ingress it would get the
     // service's address as source, perhaps one of this node's, and the kernel would drop it as a
@@ -175,7 +175,7 @@ fn continue_connection<F: Header + Records, K: Deliver>(
         return Err(Verdict::Pass);
     }
     let mut delivery = delivery::of_translation(frame, packet, translation, route, found.now())?;
-    if !delivery.is_of_frame_for_this_node(frame) {
+    if !delivery.is_of_frame_for_this_node(frame, link, found.now()) {
         return Err(Verdict::Pass);
     }
     if !delivery.is_possible(frame) {

@@ -11,6 +11,7 @@ use lb_common::layout::device_flags;
 use lb_common::layout::network_flags;
 
 use crate::address::network;
+use crate::clock::REMEMBER_NS;
 use crate::frame::Frame;
 use crate::maps::{DEVICES, Maps, NEIGHBOUR_CHECK_COUNT, NEIGHBOUR_CHECKS, ROUTE_COUNT};
 use crate::record::recording;
@@ -29,10 +30,6 @@ pub struct Query<A> {
     /// The time.
     pub now: u64,
 }
-
-/// The time for which a route is used without another lookup in the kernel's tables. Changes of
-/// routes, neighbours, addresses and links have their effect after this time at the latest.
-const REMEMBER_NS: u64 = 100_000_000;
 
 /// The reason why there is no route for a packet.
 #[derive(Copy, Clone, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use lb_common::connection::Yields;
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout::{AffinityKey, FlowKey};
 
+use crate::frame::RememberedLink;
 use crate::packet::Packet;
 use crate::route::RouteLookup;
 use crate::translation::Translation;
@@ -24,6 +25,8 @@ pub struct Scratch<F: Family> {
     pub translation: Translation<F::Addr>,
     /// The client, as session affinity identifies it.
     pub client: AffinityKey,
+    /// XDP keeps it from packet to packet.
+    pub link: RememberedLink,
 }
 
 #[btf_map]

@@ -13,7 +13,7 @@ use lb_common::checksum::fold;
 use lb_common::family::Family;
 use lb_common::wire::ETHERNET_LEN;
 
-use super::Frame;
+use super::{Frame, RememberedLink};
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16 and stable kernels): leaves a complete
 /// checksum alone. In an IPv6 packet the change of the addresses and that of the transport checksum
@@ -215,6 +215,11 @@ impl Frame for SkbFrame {
 
     #[inline(always)]
     fn is_addressed_here(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn is_addressed_to_remembered(&self, _remembered: &mut RememberedLink, _now: u64) -> bool {
         true
     }
 

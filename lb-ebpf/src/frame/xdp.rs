@@ -6,7 +6,8 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::checksum::{update, update_udp};
 use lb_common::family::Family;
 
-use super::Frame;
+use super::{Frame, RememberedLink};
+use crate::clock::REMEMBER_NS;
 use crate::maps::LINK_ADDRESSES;
 use crate::settings::HAS_XDP_FRAGS;
 
@@ -49,6 +50,18 @@ impl Frame for XdpFrame {
             Some(link) => self.is_addressed_to(link.addr),
             None => true,
         }
+    }
+
+    #[inline(always)]
+    fn is_addressed_to_remembered(&self, remembered: &mut RememberedLink, now: u64) -> bool {
+        let ifindex = self.ifindex();
+        if remembered.ifindex != ifindex || remembered.expires_ns <= now {
+            // SAFETY: as in `is_addressed_here`.
+            let Some(link) = (unsafe { LINK_ADDRESSES.get(&ifindex) }) else { return true };
+            (remembered.ifindex, remembered.addr) = (ifindex, link.addr);
+            remembered.expires_ns = now + REMEMBER_NS;
+        }
+        self.is_addressed_to(remembered.addr)
     }
 
     #[inline(always)]
