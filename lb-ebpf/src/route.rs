@@ -115,7 +115,8 @@ impl RouteLookup {
             && slot.ifindex == frame.ifindex()
             && slot.protocol == query.protocol as u32
             && query.length as u32 <= slot.mtu
-            && (K::COMPLETE || slot.state == state::RESOLVED);
+            // XDP looks up again whether the neighbour is known by now.
+            && (K::COMPLETE || slot.state != state::UNRESOLVED);
         if is_known {
             self.fib = slot.fib;
             self.state = slot.state;
