@@ -48,6 +48,13 @@ pub fn may_leave_as_ours<F: Maps>(packet: &Packet<F>) -> bool {
             && (is_set(node_port(key.src_port, key.protocol)) || is_set(F::spread(key.src_addr).service())))
 }
 
+/// Returns whether a Service may have this port at an address of this node, see
+/// [`crate::service::has_port_of_node`].
+#[inline(always)]
+pub fn may_have_port_of_node<F: Maps>(addr: F::Addr, port: u16, protocol: u8) -> bool {
+    handover::is_going_on() || is_set(node_port(port, protocol)) || is_set(F::spread(addr).service())
+}
+
 /// Returns whether a packet may be an endpoint's reply.
 #[inline(always)]
 fn may_be_reply<F: Maps>(packet: &Packet<F>) -> bool {

@@ -25,6 +25,7 @@ use lb_common::reason::Reason;
 use crate::aligned::Aligned;
 use crate::clock::SECOND;
 use crate::count::count;
+use crate::filter;
 use crate::loads;
 use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
 use crate::scratch::{Scratches, YieldCandidate};
@@ -368,7 +369,10 @@ fn reserve_tuple<F: Maps + Scratches>(claimed: Claimed, now: u64) -> Reserved {
     let FlowKey { dst_addr, dst_port, protocol, .. } = keys.reply;
     // SAFETY: a record that is this program's own; one byte.
     let is_of_node = claimed.flow::<F>().is_some_and(|flow| unsafe { (*flow).deliver } == deliver::ROUTE);
-    if is_of_node && has_port_of_node::<F>(dst_addr, dst_port, protocol) {
+    if is_of_node
+        && filter::may_have_port_of_node::<F>(dst_addr, dst_port, protocol)
+        && has_port_of_node::<F>(dst_addr, dst_port, protocol)
+    {
         return Reserved::Taken;
     }
     let index = claimed.index(direction::REPLY);
