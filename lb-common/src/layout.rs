@@ -238,6 +238,22 @@ pub struct FlowKey<A> {
     pub reserved: u16,
 }
 
+impl<A: Copy> FlowKey<A> {
+    /// Returns the tuple of a packet in the other direction.
+    #[inline(always)]
+    pub fn reversed(&self) -> Self {
+        Self {
+            src_addr: self.dst_addr,
+            dst_addr: self.src_addr,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+            pad: 0,
+            reserved: 0,
+        }
+    }
+}
+
 /// Value of `FLOW_INDEX_V4` and `FLOW_INDEX_V6`: the record that holds the connection of a tuple.
 /// Every connection has two index entries, one per direction.
 ///

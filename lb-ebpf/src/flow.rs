@@ -125,15 +125,7 @@ pub fn give_up_closed<F: Records>(
     if packet.is_datagram() || !packet.opens() || recording() {
         return;
     }
-    *reply = FlowKey {
-        src_addr: packet.key.dst_addr,
-        dst_addr: packet.key.src_addr,
-        src_port: packet.key.dst_port,
-        dst_port: packet.key.src_port,
-        protocol: packet.key.protocol,
-        pad: 0,
-        reserved: 0,
-    };
+    *reply = packet.key.reversed();
     if let Some(found) = lookup::<F>(reply, translation)
         && translation.is_passing_reply()
         && found.is_reopened_by(packet)
@@ -250,15 +242,7 @@ pub fn keep_answer<F: Records, K: Frame>(
     service_id: u32,
     translation: &mut Translation<F::Addr>,
 ) {
-    answer.key = FlowKey {
-        src_addr: packet.key.dst_addr,
-        dst_addr: packet.key.src_addr,
-        src_port: packet.key.dst_port,
-        dst_port: packet.key.src_port,
-        protocol: packet.key.protocol,
-        pad: 0,
-        reserved: 0,
-    };
+    answer.key = packet.key.reversed();
     if lookup::<F>(&answer.key, translation).is_some_and(|found| !found.is_over::<F>()) {
         return;
     }

@@ -52,13 +52,7 @@ pub fn error<F: Kinds + Records>(
         return Verdict::Pass;
     }
     let quoted = &*quoted;
-    reply_key.src_addr = quoted.key.dst_addr;
-    reply_key.dst_addr = quoted.key.src_addr;
-    reply_key.src_port = quoted.key.dst_port;
-    reply_key.dst_port = quoted.key.src_port;
-    reply_key.protocol = quoted.key.protocol;
-    reply_key.pad = 0;
-    reply_key.reserved = 0;
+    *reply_key = quoted.key.reversed();
     let now = match flow::lookup::<F>(reply_key, translation) {
         Some(found) if !found.is_over::<F>() => found.now(),
         _ => return handover::unknown(),
