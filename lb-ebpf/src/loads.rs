@@ -90,8 +90,9 @@ fn copy(load: *const Load) -> Load {
     }
 }
 
+/// Returns a random number.
 #[inline(always)]
-fn random() -> u32 {
+pub fn random() -> u32 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_get_prandom_u32() }
 }

@@ -12,10 +12,11 @@
 //! [`FlowKeys`](crate::scratch::FlowKeys).
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
 use lb_common::connection::{self, Segment, Yields};
 use lb_common::family::{V4, V6};
+use lb_common::hash::position;
 use lb_common::layout::{
     Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, counted, deliver, direction,
     flow_phase,
@@ -26,7 +27,7 @@ use crate::aligned::Aligned;
 use crate::clock::SECOND;
 use crate::count::count;
 use crate::filter;
-use crate::loads;
+use crate::loads::{self, random};
 use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
 use crate::scratch::{Scratches, YieldCandidate};
 use crate::service::has_port_of_node;
@@ -251,7 +252,7 @@ fn claim_record<F: Records>(now: u64) -> Option<Claimed> {
             if look == LOOKS / 2 {
                 // Connections that were opened together have records that follow each other. The
                 // search continues elsewhere.
-                (*hand).next = ((bpf_get_prandom_u32() as u64 * records as u64) >> 32) as u32;
+                (*hand).next = position(random(), records);
             }
             if (*hand).next >= records {
                 (*hand).next = 0;
@@ -421,8 +422,7 @@ fn reserve_any_port<F: Records>(claimed: Claimed, now: u64) -> Reserved {
 /// Returns one of the ports that sources are rewritten to.
 #[inline(always)]
 pub fn random_port() -> u16 {
-    // SAFETY: the helper has no preconditions.
-    let random = unsafe { bpf_get_prandom_u32() } & 0xffff;
+    let random = random() & 0xffff;
     SNAT_PORT_FIRST.load().wrapping_add(((random * SNAT_PORT_COUNT.load() as u32) >> 16) as u16)
 }
 

@@ -1,7 +1,6 @@
 //! Selects the endpoint of a new connection.
 
 use aya_ebpf::bindings::BPF_ANY;
-use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
 use lb_common::hash::{hash, position};
 use lb_common::layout::{
@@ -13,7 +12,7 @@ use lb_common::reason::Reason;
 use crate::aligned::Aligned;
 use crate::client::Client;
 use crate::clock::{SECOND, now};
-use crate::loads;
+use crate::loads::{self, random};
 use crate::maps::{AFFINITY, CURSORS, FLOW_LOCK_COUNT, FLOW_LOCKS, Maps, SLOTS};
 use crate::record::{note, recording};
 use crate::records;
@@ -249,13 +248,6 @@ extern "C" fn lb_other_slot(base: u32, count: u32, index: u32, avoid: u32) -> u3
         }
     }
     avoid
-}
-
-/// Returns a random number.
-#[inline(always)]
-pub fn random() -> u32 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_get_prandom_u32() }
 }
 
 /// Selects an endpoint for a new connection, and returns its id and entry. `client_key` identifies
