@@ -81,7 +81,7 @@ pub struct Filter {
 
 #[derive(Debug)]
 struct State {
-    /// The bits that this process has read and set.
+    /// The bits that this process has read and set. Empty: not read yet.
     bits: Vec<FilterLine>,
     /// The bits that were not needed when [`Filter::tidy`] last ran, nor since. Empty: none.
     unneeded: Vec<FilterLine>,
@@ -107,8 +107,7 @@ pub const EMPTY: FilterLine = FilterLine { words: [0; 8] };
 impl Filter {
     pub fn open(handles: &MapHandles) -> io::Result<Arc<Self>> {
         let lines: ArrayTable<FilterLine> = handles.array(MapName::FILTER)?;
-        let bits = (0..LINES as u32).map(|line| lines.read(line)).collect::<Result<_, _>>()?;
-        let state = State { bits, unneeded: Vec::new(), removed: false, tidied: None };
+        let state = State { bits: Vec::new(), unneeded: Vec::new(), removed: false, tidied: None };
         Ok(Arc::new(Self { lines, state: Mutex::new(state) }))
     }
 
@@ -116,9 +115,19 @@ impl Filter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the state after the bits were read from the map. The first call reads them: a
+    /// process that only reads other maps does not need them.
+    fn state_with_bits(&self) -> Result<MutexGuard<'_, State>, TableError> {
+        let mut state = self.state();
+        if state.bits.is_empty() {
+            state.bits = (0..LINES as u32).map(|line| self.lines.read(line)).collect::<Result<_, _>>()?;
+        }
+        Ok(state)
+    }
+
     /// Sets the bits of something that is about to be written to another map.
     pub fn mark(&self, mark: Mark) -> Result<(), TableError> {
-        let state = &mut *self.state();
+        let state = &mut *self.state_with_bits()?;
         let mut result = Ok(());
         mark.for_each(|position| {
             let index = position.line as usize;
@@ -148,7 +157,7 @@ impl Filter {
     /// Writes the lines again that another program has changed. Returns their number.
     pub fn repair(&self) -> Result<usize, TableError> {
         let mut repaired = 0;
-        for (number, bits) in (0..).zip(&self.state().bits) {
+        for (number, bits) in (0..).zip(&self.state_with_bits()?.bits) {
             if self.lines.read(number)? != *bits {
                 self.lines.write(number, *bits)?;
                 repaired += 1;
@@ -159,7 +168,7 @@ impl Filter {
 
     /// Sets bits, and clears none.
     pub fn add(&self, needed: &[FilterLine]) -> Result<(), TableError> {
-        for ((number, bits), needed) in (0..).zip(&mut self.state().bits).zip(needed) {
+        for ((number, bits), needed) in (0..).zip(&mut self.state_with_bits()?.bits).zip(needed) {
             let old = *bits;
             bits.words.iter_mut().zip(needed.words).for_each(|(word, needed)| *word |= needed);
             if *bits != old {
@@ -172,7 +181,7 @@ impl Filter {
     /// Sets all bits that are needed, and clears those that were not needed the last time either.
     /// The documentation of this module states what must happen between two calls.
     pub fn tidy(&self, needed: &[FilterLine]) -> Result<Tidied, TableError> {
-        let state = &mut *self.state();
+        let state = &mut *self.state_with_bits()?;
         let before = mem::take(&mut state.unneeded);
         (state.removed, state.tidied) = (false, Some(Instant::now()));
         let mut tidied = Tidied::default();
