@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use lb_model::ObjectName;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -68,16 +69,10 @@ impl IngressMetrics {
     }
 
     pub(super) fn finished(&self, record: &AccessRecord, duration: Duration) {
-        let route = record.route.as_ref();
-        let labels = |class: Option<u16>| {
-            let (namespace, name) =
-                route.map_or(("", ""), |route| (route.ingress.namespace(), route.ingress.name()));
-            let mut labels = vec![("namespace", namespace.to_owned()), ("ingress", name.to_owned())];
-            labels.extend(class.map(|class| ("status", format!("{class}xx"))));
-            labels
-        };
-        self.requests.get_or_create(&labels(Some(record.status / 100))).inc();
-        self.durations.get_or_create(&labels(None)).observe(duration.as_secs_f64());
+        let mut labels = of_ingress(record.route.as_ref().map(|route| &route.ingress));
+        self.durations.get_or_create(&labels).observe(duration.as_secs_f64());
+        labels.push(of_class(record.status / 100));
+        self.requests.get_or_create(&labels).inc();
         self.retries.inc_by(u64::from(record.tries.saturating_sub(1)));
         if !record.complete {
             self.aborted.inc();
@@ -85,14 +80,24 @@ impl IngressMetrics {
     }
 
     /// Removes the metrics of an Ingress that no longer exists.
-    pub fn forget(&self, ingress: &lb_model::ObjectName) {
-        let of_ingress =
-            vec![("namespace", ingress.namespace().to_owned()), ("ingress", ingress.name().to_owned())];
-        self.durations.remove(&of_ingress);
+    pub fn forget(&self, ingress: &ObjectName) {
+        let labels = of_ingress(Some(ingress));
+        self.durations.remove(&labels);
         for class in 1..=5 {
-            let mut labels = of_ingress.clone();
-            labels.push(("status", format!("{class}xx")));
+            let mut labels = labels.clone();
+            labels.push(of_class(class));
             self.requests.remove(&labels);
         }
     }
+}
+
+/// Returns the labels of an Ingress. They are empty for a request without a route.
+fn of_ingress(ingress: Option<&ObjectName>) -> ByIngress {
+    let (namespace, name) = ingress.map_or(("", ""), |ingress| (ingress.namespace(), ingress.name()));
+    vec![("namespace", namespace.to_owned()), ("ingress", name.to_owned())]
+}
+
+/// Returns the label of a class of statuses, such as 2 for 200 to 299.
+fn of_class(class: u16) -> (&'static str, String) {
+    ("status", format!("{class}xx"))
 }
