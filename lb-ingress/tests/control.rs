@@ -2,18 +2,21 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lb_ingress::control::{Controller, Outcome};
 use lb_ingress::ingress::Settings;
-use lb_ingress::observe::Observer;
+use lb_ingress::observe::{AccessRecord, Observer};
 use lb_ingress::proxy::{Gateway, GatewaySettings};
-use lb_ingress::routes::BackendRef;
 use lb_ingress::routes::policy::{BasicAuth, BasicAuthForm};
+use lb_ingress::routes::{BackendRef, Origin};
 use lb_ingress::tls::{CertificateStore, self_signed};
 use lb_ingress::users::Verdict;
 use lb_model::{ObjectName, SourceEvent, WatchedResource};
 use lb_objects::ObjectSelection;
 use lb_objects::manifests::ManifestFolder;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 
 const INGRESS: &str = "
 apiVersion: networking.k8s.io/v1
@@ -125,6 +128,49 @@ fn routes_endpoints_and_certificates_follow_the_manifests() {
     std::fs::remove_file(world.path("b.yaml")).unwrap();
     world.scan();
     assert_eq!((world.hosts(), world.addresses()), (0, None));
+}
+
+#[test]
+fn the_metrics_of_an_ingress_end_with_it() {
+    let mut world = World::new();
+    world.write("a.yaml", &INGRESS.replace("HOST", "a"));
+    world.scan();
+    let record = AccessRecord {
+        client: "192.0.2.7".parse().unwrap(),
+        method: "GET".into(),
+        host: "a.example".into(),
+        path: "/".into(),
+        protocol: "HTTP/1.1",
+        tls: false,
+        status: 200,
+        bytes: 0,
+        route: Some(Origin { ingress: ObjectName::new("shop", "a"), path: Some((0, 0)) }),
+        service: None,
+        endpoint: None,
+        tries: 1,
+        endpoint_time: None,
+        user_agent: None,
+        request_id: None,
+        trace: None,
+        reason: None,
+        complete: true,
+    };
+    let observer = &world.gateway.observer;
+    let mut registry = Registry::default();
+    observer.metrics.register(&mut registry);
+    observer.finished(&record, Duration::from_millis(1));
+    let metrics = || {
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        text
+    };
+    let labels = "{namespace=\"shop\",ingress=\"a\"";
+    for series in ["requests_total", "request_duration_seconds_count"] {
+        assert!(metrics().contains(&format!("sluice_ingress_{series}{labels}")), "{}", metrics());
+    }
+    std::fs::remove_file(world.path("a.yaml")).unwrap();
+    world.scan();
+    assert!(!metrics().contains(labels), "{}", metrics());
 }
 
 #[test]
