@@ -17,19 +17,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Body {
     Body {
         max_request,
         max_response_header,
-        buffer_request: switch(reader, "proxy-request-buffering", default.buffer_request),
-        buffer_response: switch(reader, "proxy-buffering", default.buffer_response),
-    }
-}
-
-fn switch(reader: &mut Reader<'_>, name: &'static str, default: bool) -> bool {
-    match reader.text(name) {
-        None => default,
-        Some("on") => true,
-        Some("off") => false,
-        Some(other) => {
-            reader.bad(name, format_args!("`{other}` is neither on nor off"), "use on or off");
-            default
-        }
+        buffer_request: reader.switch("proxy-request-buffering").unwrap_or(default.buffer_request),
+        buffer_response: reader.switch("proxy-buffering").unwrap_or(default.buffer_response),
     }
 }

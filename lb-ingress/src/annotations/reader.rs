@@ -120,6 +120,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reads `on` or `off`.
+    pub fn switch(&mut self, name: &'static str) -> Option<bool> {
+        match self.text(name)? {
+            "on" => Some(true),
+            "off" => Some(false),
+            other => {
+                self.bad(name, format_args!("`{other}` is neither on nor off"), "use on or off");
+                None
+            }
+        }
+    }
+
     /// Reads a number within a range.
     pub fn number(&mut self, name: &'static str, least: u32, most: u32) -> Option<u32> {
         let text = self.text(name)?;

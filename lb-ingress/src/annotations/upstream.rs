@@ -113,15 +113,8 @@ fn tls(reader: &mut Reader<'_>) -> UpstreamTls {
             reader.note(name, "has no effect: TLS 1.2 and 1.3 are used with safe ciphers", "remove it");
         }
     }
-    let mut switch = |name| match reader.text(name) {
-        None | Some("off") => false,
-        Some("on") => true,
-        Some(other) => {
-            reader.bad(name, format_args!("`{other}` is neither on nor off"), "use on or off");
-            false
-        }
-    };
-    let (verify, send_name) = (switch("proxy-ssl-verify"), switch("proxy-ssl-server-name"));
+    let verify = reader.switch("proxy-ssl-verify").unwrap_or(false);
+    let send_name = reader.switch("proxy-ssl-server-name").unwrap_or(false);
     let tls = UpstreamTls {
         secret: reader.secret("proxy-ssl-secret"),
         verify,
