@@ -1,5 +1,6 @@
 //! What the proxy does with well-formed requests.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ fn template(text: &str) -> Template {
     Template::parse(text).unwrap()
 }
 
-type Http2 = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
+type Http2<B> = hyper::client::conn::http2::SendRequest<B>;
 
 /// Accepts any certificate of the server.
 pub fn client_config() -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
@@ -90,14 +91,19 @@ async fn tls(
     (stream, certificate)
 }
 
-async fn http2(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) -> Http2 {
+async fn http2<B>(
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+) -> Http2<B>
+where
+    B: hyper::body::Body<Data = Bytes, Error = Infallible> + Unpin + Send + 'static,
+{
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     sender
 }
 
-async fn http2_get(sender: &mut Http2, uri: &str) -> (StatusCode, String) {
+async fn http2_get(sender: &mut Http2<Full<Bytes>>, uri: &str) -> (StatusCode, String) {
     let request = Request::builder().version(Version::HTTP_2).uri(uri).body(Full::default()).unwrap();
     let response = sender.send_request(request).await.unwrap();
     let status = response.status();
@@ -256,14 +262,11 @@ async fn grpc_keeps_its_trailers() {
     let (world, endpoint) = (World::new().await, Endpoint::start("one").await);
     let upstream = Upstream { protocol: BackendProtocol::Grpc, ..Upstream::default() };
     world.simple(Policy { upstream, ..Policy::default() }, &[endpoint.address]);
-    let stream = TcpStream::connect(world.http).await.unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
+    let mut sender = http2(TcpStream::connect(world.http).await.unwrap()).await;
     let mut trailers = hyper::HeaderMap::new();
     trailers.insert("x-trailer", "at the end".parse().unwrap());
     let frames = [Frame::data(Bytes::from("hello")), Frame::trailers(trailers)];
-    let frames = futures::stream::iter(frames.map(Ok::<_, std::convert::Infallible>));
+    let frames = futures::stream::iter(frames.map(Ok::<_, Infallible>));
     let request = Request::post("http://a.example/pkg.Service/Call")
         .header("te", "trailers")
         .body(StreamBody::new(frames))
