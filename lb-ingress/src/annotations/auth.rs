@@ -1,4 +1,5 @@
-//! Who may send requests: `auth-type`, `auth-secret`, `auth-url`, `auth-signin`, and their like.
+//! The authentication of requests: `auth-type`, `auth-secret`, `auth-url`, `auth-signin`, and their
+//! like.
 
 use super::reader::{Reader, is_token};
 use crate::routes::policy::{Auth, BasicAuth, BasicAuthForm, ExternalAuth};

@@ -9,7 +9,7 @@ use crate::routes::policy::Timeouts;
 /// What the proxy does with an annotation.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Support {
-    /// Requests are answered as the annotation demands.
+    /// The proxy answers requests as ingress-nginx does with the annotation.
     Served,
     /// The proxy has no such feature. If the condition holds, some requests are answered in
     /// another way, for this reason.

@@ -4,7 +4,7 @@
 use super::reader::Reader;
 use crate::routes::policy::{BackendProtocol, Balance, Retry, Upstream, UpstreamTls, UpstreamVersion};
 
-/// How an endpoint is chosen, and when another one is tried.
+/// Reads the choice of an endpoint, and the conditions for another try.
 pub(super) fn read(reader: &mut Reader<'_>) -> (Balance, Retry) {
     if reader.flag("service-upstream") == Some(true) {
         reader.note(
@@ -16,7 +16,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> (Balance, Retry) {
     (balance(reader), retry(reader))
 }
 
-/// How the endpoint is spoken to. Without it, requests would leave without TLS.
+/// Reads the protocol towards endpoints. Without it, requests would leave without TLS.
 pub(super) fn read_protocol(reader: &mut Reader<'_>) -> Upstream {
     Upstream {
         protocol: protocol(reader),

@@ -19,7 +19,7 @@ pub enum Content {
     Own(Bytes),
     /// An endpoint's. The lease goes back when the body has ended.
     Endpoint { body: Incoming, lease: Option<Lease>, read: Duration },
-    /// After it the connection has another protocol.
+    /// The connection has another protocol after this response.
     Upgraded,
 }
 

@@ -1,4 +1,4 @@
-//! Client certificates: what a request with one, or without one, gets.
+//! Decides about requests by the certificate of their client.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -13,7 +13,7 @@ use crate::tls::ClientCertificate;
 const VERIFY: HeaderName = HeaderName::from_static("ssl-client-verify");
 const CERTIFICATE: HeaderName = HeaderName::from_static("ssl-client-cert");
 
-/// What a connection has shown of its client.
+/// The certificate that a client has shown at the handshake.
 #[derive(Debug)]
 pub struct Shown {
     /// The settings that were in effect at the handshake.

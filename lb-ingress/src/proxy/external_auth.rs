@@ -40,7 +40,7 @@ struct Server {
     resolved: Mutex<Option<(SocketAddr, Instant)>>,
 }
 
-/// What a request that is admitted gets from the answer of the server.
+/// The fields that an admitted request and its answer get from the answer of the server.
 #[derive(Debug, Default)]
 pub struct Granted {
     /// Fields of the request to the backend. A field without values is removed.

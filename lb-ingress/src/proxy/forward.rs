@@ -35,7 +35,7 @@ pub struct Forward<'a> {
     pub found: Found<'a>,
     pub path: &'a NormalPath<'a>,
     pub variables: Variables<'a>,
-    /// The protocol that the client asks for, and the client's side of it.
+    /// The protocol in the field `Upgrade`, and the connection of the client after the upgrade.
     pub upgrade: Option<(HeaderValue, OnUpgrade)>,
     pub drain: &'a Drain,
 }
@@ -83,7 +83,7 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
         parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     if policy.upstream.tls.verify || policy.upstream.tls.secret.is_some() {
-        // Never served half: the annotations `proxy-ssl-*` ask for a check.
+        // The annotations `proxy-ssl-*` demand a verification that the proxy does not have.
         finish.record.reason = Some("verification of endpoints (proxy-ssl-*) is not supported".into());
         return own(StatusCode::SERVICE_UNAVAILABLE);
     }

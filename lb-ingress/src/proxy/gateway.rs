@@ -1,4 +1,4 @@
-//! What all connections share.
+//! The state and the settings that all connections share.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -42,8 +42,7 @@ impl Default for GatewaySettings {
     }
 }
 
-/// The state of a proxy. Whoever reads the objects swaps the table, and sets endpoints and
-/// certificates.
+/// The state of a proxy. The controller swaps the table, and sets endpoints and certificates.
 #[derive(Debug)]
 pub struct Gateway {
     pub table: Arc<ArcSwap<RouteTable>>,

@@ -61,7 +61,7 @@ impl Link {
         self.busy.store(busy, Ordering::Relaxed);
     }
 
-    /// Reports the answer to a request for another protocol.
+    /// Reports the answer to an upgrade.
     pub fn answer_upgrade(&self, switched: bool) {
         let answer = if switched { UPGRADE_SWITCHED } else { UPGRADE_REFUSED };
         self.upgrade.store(answer, Ordering::Release);
@@ -253,7 +253,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                 return Poll::Ready(Ok(()));
             }
             if this.refused {
-                // An end would count as the client's, who then gets no answer.
+                // The engine reads the end of the bytes as a closed connection, and would send no
+                // answer.
                 return Poll::Pending;
             }
             if this.closed {

@@ -27,7 +27,7 @@ pub struct ResponseBody {
     finish: Finish,
 }
 
-/// What ends with the response.
+/// The state that ends with the response.
 #[derive(Debug)]
 pub struct Finish {
     pub gateway: Arc<Gateway>,

@@ -32,7 +32,7 @@ use crate::routes::{NormalPath, RequestFacts, RouteTable, request_host};
 pub struct Tls {
     /// The server name of the handshake in lower case.
     pub name: Option<String>,
-    /// What the client has shown, if its host has client certificates.
+    /// The certificate of the client, if its host has client certificates.
     pub client: Option<Shown>,
 }
 
@@ -74,7 +74,7 @@ impl Service {
         }
         let start = Instant::now();
         let is_upgrade = upgrade::is_requested(request.version(), request.headers());
-        // If the client goes away, this is dropped with the status of nginx for it.
+        // If the client closes the connection, this is dropped with status 499, as in nginx.
         let mut finish = Finish {
             gateway: self.gateway.clone(),
             record: self.record(&request),
@@ -244,7 +244,7 @@ impl Service {
             let protocol = parts.headers.get(hyper::header::UPGRADE).cloned();
             headers::remove_hop_by_hop(&mut parts.headers);
             if matches!(policy.auth, Some(Auth::Basic(_))) {
-                // The password is for the proxy, as in ingress-nginx.
+                // The password concerns the proxy only, as in ingress-nginx.
                 parts.headers.remove(AUTHORIZATION);
             }
             self.set_forwarded(&mut parts.headers, client, (scheme, &host_value), &request_id);

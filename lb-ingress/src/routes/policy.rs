@@ -143,7 +143,7 @@ pub struct Sources {
     pub denied: Box<[IpNet]>,
 }
 
-/// Who may send requests.
+/// The authentication of requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Auth {
     Basic(BasicAuth),

@@ -1,4 +1,4 @@
-//! Who may send requests.
+//! The authentication of requests.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
