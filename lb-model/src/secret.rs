@@ -18,6 +18,9 @@ pub struct Secret {
 }
 
 impl Secret {
+    /// The type of Secrets with a certificate and its key.
+    pub const TLS: &str = "kubernetes.io/tls";
+
     /// Returns the value of a key.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         self.data.get(key).map(|value| &**value)

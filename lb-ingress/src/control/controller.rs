@@ -77,7 +77,7 @@ impl Controller {
             match event {
                 SourceEvent::Secret(name, secret) => {
                     self.set_secret(name, secret.as_deref(), &mut outcome);
-                    let users = secret.clone().filter(|secret| &*secret.kind != "kubernetes.io/tls");
+                    let users = secret.clone().filter(|secret| &*secret.kind != Secret::TLS);
                     self.gateway.users.set(name, users);
                     self.gateway.authorities.set(name, secret.as_deref());
                 }

@@ -22,7 +22,7 @@ use k8s_openapi::api::networking::v1::{Ingress as ApiIngress, IngressClass as Ap
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use lb_model::{
-    EndpointSlice, Ingress, IngressClass, Node, ObjectName, Service, SourceEvent, WatchedResource,
+    EndpointSlice, Ingress, IngressClass, Node, ObjectName, Secret, Service, SourceEvent, WatchedResource,
 };
 use tokio::sync::mpsc;
 use tower::Layer as _;
@@ -161,7 +161,7 @@ async fn watch_with(
     };
     let with_fields = |fields: String| Selector { fields: Some(fields), ..Selector::default() };
     let of_this_node = with_fields(format!("metadata.name={this_node}"));
-    let tls = with_fields(format!("type={}", secrets::TLS));
+    let tls = with_fields(format!("type={}", Secret::TLS));
     let reader = Reader { client, patience: limits.listing };
     let services = run_watch(reader.objects::<ApiService>(service_objects), services(scope), &events);
     let slices =

@@ -16,9 +16,6 @@ use tokio::task::JoinHandle;
 use super::watch::{WatchBackoff, WatchSpec, run_watch};
 use crate::convert::{self, Converted};
 
-/// The type of the Secrets that [`watch`](super::watch()) sends.
-pub(super) const TLS: &str = "kubernetes.io/tls";
-
 /// How Secrets are watched.
 pub(super) type SecretWatch =
     WatchSpec<fn(&ApiSecret) -> Converted<Secret>, fn(ObjectName, Option<Secret>) -> SourceEvent>;
@@ -106,7 +103,7 @@ async fn watch_one(client: Client, name: ObjectName, sent: Sent, events: mpsc::S
         while let Some(event) = receiver.recv().await {
             let event = match event {
                 // The watch of all Secrets of this type sends it, and its deletion.
-                SourceEvent::Secret(_, Some(secret)) if &*secret.kind == TLS => {
+                SourceEvent::Secret(_, Some(secret)) if &*secret.kind == Secret::TLS => {
                     is_tls = true;
                     continue;
                 }
