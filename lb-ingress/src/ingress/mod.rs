@@ -15,4 +15,4 @@ pub use class::ClassRules;
 pub(crate) use class::class_of;
 pub use objects::{DefaultBackend, NamedSecrets, Objects};
 pub use problems::OpenProblems;
-pub use translator::{Settings, Translator, Update};
+pub use translator::{NEEDED, Settings, Translator, Update};

@@ -65,7 +65,7 @@ pub struct Update {
 }
 
 /// The resources without which routes would be wrong.
-const NEEDED: [WatchedResource; 4] = [
+pub const NEEDED: [WatchedResource; 4] = [
     WatchedResource::Services,
     WatchedResource::Ingresses,
     WatchedResource::IngressClasses,

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use lb_ingress::ingress::NamedSecrets;
+use lb_ingress::ingress::{NEEDED, NamedSecrets};
 use lb_ingress::migration::{self, Report};
-use lb_model::{ProblemKind, ProblemSource, ResourceSet, SourceEvent, WatchedResource};
+use lb_model::{ProblemKind, ProblemSource, ResourceSet, SourceEvent};
 use lb_objects::kubernetes::{self, KubernetesError, WatchAges};
 use lb_objects::manifests::{self, ManifestError};
 use lb_objects::{ObjectSelection, ServiceSelection};
@@ -62,18 +62,11 @@ pub struct Checked {
 /// A list of ten thousand Ingresses takes seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 
-const RESOURCES: [WatchedResource; 4] = [
-    WatchedResource::Services,
-    WatchedResource::Ingresses,
-    WatchedResource::IngressClasses,
-    WatchedResource::Secrets,
-];
-
 impl PreflightArgs {
     /// Reads the objects and reports about them.
     pub async fn run(&self) -> Result<Checked, MigrationError> {
         let selection = ObjectSelection {
-            resources: ResourceSet::of(&RESOURCES),
+            resources: ResourceSet::of(&NEEDED),
             this_node: "".into(),
             services: ServiceSelection::PortsOfAll,
         };
@@ -97,7 +90,7 @@ impl PreflightArgs {
         let (sender, mut receiver) = mpsc::channel(256);
         let watch = tokio::spawn(kubernetes::watch(client, selection, sender));
         let mut events = Vec::new();
-        let mut missing = RESOURCES.len();
+        let mut missing = NEEDED.len();
         let end = Instant::now() + LIMIT;
         while missing > 0 {
             let event = timeout_at(end, receiver.recv()).await;
