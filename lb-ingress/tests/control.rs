@@ -131,6 +131,17 @@ fn routes_endpoints_and_certificates_follow_the_manifests() {
 }
 
 #[test]
+fn problems_name_the_file_of_their_object() {
+    let mut world = World::new();
+    for class in ["sluice", "missing"] {
+        world.write("a.yaml", &INGRESS.replace("HOST", "a").replace("sluice", class));
+        let raised = world.scan().raised;
+        assert_eq!(raised.len(), 1, "{raised:?}");
+        assert!(raised[0].to_string().contains("a.yaml: document 1"), "{}", raised[0]);
+    }
+}
+
+#[test]
 fn the_metrics_of_an_ingress_end_with_it() {
     let mut world = World::new();
     world.write("a.yaml", &INGRESS.replace("HOST", "a"));
@@ -240,6 +251,7 @@ fn an_invalid_certificate_leaves_the_earlier_one_in_effect() {
     assert_eq!(raised.len(), 1);
     let text = raised[0].to_string();
     assert!(text.contains("Secret shop/tls") && text.contains("does not belong to"), "{text}");
+    assert!(text.contains("tls.json: document 1"), "{text}");
     assert!(Arc::ptr_eq(&first, &world.gateway.certificates.of(Some(&name))));
 
     world.write("tls.json", &secret(&certificate, &key));

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use crate::problem::{Problem, ProblemKind, Severity};
+use crate::problem::{ManifestLocation, Problem, ProblemKind, Severity};
 use crate::protocol::Protocol;
 
 /// The number of problems of one object that are reported individually. A slice can have a thousand
@@ -14,6 +14,7 @@ const REPORTED_PER_OBJECT: usize = 8;
 #[derive(Debug)]
 pub struct Problems {
     object: Arc<str>,
+    location: Option<Arc<ManifestLocation>>,
     reported: Vec<Problem>,
     suppressed: usize,
 }
@@ -21,7 +22,13 @@ pub struct Problems {
 impl Problems {
     /// `kind` and `name` are those of the object.
     pub fn of(kind: &str, name: impl Display) -> Self {
-        Self { object: format!("{kind} {name}").into(), reported: Vec::new(), suppressed: 0 }
+        Self { object: format!("{kind} {name}").into(), location: None, reported: Vec::new(), suppressed: 0 }
+    }
+
+    /// Sets the place in a manifest folder that the object was read from.
+    #[must_use]
+    pub fn at(self, location: Option<Arc<ManifestLocation>>) -> Self {
+        Self { location, ..self }
     }
 
     /// Adds an error of a field.
@@ -59,7 +66,7 @@ impl Problems {
         }
         self.reported.push(Problem {
             severity,
-            location: None,
+            location: self.location.clone(),
             object: self.object.clone(),
             field: field.to_string().into(),
             kind,
@@ -73,7 +80,7 @@ impl Problems {
         if let (1.., Some(kind)) = (self.suppressed, self.reported.last().map(|last| last.kind)) {
             self.reported.push(Problem {
                 severity: Severity::Error,
-                location: None,
+                location: self.location,
                 object: self.object,
                 field: "".into(),
                 kind,

@@ -185,7 +185,8 @@ impl Controller {
             Some(Ok(certificate)) => self.gateway.certificates.set(name.clone(), Some(certificate)),
             None => self.gateway.certificates.set(name.clone(), None),
             Some(Err(error)) => {
-                let mut problems = Problems::of("Secret", name);
+                let location = secret.and_then(|secret| secret.location.clone());
+                let mut problems = Problems::of("Secret", name).at(location);
                 problems.error(
                     ProblemKind::Contradiction,
                     "data",
@@ -193,8 +194,6 @@ impl Controller {
                     "until then the earlier certificate is served, or the default one",
                 );
                 for problem in problems.into_vec() {
-                    let location = secret.and_then(|secret| secret.location.clone());
-                    let problem = Problem { location, ..problem };
                     self.bad_secrets.insert(name.clone(), problem.clone());
                     outcome.raised.push(problem);
                 }

@@ -87,9 +87,6 @@ impl Compiler<'_> {
         }
         let mut compiled = work.compiled;
         compiled.problems = work.problems.into_vec();
-        for problem in &mut compiled.problems {
-            problem.location = ingress.location.clone();
-        }
         compiled
     }
 }

@@ -188,10 +188,9 @@ impl Translator {
 
     fn compile(&self, name: &ObjectName) -> (Option<Compiled>, Vec<Problem>) {
         let Some(ingress) = self.ingresses.get(name) else { return (None, Vec::new()) };
-        let mut problems = Problems::of("Ingress", name);
+        let mut problems = Problems::of("Ingress", name).at(ingress.location.clone());
         if !self.settings.classes.serve(ingress, &self.classes, &mut problems) {
-            let located = |problem| Problem { location: ingress.location.clone(), ..problem };
-            return (None, problems.into_vec().into_iter().map(located).collect());
+            return (None, problems.into_vec());
         }
         let compiler = Compiler { objects: &self.objects, default_policy: &self.default_policy };
         let mut compiled = compiler.compile(name, ingress, problems);
