@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use hyper::{Method, StatusCode};
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
@@ -32,13 +31,7 @@ pub async fn serve_diagnostics(
 
 fn respond(path: &str, registry: &Registry, settings: &watch::Receiver<Map<String, Value>>) -> HttpResponse {
     match path {
-        "/metrics" => {
-            let mut text = String::new();
-            match encode(&mut text, registry) {
-                Ok(()) => http::open_metrics(text),
-                Err(error) => http::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-            }
-        }
+        "/metrics" => http::open_metrics(registry),
         "/configz" => http::json(StatusCode::OK, &json!({ "sluice": *settings.borrow() })),
         // kube-proxy answers `iptables` or `nftables` here.
         "/proxyMode" => http::text(StatusCode::OK, "sluice"),
@@ -56,6 +49,7 @@ mod tests {
     use lb_datapath::{DriftKind, EndpointShortage, ServiceLoad};
     use lb_model::{IpFamily, ObjectName, Problem, ProblemKind, Protocol, Severity, SourceEvent, Trigger};
     use lb_plan::desired::ServicePortId;
+    use prometheus_client::encoding::text::encode;
 
     use super::super::http::testing::request;
     use super::super::{AgentPort, KernelCounts, bind};

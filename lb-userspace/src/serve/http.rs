@@ -11,6 +11,8 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
@@ -93,8 +95,13 @@ pub fn text(status: StatusCode, body: impl Into<Bytes>) -> HttpResponse {
 /// The content type of OpenMetrics 1.0.0. Prometheus selects the parser by it.
 pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-pub fn open_metrics(text: String) -> HttpResponse {
-    response(StatusCode::OK, OPEN_METRICS, text.into())
+/// Returns the metrics of a registry.
+pub fn open_metrics(registry: &Registry) -> HttpResponse {
+    let mut metrics = String::new();
+    match encode(&mut metrics, registry) {
+        Ok(()) => response(StatusCode::OK, OPEN_METRICS, metrics.into()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
 }
 
 pub fn response(status: StatusCode, content_type: &'static str, body: Bytes) -> HttpResponse {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use hyper::{Method, StatusCode};
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -31,13 +30,7 @@ fn respond(path: &str, registry: &Registry, ready: bool) -> HttpResponse {
         "/readyz" if ready => http::text(StatusCode::OK, "ready\n"),
         "/readyz" => http::text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no routes yet, or stopping\n"),
         "/healthz" | "/livez" => http::text(StatusCode::OK, "ok\n"),
-        "/metrics" => {
-            let mut text = String::new();
-            match encode(&mut text, registry) {
-                Ok(()) => http::open_metrics(text),
-                Err(error) => http::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-            }
-        }
+        "/metrics" => http::open_metrics(registry),
         _ => http::text(StatusCode::NOT_FOUND, "try /readyz, /healthz or /metrics\n"),
     }
 }
