@@ -78,7 +78,7 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
         parts.headers.insert(UPGRADE, protocol.clone());
     }
     let way = way(policy, &variables);
-    if body.has_bytes() && body.size_hint().exact().is_none() && !way.is_http2() {
+    if body.has_bytes() && body.size_hint().exact().is_none() && !way.protocol.is_http2() {
         // The engine leaves out a body of unknown length for methods that rarely have one.
         parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -154,10 +154,9 @@ fn header_size(headers: &HeaderMap) -> usize {
 
 fn way(policy: &Policy, variables: &Variables<'_>) -> Way {
     let tls = &policy.upstream.tls;
-    let name = tls.send_name.then(|| tls.name.as_deref().map_or(variables.host, |name| name).into());
     let protocol = policy.upstream.protocol;
-    let name = name.filter(|_| matches!(protocol, BackendProtocol::Https | BackendProtocol::Grpcs));
-    Way { protocol, name }
+    let sends_name = tls.send_name && protocol.is_tls();
+    Way { protocol, name: sends_name.then(|| tls.name.as_deref().unwrap_or(variables.host).into()) }
 }
 
 /// Sets the target and the version of the request to the backend.
@@ -181,7 +180,7 @@ fn set_target(parts: &mut Parts, way: &Way, target: &str, query: Option<&str>, p
             // HTTP/2 has the host in the target (RFC 9113 8.3.1).
             let host = parts.headers.remove(HOST);
             uri.authority = host.and_then(|host| host.as_bytes().try_into().ok());
-            let scheme = if way.protocol == BackendProtocol::Grpc { "http" } else { "https" };
+            let scheme = if way.protocol.is_tls() { "https" } else { "http" };
             uri.scheme = scheme.parse().ok();
             parts.version = Version::HTTP_2;
         }

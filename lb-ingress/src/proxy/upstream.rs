@@ -38,16 +38,6 @@ pub struct Way {
     pub name: Option<Box<str>>,
 }
 
-impl Way {
-    fn is_tls(&self) -> bool {
-        matches!(self.protocol, BackendProtocol::Https | BackendProtocol::Grpcs)
-    }
-
-    pub fn is_http2(&self) -> bool {
-        matches!(self.protocol, BackendProtocol::Grpc | BackendProtocol::Grpcs)
-    }
-}
-
 /// The connections of one endpoint. They close when the endpoint is dropped.
 #[derive(Debug, Default)]
 pub struct Connections {
@@ -88,7 +78,7 @@ impl Connections {
         timeouts: &Timeouts,
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Option<Lease>), SendError> {
-        if way.is_http2() {
+        if way.protocol.is_http2() {
             return self.send_http2(address, way, timeouts, request).await;
         }
         let mut request = request;
@@ -233,7 +223,7 @@ async fn connect_http1(address: SocketAddr, way: &Way, within: Duration) -> io::
     let stream = connect(address, within).await?;
     let mut builder = http1::Builder::new();
     builder.max_headers(256);
-    if way.is_tls() {
+    if way.protocol.is_tls() {
         let stream = connect_tls(stream, address, way, within).await?;
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         tokio::spawn(report(address, connection.with_upgrades()));
@@ -253,7 +243,7 @@ async fn connect_http2(address: SocketAddr, way: &Way, within: Duration) -> io::
         .initial_connection_window_size(4 << 20)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
-    if way.is_tls() {
+    if way.protocol.is_tls() {
         let stream = connect_tls(stream, address, way, within).await?;
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         tokio::spawn(report(address, connection));
@@ -290,7 +280,7 @@ async fn connect_tls(
         Ok([config(b"http/1.1")?, config(b"h2")?])
     });
     let [http1, http2] = CONFIGS.as_ref().map_err(io::Error::other)?;
-    let config = if way.is_http2() { http2 } else { http1 };
+    let config = if way.protocol.is_http2() { http2 } else { http1 };
     let name = match &way.name {
         Some(name) => ServerName::try_from(name.to_string()).map_err(io::Error::other)?,
         // An address is never sent as SNI (RFC 6066 3).

@@ -359,6 +359,16 @@ pub enum ClientVerification {
     OptionalNoCa,
 }
 
+impl BackendProtocol {
+    pub fn is_tls(self) -> bool {
+        matches!(self, Self::Https | Self::Grpcs)
+    }
+
+    pub fn is_http2(self) -> bool {
+        matches!(self, Self::Grpc | Self::Grpcs)
+    }
+}
+
 impl Policy {
     /// Returns the Secrets that the policy needs.
     pub fn secrets(&self) -> impl Iterator<Item = &ObjectName> {
