@@ -23,10 +23,16 @@ pub enum Content {
     Upgraded,
 }
 
+/// Returns an answer of the proxy itself, without fields.
+pub fn plain(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Content::Own(body.into()));
+    *answer.status_mut() = status;
+    answer
+}
+
 /// Returns an answer of the proxy itself, with the status as its text.
 pub fn own(status: StatusCode) -> Answer {
-    let mut answer = Response::new(Content::Own(Bytes::from(format!("{status}\n"))));
-    *answer.status_mut() = status;
+    let mut answer = plain(status, format!("{status}\n"));
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
@@ -36,8 +42,7 @@ pub fn own(status: StatusCode) -> Answer {
 /// Returns an answer without a body that leads to another place.
 pub fn redirect(status: StatusCode, location: &str) -> Answer {
     let Ok(location) = HeaderValue::from_str(location) else { return own(StatusCode::BAD_REQUEST) };
-    let mut answer = Response::new(Content::Own(Bytes::new()));
-    *answer.status_mut() = status;
+    let mut answer = plain(status, "");
     answer.headers_mut().insert(LOCATION, location);
     answer
 }

@@ -1,10 +1,9 @@
 //! The parts of a policy that need no endpoint.
 
-use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use hyper::{HeaderMap, Response, StatusCode};
+use hyper::{HeaderMap, StatusCode};
 
-use super::answer::{Answer, Content, redirect};
+use super::answer::{Answer, plain, redirect};
 use super::variables::Variables;
 use crate::routes::policy::{Answer as OwnAnswer, Policy, TlsRedirect};
 use crate::routes::{HostSettings, Template};
@@ -50,8 +49,7 @@ pub fn own_answer(answer: &OwnAnswer, variables: &Variables<'_>) -> Answer {
     if status.is_redirection() {
         return redirect(status, &text);
     }
-    let mut response = Response::new(Content::Own(Bytes::from(text)));
-    *response.status_mut() = status;
+    let mut response = plain(status, text);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }

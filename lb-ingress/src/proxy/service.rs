@@ -4,13 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, USER_AGENT};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Request, Response, StatusCode, Version};
 
-use super::answer::{Answer, Content, own};
+use super::answer::{Answer, own, plain};
 use super::client_auth::Shown;
 use super::drain::Drain;
 use super::external_auth::Granted;
@@ -221,8 +220,7 @@ impl Service {
         let origin = original_headers.get(ORIGIN);
         let preflight = cors::is_preflight(&parts.method, &parts.headers);
         if let Some(cors) = policy.cors.as_ref().filter(|_| preflight) {
-            let mut answer = Response::new(Content::Own(Bytes::new()));
-            *answer.status_mut() = StatusCode::NO_CONTENT;
+            let mut answer = plain(StatusCode::NO_CONTENT, "");
             cors::add(cors, origin, true, answer.headers_mut());
             return answer;
         }
