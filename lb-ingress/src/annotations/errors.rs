@@ -2,7 +2,7 @@
 
 use super::reader::{Reader, list};
 
-/// What `custom-http-errors` and `default-backend` contain.
+/// The values of `custom-http-errors` and `default-backend`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ErrorRule {
     pub statuses: Box<[u16]>,

@@ -1,4 +1,4 @@
-//! What holds for a whole host: `server-alias`, `from-to-www-redirect`, `ssl-passthrough`,
+//! Settings of a whole host: `server-alias`, `from-to-www-redirect`, `ssl-passthrough`,
 //! `auth-tls-*`.
 
 use super::reader::{Reader, list};

@@ -25,7 +25,7 @@ pub(super) struct Reader<'a> {
     read: BTreeSet<&'static str>,
     /// An annotation of the current family is invalid.
     invalid: bool,
-    /// What happens until an annotation of the current family is corrected.
+    /// The consequence until an annotation of the current family is corrected.
     consequence: &'static str,
 }
 

@@ -1,12 +1,11 @@
-//! What the proxy does with each annotation: one table, from which Events, `lb preflight` and the
-//! tests follow.
+//! One table of all annotations and their support. Events, `lb preflight` and the tests follow it.
 
 use lb_model::{ProblemKind, Problems};
 
 use super::result::Annotations;
 use crate::routes::policy::Timeouts;
 
-/// What the proxy does with an annotation.
+/// The support of an annotation.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Support {
     /// The proxy answers requests as ingress-nginx does with the annotation.

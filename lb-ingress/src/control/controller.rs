@@ -29,7 +29,7 @@ pub struct Controller {
     waiting: HashMap<HostPattern, Option<Arc<HostRoutes>>>,
     /// The backends of the published hosts, and of the default backend (`None`).
     used: HashMap<Option<HostPattern>, HashSet<BackendRef>>,
-    /// How many hosts use each backend.
+    /// The number of hosts that use each backend.
     uses: HashMap<BackendRef, usize>,
     /// The backends of each Service that hosts use.
     by_service: HashMap<ObjectName, BTreeSet<BackendRef>>,
@@ -37,7 +37,7 @@ pub struct Controller {
     published: bool,
 }
 
-/// What a batch of changes led to.
+/// The result of a batch of changes.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub raised: Vec<Problem>,

@@ -1,4 +1,4 @@
-//! One endpoint, and what is counted about it.
+//! One endpoint, and its counters.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

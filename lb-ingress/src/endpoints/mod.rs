@@ -3,7 +3,7 @@
 //! - `slices`: which endpoints of the EndpointSlices serve a backend;
 //! - `store`: the endpoints of each backend, swapped one backend at a time;
 //! - `set`: the choice of an endpoint for a request;
-//! - `endpoint`: what is counted about one endpoint, and its ejection.
+//! - `endpoint`: the counters of one endpoint, and its ejection.
 
 mod endpoint;
 mod set;

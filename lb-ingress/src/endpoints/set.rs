@@ -14,7 +14,7 @@ pub struct EndpointSet<C> {
     next: AtomicUsize,
 }
 
-/// How an endpoint is chosen.
+/// A way to choose an endpoint.
 #[derive(Debug, Clone, Copy)]
 pub enum Choice<'a> {
     RoundRobin,

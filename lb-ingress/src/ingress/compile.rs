@@ -27,7 +27,7 @@ pub(super) struct Compiled {
     pub problems: Vec<Problem>,
 }
 
-/// What an Ingress contributes to a host.
+/// The contribution of an Ingress to a host.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HostPart {
     pub role: Role,
@@ -42,7 +42,7 @@ pub(super) struct HostPart {
     pub client_certificates: Option<ClientCertificates>,
 }
 
-/// Why an Ingress has a part in a host.
+/// The reason why an Ingress has a part in a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) enum Role {
     /// It only names the host in `spec.tls`.

@@ -22,7 +22,7 @@ pub struct Objects {
     pub(super) named_secrets: NamedSecrets,
 }
 
-/// Which Secrets of other types than `kubernetes.io/tls` the source sends.
+/// The Secrets of other types than `kubernetes.io/tls` that the source sends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum NamedSecrets {
     /// It sends all of them: another one does not exist.
@@ -33,7 +33,7 @@ pub enum NamedSecrets {
     OnRequest,
 }
 
-/// Which keys of a certificate a Secret has. Its values are not kept here.
+/// The keys that a Secret has, and their faults. Its values are not kept here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SecretKeys {
     pub certificate: bool,

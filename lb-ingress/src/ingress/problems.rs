@@ -6,7 +6,7 @@ use lb_model::{ObjectName, Problem, ProblemSource};
 
 use crate::routes::HostPattern;
 
-/// Where problems were found.
+/// The place in which problems were found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     /// In one Ingress.

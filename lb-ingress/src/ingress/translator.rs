@@ -51,7 +51,7 @@ pub struct Translator {
     problems: OpenProblems,
 }
 
-/// What changed.
+/// The changes of an update.
 #[derive(Debug, Default)]
 pub struct Update {
     /// For [`RouteTable::with`](crate::routes::RouteTable::with).

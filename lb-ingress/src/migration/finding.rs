@@ -12,7 +12,7 @@ pub struct Finding {
     pub remedy: Box<str>,
 }
 
-/// What a finding means for a move.
+/// The meaning of a finding for a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FindingKind {
     /// Something that works with ingress-nginx is missing.

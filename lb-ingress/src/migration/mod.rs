@@ -1,4 +1,4 @@
-//! What a move from ingress-nginx changes, for each Ingress.
+//! The changes by a move from ingress-nginx, for each Ingress.
 //!
 //! The Ingresses are translated as the proxy does it. A rule of Ingresses is not written down a
 //! second time.

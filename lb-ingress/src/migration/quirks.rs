@@ -1,4 +1,4 @@
-//! Where ingress-nginx does something that its users may not know, and this controller does not
+//! Behavior of ingress-nginx that its users may not expect, and that this controller does not have
 //! (<https://kubernetes.io/blog/2026/02/27/ingress-nginx-before-you-migrate/>).
 
 use std::collections::BTreeMap;

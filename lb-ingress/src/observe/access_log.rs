@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::routes::Origin;
 
-/// What is known about a request at its end.
+/// The facts of a request at its end.
 #[derive(Debug, Clone)]
 pub struct AccessRecord {
     pub client: IpAddr,
@@ -122,7 +122,7 @@ impl AccessLog {
 }
 
 fn write_lines(lines: &Receiver<Vec<u8>>, mut output: impl Write) {
-    // Errors are ignored: nobody reads the log any more.
+    // Errors are ignored: the reader of the log has closed it.
     loop {
         match lines.recv_timeout(Duration::from_millis(100)) {
             Ok(line) => drop(output.write_all(&line)),

@@ -1,4 +1,4 @@
-//! What the proxy reports: the access log and the metrics.
+//! The reports of the proxy: the access log and the metrics.
 
 mod access_log;
 mod metrics;

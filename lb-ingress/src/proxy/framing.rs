@@ -71,7 +71,7 @@ pub struct Scan {
     pub then: Then,
 }
 
-/// What follows the bytes that may pass.
+/// The state after the bytes that may pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
     /// Nothing, or an incomplete head: it must be kept and scanned again with the bytes after it.

@@ -43,7 +43,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// A client that sends such a method itself is refused too.
 pub const REFUSED_METHOD: &str = "!REFUSED-";
 
-/// What the service of a connection reports to its [`Guard`].
+/// The state that the service of a connection reports to its [`Guard`].
 #[derive(Debug, Default)]
 pub struct Link {
     /// A request is being answered.
@@ -86,7 +86,7 @@ pub struct Guard<S> {
     closed: bool,
     /// The last request was refused: its answer closes the connection.
     refused: bool,
-    /// When the head under way began to arrive.
+    /// The time at which the head under way began to arrive.
     head_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
     /// The timer runs for the read that waits.

@@ -116,7 +116,7 @@ pub fn request_id(headers: &HeaderMap) -> String {
     sent.map_or_else(|| format!("{:016x}{:016x}", random::next(), random::next()), str::to_owned)
 }
 
-/// Sets the fields about the client. What an untrusted peer sent is replaced.
+/// Sets the fields about the client. Replaces those that an untrusted peer sent.
 pub fn set_forwarded(
     headers: &mut HeaderMap,
     client: Client,

@@ -28,7 +28,7 @@ use super::{proxy_protocol, upgrade, upstream};
 use crate::endpoints::Choice;
 use crate::routes::{BackendRef, request_host};
 
-/// What a port serves.
+/// The protocols of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListenerKind {
     /// HTTP/1 and HTTP/2 without TLS.

@@ -29,7 +29,7 @@ pub struct RequestBody {
     progress: Arc<Progress>,
 }
 
-/// What has been read of the body of a request.
+/// The part of the body of a request that has been read.
 #[derive(Debug, Default)]
 pub struct Progress {
     pub bytes: AtomicU64,

@@ -30,7 +30,8 @@ const MAX_IDLE: usize = 128;
 type Http1 = http1::SendRequest<RequestBody>;
 type Http2 = http2::SendRequest<RequestBody>;
 
-/// What two connections to one endpoint must have in common to be exchanged.
+/// The properties in which connections to one endpoint differ. A request can use any connection with
+/// the properties that it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Way {
     pub protocol: BackendProtocol,
@@ -52,7 +53,7 @@ pub struct Lease {
     sender: Http1,
 }
 
-/// Why a request has no response.
+/// The reason why a request has no response.
 #[derive(Debug)]
 pub struct SendError {
     pub kind: SendErrorKind,

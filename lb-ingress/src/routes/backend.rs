@@ -1,4 +1,4 @@
-//! Where requests go: ports of Services.
+//! The targets of requests: ports of Services.
 
 use std::fmt;
 

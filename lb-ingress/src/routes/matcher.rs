@@ -1,4 +1,4 @@
-//! What a path must be for a route.
+//! The condition of a route for the path.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What happens to the requests of a route: the typed result of all annotations of an Ingress.
+//! The policy of a route: the typed result of all annotations of an Ingress.
 //!
 //! One struct for each family of annotations. The defaults are those of ingress-nginx, so that an
 //! Ingress without annotations behaves as before a migration.
@@ -64,7 +64,7 @@ pub enum TlsRedirect {
     Never,
 }
 
-/// What the backend receives as path and host (annotations `rewrite-target`, `x-forwarded-prefix`,
+/// Path and host that the backend receives (annotations `rewrite-target`, `x-forwarded-prefix`,
 /// `upstream-vhost`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rewrite {
@@ -159,7 +159,7 @@ pub struct BasicAuth {
     pub realm: Box<str>,
 }
 
-/// How a Secret holds users and passwords.
+/// The form of users and passwords in a Secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BasicAuthForm {
     /// The key `auth` has an htpasswd file.
@@ -218,7 +218,8 @@ pub enum SameSite {
     Strict,
 }
 
-/// Limits for each client address (annotations `limit-*`). What exceeds them is answered with 503.
+/// Limits for each client address (annotations `limit-*`). Requests beyond them are answered with
+/// 503.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     pub requests_per_second: Option<u32>,
@@ -233,7 +234,7 @@ pub struct Limits {
     pub rate_after: u64,
 }
 
-/// How the backend is reached (annotations `backend-protocol`, `load-balance`,
+/// The way to the backend (annotations `backend-protocol`, `load-balance`,
 /// `upstream-hash-by`, `proxy-next-upstream*`, `proxy-ssl-*`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Upstream {
@@ -266,7 +267,7 @@ pub enum UpstreamVersion {
     Http11,
 }
 
-/// How an endpoint is chosen.
+/// The way to choose an endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Balance {
     #[default]
@@ -277,7 +278,7 @@ pub enum Balance {
     Hash(Template),
 }
 
-/// When a request is sent to another endpoint.
+/// The conditions for sending a request to another endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retry {
     /// The endpoint cannot be reached, or closed the connection.
@@ -348,7 +349,7 @@ pub struct ClientCertificates {
     pub pass_to_backend: bool,
 }
 
-/// Which clients are admitted.
+/// The clients that are admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientVerification {
     /// Only clients with a valid certificate.

@@ -1,4 +1,4 @@
-//! A route: what a request must be, and what happens to it.
+//! A route: the conditions for a request, its policy and its backends.
 
 use std::borrow::Cow;
 use std::sync::Arc;

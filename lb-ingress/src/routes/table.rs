@@ -39,7 +39,7 @@ pub struct HostRoutes {
     routes: RoutesOfHost,
 }
 
-/// What holds for a whole host.
+/// The settings of a whole host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostSettings {
     /// The Secret of the certificate.
