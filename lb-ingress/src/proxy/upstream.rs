@@ -30,8 +30,8 @@ const MAX_IDLE: usize = 128;
 type Http1 = http1::SendRequest<RequestBody>;
 type Http2 = http2::SendRequest<RequestBody>;
 
-/// The properties in which connections to one endpoint differ. A request can use any connection with
-/// the properties that it needs.
+/// The properties in which connections to one endpoint differ. A request can use any connection
+/// with the properties that it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Way {
     pub protocol: BackendProtocol,
