@@ -14,7 +14,6 @@ use lb_model::{ObjectName, Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::WatchAges;
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use lb_plan::desired::ServicePortId;
-use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -30,7 +29,7 @@ use super::host_reconciler::{Comparison, HostChange, HostReconciler};
 use super::lock::{LockError, NodeLock};
 use super::logging;
 use super::reconciler::{ReconcileOutcome, Reconciler};
-use super::reload::{LIVE, Reload, Reloaded};
+use super::reload::{Reload, Reloaded};
 use super::stop::Stop;
 use crate::config::{Config, ForwardMode, TerminateSockets};
 use crate::node::NodeState;
@@ -51,8 +50,6 @@ pub struct MainLoop {
     pub config: Config,
     /// `None` without a configuration file.
     pub reload: Option<Reload>,
-    /// The settings in force by file key, for `/configz`.
-    pub effective: watch::Sender<Map<String, Value>>,
     pub datapath: Datapath,
     pub reconciler: Reconciler<ServiceTables>,
     pub coalescer: Coalescer,
@@ -274,11 +271,6 @@ impl MainLoop {
         if live.is_empty() {
             return;
         }
-        self.effective.send_modify(|effective| {
-            for key in LIVE {
-                effective.insert(key.to_owned(), args.effective.get(key).cloned().unwrap_or_default());
-            }
-        });
         let new = args.settings;
         if new.log_level != self.config.log_level {
             logging::set_filter(&new.log_level);

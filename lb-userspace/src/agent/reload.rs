@@ -4,16 +4,16 @@
 //! ConfigMap, so the file itself is looked at, not its folder. Settings of [`LIVE`] are applied at
 //! once. All others need a restart, and the log lists those that differ.
 
-use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 
 use crate::config::AgentArgs;
 
 /// The keys of settings that are applied without a restart.
-pub const LIVE: [&str; 5] = ["devices", "logLevel", "mode", "nodeportAddresses", "podInterfaces"];
+const LIVE: [&str; 5] = ["devices", "logLevel", "mode", "nodeportAddresses", "podInterfaces"];
 
 /// Reads the command line again, with the files that it names. An error is its message.
 pub type ReadAgain = Box<dyn Fn() -> Result<AgentArgs, String> + Send>;
@@ -24,8 +24,9 @@ pub struct Reload {
     path: PathBuf,
     /// Its state when it was read last.
     state: Option<FileState>,
-    /// The settings with which the agent started, and later changes of live ones.
-    effective: Map<String, Value>,
+    /// The settings in force by file key: those with which the agent started, and later changes of
+    /// live ones.
+    in_force: watch::Sender<Map<String, Value>>,
     read: ReadAgain,
 }
 
@@ -55,10 +56,14 @@ pub enum Reloaded {
 
 impl Reload {
     /// Returns `None` without a file: flags and environment do not change.
-    pub fn new(args: &AgentArgs, read: ReadAgain) -> Option<Self> {
-        let path = args.config.clone()?;
+    pub fn new(
+        config: Option<PathBuf>,
+        in_force: watch::Sender<Map<String, Value>>,
+        read: ReadAgain,
+    ) -> Option<Self> {
+        let path = config?;
         let state = state(&path);
-        Some(Self { path, state, effective: args.effective.clone(), read })
+        Some(Self { path, state, in_force, read })
     }
 
     /// Returns the change of the file since the last call, if there is one. It costs one system
@@ -73,14 +78,20 @@ impl Reload {
             Ok(args) => args,
             Err(reason) => return Some(Reloaded::Refused(reason)),
         };
-        let keys: BTreeSet<&String> = self.effective.keys().chain(args.effective.keys()).collect();
-        let changed = keys.into_iter().filter(|key| self.effective.get(*key) != args.effective.get(*key));
-        let (live, restart): (Vec<_>, Vec<_>) =
-            changed.cloned().partition(|key| LIVE.contains(&key.as_str()));
-        for key in &live {
-            let value = args.effective.get(key).cloned().unwrap_or_default();
-            self.effective.insert(key.clone(), value);
-        }
+        let (mut live, mut restart) = (Vec::new(), Vec::new());
+        self.in_force.send_modify(|in_force| {
+            for (key, value) in &args.effective {
+                if in_force.get(key) == Some(value) {
+                    continue;
+                }
+                if LIVE.contains(&key.as_str()) {
+                    in_force.insert(key.clone(), value.clone());
+                    live.push(key.clone());
+                } else {
+                    restart.push(key.clone());
+                }
+            }
+        });
         Some(Reloaded::Changed { args: Box::new(args), live, restart })
     }
 }
@@ -115,7 +126,8 @@ mod tests {
             let path = path.clone();
             move || read(&path)
         };
-        let mut reload = Reload::new(&args, Box::new(read_again)).unwrap();
+        let (sender, in_force) = watch::channel(args.effective);
+        let mut reload = Reload::new(args.config, sender, Box::new(read_again)).unwrap();
         assert_eq!(reload.check(), None);
 
         fs::write(&path, "# the same\nmode: tc\nlogLevel: info\n").unwrap();
@@ -133,6 +145,8 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        assert_eq!(in_force.borrow()["devices"], "eth9");
+        assert_ne!(in_force.borrow()["maxFlows"], 4096, "it needs a restart");
         assert_eq!(reload.check(), None, "reported once");
 
         fs::write(&path, "mode: xpd\n").unwrap();

@@ -43,8 +43,9 @@ use crate::serve::{
 ///
 /// The runtime needs a thread beside the caller's, which answers probes while the caller is busy.
 pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentError> {
-    let reload = Reload::new(&args, read_again);
-    let AgentArgs { settings, effective, ignored, .. } = args;
+    let AgentArgs { config: file, settings, effective, ignored, .. } = args;
+    let (sender, in_force) = watch::channel(effective);
+    let reload = Reload::new(file, sender, read_again);
     let config = &settings;
     logging::start(&config.log_level, config.log_format);
     let mut stop = Stop::listen().map_err(AgentError::Signals)?;
@@ -89,7 +90,6 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
             service_loads: maps.service_loads(MOST_SERVICE_LOADS)?,
         })
     })));
-    let (effective, in_force) = watch::channel(effective);
     tokio::spawn(serve::serve_diagnostics(diagnostics, metrics.clone(), in_force));
     let service_health = serve_health_checks(state, recorder.clone());
     let namespaces = follow_namespaces(config, &datapath).map_err(AgentError::Namespaces)?;
@@ -97,7 +97,6 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
     MainLoop {
         config: config.clone(),
         reload,
-        effective,
         datapath,
         reconciler: Reconciler::new(Planner::new(planner_settings(config)), engine),
         coalescer: Default::default(),
