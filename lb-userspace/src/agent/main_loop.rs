@@ -76,7 +76,7 @@ pub struct MainLoop {
     /// Devices that are not attached to, with the reason. Each is logged once.
     pub skipped: BTreeMap<String, String>,
     /// The networks to which the kernel forwards translated packets. `None` before they are logged.
-    pub by_kernel: Option<Vec<IpNet>>,
+    pub by_kernel: Option<BTreeSet<IpNet>>,
     /// The usage of the flow tables when they were last read.
     pub flow_maps: Vec<MapUsage>,
     /// The endpoints that drain and had connections when the flow table was read last.
@@ -348,7 +348,7 @@ impl MainLoop {
 
     /// Logs to which networks the kernel forwards translated packets, when that changes.
     fn log_forwarding(&mut self, state: &NodeState) {
-        let networks: Vec<IpNet> = forwarded_by_kernel(self.config.forward, state).into_iter().collect();
+        let networks = forwarded_by_kernel(self.config.forward, state);
         self.metrics.set_networks_by_kernel(networks.len());
         let before = self.by_kernel.as_ref();
         if before == Some(&networks) {

@@ -130,7 +130,7 @@ impl Translation {
                     translation.set("logLevel", level.to_owned(), &field);
                 }
                 ("ipvs.scheduler", value) if is_ipvs => {
-                    if Algorithm::ALL.iter().any(|algorithm| algorithm.name() == value) {
+                    if Algorithm::named(&value).is_some() {
                         translation.set("algorithm", value, &field);
                     } else {
                         translation.ignore(field, &format!("Sluice has no algorithm {value}"));
