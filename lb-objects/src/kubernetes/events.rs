@@ -42,7 +42,7 @@ const NOTE_MAX: usize = 1024;
 /// characters (DNS subdomain); a dot and 16 digits follow.
 const NAME_MAX: usize = 253 - 17;
 
-/// A warning about an object. [`EventRecorder`] writes it as an Event.
+/// A message about an object, nearly always a warning. [`EventRecorder`] writes it as an Event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectWarning {
     kind: &'static str,
@@ -52,6 +52,8 @@ pub struct ObjectWarning {
     /// UpperCamelCase.
     reason: String,
     action: &'static str,
+    /// `Warning` or `Normal`.
+    event_type: &'static str,
     note: String,
     /// The warning concerns this node only: each node writes an Event of its own.
     node_specific: bool,
@@ -74,6 +76,7 @@ impl ObjectWarning {
             name: name.to_owned(),
             reason: upper_camel_case(problem.kind.code()),
             action: "Serve",
+            event_type: "Warning",
             note: format!("{field}{}: {}", problem.reason, problem.remedy),
             node_specific: false,
             combined: false,
@@ -89,6 +92,7 @@ impl ObjectWarning {
             name: service.name().to_owned(),
             reason: "FailedToStartServiceHealthcheck".to_owned(),
             action: "Listen",
+            event_type: "Warning",
             note,
             node_specific: true,
             combined: false,
@@ -104,6 +108,7 @@ impl ObjectWarning {
             name: service.name().to_owned(),
             reason: "EndpointDrained".to_owned(),
             action: "Drain",
+            event_type: "Normal",
             note,
             node_specific: true,
             combined: false,
@@ -147,7 +152,7 @@ impl ObjectWarning {
             event_time: Some(MicroTime(now)),
             reporting_controller: Some(CONTROLLER.to_owned()),
             reporting_instance: Some(node.to_owned()),
-            type_: Some(if self.reason == "EndpointDrained" { "Normal" } else { "Warning" }.to_owned()),
+            type_: Some(self.event_type.to_owned()),
             reason: Some(self.reason.clone()),
             action: Some(self.action.to_owned()),
             note: Some(note[..note.floor_char_boundary(NOTE_MAX)].to_owned()),
