@@ -28,13 +28,18 @@ fn stand_in(answer: impl Fn(&str, TcpStream) -> std::io::Result<()> + Send + Syn
     })
 }
 
+/// Returns the body of an error response.
+fn failure(code: u16, reason: &str, message: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message,
+        "reason": reason, "code": code,
+    })
+}
+
 /// Answers as Kubernetes 1.27 to 1.31 does.
 fn refuse_streaming(stream: &TcpStream) -> std::io::Result<()> {
     let message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-    let status = json!({
-        "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message,
-        "reason": "Invalid", "code": 422,
-    });
+    let status = failure(422, "Invalid", message);
     respond(stream, "422 Unprocessable Entity", &status)
 }
 
@@ -106,6 +111,15 @@ fn hang(stream: &TcpStream) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     while lines.next().transpose()?.is_some() {}
     Ok(())
+}
+
+/// Answers a list with `objects`, and a watch with nothing.
+fn list_only(request: &str, stream: &TcpStream, objects: &[Value]) -> std::io::Result<()> {
+    if request.contains("watch=") {
+        begin_watch(stream, &[])?;
+        return hang(stream);
+    }
+    list(stream, objects)
 }
 
 fn object(name: &str, ip: &str, version: &str) -> Value {
@@ -184,10 +198,7 @@ async fn a_server_without_the_field_selector_is_read_without_it() {
     let config = stand_in(|request, stream| {
         if request.contains("spec.clusterIP") {
             let message = "field label not supported: spec.clusterIP";
-            let status = json!({
-                "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message,
-                "reason": "BadRequest", "code": 400,
-            });
+            let status = failure(400, "BadRequest", message);
             respond(&stream, "400 Bad Request", &status)
         } else if request.contains("watch=") {
             begin_watch(&stream, &[object("db2", "None", "2"), object("api", "10.96.0.2", "3")])?;
@@ -240,11 +251,8 @@ async fn without_streaming_lists_come_from_the_cache() {
         stored.lock().unwrap().push(request.to_owned());
         if request.contains("sendInitialEvents") {
             refuse_streaming(&stream)
-        } else if request.contains("watch=") {
-            begin_watch(&stream, &[])?;
-            hang(&stream)
         } else {
-            list(&stream, &[object("web", "10.96.0.1", "1")])
+            list_only(request, &stream, &[object("web", "10.96.0.1", "1")])
         }
     });
     let mut events = watch_services(config, Limits::default(), WatchAges::default());
@@ -264,16 +272,10 @@ async fn a_streaming_list_that_etcd_cannot_serve_is_given_up_at_once() {
             begun.fetch_add(1, Ordering::Relaxed);
             begin_watch(&stream, &[])?;
             let message = "the required storage feature RequestWatchProgress is disabled";
-            let status = json!({
-                "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message,
-                "reason": "InternalError", "code": 500,
-            });
+            let status = failure(500, "InternalError", message);
             send_event(&stream, "ERROR", &status)
-        } else if request.contains("watch=") {
-            begin_watch(&stream, &[])?;
-            hang(&stream)
         } else {
-            list(&stream, &[object("web", "10.96.0.1", "1")])
+            list_only(request, &stream, &[object("web", "10.96.0.1", "1")])
         }
     });
     let mut events = watch_services(config, Limits::default(), WatchAges::default());
@@ -292,10 +294,7 @@ async fn a_list_that_the_cache_refuses_is_read_in_pages() {
             true => list(&stream, &[object("web", "10.96.0.1", "1")]),
             false => {
                 let message = "resourceVersionMatch is not supported";
-                let status = json!({
-                    "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message,
-                    "reason": "BadRequest", "code": 400,
-                });
+                let status = failure(400, "BadRequest", message);
                 respond(&stream, "400 Bad Request", &status)
             }
         }
@@ -335,11 +334,8 @@ async fn a_streaming_list_that_always_breaks_is_given_up() {
         if request.contains("sendInitialEvents") {
             let text = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
             (&stream).write_all(text.as_bytes())
-        } else if request.contains("watch=") {
-            begin_watch(&stream, &[])?;
-            hang(&stream)
         } else {
-            list(&stream, &[object("web", "10.96.0.1", "1")])
+            list_only(request, &stream, &[object("web", "10.96.0.1", "1")])
         }
     });
     let mut events = watch_services(config, Limits::default(), WatchAges::default());
@@ -376,19 +372,10 @@ async fn the_next_api_server_is_used_when_one_fails() {
 #[tokio::test]
 async fn an_api_server_that_cannot_serve_is_left() {
     let first = stand_in(|_, stream| {
-        let status = json!({
-            "apiVersion": "v1", "kind": "Status", "status": "Failure", "message": "shutting down",
-            "reason": "ServiceUnavailable", "code": 503,
-        });
+        let status = failure(503, "ServiceUnavailable", "shutting down");
         respond(&stream, "503 Service Unavailable", &status)
     });
-    let second = stand_in(|request, stream| {
-        if request.contains("watch=") {
-            begin_watch(&stream, &[])?;
-            return hang(&stream);
-        }
-        list(&stream, &[object("web", "10.96.0.1", "1")])
-    });
+    let second = stand_in(|request, stream| list_only(request, &stream, &[object("web", "10.96.0.1", "1")]));
     let servers = [first.cluster_url.clone(), second.cluster_url.clone()];
     let mut events = watch_services_of(first, &servers, Limits::default(), WatchAges::default());
     let mut seen = Vec::new();
@@ -503,32 +490,20 @@ async fn secrets_are_watched_by_name_while_they_are_named() {
             "metadata": {"namespace": "default", "name": "users", "resourceVersion": "1"},
         });
         if request.contains("metadata.name%3Dmissing") {
-            if request.contains("watch=true") {
-                begin_watch(&stream, &[])?;
-                return hang(&stream);
-            }
-            return list(&stream, &[]);
+            return list_only(request, &stream, &[]);
         }
         if request.contains("metadata.name%3Dtls&") || request.contains("metadata.name%3Dtls ") {
-            if request.contains("watch=true") {
-                begin_watch(&stream, &[])?;
-                return hang(&stream);
-            }
             let secret = json!({
                 "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "data": {"ca.crt": "YQ=="},
                 "metadata": {"namespace": "default", "name": "tls", "resourceVersion": "1"},
             });
             *seen.lock().unwrap() = true;
-            return list(&stream, &[secret]);
+            return list_only(request, &stream, &[secret]);
         }
         let is_named =
             request.contains("/namespaces/default/secrets?") && request.contains("metadata.name%3Dusers");
         assert!(is_named, "{request}");
-        if request.contains("watch=true") {
-            begin_watch(&stream, &[])?;
-            return hang(&stream);
-        }
-        list(&stream, &[secret])
+        list_only(request, &stream, &[secret])
     });
     let users = ObjectName::new("default", "users");
     let missing = ObjectName::new("default", "missing");
