@@ -43,8 +43,9 @@ pub struct AgentArgs {
 }
 
 const AGENT_EXAMPLES: &str = "\
-Each setting can be a flag, an environment variable or a key in the file of --config. A flag overrides
-the environment, and the environment overrides the file, which overrides --kube-proxy-config. Separate the items of a list by commas.
+Each setting can be a flag, an environment variable or a key in the file of --config. A flag
+overrides the environment, the environment overrides the file, and the file overrides
+--kube-proxy-config. Separate the items of a list by commas.
 
 Examples:
   lb agent --kubeconfig /etc/kubernetes/kubeconfig --node-name worker-1
