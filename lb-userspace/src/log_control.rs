@@ -14,7 +14,7 @@ use rustix::process::geteuid;
 
 /// The name of the socket. There is one agent in a network namespace.
 const NAME: &str = "sluice-log-level";
-/// A peer that is slower is refused.
+/// The connection ends if the peer is slower.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Maximum length of a message.
 const LONGEST: u64 = 1024;

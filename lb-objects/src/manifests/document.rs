@@ -646,7 +646,7 @@ spec:
     }
 
     #[test]
-    fn ingresses_classes_and_secrets_are_read_for_those_who_select_them() {
+    fn ingresses_classes_and_secrets_are_read_if_they_are_selected() {
         let text = "\
 apiVersion: extensions/v1beta1
 kind: Ingress

@@ -92,7 +92,8 @@ impl Rounds {
         self.last = std::mem::take(&mut self.current);
     }
 
-    /// Logs why a comparison failed, once for each reason. `None`: it did not.
+    /// Logs why a comparison failed, once for each reason. `None` records a comparison that
+    /// succeeded.
     fn failed(&mut self, reason: Option<String>) {
         if let Some(reason) = reason.as_ref().filter(|_| reason != self.failure) {
             warn!("cannot compare the kernel's state with the desired one, trying again: {reason}");

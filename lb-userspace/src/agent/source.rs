@@ -35,7 +35,7 @@ pub struct Source {
 
 /// The agents of a cluster spread their first requests over this time if their nodes are served.
 const SPREAD_WHEN_SERVED: Duration = Duration::from_secs(2);
-/// The same for nodes that nothing serves yet.
+/// The agents spread their first requests over this time if nothing serves their nodes yet.
 const SPREAD: Duration = Duration::from_millis(300);
 
 /// Returns how long this node waits before its first request. All agents of a cluster can start at

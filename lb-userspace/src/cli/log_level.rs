@@ -17,7 +17,8 @@ impl LogLevelArgs {
     pub fn run(&self) -> Result<String, LogLevelError> {
         log_control::send(self.level.text())?;
         Ok(format!(
-            "The log level of the agent is {} until it restarts or its configuration file changes.\n",
+            "The log level of the agent is {} until it restarts or its configuration file changes the \
+             level.\n",
             self.level.text()
         ))
     }

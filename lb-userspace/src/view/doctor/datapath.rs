@@ -12,11 +12,12 @@ use super::finding::Finding;
 
 const PLAN: &str = "agent's plan";
 
-/// What is missing is repaired by a running agent.
+/// The remedy if a program is missing: a running agent attaches it.
 const REPAIRED: &str = "start `lb agent` if it does not run. A running agent attaches what is missing \
                         within 20 seconds; if the finding stays, its log has the reason";
 
-/// The same for entries of maps. The comparison of large maps takes minutes.
+/// The remedy if an entry of a map is wrong: a running agent writes it again. The comparison of
+/// large maps takes minutes.
 const WRITTEN_AGAIN: &str = "start `lb agent` if it does not run. A running agent compares all entries \
                              with its plan, and writes those that differ again; if the finding stays, its \
                              log has the reason";
