@@ -1,22 +1,19 @@
 //! `lb agent` as a child process on a node.
 
-use std::fs::{self, OpenOptions};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context, Result, bail};
 
 use crate::command;
 use crate::container::Container;
+use crate::daemon::{Daemon, START_LIMIT};
 use crate::host::Process;
-use crate::http;
 use crate::patience::patient;
 use crate::place::Place;
 use crate::run::cgroup2_mounts;
@@ -27,8 +24,6 @@ const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1025
 /// Address of `/metrics` of an agent, in the network namespace of its node. `lb agent` uses it by
 /// default.
 pub const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
-/// How long an agent may take to sync. Loading the programs takes seconds on a busy machine.
-const START_LIMIT: Duration = Duration::from_secs(60);
 /// Environment variable with the path of the `lb` program. If it is not set, `lb` is built.
 const LB_VARIABLE: &str = "SLUICE_LB";
 
@@ -75,13 +70,10 @@ pub enum LbBuild {
 /// A running agent. Dropping it kills the process, as a crash would: programs and maps stay pinned.
 #[derive(Debug)]
 pub struct Agent {
-    process: Process,
+    daemon: Daemon,
     lb: PathBuf,
     place: Place,
     bpffs: PathBuf,
-    log: PathBuf,
-    /// Bytes in the log file that earlier agents of the node wrote.
-    earlier_log: u64,
 }
 
 impl Agent {
@@ -96,22 +88,13 @@ impl Agent {
     pub fn spawn(topology: &Topology, node: &Node, options: &AgentOptions) -> Result<Self> {
         let lb = options.program()?.to_owned();
         let log = topology.folder().join(format!("{}-agent.log", node.host.name));
-        let output = OpenOptions::new().create(true).append(true).open(&log)?;
-        let earlier_log = output.metadata()?.len();
         let mut command = command(&lb, topology, node, options)?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         if let Some(step) = options.kill_at {
             command.env("SLUICE_TEST_KILL_AT", step);
         }
-        let child = command.spawn().with_context(|| format!("start {}", lb.display()))?;
-        Ok(Self {
-            process: Process(child),
-            lb,
-            place: node.host.place.clone(),
-            bpffs: node.bpffs.clone(),
-            log,
-            earlier_log,
-        })
+        let place = node.host.place.clone();
+        let daemon = Daemon::spawn(format!("the agent of {}", place.netns()), &mut command, log)?;
+        Ok(Self { daemon, lb, place, bpffs: node.bpffs.clone() })
     }
 
     /// Starts an agent that is expected to exit with an error. Returns its exit status and output.
@@ -137,45 +120,29 @@ impl Agent {
     }
 
     /// Waits until the agent has killed itself, see [`AgentOptions::kill_at`].
-    pub fn wait_until_killed(mut self) -> Result<()> {
-        let deadline = Instant::now() + patient(START_LIMIT);
-        loop {
-            match self.process.0.try_wait()? {
-                Some(status) if status.signal() == Some(libc::SIGKILL) => return Ok(()),
-                Some(status) => return Err(self.failed(&format!("exited with {status}"))),
-                None if Instant::now() > deadline => return Err(self.failed("does not reach the step")),
-                None => thread::sleep(Duration::from_millis(5)),
-            }
-        }
+    pub fn wait_until_killed(self) -> Result<()> {
+        self.daemon.wait_until_killed()
     }
 
     /// Returns the path of the log file, which the agents of a node share.
     pub fn log_path(&self) -> &Path {
-        &self.log
+        self.daemon.log_path()
     }
 
     /// Returns what this agent has logged, without the lines of earlier agents of its node.
     pub fn log(&self) -> Result<String> {
-        let log = fs::read(&self.log).with_context(|| format!("read {}", self.log.display()))?;
-        let own = log.get(self.earlier_log as usize..).unwrap_or_default();
-        Ok(String::from_utf8_lossy(own).into_owned())
+        self.daemon.log()
     }
 
     /// Returns the process id of the agent.
     pub fn pid(&self) -> u32 {
-        self.process.0.id()
+        self.daemon.pid()
     }
 
     /// Sends SIGTERM, as the kubelet does, and waits for the exit. The data path keeps working.
     /// Returns an error if the exit status is not 0.
-    pub fn stop(mut self) -> Result<()> {
-        let pid = Pid::from_child(&self.process.0);
-        kill_process(pid, Signal::TERM).context("send SIGTERM to the agent")?;
-        let status = self.process.0.wait()?;
-        if !status.success() {
-            bail!("the agent exited with {status} on SIGTERM\n{}", tail(&self.log));
-        }
-        Ok(())
+    pub fn stop(self) -> Result<()> {
+        self.daemon.stop()
     }
 
     /// Sends SIGKILL, as the kernel's OOM killer does. The data path keeps working.
@@ -193,27 +160,7 @@ impl Agent {
 
     /// Waits until `/healthz` returns 200: the initial sync is complete.
     pub fn wait_until_healthy(&mut self) -> Result<()> {
-        let deadline = Instant::now() + patient(START_LIMIT);
-        loop {
-            if let Some(status) = self.process.0.try_wait()? {
-                return Err(self.failed(&format!("exited early with {status}")));
-            }
-            match http::get(&self.place, HEALTH, "/healthz") {
-                Ok(answer) if answer.status == 200 => return Ok(()),
-                Ok(answer) if Instant::now() > deadline => {
-                    let problem = format!("still returns {} on /healthz after a minute", answer.status);
-                    return Err(self.failed(&problem));
-                }
-                Err(error) if Instant::now() > deadline => {
-                    return Err(self.failed(&format!("does not answer /healthz: {error:#}")));
-                }
-                _ => thread::sleep(Duration::from_millis(20)),
-            }
-        }
-    }
-
-    fn failed(&self, what: &str) -> anyhow::Error {
-        anyhow!("the agent of {} {what}\n{}", self.place.netns(), tail(&self.log))
+        self.daemon.wait_until_ready(&self.place, HEALTH, "/healthz")
     }
 }
 
@@ -267,14 +214,6 @@ pub fn lb_on(node: &Node, arguments: &[&str]) -> Result<String> {
 fn lb(program: &Path, place: &Place, bpffs: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = place.command(program)?;
     command::run(command.args(arguments).arg("--bpffs").arg(bpffs))
-}
-
-/// Returns the last 40 lines of a log file, for a failure message.
-pub fn tail(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_else(|error| format!("{}: {error}", log.display()));
-    let lines: Vec<_> = text.lines().collect();
-    let from = lines.len().saturating_sub(40);
-    format!("--- {}\n{}\n---", log.display(), lines[from..].join("\n"))
 }
 
 /// Returns the path of the `lb` program: the value of `SLUICE_LB`, or else a program that this

@@ -15,6 +15,7 @@ pub mod container;
 #[cfg(feature = "control-plane")]
 pub mod control_plane;
 pub mod controllers;
+pub mod daemon;
 pub mod doctored;
 pub mod documents;
 mod family;

@@ -6,10 +6,9 @@
 
 mod api;
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 
 pub use api::Api;
 
-use crate::agent::tail;
+use crate::daemon::{spawn, tail};
 use crate::host::{Host, Process};
 use crate::topology::{SERVICE_CIDR_V4, SERVICE_CIDR_V6};
 
@@ -215,13 +214,6 @@ pub fn program() -> Result<PathBuf> {
         bail!("{} does not exist: {remedy}", program.display());
     }
     Ok(program)
-}
-
-fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
-    let output = OpenOptions::new().create(true).append(true).open(log)?;
-    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-    let child = command.spawn().with_context(|| format!("start {}", command.get_program().display()))?;
-    Ok(Process(child))
 }
 
 /// Returns the YAML documents of a manifest file.

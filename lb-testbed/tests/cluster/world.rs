@@ -13,7 +13,7 @@ use lb_testbed::control_plane::{self, Api, ControlPlane, documents};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Load, LoadKind, Process, UDP_PORT};
 use lb_testbed::manifests::{self, ServiceManifest, ServicePort};
 use lb_testbed::topology::{Node, Pod};
-use lb_testbed::{AttachMode, Family, Topology, Underlay};
+use lb_testbed::{AttachMode, Family, Topology, Underlay, daemon};
 use serde_json::Value;
 
 /// Namespace and name of the service account of `deploy/rbac.yaml`.
@@ -247,7 +247,7 @@ impl World {
 
     /// Returns the last lines of all logs, for a failure message.
     pub fn logs(&self) -> String {
-        [self.control_plane.log(), self.agent_log_path()].map(|path| agent::tail(&path)).join("\n")
+        [self.control_plane.log(), self.agent_log_path()].map(|path| daemon::tail(&path)).join("\n")
     }
 
     fn agent_log_path(&self) -> PathBuf {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use lb_testbed::agent::{self, Agent, AgentOptions, LbBuild};
+use lb_testbed::daemon;
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Process, SCTP_PORT, TRANSFER_PORT, UDP_PORT};
 use lb_testbed::manifests::{self, ServiceManifest, ServicePort};
 use lb_testbed::topology::{Node, Pod};
@@ -319,7 +320,7 @@ impl World {
     pub fn logs(&self) -> String {
         let logs =
             self.topology.nodes.iter().map(|node| {
-                agent::tail(&self.topology.folder().join(format!("{}-agent.log", node.host.name)))
+                daemon::tail(&self.topology.folder().join(format!("{}-agent.log", node.host.name)))
             });
         logs.collect::<Vec<_>>().join("\n")
     }

@@ -20,7 +20,7 @@ use lb_testbed::host::{Datagrams, LoadKind, Process};
 use lb_testbed::manifests::{self, Protocol};
 use lb_testbed::report::Exchange;
 use lb_testbed::topology::Pod;
-use lb_testbed::{Agent, AgentOptions, AttachMode, Family, Host, Topology, Underlay, agent, run};
+use lb_testbed::{Agent, AgentOptions, AttachMode, Family, Host, Topology, Underlay, agent, daemon, run};
 
 use self::options::{Mode, Options};
 use self::screen::{Cell, Screen, Tone};
@@ -392,7 +392,7 @@ impl Demo {
             self.screen
                 .toned(&format!("{count} of {} checks failed, in {seconds:.1} s", self.checks), Tone::Bad);
             self.problems.iter().for_each(|problem| self.screen.line(problem));
-            self.agents.iter().for_each(|one| println!("{}", agent::tail(one.log_path())));
+            self.agents.iter().for_each(|one| println!("{}", daemon::tail(one.log_path())));
         }
         if keep {
             self.keep()?;
