@@ -8,12 +8,13 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::command;
 use crate::container::Container;
 use crate::daemon::{Daemon, START_LIMIT};
 use crate::host::Process;
+use crate::http;
 use crate::patience::patient;
 use crate::place::Place;
 use crate::run::cgroup2_mounts;
@@ -209,6 +210,18 @@ pub fn cleanup(node: &Node) -> Result<String> {
 /// Runs `lb` on a node, with or without a running agent. Returns its standard output.
 pub fn lb_on(node: &Node, arguments: &[&str]) -> Result<String> {
     lb(program()?, &node.host.place, &node.bpffs, arguments)
+}
+
+/// Returns the sum of the samples of a metric of a node's agent whose labels contain `label`.
+pub fn metric(node: &Node, name: &str, label: &str) -> Result<f64> {
+    let answer = http::get(&node.host.place, METRICS, "/metrics")?;
+    let samples = answer.body.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        (series.split('{').next() == Some(name) && series.contains(label)).then(|| value.parse::<f64>())
+    });
+    let samples: Vec<f64> = samples.collect::<Result<_, _>>()?;
+    ensure!(!samples.is_empty(), "no sample of {name} with {label}");
+    Ok(samples.iter().sum())
 }
 
 fn lb(program: &Path, place: &Place, bpffs: &Path, arguments: &[&str]) -> Result<String> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
-use lb_testbed::agent::METRICS;
+use lb_testbed::agent::metric;
 use lb_testbed::check::{answered_by, eventually, refused, spread_over, without_failure};
 use lb_testbed::control_plane::documents;
 use lb_testbed::host::{Host, Listen, LoadKind};
@@ -341,29 +341,20 @@ fn api_server_is_reached_through_its_own_service(world: &mut World) -> Result<()
         let events = world.admin.events("default", "Service", "kubernetes")?;
         let found = events.iter().any(|event| event.reason.as_deref() == Some("ApiServerIsService"));
         ensure!(found, "{events:?}");
-        let count = metric(world, "sluice_problems_raised_total", "api_server_is_service")?;
+        let count = metric(world.node(), "sluice_problems_raised_total", "api_server_is_service")?;
         ensure!(count == 1.0, "counted {count} times");
         Ok(())
     })
-}
-
-/// Returns the sum of the samples of a metric whose labels contain a text.
-fn metric(world: &World, name: &str, label: &str) -> Result<f64> {
-    let answer = http::get(&world.node().host.place, METRICS, "/metrics")?;
-    let samples = answer.body.lines().filter_map(|line| {
-        let (series, value) = line.rsplit_once(' ')?;
-        (series.split('{').next() == Some(name) && series.contains(label)).then(|| value.parse::<f64>())
-    });
-    Ok(samples.collect::<Result<Vec<_>, _>>()?.iter().sum())
 }
 
 fn busy_service_is_written_ten_times_a_second(world: &mut World) -> Result<()> {
     let busy = world.publish(&[1])?;
     let slice = world.slices(&busy, &[3]).swap_remove(0);
     let writes = |world: &World| {
-        metric(world, "kubeproxy_sync_proxy_rules_duration_seconds_count", "ip_family=\"IPv4\"")
+        metric(world.node(), "kubeproxy_sync_proxy_rules_duration_seconds_count", "ip_family=\"IPv4\"")
     };
-    let received = |world: &World| metric(world, "kubeproxy_sync_proxy_rules_endpoint_changes_total", "");
+    let received =
+        |world: &World| metric(world.node(), "kubeproxy_sync_proxy_rules_endpoint_changes_total", "");
     let (writes_before, received_before) = (writes(world)?, received(world)?);
     let began = Instant::now();
     for change in 0..300 {

@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::Family;
-use lb_testbed::agent::METRICS;
+use lb_testbed::agent::metric;
 use lb_testbed::host::HTTP_PORT;
-use lb_testbed::http;
 use lb_testbed::report::Exchange;
 use serde_json::Value;
 
@@ -141,10 +140,7 @@ pub fn failover_moves_unanswered_connections(world: &mut World, family: Family) 
 
 /// Returns how many connections the first node has moved to another endpoint.
 fn moved(world: &World) -> Result<u64> {
-    let metrics = http::get(&world.node(0).host.place, METRICS, "/metrics")?.body;
-    let line = metrics.lines().find(|line| line.contains("reason=\"flow_moved\""));
-    let value = line.and_then(|line| line.rsplit(' ').next()).context("no metric of flow_moved")?;
-    Ok(value.parse::<f64>()? as u64)
+    Ok(metric(world.node(0), "sluice_packets_total", "reason=\"flow_moved\"")? as u64)
 }
 
 /// An endpoint with weight 0 gets no new connections. When the weight is back, it gets some.

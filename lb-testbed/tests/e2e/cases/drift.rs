@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_datapath::namespace_cookie;
-use lb_testbed::agent::METRICS;
-use lb_testbed::{Agent, AgentOptions, AttachMode, Family, Host, http, pass_programs};
+use lb_testbed::agent::metric;
+use lb_testbed::{Agent, AgentOptions, AttachMode, Family, Host, pass_programs};
 use serde_json::Value;
 
 use crate::check::{answered_by, eventually_within};
@@ -19,10 +19,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Returns how many changes of this kind the agent of the first node has repaired.
 fn repairs(world: &World, kind: &str) -> Result<u64> {
-    let answer = http::get(&world.node(0).host.place, METRICS, "/metrics")?;
-    let sample = format!("sluice_repairs_total{{kind=\"{kind}\"}} ");
-    let value = answer.body.lines().find_map(|line| line.strip_prefix(&sample));
-    Ok(value.with_context(|| format!("no {sample}"))?.parse()?)
+    Ok(metric(world.node(0), "sluice_repairs_total", &format!("kind=\"{kind}\""))? as u64)
 }
 
 /// Checks that the node serves its nodePorts.
