@@ -95,6 +95,8 @@ impl Sent {
 }
 
 async fn watch_one(client: Client, name: ObjectName, sent: Sent, events: mpsc::Sender<SourceEvent>) {
+    // A list of one name reads one key of etcd. It costs less than the attempts of a
+    // `listing::Reader`.
     let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name()));
     let objects = watcher(Api::<ApiSecret>::namespaced(client, name.namespace()), config);
     let (sender, mut receiver) = mpsc::channel(4);
