@@ -27,6 +27,7 @@ use aya_obj::generated::bpf_map_type;
 use lb_common::layout::handover;
 use lb_model::IpFamily;
 
+use crate::apply::map_name::MapName;
 use crate::connection_copy::{ConnectionCopy, Copied, OldTable};
 use crate::field_copy::FieldCopy;
 use crate::first_filter::Filter;
@@ -53,12 +54,9 @@ const CONNECTIONS: [&str; 8] = [
     "FLOW_INDEX_V6",
     "FLOW_HANDS",
     "FLOW_LOCKS",
-    LOADS[0].0,
-    LOADS[1].0,
+    "LOADS_V4",
+    "LOADS_V6",
 ];
-
-/// The maps of loads.
-const LOADS: [(&str, IpFamily); 2] = [("LOADS_V4", IpFamily::V4), ("LOADS_V6", IpFamily::V6)];
 
 /// Maps that programs write and that have no references to other maps but ids. They are copied in
 /// passes, as connections are.
@@ -305,7 +303,8 @@ impl<'a> Conversion<'a> {
     /// Moves the counts of connected sockets to the new maps. The new programs have counted there
     /// the sockets that ended meanwhile. No program changes the old counts any more.
     fn move_socket_counts(&self) -> io::Result<()> {
-        for (name, family) in LOADS {
+        for family in IpFamily::BOTH {
+            let name = MapName::LOADS[family].name;
             let Some(map) = self.replaced.iter().find(|map| map.own.name == name) else { continue };
             let Some((_, value)) = map.conversion() else { continue };
             let (old, new) = (RawArray::open(&map.old.fd)?, Loads::open(&self.maps, family)?);

@@ -104,7 +104,7 @@ pub fn eligible_addresses<'a>(
     let port = ServicePort { name: port.into(), protocol: Protocol::Tcp, port: 0, node_port: None };
     let used = UsedLists { cluster: true, local: false };
     let mut addresses = Vec::new();
-    for family in [IpFamily::V4, IpFamily::V6] {
+    for family in IpFamily::BOTH {
         let lists = select(slices.clone(), (&port, balancing), family, used, zone).lists;
         let eligible = lists.cluster.iter().filter_map(|index| lists.endpoints.get(*index as usize));
         addresses.extend(eligible.map(|endpoint| endpoint.address));
