@@ -9,6 +9,8 @@
 //!
 //! `SLUICE_BLESS=1` writes the actual results into the files.
 
+mod short_form;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -19,7 +21,9 @@ use lb_ingress::routes::policy::Policy;
 use lb_ingress::routes::{HostRoutes, NormalPath, RequestFacts, Route, RouteTable, request_host};
 use lb_model::Severity;
 use lb_objects::{ObjectSelection, manifests};
-use serde_json::{Map, Value, json};
+use serde_json::json;
+
+use crate::short_form::{Step, expand};
 
 #[test]
 fn cases() {
@@ -57,7 +61,11 @@ fn run(steps: &str) -> String {
     let mut written = String::new();
     for (number, step) in steps.split("\nthen\n").enumerate() {
         let input = step.split("\n=>").next().unwrap().trim_end();
-        let Step { objects, settings, requests } = expand(input);
+        let Step { objects, requests, without_class, default_backend } = expand(input);
+        let objects = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let mut settings = Settings::default();
+        settings.classes.without_class = without_class;
+        settings.default_backend = default_backend.map(|service| service.parse().unwrap());
         fs::write(folder.path().join("objects.json"), objects.to_string()).unwrap();
         let live = live.get_or_insert_with(|| Live::new(settings.clone()));
         let hosts = live.apply(|translator| translator.update(source.scan().unwrap()));
@@ -219,120 +227,5 @@ impl RequestFacts for NoFacts {
 
     fn random(&self, _: u32) -> u32 {
         0
-    }
-}
-
-struct Step {
-    /// A `List`.
-    objects: Value,
-    settings: Settings,
-    /// Host and path.
-    requests: Vec<String>,
-}
-
-fn expand(step: &str) -> Step {
-    let mut settings = Settings::default();
-    let mut requests = Vec::new();
-    let parsed: Map<String, Value> =
-        serde_saphyr::from_str(step).unwrap_or_else(|error| panic!("{error}\n{step}"));
-    let mut items = vec![json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "metadata": {"name": "lb"},
-        "spec": {"controller": "sluice.dev/ingress"},
-    })];
-    for (key, value) in parsed {
-        match key.split_whitespace().collect::<Vec<_>>()[..] {
-            ["service", name] => items.push(service(name, &value)),
-            ["secret", name] => items.push(json!({
-                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": value,
-            })),
-            ["class", name] => items.push(json!({
-                "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "spec": {"controller": value["controller"]},
-                "metadata": {"name": name, "annotations": {
-                    "ingressclass.kubernetes.io/is-default-class": value["default"].to_string(),
-                }},
-            })),
-            ["ingress", name] => items.push(ingress(name, &value)),
-            ["requests"] => requests = serde_json::from_value(value).unwrap(),
-            ["without", "class"] => settings.classes.without_class = true,
-            ["default", "backend"] => {
-                settings.default_backend = Some(value.as_str().unwrap().parse().unwrap());
-            }
-            _ => panic!("no such object: {key}"),
-        }
-    }
-    let objects = json!({"apiVersion": "v1", "kind": "List", "items": items});
-    Step { objects, settings, requests }
-}
-
-/// `[80, http 8080]`, `ExternalName` or `headless 80`.
-fn service(name: &str, value: &Value) -> Value {
-    let port = |port: &Value| match port.as_str().and_then(|text| text.split_once(' ')) {
-        Some((name, number)) => json!({"name": name, "port": number.parse::<u16>().unwrap()}),
-        None => json!({"port": port}),
-    };
-    let spec = match value.as_str() {
-        Some("ExternalName") => json!({"type": "ExternalName", "externalName": "www.example.org"}),
-        Some(text) => {
-            let number: u16 = text.strip_prefix("headless ").unwrap().parse().unwrap();
-            json!({"clusterIP": "None", "ports": [{"port": number}]})
-        }
-        None => json!({"ports": value.as_array().unwrap().iter().map(port).collect::<Vec<_>>()}),
-    };
-    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
-}
-
-/// `rules: [HOST TYPE PATH SERVICE:PORT]`, `default: SERVICE:PORT`, `tls: [SECRET HOST…]`.
-/// Annotations without a slash have the prefix of ingress-nginx. The class is `lb` unless it is
-/// set.
-fn ingress(name: &str, value: &Value) -> Value {
-    let annotations: Map<String, Value> = (value["annotations"].as_object().into_iter().flatten())
-        .map(|(name, value)| {
-            let prefix = if name.contains('/') { "" } else { "nginx.ingress.kubernetes.io/" };
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            (format!("{prefix}{name}"), text.into())
-        })
-        .collect();
-    let texts = |field: &str| -> Vec<String> {
-        let list = value[field].as_array().into_iter().flatten();
-        list.map(|text| text.as_str().unwrap().to_owned()).collect()
-    };
-    let rules: Vec<_> = texts("rules")
-        .iter()
-        .map(|rule| {
-            let [host, kind, path, to] = rule.split(' ').collect::<Vec<_>>()[..] else {
-                panic!("no rule: {rule}")
-            };
-            let host = if host == "*" { "" } else { host };
-            json!({"host": host, "http": {"paths": [{"path": path, "pathType": kind, "backend": backend(to)}]}})
-        })
-        .collect();
-    let tls: Vec<_> = texts("tls")
-        .iter()
-        .map(|entry| {
-            let words: Vec<_> = entry.split(' ').collect();
-            let secret = if words[0] == "-" { Value::Null } else { words[0].into() };
-            json!({"secretName": secret, "hosts": words[1..]})
-        })
-        .collect();
-    let class = match value.get("class") {
-        Some(class) => class.clone(),
-        None => "lb".into(),
-    };
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
-        "metadata": {"name": name, "annotations": annotations, "creationTimestamp": value["created"]},
-        "spec": {
-            "ingressClassName": class, "rules": rules, "tls": tls,
-            "defaultBackend": value["default"].as_str().map(backend),
-        },
-    })
-}
-
-fn backend(text: &str) -> Value {
-    let (name, port) = text.split_once(':').unwrap();
-    match (name, port.parse::<u16>()) {
-        ("resource", _) => json!({"resource": {"kind": "StorageBucket", "name": port}}),
-        (_, Ok(number)) => json!({"service": {"name": name, "port": {"number": number}}}),
-        (_, Err(_)) => json!({"service": {"name": name, "port": {"name": port}}}),
     }
 }

@@ -1,13 +1,15 @@
 //! `lb ingress` as a child process in the network namespace of a host.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
 
 use crate::agent::program;
 use crate::daemon::{Daemon, tail};
 use crate::host::Host;
+use crate::place::Place;
 
 /// Port of HTTP. The servers of the testbed's pods have the port of `deploy/ingress`.
 pub const HTTP_PORT: u16 = 8180;
@@ -31,11 +33,26 @@ impl IngressProxy {
             "--admin",
             &ADMIN.to_string(),
         ]);
-        let name = format!("the ingress proxy of {}", host.place.netns());
         let log = logs.join(format!("{}-ingress.log", host.name));
-        let mut daemon = Daemon::spawn(name, &mut command, log)?;
-        daemon.wait_until_ready(&host.place, ADMIN, "/readyz")?;
+        Self::spawn(&host.place, &mut command, log, ADMIN)
+    }
+
+    /// Starts `command` and waits until it is ready. `admin` is the address of `/readyz`, in the
+    /// network namespace of `place`.
+    pub(crate) fn spawn(
+        place: &Place,
+        command: &mut Command,
+        log: PathBuf,
+        admin: SocketAddr,
+    ) -> Result<Self> {
+        let name = format!("the ingress proxy of {}", place.netns());
+        let mut daemon = Daemon::spawn(name, command, log)?;
+        daemon.wait_until_ready(place, admin, "/readyz")?;
         Ok(Self(daemon))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.pid()
     }
 
     /// Returns the last lines of the log, for a failure message.

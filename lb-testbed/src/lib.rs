@@ -9,6 +9,7 @@
 //! whose process died.
 
 pub mod agent;
+pub mod backend;
 pub mod check;
 mod command;
 pub mod container;
@@ -22,6 +23,7 @@ mod family;
 pub mod host;
 pub mod http;
 pub mod ingress;
+pub mod ingress_bed;
 pub mod kernel;
 mod manifest_dir;
 pub mod manifests;
@@ -37,11 +39,13 @@ pub mod run;
 pub mod topology;
 
 pub use agent::{Agent, AgentOptions};
+pub use backend::Backend;
 #[cfg(feature = "control-plane")]
 pub use control_plane::ControlPlane;
 pub use family::Family;
 pub use host::Host;
 pub use ingress::IngressProxy;
+pub use ingress_bed::IngressBed;
 pub use manifest_dir::ManifestDir;
 pub use place::Place;
 pub use run::RunId;

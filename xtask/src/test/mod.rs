@@ -81,7 +81,8 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
             // The tests of the testbed itself come first: a failure of them explains every other
             // failure.
             let mut arguments = vec!["-p", "lb-testbed", "--no-fail-fast"];
-            arguments.extend(["testbed", "kube_proxy", "e2e"].iter().flat_map(|test| ["--test", test]));
+            arguments
+                .extend(["testbed", "kube_proxy", "ingress", "e2e"].iter().flat_map(|test| ["--test", test]));
             tests(cargo(), &arguments, options)
         }
         Part::Cluster => {

@@ -1,0 +1,7 @@
+//! `lb ingress` with real sockets in a network namespace. The tests need root.
+
+mod client;
+mod conformance;
+mod rolling;
+#[path = "../../../lb-ingress/tests/short_form/mod.rs"]
+mod short_form;
