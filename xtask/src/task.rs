@@ -2,6 +2,7 @@
 
 pub const DENY: &str = "deny";
 pub const DEPLOY: &str = "deploy";
+pub const INGRESS_SUITES: &str = "ingress-suites";
 pub const K8S: &str = "k8s";
 pub const KERNELS: &str = "kernels";
 pub const MIRI: &str = "miri";

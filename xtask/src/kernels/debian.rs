@@ -127,15 +127,25 @@ pub fn provide(cache: &Path, arch: Arch, series: &str, refresh: bool) -> Result<
 /// Returns the folder of QEMU 10, which emulates twice as fast as Debian 12's. `arch` is the
 /// architecture that it emulates.
 pub fn qemu(cache: &Path, arch: Arch) -> Result<PathBuf> {
-    let folder = cache.join(arch.folder("qemu"));
+    unpacked(task::KERNELS, cache, &arch.folder("qemu"), QEMU, arch.qemu_packages())
+}
+
+/// Returns the folder of testssl.sh, with the version that grades.
+pub fn testssl(cache: &Path) -> Result<PathBuf> {
+    unpacked(task::INGRESS_SUITES, cache, "testssl", PROGRAMS, &["testssl.sh"])
+}
+
+/// Returns a folder with these packages for the programs of this machine, without what they depend
+/// on.
+fn unpacked(task: &str, cache: &Path, name: &str, suite: Suite, packages: &[&str]) -> Result<PathBuf> {
+    let folder = cache.join(name);
     let mark = folder.join("complete");
     if !mark.is_file() {
         let _ = fs::remove_dir_all(&folder);
-        // QEMU runs on this machine.
         let apt = Apt::new(cache, Arch::X86_64)?;
-        apt.update(QEMU)?;
-        let packages: Vec<String> = arch.qemu_packages().iter().map(ToString::to_string).collect();
-        timed(task::KERNELS, "fetched QEMU", || apt.unpack(QEMU, &packages, &folder))?;
+        apt.update(suite)?;
+        let packages: Vec<String> = packages.iter().map(ToString::to_string).collect();
+        timed(task, &format!("fetched {}", packages.join(" ")), || apt.unpack(suite, &packages, &folder))?;
         fs::write(&mark, "")?;
     }
     Ok(folder)

@@ -22,7 +22,6 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_build::progress::report;
 
-pub use self::guest::{is_guest, main as guest};
 use self::{
     arch::Arch,
     debian::NEWEST,
@@ -30,6 +29,10 @@ use self::{
     image::Init,
     table::{LISTING, Row},
     vm::{Files, Machine, Qemu},
+};
+pub use self::{
+    debian::testssl,
+    guest::{is_guest, main as guest},
 };
 use crate::{
     aarch64,

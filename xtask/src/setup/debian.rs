@@ -25,6 +25,8 @@ pub enum Program {
     Xz,
     Zstd,
     Lz4,
+    Openssl,
+    Hexdump,
     Aarch64Compiler,
     Aarch64Strip,
 }
@@ -48,6 +50,8 @@ impl Program {
             Self::Xz => "xz",
             Self::Zstd => "zstd",
             Self::Lz4 => "lz4",
+            Self::Openssl => "openssl",
+            Self::Hexdump => "hexdump",
             Self::Aarch64Compiler => aarch64::COMPILER,
             Self::Aarch64Strip => "aarch64-linux-gnu-strip",
         }
@@ -69,6 +73,8 @@ impl Program {
             Self::Xz => &["xz-utils"],
             Self::Zstd => &["zstd"],
             Self::Lz4 => &["lz4"],
+            Self::Openssl => &["openssl"],
+            Self::Hexdump => &["bsdextrautils"],
             Self::Aarch64Compiler => &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
             Self::Aarch64Strip => &["binutils-aarch64-linux-gnu"],
         }
@@ -87,6 +93,8 @@ impl Program {
             Self::Depmod => "modules of other kernels",
             Self::Strip | Self::Aarch64Strip => "makes programs for other kernels small",
             Self::Xz | Self::Zstd | Self::Lz4 => "decompresses other kernels",
+            Self::Openssl => "certificates, and connections of testssl.sh",
+            Self::Hexdump => "testssl.sh reads records of TLS with it",
             Self::Aarch64Compiler => "compiles C code and links programs for aarch64",
         }
     }

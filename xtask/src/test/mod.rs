@@ -3,6 +3,7 @@
 
 mod cross;
 mod deny;
+mod ingress_suites;
 mod miri;
 mod options;
 mod part;
@@ -97,8 +98,10 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    if let Some(Separate::Kernels(options)) = &options.separate {
-        return kernels::run(options);
+    match &options.separate {
+        Some(Separate::Kernels(options)) => return kernels::run(options),
+        Some(Separate::IngressSuites(options)) => return ingress_suites::run(options),
+        None => {}
     }
     let parts = options.parts();
     let names: Vec<_> = parts.iter().map(|part| part.name()).collect();

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum as _;
 
-use super::part::Part;
+use super::{ingress_suites, part::Part};
 use crate::{kernels, setup};
 
 #[derive(clap::Args, Default)]
@@ -33,6 +33,9 @@ pub struct Options {
 pub enum Separate {
     /// Boot other kernels in emulated machines and test there (needs root and QEMU)
     Kernels(kernels::Options),
+    /// Run h2spec, the interoperability tests of gRPC, WebSocket cases and testssl.sh against
+    /// `lb ingress` (needs root, Go and Debian's apt)
+    IngressSuites(ingress_suites::Options),
 }
 
 impl Options {
