@@ -258,7 +258,7 @@ impl Datapath {
         self.programs.statistics()
     }
 
-    fn program(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
+    pub(crate) fn program(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
         self.programs
             .get(name)
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no program {name}")))

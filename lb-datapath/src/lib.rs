@@ -8,6 +8,7 @@ mod address;
 pub mod apply;
 pub mod attachments;
 mod btf;
+mod call_counter;
 mod connection_copy;
 mod conversion;
 mod datapath;
@@ -44,6 +45,7 @@ mod sys;
 mod table;
 mod usage;
 
+pub use self::call_counter::{CallCounter, Calls};
 pub use self::datapath::Datapath;
 pub use self::drift::{Drift, DriftKind};
 pub use self::endpoints::Endpoints;

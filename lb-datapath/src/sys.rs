@@ -12,8 +12,8 @@ use std::path::Path;
 use std::ptr;
 
 use aya_obj::generated::{
-    bpf_attach_type, bpf_attr, bpf_btf_info, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info,
-    bpf_prog_type,
+    bpf_attach_type, bpf_attr, bpf_btf_info, bpf_cmd, bpf_link_info, bpf_map_info, bpf_map_type,
+    bpf_prog_info, bpf_prog_type,
 };
 use lb_common::plain::Plain;
 use rustix::net::{AddressFamily, SocketType, socket};
@@ -74,6 +74,36 @@ pub fn load_program(
     flags: u32,
     instructions: &[u64],
 ) -> io::Result<OwnedFd> {
+    let mut attributes = program_attributes(kind, attach_type, flags, instructions);
+    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes).map(owned)
+}
+
+/// The types of the functions of a program.
+pub struct Described<'a> {
+    pub btf: BorrowedFd<'a>,
+    /// The first instruction of each function, and the id of its type (`struct bpf_func_info`).
+    pub functions: &'a [[u32; 2]],
+}
+
+/// Loads a program of several functions (`BPF_PROG_LOAD`) from encoded instructions.
+pub fn load_described(
+    kind: bpf_prog_type,
+    attach_type: u32,
+    flags: u32,
+    instructions: &[u64],
+    described: &Described<'_>,
+) -> io::Result<OwnedFd> {
+    let mut attributes = program_attributes(kind, attach_type, flags, instructions);
+    // SAFETY: the active member of the union for this command.
+    let load = unsafe { &mut attributes.__bindgen_anon_3 };
+    load.prog_btf_fd = described.btf.as_raw_fd() as u32;
+    load.func_info = described.functions.as_ptr() as u64;
+    load.func_info_cnt = described.functions.len() as u32;
+    load.func_info_rec_size = size_of::<[u32; 2]>() as u32;
+    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes).map(owned)
+}
+
+fn program_attributes(kind: bpf_prog_type, attach_type: u32, flags: u32, instructions: &[u64]) -> bpf_attr {
     let mut attributes = attributes();
     // SAFETY: the active member of the union for this command.
     let load = unsafe { &mut attributes.__bindgen_anon_3 };
@@ -83,7 +113,30 @@ pub fn load_program(
     load.insns = instructions.as_ptr() as u64;
     load.insn_cnt = instructions.len() as u32;
     load.license = c"GPL".as_ptr() as u64;
-    bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes).map(owned)
+    attributes
+}
+
+/// Returns the type information (`BTF`) that a program was loaded with.
+pub fn program_btf(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    btf(program_info(program)?.btf_id)
+}
+
+fn btf(id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    attributes.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
+    bpf(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attributes).map(owned)
+}
+
+/// Creates an array with one element of so many bytes (`BPF_MAP_CREATE`).
+pub fn create_array(value_size: u32) -> io::Result<OwnedFd> {
+    let mut attributes = attributes();
+    // SAFETY: the active member of the union for this command.
+    let create = unsafe { &mut attributes.__bindgen_anon_1 };
+    create.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    create.key_size = size_of::<u32>() as u32;
+    create.value_size = value_size;
+    create.max_entries = 1;
+    bpf(bpf_cmd::BPF_MAP_CREATE, &mut attributes).map(owned)
 }
 
 /// Attaches a program (`BPF_LINK_CREATE`). `target` is a device's index or a cgroup's descriptor.
@@ -455,9 +508,7 @@ pub fn map_btf(map: &bpf_map_info) -> io::Result<Option<Vec<u8>>> {
     if map.btf_id == 0 {
         return Ok(None);
     }
-    let mut attributes = attributes();
-    attributes.__bindgen_anon_6.__bindgen_anon_1.btf_id = map.btf_id;
-    let btf = bpf(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attributes).map(owned)?;
+    let btf = btf(map.btf_id)?;
     let size = object_info::<bpf_btf_info>(btf.as_fd())?.btf_size;
     let mut bytes = vec![0u8; size as usize];
     let mut info = bpf_btf_info {

@@ -1,5 +1,6 @@
 //! The programs under test. They are loaded privately: nothing is pinned and nothing is attached.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,7 +15,10 @@ use lb_common::layout::{
 };
 use lb_common::load::Connections;
 use lb_datapath::apply::tables::{BackendEntry, ServiceAddress, Tables};
-use lb_datapath::{Datapath, FlowEntry, LoadOptions, MapSizes, ProgramStatistics, ServiceTables, TcAttach};
+use lb_datapath::{
+    CallCounter, Calls, Datapath, FlowEntry, LoadOptions, MapSizes, ProgramStatistics, ServiceTables,
+    TcAttach, TestRun,
+};
 use lb_model::IpFamily;
 
 use super::world::{DEVICES, World};
@@ -45,7 +49,7 @@ impl Default for Limits {
 }
 
 /// The program that a packet is given to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hook {
     Xdp,
     TcIngress,
@@ -59,7 +63,8 @@ pub enum Hook {
 }
 
 impl Hook {
-    fn program(self) -> &'static str {
+    /// Returns the name of the program.
+    pub fn program(self) -> &'static str {
         match self {
             Self::Xdp => "lb_xdp",
             Self::TcIngress => "lb_tc_ingress",
@@ -111,6 +116,12 @@ pub struct Run {
     pub packet: Vec<u8>,
     /// Mean duration of one repetition, as the kernel measures it.
     pub nanoseconds: u32,
+}
+
+impl Run {
+    fn of(hook: Hook, run: TestRun) -> Self {
+        Self { action: Action::of(hook, run.return_code), packet: run.packet, nanoseconds: run.nanoseconds }
+    }
 }
 
 /// A Service port at one address: one entry of the map `SERVICES_V4` or `SERVICES_V6`.
@@ -257,6 +268,8 @@ pub fn load_options(limits: &Limits) -> LoadOptions {
 /// The loaded programs, and the entries that the test has written to their maps.
 pub struct Subject {
     datapath: Datapath,
+    /// The programs that count their helper calls. Each is loaded when it is needed first.
+    call_counters: HashMap<Hook, CallCounter>,
     tables: ServiceTables,
     /// Ids of Service ports, by name.
     ids: HashMap<String, u32>,
@@ -299,6 +312,7 @@ impl Subject {
         let tables = datapath.tables()?;
         Ok(Self {
             datapath,
+            call_counters: HashMap::new(),
             tables,
             ids: HashMap::new(),
             services: HashMap::new(),
@@ -551,11 +565,22 @@ impl Subject {
         let run = self.datapath.test_run(hook.program(), packet, context, repeat).with_context(|| {
             format!("BPF_PROG_TEST_RUN of {} with {} bytes", hook.program(), packet.len())
         })?;
-        Ok(Run {
-            action: Action::of(hook, run.return_code),
-            packet: run.packet,
-            nanoseconds: run.nanoseconds,
-        })
+        Ok(Run::of(hook, run))
+    }
+
+    /// Runs a packet through an XDP or tc program, and returns the helper calls of the run.
+    pub fn count_calls(&mut self, hook: Hook, ifindex: u32, packet: &[u8]) -> Result<(Run, Calls)> {
+        let counter = match self.call_counters.entry(hook) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(vacant) => {
+                let counter = self.datapath.load_call_counter(hook.program());
+                vacant.insert(counter.context("cannot load the program that counts its calls")?)
+            }
+        };
+        let context =
+            if hook.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex, 0) };
+        let (run, calls) = counter.run(packet, &context).with_context(|| hook.program().to_owned())?;
+        Ok((Run::of(hook, run), calls))
     }
 
     /// Returns every counter by its label.

@@ -3,12 +3,14 @@
 //! * `cases/`: cases as data. A case has packets and the expected verdicts, packets, counters and
 //!   flow entries. See `cases/README.md`.
 //! * [`tables`]: the agent reads back the entries that it writes to the maps.
+//! * [`calls`]: the helper calls of each path stay within their limits.
 //! * [`selection`]: the endpoints that new connections get.
 //! * [`fuzz`]: generated packets. A model that shares no code with the programs returns the
 //!   expected results.
 //!
 //! Needs root. The tests run in their own network namespace. Nothing is attached or pinned.
 
+mod calls;
 mod case;
 mod fuzz;
 mod model;
@@ -91,6 +93,11 @@ fn trials() -> Result<ExitCode> {
     trials.push(Trial::test("tables: entries written to the maps are read back", move || {
         run_in(&for_tables, Limits::default(), |_, _| tables::run())
     }));
+    let for_calls = environment.clone();
+    trials
+        .push(Trial::test("calls: each path makes no more helper calls than calls.txt allows", move || {
+            run_in(&for_calls, calls::limits(), calls::run)
+        }));
     for (name, flows, test) in selection::TESTS {
         let environment = environment.clone();
         trials.push(Trial::test(format!("selection: {name}"), move || {
