@@ -9,34 +9,47 @@ use anyhow::{Context, Result};
 
 use crate::agent;
 
-/// A first instruction for which the verifier refuses a program.
+/// First instructions for which the verifier refuses a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// `r0 = r5`. A program starts without a value in r5: "R5 !read_ok".
     UnsetRegister,
     /// A call of a helper function that no kernel has: "invalid func".
     UnknownHelper,
+    /// A loop that ends if the context's address is a certain number. The verifier must look at the
+    /// rest of the program once for each number, which is more than it can store: "too complex".
+    /// The program must have no relocations in its first four instructions.
+    TooComplex,
 }
 
 impl Fault {
-    /// Returns the instruction.
-    fn instruction(self) -> [u8; 8] {
+    fn instructions(self) -> &'static [[u8; 8]] {
         match self {
-            Self::UnsetRegister => [0xbf, 0x50, 0, 0, 0, 0, 0, 0],
-            Self::UnknownHelper => [0x85, 0, 0, 0, 0xff, 0xff, 0, 0],
+            Self::UnsetRegister => &[[0xbf, 0x50, 0, 0, 0, 0, 0, 0]],
+            Self::UnknownHelper => &[[0x85, 0, 0, 0, 0xff, 0xff, 0, 0]],
+            Self::TooComplex => &[
+                // r0 = 0
+                [0xb7, 0, 0, 0, 0, 0, 0, 0],
+                // r0 += 1
+                [0x07, 0, 0, 0, 1, 0, 0, 0],
+                // if r1 == r0 goto +1
+                [0x1d, 0x01, 1, 0, 0, 0, 0, 0],
+                // goto -3
+                [0x05, 0, 0xfd, 0xff, 0, 0, 0, 0],
+            ],
         }
     }
 }
 
-/// Writes a copy of `lb` to `folder`. The first instruction of each of these programs is replaced.
-/// Returns the path of the copy.
+/// Writes a copy of `lb` to `folder`. The first instructions of each of these programs are
+/// replaced. Returns the path of the copy.
 pub fn lb_with_refused(programs: &[&str], fault: Fault, folder: &Path) -> Result<PathBuf> {
     let mut bytes = fs::read(agent::program()?).context("read lb")?;
     for program in programs {
         let at = first_instruction(&bytes, program)
             .with_context(|| format!("lb has no kernel program {program}"))?;
-        let fault = fault.instruction();
-        bytes.get_mut(at..at + fault.len()).context("a program ends after lb")?.copy_from_slice(&fault);
+        let fault = fault.instructions().as_flattened();
+        bytes.get_mut(at..at + fault.len()).context("a program ends after lb")?.copy_from_slice(fault);
     }
     let path = folder.join(format!("lb-without-{}", programs.join("-")));
     fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;

@@ -23,9 +23,9 @@ pub fn refused_programs_are_reported(world: &mut World) -> Result<()> {
     // Refused programs, the reason, whether packets are served, and whether calls at sockets are
     // served.
     let without: [(&[&str], Fault, bool, bool); 3] = [
-        (&["lb_xdp", "lb_xdp_linear"], Fault::UnknownHelper, true, true),
+        (&["lb_xdp", "lb_xdp_linear"], Fault::TooComplex, true, true),
         (&["lb_sendmsg6", "lb_connect4"], Fault::UnsetRegister, true, false),
-        (&["lb_tc_ingress"], Fault::UnsetRegister, false, true),
+        (&["lb_tc_ingress"], Fault::UnknownHelper, false, true),
     ];
     for (programs, fault, packets, sockets) in without {
         world.take_agent(0)?.stop()?;
@@ -73,14 +73,18 @@ fn expected_refusals(programs: &[&str], fault: Fault) -> Vec<String> {
     };
     let (error, reason) = match fault {
         Fault::UnsetRegister => {
-            ("Permission denied (os error 13)", "R5 !read_ok; remedy: use a newer kernel")
+            ("Permission denied (os error 13); ", "R5 !read_ok; remedy: use a newer kernel")
         }
         Fault::UnknownHelper => (
-            "Invalid argument (os error 22)",
+            "Invalid argument (os error 22); ",
             "invalid func unknown#65535; remedy: this kernel lacks a function",
         ),
+        // The error is EFAULT or E2BIG.
+        Fault::TooComplex => {
+            ("", "jumps is too complex.; remedy: the program is too large for this kernel's verifier")
+        }
     };
-    let refusal = |name: &&str| format!("Linux {kernel} refuses {name}: {error}; ");
+    let refusal = |name: &&str| format!("Linux {kernel} refuses {name}: {error}");
     programs.iter().filter(loaded).map(refusal).chain([reason.to_owned()]).collect()
 }
 
