@@ -25,6 +25,7 @@ pub mod http;
 pub mod ingress;
 pub mod ingress_bed;
 pub mod kernel;
+pub mod listed;
 mod manifest_dir;
 pub mod manifests;
 pub mod packet;

@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::bail;
 use lb_testbed::kernel::Lacking;
-use lb_testbed::{AttachMode, Underlay, check};
+use lb_testbed::{AttachMode, Underlay, check, listed};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::cases::{CASES, Case, NO_TC_FILTERS, Run, Underlays};
@@ -99,6 +99,16 @@ const SMOKE: [(AttachMode, &[&str]); 3] = [
 ];
 
 fn main() -> ExitCode {
+    match trials() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn trials() -> anyhow::Result<ExitCode> {
     let mut arguments = Arguments::from_args();
     // Cases cannot run in parallel: they share the cluster.
     arguments.test_threads = Some(1);
@@ -135,10 +145,13 @@ fn main() -> ExitCode {
     if arguments.filter.as_deref() == Some(NO_TC_FILTERS.name) {
         trials = trials_of(NO_TC_FILTERS, AttachMode::Clsact, Underlay::Routed);
     }
+    if let Some(listed) = listed::cases()? {
+        trials.retain(|trial| listed.contains(trial.name()));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Rust does not drop statics.
     drop(WORLD.lock().unwrap_or_else(PoisonError::into_inner).take());
-    conclusion.exit_code()
+    Ok(conclusion.exit_code())
 }
 
 /// Returns whether a trial runs a case of [`SMOKE`] on the routed underlay.

@@ -26,6 +26,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use lb_testbed::listed;
 use lb_testbed::programs::world::World;
 use lb_testbed::programs::{Limits, Subject};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -113,6 +114,9 @@ fn trials() -> Result<ExitCode> {
                 run_in(&environment, kind.limits(), |world, subject| fuzz::run(kind, mode, world, subject))
             }));
         }
+    }
+    if let Some(listed) = listed::cases()? {
+        trials.retain(|trial| listed.contains(trial.name()));
     }
     Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }

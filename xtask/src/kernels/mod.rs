@@ -7,16 +7,18 @@
 //! `target/kernels/`.
 
 mod arch;
+mod boots;
 mod debian;
 mod guest;
 mod image;
+mod outcome;
 mod table;
 mod vm;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -24,11 +26,12 @@ use lb_build::progress::report;
 
 use self::{
     arch::Arch,
+    boots::{Extent, Group},
     debian::NEWEST,
     guest::{GuestTask, Step, Without},
     image::Init,
     table::{LISTING, Row},
-    vm::{Files, Machine, Qemu},
+    vm::{Files, Guest, Machine, Qemu},
 };
 pub use self::{
     debian::testssl,
@@ -91,13 +94,19 @@ pub struct Options {
     #[arg(long, conflicts_with = "all_cases")]
     load_only: bool,
     /// Run all packet cases, all end-to-end cases on routed underlays, and those about VLAN
-    /// devices, bonds and bridges, not only the smoke test
+    /// devices, bonds and bridges, not only the smoke test. Each kernel boots many times
     #[arg(long)]
     all_cases: bool,
     /// Run these end-to-end cases in place of the smoke test: a part of their names, `devices` or
-    /// `smoke`
+    /// `smoke`; `packets` stands for all packet cases
     #[arg(long, value_name = "FILTER", conflicts_with_all = ["all_cases", "load_only"])]
     cases: Option<String>,
+    /// Run only the cases that have not passed since the programs changed last
+    #[arg(long)]
+    resume: bool,
+    /// Start no further boot after this time; `--resume` runs the rest
+    #[arg(long, value_name = "MINUTES")]
+    minutes: Option<u64>,
     /// Boot the kernels locked down (kernel_lockdown(7))
     #[arg(long, value_name = "LEVEL", value_parser = ["integrity", "confidentiality"])]
     lockdown: Option<String>,
@@ -164,42 +173,52 @@ fn test(options: &Options) -> Result<Tally> {
     let qemu = Qemu::provide(&cache, options.arch)?;
     let built = Built::new(options, &cache)?;
     let machine = Machine { qemu, files: files(options.arch, &cache)?, init: built.init.clone() };
-    let steps = if options.command.is_empty() { steps(options, &built) } else { given(options) };
     let series: Vec<&str> = match (options.only.as_slice(), options.all_kernels) {
         ([], false) if options.arch == Arch::Aarch64 => DEFAULT_AARCH64.to_vec(),
         ([], false) => DEFAULT.to_vec(),
         ([], true) => ALL.to_vec(),
         (only, _) => only.iter().map(String::as_str).collect(),
     };
+    let extent = Extent {
+        resume: options.resume,
+        end: options.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes)),
+    };
     let mut tally = Tally::default();
     let mut rows = Vec::new();
     for series in series {
         let kernel = debian::provide(&cache, options.arch, series, options.refresh)?;
         report(task::KERNELS, &format!("Linux {}", kernel.release));
-        let task = GuestTask {
-            release: kernel.release.clone(),
-            modules: kernel.modules(),
-            early_modules: Vec::new(),
-            late_modules: LATE_MODULES.map(str::to_owned).to_vec(),
-            folder: workspace::root().to_owned(),
-            lockdown: options.lockdown.clone(),
-            without: options.without.clone(),
-            steps: steps.clone(),
+        let guest = Guest {
+            machine: &machine,
+            kernel: &kernel,
+            series,
+            task: GuestTask {
+                release: kernel.release.clone(),
+                modules: kernel.modules(),
+                early_modules: Vec::new(),
+                late_modules: LATE_MODULES.map(str::to_owned).to_vec(),
+                folder: workspace::root().to_owned(),
+                lockdown: options.lockdown.clone(),
+                without: options.without.clone(),
+                steps: Vec::new(),
+            },
+            folder: cache.join(options.arch.folder("runs")).join(series),
         };
-        let limit = Duration::from_secs(60 + steps.iter().map(|step| step.limit).sum::<u64>());
-        let folder = cache.join(options.arch.folder("runs")).join(series);
-        let run = vm::run(&machine, &kernel, &task, &folder, limit)?;
-        if let Some(trouble) = &run.trouble {
-            println!("{trouble}");
-            tally.failed += 1;
+        if !options.command.is_empty() {
+            let run = guest.boot(&guest.folder, &given(options))?;
+            let has_failed = run.steps.iter().any(|step| step.code != Some(0));
+            tally.count(run.trouble.is_none() && !has_failed);
+            continue;
         }
-        if options.command.is_empty() {
-            let row = Row::read(&kernel.release, series, &run);
-            tally = tally + row.tally();
-            rows.push(row);
-        } else if run.steps.iter().any(|step| step.code != Some(0)) {
-            tally.failed += 1;
-        }
+        let groups = groups(options, &built);
+        let row = if groups.is_empty() {
+            let run = guest.boot(&guest.folder, &steps(options, &built))?;
+            Row::read(&kernel.release, series, &run)
+        } else {
+            boots::run(&guest, &built.listing(), &groups, &built.folder, &extent)?
+        };
+        tally = tally + row.tally();
+        rows.push(row);
     }
     if options.command.is_empty() {
         let limits = table::limits()?;
@@ -243,30 +262,28 @@ fn files(arch: Arch, cache: &Path) -> Result<Files> {
     Ok(Files { root, folders })
 }
 
-/// Returns the steps that each guest runs.
+/// Returns the steps of a guest that boots once.
 fn steps(options: &Options, built: &Built) -> Vec<Step> {
-    let step = |name: &str, program: &str, arguments: &[&str], limit: u64| Step {
-        name: name.to_owned(),
-        program: built.folder.join(program),
-        arguments: arguments.iter().map(ToString::to_string).collect(),
-        environment: built.environment(),
-        limit,
-    };
-    let mut steps = vec![step(LISTING, TESTBED, &["programs"], 300)];
-    if let Some(filter) = &options.cases {
-        steps.push(step(filter, E2E, &[filter], 2 * 3600));
-    } else if options.all_cases {
-        steps.push(step("devices", E2E, &["devices"], 3600));
-        steps.push(step("e2e", E2E, &["routed"], 4 * 3600));
-        // The cases let minutes pass by making connections older. Connections cannot be older than
-        // the machine, so it must have run for a while.
-        steps.push(step("packets", PACKETS, &[], 3600));
-    } else if !options.load_only {
+    let mut steps = vec![built.listing()];
+    if !options.load_only {
         let no_filters = options.without.contains(&Without::TcFilters);
         let cases = if no_filters { NO_TC_FILTERS } else { SMOKE };
-        steps.push(step(cases, E2E, &[cases], 1800));
+        steps.push(built.step(cases, E2E, &[cases], 1800));
     }
     steps
+}
+
+/// Returns the cases for guests that boot many times, if there are such.
+fn groups(options: &Options, built: &Built) -> Vec<Group> {
+    let of_e2e = |name: &str| Group { step: built.step(name, E2E, &[name], 2400), cases: 30 };
+    // The packet cases share loaded programs.
+    let packets = Group { step: built.step(PACKETS, PACKETS, &[], 3600), cases: 1000 };
+    match &options.cases {
+        Some(filter) if filter == PACKETS => vec![packets],
+        Some(filter) => vec![of_e2e(filter)],
+        None if options.all_cases => vec![packets, of_e2e("devices"), of_e2e("routed")],
+        None => Vec::new(),
+    }
 }
 
 /// Returns the given command as the only step.
@@ -346,6 +363,21 @@ impl Built {
             }
         }
         Ok(Self { folder, arch: options.arch, init })
+    }
+
+    fn step(&self, name: &str, program: &str, arguments: &[&str], limit: u64) -> Step {
+        Step {
+            name: name.to_owned(),
+            program: self.folder.join(program),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            environment: self.environment(),
+            limit,
+        }
+    }
+
+    /// Returns the step that prints which programs load.
+    fn listing(&self) -> Step {
+        self.step(LISTING, TESTBED, &["programs"], 300)
     }
 
     /// Returns the variables with which the programs find each other.

@@ -23,7 +23,7 @@ use rustix::{
 use super::{
     arch::Arch,
     debian::{self, Kernel},
-    guest::{GuestReport, GuestTask, SHARE, STEP_MARK},
+    guest::{GuestReport, GuestTask, SHARE, STEP_MARK, Step},
     image::{self, Init},
 };
 use crate::process::{command, text_of};
@@ -32,6 +32,9 @@ use crate::process::{command, text_of};
 const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 /// Memory of a machine, in MiB. The host provides only the pages that the guest touches.
 const MEMORY: u32 = 3072;
+/// The files with the output of the programs, and with the reports, in the folder of a machine.
+const OUTPUT: &str = "output";
+const REPORTS: &str = "reports";
 /// Options of every kernel. A panic ends the machine. Features that only cost time under emulation
 /// are off.
 const KERNEL_OPTIONS: &str = "panic=-1 rdinit=/init mitigations=off nokaslr audit=0 random.trust_cpu=on";
@@ -93,13 +96,51 @@ pub struct Ended {
 /// The results of a machine.
 pub struct Run {
     pub steps: Vec<Ended>,
+    /// The output of all steps, also of one that has not ended.
+    pub output: String,
     /// The last lines of the kernel's messages, if the task was not completed.
     pub trouble: Option<String>,
 }
 
+impl Run {
+    /// Returns the output of a step that has ended.
+    pub fn output_of(&self, step: &str) -> Option<&str> {
+        self.steps.iter().find(|ended| ended.step == step).map(|ended| ended.output.as_str())
+    }
+
+    /// Returns how long all steps took.
+    pub fn seconds(&self) -> f64 {
+        self.steps.iter().map(|ended| ended.seconds).sum()
+    }
+}
+
+/// A kernel with the machine that it boots in.
+pub struct Guest<'a> {
+    pub machine: &'a Machine,
+    pub kernel: &'a Kernel,
+    pub series: &'a str,
+    /// The task, without steps.
+    pub task: GuestTask,
+    /// The folder for results.
+    pub folder: PathBuf,
+}
+
+impl Guest<'_> {
+    /// Boots the kernel, and runs these steps. The results are written to a folder.
+    pub fn boot(&self, folder: &Path, steps: &[Step]) -> Result<Run> {
+        let task = GuestTask { steps: steps.to_vec(), ..self.task.clone() };
+        let limit = Duration::from_secs(60 + steps.iter().map(|step| step.limit).sum::<u64>());
+        let run = run(self.machine, self.kernel, &task, folder, limit)?;
+        if let Some(trouble) = &run.trouble {
+            println!("{trouble}");
+        }
+        Ok(run)
+    }
+}
+
 /// Boots a kernel with a task, and waits until the task is complete or `limit` has passed. The
 /// machine's output is written to `folder`, and printed as it comes.
-pub fn run(
+fn run(
     Machine { qemu, files, init }: &Machine,
     kernel: &Kernel,
     task: &GuestTask,
@@ -111,7 +152,7 @@ pub fn run(
     let initramfs = folder.join("initramfs");
     image::initramfs(kernel, init, task, &initramfs)?;
     let [console, output, reports, errors] =
-        ["console", "output", "reports", "qemu"].map(|name| folder.join(name));
+        ["console", OUTPUT, REPORTS, "qemu"].map(|name| folder.join(name));
     let share = Share::start(folder, files)?;
     let mut progress = Progress::of(&output)?;
     let mut command = qemu.command();
@@ -138,10 +179,29 @@ pub fn run(
     let ended = machine.wait(limit, || progress.print())?;
     progress.print()?;
     drop(share);
-    let text = |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', ""));
-    let output = text(&output)?;
-    let reports: Vec<GuestReport> =
-        text(&reports)?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    fs::remove_file(&initramfs)?;
+    let (mut run, last) = read(folder)?;
+    run.trouble = (last != Some(GuestReport::Complete)).then(|| {
+        let console = text(&console).unwrap_or_default();
+        let lines: Vec<_> = console.lines().collect();
+        let end = lines[lines.len().saturating_sub(15)..].join("\n");
+        let errors = text(&errors).unwrap_or_default();
+        let what = if ended { "ended" } else { "was stopped after its time" };
+        let reason = match &last {
+            Some(GuestReport::Broken { reason }) => reason.as_str(),
+            _ => "",
+        };
+        format!("the machine {what} before its task was complete: {reason}\n{end}\n{errors}")
+    });
+    Ok(run)
+}
+
+/// Returns the results that a machine has left in its folder, and its last report.
+pub fn read(folder: &Path) -> Result<(Run, Option<GuestReport>)> {
+    let [output, reports] = [OUTPUT, REPORTS].map(|name| text(&folder.join(name)));
+    let output = output?;
+    let mut reports: Vec<GuestReport> =
+        reports?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let steps = reports.iter().filter_map(|report| match report {
         GuestReport::End { step, code, seconds } => Some(Ended {
             step: step.clone(),
@@ -152,20 +212,13 @@ pub fn run(
         _ => None,
     });
     let steps = steps.collect();
-    let trouble = (reports.last() != Some(&GuestReport::Complete)).then(|| {
-        let console = text(&console).unwrap_or_default();
-        let lines: Vec<_> = console.lines().collect();
-        let last = lines[lines.len().saturating_sub(15)..].join("\n");
-        let errors = text(&errors).unwrap_or_default();
-        let what = if ended { "ended" } else { "was stopped after its time" };
-        let reason = match reports.last() {
-            Some(GuestReport::Broken { reason }) => reason.as_str(),
-            _ => "",
-        };
-        format!("the machine {what} before its task was complete: {reason}\n{last}\n{errors}")
-    });
-    fs::remove_file(&initramfs)?;
-    Ok(Run { steps, trouble })
+    Ok((Run { steps, output, trouble: None }, reports.pop()))
+}
+
+/// Returns the text that a machine has written to a port.
+fn text(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(String::from_utf8_lossy(&bytes).replace('\r', ""))
 }
 
 /// Returns the options for the ports that the guest knows: one for the console, one for the output
