@@ -25,6 +25,7 @@ use crate::case::{Hook, Mode};
 use crate::model::connection::{End, Honest, TICK, Yields, timeout};
 use crate::model::{Direction, Expected, Identity, Model, Route, Service, Tuple};
 use crate::run::{Found, can_be_an_skb, is_icmp, send};
+use crate::uptime::uptime;
 
 pub const MODES: [Mode; 2] = [Mode::Xdp, Mode::Tc];
 
@@ -418,12 +419,6 @@ const LONGEST_ROUND: Duration = Duration::from_secs(8);
 
 /// Idle time that a round may add to a connection.
 const TIME_TRAVEL: Duration = Duration::from_secs(timeout::TCP_ESTABLISHED + TICK);
-
-/// Returns the time since the start of the machine, without the time in which it was suspended.
-fn uptime() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    Duration::from_secs(now.tv_sec as u64)
-}
 
 fn check_forwarded(
     bytes: &[u8],

@@ -18,6 +18,7 @@ mod run;
 mod selection;
 mod tables;
 mod text;
+mod uptime;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -15,9 +15,11 @@ use lb_testbed::programs::{
 
 use crate::case::{self, Case, Family, Mode, Out, Policy, Step};
 use crate::text::Names;
+use crate::uptime::wait_until_after;
 
 /// Runs a case for one family and mode, on programs with empty maps.
 pub fn run(case: &Case, family: Family, mode: Mode, world: &World, subject: &mut Subject) -> Result<()> {
+    wait_until_after(case.steps.iter().map(|step| step.wait).max().unwrap_or_default());
     let mut run = CaseRun { mode, world, subject, names: Names::new(family == Family::V6) };
     let networks = Networks {
         pods: run.networks(&case.pods)?,

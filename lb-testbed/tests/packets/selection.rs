@@ -11,6 +11,7 @@ use lb_testbed::programs::{BackendEndpoint, Limits, ServiceAddressEntry, Subject
 
 use crate::case::{Hook, Mode};
 use crate::run::send;
+use crate::uptime::wait_until_after;
 
 const TCP: u8 = 6;
 /// The endpoints differ by their ports: all have one address.
@@ -102,6 +103,7 @@ fn shares(client: &mut Client<'_>) -> Result<()> {
 }
 
 fn affinity(client: &mut Client<'_>) -> Result<()> {
+    wait_until_after(u64::from(AFFINITY) + 1);
     client.publish(&[80], AFFINITY)?;
     let first = client.connect(20_000, 80)?;
     for from in 20_001..20_020 {
