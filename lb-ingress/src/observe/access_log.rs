@@ -1,13 +1,12 @@
 //! The access log: one JSON object a line for each request.
 
+use std::fmt::{self, Display};
 use std::io::{BufWriter, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use serde_json::{Map, Value};
 
 use crate::routes::Origin;
 
@@ -44,42 +43,91 @@ pub struct AccessRecord {
 }
 
 impl AccessRecord {
-    fn to_json(&self, duration: Duration, time: f64) -> Value {
-        let mut object = Map::new();
-        let mut put = |name: &str, value: Value| object.insert(name.to_owned(), value);
-        let milliseconds = |duration: Duration| Value::from((duration.as_secs_f64() * 1e6).round() / 1e3);
-        put("time", time.into());
-        put("client", self.client.to_string().into());
-        put("method", (*self.method).into());
-        put("host", (*self.host).into());
-        put("path", (*self.path).into());
-        put("protocol", self.protocol.into());
-        put("tls", self.tls.into());
-        put("status", self.status.into());
-        put("bytes", self.bytes.into());
-        put("duration_ms", milliseconds(duration));
-        if let Some(route) = &self.route {
-            put("ingress", route.ingress.to_string().into());
-            if route.path.is_some() {
-                put("rule", route.field().into());
-            }
+    /// Returns one JSON object, with the fields in alphabetical order, and the end of the line.
+    fn to_json(&self, duration: Duration, time: f64) -> Vec<u8> {
+        let milliseconds = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+        let mut line = Line(Vec::with_capacity(640));
+        if !self.complete {
+            line.value("aborted", true);
         }
-        let mut optional = |name: &str, value: Option<Value>| {
-            if let Some(value) = value {
-                put(name, value);
-            }
-        };
-        let text = |text: &Option<Box<str>>| text.as_deref().map(Value::from);
-        optional("service", text(&self.service));
-        optional("endpoint", self.endpoint.map(|endpoint| endpoint.to_string().into()));
-        optional("tries", (self.tries > 0).then(|| self.tries.into()));
-        optional("endpoint_ms", self.endpoint_time.map(milliseconds));
-        optional("user_agent", text(&self.user_agent));
-        optional("request_id", text(&self.request_id));
-        optional("trace", text(&self.trace));
-        optional("reason", text(&self.reason));
-        optional("aborted", (!self.complete).then(|| true.into()));
-        object.into()
+        line.value("bytes", self.bytes);
+        line.plain("client", self.client);
+        line.value("duration_ms", Float(milliseconds(duration)));
+        if let Some(endpoint) = self.endpoint {
+            line.plain("endpoint", endpoint);
+        }
+        if let Some(time) = self.endpoint_time {
+            line.value("endpoint_ms", Float(milliseconds(time)));
+        }
+        line.text("host", &self.host);
+        if let Some(route) = &self.route {
+            line.plain("ingress", &route.ingress);
+        }
+        line.text("method", &self.method);
+        line.text("path", &self.path);
+        line.plain("protocol", self.protocol);
+        line.optional("reason", self.reason.as_deref());
+        line.optional("request_id", self.request_id.as_deref());
+        if let Some(route) = self.route.as_ref().filter(|route| route.path.is_some()) {
+            line.text("rule", &route.field());
+        }
+        line.optional("service", self.service.as_deref());
+        line.value("status", self.status);
+        line.value("time", Float(time));
+        line.value("tls", self.tls);
+        line.optional("trace", self.trace.as_deref());
+        if self.tries > 0 {
+            line.value("tries", self.tries);
+        }
+        line.optional("user_agent", self.user_agent.as_deref());
+        line.0.extend_from_slice(b"}\n");
+        line.0
+    }
+}
+
+/// An object under way. Writing it at once is several times faster than a map of values: a line is
+/// written for each request.
+struct Line(Vec<u8>);
+
+impl Line {
+    fn name(&mut self, name: &str) {
+        self.0.push(if self.0.is_empty() { b'{' } else { b',' });
+        self.0.push(b'"');
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
+    }
+
+    /// Adds a number or a truth value.
+    fn value(&mut self, name: &str, value: impl Display) {
+        self.name(name);
+        // Writing into memory cannot fail.
+        let _ = write!(self.0, "{value}");
+    }
+
+    /// Adds a text whose characters need no escape.
+    fn plain(&mut self, name: &str, text: impl Display) {
+        self.name(name);
+        let _ = write!(self.0, "\"{text}\"");
+    }
+
+    fn text(&mut self, name: &str, text: &str) {
+        self.name(name);
+        let _ = serde_json::to_writer(&mut self.0, text);
+    }
+
+    fn optional(&mut self, name: &str, text: Option<&str>) {
+        if let Some(text) = text {
+            self.text(name, text);
+        }
+    }
+}
+
+/// A number as JSON of serde shows it: `1.0`, not `1`.
+struct Float(f64);
+
+impl Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
     }
 }
 
@@ -106,10 +154,7 @@ impl AccessLog {
 
     pub(super) fn write(&self, record: &AccessRecord, duration: Duration) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let Ok(mut line) = serde_json::to_vec(&record.to_json(duration, now.as_millis() as f64 / 1e3)) else {
-            return;
-        };
-        line.push(b'\n');
+        let line = record.to_json(duration, now.as_millis() as f64 / 1e3);
         if self.lines.try_send(line).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -166,14 +211,39 @@ mod tests {
             reason: None,
             complete: true,
         };
-        let line = record.to_json(Duration::from_micros(2500), 1.5).to_string();
+        let text = |record: &AccessRecord, time| {
+            String::from_utf8(record.to_json(Duration::from_micros(2500), time)).unwrap()
+        };
+        let line = text(&record, 1.5);
         assert_eq!(
             line,
             "{\"bytes\":5,\"client\":\"192.0.2.7\",\"duration_ms\":2.5,\"endpoint\":\"10.0.0.1:80\",\
              \"endpoint_ms\":1.5,\"host\":\"shop.example\",\"ingress\":\"shop/web\",\"method\":\"GET\",\
              \"path\":\"/a?b=\\\"\",\"protocol\":\"HTTP/1.1\",\"request_id\":\"r1\",\
              \"rule\":\"spec.rules[0].http.paths[1]\",\"service\":\"shop/web:http\",\"status\":200,\
-             \"time\":1.5,\"tls\":true,\"tries\":2}"
+             \"time\":1.5,\"tls\":true,\"tries\":2}\n"
         );
+        // Every field at once, with characters that need an escape in those that clients choose.
+        let odd: Box<str> = "\"\\\u{1}\u{e4}\u{2028}".into();
+        let record = AccessRecord {
+            method: odd.clone(),
+            host: odd.clone(),
+            path: odd.clone(),
+            user_agent: Some(odd.clone()),
+            request_id: Some(odd.clone()),
+            trace: Some(odd.clone()),
+            reason: Some(odd.clone()),
+            complete: false,
+            ..record
+        };
+        let line = text(&record, 1_764_264_000.0);
+        let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
+        for name in ["method", "host", "path", "user_agent", "request_id", "trace", "reason"] {
+            assert_eq!(parsed[name], *odd, "{line}");
+        }
+        assert_eq!(parsed["aborted"], true);
+        assert!(line.contains("\"time\":1764264000.0,"), "{line}");
+        // The map of values has the same order, so nothing is written twice.
+        assert_eq!(line, format!("{parsed}\n"));
     }
 }

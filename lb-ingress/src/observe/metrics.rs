@@ -1,9 +1,11 @@
 //! The metrics of requests. Their labels are bounded by the number of Ingresses: no label has a
 //! value that a client chooses.
 
+use std::fmt;
 use std::time::Duration;
 
 use lb_model::ObjectName;
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -12,13 +14,33 @@ use prometheus_client::registry::Registry;
 
 use super::access_log::AccessRecord;
 
-type ByIngress = Vec<(&'static str, String)>;
+/// The labels of an Ingress. They are empty for a request without a route. A clone allocates
+/// nothing: each request makes one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct OfIngress(Option<ObjectName>);
+
+impl EncodeLabelSet for OfIngress {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        let (namespace, name) = self.0.as_ref().map_or(("", ""), |name| (name.namespace(), name.name()));
+        [("namespace", namespace), ("ingress", name)].encode(encoder)
+    }
+}
+
+/// The class of a status, such as 2 for 200 to 299.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct OfClass(u16);
+
+impl EncodeLabelSet for OfClass {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        [("status", format!("{}xx", self.0))].encode(encoder)
+    }
+}
 
 /// The metrics of all requests.
 #[derive(Debug, Clone)]
 pub struct IngressMetrics {
-    requests: Family<ByIngress, Counter>,
-    durations: Family<ByIngress, Histogram, fn() -> Histogram>,
+    requests: Family<(OfIngress, OfClass), Counter>,
+    durations: Family<OfIngress, Histogram, fn() -> Histogram>,
     retries: Counter,
     aborted: Counter,
     pub connections: Gauge,
@@ -69,10 +91,9 @@ impl IngressMetrics {
     }
 
     pub(super) fn finished(&self, record: &AccessRecord, duration: Duration) {
-        let mut labels = of_ingress(record.route.as_ref().map(|route| &route.ingress));
-        self.durations.get_or_create(&labels).observe(duration.as_secs_f64());
-        labels.push(of_class(record.status / 100));
-        self.requests.get_or_create(&labels).inc();
+        let ingress = OfIngress(record.route.as_ref().map(|route| route.ingress.clone()));
+        self.durations.get_or_create(&ingress).observe(duration.as_secs_f64());
+        self.requests.get_or_create(&(ingress, OfClass(record.status / 100))).inc();
         self.retries.inc_by(u64::from(record.tries.saturating_sub(1)));
         if !record.complete {
             self.aborted.inc();
@@ -81,23 +102,10 @@ impl IngressMetrics {
 
     /// Removes the metrics of an Ingress that no longer exists.
     pub fn forget(&self, ingress: &ObjectName) {
-        let labels = of_ingress(Some(ingress));
-        self.durations.remove(&labels);
+        let ingress = OfIngress(Some(ingress.clone()));
+        self.durations.remove(&ingress);
         for class in 1..=5 {
-            let mut labels = labels.clone();
-            labels.push(of_class(class));
-            self.requests.remove(&labels);
+            self.requests.remove(&(ingress.clone(), OfClass(class)));
         }
     }
-}
-
-/// Returns the labels of an Ingress. They are empty for a request without a route.
-fn of_ingress(ingress: Option<&ObjectName>) -> ByIngress {
-    let (namespace, name) = ingress.map_or(("", ""), |ingress| (ingress.namespace(), ingress.name()));
-    vec![("namespace", namespace.to_owned()), ("ingress", name.to_owned())]
-}
-
-/// Returns the label of a class of statuses, such as 2 for 200 to 299.
-fn of_class(class: u16) -> (&'static str, String) {
-    ("status", format!("{class}xx"))
 }
