@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use hyper::body::Body as _;
 use hyper::header::{
-    ACCEPT, CONNECTION, HOST, HeaderName, HeaderValue, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
@@ -123,6 +123,12 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
         response.headers_mut().insert(UPGRADE, protocol);
         upgrade::start(client, endpoint, policy.timeouts.read, Some(in_flight), drain.clone());
         return response;
+    }
+    let fields = response.headers();
+    if fields.contains_key(CONTENT_LENGTH) && fields.contains_key(TRANSFER_ENCODING) {
+        // The endpoint, or something before it, can be made to answer twice (RFC 9112 6.3).
+        finish.record.reason = Some("the response has Content-Length and Transfer-Encoding".into());
+        return own(StatusCode::BAD_GATEWAY);
     }
     if header_size(response.headers()) > policy.body.max_response_header as usize {
         finish.record.reason = Some("the header of the response exceeds its limit".into());

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use hyper::HeaderMap;
 use hyper::header::{
-    CONNECTION, FORWARDED, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use ipnet::IpNet;
 
@@ -61,6 +61,35 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     } else {
         headers.remove(TRAILER);
+    }
+}
+
+/// Removes the trailers of a request that an endpoint could take for fields of the head (RFC 9110
+/// 6.5.1): those about framing, routing and authentication, and those that the proxy sets.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    let forbidden = |name: &HeaderName| {
+        let text = name.as_str();
+        [CONTENT_LENGTH, TRANSFER_ENCODING, HOST, TE, TRAILER, CONNECTION, UPGRADE].contains(name)
+            || [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE, EXPECT, FORWARDED, X_REAL_IP].contains(name)
+            || [X_SCHEME, X_REQUEST_ID, X_ORIGINAL_FORWARDED_FOR, KEEP_ALIVE, PROXY].contains(name)
+            || ["content-", "x-forwarded-", "ssl-client-"].iter().any(|prefix| text.starts_with(prefix))
+            || text.contains('_')
+    };
+    let names: Vec<_> = trailers.keys().filter(|name| forbidden(name)).cloned().collect();
+    for name in names {
+        trailers.remove(name);
+    }
+}
+
+/// Joins the parts of the cookie: clients of HTTP/2 send it in several fields, and servers of
+/// HTTP/1 expect one (RFC 9113 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut parts = headers.get_all(COOKIE).iter();
+    if parts.next().is_some() && parts.next().is_some() {
+        let parts: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
+            headers.insert(COOKIE, joined);
+        }
     }
 }
 

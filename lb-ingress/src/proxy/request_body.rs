@@ -8,6 +8,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::headers;
+
 /// The errors of bodies. Each ends its connection, or its stream.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -65,6 +67,10 @@ impl Body for RequestBody {
             Some(frame) => frame?,
             None => return Poll::Ready(None),
         };
+        let mut frame = frame;
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::clean_trailers(trailers);
+        }
         if let Some(data) = frame.data_ref() {
             let length = data.remaining() as u64;
             this.progress.bytes.fetch_add(length, Ordering::Relaxed);

@@ -144,6 +144,10 @@ impl Service {
             return refuse(finish, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many fields");
         }
         let (mut parts, body) = request.into_parts();
+        if parts.headers.get_all(HOST).iter().nth(1).is_some() {
+            return refuse(finish, StatusCode::BAD_REQUEST, "the request has several fields Host");
+        }
+        headers::join_cookies(&mut parts.headers);
         let sent_host = host_of(&parts.uri, &parts.headers).unwrap_or_default().to_owned();
         let Some(host) = request_host(&sent_host).map(|host| host.into_owned()) else {
             return refuse(finish, StatusCode::BAD_REQUEST, "the host is neither a name nor an address");

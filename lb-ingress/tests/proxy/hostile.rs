@@ -36,6 +36,14 @@ async fn ambiguous_requests_are_refused_and_the_connection_closes() {
         ("GET / HTTP/1.1\r\n\r\n", 400),
         ("GET / HTTP/3.0\r\nHost: a.example\r\n\r\n", 505),
         ("CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 501),
+        ("POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n", 501),
+        ("POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: identity\r\n\r\n", 501),
+        ("POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a.example\r\nX: y\r\n Transfer-Encoding: chunked\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 4\r\nContent-length: 4\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 4 4\r\n\r\n", 400),
+        ("POST / HTTP/1.0\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         ("!REFUSED-418 / HTTP/1.1\r\nHost: a.example\r\n\r\n", 418),
     ] {
         let answer = world.raw(format!("{request}{smuggled}").as_bytes()).await;
@@ -44,6 +52,93 @@ async fn ambiguous_requests_are_refused_and_the_connection_closes() {
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
     }
     assert_eq!(endpoint.count(), 0);
+}
+
+/// RFC 9112 3.2: the framing of these is clear, the host is not.
+#[tokio::test]
+async fn hosts_that_are_no_hosts_are_refused() {
+    let (world, endpoint) = world().await;
+    for (target, host) in [
+        ("http://user@a.example/", "a.example"),
+        ("/", "a.example/b"),
+        ("/", "a.example, b.example"),
+        ("/", "user@a.example"),
+        ("/", "a.example#b"),
+        ("a.example", "a.example"),
+    ] {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = world.raw(head.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{head:?}: {answer}");
+    }
+    assert_eq!(endpoint.count(), 0);
+}
+
+/// A body that is malformed after a valid head ends the connection: nothing after it is a request.
+#[tokio::test]
+async fn malformed_bodies_end_the_connection() {
+    let (world, endpoint) = world().await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a.example\r\n\r\n";
+    let head = "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for body in [
+        "5\nhello\r\n0\r\n\r\n",
+        "5\r\nhello\n0\r\n\r\n",
+        "5\r\nhello0\r\n\r\n",
+        "5;a\nb\r\nhello\r\n0\r\n\r\n",
+        "5;a=\"\n\"\r\nhello\r\n0\r\n\r\n",
+        "5 \r\nhello\r\n0\r\n\r\n",
+        "+5\r\nhello\r\n0\r\n\r\n",
+        "0x5\r\nhello\r\n0\r\n\r\n",
+        "ffffffffffffffff5\r\nhello\r\n0\r\n\r\n",
+        "10000000000000005\r\nhello\r\n0\r\n\r\n",
+        "\r\n0\r\n\r\n",
+        "0\r\nX: a\nY: b\r\n\r\n",
+        "0\r\nX: a\r\n b\r\n\r\n",
+        "0\n\r\n",
+    ] {
+        let before = endpoint.count();
+        let answer = world.raw(format!("{head}{body}{smuggled}").as_bytes()).await;
+        assert!(!answer.contains("/smuggled") && !answer.contains(" 200 "), "{body:?}: {answer}");
+        assert!(endpoint.count() <= before + 1, "{body:?}");
+    }
+}
+
+/// RFC 9110 6.5.1: trailers are no fields of the head, also not behind the proxy.
+#[tokio::test]
+async fn trailers_do_not_become_fields() {
+    let (world, _endpoint) = world().await;
+    let head = "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n";
+    for fields in ["", "Trailer: X-Real-IP, Host, X-Own\r\nTE: trailers\r\n"] {
+        let trailers = "X-Real-IP: 6.6.6.6\r\nHost: b.example\r\nContent-Length: 7\r\nX-Own: 1\r\n";
+        let answer = world.raw(format!("{head}{fields}\r\n2\r\nhi\r\n0\r\n{trailers}\r\n").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\nhi"), "{answer}");
+        assert!(!answer.contains("6.6.6.6") && !answer.contains("b.example"), "{answer}");
+        assert!(!answer.contains("\ncontent-length: 7"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn slow_bodies_and_slow_readers_are_cut() {
+    let endpoint = Endpoint::start("one").await;
+    let mut settings = crate::world::settings();
+    settings.timeouts.body = Duration::from_millis(300);
+    settings.timeouts.send = Duration::from_millis(300);
+    let world = World::with(settings).await;
+    world.simple(Policy::default(), &[endpoint.address]);
+    let mut stream = TcpStream::connect(world.http).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\n\r\nhe").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+
+    // Requests whose answers the client does not read.
+    let mut stream = TcpStream::connect(world.http).await.unwrap();
+    let body = "x".repeat(1 << 20);
+    let head = format!("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: {}\r\n\r\n", body.len());
+    let mut sent = 0;
+    while sent < 1000 && stream.write_all(format!("{head}{body}").as_bytes()).await.is_ok() {
+        sent += 1;
+    }
+    assert!(sent < 1000, "the client sends without end");
 }
 
 #[tokio::test]

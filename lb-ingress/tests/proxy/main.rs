@@ -2,5 +2,8 @@
 
 mod auth;
 mod cases;
+mod frames;
 mod hostile;
+mod hostile_endpoints;
+mod hostile_http2;
 mod world;
