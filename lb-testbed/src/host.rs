@@ -1,5 +1,6 @@
 //! A host of the testbed (client, node or pod). It starts servers and sends requests.
 
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -70,6 +71,19 @@ pub struct Connections {
     pub seconds: u32,
     /// Addresses of the host to use in turn. If there is none, the kernel chooses.
     pub sources: Vec<IpAddr>,
+}
+
+/// A TCP socket that an application sets up before it connects, see [`Host::hold_prepared`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PreparedSocket {
+    /// Multipath TCP.
+    pub mptcp: bool,
+    /// `IPV6_V6ONLY`.
+    pub v6_only: bool,
+    /// The address that the socket is bound to.
+    pub source: Option<SocketAddr>,
+    /// Once connected, the socket connects to this address, too, which must fail with `EISCONN`.
+    pub again: Option<SocketAddr>,
 }
 
 /// Protocol and connections of [`Host::start_load`].
@@ -229,7 +243,7 @@ impl Host {
 
     /// Opens a connected UDP socket that stays open until the result is dropped.
     pub fn hold_udp(&self, target: SocketAddr) -> Result<Held> {
-        self.hold(&[], target)
+        self.hold(&[""; 0], target)
     }
 
     /// Opens a UDP socket that stays open until the result is dropped, and is not connected.
@@ -247,7 +261,17 @@ impl Host {
         self.hold(&["--tcp", "--count", &count.to_string()], target)
     }
 
-    fn hold(&self, options: &[&str], target: SocketAddr) -> Result<Held> {
+    /// Opens an HTTP connection over such a socket. It stays open until the result is dropped.
+    pub fn hold_prepared(&self, socket: PreparedSocket, target: SocketAddr) -> Result<Held> {
+        let mut options = vec!["--tcp".to_owned()];
+        options.extend(socket.mptcp.then(|| "--mptcp".to_owned()));
+        options.extend(socket.v6_only.then(|| "--v6-only".to_owned()));
+        options.extend(socket.source.map(|source| format!("--source={source}")));
+        options.extend(socket.again.map(|again| format!("--again={again}")));
+        self.hold(&options, target)
+    }
+
+    fn hold(&self, options: &[impl AsRef<OsStr>], target: SocketAddr) -> Result<Held> {
         let mut command = self.tool("hold")?;
         command.args(options).arg(target.to_string());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use clap::Args;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper::body::Bytes;
@@ -10,7 +11,9 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use lb_testbed::patience::patient;
 use lb_testbed::report::{Exchange, FailureKind, Greeting, RequestAnswer, RequestFailure};
-use tokio::net::TcpStream;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::REQUEST_LIMIT;
@@ -47,6 +50,47 @@ pub fn timed_out() -> RequestFailure {
     io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()
 }
 
+/// How a TCP socket is set up before it connects.
+#[derive(Args, Default)]
+pub struct Socket {
+    /// Use Multipath TCP
+    #[arg(long, requires = "tcp")]
+    mptcp: bool,
+    /// Set IPV6_V6ONLY
+    #[arg(long, requires = "tcp")]
+    v6_only: bool,
+    /// Bind the socket to this address
+    #[arg(long, requires = "tcp")]
+    source: Option<SocketAddr>,
+    /// Once connected, connect to this address, too; anything but EISCONN is a failure
+    #[arg(long, requires = "tcp")]
+    again: Option<SocketAddr>,
+}
+
+impl Socket {
+    async fn connect(&self, target: SocketAddr) -> io::Result<TcpStream> {
+        let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let protocol = self.mptcp.then_some(ipproto::MPTCP);
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, protocol)?;
+        if self.v6_only {
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
+        if let Some(source) = self.source {
+            rustix::net::bind(&socket, &source)?;
+        }
+        let stream = TcpSocket::from_std_stream(socket.into()).connect(target).await?;
+        if let Some(again) = self.again {
+            // The first call completes the non-blocking one: it may succeed, whatever its address.
+            let calls = [rustix::net::connect(&stream, &again), rustix::net::connect(&stream, &again)];
+            if calls[1] != Err(Errno::ISCONN) {
+                return Err(io::Error::other(format!("connecting again returned {calls:?}")));
+            }
+        }
+        Ok(stream)
+    }
+}
+
 /// An open HTTP connection.
 pub struct Connection {
     sender: SendRequest<Empty<Bytes>>,
@@ -55,7 +99,11 @@ pub struct Connection {
 
 impl Connection {
     pub async fn open(target: SocketAddr) -> Result<Self, RequestFailure> {
-        let stream = TcpStream::connect(target).await?;
+        Self::open_over(&Socket::default(), target).await
+    }
+
+    pub async fn open_over(socket: &Socket, target: SocketAddr) -> Result<Self, RequestFailure> {
+        let stream = socket.connect(target).await?;
         let peer = stream.peer_addr()?;
         let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http_failure)?;

@@ -31,6 +31,8 @@ pub struct Options {
     /// Number of HTTP connections. A request is sent on each, and the first failure is reported
     #[arg(long, default_value_t = 1)]
     count: u32,
+    #[command(flatten)]
+    socket: get::Socket,
     target: SocketAddr,
 }
 
@@ -65,7 +67,7 @@ async fn open(options: &Options) -> Result<Held, RequestFailure> {
     if options.tcp {
         let mut connections = Vec::new();
         for _ in 0..options.count {
-            connections.push(Connection::open(options.target).await?);
+            connections.push(Connection::open_over(&options.socket, options.target).await?);
         }
         return Ok(Held::Http(connections));
     }

@@ -174,6 +174,7 @@ pub const CASES: &[Case] = &[
         Underlays::Routed,
         sockets::udp_sockets_stay_with_a_terminating_endpoint,
     ),
+    each("prepared_sockets", Underlays::Routed, sockets::prepared_sockets),
     once("node_ports_cannot_be_bound", Underlays::Routed, sockets::node_ports_cannot_be_bound),
     once(
         "namespace_addresses_are_in_the_map",

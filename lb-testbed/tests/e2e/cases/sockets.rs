@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::Family;
-use lb_testbed::host::{HTTP_PORT, Host, UDP_PORT};
+use lb_testbed::host::{HTTP_PORT, Host, PreparedSocket, UDP_PORT};
 use lb_testbed::report::FailureKind;
 
 use crate::check::{answered_by, eventually, failed_as, unanswered};
@@ -207,4 +207,46 @@ pub fn udp_sockets_stay_with_a_terminating_endpoint(world: &mut World, family: F
     // It does not serve any more.
     world.set_endpoints(&published, &[1])?;
     eventually(|| answered_by(&[socket.request()?], &[1]))
+}
+
+/// Sockets that an application sets up before it connects, in a pod and on the node. Each but
+/// Multipath TCP is connected to the Service's address for the application: `getpeername` returns
+/// it, and a second `connect` fails as it does without a load balancer.
+pub fn prepared_sockets(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[1, 3])?;
+    let other = world.publish(&[3])?;
+    let targets = [
+        service.cluster_ip(family, To::Http),
+        service.node_port(world.node(0), family, To::Http),
+        service.node_port(world.node(1), family, To::Http),
+    ];
+    let mut privileged = 900..1024;
+    for host in [&world.pod(2).host, &world.node(0).host] {
+        for target in targets {
+            let source = |port| Some(host.at(family, port));
+            let again = other.cluster_ip(family, To::Http);
+            let sockets = [
+                PreparedSocket { v6_only: family == Family::V6, ..Default::default() },
+                PreparedSocket { source: source(0), ..Default::default() },
+                PreparedSocket { source: source(privileged.next().context("a port")?), ..Default::default() },
+                PreparedSocket { again: Some(again), ..Default::default() },
+                PreparedSocket { again: Some(target), ..Default::default() },
+            ];
+            for socket in sockets {
+                let mut held = host.hold_prepared(socket, target)?;
+                answered_by(&[held.request()?, held.request()?], &[1, 3])
+                    .with_context(|| format!("{} with {socket:?} to {target}", host.name))?;
+            }
+            let multipath = PreparedSocket { mptcp: true, ..Default::default() };
+            let exchange = host.hold_prepared(multipath, target)?.request()?;
+            // `connect` of a Multipath TCP socket is translated at its first subflow, a socket with
+            // another cookie. `getpeername` therefore returns the endpoint's address. A nodePort of
+            // another node is translated there.
+            let endpoints = [1, 3].map(|pod| world.pod(pod).host.at(family, HTTP_PORT));
+            let expected = if target == targets[2] { &[target][..] } else { &endpoints };
+            let peer = exchange.result.as_ref().map(|answer| answer.peer);
+            ensure!(peer.is_ok_and(|peer| expected.contains(&peer)), "{exchange:?}");
+        }
+    }
+    Ok(())
 }
