@@ -12,6 +12,7 @@ mod cases;
 mod exposed;
 mod world;
 
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -24,9 +25,13 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use crate::cases::{CASES, Case, NO_TC_FILTERS, Run, Underlays};
 use crate::world::World;
 
-/// The current cluster. Cases with the same data path and underlay share it. Only one exists at a
-/// time, to limit the load on the machine.
-static WORLD: Mutex<Option<World>> = Mutex::new(None);
+/// The current clusters: one for XDP, one for tc. Cases with the same data path and underlay share
+/// a cluster, one after another. The two clusters run side by side, because a case mostly waits.
+static WORLDS: [Mutex<Option<World>>; 2] = [const { Mutex::new(None) }; 2];
+
+/// Threads that take cases in their order. Those beyond the number of clusters wait for a cluster,
+/// so that the next case of each cluster is nearly always ready.
+const THREADS: usize = 2 * WORLDS.len();
 
 /// Cases that also run with clsact filters instead of links. The programs are the same, but are
 /// attached differently.
@@ -110,8 +115,7 @@ fn main() -> ExitCode {
 
 fn trials() -> anyhow::Result<ExitCode> {
     let mut arguments = Arguments::from_args();
-    // Cases cannot run in parallel: they share the cluster.
-    arguments.test_threads = Some(1);
+    arguments.test_threads.get_or_insert(THREADS);
     let mut trials = Vec::new();
     for datapath in [AttachMode::Tc, AttachMode::Xdp] {
         for underlay in [Underlay::Routed, Underlay::Vxlan] {
@@ -148,10 +152,30 @@ fn trials() -> anyhow::Result<ExitCode> {
     if let Some(listed) = listed::cases()? {
         trials.retain(|trial| listed.contains(trial.name()));
     }
+    if arguments.test_threads != Some(1) {
+        alternate(&mut trials);
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Rust does not drop statics.
-    drop(WORLD.lock().unwrap_or_else(PoisonError::into_inner).take());
+    for world in &WORLDS {
+        drop(world.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
     Ok(conclusion.exit_code())
+}
+
+/// Returns the cluster that cases with this data path use.
+fn world_of(datapath: AttachMode) -> &'static Mutex<Option<World>> {
+    &WORLDS[usize::from(datapath == AttachMode::Xdp)]
+}
+
+/// Orders the cases so that those of the two clusters take turns. Those of one cluster keep their
+/// order.
+fn alternate(trials: &mut Vec<Trial>) {
+    let is_xdp = |trial: &Trial| trial.name().starts_with("xdp::");
+    let (xdp, tc): (Vec<_>, Vec<_>) = mem::take(trials).into_iter().partition(is_xdp);
+    let rounds = tc.len().max(xdp.len());
+    let (mut tc, mut xdp) = (tc.into_iter(), xdp.into_iter());
+    trials.extend((0..rounds).flat_map(|_| [tc.next(), xdp.next()]).flatten());
 }
 
 /// Returns whether a trial runs a case of [`SMOKE`] on the routed underlay.
@@ -223,7 +247,7 @@ fn in_world(
     agents: &'static [&'static str],
     run: impl FnOnce(&mut World) -> anyhow::Result<()>,
 ) -> Result<Completion, Failed> {
-    let mut slot = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut slot = world_of(datapath).lock().unwrap_or_else(PoisonError::into_inner);
     if !slot.as_ref().is_some_and(|world| world.is(datapath, underlay)) {
         *slot = None;
         match build(datapath, underlay, agents) {

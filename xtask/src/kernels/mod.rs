@@ -268,14 +268,14 @@ fn steps(options: &Options, built: &Built) -> Vec<Step> {
     if !options.load_only {
         let no_filters = options.without.contains(&Without::TcFilters);
         let cases = if no_filters { NO_TC_FILTERS } else { SMOKE };
-        steps.push(built.step(cases, E2E, &[cases], 1800));
+        steps.push(built.e2e(cases, 1800));
     }
     steps
 }
 
 /// Returns the cases for guests that boot many times, if there are such.
 fn groups(options: &Options, built: &Built) -> Vec<Group> {
-    let of_e2e = |name: &str| Group { step: built.step(name, E2E, &[name], 2400), cases: 30 };
+    let of_e2e = |name: &str| Group { step: built.e2e(name, 2400), cases: 30 };
     // The packet cases share loaded programs.
     let packets = Group { step: built.step(PACKETS, PACKETS, &[], 3600), cases: 1000 };
     match &options.cases {
@@ -363,6 +363,12 @@ impl Built {
             }
         }
         Ok(Self { folder, arch: options.arch, init })
+    }
+
+    /// Returns the step that runs these end-to-end cases, one after another: an emulated processor
+    /// has no time to spare for a second cluster.
+    fn e2e(&self, filter: &str, limit: u64) -> Step {
+        self.step(filter, E2E, &["--test-threads=1", filter], limit)
     }
 
     fn step(&self, name: &str, program: &str, arguments: &[&str], limit: u64) -> Step {
