@@ -268,6 +268,12 @@ impl ConnectionState {
         self.request.closed != 0 && self.reply.closed != 0
     }
 
+    /// Returns whether both sides have closed, or one has reset the connection.
+    #[inline(always)]
+    pub fn has_ended(&self) -> bool {
+        self.phase == flow_phase::RESET || self.is_closed()
+    }
+
     /// Returns how the connection is counted at its endpoint, one of [`counted`]. The classes are
     /// those of IPVS (`tcp_state_active_table` in net/netfilter/ipvs/ip_vs_proto_tcp.c, and
     /// `sctp_state_active_table`): a connection is active until one side closes it. UDP is never
@@ -315,7 +321,7 @@ impl ConnectionState {
             if silent_ns < HANDSHAKE_NS { Yields::Opening } else { Yields::HalfOpen }
         } else if protocol == UDP {
             if silent_ns < IDLE_DATAGRAM_NS { Yields::Never } else { Yields::Datagram }
-        } else if self.phase == flow_phase::RESET || self.is_closed() {
+        } else if self.has_ended() {
             Yields::Closed
         } else {
             Yields::Never

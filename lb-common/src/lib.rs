@@ -1,6 +1,7 @@
 //! Code that the kernel programs and the agent share.
 //!
 //! * [`layout`]: keys and values of the BPF maps, an interface that `docs/maps.md` documents.
+//! * [`event`]: the layouts of the maps for `lb monitor`.
 //! * [`family`]: IPv4 and IPv6 behind one trait, so that the pipeline is written once.
 //! * [`hash`]: the slot of a client.
 //! * [`load`]: the open connections of endpoints, and their comparison.
@@ -21,6 +22,7 @@
 pub mod checksum;
 pub mod connection;
 pub mod crc32c;
+pub mod event;
 pub mod family;
 pub mod filter;
 pub mod hash;

@@ -1,5 +1,6 @@
 //! Every layout is [`Plain`](crate::plain::Plain): keys and values of maps are copied byte by byte.
 
+use crate::event::{Event, EventBudget, Monitor};
 use crate::layout::*;
 use crate::plain::{AddressBytes, Plain};
 
@@ -60,5 +61,11 @@ crate::plain! {
     Record {
         netns_cookie, reason, service_id, kind, flags, client, slot_base, slot_count, backend_id, source, known_flow,
         by_affinity, ifindex,
+    }
+    Monitor { until_ns, kinds, pad }
+    EventBudget { next_ns, limited, lost }
+    Event {
+        time_ns, netns_cookie, socket_cookie, service_id, backend_id, kind, path, reason, protocol, is_v6, pad,
+        client_port, service_port, source_port, backend_port, client_addr, service_addr, source_addr, backend_addr,
     }
 }

@@ -63,8 +63,18 @@ const CONNECTIONS: [&str; 8] = [
 const WRITTEN_BY_PROGRAMS: [&str; 3] = ["AFFINITY", "SOCKET_PEERS_V4", "SOCKET_PEERS_V6"];
 
 /// Maps that are not copied. The earlier programs handle datagrams whose first fragment they have
-/// seen. The others are written by this agent when it loads programs.
-const NOT_COPIED: [&str; 5] = ["FRAGMENTS_V4", "FRAGMENTS_V6", "SETTINGS", "FLOW_TIMEOUTS", "FILTER"];
+/// seen. A reader of events opens the new maps. The others are written by this agent when it loads
+/// programs.
+const NOT_COPIED: [&str; 8] = [
+    "FRAGMENTS_V4",
+    "FRAGMENTS_V6",
+    "SETTINGS",
+    "FLOW_TIMEOUTS",
+    "FILTER",
+    "MONITOR",
+    "EVENTS",
+    "EVENT_BUDGETS",
+];
 
 /// How long a program can run that has read the phase before it changed.
 const PROGRAM_RUN: Duration = Duration::from_millis(20);

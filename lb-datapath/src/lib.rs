@@ -14,6 +14,7 @@ mod conversion;
 mod datapath;
 mod drift;
 mod endpoints;
+pub mod events;
 mod family_table;
 mod features;
 mod field_copy;

@@ -31,6 +31,11 @@ pub fn is_pinned(name: &str) -> bool {
     !name.starts_with('.') && !UNPINNED.contains(&name) && !is_of_handover(name)
 }
 
+/// Returns whether a map is for `lb monitor`. The programs of `lb explain` have their own.
+pub fn is_of_events(name: &str) -> bool {
+    ["MONITOR", "EVENTS", "EVENT_BUDGETS"].contains(&name)
+}
+
 /// Returns whether a map exists only while an agent converts (lb-ebpf/src/handover.rs).
 pub fn is_of_handover(name: &str) -> bool {
     name == "HANDOVER" || name.starts_with("PREDECESSORS_")

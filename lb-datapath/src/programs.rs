@@ -14,7 +14,7 @@ use lb_common::layout::FlowTimeouts;
 
 use crate::features::Features;
 use crate::handles::MapHandles;
-use crate::own_maps::{Shape, is_of_handover, is_pinned, map_sizes, shape};
+use crate::own_maps::{Shape, is_of_events, is_of_handover, is_pinned, map_sizes, shape};
 use crate::pins::Pins;
 use crate::refused_program::RefusedProgram;
 use crate::sizes::MapSizes;
@@ -258,6 +258,7 @@ fn pin_maps<'a>(
     for (name, map) in &object.maps {
         let path = match purpose {
             Purpose::Convert if is_of_handover(name) => pins.handover(name),
+            Purpose::Record if is_of_events(name) => continue,
             _ if is_pinned(name) => pins.map(name),
             _ => continue,
         };

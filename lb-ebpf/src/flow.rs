@@ -16,6 +16,7 @@ use lb_common::reason::Reason;
 
 use crate::clock::{SECOND, now};
 use crate::count::{count, note_port_shortage};
+use crate::event;
 use crate::frame::Frame;
 use crate::loads;
 use crate::maps::Maps;
@@ -210,11 +211,12 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
             || (!packet.is_datagram() && self.is_reopened_by(packet))
     }
 
-    /// Updates the connection with a packet of it.
+    /// Updates the connection with a packet of it, which a frame of kind `K` holds.
     #[inline(always)]
-    pub fn follow<F: Records<Addr = A>>(&self, packet: &Packet<F>) {
+    pub fn follow<F: Records<Addr = A>, K: Frame>(&self, packet: &Packet<F>) {
         if !recording() {
-            F::follow(self.number, self.generation, &packet.segment(self.direction), self.now);
+            let (segment, path) = (packet.segment(self.direction), event::path_of(K::COMPLETE));
+            F::follow(self.number, self.generation, &segment, self.now, path);
         }
     }
 }

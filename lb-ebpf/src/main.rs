@@ -7,7 +7,7 @@
 //! |---|---|
 //! | words | `aligned seam settings clock translation verdict` |
 //! | the kernel's side: maps, packets as bytes | `maps frame frame/skb frame/xdp handover` |
-//! | output for people | `record count log` |
+//! | output for people | `record count log event` |
 //! | addresses | `address service client` |
 //! | packets | `packet filter route socket scratch` |
 //! | connections | `loads records select flow` |
@@ -15,7 +15,7 @@
 //! | decisions about a packet | `pipeline` |
 //! | decisions about an ICMP message | `limit reset icmp/kind icmp/answer icmp/echo icmp/translate icmp` |
 //! | decisions about a call at a socket | `call` |
-//! | hooks | `xdp tc cgroup/address cgroup/context cgroup cgroup/bind cgroup/release connected explain sweep` |
+//! | hooks | `xdp tc cgroup/address cgroup/context cgroup/report cgroup cgroup/bind cgroup/release connected explain sweep` |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -34,6 +34,7 @@ mod compose;
 mod connected;
 mod count;
 mod deliver;
+mod event;
 mod explain;
 mod filter;
 mod flow;

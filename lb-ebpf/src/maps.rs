@@ -10,10 +10,11 @@
 //! comment about the effect of a mixture of two entries.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup, bpf_spin_lock};
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use aya_log_ebpf::macro_support::{Argument, IpFormatter};
 use lb_common::checksum::{sum4, sum16};
+use lb_common::event::{Event, EventBudget, Monitor, event_kind};
 use lb_common::family::{V4, V6};
 use lb_common::filter::{Filtered, LINES};
 use lb_common::layout::{
@@ -236,6 +237,20 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 /// Packets by reason (`lb_common::reason`), per CPU. Written by the programs, never reset.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
+
+/// What the reader of [`EVENTS`] wants, and until when (`event.rs`). Written by `lb monitor`. A
+/// program that finds the time passed sets it to zero.
+#[btf_map]
+pub static MONITOR: Array<Monitor, 1> = Array::new();
+
+/// Events for `lb monitor`. Written by the programs while somebody reads.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 524_288> = RingBuf::new();
+
+/// Kind of event → how many of them this CPU has reported lately, and how many it has left out.
+/// Written by the programs.
+#[btf_map]
+pub static EVENT_BUDGETS: PerCpuArray<EventBudget, { event_kind::COUNT }> = PerCpuArray::new();
 
 /// The decisions of a recording program, see `record.rs`. Not pinned: each process of `lb explain`
 /// has a map of its own.

@@ -20,6 +20,7 @@ use crate::client::{self, Client};
 use crate::clock::now;
 use crate::count::count;
 use crate::deliver::{self as delivery, Decided, Deliver, Delivery};
+use crate::event;
 use crate::filter;
 use crate::flow::{self, Found, Opening};
 use crate::frame::Frame;
@@ -89,7 +90,7 @@ pub fn egress<F: Header + Records, K: Deliver>(frame: &K, scratch: &mut Scratch<
         keep_answer(frame, scratch);
         return handover::unknown();
     };
-    found.follow(packet);
+    found.follow::<F, K>(packet);
     if found.changes_nothing() {
         return Verdict::Pass;
     }
@@ -171,7 +172,7 @@ fn continue_connection<F: Header + Records, K: Deliver>(
     }
     note_known(frame, packet, &found, route);
     if found.changes_nothing() {
-        found.follow(packet);
+        found.follow::<F, K>(packet);
         return Err(Verdict::Pass);
     }
     let mut delivery = delivery::of_translation(frame, packet, translation, route, found.now())?;
@@ -181,7 +182,7 @@ fn continue_connection<F: Header + Records, K: Deliver>(
     if !delivery.is_possible(frame) {
         return Err(Verdict::LeaveToTc);
     }
-    found.follow(packet);
+    found.follow::<F, K>(packet);
     Ok(())
 }
 
@@ -278,6 +279,7 @@ fn open_connection<F: Header + Records, K: Deliver>(
     flow::open(frame, packet, &opening, translation, now).map_err(Verdict::Drop)?;
     count(Reason::FlowOpened);
     log::opened::<F>(key, translation);
+    event::opened::<F>(key, translation, service.service_id, backend_id, event::path_of(K::COMPLETE));
     // The flow stays when XDP cannot send the packet. If tc selected again, endpoints that XDP can
     // reach would be selected more often than others.
     if !delivery.is_possible(frame) {

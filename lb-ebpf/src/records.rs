@@ -14,18 +14,20 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
-use lb_common::connection::{self, Segment, Yields};
+use lb_common::connection::{self, ConnectionState, Segment, Yields};
+use lb_common::event::{event_end, event_path};
 use lb_common::family::{V4, V6};
 use lb_common::hash::position;
 use lb_common::layout::{
     Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, counted, deliver, direction,
-    flow_phase,
+    flow_phase, tcp_flags,
 };
 use lb_common::reason::Reason;
 
 use crate::aligned::Aligned;
 use crate::clock::SECOND;
 use crate::count::count;
+use crate::event::{self, Events};
 use crate::filter;
 use crate::loads::{self, random};
 use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
@@ -129,15 +131,17 @@ pub fn is_under_pressure<F: Maps>(now: u64) -> bool {
 ///
 /// The lock replaces a compare-and-swap, which the instruction set has only since Linux 5.12.
 ///
-/// The earlier connection does not count at its endpoint from then on.
+/// The earlier connection does not count at its endpoint from then on. Its end is reported as
+/// `end`, one of [`event_end`], unless it had ended before.
 #[inline(always)]
-fn take<F: Maps>(number: u32, flow: *mut Flow<F::Addr>, generation: u16) -> bool {
+fn take<F: Events>(number: u32, flow: *mut Flow<F::Addr>, generation: u16, end: u8) -> bool {
     let Some(lock) = FLOW_LOCKS.get_ptr_mut(number % FLOW_LOCK_COUNT) else { return false };
     // SAFETY: both are map values. Between the two helpers there are aligned loads and stores only.
-    let (is_same, counted, backend_id) = unsafe {
+    let (is_same, phase, counted, backend_id) = unsafe {
         bpf_spin_lock(&raw mut (*lock).lock);
-        let is_same = (&raw const (*flow).generation).read_volatile() == generation
-            && (&raw const (*flow).phase).read_volatile() != flow_phase::CLAIMED;
+        let phase = (&raw const (*flow).phase).read_volatile();
+        let is_same =
+            (&raw const (*flow).generation).read_volatile() == generation && phase != flow_phase::CLAIMED;
         if is_same {
             (&raw mut (*flow).phase).write_volatile(flow_phase::CLAIMED);
             (&raw mut (*flow).generation).write_volatile(generation.wrapping_add(1));
@@ -148,10 +152,17 @@ fn take<F: Maps>(number: u32, flow: *mut Flow<F::Addr>, generation: u16) -> bool
             (&raw mut (*flow).counted).write_volatile(counted::NONE);
         }
         bpf_spin_unlock(&raw mut (*lock).lock);
-        (is_same, counted, backend_id)
+        (is_same, phase, counted, backend_id)
     };
     if is_same && counted != counted::NONE {
         loads::recount::<F>(backend_id, counted, counted::NONE);
+    }
+    if is_same && phase != flow_phase::FREE {
+        // SAFETY: the record is this program's own and holds the earlier connection.
+        let state = ConnectionState { phase, ..unsafe { (*flow).state() } };
+        if !state.has_ended() {
+            event::closed::<F>(number, end, event_path::RECORD);
+        }
     }
     is_same
 }
@@ -185,13 +196,13 @@ fn count_flow<F: Maps>(number: u32, generation: u16) {
 /// Ends a connection that is over. The agent calls this for connections whose records no program
 /// has taken yet.
 #[inline(always)]
-fn end_if_over<F: Maps>(number: u32, generation: u16, now: u64) {
+fn end_if_over<F: Events>(number: u32, generation: u16, now: u64) {
     let (Some(timeouts), Some(flow)) = (timeouts(), F::flows().get_ptr_mut(number)) else { return };
     // SAFETY: a map value. If it is given to another connection meanwhile, its generation differs.
     if unsafe { (*flow).phase == flow_phase::CLAIMED || !(*flow).is_over(now, timeouts) } {
         return;
     }
-    if take::<F>(number, flow, generation) {
+    if take::<F>(number, flow, generation, event_end::IDLE) {
         // Packets may interrupt this program, so it does not use their working memory.
         // SAFETY: the record is this program's own now.
         let mut key = Aligned(unsafe { (*flow).request_key() });
@@ -270,7 +281,7 @@ fn claim_record<F: Records>(now: u64) -> Option<Claimed> {
 /// Takes a record whose connection is over. Otherwise compares the connection with
 /// `FlowKeys::weakest`.
 #[inline(always)]
-fn take_record_if_over<F: Maps + Scratches>(number: u32, now: u64) -> Option<Claimed> {
+fn take_record_if_over<F: Events + Scratches>(number: u32, now: u64) -> Option<Claimed> {
     let (timeouts, keys) = (timeouts()?, F::keys()?);
     let pointer = F::flows().get_ptr_mut(number)?;
     // SAFETY: map values: the keys are this CPU's. Other programs may change the record: `take`
@@ -283,7 +294,7 @@ fn take_record_if_over<F: Maps + Scratches>(number: u32, now: u64) -> Option<Cla
         return None;
     }
     let was_free = flow.phase == flow_phase::FREE;
-    if !take::<F>(number, pointer, generation) {
+    if !take::<F>(number, pointer, generation, event_end::IDLE) {
         return None;
     }
     if !was_free {
@@ -295,7 +306,7 @@ fn take_record_if_over<F: Maps + Scratches>(number: u32, now: u64) -> Option<Cla
 /// Lets the connection in `FlowKeys::weakest` give way, if there is one and it still exists. Its
 /// record then belongs to this program.
 #[inline(always)]
-fn evict_weakest<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
+fn evict_weakest<F: Events + Scratches>(now: u64) -> Option<Claimed> {
     // SAFETY: a map value of this CPU: no other program changes it meanwhile.
     let keys = unsafe { &mut *F::keys()? };
     let YieldCandidate { number, generation, yields, .. } = keys.weakest;
@@ -306,7 +317,7 @@ fn evict_weakest<F: Maps + Scratches>(now: u64) -> Option<Claimed> {
         _ => return None,
     };
     let flow = F::flows().get_ptr_mut(number)?;
-    if !take::<F>(number, flow, generation) {
+    if !take::<F>(number, flow, generation, event_end::EVICTED) {
         return None;
     }
     count(reason);
@@ -445,10 +456,10 @@ pub fn holder<F: Maps>(key: &FlowKey<F::Addr>, now: u64) -> Option<(u32, &'stati
 /// Ends a connection: its record is free afterwards. Does nothing if the record was given to
 /// another one meanwhile.
 #[inline(always)]
-fn end_flow<F: Maps + Scratches>(number: u32, generation: u16) {
+fn end_flow<F: Events + Scratches>(number: u32, generation: u16) {
     if let Some(flow) = F::flows().get_ptr_mut(number)
         && let Some(keys) = F::keys()
-        && take::<F>(number, flow, generation)
+        && take::<F>(number, flow, generation, event_end::REPLACED)
     {
         // SAFETY: only the address of a field is taken.
         unlink::<F>(number, flow, generation, unsafe { &raw mut (*keys).old });
@@ -465,11 +476,16 @@ fn flow_is_over<F: Maps>(number: u32, now: u64) -> bool {
     }
 }
 
-/// Updates a connection with a packet of it. Returns whether its count at the endpoint must change.
-/// The caller does that: one call inside the other would need more stack than there is.
+/// A bit of the result of [`follow_flow`]: the count of the connection at its endpoint must change.
+const RECOUNT: u64 = 1 << 0;
+/// A bit of the result of [`follow_flow`]: this packet has ended the connection.
+const ENDED: u64 = 1 << 1;
+
+/// Updates a connection with a packet of it. Returns [`RECOUNT`] and [`ENDED`]. The caller does
+/// what they mean: one call inside the other would need more stack than there is.
 #[inline(always)]
-fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u64) -> bool {
-    let Some(flow) = F::flows().get_ptr_mut(number) else { return false };
+fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u64) -> u64 {
+    let Some(flow) = F::flows().get_ptr_mut(number) else { return 0 };
     // SAFETY: a map value. Each field is one aligned word or less, except the sides, which only
     // packets of their own direction write: of two packets of one direction that two CPUs handle at
     // once, one update may be lost, and the next packet makes up for it. If the record was given to
@@ -477,7 +493,7 @@ fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u6
     // after this check, the numbers of the segment are of no use to the other connection.
     unsafe {
         if (*flow).generation != generation {
-            return false;
+            return 0;
         }
         if now.wrapping_sub((*flow).last_seen_ns) > SEEN_GRANULARITY_NS {
             (&raw mut (*flow).last_seen_ns).write_volatile(now);
@@ -494,7 +510,16 @@ fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u6
         if after.phase != before.phase {
             (&raw mut (*flow).phase).write_volatile(after.phase);
         }
-        after.counted((*flow).protocol) != (*flow).counted
+        let mut changes = 0;
+        if after.counted((*flow).protocol) != (*flow).counted {
+            changes |= RECOUNT;
+        }
+        // Other packets end no connection.
+        let may_end = segment.flags & (tcp_flags::FIN | tcp_flags::RST) != 0;
+        if may_end && after.has_ended() && !before.has_ended() {
+            changes |= ENDED;
+        }
+        changes
     }
 }
 
@@ -510,7 +535,7 @@ pub fn make_way<F: Records>(now: u64) -> bool {
 }
 
 /// The functions that the verifier checks separately, by family.
-pub trait Records: Maps + Scratches {
+pub trait Records: Events + Scratches {
     /// Takes a record for a new connection. Returns `None` if every record looked at holds a
     /// connection that does not give way.
     fn claim(now: u64) -> Option<Claimed>;
@@ -528,8 +553,8 @@ pub trait Records: Maps + Scratches {
     fn is_over(number: u32, now: u64) -> bool;
     /// See [`end_if_over`].
     fn end_if_over(number: u32, generation: u16, now: u64);
-    /// See [`follow_flow`] and [`count_flow`].
-    fn follow(number: u32, generation: u16, segment: &Segment, now: u64);
+    /// See [`follow_flow`] and [`count_flow`]. `path` is one of [`event_path`].
+    fn follow(number: u32, generation: u16, segment: &Segment, now: u64, path: u8);
 }
 
 macro_rules! records {
@@ -598,7 +623,7 @@ macro_rules! records {
             let (direction, flags) = ((kind >> 8) as u8, kind as u8);
             let (seq, ack) = ((numbers >> 32) as u32, numbers as u32);
             let segment = Segment { direction, flags, seq, ack, length: length as u32 };
-            follow_flow::<$family>(record as u32, (record >> 32) as u16, &segment, now) as u64
+            follow_flow::<$family>(record as u32, (record >> 32) as u16, &segment, now)
         }
 
         impl Records for $family {
@@ -643,12 +668,16 @@ macro_rules! records {
             }
 
             #[inline(always)]
-            fn follow(number: u32, generation: u16, segment: &Segment, now: u64) {
+            fn follow(number: u32, generation: u16, segment: &Segment, now: u64, path: u8) {
                 let record = (generation as u64) << 32 | number as u64;
                 let kind = (segment.direction as u64) << 8 | segment.flags as u64;
                 let numbers = (segment.seq as u64) << 32 | segment.ack as u64;
-                if $follow(record, kind, numbers, segment.length as u64, now) != 0 {
+                let changes = $follow(record, kind, numbers, segment.length as u64, now);
+                if changes & RECOUNT != 0 {
                     $count(number as u64, generation as u64);
+                }
+                if changes & ENDED != 0 {
+                    event::closed::<$family>(number, 0, path);
                 }
             }
         }

@@ -2,10 +2,12 @@
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
+use lb_common::event::event_path;
 use lb_common::family::{Family as _, V4, V6};
 
 use crate::client::came_from_pod;
 use crate::count::count;
+use crate::event;
 use crate::frame::skb::{Receiver, SkbFrame};
 use crate::handover::{self, PREDECESSORS_TC};
 use crate::icmp;
@@ -246,6 +248,9 @@ fn send_answer<F: Kinds + Scratches>(skb: *mut __sk_buff, answer: i32) -> i32 {
     // SAFETY: the only borrow in this subprogram, and its caller holds none.
     let Some(scratch) = (unsafe { F::scratch() }) else { return TC_ACT_UNSPEC };
     let verdict = icmp::answer::send(&SkbFrame::new(skb), &scratch.packet, answer, scratch.route.mtu());
+    if let Verdict::Sent(_) = verdict {
+        event::refused::<F>(&scratch.packet.key, answer.reason(), event_path::TC);
+    }
     action(&scratch.packet, verdict)
 }
 
@@ -260,6 +265,7 @@ fn action<F: Maps>(packet: &Packet<F>, verdict: Verdict) -> i32 {
         Verdict::Drop(reason) => {
             count(reason);
             log::dropped::<F>(&packet.key, reason);
+            event::dropped::<F>(&packet.key, reason, event_path::TC);
             TC_ACT_SHOT
         }
     }

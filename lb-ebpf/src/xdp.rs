@@ -2,10 +2,12 @@
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::programs::XdpContext;
+use lb_common::event::event_path;
 use lb_common::family::{Family as _, V4, V6};
 use lb_common::reason::Reason;
 
 use crate::count::count;
+use crate::event;
 use crate::frame::xdp::XdpFrame;
 use crate::frame::{Frame as _, swap_link_addresses};
 use crate::handover::{self, PREDECESSORS_XDP};
@@ -67,6 +69,7 @@ fn run<F: Header + Records>(frame: &XdpFrame, l3: usize) -> u32 {
         Verdict::Drop(reason) => {
             count(reason);
             log::dropped::<F>(&scratch.packet.key, reason);
+            event::dropped::<F>(&scratch.packet.key, reason, event_path::XDP);
             xdp_action::XDP_DROP
         }
     }

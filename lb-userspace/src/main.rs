@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use lb_userspace::agent::{self, AgentError};
 use lb_userspace::cli::generate::man_page;
-use lb_userspace::cli::{self, CleanupError, Command, ExplainError, Invocation, ReadError, UsageError};
+use lb_userspace::cli::{
+    self, CleanupError, Command, ExplainError, Invocation, MonitorError, ReadError, UsageError,
+};
 use lb_userspace::config::{AgentArgs, Machine, SettingsError};
 use lb_userspace::ingress;
 
@@ -74,6 +76,11 @@ fn execute(invocation: Invocation) -> anyhow::Result<ExitCode> {
             }
             print(&text)?;
         }
+        Invocation::Run(Command::Monitor(args)) => {
+            let summary = runtime()?.block_on(args.run())?;
+            // The reader of standard error may be gone.
+            let _ = writeln!(std::io::stderr(), "{summary}");
+        }
         Invocation::Run(Command::Migrate(migrate)) => print(&migrate.run()?)?,
         Invocation::Run(Command::LogLevel(level)) => print(&level.run()?)?,
         Invocation::Run(Command::Completions(args)) => {
@@ -136,6 +143,8 @@ fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     } else if let Some(error) = error.downcast_ref::<ReadError>() {
         error.hint()
     } else if let Some(error) = error.downcast_ref::<ExplainError>() {
+        error.hint()
+    } else if let Some(error) = error.downcast_ref::<MonitorError>() {
         error.hint()
     } else if let Some(error) = error.downcast_ref::<CleanupError>() {
         error.hint()

@@ -70,6 +70,7 @@ impl MapName {
     pub const AFFINITY: Self = Self { name: "AFFINITY", option: Some("max-affinity") };
     pub const NO_SOURCE_PORT: Self = Self { name: "NO_SOURCE_PORT", option: None };
     pub const SETTINGS: Self = Self { name: "SETTINGS", option: None };
+    pub const MONITOR: Self = Self { name: "MONITOR", option: None };
     pub const RECORD: Self = Self { name: "RECORD", option: None };
 
     /// Returns the usage, or `None` for a map without an option that sets its size.

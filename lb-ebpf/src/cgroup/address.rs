@@ -60,6 +60,8 @@ pub fn is_mapped(context: &SockAddrContext) -> bool {
 /// The address of a call as 16 bytes, in the socket's own family; an IPv4 address is the first
 /// four.
 pub trait Wide {
+    /// Whether the socket is an IPv6 socket.
+    const IS_V6: bool;
     fn wide(context: &SockAddrContext) -> [u8; 16];
     fn set_wide(context: &SockAddrContext, addr: &[u8; 16]);
 }
@@ -96,6 +98,8 @@ fn from_bytes(bytes: [u8; 16]) -> [u32; 4] {
 }
 
 impl Wide for In4 {
+    const IS_V6: bool = false;
+
     #[inline(always)]
     fn wide(context: &SockAddrContext) -> [u8; 16] {
         Self::widen(&Self::address(context))
@@ -127,6 +131,8 @@ impl SocketAddress<V4> for In4 {
 }
 
 impl Wide for In6 {
+    const IS_V6: bool = true;
+
     #[inline(always)]
     fn wide(context: &SockAddrContext) -> [u8; 16] {
         bytes(words(context))
@@ -156,6 +162,8 @@ impl SocketAddress<V6> for In6 {
 }
 
 impl Wide for Mapped {
+    const IS_V6: bool = true;
+
     #[inline(always)]
     fn wide(context: &SockAddrContext) -> [u8; 16] {
         In6::wide(context)

@@ -8,8 +8,9 @@ use aya_ebpf::programs::SockAddrContext;
 use lb_common::family::{Family, V4, V6};
 use lb_common::reason::Reason;
 
-use super::address::{self, In4, In6, Mapped, SocketAddress, is_mapped};
-use super::context::{ALLOW, protocol, refuse};
+use super::address::{self, In4, In6, Mapped, SocketAddress, Wide, is_mapped};
+use super::context::{ALLOW, protocol};
+use super::refuse;
 use crate::address::{Known, is_loopback, known};
 use crate::call::Caller as _;
 use crate::maps::Maps;
@@ -17,13 +18,13 @@ use crate::service::at_node_port;
 use crate::settings::PROTECT_NODE_PORTS;
 
 pub fn bind4(context: &SockAddrContext) -> i32 {
-    decide(context, is_node_port::<V4, In4>)
+    decide::<In4>(context, is_node_port::<V4, In4>)
 }
 
 /// An IPv6 socket at the unspecified address receives IPv4 too, unless it has `IPV6_V6ONLY`, which
 /// a program cannot see.
 pub fn bind6(context: &SockAddrContext) -> i32 {
-    decide(context, |context, port, protocol| {
+    decide::<In6>(context, |context, port, protocol| {
         if is_mapped(context) {
             return is_node_port::<V4, Mapped>(context, port, protocol);
         }
@@ -34,7 +35,7 @@ pub fn bind6(context: &SockAddrContext) -> i32 {
 }
 
 #[inline(always)]
-fn decide(context: &SockAddrContext, taken: impl Fn(&SockAddrContext, u16, u8) -> bool) -> i32 {
+fn decide<S: Wide>(context: &SockAddrContext, taken: impl Fn(&SockAddrContext, u16, u8) -> bool) -> i32 {
     let port = address::port(context);
     // With port 0 the kernel chooses a port.
     if PROTECT_NODE_PORTS.load() == 0 || port == 0 || !context.is_in_node_namespace() {
@@ -44,7 +45,7 @@ fn decide(context: &SockAddrContext, taken: impl Fn(&SockAddrContext, u16, u8) -
     if !taken(context, port, protocol) {
         return ALLOW;
     }
-    refuse(Reason::NodePortProtected)
+    refuse::<S>(context, Reason::NodePortProtected)
 }
 
 /// Returns whether a Service has this port as its NodePort, and serves it at the address of the

@@ -8,6 +8,7 @@ mod address;
 pub mod bind;
 mod context;
 pub mod release;
+mod report;
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::programs::SockAddrContext;
@@ -17,11 +18,12 @@ use lb_common::reason::Reason;
 
 use self::address::{In4, In6, Mapped, SocketAddress, is_mapped};
 pub use self::context::ALLOW;
-use self::context::{cookie, is_served, protocol, refuse};
+use self::context::{cookie, is_served, protocol};
 use crate::aligned::Aligned;
 use crate::call;
 use crate::client::Client;
 use crate::count::count;
+use crate::event::is_watched;
 use crate::loads::recount_socket;
 use crate::maps::{CONNECTED, COUNTED, Maps};
 use crate::select::Eligible;
@@ -72,12 +74,12 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     let (addr, port) = (S::address(context), address::port(context));
     let service = match call::find::<F, _>(context, addr, port, protocol) {
         Some(Ok(service)) => service,
-        Some(Err(refusal)) => return refuse(call::reason(refusal)),
+        Some(Err(refusal)) => return refuse::<S>(context, call::reason(refusal)),
         None => return ALLOW,
     };
     let (backend_id, backend) = match call::select::<F, _>(context, service, addr) {
         Ok(selected) => selected,
-        Err(refusal) => return refuse(call::reason(refusal)),
+        Err(refusal) => return refuse::<S>(context, call::reason(refusal)),
     };
     let mut peer = Aligned(ConnectedPeer {
         service_addr: S::widen(&addr),
@@ -103,10 +105,18 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         let counted = if protocol == UDP { counted::INACTIVE } else { counted::ACTIVE };
         count_socket::<F>(context, backend_id, counted);
     }
+    report::opened::<F>(context, &peer.0);
     S::set_address(context, backend.addr);
     address::set_port(context, backend.port);
     count(Reason::SocketTranslated);
     ALLOW
+}
+
+/// Reports, counts and fails a call.
+#[inline(always)]
+fn refuse<S: address::Wide>(context: &SockAddrContext, reason: Reason) -> i32 {
+    report::refused::<S>(context, reason);
+    context::refuse(reason)
 }
 
 /// Counts a socket that connects to an endpoint, and no longer at the endpoint of its connect
@@ -147,7 +157,7 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     let (addr, port) = (S::address(context), address::port(context));
     let service = match call::find::<F, _>(context, addr, port, UDP) {
         Some(Ok(service)) => service,
-        Some(Err(refusal)) => return refuse(call::reason(refusal)),
+        Some(Err(refusal)) => return refuse::<S>(context, call::reason(refusal)),
         None => return ALLOW,
     };
     let mut key = SocketPeerKey { cookie: cookie(context), addr, port, pad: [0; 2] };
@@ -169,7 +179,7 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     }
     let (backend_id, backend) = match call::select::<F, _>(context, service, addr) {
         Ok(selected) => selected,
-        Err(refusal) => return refuse(call::reason(refusal)),
+        Err(refusal) => return refuse::<S>(context, call::reason(refusal)),
     };
     let peer = Aligned(SocketPeer {
         addr: backend.addr,
@@ -181,6 +191,19 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     // If the insert fails, the datagram reaches an endpoint all the same, and the next one perhaps
     // another.
     let _ = F::socket_peers().insert(&key, &peer.0, BPF_ANY as u64);
+    if is_watched() {
+        report::opened::<F>(
+            context,
+            &ConnectedPeer {
+                service_addr: S::widen(&addr),
+                backend_addr: S::widen(&backend.addr),
+                service_port: port,
+                backend_port: backend.port,
+                backend_id,
+                service_id: service.service_id,
+            },
+        );
+    }
     key.addr = backend.addr;
     key.port = backend.port;
     show_replies_as::<F>(&key, addr, port, backend_id, service.service_id);

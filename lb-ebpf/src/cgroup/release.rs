@@ -4,10 +4,10 @@
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::programs::SockContext;
-use lb_common::layout::CountedSocket;
+use lb_common::layout::{CountedSocket, counted};
 
 use super::context::ALLOW;
-use super::uncount;
+use super::{report, uncount};
 use crate::maps::COUNTED;
 
 /// Counts the socket no longer at its endpoint.
@@ -20,6 +20,9 @@ pub fn release(context: &SockContext) -> i32 {
     .cast::<CountedSocket>();
     // SAFETY: null, or the entry of the socket, which no one else uses any more.
     if let Some(counted) = unsafe { counted.as_mut() } {
+        if counted.counted != counted::NONE {
+            report::released(context, counted.is_v6);
+        }
         uncount(counted);
     }
     ALLOW

@@ -167,12 +167,16 @@ impl GetArgs {
     }
 
     fn filter(&self) -> ServiceFilter {
-        // The tables print `namespace/name`, so this form is accepted too.
-        match self.service.as_deref().and_then(|service| service.split_once('/')) {
-            Some((namespace, service)) => {
-                ServiceFilter { namespace: Some(namespace.to_owned()), service: Some(service.to_owned()) }
-            }
-            None => ServiceFilter { namespace: self.namespace.clone(), service: self.service.clone() },
-        }
+        service_filter(self.service.as_deref(), self.namespace.as_deref())
     }
+}
+
+/// Returns the filter for the arguments SERVICE and `--namespace`.
+pub(super) fn service_filter(service: Option<&str>, namespace: Option<&str>) -> ServiceFilter {
+    // The tables print `namespace/name`, so this form is accepted too.
+    let (namespace, service) = match service.and_then(|service| service.split_once('/')) {
+        Some((namespace, service)) => (Some(namespace), Some(service)),
+        None => (namespace, service),
+    };
+    ServiceFilter { namespace: namespace.map(Into::into), service: service.map(Into::into) }
 }

@@ -12,6 +12,7 @@ mod http_client;
 pub mod log_level;
 pub mod migrate;
 pub mod migration;
+pub mod monitor;
 mod pin_args;
 
 use std::ffi::OsString;
@@ -26,6 +27,7 @@ pub use cleanup::CleanupError;
 pub use explain::ExplainError;
 use generate::NoSuchCommand;
 pub use get::ReadError;
+pub use monitor::MonitorError;
 
 /// Sluice: Kubernetes Service load balancing with eBPF, a replacement for kube-proxy
 ///
@@ -50,6 +52,7 @@ Examples:
   lb get services -n shop                       List the Service addresses of the namespace shop
   lb get flows web -o wide                      List the connections of the Service web
   lb explain tcp 192.0.2.7 10.10.0.11:30080     Explain what happens to this packet
+  lb monitor -n shop --kind refused,dropped     Print what goes wrong in the namespace shop
   lb doctor                                     Check this node and the running agent
   lb preflight --manifests ./ingresses          Report what a move from ingress-nginx changes
   lb cleanup --dry-run                          List what `lb cleanup` would remove
@@ -71,6 +74,8 @@ pub enum Command {
     Get(get::Get),
     /// Explain what happens to a packet: its Service, endpoint, verdict and source address
     Explain(Box<explain::ExplainArgs>),
+    /// Print connections that are opened, closed, refused and dropped, as they happen
+    Monitor(Box<monitor::MonitorArgs>),
     /// Check this node: kernel, file systems, programs, maps, other proxies
     ///
     /// It prints one finding for each check: ok, note, warning or error, with what was seen and
@@ -290,6 +295,11 @@ mod tests {
     #[test]
     fn help_of_lb_explain() {
         assert_golden("help-explain.txt", &help(&["lb", "explain"]));
+    }
+
+    #[test]
+    fn help_of_lb_monitor() {
+        assert_golden("help-monitor.txt", &help(&["lb", "monitor"]));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod explain;
 mod fixture;
 mod flows;
 mod migration;
+pub mod monitor;
 mod output;
 mod row;
 mod service_port;

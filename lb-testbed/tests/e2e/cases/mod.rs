@@ -19,6 +19,7 @@ mod icmp;
 mod lacking;
 mod lifecycle;
 mod matrix;
+mod monitor;
 mod node_port;
 mod pod_interfaces;
 mod reports;
@@ -212,6 +213,10 @@ pub const CASES: &[Case] = &[
     each("explain_refusals_agree_with_traffic", Underlays::Routed, explain::refusals_agree_with_traffic),
     each("explain_leaves_no_trace", Underlays::Routed, explain::leaves_no_trace),
     each("explain_without_an_agent", Underlays::Routed, explain::without_an_agent),
+    each("monitor_follows_connections", Underlays::Routed, monitor::connections),
+    each("monitor_names_refusals", Underlays::Routed, monitor::refusals),
+    once("monitor_has_one_reader", Underlays::Routed, monitor::readers),
+    once("monitor_counts_what_it_does_not_show", Underlays::Routed, monitor::floods),
     each("one_way_datagrams_block_no_endpoint", Underlays::Routed, floods::one_way_datagrams),
     once("forged_syns_block_no_endpoint", Underlays::Routed, floods::forged_syns),
     each("ports_are_reused_within_time_wait", Underlays::Routed, reports::ports_are_reused),

@@ -1,0 +1,287 @@
+//! `lb monitor` with real connections: what it prints, who may read, and what it costs others.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, ensure};
+use lb_testbed::host::{Datagrams, FloodKind};
+use lb_testbed::{AttachMode, Family, Underlay, agent};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::check::{answered_by, eventually, refused};
+use crate::world::{To, World};
+
+/// A running `lb monitor -o json` on the first node. Dropping it kills it.
+struct Monitor {
+    child: Child,
+    rows: Arc<Mutex<Vec<Value>>>,
+    output: Option<JoinHandle<()>>,
+}
+
+fn command(world: &World, arguments: &[&str]) -> Result<Command> {
+    let node = world.node(0);
+    let mut command = node.host.place.command(agent::program()?)?;
+    command.args(["monitor", "-o", "json"]).args(arguments).arg("--bpffs").arg(&node.bpffs);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(command)
+}
+
+impl Monitor {
+    /// Starts the command and waits until the programs report.
+    fn start(world: &World, arguments: &[&str]) -> Result<Self> {
+        let mut child = command(world, arguments)?.spawn()?;
+        let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
+        let rows = Arc::new(Mutex::new(Vec::new()));
+        let written = Arc::clone(&rows);
+        let output = thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let row = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                written.lock().unwrap_or_else(PoisonError::into_inner).push(row);
+            }
+        });
+        let monitor = Self { child, rows, output: Some(output) };
+        eventually(|| {
+            ensure!(lease(world)? != 0, "the programs do not report");
+            Ok(())
+        })?;
+        Ok(monitor)
+    }
+
+    fn rows(&self) -> Vec<Value> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for an event that has these fields, and returns it.
+    fn expect(&self, fields: &Value) -> Result<Value> {
+        let mut found = Value::Null;
+        eventually(|| {
+            let rows = self.rows();
+            let row = rows.iter().find(|row| has(row, fields));
+            found = row.with_context(|| format!("no event has {fields}: {rows:#?}"))?.clone();
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?).context("no process id")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Waits for the end. Returns the events and standard error.
+    fn finish(mut self) -> Result<(Vec<Value>, String)> {
+        let mut text = String::new();
+        self.child.stderr.take().context("no standard error")?.read_to_string(&mut text)?;
+        let status = self.child.wait()?;
+        if let Some(output) = self.output.take() {
+            output.join().map_err(|_| anyhow::anyhow!("the reader of the output panicked"))?;
+        }
+        ensure!(status.success(), "{status}: {text}");
+        Ok((self.rows(), text))
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn has(row: &Value, fields: &Value) -> bool {
+    fields.as_object().is_some_and(|fields| fields.iter().all(|(name, value)| row[name] == *value))
+}
+
+/// Returns the time until which the programs report.
+fn lease(world: &World) -> Result<u64> {
+    world.dump(0, "MONITOR")?[0]["value"]["until_ns"].as_u64().context("no time in MONITOR")
+}
+
+/// Returns the name of the hook that sees packets from outside first.
+fn hook(world: &World) -> &'static str {
+    if world.is(AttachMode::Xdp, Underlay::Routed) { "xdp" } else { "tc" }
+}
+
+const ONE: Datagrams = Datagrams { connected: true, count: 1, size: 32, dont_fragment: false };
+
+/// Connections are opened and closed, at packets and at sockets.
+pub fn connections(world: &mut World, family: Family) -> Result<()> {
+    let service = world.publish(&[1])?;
+    let other = world.publish(&[1])?;
+    let (name, port) = (service.service.name.clone(), "http");
+    let of_service = json!({"namespace": "default", "name": name, "portName": port, "port": 80});
+    let monitor = Monitor::start(world, &[&name])?;
+    let client = world.client().address(family).to_string();
+    let pod = world.pod(2).host.clone();
+
+    let outside = service.node_port(world.node(0), family, To::Http);
+    let endpoint = world.pod(1).host.at(family, lb_testbed::host::HTTP_PORT).to_string();
+    // Events of another Service are not printed.
+    answered_by(&world.client().get(&[other.node_port(world.node(0), family, To::Http)], 1)?, &[1])?;
+    answered_by(&world.client().get(&[outside], 1)?, &[1])?;
+    let opened = monitor.expect(&json!({
+        "kind": "opened", "service": of_service, "protocol": "TCP", "address": outside.to_string(),
+        "endpoint": endpoint, "path": hook(world), "reason": null,
+    }))?;
+    ensure!(opened["client"].as_str().is_some_and(|it| it.contains(&client)), "{opened}");
+    // The last FIN may be one of the endpoint, which a tc program sees.
+    monitor.expect(&json!({
+        "kind": "closed", "reason": "finished", "client": opened["client"], "endpoint": endpoint,
+        "service": of_service,
+    }))?;
+
+    let udp = service.node_port(world.node(0), family, To::Udp);
+    answered_by(&world.client().send_datagrams(udp, ONE)?, &[1])?;
+    monitor.expect(&json!({"kind": "opened", "protocol": "UDP", "address": udp.to_string()}))?;
+
+    let inside = service.cluster_ip(family, To::Http);
+    answered_by(&pod.get(&[inside], 1)?, &[1])?;
+    let call = monitor.expect(&json!({
+        "kind": "opened", "path": "socket", "protocol": "TCP", "address": inside.to_string(),
+        "endpoint": endpoint, "client": pod.address(family).to_string(), "service": of_service,
+    }))?;
+    monitor.expect(
+        &json!({"kind": "closed", "reason": "released", "path": "socket", "socket": call["socket"]}),
+    )?;
+    let unconnected = Datagrams { connected: false, ..ONE };
+    let target = service.cluster_ip(family, To::Udp);
+    answered_by(&pod.send_datagrams(target, unconnected)?, &[1])?;
+    monitor.expect(&json!({
+        "kind": "opened", "path": "socket", "protocol": "UDP", "address": target.to_string(),
+    }))?;
+
+    monitor.signal(Signal::INT)?;
+    let (rows, text) = monitor.finish()?;
+    ensure!(rows.iter().all(|row| row["service"]["name"] == name.as_str()), "{rows:#?}");
+    ensure!(text.contains(&format!("{} events in ", rows.len())), "{text}");
+    ensure!(lease(world)? == 0, "the programs report after the end of the reader");
+    Ok(())
+}
+
+/// Refused and dropped packets and calls have a reason and the Service.
+pub fn refusals(world: &mut World, family: Family) -> Result<()> {
+    let empty = world.publish(&[1])?;
+    world.set_endpoints(&empty, &[])?;
+    let local = world.publish(&[3])?;
+    let mut objects = local.service.with_endpoints(&[world.pod(3)]);
+    for field in ["externalTrafficPolicy", "internalTrafficPolicy"] {
+        objects[0]["spec"][field] = "Local".into();
+    }
+    world.write(&local, &objects)?;
+    let (outside, inside) =
+        (empty.node_port(world.node(0), family, To::Http), empty.cluster_ip(family, To::Http));
+    eventually(|| refused(&world.pod(2).host.get(&[inside], 1)?))?;
+    eventually(|| refused(&world.client().get(&[outside], 1)?))?;
+
+    let filter = format!("{}/{}", world.client().address(family), if family == Family::V4 { 24 } else { 64 });
+    let monitor = Monitor::start(world, &["--kind", "refused,dropped"])?;
+    refused(&world.pod(2).host.get(&[inside], 1)?)?;
+    let reason = |service: &str, reason: &str, path: &str, address: String| {
+        json!({"reason": reason, "path": path, "address": address, "service": {
+            "namespace": "default", "name": service, "portName": "http", "port": 80,
+        }})
+    };
+    let empty_name = empty.service.name.as_str();
+    monitor.expect(&reason(empty_name, "socket_no_endpoint", "socket", inside.to_string()))?;
+    refused(&world.client().get(&[outside], 1)?)?;
+    // XDP leaves packets that it would answer to tc.
+    let row = monitor.expect(&reason(empty_name, "no_endpoint_rejected", "tc", outside.to_string()))?;
+    ensure!(row["kind"] == "refused", "{row}");
+    monitor.signal(Signal::TERM)?;
+    let (rows, _) = monitor.finish()?;
+    ensure!(rows.iter().all(|row| row["kind"] == "refused" || row["kind"] == "dropped"), "{rows:#?}");
+
+    let dropped = local.node_port(world.node(0), family, To::Udp);
+    let client =
+        ["--client", &filter, "--reason", "no_endpoint_dropped", "--protocol", "udp", "--count", "3"];
+    let monitor = Monitor::start(world, &client)?;
+    world.client().flood(FloodKind::Datagrams, dropped, 10)?;
+    let (rows, text) = monitor.finish()?;
+    let expected = json!({
+        "kind": "dropped", "reason": "no_endpoint_dropped", "path": hook(world),
+        "address": dropped.to_string(), "endpoint": null,
+    });
+    ensure!(rows.len() == 3 && rows.iter().all(|row| has(row, &expected)), "{rows:#?}");
+    ensure!(text.contains("3 events in ") && text.contains("3 dropped"), "{text}");
+    Ok(())
+}
+
+/// One process reads at a time. A reader that was killed costs nothing after some seconds, and the
+/// next one does not see its events.
+pub fn readers(world: &mut World) -> Result<()> {
+    let service = world.publish(&[1])?;
+    let target = service.node_port(world.node(0), Family::V4, To::Http);
+    let first = Monitor::start(world, &[])?;
+    let second = command(world, &[])?.output()?;
+    let text = String::from_utf8_lossy(&second.stderr);
+    ensure!(!second.status.success() && text.contains("another process reads the events"), "{text}");
+    ensure!(text.contains("hint: "), "{text}");
+    answered_by(&world.client().get(&[target], 1)?, &[1])?;
+    first.expect(&json!({"kind": "opened", "address": target.to_string()}))?;
+    first.signal(Signal::KILL)?;
+    drop(first);
+    // A program that makes an event notices that nobody has renewed the time.
+    eventually(|| {
+        answered_by(&world.client().get(&[target], 1)?, &[1])?;
+        ensure!(lease(world)? == 0, "the programs still report");
+        Ok(())
+    })?;
+    let bounded = Monitor::start(world, &["--for", "300ms"])?;
+    let (rows, text) = bounded.finish()?;
+    ensure!(!rows.iter().any(|row| row["address"] == target.to_string()), "events of before: {rows:#?}");
+    ensure!(text.contains(" events in "), "{text}");
+
+    // The programs of an agent that replaces the maps report to the same reader.
+    let monitor = Monitor::start(world, &["--kind", "opened"])?;
+    world.take_agent(0)?.stop()?;
+    world.start_agent_with(0, &["--max-flows", "32768"])?;
+    let seen = monitor.rows().len();
+    eventually(|| {
+        answered_by(&world.client().get(&[target], 1)?, &[1])?;
+        ensure!(monitor.rows().len() > seen, "no event after the agent has replaced the maps");
+        Ok(())
+    })?;
+    drop(monitor);
+    world.take_agent(0)?.stop()?;
+    world.start_agent(0)
+}
+
+/// A flood makes no more events than the limit, and what nobody has seen is counted.
+pub fn floods(world: &mut World) -> Result<()> {
+    let service = world.publish(&[3])?;
+    let mut objects = service.service.with_endpoints(&[world.pod(3)]);
+    objects[0]["spec"]["externalTrafficPolicy"] = "Local".into();
+    world.write(&service, &objects)?;
+    let target = service.node_port(world.node(0), Family::V4, To::Udp);
+    let client = world.client().clone();
+    let monitor = Monitor::start(world, &["--kind", "dropped"])?;
+    eventually(|| {
+        client.flood(FloodKind::Datagrams, target, 1)?;
+        ensure!(!monitor.rows().is_empty(), "no packet is dropped");
+        Ok(())
+    })?;
+    // While it is stopped, nobody empties the ring.
+    let counts = |field: &str| -> Result<u64> {
+        let budgets = world.dump(0, "EVENT_BUDGETS")?;
+        let all = budgets.iter().flat_map(|entry| entry["values"].as_array().cloned().unwrap_or_default());
+        Ok(all.filter_map(|cpu| cpu["value"][field].as_u64()).sum())
+    };
+    eventually(|| {
+        monitor.signal(Signal::STOP)?;
+        for _ in 0..4 {
+            client.flood(FloodKind::Datagrams, target, 30_000)?;
+        }
+        monitor.signal(Signal::CONT)?;
+        ensure!(counts("lost")? > 0, "the ring holds all events");
+        ensure!(counts("limited")? > 0, "all events were reported");
+        Ok(())
+    })?;
+    monitor.signal(Signal::INT)?;
+    let (_, text) = monitor.finish()?;
+    ensure!(text.contains("events not reported") && text.contains(" lost"), "{text}");
+    Ok(())
+}
