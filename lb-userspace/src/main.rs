@@ -7,7 +7,7 @@ use anyhow::Context;
 use lb_userspace::agent::{self, AgentError};
 use lb_userspace::cli::generate::man_page;
 use lb_userspace::cli::{
-    self, CleanupError, Command, ExplainError, Invocation, MonitorError, ReadError, UsageError,
+    self, CleanupError, Command, ExplainError, Invocation, MonitorError, ReadError, TopError, UsageError,
 };
 use lb_userspace::config::{AgentArgs, Machine, SettingsError};
 use lb_userspace::ingress;
@@ -81,6 +81,7 @@ fn execute(invocation: Invocation) -> anyhow::Result<ExitCode> {
             // The reader of standard error may be gone.
             let _ = writeln!(std::io::stderr(), "{summary}");
         }
+        Invocation::Run(Command::Top(args)) => print(&runtime()?.block_on(args.run())?)?,
         Invocation::Run(Command::Migrate(migrate)) => print(&migrate.run()?)?,
         Invocation::Run(Command::LogLevel(level)) => print(&level.run()?)?,
         Invocation::Run(Command::Completions(args)) => {
@@ -145,6 +146,8 @@ fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     } else if let Some(error) = error.downcast_ref::<ExplainError>() {
         error.hint()
     } else if let Some(error) = error.downcast_ref::<MonitorError>() {
+        error.hint()
+    } else if let Some(error) = error.downcast_ref::<TopError>() {
         error.hint()
     } else if let Some(error) = error.downcast_ref::<CleanupError>() {
         error.hint()

@@ -119,11 +119,11 @@ pub(super) fn service_tables(maps: &AgentMaps) -> io::Result<ServiceEntries> {
     Ok(ServiceEntries { services, names: names(maps)?, slots, backends: backends(maps)?, source_ranges })
 }
 
-fn names(maps: &AgentMaps) -> io::Result<Names> {
+pub(super) fn names(maps: &AgentMaps) -> io::Result<Names> {
     Ok(maps.service_names()?.into_iter().collect())
 }
 
-fn backends(maps: &AgentMaps) -> io::Result<BackendsById> {
+pub(super) fn backends(maps: &AgentMaps) -> io::Result<BackendsById> {
     let mut backends = HashMap::new();
     for family in IpFamily::BOTH {
         backends.extend(maps.backends(family)?.into_iter().map(|(id, entry)| ((family, id), entry)));

@@ -14,6 +14,8 @@ pub mod migrate;
 pub mod migration;
 pub mod monitor;
 mod pin_args;
+mod terminal;
+pub mod top;
 
 use std::ffi::OsString;
 
@@ -28,6 +30,7 @@ pub use explain::ExplainError;
 use generate::NoSuchCommand;
 pub use get::ReadError;
 pub use monitor::MonitorError;
+pub use top::TopError;
 
 /// Sluice: Kubernetes Service load balancing with eBPF, a replacement for kube-proxy
 ///
@@ -53,6 +56,7 @@ Examples:
   lb get flows web -o wide                      List the connections of the Service web
   lb explain tcp 192.0.2.7 10.10.0.11:30080     Explain what happens to this packet
   lb monitor -n shop --kind refused,dropped     Print what goes wrong in the namespace shop
+  lb top                                        Show the Services with the most new connections
   lb doctor                                     Check this node and the running agent
   lb preflight --manifests ./ingresses          Report what a move from ingress-nginx changes
   lb cleanup --dry-run                          List what `lb cleanup` would remove
@@ -76,6 +80,8 @@ pub enum Command {
     Explain(Box<explain::ExplainArgs>),
     /// Print connections that are opened, closed, refused and dropped, as they happen
     Monitor(Box<monitor::MonitorArgs>),
+    /// Show Services by their connections, with rates, endpoints and reasons, in the terminal
+    Top(top::TopArgs),
     /// Check this node: kernel, file systems, programs, maps, other proxies
     ///
     /// It prints one finding for each check: ok, note, warning or error, with what was seen and
@@ -300,6 +306,11 @@ mod tests {
     #[test]
     fn help_of_lb_monitor() {
         assert_golden("help-monitor.txt", &help(&["lb", "monitor"]));
+    }
+
+    #[test]
+    fn help_of_lb_top() {
+        assert_golden("help-top.txt", &help(&["lb", "top"]));
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl MonitorError {
             ),
             Self::Events(EventError::NoEvents) => Some("upgrade the agent of this node".into()),
             Self::Events(EventError::Busy(path)) => Some(format!(
-                "end the other `lb monitor` first; `lsof {}` lists its process",
+                "end the other `lb monitor` or `lb top` first; `lsof {}` lists its process",
                 path.display()
             )),
             _ => None,
@@ -309,7 +309,7 @@ impl MonitorArgs {
 }
 
 /// Returns a descriptor of the ring to wait for.
-fn wait_on(reader: &EventReader) -> Result<AsyncFd<OwnedFd>, MonitorError> {
+pub(super) fn wait_on(reader: &EventReader) -> Result<AsyncFd<OwnedFd>, MonitorError> {
     let fd = reader.as_fd().try_clone_to_owned().map_err(MonitorError::Wait)?;
     // SAFETY: the `AsyncFd` owns the descriptor, and nothing else closes it.
     unsafe { AsyncFd::register(fd) }.map_err(|error| MonitorError::Wait(error.into()))

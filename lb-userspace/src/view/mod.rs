@@ -14,6 +14,8 @@ mod row;
 mod service_port;
 mod services;
 mod table;
+pub mod top;
+pub mod top_screen;
 
 pub use affinity::{AffinityRow, affinity_rows};
 pub use backends::{BackendRow, backend_rows};

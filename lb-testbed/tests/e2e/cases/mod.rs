@@ -26,6 +26,7 @@ mod reports;
 mod scale;
 mod sctp;
 mod sockets;
+mod top;
 mod transfers;
 mod types;
 mod vlan;
@@ -217,6 +218,7 @@ pub const CASES: &[Case] = &[
     each("monitor_names_refusals", Underlays::Routed, monitor::refusals),
     once("monitor_has_one_reader", Underlays::Routed, monitor::readers),
     once("monitor_counts_what_it_does_not_show", Underlays::Routed, monitor::floods),
+    once("top_in_a_terminal", Underlays::Routed, top::in_a_terminal),
     each("one_way_datagrams_block_no_endpoint", Underlays::Routed, floods::one_way_datagrams),
     once("forged_syns_block_no_endpoint", Underlays::Routed, floods::forged_syns),
     each("ports_are_reused_within_time_wait", Underlays::Routed, reports::ports_are_reused),

@@ -1,0 +1,351 @@
+//! `lb top`: Services by their connections, as a screen, a table or JSON.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap};
+
+use lb_common::load::Connections;
+use lb_common::reason::{Outcome, Reason};
+use lb_model::IpFamily;
+use serde::Serialize;
+
+use super::backends::{BackendRow, backend_rows};
+use super::output::OutputError;
+use super::row::Row;
+use super::service_port::{BackendsById, NamedServicePort, Names, ServiceFilter, protocol_name};
+use super::table::TextTable;
+
+/// The content of the maps at one time.
+#[derive(Debug, Clone, Default)]
+pub struct TopSample {
+    pub names: Names,
+    pub backends: BackendsById,
+    pub loads: HashMap<(IpFamily, u32), Connections>,
+    /// Packets by reason since the maps exist.
+    pub counters: Vec<(Reason, u64)>,
+}
+
+/// Events of a Service port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EventCounts {
+    pub opened: u64,
+    pub refused: u64,
+    pub dropped: u64,
+}
+
+/// The events between two samples.
+#[derive(Debug, Clone, Default)]
+pub struct TopEvents {
+    pub by_service: HashMap<u32, EventCounts>,
+    /// Events that were not counted, because there were too many.
+    pub unseen: u64,
+}
+
+/// A Service port. The rates are `None` if another process reads the events of the node.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopRow {
+    #[serde(flatten)]
+    pub service: NamedServicePort,
+    pub protocol: String,
+    pub new_per_second: Option<f64>,
+    /// Open connections, at packets and sockets: TCP and SCTP until one side closes.
+    pub active_connections: u64,
+    /// The other connections: UDP, and those that one side has closed.
+    pub inactive_connections: u64,
+    pub endpoints: usize,
+    pub refused_per_second: Option<f64>,
+    pub dropped_per_second: Option<f64>,
+    #[serde(skip)]
+    pub service_id: u32,
+}
+
+/// A reason for which packets or calls were refused or dropped.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReasonRow {
+    pub reason: &'static str,
+    pub outcome: &'static str,
+    pub per_second: f64,
+    /// Since the maps exist.
+    pub total: u64,
+}
+
+/// What `lb top` shows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopReport {
+    /// The time between the two samples.
+    pub seconds: f64,
+    /// Packets that were translated. Connections of sockets need no translation of packets.
+    pub packets_per_second: f64,
+    /// Connections that were opened by packets, and calls at sockets that were translated.
+    pub new_per_second: f64,
+    /// Events that are missing in the rates of Services, because there were too many.
+    pub uncounted_events: u64,
+    pub services: Vec<TopRow>,
+    pub endpoints: Vec<BackendRow>,
+    pub reasons: Vec<ReasonRow>,
+}
+
+impl TopReport {
+    /// Compares two samples. `events` is `None` if another process reads the events.
+    pub fn new(before: &TopSample, now: &TopSample, events: Option<&TopEvents>, seconds: f64) -> Self {
+        let seconds = if seconds > 0.0 { seconds } else { 1.0 };
+        let earlier: BTreeMap<Reason, u64> = before.counters.iter().copied().collect();
+        let rate = |count: u64| count as f64 / seconds;
+        let increase = |reason: Reason, count: u64| {
+            rate(count.saturating_sub(earlier.get(&reason).copied().unwrap_or(0)))
+        };
+        let sum = |reasons: &[Reason]| {
+            let of_these = now.counters.iter().filter(|(reason, _)| reasons.contains(reason));
+            of_these.map(|(reason, count)| increase(*reason, *count)).sum::<f64>()
+        };
+        let endpoints = backend_rows(&now.backends, &now.names, &[], &now.loads, &ServiceFilter::default());
+        let mut rows: HashMap<u32, TopRow> = now
+            .names
+            .iter()
+            .map(|(&id, name)| {
+                let counts = events.map(|it| it.by_service.get(&id).copied().unwrap_or_default());
+                let row = TopRow {
+                    service: NamedServicePort::of(id, &now.names),
+                    protocol: protocol_name(name.protocol),
+                    new_per_second: counts.map(|it| rate(it.opened)),
+                    active_connections: 0,
+                    inactive_connections: 0,
+                    endpoints: 0,
+                    refused_per_second: counts.map(|it| rate(it.refused)),
+                    dropped_per_second: counts.map(|it| rate(it.dropped)),
+                    service_id: id,
+                };
+                (id, row)
+            })
+            .collect();
+        for row in &endpoints {
+            let family = IpFamily::of(&row.address.ip());
+            let service_id = now.backends.get(&(family, row.id)).map(|entry| entry.service_id);
+            if let Some(service) = service_id.and_then(|id| rows.get_mut(&id)) {
+                service.endpoints += 1;
+                service.active_connections += u64::from(row.active_connections);
+                service.inactive_connections += u64::from(row.inactive_connections);
+            }
+        }
+        let mut services: Vec<_> = rows.into_values().collect();
+        sort(&mut services, SortBy::New, false);
+        let mut reasons: Vec<_> = now
+            .counters
+            .iter()
+            .filter(|(reason, count)| *count > 0 && outcome(*reason).is_some())
+            .map(|&(reason, total)| ReasonRow {
+                reason: reason.label(),
+                outcome: outcome(reason).unwrap_or_default(),
+                per_second: increase(reason, total),
+                total,
+            })
+            .collect();
+        reasons.sort_by(|a, b| {
+            b.per_second.total_cmp(&a.per_second).then(b.total.cmp(&a.total)).then(a.reason.cmp(b.reason))
+        });
+        Self {
+            seconds,
+            packets_per_second: sum(&[Reason::Delivered, Reason::Forwarded]),
+            new_per_second: sum(&[Reason::FlowOpened, Reason::SocketTranslated]),
+            uncounted_events: events.map_or(0, |events| events.unseen),
+            services,
+            endpoints,
+            reasons,
+        }
+    }
+
+    /// Returns the tables that `lb top --once` prints.
+    pub fn table(&self) -> String {
+        let mut services = TextTable::new(TopRow::columns(false));
+        self.services.iter().for_each(|row| services.push(row.cells(false)));
+        let mut reasons = TextTable::new(vec!["REASON", "OUTCOME", "PER-SECOND", "TOTAL"]);
+        for row in &self.reasons {
+            reasons.push(reason_cells(row).to_vec());
+        }
+        if self.reasons.is_empty() { services.to_string() } else { format!("{services}\n{reasons}") }
+    }
+
+    /// Returns the report as JSON.
+    pub fn json(&self) -> Result<String, OutputError> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+}
+
+/// Returns the outcome of a reason that `lb top` shows.
+fn outcome(reason: Reason) -> Option<&'static str> {
+    match reason.outcome() {
+        Outcome::Rejected => Some("refused"),
+        Outcome::Dropped => Some("dropped"),
+        Outcome::Evicted => Some("evicted"),
+        Outcome::Translated | Outcome::Passed => None,
+    }
+}
+
+pub(super) fn reason_cells(row: &ReasonRow) -> [String; 4] {
+    [row.reason.to_owned(), row.outcome.to_owned(), per_second(Some(row.per_second)), row.total.to_string()]
+}
+
+/// Formats a rate: with a decimal if it is small.
+pub(super) fn per_second(rate: Option<f64>) -> String {
+    match rate {
+        None => "-".to_owned(),
+        Some(0.0) => "0".to_owned(),
+        Some(rate) if rate < 100.0 => format!("{rate:.1}"),
+        Some(rate) => format!("{rate:.0}"),
+    }
+}
+
+impl Row for TopRow {
+    fn columns(_: bool) -> Vec<&'static str> {
+        vec!["SERVICE", "PROTOCOL", "NEW/S", "ACTIVE", "INACTIVE", "ENDPOINTS", "REFUSED/S", "DROPPED/S"]
+    }
+
+    fn cells(&self, _: bool) -> Vec<String> {
+        vec![
+            self.service.label(),
+            self.protocol.clone(),
+            per_second(self.new_per_second),
+            self.active_connections.to_string(),
+            self.inactive_connections.to_string(),
+            self.endpoints.to_string(),
+            per_second(self.refused_per_second),
+            per_second(self.dropped_per_second),
+        ]
+    }
+}
+
+/// The column by which Services are sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum SortBy {
+    /// New connections per second
+    #[default]
+    New,
+    /// Open connections
+    Active,
+    /// Other connections
+    Inactive,
+    /// Refused packets and calls per second
+    Refused,
+    /// Dropped packets per second
+    Dropped,
+    /// Namespace and name
+    Name,
+}
+
+impl SortBy {
+    const ALL: [Self; 6] =
+        [Self::New, Self::Active, Self::Inactive, Self::Refused, Self::Dropped, Self::Name];
+
+    pub fn next(self) -> Self {
+        let position = Self::ALL.iter().position(|by| *by == self).unwrap_or(0);
+        Self::ALL[(position + 1) % Self::ALL.len()]
+    }
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::New => "new/s",
+            Self::Active => "active",
+            Self::Inactive => "inactive",
+            Self::Refused => "refused/s",
+            Self::Dropped => "dropped/s",
+            Self::Name => "name",
+        }
+    }
+}
+
+/// Sorts Services: the greatest number first, or the first name. Equal ones are sorted by name.
+pub fn sort(rows: &mut [TopRow], by: SortBy, reversed: bool) {
+    let greater = |a: Option<f64>, b: Option<f64>| b.unwrap_or(0.0).total_cmp(&a.unwrap_or(0.0));
+    rows.sort_by(|a, b| {
+        let order = match by {
+            SortBy::New => greater(a.new_per_second, b.new_per_second),
+            SortBy::Active => b.active_connections.cmp(&a.active_connections),
+            SortBy::Inactive => b.inactive_connections.cmp(&a.inactive_connections),
+            SortBy::Refused => greater(a.refused_per_second, b.refused_per_second),
+            SortBy::Dropped => greater(a.dropped_per_second, b.dropped_per_second),
+            SortBy::Name => Ordering::Equal,
+        };
+        let order = order.then_with(|| (&a.service, &a.protocol).cmp(&(&b.service, &b.protocol)));
+        if reversed { order.reverse() } else { order }
+    });
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::fixture;
+    use super::*;
+    use crate::testing::assert_golden;
+
+    pub fn report() -> TopReport {
+        let counters = |refused, dropped, evicted, delivered| {
+            vec![
+                (Reason::SocketRefused, refused),
+                (Reason::SourceRange, dropped),
+                (Reason::EvictedClosed, evicted),
+                (Reason::Delivered, delivered),
+                (Reason::FlowOpened, delivered / 10),
+                (Reason::NoRoute, 0),
+            ]
+        };
+        let before = TopSample { counters: counters(10, 1, 7, 1_000), ..TopSample::default() };
+        let now = TopSample {
+            names: fixture::names(),
+            backends: fixture::backends(),
+            loads: HashMap::from([
+                ((IpFamily::V4, 1), Connections { active: 7, inactive: 2 }),
+                ((IpFamily::V6, 1), Connections { active: 1, inactive: 0 }),
+                ((IpFamily::V4, 4), Connections { active: 0, inactive: 30 }),
+            ]),
+            counters: counters(25, 301, 7, 3_000),
+        };
+        let counts = |opened, refused, dropped| EventCounts { opened, refused, dropped };
+        let by_service =
+            HashMap::from([(1, counts(20, 0, 300)), (2, counts(300, 0, 0)), (3, counts(0, 15, 0))]);
+        TopReport::new(&before, &now, Some(&TopEvents { by_service, unseen: 0 }), 2.0)
+    }
+
+    #[test]
+    fn table() {
+        assert_golden("top.txt", &report().table());
+    }
+
+    #[test]
+    fn json() {
+        assert_golden("top.json", &report().json().unwrap());
+    }
+
+    #[test]
+    fn services_are_sorted_by_every_column() {
+        let mut rows = report().services;
+        let mut names = |by, reversed| {
+            sort(&mut rows, by, reversed);
+            rows.iter().map(|row| row.service.name.clone()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(SortBy::New, false), "kube-dns web cart");
+        assert_eq!(names(SortBy::Active, false), "web kube-dns cart");
+        assert_eq!(names(SortBy::Inactive, false), "kube-dns web cart");
+        assert_eq!(names(SortBy::Refused, false), "cart web kube-dns");
+        assert_eq!(names(SortBy::Dropped, true), "cart kube-dns web");
+        assert_eq!(names(SortBy::Name, false), "web kube-dns cart");
+    }
+
+    #[test]
+    fn every_column_is_reached() {
+        let mut by = SortBy::default();
+        for _ in SortBy::ALL {
+            by = by.next();
+        }
+        assert_eq!(by, SortBy::default());
+        assert!(SortBy::ALL.iter().all(|by| !by.label().is_empty()));
+    }
+
+    #[test]
+    fn rates_are_unknown_while_another_process_reads() {
+        let now = TopSample { names: fixture::names(), ..TopSample::default() };
+        let report = TopReport::new(&TopSample::default(), &now, None, 1.0);
+        assert!(report.services.iter().all(|row| row.new_per_second.is_none()));
+        assert!(report.table().contains(" - "));
+    }
+}
