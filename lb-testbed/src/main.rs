@@ -7,8 +7,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lb_testbed::{AttachMode, Topology, Underlay};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use lb_testbed::{AttachMode, Topology, Underlay, open_files};
 
 #[derive(Parser)]
 #[command(about = "Servers and clients of the Sluice testbed")]
@@ -59,7 +58,7 @@ enum Command {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    allow_many_connections();
+    open_files::raise_limit();
     match Arguments::parse().command {
         Command::Serve(options) => tool::serve::run(options).await,
         Command::Get { count, targets } => print(&tool::get::run(&targets, count).await),
@@ -76,13 +75,6 @@ async fn main() -> Result<()> {
         Command::Up => up().await,
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),
     }
-}
-
-/// Raises the limit of open files to the highest that is allowed.
-fn allow_many_connections() {
-    let limit = getrlimit(Resource::Nofile);
-    // On failure a process that opens too many connections reports it.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 async fn up() -> Result<()> {

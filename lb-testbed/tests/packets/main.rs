@@ -27,9 +27,9 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use lb_testbed::listed;
 use lb_testbed::programs::world::World;
 use lb_testbed::programs::{Limits, Subject};
+use lb_testbed::{listed, open_files};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
@@ -71,6 +71,8 @@ fn trials() -> Result<ExitCode> {
     arguments.test_threads = Some(1);
     let cases = case::read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packets/cases"))?;
     stay_on_this_cpu()?;
+    // Each set of limits has maps and programs of its own, about a hundred files.
+    open_files::raise_limit();
     let environment = match arguments.list {
         true => None,
         false => Some(Environment { world: World::enter()?, subjects: HashMap::new() }),

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::{
     mount::{MountFlags, mount, mount_bind},
+    process::{Resource, Rlimit, setrlimit},
     system::{RebootCommand, finit_module, reboot, sethostname},
 };
 use serde::{Deserialize, Serialize};
@@ -139,6 +140,7 @@ fn devices() -> Result<()> {
 
 fn run(reports: &mut File) -> Result<()> {
     let task: GuestTask = serde_json::from_slice(&fs::read(TASK_FILE)?).context("read the task")?;
+    allow_open_files();
     attach("proc", "proc", "/proc", "")?;
     attach("sysfs", "sysfs", "/sys", "")?;
     for module in &task.early_modules {
@@ -167,6 +169,16 @@ fn run(reports: &mut File) -> Result<()> {
         send(reports, &GuestReport::End { step: step.name.clone(), code, seconds })?;
     }
     Ok(())
+}
+
+/// Raises the limit of open files that a process may choose, as the first process of a distribution
+/// does.
+fn allow_open_files() {
+    let limit = Rlimit { current: Some(1024), maximum: Some(512 * 1024) };
+    // The kernel's own limit is 4,096 files.
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        eprintln!("the limit of open files stays: {error}");
+    }
 }
 
 /// Sets up `/root`: the host's files with changes kept in memory, and this kernel's own file

@@ -61,6 +61,9 @@ const DEFAULT_AARCH64: [&str; 1] = ["6.1"];
 /// Series that `--all-kernels` tests.
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", NEWEST];
 
+/// Generated packets of each kind and mode. The 50,000 of a real processor would take an hour.
+const GENERATED_PACKETS: &str = "900";
+
 /// Modules of the tests that no kernel loads on demand.
 const LATE_MODULES: [&str; 2] = ["tun", "sctp"];
 
@@ -277,7 +280,8 @@ fn steps(options: &Options, built: &Built) -> Vec<Step> {
 fn groups(options: &Options, built: &Built) -> Vec<Group> {
     let of_e2e = |name: &str| Group { step: built.e2e(name, 2400), cases: 30 };
     // The packet cases share loaded programs.
-    let packets = Group { step: built.step(PACKETS, PACKETS, &[], 3600), cases: 1000 };
+    let mut packets = Group { step: built.step(PACKETS, PACKETS, &[], 3600), cases: 1000 };
+    packets.step.environment.push(("SLUICE_FUZZ_PACKETS".to_owned(), GENERATED_PACKETS.to_owned()));
     match &options.cases {
         Some(filter) if filter == PACKETS => vec![packets],
         Some(filter) => vec![of_e2e(filter)],
