@@ -7,6 +7,7 @@
 //! - [`endpoints`] are the pods behind the routes, and the choice among them.
 //! - [`tls`] holds the certificates, and [`users`] the users of HTTP Basic authentication.
 //! - [`observe`] writes the access log and counts.
+//! - [`status`] decides which addresses are written to which Ingress.
 //! - [`control`] keeps a proxy equal to the objects.
 //! - [`proxy`] receives connections and forwards their requests. It alone uses the HTTP engine.
 
@@ -18,5 +19,6 @@ pub mod migration;
 pub mod observe;
 pub mod proxy;
 pub mod routes;
+pub mod status;
 pub mod tls;
 pub mod users;

@@ -64,7 +64,7 @@ impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let folder = ManifestFolder::new(dir.path().to_owned(), ObjectSelection::of_ingresses("node-1"));
-        let certificates = CertificateStore::new(self_signed().unwrap());
+        let certificates = CertificateStore::new(self_signed().unwrap(), None);
         let gateway = Gateway::new(GatewaySettings::default(), certificates, Observer::default());
         let gateway = Arc::new(gateway.unwrap());
         let controller = Controller::new(gateway.clone(), Settings::default());

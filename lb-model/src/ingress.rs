@@ -1,5 +1,7 @@
 //! Ingresses and their classes.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::problem::ManifestLocation;
@@ -20,6 +22,40 @@ pub struct Ingress {
     pub default_backend: Option<IngressBackend>,
     pub rules: Box<[IngressRule]>,
     pub tls: Box<[IngressTls]>,
+    /// `status.loadBalancer.ingress`: where clients reach the Ingress, as its controller wrote it.
+    pub addresses: Box<[PublishedAddress]>,
+}
+
+impl Ingress {
+    /// Returns whether both have the same routes. Their addresses may differ.
+    pub fn has_routes_of(&self, other: &Self) -> bool {
+        let Self { created, location, class, annotations, default_backend, rules, tls, addresses: _ } = self;
+        (created, location, class, annotations)
+            == (&other.created, &other.location, &other.class, &other.annotations)
+            && (default_backend, rules, tls) == (&other.default_backend, &other.rules, &other.tls)
+    }
+}
+
+/// An address or name by which clients reach a load balancer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PublishedAddress {
+    Ip(IpAddr),
+    HostName(Box<str>),
+}
+
+impl From<&str> for PublishedAddress {
+    fn from(text: &str) -> Self {
+        text.parse().map_or_else(|_| Self::HostName(text.into()), Self::Ip)
+    }
+}
+
+impl fmt::Display for PublishedAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::HostName(name) => name.fmt(f),
+        }
+    }
 }
 
 /// A rule: the paths of a host.

@@ -25,6 +25,7 @@ pub use event::{ProblemSource, ResourceSet, SourceEvent, WatchedResource};
 pub use family::{IpFamily, PerFamily};
 pub use ingress::{
     Ingress, IngressBackend, IngressClass, IngressPath, IngressRule, IngressTls, PathType, PortRef,
+    PublishedAddress,
 };
 pub use name::ObjectName;
 pub use node::Node;

@@ -9,10 +9,13 @@ use anyhow::Result;
 use crate::agent::program;
 use crate::daemon::{Daemon, tail};
 use crate::host::Host;
+use crate::http;
 use crate::place::Place;
 
 /// Port of HTTP. The servers of the testbed's pods have the port of `deploy/ingress`.
 pub const HTTP_PORT: u16 = 8180;
+/// Port of HTTPS.
+pub const HTTPS_PORT: u16 = 8543;
 /// Address of `/readyz`, in the network namespace of the host.
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10254);
 
@@ -24,15 +27,27 @@ impl IngressProxy {
     /// Starts the proxy and waits until it is ready. `source` is the option that names the source
     /// of objects, `path` its value. The logs go to a file in `logs`.
     pub fn start(host: &Host, source: &str, path: &Path, logs: &Path) -> Result<Self> {
+        Self::start_with(host, source, path, &[], logs)
+    }
+
+    /// Starts the proxy with more arguments.
+    pub fn start_with(
+        host: &Host,
+        source: &str,
+        path: &Path,
+        arguments: &[&str],
+        logs: &Path,
+    ) -> Result<Self> {
         let mut command = host.place.command(program()?)?;
         command.args(["ingress", source]).arg(path).args([
             "--http",
             &format!(":{HTTP_PORT}"),
             "--https",
-            ":8543",
+            &format!(":{HTTPS_PORT}"),
             "--admin",
             &ADMIN.to_string(),
         ]);
+        command.args(arguments);
         let log = logs.join(format!("{}-ingress.log", host.name));
         Self::spawn(&host.place, &mut command, log, ADMIN)
     }
@@ -53,6 +68,16 @@ impl IngressProxy {
 
     pub fn pid(&self) -> u32 {
         self.0.pid()
+    }
+
+    /// Returns the body of `/metrics`. `host` is that of [`Self::start`].
+    pub fn metrics(host: &Host) -> Result<String> {
+        Ok(http::get(&host.place, ADMIN, "/metrics")?.body)
+    }
+
+    /// Returns what this proxy has logged, without the lines of earlier ones.
+    pub fn log(&self) -> Result<String> {
+        self.0.log()
     }
 
     /// Returns the last lines of the log, for a failure message.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use lb_model::{
-    Balancing, Node, ObjectName, Problem, ProblemKind, Problems, ResourceSet, Secret, SourceEvent,
+    Balancing, Ingress, Node, ObjectName, Problem, ProblemKind, Problems, ResourceSet, Secret, SourceEvent,
     WatchedResource,
 };
 
@@ -42,6 +42,8 @@ pub struct Controller {
 pub struct Outcome {
     pub raised: Vec<Problem>,
     pub resolved: Vec<Problem>,
+    /// The Ingresses that changed. `None` for those that are not served, or no longer.
+    pub served: Vec<(ObjectName, Option<Arc<Ingress>>)>,
     /// The proxy serves what the sources have sent.
     pub ready: bool,
 }
@@ -97,6 +99,7 @@ impl Controller {
         let update = self.translator.update(events);
         outcome.raised.extend(update.raised);
         outcome.resolved.extend(update.resolved);
+        outcome.served = update.served;
         self.waiting.extend(update.hosts);
         let synced = WatchedResource::OF_INGRESSES.iter().all(|it| self.synced.contains(*it));
         if synced && update.complete {

@@ -58,6 +58,8 @@ pub struct Update {
     pub hosts: Vec<(HostPattern, Option<Arc<HostRoutes>>)>,
     /// The default backend of the table, changed or not.
     pub default: Option<Arc<Route>>,
+    /// The Ingresses that changed. `None` for those that are not served, or no longer.
+    pub served: Vec<(ObjectName, Option<Arc<Ingress>>)>,
     pub raised: Vec<Problem>,
     pub resolved: Vec<Problem>,
     /// All objects have been read once. Before that there are no routes.
@@ -97,16 +99,20 @@ impl Translator {
 
     /// Applies events of a source. Events of other resources, such as EndpointSlices, are ignored.
     pub fn update(&mut self, events: impl IntoIterator<Item = SourceEvent>) -> Update {
-        let mut changed = BTreeSet::new();
+        let (mut changed, mut same_routes) = (BTreeSet::new(), BTreeSet::new());
         let mut all = false;
         for event in events {
             match event {
                 SourceEvent::Ingress(name, ingress) => {
-                    match ingress {
-                        Some(ingress) => drop(self.ingresses.insert(name.clone(), ingress)),
-                        None => drop(self.ingresses.remove(&name)),
-                    }
-                    changed.insert(name);
+                    let before = match ingress.clone() {
+                        Some(ingress) => self.ingresses.insert(name.clone(), ingress),
+                        None => self.ingresses.remove(&name),
+                    };
+                    match before.zip(ingress) {
+                        // The controller that wrote the status causes a change of every Ingress.
+                        Some((before, now)) if before.has_routes_of(&now) => same_routes.insert(name),
+                        _ => changed.insert(name),
+                    };
                 }
                 SourceEvent::IngressClass(name, class) => {
                     all = true;
@@ -151,7 +157,16 @@ impl Translator {
         }
         let hosts = if self.complete { self.rebuild(&changed) } else { Vec::new() };
         let (raised, resolved) = self.problems.take_changes();
-        Update { hosts, default: self.default.clone(), raised, resolved, complete: self.complete }
+        let mut served = Vec::new();
+        if self.complete {
+            same_routes.append(&mut changed);
+            served.extend(same_routes.into_iter().map(|name| (name.clone(), self.served_ingress(&name))));
+        }
+        Update { hosts, default: self.default.clone(), served, raised, resolved, complete: self.complete }
+    }
+
+    fn served_ingress(&self, name: &ObjectName) -> Option<Arc<Ingress>> {
+        self.compiled.contains_key(name).then(|| self.ingresses.get(name).cloned())?
     }
 
     fn mark_referrers(&self, name: &ObjectName, changed: &mut BTreeSet<ObjectName>) {

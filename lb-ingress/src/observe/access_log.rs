@@ -3,8 +3,6 @@
 use std::fmt::{self, Display};
 use std::io::{BufWriter, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -139,7 +137,6 @@ const QUEUE: usize = 8192;
 #[derive(Debug, Clone)]
 pub struct AccessLog {
     lines: SyncSender<Vec<u8>>,
-    dropped: Arc<AtomicU64>,
 }
 
 impl AccessLog {
@@ -149,20 +146,14 @@ impl AccessLog {
         std::thread::Builder::new()
             .name("access-log".into())
             .spawn(move || write_lines(&receiver, BufWriter::with_capacity(64 << 10, output)))?;
-        Ok(Self { lines, dropped: Arc::default() })
+        Ok(Self { lines })
     }
 
-    pub(super) fn write(&self, record: &AccessRecord, duration: Duration) {
+    /// Queues a line. Returns false if the queue is full: the line is dropped.
+    pub(super) fn write(&self, record: &AccessRecord, duration: Duration) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line = record.to_json(duration, now.as_millis() as f64 / 1e3);
-        if self.lines.try_send(line).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Returns the number of requests that were not logged.
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.lines.try_send(line).is_ok()
     }
 }
 
@@ -189,9 +180,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_record_is_one_object() {
-        let record = AccessRecord {
+    fn record() -> AccessRecord {
+        AccessRecord {
             client: "192.0.2.7".parse().unwrap(),
             method: "GET".into(),
             host: "shop.example".into(),
@@ -210,7 +200,40 @@ mod tests {
             trace: None,
             reason: None,
             complete: true,
-        };
+        }
+    }
+
+    /// The reader of the log takes nothing until the test ends.
+    struct Stuck(std::sync::mpsc::Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            // Returns an error when the test drops the sender.
+            self.0.recv().or(Ok(())).map(|()| line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_nobody_reads_are_dropped_and_counted() {
+        let (release, stuck) = std::sync::mpsc::channel();
+        let log = AccessLog::start(Stuck(stuck)).unwrap();
+        let observer = crate::observe::Observer { log: Some(log), ..Default::default() };
+        // The queue, and the buffer of the writer.
+        for _ in 0..QUEUE + 2000 {
+            observer.finished(&record(), Duration::from_millis(1));
+        }
+        let unlogged = observer.metrics.unlogged.get();
+        assert!((1..=2000).contains(&unlogged), "{unlogged}");
+        drop(release);
+    }
+
+    #[test]
+    fn a_record_is_one_object() {
+        let record = record();
         let text = |record: &AccessRecord, time| {
             String::from_utf8(record.to_json(Duration::from_micros(2500), time)).unwrap()
         };

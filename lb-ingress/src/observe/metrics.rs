@@ -44,6 +44,11 @@ pub struct IngressMetrics {
     retries: Counter,
     aborted: Counter,
     pub connections: Gauge,
+    /// 1 while this proxy writes the status of Ingresses.
+    pub leader: Gauge,
+    pub status_failures: Counter,
+    /// Lines of the access log that were dropped, because their reader is too slow.
+    pub unlogged: Counter,
 }
 
 impl Default for IngressMetrics {
@@ -56,6 +61,9 @@ impl Default for IngressMetrics {
             retries: Counter::default(),
             aborted: Counter::default(),
             connections: Gauge::default(),
+            leader: Gauge::default(),
+            status_failures: Counter::default(),
+            unlogged: Counter::default(),
         }
     }
 }
@@ -87,6 +95,21 @@ impl IngressMetrics {
             "sluice_ingress_connections",
             "Open connections of clients",
             self.connections.clone(),
+        );
+        registry.register(
+            "sluice_ingress_leader",
+            "Whether this proxy writes the status of Ingresses: 1 or 0",
+            self.leader.clone(),
+        );
+        registry.register(
+            "sluice_ingress_status_failures",
+            "Failed requests to write the status of an Ingress",
+            self.status_failures.clone(),
+        );
+        registry.register(
+            "sluice_ingress_unlogged_requests",
+            "Requests without a line in the access log, because its reader is too slow",
+            self.unlogged.clone(),
         );
     }
 

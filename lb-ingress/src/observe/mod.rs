@@ -19,8 +19,8 @@ impl Observer {
     /// A request has ended.
     pub fn finished(&self, record: &AccessRecord, duration: Duration) {
         self.metrics.finished(record, duration);
-        if let Some(log) = &self.log {
-            log.write(record, duration);
+        if self.log.as_ref().is_some_and(|log| !log.write(record, duration)) {
+            self.metrics.unlogged.inc();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The state and the settings that all connections share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -57,6 +58,7 @@ pub struct Gateway {
     pub(super) tls: TlsSettings,
     pub(super) limiter: Limiter,
     pub(super) auth_servers: AuthServers,
+    closing: AtomicBool,
     start: Instant,
 }
 
@@ -82,8 +84,19 @@ impl Gateway {
             tls,
             limiter: Limiter::default(),
             auth_servers: AuthServers::default(),
+            closing: AtomicBool::new(false),
             start: Instant::now(),
         })
+    }
+
+    /// From now on, an HTTP/1 connection closes after its next response, which announces it. So no
+    /// client sends a request on a connection that closes at the same time.
+    pub fn close_after_responses(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 
     /// Returns the milliseconds since the start.

@@ -73,6 +73,7 @@ impl Service {
         }
         let start = Instant::now();
         let is_upgrade = upgrade::is_requested(request.version(), request.headers());
+        let may_close = !is_upgrade && request.version() != Version::HTTP_2;
         // If the client closes the connection, this is dropped with status 499, as in nginx.
         let mut finish = Finish {
             gateway: self.gateway.clone(),
@@ -88,6 +89,9 @@ impl Service {
             link.answer_upgrade(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
         }
         finish.record.status = answer.status().as_u16();
+        if may_close && self.gateway.is_closing() {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         *answer.version_mut() = Version::HTTP_11;
         answer.map(|content| ResponseBody::new(content, finish))
     }

@@ -66,18 +66,27 @@ pub fn self_signed() -> Result<CertifiedKey, CertificateError> {
 pub struct CertificateStore {
     by_secret: RwLock<HashMap<ObjectName, Arc<CertifiedKey>>>,
     default: Arc<CertifiedKey>,
+    /// Its certificate takes precedence over `default`, as soon as it has one.
+    default_secret: Option<ObjectName>,
 }
 
 impl CertificateStore {
-    /// `default` is for server names without a certificate.
-    pub fn new(default: CertifiedKey) -> Self {
-        Self { by_secret: RwLock::default(), default: Arc::new(default) }
+    /// The certificate of `default_secret` is for server names without one, and `default` as long
+    /// as that Secret has none.
+    pub fn new(default: CertifiedKey, default_secret: Option<ObjectName>) -> Self {
+        Self { by_secret: RwLock::default(), default: Arc::new(default), default_secret }
+    }
+
+    /// Returns whether a Secret has a certificate.
+    pub fn has(&self, secret: &ObjectName) -> bool {
+        self.by_secret.read().unwrap_or_else(PoisonError::into_inner).contains_key(secret)
     }
 
     /// Returns the certificate of a Secret, else the default.
     pub fn of(&self, secret: Option<&ObjectName>) -> Arc<CertifiedKey> {
         let by_secret = self.by_secret.read().unwrap_or_else(PoisonError::into_inner);
-        secret.and_then(|secret| by_secret.get(secret)).unwrap_or(&self.default).clone()
+        let of = |secret: Option<&ObjectName>| secret.and_then(|secret| by_secret.get(secret));
+        of(secret).or_else(|| of(self.default_secret.as_ref())).unwrap_or(&self.default).clone()
     }
 
     /// Sets the certificate of a Secret. `None` removes it.
@@ -117,7 +126,7 @@ mod tests {
 
     #[test]
     fn unknown_secrets_get_the_default() {
-        let store = CertificateStore::new(self_signed().unwrap());
+        let store = CertificateStore::new(self_signed().unwrap(), None);
         let secret = ObjectName::new("a", "tls");
         let (chain, key) = pem("a.example");
         let default = store.of(None);
@@ -126,5 +135,19 @@ mod tests {
         assert!(!Arc::ptr_eq(&default, &store.of(Some(&secret))));
         store.set(secret.clone(), None);
         assert!(Arc::ptr_eq(&default, &store.of(Some(&secret))));
+    }
+
+    #[test]
+    fn the_default_may_come_from_a_secret() {
+        let (secret, other) = (ObjectName::new("a", "wildcard"), ObjectName::new("a", "tls"));
+        let store = CertificateStore::new(self_signed().unwrap(), Some(secret.clone()));
+        let self_signed = store.of(None);
+        let (chain, key) = pem("*.example");
+        store.set(secret.clone(), parse_certificate(chain.as_bytes(), key.as_bytes()).ok());
+        assert!(store.has(&secret) && !store.has(&other));
+        assert!(Arc::ptr_eq(&store.of(None), &store.of(Some(&secret))));
+        assert!(Arc::ptr_eq(&store.of(Some(&other)), &store.of(Some(&secret))));
+        store.set(secret, None);
+        assert!(Arc::ptr_eq(&store.of(None), &self_signed));
     }
 }

@@ -46,7 +46,7 @@ impl World {
     }
 
     pub async fn with(settings: GatewaySettings) -> Self {
-        let certificates = CertificateStore::new(self_signed().unwrap());
+        let certificates = CertificateStore::new(self_signed().unwrap(), None);
         let gateway = Arc::new(Gateway::new(settings, certificates, Observer::default()).unwrap());
         let (drain, stop, ended) = Drain::new();
         let (http, https) = (listen().await, listen().await);

@@ -4,7 +4,7 @@ use k8s_openapi::api::networking::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_model::{
     Ingress, IngressBackend, IngressClass, IngressPath, IngressRule, IngressTls, PathType, PortRef,
-    ProblemKind, Problems,
+    ProblemKind, Problems, PublishedAddress,
 };
 
 use super::converted::{Converted, object_name};
@@ -32,6 +32,7 @@ pub fn ingress(ingress: &v1::Ingress) -> Converted<Ingress> {
             .and_then(|found| backend("spec.defaultBackend", found, &mut problems)),
         rules: rules(spec, &mut problems),
         tls: tls(spec),
+        addresses: addresses(ingress),
     };
     Converted { name, value: Some(value), problems: problems.into_vec() }
 }
@@ -64,6 +65,14 @@ fn annotations(metadata: &ObjectMeta) -> Box<[(Box<str>, Box<str>)]> {
     all.filter(|(name, _)| ANNOTATIONS.iter().any(|prefix| name.starts_with(prefix)))
         .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
         .collect()
+}
+
+/// An entry with an IP address and a name gives two addresses.
+fn addresses(ingress: &v1::Ingress) -> Box<[PublishedAddress]> {
+    let balancer = ingress.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let entries = balancer.and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default();
+    let texts = entries.iter().flat_map(|entry| entry.ip.iter().chain(&entry.hostname));
+    texts.filter(|text| !text.is_empty()).map(|text| text.as_str().into()).collect()
 }
 
 fn rules(spec: Option<&v1::IngressSpec>, problems: &mut Problems) -> Box<[IngressRule]> {

@@ -530,3 +530,73 @@ async fn secrets_are_watched_by_name_while_they_are_named() {
     drop(names);
     watch.await.unwrap();
 }
+
+/// The API server accepts the first Lease, and then answers nothing.
+#[tokio::test]
+async fn a_leader_that_cannot_renew_its_lease_leads_no_longer() {
+    let config = stand_in(|request, stream| match request.split(' ').next() {
+        Some("GET") => respond(&stream, "404 Not Found", &failure(404, "NotFound", "no such Lease")),
+        Some("POST") => {
+            let lease = json!({
+                "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                "metadata": {"namespace": "proxies", "name": "leader", "resourceVersion": "1"},
+                "spec": {"holderIdentity": "a", "leaseDurationSeconds": 1, "leaseTransitions": 0},
+            });
+            assert!(request.contains("/namespaces/proxies/leases"), "{request}");
+            respond(&stream, "201 Created", &lease)
+        }
+        _ => hang(&stream),
+    });
+    let times = LeaseTimes {
+        duration: Duration::from_millis(900),
+        renew_deadline: Duration::from_millis(300),
+        retry: Duration::from_millis(50),
+    };
+    let (leads, mut leading) = tokio::sync::watch::channel(false);
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let client = Client::try_from(config).unwrap();
+    let lease = ObjectName::new("proxies", "leader");
+    let election = tokio::spawn(take_part(client, lease, "a".to_owned(), times, leads, stopped));
+    leading.wait_for(|leads| *leads).await.unwrap();
+    leading.wait_for(|leads| !*leads).await.unwrap();
+    stop.send_replace(true);
+    election.await.unwrap();
+}
+
+/// The status is written only to an Ingress that has not changed since the decision, and again
+/// after a conflict.
+#[tokio::test]
+async fn the_status_of_a_changed_ingress_is_not_written() {
+    let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+    let stored = requests.clone();
+    let config = stand_in(move |request, stream| {
+        stored.lock().unwrap().push(request.split(' ').take(2).collect::<Vec<_>>().join(" "));
+        let class = if request.contains("/moved") { "another" } else { "sluice" };
+        let ingress = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+            "metadata": {"namespace": "shop", "name": "web", "resourceVersion": "7"},
+            "spec": {"ingressClassName": class},
+        });
+        let patches = stored.lock().unwrap().iter().filter(|line| line.starts_with("PATCH")).count();
+        match request.starts_with("PATCH") && patches == 1 {
+            true => respond(&stream, "409 Conflict", &failure(409, "Conflict", "has been modified")),
+            false => respond(&stream, "200 OK", &ingress),
+        }
+    });
+    let client = Client::try_from(config).unwrap();
+    let decided = Ingress { class: Some("sluice".into()), ..Ingress::default() };
+    let addresses = ["192.0.2.1".into()];
+    let write = |name| {
+        let (client, name) = (client.clone(), ObjectName::new("shop", name));
+        let (decided, addresses) = (&decided, &addresses);
+        async move { write_ingress_status(&client, &name, decided, addresses).await.unwrap() }
+    };
+    assert_eq!(write("moved").await, StatusWrite::Outdated);
+    assert_eq!(write("web").await, StatusWrite::Written);
+    let path = "/apis/networking.k8s.io/v1/namespaces/shop/ingresses";
+    let (get, patch) = (format!("GET {path}/web"), format!("PATCH {path}/web/status?"));
+    assert_eq!(
+        *requests.lock().unwrap(),
+        [&format!("GET {path}/moved"), &get, &patch, &get, &patch].map(String::clone)
+    );
+}

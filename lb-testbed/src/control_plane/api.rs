@@ -63,6 +63,15 @@ impl Api {
         .with_context(|| format!("delete {}", describe(object)))
     }
 
+    /// Returns the current form of an object, which is given by its kind and name.
+    pub fn get(&self, object: &Value) -> Result<Value> {
+        self.call(async |client| {
+            let (api, object) = locate(client, object).await?;
+            Ok(serde_json::to_value(api.get(&name_of(&object)?).await?)?)
+        })
+        .with_context(|| format!("get {}", describe(object)))
+    }
+
     /// Returns whether the user has the right to `verb` on a resource of an API group.
     pub fn may(&self, verb: &str, group: &str, resource: &str) -> Result<bool> {
         let attributes = ResourceAttributes {

@@ -34,6 +34,7 @@ pub const CASES: &[(&str, Run)] = &[
     ("agent_uses_the_api_server_that_answers", agent_uses_the_api_server_that_answers),
     ("api_server_is_reached_through_its_own_service", api_server_is_reached_through_its_own_service),
     ("ingresses_are_served_behind_a_node_port", ingresses_are_served_behind_a_node_port),
+    ("the_status_of_ingresses_outlives_its_leader", the_status_of_ingresses_outlives_its_leader),
 ];
 
 /// The API server accepts all manifests of `deploy/` and its examples, and what the Helm chart
@@ -419,7 +420,10 @@ fn ingresses_are_served_behind_a_node_port(world: &mut World) -> Result<()> {
         ("watch", "networking.k8s.io", "ingresses", true),
         ("get", "", "secrets", true),
         ("update", "networking.k8s.io", "ingresses", false),
+        ("patch", "networking.k8s.io", "ingresses", false),
         ("create", "", "secrets", false),
+        // In its own namespace only.
+        ("create", "coordination.k8s.io", "leases", false),
     ] {
         ensure!(account.may(verb, group, resource)? == expected, "{verb} {resource}");
     }
@@ -488,6 +492,90 @@ fn requests_follow_ingresses(world: &mut World, client: &Host, backend: &Service
 
     world.delete(&ingress)?;
     status_is(404)
+}
+
+/// Proxies run in the pods 1 and 2. They publish the addresses of their node.
+fn the_status_of_ingresses_outlives_its_leader(world: &mut World) -> Result<()> {
+    let (namespace, name) = INGRESS_ACCOUNT;
+    let address = world.control_plane.address();
+    let kubeconfig = world.control_plane.kubeconfig_of(namespace, name, &address)?;
+    for class in documents(&deploy().join("ingress/ingress-class.yaml"))? {
+        world.apply(&class)?;
+    }
+    let (pods, gateway) = (world.node().pod_cidr_v4(), world.node().host.v4.to_string());
+    world.topology.client.place.run("ip", ["route", "replace", &pods, "via", &gateway])?;
+    let service = world.publish(&[1, 2])?;
+    let ingress = |name: &str, class: &str| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+            "metadata": { "name": name, "namespace": service.namespace },
+            "spec": { "ingressClassName": class, "defaultBackend": {
+                "service": { "name": service.name, "port": { "name": "http" } },
+            } },
+        })
+    };
+    let (first, other) = (ingress("first", "sluice"), ingress("other", "another"));
+    world.apply(&first)?;
+    world.apply(&other)?;
+
+    let publish = format!("--publish-service={}/{}", service.namespace, service.name);
+    let arguments = [publish.as_str(), "--lease=sluice-ingress/sluice-ingress", "--lease-duration=4"];
+    let start = |world: &World, pod: usize| {
+        let (host, logs) = (&world.pod(pod).host, world.topology.folder());
+        IngressProxy::start_with(host, "--kubeconfig", &kubeconfig, &arguments, &logs)
+    };
+    let mut proxies = vec![(1, start(world, 1)?), (2, start(world, 2)?)];
+    let host = &world.node().host;
+    let mut expected = vec![json!({ "ip": host.v4 }), json!({ "ip": host.v6 })];
+    let sort = |list: &mut Vec<Value>| list.sort_by_key(ToString::to_string);
+    sort(&mut expected);
+    let has_addresses = |world: &World, object: &Value| {
+        let status = world.admin.get(object)?["status"]["loadBalancer"]["ingress"].clone();
+        let mut found = status.as_array().cloned().unwrap_or_default();
+        sort(&mut found);
+        ensure!(found == expected, "{status} instead of {expected:?}");
+        Ok(())
+    };
+    let wait_for = |world: &World, proxies: &[(usize, IngressProxy)], object: &Value| {
+        let logs = || proxies.iter().map(|(_, proxy)| proxy.log_tail()).collect::<Vec<_>>().join("\n");
+        eventually(|| has_addresses(world, object)).with_context(logs)
+    };
+    wait_for(world, &proxies, &first)?;
+    let leads = |world: &World, pod: usize| {
+        Ok::<_, anyhow::Error>(
+            IngressProxy::metrics(&world.pod(pod).host)?.contains("sluice_ingress_leader 1"),
+        )
+    };
+    let leaders = [leads(world, 1)?, leads(world, 2)?];
+    ensure!(leaders[0] != leaders[1], "leaders: {leaders:?}");
+
+    // The leader dies without giving the Lease up. The other one takes it over.
+    let dead = proxies.remove(usize::from(leaders[1]));
+    drop(dead);
+    let second = ingress("second", "sluice");
+    world.apply(&second)?;
+    wait_for(world, &proxies, &second)?;
+    has_addresses(world, &first)?;
+
+    // Another program empties a status: the leader writes it again.
+    let mut emptied = first.clone();
+    emptied["status"] = json!({ "loadBalancer": { "ingress": null } });
+    world.apply(&emptied)?;
+    wait_for(world, &proxies, &first)?;
+
+    // The last one is stopped: it gives the Lease up, and the status stays.
+    let (_, last) = proxies.remove(0);
+    last.stop()?;
+    has_addresses(world, &first)?;
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": { "name": "sluice-ingress", "namespace": "sluice-ingress" },
+    });
+    let holder = world.admin.get(&lease)?["spec"]["holderIdentity"].clone();
+    ensure!(holder == "", "the Lease belongs to {holder}");
+    let untouched = world.admin.get(&other)?["status"].clone();
+    ensure!(untouched["loadBalancer"]["ingress"].is_null(), "the status of another class: {untouched}");
+    world.topology.client.place.run("ip", ["route", "del", &pods]).map(drop)
 }
 
 fn finish(loads: Vec<(&'static str, lb_testbed::host::Load)>) -> Result<()> {

@@ -13,6 +13,8 @@ pub struct Client(BufReader<TcpStream>);
 pub struct Answer {
     pub status: u16,
     pub body: String,
+    /// The server closes the connection.
+    pub closes: bool,
 }
 
 impl Answer {
@@ -55,6 +57,7 @@ impl Client {
         let length = lines.iter().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
         let mut body = vec![0; length.context("the answer has no length")?];
         self.0.read_exact(&mut body)?;
-        Ok(Answer { status: status.context("no status")?, body: String::from_utf8(body)? })
+        let closes = lines.iter().any(|line| line == "connection: close");
+        Ok(Answer { status: status.context("no status")?, body: String::from_utf8(body)?, closes })
     }
 }

@@ -5,3 +5,4 @@ mod conformance;
 mod rolling;
 #[path = "../../../lb-ingress/tests/short_form/mod.rs"]
 mod short_form;
+mod upgrade;

@@ -10,15 +10,19 @@ use tokio::sync::watch;
 use super::http::{self, HttpResponse};
 use super::process::ProcessMetrics;
 
+/// Adds the metrics of the process to those of the proxy.
+pub fn ingress_registry(mut registry: Registry) -> Arc<Registry> {
+    registry.register_collector(Box::new(ProcessMetrics));
+    Arc::new(registry)
+}
+
 /// Answers requests until the future is dropped. `ready` is true while the proxy serves routes and
 /// does not drain.
 pub async fn serve_ingress_probes(
     listener: TcpListener,
-    mut registry: Registry,
+    registry: Arc<Registry>,
     ready: watch::Receiver<bool>,
 ) {
-    registry.register_collector(Box::new(ProcessMetrics));
-    let registry = Arc::new(registry);
     http::serve(listener, move |method: &Method, path: &str| {
         http::read_only(method, || respond(path, &registry, *ready.borrow()))
     })

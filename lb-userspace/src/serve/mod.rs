@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 
 pub use diagnostics::serve_diagnostics;
 pub use health::{AgentState, HealthReport, Pending, Progress};
-pub use ingress::serve_ingress_probes;
+pub use ingress::{ingress_registry, serve_ingress_probes};
 pub use metrics::{KernelCounts, MOST_SERVICE_LOADS, Metrics, ReadCounts};
 pub use probes::serve_probes;
 pub use service_health::{HealthPorts, OpenError, ServiceHealth};
@@ -34,8 +34,6 @@ pub use service_health::{HealthPorts, OpenError, ServiceHealth};
 pub enum AgentPort {
     Health,
     Metrics,
-    /// Probes and metrics of `lb ingress`.
-    Ingress,
 }
 
 impl AgentPort {
@@ -43,7 +41,6 @@ impl AgentPort {
         match self {
             Self::Health => "/healthz",
             Self::Metrics => "/metrics",
-            Self::Ingress => "/readyz",
         }
     }
 
@@ -51,7 +48,6 @@ impl AgentPort {
         match self {
             Self::Health => "--health-bind",
             Self::Metrics => "--metrics-bind",
-            Self::Ingress => "--admin",
         }
     }
 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     networking::v1::IngressClass,
-    rbac::v1::{ClusterRole, ClusterRoleBinding},
+    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -59,6 +59,8 @@ fn check(object: &Value) -> Vec<String> {
         ("networking.k8s.io/v1", "IngressClass") => check_as::<IngressClass>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRole") => check_as::<ClusterRole>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => check_as::<ClusterRoleBinding>(object),
+        ("rbac.authorization.k8s.io/v1", "Role") => check_as::<Role>(object),
+        ("rbac.authorization.k8s.io/v1", "RoleBinding") => check_as::<RoleBinding>(object),
         // kubectl reads this file and the API server does not. Another test checks its list of
         // resources.
         ("kustomize.config.k8s.io/v1beta1", "Kustomization") => Vec::new(),
