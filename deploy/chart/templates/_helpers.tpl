@@ -17,3 +17,11 @@ app.kubernetes.io/component: service-proxy
 {{- end -}}
 {{- end -}}
 {{- end }}
+
+{{/* The labels of the values, if there are any. */}}
+{{- define "sluice.more-labels" -}}
+{{- with .Values.labels }}
+  labels:
+    {{- toYaml . | nindent 4 }}
+{{- end }}
+{{- end }}

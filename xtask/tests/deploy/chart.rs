@@ -84,6 +84,22 @@ fn monitoring_of_the_chart_is_that_of_kustomize() {
     assert_equal(&output("kustomize", &["build", "deploy/monitoring"]), &more.join("\n---\n"));
 }
 
+/// The Ingress controller of the chart is that of `deploy/ingress` and of
+/// `deploy/ingress-host-network`.
+#[test]
+fn ingress_of_the_chart_is_that_of_kustomize() {
+    let basic = objects(&template(&[]).expect("rendered"));
+    for (folder, values) in [
+        ("deploy/ingress", "ingress.enabled=true"),
+        ("deploy/ingress-host-network", "ingress.enabled=true,ingress.hostNetwork=true"),
+    ] {
+        let mut more = objects(&template(&["--set", values]).expect("rendered"));
+        more.retain(|name, _| !basic.contains_key(name));
+        let more: Vec<_> = more.values().map(|object| object.to_string()).collect();
+        assert_equal(&output("kustomize", &["build", folder]), &more.join("\n---\n"));
+    }
+}
+
 #[test]
 fn the_chart_has_no_lint() {
     output("helm", &["lint", CHART, KUBERNETES, "--strict"]);
@@ -127,6 +143,8 @@ fn wrong_values_are_refused_with_their_name() {
         ("apiServer.port=70000", "apiServer/port"),
         ("namespace.name=Sluice", "namespace/name"),
         ("image.digest=latest", "image/digest"),
+        ("ingress.defaultCertificate=tls", "ingress/defaultCertificate"),
+        ("ingress.nodePorts.http=70000", "ingress/nodePorts/http"),
     ] {
         let error = error(set);
         assert!(error.contains(name), "{set}: {error}");
