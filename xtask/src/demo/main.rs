@@ -2,6 +2,7 @@
 //! of machines. The agents, the kernel programs, the servers, the clients and every packet are
 //! real.
 
+mod ingress;
 mod options;
 mod screen;
 
@@ -23,7 +24,7 @@ use lb_testbed::topology::Pod;
 use lb_testbed::{Agent, AgentOptions, AttachMode, Family, Host, Topology, Underlay, agent, daemon, run};
 
 use self::options::{Mode, Options};
-use self::screen::{Cell, Screen, Tone};
+use self::screen::{Cell, Checks, Screen, Tone};
 
 #[derive(Parser)]
 #[command(about = "The demo of Sluice; `cargo xtask demo` builds and runs it")]
@@ -57,6 +58,9 @@ fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     let servers = env::current_exe().context("cannot find this program")?.with_file_name("lb-testbed");
+    if options.ingress {
+        return ingress::run(options, &servers);
+    }
     let mut demo = Demo::set_up(options, Screen::new(), &servers)?;
     demo.start_agents()?;
     demo.requests()?;
@@ -73,8 +77,7 @@ struct Demo {
     servers: Vec<Process>,
     services: Vec<AppliedService>,
     topology: Topology,
-    checks: u32,
-    problems: Vec<String>,
+    checks: Checks,
 }
 
 impl Demo {
@@ -97,8 +100,8 @@ impl Demo {
         for applied in &services {
             applied.publish(&topology.manifests, &pods(&topology, &applied.pods))?;
         }
-        let demo =
-            Self { screen, agents: Vec::new(), servers, services, topology, checks: 0, problems: Vec::new() };
+        let checks = Checks::default();
+        let demo = Self { screen, agents: Vec::new(), servers, services, topology, checks };
         demo.show_cluster();
         Ok(demo)
     }
@@ -207,7 +210,7 @@ impl Demo {
         let seen = join(answers().map(|answer| answer.greeting.client.ip().to_string()).collect());
         let problem = exchanges.iter().find_map(|exchange| self.problem(applied, client, exchange));
         let verdict = Cell::verdict(problem.as_deref());
-        self.check(problem.map(|problem| format!("{} to {target}: {problem}", client.name)));
+        self.checks.check(problem.map(|problem| format!("{} to {target}: {problem}", client.name)));
         let name = applied.service.name.as_str();
         Ok(vec![
             client.name.as_str().into(),
@@ -265,14 +268,12 @@ impl Demo {
                 .count();
             self.screen.line(&format!("{name}  {:<50}  {count}", "█".repeat(count / 4)));
             // A fair share is 100 with a standard deviation of 8.
-            self.checks += 1;
-            if !(50..=150).contains(&count) {
-                self.problems.push(format!("{name} got {count} of {COUNT} requests"));
-            }
+            let fair = (50..=150).contains(&count);
+            self.checks.check((!fair).then(|| format!("{name} got {count} of {COUNT} requests")));
         }
         let answered = exchanges.iter().filter(|exchange| exchange.result.is_ok()).count();
         let all = answered == COUNT as usize;
-        self.check((!all).then(|| format!("{answered} of {COUNT} requests were answered")));
+        self.checks.check((!all).then(|| format!("{answered} of {COUNT} requests were answered")));
         Ok(())
     }
 
@@ -331,14 +332,15 @@ impl Demo {
         self.screen.table(&["LOAD", "REQUESTS", "FAILED", "ANSWERED BY"], &rows);
         for (what, report) in reports {
             let failed = report.failures > 0 || report.requests == 0;
-            self.check(failed.then(|| format!("{what}: {report:?}")));
+            self.checks.check(failed.then(|| format!("{what}: {report:?}")));
         }
         if left {
             self.screen.line(&format!(
                 "{took} ms after the change of its EndpointSlice, 60 new requests reached only the other two"
             ));
         }
-        self.check((!left).then(|| format!("{leaving_name} still receives requests 10 s after its removal")));
+        self.checks
+            .check((!left).then(|| format!("{leaving_name} still receives requests 10 s after its removal")));
         Ok(())
     }
 
@@ -376,31 +378,19 @@ impl Demo {
             .filter(|applied| applied.service_type != "ExternalName")
             .find(|applied| !services.contains(&applied.service.name))
             .map(|applied| format!("lb get services does not show {}", applied.service.name));
-        self.check(missing);
+        self.checks.check(missing);
         let alias = services.contains("database");
-        self.check(alias.then(|| "the ExternalName Service has map entries".to_owned()));
+        self.checks.check(alias.then(|| "the ExternalName Service has map entries".to_owned()));
         Ok(())
     }
 
     fn finish(self, keep: bool) -> Result<()> {
-        println!();
-        let seconds = self.screen.seconds();
-        let count = self.problems.len();
-        if count == 0 {
-            self.screen.toned(&format!("{} checks, all right, in {seconds:.1} s", self.checks), Tone::Good);
-        } else {
-            self.screen
-                .toned(&format!("{count} of {} checks failed, in {seconds:.1} s", self.checks), Tone::Bad);
-            self.problems.iter().for_each(|problem| self.screen.line(problem));
-            self.agents.iter().for_each(|one| println!("{}", daemon::tail(one.log_path())));
-        }
+        let logs = || self.agents.iter().for_each(|one| println!("{}", daemon::tail(one.log_path())));
+        let result = self.checks.finish(&self.screen, logs);
         if keep {
             self.keep()?;
         }
-        if count > 0 {
-            bail!("the demo found {count} problems");
-        }
-        Ok(())
+        result
     }
 
     fn keep(self) -> Result<()> {
@@ -433,11 +423,6 @@ impl Demo {
     fn find(&self, name: &str) -> Result<&AppliedService> {
         let found = self.services.iter().find(|applied| applied.service.name == name);
         found.with_context(|| format!("deploy/examples has no Service {name}"))
-    }
-
-    fn check(&mut self, problem: Option<String>) {
-        self.checks += 1;
-        self.problems.extend(problem);
     }
 }
 

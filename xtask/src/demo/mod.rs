@@ -42,7 +42,9 @@ pub fn run(task: &DemoTask) -> Result<()> {
         Need::Program(Program::Ip),
         Need::Program(Program::Ethtool),
     ];
-    setup::provide(&needs, task.setup)?;
+    let of_ingress = [Need::Program(Program::Curl), Need::Program(Program::Openssl)];
+    let of_ingress = if task.options.ingress { &of_ingress[..] } else { &[] };
+    setup::provide(&[&needs, of_ingress].concat(), task.setup)?;
     build_ebpf::ensure()?;
     // Three builds, because features of a crate are the union over one build: the testbed would add
     // features to the libraries of the agent, and the servers need no features of their own.

@@ -8,6 +8,9 @@ pub struct Options {
     /// Only remove what an earlier --keep left running
     #[arg(long, conflicts_with = "keep")]
     pub remove: bool,
+    /// Show Ingress: `lb ingress` behind NodePorts, with host and path rules, TLS and a WebSocket
+    #[arg(long, conflicts_with = "keep")]
+    pub ingress: bool,
     /// Programs that translate packets
     #[arg(long, value_enum, default_value = "tc")]
     pub mode: Mode,

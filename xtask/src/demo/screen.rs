@@ -4,6 +4,8 @@ use std::env;
 use std::io::{IsTerminal, stdout};
 use std::time::Instant;
 
+use anyhow::{Result, bail};
+
 /// Meaning of a text; on a terminal its colour.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
@@ -118,5 +120,34 @@ impl Screen {
 
     fn escape(&self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// Counts the checks of a demo, and collects what they find.
+#[derive(Default)]
+pub struct Checks {
+    count: u32,
+    problems: Vec<String>,
+}
+
+impl Checks {
+    /// Counts a check, with the problem that it found.
+    pub fn check(&mut self, problem: Option<String>) {
+        self.count += 1;
+        self.problems.extend(problem);
+    }
+
+    /// Prints the result. If there are problems, prints also the logs, and returns an error.
+    pub fn finish(&self, screen: &Screen, logs: impl FnOnce()) -> Result<()> {
+        println!();
+        let (seconds, failed) = (screen.seconds(), self.problems.len());
+        if failed == 0 {
+            screen.toned(&format!("{} checks, all right, in {seconds:.1} s", self.count), Tone::Good);
+            return Ok(());
+        }
+        screen.toned(&format!("{failed} of {} checks failed, in {seconds:.1} s", self.count), Tone::Bad);
+        self.problems.iter().for_each(|problem| screen.line(problem));
+        logs();
+        bail!("the demo found {failed} problems");
     }
 }
