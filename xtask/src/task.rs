@@ -1,5 +1,6 @@
 //! Names of the tasks that print lines of progress. Each line begins with the name.
 
+pub const BENCH: &str = "bench";
 pub const DENY: &str = "deny";
 pub const DEPLOY: &str = "deploy";
 pub const INGRESS_SUITES: &str = "ingress-suites";

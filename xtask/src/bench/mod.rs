@@ -2,6 +2,7 @@
 //! file.
 
 mod connections;
+mod ingress;
 mod programs;
 mod run;
 
@@ -14,11 +15,15 @@ pub enum Bench {
     /// Thousands of new connections in a second to one endpoint, with real sockets; fails if one is
     /// refused
     Connections(connections::Options),
+    /// CPU time of `lb ingress` for a request beside nginx and HAProxy, and the cost of 10,000
+    /// Ingresses
+    Ingress(ingress::Options),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Programs(options) => programs::run(options),
         Bench::Connections(options) => connections::run(options),
+        Bench::Ingress(options) => ingress::run(options),
     }
 }

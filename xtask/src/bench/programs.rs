@@ -23,5 +23,5 @@ pub fn run(options: &Options) -> Result<()> {
     if options.write_docs {
         arguments.extend(["--docs".into(), workspace::root().join("docs/benchmarks.md").into()]);
     }
-    run_benchmark("programs", arguments)
+    run_benchmark("programs", arguments, &[])
 }

@@ -1,6 +1,6 @@
 //! Runs a benchmark of `lb-testbed/benches`.
 
-use std::{ffi::OsString, fs};
+use std::{ffi::OsString, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -10,8 +10,12 @@ use crate::{
 };
 
 /// Runs the benchmark `name` of `lb-testbed/benches`, which writes its figures to
-/// `target/bench/NAME.json`.
-pub fn run_benchmark(name: &str, arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+/// `target/bench/NAME.json`. `variables` are set in its environment.
+pub fn run_benchmark(
+    name: &str,
+    arguments: impl IntoIterator<Item = OsString>,
+    variables: &[(&str, PathBuf)],
+) -> Result<()> {
     if !is_root() {
         bail!(
             "the benchmark loads kernel programs and creates network namespaces: run \
@@ -21,6 +25,7 @@ pub fn run_benchmark(name: &str, arguments: impl IntoIterator<Item = OsString>) 
     let folder = workspace::target().join("bench");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let mut command = cargo();
+    command.envs(variables.iter().map(|(name, path)| (name, path)));
     // The measured programs run in the kernel: the profile of the measuring program makes no
     // difference.
     command.args(["bench", "--profile", "dev", "-p", "lb-testbed", "--bench", name]);

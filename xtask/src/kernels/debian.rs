@@ -54,6 +54,9 @@ const QEMU: Suite = suite("bookworm-backports", false);
 /// have their files below `/usr`.
 const PROGRAMS: Suite = suite("trixie", false);
 
+/// The suite of nginx and HAProxy.
+const SERVERS: Suite = suite("bookworm", false);
+
 /// Packages with the programs that the tests run in guests. apt adds what these depend on.
 const GUEST_PACKAGES: [&str; 8] =
     ["bash", "bpftool", "coreutils", "ethtool", "iproute2", "kmod", "mount", "nftables"];
@@ -133,6 +136,20 @@ pub fn qemu(cache: &Path, arch: Arch) -> Result<PathBuf> {
 /// Returns the folder of testssl.sh, with the version that grades.
 pub fn testssl(cache: &Path) -> Result<PathBuf> {
     unpacked(task::INGRESS_SUITES, cache, "testssl", PROGRAMS, &["testssl.sh"])
+}
+
+/// Returns the folder of nginx 1.22 and HAProxy 2.6, with the libraries that a machine may lack.
+pub fn http_servers(cache: &Path) -> Result<PathBuf> {
+    const PACKAGES: [&str; 7] = [
+        "nginx",
+        "haproxy",
+        "liblua5.3-0",
+        "libopentracing-c-wrapper0",
+        "libopentracing1",
+        "libpcre2-8-0",
+        "libssl3",
+    ];
+    unpacked(task::BENCH, cache, "servers", SERVERS, &PACKAGES)
 }
 
 /// Returns a folder with these packages for the programs of this machine, without what they depend

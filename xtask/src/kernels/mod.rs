@@ -34,7 +34,7 @@ use self::{
     vm::{Files, Guest, Machine, Qemu},
 };
 pub use self::{
-    debian::testssl,
+    debian::{http_servers, testssl},
     guest::{is_guest, main as guest},
 };
 use crate::{

@@ -28,6 +28,8 @@ pub enum Program {
     Lz4,
     Openssl,
     Hexdump,
+    Wrk,
+    H2load,
     Aarch64Compiler,
     Aarch64Strip,
 }
@@ -54,6 +56,8 @@ impl Program {
             Self::Lz4 => "lz4",
             Self::Openssl => "openssl",
             Self::Hexdump => "hexdump",
+            Self::Wrk => "wrk",
+            Self::H2load => "h2load",
             Self::Aarch64Compiler => aarch64::COMPILER,
             Self::Aarch64Strip => "aarch64-linux-gnu-strip",
         }
@@ -78,6 +82,8 @@ impl Program {
             Self::Lz4 => &["lz4"],
             Self::Openssl => &["openssl"],
             Self::Hexdump => &["bsdextrautils"],
+            Self::Wrk => &["wrk"],
+            Self::H2load => &["nghttp2-client"],
             Self::Aarch64Compiler => &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
             Self::Aarch64Strip => &["binutils-aarch64-linux-gnu"],
         }
@@ -99,6 +105,7 @@ impl Program {
             Self::Xz | Self::Zstd | Self::Lz4 => "decompresses other kernels",
             Self::Openssl => "certificates, and connections of testssl.sh",
             Self::Hexdump => "testssl.sh reads records of TLS with it",
+            Self::Wrk | Self::H2load => "load of HTTP",
             Self::Aarch64Compiler => "compiles C code and links programs for aarch64",
         }
     }
