@@ -39,6 +39,8 @@ const UDP: u8 = 17;
 /// The work that the program does for the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
+    /// The packet is neither IPv4 nor IPv6, and the program returns at once: the cost of the hook.
+    NotIp,
     /// The packet is addressed to a pod, not to a Service. It is passed untouched.
     OtherAddress,
     /// The packet is addressed to the node, but not to a Service. It is passed untouched.
@@ -60,7 +62,8 @@ pub enum Work {
 }
 
 impl Work {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
+        Self::NotIp,
         Self::OtherAddress,
         Self::NodeAddress,
         Self::EstablishedLocal,
@@ -77,7 +80,7 @@ impl Work {
     /// Returns the number of repetitions per call.
     fn runs(self) -> u32 {
         match self {
-            Self::OtherAddress | Self::NodeAddress | Self::EstablishedLocal => LOOP,
+            Self::NotIp | Self::OtherAddress | Self::NodeAddress | Self::EstablishedLocal => LOOP,
             _ => CHAIN,
         }
     }
@@ -88,6 +91,7 @@ impl Work {
 
     pub fn describe(self) -> &'static str {
         match self {
+            Self::NotIp => "neither IPv4 nor IPv6",
             Self::OtherAddress => "no Service: the address of a pod",
             Self::NodeAddress => "no Service: an address of the node",
             Self::EstablishedLocal => "open connection, endpoint on this node",
@@ -99,8 +103,9 @@ impl Work {
     }
 
     /// Returns the target for XDP, in nanoseconds above the floor.
-    pub fn target(self, v6: bool) -> u32 {
-        match self {
+    pub fn target(self, v6: bool) -> Option<u32> {
+        Some(match self {
+            Self::NotIp => return None,
             Self::OtherAddress | Self::NodeAddress => 20,
             Self::EstablishedLocal => {
                 if v6 {
@@ -112,7 +117,7 @@ impl Work {
             Self::EstablishedRouted => 100,
             Self::Establishing => 60,
             Self::FirstLocal | Self::FirstRouted => 350,
-        }
+        })
     }
 }
 
@@ -139,8 +144,12 @@ impl Path {
         let mut all = Vec::new();
         for hook in [Hook::Xdp, Hook::TcIngress] {
             for work in Work::ALL {
-                for v6 in [false, true] {
-                    let protocols: &[u8] = if work == Work::Establishing { &[TCP] } else { &[TCP, UDP] };
+                let families: &[bool] = if work == Work::NotIp { &[false] } else { &[false, true] };
+                for &v6 in families {
+                    let protocols: &[u8] = match work {
+                        Work::NotIp | Work::Establishing => &[TCP],
+                        _ => &[TCP, UDP],
+                    };
                     all.extend(protocols.iter().map(|&protocol| Self { hook, work, v6, protocol }));
                 }
             }
@@ -158,17 +167,25 @@ impl Path {
     }
 
     pub fn family(&self) -> &'static str {
-        if self.v6 { "IPv6" } else { "IPv4" }
+        match self {
+            Self { work: Work::NotIp, .. } => "other",
+            Self { v6: true, .. } => "IPv6",
+            Self { v6: false, .. } => "IPv4",
+        }
     }
 
     pub fn protocol_name(&self) -> &'static str {
-        if self.protocol == TCP { "TCP" } else { "UDP" }
+        match self {
+            Self { work: Work::NotIp, .. } => "–",
+            Self { protocol: TCP, .. } => "TCP",
+            Self { .. } => "UDP",
+        }
     }
 
     /// Returns a packet of this path from the client's port `source`.
     fn packet(&self, source: u16, segment: Segment) -> Result<Vec<u8>> {
         let destination = match self.work {
-            Work::OtherAddress => address("local2", 8080, self.v6),
+            Work::NotIp | Work::OtherAddress => address("local2", 8080, self.v6),
             Work::NodeAddress => address(NIC, 22, self.v6),
             Work::EstablishedLocal => address("local", LOOP_PORTS[0], self.v6),
             work if work.routed() => address("vip", PORT, self.v6),
@@ -191,7 +208,13 @@ impl Path {
             source.ip(),
             destination.ip()
         );
-        Ok(build(&parse(&text)?))
+        let mut frame = build(&parse(&text)?);
+        if self.work == Work::NotIp {
+            /// For experiments (IEEE 802 9.2.4).
+            const LOCAL_EXPERIMENT: [u8; 2] = [0x88, 0xb5];
+            frame[12..14].copy_from_slice(&LOCAL_EXPERIMENT);
+        }
+        Ok(frame)
     }
 }
 
@@ -251,7 +274,7 @@ impl LoadedPrograms {
             self.run(path.hook, &path.packet(port, Segment::Ack)?, path.connections())?;
         }
         let expected = match path.work {
-            Work::OtherAddress | Work::NodeAddress => vec![],
+            Work::NotIp | Work::OtherAddress | Work::NodeAddress => vec![],
             Work::EstablishedLocal | Work::Establishing => vec!["delivered"],
             Work::EstablishedRouted => vec!["forwarded"],
             Work::FirstLocal => vec!["delivered", "flow_opened"],

@@ -101,7 +101,7 @@ impl Report {
     /// Returns the figures as Markdown that is also readable in a terminal.
     pub fn table(&self) -> String {
         let mut text = format!(
-            "Linux {}, {}. Medians of {} rounds, with the smallest and largest figure of a round in brackets.\n",
+            "Linux {}, {}.\nMedians of {} rounds, with the smallest and largest figure of a round in brackets.\n",
             self.kernel, self.cpu, self.rounds
         );
         for hook in ["XDP", "tc"] {
@@ -197,7 +197,7 @@ impl Line {
             above_floor: median(differences.clone()),
             above_floor_min: differences.first().copied().unwrap_or_default(),
             above_floor_max: differences.last().copied().unwrap_or_default(),
-            target: (path.hook_name() == "XDP").then(|| path.work.target(path.v6)),
+            target: if path.hook_name() == "XDP" { path.work.target(path.v6) } else { None },
         }
     }
 
