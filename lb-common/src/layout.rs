@@ -19,6 +19,7 @@ use crate::family::{Family, V4, V6};
 /// The feature `other-layout` is the next version of the tests. See [`crate::other_layout`].
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 5 } else { 4 };
 
+pub use crate::health::EndpointHealth;
 #[cfg(feature = "other-layout")]
 pub use crate::other_layout::*;
 
@@ -223,6 +224,9 @@ pub mod backend_flags {
     /// A TCP client that repeats its SYN, because the endpoint has not answered, gets another
     /// endpoint.
     pub const FAILOVER: u16 = 1 << 4;
+    /// The endpoint is left out for a while if it refuses clients or does not answer them
+    /// (`HEALTH`).
+    pub const PASSIVE_HEALTH: u16 = 1 << 5;
 }
 
 /// Key of `FLOW_INDEX_V4` and `FLOW_INDEX_V6`: a packet's 5-tuple as it arrives at the hook.
@@ -793,6 +797,10 @@ pub struct Record {
     pub by_affinity: u32,
     /// Interface index of the device by which the packet leaves.
     pub ifindex: u32,
+    /// The endpoint that the algorithm or session affinity selected, if it is left out.
+    pub left_out: u32,
+    /// [`ServiceEntry::scheduler`].
+    pub scheduler: u32,
 }
 
 /// Values of [`Record::client`].
@@ -880,8 +888,9 @@ assert_layout! {
     Affinity: 16, { last_used_ns: 0, backend_id: 8 };
     EndpointKey: 8, { backend_id: 0, is_v6: 4 };
     PortShortage: 16, { packets: 0, last_ns: 8 };
+    EndpointHealth: 32, { clients: 0, until_ns: 8, failed_ns: 16, level: 24, tried: 28 };
     Settings: 16, { netns_cookie: 0, snat_port_first: 8, host_sockets_only: 12, kernel_fragments: 13 };
-    Record: 56, { netns_cookie: 0, reason: 8, backend_id: 36, by_affinity: 48, ifindex: 52 };
+    Record: 64, { netns_cookie: 0, reason: 8, backend_id: 36, by_affinity: 48, ifindex: 52, left_out: 56 };
     Device: 24, { addr_v4: 0, addr_v6: 4, flags: 20 };
     LinkAddress: 8, { addr: 0 };
     ServiceName: 196, { namespace: 0, name: 64, port_name: 128, port: 192, protocol: 194 };

@@ -4,6 +4,7 @@
 //! * [`event`]: the layouts of the maps for `lb monitor`.
 //! * [`family`]: IPv4 and IPv6 behind one trait, so that the pipeline is written once.
 //! * [`hash`]: the slot of a client.
+//! * [`health`]: when an endpoint is left out, and when it is tried again.
 //! * [`load`]: the open connections of endpoints, and their comparison.
 //! * [`plain`]: the types that are copied byte by byte.
 //! * [`reason`]: the reasons that the programs count, and the errors of refused calls.
@@ -26,6 +27,7 @@ pub mod event;
 pub mod family;
 pub mod filter;
 pub mod hash;
+pub mod health;
 pub mod layout;
 pub mod load;
 #[cfg(feature = "other-layout")]

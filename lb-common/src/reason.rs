@@ -157,6 +157,13 @@ reasons! {
     /// The client has repeated its SYN, and the endpoint had not answered: the connection got
     /// another endpoint.
     FlowMoved = 29, "flow_moved", Translated;
+    /// An endpoint refused or did not answer: it is left out for a while.
+    EndpointLeftOut = 30, "endpoint_left_out", Translated;
+    /// An endpoint that is left out was tried again with this connection.
+    EndpointTried = 31, "endpoint_tried", Translated;
+    /// A router reported that the endpoint is unreachable: the client did not receive the error,
+    /// because its next SYN goes to another endpoint.
+    ErrorWithheld = 32, "error_withheld", Translated;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

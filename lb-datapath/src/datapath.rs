@@ -16,6 +16,7 @@ use crate::first_filter::{Filter, Tidied};
 use crate::first_filter_needs;
 use crate::flows::{self, FlowUsage};
 use crate::handles::MapHandles;
+use crate::health;
 use crate::host_maps::HostMaps;
 use crate::inspect;
 use crate::links::{self, AttachError, Attached, Links, TargetDevice};
@@ -214,7 +215,8 @@ impl Datapath {
     /// Removes the entries of removed endpoints that the programs have written. Call this before
     /// the ids of endpoints become free.
     pub fn forget_gone_endpoints(&self) -> io::Result<()> {
-        port_shortage::remove_gone(&self.maps)
+        port_shortage::remove_gone(&self.maps)?;
+        health::tidy(&self.maps, sys::monotonic_ns())
     }
 
     /// Sets the timeouts of idle connections.

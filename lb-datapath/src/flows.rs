@@ -15,6 +15,7 @@ use crate::address::MapAddress;
 use crate::apply::ReferencedIds;
 use crate::apply::map_name::{MapName, MapUsage, TableError};
 use crate::handles::MapHandles;
+use crate::health;
 use crate::loads;
 use crate::table::{ArrayTable, Table};
 
@@ -169,7 +170,7 @@ pub fn age(maps: &MapHandles, seconds: u64) -> io::Result<()> {
         let last_used_ns = value.last_used_ns.saturating_sub(seconds * 1_000_000_000);
         affinities.put(&key, &Affinity { last_used_ns, ..value })?;
     }
-    Ok(())
+    health::age(maps, seconds * 1_000_000_000)
 }
 
 /// Removes all connections, fragments and session affinities. The programs must not be attached.
@@ -178,6 +179,7 @@ pub fn forget(maps: &MapHandles) -> io::Result<()> {
     FlowTable::<[u8; 16]>::open(maps)?.forget()?;
     let PerFamily { v4, v6 } = loads::open(maps)?;
     [v4, v6].iter().try_for_each(loads::Loads::forget_flows)?;
+    health::forget(maps)?;
     Ok(remove_all(&maps.table::<AffinityKey, Affinity>(MapName::AFFINITY)?)?)
 }
 

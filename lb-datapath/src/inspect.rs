@@ -17,6 +17,7 @@ use crate::apply::tables::{BackendEntry, ServiceAddress, Tables as _};
 use crate::first_filter::Filter;
 use crate::flows::{self, FlowEntry};
 use crate::handles::MapHandles;
+use crate::health::{self, LeftOutEndpoint};
 use crate::host_maps::HostMaps;
 use crate::loads::{self, ServiceLoad};
 use crate::pins::Pins;
@@ -117,6 +118,11 @@ impl AgentMaps {
     /// Returns the endpoints for whose connections no source port was free.
     pub fn port_shortages(&self) -> io::Result<Vec<EndpointShortage>> {
         port_shortage::read(&self.0)
+    }
+
+    /// Returns the endpoints that are left out.
+    pub fn left_out(&self) -> io::Result<Vec<LeftOutEndpoint>> {
+        health::read(&self.0)
     }
 
     /// Returns the maps that describe this host.

@@ -18,6 +18,7 @@ use crate::clock::{SECOND, now};
 use crate::count::{count, note_port_shortage};
 use crate::event;
 use crate::frame::Frame;
+use crate::health::attempt;
 use crate::loads;
 use crate::maps::Maps;
 use crate::packet::Packet;
@@ -90,6 +91,7 @@ pub fn find<F: Records>(
             if moves {
                 translation.avoid = found.ids().1;
                 count(Reason::FlowMoved);
+                F::judge(found.number, attempt::SILENT, found.now);
             }
             if !recording() {
                 F::end(found.number, found.generation);
@@ -180,6 +182,12 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
         // not over.
         let flow = unsafe { &*self.flow };
         self.now.wrapping_sub(flow.last_seen_ns) > SEEN_GRANULARITY_NS && F::is_over(self.number, self.now)
+    }
+
+    /// Returns the number and the generation of the record.
+    #[inline(always)]
+    pub fn record(&self) -> (u32, u16) {
+        (self.number, self.generation)
     }
 
     /// Returns whether the client repeats its SYN, because the endpoint has not answered, and the

@@ -3,22 +3,23 @@
 
 pub mod answer;
 mod echo;
+pub mod effect;
 pub mod kind;
 mod translate;
 
 use lb_common::wire::ICMP_LEN;
 
+use self::effect::Effects;
 use self::kind::Kinds;
 use crate::frame::Frame as _;
 use crate::frame::skb::SkbFrame;
 use crate::packet::Fragment;
-use crate::records::Records;
 use crate::scratch::Scratch;
 use crate::verdict::{Direction, Verdict};
 
 /// Decides about an ICMP message whose IP header is parsed into `scratch`.
 #[inline(always)]
-pub fn message<F: Kinds + Records>(
+pub fn message<F: Kinds + Effects>(
     frame: &SkbFrame,
     scratch: &mut Scratch<F>,
     direction: Direction,

@@ -10,7 +10,9 @@ use lb_common::hash::position;
 use lb_common::layout::{Load, algorithm, backend_flags};
 use lb_common::load::{Candidate, SAMPLE, sampled, step};
 
+use crate::health::lb_is_skipped;
 use crate::maps::{Maps, SLOTS};
+use crate::seam::unknown;
 
 /// Counts a connection of an endpoint in the flow table differently. `before` and `after` are of
 /// [`lb_common::layout::counted`].
@@ -57,6 +59,8 @@ fn least_of<F: Maps>(base: u32, count: u32, algorithm: u8, service_id: u32) -> u
     let is_drawn = algorithm == algorithm::TWO_CHOICES;
     let looks = if is_drawn { 2 } else { count };
     let random = random();
+    // Endpoints with at most half of the slots are left out.
+    let mut may_leave_out = unknown(core::cmp::min(count, SAMPLE) as u64 / 2);
     let (mut best, mut best_index) = (Candidate::NONE, u32::MAX);
     for n in 0..SAMPLE {
         if n >= looks {
@@ -68,6 +72,13 @@ fn least_of<F: Maps>(base: u32, count: u32, algorithm: u8, service_id: u32) -> u
         // The service entry was replaced while this program read it, or the endpoint was removed.
         if backend.flags & backend_flags::PRESENT == 0 || backend.service_id != service_id {
             continue;
+        }
+        if backend.flags & backend_flags::PASSIVE_HEALTH != 0 {
+            let skipped = lb_is_skipped(id, F::IS_V6 as u32, may_leave_out as u32);
+            may_leave_out -= skipped as u64;
+            if skipped != 0 {
+                continue;
+            }
         }
         let Some(candidate) = Candidate::new(algorithm, copy(load).connections(), backend.weight) else {
             continue;

@@ -10,10 +10,10 @@
 //! | output for people | `record count log event` |
 //! | addresses | `address service client` |
 //! | packets | `packet filter route socket scratch` |
-//! | connections | `loads records select flow` |
+//! | connections | `health loads records select flow` |
 //! | changing and sending a packet | `nat compose deliver` |
 //! | decisions about a packet | `pipeline` |
-//! | decisions about an ICMP message | `limit reset icmp/kind icmp/answer icmp/echo icmp/translate icmp` |
+//! | decisions about an ICMP message | `limit reset icmp/kind icmp/answer icmp/echo icmp/effect icmp/translate icmp` |
 //! | decisions about a call at a socket | `call` |
 //! | hooks | `xdp tc cgroup/address cgroup/context cgroup/report cgroup cgroup/bind cgroup/release connected explain sweep` |
 #![no_std]
@@ -40,6 +40,7 @@ mod filter;
 mod flow;
 mod frame;
 mod handover;
+mod health;
 mod icmp;
 mod limit;
 mod loads;

@@ -18,10 +18,10 @@ use lb_common::event::{Event, EventBudget, Monitor, event_kind};
 use lb_common::family::{V4, V6};
 use lb_common::filter::{Filtered, LINES};
 use lb_common::layout::{
-    Affinity, AffinityKey, Backend, ConnectedPeer, CountedSocket, Device, EndpointKey, FilterLine, Flow,
-    FlowHand, FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, KnownAddress, LinkAddress, Load,
-    NamespaceAddrs, PortShortage, Record, ServiceEntry, ServiceKey, ServiceName, Settings, SocketPeer,
-    SocketPeerKey, SourceRange,
+    Affinity, AffinityKey, Backend, ConnectedPeer, CountedSocket, Device, EndpointHealth, EndpointKey,
+    FilterLine, Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, KnownAddress,
+    LinkAddress, Load, NamespaceAddrs, PortShortage, Record, ServiceEntry, ServiceKey, ServiceName, Settings,
+    SocketPeer, SocketPeerKey, SourceRange,
 };
 use lb_common::reason::REASONS;
 
@@ -99,11 +99,12 @@ pub static FLOW_HANDS: PerCpuArray<FlowHand, 2> = PerCpuArray::new();
 pub const FLOW_LOCK_COUNT: u32 = 64;
 
 /// Locks of flow records, by record number, of cursors, by slot, and of the entries of
-/// [`NO_SOURCE_PORT`], by backend id. Written by the programs, each for a few instructions.
+/// [`NO_SOURCE_PORT`] and [`HEALTH`], by backend id. Written by the programs, each for a few
+/// instructions.
 #[btf_map]
 pub static FLOW_LOCKS: Array<FlowLock, { FLOW_LOCK_COUNT as usize }> = Array::new();
 
-/// Held while a program takes a record, moves a cursor or counts a shortage of ports.
+/// Held while a program takes a record, moves a cursor, or changes an entry of an endpoint.
 #[repr(C)]
 pub struct FlowLock {
     pub lock: bpf_spin_lock,
@@ -212,6 +213,12 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65_536> = LruHashMap::new
 /// beyond the capacity is in [`COUNTERS`] only.
 #[btf_map]
 pub static NO_SOURCE_PORT: HashMap<EndpointKey, PortShortage, 256> = HashMap::new();
+
+/// Endpoints whose last connections have failed (`health.rs`). Written by the programs. An answer
+/// of the endpoint removes its entry, and the agent removes those of removed endpoints and those
+/// that are out of date. An endpoint beyond the capacity is not left out.
+#[btf_map]
+pub static HEALTH: HashMap<EndpointKey, EndpointHealth, 4_096, SPARSE> = HashMap::new();
 
 /// Interface index → properties of the device. Written by the agent as devices come and go.
 #[btf_map]

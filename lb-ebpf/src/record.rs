@@ -39,6 +39,7 @@ pub fn note_service(service: &ServiceEntry) {
         record.service_id = service.service_id;
         record.kind = service.kind as u32;
         record.flags = service.flags;
+        record.scheduler = service.scheduler as u32;
     });
 }
 

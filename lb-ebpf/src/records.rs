@@ -14,13 +14,13 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
-use lb_common::connection::{self, ConnectionState, Segment, Yields};
+use lb_common::connection::{self, ConnectionState, REPEATED_NS, Segment, Yields};
 use lb_common::event::{event_end, event_path};
 use lb_common::family::{V4, V6};
 use lb_common::hash::position;
 use lb_common::layout::{
-    Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, counted, deliver, direction,
-    flow_phase, tcp_flags,
+    Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, SEEN_GRANULARITY_NS, backend_flags, counted, deliver,
+    direction, flow_phase, tcp_flags,
 };
 use lb_common::reason::Reason;
 
@@ -29,10 +29,11 @@ use crate::clock::SECOND;
 use crate::count::count;
 use crate::event::{self, Events};
 use crate::filter;
+use crate::health::{self, attempt};
 use crate::loads::{self, random};
 use crate::maps::{FLOW_HANDS, FLOW_LOCK_COUNT, FLOW_LOCKS, FLOW_TIMEOUTS, Maps};
 use crate::scratch::{Scratches, YieldCandidate};
-use crate::service::has_port_of_node;
+use crate::service::{backend, has_port_of_node};
 use crate::settings::{FLOW_RECORDS, SNAT_PORT_COUNT, SNAT_PORT_FIRST};
 
 /// The number of records that are examined for a new connection. Usually the first is over. A table
@@ -481,8 +482,9 @@ const RECOUNT: u64 = 1 << 0;
 /// A bit of the result of [`follow_flow`]: this packet has ended the connection.
 const ENDED: u64 = 1 << 1;
 
-/// Updates a connection with a packet of it. Returns [`RECOUNT`] and [`ENDED`]. The caller does
-/// what they mean: one call inside the other would need more stack than there is.
+/// Updates a connection with a packet of it. Returns [`RECOUNT`], [`ENDED`], and the result of a
+/// connection attempt, of [`attempt`], if the Service leaves out endpoints. The caller does what
+/// they mean: one call inside the other would need more stack than there is.
 #[inline(always)]
 fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u64) -> u64 {
     let Some(flow) = F::flows().get_ptr_mut(number) else { return 0 };
@@ -495,6 +497,7 @@ fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u6
         if (*flow).generation != generation {
             return 0;
         }
+        let silent_ns = now.wrapping_sub((*flow).last_seen_ns);
         if now.wrapping_sub((*flow).last_seen_ns) > SEEN_GRANULARITY_NS {
             (&raw mut (*flow).last_seen_ns).write_volatile(now);
         }
@@ -519,8 +522,32 @@ fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u6
         if may_end && after.has_ended() && !before.has_ended() {
             changes |= ENDED;
         }
+        if before.phase == flow_phase::OPENING {
+            changes |= attempt_result::<F>((*flow).backend_id, after.phase, segment, silent_ns);
+        }
         changes
     }
+}
+
+/// Returns the result of a connection attempt, of [`attempt`], after a packet of a connection that
+/// was not answered before. Returns 0 without a result, or if the Service does not leave out
+/// endpoints. `silent_ns` is the time since the packet before.
+#[inline(always)]
+fn attempt_result<F: Maps>(backend_id: u32, phase: u8, segment: &Segment, silent_ns: u64) -> u64 {
+    let is_reply = segment.direction == direction::REPLY;
+    let result = match phase {
+        flow_phase::ANSWERED => attempt::ANSWERED,
+        flow_phase::RESET if is_reply => attempt::REFUSED,
+        flow_phase::OPENING
+            if !is_reply && segment.flags & tcp_flags::SYN != 0 && silent_ns > REPEATED_NS =>
+        {
+            attempt::SILENT
+        }
+        _ => return 0,
+    };
+    let is_judged =
+        backend::<F>(backend_id).is_some_and(|backend| backend.flags & backend_flags::PASSIVE_HEALTH != 0);
+    if is_judged { result } else { 0 }
 }
 
 /// Lets the connection in `FlowKeys::weakest` give way, and releases its record. Returns whether
@@ -553,13 +580,15 @@ pub trait Records: Events + Scratches {
     fn is_over(number: u32, now: u64) -> bool;
     /// See [`end_if_over`].
     fn end_if_over(number: u32, generation: u16, now: u64);
-    /// See [`follow_flow`] and [`count_flow`]. `path` is one of [`event_path`].
+    /// See [`health::judge`].
+    fn judge(number: u32, result: u64, now: u64);
+    /// See [`follow_flow`], [`count_flow`] and [`health::judge`]. `path` is one of [`event_path`].
     fn follow(number: u32, generation: u16, segment: &Segment, now: u64, path: u8);
 }
 
 macro_rules! records {
     ($($family:ty: $claim:ident, $take:ident, $evict:ident, $reserve:ident, $reserve_any:ident, $end:ident,
-       $is_over:ident, $count:ident, $end_over:ident, $follow:ident;)*) => { $(
+       $is_over:ident, $settle:ident, $end_over:ident, $follow:ident;)*) => { $(
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $claim(now: u64) -> u64 {
@@ -605,8 +634,13 @@ macro_rules! records {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $count(number: u64, generation: u64) -> u64 {
-            count_flow::<$family>(number as u32, generation as u16);
+        extern "C" fn $settle(number: u64, generation: u64, todo: u64, now: u64) -> u64 {
+            if todo & RECOUNT != 0 {
+                count_flow::<$family>(number as u32, generation as u16);
+            }
+            if todo & attempt::ANY != 0 {
+                health::judge::<$family>(number as u32, todo, now);
+            }
             0
         }
 
@@ -668,13 +702,18 @@ macro_rules! records {
             }
 
             #[inline(always)]
+            fn judge(number: u32, result: u64, now: u64) {
+                $settle(number as u64, 0, result, now);
+            }
+
+            #[inline(always)]
             fn follow(number: u32, generation: u16, segment: &Segment, now: u64, path: u8) {
                 let record = (generation as u64) << 32 | number as u64;
                 let kind = (segment.direction as u64) << 8 | segment.flags as u64;
                 let numbers = (segment.seq as u64) << 32 | segment.ack as u64;
                 let changes = $follow(record, kind, numbers, segment.length as u64, now);
-                if changes & RECOUNT != 0 {
-                    $count(number as u64, generation as u64);
+                if changes & !ENDED != 0 {
+                    $settle(number as u64, generation as u64, changes, now);
                 }
                 if changes & ENDED != 0 {
                     event::closed::<$family>(number, 0, path);
@@ -686,7 +725,7 @@ macro_rules! records {
 
 records! {
     V4: lb_claim_record_v4, lb_take_if_over_v4, lb_evict_v4, lb_reserve_tuple_v4, lb_reserve_port_v4, lb_end_flow_v4,
-        lb_flow_is_over_v4, lb_count_v4, lb_end_over_v4, lb_follow_v4;
+        lb_flow_is_over_v4, lb_settle_v4, lb_end_over_v4, lb_follow_v4;
     V6: lb_claim_record_v6, lb_take_if_over_v6, lb_evict_v6, lb_reserve_tuple_v6, lb_reserve_port_v6, lb_end_flow_v6,
-        lb_flow_is_over_v6, lb_count_v6, lb_end_over_v6, lb_follow_v6;
+        lb_flow_is_over_v6, lb_settle_v6, lb_end_over_v6, lb_follow_v6;
 }

@@ -2,20 +2,25 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
+use lb_common::family::{V4, V6};
 use lb_common::hash::{hash, position};
+use lb_common::health::is_within_half;
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, FlowKey, ServiceEntry, affinity_client, algorithm, backend_flags,
     record_client, service_flags,
 };
+use lb_common::load::{SAMPLE, sampled};
 use lb_common::reason::Reason;
 
 use crate::aligned::Aligned;
 use crate::client::Client;
 use crate::clock::{SECOND, now};
+use crate::health::{self, ADMITTED, LEFT_OUT, lb_admission, lb_try_again};
 use crate::loads::{self, random};
 use crate::maps::{AFFINITY, CURSORS, FLOW_LOCK_COUNT, FLOW_LOCKS, Maps, SLOTS};
 use crate::record::{note, recording};
 use crate::records;
+use crate::seam::unknown;
 use crate::service::backend;
 
 /// The reason why no endpoint is selected.
@@ -220,34 +225,116 @@ extern "C" fn lb_take_turn(base: u32, count: u32) -> u32 {
     }
 }
 
-/// Returns the backend id in a slot of a range.
-#[inline(always)]
-fn slot(eligible: &Eligible, index: u32) -> Result<u32, Refusal> {
-    SLOTS.get(eligible.base.wrapping_add(index)).copied().ok_or(Refusal::Drop(Reason::MapInconsistent))
+/// Bits of the last argument of [`lb_choose`], [`lb_admit`] and [`lb_other_slot`].
+mod search {
+    /// The endpoints are those of IPv6.
+    pub const V6: u32 = 1 << 0;
+    /// Another endpoint is that of a slot nearby. Otherwise, of a slot at random.
+    pub const NEAR: u32 = 1 << 1;
+    /// The Service leaves out endpoints.
+    pub const HEALTH: u32 = 1 << 2;
+}
+
+/// Returns whether the endpoint `id`, of the range of `count` slots at `base`, gets a new
+/// connection: 1 or 0. The verifier checks this function separately.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_admit(base: u32, count: u32, id: u32, options: u32) -> u32 {
+    let now = now();
+    let is_v6 = options & search::V6;
+    let admission = lb_admission(id, is_v6, now);
+    if admission == ADMITTED {
+        return 1;
+    }
+    if admission != LEFT_OUT && (recording() || lb_try_again(id, is_v6, now) != 0) {
+        return 1;
+    }
+    // Endpoints with half of the slots may be left out, those with the smallest ids.
+    let looks = core::cmp::min(count, SAMPLE);
+    let start = random();
+    // The verifier would follow the loop once for each pair of numbers.
+    let (mut less, mut own) = (unknown(0), unknown(0));
+    for n in 0..SAMPLE {
+        if n >= looks {
+            break;
+        }
+        let Some(&other) = SLOTS.get(base.wrapping_add(sampled(start, n, count))) else { break };
+        if other == id {
+            own = unknown(own + 1);
+        } else if other < id && lb_admission(other, is_v6, now) == LEFT_OUT {
+            less = unknown(less + 1);
+        }
+    }
+    !is_within_half(less as u32, if own == 0 { 1 } else { own as u32 }, looks) as u32
 }
 
 /// The number of slots in which another endpoint is looked for.
 const OTHER_LOOKS: u32 = 12;
 
-/// Returns an endpoint other than `avoid` from the range of `count` slots at `base`: that of one of
-/// the next slots after `index`, or of a slot at random, because the next slots may all be the same
-/// endpoint's. Returns `avoid` if there is none. The verifier checks this function separately.
+/// Returns an endpoint other than `avoid` from the range of `count` slots at `base`, one that is
+/// not left out if there is any: that of one of the next slots after `index`, or of a slot at
+/// random, because the next slots may all be the same endpoint's. Returns `avoid` if there is none.
+/// The verifier checks this function separately.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_other_slot(base: u32, count: u32, index: u32, avoid: u32) -> u32 {
-    let mut next = index;
+extern "C" fn lb_other_slot(base: u32, count: u32, index: u32, avoid: u32, options: u32) -> u32 {
+    let now = if options & search::HEALTH != 0 { now() } else { 0 };
+    let (mut next, mut found) = (index, avoid);
     for look in 0..OTHER_LOOKS {
-        next = if look < OTHER_LOOKS / 2 { next.wrapping_add(1) } else { position(random(), count) };
+        let is_near = options & search::NEAR != 0 && look < OTHER_LOOKS / 2;
+        next = if is_near { next.wrapping_add(1) } else { position(random(), count) };
         if next >= count {
             next = 0;
         }
         if let Some(&id) = SLOTS.get(base.wrapping_add(next))
             && id != avoid
         {
-            return id;
+            if options & search::HEALTH == 0 || lb_admission(id, options & search::V6, now) == ADMITTED {
+                return id;
+            }
+            found = id;
         }
     }
-    avoid
+    found
+}
+
+/// Returns the options of a search, of [`search`].
+#[inline(always)]
+fn search_options<F: Maps>(service: &ServiceEntry) -> u32 {
+    // The next endpoint after one that gets no connection would get the share of both. With a hash,
+    // the client keeps an endpoint nearby.
+    let is_near = service.algorithm.wrapping_sub(algorithm::HASH_SOURCE) <= HASHES;
+    F::IS_V6 as u32 | (is_near as u32) << 1
+}
+
+/// The algorithms by a hash have successive numbers, the last of which is greater by this.
+const HASHES: u8 = algorithm::HASH_DESTINATION - algorithm::HASH_SOURCE;
+
+/// Returns the endpoint in the slot `index` of the range of `count` slots at `base`. Returns
+/// another one if that is `avoid` or is left out. Returns 0 if there is no such slot. The verifier
+/// checks this function separately.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_choose(base: u32, count: u32, index: u32, avoid: u32, options: u32) -> u32 {
+    let Some(&id) = SLOTS.get(base.wrapping_add(index)) else { return 0 };
+    let flags = if options & search::V6 != 0 { flags::<V6>(id) } else { flags::<V4>(id) };
+    if flags & backend_flags::PASSIVE_HEALTH == 0 {
+        let is_avoided = avoid != 0 && id == avoid;
+        return if is_avoided { lb_other_slot(base, count, index, id, options) } else { id };
+    }
+    let is_left_out = lb_admit(base, count, id, options) == 0;
+    if is_left_out {
+        health::note_left_out(id);
+    }
+    if is_left_out || id == avoid {
+        return lb_other_slot(base, count, index, id, options | search::HEALTH);
+    }
+    id
+}
+
+#[inline(always)]
+fn flags<F: Maps>(id: u32) -> u16 {
+    F::backends().get(id).map_or(0, |backend| backend.flags)
 }
 
 /// Selects an endpoint for a new connection, and returns its id and entry. `client_key` identifies
@@ -280,10 +367,8 @@ pub fn select<F: Maps>(
     };
     // The cursor of a range that was replaced meanwhile may be beyond its end.
     let index = if index < eligible.count { index } else { 0 };
-    let mut id = slot(eligible, index)?;
-    if avoid != 0 && id == avoid {
-        id = lb_other_slot(eligible.base, eligible.count, index, avoid);
-    }
+    let options = search_options::<F>(service);
+    let id = lb_choose(eligible.base, eligible.count, index, avoid, options);
     // An endpoint of another service: the service entry was replaced while this program read it.
     let backend = backend::<F>(id)
         .filter(|backend| backend.service_id == service.service_id)
@@ -297,7 +382,7 @@ pub fn select<F: Maps>(
 }
 
 /// Returns the client's last endpoint, if its affinity has not timed out and the endpoint is still
-/// eligible and is not `avoid`.
+/// eligible, is not left out and is not `avoid`.
 #[inline(always)]
 fn recall<F: Maps>(
     service: &ServiceEntry,
@@ -317,6 +402,12 @@ fn recall<F: Maps>(
         return None;
     }
     let backend = eligible.get::<F>(service, known.backend_id)?;
+    if backend.flags & backend_flags::PASSIVE_HEALTH != 0
+        && lb_admit(eligible.base, eligible.count, known.backend_id, F::IS_V6 as u32) == 0
+    {
+        health::note_left_out(known.backend_id);
+        return None;
+    }
     if !recording() {
         // SAFETY: one aligned word of a map value. If the element was reused, another client's
         // affinity is prolonged.

@@ -11,6 +11,7 @@ use crate::event;
 use crate::frame::skb::{Receiver, SkbFrame};
 use crate::handover::{self, PREDECESSORS_TC};
 use crate::icmp;
+use crate::icmp::effect::Effects;
 use crate::icmp::kind::Kinds;
 use crate::log;
 use crate::maps::Maps;
@@ -229,7 +230,7 @@ fn without_ports<F: Maps>(packet: &Packet<F>) -> i32 {
 }
 
 #[inline(always)]
-fn message<F: Kinds + Records>(skb: *mut __sk_buff, direction: Direction) -> i32 {
+fn message<F: Kinds + Effects>(skb: *mut __sk_buff, direction: Direction) -> i32 {
     // SAFETY: the only borrow in this subprogram, and its caller holds none.
     let Some(scratch) = (unsafe { F::scratch() }) else { return TC_ACT_UNSPEC };
     let verdict = icmp::message(&SkbFrame::new(skb), scratch, direction);

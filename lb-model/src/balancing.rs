@@ -90,6 +90,19 @@ impl Algorithm {
         Self::ALL.into_iter().find(|algorithm| *algorithm as u8 == number)
     }
 
+    /// Returns whether the algorithm compares the open connections of endpoints.
+    pub fn compares_connections(self) -> bool {
+        matches!(
+            self,
+            Self::LeastConnections
+                | Self::WeightedLeastConnections
+                | Self::ShortestExpectedDelay
+                | Self::NeverQueue
+                | Self::Overflow
+                | Self::TwoChoices
+        )
+    }
+
     /// Returns whether [`HashInput`] matters.
     pub fn hashes_the_client(self) -> bool {
         matches!(self, Self::SourceHash | Self::Maglev)
@@ -140,6 +153,8 @@ pub struct Balancing {
     pub hash: HashInput,
     /// A TCP client that repeats its SYN gets another endpoint.
     pub failover: bool,
+    /// An endpoint that refuses clients or does not answer them is left out for a while.
+    pub passive_health: bool,
     /// Weights of the endpoints in a zone or on a node, by [`PlaceHash`], sorted.
     pub weights: Box<[(PlaceHash, Weight)]>,
 }

@@ -42,6 +42,8 @@ pub struct DesiredServicePort {
     pub hash: HashInput,
     /// A TCP client that repeats its SYN gets another endpoint.
     pub failover: bool,
+    /// An endpoint that refuses clients or does not answer them is left out for a while.
+    pub passive_health: bool,
     /// Timeout of ClientIP session affinity in seconds. `None` means no affinity.
     pub affinity_seconds: Option<u32>,
     /// Source addresses that may use the [`FrontendKind::LoadBalancer`] frontends. Packets from

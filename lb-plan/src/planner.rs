@@ -479,6 +479,7 @@ impl Planner {
             port: port.port,
             algorithm,
             failover: service.balancing.failover,
+            passive_health: service.balancing.passive_health,
             hash: if algorithm.hashes_the_client() { service.balancing.hash } else { Default::default() },
             affinity_seconds: service.affinity_seconds,
             source_ranges: if restricted { service.source_ranges.clone() } else { Default::default() },

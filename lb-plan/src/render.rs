@@ -26,6 +26,9 @@ impl fmt::Display for DesiredServicePort {
         if self.failover {
             f.write_str(", failover")?;
         }
+        if self.passive_health != self.failover {
+            write!(f, ", passive health {}", if self.passive_health { "on" } else { "off" })?;
+        }
         if self.hash != HashInput::default() {
             write!(f, " by {}", self.hash.name())?;
         }

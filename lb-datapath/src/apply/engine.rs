@@ -489,7 +489,7 @@ impl<T: Tables> Writer<T> {
         let mut ids = Vec::with_capacity(lists.endpoints.len());
         for (index, endpoint) in (0..).zip(&lists.endpoints) {
             let address = endpoint.address;
-            let flags = entry::backend_flags(lists, index, endpoint, frontends.desired.failover);
+            let flags = entry::backend_flags(frontends.desired, lists, index, endpoint);
             let weight = u32::from(endpoint.weight.get());
             let id = match (known.get(&address), draft.new_backends[family].get(&address)) {
                 (Some(known), _) => {

@@ -112,13 +112,19 @@ pub fn slot_ranges(entry: &layout::ServiceEntry) -> [SlotRange; 2] {
 }
 
 /// Returns the flags of the endpoint with this index in the lists of its family.
-pub fn backend_flags(lists: &EndpointLists, index: u32, endpoint: &DesiredEndpoint, failover: bool) -> u16 {
+pub fn backend_flags(
+    desired: &DesiredServicePort,
+    lists: &EndpointLists,
+    index: u32,
+    endpoint: &DesiredEndpoint,
+) -> u16 {
     let mut flags = backend_flags::PRESENT;
     for (set, flag) in [
         (endpoint.local, backend_flags::LOCAL),
         (lists.cluster.binary_search(&index).is_ok(), backend_flags::IN_CLUSTER),
         (lists.local.binary_search(&index).is_ok(), backend_flags::IN_LOCAL),
-        (failover, backend_flags::FAILOVER),
+        (desired.failover, backend_flags::FAILOVER),
+        (desired.passive_health, backend_flags::PASSIVE_HEALTH),
     ] {
         if set {
             flags |= flag;

@@ -69,6 +69,7 @@ impl MapName {
     pub const FRAGMENTS: PerFamily<Self> = per_family!("FRAGMENTS", Some("max-fragments"));
     pub const AFFINITY: Self = Self { name: "AFFINITY", option: Some("max-affinity") };
     pub const NO_SOURCE_PORT: Self = Self { name: "NO_SOURCE_PORT", option: None };
+    pub const HEALTH: Self = Self { name: "HEALTH", option: None };
     pub const SETTINGS: Self = Self { name: "SETTINGS", option: None };
     pub const MONITOR: Self = Self { name: "MONITOR", option: None };
     pub const RECORD: Self = Self { name: "RECORD", option: None };

@@ -158,6 +158,7 @@ impl Spec {
             algorithm: self.algorithm(),
             hash: HashInput::default(),
             failover: false,
+            passive_health: false,
             affinity_seconds: self.affinity,
             source_ranges: self.source_ranges(),
             frontends,

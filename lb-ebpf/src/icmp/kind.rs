@@ -5,6 +5,17 @@ use lb_common::family::{V4, V6};
 use crate::compose::Compose;
 use crate::verdict::Answer;
 
+/// The meaning of an error for the connection that it is about.
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub enum Unreachable {
+    /// A router has no route to the endpoint, or the endpoint does not answer its router.
+    Host,
+    /// The endpoint, or a firewall, refuses.
+    Port,
+    /// Another error.
+    No,
+}
+
 /// The types of an address family's ICMP.
 pub trait Kinds: Compose {
     const ECHO_REQUEST: u8;
@@ -13,6 +24,8 @@ pub trait Kinds: Compose {
     /// receive: unreachable, too big, time exceeded, parameter problem. Redirects are not: they are
     /// about this node's own link.
     fn is_error(kind: u8) -> bool;
+    /// Returns what an error of this type and code reports about the way to the endpoint.
+    fn unreachable(kind: u8, code: u8) -> Unreachable;
     /// Returns type, code, and the 32 bits that follow the checksum. `mtu`, in bytes of IP, is used
     /// by [`Answer::TooBig`] alone.
     fn describe(answer: Answer, mtu: u16) -> (u8, u8, [u8; 4]);
@@ -25,6 +38,15 @@ impl Kinds for V4 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         matches!(kind, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn unreachable(kind: u8, code: u8) -> Unreachable {
+        match (kind, code) {
+            (3, 0 | 1) => Unreachable::Host,
+            (3, 2 | 3) => Unreachable::Port,
+            _ => Unreachable::No,
+        }
     }
 
     #[inline(always)]
@@ -47,6 +69,15 @@ impl Kinds for V6 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn unreachable(kind: u8, code: u8) -> Unreachable {
+        match (kind, code) {
+            (1, 0 | 3) => Unreachable::Host,
+            (1, 4) => Unreachable::Port,
+            _ => Unreachable::No,
+        }
     }
 
     #[inline(always)]

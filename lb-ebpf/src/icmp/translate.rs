@@ -19,10 +19,11 @@
 //! if the connection's status has the bit for this direction).
 
 use lb_common::checksum::{difference, update, update_udp};
-use lb_common::layout::{TCP, UDP, deliver};
+use lb_common::layout::{TCP, UDP, deliver, direction};
 use lb_common::reason::Reason;
 use lb_common::wire::{ICMP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
 
+use super::effect::{Effects, effect};
 use super::kind::Kinds;
 use crate::count::count;
 use crate::deliver::{Deliver as _, Delivery};
@@ -33,7 +34,7 @@ use crate::handover;
 use crate::log;
 use crate::nat::{address_difference, port_difference, store_addresses};
 use crate::packet::{Packet, parse_quoted};
-use crate::records::Records;
+use crate::record::recording;
 use crate::route::Query;
 use crate::scratch::Scratch;
 use crate::translation::Translation;
@@ -41,7 +42,7 @@ use crate::verdict::{Direction, Verdict};
 
 /// Decides about an ICMP error. An error about a packet of no known connection passes untouched.
 #[inline(always)]
-pub fn error<F: Kinds + Records>(
+pub fn error<F: Kinds + Effects>(
     frame: &SkbFrame,
     scratch: &mut Scratch<F>,
     direction: Direction,
@@ -53,10 +54,11 @@ pub fn error<F: Kinds + Records>(
     }
     let quoted = &*quoted;
     *reply_key = quoted.key.reversed();
-    let now = match flow::lookup::<F>(reply_key, translation) {
-        Some(found) if !found.is_over::<F>() => found.now(),
+    let found = match flow::lookup::<F>(reply_key, translation) {
+        Some(found) if !found.is_over::<F>() => found,
         _ => return handover::unknown(),
     };
+    let now = found.now();
     let flow = &*translation;
     // An error is addressed to the sender of the packet that it quotes.
     if packet.key.dst_addr != quoted.key.src_addr {
@@ -66,6 +68,18 @@ pub fn error<F: Kinds + Records>(
     // path, else at ingress.
     if (direction == Direction::Egress) != flow.is_passing_reply() {
         return Verdict::Pass;
+    }
+    let (number, generation) = found.record();
+    let mut effect = 0;
+    if found.direction() == direction::REPLY && !recording() {
+        let [kind, code] = frame.load::<[u8; 2]>(packet.l4).unwrap_or_default();
+        // Eight bytes of the transport header are always quoted, so a TCP sequence number is.
+        let seq = u32::from_be(frame.load::<u32>(quoted.l4 + 4).unwrap_or_default());
+        let record = (generation as u64) << 32 | number as u64;
+        effect = F::effect(record, F::unreachable(kind, code) as u64, seq as u64, now);
+    }
+    if effect & effect::WITHHELD != 0 {
+        return Verdict::Drop(Reason::ErrorWithheld);
     }
     let source_stays = flow.new_src_addr == reply_key.src_addr;
     let src = if source_stays { packet.key.src_addr } else { flow.new_src_addr };
@@ -90,6 +104,9 @@ pub fn error<F: Kinds + Records>(
         return Verdict::Drop(Reason::RewriteFailed);
     }
     count(Reason::IcmpTranslated);
+    if effect & effect::ENDED != 0 {
+        F::end(number, generation);
+    }
     match delivery {
         Delivery::UpStack => Verdict::Pass,
         Delivery::Out(route) => frame.send(route, packet.l3),

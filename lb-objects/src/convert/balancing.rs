@@ -6,8 +6,10 @@ use lb_model::{Algorithm, Balancing, HashInput, PlaceHash, ProblemKind, Problems
 /// The domain of all annotations that this proxy reads.
 const DOMAIN: &str = "lb.sluice.dev/";
 const ALGORITHM: &str = "lb.sluice.dev/algorithm";
+const BALANCE: &str = "lb.sluice.dev/balance";
 const HASH: &str = "lb.sluice.dev/hash";
 const FAILOVER: &str = "lb.sluice.dev/failover";
+const PASSIVE_HEALTH: &str = "lb.sluice.dev/passive-health";
 const WEIGHTS: &str = "lb.sluice.dev/weights";
 const WEIGHT: &str = "lb.sluice.dev/weight";
 
@@ -16,12 +18,17 @@ const MOST_WEIGHTS: usize = 1_000;
 
 /// Returns the annotations of a Service. A value that is not valid has the effect of a missing one.
 pub(super) fn of_service(metadata: &ObjectMeta, problems: &mut Problems) -> Balancing {
-    report_unknown(metadata, &[ALGORITHM, HASH, FAILOVER, WEIGHTS], problems);
+    report_unknown(metadata, &[ALGORITHM, BALANCE, HASH, FAILOVER, PASSIVE_HEALTH, WEIGHTS], problems);
     let algorithm = value(metadata, ALGORITHM).and_then(|text| algorithm(text, problems));
+    let balance = value(metadata, BALANCE).and_then(|text| balance(text, algorithm, problems));
+    let algorithm = algorithm.or(balance);
     let hash = value(metadata, HASH).and_then(|text| hash(text, algorithm, problems)).unwrap_or_default();
     let weights = value(metadata, WEIGHTS).map(|text| weights(text, problems)).unwrap_or_default();
     let failover = value(metadata, FAILOVER).is_some_and(|text| switch(FAILOVER, text, problems));
-    Balancing { algorithm, hash, failover, weights }
+    let passive_health =
+        value(metadata, PASSIVE_HEALTH).and_then(|text| on_or_off(PASSIVE_HEALTH, text, failover, problems));
+    let passive_health = passive_health.unwrap_or(failover);
+    Balancing { algorithm, hash, failover, passive_health, weights }
 }
 
 /// Returns the weight of all endpoints of an EndpointSlice.
@@ -75,6 +82,24 @@ fn switch(annotation: &str, text: &str, problems: &mut Problems) -> bool {
     text == "true"
 }
 
+/// Returns the value of an annotation that is `on` or `off`, and `default` until it is valid.
+fn on_or_off(annotation: &str, text: &str, default: bool, problems: &mut Problems) -> Option<bool> {
+    let value = match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    };
+    if value.is_none() {
+        problems.error(
+            ProblemKind::UnknownValue,
+            field(annotation),
+            format_args!("`{text}` is neither on nor off"),
+            format_args!("use on or off; it is {} until then", if default { "on" } else { "off" }),
+        );
+    }
+    value
+}
+
 fn algorithm(text: &str, problems: &mut Problems) -> Option<Algorithm> {
     let algorithm = Algorithm::named(text);
     if algorithm.is_none() {
@@ -90,6 +115,29 @@ fn algorithm(text: &str, problems: &mut Problems) -> Option<Algorithm> {
         );
     }
     algorithm
+}
+
+/// Returns the algorithm for what a Service balances. `algorithm` is that of the other annotation,
+/// which takes precedence.
+fn balance(text: &str, algorithm: Option<Algorithm>, problems: &mut Problems) -> Option<Algorithm> {
+    if text != "connections" {
+        problems.error(
+            ProblemKind::UnknownValue,
+            field(BALANCE),
+            format_args!("`{text}` is not something that can be balanced"),
+            "use connections, or remove it; it has no effect until then",
+        );
+        return None;
+    }
+    if let Some(algorithm) = algorithm.filter(|algorithm| !algorithm.compares_connections()) {
+        problems.note(
+            ProblemKind::Contradiction,
+            field(BALANCE),
+            format_args!("has no effect: the Service has the algorithm {algorithm}"),
+            "remove one of the two annotations",
+        );
+    }
+    Some(Algorithm::TwoChoices)
 }
 
 fn hash(text: &str, algorithm: Option<Algorithm>, problems: &mut Problems) -> Option<HashInput> {

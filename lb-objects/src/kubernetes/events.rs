@@ -115,6 +115,21 @@ impl ObjectWarning {
         }
     }
 
+    /// Returns the warning that an endpoint of a Service gets no new connections for a while.
+    pub fn left_out(service: &ObjectName, note: String) -> Self {
+        Self {
+            kind: "Service",
+            namespace: service.namespace().to_owned(),
+            name: service.name().to_owned(),
+            reason: "EndpointLeftOut".to_owned(),
+            action: "LeaveOut",
+            event_type: "Warning",
+            note,
+            node_specific: true,
+            combined: false,
+        }
+    }
+
     fn api_version(&self) -> &'static str {
         match self.kind {
             "EndpointSlice" => "discovery.k8s.io/v1",

@@ -145,6 +145,8 @@ pub struct ServiceAddressEntry {
     pub algorithm: u8,
     /// A TCP client that repeats its SYN gets another endpoint.
     pub failover: bool,
+    /// Endpoints that refuse or do not answer are left out.
+    pub passive_health: bool,
     /// Traffic from outside the cluster uses local backends only. It is dropped if there are none.
     pub outside_local: bool,
     /// Traffic from pods and from the node uses local backends only. It is dropped if there are
@@ -168,6 +170,7 @@ impl ServiceAddressEntry {
             affinity_seconds: 0,
             algorithm: algorithm::RANDOM,
             failover: false,
+            passive_health: false,
             outside_local: false,
             inside_local: false,
         }
@@ -339,7 +342,7 @@ impl Subject {
             let service_id = self.service_id(entry)?;
             for endpoint in &entry.backends {
                 gone_backends.remove(&(service_id, endpoint.address));
-                self.backend(service_id, *endpoint, entry.failover)?;
+                self.backend(service_id, *endpoint, entry)?;
             }
             if entry.address_flags() != 0 {
                 *flags.entry(address.ip).or_default() |= entry.address_flags();
@@ -483,14 +486,20 @@ impl Subject {
         Ok(())
     }
 
-    fn backend(&mut self, service_id: u32, endpoint: BackendEndpoint, failover: bool) -> Result<()> {
+    fn backend(
+        &mut self,
+        service_id: u32,
+        endpoint: BackendEndpoint,
+        entry: &ServiceAddressEntry,
+    ) -> Result<()> {
         let id = match self.backends.get(&(service_id, endpoint.address)) {
             Some(_) => return Ok(()),
             None => self.next_backend,
         };
         let local = if endpoint.local { backend_flags::LOCAL | backend_flags::IN_LOCAL } else { 0 };
-        let failover = if failover { backend_flags::FAILOVER } else { 0 };
-        let flags = backend_flags::PRESENT | backend_flags::IN_CLUSTER | local | failover;
+        let failover = if entry.failover { backend_flags::FAILOVER } else { 0 };
+        let health = if entry.passive_health { backend_flags::PASSIVE_HEALTH } else { 0 };
+        let flags = backend_flags::PRESENT | backend_flags::IN_CLUSTER | local | failover | health;
         let entry = BackendEntry { address: endpoint.address, flags, service_id, weight: endpoint.weight };
         self.tables.write_backend(IpFamily::of(&endpoint.address.ip()), id, entry)?;
         self.backends.insert((service_id, endpoint.address), id);
@@ -630,6 +639,12 @@ impl Subject {
     pub fn port_shortages(&self) -> Result<Vec<(SocketAddr, u64)>> {
         let shortages = self.datapath.maps().port_shortages()?.into_iter();
         Ok(shortages.map(|shortage| (shortage.endpoint, shortage.packets)).collect())
+    }
+
+    /// Returns the endpoints that are left out, each with the number of times in succession.
+    pub fn left_out(&self) -> Result<Vec<(SocketAddr, u32)>> {
+        let left_out = self.datapath.maps().left_out()?.into_iter();
+        Ok(left_out.map(|endpoint| (endpoint.endpoint, endpoint.level)).collect())
     }
 
     /// Returns size and verification cost of each program.

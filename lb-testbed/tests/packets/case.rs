@@ -129,6 +129,9 @@ pub struct Service {
     /// A TCP client that repeats its SYN gets another endpoint.
     #[serde(default)]
     pub failover: bool,
+    /// Endpoints that refuse or do not answer are left out.
+    #[serde(default)]
+    pub passive_health: bool,
     /// With `local`, traffic from outside uses only backends on this node. It is dropped if there
     /// are none.
     #[serde(default)]
@@ -269,6 +272,9 @@ pub struct Step {
     /// PACKETS`.
     #[serde(default)]
     pub port_shortages: Option<Vec<String>>,
+    /// The endpoints that are left out, after the packet: `ADDRESS PORT LEVEL`.
+    #[serde(default)]
+    pub left_out: Option<Vec<String>>,
     /// Repeats the step with `$i` set to each number from the first to the last.
     #[serde(default)]
     pub for_each: Option<[u32; 2]>,

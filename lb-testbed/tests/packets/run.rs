@@ -146,6 +146,7 @@ impl CaseRun<'_> {
             entry.affinity_seconds = service.affinity;
             entry.algorithm = service.algorithm.number();
             entry.failover = service.failover;
+            entry.passive_health = service.passive_health;
             // A ClusterIP has the internal policy, other addresses have the external one. The
             // external one does not apply to pods and the node: they are inside the cluster
             // (KEP-1669).
@@ -231,7 +232,8 @@ impl CaseRun<'_> {
         self.check_counters(step, &counters, &counted)?;
         self.check_flows(step)?;
         self.check_loads(step)?;
-        self.check_port_shortages(step)
+        self.check_port_shortages(step)?;
+        self.check_left_out(step)
     }
 
     fn link(&self) -> Link {
@@ -396,6 +398,18 @@ impl CaseRun<'_> {
         expected.sort();
         found.sort();
         ensure!(expected == found, "no source port: found {found:?}, expected {expected:?}");
+        Ok(())
+    }
+
+    fn check_left_out(&self, step: &Step) -> Result<()> {
+        let Some(expected) = &step.left_out else { return Ok(()) };
+        let mut expected: Vec<String> = expected.iter().map(|text| self.names.fill(text)).collect();
+        let left_out = self.subject.left_out()?.into_iter();
+        let mut found: Vec<String> =
+            left_out.map(|(at, level)| format!("{} {} {level}", at.ip(), at.port())).collect();
+        expected.sort();
+        found.sort();
+        ensure!(expected == found, "left out: found {found:?}, expected {expected:?}");
         Ok(())
     }
 }

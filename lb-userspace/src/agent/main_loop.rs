@@ -81,6 +81,8 @@ pub struct MainLoop {
     pub flow_maps: Vec<MapUsage>,
     /// The endpoints that drain and had connections when the flow table was read last.
     pub draining: BTreeSet<(ServicePortId, SocketAddr)>,
+    /// The endpoints that were left out when the flow table was read last.
+    pub left_out: BTreeSet<(ServicePortId, SocketAddr)>,
     pub full_maps: FullMaps,
 }
 
@@ -403,6 +405,7 @@ impl MainLoop {
                 self.metrics.set_flows(usage.open, usage.half_open);
                 self.flow_maps = usage.maps;
                 self.report_drained();
+                self.report_left_out();
                 debug!(open = usage.open, half_open = usage.half_open, "read the flow table");
             }
             Err(error) => {
@@ -438,6 +441,32 @@ impl MainLoop {
             }
         }
         self.draining = endpoints.busy;
+    }
+
+    /// Reports endpoints that are left out, and those that answer again.
+    fn report_left_out(&mut self) {
+        let endpoints = match self.datapath.maps().left_out() {
+            Ok(endpoints) => endpoints,
+            Err(error) => return warn!("cannot read the endpoints that are left out: {error}"),
+        };
+        let left_out: BTreeSet<_> =
+            endpoints.into_iter().map(|endpoint| (endpoint.service, endpoint.endpoint)).collect();
+        for (service, endpoint) in left_out.difference(&self.left_out) {
+            let note = format!(
+                "endpoint {endpoint} of {service} refuses clients or does not answer them: \
+                 it gets no new connections for a while"
+            );
+            warn!("{note}");
+            if let Some(recorder) = &self.recorder {
+                let name = ObjectName::new(&service.namespace, &service.name);
+                recorder.record(ObjectWarning::left_out(&name, note));
+            }
+        }
+        for (service, endpoint) in self.left_out.difference(&left_out) {
+            info!("endpoint {endpoint} of {service} is not left out any more");
+        }
+        self.metrics.set_left_out(left_out.len());
+        self.left_out = left_out;
     }
 
     fn log_outcome(&self, outcome: &ReconcileOutcome) {

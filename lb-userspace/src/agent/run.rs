@@ -118,6 +118,7 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
         by_kernel: None,
         flow_maps: Vec::new(),
         draining: BTreeSet::new(),
+        left_out: BTreeSet::new(),
         full_maps: Default::default(),
     }
     .run(events, task, stop)

@@ -305,9 +305,9 @@ impl RecordingDatapath {
             let names = maps.service_names()?.into_iter().collect();
             let backends: BackendsById =
                 maps.backends(family)?.into_iter().map(|(id, entry)| ((family, id), entry)).collect();
-            Ok((names, backends, maps.slots(record.slot_base, record.slot_count)?))
+            Ok((names, backends, maps.slots(record.slot_base, record.slot_count)?, maps.loads()?))
         };
-        let (names, backends, slots) = read().map_err(ExplainError::Maps)?;
+        let (names, backends, slots, loads) = read().map_err(ExplainError::Maps)?;
         Ok(explain(&Observation {
             packet,
             origin,
@@ -316,6 +316,7 @@ impl RecordingDatapath {
             names: &names,
             backends: &backends,
             slots: &slots,
+            loads: &loads,
             device: (record.ifindex != 0).then(|| device_name(record.ifindex)).flatten(),
             source_is_node: node.is_node(packet.source.ip()),
         }))

@@ -13,7 +13,7 @@ use lb_model::IpFamily;
 use super::pin_args::PinArgs;
 use crate::preflight::{self, PreflightError};
 use crate::view::{
-    BackendsById, Names, OutputError, OutputFormat, Row, ServiceEntries, ServiceFilter, Slots,
+    BackendsById, EndpointFacts, Names, OutputError, OutputFormat, Row, ServiceEntries, ServiceFilter, Slots,
     SourceRangesById, affinity_rows, backend_rows, flow_rows, render, service_rows,
 };
 
@@ -28,9 +28,11 @@ pub enum Get {
     /// List the endpoints of Service ports, with their state
     ///
     /// `ready` endpoints get new connections. `draining` endpoints only keep the connections they
-    /// have. ACTIVE is the number of open TCP and SCTP connections. INACTIVE is the number of UDP
-    /// connections and of those that one side has closed. NO-SOURCE-PORT (-o wide) is the number of
-    /// packets that opened no connection because no source port was free.
+    /// have. `left-out` endpoints refuse or do not answer: they get no new connections for a while.
+    /// LEFT-OUT (-o wide) is the time until the next attempt. ACTIVE is the number of open TCP and
+    /// SCTP connections. INACTIVE is the number of UDP connections and of those that one side has
+    /// closed. NO-SOURCE-PORT (-o wide) is the number of packets that opened no connection because
+    /// no source port was free.
     #[command(visible_aliases = ["backend", "endpoints", "ep"])]
     Backends(GetArgs),
     /// List the connections that are translated packet by packet, with state and idle time
@@ -80,10 +82,12 @@ impl Get {
                 args.print(&service_rows(&tables, &args.filter()))
             }
             Self::Backends(args) => {
-                let (backends, names, shortages, loads) = args.read(|maps| {
-                    Ok((backends(maps)?, names(maps)?, maps.port_shortages()?, maps.loads()?))
+                let (backends, names, shortages, left_out, loads) = args.read(|maps| {
+                    let (shortages, left_out) = (maps.port_shortages()?, maps.left_out()?);
+                    Ok((backends(maps)?, names(maps)?, shortages, left_out, maps.loads()?))
                 })?;
-                args.print(&backend_rows(&backends, &names, &shortages, &loads, &args.filter()))
+                let facts = EndpointFacts { shortages, left_out, loads: &loads, now_ns: monotonic_ns() };
+                args.print(&backend_rows(&backends, &names, &facts, &args.filter()))
             }
             Self::Flows(args) => {
                 let (flows, timeouts, names) =

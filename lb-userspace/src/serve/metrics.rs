@@ -67,6 +67,8 @@ struct Values {
     watches: Vec<(&'static str, Duration)>,
     /// Endpoints that have drained.
     drained: u64,
+    /// Endpoints that are left out.
+    left_out: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -174,6 +176,11 @@ impl Metrics {
         self.values().networks_by_kernel = networks;
     }
 
+    /// Sets the number of endpoints that are left out.
+    pub fn set_left_out(&self, endpoints: usize) {
+        self.values().left_out = endpoints;
+    }
+
     /// Counts an endpoint that drains and has no connections any more.
     pub fn drained(&self) {
         self.values().drained += 1;
@@ -275,6 +282,11 @@ impl Collector for Metrics {
             "sluice_drained_endpoints",
             "Endpoints that drained until their last connection through this node ended",
             values.drained,
+        )?;
+        writer.gauge(
+            "sluice_left_out_endpoints",
+            "Endpoints that get no new connections for a while: they refuse or do not answer",
+            values.left_out,
         )?;
         writer.gauges(
             "sluice_map_entries",

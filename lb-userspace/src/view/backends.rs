@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use lb_common::layout::backend_flags;
 use lb_common::load::Connections;
-use lb_datapath::EndpointShortage;
+use lb_datapath::{EndpointShortage, LeftOutEndpoint};
 use lb_model::IpFamily;
 use serde::Serialize;
 
@@ -19,7 +19,8 @@ pub struct BackendRow {
     pub service: NamedServicePort,
     pub protocol: String,
     pub address: SocketAddr,
-    /// `ready`, or `draining`: the endpoint keeps its connections and gets no new ones.
+    /// `ready`; `draining`: the endpoint keeps its connections and gets no new ones; `left-out`: it
+    /// refuses or does not answer, and gets no new ones for a while.
     pub state: &'static str,
     /// Whether the endpoint runs on this node.
     pub local: bool,
@@ -31,24 +32,45 @@ pub struct BackendRow {
     pub id: u32,
     /// The number of packets that opened no connection because no source port was free.
     pub no_source_port: u64,
+    /// The seconds until an endpoint that is left out is tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out_seconds: Option<u64>,
+}
+
+/// What is known of endpoints beside their entries.
+#[derive(Debug)]
+pub struct EndpointFacts<'a> {
+    pub shortages: Vec<EndpointShortage>,
+    pub left_out: Vec<LeftOutEndpoint>,
+    pub loads: &'a HashMap<(IpFamily, u32), Connections>,
+    /// The time of [`lb_datapath::monotonic_ns`].
+    pub now_ns: u64,
 }
 
 /// Returns the rows, sorted by Service and address.
 pub fn backend_rows(
     backends: &BackendsById,
     names: &Names,
-    shortages: &[EndpointShortage],
-    loads: &HashMap<(IpFamily, u32), Connections>,
+    facts: &EndpointFacts<'_>,
     filter: &ServiceFilter,
 ) -> Vec<BackendRow> {
-    let shortages: HashMap<(IpFamily, u32), u64> = shortages
+    let left_out: HashMap<(IpFamily, u32), u64> = facts
+        .left_out
+        .iter()
+        .map(|left_out| {
+            let seconds = left_out.until_ns.saturating_sub(facts.now_ns).div_ceil(1_000_000_000);
+            ((IpFamily::of(&left_out.endpoint.ip()), left_out.backend_id), seconds)
+        })
+        .collect();
+    let shortages: HashMap<(IpFamily, u32), u64> = facts
+        .shortages
         .iter()
         .map(|shortage| ((IpFamily::of(&shortage.endpoint.ip()), shortage.backend_id), shortage.packets))
         .collect();
     let mut rows: Vec<BackendRow> = backends
         .iter()
         .filter(|(_, entry)| entry.flags & backend_flags::PRESENT != 0)
-        .map(|(key, entry)| (key, entry, loads.get(key).copied().unwrap_or_default()))
+        .map(|(key, entry)| (key, entry, facts.loads.get(key).copied().unwrap_or_default()))
         .map(|(&(family, id), entry, connections)| BackendRow {
             service: NamedServicePort::of(entry.service_id, names),
             protocol: names
@@ -56,13 +78,18 @@ pub fn backend_rows(
                 .map(|name| protocol_name(name.protocol))
                 .unwrap_or_default(),
             address: entry.address,
-            state: if entry.drains() { "draining" } else { "ready" },
+            state: match left_out.get(&(family, id)) {
+                _ if entry.drains() => "draining",
+                Some(_) => "left-out",
+                None => "ready",
+            },
             local: entry.flags & backend_flags::LOCAL != 0,
             weight: entry.weight,
             active_connections: connections.active,
             inactive_connections: connections.inactive,
             id,
             no_source_port: shortages.get(&(family, id)).copied().unwrap_or(0),
+            left_out_seconds: left_out.get(&(family, id)).copied(),
         })
         .filter(|row| filter.accepts(&row.service))
         .collect();
@@ -77,7 +104,7 @@ impl Row for BackendRow {
         let mut columns =
             vec!["SERVICE", "PROTOCOL", "ENDPOINT", "STATE", "NODE", "WEIGHT", "ACTIVE", "INACTIVE"];
         if wide {
-            columns.extend(["NO-SOURCE-PORT", "ID"]);
+            columns.extend(["LEFT-OUT", "NO-SOURCE-PORT", "ID"]);
         }
         columns
     }
@@ -94,7 +121,9 @@ impl Row for BackendRow {
             self.inactive_connections.to_string(),
         ];
         if wide {
-            cells.extend([self.no_source_port.to_string(), self.id.to_string()]);
+            let left_out =
+                self.left_out_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s"));
+            cells.extend([left_out, self.no_source_port.to_string(), self.id.to_string()]);
         }
         cells
     }
@@ -115,24 +144,39 @@ mod tests {
         // The endpoint was removed, but its id is not free yet: not listed.
         backends.insert((IpFamily::V4, 9), fixture::backend("10.244.9.9:80", 0, 1));
         // IPv4 and IPv6 have ids of their own.
+        let service = ServicePortId {
+            namespace: "default".into(),
+            name: "web".into(),
+            port_name: "http".into(),
+            protocol: Protocol::Tcp,
+        };
         let shortage = EndpointShortage {
-            service: ServicePortId {
-                namespace: "default".into(),
-                name: "web".into(),
-                port_name: "http".into(),
-                protocol: Protocol::Tcp,
-            },
+            service: service.clone(),
             port: 80,
             endpoint: "10.244.1.2:8080".parse().unwrap(),
             backend_id: 1,
             packets: 12,
             last_ns: 0,
         };
+        let left_out = LeftOutEndpoint {
+            service,
+            port: 80,
+            endpoint: "10.244.2.2:8080".parse().unwrap(),
+            backend_id: 2,
+            level: 3,
+            until_ns: 5_500_000_000,
+        };
         let loads = HashMap::from([
             ((IpFamily::V4, 1), Connections { active: 7, inactive: 2 }),
             ((IpFamily::V4, 4), Connections { active: 0, inactive: 3 }),
         ]);
-        backend_rows(&backends, &fixture::names(), &[shortage], &loads, &ServiceFilter::default())
+        let facts = EndpointFacts {
+            shortages: vec![shortage],
+            left_out: vec![left_out],
+            loads: &loads,
+            now_ns: 2_000_000_000,
+        };
+        backend_rows(&backends, &fixture::names(), &facts, &ServiceFilter::default())
     }
 
     #[test]

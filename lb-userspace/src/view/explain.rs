@@ -2,14 +2,15 @@
 //!
 //! **Invariant:** this code decides nothing. All decisions are in the record.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use lb_common::layout::{Record, backend_flags, kind, record_client, record_source, service_flags};
+use lb_common::load::{Connections, SAMPLE};
 use lb_common::reason::{Outcome, Reason};
 use lb_datapath::{Recorded, TestRun};
-use lb_model::IpFamily;
+use lb_model::{Algorithm, IpFamily};
 use serde::Serialize;
 
 use super::output::OutputError;
@@ -41,6 +42,8 @@ pub struct Observation<'a> {
     pub backends: &'a BackendsById,
     /// Backend ids in the slots of the record.
     pub slots: &'a [u32],
+    /// The open connections of endpoints.
+    pub loads: &'a HashMap<(IpFamily, u32), Connections>,
     /// Name of the device through which the packet leaves.
     pub device: Option<String>,
     /// Whether the source is an address of this node.
@@ -153,7 +156,7 @@ pub fn explain(observation: &Observation<'_>) -> Explanation {
         why: ReasonTexts {
             from: observation.origin.why.clone(),
             client: describe_client(observation),
-            chosen: chosen.map(|_| why_chosen(record, endpoints.len())),
+            chosen: chosen.map(|_| why_chosen(observation, &endpoints)),
             verdict: why_verdict(observation, verdict, reason),
             source: after
                 .filter(|_| verdict == ExplainedVerdict::Forward)
@@ -252,16 +255,75 @@ fn describe_client(observation: &Observation<'_>) -> Option<String> {
     Some(text)
 }
 
-fn why_chosen(record: &Record, endpoints: usize) -> String {
-    if record.known_flow != 0 {
-        "this connection is open: it keeps its endpoint".into()
+fn why_chosen(observation: &Observation<'_>, endpoints: &BTreeSet<SocketAddr>) -> String {
+    let record = &observation.recorded.record;
+    let mut text = if record.known_flow != 0 {
+        return "this connection is open: it keeps its endpoint".into();
     } else if record.by_affinity != 0 {
-        "session affinity: this client used this endpoint last".into()
-    } else if endpoints == 1 {
-        "the only endpoint".into()
+        return "session affinity: this client used this endpoint last".into();
+    } else if endpoints.len() == 1 {
+        return "the only endpoint".into();
     } else {
-        format!("one of {endpoints} endpoints at random; another run may choose another one")
+        by_algorithm(observation, endpoints.len())
+    };
+    let family = IpFamily::of(&observation.packet.source.ip());
+    if let Some(left_out) = observation.backends.get(&(family, record.left_out)) {
+        text += &format!(
+            "; {} was selected first, but is left out: it refuses clients or does not answer them",
+            left_out.address
+        );
     }
+    text
+}
+
+/// Returns how the algorithm has selected the endpoint.
+fn by_algorithm(observation: &Observation<'_>, count: usize) -> String {
+    let scheduler = u8::try_from(observation.recorded.record.scheduler).ok();
+    let algorithm = scheduler.and_then(Algorithm::numbered).unwrap_or_default();
+    let rule = match algorithm {
+        Algorithm::Random => {
+            return format!("one of {count} endpoints at random; another run may choose another one");
+        }
+        Algorithm::RoundRobin | Algorithm::WeightedRoundRobin => {
+            format!("the next of {count} endpoints in turn")
+        }
+        Algorithm::SourceHash | Algorithm::DestinationHash | Algorithm::Maglev => {
+            format!("one of {count} endpoints by a hash: the same one for the same client or address")
+        }
+        Algorithm::Failover => "the endpoint with the greatest weight".into(),
+        Algorithm::LeastConnections => "the fewest connections".into(),
+        Algorithm::WeightedLeastConnections => "the fewest connections for the weight".into(),
+        Algorithm::ShortestExpectedDelay => "the fewest active connections for the weight".into(),
+        Algorithm::NeverQueue => "one without active connections, or the fewest for the weight".into(),
+        Algorithm::Overflow => "the greatest weight with no more active connections than the weight".into(),
+        Algorithm::TwoChoices => "of two at random, the fewer connections for the weight".into(),
+    };
+    let compared = if algorithm.compares_connections() { counts(observation) } else { String::new() };
+    format!("{algorithm}: {rule}{compared}")
+}
+
+/// Returns the connections of the endpoints that the algorithm has compared.
+fn counts(observation: &Observation<'_>) -> String {
+    let family = IpFamily::of(&observation.packet.source.ip());
+    let ids: BTreeSet<u32> = observation.slots.iter().copied().collect();
+    let counts: BTreeSet<_> = ids
+        .into_iter()
+        .filter_map(|id| {
+            let endpoint = observation.backends.get(&(family, id))?;
+            let load = observation.loads.get(&(family, id)).copied().unwrap_or_default();
+            Some((endpoint.address, load.active, load.inactive, endpoint.weight))
+        })
+        .collect();
+    let most = usize::try_from(SAMPLE).unwrap_or(usize::MAX);
+    let sampled = if counts.len() > most { format!(", of {most} in a sample") } else { String::new() };
+    let listed: Vec<_> = counts
+        .into_iter()
+        .take(most)
+        .map(|(address, active, inactive, weight)| {
+            format!("{address} has {active} active and {inactive} inactive, weight {weight}")
+        })
+        .collect();
+    format!("{sampled} ({})", listed.join("; "))
 }
 
 fn why_verdict(observation: &Observation<'_>, verdict: ExplainedVerdict, reason: Option<Reason>) -> String {
@@ -406,6 +468,7 @@ mod tests {
             names: &fixture::names(),
             backends: &fixture::backends(),
             slots,
+            loads: &HashMap::from([((IpFamily::V4, 1), Connections { active: 3, inactive: 1 })]),
             device: (record.ifindex != 0).then(|| "eth0".into()),
             source_is_node: false,
         })
@@ -478,6 +541,33 @@ mod tests {
             (false, Some("10.244.1.9:40000"))
         );
         assert_golden("explain-socket.txt", &explanation.render(ExplanationFormat::Table).unwrap());
+    }
+
+    #[test]
+    fn the_algorithm_and_the_counts_that_it_compares() {
+        let asked = packet(PacketProtocol::Tcp, SOURCE, "10.10.0.11:30088");
+        let after = packet(PacketProtocol::Tcp, "10.10.0.11:61234", "10.244.2.2:8080");
+        let chosen = |algorithm: Algorithm, left_out| {
+            let record = Record {
+                service_id: 1,
+                slot_count: 3,
+                backend_id: 2,
+                scheduler: algorithm as u32,
+                left_out,
+                ..counted(Reason::Forwarded)
+            };
+            explained(&asked, &after, TC_ACT_REDIRECT, record).why.chosen.unwrap()
+        };
+        assert_eq!(
+            chosen(Algorithm::LeastConnections, 0),
+            "lc: the fewest connections (10.244.1.2:8080 has 3 active and 1 inactive, weight 1; \
+             10.244.2.2:8080 has 0 active and 0 inactive, weight 1)"
+        );
+        assert_eq!(
+            chosen(Algorithm::RoundRobin, 1),
+            "rr: the next of 2 endpoints in turn; 10.244.1.2:8080 was selected first, but is left out: \
+             it refuses clients or does not answer them"
+        );
     }
 
     #[test]

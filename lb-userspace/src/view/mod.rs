@@ -18,7 +18,7 @@ pub mod top;
 pub mod top_screen;
 
 pub use affinity::{AffinityRow, affinity_rows};
-pub use backends::{BackendRow, backend_rows};
+pub use backends::{BackendRow, EndpointFacts, backend_rows};
 pub use flows::{FlowRow, flow_rows};
 pub use migration::{ReportFormat, render_report};
 pub use output::{OutputError, OutputFormat, render};

@@ -8,7 +8,7 @@ use lb_common::reason::{Outcome, Reason};
 use lb_model::IpFamily;
 use serde::Serialize;
 
-use super::backends::{BackendRow, backend_rows};
+use super::backends::{BackendRow, EndpointFacts, backend_rows};
 use super::output::OutputError;
 use super::row::Row;
 use super::service_port::{BackendsById, NamedServicePort, Names, ServiceFilter, protocol_name};
@@ -100,7 +100,9 @@ impl TopReport {
             let of_these = now.counters.iter().filter(|(reason, _)| reasons.contains(reason));
             of_these.map(|(reason, count)| increase(*reason, *count)).sum::<f64>()
         };
-        let endpoints = backend_rows(&now.backends, &now.names, &[], &now.loads, &ServiceFilter::default());
+        let facts =
+            EndpointFacts { shortages: Vec::new(), left_out: Vec::new(), loads: &now.loads, now_ns: 0 };
+        let endpoints = backend_rows(&now.backends, &now.names, &facts, &ServiceFilter::default());
         let mut rows: HashMap<u32, TopRow> = now
             .names
             .iter()

@@ -135,7 +135,19 @@ pub fn failover_moves_unanswered_connections(world: &mut World, family: Family) 
     let moves = moved(world)? - before;
     // In turn, two of four requests go to the silent endpoint first.
     ensure!(moves >= 2, "{moves} connections were moved");
-    Ok(())
+
+    // A router answers that the host is unreachable. The client does not receive the error, and
+    // after three of them the endpoint is left out.
+    world.node(1).host.place.run("ip", ["route", "replace", "unreachable", address])?;
+    answered_by(&world.client().get(&[target], 8)?, &[3])?;
+    eventually(|| {
+        let backends = world.agent(0)?.lb(&["get", "backends", &published.service.name])?;
+        let states = ["left-out", "ready"].map(|state| backends.contains(state));
+        ensure!(states == [true, true], "{backends}");
+        let left_out = metric(world.node(0), "sluice_left_out_endpoints", "")?;
+        ensure!(left_out >= 1.0, "{left_out} endpoints are left out");
+        Ok(())
+    })
 }
 
 /// Returns how many connections the first node has moved to another endpoint.
