@@ -29,7 +29,6 @@ fn grpc() -> Result<()> {
     let port = PORT.to_string();
     for (protocol, server_tls) in [("GRPC", "--use_tls=false"), ("GRPCS", "--use_tls=true")] {
         let bed = IngressBed::build()?;
-        let _server = Server::start(&bed, &server, &["--port", &port, server_tls])?;
         let certificate = write_objects(
             &bed,
             json!({
@@ -37,6 +36,13 @@ fn grpc() -> Result<()> {
                 "nginx.ingress.kubernetes.io/ssl-redirect": "false",
             }),
         )?;
+        // Without these options the server looks for files in its source folder.
+        let files = ["tls_cert_file=tls.crt", "tls_key_file=tls.key"].map(|option| {
+            let (name, file) = option.split_once('=').unwrap_or_default();
+            format!("--{name}={}", bed.folder().join(file).display())
+        });
+        let arguments = ["--port", &port, server_tls, &files[0], &files[1]];
+        let _server = Server::start(&bed, &server, &arguments)?;
         let proxy = bed.start_proxy(&["--no-access-log"])?;
         let ca = format!("--ca_file={}", certificate.display());
         let name = format!("--server_host_override={NAME}");
