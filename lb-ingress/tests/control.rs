@@ -95,6 +95,23 @@ impl World {
     }
 }
 
+/// A pod with addresses of both families is one endpoint: otherwise both tries of a request might
+/// go to one dead pod.
+#[test]
+fn pods_of_both_families_are_one_endpoint() {
+    let mut world = World::new();
+    world.write("web.yaml", &INGRESS.replace("HOST", "a"));
+    world.write("service.yaml", SERVICE);
+    let v6 = slice(&["'fd00::1'", "'fd00::2'"]).replace("IPv4", "IPv6").replace("web-1", "web-2");
+    world.write("slice6.yaml", &v6);
+    assert!(world.scan().ready);
+    assert_eq!(world.addresses(), Some(vec!["[fd00::1]:8080".into(), "[fd00::2]:8080".into()]));
+
+    world.write("slice.yaml", &slice(&["10.0.0.1", "10.0.0.2"]));
+    world.scan();
+    assert_eq!(world.addresses(), Some(vec!["10.0.0.1:8080".into(), "10.0.0.2:8080".into()]));
+}
+
 #[test]
 fn routes_endpoints_and_certificates_follow_the_manifests() {
     let mut world = World::new();

@@ -93,9 +93,10 @@ pub(super) fn select<'a>(
     SelectedEndpoints { lists, reachable }
 }
 
-/// Returns the endpoints of a TCP port that may get new connections from this node, whatever their
-/// family, sorted: those that the policy Cluster selects. `port` is the name of the port, `slices`
-/// are those of one Service.
+/// Returns the endpoints of a TCP port that may get new connections from this node, sorted: those
+/// that the policy Cluster selects. The endpoints of a Service with both families are those of
+/// IPv4 if there are any, so that each pod is one endpoint. `port` is the name of the port,
+/// `slices` are those of one Service.
 pub fn eligible_addresses<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     (port, balancing): (&str, &Balancing),
@@ -103,13 +104,12 @@ pub fn eligible_addresses<'a>(
 ) -> Vec<SocketAddr> {
     let port = ServicePort { name: port.into(), protocol: Protocol::Tcp, port: 0, node_port: None };
     let used = UsedLists { cluster: true, local: false };
-    let mut addresses = Vec::new();
-    for family in IpFamily::BOTH {
+    let of_family = |family| -> Vec<_> {
         let lists = select(slices.clone(), (&port, balancing), family, used, zone).lists;
         let eligible = lists.cluster.iter().filter_map(|index| lists.endpoints.get(*index as usize));
-        addresses.extend(eligible.map(|endpoint| endpoint.address));
-    }
-    addresses
+        eligible.map(|endpoint| endpoint.address).collect()
+    };
+    IpFamily::BOTH.into_iter().map(of_family).find(|addresses| !addresses.is_empty()).unwrap_or_default()
 }
 
 /// Returns the endpoints of all slices, sorted by address and without duplicates.
