@@ -121,7 +121,8 @@ impl Features {
             ),
             (
                 self.jit,
-                "no BPF compiler in use (CONFIG_BPF_JIT, sysctl net.core.bpf_jit_enable): programs run several times slower",
+                "no BPF compiler in use (CONFIG_BPF_JIT, sysctl net.core.bpf_jit_enable): tc and XDP programs are refused, and \
+                 calls at sockets take several times longer",
             ),
             (
                 self.netns_cookie.is_some(),

@@ -54,6 +54,8 @@ impl RefusedProgram {
             "program of this type cannot",
         ]) {
             "this kernel lacks a function that the program needs: a newer kernel has it (docs/kernels.md)"
+        } else if contains_one_of(&["non-JITed programs"]) {
+            "switch the BPF compiler on: `sysctl net.core.bpf_jit_enable=1`, or a kernel with CONFIG_BPF_JIT"
         } else if contains_one_of(&["too large", "too complex", "combined stack size"]) {
             "the program is too large for this kernel's verifier: use a newer kernel, and report this line"
         } else {
@@ -160,6 +162,9 @@ processed 24310 insns (limit 1000000) max_states_per_insn 4 total_states 1193 pe
             remedy("Permission denied", "combined stack size of 3 calls is 544. Too large\n")
                 .contains("too large")
         );
+        // Linux 6.1 with net.core.bpf_jit_enable=0.
+        let interpreted = "tail_calls are not allowed in non-JITed programs with bpf-to-bpf calls\n";
+        assert!(remedy("Invalid argument", interpreted).contains("bpf_jit_enable"));
         assert!(remedy("Operation not permitted (os error 1)", "").contains("lockdown"));
         assert!(remedy("Invalid argument (os error 22)", "").contains("CONFIG_CGROUP_BPF"));
         assert!(remedy("Permission denied (os error 13)", LOG).contains("newer kernel"));

@@ -32,7 +32,7 @@ const OPTIONS: [KernelOption; 8] = [
     KernelOption { name: "CONFIG_NET_CLS_BPF", without: NO_TC, need: Need::WithoutTcx },
     KernelOption {
         name: "CONFIG_BPF_JIT",
-        without: "programs run several times slower",
+        without: "tc and XDP programs are refused, and calls at sockets take several times longer",
         need: Need::Optional,
     },
     KernelOption {
