@@ -11,7 +11,7 @@ use crate::records::Records;
 use crate::service::{self, Destination, backend};
 
 /// Bits of an effect.
-pub mod effect {
+pub mod consequence {
     /// The sender of the request does not receive the error, because its next SYN goes to another
     /// endpoint.
     pub const WITHHELD: u64 = 1 << 0;
@@ -19,7 +19,7 @@ pub mod effect {
     pub const ENDED: u64 = 1 << 1;
 }
 
-/// Returns the effect of an error, of [`effect`]. `record` is the number of the connection's
+/// Returns the effect of an error, of [`consequence`]. `record` is the number of the connection's
 /// record, with its generation above. `seq` is the quoted TCP sequence number.
 #[inline(always)]
 fn effect_of<F: Records>(record: u64, unreachable: u64, seq: u32, now: u64) -> u64 {
@@ -43,7 +43,7 @@ fn effect_of<F: Records>(record: u64, unreachable: u64, seq: u32, now: u64) -> u
         if is_attempt {
             F::judge(number, attempt::REFUSED, now);
             if flow.protocol == UDP {
-                effect = effect::ENDED;
+                effect = consequence::ENDED;
             }
         }
     }
@@ -53,7 +53,7 @@ fn effect_of<F: Records>(record: u64, unreachable: u64, seq: u32, now: u64) -> u
         && flow.protocol == TCP
         && has_other_endpoint::<F>(flow)
     {
-        effect |= effect::WITHHELD;
+        effect |= consequence::WITHHELD;
     }
     effect
 }

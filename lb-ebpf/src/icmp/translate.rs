@@ -23,7 +23,7 @@ use lb_common::layout::{TCP, UDP, deliver, direction};
 use lb_common::reason::Reason;
 use lb_common::wire::{ICMP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
 
-use super::effect::{Effects, effect};
+use super::effect::{Effects, consequence};
 use super::kind::Kinds;
 use crate::count::count;
 use crate::deliver::{Deliver as _, Delivery};
@@ -78,7 +78,7 @@ pub fn error<F: Kinds + Effects>(
         let record = (generation as u64) << 32 | number as u64;
         effect = F::effect(record, F::unreachable(kind, code) as u64, seq as u64, now);
     }
-    if effect & effect::WITHHELD != 0 {
+    if effect & consequence::WITHHELD != 0 {
         return Verdict::Drop(Reason::ErrorWithheld);
     }
     let source_stays = flow.new_src_addr == reply_key.src_addr;
@@ -104,7 +104,7 @@ pub fn error<F: Kinds + Effects>(
         return Verdict::Drop(Reason::RewriteFailed);
     }
     count(Reason::IcmpTranslated);
-    if effect & effect::ENDED != 0 {
+    if effect & consequence::ENDED != 0 {
         F::end(number, generation);
     }
     match delivery {
