@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -23,6 +23,7 @@ use super::drain::Drain;
 use super::framing::MAX_FIELDS;
 use super::gateway::Gateway;
 use super::guard::{Guard, Link};
+use super::send_limit::{self, LimitedStreams, Progress};
 use super::service::{Service, Tls};
 use super::{proxy_protocol, upgrade, upstream};
 use crate::endpoints::Choice;
@@ -215,7 +216,7 @@ impl Connection {
     ) -> io::Result<()> {
         let service = Arc::new(self.service(tls, None));
         let timeouts = self.gateway.settings.timeouts;
-        let connection = http2::Builder::new(TokioExecutor::new())
+        let connection = http2::Builder::new(LimitedStreams { send: timeouts.send })
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .max_pending_accept_reset_streams(MAX_EARLY_RESETS)
@@ -259,7 +260,9 @@ async fn answer(
     service: Arc<Service>,
     request: hyper::Request<hyper::body::Incoming>,
 ) -> Result<hyper::Response<super::response_body::ResponseBody>, Infallible> {
-    Ok(service.handle(request).await)
+    let response = service.handle(request).await;
+    send_limit::report(Progress::Handed(0));
+    Ok(response)
 }
 
 /// A stream that records what is read, for an endpoint that decrypts by itself.

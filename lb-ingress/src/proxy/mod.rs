@@ -29,6 +29,7 @@ mod proxy_protocol;
 mod random;
 mod request_body;
 mod response_body;
+mod send_limit;
 mod service;
 mod upgrade;
 mod upstream;

@@ -15,6 +15,7 @@ use super::gateway::Gateway;
 use super::guard::Link;
 use super::limits::Permit;
 use super::request_body::BodyError;
+use super::send_limit::{self, Progress};
 use super::upstream::Connections;
 use crate::endpoints::InFlight;
 use crate::observe::AccessRecord;
@@ -98,13 +99,20 @@ impl Body for ResponseBody {
         let frame = match &mut this.content {
             Content::Own(bytes) if bytes.is_empty() => None,
             Content::Own(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            Content::Endpoint { .. } => ready!(this.poll_endpoint(cx)),
+            Content::Endpoint { .. } => match this.poll_endpoint(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    send_limit::report(Progress::Waits);
+                    return Poll::Pending;
+                }
+            },
             Content::Upgraded => None,
         };
         match &frame {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 this.finish.record.bytes += length as u64;
+                send_limit::report(Progress::Handed(length));
                 if this.is_end_stream() {
                     this.finish.record.complete = true;
                     this.give_back();

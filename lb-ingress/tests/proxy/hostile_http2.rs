@@ -256,3 +256,40 @@ async fn empty_frames_of_data_do_not_hold_a_stream() {
     }
     panic!("no answer to a ping");
 }
+
+/// A client that keeps its window closed holds no endpoint for ever: its stream is reset, also
+/// before the first byte of the body. Other streams of the connection go on.
+#[tokio::test]
+async fn streams_that_are_not_read_are_reset() {
+    let endpoint = Endpoint::start("one").await;
+    let mut settings = crate::world::settings();
+    settings.timeouts.send = Duration::from_millis(300);
+    settings.timeouts.idle = Duration::from_secs(60);
+    let world = World::with(settings).await;
+    world.simple(Policy::default(), &[endpoint.address]);
+    let window = |bytes: u32| frame(SETTINGS, 0, 0, &[&[0, 4][..], &bytes.to_be_bytes()].concat());
+    let get = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&GET));
+    let mut raw = Raw::connect(&world).await;
+    raw.send(&window(0)).await;
+    raw.send(&get(1)).await;
+    assert_eq!(raw.outcome(1).await, Outcome::Reset);
+
+    // The answer is the body of the request: more than the window, in several pieces.
+    raw.send(&window(20_000)).await;
+    raw.send(&frame(
+        HEADERS,
+        END_HEADERS,
+        3,
+        &block(&[&[(&b":method"[..], &b"POST"[..])], &GET[1..]].concat()),
+    ))
+    .await;
+    for piece in 0..3 {
+        let last = if piece == 2 { END_STREAM } else { 0 };
+        raw.send(&frame(DATA, last, 3, &[b'x'; 16 << 10])).await;
+    }
+    assert_eq!(raw.outcome(3).await, Outcome::Reset);
+    assert_eq!(endpoint.count(), 2);
+    raw.send(&window(65_535)).await;
+    raw.send(&get(5)).await;
+    assert!(matches!(raw.outcome(5).await, Outcome::Body(_)));
+}
