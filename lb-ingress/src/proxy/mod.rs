@@ -5,6 +5,7 @@
 //! - `service` answers a request by the table of routes: `policy`, `cors`, `limits`,
 //!   `basic_auth`, `external_auth`, `client_auth`, `variables`;
 //! - `forward` sends it to an endpoint: `headers`, `upstream`, `upgrade`;
+//! - `explain` makes the decisions about a request without a connection, for `lb explain http`;
 //! - `answer`, `request_body`, `response_body` are what goes in both directions.
 //!
 //! **Invariant:** a request holds one table from its begin to its end.
@@ -16,6 +17,7 @@ mod basic_auth;
 mod client_auth;
 mod cors;
 mod drain;
+mod explain;
 mod external_auth;
 mod forward;
 mod framing;
@@ -36,6 +38,7 @@ mod upstream;
 mod variables;
 
 pub use drain::Drain;
+pub use explain::{Explanation, OwnAnswer, Question, QuestionError, explain};
 pub use gateway::{Gateway, GatewaySettings};
 pub use guard::ClientTimeouts;
 pub use listener::{ListenerKind, serve};

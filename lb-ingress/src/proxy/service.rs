@@ -50,7 +50,7 @@ pub struct Service {
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-struct Facts<'h>(&'h HeaderMap);
+pub(super) struct Facts<'h>(pub(super) &'h HeaderMap);
 
 impl RequestFacts for Facts<'_> {
     fn header(&self, name: &str) -> Option<&str> {

@@ -10,6 +10,7 @@ use hyper::body::Frame;
 use hyper::{Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use lb_ingress::proxy::GatewaySettings;
+use lb_ingress::proxy::{Question, explain};
 use lb_ingress::routes::policy::{
     Answer, Body, Cors, Errors, Limits, Origins, Redirect, Sources, TlsRedirect, Upstream,
 };
@@ -463,4 +464,58 @@ async fn a_drain_lets_requests_end() {
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\nhello"), "{answer}");
     assert!(world.ended.recv().await.is_none(), "all connections have ended");
     assert!(TcpStream::connect(world.http).await.is_err());
+}
+
+/// `lb explain http` makes the decisions that the proxy makes.
+#[tokio::test]
+async fn explanations_agree_with_answers() {
+    let (world, endpoint) = (World::new().await, Endpoint::start("one").await);
+    let sources = Sources { denied: ["127.0.0.0/8".parse().unwrap()].into(), ..Sources::default() };
+    let denied = Policy { sources, ..Policy::default() };
+    let mut moved = Policy::default();
+    moved.redirect.all = Some(Redirect { status: 307, location: template("https://b.example$request_uri") });
+    let own = Policy { answer: Some(Answer { status: 410, text: template("gone") }), ..Policy::default() };
+    let refused = Policy { refused: true, ..Policy::default() };
+    let routes = [
+        ("/denied", denied, "web"),
+        ("/moved", moved, "web"),
+        ("/own", own, "web"),
+        ("/off", refused, "web"),
+    ];
+    world.route("a.example", HostSettings::default(), &routes);
+    let settings = HostSettings { default_certificate: true, ..HostSettings::default() };
+    world.route("b.example", settings, &[("/", Policy::default(), "web")]);
+    world.route("c.example", HostSettings::default(), &[("/", Policy::default(), "web")]);
+    world.gateway.endpoints.set(&crate::world::backend("web"), &[endpoint.address]);
+    let table = world.gateway.table.load_full();
+    for (host, path, expected) in [
+        ("a.example", "/denied/x", 403),
+        ("a.example", "/moved?x=1", 307),
+        ("a.example", "/own", 410),
+        ("a.example", "/off", 503),
+        ("a.example", "/other", 404),
+        ("b.example", "/a", 308),
+        ("C.example:80", "/a", 200),
+        ("c.example", "/a/..;/b", 400),
+        ("d.example", "/", 404),
+        ("d_", "/", 404),
+        ("", "/", 404),
+        ("a b", "/", 400),
+    ] {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = world.raw(head.as_bytes()).await;
+        let status: u16 = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        assert_eq!(status, expected, "{host}{path}: {answer}");
+        let fields = [format!("Host: {host}")];
+        let url = format!("http://127.0.0.1{path}");
+        let question = Question::new("GET", &url, &fields, Some([127, 0, 0, 1].into())).unwrap();
+        let explained = explain(&table, &question, 443);
+        let own = explained.answer.as_ref().map_or(200, |answer| answer.status);
+        assert_eq!(own, status, "{host}{path}: {explained:?}");
+        assert_eq!(explained.backend.is_some(), status == 200, "{explained:?}");
+        let location = answer.lines().find_map(|line| line.strip_prefix("location: "));
+        if let Some(location) = location {
+            assert_eq!(explained.answer.unwrap().reason, format!("redirect to {location}"));
+        }
+    }
 }

@@ -1,18 +1,14 @@
 //! `lb preflight`: what a move from ingress-nginx changes.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 use lb_ingress::ingress::{NEEDED, NamedSecrets};
 use lb_ingress::migration::{self, Report};
-use lb_model::{ProblemKind, ProblemSource, ResourceSet, SourceEvent};
-use lb_objects::kubernetes::{self, KubernetesError, WatchAges};
-use lb_objects::manifests::{self, ManifestError};
+use lb_model::ResourceSet;
 use lb_objects::{ObjectSelection, ServiceSelection};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
 
+use super::objects::{self, ObjectsError};
 use crate::view::{ReportFormat, render_report};
 
 #[derive(Debug, Args)]
@@ -39,14 +35,7 @@ pub struct PreflightArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
     #[error(transparent)]
-    Manifests(#[from] ManifestError),
-    #[error(transparent)]
-    Kubernetes(#[from] KubernetesError),
-    /// The API server refuses a request or cannot be reached.
-    #[error("{0}")]
-    Api(String),
-    #[error("the API server has not sent all objects within {} s", LIMIT.as_secs())]
-    TimeOut,
+    Objects(#[from] ObjectsError),
     #[error("cannot write JSON")]
     Json(#[from] serde_json::Error),
 }
@@ -59,9 +48,6 @@ pub struct Checked {
     pub breaks: bool,
 }
 
-/// A list of ten thousand Ingresses takes seconds.
-const LIMIT: Duration = Duration::from_secs(60);
-
 impl PreflightArgs {
     /// Reads the objects and reports about them.
     pub async fn run(&self) -> Result<Checked, MigrationError> {
@@ -70,10 +56,7 @@ impl PreflightArgs {
             this_node: "".into(),
             services: ServiceSelection::PortsOfAll,
         };
-        let events = match &self.manifests {
-            Some(folder) => manifests::load(folder, selection)?,
-            None => self.list(selection).await?,
-        };
+        let events = objects::read(self.manifests.as_deref(), self.kubeconfig.as_deref(), selection).await?;
         let mut classes = migration::rules();
         classes.names.extend(self.class.iter().cloned());
         let named_secrets = match &self.manifests {
@@ -82,32 +65,5 @@ impl PreflightArgs {
         };
         let report: Report = migration::check(events, classes, named_secrets);
         Ok(Checked { text: render_report(&report, self.output)?, breaks: report.breaks() })
-    }
-
-    /// Reads all objects of a cluster once.
-    async fn list(&self, selection: ObjectSelection) -> Result<Vec<SourceEvent>, MigrationError> {
-        let client = kubernetes::connect(self.kubeconfig.as_deref(), &[], WatchAges::default()).await?.client;
-        let (sender, mut receiver) = mpsc::channel(256);
-        let watch = tokio::spawn(kubernetes::watch(client, selection, sender));
-        let mut events = Vec::new();
-        let mut missing = NEEDED.len();
-        let end = Instant::now() + LIMIT;
-        while missing > 0 {
-            let event = timeout_at(end, receiver.recv()).await;
-            let event = event.ok().flatten().ok_or(MigrationError::TimeOut)?;
-            match &event {
-                SourceEvent::Synced(_) => missing -= 1,
-                SourceEvent::Report(ProblemSource::Watch(_), problems) => {
-                    let refused = problems.iter().find(|problem| problem.kind == ProblemKind::Api);
-                    if let Some(problem) = refused {
-                        return Err(MigrationError::Api(problem.to_string()));
-                    }
-                }
-                _ => {}
-            }
-            events.push(event);
-        }
-        watch.abort();
-        Ok(events)
     }
 }

@@ -13,6 +13,7 @@ pub mod log_level;
 pub mod migrate;
 pub mod migration;
 pub mod monitor;
+mod objects;
 mod pin_args;
 mod terminal;
 pub mod top;
@@ -24,9 +25,9 @@ use lb_common::layout::LAYOUT_VERSION;
 
 use crate::config::{self, AgentArgs, Machine, ReadArguments, SettingsError};
 use crate::ingress::IngressArgs;
-use crate::probe::packet::PacketError;
 pub use cleanup::CleanupError;
 pub use explain::ExplainError;
+use explain::ExplainUsageError;
 use generate::NoSuchCommand;
 pub use get::ReadError;
 pub use monitor::MonitorError;
@@ -76,7 +77,8 @@ pub enum Command {
     /// List Services, backends, flows or affinities from the kernel's maps
     #[command(subcommand, after_help = GET_EXAMPLES)]
     Get(get::Get),
-    /// Explain what happens to a packet: its Service, endpoint, verdict and source address
+    /// Explain what happens to a packet: its Service, endpoint, verdict and source address; or to
+    /// an HTTP request
     Explain(Box<explain::ExplainArgs>),
     /// Print connections that are opened, closed, refused and dropped, as they happen
     Monitor(Box<monitor::MonitorArgs>),
@@ -166,9 +168,9 @@ Examples:
 pub enum UsageError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The arguments of `lb explain` do not describe a packet.
+    /// The arguments of `lb explain`.
     #[error(transparent)]
-    Packet(#[from] PacketError),
+    Explain(#[from] ExplainUsageError),
     /// The argument of `lb man`.
     #[error(transparent)]
     Page(#[from] NoSuchCommand),
@@ -192,7 +194,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>, machine: &Machine) -> Res
     }
     match Cli::from_arg_matches(&matches).map_err(SettingsError::from)?.command {
         Command::Explain(args) => {
-            args.packet()?;
+            args.check()?;
             Ok(Invocation::Run(Command::Explain(args)))
         }
         Command::Man(args) => {
@@ -301,6 +303,7 @@ mod tests {
     #[test]
     fn help_of_lb_explain() {
         assert_golden("help-explain.txt", &help(&["lb", "explain"]));
+        assert_golden("help-explain-http.txt", &help(&["lb", "explain", "http"]));
     }
 
     #[test]
@@ -311,6 +314,16 @@ mod tests {
     #[test]
     fn help_of_lb_top() {
         assert_golden("help-top.txt", &help(&["lb", "top"]));
+    }
+
+    #[test]
+    fn invalid_requests_are_usage_errors() {
+        let error = usage_error(&["lb", "explain", "http", "shop.example"]);
+        assert!(error.contains("`shop.example` is no URL of http or https"), "{error}");
+        let error = usage_error(&["lb", "explain", "http", "http://a.example/", "-H", "Host"]);
+        assert!(error.contains("`Host` is no header field"), "{error}");
+        assert!(usage_error(&["lb", "explain"]).contains("<PROTOCOL>"));
+        assert!(usage_error(&["lb", "explain", "tcp", "10.1.2.3", "10.0.0.1:80", "http"]).contains("http"));
     }
 
     #[test]

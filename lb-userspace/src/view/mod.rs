@@ -7,6 +7,7 @@ pub mod explain;
 #[cfg(test)]
 mod fixture;
 mod flows;
+pub mod http;
 mod migration;
 pub mod monitor;
 mod output;

@@ -1,4 +1,4 @@
-//! `lb explain`: runs one packet through the programs and explains the result.
+//! `lb explain` of a packet: runs it through the programs and explains the result.
 //!
 //! The command loads the programs of the agent a second time, on the agent's maps, with `RECORDING`
 //! set (lb-ebpf/src/record.rs). They make the same decisions as the attached programs, and write
@@ -13,36 +13,34 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lb_common::layout::{NamespaceAddrs, backend_flags};
-use lb_datapath::{
-    AttachError, Datapath, LoadError, Occasion, Pins, attached_devices, device_index, device_name,
-    serves_sockets,
-};
+use lb_datapath::{Datapath, Occasion, Pins, attached_devices, device_index, device_name, serves_sockets};
 use lb_model::IpFamily;
 
-use super::pin_args::PinArgs;
-use crate::agent::{AgentError, once};
-use crate::config::{Config, Machine, SettingsError, SocketHooks, read_settings};
-use crate::node::{NodeError, route};
-use crate::preflight::{self, PreflightError};
-use crate::probe::origin::{Hook, Origin, OriginDevice, OriginError, OriginFacts, OriginOption};
+use super::error::ExplainError;
+use crate::agent::once;
+use crate::cli::pin_args::PinArgs;
+use crate::config::{Config, Machine, SocketHooks, read_settings};
+use crate::node::route;
+use crate::preflight;
+use crate::probe::origin::{Hook, Origin, OriginDevice, OriginFacts, OriginOption};
 use crate::probe::packet::{AddressArg, PacketError, PacketProtocol, ProbePacket};
+use crate::view::BackendsById;
 use crate::view::explain::{Explanation, ExplanationFormat, Observation, explain};
-use crate::view::{BackendsById, OutputError};
 
+/// The arguments of a packet.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-pub struct ExplainArgs {
+pub struct PacketArgs {
     /// Protocol of the packet
-    #[arg(value_name = "PROTOCOL", value_enum)]
-    protocol: PacketProtocol,
+    #[arg(value_name = "PROTOCOL", value_enum, required = true)]
+    pub protocol: Option<PacketProtocol>,
 
     /// Sender: 10.1.2.3:40000, [fd00::1]:40000, or an address without port
-    #[arg(value_name = "SOURCE")]
-    source: AddressArg,
+    #[arg(value_name = "SOURCE", required = true)]
+    pub source: Option<AddressArg>,
 
     /// Target: 10.96.0.10:80 or [fd00:96::10]:80; for icmp an address without port
-    #[arg(value_name = "DESTINATION")]
-    destination: AddressArg,
+    #[arg(value_name = "DESTINATION", required = true)]
+    pub destination: Option<AddressArg>,
 
     /// Origin of the packet: a device, `external`, `pod` or `node`. Default: found from SOURCE
     ///
@@ -53,94 +51,29 @@ pub struct ExplainArgs {
     /// By default the origin is `node` if SOURCE is an address of this node, `pod` if it is the
     /// address of a pod on this node, and `external` otherwise.
     #[arg(long = "in", value_name = "DEVICE|external|pod|node")]
-    from: Option<OriginOption>,
+    pub from: Option<OriginOption>,
 
     /// Output format
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "table")]
-    output: ExplanationFormat,
+    pub output: ExplanationFormat,
 
     /// Number of runs for the time measurement; the explanation comes from one run before them
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    repeat: u32,
+    pub repeat: u32,
 
     /// Explain without an agent: read Services and EndpointSlices from the files in this folder
     ///
     /// The result is the same as if an agent served these files on this node. Settings of the agent
     /// come from the environment, for example SLUICE_CLUSTER_CIDR.
     #[arg(long, value_name = "DIR")]
-    manifests: Option<PathBuf>,
+    pub manifests: Option<PathBuf>,
 
     /// Name of this machine's Node object in the manifests. Default: the host name
     #[arg(long, value_name = "NAME", requires = "manifests")]
-    node: Option<String>,
+    pub node: Option<String>,
 
     #[command(flatten)]
-    pins: PinArgs,
-}
-
-const EXAMPLES: &str = "\
-The command builds the packet and runs it through the kernel programs, on the maps of the agent. Run it
-in the network namespace of the agent. It sends nothing and changes no flow, affinity or counter.
-
-Verdicts:
-  forward  The packet is sent to an endpoint, with its addresses translated
-  pass     The packet stays unchanged and goes to the kernel
-  reject   The sender gets an error: a TCP reset, an ICMP error, or the error of its connect call
-  drop     The packet is discarded without a reply
-
-Examples:
-  lb explain tcp 192.0.2.7 10.10.0.11:30080            A client outside the cluster uses a NodePort
-  lb explain tcp 10.244.1.11:5000 10.96.0.10:80        A pod connects to a ClusterIP from port 5000
-  lb explain udp fd00:2::7 [fd00:96::10]:53 --in eth0  The packet arrives at eth0
-  lb explain icmp 192.0.2.7 10.96.0.10                 A ping of a Service address
-  lb explain tcp 10.10.0.11 10.96.0.10:80 -o json      JSON output, for programs
-  lb explain tcp 192.0.2.7 10.96.0.10:80 --manifests ./manifests --node worker-1
-                                                       Before an agent is installed";
-
-/// An error of `lb explain`.
-#[derive(Debug, thiserror::Error)]
-pub enum ExplainError {
-    #[error(transparent)]
-    Packet(#[from] PacketError),
-    #[error(transparent)]
-    Preflight(#[from] PreflightError),
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    #[error(transparent)]
-    Devices(#[from] AttachError),
-    #[error(transparent)]
-    Origin(#[from] OriginError),
-    #[error(transparent)]
-    Node(#[from] NodeError),
-    #[error(transparent)]
-    Manifests(#[from] AgentError),
-    #[error("invalid settings in the environment: {0}")]
-    Settings(#[source] Box<SettingsError>),
-    #[error("the agent runs in another network namespace, with other devices and routes")]
-    OtherNamespace,
-    #[error("cannot read the maps")]
-    Maps(#[source] io::Error),
-    #[error("the kernel cannot run the recording program (BPF_PROG_TEST_RUN)")]
-    Run(#[source] io::Error),
-    #[error(transparent)]
-    Output(#[from] OutputError),
-}
-
-impl ExplainError {
-    /// Returns the remedy, if there is one.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Preflight(error) => Some(error.hint()),
-            Self::Load(LoadError::NoMaps(_)) => Some(
-                "start `lb agent` of this version, or give its --bpffs; --manifests needs no agent".into(),
-            ),
-            Self::OtherNamespace => Some(
-                "run it there: `nsenter --net --target PID lb explain …`, with the PID of the agent".into(),
-            ),
-            Self::Manifests(error) => error.hint(),
-            _ => None,
-        }
-    }
+    pub pins: PinArgs,
 }
 
 /// The loaded programs and the settings of their agent.
@@ -154,10 +87,15 @@ struct RecordingDatapath {
     problems: Vec<String>,
 }
 
-impl ExplainArgs {
+impl PacketArgs {
     /// Returns the packet to explain.
     pub fn packet(&self) -> Result<ProbePacket, PacketError> {
-        ProbePacket::new(self.protocol, self.source, self.destination)
+        let (Some(protocol), Some(source), Some(destination)) =
+            (self.protocol, self.source, self.destination)
+        else {
+            unreachable!("clap requires them, unless there is a subcommand")
+        };
+        ProbePacket::new(protocol, source, destination)
     }
 
     /// Returns the text for standard output and the warnings for standard error.

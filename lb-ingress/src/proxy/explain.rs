@@ -1,0 +1,246 @@
+//! What the proxy does with a request, without a connection. The decisions are those of
+//! [`Service`](super::service::Service), made by the same functions.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use hyper::HeaderMap;
+use hyper::header::{HOST, HeaderName, HeaderValue, LOCATION};
+use hyper::{StatusCode, Uri};
+use lb_model::ObjectName;
+
+use super::policy;
+use super::service::Facts;
+use super::variables::Variables;
+use crate::routes::policy::{Auth, Policy};
+use crate::routes::{BackendRef, NormalPath, PathMatcher, RouteTable, request_host};
+
+/// A request to explain.
+#[derive(Debug, Clone)]
+pub struct Question {
+    method: String,
+    uri: Uri,
+    https: bool,
+    port: u16,
+    headers: HeaderMap,
+    /// `None`: any client.
+    client: Option<IpAddr>,
+}
+
+/// The reasons why a question is no request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QuestionError {
+    #[error("`{0}` is no URL of http or https, such as http://shop.example/cart")]
+    Url(String),
+    #[error("`{0}` is no header field, such as `Host: shop.example`")]
+    Header(String),
+}
+
+/// What happens to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    pub host: String,
+    /// The normalised path.
+    pub path: Option<String>,
+    /// The Ingress of the route. For the default backend of the settings its Service.
+    pub ingress: Option<String>,
+    /// The field of the Ingress, such as `spec.rules[0].http.paths[1]`.
+    pub rule: Option<String>,
+    /// Type and text of the path of the rule.
+    pub path_match: Option<String>,
+    /// The Ingress with the annotation `canary` that takes the request.
+    pub canary: Option<String>,
+    /// What must hold for the request to be forwarded, and what the proxy changes.
+    pub steps: Vec<String>,
+    /// The answer of the proxy itself. `None`: the request goes to an endpoint.
+    pub answer: Option<OwnAnswer>,
+    pub backend: Option<BackendRef>,
+    /// The path that the endpoint receives.
+    pub backend_path: Option<String>,
+}
+
+/// An answer that the proxy gives without an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnAnswer {
+    pub status: u16,
+    /// The reason, or the target of a redirect.
+    pub reason: String,
+}
+
+impl Question {
+    /// `fields` are header fields, `Name: value`. A field `Host` replaces the host of the URL.
+    ///
+    /// # Errors
+    /// Fails if the URL or a field is malformed.
+    pub fn new(
+        method: &str,
+        url: &str,
+        fields: &[String],
+        client: Option<IpAddr>,
+    ) -> Result<Self, QuestionError> {
+        let bad_url = || QuestionError::Url(url.to_owned());
+        let uri: Uri = url.parse().map_err(|_| bad_url())?;
+        let https = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(bad_url()),
+        };
+        let authority = uri.authority().ok_or_else(bad_url)?.as_str();
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, HeaderValue::from_str(authority).map_err(|_| bad_url())?);
+        for field in fields {
+            let bad = || QuestionError::Header(field.clone());
+            let (name, value) = field.split_once(':').ok_or_else(bad)?;
+            let name: HeaderName = name.trim().parse().map_err(|_| bad())?;
+            let value = HeaderValue::from_str(value.trim()).map_err(|_| bad())?;
+            headers.insert(name, value);
+        }
+        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        Ok(Self { method: method.to_owned(), uri, https, port, headers, client })
+    }
+
+    /// Returns the host of the URL.
+    pub fn url_host(&self) -> &str {
+        self.uri.host().unwrap_or_default()
+    }
+
+    /// Returns the port that the client connects to.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+/// Explains a request. Random choices (canaries, weights of backends) are made once. `https_port`
+/// is the port of redirects to TLS.
+pub fn explain(table: &RouteTable, question: &Question, https_port: u16) -> Explanation {
+    let Question { method, uri, headers, .. } = question;
+    let sent_host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let mut explanation = Explanation {
+        host: sent_host.to_owned(),
+        path: None,
+        ingress: None,
+        rule: None,
+        path_match: None,
+        canary: None,
+        steps: Vec::new(),
+        answer: None,
+        backend: None,
+        backend_path: None,
+    };
+    let refused = |mut explanation: Explanation, status: StatusCode, reason: &str| {
+        explanation.answer = Some(OwnAnswer { status: status.as_u16(), reason: reason.to_owned() });
+        explanation
+    };
+    let Some(host) = request_host(sent_host).map(|host| host.into_owned()) else {
+        return refused(explanation, StatusCode::BAD_REQUEST, "the host is neither a name nor an address");
+    };
+    explanation.host = host.clone();
+    let path = match NormalPath::new(uri.path()) {
+        Ok(path) => path,
+        Err(error) => return refused(explanation, StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    explanation.path = Some(path.to_string());
+    let Some(found) = table.find(&host, &path, &Facts(headers)) else {
+        let reason = match table.host(&host) {
+            Some(_) => "no rule of the host matches the path",
+            None => "no Ingress has this host, and there is no default backend",
+        };
+        return refused(explanation, StatusCode::NOT_FOUND, reason);
+    };
+    let route = found.route;
+    let policy = &*route.policy;
+    explanation.ingress = Some(route.origin.ingress.to_string());
+    explanation.rule = Some(route.origin.field().into_owned());
+    explanation.path_match = Some(describe(&route.matcher));
+    let of_canary = route.canary.as_deref().filter(|canary| {
+        let is_backend =
+            |target: &BackendRef| canary.backends.iter().any(|backend| backend.target == *target);
+        found.backend.is_some_and(is_backend)
+            && !route.backends.iter().any(|own| Some(&own.target) == found.backend)
+    });
+    explanation.canary = of_canary.map(|canary| canary.ingress.to_string());
+    let variables = Variables {
+        scheme: if question.https { "https" } else { "http" },
+        host: &host,
+        http_host: sent_host,
+        sent_path: uri.path(),
+        port: question.port,
+        request_id: "",
+        method,
+        path: &path,
+        query: uri.query(),
+        client: question.client.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+        headers,
+    };
+    if policy.refused {
+        let reason = "an annotation that restricts access is invalid";
+        return refused(explanation, StatusCode::SERVICE_UNAVAILABLE, reason);
+    }
+    let settings = found.host.map(|host| &host.settings);
+    let redirect = policy::redirects(policy, settings, &variables, https_port);
+    if let Some(rules) = settings.and_then(|settings| settings.client_certificates.as_ref()) {
+        if !question.https && redirect.is_none() {
+            return refused(explanation, StatusCode::FORBIDDEN, "a client certificate needs TLS");
+        }
+        explanation.steps.push(format!("the client shows a certificate of the Secret {}", rules.secret));
+    }
+    if let Some(redirect) = redirect {
+        let location = redirect.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let reason = format!("redirect to {}", location.unwrap_or_default());
+        return refused(explanation, redirect.status(), &reason);
+    }
+    match question.client {
+        Some(client) if !policy.sources.admit(client) => {
+            return refused(explanation, StatusCode::FORBIDDEN, "the source address is not allowed");
+        }
+        None if policy.sources != Policy::default().sources => {
+            explanation.steps.push("the address of the client is allowed".to_owned());
+        }
+        _ => {}
+    }
+    explanation.steps.extend(steps(policy));
+    if let Some(answer) = &policy.answer {
+        let answer = policy::own_answer(answer, &variables);
+        return refused(explanation, answer.status(), "the Ingress answers by itself");
+    }
+    let Some(backend) = found.backend else {
+        let reason = "the Service or its port does not exist";
+        return refused(explanation, StatusCode::SERVICE_UNAVAILABLE, reason);
+    };
+    explanation.backend = Some(backend.clone());
+    explanation.backend_path = Some(route.path_for_backend(&path).into_owned());
+    explanation
+}
+
+fn describe(matcher: &PathMatcher) -> String {
+    let kind = match matcher {
+        PathMatcher::Exact(_) => "Exact",
+        PathMatcher::Prefix(_) => "Prefix",
+        PathMatcher::Regex(_) => "regular expression",
+    };
+    format!("{kind} {}", matcher.text())
+}
+
+/// Returns what a policy checks or changes, in the order of a request.
+fn steps(policy: &Policy) -> Vec<String> {
+    let default = Policy::default();
+    let secret = |name: &ObjectName| format!("the client sends a password of the Secret {name}");
+    let mut steps = Vec::new();
+    if policy.limits != default.limits {
+        steps.push("limits of requests or connections apply".to_owned());
+    }
+    match &policy.auth {
+        Some(Auth::Basic(auth)) => steps.push(secret(&auth.secret)),
+        Some(Auth::External(_)) => steps.push("another server allows the request (auth-url)".to_owned()),
+        None => {}
+    }
+    if policy.cors.is_some() {
+        steps.push("answers have the fields of CORS".to_owned());
+    }
+    if policy.affinity.is_some() {
+        steps.push("a cookie keeps the client at its endpoint".to_owned());
+    }
+    if let Some(limit) = policy.body.max_request {
+        steps.push(format!("the body has at most {limit} bytes"));
+    }
+    steps
+}

@@ -1,0 +1,284 @@
+//! `lb explain http`: the Ingress, rule, Service and endpoints of a request.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Args;
+use lb_ingress::endpoints::Slices;
+use lb_ingress::ingress::{ClassRules, NEEDED, NamedSecrets, Settings, Translator};
+use lb_ingress::proxy::{Question, QuestionError, explain};
+use lb_ingress::routes::{BackendRef, RouteTable};
+use lb_model::{Balancing, ResourceSet, SourceEvent, WatchedResource};
+use lb_objects::{ObjectSelection, ServiceSelection};
+
+use super::error::ExplainError;
+use super::packet::PacketArgs;
+use crate::cli::objects;
+use crate::cli::pin_args::PinArgs;
+use crate::probe::packet::{AddressArg, PacketProtocol};
+use crate::view::explain::ExplanationFormat;
+use crate::view::http::{ExplainedRequest, HttpFormat};
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct HttpArgs {
+    /// URL of the request
+    #[arg(value_name = "URL")]
+    url: String,
+
+    /// Method of the request
+    #[arg(short = 'X', long, value_name = "METHOD", default_value = "GET")]
+    method: String,
+
+    /// Header field of the request. Can be repeated. The field Host replaces the host of the URL
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+
+    /// Address of the client. The packet that opens its connection is explained, too
+    #[arg(long, value_name = "ADDRESS")]
+    client: Option<AddressArg>,
+
+    /// Address that the client connects to, if the URL has a name
+    #[arg(long, value_name = "ADDRESS", requires = "client")]
+    address: Option<IpAddr>,
+
+    /// Folder of YAML and JSON files to read, instead of a cluster
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    manifests: Option<PathBuf>,
+
+    /// kubeconfig file of the cluster. In a pod, its service account is used by default
+    #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Name of a class to serve, as in `lb ingress`. Can be repeated
+    #[arg(long, value_name = "NAME", default_value = "sluice")]
+    ingress_class: Vec<Box<str>>,
+
+    /// Value of spec.controller of the IngressClasses to serve. Can be repeated
+    #[arg(long, value_name = "NAME", default_value = "sluice.dev/ingress")]
+    controller: Vec<Box<str>>,
+
+    /// Serve Ingresses without a class even if no IngressClass is the default one
+    #[arg(long)]
+    without_class: bool,
+
+    /// The port of the URL in redirects to https, as in `lb ingress`
+    #[arg(long, value_name = "PORT", default_value_t = 443)]
+    public_https_port: u16,
+
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "table")]
+    output: HttpFormat,
+
+    #[command(flatten)]
+    pins: PinArgs,
+}
+
+const EXAMPLES: &str = "\
+The command reads the objects, and makes the decisions that `lb ingress` makes. It sends nothing,
+and checks no password and no certificate.
+
+Examples:
+  lb explain http http://shop.example/cart --manifests ./web
+  lb explain http http://10.10.0.11:31188/cart -H 'Host: shop.example' --kubeconfig admin.conf
+  lb explain http http://10.10.0.11:31188/ --client 192.0.2.7
+                                     Also the packet to the nodePort (needs root, on the node)";
+
+/// The resources of a route and its endpoints.
+const RESOURCES: [WatchedResource; 5] =
+    [NEEDED[0], NEEDED[1], NEEDED[2], NEEDED[3], WatchedResource::EndpointSlices];
+
+impl HttpArgs {
+    /// Returns the request to explain.
+    pub fn question(&self) -> Result<Question, QuestionError> {
+        let client = self.client.map(|client| client.ip);
+        Question::new(&self.method, &self.url, &self.headers, client)
+    }
+
+    /// Returns the text for standard output and the warnings for standard error.
+    pub async fn run(&self) -> Result<(String, Vec<String>), ExplainError> {
+        let question = self.question()?;
+        let packet = self.packet(&question)?;
+        let selection = ObjectSelection {
+            resources: ResourceSet::of(&RESOURCES),
+            this_node: "".into(),
+            services: ServiceSelection::PortsOfAll,
+        };
+        let events = objects::read(self.manifests.as_deref(), self.kubeconfig.as_deref(), selection).await?;
+        let explained = explain_request(events, self.settings(), &question, self.public_https_port);
+        let text = explained.render(&self.url, &self.method, self.output)?;
+        match packet {
+            Some(packet) => {
+                let (packet, problems) = packet.run().await?;
+                Ok((format!("{text}\n{packet}"), problems))
+            }
+            None => Ok((text, Vec::new())),
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        let classes = ClassRules {
+            controllers: self.controller.clone(),
+            names: self.ingress_class.clone(),
+            without_class: self.without_class,
+        };
+        let named_secrets =
+            if self.manifests.is_some() { NamedSecrets::All } else { NamedSecrets::OnRequest };
+        Settings { classes, named_secrets, ..Settings::default() }
+    }
+
+    /// Returns the packet that opens the client's connection.
+    fn packet(&self, question: &Question) -> Result<Option<PacketArgs>, ExplainError> {
+        let Some(source) = self.client else { return Ok(None) };
+        let host = question.url_host();
+        let of_url = || host.trim_matches(['[', ']']).parse().ok();
+        let ip = self.address.or_else(of_url).ok_or_else(|| ExplainError::NoAddress(host.to_owned()))?;
+        let output = match self.output {
+            HttpFormat::Table => ExplanationFormat::Table,
+            HttpFormat::Json => ExplanationFormat::Json,
+        };
+        Ok(Some(PacketArgs {
+            protocol: Some(PacketProtocol::Tcp),
+            source: Some(source),
+            destination: Some(AddressArg { ip, port: Some(question.port()) }),
+            from: None,
+            output,
+            repeat: 1,
+            manifests: self.manifests.clone(),
+            node: None,
+            pins: self.pins.clone(),
+        }))
+    }
+}
+
+/// Makes routes and endpoints of the objects, and explains a request.
+fn explain_request(
+    events: Vec<SourceEvent>,
+    settings: Settings,
+    question: &Question,
+    https_port: u16,
+) -> ExplainedRequest {
+    let mut slices = Slices::default();
+    for event in &events {
+        if let SourceEvent::EndpointSlice(name, slice) = event {
+            let _services = slices.set(name.clone(), slice.clone());
+        }
+    }
+    let mut translator = Translator::new(settings);
+    let update = translator.update(events);
+    let table = RouteTable::default().with(update.hosts, update.default);
+    let request = explain(&table, question, https_port);
+    let endpoints = |backend: &BackendRef| -> Vec<SocketAddr> {
+        let default = Balancing::default();
+        let service = translator.service(&backend.service);
+        let balancing = service.map_or(&default, |service| &service.balancing);
+        slices.addresses(backend, balancing, None)
+    };
+    let endpoints = request.backend.as_ref().map(endpoints).unwrap_or_default();
+    let of_ingress = |problem: &&lb_model::Problem| {
+        problem.object_reference().is_some_and(|(kind, namespace, name)| {
+            kind == "Ingress" && request.ingress.as_deref() == Some(&*format!("{namespace}/{name}"))
+        })
+    };
+    let problems = translator.problems().iter().filter(of_ingress).map(ToString::to_string).collect();
+    ExplainedRequest { request, endpoints, problems }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use lb_objects::manifests;
+
+    use super::*;
+    use crate::testing::assert_golden;
+
+    const OBJECTS: &str = r"
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: shop
+  namespace: web
+  annotations:
+    nginx.ingress.kubernetes.io/rewrite-target: /$2
+    nginx.ingress.kubernetes.io/whitelist-source-range: 192.0.2.0/24
+spec:
+  ingressClassName: sluice
+  rules:
+  - host: shop.example
+    http:
+      paths:
+      - {path: /old(/|$)(.*), pathType: ImplementationSpecific, backend: {service: {name: gone, port: {number: 80}}}}
+      - {path: /api(/|$)(.*), pathType: ImplementationSpecific, backend: {service: {name: api, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: secure, namespace: web}
+spec:
+  ingressClassName: sluice
+  tls: [{hosts: [secure.example]}]
+  rules:
+  - host: secure.example
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: api, port: {number: 80}}}}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: api, namespace: web}
+spec: {clusterIP: 10.96.0.10, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: api-1, namespace: web, labels: {kubernetes.io/service-name: api}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
+";
+
+    fn explained(url: &str, client: Option<&str>, format: HttpFormat) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("objects.yaml"), OBJECTS).unwrap();
+        let selection = ObjectSelection {
+            resources: ResourceSet::of(&RESOURCES),
+            this_node: "".into(),
+            services: ServiceSelection::PortsOfAll,
+        };
+        let events = manifests::load(folder.path(), selection).unwrap();
+        let client = client.map(|client| client.parse().unwrap());
+        let question = Question::new("GET", url, &[], client).unwrap();
+        let settings = Settings { named_secrets: NamedSecrets::All, ..Settings::default() };
+        let text = explain_request(events, settings, &question, 443).render(url, "GET", format).unwrap();
+        text.replace(&*folder.path().to_string_lossy(), "./web")
+    }
+
+    #[test]
+    fn requests_are_explained() {
+        let texts: String = [
+            ("http://Shop.example/api/%2e/v1/cart?x=1", None),
+            ("http://shop.example/api/v1", Some("192.0.2.7")),
+            ("http://shop.example/api/v1", Some("198.51.100.7")),
+            ("http://shop.example/old/x", None),
+            ("http://shop.example/other", None),
+            ("http://elsewhere.example/", None),
+            ("http://secure.example/a?b", None),
+            ("https://secure.example/a?b", None),
+            ("http://secure.example/a/..%2f..%2fb", None),
+        ]
+        .into_iter()
+        .map(|(url, client)| explained(url, client, HttpFormat::Table) + "\n")
+        .collect();
+        assert_golden("explain-http.txt", &texts);
+        assert_golden("explain-http.json", &explained("http://shop.example/api/v1", None, HttpFormat::Json));
+    }
+
+    #[test]
+    fn malformed_requests_are_named() {
+        let error = |url: &str, fields: &[&str]| {
+            let fields: Vec<_> = fields.iter().map(|field| (*field).to_owned()).collect();
+            Question::new("GET", url, &fields, None).unwrap_err().to_string()
+        };
+        for url in ["shop.example/cart", "ftp://shop.example/", "/cart", "http:///x"] {
+            assert!(error(url, &[]).contains("is no URL"), "{url}");
+        }
+        assert!(error("http://a.example/", &["Host shop.example"]).contains("is no header field"));
+    }
+}
