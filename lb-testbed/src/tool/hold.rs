@@ -6,6 +6,7 @@
 use std::io::BufRead;
 use std::net::SocketAddr;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -97,6 +98,9 @@ async fn reconnect(socket: &UdpSocket, target: SocketAddr) -> Result<RequestAnsw
     // it.
     let _ = socket.take_error();
     socket.connect(target).await?;
+    // Drops answers to earlier requests that came before the socket was closed. From now on the
+    // kernel drops those of other peers.
+    while timeout(Duration::from_millis(10), socket.recv(&mut [0; 1])).await.is_ok_and(|got| got.is_ok()) {}
     datagram(socket).await
 }
 
