@@ -179,7 +179,7 @@ pub fn forget(maps: &MapHandles) -> io::Result<()> {
     FlowTable::<[u8; 16]>::open(maps)?.forget()?;
     let PerFamily { v4, v6 } = loads::open(maps)?;
     [v4, v6].iter().try_for_each(loads::Loads::forget_flows)?;
-    health::forget(maps)?;
+    remove_all(&health::table(maps)?)?;
     Ok(remove_all(&maps.table::<AffinityKey, Affinity>(MapName::AFFINITY)?)?)
 }
 

@@ -4,13 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 
 use lb_common::health::WINDOW_NS;
-use lb_common::layout::{EndpointHealth, EndpointKey, ServiceName, backend_flags};
-use lb_model::IpFamily;
+use lb_common::layout::{EndpointHealth, EndpointKey, backend_flags};
 use lb_plan::desired::ServicePortId;
 
-use crate::apply::entry::parse_service_name;
 use crate::apply::map_name::MapName;
-use crate::family_table::BackendArrays;
+use crate::apply::tables::BackendEntry;
+use crate::endpoint_table::{self, EndpointValue};
 use crate::handles::MapHandles;
 use crate::table::Table;
 
@@ -31,50 +30,28 @@ pub struct LeftOutEndpoint {
 /// Returns the endpoints that are left out. The list is empty if the maps belong to an agent
 /// without this map.
 pub fn read(maps: &MapHandles) -> io::Result<Vec<LeftOutEndpoint>> {
-    let entries = match table(maps) {
-        Ok(table) => table.entries()?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    if entries.is_empty() {
-        return Ok(Vec::new());
-    }
-    let backends = BackendArrays::open(maps)?;
-    let names: Table<u32, ServiceName> = maps.table(MapName::SERVICE_NAMES)?;
-    let mut left_out = Vec::new();
-    for (key, EndpointHealth { level, until_ns, .. }) in entries {
-        let Some(backend) = backends.get(family(&key), key.backend_id)? else { continue };
-        if level == 0 || backend.flags & backend_flags::PASSIVE_HEALTH == 0 {
-            continue;
-        }
-        let name = names.get(&backend.service_id)?;
-        let Some((service, port)) = name.as_ref().and_then(parse_service_name) else { continue };
-        let (endpoint, backend_id) = (backend.address, key.backend_id);
-        left_out.push(LeftOutEndpoint { service, port, endpoint, backend_id, level, until_ns });
-    }
-    left_out.sort_by(|a, b| (&a.service, a.endpoint).cmp(&(&b.service, b.endpoint)));
-    Ok(left_out)
+    let is_left_out =
+        |backend: &BackendEntry, health: &EndpointHealth| health.level != 0 && is_judged(backend);
+    let entries = endpoint_table::read(maps, MapName::HEALTH, is_left_out)?.into_iter();
+    let left_out = entries.map(|EndpointValue { service, port, backend_id, backend, value }| {
+        let EndpointHealth { level, until_ns, .. } = value;
+        LeftOutEndpoint { service, port, endpoint: backend.address, backend_id, level, until_ns }
+    });
+    Ok(left_out.collect())
 }
 
 /// Removes the entries of endpoints that were removed or are not left out any more, and failures
 /// that are too old to count. `now_ns` is the time of [`crate::monotonic_ns`].
 pub fn tidy(maps: &MapHandles, now_ns: u64) -> io::Result<()> {
-    let table = table(maps)?;
-    let entries = table.entries()?;
-    if entries.is_empty() {
-        return Ok(());
-    }
-    let backends = BackendArrays::open(maps)?;
-    for (key, EndpointHealth { level, failed_ns, .. }) in entries {
-        let is_judged = backends
-            .get(family(&key), key.backend_id)?
-            .is_some_and(|backend| backend.flags & backend_flags::PASSIVE_HEALTH != 0);
-        let is_old = level == 0 && now_ns.saturating_sub(failed_ns) > WINDOW_NS;
-        if !is_judged || is_old {
-            table.remove(&key)?;
-        }
-    }
-    Ok(())
+    endpoint_table::retain(maps, MapName::HEALTH, |backend, health: &EndpointHealth| {
+        let is_old = health.level == 0 && now_ns.saturating_sub(health.failed_ns) > WINDOW_NS;
+        is_judged(backend) && !is_old
+    })
+}
+
+/// Returns whether the Service of an endpoint has passive health.
+fn is_judged(backend: &BackendEntry) -> bool {
+    backend.flags & backend_flags::PASSIVE_HEALTH != 0
 }
 
 /// Makes all entries older, for tests.
@@ -88,19 +65,6 @@ pub fn age(maps: &MapHandles, nanoseconds: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes all entries, for tests.
-pub fn forget(maps: &MapHandles) -> io::Result<()> {
-    let table = table(maps)?;
-    for (key, _) in table.entries()? {
-        table.remove(&key)?;
-    }
-    Ok(())
-}
-
-fn family(key: &EndpointKey) -> IpFamily {
-    if key.is_v6 == 0 { IpFamily::V4 } else { IpFamily::V6 }
-}
-
-fn table(maps: &MapHandles) -> io::Result<Table<EndpointKey, EndpointHealth>> {
+pub fn table(maps: &MapHandles) -> io::Result<Table<EndpointKey, EndpointHealth>> {
     maps.table(MapName::HEALTH)
 }

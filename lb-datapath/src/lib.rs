@@ -13,6 +13,7 @@ mod connection_copy;
 mod conversion;
 mod datapath;
 mod drift;
+mod endpoint_table;
 mod endpoints;
 pub mod events;
 mod family_table;

@@ -3,15 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 
-use lb_common::layout::{EndpointKey, PortShortage, ServiceName};
-use lb_model::IpFamily;
+use lb_common::layout::PortShortage;
 use lb_plan::desired::ServicePortId;
 
-use crate::apply::entry::parse_service_name;
 use crate::apply::map_name::MapName;
-use crate::family_table::BackendArrays;
+use crate::endpoint_table::{self, EndpointValue};
 use crate::handles::MapHandles;
-use crate::table::Table;
 
 /// An endpoint for whose connections no source port was free.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,48 +27,15 @@ pub struct EndpointShortage {
 /// Returns the entries of endpoints that still exist. The list is empty if the maps belong to an
 /// agent without this map.
 pub fn read(maps: &MapHandles) -> io::Result<Vec<EndpointShortage>> {
-    let entries = match table(maps) {
-        Ok(table) => table.entries()?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    if entries.is_empty() {
-        return Ok(Vec::new());
-    }
-    let backends = BackendArrays::open(maps)?;
-    let names: Table<u32, ServiceName> = maps.table(MapName::SERVICE_NAMES)?;
-    let mut shortages = Vec::new();
-    for (key, PortShortage { packets, last_ns }) in entries {
-        let Some(backend) = backends.get(family(&key), key.backend_id)? else { continue };
-        let name = names.get(&backend.service_id)?;
-        let Some((service, port)) = name.as_ref().and_then(parse_service_name) else { continue };
-        let (endpoint, backend_id) = (backend.address, key.backend_id);
-        shortages.push(EndpointShortage { service, port, endpoint, backend_id, packets, last_ns });
-    }
-    shortages.sort_by(|a, b| (&a.service, a.endpoint).cmp(&(&b.service, b.endpoint)));
-    Ok(shortages)
+    let entries = endpoint_table::read(maps, MapName::NO_SOURCE_PORT, |_, _| true)?.into_iter();
+    let shortages = entries.map(|EndpointValue { service, port, backend_id, backend, value }| {
+        let PortShortage { packets, last_ns } = value;
+        EndpointShortage { service, port, endpoint: backend.address, backend_id, packets, last_ns }
+    });
+    Ok(shortages.collect())
 }
 
 /// Removes the entries of removed endpoints, before other endpoints get their ids.
 pub fn remove_gone(maps: &MapHandles) -> io::Result<()> {
-    let table = table(maps)?;
-    let entries = table.entries()?;
-    if entries.is_empty() {
-        return Ok(());
-    }
-    let backends = BackendArrays::open(maps)?;
-    for (key, _) in entries {
-        if backends.get(family(&key), key.backend_id)?.is_none() {
-            table.remove(&key)?;
-        }
-    }
-    Ok(())
-}
-
-fn family(key: &EndpointKey) -> IpFamily {
-    if key.is_v6 == 0 { IpFamily::V4 } else { IpFamily::V6 }
-}
-
-fn table(maps: &MapHandles) -> io::Result<Table<EndpointKey, PortShortage>> {
-    maps.table(MapName::NO_SOURCE_PORT)
+    endpoint_table::retain(maps, MapName::NO_SOURCE_PORT, |_, _: &PortShortage| true)
 }
