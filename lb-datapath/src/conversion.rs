@@ -37,7 +37,7 @@ use crate::handles::MapHandles;
 use crate::hooks;
 use crate::links::{Links, truncated};
 use crate::loads::Loads;
-use crate::own_maps::{OwnMap, PinnedMap, own_maps, pinned_sizes};
+use crate::own_maps::{OwnMap, PinnedMap, is_of_events, own_maps, pinned_sizes};
 use crate::pins::Pins;
 use crate::programs::{LoadError, LoadOptions, Programs, object};
 use crate::raw_map::{MappedWord, RawArray};
@@ -63,18 +63,9 @@ const CONNECTIONS: [&str; 8] = [
 const WRITTEN_BY_PROGRAMS: [&str; 3] = ["AFFINITY", "SOCKET_PEERS_V4", "SOCKET_PEERS_V6"];
 
 /// Maps that are not copied. The earlier programs handle datagrams whose first fragment they have
-/// seen. A reader of events opens the new maps. The others are written by this agent when it loads
-/// programs.
-const NOT_COPIED: [&str; 8] = [
-    "FRAGMENTS_V4",
-    "FRAGMENTS_V6",
-    "SETTINGS",
-    "FLOW_TIMEOUTS",
-    "FILTER",
-    "MONITOR",
-    "EVENTS",
-    "EVENT_BUDGETS",
-];
+/// seen. The others are written by this agent when it loads programs. Those of [`is_of_events`] are
+/// not copied either: a reader of events opens the new maps.
+const NOT_COPIED: [&str; 5] = ["FRAGMENTS_V4", "FRAGMENTS_V6", "SETTINGS", "FLOW_TIMEOUTS", "FILTER"];
 
 /// How long a program can run that has read the phase before it changed.
 const PROGRAM_RUN: Duration = Duration::from_millis(20);
@@ -295,6 +286,7 @@ impl<'a> Conversion<'a> {
             if CONNECTIONS.contains(&name)
                 || WRITTEN_BY_PROGRAMS.contains(&name)
                 || NOT_COPIED.contains(&name)
+                || is_of_events(name)
             {
                 continue;
             }
