@@ -7,8 +7,9 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, RingBuf};
@@ -82,7 +83,7 @@ impl EventKind {
 /// The hook that has reported an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventPath {
-    /// None: a program or the agent has found the connection over.
+    /// The event is of no hook: a program or the agent has found a connection that was over.
     Record,
     Socket,
     Tc,
@@ -172,17 +173,14 @@ impl EventEntry {
 /// Returns the address in a field of [`Event`].
 fn address(addr: [u8; 16], is_v6: bool) -> IpAddr {
     let v6 = Ipv6Addr::from(addr);
-    match v6.to_canonical() {
-        _ if is_v6 => v6.to_canonical(),
-        mapped @ IpAddr::V4(_) => mapped,
-        IpAddr::V6(_) => {
-            let [a, b, c, d, ..] = addr;
-            Ipv4Addr::new(a, b, c, d).into()
-        }
+    if is_v6 || v6.to_ipv4_mapped().is_some() {
+        return v6.to_canonical();
     }
+    let [a, b, c, d, ..] = addr;
+    Ipv4Addr::new(a, b, c, d).into()
 }
 
-/// The events that nobody has seen.
+/// The numbers of events that no reader has received.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Unseen {
     /// The programs left them out because there were too many.
@@ -212,7 +210,7 @@ impl std::ops::Sub for Unseen {
 struct Opened {
     ring: RingBuf<MapData>,
     ring_id: u32,
-    maps: MapHandles,
+    budgets: Arc<OwnedFd>,
     monitor: Table<u32, Monitor>,
     services: FamilyTable<ServiceAddress, ServiceEntry>,
     names: Table<u32, ServiceName>,
@@ -242,13 +240,13 @@ impl Opened {
             let mut opened = Self {
                 ring,
                 ring_id,
+                budgets: maps.get(BUDGETS)?,
                 monitor: maps.table(MapName::MONITOR)?,
                 services: FamilyTable::open(&maps, MapName::SERVICES)?,
                 names: maps.table(MapName::SERVICE_NAMES)?,
                 namespaces: maps.table(MapName::NAMESPACES)?,
                 cpus: sys::possible_cpus()?,
                 before: Unseen::default(),
-                maps,
                 _folder: folder,
             };
             opened.before = opened.total()?;
@@ -265,11 +263,10 @@ impl Opened {
 
     /// Returns the unseen events of all readers until now.
     fn total(&self) -> io::Result<Unseen> {
-        let map = self.maps.fd(BUDGETS)?;
         let mut total = Unseen::default();
         for kind in EventKind::ALL {
             let key = u32::from(kind.number()).to_ne_bytes();
-            let bytes = sys::lookup_bytes(map, &key, size_of::<EventBudget>() * self.cpus)?;
+            let bytes = sys::lookup_bytes(self.budgets.as_fd(), &key, size_of::<EventBudget>() * self.cpus)?;
             for budget in sys::values::<EventBudget>(&bytes.unwrap_or_default()) {
                 total.limited += budget.limited;
                 total.lost += budget.lost;
@@ -301,7 +298,7 @@ pub struct EventReader {
     pins: Pins,
     kinds: u32,
     opened: Opened,
-    /// Until when the programs report, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// The time until which the programs report, in nanoseconds of `CLOCK_MONOTONIC`.
     lease_ends_ns: u64,
     /// The unseen events of the maps that were replaced.
     earlier: Unseen,
@@ -350,7 +347,7 @@ impl EventReader {
         None
     }
 
-    /// Returns the events since the start that nobody has seen.
+    /// Returns the numbers of events since the start that this reader has not received.
     pub fn unseen(&self) -> Result<Unseen, EventError> {
         let total = self.opened.total().map_err(|error| failed(&self.pins.maps(), error))?;
         let now = total - self.opened.before;
