@@ -10,9 +10,8 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use lb_datapath::ProgramStatistics;
-use lb_testbed::packet::{build, parse};
 use lb_testbed::programs::world::{self, NIC, World};
-use lb_testbed::programs::{Action, BackendEndpoint, Hook, ServiceAddressEntry, Subject};
+use lb_testbed::programs::{Action, BackendEndpoint, Hook, Segment, ServiceAddressEntry, Subject};
 
 use crate::report::median;
 
@@ -121,15 +120,6 @@ impl Work {
     }
 }
 
-/// A segment of a TCP handshake. The last one stands for the packets of an open connection too.
-/// With UDP all are datagrams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Segment {
-    Syn,
-    SynAck,
-    Ack,
-}
-
 /// One line of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Path {
@@ -195,20 +185,7 @@ impl Path {
     }
 
     fn between(&self, source: SocketAddr, destination: SocketAddr, segment: Segment) -> Result<Vec<u8>> {
-        let ports = format!("{} > {}", source.port(), destination.port());
-        let transport = match (self.protocol, segment) {
-            (TCP, Segment::Syn) => format!("tcp {ports} S seq=0"),
-            (TCP, Segment::SynAck) => format!("tcp {ports} SA seq=0 ack=1"),
-            (TCP, Segment::Ack) => format!("tcp {ports} A seq=1 ack=1"),
-            _ => format!("udp {ports}"),
-        };
-        // With TCP over IPv4 the frame has 64 bytes, the size that packet rates are quoted for.
-        let text = format!(
-            "eth 02:00:00:00:00:09 > 02:00:00:00:00:01 / ip {} > {} ttl=255 / {transport} / zeros 10",
-            source.ip(),
-            destination.ip()
-        );
-        let mut frame = build(&parse(&text)?);
+        let mut frame = segment.frame(self.protocol, source, destination)?;
         if self.work == Work::NotIp {
             /// For experiments (IEEE 802 9.2.4).
             const LOCAL_EXPERIMENT: [u8; 2] = [0x88, 0xb5];

@@ -78,6 +78,11 @@ impl Hook {
     fn is_xdp(self) -> bool {
         matches!(self, Self::Xdp | Self::Floor)
     }
+
+    /// Returns the context of a test run on a packet of a device.
+    fn context(self, ifindex: u32, packet: &[u8]) -> Vec<u8> {
+        if self.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex, 0) }
+    }
 }
 
 /// The action that a program returns for a packet.
@@ -559,9 +564,7 @@ impl Subject {
 
     /// Runs a program `repeat` times on a packet of a device.
     pub fn run(&mut self, hook: Hook, ifindex: u32, packet: &[u8], repeat: u32) -> Result<Run> {
-        let context =
-            if hook.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex, 0) };
-        self.run_in(hook, &context, packet, repeat)
+        self.run_in(hook, &hook.context(ifindex, packet), packet, repeat)
     }
 
     /// Runs a tc program on a packet that was merged from segments with `segment` bytes of payload
@@ -586,9 +589,8 @@ impl Subject {
                 vacant.insert(counter.context("cannot load the program that counts its calls")?)
             }
         };
-        let context =
-            if hook.is_xdp() { xdp_context(ifindex, packet.len()) } else { skb_context(ifindex, 0) };
-        let (run, calls) = counter.run(packet, &context).with_context(|| hook.program().to_owned())?;
+        let counted = counter.run(packet, &hook.context(ifindex, packet));
+        let (run, calls) = counted.with_context(|| hook.program().to_owned())?;
         Ok((Run::of(hook, run), calls))
     }
 

@@ -9,9 +9,8 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_datapath::Calls;
-use lb_testbed::packet::{build, parse};
 use lb_testbed::programs::world::{self, NIC, World};
-use lb_testbed::programs::{Action, BackendEndpoint, Hook, Limits, ServiceAddressEntry, Subject, features};
+use lb_testbed::programs::{Action, BackendEndpoint, Hook, Segment, ServiceAddressEntry, Subject, features};
 
 const LIMITS: &str = include_str!("calls.txt");
 
@@ -28,10 +27,6 @@ const PAIR: u16 = 10_000;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-
-pub fn limits() -> Limits {
-    Limits::default()
-}
 
 /// A path: program, family, protocol and step.
 type Path = (&'static str, &'static str, &'static str, &'static str);
@@ -116,10 +111,10 @@ impl Packets<'_> {
     fn none_of_ours(&mut self) -> Result<()> {
         let (client, pod, node) = (self.at("client", 5000), self.at("local2", 8080), self.at(NIC, 22));
         for hook in [Hook::Xdp, Hook::TcIngress] {
-            self.count(hook, "pod", [(client, pod); 2], Flags::Ack, 0)?;
-            self.count(hook, "node", [(client, node); 2], Flags::Ack, 0)?;
+            self.count(hook, "pod", [(client, pod); 2], Segment::Ack, 0)?;
+            self.count(hook, "node", [(client, node); 2], Segment::Ack, 0)?;
         }
-        self.count(Hook::TcEgress, "pod", [(pod, client); 2], Flags::Ack, 0)
+        self.count(Hook::TcEgress, "pod", [(pod, client); 2], Segment::Ack, 0)
     }
 
     /// Counts the packets of a connection to an endpoint on this node, and to one elsewhere.
@@ -132,14 +127,14 @@ impl Packets<'_> {
             let [first, reply, confirmed, open] = steps;
             let requests = clients.map(|client| (client, self.at(name, PORT)));
             self.subject.forget_flows()?;
-            self.count(hook, first, requests, Flags::Syn, 1)?;
+            self.count(hook, first, requests, Segment::Syn, 1)?;
             let awaited = self.subject.awaited_replies()?;
             let [one, other] = awaited[..] else { bail!("{} connections were opened", awaited.len()) };
             // The reply of an endpoint on this node is translated where it leaves.
             let replies_at = if name == "vip" { Hook::TcEgress } else { hook };
-            self.count(replies_at, reply, [one, other], Flags::SynAck, 1)?;
-            self.count(hook, confirmed, requests, Flags::Ack, 1)?;
-            self.count(hook, open, requests, Flags::Ack, 1)?;
+            self.count(replies_at, reply, [one, other], Segment::SynAck, 1)?;
+            self.count(hook, confirmed, requests, Segment::Ack, 1)?;
+            self.count(hook, open, requests, Segment::Ack, 1)?;
         }
         Ok(())
     }
@@ -151,17 +146,14 @@ impl Packets<'_> {
         hook: Hook,
         step: &'static str,
         pair: [(SocketAddr, SocketAddr); 2],
-        flags: Flags,
+        segment: Segment,
         translated: u64,
     ) -> Result<()> {
-        let mut packets = Vec::new();
-        for (source, destination) in pair {
-            packets.push(self.packet(source, destination, flags)?);
-        }
         let before = self.translated()?;
         let mut last = None;
-        for packet in &packets {
-            let (run, calls) = self.subject.count_calls(hook, self.ifindex, packet)?;
+        for (source, destination) in pair {
+            let packet = segment.frame(self.protocol, source, destination)?;
+            let (run, calls) = self.subject.count_calls(hook, self.ifindex, &packet)?;
             ensure!(
                 !matches!(run.action, Action::Drop | Action::Unexpected(_)),
                 "{step}: the program returned {:?}",
@@ -190,30 +182,6 @@ impl Packets<'_> {
     fn at(&self, name: &str, port: u16) -> SocketAddr {
         address(name, port, self.v6)
     }
-
-    fn packet(&self, source: SocketAddr, destination: SocketAddr, flags: Flags) -> Result<Vec<u8>> {
-        let ports = format!("{} > {}", source.port(), destination.port());
-        let transport = match (self.protocol, flags) {
-            (UDP, _) => format!("udp {ports}"),
-            (_, Flags::Syn) => format!("tcp {ports} S seq=0"),
-            (_, Flags::SynAck) => format!("tcp {ports} SA seq=0 ack=1"),
-            (_, Flags::Ack) => format!("tcp {ports} A seq=1 ack=1"),
-        };
-        let text = format!(
-            "eth 02:00:00:00:00:09 > 02:00:00:00:00:01 / ip {} > {} ttl=64 / {transport} / zeros 10",
-            source.ip(),
-            destination.ip()
-        );
-        Ok(build(&parse(&text)?))
-    }
-}
-
-/// The flags of a TCP segment. With UDP all packets are datagrams.
-#[derive(Clone, Copy)]
-enum Flags {
-    Syn,
-    SynAck,
-    Ack,
 }
 
 fn address(name: &str, port: u16, v6: bool) -> SocketAddr {

@@ -362,54 +362,44 @@ impl CaseRun<'_> {
             ensure!(found == [open, half_open], "flow entries [open, half-open]: found {found:?}");
         }
         if let Some(expected) = &step.flows {
-            let mut expected: Vec<String> = expected.iter().map(|text| self.names.fill(text)).collect();
-            let mut found: Vec<String> = flows.iter().map(Flow::to_string).collect();
-            expected.sort();
-            found.sort();
-            ensure!(
-                expected == found,
-                "flow entries\n  expected\n    {}\n  found\n    {}",
-                expected.join("\n    "),
-                found.join("\n    ")
-            );
+            self.compare("flow entries", expected, flows.iter().map(Flow::to_string).collect())?;
         }
         Ok(())
     }
 
     fn check_loads(&self, step: &Step) -> Result<()> {
         let Some(expected) = &step.loads else { return Ok(()) };
-        let mut expected: Vec<String> = expected.iter().map(|text| self.names.fill(text)).collect();
         let loads = self.subject.loads()?.into_iter();
-        let mut found: Vec<String> = loads
-            .map(|(at, load)| format!("{} {} {} {}", at.ip(), at.port(), load.active, load.inactive))
-            .collect();
-        expected.sort();
-        found.sort();
-        ensure!(expected == found, "connections of endpoints: found {found:?}, expected {expected:?}");
-        Ok(())
+        let found =
+            loads.map(|(at, load)| format!("{} {} {} {}", at.ip(), at.port(), load.active, load.inactive));
+        self.compare("connections of endpoints", expected, found.collect())
     }
 
     fn check_port_shortages(&self, step: &Step) -> Result<()> {
         let Some(expected) = &step.port_shortages else { return Ok(()) };
-        let mut expected: Vec<String> = expected.iter().map(|text| self.names.fill(text)).collect();
         let shortages = self.subject.port_shortages()?.into_iter();
-        let mut found: Vec<String> =
-            shortages.map(|(at, packets)| format!("{} {} {packets}", at.ip(), at.port())).collect();
-        expected.sort();
-        found.sort();
-        ensure!(expected == found, "no source port: found {found:?}, expected {expected:?}");
-        Ok(())
+        let found = shortages.map(|(at, packets)| format!("{} {} {packets}", at.ip(), at.port()));
+        self.compare("endpoints without a free source port", expected, found.collect())
     }
 
     fn check_left_out(&self, step: &Step) -> Result<()> {
         let Some(expected) = &step.left_out else { return Ok(()) };
-        let mut expected: Vec<String> = expected.iter().map(|text| self.names.fill(text)).collect();
         let left_out = self.subject.left_out()?.into_iter();
-        let mut found: Vec<String> =
-            left_out.map(|(at, level)| format!("{} {} {level}", at.ip(), at.port())).collect();
+        let found = left_out.map(|(at, level)| format!("{} {} {level}", at.ip(), at.port()));
+        self.compare("endpoints that are left out", expected, found.collect())
+    }
+
+    /// Compares the texts of a step with those that were found, in any order.
+    fn compare(&self, what: &str, expected: &[String], mut found: Vec<String>) -> Result<()> {
+        let mut expected: Vec<String> = expected.iter().map(|text| self.names.fill(text)).collect();
         expected.sort();
         found.sort();
-        ensure!(expected == found, "left out: found {found:?}, expected {expected:?}");
+        ensure!(
+            expected == found,
+            "{what}\n  expected\n    {}\n  found\n    {}",
+            expected.join("\n    "),
+            found.join("\n    ")
+        );
         Ok(())
     }
 }
