@@ -110,6 +110,19 @@ impl Candidate {
         Some(Self { cost, weight: weight as u64 })
     }
 
+    /// Returns the endpoint as one number, which is not 0 and below 2^57.
+    #[inline(always)]
+    pub fn to_number(self) -> u64 {
+        self.cost << 16 | self.weight
+    }
+
+    /// Returns the endpoint of a number, of [`Self::to_number`]. Returns `None` for 0.
+    #[inline(always)]
+    pub fn from_number(number: u64) -> Option<Self> {
+        let candidate = Self { cost: number >> 16, weight: number & 0xffff };
+        if candidate.weight == 0 { None } else { Some(candidate) }
+    }
+
     /// Returns whether this endpoint is selected and not the other one, which precedes it in the
     /// list. Of two equal ones, the first is selected.
     #[inline(always)]
@@ -140,6 +153,22 @@ mod tests {
             }
         }
         best.1
+    }
+
+    #[test]
+    fn candidates_survive_as_numbers() {
+        assert_eq!(Candidate::from_number(0), None);
+        for connections in [(0, 0), (7, 3), (u32::MAX, u32::MAX)] {
+            let connections = Connections { active: connections.0, inactive: connections.1 };
+            for weight in [1, 100, 65_535] {
+                for algorithm in algorithm::LEAST..=algorithm::TWO_CHOICES {
+                    let candidate = Candidate::new(algorithm, connections, weight);
+                    let number = candidate.map_or(0, Candidate::to_number);
+                    assert!(number < 1 << 57);
+                    assert_eq!(Candidate::from_number(number), candidate);
+                }
+            }
+        }
     }
 
     #[test]

@@ -61,7 +61,8 @@ fn least_of<F: Maps>(base: u32, count: u32, algorithm: u8, service_id: u32) -> u
     let random = random();
     // Endpoints with at most half of the slots are left out.
     let mut may_leave_out = unknown(core::cmp::min(count, SAMPLE) as u64 / 2);
-    let (mut best, mut best_index) = (Candidate::NONE, u32::MAX);
+    // Linux 6.1 and older follow the loop once for each number that the verifier knows.
+    let (mut best, mut best_index) = (unknown(0), unknown(u32::MAX as u64));
     for n in 0..SAMPLE {
         if n >= looks {
             break;
@@ -83,11 +84,11 @@ fn least_of<F: Maps>(base: u32, count: u32, algorithm: u8, service_id: u32) -> u
         let Some(candidate) = Candidate::new(algorithm, copy(load).connections(), backend.weight) else {
             continue;
         };
-        if candidate.is_less(&best) {
-            (best, best_index) = (candidate, index);
+        if Candidate::from_number(best).is_none_or(|best| candidate.is_less(&best)) {
+            (best, best_index) = (unknown(candidate.to_number()), unknown(index as u64));
         }
     }
-    best_index
+    best_index as u32
 }
 
 /// Returns a copy of a load.
