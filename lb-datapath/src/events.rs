@@ -354,8 +354,16 @@ impl EventReader {
         Ok(Unseen { limited: self.earlier.limited + now.limited, lost: self.earlier.lost + now.lost })
     }
 
+    /// Returns the id of the service port of an event.
+    pub fn service_of(&self, event: &EventEntry) -> Option<u32> {
+        match event.service_id {
+            0 => self.service_at(event.service, event.protocol),
+            id => Some(id),
+        }
+    }
+
     /// Returns the id of the service port that has an address, or whose NodePort it is.
-    pub fn service_at(&self, address: SocketAddr, protocol: u8) -> Option<u32> {
+    fn service_at(&self, address: SocketAddr, protocol: u8) -> Option<u32> {
         let any = match address {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),

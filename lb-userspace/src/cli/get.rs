@@ -58,16 +58,16 @@ pub enum ReadError {
     Output(#[from] OutputError),
 }
 
+/// The remedy if there are no maps.
+pub(super) const NO_MAPS: &str = "no agent of this version has run on this node: start `lb agent`, or give \
+                                  its --bpffs; `lb cleanup --dry-run` lists the maps of other versions";
+
 impl ReadError {
     /// Returns the remedy, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Preflight(error) => Some(error.hint()),
-            Self::NoMaps(_) => Some(
-                "no agent of this version has run on this node: start `lb agent`, or give its --bpffs; \
-                 `lb cleanup --dry-run` lists the maps of other versions"
-                    .into(),
-            ),
+            Self::NoMaps(_) => Some(NO_MAPS.into()),
             Self::Maps { .. } | Self::Output(_) => None,
         }
     }

@@ -19,9 +19,9 @@ use lb_datapath::{Pins, monotonic_ns};
 use lb_model::IpFamily;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
-use super::get::service_filter;
+use super::get::{NO_MAPS, service_filter};
 use super::pin_args::PinArgs;
 use crate::preflight::{self, PreflightError};
 use crate::view::NamedServicePort;
@@ -151,11 +151,7 @@ impl MonitorError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Preflight(error) => Some(error.hint()),
-            Self::Events(EventError::NoMaps(_)) => Some(
-                "no agent of this version has run on this node: start `lb agent`, or give its --bpffs; \
-                 `lb cleanup --dry-run` lists the maps of other versions"
-                    .into(),
-            ),
+            Self::Events(EventError::NoMaps(_)) => Some(NO_MAPS.into()),
             Self::Events(EventError::NoEvents) => Some("upgrade the agent of this node".into()),
             Self::Events(EventError::Busy(path)) => Some(format!(
                 "end the other `lb monitor` or `lb top` first; `lsof {}` lists its process",
@@ -243,8 +239,7 @@ impl MonitorArgs {
         let reader = EventReader::open(&Pins::new(&self.pins.bpffs), &self.kinds())?;
         let mut readable = wait_on(&reader)?;
         let mut monitor = Monitor::new(self, reader);
-        let mut renewal = interval(RENEWAL);
-        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut renewals = renewals();
         let end = sleep(self.time.unwrap_or(Duration::MAX));
         tokio::pin!(end);
         if self.output == MonitorFormat::Table && !write_line(&monitor_heading())? {
@@ -260,7 +255,7 @@ impl MonitorArgs {
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
                 () = &mut end => break,
-                _ = renewal.tick() => {
+                _ = renewals.tick() => {
                     if monitor.renew()? {
                         readable = wait_on(&monitor.reader)?;
                     }
@@ -306,6 +301,13 @@ impl MonitorArgs {
             }),
         }
     }
+}
+
+/// Returns the times at which a reader renews its lease.
+pub(super) fn renewals() -> Interval {
+    let mut renewals = interval(RENEWAL);
+    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    renewals
 }
 
 /// Returns a descriptor of the ring to wait for.
@@ -374,14 +376,10 @@ impl<'a> Monitor<'a> {
         Ok(Printed::Some)
     }
 
-    /// Looks the names of an event up. The name of a deleted Service is known if it had an event
+    /// Looks up the names of an event. The name of a deleted Service is found if it had an event
     /// before.
     fn names_of(&mut self, event: &EventEntry) -> EventNames {
-        let id = match event.service_id {
-            0 => self.reader.service_at(event.service, event.protocol),
-            id => Some(id),
-        };
-        let service = id.map(|id| {
+        let service = self.reader.service_of(event).map(|id| {
             if let Some(name) = self.reader.service_name(id) {
                 self.names.insert(id, name);
             }

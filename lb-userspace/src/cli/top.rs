@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use lb_datapath::Pins;
-use lb_datapath::events::{EventEntry, EventKind, EventReader, Unseen};
+use lb_datapath::events::{EventKind, EventReader, Unseen};
 use lb_datapath::inspect::AgentMaps;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::get::{ReadError, backends, names};
-use super::monitor::wait_on;
+use super::monitor::{renewals, wait_on};
 use super::pin_args::PinArgs;
 use super::terminal::{self, Terminal};
 use crate::preflight;
@@ -129,8 +129,7 @@ impl TopArgs {
         let mut tick = interval(Duration::from_secs(self.interval));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.tick().await;
-        let mut renewal = interval(lb_datapath::events::RENEWAL);
-        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut renewals = renewals();
         loop {
             let (width, height) = terminal.size();
             let lines = screen.lines(&report, source.note(), width, height);
@@ -140,7 +139,7 @@ impl TopArgs {
                 _ = terminate.recv() => break,
                 _ = hang_up.recv() => break,
                 _ = resized.recv() => {}
-                _ = renewal.tick() => source.renew(),
+                _ = renewals.tick() => source.renew(),
                 _ = tick.tick() => {
                     let next = source.report()?;
                     if !screen.is_paused() {
@@ -216,7 +215,7 @@ impl<'a> Source<'a> {
     fn count(&mut self) {
         let Some((reader, _)) = &mut self.events else { return };
         while let Some(event) = reader.next_event() {
-            if let Some(id) = service_of(reader, &event) {
+            if let Some(id) = reader.service_of(&event) {
                 let counts = self.counted.by_service.entry(id).or_default();
                 match event.kind {
                     EventKind::Opened => counts.opened += 1,
@@ -265,11 +264,11 @@ impl<'a> Source<'a> {
     /// Returns the report of the next `time`, sorted as the arguments require.
     async fn report_after(&mut self, time: Duration) -> Result<TopReport, TopError> {
         let end = tokio::time::Instant::now() + time;
-        let mut renewal = interval(lb_datapath::events::RENEWAL);
+        let mut renewals = renewals();
         loop {
             tokio::select! {
                 () = sleep_until(end) => break,
-                _ = renewal.tick() => self.renew(),
+                _ = renewals.tick() => self.renew(),
                 () = self.readable() => self.count(),
             }
         }
@@ -285,13 +284,5 @@ impl<'a> Source<'a> {
             Some(_) => "rates of Services are too low: there are more events than the programs report",
             None => "rates of Services are unknown: another process reads the events",
         }
-    }
-}
-
-/// Returns the id of the service port of an event.
-fn service_of(reader: &EventReader, event: &EventEntry) -> Option<u32> {
-    match event.service_id {
-        0 => reader.service_at(event.service, event.protocol),
-        id => Some(id),
     }
 }
