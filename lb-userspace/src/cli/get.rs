@@ -82,11 +82,8 @@ impl Get {
                 args.print(&service_rows(&tables, &args.filter()))
             }
             Self::Backends(args) => {
-                let (backends, names, shortages, left_out, loads) = args.read(|maps| {
-                    let (shortages, left_out) = (maps.port_shortages()?, maps.left_out()?);
-                    Ok((backends(maps)?, names(maps)?, shortages, left_out, maps.loads()?))
-                })?;
-                let facts = EndpointFacts { shortages, left_out, loads: &loads, now_ns: monotonic_ns() };
+                let (backends, names, facts) =
+                    args.read(|maps| Ok((backends(maps)?, names(maps)?, endpoint_facts(maps)?)))?;
                 args.print(&backend_rows(&backends, &names, &facts, &args.filter()))
             }
             Self::Flows(args) => {
@@ -135,6 +132,28 @@ pub(super) fn backends(maps: &AgentMaps) -> io::Result<BackendsById> {
     Ok(backends)
 }
 
+pub(super) fn endpoint_facts(maps: &AgentMaps) -> io::Result<EndpointFacts> {
+    Ok(EndpointFacts {
+        shortages: maps.port_shortages()?,
+        left_out: maps.left_out()?,
+        loads: maps.loads()?,
+        now_ns: monotonic_ns(),
+    })
+}
+
+/// Opens the pinned maps and reads them with `read`.
+pub(super) fn read_maps<T>(
+    pins: &PinArgs,
+    read: impl FnOnce(&AgentMaps) -> io::Result<T>,
+) -> Result<T, ReadError> {
+    let pins = Pins::new(&pins.bpffs);
+    let path = pins.root().to_owned();
+    AgentMaps::open(&pins).and_then(|maps| read(&maps)).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => ReadError::NoMaps(path),
+        _ => ReadError::Maps { path, source },
+    })
+}
+
 #[derive(Debug, Args)]
 pub struct GetArgs {
     /// List only this Service: its name, or NAMESPACE/NAME
@@ -154,16 +173,10 @@ pub struct GetArgs {
 }
 
 impl GetArgs {
-    /// Opens the pinned maps and reads them with `read`.
     fn read<T>(&self, read: impl FnOnce(&AgentMaps) -> io::Result<T>) -> Result<T, ReadError> {
         preflight::may_read()?;
         preflight::check_bpffs(&self.pins.bpffs)?;
-        let pins = Pins::new(&self.pins.bpffs);
-        let path = pins.root().to_owned();
-        AgentMaps::open(&pins).and_then(|maps| read(&maps)).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => ReadError::NoMaps(path),
-            _ => ReadError::Maps { path, source },
-        })
+        read_maps(&self.pins, read)
     }
 
     fn print<R: Row>(&self, rows: &[R]) -> Result<String, ReadError> {

@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use lb_datapath::Pins;
 use lb_datapath::events::{EventKind, EventReader, Unseen};
-use lb_datapath::inspect::AgentMaps;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-use super::get::{ReadError, backends, names};
+use super::get::{ReadError, backends, endpoint_facts, names, read_maps};
 use super::monitor::{renewals, wait_on};
 use super::pin_args::PinArgs;
 use super::terminal::{self, Terminal};
@@ -184,19 +183,13 @@ impl<'a> Source<'a> {
     }
 
     fn sample(&self) -> Result<TopSample, TopError> {
-        let pins = Pins::new(&self.args.pins.bpffs);
-        let read = |maps: &AgentMaps| -> io::Result<TopSample> {
+        Ok(read_maps(&self.args.pins, |maps| {
             Ok(TopSample {
                 names: names(maps)?,
                 backends: backends(maps)?,
-                loads: maps.loads()?,
+                endpoints: endpoint_facts(maps)?,
                 counters: maps.counters()?,
             })
-        };
-        let path = pins.root().to_owned();
-        Ok(AgentMaps::open(&pins).and_then(|maps| read(&maps)).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => ReadError::NoMaps(path),
-            _ => ReadError::Maps { path, source },
         })?)
     }
 

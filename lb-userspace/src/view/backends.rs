@@ -37,12 +37,13 @@ pub struct BackendRow {
     pub left_out_seconds: Option<u64>,
 }
 
-/// What is known of endpoints beside their entries.
-#[derive(Debug)]
-pub struct EndpointFacts<'a> {
+/// The state of endpoints that their entries do not have.
+#[derive(Debug, Clone, Default)]
+pub struct EndpointFacts {
     pub shortages: Vec<EndpointShortage>,
     pub left_out: Vec<LeftOutEndpoint>,
-    pub loads: &'a HashMap<(IpFamily, u32), Connections>,
+    /// The open connections, by IP family and backend id.
+    pub loads: HashMap<(IpFamily, u32), Connections>,
     /// The time of [`lb_datapath::monotonic_ns`].
     pub now_ns: u64,
 }
@@ -51,7 +52,7 @@ pub struct EndpointFacts<'a> {
 pub fn backend_rows(
     backends: &BackendsById,
     names: &Names,
-    facts: &EndpointFacts<'_>,
+    facts: &EndpointFacts,
     filter: &ServiceFilter,
 ) -> Vec<BackendRow> {
     let left_out: HashMap<(IpFamily, u32), u64> = facts
@@ -131,9 +132,6 @@ impl Row for BackendRow {
 
 #[cfg(test)]
 mod tests {
-    use lb_model::Protocol;
-    use lb_plan::desired::ServicePortId;
-
     use super::super::fixture;
     use super::super::output::{OutputFormat, render};
     use super::*;
@@ -144,38 +142,10 @@ mod tests {
         // The endpoint was removed, but its id is not free yet: not listed.
         backends.insert((IpFamily::V4, 9), fixture::backend("10.244.9.9:80", 0, 1));
         // IPv4 and IPv6 have ids of their own.
-        let service = ServicePortId {
-            namespace: "default".into(),
-            name: "web".into(),
-            port_name: "http".into(),
-            protocol: Protocol::Tcp,
-        };
-        let shortage = EndpointShortage {
-            service: service.clone(),
-            port: 80,
-            endpoint: "10.244.1.2:8080".parse().unwrap(),
-            backend_id: 1,
-            packets: 12,
-            last_ns: 0,
-        };
-        let left_out = LeftOutEndpoint {
-            service,
-            port: 80,
-            endpoint: "10.244.2.2:8080".parse().unwrap(),
-            backend_id: 2,
-            level: 3,
-            until_ns: 5_500_000_000,
-        };
-        let loads = HashMap::from([
+        let facts = fixture::endpoint_facts(HashMap::from([
             ((IpFamily::V4, 1), Connections { active: 7, inactive: 2 }),
             ((IpFamily::V4, 4), Connections { active: 0, inactive: 3 }),
-        ]);
-        let facts = EndpointFacts {
-            shortages: vec![shortage],
-            left_out: vec![left_out],
-            loads: &loads,
-            now_ns: 2_000_000_000,
-        };
+        ]));
         backend_rows(&backends, &fixture::names(), &facts, &ServiceFilter::default())
     }
 

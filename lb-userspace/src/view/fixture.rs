@@ -3,9 +3,13 @@
 use std::collections::HashMap;
 
 use lb_common::layout::{self, ServiceName};
+use lb_common::load::Connections;
 use lb_datapath::apply::tables::BackendEntry;
-use lb_model::IpFamily;
+use lb_datapath::{EndpointShortage, LeftOutEndpoint};
+use lb_model::{IpFamily, Protocol};
+use lb_plan::desired::ServicePortId;
 
+use super::backends::EndpointFacts;
 use super::service_port::{BackendsById, Names};
 
 pub fn name(namespace: &str, name: &str, port_name: &str, port: u16, protocol: u8) -> ServiceName {
@@ -38,4 +42,31 @@ pub fn backends() -> BackendsById {
         ((IpFamily::V6, 1), backend("[fd00:10:244:1::2]:8080", PRESENT | LOCAL | IN_CLUSTER, 1)),
         ((IpFamily::V4, 4), backend("10.244.2.10:53", PRESENT | IN_CLUSTER, 2)),
     ])
+}
+
+/// One endpoint has lacked source ports, and one is left out.
+pub fn endpoint_facts(loads: HashMap<(IpFamily, u32), Connections>) -> EndpointFacts {
+    let service = ServicePortId {
+        namespace: "default".into(),
+        name: "web".into(),
+        port_name: "http".into(),
+        protocol: Protocol::Tcp,
+    };
+    let shortage = EndpointShortage {
+        service: service.clone(),
+        port: 80,
+        endpoint: "10.244.1.2:8080".parse().unwrap(),
+        backend_id: 1,
+        packets: 12,
+        last_ns: 0,
+    };
+    let left_out = LeftOutEndpoint {
+        service,
+        port: 80,
+        endpoint: "10.244.2.2:8080".parse().unwrap(),
+        backend_id: 2,
+        level: 3,
+        until_ns: 5_500_000_000,
+    };
+    EndpointFacts { shortages: vec![shortage], left_out: vec![left_out], loads, now_ns: 2_000_000_000 }
 }

@@ -3,7 +3,6 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
-use lb_common::load::Connections;
 use lb_common::reason::{Outcome, Reason};
 use lb_model::IpFamily;
 use serde::Serialize;
@@ -19,7 +18,7 @@ use super::table::TextTable;
 pub struct TopSample {
     pub names: Names,
     pub backends: BackendsById,
-    pub loads: HashMap<(IpFamily, u32), Connections>,
+    pub endpoints: EndpointFacts,
     /// Packets by reason since the maps exist.
     pub counters: Vec<(Reason, u64)>,
 }
@@ -100,9 +99,7 @@ impl TopReport {
             let of_these = now.counters.iter().filter(|(reason, _)| reasons.contains(reason));
             of_these.map(|(reason, count)| increase(*reason, *count)).sum::<f64>()
         };
-        let facts =
-            EndpointFacts { shortages: Vec::new(), left_out: Vec::new(), loads: &now.loads, now_ns: 0 };
-        let endpoints = backend_rows(&now.backends, &now.names, &facts, &ServiceFilter::default());
+        let endpoints = backend_rows(&now.backends, &now.names, &now.endpoints, &ServiceFilter::default());
         let mut rows: HashMap<u32, TopRow> = now
             .names
             .iter()
@@ -276,6 +273,8 @@ pub fn sort(rows: &mut [TopRow], by: SortBy, reversed: bool) {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use lb_common::load::Connections;
+
     use super::super::fixture;
     use super::*;
     use crate::testing::assert_golden;
@@ -295,11 +294,11 @@ pub(super) mod tests {
         let now = TopSample {
             names: fixture::names(),
             backends: fixture::backends(),
-            loads: HashMap::from([
+            endpoints: fixture::endpoint_facts(HashMap::from([
                 ((IpFamily::V4, 1), Connections { active: 7, inactive: 2 }),
                 ((IpFamily::V6, 1), Connections { active: 1, inactive: 0 }),
                 ((IpFamily::V4, 4), Connections { active: 0, inactive: 30 }),
-            ]),
+            ])),
             counters: counters(25, 301, 7, 3_000),
         };
         let counts = |opened, refused, dropped| EventCounts { opened, refused, dropped };
