@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::backends::{BackendRow, EndpointFacts, backend_rows};
 use super::output::OutputError;
-use super::row::Row;
 use super::service_port::{BackendsById, NamedServicePort, Names, ServiceFilter, protocol_name};
 use super::table::TextTable;
 
@@ -69,7 +68,7 @@ pub struct ReasonRow {
     pub total: u64,
 }
 
-/// What `lb top` shows.
+/// The content of `lb top`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TopReport {
@@ -133,12 +132,10 @@ impl TopReport {
         let mut reasons: Vec<_> = now
             .counters
             .iter()
-            .filter(|(reason, count)| *count > 0 && outcome(*reason).is_some())
-            .map(|&(reason, total)| ReasonRow {
-                reason: reason.label(),
-                outcome: outcome(reason).unwrap_or_default(),
-                per_second: increase(reason, total),
-                total,
+            .filter(|(_, total)| *total > 0)
+            .filter_map(|&(reason, total)| {
+                let (outcome, per_second) = (outcome(reason)?, increase(reason, total));
+                Some(ReasonRow { reason: reason.label(), outcome, per_second, total })
             })
             .collect();
         reasons.sort_by(|a, b| {
@@ -157,12 +154,10 @@ impl TopReport {
 
     /// Returns the tables that `lb top --once` prints.
     pub fn table(&self) -> String {
-        let mut services = TextTable::new(TopRow::columns(false));
-        self.services.iter().for_each(|row| services.push(row.cells(false)));
-        let mut reasons = TextTable::new(vec!["REASON", "OUTCOME", "PER-SECOND", "TOTAL"]);
-        for row in &self.reasons {
-            reasons.push(reason_cells(row).to_vec());
-        }
+        let mut services = TextTable::new(TopRow::COLUMNS.to_vec());
+        self.services.iter().for_each(|row| services.push(row.cells()));
+        let mut reasons = TextTable::new(ReasonRow::COLUMNS.to_vec());
+        self.reasons.iter().for_each(|row| reasons.push(row.cells()));
         if self.reasons.is_empty() { services.to_string() } else { format!("{services}\n{reasons}") }
     }
 
@@ -182,8 +177,13 @@ fn outcome(reason: Reason) -> Option<&'static str> {
     }
 }
 
-pub(super) fn reason_cells(row: &ReasonRow) -> [String; 4] {
-    [row.reason.to_owned(), row.outcome.to_owned(), per_second(Some(row.per_second)), row.total.to_string()]
+impl ReasonRow {
+    pub const COLUMNS: [&str; 4] = ["REASON", "OUTCOME", "PER-SECOND", "TOTAL"];
+
+    pub fn cells(&self) -> Vec<String> {
+        let (reason, outcome) = (self.reason.to_owned(), self.outcome.to_owned());
+        vec![reason, outcome, per_second(Some(self.per_second)), self.total.to_string()]
+    }
 }
 
 /// Formats a rate: with a decimal if it is small.
@@ -196,12 +196,11 @@ pub(super) fn per_second(rate: Option<f64>) -> String {
     }
 }
 
-impl Row for TopRow {
-    fn columns(_: bool) -> Vec<&'static str> {
-        vec!["SERVICE", "PROTOCOL", "NEW/S", "ACTIVE", "INACTIVE", "ENDPOINTS", "REFUSED/S", "DROPPED/S"]
-    }
+impl TopRow {
+    pub const COLUMNS: [&str; 8] =
+        ["SERVICE", "PROTOCOL", "NEW/S", "ACTIVE", "INACTIVE", "ENDPOINTS", "REFUSED/S", "DROPPED/S"];
 
-    fn cells(&self, _: bool) -> Vec<String> {
+    pub fn cells(&self) -> Vec<String> {
         vec![
             self.service.label(),
             self.protocol.clone(),

@@ -1,7 +1,6 @@
-//! The screen of `lb top`: what keys change, and the lines that it shows. Both are pure.
+//! The screen of `lb top`: its state, which keys change, and its lines. The code is pure.
 
-use super::row::Row as _;
-use super::top::{SortBy, TopReport, TopRow, per_second, reason_cells, sort};
+use super::top::{ReasonRow, SortBy, TopReport, TopRow, per_second, sort};
 
 /// A key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +68,7 @@ impl Key {
     }
 }
 
-/// How a line stands out.
+/// The emphasis of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Style {
     #[default]
@@ -93,7 +92,7 @@ impl ScreenLine {
     }
 }
 
-/// What the user has chosen.
+/// The state of the screen, which the user changes by keys.
 #[derive(Debug, Clone, Default)]
 pub struct TopScreen {
     sort_by: SortBy,
@@ -132,7 +131,7 @@ impl TopScreen {
         Self { sort_by, ..Self::default() }
     }
 
-    /// Returns whether new numbers are shown.
+    /// Returns whether the screen keeps its numbers.
     pub fn is_paused(&self) -> bool {
         self.is_paused
     }
@@ -275,20 +274,19 @@ impl TopScreen {
                 vec![row.address.to_string(), state, active, inactive, weight]
             })
             .collect();
-        let reasons: Vec<_> = report.reasons.iter().map(|row| reason_cells(row).to_vec()).collect();
+        let reasons: Vec<_> = report.reasons.iter().map(ReasonRow::cells).collect();
         let part = |needed: usize, most: usize| if needed == 0 { 0 } else { needed.min(most) + 1 };
         let for_endpoints = if height < 9 { 0 } else { part(endpoints.len(), height / 3 - 1) };
         let for_reasons = if height < 15 { 0 } else { part(reasons.len(), height / 4 - 1) };
         let for_services = height - for_endpoints - for_reasons;
         self.page = for_services.saturating_sub(1);
-        let cells: Vec<_> = rows.iter().map(|row| row.cells(false)).collect();
+        let cells: Vec<_> = rows.iter().map(|row| row.cells()).collect();
         let first = position.saturating_sub(self.page.saturating_sub(1));
-        let services = aligned(&TopRow::columns(false), &cells, first, self.page);
+        let services = aligned(&TopRow::COLUMNS, &cells, first, self.page);
         push(lines, services, for_services, position.checked_sub(first), width);
         let columns = ["ENDPOINT", "STATE", "ACTIVE", "INACTIVE", "WEIGHT"];
         push(lines, aligned(&columns, &endpoints, 0, height), for_endpoints, None, width);
-        let columns = ["REASON", "OUTCOME", "PER-SECOND", "TOTAL"];
-        push(lines, aligned(&columns, &reasons, 0, height), for_reasons, None, width);
+        push(lines, aligned(&ReasonRow::COLUMNS, &reasons, 0, height), for_reasons, None, width);
     }
 }
 
