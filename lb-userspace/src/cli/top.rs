@@ -87,7 +87,7 @@ impl TopError {
     }
 }
 
-/// The maps and the events, and what was read last.
+/// The maps and the events, with the last sample.
 struct Source<'a> {
     args: &'a TopArgs,
     /// `None` if another process reads the events, or the programs report none.
@@ -122,7 +122,7 @@ impl TopArgs {
         let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
         let mut resized = signal(SignalKind::window_change()).map_err(failed)?;
         let mut screen = TopScreen::sorted_by(self.sort);
-        let mut report = source.report()?;
+        let mut report = source.report(&screen)?;
         let terminal = Terminal::enter().map_err(failed)?;
         let mut keys = terminal::keys().map_err(failed)?;
         let mut tick = interval(Duration::from_secs(self.interval));
@@ -131,7 +131,7 @@ impl TopArgs {
         let mut renewals = renewals();
         loop {
             let (width, height) = terminal.size();
-            let lines = screen.lines(&report, source.note(), width, height);
+            let lines = screen.lines(&report, source.note(&report), width, height);
             terminal.draw(&lines).map_err(failed)?;
             tokio::select! {
                 _ = interrupt.recv() => break,
@@ -140,10 +140,9 @@ impl TopArgs {
                 _ = resized.recv() => {}
                 _ = renewals.tick() => source.renew(),
                 _ = tick.tick() => {
-                    let next = source.report()?;
+                    let next = source.report(&screen)?;
                     if !screen.is_paused() {
                         report = next;
-                        screen.arrange(&mut report);
                     }
                 }
                 pressed = keys.recv() => {
@@ -166,11 +165,9 @@ impl<'a> Source<'a> {
             events: None,
             counted: TopEvents::default(),
             unseen: Unseen::default(),
-            last: TopSample::default(),
+            last: sample(&args.pins)?,
             last_at: Instant::now(),
         };
-        source.last = source.sample()?;
-        source.last_at = Instant::now();
         source.open_events();
         Ok(source)
     }
@@ -182,18 +179,7 @@ impl<'a> Source<'a> {
         self.events = reader.ok().and_then(|reader| wait_on(&reader).ok().map(|readable| (reader, readable)));
     }
 
-    fn sample(&self) -> Result<TopSample, TopError> {
-        Ok(read_maps(&self.args.pins, |maps| {
-            Ok(TopSample {
-                names: names(maps)?,
-                backends: backends(maps)?,
-                endpoints: endpoint_facts(maps)?,
-                counters: maps.counters()?,
-            })
-        })?)
-    }
-
-    /// Waits until there are events. Waits for ever if nobody reports any.
+    /// Waits until there are events, and for ever if this process does not read them.
     async fn readable(&self) {
         if let Some((_, readable)) = &self.events
             && let Ok(mut ready) = readable.readable().await
@@ -236,8 +222,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Returns what has changed since the last report.
-    fn report(&mut self) -> Result<TopReport, TopError> {
+    /// Returns the changes since the last report, in the order of the screen.
+    fn report(&mut self, screen: &TopScreen) -> Result<TopReport, TopError> {
         self.count();
         let mut events = std::mem::take(&mut self.counted);
         if let Some((reader, _)) = &self.events {
@@ -246,10 +232,11 @@ impl<'a> Source<'a> {
             events.unseen = new.limited + new.lost;
             self.unseen = unseen;
         }
-        let (sample, now) = (self.sample()?, Instant::now());
+        let (sample, now) = (sample(&self.args.pins)?, Instant::now());
         let seconds = (now - self.last_at).as_secs_f64();
         let events = self.events.is_some().then_some(&events);
-        let report = TopReport::new(&self.last, &sample, events, seconds);
+        let mut report = TopReport::new(&self.last, &sample, events, seconds);
+        screen.arrange(&mut report);
         (self.last, self.last_at) = (sample, now);
         Ok(report)
     }
@@ -265,17 +252,26 @@ impl<'a> Source<'a> {
                 () = self.readable() => self.count(),
             }
         }
-        let mut report = self.report()?;
-        TopScreen::sorted_by(self.args.sort).arrange(&mut report);
-        Ok(report)
+        self.report(&TopScreen::sorted_by(self.args.sort))
     }
 
-    /// Returns what the last line of the screen says instead of the keys.
-    fn note(&self) -> &'static str {
+    /// Returns a note that the last line of the screen shows in place of the keys.
+    fn note(&self, report: &TopReport) -> &'static str {
         match self.events {
-            Some(_) if self.unseen.is_zero() => "",
+            Some(_) if report.uncounted_events == 0 => "",
             Some(_) => "rates of Services are too low: there are more events than the programs report",
             None => "rates of Services are unknown: another process reads the events",
         }
     }
+}
+
+fn sample(pins: &PinArgs) -> Result<TopSample, ReadError> {
+    read_maps(pins, |maps| {
+        Ok(TopSample {
+            names: names(maps)?,
+            backends: backends(maps)?,
+            endpoints: endpoint_facts(maps)?,
+            counters: maps.counters()?,
+        })
+    })
 }

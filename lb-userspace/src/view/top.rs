@@ -80,6 +80,7 @@ pub struct TopReport {
     pub new_per_second: f64,
     /// Events that are missing in the rates of Services, because there were too many.
     pub uncounted_events: u64,
+    /// [`Self::new`] leaves them in no order: [`sort`] orders them.
     pub services: Vec<TopRow>,
     pub endpoints: Vec<BackendRow>,
     pub reasons: Vec<ReasonRow>,
@@ -127,8 +128,6 @@ impl TopReport {
                 service.inactive_connections += u64::from(row.inactive_connections);
             }
         }
-        let mut services: Vec<_> = rows.into_values().collect();
-        sort(&mut services, SortBy::New, false);
         let mut reasons: Vec<_> = now
             .counters
             .iter()
@@ -146,7 +145,7 @@ impl TopReport {
             packets_per_second: sum(&[Reason::Delivered, Reason::Forwarded]),
             new_per_second: sum(&[Reason::FlowOpened, Reason::SocketTranslated]),
             uncounted_events: events.map_or(0, |events| events.unseen),
-            services,
+            services: rows.into_values().collect(),
             endpoints,
             reasons,
         }
@@ -303,7 +302,10 @@ pub(super) mod tests {
         let counts = |opened, refused, dropped| EventCounts { opened, refused, dropped };
         let by_service =
             HashMap::from([(1, counts(20, 0, 300)), (2, counts(300, 0, 0)), (3, counts(0, 15, 0))]);
-        TopReport::new(&before, &now, Some(&TopEvents { by_service, unseen: 0 }), 2.0)
+        let events = TopEvents { by_service, unseen: 0 };
+        let mut report = TopReport::new(&before, &now, Some(&events), 2.0);
+        sort(&mut report.services, SortBy::New, false);
+        report
     }
 
     #[test]
