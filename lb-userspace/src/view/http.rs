@@ -20,7 +20,7 @@ pub enum HttpFormat {
 #[derive(Debug)]
 pub struct ExplainedRequest {
     pub request: Explanation,
-    /// Those that may get the request.
+    /// The endpoints that may get the request.
     pub endpoints: Vec<SocketAddr>,
     /// Problems of the Ingress.
     pub problems: Vec<String>,
@@ -35,45 +35,34 @@ impl ExplainedRequest {
     }
 
     fn lines(&self, url: &str, method: &str) -> String {
-        let Explanation {
-            host,
-            path,
-            ingress,
-            rule,
-            path_match,
-            canary,
-            steps,
-            answer,
-            backend,
-            backend_path,
-        } = &self.request;
+        let request = &self.request;
         let mut text = String::new();
         let mut line = |label: &str, value: &str| {
             // Writing to a string does not fail.
             let _ = writeln!(text, "{label:<11}{value}");
         };
         line("REQUEST", &format!("{method} {url}"));
-        line("HOST", host);
-        if let Some(path) = path {
+        line("HOST", &request.host);
+        if let Some(path) = &request.path {
             line("PATH", path);
         }
-        line("INGRESS", ingress.as_deref().unwrap_or("none"));
-        if let (Some(rule), Some(path_match)) = (rule, path_match) {
+        line("INGRESS", request.ingress.as_deref().unwrap_or("none"));
+        if let (Some(rule), Some(path_match)) = (&request.rule, &request.path_match) {
             line("RULE", &format!("{rule}: {path_match}"));
         }
-        if let Some(canary) = canary {
+        if let Some(canary) = &request.canary {
             line("CANARY", canary);
         }
         for problem in &self.problems {
             line("PROBLEM", problem);
         }
-        for step in steps {
+        for step in &request.steps {
             line("IF", step);
         }
-        if let Some(answer) = answer {
+        if let Some(answer) = &request.answer {
             line("ANSWER", &format!("{}: {}", answer.status, answer.reason));
         }
-        if let Some(backend) = backend {
+        if let Some(backend) = &request.backend {
             line("SERVICE", &format!("{} port {}", backend.service, backend.port));
             let endpoints: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
             match endpoints.is_empty() {
@@ -81,41 +70,34 @@ impl ExplainedRequest {
                 false => line("ENDPOINTS", &endpoints.join(", ")),
             }
         }
-        if let Some(path) = backend_path.as_ref().filter(|path| Some(*path) != self.request.path.as_ref()) {
+        if let Some(path) = &request.backend_path
+            && request.backend_path != request.path
+        {
             line("SENT PATH", path);
         }
         text
     }
 
     fn json(&self, url: &str, method: &str) -> Result<String, serde_json::Error> {
-        let Explanation {
-            host,
-            path,
-            ingress,
-            rule,
-            path_match,
-            canary,
-            steps,
-            answer,
-            backend,
-            backend_path,
-        } = &self.request;
+        let request = &self.request;
+        let answer = request.answer.as_ref();
+        let answer = answer.map(|answer| json!({"status": answer.status, "reason": answer.reason}));
         let text = serde_json::to_string_pretty(&json!({
             "method": method,
             "url": url,
-            "host": host,
-            "path": path,
-            "ingress": ingress,
-            "rule": rule,
-            "pathMatch": path_match,
-            "canary": canary,
+            "host": request.host,
+            "path": request.path,
+            "ingress": request.ingress,
+            "rule": request.rule,
+            "pathMatch": request.path_match,
+            "canary": request.canary,
             "problems": self.problems,
-            "conditions": steps,
-            "answer": answer.as_ref().map(|answer| json!({"status": answer.status, "reason": answer.reason})),
-            "service": backend.as_ref().map(|backend| backend.service.to_string()),
-            "port": backend.as_ref().map(|backend| &backend.port),
+            "conditions": request.steps,
+            "answer": answer,
+            "service": request.backend.as_ref().map(|backend| backend.service.to_string()),
+            "port": request.backend.as_ref().map(|backend| &backend.port),
             "endpoints": self.endpoints,
-            "sentPath": backend_path,
+            "sentPath": request.backend_path,
         }))?;
         Ok(text + "\n")
     }
