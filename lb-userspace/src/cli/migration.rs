@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use lb_ingress::ingress::{NEEDED, NamedSecrets};
 use lb_ingress::migration::{self, Report};
-use lb_model::ResourceSet;
-use lb_objects::{ObjectSelection, ServiceSelection};
 
 use super::objects::{self, ObjectsError};
 use crate::view::{ReportFormat, render_report};
@@ -51,12 +49,7 @@ pub struct Checked {
 impl PreflightArgs {
     /// Reads the objects and reports about them.
     pub async fn run(&self) -> Result<Checked, MigrationError> {
-        let selection = ObjectSelection {
-            resources: ResourceSet::of(&NEEDED),
-            this_node: "".into(),
-            services: ServiceSelection::PortsOfAll,
-        };
-        let events = objects::read(self.manifests.as_deref(), self.kubeconfig.as_deref(), selection).await?;
+        let events = objects::read(self.manifests.as_deref(), self.kubeconfig.as_deref(), &NEEDED).await?;
         let mut classes = migration::rules();
         classes.names.extend(self.class.iter().cloned());
         let named_secrets = match &self.manifests {

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use lb_model::{ProblemKind, ProblemSource, SourceEvent};
-use lb_objects::ObjectSelection;
+use lb_model::{ProblemKind, ProblemSource, ResourceSet, SourceEvent, WatchedResource};
 use lb_objects::kubernetes::{self, KubernetesError, WatchAges};
 use lb_objects::manifests::{self, ManifestError};
+use lb_objects::{ObjectSelection, ServiceSelection};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
@@ -27,19 +27,24 @@ pub enum ObjectsError {
 /// A list of ten thousand Ingresses takes seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Reads all objects of a folder, or of the cluster of a kubeconfig file. Without either, this is
-/// the cluster of the pod's service account.
+/// Reads the objects of these resources from a folder, or from the cluster of a kubeconfig file.
+/// Without either, this is the cluster of the pod's service account.
 pub async fn read(
     folder: Option<&Path>,
     kubeconfig: Option<&Path>,
-    selection: ObjectSelection,
+    resources: &[WatchedResource],
 ) -> Result<Vec<SourceEvent>, ObjectsError> {
+    let selection = ObjectSelection {
+        resources: ResourceSet::of(resources),
+        this_node: "".into(),
+        services: ServiceSelection::PortsOfAll,
+    };
     if let Some(folder) = folder {
         return Ok(manifests::load(folder, selection)?);
     }
     let client = kubernetes::connect(kubeconfig, &[], WatchAges::default()).await?.client;
     let (sender, mut receiver) = mpsc::channel(256);
-    let mut missing = selection.resources.iter().count();
+    let mut missing = resources.len();
     let watch = tokio::spawn(kubernetes::watch(client, selection, sender));
     let mut events = Vec::new();
     let end = Instant::now() + LIMIT;

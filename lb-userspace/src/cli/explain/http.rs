@@ -8,8 +8,7 @@ use lb_ingress::endpoints::Slices;
 use lb_ingress::ingress::{ClassRules, NEEDED, NamedSecrets, Settings, Translator};
 use lb_ingress::proxy::{Question, QuestionError, explain};
 use lb_ingress::routes::{BackendRef, RouteTable};
-use lb_model::{Balancing, ResourceSet, SourceEvent, WatchedResource};
-use lb_objects::{ObjectSelection, ServiceSelection};
+use lb_model::{Balancing, SourceEvent, WatchedResource};
 
 use super::error::ExplainError;
 use super::packet::PacketArgs;
@@ -99,12 +98,7 @@ impl HttpArgs {
     pub async fn run(&self) -> Result<(String, Vec<String>), ExplainError> {
         let question = self.question()?;
         let packet = self.packet(&question)?;
-        let selection = ObjectSelection {
-            resources: ResourceSet::of(&RESOURCES),
-            this_node: "".into(),
-            services: ServiceSelection::PortsOfAll,
-        };
-        let events = objects::read(self.manifests.as_deref(), self.kubeconfig.as_deref(), selection).await?;
+        let events = objects::read(self.manifests.as_deref(), self.kubeconfig.as_deref(), &RESOURCES).await?;
         let explained = explain_request(events, self.settings(), &question, self.public_https_port);
         let text = explained.render(&self.url, &self.method, self.output)?;
         match packet {
@@ -188,8 +182,6 @@ fn explain_request(
 mod tests {
     use std::fs;
 
-    use lb_objects::manifests;
-
     use super::*;
     use crate::testing::assert_golden;
 
@@ -234,15 +226,10 @@ ports: [{name: http, port: 8080}]
 endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
 ";
 
-    fn explained(url: &str, client: Option<&str>, format: HttpFormat) -> String {
+    async fn explained(url: &str, client: Option<&str>, format: HttpFormat) -> String {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("objects.yaml"), OBJECTS).unwrap();
-        let selection = ObjectSelection {
-            resources: ResourceSet::of(&RESOURCES),
-            this_node: "".into(),
-            services: ServiceSelection::PortsOfAll,
-        };
-        let events = manifests::load(folder.path(), selection).unwrap();
+        let events = objects::read(Some(folder.path()), None, &RESOURCES).await.unwrap();
         let client = client.map(|client| client.parse().unwrap());
         let question = Question::new("GET", url, &[], client).unwrap();
         let settings = Settings { named_secrets: NamedSecrets::All, ..Settings::default() };
@@ -250,9 +237,10 @@ endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
         text.replace(&*folder.path().to_string_lossy(), "./web")
     }
 
-    #[test]
-    fn requests_are_explained() {
-        let texts: String = [
+    #[tokio::test]
+    async fn requests_are_explained() {
+        let mut texts = String::new();
+        for (url, client) in [
             ("http://Shop.example/api/%2e/v1/cart?x=1", None),
             ("http://shop.example/api/v1", Some("192.0.2.7")),
             ("http://shop.example/api/v1", Some("198.51.100.7")),
@@ -262,12 +250,12 @@ endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
             ("http://secure.example/a?b", None),
             ("https://secure.example/a?b", None),
             ("http://secure.example/a/..%2f..%2fb", None),
-        ]
-        .into_iter()
-        .map(|(url, client)| explained(url, client, HttpFormat::Table) + "\n")
-        .collect();
+        ] {
+            texts += &(explained(url, client, HttpFormat::Table).await + "\n");
+        }
         assert_golden("explain-http.txt", &texts);
-        assert_golden("explain-http.json", &explained("http://shop.example/api/v1", None, HttpFormat::Json));
+        let json = explained("http://shop.example/api/v1", None, HttpFormat::Json).await;
+        assert_golden("explain-http.json", &json);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use lb_model::IpFamily;
 
 use super::error::ExplainError;
 use crate::agent::once;
+use crate::cli::get::names;
 use crate::cli::pin_args::PinArgs;
 use crate::config::{Config, Machine, SocketHooks, read_settings};
 use crate::node::route;
@@ -240,10 +241,9 @@ impl RecordingDatapath {
         let record = &recorded.record;
         let family = IpFamily::of(&packet.source.ip());
         let read = || {
-            let names = maps.service_names()?.into_iter().collect();
             let backends: BackendsById =
                 maps.backends(family)?.into_iter().map(|(id, entry)| ((family, id), entry)).collect();
-            Ok((names, backends, maps.slots(record.slot_base, record.slot_count)?, maps.loads()?))
+            Ok((names(&maps)?, backends, maps.slots(record.slot_base, record.slot_count)?, maps.loads()?))
         };
         let (names, backends, slots, loads) = read().map_err(ExplainError::Maps)?;
         Ok(explain(&Observation {
