@@ -263,7 +263,7 @@ mod tests {
         if args.len() > 1 {
             command = args[1..].iter().fold(command, |command, name| {
                 let mut sub = command.find_subcommand(name).cloned().unwrap_or_default();
-                sub.set_bin_name(format!("lb {name}"));
+                sub.set_bin_name(format!("{} {name}", command.get_bin_name().unwrap_or("lb")));
                 sub.term_width(100)
             });
         }
