@@ -154,7 +154,7 @@ async fn interim_responses_are_no_answers() {
             );
         }
     }
-    // Nobody asked for another protocol.
+    // The request has no field Upgrade.
     let switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nbytes";
     for answer in answers(switch, false, "GET").await {
         assert!(answer.starts_with("HTTP/1.1 502 ") && !answer.contains("bytes"), "{answer}");

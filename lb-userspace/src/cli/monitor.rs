@@ -204,7 +204,7 @@ fn reasons() -> Vec<&'static str> {
 /// The number of events that are printed before the command looks for signals again.
 const BATCH: usize = 512;
 
-/// What a step of the output has led to.
+/// The result of a step of the output.
 #[derive(PartialEq, Eq)]
 enum Printed {
     /// There are no more events at the moment.
@@ -396,8 +396,8 @@ impl<'a> Monitor<'a> {
         EventNames { service, client }
     }
 
-    /// Makes the programs report for some more seconds. Notes what was missed. Returns whether the
-    /// maps were replaced.
+    /// Makes the programs report for some more seconds. Prints a note about missed events. Returns
+    /// whether the maps were replaced.
     fn renew(&mut self) -> Result<bool, MonitorError> {
         let renewed = self.reader.renew()?;
         if renewed.maps_replaced {

@@ -1,5 +1,5 @@
-//! The terminal while `lb top` has it: raw mode and the alternate screen. The terminal is as before
-//! after the end, also after a panic.
+//! Puts the terminal into raw mode and on the alternate screen for `lb top`, and restores it at the
+//! end, also after a panic.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
@@ -13,7 +13,7 @@ use crate::view::top_screen::{Key, ScreenLine, Style};
 /// The settings of the terminal before [`Terminal::enter`].
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
-/// Enters the alternate screen and hides the cursor; the reverse.
+/// Enters the alternate screen and hides the cursor. [`LEAVE`] does the reverse.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[0m\x1b[?25h\x1b[?1049l";
 
@@ -52,7 +52,7 @@ impl Terminal {
             Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
                 (usize::from(size.ws_col), usize::from(size.ws_row))
             }
-            // A terminal that does not know its size.
+            // The size of the terminal is not set.
             _ => (80, 24),
         }
     }

@@ -115,7 +115,7 @@ fn fingerprint(guest: &Guest<'_>, programs: &Path) -> Result<String> {
     Ok(format!("{} {:?} {:?} {:x}", task.release, task.lockdown, task.without, hasher.finish()))
 }
 
-/// How long, and from where, cases are run.
+/// The limits of a run.
 pub struct Extent {
     /// Cases that passed or were not run in an earlier run are not run again.
     pub resume: bool,

@@ -54,7 +54,7 @@ pub struct Row {
     /// How many cases were not run, by reason.
     skipped: BTreeMap<String, u64>,
     pub seconds: f64,
-    /// All that was planned was run.
+    /// Whether every planned case was run.
     pub complete: bool,
 }
 
