@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::host::Process;
 use crate::http;
@@ -93,8 +93,7 @@ impl Daemon {
     /// Sends SIGTERM, as the kubelet does, and waits for the exit. Returns an error if the exit
     /// status is not 0.
     pub fn stop(mut self) -> Result<()> {
-        let pid = Pid::from_child(&self.process.0);
-        kill_process(pid, Signal::TERM).with_context(|| format!("send SIGTERM to {}", self.name))?;
+        self.process.signal(Signal::TERM).with_context(|| format!("send SIGTERM to {}", self.name))?;
         let status: ExitStatus = self.process.0.wait()?;
         ensure!(status.success(), self.failed(&format!("exited with {status} on SIGTERM")));
         Ok(())

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 
 use crate::family::Family;
@@ -327,9 +328,14 @@ impl FloodKind {
 
 /// A child process that is killed when dropped.
 #[derive(Debug)]
-pub struct Process(pub(crate) Child);
+pub struct Process(pub Child);
 
 impl Process {
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.0), signal)?)
+    }
+
     /// Leaves the child running when this process ends.
     pub fn keep(self) {
         std::mem::forget(self);

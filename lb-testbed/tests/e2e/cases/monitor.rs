@@ -1,14 +1,14 @@
-//! `lb monitor` with real connections: what it prints, who may read, and what it costs others.
+//! `lb monitor` with real connections: its output, its filters, a second reader, and floods.
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use anyhow::{Context, Result, ensure};
-use lb_testbed::host::{Datagrams, FloodKind};
+use anyhow::{Context, Result, anyhow, ensure};
+use lb_testbed::host::{Datagrams, FloodKind, HTTP_PORT, Process};
 use lb_testbed::{AttachMode, Family, Underlay, agent};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::check::{answered_by, eventually, refused};
@@ -16,9 +16,9 @@ use crate::world::{To, World};
 
 /// A running `lb monitor -o json` on the first node. Dropping it kills it.
 struct Monitor {
-    child: Child,
+    process: Process,
     rows: Arc<Mutex<Vec<Value>>>,
-    output: Option<JoinHandle<()>>,
+    output: JoinHandle<()>,
 }
 
 fn command(world: &World, arguments: &[&str]) -> Result<Command> {
@@ -32,8 +32,8 @@ fn command(world: &World, arguments: &[&str]) -> Result<Command> {
 impl Monitor {
     /// Starts the command and waits until the programs report.
     fn start(world: &World, arguments: &[&str]) -> Result<Self> {
-        let mut child = command(world, arguments)?.spawn()?;
-        let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
+        let mut process = Process(command(world, arguments)?.spawn()?);
+        let stdout = BufReader::new(process.0.stdout.take().context("no standard output")?);
         let rows = Arc::new(Mutex::new(Vec::new()));
         let written = Arc::clone(&rows);
         let output = thread::spawn(move || {
@@ -42,7 +42,7 @@ impl Monitor {
                 written.lock().unwrap_or_else(PoisonError::into_inner).push(row);
             }
         });
-        let monitor = Self { child, rows, output: Some(output) };
+        let monitor = Self { process, rows, output };
         eventually(|| {
             ensure!(lease(world)? != 0, "the programs do not report");
             Ok(())
@@ -66,29 +66,16 @@ impl Monitor {
         Ok(found)
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id())?).context("no process id")?;
-        Ok(kill_process(pid, signal)?)
-    }
-
     /// Waits for the end. Returns the events and standard error.
-    fn finish(mut self) -> Result<(Vec<Value>, String)> {
+    fn finish(self) -> Result<(Vec<Value>, String)> {
+        let Self { mut process, rows, output } = self;
         let mut text = String::new();
-        self.child.stderr.take().context("no standard error")?.read_to_string(&mut text)?;
-        let status = self.child.wait()?;
-        if let Some(output) = self.output.take() {
-            output.join().map_err(|_| anyhow::anyhow!("the reader of the output panicked"))?;
-        }
+        process.0.stderr.take().context("no standard error")?.read_to_string(&mut text)?;
+        let status = process.0.wait()?;
+        output.join().map_err(|_| anyhow!("the reader of the output panicked"))?;
         ensure!(status.success(), "{status}: {text}");
-        Ok((self.rows(), text))
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let rows = rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok((rows, text))
     }
 }
 
@@ -119,7 +106,7 @@ pub fn connections(world: &mut World, family: Family) -> Result<()> {
     let pod = world.pod(2).host.clone();
 
     let outside = service.node_port(world.node(0), family, To::Http);
-    let endpoint = world.pod(1).host.at(family, lb_testbed::host::HTTP_PORT).to_string();
+    let endpoint = world.pod(1).host.at(family, HTTP_PORT).to_string();
     // Events of another Service are not printed.
     answered_by(&world.client().get(&[other.node_port(world.node(0), family, To::Http)], 1)?, &[1])?;
     answered_by(&world.client().get(&[outside], 1)?, &[1])?;
@@ -154,7 +141,7 @@ pub fn connections(world: &mut World, family: Family) -> Result<()> {
         "kind": "opened", "path": "socket", "protocol": "UDP", "address": target.to_string(),
     }))?;
 
-    monitor.signal(Signal::INT)?;
+    monitor.process.signal(Signal::INT)?;
     let (rows, text) = monitor.finish()?;
     ensure!(rows.iter().all(|row| row["service"]["name"] == name.as_str()), "{rows:#?}");
     ensure!(text.contains(&format!("{} events in ", rows.len())), "{text}");
@@ -162,7 +149,7 @@ pub fn connections(world: &mut World, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Refused and dropped packets and calls have a reason and the Service.
+/// Refused and dropped packets and calls have a reason, and name the Service.
 pub fn refusals(world: &mut World, family: Family) -> Result<()> {
     let empty = world.publish(&[1])?;
     world.set_endpoints(&empty, &[])?;
@@ -191,7 +178,7 @@ pub fn refusals(world: &mut World, family: Family) -> Result<()> {
     // XDP leaves packets that it would answer to tc.
     let row = monitor.expect(&reason(empty_name, "no_endpoint_rejected", "tc", outside.to_string()))?;
     ensure!(row["kind"] == "refused", "{row}");
-    monitor.signal(Signal::TERM)?;
+    monitor.process.signal(Signal::TERM)?;
     let (rows, _) = monitor.finish()?;
     ensure!(rows.iter().all(|row| row["kind"] == "refused" || row["kind"] == "dropped"), "{rows:#?}");
 
@@ -222,7 +209,7 @@ pub fn readers(world: &mut World) -> Result<()> {
     ensure!(text.contains("hint: "), "{text}");
     answered_by(&world.client().get(&[target], 1)?, &[1])?;
     first.expect(&json!({"kind": "opened", "address": target.to_string()}))?;
-    first.signal(Signal::KILL)?;
+    first.process.signal(Signal::KILL)?;
     drop(first);
     // A program that makes an event notices that nobody has renewed the time.
     eventually(|| {
@@ -250,7 +237,7 @@ pub fn readers(world: &mut World) -> Result<()> {
     world.start_agent(0)
 }
 
-/// A flood makes no more events than the limit, and what nobody has seen is counted.
+/// A flood makes no more events than the limit, and the other events are counted.
 pub fn floods(world: &mut World) -> Result<()> {
     let service = world.publish(&[3])?;
     let mut objects = service.service.with_endpoints(&[world.pod(3)]);
@@ -271,16 +258,16 @@ pub fn floods(world: &mut World) -> Result<()> {
         Ok(all.filter_map(|cpu| cpu["value"][field].as_u64()).sum())
     };
     eventually(|| {
-        monitor.signal(Signal::STOP)?;
+        monitor.process.signal(Signal::STOP)?;
         for _ in 0..4 {
             client.flood(FloodKind::Datagrams, target, 30_000)?;
         }
-        monitor.signal(Signal::CONT)?;
+        monitor.process.signal(Signal::CONT)?;
         ensure!(counts("lost")? > 0, "the ring holds all events");
         ensure!(counts("limited")? > 0, "all events were reported");
         Ok(())
     })?;
-    monitor.signal(Signal::INT)?;
+    monitor.process.signal(Signal::INT)?;
     let (_, text) = monitor.finish()?;
     ensure!(text.contains("events not reported") && text.contains(" lost"), "{text}");
     Ok(())

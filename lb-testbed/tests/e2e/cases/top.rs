@@ -4,14 +4,15 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use lb_testbed::host::{HTTP_PORT, Process};
 use lb_testbed::{Family, agent};
 use rustix::fs::{Mode, OFlags, open};
-use rustix::process::{Pid, Signal, kill_process, setsid};
+use rustix::process::{Signal, setsid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use serde_json::Value;
@@ -21,7 +22,7 @@ use crate::world::{To, World};
 
 /// `lb top` of the first node in a pseudo terminal. Dropping it kills it.
 struct Terminal {
-    child: Child,
+    process: Process,
     keyboard: File,
     /// Keeps the terminal and its settings after the end of the command.
     device: OwnedFd,
@@ -52,7 +53,7 @@ impl Terminal {
                 Ok(())
             });
         }
-        let child = command.spawn()?;
+        let process = Process(command.spawn()?);
         let keyboard = File::from(controller);
         let mut output = keyboard.try_clone()?;
         let screen = Arc::new(Mutex::new(vt100::Parser::new(lines, columns, 0)));
@@ -64,7 +65,7 @@ impl Terminal {
                 drawn.lock().unwrap_or_else(PoisonError::into_inner).process(&bytes[..length]);
             }
         });
-        Ok(Self { child, keyboard, device, screen })
+        Ok(Self { process, keyboard, device, screen })
     }
 
     fn text(&self) -> String {
@@ -93,11 +94,6 @@ impl Terminal {
         Ok(tcsetwinsize(&self.device, size(columns, lines))?)
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id())?).context("no process id")?;
-        Ok(kill_process(pid, signal)?)
-    }
-
     /// Returns whether the terminal shows the alternate screen, or hides the cursor, or is raw.
     fn is_taken(&self) -> Result<bool> {
         let is_raw = !tcgetattr(&self.device)?.local_modes.contains(LocalModes::ICANON | LocalModes::ECHO);
@@ -107,20 +103,12 @@ impl Terminal {
 
     /// Waits for the end. The terminal is as before then.
     fn finish(mut self) -> Result<ExitStatus> {
-        let status = self.child.wait()?;
+        let status = self.process.0.wait()?;
         eventually(|| {
             ensure!(!self.is_taken()?, "the terminal is not as before");
             Ok(())
         })?;
         Ok(status)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -140,7 +128,7 @@ pub fn in_a_terminal(world: &mut World) -> Result<()> {
     ensure!(terminal.is_taken()?, "the terminal is not raw");
     // The endpoints of the selected Service.
     terminal.press(&format!("/{busy_name}:http\r"))?;
-    let endpoint = world.pod(1).host.at(Family::V4, lb_testbed::host::HTTP_PORT).to_string();
+    let endpoint = world.pod(1).host.at(Family::V4, HTTP_PORT).to_string();
     terminal.expect(&[&busy_name, "ENDPOINT", &endpoint, "ready, here"], &[&idle_name])?;
     // New connections have a rate.
     let label = format!("default/{busy_name}:http");
@@ -166,7 +154,7 @@ pub fn in_a_terminal(world: &mut World) -> Result<()> {
     for signal in [Signal::INT, Signal::TERM] {
         let terminal = Terminal::start(world, 80, 24)?;
         terminal.expect(&["lb top"], &[])?;
-        terminal.signal(signal)?;
+        terminal.process.signal(signal)?;
         ensure!(terminal.finish()?.success(), "{signal:?} does not end it with status 0");
     }
     let mut terminal = Terminal::start(world, 80, 24)?;
