@@ -86,44 +86,35 @@ impl ObjectWarning {
     /// Returns the warning that the health check port of a Service cannot be opened. The reason is
     /// that of kube-proxy.
     pub fn health_check_failed(service: &ObjectName, note: String) -> Self {
-        Self {
-            kind: "Service",
-            namespace: service.namespace().to_owned(),
-            name: service.name().to_owned(),
-            reason: "FailedToStartServiceHealthcheck".to_owned(),
-            action: "Listen",
-            event_type: "Warning",
-            note,
-            node_specific: true,
-            combined: false,
-        }
+        Self::of_this_node(service, "FailedToStartServiceHealthcheck", "Listen", "Warning", note)
     }
 
     /// Returns the message that an endpoint of a Service that drains has no connections through
     /// this node any more.
     pub fn drained(service: &ObjectName, note: String) -> Self {
-        Self {
-            kind: "Service",
-            namespace: service.namespace().to_owned(),
-            name: service.name().to_owned(),
-            reason: "EndpointDrained".to_owned(),
-            action: "Drain",
-            event_type: "Normal",
-            note,
-            node_specific: true,
-            combined: false,
-        }
+        Self::of_this_node(service, "EndpointDrained", "Drain", "Normal", note)
     }
 
     /// Returns the warning that an endpoint of a Service gets no new connections for a while.
     pub fn left_out(service: &ObjectName, note: String) -> Self {
+        Self::of_this_node(service, "EndpointLeftOut", "LeaveOut", "Warning", note)
+    }
+
+    /// Returns a message about a Service that concerns this node only.
+    fn of_this_node(
+        service: &ObjectName,
+        reason: &str,
+        action: &'static str,
+        event_type: &'static str,
+        note: String,
+    ) -> Self {
         Self {
             kind: "Service",
             namespace: service.namespace().to_owned(),
             name: service.name().to_owned(),
-            reason: "EndpointLeftOut".to_owned(),
-            action: "LeaveOut",
-            event_type: "Warning",
+            reason: reason.to_owned(),
+            action,
+            event_type,
             note,
             node_specific: true,
             combined: false,

@@ -435,10 +435,7 @@ impl MainLoop {
             let note = format!("endpoint {endpoint} of {service} drains and has no connections any more");
             info!("{note}");
             self.metrics.drained();
-            if let Some(recorder) = &self.recorder {
-                let name = ObjectName::new(&service.namespace, &service.name);
-                recorder.record(ObjectWarning::drained(&name, note));
-            }
+            self.record(ObjectWarning::drained, service, note);
         }
         self.draining = endpoints.busy;
     }
@@ -457,16 +454,25 @@ impl MainLoop {
                  it gets no new connections for a while"
             );
             warn!("{note}");
-            if let Some(recorder) = &self.recorder {
-                let name = ObjectName::new(&service.namespace, &service.name);
-                recorder.record(ObjectWarning::left_out(&name, note));
-            }
+            self.record(ObjectWarning::left_out, service, note);
         }
         for (service, endpoint) in self.left_out.difference(&left_out) {
             info!("endpoint {endpoint} of {service} is not left out any more");
         }
         self.metrics.set_left_out(left_out.len());
         self.left_out = left_out;
+    }
+
+    /// Writes a Kubernetes Event about a Service.
+    fn record(
+        &self,
+        warning: fn(&ObjectName, String) -> ObjectWarning,
+        service: &ServicePortId,
+        note: String,
+    ) {
+        if let Some(recorder) = &self.recorder {
+            recorder.record(warning(&ObjectName::new(&service.namespace, &service.name), note));
+        }
     }
 
     fn log_outcome(&self, outcome: &ReconcileOutcome) {
