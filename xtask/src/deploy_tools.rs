@@ -1,12 +1,9 @@
 //! Builds the programs that read `deploy/`: helm, kustomize and promtool, from their Go modules.
 //! They are kept below `target/deploy/`.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::{go, task, workspace};
 
@@ -40,42 +37,25 @@ const FLAGS: [&str; 4] = ["-tags", "remove_all_sd", "-ldflags", "-s -w"];
 
 /// Returns the reason and the remedy if [`provide`] can neither find nor build the programs.
 pub fn unavailable() -> Option<String> {
-    let names: Vec<_> = missing(&bin()).map(|tool| tool.name).collect();
+    let programs = programs();
+    let names: Vec<_> = go::missing(&root(), &programs).iter().map(|program| program.name).collect();
     (!names.is_empty() && !go::is_installed())
         .then(|| format!("Go is needed to build {}\nremedy: {}", names.join(", "), go::INSTALL))
 }
 
-/// The folder has the versions in its name: other versions are built again.
 fn root() -> PathBuf {
     let versions: Vec<_> = TOOLS.iter().map(|tool| format!("{}-{}", tool.name, tool.version)).collect();
     workspace::target().join("deploy").join(versions.join("-"))
 }
 
-fn bin() -> PathBuf {
-    root().join("bin")
-}
-
-fn missing(bin: &Path) -> impl Iterator<Item = &'static Tool> {
-    TOOLS.iter().filter(move |tool| !bin.join(tool.name).is_file())
+fn programs() -> Vec<go::Program> {
+    TOOLS.iter().map(|tool| go::Program { name: tool.name, package: tool.package.to_owned() }).collect()
 }
 
 /// Returns the folder with the programs. Builds those that are missing.
 pub fn provide() -> Result<PathBuf> {
-    let bin = bin();
-    if missing(&bin).next().is_none() {
-        return Ok(bin);
-    }
-    fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
-    let lock = fs::File::create(root().join("lock"))?;
-    lock.lock()?;
-    let module = root().join("module");
-    fs::create_dir_all(&module)?;
-    fs::write(module.join("go.mod"), go_mod())?;
-    for tool in missing(&bin) {
-        go::report_build(task::DEPLOY, tool.name, "about a minute");
-        go::build(task::DEPLOY, &module, tool.package, &FLAGS, &bin.join(tool.name))?;
-    }
-    Ok(bin)
+    let folder = go::Programs { task: task::DEPLOY, root: root(), flags: &FLAGS, takes: "about a minute" };
+    folder.provide(&programs(), |module| Ok(fs::write(module.join("go.mod"), go_mod())?))
 }
 
 fn go_mod() -> String {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use lb_build::progress::{report, timed};
+use lb_build::progress::report;
 
 use crate::{go, task, workspace};
 
@@ -56,7 +56,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// Returns the reason and the remedy if [`provide`] can neither find nor build these programs.
 pub fn unavailable(programs: &[KubernetesProgram]) -> Option<String> {
-    (!missing(programs).is_empty() && !go::is_installed()).then(|| {
+    (!go::missing(&root(), &packages(programs)).is_empty() && !go::is_installed()).then(|| {
         format!("Go is needed to build the API server of Kubernetes {VERSION}\nremedy: {}", go::INSTALL)
     })
 }
@@ -65,40 +65,24 @@ fn root() -> PathBuf {
     workspace::target().join("k8s").join(VERSION)
 }
 
-fn missing(programs: &[KubernetesProgram]) -> Vec<KubernetesProgram> {
-    let bin = root().join("bin");
-    programs.iter().copied().filter(|program| !bin.join(program.name()).is_file()).collect()
+fn packages(programs: &[KubernetesProgram]) -> Vec<go::Program> {
+    let package = |name| go::Program { name, package: format!("k8s.io/kubernetes/cmd/{name}") };
+    programs.iter().map(|program| package(program.name())).collect()
 }
 
 /// Returns the folder with the programs. Builds those that are missing.
 pub fn provide(programs: &[KubernetesProgram]) -> Result<PathBuf> {
-    let root = root();
-    let bin = root.join("bin");
-    let missing = missing(programs);
-    if missing.is_empty() {
-        return Ok(bin);
-    }
-    fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
-    let lock = fs::File::create(root.join("lock"))?;
-    lock.lock()?;
-    let module = root.join("module");
-    write_module(&module)?;
-    for program in missing {
-        build(program, &module, &bin)?;
-    }
-    Ok(bin)
-}
-
-fn write_module(folder: &Path) -> Result<()> {
-    if folder.join("go.sum").is_file() {
-        return Ok(());
-    }
-    fs::create_dir_all(folder)?;
-    report(task::K8S, &format!("fetching the Go modules of Kubernetes {VERSION}"));
-    let own = fs::read_to_string(download(folder)?).context("cannot read the go.mod of Kubernetes")?;
-    fs::write(folder.join("go.mod"), go_mod(&own))?;
-    fs::write(folder.join("tools.go"), tools_go())?;
-    timed(task::K8S, "resolved the modules", || go::run(task::K8S, folder, &["mod", "tidy"]))
+    let ldflags = format!("-s -w -X k8s.io/component-base/version.gitVersion=v{VERSION}");
+    let flags = ["-ldflags", &ldflags];
+    let folder = go::Programs { task: task::K8S, root: root(), flags: &flags, takes: "about four minutes" };
+    folder.provide(&packages(programs), |module| {
+        go::resolve(task::K8S, module, &packages(KubernetesProgram::value_variants()), || {
+            report(task::K8S, &format!("fetching the Go modules of Kubernetes {VERSION}"));
+            let own =
+                fs::read_to_string(download(module)?).context("cannot read the go.mod of Kubernetes")?;
+            Ok(go_mod(&own))
+        })
+    })
 }
 
 /// Downloads Kubernetes and returns the path of its go.mod in Go's cache.
@@ -131,24 +115,6 @@ fn go_mod(kubernetes: &str) -> String {
     }
     text.push_str(")\n");
     text
-}
-
-/// Returns a Go file that imports all programs, so that one `go mod tidy` resolves the dependencies
-/// of each.
-fn tools_go() -> String {
-    let imports = KubernetesProgram::value_variants()
-        .iter()
-        .map(|program| format!("\t_ \"k8s.io/kubernetes/cmd/{}\"\n", program.name()))
-        .collect::<String>();
-    format!("//go:build tools\n\npackage tools\n\nimport (\n{imports})\n")
-}
-
-fn build(program: KubernetesProgram, module: &Path, bin: &Path) -> Result<()> {
-    let name = program.name();
-    go::report_build(task::K8S, &format!("{name} {VERSION}"), "about four minutes");
-    let ldflags = format!("-s -w -X k8s.io/component-base/version.gitVersion=v{VERSION}");
-    let package = format!("k8s.io/kubernetes/cmd/{name}");
-    go::build(task::K8S, module, &package, &["-ldflags", &ldflags], &bin.join(name))
 }
 
 #[cfg(test)]

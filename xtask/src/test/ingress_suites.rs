@@ -1,14 +1,11 @@
 //! `cargo xtask test ingress-suites`: conformance programs of others against `lb ingress`. They are
 //! kept below `target/ingress-suites/`.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::ValueEnum;
-use lb_build::progress::{report, timed};
+use lb_build::progress::report;
 
 use crate::{
     build_ebpf, go, kernels,
@@ -38,24 +35,20 @@ enum Suite {
     Tls,
 }
 
-/// A program that is built from a Go module.
-struct GoProgram {
-    name: &'static str,
-    package: &'static str,
-}
-
-const GO_PROGRAMS: [GoProgram; 4] = [
-    GoProgram { name: "autobahn", package: "github.com/gorilla/websocket/examples/autobahn" },
-    GoProgram { name: "grpc-client", package: "google.golang.org/grpc/interop/client" },
-    GoProgram { name: "grpc-server", package: "google.golang.org/grpc/interop/server" },
-    GoProgram { name: "h2spec", package: "github.com/summerwind/h2spec/cmd/h2spec" },
+/// The programs with their packages.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("autobahn", "github.com/gorilla/websocket/examples/autobahn"),
+    ("grpc-client", "google.golang.org/grpc/interop/client"),
+    ("grpc-server", "google.golang.org/grpc/interop/server"),
+    ("h2spec", "github.com/summerwind/h2spec/cmd/h2spec"),
 ];
 
-const MODULES: &str = "\
-\tgithub.com/gorilla/websocket v1.5.3
-\tgithub.com/summerwind/h2spec v2.2.1+incompatible
-\tgoogle.golang.org/grpc v1.85.0
-";
+/// The modules of the programs, with their versions.
+const MODULES: [(&str, &str); 3] = [
+    ("github.com/gorilla/websocket", "v1.5.3"),
+    ("github.com/summerwind/h2spec", "v2.2.1+incompatible"),
+    ("google.golang.org/grpc", "v1.85.0"),
+];
 
 pub fn run(options: &Options) -> Result<()> {
     if !is_root() {
@@ -85,39 +78,23 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// Returns the folder with the programs that are built from Go modules.
 fn go_programs(root: &Path) -> Result<PathBuf> {
-    let bin = root.join("bin");
-    let missing: Vec<_> = GO_PROGRAMS.iter().filter(|program| !bin.join(program.name).is_file()).collect();
-    if missing.is_empty() {
-        return Ok(bin);
-    }
-    if !go::is_installed() {
+    let programs = PROGRAMS.map(|(name, package)| go::Program { name, package: package.to_owned() });
+    let root = root.join(MODULES.map(|(_, version)| version).join("-"));
+    if !go::missing(&root, &programs).is_empty() && !go::is_installed() {
         bail!("Go is needed to build the suites\nremedy: {}", go::INSTALL);
     }
-    fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
-    let lock = fs::File::create(root.join("lock"))?;
-    lock.lock()?;
-    let module = root.join("module");
-    if !module.join("go.sum").is_file() {
-        fs::create_dir_all(&module)?;
-        report(task::INGRESS_SUITES, "fetching the Go modules of the suites");
-        let head = "module sluice.test/suites\n\ngo 1.26.0\n";
-        fs::write(module.join("go.mod"), format!("{head}\nrequire (\n{MODULES})\n"))?;
-        fs::write(module.join("tools.go"), tools_go())?;
-        timed(task::INGRESS_SUITES, "resolved the modules", || {
-            go::run(task::INGRESS_SUITES, &module, &["mod", "tidy"])
-        })?;
-    }
-    for program in missing {
-        go::report_build(task::INGRESS_SUITES, program.name, "about a minute");
-        let file = bin.join(program.name);
-        go::build(task::INGRESS_SUITES, &module, program.package, &["-ldflags", "-s -w"], &file)?;
-    }
-    Ok(bin)
+    let task = task::INGRESS_SUITES;
+    let folder = go::Programs { task, root, flags: &["-ldflags", "-s -w"], takes: "about a minute" };
+    folder.provide(&programs, |module| {
+        go::resolve(task, module, &programs, || {
+            report(task, "fetching the Go modules of the suites");
+            Ok(go_mod())
+        })
+    })
 }
 
-/// Returns a Go file that imports all programs, so that `go mod tidy` keeps their modules.
-fn tools_go() -> String {
-    let imports: String =
-        GO_PROGRAMS.iter().map(|program| format!("\t_ \"{}\"\n", program.package)).collect();
-    format!("//go:build tools\n\npackage tools\n\nimport (\n{imports})\n")
+fn go_mod() -> String {
+    let requires: String =
+        MODULES.iter().map(|(module, version)| format!("\t{module} {version}\n")).collect();
+    format!("module sluice.test/suites\n\ngo 1.26.0\n\nrequire (\n{requires})\n")
 }
