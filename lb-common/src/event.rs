@@ -1,13 +1,14 @@
-//! The layouts of the maps for `lb monitor`: events of the programs, and who wants them.
+//! The layouts of the maps for `lb monitor`: the events of the programs, the limits of their
+//! number, and the lease of the reader.
 
 use core::mem::offset_of;
 
-/// The only entry of `MONITOR`: what the reader of `EVENTS` wants (`lb monitor`).
+/// The only entry of `MONITOR`: the lease of the reader of `EVENTS` (`lb monitor`).
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Default)]
 pub struct Monitor {
     /// `CLOCK_MONOTONIC` until which the programs report events, in nanoseconds. The reader renews
-    /// it. 0: nobody reads.
+    /// it. It is 0 without a reader.
     pub until_ns: u64,
     /// The kinds of events that are reported: bit number = one of [`event_kind`].
     pub kinds: u32,
@@ -27,7 +28,7 @@ pub struct EventBudget {
 }
 
 /// A record of `EVENTS`. Addresses have 16 bytes. An IPv4 address is the first four of them, or is
-/// IPv4-mapped if the socket is an IPv6 socket. What an event does not have is zero.
+/// IPv4-mapped if the socket is an IPv6 socket. A field that an event does not have is zero.
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Default)]
 pub struct Event {
@@ -77,7 +78,8 @@ pub mod event_kind {
 
 /// Values of [`Event::path`]: the hook that has reported.
 pub mod event_path {
-    /// None: a program took the record of a connection that was over, for another connection.
+    /// The event is of no hook: a program took the record of a connection for another one, or for
+    /// the sweep of the agent.
     pub const RECORD: u8 = 0;
     pub const SOCKET: u8 = 1;
     pub const TC: u8 = 2;
@@ -94,7 +96,8 @@ pub mod event_end {
     pub const IDLE: u8 = 3;
     /// It gave way to another connection.
     pub const EVICTED: u8 = 4;
-    /// Its client has opened a new connection with the same addresses and ports.
+    /// Its client has opened a new connection with the same addresses and ports, or gets another
+    /// endpoint: its SYN was not answered, or the endpoint of its datagrams is gone or unreachable.
     pub const REPLACED: u8 = 5;
     /// The process has closed the socket.
     pub const RELEASED: u8 = 6;

@@ -83,7 +83,8 @@ impl EventKind {
 /// The hook that has reported an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventPath {
-    /// The event is of no hook: a program or the agent has found a connection that was over.
+    /// The event is of no hook: the record of the connection was taken, for another connection or
+    /// by a sweep.
     Record,
     Socket,
     Tc,

@@ -1,9 +1,10 @@
 //! Events for `lb monitor`: connections that are opened and closed, packets and calls that are
 //! refused, packets that are dropped.
 //!
-//! The programs come here only where they make an event, and read one word of `MONITOR` there. The
-//! word is the time until which somebody reads: a reader renews it, so a reader that was killed
-//! costs nothing some seconds later. Each CPU reports a limited number of events of each kind.
+//! The programs read one word of `MONITOR`, and only where they have an event to report. The word
+//! is the time at which the lease of the reader ends. The reader renews it, so a reader that was
+//! killed costs nothing some seconds later. Each CPU reports a limited number of events of each
+//! kind.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use lb_common::event::{Event, event_end, event_kind, event_path};
@@ -20,7 +21,7 @@ const INTERVAL_NS: u64 = 200_000;
 /// The number of events of a kind that may follow each other without a pause.
 const BURST: u64 = 1_000;
 
-/// Returns whether somebody reads events.
+/// Returns whether a process reads events.
 #[inline(always)]
 pub fn is_watched() -> bool {
     if recording() {

@@ -245,16 +245,17 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
 
-/// What the reader of [`EVENTS`] wants, and until when (`event.rs`). Written by `lb monitor`. A
-/// program that finds the time passed sets it to zero.
+/// The lease of the reader of [`EVENTS`] (`event.rs`). Written by `lb monitor`. A program sets its
+/// end to zero when that has passed.
 #[btf_map]
 pub static MONITOR: Array<Monitor, 1> = Array::new();
 
-/// Events for `lb monitor`. Written by the programs while somebody reads.
+/// Events for `lb monitor`. Written by the programs while a process reads them.
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 524_288> = RingBuf::new();
 
-/// Kind of event → how many of them this CPU has reported lately, and how many it has left out.
+/// Kind of event → the time of the next event that this CPU may report, and the number of events
+/// that it has not reported.
 /// Written by the programs.
 #[btf_map]
 pub static EVENT_BUDGETS: PerCpuArray<EventBudget, { event_kind::COUNT }> = PerCpuArray::new();

@@ -498,7 +498,7 @@ fn follow_flow<F: Maps>(number: u32, generation: u16, segment: &Segment, now: u6
             return 0;
         }
         let silent_ns = now.wrapping_sub((*flow).last_seen_ns);
-        if now.wrapping_sub((*flow).last_seen_ns) > SEEN_GRANULARITY_NS {
+        if silent_ns > SEEN_GRANULARITY_NS {
             (&raw mut (*flow).last_seen_ns).write_volatile(now);
         }
         let before = (*flow).state();

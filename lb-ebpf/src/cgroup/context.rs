@@ -1,8 +1,12 @@
-//! A call at a socket: the caller, the protocol, and the end of the call.
+//! A call at a socket: the caller, the protocol, and the end of the call. The entries of a socket
+//! that a process has closed.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_sk_storage_get,
+};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use lb_common::layout::{SCTP, TCP, UDP};
 use lb_common::reason::Reason;
 
@@ -61,4 +65,16 @@ pub fn refuse(reason: Reason) -> i32 {
         unsafe { bpf_set_retval(-reason.errno().number()) };
     }
     REFUSE
+}
+
+/// Returns the entry of a socket that a process has closed. Null if it has none. Only this program
+/// uses the entry.
+#[inline(always)]
+pub fn entry_of_closed<T>(map: &SkStorage<T>, context: &SockContext) -> *mut T {
+    // SAFETY: the map and the context are the program's own. Without a value, and without the flag
+    // to create one, the helper only looks up.
+    unsafe {
+        bpf_sk_storage_get((&raw const *map).cast_mut().cast(), context.as_ptr(), core::ptr::null_mut(), 0)
+    }
+    .cast()
 }

@@ -2,15 +2,16 @@
 //!
 //! A socket has no source address when it connects. Its client is the network namespace.
 
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_storage_get};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use lb_common::event::{Event, event_end, event_kind, event_path};
 use lb_common::family::Family;
-use lb_common::layout::{ConnectedPeer, UDP};
+use lb_common::layout::ConnectedPeer;
 use lb_common::reason::Reason;
 
 use super::address::{self, Wide};
+use super::context::entry_of_closed;
 use crate::event::{is_watched, report};
 use crate::maps::CONNECTED;
 
@@ -38,16 +39,22 @@ pub fn released(context: &SockContext, is_v6: u8) {
     }
 }
 
-/// Writes the socket of the call and its protocol.
+/// Writes the socket and its protocol.
 #[inline(always)]
-fn set_caller(event: &mut Event, context: &SockAddrContext) {
-    // SAFETY: the context is the program's own; the protocol is a field that is always readable.
+fn set_socket(event: &mut Event, context: &impl EbpfContext, protocol: u32) {
+    // SAFETY: the context is the program's own.
     unsafe {
         event.netns_cookie = bpf_get_netns_cookie(context.as_ptr());
         event.socket_cookie = bpf_get_socket_cookie(context.as_ptr());
-        event.protocol = (*context.sock_addr).protocol as u8;
     }
-    event.path = event_path::SOCKET;
+    (event.path, event.protocol) = (event_path::SOCKET, protocol as u8);
+}
+
+/// Writes the socket of a call.
+#[inline(always)]
+fn set_caller(event: &mut Event, context: &SockAddrContext) {
+    // SAFETY: a context field, always readable.
+    set_socket(event, context, unsafe { (*context.sock_addr).protocol });
 }
 
 #[inline(always)]
@@ -70,10 +77,6 @@ fn report_opened(context: &SockAddrContext, peer: &ConnectedPeer, is_v6: u64) {
 fn report_refused<S: Wide>(context: &SockAddrContext, reason: u64) {
     report(event_kind::REFUSED, |event| {
         set_caller(event, context);
-        if event.protocol == 0 {
-            // `sendmsg` of a datagram socket.
-            event.protocol = UDP;
-        }
         event.is_v6 = S::IS_V6 as u8;
         event.reason = reason as u8;
         event.service_addr = S::wide(context);
@@ -83,29 +86,13 @@ fn report_refused<S: Wide>(context: &SockAddrContext, reason: u64) {
 
 #[inline(never)]
 fn report_released(context: &SockContext, is_v6: u64) {
-    // SAFETY: the map and the context are the program's own. Without a value, and without the flag
-    // to create one, the helper only looks up.
-    let peer = unsafe {
-        bpf_sk_storage_get(
-            (&raw const CONNECTED).cast_mut().cast(),
-            context.as_ptr(),
-            core::ptr::null_mut(),
-            0,
-        )
-    }
-    .cast::<ConnectedPeer>();
-    // SAFETY: null, or the entry of the socket, which no one else uses any more.
-    let Some(peer) = (unsafe { peer.as_ref() }) else { return };
+    // SAFETY: null, or an entry that no other program uses.
+    let Some(peer) = (unsafe { entry_of_closed(&CONNECTED, context).as_ref() }) else { return };
     report(event_kind::CLOSED, |event| {
-        // SAFETY: the context is the program's own; the protocol is a field that is always
-        // readable.
-        unsafe {
-            event.netns_cookie = bpf_get_netns_cookie(context.as_ptr());
-            event.socket_cookie = bpf_get_socket_cookie(context.as_ptr());
-            event.protocol = (*context.sock).protocol as u8;
-        }
+        // SAFETY: a context field, always readable.
+        set_socket(event, context, unsafe { (*context.sock).protocol });
         set_peer(event, peer);
-        (event.path, event.reason) = (event_path::SOCKET, event_end::RELEASED);
+        event.reason = event_end::RELEASED;
         event.is_v6 = is_v6 as u8;
     });
 }
