@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::drain::NodeDrain;
 use crate::ingress::{Ingress, IngressClass};
 use crate::name::ObjectName;
 use crate::node::Node;
@@ -22,6 +23,8 @@ pub enum SourceEvent {
     EndpointSlice(ObjectName, Option<Arc<EndpointSlice>>),
     /// The Node that this process runs on.
     Node(Option<Arc<Node>>),
+    /// Any Node: whether it drains. The name has an empty namespace.
+    NodeDrain(ObjectName, Option<NodeDrain>),
     /// The ranges of one ServiceCIDR object (KEP-1880).
     ServiceCidr(ObjectName, Option<Arc<[IpNet]>>),
     Ingress(ObjectName, Option<Arc<Ingress>>),
@@ -58,11 +61,14 @@ pub enum WatchedResource {
     Ingresses,
     IngressClasses,
     Secrets,
+    /// The Nodes with `spec.unschedulable`. Few nodes are cordoned at a time, and a Node changes
+    /// with every heartbeat: an agent that watched all Nodes would receive all heartbeats.
+    CordonedNodes,
 }
 
 impl WatchedResource {
     /// Every resource once.
-    pub const ALL: [WatchedResource; 7] = [
+    pub const ALL: [WatchedResource; 8] = [
         Self::Services,
         Self::EndpointSlices,
         Self::Node,
@@ -70,19 +76,21 @@ impl WatchedResource {
         Self::Ingresses,
         Self::IngressClasses,
         Self::Secrets,
+        Self::CordonedNodes,
     ];
     /// The resources that decide how Services are served. The agent writes no map before it has
     /// read all of them.
-    pub const OF_SERVICES: [WatchedResource; 4] =
-        [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs];
+    pub const OF_SERVICES: [WatchedResource; 5] =
+        [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs, Self::CordonedNodes];
     /// The resources that decide how Ingresses are served.
-    pub const OF_INGRESSES: [WatchedResource; 6] = [
+    pub const OF_INGRESSES: [WatchedResource; 7] = [
         Self::Services,
         Self::EndpointSlices,
         Self::Node,
         Self::Ingresses,
         Self::IngressClasses,
         Self::Secrets,
+        Self::CordonedNodes,
     ];
 
     const fn bit(self) -> u8 {
@@ -137,6 +145,7 @@ impl fmt::Display for WatchedResource {
             Self::Ingresses => "Ingresses",
             Self::IngressClasses => "IngressClasses",
             Self::Secrets => "Secrets",
+            Self::CordonedNodes => "cordoned Nodes",
         })
     }
 }

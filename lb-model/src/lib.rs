@@ -8,6 +8,7 @@
 //! **Invariant:** no I/O and no clock. The dependencies in the manifest of this crate prove it.
 
 mod balancing;
+mod drain;
 mod event;
 mod family;
 mod ingress;
@@ -21,6 +22,7 @@ mod service;
 mod slice;
 
 pub use balancing::{Algorithm, Balancing, HashInput, PlaceHash, Weight};
+pub use drain::{DRAIN_ANNOTATION, DrainingNodes, NodeDrain};
 pub use event::{ProblemSource, ResourceSet, SourceEvent, WatchedResource};
 pub use family::{IpFamily, PerFamily};
 pub use ingress::{

@@ -4,7 +4,9 @@
 use std::cmp::Reverse;
 use std::net::SocketAddr;
 
-use lb_model::{Balancing, Endpoint, EndpointSlice, IpFamily, NodeHint, Protocol, ServicePort, Weight};
+use lb_model::{
+    Balancing, DrainingNodes, Endpoint, EndpointSlice, IpFamily, NodeHint, Protocol, ServicePort, Weight,
+};
 
 use super::desired::{DesiredEndpoint, EndpointLists};
 
@@ -29,6 +31,8 @@ struct CandidateEndpoint<'a> {
     endpoint: &'a Endpoint,
     for_zone: Option<bool>,
     weight: Weight,
+    /// The node of the endpoint drains.
+    on_draining_node: bool,
 }
 
 impl CandidateEndpoint<'_> {
@@ -53,15 +57,23 @@ impl CandidateEndpoint<'_> {
     }
 }
 
-/// Selects the endpoints of one Service port and family. `zone` is the zone of this node.
+/// The state of nodes that decides which endpoints are eligible.
+#[derive(Debug, Clone, Copy)]
+pub struct Nodes<'a> {
+    /// The zone of this node.
+    pub zone: Option<&'a str>,
+    pub draining: &'a DrainingNodes,
+}
+
+/// Selects the endpoints of one Service port and family.
 pub(super) fn select<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     (port, balancing): (&ServicePort, &Balancing),
     family: IpFamily,
     used: UsedLists,
-    zone: Option<&str>,
+    nodes: Nodes<'_>,
 ) -> SelectedEndpoints {
-    let candidates = merge_slices(slices, (port, balancing), family, zone);
+    let candidates = merge_slices(slices, (port, balancing), family, nodes);
     let reachable = candidates.iter().any(|candidate| candidate.is_ready() || candidate.is_fallback());
     let in_cluster = if used.cluster { cluster_list(&candidates) } else { vec![false; candidates.len()] };
     let in_local = if used.local { local_list(&candidates) } else { vec![false; candidates.len()] };
@@ -100,12 +112,12 @@ pub(super) fn select<'a>(
 pub fn eligible_addresses<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     (port, balancing): (&str, &Balancing),
-    zone: Option<&str>,
+    nodes: Nodes<'_>,
 ) -> Vec<SocketAddr> {
     let port = ServicePort { name: port.into(), protocol: Protocol::Tcp, port: 0, node_port: None };
     let used = UsedLists { cluster: true, local: false };
     let of_family = |family| -> Vec<_> {
-        let lists = select(slices.clone(), (&port, balancing), family, used, zone).lists;
+        let lists = select(slices.clone(), (&port, balancing), family, used, nodes).lists;
         let eligible = lists.cluster.iter().filter_map(|index| lists.endpoints.get(*index as usize));
         eligible.map(|endpoint| endpoint.address).collect()
     };
@@ -120,7 +132,7 @@ fn merge_slices<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     (port, balancing): (&ServicePort, &Balancing),
     family: IpFamily,
-    zone: Option<&str>,
+    nodes: Nodes<'_>,
 ) -> Vec<CandidateEndpoint<'a>> {
     let mut candidates = Vec::new();
     for slice in slices {
@@ -134,8 +146,9 @@ fn merge_slices<'a>(
             candidates.extend(of_family.map(|endpoint| CandidateEndpoint {
                 address: SocketAddr::new(endpoint.address, slice_port.port),
                 endpoint,
-                for_zone: slice.for_zone(endpoint, zone),
+                for_zone: slice.for_zone(endpoint, nodes.zone),
                 weight: balancing.weight_of(endpoint.node, endpoint.zone, slice.weight),
+                on_draining_node: nodes.draining.contain(endpoint),
             }));
         }
     }
@@ -163,8 +176,11 @@ enum TopologyMode {
     Anywhere,
 }
 
-fn topology_mode(candidates: &[CandidateEndpoint<'_>]) -> TopologyMode {
-    let ready = || candidates.iter().filter(|candidate| candidate.is_ready());
+fn topology_mode(
+    candidates: &[CandidateEndpoint<'_>],
+    is_ready: impl Fn(&CandidateEndpoint<'_>) -> bool,
+) -> TopologyMode {
+    let ready = || candidates.iter().filter(|candidate| is_ready(candidate));
     if ready().all(|candidate| candidate.endpoint.node_hint != NodeHint::None)
         && ready().any(|candidate| candidate.endpoint.node_hint == NodeHint::ThisNode)
     {
@@ -178,36 +194,43 @@ fn topology_mode(candidates: &[CandidateEndpoint<'_>]) -> TopologyMode {
     }
 }
 
+/// The endpoints on nodes that drain count as not ready, unless no others are ready. A node that
+/// drains still serves, as an endpoint that terminates may: both are better than a refusal.
 fn cluster_list(candidates: &[CandidateEndpoint<'_>]) -> Vec<bool> {
-    let mode = topology_mode(candidates);
+    let stays = |candidate: &CandidateEndpoint<'_>| candidate.is_ready() && !candidate.on_draining_node;
+    let some_stay = candidates.iter().any(stays);
+    let is_ready =
+        |candidate: &CandidateEndpoint<'_>| if some_stay { stays(candidate) } else { candidate.is_ready() };
+    let mode = topology_mode(candidates, is_ready);
     let hinted = |candidate: &CandidateEndpoint<'_>| match mode {
         TopologyMode::SameNode => candidate.endpoint.node_hint == NodeHint::ThisNode,
         TopologyMode::SameZone => candidate.for_zone == Some(true),
         TopologyMode::Anywhere => true,
     };
-    ready_or_terminating(candidates, hinted, |_| true)
+    ready_or_terminating(candidates, |candidate| is_ready(candidate) && hinted(candidate), |_| true)
 }
 
-/// Hints do not apply to the Local policy: it admits all local endpoints and no others.
+/// Hints do not apply to the Local policy: it admits all local endpoints and no others. A drain of
+/// this node does not apply either: it concerns all endpoints of the list. The health check of the
+/// Service leads external load balancers to other nodes then.
 fn local_list(candidates: &[CandidateEndpoint<'_>]) -> Vec<bool> {
     ready_or_terminating(
         candidates,
-        |candidate| candidate.endpoint.local,
+        |candidate| candidate.is_ready() && candidate.endpoint.local,
         |candidate| candidate.endpoint.local,
     )
 }
 
-/// Selects the ready endpoints that `is_preferred` accepts. If there are none, selects the
+/// Selects the endpoints that `is_preferred` accepts. If there are none, selects the
 /// endpoints that `is_possible` accepts and that serve while they terminate.
 fn ready_or_terminating(
     candidates: &[CandidateEndpoint<'_>],
     is_preferred: impl Fn(&CandidateEndpoint<'_>) -> bool,
     is_possible: impl Fn(&CandidateEndpoint<'_>) -> bool,
 ) -> Vec<bool> {
-    let ready: Vec<bool> =
-        candidates.iter().map(|candidate| candidate.is_ready() && is_preferred(candidate)).collect();
-    if ready.contains(&true) {
-        return ready;
+    let preferred: Vec<bool> = candidates.iter().map(is_preferred).collect();
+    if preferred.contains(&true) {
+        return preferred;
     }
     candidates.iter().map(|candidate| candidate.is_fallback() && is_possible(candidate)).collect()
 }

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_model::{
-    Balancing, Endpoint, EndpointPort, EndpointSlice, Node, NodeHint, ObjectName, Problem, ProblemKind,
-    ProblemSource, Protocol, Service, ServicePort, Severity, SourceEvent, SourceRanges, TrafficPolicy,
-    WatchedResource, Weight,
+    Balancing, Endpoint, EndpointPort, EndpointSlice, Node, NodeDrain, NodeHint, ObjectName, PlaceHash,
+    Problem, ProblemKind, ProblemSource, Protocol, Service, ServicePort, Severity, SourceEvent, SourceRanges,
+    TrafficPolicy, WatchedResource, Weight,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -88,8 +88,10 @@ prop_compose! {
         (ready, serving, terminating, local) in any::<(bool, bool, bool, bool)>(),
         node_hint in select(vec![NodeHint::None, NodeHint::OtherNodes, NodeHint::ThisNode]),
         zone_hints in option::of(0..2_u16),
+        node in option::of(select(vec!["a", "b", "c"])),
     ) -> Endpoint {
-        Endpoint { address: ip(address), ready, serving, terminating, local, node: None, zone: None, node_hint, zone_hints }
+        let node = node.map(PlaceHash::of);
+        Endpoint { address: ip(address), ready, serving, terminating, local, node, zone: None, node_hint, zone_hints }
     }
 }
 
@@ -139,6 +141,7 @@ fn event() -> impl Strategy<Value = SourceEvent> {
         4 => (name(), option::weighted(0.8, service())).prop_map(|(name, it)| SourceEvent::Service(name, it.map(Arc::new))),
         4 => (name(), option::weighted(0.8, slice())).prop_map(|(name, it)| SourceEvent::EndpointSlice(name, it.map(Arc::new))),
         1 => node().prop_map(SourceEvent::Node),
+        1 => (name(), option::of(Just(NodeDrain))).prop_map(|(name, drain)| SourceEvent::NodeDrain(name, drain)),
         1 => report(),
     ]
 }
@@ -181,6 +184,7 @@ fn last_of_each(events: &[SourceEvent]) -> Vec<SourceEvent> {
         let object = match event {
             SourceEvent::Service(name, _) => format!("service {name}"),
             SourceEvent::EndpointSlice(name, _) => format!("slice {name}"),
+            SourceEvent::NodeDrain(name, _) => format!("drain of {name}"),
             SourceEvent::Report(source, _) => format!("report {source:?}"),
             _ => "node".to_owned(),
         };

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb_model::{
-    Algorithm, EndpointSlice, IpFamily, Node, ObjectName, PerFamily, Problem, ProblemSource, ResourceSet,
-    Service, ServicePort, SourceEvent, TrafficPolicy, Trigger, WatchedResource,
+    Algorithm, DrainingNodes, EndpointSlice, IpFamily, Node, NodeDrain, ObjectName, PerFamily, PlaceHash,
+    Problem, ProblemSource, ResourceSet, Service, ServicePort, SourceEvent, TrafficPolicy, Trigger,
+    WatchedResource,
 };
 
 use super::claims::{Claim, Claimant, Claims};
 use super::desired::{DesiredServicePort, FrontendKind, ServicePortId};
-use super::endpoints::{self, SelectedEndpoints, UsedLists};
+use super::endpoints::{self, Nodes, SelectedEndpoints, UsedLists};
 use super::frontends::{self, RequestedAddress};
 use super::problems;
 
@@ -102,6 +103,7 @@ pub struct Planner {
     /// The Service of each slice. It can change, because a label names it.
     service_of_slice: HashMap<ObjectName, ObjectName>,
     node: Option<Arc<Node>>,
+    draining: DrainingNodes,
     service_cidrs: BTreeMap<ObjectName, Arc<[IpNet]>>,
     /// The Services that other proxies serve.
     other_proxies: BTreeSet<ObjectName>,
@@ -140,6 +142,7 @@ impl Planner {
             slices: HashMap::new(),
             service_of_slice: HashMap::new(),
             node: None,
+            draining: DrainingNodes::default(),
             service_cidrs: BTreeMap::new(),
             other_proxies: BTreeSet::new(),
             claims: Claims::default(),
@@ -284,6 +287,7 @@ impl Planner {
             SourceEvent::Service(name, service) => self.set_service(name, service, before),
             SourceEvent::EndpointSlice(name, slice) => self.set_slice(name, slice, before),
             SourceEvent::Node(node) => self.node = node,
+            SourceEvent::NodeDrain(name, drain) => self.set_drain(&name, drain, before),
             SourceEvent::ServiceCidr(name, cidrs) => {
                 if before.service_cidrs.is_none() {
                     before.service_cidrs = Some(self.service_cidrs());
@@ -370,6 +374,17 @@ impl Planner {
         }
     }
 
+    fn set_drain(&mut self, node: &ObjectName, drain: Option<NodeDrain>, before: &mut Snapshot) {
+        let place = Some(PlaceHash::of(node.name()));
+        for (service, slices) in &self.slices {
+            let mut endpoints = slices.iter().flat_map(|(_, slice)| slice.endpoints.iter());
+            if endpoints.any(|endpoint| endpoint.node == place) {
+                self.take_snapshot(service, before);
+            }
+        }
+        self.draining.set(node.name(), drain);
+    }
+
     /// Stores the plan of a Service before its first change in a batch.
     fn take_snapshot(&self, name: &ObjectName, before: &mut Snapshot) {
         if self.started && !before.services.contains_key(name) {
@@ -414,7 +429,7 @@ impl Planner {
             let local = |family| {
                 let served = service.cluster_ips.iter().any(|ip| IpFamily::of(ip) == family);
                 let slices = slices.iter().map(|(_, slice)| &**slice);
-                served.then(|| local_ready_addresses(slices, family))
+                served.then(|| local_ready_addresses(slices, &self.draining, family))
             };
             HealthCheck { port, local_v4: local(IpFamily::V4), local_v6: local(IpFamily::V6) }
         });
@@ -456,7 +471,8 @@ impl Planner {
                     || (external && service.external_policy == TrafficPolicy::Local),
             };
             let slices = slices.iter().map(|(_, slice)| &**slice);
-            endpoints::select(slices, (port, &service.balancing), family, used, zone)
+            let nodes = Nodes { zone, draining: &self.draining };
+            endpoints::select(slices, (port, &service.balancing), family, used, nodes)
         };
         let selected = PerFamily { v4: select(IpFamily::V4), v6: select(IpFamily::V6) };
         let mut frontends: Vec<_> = owned
@@ -499,12 +515,17 @@ fn claim(request: &RequestedAddress, port: &ServicePort) -> Claim {
 }
 
 /// Returns the number of distinct addresses of ready endpoints on this node: the value of the
-/// header `X-Load-Balancing-Endpoint-Weight` (KEP-3836, pkg/proxy/healthcheck).
-fn local_ready_addresses<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, family: IpFamily) -> u32 {
+/// header `X-Load-Balancing-Endpoint-Weight` (KEP-3836, pkg/proxy/healthcheck). It is 0 while this
+/// node drains.
+fn local_ready_addresses<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    draining: &DrainingNodes,
+    family: IpFamily,
+) -> u32 {
     let addresses: BTreeSet<_> = slices
         .filter(|slice| !slice.ports.is_empty())
         .flat_map(|slice| slice.endpoints.iter())
-        .filter(|endpoint| endpoint.local && endpoint.ready)
+        .filter(|endpoint| endpoint.local && endpoint.ready && !draining.contain(endpoint))
         .map(|endpoint| endpoint.address)
         .filter(|address| IpFamily::of(address) == family)
         .collect();
@@ -529,7 +550,8 @@ mod tests {
         };
         let mut planner = Planner::new(PlannerSettings::default());
         assert!(planner.update([SourceEvent::Service(name, Some(service.into()))]).is_empty());
-        for resource in [WatchedResource::Services, WatchedResource::EndpointSlices, WatchedResource::Node] {
+        let other = |resource: &WatchedResource| *resource != WatchedResource::ServiceCidrs;
+        for resource in WatchedResource::OF_SERVICES.into_iter().filter(other) {
             assert!(planner.update([SourceEvent::Synced(resource)]).is_empty());
         }
         assert_eq!(planner.unsynced().collect::<Vec<_>>(), [WatchedResource::ServiceCidrs]);

@@ -20,7 +20,7 @@
 //! slice contains its fields. An endpoint is an address followed by any of `@NODE`, `in=ZONE`,
 //! `unready`, `notserving`, `terminating` (which implies `unready`, as in Kubernetes), `zones=A,B`
 //! and `nodes=A,B`. The name of this node is `here`. `node` contains the fields of its `spec`,
-//! `zone` and `addresses`.
+//! `zone`, `addresses` and `annotations`. `node NAME` is another node.
 //!
 //! Each step is read by the reader of manifest folders and by that of the API server. Both must
 //! return the same plan, and the changes must lead to the plan of a fresh start.
@@ -251,7 +251,8 @@ fn expand(step: &str) -> (Value, PlannerSettings) {
             ["endpoints", name] => items.push(
                 json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}, "subsets": value}),
             ),
-            ["node"] => items.push(node(value)),
+            ["node"] => items.push(node("here", value)),
+            ["node", name] => items.push(node(name, value)),
             ["cidr", name] => items.push(json!({
                 "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name}, "spec": {"cidrs": value}
             })),
@@ -329,12 +330,13 @@ fn endpoint_of(words: &str) -> Value {
     endpoint
 }
 
-fn node(value: Value) -> Value {
+fn node(name: &str, value: Value) -> Value {
     let mut labels = json!({});
     if let Some(zone) = value.get("zone") {
         labels["topology.kubernetes.io/zone"] = zone.clone();
     }
     let status = json!({"addresses": value.get("addresses")});
-    let metadata = json!({"name": "here", "labels": labels});
+    let annotations = value.get("annotations");
+    let metadata = json!({"name": name, "labels": labels, "annotations": annotations});
     json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": value, "status": status})
 }

@@ -224,6 +224,11 @@ pub fn metric(node: &Node, name: &str, label: &str) -> Result<f64> {
     Ok(samples.iter().sum())
 }
 
+/// Runs a command of `lb` that reads no maps. Returns its standard output.
+pub fn lb_at(place: &Place, arguments: &[&str]) -> Result<String> {
+    command::run(place.command(program()?)?.args(arguments))
+}
+
 fn lb(program: &Path, place: &Place, bpffs: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = place.command(program)?;
     command::run(command.args(arguments).arg("--bpffs").arg(bpffs))

@@ -68,6 +68,7 @@ fn execute(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Invocation::Run(Command::Cleanup(args)) => {
             runtime()?.block_on(cli::cleanup::run(&args, &mut std::io::stdout().lock()))?;
         }
+        Invocation::Run(Command::Drain(args)) => print(&runtime()?.block_on(args.run())?)?,
         Invocation::Run(Command::Explain(args)) => {
             let (text, problems) = runtime()?.block_on(args.run())?;
             for problem in problems {

@@ -91,6 +91,7 @@ impl Controller {
                     all |= zone(self.node.as_deref()) != zone(node.as_deref());
                     self.node = node.clone();
                 }
+                SourceEvent::NodeDrain(name, drain) => all |= self.slices.set_drain(name, *drain),
                 SourceEvent::Ingress(name, None) => self.gateway.observer.metrics.forget(name),
                 SourceEvent::Synced(resource) => self.synced.insert(*resource),
                 _ => {}

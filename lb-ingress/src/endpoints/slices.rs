@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use lb_model::{Balancing, EndpointSlice, ObjectName};
+use lb_model::{Balancing, DrainingNodes, EndpointSlice, NodeDrain, ObjectName};
+use lb_plan::Nodes;
 
 use crate::routes::BackendRef;
 
@@ -14,6 +15,7 @@ pub struct Slices {
     by_service: HashMap<ObjectName, BTreeMap<ObjectName, Arc<EndpointSlice>>>,
     /// The Service of each slice. It can change, because a label names it.
     service_of: HashMap<ObjectName, ObjectName>,
+    draining: DrainingNodes,
 }
 
 impl Slices {
@@ -42,6 +44,11 @@ impl Slices {
         moved.into_iter().chain(new)
     }
 
+    /// Sets whether a node drains. Returns whether that changes anything.
+    pub fn set_drain(&mut self, node: &ObjectName, drain: Option<NodeDrain>) -> bool {
+        self.draining.set(node.name(), drain)
+    }
+
     /// Returns the endpoints of a backend, sorted. `zone` is the zone of this node.
     pub fn addresses(
         &self,
@@ -50,6 +57,7 @@ impl Slices {
         zone: Option<&str>,
     ) -> Vec<SocketAddr> {
         let slices = self.by_service.get(&backend.service).into_iter().flat_map(BTreeMap::values);
-        lb_plan::eligible_addresses(slices.map(|slice| &**slice), (&backend.port, balancing), zone)
+        let nodes = Nodes { zone, draining: &self.draining };
+        lb_plan::eligible_addresses(slices.map(|slice| &**slice), (&backend.port, balancing), nodes)
     }
 }

@@ -146,7 +146,10 @@ impl Translator {
                 }
                 SourceEvent::Report(source, problems) => self.problems.set(Place::Source(source), problems),
                 SourceEvent::Synced(resource) => self.synced.insert(resource),
-                SourceEvent::EndpointSlice(..) | SourceEvent::Node(_) | SourceEvent::ServiceCidr(..) => {}
+                SourceEvent::EndpointSlice(..)
+                | SourceEvent::Node(_)
+                | SourceEvent::NodeDrain(..)
+                | SourceEvent::ServiceCidr(..) => {}
             }
         }
         if !self.complete && NEEDED.iter().all(|resource| self.synced.contains(*resource)) {

@@ -1,7 +1,7 @@
 //! The annotations about the selection of endpoints. `docs/algorithms.md` describes them for users.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use lb_model::{Algorithm, Balancing, HashInput, PlaceHash, ProblemKind, Problems, Weight};
+use lb_model::{Algorithm, Balancing, DRAIN_ANNOTATION, HashInput, PlaceHash, ProblemKind, Problems, Weight};
 
 /// The domain of all annotations that this proxy reads.
 const DOMAIN: &str = "lb.sluice.dev/";
@@ -45,6 +45,16 @@ pub(super) fn slice_weight(metadata: &ObjectMeta, problems: &mut Problems) -> Op
         );
     }
     weight
+}
+
+/// Returns whether the annotation of a Node requests a drain.
+pub(super) fn node_drains(metadata: &ObjectMeta, problems: &mut Problems) -> bool {
+    report_unknown(metadata, &[DRAIN_ANNOTATION], problems);
+    match value(metadata, DRAIN_ANNOTATION) {
+        None => false,
+        Some("") => true,
+        Some(text) => switch(DRAIN_ANNOTATION, text, problems),
+    }
 }
 
 fn value<'a>(metadata: &'a ObjectMeta, annotation: &str) -> Option<&'a str> {

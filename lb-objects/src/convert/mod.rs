@@ -17,7 +17,7 @@ mod slice;
 
 pub use converted::Converted;
 pub use ingress::{ingress, ingress_class};
-pub use node::node;
+pub use node::{node, node_drain};
 pub use secret::secret;
 pub use service::{service, service_ports};
 pub use service_cidr::service_cidrs;

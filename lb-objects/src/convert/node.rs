@@ -4,20 +4,32 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
-use lb_model::{Node, ObjectName, ProblemKind, Problems};
+use lb_model::{DRAIN_ANNOTATION, Node, NodeDrain, ObjectName, ProblemKind, Problems};
 
 use super::address::{parse_cidr, parse_ip};
+use super::balancing;
 use super::converted::Converted;
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The cluster autoscaler sets this taint before it removes a node (KEP-3836).
 const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// Converts a Node. Its [`ObjectName`] has an empty namespace.
+/// Converts the Node of this process. Its [`ObjectName`] has an empty namespace.
+///
+/// Reports a drain annotation that has no effect. Only the process on the node itself does so.
 pub fn node(node: &v1::Node) -> Converted<Node> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let mut problems = Problems::of("Node", name);
     let spec = node.spec.as_ref();
+    let drains = balancing::node_drains(&node.metadata, &mut problems);
+    if drains && !is_cordoned(node) {
+        problems.error(
+            ProblemKind::Contradiction,
+            format_args!("metadata.annotations[{DRAIN_ANNOTATION}]"),
+            "has no effect on a node that is not cordoned",
+            format_args!("use `lb drain --node {name}` or `kubectl cordon {name}`, or remove it"),
+        );
+    }
     let value = Node {
         zone: (node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL)))
             .filter(|zone| !zone.is_empty())
@@ -30,6 +42,19 @@ pub fn node(node: &v1::Node) -> Converted<Node> {
             }),
     };
     Converted { name: ObjectName::new("", name), value: Some(value), problems: problems.into_vec() }
+}
+
+/// Converts a Node into its drain. Returns no value for a Node that does not drain. Returns no
+/// problems: [`node`] reports them.
+pub fn node_drain(node: &v1::Node) -> Converted<NodeDrain> {
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let drains = is_cordoned(node) && balancing::node_drains(&node.metadata, &mut Problems::of("Node", name));
+    let value = drains.then_some(NodeDrain);
+    Converted { name: ObjectName::new("", name), value, problems: Vec::new() }
+}
+
+fn is_cordoned(node: &v1::Node) -> bool {
+    node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true))
 }
 
 fn pod_cidrs(spec: &v1::NodeSpec, problems: &mut Problems) -> Box<[IpNet]> {

@@ -8,6 +8,7 @@ mod failover;
 mod ingress_status;
 mod lease;
 mod listing;
+mod node_drain;
 mod secrets;
 mod watch;
 
@@ -24,7 +25,8 @@ use k8s_openapi::api::networking::v1::{Ingress as ApiIngress, IngressClass as Ap
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use lb_model::{
-    EndpointSlice, Ingress, IngressClass, Node, ObjectName, Secret, Service, SourceEvent, WatchedResource,
+    EndpointSlice, Ingress, IngressClass, Node, NodeDrain, ObjectName, Secret, Service, SourceEvent,
+    WatchedResource,
 };
 use tokio::sync::mpsc;
 use tower::Layer as _;
@@ -35,6 +37,7 @@ use self::failover::{Failover, Servers};
 pub use self::ingress_status::{PublishedService, StatusWrite, write_ingress_status};
 pub use self::lease::{LeaseTimes, take_part};
 use self::listing::{Reader, Selector};
+pub use self::node_drain::{NodeDrainState, set_node_drain};
 pub use self::secrets::watch_named_secrets;
 pub use self::watch::with_causes;
 use self::watch::{WatchSpec, run_watch};
@@ -165,12 +168,14 @@ async fn watch_with(
     };
     let with_fields = |fields: String| Selector { fields: Some(fields), ..Selector::default() };
     let of_this_node = with_fields(format!("metadata.name={this_node}"));
+    let cordoned = with_fields("spec.unschedulable=true".to_owned());
     let tls = with_fields(format!("type={}", Secret::TLS));
     let reader = Reader { client, patience: limits.listing };
     let services = run_watch(reader.objects::<ApiService>(service_objects), services(scope), &events);
     let slices =
         run_watch(reader.objects::<ApiEndpointSlice>(slice_objects), slices(this_node, scope), &events);
     let node = run_watch(reader.objects::<ApiNode>(of_this_node), node(), &events);
+    let drains = run_watch(reader.objects::<ApiNode>(cordoned), node_drains(), &events);
     let service_cidrs =
         run_watch(reader.objects::<ServiceCIDR>(Selector::default()), service_cidrs(), &events);
     let ingresses = run_watch(reader.objects::<ApiIngress>(Selector::default()), ingresses(), &events);
@@ -186,6 +191,7 @@ async fn watch_with(
         run_if(selected(WatchedResource::Ingresses), ingresses),
         run_if(selected(WatchedResource::IngressClasses), classes),
         run_if(selected(WatchedResource::Secrets), secrets),
+        run_if(selected(WatchedResource::CordonedNodes), drains),
     );
 }
 
@@ -243,6 +249,17 @@ fn node() -> WatchSpec<Convert<ApiNode, Node>, MakeEvent<Node>> {
         optional: false,
         convert: convert::node,
         make_event: |_, node: Option<Node>| SourceEvent::Node(node.map(Arc::new)),
+    }
+}
+
+fn node_drains() -> WatchSpec<Convert<ApiNode, NodeDrain>, MakeEvent<NodeDrain>> {
+    WatchSpec {
+        resource: WatchedResource::CordonedNodes,
+        plural: "nodes that are cordoned",
+        singular: "Node",
+        optional: false,
+        convert: convert::node_drain,
+        make_event: SourceEvent::NodeDrain,
     }
 }
 
@@ -310,9 +327,13 @@ pub async fn list(
 
     let (sender, mut receiver) = mpsc::channel(1024);
     run_watch(stream(objects, "Service")?, services(ServiceSelection::OfThisProxy), &sender).await;
+    let is_this = |object: &&serde_json::Value| object["metadata"]["name"] == *this_node;
+    let this: Vec<_> =
+        objects.iter().filter(|object| object["kind"] == "Node").filter(is_this).cloned().collect();
+    run_watch(stream(&this, "Node")?, node(), &sender).await;
     run_watch(stream(objects, "EndpointSlice")?, slices(this_node, ServiceSelection::OfThisProxy), &sender)
         .await;
-    run_watch(stream(objects, "Node")?, node(), &sender).await;
+    run_watch(stream(objects, "Node")?, node_drains(), &sender).await;
     run_watch(stream(objects, "ServiceCIDR")?, service_cidrs(), &sender).await;
     drop(sender);
     let mut events = Vec::new();

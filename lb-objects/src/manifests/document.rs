@@ -22,6 +22,8 @@ use crate::selection::{ObjectSelection, ServiceSelection};
 pub(super) enum ObjectKey {
     /// The Node of this process. Other Nodes are ignored.
     Node,
+    /// A Node that drains.
+    DrainingNode(ObjectName),
     ServiceCidr(ObjectName),
     Service(ObjectName),
     EndpointSlice(ObjectName),
@@ -152,7 +154,9 @@ impl DocumentReader<'_> {
             self.read_list(value, &version, item_kind);
             return;
         }
-        if resource_of(&kind).is_some_and(|resource| !self.selection.resources.contains(resource)) {
+        let is_selected = |resource| self.selection.resources.contains(resource);
+        let is_drain = kind == "Node" && is_selected(WatchedResource::CordonedNodes);
+        if !is_drain && resource_of(&kind).is_some_and(|resource| !is_selected(resource)) {
             return;
         }
         match (version.as_str(), kind.as_str()) {
@@ -201,7 +205,15 @@ impl DocumentReader<'_> {
                 });
             }
             ("v1", "Node") => self.read_object(value, &kind, |reader, node: core::v1::Node| {
-                if node.metadata.name.as_deref() == Some(&reader.selection.this_node) {
+                if reader.selection.resources.contains(WatchedResource::CordonedNodes) {
+                    let drain = convert::node_drain(&node);
+                    reader.add(drain, ObjectKey::DrainingNode, |_, name, drain| {
+                        SourceEvent::NodeDrain(name, Some(drain))
+                    });
+                }
+                if reader.selection.resources.contains(WatchedResource::Node)
+                    && node.metadata.name.as_deref() == Some(&reader.selection.this_node)
+                {
                     reader.add(
                         convert::node(&node),
                         |_| ObjectKey::Node,

@@ -252,6 +252,7 @@ fn is_manifest(path: &Path) -> bool {
 fn deletion(key: &ObjectKey) -> SourceEvent {
     match key {
         ObjectKey::Node => SourceEvent::Node(None),
+        ObjectKey::DrainingNode(name) => SourceEvent::NodeDrain(name.clone(), None),
         ObjectKey::ServiceCidr(name) => SourceEvent::ServiceCidr(name.clone(), None),
         ObjectKey::Service(name) => SourceEvent::Service(name.clone(), None),
         ObjectKey::EndpointSlice(name) => SourceEvent::EndpointSlice(name.clone(), None),
@@ -264,6 +265,7 @@ fn deletion(key: &ObjectKey) -> SourceEvent {
 fn duplicate(key: &ObjectKey, location: Arc<ManifestLocation>, first: &ManifestLocation) -> Problem {
     let object = match key {
         ObjectKey::Node => "Node".to_owned(),
+        ObjectKey::DrainingNode(name) => format!("Node {}", name.name()),
         ObjectKey::ServiceCidr(name) => format!("ServiceCIDR {}", name.name()),
         ObjectKey::Service(name) => format!("Service {name}"),
         ObjectKey::EndpointSlice(name) => format!("EndpointSlice {name}"),

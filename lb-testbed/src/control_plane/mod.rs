@@ -109,12 +109,17 @@ impl ControlPlane {
 
     /// Returns a client with all rights.
     pub fn admin(&self) -> Result<Api> {
-        Api::new(&self.host.place, &self.kubeconfig("admin", &self.address(), ADMIN_TOKEN)?)
+        Api::new(&self.host.place, &self.admin_kubeconfig()?)
     }
 
     /// Returns a client with the rights of a service account, as in a pod that uses that account.
     pub fn service_account(&self, namespace: &str, name: &str) -> Result<Api> {
         Api::new(&self.host.place, &self.kubeconfig_of(namespace, name, &self.address())?)
+    }
+
+    /// Writes the kubeconfig of the administrator. Returns its path.
+    pub fn admin_kubeconfig(&self) -> Result<PathBuf> {
+        self.kubeconfig("admin", &self.address(), ADMIN_TOKEN)
     }
 
     /// Writes a kubeconfig with a token of a service account and this API server address. Returns

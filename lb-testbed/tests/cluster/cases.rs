@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
-use lb_testbed::agent::metric;
+use lb_testbed::agent::{lb_at, metric};
 use lb_testbed::check::{answered_by, eventually, refused, spread_over, without_failure};
 use lb_testbed::control_plane::documents;
 use lb_testbed::host::{Host, Listen, LoadKind};
@@ -25,6 +25,7 @@ pub const CASES: &[(&str, Run)] = &[
     ("connections_follow_ports", connections_follow_ports),
     ("connections_follow_the_service", connections_follow_the_service),
     ("connections_follow_the_type", connections_follow_the_type),
+    ("a_node_drains_by_command", a_node_drains_by_command),
     ("service_of_another_proxy_is_not_served", service_of_another_proxy_is_not_served),
     ("problems_are_reported_once_as_events", problems_are_reported_once_as_events),
     ("api_server_restarts", api_server_restarts),
@@ -118,6 +119,27 @@ fn connections_follow_endpoints(world: &mut World) -> Result<()> {
     world.set_endpoints(&service, &[])?;
     has_no_endpoint(world, &service)?;
     finish(loads)
+}
+
+/// `lb drain` changes the Node. The agent of the other node moves new connections away.
+fn a_node_drains_by_command(world: &mut World) -> Result<()> {
+    let service = world.publish(&[1, 3])?;
+    let name = world.topology.nodes[1].host.name.clone();
+    let kubeconfig = format!("--kubeconfig={}", world.control_plane.admin_kubeconfig()?.display());
+    let drain = |world: &World, node: &str, options: &[&str]| {
+        let arguments = [&["drain", "--node", node, &kubeconfig], options].concat();
+        lb_at(&world.topology.client.place, &arguments)
+    };
+    let text = drain(world, &name, &[])?;
+    ensure!(text.contains("is cordoned and drains"), "{text}");
+    world.wait_until_served(&service, &[1])?;
+    let text = drain(world, &name, &["--off"])?;
+    ensure!(text.contains(&format!("kubectl uncordon {name}")), "{text}");
+    world.wait_until_served(&service, &[1, 3])?;
+    // The Node stays cordoned, which affects no other case.
+    let error = drain(world, "no-such-node", &[]).expect_err("there is no such Node");
+    ensure!(format!("{error:#}").contains("there is no Node no-such-node"), "{error:#}");
+    Ok(())
 }
 
 fn connections_follow_ports(world: &mut World) -> Result<()> {

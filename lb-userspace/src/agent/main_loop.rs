@@ -208,6 +208,7 @@ impl MainLoop {
     fn apply_events(&mut self, batch: Vec<SourceEvent>) {
         let started = Instant::now();
         self.metrics.received(&batch);
+        log_drains(&batch);
         let batch = self.admit(batch, started);
         if batch.is_empty() {
             return;
@@ -543,5 +544,18 @@ impl MainLoop {
             }
             state.pending = pending;
         });
+    }
+}
+
+/// Logs which nodes begin or end to drain.
+fn log_drains(batch: &[SourceEvent]) {
+    for event in batch {
+        match event {
+            SourceEvent::NodeDrain(name, Some(_)) => {
+                info!("node {} drains: its endpoints get no new connections", name.name());
+            }
+            SourceEvent::NodeDrain(name, None) => info!("node {} does not drain any more", name.name()),
+            _ => {}
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod cleanup;
 pub mod doctor;
+pub mod drain;
 pub mod explain;
 pub mod generate;
 pub mod get;
@@ -26,6 +27,7 @@ use lb_common::layout::LAYOUT_VERSION;
 use crate::config::{self, AgentArgs, Machine, ReadArguments, SettingsError};
 use crate::ingress::IngressArgs;
 pub use cleanup::CleanupError;
+pub use drain::DrainError;
 pub use explain::ExplainError;
 use explain::ExplainUsageError;
 use generate::NoSuchCommand;
@@ -59,6 +61,7 @@ Examples:
   lb monitor -n shop --kind refused,dropped     Print what goes wrong in the namespace shop
   lb top                                        Show the Services with the most new connections
   lb doctor                                     Check this node and the running agent
+  lb drain --node worker-7                      Move new connections away from a node
   lb preflight --manifests ./ingresses          Report what a move from ingress-nginx changes
   lb cleanup --dry-run                          List what `lb cleanup` would remove
   lb cleanup --kube-proxy --dry-run             List what kube-proxy left behind
@@ -91,6 +94,12 @@ pub enum Command {
     /// could not check. It exits with status 1 if a finding is an error.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(doctor::DoctorArgs),
+    /// Move new connections away from the endpoints of a node
+    ///
+    /// It cordons the Node and annotates it with lb.sluice.dev/drain. On every node, new
+    /// connections go to endpoints on other nodes then. Open connections stay.
+    #[command(after_help = DRAIN_EXAMPLES)]
+    Drain(drain::DrainArgs),
     /// Report what a move from ingress-nginx changes: for each Ingress, what is taken over, what
     /// differs, and what is missing
     ///
@@ -121,6 +130,12 @@ pub enum Command {
     /// Print the version
     Version,
 }
+
+const DRAIN_EXAMPLES: &str = "\
+Examples:
+  lb drain --node worker-7                      Drain a node of the cluster
+  lb drain --node worker-7 --off                End the drain
+  lb drain --node worker-7 --manifests ./web    Print the Node to write, for agents without a cluster";
 
 const PREFLIGHT_EXAMPLES: &str = "\
 Examples:
@@ -298,6 +313,11 @@ mod tests {
     #[test]
     fn help_of_lb_doctor() {
         assert_golden("help-doctor.txt", &help(&["lb", "doctor"]));
+    }
+
+    #[test]
+    fn help_of_lb_drain() {
+        assert_golden("help-drain.txt", &help(&["lb", "drain"]));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lb_testbed::Family;
 use lb_testbed::agent::metric;
 use lb_testbed::host::HTTP_PORT;
+use lb_testbed::manifests;
 use lb_testbed::report::Exchange;
 use serde_json::Value;
 
@@ -179,6 +180,64 @@ pub fn weight_0_drains(world: &mut World, family: Family) -> Result<()> {
         ensure!(distinct.len() == 2, "{answers:?}");
         Ok(())
     })
+}
+
+/// The second node drains. Its endpoint keeps its connections, of packets and of sockets, and gets
+/// no new ones. After the drain it gets some.
+pub fn a_drained_node_gets_no_new_connections(world: &mut World, family: Family) -> Result<()> {
+    let service = Exposed::publish(world, "Cluster", &[1, 3], |object| annotate(object, "algorithm", "rr"))?;
+    service.wait_until_programmed(world)?;
+    let checked = new_connections_avoid_the_second_node(world, &service, family);
+    write_nodes(world, false)?;
+    checked?;
+    let target = service.address("ClusterIP", world, family, To::Http);
+    eventually(|| {
+        let answers = answers(&Requester::new(world, "pod here", target, To::Http), 4)?;
+        let distinct: BTreeSet<_> = answers.iter().collect();
+        ensure!(distinct.len() == 2, "{answers:?}");
+        Ok(())
+    })
+}
+
+fn new_connections_avoid_the_second_node(world: &World, service: &Exposed, family: Family) -> Result<()> {
+    let mut held = Vec::new();
+    for (client, kind) in [(world.client(), "NodePort"), (&world.pod(2).host, "ClusterIP")] {
+        let target = service.address(kind, world, family, To::Http);
+        for _ in 0..2 {
+            held.push(client.hold_many(1, target)?);
+        }
+    }
+    write_nodes(world, true)?;
+    for (source, kind) in SOURCES {
+        for to in [To::Http, To::Udp] {
+            let target = service.address(kind, world, family, to);
+            eventually(|| {
+                let answers = answers(&Requester::new(world, source, target, to), 4)?;
+                ensure!(answers.iter().all(|answer| answer == "pod1"), "{source}, {to:?}: {answers:?}");
+                Ok(())
+            })?;
+        }
+    }
+    let mut served = BTreeSet::new();
+    for connection in &mut held {
+        let exchange = connection.request()?;
+        let greeting = exchange.result.map_err(|failure| anyhow::anyhow!("{failure}"))?.greeting;
+        served.insert(greeting.pod);
+    }
+    ensure!(served.len() == 2, "the open connections lead to {served:?}");
+    let backends = world.agent(0)?.lb(&["get", "backends", &service.published.service.name])?;
+    ensure!(backends.contains("draining"), "{backends}");
+    Ok(())
+}
+
+/// Writes the Nodes. The second one drains if `drains`.
+fn write_nodes(world: &World, drains: bool) -> Result<()> {
+    let mut nodes = [0, 1].map(|number| manifests::node(world.node(number)));
+    if drains {
+        annotate(&mut nodes[1], "drain", "");
+        nodes[1]["spec"]["unschedulable"] = true.into();
+    }
+    world.topology.manifests.write("nodes.yaml", &nodes)
 }
 
 fn annotate(object: &mut Value, name: &str, value: &str) {

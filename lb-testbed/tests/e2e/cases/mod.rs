@@ -147,6 +147,11 @@ pub const CASES: &[Case] = &[
         algorithms::failover_moves_unanswered_connections,
     ),
     each("weight_0_drains", Underlays::Routed, algorithms::weight_0_drains),
+    each(
+        "a_drained_node_gets_no_new_connections",
+        Underlays::Routed,
+        algorithms::a_drained_node_gets_no_new_connections,
+    ),
     once("every_change_of_type", Underlays::Routed, types::changes),
     each("health_check_follows_endpoints", Underlays::Routed, health::health_check_follows_endpoints),
     once("health_check_port_in_use", Underlays::Routed, health::health_check_port_in_use),

@@ -84,8 +84,14 @@ Examples:
                                      Also the packet to the nodePort (needs root, on the node)";
 
 /// The resources of a route and its endpoints.
-const RESOURCES: [WatchedResource; 5] =
-    [NEEDED[0], NEEDED[1], NEEDED[2], NEEDED[3], WatchedResource::EndpointSlices];
+const RESOURCES: [WatchedResource; 6] = [
+    NEEDED[0],
+    NEEDED[1],
+    NEEDED[2],
+    NEEDED[3],
+    WatchedResource::EndpointSlices,
+    WatchedResource::CordonedNodes,
+];
 
 impl HttpArgs {
     /// Returns the request to explain.
@@ -154,8 +160,10 @@ fn explain_request(
 ) -> ExplainedRequest {
     let mut slices = Slices::default();
     for event in &events {
-        if let SourceEvent::EndpointSlice(name, slice) = event {
-            let _services = slices.set(name.clone(), slice.clone());
+        match event {
+            SourceEvent::EndpointSlice(name, slice) => drop(slices.set(name.clone(), slice.clone())),
+            SourceEvent::NodeDrain(name, drain) => _ = slices.set_drain(name, *drain),
+            _ => {}
         }
     }
     let mut translator = Translator::new(settings);

@@ -1,0 +1,50 @@
+//! Makes a Node drain, for `lb drain`.
+
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use lb_model::DRAIN_ANNOTATION;
+use serde_json::{Value, json};
+
+use crate::convert;
+
+/// The state of a Node after [`set_node_drain`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeDrainState {
+    pub drains: bool,
+    pub cordoned: bool,
+}
+
+/// Cordons a Node and makes it drain, or ends its drain. The end of a drain leaves the Node
+/// cordoned: another person may have cordoned it. Returns `None` if there is no such Node.
+///
+/// # Errors
+/// Fails if the API server refuses the request or does not answer.
+pub async fn set_node_drain(
+    client: &Client,
+    node: &str,
+    drains: bool,
+) -> kube::Result<Option<NodeDrainState>> {
+    let nodes = Api::<Node>::all(client.clone());
+    let patch = Patch::Merge(node_drain_patch(drains));
+    match nodes.patch(node, &PatchParams::default(), &patch).await {
+        Ok(node) => Ok(Some(NodeDrainState {
+            drains: convert::node_drain(&node).value.is_some(),
+            cordoned: node.spec.is_some_and(|spec| spec.unschedulable == Some(true)),
+        })),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the fields of a Node that a drain changes.
+fn node_drain_patch(drains: bool) -> Value {
+    if drains {
+        json!({
+            "metadata": { "annotations": { DRAIN_ANNOTATION: "true" } },
+            "spec": { "unschedulable": true },
+        })
+    } else {
+        json!({ "metadata": { "annotations": { DRAIN_ANNOTATION: null } } })
+    }
+}

@@ -1,0 +1,119 @@
+//! `lb drain`: moves new connections away from the endpoints of a node.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use lb_model::DRAIN_ANNOTATION;
+use lb_objects::kubernetes::{self, KubernetesError, NodeDrainState, WatchAges, with_causes};
+
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// Name of the Node
+    #[arg(long, value_name = "NAME")]
+    node: String,
+
+    /// End the drain. The Node stays cordoned
+    #[arg(long)]
+    off: bool,
+
+    /// Folder of the agents' manifests. Print the Node to write there, and change nothing
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    manifests: Option<PathBuf>,
+
+    /// kubeconfig file of the cluster. In a pod, its service account is used by default
+    #[arg(long, env = "SLUICE_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+/// An error of `lb drain`.
+#[derive(Debug, thiserror::Error)]
+pub enum DrainError {
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+    #[error("cannot change Node {node}: {}: the command needs the verb patch on nodes", with_causes(source))]
+    Api { node: String, source: Box<kube::Error> },
+    #[error("there is no Node {0}: `kubectl get nodes` lists their names")]
+    NoNode(String),
+}
+
+impl DrainArgs {
+    /// Changes the Node, and returns the text to print.
+    pub async fn run(&self) -> Result<String, DrainError> {
+        if let Some(folder) = &self.manifests {
+            return Ok(self.manifest(folder));
+        }
+        let client = kubernetes::connect(self.kubeconfig.as_deref(), &[], WatchAges::default()).await?.client;
+        let changed = kubernetes::set_node_drain(&client, &self.node, !self.off).await;
+        let failed = |error| DrainError::Api { node: self.node.clone(), source: Box::new(error) };
+        let state = changed.map_err(failed)?.ok_or_else(|| DrainError::NoNode(self.node.clone()))?;
+        Ok(self.outcome(state))
+    }
+
+    fn outcome(&self, state: NodeDrainState) -> String {
+        let name = &self.node;
+        match state {
+            NodeDrainState { drains: true, .. } => format!(
+                "Node {name} is cordoned and drains: its endpoints get no new connections while others \
+                 are ready.\n`lb get backends` on a node shows the connections that are left there. End \
+                 the drain with `lb drain --node {name} --off`.\n"
+            ),
+            NodeDrainState { cordoned: true, .. } => format!(
+                "Node {name} does not drain any more. It is cordoned: `kubectl uncordon {name}` admits \
+                 new pods.\n"
+            ),
+            NodeDrainState { .. } => format!("Node {name} does not drain any more.\n"),
+        }
+    }
+
+    fn manifest(&self, folder: &Path) -> String {
+        let (name, folder) = (&self.node, folder.display());
+        if self.off {
+            return format!(
+                "# Remove the annotation {DRAIN_ANNOTATION} from Node {name} in {folder}, on every node.\n"
+            );
+        }
+        format!(
+            "# Write this to a file in {folder}, on every node. If a file there has the Node already, \
+             add the fields to it.\n\
+             apiVersion: v1\n\
+             kind: Node\n\
+             metadata:\n  \
+               name: {name}\n  \
+               annotations:\n    \
+                 {DRAIN_ANNOTATION}: \"true\"\n\
+             spec:\n  \
+               unschedulable: true\n"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(off: bool) -> DrainArgs {
+        DrainArgs { node: "node-2".into(), off, manifests: None, kubeconfig: None }
+    }
+
+    #[test]
+    fn the_printed_node_drains() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("node.yaml"), args(false).manifest(folder.path())).unwrap();
+        let selection = lb_objects::ObjectSelection::of_services("node-1");
+        let events = lb_objects::manifests::load(folder.path(), selection).unwrap();
+        let drain = events.iter().find_map(|event| match event {
+            lb_model::SourceEvent::NodeDrain(name, drain) => Some((name.name(), drain.is_some())),
+            _ => None,
+        });
+        assert_eq!(drain, Some(("node-2", true)), "{events:?}");
+        assert!(args(true).manifest(Path::new("/etc/sluice")).contains("Remove the annotation"));
+    }
+
+    #[test]
+    fn the_outcome_names_the_next_step() {
+        let outcome = |off, drains, cordoned| args(off).outcome(NodeDrainState { drains, cordoned });
+        assert!(outcome(false, true, true).contains("lb drain --node node-2 --off"));
+        assert!(outcome(true, false, true).contains("kubectl uncordon node-2"));
+        assert!(!outcome(true, false, false).contains("uncordon"));
+    }
+}
