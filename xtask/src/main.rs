@@ -17,6 +17,7 @@ mod setup;
 mod tally;
 mod task;
 mod test;
+mod tree;
 mod workspace;
 
 use std::process::ExitCode;

@@ -99,7 +99,7 @@ pub fn forwarded_by_kernel(mode: ForwardMode, state: &NodeState) -> BTreeSet<IpN
 ///
 /// Returns `None` before the initial sync. The programs drop packets to addresses of ServiceCIDRs
 /// that no Service has, so all Services must be in the maps before these networks are.
-fn known_networks(
+pub fn known_networks(
     planner: &Planner,
     namespaces: &NamespaceAddresses,
     by_kernel: &BTreeSet<IpNet>,

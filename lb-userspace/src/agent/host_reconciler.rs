@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use lb_common::layout::device_flags;
 use lb_datapath::{Attached, Drift, DriftKind};
 
@@ -119,6 +120,20 @@ impl HostReconciler {
         self.write_devices(desired, host, &mut round);
         self.failed = round.failing;
         round.changes
+    }
+
+    /// Removes networks and flags of networks that are not desired. The programs drop packets to
+    /// addresses of ServiceCIDRs that no Service has, so a ServiceCIDR must go before its Services.
+    /// The next [`HostReconciler::converge`] repeats what fails.
+    pub fn release_networks<H: HostTables>(&mut self, desired: &BTreeMap<IpNet, u32>, host: &mut H) {
+        let stay = |(network, flags): (&IpNet, &u32)| {
+            let flags = flags & desired.get(network)?;
+            (flags != 0).then_some((*network, flags))
+        };
+        let staying: BTreeMap<_, _> = self.entries.networks.iter().filter_map(stay).collect();
+        update(&mut self.entries.networks, &staying, |network, flags| {
+            host.set_network(*network, flags.copied()).is_ok()
+        });
     }
 
     /// Compares attachments and host maps with the kernel's. The next [`HostReconciler::converge`]
@@ -348,7 +363,6 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use ipnet::IpNet;
     use lb_common::layout::{Device, KnownAddress, LinkAddress, NamespaceAddrs};
 
     use super::*;
@@ -607,6 +621,23 @@ mod tests {
                 "attach 2 tc"
             ]
         );
+    }
+
+    #[test]
+    fn networks_and_flags_that_go_are_released_and_nothing_is_added() {
+        let networks = |list: &[(&str, u32)]| -> BTreeMap<IpNet, u32> {
+            list.iter().map(|(network, flags)| (network.parse().unwrap(), *flags)).collect()
+        };
+        let left = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 3), ("fd00::/56", 1)]);
+        let left = HostEntries { networks: left, ..HostEntries::default() };
+        let (mut host_reconciler, mut host) = (HostReconciler::adopt(left, []), Host::default());
+        let desired = networks(&[("10.244.0.0/16", 5), ("fd00::/56", 1), ("fd00:96::/108", 2)]);
+        host_reconciler.release_networks(&desired, &mut host);
+        assert_eq!(host.take_calls(), ["remove network 10.96.0.0/12", "put network 10.244.0.0/16 flags 1"]);
+        let desired = DesiredHost { networks: Some(desired), ..DesiredHost::default() };
+        host_reconciler.converge(&desired, &mut host, now());
+        let calls = host.take_calls();
+        assert_eq!(calls, ["put network 10.244.0.0/16 flags 5", "put network fd00:96::/108 flags 2"]);
     }
 
     #[test]

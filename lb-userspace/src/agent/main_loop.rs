@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 
 use super::api_address;
 use super::coalesce::Coalescer;
-use super::desired_host::{DesiredHost, device_choices, forwarded_by_kernel};
+use super::desired_host::{DesiredHost, device_choices, forwarded_by_kernel, known_networks};
 use super::drift::DriftReport;
 use super::error::AgentError;
 use super::full_maps::FullMaps;
@@ -214,7 +214,11 @@ impl MainLoop {
             return;
         }
         let events = batch.len();
-        let mut outcome = self.reconciler.apply(batch, started);
+        let changes = self.reconciler.plan(batch);
+        if changes.complete || changes.service_cidrs_changed {
+            self.release_networks();
+        }
+        let mut outcome = self.reconciler.write(changes, started);
         self.log_outcome(&outcome);
         let health_checks = std::mem::take(&mut outcome.changes.health_checks);
         if !health_checks.is_empty() {
@@ -315,6 +319,15 @@ impl MainLoop {
         let now = SystemTime::now();
         for trigger in triggers.into_iter().filter(|trigger| trigger.at > self.started) {
             self.metrics.programmed(trigger, now);
+        }
+    }
+
+    /// Removes ServiceCIDRs that are gone, before their Services are removed.
+    fn release_networks(&mut self) {
+        let by_kernel = forwarded_by_kernel(self.config.forward, &self.node.borrow());
+        let namespaces = self.namespaces.addresses.borrow();
+        if let Some(networks) = known_networks(self.reconciler.planner(), &namespaces, &by_kernel) {
+            self.host_reconciler.release_networks(&networks, &mut self.datapath);
         }
     }
 

@@ -63,7 +63,17 @@ impl<T: Tables> Reconciler<T> {
 
     /// Applies events to the maps.
     pub fn apply(&mut self, events: impl IntoIterator<Item = SourceEvent>, now: Instant) -> ReconcileOutcome {
-        let changes = self.planner.update(events);
+        let changes = self.plan(events);
+        self.write(changes, now)
+    }
+
+    /// Applies events to the plan. [`Reconciler::write`] writes the result to the maps.
+    pub fn plan(&mut self, events: impl IntoIterator<Item = SourceEvent>) -> Changes {
+        self.planner.update(events)
+    }
+
+    /// Writes the changes of the plan to the maps.
+    pub fn write(&mut self, changes: Changes, now: Instant) -> ReconcileOutcome {
         let mut errors = Vec::new();
         // Remove before adding: removal frees slots and addresses that the additions may need.
         for id in &changes.removed {

@@ -6,7 +6,6 @@
 
 mod built;
 mod faults;
-mod tree;
 mod worker;
 
 use std::{

@@ -13,9 +13,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_build::Build;
 
-use super::{built::Built, faults::Fault, tree::Tree};
+use super::{built::Built, faults::Fault};
 use crate::{
     process::{cargo, command, text_of},
+    tree::Tree,
     workspace,
 };
 
