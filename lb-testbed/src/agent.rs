@@ -37,6 +37,8 @@ pub struct AgentOptions {
     pub arguments: Vec<String>,
     /// Path of the `lb` program to run in place of that of `build`.
     pub lb: Option<PathBuf>,
+    /// Address of `/healthz`, if it is not the usual one.
+    pub health: Option<SocketAddr>,
     /// Folders that are empty for the agent, as if nothing were mounted there.
     pub hidden: Vec<PathBuf>,
     /// For the agent, no cgroup-v2 hierarchy is mounted, and no option names a cgroup: the host has
@@ -57,6 +59,10 @@ impl AgentOptions {
             None => self.build.program(),
         }
     }
+
+    fn health(&self) -> SocketAddr {
+        self.health.unwrap_or(HEALTH)
+    }
 }
 
 /// A build of the `lb` program.
@@ -75,6 +81,7 @@ pub struct Agent {
     lb: PathBuf,
     place: Place,
     bpffs: PathBuf,
+    health: SocketAddr,
 }
 
 impl Agent {
@@ -95,7 +102,7 @@ impl Agent {
         }
         let place = node.host.place.clone();
         let daemon = Daemon::spawn(format!("the agent of {}", place.netns()), &mut command, log)?;
-        Ok(Self { daemon, lb, place, bpffs: node.bpffs.clone() })
+        Ok(Self { daemon, lb, place, bpffs: node.bpffs.clone(), health: options.health() })
     }
 
     /// Starts an agent that is expected to exit with an error. Returns its exit status and output.
@@ -161,7 +168,7 @@ impl Agent {
 
     /// Waits until `/healthz` returns 200: the initial sync is complete.
     pub fn wait_until_healthy(&mut self) -> Result<()> {
-        self.daemon.wait_until_ready(&self.place, HEALTH, "/healthz")
+        self.daemon.wait_until_ready(&self.place, self.health, "/healthz")
     }
 }
 
@@ -186,7 +193,7 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         .arg(&node.bpffs)
         .args(["--devices", topology.underlay.devices(), "--mode", mode, "--tc-attach", tc_attach])
         .args(["--cluster-cidr", CLUSTER_CIDRS])
-        .args(["--health-bind", &HEALTH.to_string()])
+        .args(["--health-bind", &options.health().to_string()])
         .args(&options.arguments);
     let unmounted = if options.without_cgroup2 {
         cgroup2_mounts()?

@@ -53,6 +53,22 @@ impl Api {
         self.patch(object, true)
     }
 
+    /// Changes an object by a strategic merge patch, as `kubectl patch` does.
+    pub fn merge(&self, patch: &Value) -> Result<()> {
+        self.call(async |client| {
+            let (api, object) = locate(client, patch).await?;
+            api.patch(&name_of(&object)?, &PatchParams::default(), &Patch::Strategic(&object)).await?;
+            Ok(())
+        })
+        .with_context(|| format!("patch {}", describe(patch)))
+    }
+
+    /// Returns the minor version of the API server: 37 for Kubernetes 1.37.
+    pub fn minor_version(&self) -> Result<u32> {
+        let version = self.call(async |client| Ok(client.apiserver_version().await?))?;
+        version.minor.parse().with_context(|| format!("the minor version is {:?}", version.minor))
+    }
+
     /// Deletes an object. Returns an error if it does not exist.
     pub fn delete(&self, object: &Value) -> Result<()> {
         self.call(async |client| {

@@ -1,10 +1,13 @@
 //! A real Kubernetes API server and its etcd as child processes on a host of the testbed. No
-//! controllers run, so the tests write the EndpointSlices themselves.
+//! controllers run, so the tests write the EndpointSlices themselves. [`KubeProxy`] can run on the
+//! nodes.
 //!
-//! `cargo xtask k8s` builds `kube-apiserver` and prints its folder. The tests read that folder from
+//! `cargo xtask k8s` builds `kube-apiserver` and prints its path. The tests read that folder from
 //! the environment variable `SLUICE_K8S_BIN`. etcd comes from the distribution's package.
 
 mod api;
+mod kube_proxy;
+mod programs;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,13 +19,13 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 pub use api::Api;
+pub use kube_proxy::{KubeProxy, KubeProxyMode};
+pub use programs::program;
 
 use crate::daemon::{spawn, tail};
 use crate::host::{Host, Process};
 use crate::topology::{SERVICE_CIDR_V4, SERVICE_CIDR_V6};
 
-/// Environment variable with the folder that contains `kube-apiserver`.
-const BIN_VARIABLE: &str = "SLUICE_K8S_BIN";
 /// How long the API server may take to become ready. It takes 5 s on an idle machine.
 const START_LIMIT: Duration = Duration::from_secs(90);
 const PORT: u16 = 6443;
@@ -204,21 +207,6 @@ fn write_credentials(host: &Host, folder: &Path) -> Result<()> {
         fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
-}
-
-/// Returns the path of the `kube-apiserver` program.
-pub fn program() -> Result<PathBuf> {
-    let remedy = format!(
-        "run `cargo xtask test --only cluster`, or build it with `cargo xtask k8s` and set {BIN_VARIABLE}"
-    );
-    let Some(folder) = std::env::var_os(BIN_VARIABLE) else {
-        bail!("{BIN_VARIABLE} is not set to the folder of kube-apiserver: {remedy}");
-    };
-    let program = PathBuf::from(folder).join("kube-apiserver");
-    if !program.is_file() {
-        bail!("{} does not exist: {remedy}", program.display());
-    }
-    Ok(program)
 }
 
 /// Returns the YAML documents of a manifest file.

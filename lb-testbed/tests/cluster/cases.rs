@@ -21,6 +21,7 @@ pub type Run = fn(&mut World) -> Result<()>;
 pub const CASES: &[(&str, Run)] = &[
     ("manifests_are_accepted", manifests_are_accepted),
     ("agent_has_only_the_rights_that_it_needs", agent_has_only_the_rights_that_it_needs),
+    ("agent_adapts_to_the_release", agent_adapts_to_the_release),
     ("connections_follow_endpoints", connections_follow_endpoints),
     ("connections_follow_ports", connections_follow_ports),
     ("connections_follow_the_service", connections_follow_the_service),
@@ -78,8 +79,12 @@ fn manifests_are_accepted(world: &mut World) -> Result<()> {
 fn agent_has_only_the_rights_that_it_needs(world: &mut World) -> Result<()> {
     // The agent has synced, so it has all rights to read.
     let log = world.agent_log()?;
-    let refused = ["forbidden", "cannot list", "cannot watch"].into_iter().find(|text| log.contains(text));
-    ensure!(refused.is_none(), "a request was refused:\n{log}");
+    let is_refusal = |line: &&str| {
+        ["forbidden", "cannot list", "cannot watch"].iter().any(|text| line.contains(text))
+            // Kubernetes before 1.33 has no ServiceCIDRs.
+            && !line.contains("could not find the requested resource")
+    };
+    ensure!(!log.lines().any(|line| is_refusal(&line)), "a request was refused:\n{log}");
     let (namespace, name) = ACCOUNT;
     let agent = world.control_plane.service_account(namespace, name)?;
     let rights = [
@@ -100,6 +105,30 @@ fn agent_has_only_the_rights_that_it_needs(world: &mut World) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The agent does without what an older API server does not have.
+fn agent_adapts_to_the_release(world: &mut World) -> Result<()> {
+    let minor = world.admin.minor_version()?;
+    for (text, since) in [
+        ("the API server does not select Services by spec.clusterIP", 31),
+        ("cannot watch servicecidrs.networking.k8s.io", 33),
+    ] {
+        let is_logged = || {
+            let found = world.agent_log()?.contains(text);
+            ensure!(found == (minor < since), "Kubernetes 1.{minor}: {text:?} is logged: {found}");
+            Ok(())
+        };
+        eventually(is_logged)?;
+    }
+    // A headless Service, which an old API server sends too.
+    let mut headless = world.new_service().object();
+    headless["spec"] = json!({ "clusterIP": "None", "ports": headless["spec"]["ports"] });
+    for port in headless["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        port.as_object_mut().map(|port| port.remove("nodePort"));
+    }
+    world.apply(&headless)?;
+    world.publish(&[1, 3]).map(drop)
 }
 
 /// Pods 1 and 2 are on the node of the agent, pods 3 and 4 on the other node.

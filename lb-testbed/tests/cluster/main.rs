@@ -5,15 +5,20 @@
 //!
 //! The `e2e` tests cover packets. These tests cover changes of objects, with a few connections of
 //! each kind.
+//!
+//! `cargo test -p lb-testbed --test cluster -- takeover` runs the cases of [`takeover`] instead,
+//! which need kube-proxy, too.
 
 mod cases;
+mod takeover;
 mod world;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use lb_testbed::kernel::Lacking;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::cases::{CASES, Run};
 use crate::world::World;
@@ -25,7 +30,11 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The cases share one API server.
     arguments.test_threads = Some(1);
-    let trials = CASES.iter().map(|(name, run)| Trial::test(*name, move || in_world(*run)));
+    let cases = match arguments.filter.as_deref() {
+        Some(filter) if filter.starts_with("takeover") => takeover::CASES,
+        _ => CASES,
+    };
+    let trials = cases.iter().map(|(name, run)| Trial::ignorable_test(*name, move || in_world(*run)));
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     // Rust does not drop statics.
     drop(WORLD.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -34,12 +43,16 @@ fn main() -> ExitCode {
 
 /// Runs a case. After a failure the cluster is removed, so that its state does not affect the next
 /// case.
-fn in_world(run: Run) -> Result<(), Failed> {
+fn in_world(run: Run) -> Result<Completion, Failed> {
     let mut slot = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     let world = slot.get_or_insert_with(|| World::build().map_err(|error| format!("{error:#}")));
     let world = world.as_mut().map_err(|error| error.clone())?;
     let message = match panic::catch_unwind(AssertUnwindSafe(|| run(world).and_then(|()| world.reset()))) {
-        Ok(Ok(())) => return Ok(()),
+        Ok(Ok(())) => return Ok(Completion::Completed),
+        Ok(Err(error)) if error.is::<Lacking>() => {
+            *slot = None;
+            return Ok(Completion::ignored_with(format!("{error:#}")));
+        }
         Ok(Err(error)) => format!("{error:#}\n{}", world.logs()),
         Err(panic) => {
             *slot = None;

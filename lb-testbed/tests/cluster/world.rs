@@ -111,6 +111,39 @@ impl World {
         Ok(())
     }
 
+    /// Starts the agent of the DaemonSet with the patch in `deploy/retire`. It serves no Service,
+    /// so that another proxy serves new connections. Open connections go on.
+    pub fn start_retired_agent(&mut self) -> Result<()> {
+        let daemonset = documents(&deploy().join("daemonset.yaml"))?.swap_remove(0);
+        let mut patch = documents(&deploy().join("retire/patch.yaml"))?.swap_remove(0);
+        patch["metadata"]["namespace"] = daemonset["metadata"]["namespace"].clone();
+        self.apply(&daemonset)?;
+        self.admin.merge(&patch)?;
+        let pod = self.admin.get(&daemonset)?["spec"]["template"]["spec"].clone();
+        let container = &pod["containers"][0];
+        let arguments: Vec<_> = container["args"].as_array().context("no arguments")?.iter().collect();
+        let value_of = |flag: &str| {
+            let value = arguments.iter().find_map(|argument| argument.as_str()?.strip_prefix(flag));
+            value.with_context(|| format!("no argument {flag} in {arguments:?}"))
+        };
+        let empty = value_of("--manifests=")?;
+        let is_empty = |mount: &Value| mount["mountPath"] == empty && mount["name"] == "empty";
+        ensure!(container["volumeMounts"].as_array().into_iter().flatten().any(is_empty), "{container}");
+        let health: SocketAddr = value_of("--health-bind=")?.parse()?;
+        ensure!(container["readinessProbe"]["httpGet"]["port"] == health.port(), "{container}");
+        ensure!(container["livenessProbe"]["httpGet"]["port"] == health.port(), "{container}");
+        // The folder of the testbed has no manifests.
+        let arguments = [
+            format!("--config={}", self.config.display()),
+            format!("--terminate-sockets={}", value_of("--terminate-sockets=")?),
+            format!("--metrics-bind={}", value_of("--metrics-bind=")?),
+        ];
+        let options =
+            AgentOptions { arguments: arguments.to_vec(), health: Some(health), ..AgentOptions::default() };
+        self.agent = Some(Agent::start(&self.topology, self.node(), &options)?);
+        Ok(())
+    }
+
     pub fn agent(&mut self) -> Result<&mut Agent> {
         self.agent.as_mut().context("no agent runs")
     }
@@ -129,7 +162,8 @@ impl World {
             name: format!("case-{number}"),
             cluster_ips: vec![
                 Ipv4Addr::new(10, 96, 1, number as u8).into(),
-                Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 1, number).into(),
+                // API servers before Kubernetes 1.33 assign the first 65536 addresses only.
+                Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x100 + number).into(),
             ],
             ports: vec![
                 ServicePort::tcp("http", 80, HTTP_PORT).node_port(30000 + number * 2),
@@ -202,7 +236,7 @@ impl World {
     /// Waits until no nodePort of a Service answers.
     pub fn wait_until_unserved_outside(&self, service: &ServiceManifest) -> Result<()> {
         for family in Family::BOTH {
-            let target = self.node_port(service, family).context("the Service has no nodePorts")?;
+            let target = self.node_port_of(service, family)?;
             wait_for_no_answer(&self.topology.client, target)?;
         }
         Ok(())
@@ -213,13 +247,18 @@ impl World {
     pub fn start_loads(&self, service: &ServiceManifest) -> Result<Vec<(&'static str, Load)>> {
         let (pod, client) = (&self.pod(2).host, &self.topology.client);
         let inside = cluster_ip(service, Family::V4).http;
-        let outside = self.node_port(service, Family::V6).context("the Service has no nodePorts")?.http;
+        let outside = self.node_port_of(service, Family::V6)?.http;
         Ok(vec![
             ("pod, new connections", pod.start_load(LoadKind::NewConnections, inside, 20)?),
             ("pod, one connection", pod.start_load(LoadKind::OneConnection, inside, 20)?),
             ("outside, new connections", client.start_load(LoadKind::NewConnections, outside, 20)?),
             ("outside, one connection", client.start_load(LoadKind::OneConnection, outside, 20)?),
         ])
+    }
+
+    /// Returns the addresses of the nodePorts of a Service at the node of the agent.
+    pub fn node_port_of(&self, service: &ServiceManifest, family: Family) -> Result<Target> {
+        self.node_port(service, family).context("the Service has no nodePorts")
     }
 
     fn node_port(&self, service: &ServiceManifest, family: Family) -> Option<Target> {

@@ -96,7 +96,9 @@ impl Program {
             Self::Ethtool => "offloads of devices",
             Self::Bpftool => "shows maps and programs",
             Self::Curl => "sends requests to Ingresses",
-            Self::Iptables | Self::Nft => "rules of kube-proxy, for the tests of their removal",
+            Self::Iptables | Self::Nft => {
+                "rules of kube-proxy, for the tests of takeovers and of their removal"
+            }
             Self::Ipset => "sets of kube-proxy, for the tests of their removal",
             Self::Etcd => "storage of the real API server",
             Self::Qemu => "machines with other kernels",

@@ -7,8 +7,10 @@ mod ingress_suites;
 mod miri;
 mod options;
 mod part;
+mod releases;
 mod run_tests;
 mod summary;
+mod takeover;
 
 use std::time::Instant;
 
@@ -36,7 +38,7 @@ use crate::{
 fn unavailable(part: Part) -> Option<String> {
     match part {
         Part::Miri => miri::unavailable(),
-        Part::Cluster => k8s::unavailable(&[KubernetesProgram::KubeApiserver]),
+        Part::Cluster => k8s::unavailable(k8s::NEWEST, &[KubernetesProgram::KubeApiserver]),
         Part::Deploy => deploy_tools::unavailable(),
         Part::Kernels => kernels::unavailable(),
         Part::Cross => aarch64::unavailable(),
@@ -87,7 +89,7 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
             tests(cargo(), &arguments, options)
         }
         Part::Cluster => {
-            let bin = k8s::provide(&[KubernetesProgram::KubeApiserver])?;
+            let bin = k8s::provide(k8s::NEWEST, &[KubernetesProgram::KubeApiserver])?;
             let mut command = cargo();
             command.env("SLUICE_K8S_BIN", bin);
             tests(command, &["-p", "lb-testbed", "--test", "cluster"], options)
@@ -101,6 +103,8 @@ pub fn run(options: &Options) -> Result<()> {
     match &options.separate {
         Some(Separate::Kernels(options)) => return kernels::run(options),
         Some(Separate::IngressSuites(options)) => return ingress_suites::run(options),
+        Some(Separate::Takeover(options)) => return takeover::run(options),
+        Some(Separate::Releases(options)) => return releases::run(options),
         None => {}
     }
     let parts = options.parts();

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum as _;
 
-use super::{ingress_suites, part::Part};
+use super::{ingress_suites, part::Part, releases, takeover};
 use crate::{kernels, setup};
 
 #[derive(clap::Args, Default)]
@@ -36,6 +36,12 @@ pub enum Separate {
     /// Run h2spec, the interoperability tests of gRPC, WebSocket cases and testssl.sh against
     /// `lb ingress` (needs root, Go and Debian's apt)
     IngressSuites(ingress_suites::Options),
+    /// Take a node over from a real kube-proxy, and give it back (needs root, etcd, and Go to build
+    /// the programs of Kubernetes)
+    Takeover(takeover::Options),
+    /// Run the part `cluster` with older releases of Kubernetes (needs root, etcd, and Go to build
+    /// their API servers)
+    Releases(releases::Options),
 }
 
 impl Options {

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use crate::{TextFile, assert_none, text_files};
 
 /// Flags that no clap definition in this repository contains, by the program that has them.
-const OTHERS: [(&str, &[&str]); 14] = [
+const OTHERS: [(&str, &[&str]); 15] = [
     ("agnhost connect", &["protocol"]),
     ("lb-testbed/benches/programs", &["bench", "docs", "json"]),
     ("bpf-linker", &["btf", "cpu-features", "disable-expand-memcpy-in-order"]),
     ("cargo", &["bin", "features", "no-default-features", "package", "quiet", "test"]),
     ("clap, as a placeholder in its messages", &["flag"]),
+    ("git", &["format"]),
     ("helm", &["install", "reuse-values", "set"]),
     ("ipvsadm", &["sctp-service"]),
     (
@@ -34,11 +35,12 @@ const OTHERS: [(&str, &[&str]); 14] = [
             "cleanup",
             "conntrack-tcp-timeout-close-wait",
             "conntrack-tcp-timeout-established",
+            "proxy-mode",
             "service-node-port-range",
             "skip-phases",
         ],
     ),
-    ("kubectl", &["field-selector", "namespace", "previous"]),
+    ("kubectl", &["field-selector", "namespace", "patch-file", "previous"]),
     ("modprobe", &["all"]),
     ("nsenter", &["net", "target"]),
     ("rustup", &["component", "toolchain"]),

@@ -70,7 +70,7 @@ fn known_cases(files: &[TextFile]) -> BTreeMap<&'static str, BTreeSet<&str>> {
             Some("lb-testbed/tests/e2e/cases/mod.rs") => {
                 ("e2e", called_with_name(&file.text, &["each(", "once("]))
             }
-            Some("lb-testbed/tests/cluster/cases.rs") => {
+            Some("lb-testbed/tests/cluster/cases.rs" | "lb-testbed/tests/cluster/takeover.rs") => {
                 let table = file.text.split("CASES: ").nth(1).and_then(|rest| rest.split("];").next());
                 ("cluster", called_with_name(table.unwrap_or_default(), &["("]))
             }
