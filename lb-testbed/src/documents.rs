@@ -1,4 +1,9 @@
-//! Finds the `lb` commands in documents.
+//! Finds the `lb` commands in documents, and writes tables into documents.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
 
 /// Returns the arguments of the `lb` commands in the code blocks of a document.
 pub fn commands(document: &str) -> Vec<Vec<String>> {
@@ -16,6 +21,16 @@ pub fn commands(document: &str) -> Vec<Vec<String>> {
             })
         })
         .collect()
+}
+
+/// Replaces the text between the lines `begin` and `end` of a document.
+pub fn replace_between(path: &Path, begin: &str, end: &str, table: &str) -> Result<()> {
+    let file = || path.display().to_string();
+    let text = fs::read_to_string(path).with_context(file)?;
+    let (before, rest) =
+        text.split_once(begin).with_context(|| format!("{} has no line `{begin}`", file()))?;
+    let (_, after) = rest.split_once(end).with_context(|| format!("{} has no line `{end}`", file()))?;
+    fs::write(path, format!("{before}{begin}\n{table}{end}{after}")).with_context(file)
 }
 
 #[cfg(test)]

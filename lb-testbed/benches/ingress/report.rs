@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use lb_testbed::documents::replace_between;
 use serde::Serialize;
 
 use crate::load::{CASES, Case, Sample};
@@ -102,11 +103,6 @@ impl Report {
 
     /// Replaces the text between the marks of a document with the table.
     pub fn write_into(&self, path: &Path) -> Result<()> {
-        let file = || path.display().to_string();
-        let text = std::fs::read_to_string(path).with_context(file)?;
-        let (before, rest) =
-            text.split_once(BEGIN).with_context(|| format!("{} has no line `{BEGIN}`", file()))?;
-        let (_, after) = rest.split_once(END).with_context(|| format!("{} has no line `{END}`", file()))?;
-        std::fs::write(path, format!("{before}{BEGIN}\n{}{END}{after}", self.table())).with_context(file)
+        replace_between(path, BEGIN, END, &self.table())
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path as FilePath;
 
 use anyhow::{Context, Result};
 use lb_datapath::ProgramStatistics;
+use lb_testbed::documents::replace_between;
 use serde::Serialize;
 
 use crate::paths::{Path, Sample};
@@ -172,12 +173,7 @@ impl Report {
 
     /// Replaces the text between the marks of a document with the table.
     pub fn write_into(&self, path: &FilePath) -> Result<()> {
-        let file = || path.display().to_string();
-        let text = std::fs::read_to_string(path).with_context(file)?;
-        let (before, rest) =
-            text.split_once(BEGIN).with_context(|| format!("{} has no line `{BEGIN}`", file()))?;
-        let (_, after) = rest.split_once(END).with_context(|| format!("{} has no line `{END}`", file()))?;
-        std::fs::write(path, format!("{before}{BEGIN}\n{}{END}{after}", self.table())).with_context(file)
+        replace_between(path, BEGIN, END, &self.table())
     }
 }
 
