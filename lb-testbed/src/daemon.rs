@@ -100,7 +100,7 @@ impl Daemon {
     }
 
     pub fn pid(&self) -> u32 {
-        self.process.0.id()
+        self.process.pid()
     }
 
     /// Returns the path of the log file.

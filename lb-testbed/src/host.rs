@@ -336,6 +336,10 @@ impl Process {
         Ok(kill_process(Pid::from_child(&self.0), signal)?)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Leaves the child running when this process ends.
     pub fn keep(self) {
         std::mem::forget(self);

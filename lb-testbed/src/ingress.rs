@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::Result;
 
@@ -16,8 +15,8 @@ use crate::place::Place;
 pub const HTTP_PORT: u16 = 8180;
 /// Port of HTTPS.
 pub const HTTPS_PORT: u16 = 8543;
-/// Address of `/readyz`, in the network namespace of the host.
-const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10254);
+/// Address of `/readyz` and `/metrics`, in the network namespace of the proxy.
+pub(crate) const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10254);
 
 /// A running proxy. Dropping it kills the process.
 #[derive(Debug)]
@@ -38,7 +37,19 @@ impl IngressProxy {
         arguments: &[&str],
         logs: &Path,
     ) -> Result<Self> {
-        let mut command = host.place.command(program()?)?;
+        let log = logs.join(format!("{}-ingress.log", host.name));
+        Self::start_in(&host.place, source, path, arguments, log)
+    }
+
+    /// Starts the proxy in the network namespace of a place.
+    pub(crate) fn start_in(
+        place: &Place,
+        source: &str,
+        path: &Path,
+        arguments: &[&str],
+        log: PathBuf,
+    ) -> Result<Self> {
+        let mut command = place.command(program()?)?;
         command.args(["ingress", source]).arg(path).args([
             "--http",
             &format!(":{HTTP_PORT}"),
@@ -48,21 +59,9 @@ impl IngressProxy {
             &ADMIN.to_string(),
         ]);
         command.args(arguments);
-        let log = logs.join(format!("{}-ingress.log", host.name));
-        Self::spawn(&host.place, &mut command, log, ADMIN)
-    }
-
-    /// Starts `command` and waits until it is ready. `admin` is the address of `/readyz`, in the
-    /// network namespace of `place`.
-    pub(crate) fn spawn(
-        place: &Place,
-        command: &mut Command,
-        log: PathBuf,
-        admin: SocketAddr,
-    ) -> Result<Self> {
         let name = format!("the ingress proxy of {}", place.netns());
-        let mut daemon = Daemon::spawn(name, command, log)?;
-        daemon.wait_until_ready(place, admin, "/readyz")?;
+        let mut daemon = Daemon::spawn(name, &mut command, log)?;
+        daemon.wait_until_ready(place, ADMIN, "/readyz")?;
         Ok(Self(daemon))
     }
 

@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod backend;
+pub mod certificate;
 pub mod check;
 mod command;
 pub mod container;
@@ -42,6 +43,7 @@ pub mod topology;
 
 pub use agent::{Agent, AgentOptions};
 pub use backend::Backend;
+pub use certificate::Certificate;
 #[cfg(feature = "control-plane")]
 pub use control_plane::ControlPlane;
 pub use family::Family;

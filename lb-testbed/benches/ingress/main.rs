@@ -18,13 +18,14 @@ use lb_testbed::IngressBed;
 
 use crate::load::{CASES, Sample, measure};
 use crate::report::Report;
-use crate::subjects::{Endpoint, SUBJECTS, start};
+use crate::subjects::{Endpoint, SUBJECTS, prepare, start};
 
 fn main() -> Result<()> {
     let options = Options::parse();
     let bed = IngressBed::build()?;
     let mut report = Report::default();
     {
+        prepare(&bed)?;
         let _endpoint = Endpoint::start(&bed)?;
         let running = SUBJECTS.iter().map(|subject| start(&bed, *subject)).collect::<Result<Vec<_>>>()?;
         for round in 0..options.rounds {

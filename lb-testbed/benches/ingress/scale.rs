@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_testbed::IngressBed;
-use lb_testbed::ingress_bed::{EndpointState, slice};
+use lb_testbed::ingress_bed::{EndpointState, ingress, service, slice};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -67,29 +67,14 @@ fn write(bed: &IngressBed, file: u32, status: Option<u32>) -> Result<()> {
     let objects: Vec<Value> = (file * PER_FILE..(file + 1) * PER_FILE)
         .flat_map(|number| {
             let name = format!("site-{number}");
-            let annotations = match status.filter(|_| number == file * PER_FILE) {
-                Some(status) => json!({
+            let mut ingress = ingress(&name, &format!("{name}.example"));
+            if let Some(status) = status.filter(|_| number == file * PER_FILE) {
+                ingress["metadata"]["annotations"] = json!({
                     "nginx.ingress.kubernetes.io/permanent-redirect": format!("http://x.example/{status}"),
-                }),
-                None => json!({}),
-            };
-            let backend = json!({"service": {"name": name, "port": {"number": 80}}});
+                });
+            }
             let addresses = [0, 1, 2].map(|number| (IngressBed::endpoint(number), EndpointState::Ready));
-            [
-                json!({
-                    "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
-                    "spec": {"ports": [{"port": 80}]},
-                }),
-                slice(&name, 20_000, &addresses),
-                json!({
-                    "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
-                    "metadata": {"name": name, "annotations": annotations},
-                    "spec": {"ingressClassName": "sluice", "rules": [{
-                        "host": format!("{name}.example"),
-                        "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]},
-                    }]},
-                }),
-            ]
+            [service(&name), slice(&name, 20_000, &addresses), ingress]
         })
         .collect();
     bed.manifests.write(&format!("{file}.yaml"), &objects)

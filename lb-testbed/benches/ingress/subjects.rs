@@ -1,16 +1,15 @@
 //! The proxies and the endpoint, each with one worker thread.
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use lb_testbed::IngressBed;
+use anyhow::{Context as _, Result, ensure};
 use lb_testbed::agent::program;
-use lb_testbed::ingress_bed::{EndpointState, slice};
+use lb_testbed::host::Process;
+use lb_testbed::ingress_bed::{EndpointState, ingress, service, slice};
+use lb_testbed::{Certificate, IngressBed};
 use serde::Serialize;
 use serde_json::json;
 
@@ -20,7 +19,6 @@ const PORT: u16 = 20_000;
 const PROXY_CPU: &str = "0";
 /// The CPU of clients and of the endpoint.
 pub const LOAD_CPU: &str = "1";
-const START_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Subject {
@@ -49,17 +47,6 @@ impl Subject {
     }
 }
 
-/// A process that ends when this is dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // The process may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A running proxy.
 pub struct Running {
     pub subject: Subject,
@@ -76,7 +63,7 @@ impl Running {
     }
 
     pub fn pid(&self) -> u32 {
-        self.process.0.id()
+        self.process.pid()
     }
 }
 
@@ -98,19 +85,18 @@ impl Endpoint {
             nginx_folders(bed)
         );
         let mut command = nginx(bed, "endpoint.conf", &config, LOAD_CPU)?;
-        Ok(Self { _process: spawn(bed, &mut command, address)? })
+        Ok(Self { _process: bed.start_server(&mut command, address)? })
     }
 }
 
+/// Starts a proxy, after [`prepare`].
 pub fn start(bed: &IngressBed, subject: Subject) -> Result<Running> {
     let (http, https) = subject.ports();
     let listen = SocketAddr::new(IngressBed::HTTP.ip(), http);
     let endpoint = SocketAddr::new(IngressBed::endpoint(0).into(), PORT);
     let folder = bed.folder().display().to_string();
-    certificate(bed)?;
     let mut command = match subject {
         Subject::Sluice | Subject::SluiceNoLog => {
-            write_objects(bed)?;
             let mut command = on_cpu(bed, program()?, PROXY_CPU)?;
             command.args(["ingress", "--manifests"]).arg(bed.manifests.path());
             command.args(["--http", &format!(":{http}"), "--https", &format!(":{https}")]);
@@ -169,7 +155,7 @@ pub fn start(bed: &IngressBed, subject: Subject) -> Result<Running> {
             command
         }
     };
-    let process = spawn(bed, &mut command, listen)?;
+    let process = bed.start_server(&mut command, listen)?;
     Ok(Running { subject, process })
 }
 
@@ -209,65 +195,12 @@ pub fn on_cpu(bed: &IngressBed, program: &std::path::Path, cpu: &str) -> Result<
     Ok(command)
 }
 
-/// Starts a server and waits until it accepts connections.
-fn spawn(bed: &IngressBed, command: &mut Command, address: SocketAddr) -> Result<Process> {
-    let log = bed.folder().join("servers.log");
-    let errors = fs::OpenOptions::new().create(true).append(true).open(&log)?;
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn();
-    let mut process = Process(child.context("start a server")?);
-    let deadline = Instant::now() + START_LIMIT;
-    while bed.place.inside(|| TcpStream::connect(address))?.is_err() {
-        if process.0.try_wait()?.is_some() || Instant::now() > deadline {
-            bail!("a server does not listen at {address}: {}", fs::read_to_string(&log)?);
-        }
-        sleep(Duration::from_millis(20));
-    }
-    Ok(process)
-}
-
-fn certificate(bed: &IngressBed) -> Result<()> {
-    let (certificate, key) = (bed.folder().join("tls.crt"), bed.folder().join("tls.key"));
-    if certificate.exists() {
-        return Ok(());
-    }
-    let mut openssl = Command::new("openssl");
-    openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
-    openssl.args(["-days", "90", "-subj", &format!("/CN={HOST}")]);
-    openssl.args(["-addext", &format!("subjectAltName=DNS:{HOST}")]);
-    let output = openssl.arg("-out").arg(&certificate).arg("-keyout").arg(&key).output();
-    let output = output.context("run openssl (is it installed?)")?;
-    ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
-fn write_objects(bed: &IngressBed) -> Result<()> {
-    let text = |file: &str| fs::read_to_string(bed.folder().join(file));
-    let backend = json!({"service": {"name": "web", "port": {"number": 80}}});
-    bed.manifests.write(
-        "web.yaml",
-        &[
-            json!({
-                "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
-                "spec": {"ports": [{"port": 80}]},
-            }),
-            slice("web", PORT, &[(IngressBed::endpoint(0), EndpointState::Ready)]),
-            json!({
-                "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": {"name": "web"},
-                "stringData": {"tls.crt": text("tls.crt")?, "tls.key": text("tls.key")?},
-            }),
-            json!({
-                "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
-                "metadata": {
-                    "name": "web", "annotations": {"nginx.ingress.kubernetes.io/ssl-redirect": "false"},
-                },
-                "spec": {
-                    "ingressClassName": "sluice",
-                    "tls": [{"hosts": [HOST], "secretName": "web"}],
-                    "rules": [{"host": HOST, "http": {"paths": [
-                        {"path": "/", "pathType": "Prefix", "backend": backend},
-                    ]}}],
-                },
-            }),
-        ],
-    )
+/// Makes the certificate of the proxies, and writes the objects of `lb ingress`.
+pub fn prepare(bed: &IngressBed) -> Result<()> {
+    let certificate = Certificate::create(&bed.folder(), "tls", HOST)?;
+    let mut ingress = ingress("web", HOST);
+    ingress["metadata"]["annotations"] = json!({"nginx.ingress.kubernetes.io/ssl-redirect": "false"});
+    ingress["spec"]["tls"] = json!([{"hosts": [HOST], "secretName": "web"}]);
+    let slice = slice("web", PORT, &[(IngressBed::endpoint(0), EndpointState::Ready)]);
+    bed.manifests.write("web.yaml", &[service("web"), slice, certificate.secret("web")?, ingress])
 }

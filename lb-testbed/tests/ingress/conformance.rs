@@ -10,10 +10,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use lb_testbed::ingress_bed::{EndpointState, slice};
+use lb_testbed::ingress_bed::{EndpointState, ingress, service, slice};
 use lb_testbed::patience::patient;
 use lb_testbed::{Backend, IngressBed};
-use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::short_form::expand;
@@ -41,7 +40,9 @@ fn conformance() -> Result<()> {
         let step = expand(input);
         let mark = format!("mark-{count}");
         let mut objects = step.objects;
-        objects.extend([service(&mark), ingress(&mark)]);
+        let mut marked = ingress(&mark, MARK);
+        marked["spec"]["ingressClassName"] = "lb".into();
+        objects.extend([service(&mark), marked]);
         let mut backends = Vec::new();
         let services: Vec<_> = objects.iter().filter(|object| object["kind"] == "Service").cloned().collect();
         for service in services {
@@ -74,25 +75,6 @@ fn conformance() -> Result<()> {
     assert!(count >= 30, "only {count} cases were found");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     proxy.context("no case")?.stop()
-}
-
-fn service(name: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"port": 80}]},
-    })
-}
-
-fn ingress(name: &str) -> Value {
-    let backend = json!({"service": {"name": name, "port": {"number": 80}}});
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "mark"},
-        "spec": {
-            "ingressClassName": "lb",
-            "rules": [{
-                "host": MARK, "http": {"paths": [{"path": "/", "pathType": "Exact", "backend": backend}]},
-            }],
-        },
-    })
 }
 
 /// Waits until the mark of the case is served.

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use lb_testbed::IngressBed;
 use serde_json::json;
 
-use crate::programs::{GO_PROGRAMS, NAME, PORT, Server, path, run, write_objects};
+use crate::programs::{GO_PROGRAMS, NAME, PORT, endpoint, path, run, write_objects};
 
 /// All cases that need no credentials of a cloud and no second server.
 const CASES: [&str; 13] = [
@@ -42,7 +42,7 @@ fn grpc() -> Result<()> {
             format!("--{name}={}", bed.folder().join(file).display())
         });
         let arguments = ["--port", &port, server_tls, &files[0], &files[1]];
-        let _server = Server::start(&bed, &server, &arguments)?;
+        let _server = bed.start_server(bed.place.command(&server)?.args(arguments), endpoint())?;
         let proxy = bed.start_proxy(&["--no-access-log"])?;
         let ca = format!("--ca_file={}", certificate.display());
         let name = format!("--server_host_override={NAME}");

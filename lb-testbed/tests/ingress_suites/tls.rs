@@ -29,7 +29,7 @@ fn tls() -> Result<()> {
     let target = format!("{NAME}:{}", IngressBed::HTTPS.port());
     let ip = IngressBed::HTTPS.ip().to_string();
     let options = ["--quiet", "--color", "0", "--nodns", "none", "--ip", &ip, "--add-ca", &certificate];
-    // testssl.sh demands a resolver, also if it looks up no name.
+    // testssl.sh fails without a resolver, also if it looks up no name.
     let resolver = bed.folder().join("resolver");
     fs::create_dir(&resolver)?;
     symlink("/bin/true", resolver.join("dig"))?;

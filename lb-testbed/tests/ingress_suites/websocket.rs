@@ -14,7 +14,7 @@ use lb_testbed::IngressBed;
 use lb_testbed::patience::patient;
 use serde_json::json;
 
-use crate::programs::{GO_PROGRAMS, NAME, Server, endpoint, path, write_objects};
+use crate::programs::{GO_PROGRAMS, NAME, endpoint, path, write_objects};
 
 const TEXT: u8 = 1;
 const BINARY: u8 = 2;
@@ -69,7 +69,7 @@ fn cases() -> Vec<Case> {
         (0..10).map(|n| (FIN | PONG, vec![n])).chain([(FIN | TEXT, payload(5))]).collect(),
     ));
     cases.push(case(
-        "a pong that nobody asked for",
+        "an unsolicited pong",
         vec![(FIN | PONG, payload(3)), (FIN | TEXT, payload(2))],
         vec![(FIN | TEXT, payload(2))],
     ));
@@ -125,8 +125,8 @@ fn cases() -> Vec<Case> {
 #[test]
 fn websocket() -> Result<()> {
     let bed = IngressBed::build()?;
-    let address = endpoint().to_string();
-    let _server = Server::start(&bed, &path(GO_PROGRAMS, "autobahn")?, &["-addr", &address])?;
+    let mut server = bed.place.command(path(GO_PROGRAMS, "autobahn")?)?;
+    let _server = bed.start_server(server.args(["-addr", &endpoint().to_string()]), endpoint())?;
     write_objects(&bed, json!({"nginx.ingress.kubernetes.io/ssl-redirect": "false"}))?;
     let proxy = bed.start_proxy(&["--no-access-log"])?;
     let cases = cases();

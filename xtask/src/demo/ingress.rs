@@ -5,7 +5,7 @@ mod backend;
 mod websocket;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use lb_testbed::host::{HTTP_PORT, Listen, LoadKind, Process};
 use lb_testbed::manifests::{self, ServiceManifest, ServicePort};
 use lb_testbed::topology::Pod;
 use lb_testbed::{
-    Agent, AgentOptions, AttachMode, Family, IngressProxy, Topology, Underlay, daemon, ingress,
+    Agent, AgentOptions, AttachMode, Certificate, Family, IngressProxy, Topology, Underlay, daemon, ingress,
 };
 use serde_json::{Value, json};
 
@@ -251,7 +251,7 @@ impl Demo {
     /// Returns the answer, or the message of curl.
     fn tls(&self, name: &str, trusted: &str) -> Result<Result<String, String>> {
         let host = format!("{name}.example");
-        let file = self.certificate_file(trusted, "crt").display().to_string();
+        let file = self.topology.folder().join(format!("{trusted}.crt")).display().to_string();
         let answer = self.curl(0, &host, &["--cacert", &file, &format!("https://{host}:{HTTPS}/")])?;
         Ok(if answer.status == 200 { Ok(answer.body) } else { Err(answer.error) })
     }
@@ -364,26 +364,10 @@ impl Demo {
 
     /// Makes a certificate for NAME.example, and writes it into a Secret.
     fn certificate(&self, name: &str, number: u32) -> Result<()> {
-        let [certificate, key] =
-            ["crt", "key"].map(|kind| self.certificate_file(&format!("{name}-{number}"), kind));
-        let mut openssl = self.topology.client.place.command("openssl")?;
-        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
-        openssl.args(["-days", "2", "-subj", &format!("/CN={name}.example"), "-addext"]);
-        openssl.arg(format!("subjectAltName=DNS:{name}.example"));
-        openssl.arg("-out").arg(&certificate).arg("-keyout").arg(&key);
-        let output = openssl.output().context("start openssl")?;
-        ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-        let text = |path: &Path| std::fs::read_to_string(path).with_context(|| path.display().to_string());
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
-            "metadata": { "name": format!("{name}-tls"), "namespace": "default" },
-            "stringData": { "tls.crt": text(&certificate)?, "tls.key": text(&key)? },
-        });
+        let host = format!("{name}.example");
+        let certificate = Certificate::create(&self.topology.folder(), &format!("{name}-{number}"), &host)?;
+        let secret = certificate.secret(&format!("{name}-tls"))?;
         self.topology.manifests.write(&format!("secret-{name}.yaml"), &[secret])
-    }
-
-    fn certificate_file(&self, name: &str, kind: &str) -> PathBuf {
-        self.topology.folder().join(format!("{name}.{kind}"))
     }
 
     fn pods(&self, numbers: &[usize]) -> Vec<&Pod> {
