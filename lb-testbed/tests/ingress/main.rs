@@ -2,6 +2,7 @@
 
 mod client;
 mod conformance;
+mod load;
 mod rolling;
 #[path = "../../../lb-ingress/tests/short_form/mod.rs"]
 mod short_form;

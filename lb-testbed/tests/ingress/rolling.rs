@@ -1,25 +1,22 @@
 //! A rolling update of the endpoints of a Service under load.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use lb_testbed::ingress_bed::{EndpointState, slice};
+use anyhow::{Context as _, Result, bail};
+use lb_testbed::ingress_bed::{EndpointState, ingress, service, slice};
 use lb_testbed::patience::patient;
 use lb_testbed::{Backend, IngressBed};
-use serde_json::json;
 
 use crate::client::Client;
+use crate::load::{HOST, PORT, under_load};
 
-const HOST: &str = "shop.example";
-const PORT: u16 = 20_000;
 /// Endpoints at a time.
 const REPLICAS: u8 = 3;
 /// Endpoints that are replaced: four times each.
 const REPLACED: u8 = 12;
-const CLIENTS: usize = 8;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Each endpoint is replaced as a Deployment does it: a new one becomes ready, the old one becomes
@@ -46,73 +43,36 @@ fn rolling_update_loses_no_request() -> Result<()> {
         bed.manifests.write("endpoints.yaml", &[slice("shop", PORT, &endpoints)])
     };
     write(&running, None)?;
-    let backend = json!({"service": {"name": "shop", "port": {"number": 80}}});
-    bed.manifests.write(
-        "shop.yaml",
-        &[
-            json!({
-                "apiVersion": "v1", "kind": "Service", "metadata": {"name": "shop"},
-                "spec": {"ports": [{"port": 80}]},
-            }),
-            json!({
-                "apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "shop"},
-                "spec": {"ingressClassName": "sluice", "rules": [{
-                    "host": HOST,
-                    "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]},
-                }]},
-            }),
-        ],
-    )?;
+    bed.manifests.write("shop.yaml", &[service("shop"), ingress("shop", HOST)])?;
     let proxy = bed.start_proxy(&["--no-access-log"])?;
 
-    let (stop, answered) = (AtomicBool::new(false), AtomicU64::new(0));
-    let load = |number: usize| -> Result<()> {
+    let client = |number: usize| {
         // Half of the requests have a body, so they are never repeated once they were sent.
         let (method, body) = if number.is_multiple_of(2) { ("GET", "") } else { ("POST", "hello") };
         let mut client = Client::connect(IngressBed::HTTP)?;
-        while !stop.load(Ordering::Relaxed) {
-            let answer = client.send(method, HOST, "/", body)?;
-            ensure!(answer.status == 200, "{method}: {answer:?}");
-            answered.fetch_add(1, Ordering::Relaxed);
+        Ok(move || client.send(method, HOST, "/", body))
+    };
+    under_load(&bed.place, client, |answered| {
+        for next in REPLICAS..REPLICAS + REPLACED {
+            running.push(start(next)?);
+            write(&running, None)?;
+            wait_until(|| Ok(running.last().is_some_and(|(_, backend)| backend.requests() > 0)))?;
+            let old = running[0].0;
+            write(&running, Some(old))?;
+            // A pod is given time by its preStop hook. Here it ends as soon as requests have
+            // stopped coming: no request may be lost after that.
+            wait_until(|| {
+                let before = (running[0].1.requests(), answered.load(Ordering::Relaxed));
+                wait_until(|| Ok(answered.load(Ordering::Relaxed) > before.1 + 100))?;
+                Ok(running[0].1.requests() == before.0)
+            })?;
+            let (_, backend) = running.remove(0);
+            runtime.block_on(backend.stop())?;
+            write(&running, None)?;
         }
         Ok(())
-    };
-    let result = thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|number| {
-                let (load, place) = (&load, &bed.place);
-                scope.spawn(move || place.inside(|| load(number))?)
-            })
-            .collect();
-        let rolled = (|| {
-            for next in REPLICAS..REPLICAS + REPLACED {
-                running.push(start(next)?);
-                write(&running, None)?;
-                wait_until(|| Ok(running.last().is_some_and(|(_, backend)| backend.requests() > 0)))?;
-                let old = running[0].0;
-                write(&running, Some(old))?;
-                // A pod is given time by its preStop hook. Here it ends as soon as requests have
-                // stopped coming: no request may be lost after that.
-                wait_until(|| {
-                    let before = (running[0].1.requests(), answered.load(Ordering::Relaxed));
-                    wait_until(|| Ok(answered.load(Ordering::Relaxed) > before.1 + 100))?;
-                    Ok(running[0].1.requests() == before.0)
-                })?;
-                let (_, backend) = running.remove(0);
-                runtime.block_on(backend.stop())?;
-                write(&running, None)?;
-            }
-            Ok::<_, anyhow::Error>(())
-        })();
-        stop.store(true, Ordering::Relaxed);
-        for client in clients {
-            client.join().expect("a client does not panic")?;
-        }
-        rolled
-    });
-    result.with_context(|| proxy.log_tail())?;
-    let answered = answered.into_inner();
-    ensure!(answered > 1000, "only {answered} requests were sent");
+    })
+    .with_context(|| proxy.log_tail())?;
     proxy.stop()
 }
 
