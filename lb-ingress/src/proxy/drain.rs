@@ -19,6 +19,10 @@ impl Drain {
         (Self { stop, _alive: alive }, begin, ended)
     }
 
+    pub(super) fn has_begun(&self) -> bool {
+        *self.stop.borrow()
+    }
+
     pub(super) async fn begun(&mut self) {
         // An error means that the sender is gone: the process ends.
         let _ = self.stop.wait_for(|stop| *stop).await;

@@ -48,6 +48,8 @@ pub const REFUSED_METHOD: &str = "!REFUSED-";
 pub struct Link {
     /// A request is being answered.
     busy: AtomicBool,
+    /// The service has received the first request.
+    begun: AtomicBool,
     upgrade: AtomicU8,
     guard: AtomicWaker,
 }
@@ -59,6 +61,12 @@ const UPGRADE_REFUSED: u8 = 2;
 impl Link {
     pub fn set_busy(&self, busy: bool) {
         self.busy.store(busy, Ordering::Relaxed);
+        self.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the service has received a request.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Reports the answer to an upgrade.

@@ -195,7 +195,7 @@ impl Connection {
     ) -> io::Result<()> {
         let link = Arc::new(Link::default());
         let guard = Guard::new(stream, first, link.clone(), self.gateway.settings.timeouts);
-        let service = Arc::new(self.service(tls, Some(link)));
+        let service = Arc::new(self.service(tls, Some(link.clone())));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(None)
@@ -206,7 +206,14 @@ impl Connection {
                 service_fn(move |request| answer(service.clone(), request)),
             )
             .with_upgrades();
-        until_drained(connection, &mut self.drain, |connection| connection.graceful_shutdown()).await
+        until_drained(connection, &mut self.drain, |connection| {
+            // The engine closes a connection whose first request it has not read, also if the guard
+            // holds bytes of it. The response to that request closes the connection.
+            if link.has_begun() {
+                connection.graceful_shutdown();
+            }
+        })
+        .await
     }
 
     async fn serve_http2(

@@ -89,7 +89,7 @@ impl Service {
             link.answer_upgrade(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
         }
         finish.record.status = answer.status().as_u16();
-        if may_close && self.gateway.is_closing() {
+        if may_close && (self.gateway.is_closing() || self.drain.has_begun()) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         *answer.version_mut() = Version::HTTP_11;

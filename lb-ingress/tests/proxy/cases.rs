@@ -466,6 +466,32 @@ async fn a_drain_lets_requests_end() {
     assert!(TcpStream::connect(world.http).await.is_err());
 }
 
+/// A client that has connected before the drain, and sends its first request after it.
+#[tokio::test]
+async fn a_drain_answers_the_first_request_of_each_connection() {
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
+    let (world, endpoint) = (World::with(GatewaySettings::default()).await, Endpoint::start("one").await);
+    world.simple(Policy::default(), &[endpoint.address]);
+    // Several of each: a closed connection depended on which task ran first.
+    let sent = [0, 1, 20, REQUEST.len() - 1].repeat(4);
+    let mut streams = Vec::new();
+    for sent in &sent {
+        let mut stream = TcpStream::connect(world.http).await.unwrap();
+        stream.write_all(&REQUEST[..*sent]).await.unwrap();
+        streams.push(stream);
+    }
+    while world.gateway.observer.metrics.connections.get() < streams.len() as i64 {
+        tokio::task::yield_now().await;
+    }
+    world.stop.send(true).unwrap();
+    for (mut stream, sent) in streams.into_iter().zip(sent) {
+        stream.write_all(&REQUEST[sent..]).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+    }
+}
+
 /// `lb explain http` makes the decisions that the proxy makes.
 #[tokio::test]
 async fn explanations_agree_with_answers() {
