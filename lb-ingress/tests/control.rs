@@ -165,10 +165,6 @@ fn the_metrics_of_an_ingress_end_with_it() {
     world.scan();
     let record = AccessRecord {
         client: "192.0.2.7".parse().unwrap(),
-        method: "GET".into(),
-        host: "a.example".into(),
-        path: "/".into(),
-        protocol: "HTTP/1.1",
         tls: false,
         status: 200,
         bytes: 0,
@@ -177,16 +173,13 @@ fn the_metrics_of_an_ingress_end_with_it() {
         endpoint: None,
         tries: 1,
         endpoint_time: None,
-        user_agent: None,
-        request_id: None,
-        trace: None,
         reason: None,
         complete: true,
     };
     let observer = &world.gateway.observer;
     let mut registry = Registry::default();
     observer.metrics.register(&mut registry);
-    observer.finished(&record, Duration::from_millis(1));
+    observer.finished(&record, None, Duration::from_millis(1));
     let metrics = || {
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();

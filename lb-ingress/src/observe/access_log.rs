@@ -1,116 +1,185 @@
 //! The access log: one JSON object a line for each request.
 
-use std::fmt::{self, Display};
-use std::io::{BufWriter, Write};
+use std::cell::RefCell;
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::routes::Origin;
+use crate::routes::{BackendRef, Origin};
 
 /// The facts of a request at its end.
 #[derive(Debug, Clone)]
 pub struct AccessRecord {
     pub client: IpAddr,
-    pub method: Box<str>,
-    pub host: Box<str>,
-    /// With the query, as the client sent it.
-    pub path: Box<str>,
-    /// `HTTP/1.1` or `HTTP/2.0`.
-    pub protocol: &'static str,
     pub tls: bool,
     pub status: u16,
     /// Bytes of the response's body.
     pub bytes: u64,
     /// The rule that matched.
     pub route: Option<Origin>,
-    pub service: Option<Box<str>>,
+    pub service: Option<BackendRef>,
     pub endpoint: Option<SocketAddr>,
     /// Endpoints that were tried.
     pub tries: u32,
     /// Time until the endpoint's response began.
     pub endpoint_time: Option<Duration>,
-    pub user_agent: Option<Box<str>>,
-    pub request_id: Option<Box<str>>,
-    /// The trace id of `traceparent` (W3C Trace Context).
-    pub trace: Option<Box<str>>,
     /// Why the proxy answered itself.
     pub reason: Option<Box<str>>,
     /// The response was sent whole.
     pub complete: bool,
 }
 
+/// The texts of a request that are logged.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RequestTexts<'r> {
+    pub method: &'r str,
+    pub host: &'r str,
+    /// With the query, as the client sent it.
+    pub path: &'r str,
+    /// `HTTP/1.1` or `HTTP/2.0`.
+    pub protocol: &'r str,
+    pub user_agent: Option<&'r str>,
+    pub request_id: Option<&'r str>,
+    /// The trace id of `traceparent` (W3C Trace Context).
+    pub trace: Option<&'r str>,
+}
+
 impl AccessRecord {
-    /// Returns one JSON object, with the fields in alphabetical order, and the end of the line.
-    fn to_json(&self, duration: Duration, time: f64) -> Vec<u8> {
-        let milliseconds = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-        let mut line = Line(Vec::with_capacity(640));
+    /// Writes one JSON object, with the fields in alphabetical order, and the end of the line.
+    /// `time` is the time since 1970.
+    fn write_json(&self, texts: &RequestTexts<'_>, duration: Duration, time: Duration, out: &mut Vec<u8>) {
+        let mut line = Line { start: out.len(), out };
         if !self.complete {
-            line.value("aborted", true);
+            line.name("aborted");
+            line.raw("true");
         }
-        line.value("bytes", self.bytes);
-        line.plain("client", self.client);
-        line.value("duration_ms", Float(milliseconds(duration)));
+        line.number("bytes", self.bytes);
+        line.name("client");
+        line.raw("\"");
+        line.address(self.client);
+        line.raw("\"");
+        line.thousandths("duration_ms", rounded_micros(duration));
         if let Some(endpoint) = self.endpoint {
-            line.plain("endpoint", endpoint);
+            line.name("endpoint");
+            line.raw(if endpoint.is_ipv6() { "\"[" } else { "\"" });
+            line.address(endpoint.ip());
+            line.raw(if endpoint.is_ipv6() { "]:" } else { ":" });
+            line.digits(endpoint.port().into(), 1);
+            line.raw("\"");
         }
         if let Some(time) = self.endpoint_time {
-            line.value("endpoint_ms", Float(milliseconds(time)));
+            line.thousandths("endpoint_ms", rounded_micros(time));
         }
-        line.text("host", &self.host);
+        line.text("host", texts.host);
         if let Some(route) = &self.route {
-            line.plain("ingress", &route.ingress);
+            line.plain("ingress", [route.ingress.namespace(), "/", route.ingress.name()]);
         }
-        line.text("method", &self.method);
-        line.text("path", &self.path);
-        line.plain("protocol", self.protocol);
+        line.text("method", texts.method);
+        line.text("path", texts.path);
+        line.plain("protocol", [texts.protocol]);
         line.optional("reason", self.reason.as_deref());
-        line.optional("request_id", self.request_id.as_deref());
-        if let Some(route) = self.route.as_ref().filter(|route| route.path.is_some()) {
-            line.text("rule", &route.field());
+        line.optional("request_id", texts.request_id);
+        if let Some((rule, path)) = self.route.as_ref().and_then(|route| route.path) {
+            line.name("rule");
+            line.raw("\"spec.rules[");
+            line.digits(rule.into(), 1);
+            line.raw("].http.paths[");
+            line.digits(path.into(), 1);
+            line.raw("]\"");
         }
-        line.optional("service", self.service.as_deref());
-        line.value("status", self.status);
-        line.value("time", Float(time));
-        line.value("tls", self.tls);
-        line.optional("trace", self.trace.as_deref());
+        if let Some(BackendRef { service, port }) = &self.service {
+            let separator = if port.is_empty() { "" } else { ":" };
+            line.plain("service", [service.namespace(), "/", service.name(), separator, port]);
+        }
+        line.number("status", self.status.into());
+        line.thousandths("time", u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        line.name("tls");
+        line.raw(if self.tls { "true" } else { "false" });
+        line.optional("trace", texts.trace);
         if self.tries > 0 {
-            line.value("tries", self.tries);
+            line.number("tries", self.tries.into());
         }
-        line.optional("user_agent", self.user_agent.as_deref());
-        line.0.extend_from_slice(b"}\n");
-        line.0
+        line.optional("user_agent", texts.user_agent);
+        line.raw("}\n");
     }
 }
 
-/// An object under way. Writing it at once is several times faster than a map of values: a line is
-/// written for each request.
-struct Line(Vec<u8>);
+fn rounded_micros(duration: Duration) -> u64 {
+    u64::try_from((duration.as_nanos() + 500) / 1000).unwrap_or(u64::MAX)
+}
 
-impl Line {
-    fn name(&mut self, name: &str) {
-        self.0.push(if self.0.is_empty() { b'{' } else { b',' });
-        self.0.push(b'"');
-        self.0.extend_from_slice(name.as_bytes());
-        self.0.extend_from_slice(b"\":");
+/// An object under way. A line is written for each request: this is several times faster than a map
+/// of values, and than the macros that format.
+struct Line<'o> {
+    out: &'o mut Vec<u8>,
+    start: usize,
+}
+
+impl Line<'_> {
+    fn raw(&mut self, text: &str) {
+        self.out.extend_from_slice(text.as_bytes());
     }
 
-    /// Adds a number or a truth value.
-    fn value(&mut self, name: &str, value: impl Display) {
+    fn name(&mut self, name: &str) {
+        self.raw(if self.out.len() == self.start { "{\"" } else { ",\"" });
+        self.raw(name);
+        self.raw("\":");
+    }
+
+    fn number(&mut self, name: &str, number: u64) {
         self.name(name);
-        // Writing into memory cannot fail.
-        let _ = write!(self.0, "{value}");
+        self.digits(number, 1);
+    }
+
+    /// Adds a number in the form of a float of serde: `1.0`, not `1`.
+    fn thousandths(&mut self, name: &str, number: u64) {
+        self.number(name, number / 1000);
+        self.raw(".");
+        self.digits(number % 1000, 3);
+        for _ in 0..2 {
+            if self.out.last() == Some(&b'0') {
+                self.out.pop();
+            }
+        }
+    }
+
+    /// Adds at least `least` digits.
+    fn digits(&mut self, number: u64, least: usize) {
+        let mut digits = [b'0'; 20];
+        let (mut start, mut rest) = (digits.len(), number);
+        while rest > 0 {
+            start -= 1;
+            digits[start] += (rest % 10) as u8;
+            rest /= 10;
+        }
+        self.out.extend_from_slice(&digits[start.min(digits.len() - least)..]);
+    }
+
+    fn address(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => {
+                for (place, octet) in address.octets().into_iter().enumerate() {
+                    self.raw(if place == 0 { "" } else { "." });
+                    self.digits(octet.into(), 1);
+                }
+            }
+            // Writing into memory cannot fail.
+            IpAddr::V6(address) => drop(write!(self.out, "{address}")),
+        }
     }
 
     /// Adds a text whose characters need no escape.
-    fn plain(&mut self, name: &str, text: impl Display) {
+    fn plain<const N: usize>(&mut self, name: &str, parts: [&str; N]) {
         self.name(name);
-        let _ = write!(self.0, "\"{text}\"");
+        self.raw("\"");
+        parts.into_iter().for_each(|part| self.raw(part));
+        self.raw("\"");
     }
 
     fn text(&mut self, name: &str, text: &str) {
         self.name(name);
-        let _ = serde_json::to_writer(&mut self.0, text);
+        let _ = serde_json::to_writer(&mut *self.out, text);
     }
 
     fn optional(&mut self, name: &str, text: Option<&str>) {
@@ -120,57 +189,101 @@ impl Line {
     }
 }
 
-/// A number as JSON of serde shows it: `1.0`, not `1`.
-struct Float(f64);
+/// Bytes of lines that wait to be written. Further lines are counted and dropped: a slow reader of
+/// the log must not slow requests.
+const QUEUE: usize = 4 << 20;
 
-impl Display for Float {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.0)
-    }
-}
-
-/// Lines that wait to be written. Further ones are counted and dropped: a slow reader of the log
-/// must not slow requests.
-const QUEUE: usize = 8192;
+/// The thread collects lines for this time, or until the queue is half full, and writes them at
+/// once. To wake it for each line would cost more than the line.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Writes lines in a thread of its own.
-#[derive(Debug, Clone)]
-pub struct AccessLog {
-    lines: SyncSender<Vec<u8>>,
+#[derive(Debug)]
+pub struct AccessLog(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    lines: Vec<u8>,
+    /// The log was dropped.
+    closed: bool,
 }
 
 impl AccessLog {
-    /// Starts the thread. It ends with the last clone of the log.
+    /// Starts the thread. It ends when the log is dropped.
     pub fn start(output: impl Write + Send + 'static) -> std::io::Result<Self> {
-        let (lines, receiver) = sync_channel(QUEUE);
-        std::thread::Builder::new()
-            .name("access-log".into())
-            .spawn(move || write_lines(&receiver, BufWriter::with_capacity(64 << 10, output)))?;
-        Ok(Self { lines })
+        let shared = Arc::new(Shared::default());
+        let reader = shared.clone();
+        std::thread::Builder::new().name("access-log".into()).spawn(move || write_lines(&reader, output))?;
+        Ok(Self(shared))
     }
 
     /// Queues a line. Returns false if the queue is full: the line is dropped.
-    pub(super) fn write(&self, record: &AccessRecord, duration: Duration) -> bool {
+    pub(super) fn write(&self, record: &AccessRecord, texts: &RequestTexts<'_>, duration: Duration) -> bool {
+        thread_local! {
+            static LINE: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(1024));
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let line = record.to_json(duration, now.as_millis() as f64 / 1e3);
-        self.lines.try_send(line).is_ok()
+        LINE.with_borrow_mut(|line| {
+            line.clear();
+            record.write_json(texts, duration, now, line);
+            self.0.push(line)
+        })
     }
 }
 
-fn write_lines(lines: &Receiver<Vec<u8>>, mut output: impl Write) {
-    // Errors are ignored: the reader of the log has closed it.
-    loop {
-        match lines.recv_timeout(Duration::from_millis(100)) {
-            Ok(line) => drop(output.write_all(&line)),
-            Err(RecvTimeoutError::Timeout) => {
-                drop(output.flush());
-                match lines.recv() {
-                    Ok(line) => drop(output.write_all(&line)),
-                    Err(_) => return,
-                }
-            }
-            Err(RecvTimeoutError::Disconnected) => return drop(output.flush()),
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.wake.notify_one();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: &[u8]) -> bool {
+        let mut queue = self.lock();
+        let before = queue.lines.len();
+        let after = before + line.len();
+        if after > QUEUE {
+            return false;
         }
+        queue.lines.extend_from_slice(line);
+        drop(queue);
+        if before == 0 || (before < QUEUE / 2 && after >= QUEUE / 2) {
+            self.wake.notify_one();
+        }
+        true
+    }
+
+    /// Waits for lines and moves them to `lines`, which is empty. Returns `false` if no more come.
+    fn take(&self, lines: &mut Vec<u8>) -> bool {
+        let queue = self.lock();
+        let empty = |queue: &mut Queue| queue.lines.is_empty() && !queue.closed;
+        let queue = self.wake.wait_while(queue, empty).unwrap_or_else(PoisonError::into_inner);
+        let few = |queue: &mut Queue| queue.lines.len() < QUEUE / 2 && !queue.closed;
+        let (mut queue, _) =
+            self.wake.wait_timeout_while(queue, PAUSE, few).unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut queue.lines, lines);
+        !lines.is_empty()
+    }
+}
+
+fn write_lines(shared: &Shared, mut output: impl Write) {
+    let mut lines = Vec::new();
+    while shared.take(&mut lines) {
+        // Errors are ignored: the reader of the log has closed it.
+        let _ = output.write_all(&lines).and_then(|()| output.flush());
+        lines.clear();
+        lines.shrink_to(QUEUE / 16);
     }
 }
 
@@ -183,24 +296,33 @@ mod tests {
     fn record() -> AccessRecord {
         AccessRecord {
             client: "192.0.2.7".parse().unwrap(),
-            method: "GET".into(),
-            host: "shop.example".into(),
-            path: "/a?b=\"".into(),
-            protocol: "HTTP/1.1",
             tls: true,
             status: 200,
             bytes: 5,
             route: Some(Origin { ingress: ObjectName::new("shop", "web"), path: Some((0, 1)) }),
-            service: Some("shop/web:http".into()),
+            service: Some(BackendRef { service: ObjectName::new("shop", "web"), port: "http".into() }),
             endpoint: Some("10.0.0.1:80".parse().unwrap()),
             tries: 2,
             endpoint_time: Some(Duration::from_micros(1500)),
-            user_agent: None,
-            request_id: Some("r1".into()),
-            trace: None,
             reason: None,
             complete: true,
         }
+    }
+
+    const TEXTS: RequestTexts<'_> = RequestTexts {
+        method: "GET",
+        host: "shop.example",
+        path: "/a?b=\"",
+        protocol: "HTTP/1.1",
+        user_agent: None,
+        request_id: Some("r1"),
+        trace: None,
+    };
+
+    fn json(record: &AccessRecord, texts: &RequestTexts<'_>, time: u64) -> String {
+        let mut line = Vec::new();
+        record.write_json(texts, Duration::from_micros(2500), Duration::from_millis(time), &mut line);
+        String::from_utf8(line).unwrap()
     }
 
     /// The reader of the log takes nothing until the test ends.
@@ -222,22 +344,21 @@ mod tests {
         let (release, stuck) = std::sync::mpsc::channel();
         let log = AccessLog::start(Stuck(stuck)).unwrap();
         let observer = crate::observe::Observer { log: Some(log), ..Default::default() };
-        // The queue, and the buffer of the writer.
-        for _ in 0..QUEUE + 2000 {
-            observer.finished(&record(), Duration::from_millis(1));
+        // The queue, the lines that the thread has taken, and more.
+        let fit = QUEUE / json(&record(), &TEXTS, 1_764_264_000_001).len();
+        let lines = 2 * fit + 2000;
+        for _ in 0..lines {
+            observer.finished(&record(), Some(&TEXTS), Duration::from_micros(2500));
         }
-        let unlogged = observer.metrics.unlogged.get();
-        assert!((1..=2000).contains(&unlogged), "{unlogged}");
+        let unlogged = usize::try_from(observer.metrics.unlogged.get()).unwrap();
+        assert!((1..=lines - fit).contains(&unlogged), "{unlogged} of {lines}, {fit} fit");
         drop(release);
     }
 
     #[test]
     fn a_record_is_one_object() {
         let record = record();
-        let text = |record: &AccessRecord, time| {
-            String::from_utf8(record.to_json(Duration::from_micros(2500), time)).unwrap()
-        };
-        let line = text(&record, 1.5);
+        let line = json(&record, &TEXTS, 1500);
         assert_eq!(
             line,
             "{\"bytes\":5,\"client\":\"192.0.2.7\",\"duration_ms\":2.5,\"endpoint\":\"10.0.0.1:80\",\
@@ -247,26 +368,43 @@ mod tests {
              \"time\":1.5,\"tls\":true,\"tries\":2}\n"
         );
         // Every field at once, with characters that need an escape in those that clients choose.
-        let odd: Box<str> = "\"\\\u{1}\u{e4}\u{2028}".into();
-        let record = AccessRecord {
-            method: odd.clone(),
-            host: odd.clone(),
-            path: odd.clone(),
-            user_agent: Some(odd.clone()),
-            request_id: Some(odd.clone()),
-            trace: Some(odd.clone()),
-            reason: Some(odd.clone()),
-            complete: false,
-            ..record
+        let odd = "\"\\\u{1}\u{e4}\u{2028}";
+        let texts = RequestTexts {
+            method: odd,
+            host: odd,
+            path: odd,
+            user_agent: Some(odd),
+            request_id: Some(odd),
+            trace: Some(odd),
+            ..TEXTS
         };
-        let line = text(&record, 1_764_264_000.0);
+        let record = AccessRecord { reason: Some(odd.into()), complete: false, ..record };
+        let line = json(&record, &texts, 1_764_264_000_000);
         let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
         for name in ["method", "host", "path", "user_agent", "request_id", "trace", "reason"] {
-            assert_eq!(parsed[name], *odd, "{line}");
+            assert_eq!(parsed[name], odd, "{line}");
         }
         assert_eq!(parsed["aborted"], true);
         assert!(line.contains("\"time\":1764264000.0,"), "{line}");
         // The map of values has the same order, so nothing is written twice.
         assert_eq!(line, format!("{parsed}\n"));
+    }
+
+    #[test]
+    fn numbers_and_addresses() {
+        for (thousandths, expected) in
+            [(0, "0.0"), (1, "0.001"), (10, "0.01"), (999, "0.999"), (1000, "1.0"), (12_340, "12.34")]
+        {
+            let mut out = Vec::new();
+            Line { start: 0, out: &mut out }.thousandths("a", thousandths);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("{{\"a\":{expected}"));
+        }
+        for endpoint in ["192.0.2.70:8080", "10.0.0.255:1", "[2001:db8::1]:443"] {
+            let endpoint = endpoint.parse().unwrap();
+            let record = AccessRecord { endpoint: Some(endpoint), client: endpoint.ip(), ..record() };
+            let line = json(&record, &TEXTS, 1);
+            assert!(line.contains(&format!("\"client\":\"{}\",", endpoint.ip())), "{line}");
+            assert!(line.contains(&format!("\"endpoint\":\"{endpoint}\",")), "{line}");
+        }
     }
 }

@@ -5,7 +5,7 @@ mod metrics;
 
 use std::time::Duration;
 
-pub use access_log::{AccessLog, AccessRecord};
+pub use access_log::{AccessLog, AccessRecord, RequestTexts};
 pub use metrics::IngressMetrics;
 
 /// Receives the record of each request.
@@ -16,10 +16,12 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// A request has ended.
-    pub fn finished(&self, record: &AccessRecord, duration: Duration) {
+    /// A request has ended. `texts` are only needed if there is a log.
+    pub fn finished(&self, record: &AccessRecord, texts: Option<&RequestTexts<'_>>, duration: Duration) {
         self.metrics.finished(record, duration);
-        if self.log.as_ref().is_some_and(|log| !log.write(record, duration)) {
+        if let Some((log, texts)) = self.log.as_ref().zip(texts)
+            && !log.write(record, texts, duration)
+        {
             self.metrics.unlogged.inc();
         }
     }

@@ -60,7 +60,7 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
         finish.record.reason = Some("no endpoint".into());
         return own(StatusCode::SERVICE_UNAVAILABLE);
     };
-    finish.record.service = Some(backend.to_string().into());
+    finish.record.service = Some(backend.clone());
 
     let mut parts = parts;
     let target = found.route.path_for_backend(path);
@@ -106,7 +106,7 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
                 SendErrorKind::Connect | SendErrorKind::Broken => StatusCode::BAD_GATEWAY,
             };
             finish.record.reason = Some(error.reason);
-            let page = error_page(gateway, table, policy, (finish, backend), variables.headers, status).await;
+            let page = error_page(gateway, table, policy, (finish, backend), &variables, status).await;
             return page.unwrap_or_else(|| own(status));
         }
     };
@@ -135,7 +135,7 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
         return own(StatusCode::BAD_GATEWAY);
     }
     let status = response.status();
-    let page = error_page(gateway, table, policy, (finish, backend), variables.headers, status).await;
+    let page = error_page(gateway, table, policy, (finish, backend), &variables, status).await;
     if let Some(page) = page {
         return page;
     }
@@ -167,12 +167,19 @@ fn way(policy: &Policy, variables: &Variables<'_>) -> Way {
 
 /// Sets the target and the version of the request to the backend.
 fn set_target(parts: &mut Parts, way: &Way, target: &str, query: Option<&str>, policy: &Policy) -> bool {
-    let target = match query {
-        Some(query) if target.contains('?') => format!("{target}&{query}"),
-        Some(query) => format!("{target}?{query}"),
-        None => target.to_owned(),
+    let unchanged = parts.uri.path_and_query().filter(|sent| sent.path() == target && sent.query() == query);
+    let path = match unchanged {
+        Some(sent) => sent.clone(),
+        None => {
+            let target = match query {
+                Some(query) if target.contains('?') => format!("{target}&{query}"),
+                Some(query) => format!("{target}?{query}"),
+                None => target.to_owned(),
+            };
+            let Ok(path) = PathAndQuery::try_from(target) else { return false };
+            path
+        }
     };
-    let Ok(path) = PathAndQuery::try_from(target) else { return false };
     let mut uri = hyper::http::uri::Parts::default();
     uri.path_and_query = Some(path);
     match way.protocol {
@@ -306,17 +313,29 @@ async fn send(
     }
 }
 
-/// Returns the answer of the backend for errors if the policy replaces this status. The request has
-/// the fields that ingress-nginx sends. `sent` are those of the client.
+/// Returns the answer of the backend for errors if the policy replaces this status.
 async fn error_page(
     gateway: &Gateway,
     table: &RouteTable,
     policy: &Policy,
     (finish, service): (&mut Finish, &BackendRef),
-    sent: &HeaderMap,
+    sent: &Variables<'_>,
     status: StatusCode,
 ) -> Option<Answer> {
     policy.errors.statuses.binary_search(&status.as_u16()).ok()?;
+    Box::pin(fetch_error_page(gateway, table, policy, (finish, service), sent, status)).await
+}
+
+/// Returns the answer of the backend for errors. The request has the fields that ingress-nginx
+/// sends. `sent` is the request of the client.
+async fn fetch_error_page(
+    gateway: &Gateway,
+    table: &RouteTable,
+    policy: &Policy,
+    (finish, service): (&mut Finish, &BackendRef),
+    sent: &Variables<'_>,
+    status: StatusCode,
+) -> Option<Answer> {
     let default = || Some(&table.default_route()?.backends.first()?.target);
     let backend = policy.errors.backend.as_ref().or_else(default)?;
     let set = gateway.endpoints.of(backend)?;
@@ -329,18 +348,19 @@ async fn error_page(
             headers.insert(HeaderName::from_static(name), value);
         }
     };
-    let text = |name| sent.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
+    let text =
+        |name| sent.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
     set_field("host", text(HOST));
     set_field("x-code", status.as_str());
     set_field("x-format", text(ACCEPT));
-    set_field("x-original-uri", &finish.record.path);
+    set_field("x-original-uri", &sent.request_uri());
     if let Some(route) = &finish.record.route {
         set_field("x-namespace", route.ingress.namespace());
         set_field("x-ingress-name", route.ingress.name());
     }
     set_field("x-service-name", service.service.name());
     set_field("x-service-port", &service.port);
-    set_field("x-request-id", finish.record.request_id.as_deref().unwrap_or_default());
+    set_field("x-request-id", sent.request_id);
     let endpoint = in_flight.endpoint().clone();
     let way = Way { protocol: BackendProtocol::Http, name: None };
     let received = endpoint.connections.send(endpoint.address, &way, &policy.timeouts, request).await;

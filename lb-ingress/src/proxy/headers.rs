@@ -140,30 +140,58 @@ impl Client {
 }
 
 /// Returns the id of a request: that of the client, or a new one.
-pub fn request_id(headers: &HeaderMap) -> String {
-    let sent = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| id.len() <= 128);
-    sent.map_or_else(|| format!("{:016x}{:016x}", random::next(), random::next()), str::to_owned)
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let sent = headers.get(X_REQUEST_ID).filter(|id| id.to_str().is_ok() && id.len() <= 128);
+    sent.cloned().unwrap_or_else(|| {
+        let number = u128::from(random::next()) << 64 | u128::from(random::next());
+        let digit = |place: usize| b"0123456789abcdef"[(number >> (124 - 4 * place)) as usize & 15];
+        value(&std::array::from_fn::<u8, 32, _>(digit))
+    })
+}
+
+fn value(text: &[u8]) -> HeaderValue {
+    HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// The facts of a connection in the form of fields. They are the same for all of its requests.
+#[derive(Debug)]
+pub struct ConnectionFields {
+    peer: HeaderValue,
+    port: HeaderValue,
+    https_port: HeaderValue,
+}
+
+impl ConnectionFields {
+    /// `https_port` is that of the settings.
+    pub fn new(peer: IpAddr, port: u16, https_port: u16) -> Self {
+        let peer = value(peer.to_canonical().to_string().as_bytes());
+        Self { peer, port: port.into(), https_port: https_port.into() }
+    }
 }
 
 /// Sets the fields about the client. Replaces those that an untrusted peer sent.
 pub fn set_forwarded(
     headers: &mut HeaderMap,
     client: Client,
-    peer: IpAddr,
-    (scheme, host, port): (&'static str, &HeaderValue, u16),
-    request_id: &str,
+    connection: &ConnectionFields,
+    (scheme, host): (&'static str, &HeaderValue),
+    request_id: &HeaderValue,
 ) {
-    let value = |text: String| HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
-    let peer = peer.to_canonical();
-    let sent = headers.get_all(X_FORWARDED_FOR).iter().flat_map(list).collect::<Vec<_>>().join(", ");
-    if client.trusted && !sent.is_empty() {
-        headers.insert(X_FORWARDED_FOR, value(format!("{sent}, {peer}")));
-    } else {
-        if !sent.is_empty() {
-            headers.insert(X_ORIGINAL_FORWARDED_FOR, value(sent));
+    // Room for all of them at once.
+    headers.reserve(10);
+    let ConnectionFields { peer, port, https_port } = connection;
+    let mut forwarded_for = peer.clone();
+    if headers.contains_key(X_FORWARDED_FOR) {
+        let hops: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().flat_map(list).collect();
+        let sent = hops.join(", ");
+        if client.trusted && !sent.is_empty() {
+            let peer = peer.to_str().unwrap_or_default();
+            forwarded_for = value(format!("{sent}, {peer}").as_bytes());
+        } else if !sent.is_empty() {
+            headers.insert(X_ORIGINAL_FORWARDED_FOR, value(sent.as_bytes()));
         }
-        headers.insert(X_FORWARDED_FOR, value(peer.to_string()));
     }
+    headers.insert(X_FORWARDED_FOR, forwarded_for);
     if !client.trusted {
         headers.remove(FORWARDED);
         headers.remove(X_FORWARDED_PREFIX);
@@ -174,11 +202,12 @@ pub fn set_forwarded(
         }
     };
     set(X_FORWARDED_HOST, host.clone());
-    set(X_FORWARDED_PORT, value(port.to_string()));
+    set(X_FORWARDED_PORT, if scheme == "https" { https_port.clone() } else { port.clone() });
     set(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     headers.insert(X_FORWARDED_SCHEME, HeaderValue::from_static(scheme));
     headers.insert(X_SCHEME, HeaderValue::from_static(scheme));
-    headers.insert(X_REAL_IP, value(client.address.to_string()));
+    let real = if client.trusted { value(client.address.to_string().as_bytes()) } else { peer.clone() };
+    headers.insert(X_REAL_IP, real);
     headers.remove(PROXY);
     // Servers of WSGI and CGI cannot distinguish `-` from `_`: a field with `_` could replace one
     // that is set above.
@@ -186,7 +215,7 @@ pub fn set_forwarded(
     for name in ambiguous {
         headers.remove(name);
     }
-    headers.insert(X_REQUEST_ID, value(request_id.to_owned()));
+    headers.insert(X_REQUEST_ID, request_id.clone());
 }
 
 /// Sets the prefix that a rewrite removed.
@@ -247,7 +276,8 @@ mod tests {
             assert_eq!(found.address.to_string(), client);
             assert_eq!(found.scheme(false, &headers), scheme);
             let host = HeaderValue::from_static("shop.example");
-            set_forwarded(&mut headers, found, peer.ip(), (scheme, &host, 80), "id");
+            let connection = ConnectionFields::new(peer.ip(), 80, 443);
+            set_forwarded(&mut headers, found, &connection, (scheme, &host), &HeaderValue::from_static("id"));
             assert_eq!(headers["x-forwarded-for"], forwarded);
             assert_eq!(headers["x-forwarded-proto"], scheme);
             assert_eq!(headers["x-real-ip"], client);

@@ -23,6 +23,7 @@ use super::drain::Drain;
 use super::framing::MAX_FIELDS;
 use super::gateway::Gateway;
 use super::guard::{Guard, Link};
+use super::headers::ConnectionFields;
 use super::send_limit::{self, LimitedStreams, Progress};
 use super::service::{Service, Tls};
 use super::{proxy_protocol, upgrade, upstream};
@@ -242,7 +243,9 @@ impl Connection {
 
     fn service(&self, tls: Option<Tls>, link: Option<Arc<Link>>) -> Service {
         let Self { gateway, peer, port, drain, .. } = self;
-        Service { gateway: gateway.clone(), peer: *peer, port: *port, tls, link, drain: drain.clone() }
+        let fields = ConnectionFields::new(peer.ip(), *port, gateway.settings.https_port);
+        let (gateway, drain) = (gateway.clone(), drain.clone());
+        Service { gateway, peer: *peer, port: *port, fields, tls, link, drain }
     }
 }
 

@@ -6,7 +6,8 @@
 //!   `basic_auth`, `external_auth`, `client_auth`, `variables`;
 //! - `forward` sends it to an endpoint: `headers`, `upstream`, `upgrade`;
 //! - `explain` makes the decisions about a request without a connection, for `lb explain http`;
-//! - `answer`, `request_body`, `response_body` are what goes in both directions.
+//! - `answer`, `request_body`, `response_body` are what goes in both directions;
+//! - `logged` keeps the texts of a request for the access log.
 //!
 //! **Invariant:** a request holds one table from its begin to its end.
 //! **Invariant:** no byte that follows a request for an upgrade is forwarded before the endpoint
@@ -26,6 +27,7 @@ mod guard;
 mod headers;
 mod limits;
 mod listener;
+mod logged;
 mod policy;
 mod proxy_protocol;
 mod random;

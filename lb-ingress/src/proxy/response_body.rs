@@ -14,6 +14,7 @@ use super::answer::Content;
 use super::gateway::Gateway;
 use super::guard::Link;
 use super::limits::Permit;
+use super::logged::Logged;
 use super::request_body::BodyError;
 use super::send_limit::{self, Progress};
 use super::upstream::Connections;
@@ -33,6 +34,8 @@ pub struct ResponseBody {
 pub struct Finish {
     pub gateway: Arc<Gateway>,
     pub record: AccessRecord,
+    /// `None` without an access log.
+    pub logged: Option<Logged>,
     pub start: Instant,
     pub link: Option<Arc<Link>>,
     pub permit: Option<Permit>,
@@ -44,7 +47,8 @@ impl Drop for Finish {
         if let Some(link) = &self.link {
             link.set_busy(false);
         }
-        self.gateway.observer.finished(&self.record, self.start.elapsed());
+        let texts = self.logged.as_ref().map(Logged::texts);
+        self.gateway.observer.finished(&self.record, texts.as_ref(), self.start.elapsed());
     }
 }
 

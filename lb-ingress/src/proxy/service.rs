@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue, ORIGIN};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Request, Response, StatusCode, Version};
 
@@ -17,7 +17,8 @@ use super::forward::{self, Forward};
 use super::framing::MAX_FIELDS;
 use super::gateway::Gateway;
 use super::guard::{Link, REFUSED_METHOD};
-use super::headers::{self, Client};
+use super::headers::{self, Client, ConnectionFields};
+use super::logged::Logged;
 use super::request_body::RequestBody;
 use super::response_body::{Finish, ResponseBody};
 use super::variables::{Variables, cookie};
@@ -42,13 +43,12 @@ pub struct Service {
     pub peer: SocketAddr,
     /// The port that the client connected to.
     pub port: u16,
+    pub fields: ConnectionFields,
     pub tls: Option<Tls>,
     /// `None` for HTTP/2.
     pub link: Option<Arc<Link>>,
     pub drain: Drain,
 }
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 pub(super) struct Facts<'h>(pub(super) &'h HeaderMap);
 
@@ -77,7 +77,8 @@ impl Service {
         // If the client closes the connection, this is dropped with status 499, as in nginx.
         let mut finish = Finish {
             gateway: self.gateway.clone(),
-            record: self.record(&request),
+            record: self.record(),
+            logged: self.gateway.observer.log.is_some().then(|| Logged::of(&request)),
             start,
             link: self.link.clone(),
             permit: None,
@@ -96,21 +97,9 @@ impl Service {
         answer.map(|content| ResponseBody::new(content, finish))
     }
 
-    fn record(&self, request: &Request<Incoming>) -> AccessRecord {
-        let headers = request.headers();
-        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let path = request.uri().path_and_query().map_or("*", |path| path.as_str());
-        let trace = text(TRACEPARENT).and_then(|trace| trace.split('-').nth(1));
+    fn record(&self) -> AccessRecord {
         AccessRecord {
             client: self.peer.ip().to_canonical(),
-            method: request.method().as_str().into(),
-            host: host_of(request.uri(), headers).unwrap_or_default().into(),
-            path: path.into(),
-            protocol: match request.version() {
-                Version::HTTP_2 => "HTTP/2.0",
-                Version::HTTP_10 => "HTTP/1.0",
-                _ => "HTTP/1.1",
-            },
             tls: self.tls.is_some(),
             status: 499,
             bytes: 0,
@@ -119,9 +108,6 @@ impl Service {
             endpoint: None,
             tries: 0,
             endpoint_time: None,
-            user_agent: text(USER_AGENT).map(Into::into),
-            request_id: None,
-            trace: trace.map(Into::into),
             reason: None,
             complete: false,
         }
@@ -152,12 +138,13 @@ impl Service {
             return refuse(finish, StatusCode::BAD_REQUEST, "the request has several fields Host");
         }
         headers::join_cookies(&mut parts.headers);
-        let sent_host = host_of(&parts.uri, &parts.headers).unwrap_or_default().to_owned();
-        let Some(host) = request_host(&sent_host).map(|host| host.into_owned()) else {
+        let host_value = host_of(&parts.uri, &parts.headers);
+        let sent_host = host_value.to_str().unwrap_or_default();
+        let Some(host) = request_host(sent_host) else {
             return refuse(finish, StatusCode::BAD_REQUEST, "the host is neither a name nor an address");
         };
-        if let Ok(value) = HeaderValue::from_str(&sent_host) {
-            parts.headers.insert(HOST, value);
+        if parts.headers.get(HOST) != Some(&host_value) {
+            parts.headers.insert(HOST, host_value.clone());
         }
         if self.is_misdirected(table, &parts, &host) {
             let reason = "the connection has the certificate of another host";
@@ -177,28 +164,33 @@ impl Service {
         finish.record.client = client.address;
         let scheme = client.scheme(self.tls.is_some(), &parts.headers);
         let request_id = headers::request_id(&parts.headers);
-        finish.record.request_id = Some(request_id.as_str().into());
-        let original_headers = parts.headers.clone();
+        if let Some(logged) = &mut finish.logged {
+            logged.request_id = Some(request_id.clone());
+        }
+        // The fields are changed for the endpoint. A copy costs more than all lookups in the table.
+        let original_headers =
+            if policy.reads_fields_later() { parts.headers.clone() } else { HeaderMap::new() };
         let variables = Variables {
             scheme,
             host: &host,
-            http_host: &sent_host,
+            http_host: sent_host,
             sent_path: uri.path(),
             port: self.port,
-            request_id: &request_id,
+            request_id: request_id.to_str().unwrap_or_default(),
             method: method.as_str(),
             path: &path,
             query: uri.query(),
             client: client.address,
             headers: &original_headers,
         };
+        let sent = variables.with_headers(&parts.headers);
         if policy.refused {
             let reason = "an annotation that restricts access is invalid";
             return refuse(finish, StatusCode::SERVICE_UNAVAILABLE, reason);
         }
         let settings = found.host.map(|host| &host.settings);
         let shown = self.tls.as_ref().and_then(|tls| tls.client.as_ref());
-        let redirect = policy::redirects(policy, settings, &variables, self.gateway.settings.https_port);
+        let redirect = policy::redirects(policy, settings, &sent, self.gateway.settings.https_port);
         if let Some(rules) = settings.and_then(|settings| settings.client_certificates.as_ref()) {
             if self.tls.is_none() {
                 let reason = "a client certificate needs TLS";
@@ -225,14 +217,15 @@ impl Service {
         if finish.permit.is_none() {
             return refuse(finish, StatusCode::SERVICE_UNAVAILABLE, "a limit of the route");
         }
-        let origin = original_headers.get(ORIGIN);
+        let origin = policy.cors.as_ref().and(parts.headers.get(ORIGIN)).cloned();
         let preflight = cors::is_preflight(&parts.method, &parts.headers);
         if let Some(cors) = policy.cors.as_ref().filter(|_| preflight) {
             let mut answer = plain(StatusCode::NO_CONTENT, "");
-            cors::add(cors, origin, true, answer.headers_mut());
+            cors::add(cors, origin.as_ref(), true, answer.headers_mut());
             return answer;
         }
-        let (granted, refused) = match self.authorize(policy, client, &variables).await {
+        let (granted, refused) = match self.authorize(policy, client, &sent, (&host_value, &request_id)).await
+        {
             Ok(granted) => (Some(granted), None),
             Err(refused) => (None, Some(refused)),
         };
@@ -245,7 +238,6 @@ impl Service {
             refuse(finish, StatusCode::PAYLOAD_TOO_LARGE, "the body exceeds the limit of the route")
         } else {
             let body = RequestBody::new(body, policy.body.max_request);
-            let host_value = original_headers.get(HOST).cloned().unwrap_or(HeaderValue::from_static(""));
             let on_upgrade = parts.extensions.remove();
             let protocol = parts.headers.get(hyper::header::UPGRADE).cloned();
             headers::remove_hop_by_hop(&mut parts.headers);
@@ -253,7 +245,8 @@ impl Service {
                 // The password concerns the proxy only, as in ingress-nginx.
                 parts.headers.remove(AUTHORIZATION);
             }
-            self.set_forwarded(&mut parts.headers, client, (scheme, &host_value), &request_id);
+            let host = (scheme, &host_value);
+            headers::set_forwarded(&mut parts.headers, client, &self.fields, host, &request_id);
             if let Some(shown) = shown {
                 client_auth::set_fields(shown, &mut parts.headers);
             }
@@ -276,20 +269,9 @@ impl Service {
         }
         policy::response_headers(policy, &variables, answer.headers_mut());
         if let Some(cors) = &policy.cors {
-            cors::add(cors, origin, false, answer.headers_mut());
+            cors::add(cors, origin.as_ref(), false, answer.headers_mut());
         }
         answer
-    }
-
-    fn set_forwarded(
-        &self,
-        headers: &mut HeaderMap,
-        client: Client,
-        (scheme, host): (&'static str, &HeaderValue),
-        request_id: &str,
-    ) {
-        let port = if scheme == "https" { self.gateway.settings.https_port } else { self.port };
-        headers::set_forwarded(headers, client, self.peer.ip(), (scheme, host, port), request_id);
     }
 
     /// Decides whether a request may be forwarded. Returns the answer to one that may not, and the
@@ -299,23 +281,25 @@ impl Service {
         policy: &Policy,
         client: Client,
         variables: &Variables<'_>,
+        (host, request_id): (&HeaderValue, &HeaderValue),
     ) -> Result<Granted, (Answer, Box<str>)> {
         match &policy.auth {
             None => Ok(Granted::default()),
             Some(Auth::Basic(auth)) => {
-                match basic_auth::refuse(&self.gateway.users, auth, variables.headers).await {
+                let refused = basic_auth::refuse(&self.gateway.users, auth, variables.headers);
+                match Box::pin(refused).await {
                     Some((answer, reason)) => Err((answer, reason.into())),
                     None => Ok(Granted::default()),
                 }
             }
             Some(Auth::External(auth)) => {
                 let mut headers = variables.headers.clone();
-                let host = headers.get(HOST).cloned().unwrap_or(HeaderValue::from_static(""));
                 headers::remove_hop_by_hop(&mut headers);
-                let request_id = variables.request_id;
-                self.set_forwarded(&mut headers, client, (variables.scheme, &host), request_id);
+                let host = (variables.scheme, host);
+                headers::set_forwarded(&mut headers, client, &self.fields, host, request_id);
                 let servers = &self.gateway.auth_servers;
-                servers.authorize(auth, &policy.timeouts, variables, headers).await
+                // The engine moves the future of a request: what few requests need is kept apart.
+                Box::pin(servers.authorize(auth, &policy.timeouts, variables, headers)).await
             }
         }
     }
@@ -332,9 +316,10 @@ impl Service {
 }
 
 /// Returns the host of a request, with the port. The target precedes the field (RFC 9112 3.2.2).
-fn host_of<'r>(uri: &'r hyper::Uri, headers: &'r HeaderMap) -> Option<&'r str> {
-    match uri.authority() {
-        Some(authority) => Some(authority.as_str()),
-        None => headers.get(HOST)?.to_str().ok(),
-    }
+fn host_of(uri: &hyper::Uri, headers: &HeaderMap) -> HeaderValue {
+    let host = match uri.authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned(),
+    };
+    host.unwrap_or(HeaderValue::from_static(""))
 }

@@ -71,7 +71,8 @@ pub enum SendErrorKind {
 }
 
 impl Connections {
-    /// Sends a request and returns the response with the connection that it came by.
+    /// Sends a request and returns the response with the connection that it came by. What only new
+    /// connections need is kept apart: the engine moves the future of a request.
     pub async fn send(
         &self,
         address: SocketAddr,
@@ -80,13 +81,13 @@ impl Connections {
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Option<Lease>), SendError> {
         if way.protocol.is_http2() {
-            return self.send_http2(address, way, timeouts, request).await;
+            return Box::pin(self.send_http2(address, way, timeouts, request)).await;
         }
         let mut request = request;
         loop {
             let (mut sender, reused) = match self.take_idle(way).await {
                 Some(sender) => (sender, true),
-                None => match connect_http1(address, way, timeouts.connect).await {
+                None => match Box::pin(connect_http1(address, way, timeouts.connect)).await {
                     Ok(sender) => (sender, false),
                     Err(error) => return Err(connect_error(&error, request)),
                 },

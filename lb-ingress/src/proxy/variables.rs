@@ -30,6 +30,14 @@ pub struct Variables<'a> {
 }
 
 impl<'a> Variables<'a> {
+    /// Returns the values with other fields.
+    pub fn with_headers<'b>(&self, headers: &'b HeaderMap) -> Variables<'b>
+    where
+        'a: 'b,
+    {
+        Variables { headers, ..*self }
+    }
+
     /// Returns the text with the values of its variables.
     pub fn expand(&self, template: &Template) -> String {
         template.expand(|variable| self.value(variable))

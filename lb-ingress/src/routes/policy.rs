@@ -371,6 +371,34 @@ impl BackendProtocol {
 }
 
 impl Policy {
+    /// Returns whether the fields of a request are read after it was changed for its endpoint: by
+    /// variables, and by decisions about the response.
+    pub fn reads_fields_later(&self) -> bool {
+        let Self {
+            redirect: _,
+            rewrite,
+            timeouts: _,
+            body: _,
+            cors: _,
+            sources: _,
+            auth: _,
+            affinity,
+            limits: _,
+            upstream,
+            errors,
+            headers,
+            answer,
+            refused: _,
+        } = self;
+        let Headers { to_backend, set_in_response, add_to_response } = headers;
+        rewrite.host.is_some()
+            || affinity.is_some()
+            || matches!(upstream.balance, Balance::Hash(_))
+            || !errors.statuses.is_empty()
+            || !(to_backend.is_empty() && set_in_response.is_empty() && add_to_response.is_empty())
+            || answer.is_some()
+    }
+
     /// Returns the Secrets that the policy needs.
     pub fn secrets(&self) -> impl Iterator<Item = &ObjectName> {
         let users = match &self.auth {
