@@ -74,11 +74,9 @@ pub trait Frame {
     fn came_back(&self) -> bool;
     /// Returns whether the packet has at least `end` bytes, in all its buffers.
     fn reaches(&self, end: usize) -> bool;
-    /// Returns whether the frame is addressed to the device that it arrived on. XDP programs see
-    /// frames that a switch floods to every port; tc programs have checked it already (`tc.rs`).
-    fn is_addressed_here(&self) -> bool;
-    /// As [`Frame::is_addressed_here`], with the address of the device that this CPU remembers.
-    /// `now` is the time.
+    /// Returns whether the frame is addressed to the device that it arrived on, by the address of
+    /// the device that this CPU remembers. `now` is the time. XDP programs see frames that a switch
+    /// floods to every port; tc programs have checked it already (`tc.rs`).
     fn is_addressed_to_remembered(&self, remembered: &mut RememberedLink, now: u64) -> bool;
     /// Returns whether the frame is addressed to this MAC address of the device that it arrived on.
     /// tc programs have checked the receiver already.

@@ -136,6 +136,9 @@ pub struct RememberedRoute<A> {
     pub mtu: u32,
     /// The state of [`crate::route::RouteLookup`].
     pub state: u32,
+    /// The flags of the device that it leads to.
+    pub device_flags: u32,
+    pub pad: u32,
 }
 
 /// The time at which a CPU last left a packet to the kernel so that it checks the neighbour, in

@@ -159,11 +159,12 @@ pub trait Parse: Maps {
     fn is_host(addr: &Self::Addr) -> bool;
 }
 
-/// Returns whether a packet may open a connection, and may be answered: its header is intact, its
-/// source is one host, and its frame is for this node (RFC 1812 4.3.2.7, RFC 4443 2.4(e)).
+/// Returns whether a packet may open a connection, and may be answered: its header is intact, and
+/// its source is one host (RFC 1812 4.3.2.7, RFC 4443 2.4(e)). The caller checks that the frame is
+/// for this node.
 #[inline(always)]
 pub fn is_acceptable<F: Parse, K: Frame>(frame: &K, packet: &Packet<F>) -> bool {
-    F::is_host(&packet.key.src_addr) && F::is_intact(frame, packet) && frame.is_addressed_here()
+    F::is_host(&packet.key.src_addr) && F::is_intact(frame, packet)
 }
 
 impl Parse for V4 {

@@ -195,7 +195,7 @@ fn open_connection<F: Header + Records, K: Deliver>(
     scratch: &mut Scratch<F>,
     known: Known,
 ) -> Result<(), Verdict> {
-    let Scratch { packet, route, translation, client, .. } = scratch;
+    let Scratch { packet, route, translation, client, link, .. } = scratch;
     let packet = &*packet;
     let key = &packet.key;
     // A packet that opens nothing and has no flow may belong to kube-proxy: it passes. XDP does not
@@ -204,8 +204,11 @@ fn open_connection<F: Header + Records, K: Deliver>(
     if !opens && !K::COMPLETE {
         return Err(handover::unknown());
     }
+    let now = now();
     let service = match service::at_known::<F>(known, key.dst_addr, key.dst_port, key.protocol) {
-        Destination::Service(_) | Destination::UnknownPort if !is_acceptable(frame, packet) => {
+        Destination::Service(_) | Destination::UnknownPort
+            if !is_acceptable(frame, packet) || !frame.is_addressed_to_remembered(link, now) =>
+        {
             return Err(Verdict::Pass);
         }
         Destination::Service(service) if opens => service,
@@ -239,7 +242,6 @@ fn open_connection<F: Header + Records, K: Deliver>(
     let eligible = Eligible::of(service, origin);
     select::note_eligible(origin, &eligible);
     select::name_by_address::<F>(client, service, key.src_addr);
-    let now = now();
     let choice = Choice::for_packet::<F>(service, client, key, now);
     let (backend_id, backend) = match select::<F>(service, &eligible, client, choice, translation.avoid) {
         Ok(selected) => selected,

@@ -48,6 +48,8 @@ pub struct RouteLookup {
     neighbour: bpf_redir_neigh,
     /// One of [`state`].
     state: u32,
+    /// See [`Route::device_flags`].
+    device_flags: u32,
 }
 
 /// Values of [`RouteLookup::state`].
@@ -120,6 +122,7 @@ impl RouteLookup {
         if is_known {
             self.fib = slot.fib;
             self.state = slot.state;
+            self.device_flags = slot.device_flags;
             return Ok(Route(self));
         }
         self.look_up::<F, K>(frame, query)?;
@@ -130,6 +133,7 @@ impl RouteLookup {
         // Before Linux 5.12 this is the length of the packet.
         slot.mtu = self.mtu() as u32;
         slot.state = self.state;
+        slot.device_flags = self.device_flags;
         slot.fib = self.fib;
         if !K::COMPLETE && self.state == state::RESOLVED && is_check_due::<F>(&self.fib.dmac, query.now) {
             self.state = state::UNRESOLVED;
@@ -195,6 +199,9 @@ impl RouteLookup {
         if network::<F>(query.dst) & network_flags::BY_KERNEL != 0 {
             self.state = state::BY_KERNEL;
         }
+        // SAFETY: only `flags` is read, one aligned word. If the element is reused meanwhile, the
+        // flags are those of another device, until the next lookup.
+        self.device_flags = unsafe { DEVICES.get(&self.fib.ifindex) }.map_or(0, |device| device.flags);
         Ok(Route(self))
     }
 }
@@ -244,13 +251,11 @@ impl<'a> Route<'a> {
         self.0
     }
 
-    /// Returns the flags that the agent has published for the outgoing device: bits of
-    /// [`device_flags`].
+    /// Returns the flags that the agent had published for the outgoing device when the route was
+    /// looked up: bits of [`device_flags`].
     #[inline(always)]
     pub fn device_flags(&self) -> u32 {
-        // SAFETY: only `flags` is read, one aligned word. If the element is reused meanwhile, the
-        // flags are those of another device, for this packet alone.
-        unsafe { DEVICES.get(&self.ifindex()) }.map_or(0, |device| device.flags)
+        self.0.device_flags
     }
 
     /// Returns the index of the outgoing device.

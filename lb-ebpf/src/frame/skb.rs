@@ -214,11 +214,6 @@ impl Frame for SkbFrame {
     }
 
     #[inline(always)]
-    fn is_addressed_here(&self) -> bool {
-        true
-    }
-
-    #[inline(always)]
     fn is_addressed_to_remembered(&self, _remembered: &mut RememberedLink, _now: u64) -> bool {
         true
     }

@@ -43,20 +43,11 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn is_addressed_here(&self) -> bool {
-        // SAFETY: the address is copied. If the element is reused by another device meanwhile, this
-        // packet passes on to tc, which has the kernel's own check.
-        match unsafe { LINK_ADDRESSES.get(&self.ifindex()) } {
-            Some(link) => self.is_addressed_to(link.addr),
-            None => true,
-        }
-    }
-
-    #[inline(always)]
     fn is_addressed_to_remembered(&self, remembered: &mut RememberedLink, now: u64) -> bool {
         let ifindex = self.ifindex();
         if remembered.ifindex != ifindex || remembered.expires_ns <= now {
-            // SAFETY: as in `is_addressed_here`.
+            // SAFETY: the address is copied. If the element is reused by another device meanwhile,
+            // packets pass on to tc, which has the kernel's own check, until the next lookup.
             let Some(link) = (unsafe { LINK_ADDRESSES.get(&ifindex) }) else { return true };
             (remembered.ifindex, remembered.addr) = (ifindex, link.addr);
             remembered.expires_ns = now + REMEMBER_NS;
