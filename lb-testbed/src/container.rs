@@ -18,6 +18,8 @@ use rustix::thread::{
 };
 use serde_json::Value;
 
+use crate::command::run;
+use crate::place::Place;
 use crate::run::cgroup2_root;
 
 /// The folder of network parameters that a container runtime mounts read-only.
@@ -56,6 +58,16 @@ impl Container {
     /// Returns the same container without these capabilities.
     pub fn without(&self, capabilities: CapabilitySet) -> Self {
         Self { capabilities: self.capabilities - capabilities, ..self.clone() }
+    }
+
+    /// Runs `lb` in the container to its end, as `kubectl exec` does, and returns its standard
+    /// output. `bpffs` is the BPF file system of the agent, which the DaemonSet names in the
+    /// environment.
+    pub fn exec(&self, place: &Place, lb: &Path, bpffs: &Path, arguments: &[&str]) -> Result<String> {
+        let mut command = place.command(lb)?;
+        command.args(arguments).env_clear().env("SLUICE_BPFFS", bpffs);
+        self.confine(&mut command)?;
+        run(&mut command)
     }
 
     /// Confines a command to the container. Call it after everything else that prepares the

@@ -6,14 +6,15 @@ use std::process;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::Family;
-use lb_testbed::agent::{Agent, AgentOptions, cleanup};
+use lb_testbed::agent::{Agent, AgentOptions, cleanup, program};
 use lb_testbed::container::Container;
+use lb_testbed::host::LoadKind;
 use lb_testbed::report::FailureKind;
 use rustix::thread::CapabilitySet;
 use serde_json::Value;
 
-use crate::check::{answered_by, eventually, failed_as};
-use crate::world::{To, World};
+use crate::check::{answered_by, eventually, failed_as, without_failure};
+use crate::world::{Published, To, World};
 
 const DAEMONSET: &str = include_str!("../../../../deploy/daemonset.yaml");
 const IP_FORWARD: &str = "net/ipv4/ip_forward=0";
@@ -65,6 +66,7 @@ pub fn serves_with_least_privilege(world: &mut World) -> Result<()> {
             world.set_endpoints(&service, &[3])?;
             world.wait_until_served(&service, &[3])?;
         }
+        commands_in_the_container(world, &container, &service)?;
         let log = world.agent(0)?.log()?;
         let denied = log.lines().find(|line| line.contains("not permitted") || line.contains("denied"));
         ensure!(denied.is_none(), "{start}: {denied:?}");
@@ -72,6 +74,24 @@ pub fn serves_with_least_privilege(world: &mut World) -> Result<()> {
     }
     world.start_agent(0)?;
     world.wait_until_served(&service, &[3])
+}
+
+/// Commands of docs/operations.md for `kubectl exec`, beside the agent of the container. Nothing
+/// else of `kubectl exec` is tested: it needs a kubelet.
+fn commands_in_the_container(world: &World, container: &Container, service: &Published) -> Result<()> {
+    let node = world.node(0);
+    let exec = |arguments: &[&str]| container.exec(&node.host.place, program()?, &node.bpffs, arguments);
+    let name = service.service.name.as_str();
+    let services = exec(&["get", "services"])?;
+    ensure!(services.contains(name), "lb get services: {services}");
+    let outside = service.node_port(node, Family::V4, To::Http);
+    let load = world.client().start_load(LoadKind::NewConnections, outside, 20)?;
+    let events = exec(&["monitor", "-o", "json", "--for", "1s", name])?;
+    without_failure("requests while lb monitor runs", &load.finish()?)?;
+    let events = events.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let is_opened = |event: &Value| event["kind"] == "opened" && event["address"] == outside.to_string();
+    ensure!(events.iter().any(is_opened), "lb monitor: {events:?}");
+    Ok(())
 }
 
 /// Without CAP_SYS_ADMIN the agent cannot enter the network namespaces of pods. It serves Services
