@@ -127,12 +127,15 @@ pub fn run(kind: RoundKind, mode: Mode, world: &World, subject: &mut Subject) ->
         })?;
     }
     subject.set_timeouts(&FlowTimeouts::DEFAULT)?;
-    // The test means nothing if the generator no longer reaches some outcome.
+    // The test means nothing if the generator no longer reaches some outcome. On a busy machine,
+    // rounds end early.
+    let compared: u64 = outcomes.values().sum();
+    ensure!(compared * 10 >= packets, "only {compared} of {packets} packets were compared in time");
     for &(outcome, least) in kind.outcomes() {
         let count = outcomes.get(outcome).copied().unwrap_or(0);
         ensure!(
-            packets < 1000 || count * least >= packets,
-            "only {count} of {packets} packets had the outcome \"{outcome}\": {outcomes:?}"
+            packets < 1000 || count * least >= compared,
+            "only {count} of {compared} packets had the outcome \"{outcome}\": {outcomes:?}"
         );
     }
     Ok(())
