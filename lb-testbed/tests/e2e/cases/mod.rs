@@ -23,6 +23,7 @@ mod monitor;
 mod node_port;
 mod pod_interfaces;
 mod reports;
+mod routes;
 mod scale;
 mod sctp;
 mod sockets;
@@ -228,10 +229,15 @@ pub const CASES: &[Case] = &[
     once("forged_syns_block_no_endpoint", Underlays::Routed, floods::forged_syns),
     each("ports_are_reused_within_time_wait", Underlays::Routed, reports::ports_are_reused),
     each("second_nic_with_rules", Underlays::Routed, reports::second_nic_with_rules),
+    each("a_neighbour_moves", Underlays::Routed, routes::neighbour_moves),
     each("ipsec_policies_hold_up_translated_packets", Underlays::Routed, forward::ipsec),
     with(
         FORWARD_BY_KERNEL,
         each("the_kernel_forwards_translated_packets", Underlays::Both, forward::by_kernel),
+    ),
+    with(
+        FORWARD_BY_KERNEL,
+        each("rules_apply_to_translated_packets", Underlays::Routed, routes::rules_of_the_kernel),
     ),
     with(
         FEW_SOURCE_PORTS,
