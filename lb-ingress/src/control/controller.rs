@@ -1,6 +1,6 @@
 //! The controller: applies changes of objects to a proxy.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lb_model::{
@@ -9,7 +9,7 @@ use lb_model::{
 };
 
 use crate::endpoints::Slices;
-use crate::ingress::{Settings, Translator};
+use crate::ingress::{Few, Settings, Translator};
 use crate::proxy::Gateway;
 use crate::routes::{BackendRef, HostPattern, HostRoutes, Route};
 use crate::tls::parse_certificate;
@@ -28,11 +28,11 @@ pub struct Controller {
     /// Hosts that wait until all sources have synced.
     waiting: HashMap<HostPattern, Option<Arc<HostRoutes>>>,
     /// The backends of the published hosts, and of the default backend (`None`).
-    used: HashMap<Option<HostPattern>, HashSet<BackendRef>>,
+    used: HashMap<Option<HostPattern>, Few<BackendRef>>,
     /// The number of hosts that use each backend.
     uses: HashMap<BackendRef, usize>,
     /// The backends of each Service that hosts use.
-    by_service: HashMap<ObjectName, BTreeSet<BackendRef>>,
+    by_service: HashMap<ObjectName, Few<BackendRef>>,
     bad_secrets: HashMap<ObjectName, Problem>,
     published: bool,
 }
@@ -142,11 +142,7 @@ impl Controller {
 
     /// Counts the backends of a host, and sets the endpoints of those that are new. Returns those
     /// that the host had before.
-    fn use_backends(
-        &mut self,
-        host: Option<HostPattern>,
-        backends: HashSet<BackendRef>,
-    ) -> HashSet<BackendRef> {
+    fn use_backends(&mut self, host: Option<HostPattern>, backends: Few<BackendRef>) -> Few<BackendRef> {
         for backend in &backends {
             let uses = self.uses.entry(backend.clone()).or_default();
             *uses += 1;

@@ -1,6 +1,6 @@
 //! Which endpoints serve a backend: the rules of `lb-plan` for the policy Cluster.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -12,7 +12,8 @@ use crate::routes::BackendRef;
 /// The EndpointSlices of all Services.
 #[derive(Debug, Default)]
 pub struct Slices {
-    by_service: HashMap<ObjectName, BTreeMap<ObjectName, Arc<EndpointSlice>>>,
+    /// Nearly all Services have one slice.
+    by_service: HashMap<ObjectName, Vec<(ObjectName, Arc<EndpointSlice>)>>,
     /// The Service of each slice. It can change, because a label names it.
     service_of: HashMap<ObjectName, ObjectName>,
     draining: DrainingNodes,
@@ -29,7 +30,7 @@ impl Slices {
         if let Some(service) = &old
             && let Some(slices) = self.by_service.get_mut(service)
         {
-            slices.remove(&name);
+            slices.retain(|(other, _)| *other != name);
             if slices.is_empty() {
                 self.by_service.remove(service);
             }
@@ -37,7 +38,9 @@ impl Slices {
         let new = slice.map(|slice| {
             let service = slice.service.clone();
             self.service_of.insert(name.clone(), service.clone());
-            self.by_service.entry(service.clone()).or_default().insert(name, slice);
+            let slices = self.by_service.entry(service.clone()).or_default();
+            slices.reserve_exact(1);
+            slices.push((name, slice));
             service
         });
         let moved = old.filter(|old| new.as_ref() != Some(old));
@@ -56,8 +59,8 @@ impl Slices {
         balancing: &Balancing,
         zone: Option<&str>,
     ) -> Vec<SocketAddr> {
-        let slices = self.by_service.get(&backend.service).into_iter().flat_map(BTreeMap::values);
+        let slices = self.by_service.get(&backend.service).into_iter().flatten();
         let nodes = Nodes { zone, draining: &self.draining };
-        lb_plan::eligible_addresses(slices.map(|slice| &**slice), (&backend.port, balancing), nodes)
+        lb_plan::eligible_addresses(slices.map(|(_, slice)| &**slice), (&backend.port, balancing), nodes)
     }
 }

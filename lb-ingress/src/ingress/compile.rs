@@ -1,10 +1,11 @@
 //! One Ingress as its routes for each host.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lb_model::{Ingress, IngressBackend, IngressPath, ObjectName, PathType, Problem, ProblemKind, Problems};
 
+use super::few::Few;
 use super::objects::{NoBackend, Objects};
 use crate::annotations::{self, Annotations, CanaryRule};
 use crate::routes::policy::{Auth, BasicAuth, BasicAuthForm, ClientCertificates};
@@ -17,13 +18,14 @@ pub(super) struct Compiled {
     /// Of two Ingresses with the same host and path, the lesser one counts: the older one, then
     /// by name.
     pub rank: (i64, Option<ObjectName>),
-    pub hosts: BTreeMap<HostPattern, HostPart>,
+    /// The parts are apart from the tree, whose nodes have room for eleven.
+    pub hosts: BTreeMap<HostPattern, Box<HostPart>>,
     /// `spec.defaultBackend` of an Ingress without rules.
     pub default: Option<Arc<Route>>,
-    pub services: BTreeSet<ObjectName>,
-    pub secrets: BTreeSet<ObjectName>,
+    pub services: Few<ObjectName>,
+    pub secrets: Few<ObjectName>,
     /// Secrets of annotations: users, authorities, certificates towards backends.
-    pub named_secrets: BTreeSet<ObjectName>,
+    pub named_secrets: Few<ObjectName>,
     pub problems: Vec<Problem>,
 }
 
@@ -330,7 +332,7 @@ impl Work<'_> {
 
     fn host_rules(&mut self, annotations: &Annotations) {
         let of_rules = self.compiled.hosts.iter().filter(|(_, part)| part.role == Role::Rule);
-        let of_rules: Vec<_> = of_rules.map(|(host, part)| (host.clone(), part.clone())).collect();
+        let of_rules: Vec<_> = of_rules.map(|(host, part)| (host.clone(), (**part).clone())).collect();
         if let Some((_, first)) = of_rules.first() {
             for alias in &annotations.host.aliases {
                 self.add_host(alias.clone(), HostPart { role: Role::Alias, ..first.clone() });
@@ -358,7 +360,7 @@ impl Work<'_> {
         let present = self.compiled.hosts.entry(host).or_default();
         if present.role == Role::Certificate {
             let tls = present.tls.take().or_else(|| part.tls.clone());
-            *present = HostPart { tls, ..part };
+            **present = HostPart { tls, ..part };
         }
     }
 }

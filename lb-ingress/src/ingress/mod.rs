@@ -6,6 +6,7 @@
 
 mod class;
 mod compile;
+mod few;
 mod host;
 mod objects;
 mod problems;
@@ -13,6 +14,7 @@ mod translator;
 
 pub use class::ClassRules;
 pub(crate) use class::class_of;
+pub use few::Few;
 pub use objects::{DefaultBackend, NamedSecrets, Objects};
 pub use problems::OpenProblems;
 pub use translator::{NEEDED, Settings, Translator, Update};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use lb_model::{ObjectName, PortRef, Protocol, Secret, Service};
 
+use super::few::Few;
 use crate::routes::BackendRef;
 use crate::routes::policy::BasicAuthForm;
 use crate::tls::has_authorities;
@@ -82,7 +83,7 @@ impl Objects {
         &self,
         service: ObjectName,
         port: Option<&PortRef>,
-        referenced: &mut BTreeSet<ObjectName>,
+        referenced: &mut Few<ObjectName>,
     ) -> Result<BackendRef, NoBackend> {
         referenced.insert(service.clone());
         let Some(found) = self.services.get(&service) else { return Err(NoBackend::NoService(service)) };

@@ -10,6 +10,7 @@ use lb_model::{
 
 use super::class::ClassRules;
 use super::compile::{Compiled, Compiler};
+use super::few::Few;
 use super::host;
 use super::objects::{DefaultBackend, NamedSecrets, Objects, SecretKeys};
 use super::problems::{OpenProblems, Place};
@@ -37,12 +38,12 @@ pub struct Translator {
     /// The Ingresses that are served.
     compiled: BTreeMap<ObjectName, Compiled>,
     /// The Ingresses with a part in each host.
-    by_host: BTreeMap<HostPattern, BTreeSet<ObjectName>>,
+    by_host: BTreeMap<HostPattern, Few<ObjectName>>,
     /// The Ingresses that refer to a Service or Secret. One of the two may be meant: that costs one
     /// compilation too many.
-    by_reference: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    by_reference: BTreeMap<ObjectName, Few<ObjectName>>,
     /// The Ingresses with annotations that name a Secret.
-    by_named_secret: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    by_named_secret: BTreeMap<ObjectName, Few<ObjectName>>,
     /// The Ingresses without rules that have a default backend.
     with_default: BTreeSet<ObjectName>,
     built: HashMap<HostPattern, Arc<HostRoutes>>,
@@ -249,8 +250,10 @@ impl Translator {
         let names = self.by_host.get(&host).into_iter().flatten();
         let mut of_host: Vec<_> = names.filter_map(|name| self.compiled.get_key_value(name)).collect();
         of_host.sort_by_key(|(_, compiled)| &compiled.rank);
-        let parts: Vec<_> =
-            of_host.iter().filter_map(|(name, compiled)| Some((*name, compiled.hosts.get(&host)?))).collect();
+        let parts: Vec<_> = of_host
+            .iter()
+            .filter_map(|(name, compiled)| Some((*name, &**compiled.hosts.get(&host)?)))
+            .collect();
         let (routes, mut problems) = host::build(&host, &parts);
         self.locate(&mut problems);
         self.problems.set(Place::Host(host.clone()), problems);
@@ -295,7 +298,7 @@ impl Translator {
             return (None, Vec::new());
         };
         let mut problems = Problems::of("Service", service);
-        let found = self.objects.backend(service.clone(), port.as_ref(), &mut BTreeSet::new());
+        let found = self.objects.backend(service.clone(), port.as_ref(), &mut Few::default());
         let target = found.map_err(|reason| {
             let remedy = "correct the default backend; requests without a route are answered with 503";
             problems.error(ProblemKind::NoService, "", reason, remedy);
@@ -345,7 +348,7 @@ impl Translator {
     }
 }
 
-fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<ObjectName>>, key: &K, name: &ObjectName) {
+fn remove_from<K: Ord>(index: &mut BTreeMap<K, Few<ObjectName>>, key: &K, name: &ObjectName) {
     if let Some(names) = index.get_mut(key) {
         names.remove(name);
         if names.is_empty() {
