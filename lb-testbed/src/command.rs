@@ -1,21 +1,75 @@
-//! Runs the programs of the machine.
+//! Runs programs, with a time limit.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+use std::{fs, io, thread};
 
 use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use crate::patience::patient;
+
+/// The time after which a child process is killed. No command of the testbed takes as long.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Kills a child process when [`LIMIT`] has passed, unless this value is dropped before. Without
+/// it, a faulty program would stop the whole test run: a read of its output has no end.
+#[derive(Debug)]
+pub struct TimeLimit {
+    /// `None` if the process had ended before.
+    _ended: Option<Sender<()>>,
+}
+
+impl TimeLimit {
+    pub fn of(child: &Child) -> io::Result<Self> {
+        Self::after(child, patient(LIMIT))
+    }
+
+    fn after(child: &Child, limit: Duration) -> io::Result<Self> {
+        // Unlike a process id, it never means another process.
+        let process = match pidfd_open(Pid::from_child(child), PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(Errno::SRCH) => return Ok(Self { _ended: None }),
+            Err(error) => return Err(error.into()),
+        };
+        let id = child.id();
+        let (sender, ended) = channel();
+        thread::Builder::new().name("time limit".to_owned()).spawn(move || {
+            if ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                let arguments = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+                let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+                eprintln!("killed after {} s: {arguments}", limit.as_secs());
+                // It may have ended in the meantime.
+                let _ = pidfd_send_signal(process, Signal::KILL);
+            }
+        })?;
+        Ok(Self { _ended: Some(sender) })
+    }
+}
+
+/// Runs a command to its end and returns its status and output. Its standard input is empty.
+pub fn output(command: &mut Command) -> io::Result<Output> {
+    finish(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+}
+
+/// Waits for the end of a child process. Returns its status, and its output if that is a pipe.
+pub fn finish(child: Child) -> io::Result<Output> {
+    let _limit = TimeLimit::of(&child)?;
+    child.wait_with_output()
+}
 
 /// Runs a command to its end and returns its standard output. The error of a failed command has its
 /// arguments and standard error.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
+    let output = output(command)
         .with_context(|| format!("start {} (is it installed?)", command.get_program().display()))?;
     if !output.status.success() {
         let arguments: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
@@ -60,4 +114,25 @@ pub fn hide(command: &mut Command, empty: &[PathBuf], unmounted: &[PathBuf]) -> 
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_killed_after_its_limit_and_not_before() {
+        let sleep = |seconds| Command::new("sleep").arg(seconds).stdout(Stdio::piped()).spawn().unwrap();
+        let endless = sleep("3600");
+        let _limit = TimeLimit::after(&endless, Duration::from_millis(10)).unwrap();
+        assert_eq!(endless.wait_with_output().unwrap().status.signal(), Some(libc::SIGKILL));
+        let short = sleep("0.1");
+        drop(TimeLimit::after(&short, Duration::from_millis(10)).unwrap());
+        assert!(finish(short).unwrap().status.success());
+        let mut ended = sleep("0");
+        ended.wait().unwrap();
+        assert!(finish(ended).unwrap().status.success());
+    }
 }

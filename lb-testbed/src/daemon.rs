@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,7 +94,7 @@ impl Daemon {
     /// status is not 0.
     pub fn stop(mut self) -> Result<()> {
         self.process.signal(Signal::TERM).with_context(|| format!("send SIGTERM to {}", self.name))?;
-        let status: ExitStatus = self.process.0.wait()?;
+        let status = self.process.wait()?;
         ensure!(status.success(), self.failed(&format!("exited with {status} on SIGTERM")));
         Ok(())
     }

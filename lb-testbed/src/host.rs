@@ -2,16 +2,17 @@
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 
+use crate::command::{TimeLimit, finish};
 use crate::family::Family;
 use crate::place::Place;
 use crate::report::{Bound, ConnectionsReport, Exchange, LoadReport, PingReport, TransferReport};
@@ -173,6 +174,7 @@ impl Host {
             }
         }
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
+        let _limit = TimeLimit::of(&child)?;
         let output = child.stdout.take().context("the servers have no standard output")?;
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
@@ -276,11 +278,12 @@ impl Host {
         let mut command = self.tool("hold")?;
         command.args(options).arg(target.to_string());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let _limit = TimeLimit::of(&child)?;
         let input = child.stdin.take().context("no standard input")?;
         let mut output = BufReader::new(child.stdout.take().context("no standard output")?);
         // The process prints "ready" once it has connected or has failed to.
         output.read_line(&mut String::new())?;
-        Ok(Held { _child: Process(child), input, output })
+        Ok(Held { child: Process(child), input, output })
     }
 
     /// Binds each address with TCP or UDP, and releases it at once.
@@ -295,6 +298,7 @@ impl Host {
         let mut command = self.tool("load")?;
         command.args(["--kind", kind.argument(), "--rate", &per_second.to_string(), &target.to_string()]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let _limit = TimeLimit::of(&child)?;
         // The process prints a line before it sends the first request.
         let mut output = BufReader::new(child.stdout.take().context("the load has no standard output")?);
         output.read_line(&mut String::new())?;
@@ -340,6 +344,12 @@ impl Process {
         self.0.id()
     }
 
+    /// Waits for the end of the child, which is killed if it does not come.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        let _limit = TimeLimit::of(&self.0)?;
+        self.0.wait()
+    }
+
     /// Leaves the child running when this process ends.
     pub fn keep(self) {
         std::mem::forget(self);
@@ -357,7 +367,7 @@ impl Drop for Process {
 /// A connection or connected socket that a child process keeps open.
 #[derive(Debug)]
 pub struct Held {
-    _child: Process,
+    child: Process,
     input: std::process::ChildStdin,
     output: BufReader<std::process::ChildStdout>,
 }
@@ -379,6 +389,7 @@ impl Held {
     }
 
     fn command(&mut self, line: &str) -> Result<Exchange> {
+        let _limit = TimeLimit::of(&self.child.0)?;
         writeln!(self.input, "{line}")?;
         let mut answer = String::new();
         self.output.read_line(&mut answer)?;
@@ -397,13 +408,15 @@ pub struct Load {
 impl Load {
     /// Stops sending, waits for outstanding answers, and returns the report.
     pub fn finish(mut self) -> Result<LoadReport> {
+        let _limit = TimeLimit::of(&self.child.0)?;
         drop(self.child.0.stdin.take());
         serde_json::from_reader(&mut self.output).context("read the report of the load")
     }
 }
 
 fn json_of<T: DeserializeOwned>(command: &mut Command) -> Result<T> {
-    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let output = finish(child)?;
     if !output.status.success() {
         bail!("{command:?}: {}", output.status);
     }

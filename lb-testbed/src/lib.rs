@@ -12,7 +12,7 @@ pub mod agent;
 pub mod backend;
 pub mod certificate;
 pub mod check;
-mod command;
+pub mod command;
 pub mod container;
 #[cfg(feature = "control-plane")]
 pub mod control_plane;

@@ -12,7 +12,7 @@ use std::{fs, thread};
 use anyhow::{Context, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::command::run;
+use crate::command::{finish, run};
 use crate::run::{NETNS_DIR, creating};
 
 /// A network namespace (by its `ip netns` name) and a directory of the cgroup-v2 hierarchy.
@@ -91,7 +91,7 @@ impl Place {
         let mut input = child.stdin.take().context("ip has no standard input")?;
         input.write_all(script.as_bytes())?;
         drop(input);
-        let output = child.wait_with_output()?;
+        let output = finish(child)?;
         if !output.status.success() {
             bail!("ip in {}: {}\n{script}", self.netns, String::from_utf8_lossy(&output.stderr).trim());
         }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use lb_testbed::command::{TimeLimit, finish};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, TRANSFER_PORT, UDP_PORT};
 use lb_testbed::report::Exchange;
 use lb_testbed::{AttachMode, Family, Topology, Underlay, run};
@@ -56,6 +57,7 @@ fn assert_nothing_left(id: &str) {
 /// Starts a process that builds a cluster. Returns it with the name of the cluster.
 fn cluster_of_another_process() -> (Child, String) {
     let mut child = Command::new(tool()).arg("up").stdout(Stdio::piped()).spawn().expect("lb-testbed up");
+    let _limit = TimeLimit::of(&child).expect("a time limit");
     let mut id = String::new();
     let output = child.stdout.take().expect("a pipe");
     BufReader::new(output).read_line(&mut id).expect("the name of the cluster");
@@ -64,10 +66,10 @@ fn cluster_of_another_process() -> (Child, String) {
 
 #[test]
 fn an_interrupted_cluster_removes_itself() {
-    let (mut child, id) = cluster_of_another_process();
+    let (child, id) = cluster_of_another_process();
     rustix::process::kill_process(Pid::from_child(&child), Signal::INT).expect("Ctrl-C");
-    let status = child.wait().expect("wait for the process");
-    assert_eq!(status.code(), Some(130));
+    let output = finish(child).expect("wait for the process");
+    assert_eq!(output.status.code(), Some(130));
     assert_nothing_left(&id);
 }
 

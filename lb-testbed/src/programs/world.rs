@@ -18,6 +18,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::command::output;
 use crate::packet::layer::Mac;
 
 /// The namespace with its devices. It exists as long as the process.
@@ -306,9 +307,7 @@ fn mac_text(mac: Mac) -> String {
 }
 
 fn ip(arguments: &str) -> Result<()> {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
+    let output = output(Command::new("ip").args(arguments.split_whitespace()))
         .context("cannot run ip (install iproute2)")?;
     if !output.status.success() {
         bail!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());

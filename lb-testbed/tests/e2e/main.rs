@@ -12,13 +12,16 @@ mod cases;
 mod exposed;
 mod world;
 
-use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use std::{mem, thread};
 
 use anyhow::bail;
 use lb_testbed::kernel::Lacking;
+use lb_testbed::patience::patient;
 use lb_testbed::{AttachMode, Underlay, check, listed};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -32,6 +35,10 @@ static WORLDS: [Mutex<Option<World>>; 2] = [const { Mutex::new(None) }; 2];
 /// Threads that take cases in their order. Those beyond the number of clusters wait for a cluster,
 /// so that the next case of each cluster is nearly always ready.
 const THREADS: usize = 2 * WORLDS.len();
+
+/// The time after which the name of a running case is printed. If a case never ends, the log has
+/// its name.
+const SLOW: Duration = Duration::from_secs(90);
 
 /// Cases that also run with clsact filters instead of links. The programs are the same, but are
 /// attached differently.
@@ -200,14 +207,16 @@ fn trials_of(case: &'static Case, datapath: AttachMode, underlay: Underlay) -> V
     let name = format!("{datapath:?}::{underlay:?}::{}", case.name).to_lowercase();
     match case.run {
         Run::Once(run) => {
-            vec![Trial::ignorable_test(name, move || in_world(datapath, underlay, case.agents, run))]
+            vec![Trial::ignorable_test(name.clone(), move || {
+                in_world(&name, datapath, underlay, case.agents, run)
+            })]
         }
         Run::EachFamily(run) => lb_testbed::Family::BOTH
             .into_iter()
             .map(|family| {
                 let name = format!("{name}::{}", family.to_string().to_lowercase());
-                Trial::ignorable_test(name, move || {
-                    in_world(datapath, underlay, case.agents, |world| run(world, family))
+                Trial::ignorable_test(name.clone(), move || {
+                    in_world(&name, datapath, underlay, case.agents, |world| run(world, family))
                 })
             })
             .collect(),
@@ -242,6 +251,7 @@ fn outcome(error: &anyhow::Error) -> Result<Completion, Failed> {
 /// Runs a case in a cluster with its data path and underlay. After a failure the cluster is
 /// removed, so that its state does not affect the next case.
 fn in_world(
+    name: &str,
     datapath: AttachMode,
     underlay: Underlay,
     agents: &'static [&'static str],
@@ -256,7 +266,7 @@ fn in_world(
         }
     }
     let Some(world) = slot.as_mut() else { unreachable!("just built") };
-    let result = panic::catch_unwind(AssertUnwindSafe(|| {
+    let run = || {
         world.restart_agents_with(agents)?;
         let ran = run(world);
         if ran.as_ref().is_err_and(|error| !error.is::<Lacking>()) {
@@ -264,7 +274,8 @@ fn in_world(
         }
         world.reset()?;
         ran
-    }));
+    };
+    let result = panic::catch_unwind(AssertUnwindSafe(|| named_if_slow(name, run)));
     let message = match result {
         Ok(Ok(())) => return Ok(Completion::Completed),
         Ok(Err(error)) if error.is::<Lacking>() => return outcome(&error),
@@ -276,6 +287,22 @@ fn in_world(
     };
     *slot = None;
     Err(message.into())
+}
+
+/// Runs a case, and prints its name if it takes longer than [`SLOW`].
+fn named_if_slow<T>(name: &str, run: impl FnOnce() -> T) -> T {
+    let (ended, watched) = channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let limit = patient(SLOW);
+            if watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{name} has run for {} s", limit.as_secs());
+            }
+        });
+        // Also dropped by a panic.
+        let _ended = ended;
+        run()
+    })
 }
 
 impl Case {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::agent;
+use lb_testbed::command::output;
 use serde_json::Value;
 
 use crate::check::eventually;
@@ -22,7 +23,7 @@ impl Diagnosis {
         let node = world.node(0);
         let mut command = node.host.place.command(agent::program()?)?;
         command.args(["doctor", "-o", "json", "--cgroup"]).arg(node.host.place.cgroup());
-        let output = command.arg("--bpffs").arg(&node.bpffs).output()?;
+        let output = output(command.arg("--bpffs").arg(&node.bpffs))?;
         let findings = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("lb doctor: {}", String::from_utf8_lossy(&output.stderr)))?;
         Ok(Self { success: output.status.success(), findings })

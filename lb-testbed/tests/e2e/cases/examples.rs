@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use lb_testbed::command::output;
 use lb_testbed::controllers;
 use lb_testbed::documents::commands;
 use lb_testbed::host::{Datagrams, Listen};
@@ -77,13 +78,13 @@ fn run_documented_commands(world: &World) -> Result<()> {
         match arguments[..] {
             // These have no data path to name, or would remove it.
             ["agent", ..] => {
-                let output = Command::new(agent::program()?).args(&arguments).output()?;
+                let output = output(Command::new(agent::program()?).args(&arguments))?;
                 ensure!(output.status.success(), "lb {}: {output:?}", arguments.join(" "));
                 continue;
             }
             ["log-level", ..] => {
                 let mut command = world.node(0).host.place.command(agent::program()?)?;
-                let output = command.args(&arguments).output()?;
+                let output = output(command.args(&arguments))?;
                 ensure!(output.status.success(), "lb {}: {output:?}", arguments.join(" "));
                 continue;
             }

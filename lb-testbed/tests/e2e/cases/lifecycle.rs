@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::agent::{Agent, AgentOptions, cleanup, program};
+use lb_testbed::command::output;
 use lb_testbed::host::LoadKind;
 use lb_testbed::programs::features;
 use lb_testbed::topology::Node;
@@ -125,7 +126,7 @@ pub fn settings_change_while_running(world: &mut World) -> Result<()> {
 
     ensure!(logs(world, "updated service maps").is_err(), "the level is not info");
     let mut command = world.node(0).host.place.command(program()?)?;
-    let output = command.args(["log-level", "debug"]).output()?;
+    let output = output(command.args(["log-level", "debug"]))?;
     ensure!(output.status.success(), "{output:?}");
     world.set_endpoints(&service, &[3])?;
     eventually(|| logs(world, "updated service maps"))?;

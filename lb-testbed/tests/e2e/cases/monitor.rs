@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use lb_testbed::command::{TimeLimit, output};
 use lb_testbed::host::{Datagrams, FloodKind, HTTP_PORT, Process};
 use lb_testbed::{AttachMode, Family, Underlay, agent};
 use rustix::process::Signal;
@@ -30,8 +31,10 @@ fn command(world: &World, arguments: &[&str]) -> Result<Command> {
 }
 
 impl Monitor {
-    /// Starts the command and waits until the programs report.
+    /// Starts the command and waits until the programs report to it.
     fn start(world: &World, arguments: &[&str]) -> Result<Self> {
+        // A reader that was killed leaves its time.
+        let before = lease(world)?;
         let mut process = Process(command(world, arguments)?.spawn()?);
         let stdout = BufReader::new(process.0.stdout.take().context("no standard output")?);
         let rows = Arc::new(Mutex::new(Vec::new()));
@@ -44,7 +47,7 @@ impl Monitor {
         });
         let monitor = Self { process, rows, output };
         eventually(|| {
-            ensure!(lease(world)? != 0, "the programs do not report");
+            ensure!(![0, before].contains(&lease(world)?), "the programs do not report");
             Ok(())
         })?;
         Ok(monitor)
@@ -69,6 +72,7 @@ impl Monitor {
     /// Waits for the end. Returns the events and standard error.
     fn finish(self) -> Result<(Vec<Value>, String)> {
         let Self { mut process, rows, output } = self;
+        let _limit = TimeLimit::of(&process.0)?;
         let mut text = String::new();
         process.0.stderr.take().context("no standard error")?.read_to_string(&mut text)?;
         let status = process.0.wait()?;
@@ -185,8 +189,13 @@ pub fn refusals(world: &mut World, family: Family) -> Result<()> {
     let dropped = local.node_port(world.node(0), family, To::Udp);
     let client =
         ["--client", &filter, "--reason", "no_endpoint_dropped", "--protocol", "udp", "--count", "3"];
-    let monitor = Monitor::start(world, &client)?;
-    world.client().flood(FloodKind::Datagrams, dropped, 10)?;
+    let mut monitor = Monitor::start(world, &client)?;
+    // The policy of the Service may come into effect after the first packets.
+    eventually(|| {
+        world.client().flood(FloodKind::Datagrams, dropped, 10)?;
+        ensure!(monitor.process.0.try_wait()?.is_some(), "fewer than three events: {:#?}", monitor.rows());
+        Ok(())
+    })?;
     let (rows, text) = monitor.finish()?;
     let expected = json!({
         "kind": "dropped", "reason": "no_endpoint_dropped", "path": hook(world),
@@ -203,7 +212,7 @@ pub fn readers(world: &mut World) -> Result<()> {
     let service = world.publish(&[1])?;
     let target = service.node_port(world.node(0), Family::V4, To::Http);
     let first = Monitor::start(world, &[])?;
-    let second = command(world, &[])?.output()?;
+    let second = output(&mut command(world, &[])?)?;
     let text = String::from_utf8_lossy(&second.stderr);
     ensure!(!second.status.success() && text.contains("another process reads the events"), "{text}");
     ensure!(text.contains("hint: "), "{text}");

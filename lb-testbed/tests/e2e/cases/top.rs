@@ -103,7 +103,7 @@ impl Terminal {
 
     /// Waits for the end. The terminal is as before then.
     fn finish(mut self) -> Result<ExitStatus> {
-        let status = self.process.0.wait()?;
+        let status = self.process.wait()?;
         eventually(|| {
             ensure!(!self.is_taken()?, "the terminal is not as before");
             Ok(())
