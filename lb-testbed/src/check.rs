@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// How long a change may take to become visible. It is generous because the machine may be busy.
 /// Only failing cases wait this long.
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Repeats `attempt` until it succeeds. Returns its last error after [`LIMIT`].
 pub fn eventually(attempt: impl FnMut() -> Result<()>) -> Result<()> {
