@@ -9,10 +9,12 @@ use std::net::SocketAddr;
 use lb_common::layout::{Record, backend_flags, kind, record_client, record_source, service_flags};
 use lb_common::load::{Connections, SAMPLE};
 use lb_common::reason::{Outcome, Reason};
+use lb_datapath::attachments::is_own_program;
 use lb_datapath::{Recorded, TestRun};
 use lb_model::{Algorithm, IpFamily};
 use serde::Serialize;
 
+use super::doctor::DevicePrograms;
 use super::output::OutputError;
 use super::service_port::{BackendsById, NamedServicePort, Names};
 use crate::probe::origin::{Hook, Origin};
@@ -46,6 +48,8 @@ pub struct Observation<'a> {
     pub loads: &'a HashMap<(IpFamily, u32), Connections>,
     /// Name of the device through which the packet leaves.
     pub device: Option<String>,
+    /// The programs at the device that the packet arrives at.
+    pub programs: Option<DevicePrograms>,
     /// Whether the source is an address of this node.
     pub source_is_node: bool,
 }
@@ -72,7 +76,18 @@ pub struct Explanation {
     /// The kernel forwards the translated packet: by its IPsec policies, its firewall and its
     /// rules, or in fragments.
     pub forwarded_by_kernel: bool,
+    /// The programs of other owners at the hooks of the device that the packet arrives at.
+    pub others: Vec<OtherProgram>,
     pub why: ReasonTexts,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OtherProgram {
+    pub program: String,
+    pub hook: &'static str,
+    pub device: String,
+    /// Whether it runs before the program of Sluice, and can take the packet.
+    pub runs_first: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -172,7 +187,28 @@ pub fn explain(observation: &Observation<'_>) -> Explanation {
         nanoseconds: observation.nanoseconds,
         device: observation.device.clone(),
         forwarded_by_kernel: record.ifindex == LOOPBACK && !is_socket(observation),
+        others: observation.programs.as_ref().map(others).unwrap_or_default(),
     }
+}
+
+/// Returns the programs of other owners at the hooks of a device for packets that arrive. Returns
+/// none for a device without programs of Sluice, and for hooks whose programs cannot be listed:
+/// `lb doctor` reports these.
+fn others(device: &DevicePrograms) -> Vec<OtherProgram> {
+    let ingress = device.ingress.as_deref().unwrap_or_default();
+    let Some(own) = ingress.iter().position(|program| is_own_program(program)) else { return Vec::new() };
+    let other = |program: &String, hook, runs_first| OtherProgram {
+        program: program.clone(),
+        hook,
+        device: device.name.clone(),
+        runs_first,
+    };
+    let xdp = device.xdp.iter().map(|program| ("XDP", program, true));
+    let ingress = ingress.iter().enumerate().map(|(n, program)| ("tc ingress", program, n < own));
+    xdp.chain(ingress)
+        .filter(|(_, program, _)| !is_own_program(program))
+        .map(|(hook, program, runs_first)| other(program, hook, runs_first))
+        .collect()
 }
 
 /// Returns the reason that a real packet would be counted under.
@@ -422,6 +458,14 @@ impl Explanation {
             Some(device) => line("EGRESS", device.clone()),
             None => {}
         }
+        for OtherProgram { program, hook, device, runs_first } in &self.others {
+            let order = if *runs_first {
+                "before the programs of Sluice, and can take the packet"
+            } else {
+                "after the program of Sluice"
+            };
+            line("OTHERS", format!("{program}, at {hook} of {device}: runs {order}"));
+        }
         line("RUN", format!("{} in {} ns", self.program, self.nanoseconds));
         text
     }
@@ -470,6 +514,7 @@ mod tests {
             slots,
             loads: &HashMap::from([((IpFamily::V4, 1), Connections { active: 3, inactive: 1 })]),
             device: (record.ifindex != 0).then(|| "eth0".into()),
+            programs: None,
             source_is_node: false,
         })
     }
@@ -493,6 +538,32 @@ mod tests {
             ..counted(Reason::Forwarded)
         };
         explained(&asked, &after, TC_ACT_REDIRECT, record)
+    }
+
+    #[test]
+    fn programs_of_other_owners_are_named_with_their_order() {
+        let names = |names: &[&str]| names.iter().copied().map(str::to_owned).collect();
+        let device = DevicePrograms {
+            name: "eth0".into(),
+            xdp: Some("xdp_dispatcher".into()),
+            ingress: Ok(names(&["guard", "lb_tc_ingress", "cil_from_netdev"])),
+            egress: Ok(names(&["lb_tc_egress", "cil_to_netdev"])),
+        };
+        let text = Explanation { others: others(&device), ..forwarded() };
+        let text = text.render(ExplanationFormat::Table).unwrap();
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with("OTHERS")).collect();
+        assert_eq!(
+            lines,
+            [
+                "OTHERS     xdp_dispatcher, at XDP of eth0: runs before the programs of Sluice, and can take \
+                 the packet",
+                "OTHERS     guard, at tc ingress of eth0: runs before the programs of Sluice, and can take the \
+                 packet",
+                "OTHERS     cil_from_netdev, at tc ingress of eth0: runs after the program of Sluice",
+            ]
+        );
+        let without_ours = DevicePrograms { ingress: Ok(names(&["cil_from_netdev"])), ..device };
+        assert_eq!(others(&without_ours), []);
     }
 
     #[test]

@@ -6,10 +6,10 @@ use anyhow::{Context, Result, ensure};
 use lb_common::reason::Reason;
 use lb_datapath::inspect::{AffinityEntry, AgentMaps};
 use lb_datapath::{FlowEntry, Pins};
-use lb_testbed::Family;
 use lb_testbed::agent::{cleanup, lb_on};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, LoadKind, UDP_PORT};
 use lb_testbed::report::Exchange;
+use lb_testbed::{Family, pass_programs};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
@@ -394,4 +394,27 @@ pub fn without_an_agent(world: &mut World, family: Family) -> Result<()> {
         .collect();
     ensure!(left.is_empty(), "left in the BPF file system: {left:?}");
     world.start_agent(0)
+}
+
+/// A program of another owner is at the hook of the program of Sluice. The text names it, and the
+/// order of the two, which the agent may change meanwhile.
+pub fn names_other_programs(world: &mut World) -> Result<()> {
+    let service = world.publish(&[3])?;
+    let world = &*world;
+    let node = world.node(0);
+    let link = node.host.place.run("ip", ["-oneline", "link", "show", "dev", "eth0"])?;
+    let ifindex: u32 = link.split(':').next().context("no index of eth0")?.trim().parse()?;
+    let source = SocketAddr::new(world.client().v4.into(), 40_000).to_string();
+    let target = service.node_port(node, Family::V4, To::Http).to_string();
+    let explain = || lb_on(node, &["explain", "tcp", &source, &target, "--in", "external"]);
+    let alone = explain()?;
+    ensure!(!alone.contains("OTHERS"), "there is no other program:\n{alone}");
+    let other = node.host.place.inside(|| pass_programs::attach_first(ifindex))??;
+    let beside = explain();
+    drop(other);
+    let beside = beside?;
+    let line = beside.lines().find(|line| line.starts_with("OTHERS"));
+    let line = line.with_context(|| format!("the other program is not named:\n{beside}"))?;
+    ensure!(line.contains("at tc ingress of eth0: runs "), "{line}");
+    Ok(())
 }

@@ -218,6 +218,7 @@ pub const CASES: &[Case] = &[
     each("explain_agrees_with_traffic", Underlays::Routed, explain::agrees_with_traffic),
     each("explain_pings", Underlays::Routed, explain::pings),
     each("explain_refusals_agree_with_traffic", Underlays::Routed, explain::refusals_agree_with_traffic),
+    once("explain_names_other_programs", Underlays::Routed, explain::names_other_programs),
     each("explain_leaves_no_trace", Underlays::Routed, explain::leaves_no_trace),
     each("explain_without_an_agent", Underlays::Routed, explain::without_an_agent),
     each("monitor_follows_connections", Underlays::Routed, monitor::connections),

@@ -4,7 +4,7 @@
 mod args;
 mod cluster;
 mod datapath;
-mod devices;
+pub mod devices;
 mod host;
 mod kernel;
 

@@ -18,6 +18,7 @@ use lb_model::IpFamily;
 
 use super::error::ExplainError;
 use crate::agent::once;
+use crate::cli::doctor::devices;
 use crate::cli::get::names;
 use crate::cli::pin_args::PinArgs;
 use crate::config::{Config, Machine, SocketHooks, read_settings};
@@ -26,6 +27,7 @@ use crate::preflight;
 use crate::probe::origin::{Hook, Origin, OriginDevice, OriginFacts, OriginOption};
 use crate::probe::packet::{AddressArg, PacketError, PacketProtocol, ProbePacket};
 use crate::view::BackendsById;
+use crate::view::doctor::DevicePrograms;
 use crate::view::explain::{Explanation, ExplanationFormat, Observation, explain};
 
 /// The arguments of a packet.
@@ -112,7 +114,8 @@ impl PacketArgs {
         if self.manifests.is_some() {
             recording.add_namespace(&origin, packet.source.ip()).map_err(ExplainError::Maps)?;
         }
-        let explanation = recording.explain(packet, &origin, &node, self.repeat)?;
+        let programs = programs_at(&origin).await;
+        let explanation = recording.explain(packet, &origin, &node, programs, self.repeat)?;
         Ok((explanation.render(self.output)?, recording.problems))
     }
 
@@ -220,6 +223,7 @@ impl RecordingDatapath {
         packet: &ProbePacket,
         origin: &Origin,
         node: &OriginFacts,
+        programs: Option<DevicePrograms>,
         repeat: u32,
     ) -> Result<Explanation, ExplainError> {
         let frame = packet.build();
@@ -256,7 +260,16 @@ impl RecordingDatapath {
             slots: &slots,
             loads: &loads,
             device: (record.ifindex != 0).then(|| device_name(record.ifindex)).flatten(),
+            programs,
             source_is_node: node.is_node(packet.source.ip()),
         }))
     }
+}
+
+/// Returns the programs at the device that the packet arrives at. Returns `None` for a call at a
+/// socket, and if they cannot be listed, which `lb doctor` reports.
+async fn programs_at(origin: &Origin) -> Option<DevicePrograms> {
+    let Hook::Device { ifindex } = origin.hook else { return None };
+    let name = device_name(ifindex)?;
+    devices::read().await.ok()?.into_iter().find(|device| device.name == name)
 }
