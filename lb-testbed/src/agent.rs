@@ -183,7 +183,8 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         AttachMode::Clsact => ("tc", "clsact"),
         AttachMode::Xdp => ("xdp", "auto"),
     };
-    let mut command = node.host.place.command(lb)?;
+    let program = options.container.as_ref().map_or(lb, |container| container.program(lb));
+    let mut command = node.host.place.command(program)?;
     command
         .arg("agent")
         .arg(source)

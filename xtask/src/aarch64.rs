@@ -34,8 +34,8 @@ pub fn cargo_for_target(subcommand: &str) -> Command {
     command
 }
 
-/// Adds the library of the target to the toolchain of this workspace.
-pub fn add_target() -> Result<()> {
+/// Adds the library of a target to the toolchain of this workspace.
+pub fn add_target(target: &str) -> Result<()> {
     let rustup = |arguments: &[&str]| {
         let mut rustup = command("rustup");
         // The toolchain of this workspace, as cargo chose it.
@@ -43,11 +43,11 @@ pub fn add_target() -> Result<()> {
     };
     let installed =
         rustup(&["target", "list", "--installed"]).context("list the targets of the toolchain")?;
-    if installed.lines().any(|target| target == TARGET) {
+    if installed.lines().any(|line| line == target) {
         return Ok(());
     }
-    if let Err(error) = rustup(&["target", "add", TARGET]) {
-        bail!("cannot add {TARGET}: {error:#}");
+    if let Err(error) = rustup(&["target", "add", target]) {
+        bail!("cannot add {target}: {error:#}");
     }
     Ok(())
 }

@@ -3,10 +3,12 @@
 mod aarch64;
 mod bench;
 mod build_ebpf;
+mod cargo_tools;
 mod demo;
 mod deploy_tools;
 mod fuzz;
 mod go;
+mod image;
 mod k8s;
 mod kernels;
 mod mutants;
@@ -47,6 +49,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Check the rules of this repository (links, documentation of maps, manifests); part of `test`
     Tidy,
+    /// Build the image as an OCI layout, without a container engine
+    Image(image::Options),
     /// Build the Kubernetes programs that the cluster tests need, into target/k8s
     K8s(k8s::Options),
 }
@@ -72,6 +76,7 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => test::run(&test::Options::tidy()),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Mutants(options) => mutants::run(&options),
+        Task::Image(options) => image::run(&options),
         Task::K8s(options) => k8s::run(&options),
     }
 }

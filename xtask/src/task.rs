@@ -3,6 +3,7 @@
 pub const BENCH: &str = "bench";
 pub const DENY: &str = "deny";
 pub const DEPLOY: &str = "deploy";
+pub const IMAGE: &str = "image";
 pub const INGRESS_SUITES: &str = "ingress-suites";
 pub const K8S: &str = "k8s";
 pub const KERNELS: &str = "kernels";

@@ -352,7 +352,7 @@ impl Built {
             wanted.push((other, vec![LB_OTHER_LAYOUT]));
         }
         if options.arch == Arch::Aarch64 {
-            aarch64::add_target()?;
+            aarch64::add_target(aarch64::TARGET)?;
             let mut init = cargo("build");
             init.args(["-p", "xtask", "--bin", "xtask", "--no-default-features"]);
             wanted.push((init, vec!["xtask"]));

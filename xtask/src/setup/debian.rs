@@ -32,6 +32,8 @@ pub enum Program {
     H2load,
     Aarch64Compiler,
     Aarch64Strip,
+    MuslCompiler,
+    Umoci,
 }
 
 impl Program {
@@ -60,6 +62,8 @@ impl Program {
             Self::H2load => "h2load",
             Self::Aarch64Compiler => aarch64::COMPILER,
             Self::Aarch64Strip => "aarch64-linux-gnu-strip",
+            Self::MuslCompiler => "musl-gcc",
+            Self::Umoci => "umoci",
         }
     }
 
@@ -86,6 +90,8 @@ impl Program {
             Self::H2load => &["nghttp2-client"],
             Self::Aarch64Compiler => &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
             Self::Aarch64Strip => &["binutils-aarch64-linux-gnu"],
+            Self::MuslCompiler => &["musl-tools"],
+            Self::Umoci => &["umoci"],
         }
     }
 
@@ -109,6 +115,8 @@ impl Program {
             Self::Hexdump => "testssl.sh reads records of TLS with it",
             Self::Wrk | Self::H2load => "load of HTTP",
             Self::Aarch64Compiler => "compiles C code and links programs for aarch64",
+            Self::MuslCompiler => "compiles the C code of the static program",
+            Self::Umoci => "writes images",
         }
     }
 

@@ -7,7 +7,7 @@ use crate::{aarch64, process::try_compile, tally::Tally};
 /// Checks the agent, whose build script compiles the kernel programs for the same architecture.
 /// Nothing is linked.
 pub fn run() -> Result<Tally> {
-    aarch64::add_target()?;
+    aarch64::add_target(aarch64::TARGET)?;
     let mut check = aarch64::cargo_for_target("check");
     check.args(["-p", "lb-userspace", "--bin", "lb"]);
     let mut tally = Tally::default();

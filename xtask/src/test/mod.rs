@@ -3,6 +3,7 @@
 
 mod cross;
 mod deny;
+mod image;
 mod ingress_suites;
 mod miri;
 mod options;
@@ -103,6 +104,7 @@ pub fn run(options: &Options) -> Result<()> {
     match &options.separate {
         Some(Separate::Kernels(options)) => return kernels::run(options),
         Some(Separate::IngressSuites(options)) => return ingress_suites::run(options),
+        Some(Separate::Image(options)) => return image::run(options),
         Some(Separate::Takeover(options)) => return takeover::run(options),
         Some(Separate::Releases(options)) => return releases::run(options),
         None => {}

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum as _;
 
-use super::{ingress_suites, part::Part, releases, takeover};
+use super::{image, ingress_suites, part::Part, releases, takeover};
 use crate::{kernels, setup};
 
 #[derive(clap::Args, Default)]
@@ -36,6 +36,8 @@ pub enum Separate {
     /// Run h2spec, the interoperability tests of gRPC, WebSocket cases and testssl.sh against
     /// `lb ingress` (needs root, Go and Debian's apt)
     IngressSuites(ingress_suites::Options),
+    /// Build the image and run the agent in a container with it (needs root and Debian's apt)
+    Image(image::Options),
     /// Take a node over from a real kube-proxy, and give it back (needs root, etcd, and Go to build
     /// the programs of Kubernetes)
     Takeover(takeover::Options),
