@@ -85,6 +85,14 @@ impl Algorithm {
         Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
     }
 
+    /// Returns the algorithm that replaces an IPVS scheduler which balances over the destination
+    /// addresses of one virtual service: `lblc` or `lblcr`. A Service has one address for a client,
+    /// so these schedulers would keep to one endpoint (`ip_vs_lblc.c`). Both select by `wlc` when
+    /// they leave it.
+    pub fn substitute(name: &str) -> Option<Self> {
+        matches!(name, "lblc" | "lblcr").then_some(Self::WeightedLeastConnections)
+    }
+
     /// Returns the algorithm with this number.
     pub fn numbered(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|algorithm| *algorithm as u8 == number)
@@ -222,6 +230,8 @@ mod tests {
             assert_eq!(HashInput::named(input.name()), Some(input));
         }
         assert_eq!(Algorithm::named("RR"), None);
+        assert_eq!(Algorithm::substitute("lblcr"), Some(Algorithm::WeightedLeastConnections));
+        assert!(Algorithm::ALL.iter().all(|algorithm| Algorithm::substitute(algorithm.name()).is_none()));
     }
 
     #[test]

@@ -111,6 +111,18 @@ fn on_or_off(annotation: &str, text: &str, default: bool, problems: &mut Problem
 }
 
 fn algorithm(text: &str, problems: &mut Problems) -> Option<Algorithm> {
+    if let Some(substitute) = Algorithm::substitute(text) {
+        problems.note(
+            ProblemKind::Contradiction,
+            field(ALGORITHM),
+            format_args!(
+                "has the effect of {substitute}: {text} balances over destination addresses, and a Service \
+                 is one destination"
+            ),
+            format_args!("use {substitute}"),
+        );
+        return Some(substitute);
+    }
     let algorithm = Algorithm::named(text);
     if algorithm.is_none() {
         let names: Vec<_> = Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();

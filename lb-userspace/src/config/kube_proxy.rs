@@ -130,10 +130,9 @@ impl Translation {
                     translation.set("logLevel", level.to_owned(), &field);
                 }
                 ("ipvs.scheduler", value) if is_ipvs => {
-                    if Algorithm::named(&value).is_some() {
-                        translation.set("algorithm", value, &field);
-                    } else {
-                        translation.ignore(field, &format!("Sluice has no algorithm {value}"));
+                    match Algorithm::named(&value).or_else(|| Algorithm::substitute(&value)) {
+                        Some(algorithm) => translation.set("algorithm", algorithm.to_string(), &field),
+                        None => translation.ignore(field, &format!("Sluice has no algorithm {value}")),
                     }
                 }
                 ("conntrack.tcpEstablishedTimeout", value) => timeouts.set("tcp", &value, field),
@@ -322,6 +321,7 @@ mod tests {
     fn the_scheduler_counts_in_ipvs_mode_only() {
         let algorithm = |text: &str| settings(text).into_iter().find(|(key, _)| *key == "algorithm");
         assert_eq!(algorithm("mode: ipvs\nipvs: {scheduler: sh}\n"), Some(("algorithm", "sh".into())));
+        assert_eq!(algorithm("mode: ipvs\nipvs: {scheduler: lblc}\n"), Some(("algorithm", "wlc".into())));
         assert_eq!(algorithm("mode: ipvs\n"), Some(("algorithm", "rr".into())), "the default of kube-proxy");
         assert_eq!(algorithm("mode: nftables\nipvs: {scheduler: sh}\n"), None);
         assert_eq!(algorithm("mode: ipvs\nipvs: {scheduler: no-such}\n"), None);
