@@ -101,6 +101,8 @@ pub mod event_end {
     pub const REPLACED: u8 = 5;
     /// The process has closed the socket.
     pub const RELEASED: u8 = 6;
+    /// Its endpoint has drained for longer than its time limit.
+    pub const DRAINED: u8 = 7;
 }
 
 const _: () = {

@@ -391,10 +391,12 @@ pub const SWEEP_HEADER: usize = 16;
 pub const SWEEP_RECORDS: usize = 64;
 
 /// A word of the packet of `lb_sweep`: the number of a record in the lower half, its generation in
-/// the two bytes above, and this bit.
+/// the two bytes above, and these bits.
 pub mod sweep {
     /// The record is in `FLOWS_V6`.
     pub const V6: u64 = 1 << 48;
+    /// The connection is ended even if it is not over: its endpoint has drained for long enough.
+    pub const CUT: u64 = 1 << 49;
 }
 
 /// Values of [`Flow::phase`].

@@ -1,5 +1,6 @@
 //! The loaded programs, their maps and their attachments.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lb_common::layout::FlowTimeouts;
+use lb_model::PerFamily;
 
 use crate::conversion::{convert, remove_others};
 use crate::drift::{Drift, DriftKind};
@@ -29,6 +31,9 @@ use crate::refused_program::RefusedProgram;
 use crate::service_tables::ServiceTables;
 use crate::settings;
 use crate::sys::{self, TestRun};
+
+/// The greatest number of connections that one call of [`Datapath::cut_connections`] ends.
+const MOST_CUT: usize = 4096;
 
 /// The loaded programs and their maps.
 pub struct Datapath {
@@ -210,6 +215,17 @@ impl Datapath {
     /// Returns the endpoints that drain.
     pub fn draining_endpoints(&self) -> io::Result<DrainingEndpoints> {
         loads::draining(&self.maps)
+    }
+
+    /// Ends connections to these endpoints in the flow table, at most [`MOST_CUT`]. Returns their
+    /// number. The node or the other side answers the next packet of each side with a reset.
+    pub fn cut_connections(&self, backends: &PerFamily<BTreeSet<u32>>) -> io::Result<usize> {
+        let Some(sweep) = self.programs.get(SWEEP) else { return Ok(0) };
+        let words = flows::of_backends(&self.maps, backends, (sys::monotonic_ns(), MOST_CUT))?;
+        for packet in flows::sweep_packets(&words) {
+            sys::test_run(sweep, &packet, &[], 1)?;
+        }
+        Ok(words.len())
     }
 
     /// Removes the entries of removed endpoints that the programs have written. Call this before

@@ -1,12 +1,13 @@
 //! The endpoints of connected sockets, for a thread that closes the sockets of removed endpoints.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use lb_common::layout::{Backend, ConnectedPeer, ConnectedSocket, backend_flags};
+use lb_model::{IpFamily, PerFamily};
 
 use crate::address::MapAddress;
 use crate::apply::map_name::MapName;
@@ -39,22 +40,52 @@ impl Endpoints {
     /// Returns the sockets that were connected through a Service to an endpoint that was removed,
     /// by their cookie. The application may have connected such a socket to another address since.
     pub fn stale_sockets(&self) -> io::Result<HashMap<u64, ConnectedPeer>> {
-        let Some(list) = &self.list else { return Ok(HashMap::new()) };
+        Ok(self.sockets()?.into_iter().filter(|(_, peer)| !self.serves(peer)).collect())
+    }
+
+    /// Returns all sockets that are connected through a Service, by their cookie.
+    fn sockets(&self) -> io::Result<Vec<(u64, ConnectedPeer)>> {
+        let Some(list) = &self.list else { return Ok(Vec::new()) };
         let mut bytes = Vec::new();
         sys::iterate(list.as_fd(), self.connected.as_fd())?.read_to_end(&mut bytes)?;
         let cookie = |[low, high]: [u32; 2]| u64::from(low) | u64::from(high) << 32;
-        let sockets = sys::values(&bytes).filter(|socket: &ConnectedSocket| !self.serves(&socket.peer));
-        Ok(sockets.map(|socket| (cookie(socket.cookie), socket.peer)).collect())
+        let sockets = sys::values(&bytes).map(|socket: ConnectedSocket| (cookie(socket.cookie), socket.peer));
+        Ok(sockets.collect())
     }
 
-    /// Returns whether the Service port still has the endpoint, ready or draining. The entry does
-    /// not contain the IP family of the socket: an IPv4 address is in the first four bytes.
+    /// Returns the sockets that are connected through a Service to one of these endpoints, by their
+    /// cookie, at most `most`.
+    pub fn sockets_of(
+        &self,
+        backends: &PerFamily<BTreeSet<u32>>,
+        most: usize,
+    ) -> io::Result<HashMap<u64, ConnectedPeer>> {
+        let connected = |peer: &ConnectedPeer| {
+            IpFamily::BOTH
+                .into_iter()
+                .any(|family| backends[family].contains(&peer.backend_id) && self.is_endpoint(family, peer))
+        };
+        Ok(self.sockets()?.into_iter().filter(|(_, peer)| connected(peer)).take(most).collect())
+    }
+
+    /// Returns whether the Service port still has the endpoint, ready or draining.
     fn serves(&self, peer: &ConnectedPeer) -> bool {
+        IpFamily::BOTH.into_iter().any(|family| self.is_endpoint(family, peer))
+    }
+
+    /// Returns whether the Service port still has the endpoint, and the endpoint has this family.
+    /// The entry does not contain the family of the socket: an IPv4 address is in the first four
+    /// bytes, or is mapped.
+    fn is_endpoint(&self, family: IpFamily, peer: &ConnectedPeer) -> bool {
         let [a, b, c, d, ..] = peer.backend_addr;
         let v6 = Ipv6Addr::from(peer.backend_addr);
-        is(&self.v4, peer, [a, b, c, d])
-            || v6.to_ipv4_mapped().is_some_and(|v4| is(&self.v4, peer, v4.octets()))
-            || is(&self.v6, peer, v6.octets())
+        match family {
+            IpFamily::V4 => {
+                is(&self.v4, peer, [a, b, c, d])
+                    || v6.to_ipv4_mapped().is_some_and(|v4| is(&self.v4, peer, v4.octets()))
+            }
+            IpFamily::V6 => is(&self.v6, peer, v6.octets()),
+        }
     }
 }
 

@@ -96,13 +96,14 @@ fn end_label(end: u8) -> Option<&'static str> {
     END_LABELS.iter().find(|(number, _)| *number == end).map(|(_, label)| *label)
 }
 
-const END_LABELS: [(u8, &str); 6] = [
+const END_LABELS: [(u8, &str); 7] = [
     (event_end::FINISHED, "finished"),
     (event_end::RESET, "reset"),
     (event_end::IDLE, "idle"),
     (event_end::EVICTED, "evicted"),
     (event_end::REPLACED, "replaced"),
     (event_end::RELEASED, "released"),
+    (event_end::DRAINED, "drained"),
 ];
 
 /// Returns the words for the end of a connection.
@@ -424,7 +425,7 @@ mod tests {
         }
         assert_eq!(EventEntry::new(&Event { kind: 4, ..Event::default() }), None);
         let closed = |reason| Event { kind: event_kind::CLOSED, reason, ..Event::default() };
-        let ends: Vec<_> = (1..=6).filter_map(|end| EventEntry::new(&closed(end))?.reason).collect();
+        let ends: Vec<_> = (1..=7).filter_map(|end| EventEntry::new(&closed(end))?.reason).collect();
         assert_eq!(ends, end_labels().collect::<Vec<_>>());
     }
 }

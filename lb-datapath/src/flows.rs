@@ -1,5 +1,6 @@
 //! Reads the flow table. Only the programs write it, and they decide when a connection ends.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 
@@ -158,6 +159,20 @@ fn for_each(
     FlowTable::<[u8; 16]>::open(maps)?.for_each(now_ns, &timeouts, over, &mut visit)
 }
 
+/// Returns the connections of these endpoints, at most `most`, as words for `lb_sweep` that end
+/// them. `now_ns` must be a time before this call.
+pub(crate) fn of_backends(
+    maps: &MapHandles,
+    backends: &PerFamily<BTreeSet<u32>>,
+    (now_ns, most): (u64, usize),
+) -> io::Result<Vec<u64>> {
+    let timeouts = timeouts(maps)?;
+    let mut words = Vec::new();
+    FlowTable::<[u8; 4]>::open(maps)?.of_backends(&backends.v4, (now_ns, &timeouts, most), &mut words)?;
+    FlowTable::<[u8; 16]>::open(maps)?.of_backends(&backends.v6, (now_ns, &timeouts, most), &mut words)?;
+    Ok(words)
+}
+
 /// Makes all connections and session affinities older by some seconds, as if no packet had arrived.
 /// The programs must not be attached.
 pub fn age(maps: &MapHandles, seconds: u64) -> io::Result<()> {
@@ -206,7 +221,6 @@ impl<A: MapAddress> FlowTable<A> {
         over: &mut impl FnMut(u64),
         visit: &mut impl FnMut(FlowEntry),
     ) -> io::Result<()> {
-        let family = if A::FAMILY == IpFamily::V6 { sweep::V6 } else { 0 };
         for number in 0..self.records.capacity() {
             let flow = self.records.read(number)?;
             if flow.phase == flow_phase::CLAIMED {
@@ -215,10 +229,38 @@ impl<A: MapAddress> FlowTable<A> {
             if !flow.is_over(now_ns, timeouts) {
                 visit(FlowEntry::new(&flow));
             } else if flow.counted != counted::NONE {
-                over(u64::from(number) | u64::from(flow.generation) << 32 | family);
+                over(Self::word(number, flow.generation));
             }
         }
         Ok(())
+    }
+
+    fn of_backends(
+        &self,
+        backends: &BTreeSet<u32>,
+        (now_ns, timeouts, most): (u64, &FlowTimeouts, usize),
+        words: &mut Vec<u64>,
+    ) -> io::Result<()> {
+        if backends.is_empty() {
+            return Ok(());
+        }
+        for number in 0..self.records.capacity() {
+            if words.len() >= most {
+                break;
+            }
+            let flow = self.records.read(number)?;
+            let is_open = flow.phase != flow_phase::CLAIMED && !flow.is_over(now_ns, timeouts);
+            if is_open && backends.contains(&flow.backend_id) {
+                words.push(Self::word(number, flow.generation) | sweep::CUT);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns a record as a word for `lb_sweep`.
+    fn word(number: u32, generation: u16) -> u64 {
+        let family = if A::FAMILY == IpFamily::V6 { sweep::V6 } else { 0 };
+        u64::from(number) | u64::from(generation) << 32 | family
     }
 
     fn age(&self, seconds: u64) -> io::Result<()> {

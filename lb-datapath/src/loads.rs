@@ -1,6 +1,6 @@
 //! The maps `LOADS_V4` and `LOADS_V6`: the open connections of endpoints.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -130,6 +130,8 @@ pub struct DrainingEndpoints {
     pub busy: BTreeSet<(ServicePortId, SocketAddr)>,
     /// Those that have none any more.
     pub idle: BTreeSet<(ServicePortId, SocketAddr)>,
+    /// The backend ids of `busy`.
+    pub ids: BTreeMap<(ServicePortId, SocketAddr), u32>,
 }
 
 /// Returns the endpoints that drain.
@@ -146,8 +148,13 @@ pub fn draining(maps: &MapHandles) -> io::Result<DrainingEndpoints> {
             let name = names.get(&backend.service_id)?;
             let Some((service, _)) = name.as_ref().and_then(parse_service_name) else { continue };
             let is_idle = loads.read(id)?.connections() == Connections::default();
-            let list = if is_idle { &mut endpoints.idle } else { &mut endpoints.busy };
-            list.insert((service, backend.address));
+            let endpoint = (service, backend.address);
+            if is_idle {
+                endpoints.idle.insert(endpoint);
+            } else {
+                endpoints.ids.insert(endpoint.clone(), id);
+                endpoints.busy.insert(endpoint);
+            }
         }
     }
     Ok(endpoints)

@@ -194,8 +194,11 @@ fn count_flow<F: Maps>(number: u32, generation: u16) {
     }
 }
 
-/// Ends a connection that is over. The agent calls this for connections whose records no program
-/// has taken yet.
+/// The time at which every connection is over, for [`end_if_over`].
+pub const CUT: u64 = u64::MAX;
+
+/// Ends a connection that is over at `now`. The agent calls this for connections whose records no
+/// program has taken yet, and with [`CUT`] for those whose endpoint has drained for long enough.
 #[inline(always)]
 fn end_if_over<F: Events>(number: u32, generation: u16, now: u64) {
     let (Some(timeouts), Some(flow)) = (timeouts(), F::flows().get_ptr_mut(number)) else { return };
@@ -203,7 +206,8 @@ fn end_if_over<F: Events>(number: u32, generation: u16, now: u64) {
     if unsafe { (*flow).phase == flow_phase::CLAIMED || !(*flow).is_over(now, timeouts) } {
         return;
     }
-    if take::<F>(number, flow, generation, event_end::IDLE) {
+    let end = if now == CUT { event_end::DRAINED } else { event_end::IDLE };
+    if take::<F>(number, flow, generation, end) {
         // Packets may interrupt this program, so it does not use their working memory.
         // SAFETY: the record is this program's own now.
         let mut key = Aligned(unsafe { (*flow).request_key() });

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use lb_common::layout::scheduler;
 
@@ -163,6 +164,9 @@ pub struct Balancing {
     pub failover: bool,
     /// An endpoint that refuses clients or does not answer them is left out for a while.
     pub passive_health: bool,
+    /// The time after which the open connections to an endpoint that terminates, that has weight 0
+    /// or whose node drains are reset. `None`: they stay.
+    pub drain_timeout: Option<Duration>,
     /// Weights of the endpoints in a zone or on a node, by [`PlaceHash`], sorted.
     pub weights: Box<[(PlaceHash, Weight)]>,
 }

@@ -1,6 +1,7 @@
 //! Nodes that drain.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::balancing::PlaceHash;
 use crate::slice::Endpoint;
@@ -9,25 +10,29 @@ use crate::slice::Endpoint;
 pub const DRAIN_ANNOTATION: &str = "lb.sluice.dev/drain";
 
 /// A Node that is cordoned and has the annotation [`DRAIN_ANNOTATION`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NodeDrain;
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NodeDrain {
+    /// The time after which the open connections to its endpoints are reset. `None`: they stay.
+    pub limit: Option<Duration>,
+}
 
 /// The nodes that drain. Their endpoints get new connections only if no other endpoint can.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct DrainingNodes(BTreeSet<PlaceHash>);
+pub struct DrainingNodes(BTreeMap<PlaceHash, NodeDrain>);
 
 impl DrainingNodes {
     /// Adds or removes the node of this name. Returns whether that changes anything.
     pub fn set(&mut self, node: &str, drain: Option<NodeDrain>) -> bool {
         let node = PlaceHash::of(node);
-        match drain {
-            Some(NodeDrain) => self.0.insert(node),
+        let before = match drain {
+            Some(drain) => self.0.insert(node, drain),
             None => self.0.remove(&node),
-        }
+        };
+        before != drain
     }
 
-    /// Returns whether the endpoint runs on a node that drains.
-    pub fn contain(&self, endpoint: &Endpoint) -> bool {
-        endpoint.node.is_some_and(|node| self.0.contains(&node))
+    /// Returns the drain of the endpoint's node.
+    pub fn of(&self, endpoint: &Endpoint) -> Option<NodeDrain> {
+        self.0.get(&endpoint.node?).copied()
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use lb_model::{Algorithm, HashInput, IpFamily, Protocol, SourceRanges, Weight};
 
@@ -155,6 +156,9 @@ pub struct DesiredEndpoint {
     pub draining: bool,
     /// 0 only if the endpoint drains.
     pub weight: Weight,
+    /// The time after which the connections of an endpoint that drains are reset. `None`: they
+    /// stay.
+    pub drain_limit: Option<Duration>,
 }
 
 impl EndpointLists {

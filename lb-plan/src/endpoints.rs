@@ -3,9 +3,11 @@
 
 use std::cmp::Reverse;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use lb_model::{
-    Balancing, DrainingNodes, Endpoint, EndpointSlice, IpFamily, NodeHint, Protocol, ServicePort, Weight,
+    Balancing, DrainingNodes, Endpoint, EndpointSlice, IpFamily, NodeDrain, NodeHint, Protocol, ServicePort,
+    Weight,
 };
 
 use super::desired::{DesiredEndpoint, EndpointLists};
@@ -31,8 +33,8 @@ struct CandidateEndpoint<'a> {
     endpoint: &'a Endpoint,
     for_zone: Option<bool>,
     weight: Weight,
-    /// The node of the endpoint drains.
-    on_draining_node: bool,
+    /// The drain of the endpoint's node.
+    drain: Option<NodeDrain>,
 }
 
 impl CandidateEndpoint<'_> {
@@ -45,6 +47,16 @@ impl CandidateEndpoint<'_> {
     /// endpoint is ready (KEP-1669).
     fn is_fallback(&self) -> bool {
         self.endpoint.serving && self.endpoint.terminating && self.weight.get() > 0
+    }
+
+    /// Returns the time after which the connections of the endpoint are reset, if it terminates,
+    /// has weight 0 or is on a node that drains. An endpoint that drains for another reason (hints,
+    /// a failed probe) can get connections again, and keeps those that it has.
+    fn drain_limit(&self, balancing: &Balancing) -> Option<Duration> {
+        let leaves = self.endpoint.terminating || self.weight.get() == 0 || self.drain.is_some();
+        let of_service = balancing.drain_timeout.filter(|_| leaves);
+        let of_node = self.drain.and_then(|drain| drain.limit);
+        of_service.into_iter().chain(of_node).min()
     }
 
     /// Returns whether existing connections stay with the endpoint.
@@ -100,6 +112,7 @@ pub(super) fn select<'a>(
             local: candidate.endpoint.local,
             draining: drains,
             weight: candidate.weight,
+            drain_limit: if drains { candidate.drain_limit(balancing) } else { None },
         });
     }
     SelectedEndpoints { lists, reachable }
@@ -148,7 +161,7 @@ fn merge_slices<'a>(
                 endpoint,
                 for_zone: slice.for_zone(endpoint, nodes.zone),
                 weight: balancing.weight_of(endpoint.node, endpoint.zone, slice.weight),
-                on_draining_node: nodes.draining.contain(endpoint),
+                drain: nodes.draining.of(endpoint),
             }));
         }
     }
@@ -197,7 +210,7 @@ fn topology_mode(
 /// The endpoints on nodes that drain count as not ready, unless no others are ready. A node that
 /// drains still serves, as an endpoint that terminates may: both are better than a refusal.
 fn cluster_list(candidates: &[CandidateEndpoint<'_>]) -> Vec<bool> {
-    let stays = |candidate: &CandidateEndpoint<'_>| candidate.is_ready() && !candidate.on_draining_node;
+    let stays = |candidate: &CandidateEndpoint<'_>| candidate.is_ready() && candidate.drain.is_none();
     let some_stay = candidates.iter().any(stays);
     let is_ready =
         |candidate: &CandidateEndpoint<'_>| if some_stay { stays(candidate) } else { candidate.is_ready() };

@@ -141,7 +141,7 @@ fn event() -> impl Strategy<Value = SourceEvent> {
         4 => (name(), option::weighted(0.8, service())).prop_map(|(name, it)| SourceEvent::Service(name, it.map(Arc::new))),
         4 => (name(), option::weighted(0.8, slice())).prop_map(|(name, it)| SourceEvent::EndpointSlice(name, it.map(Arc::new))),
         1 => node().prop_map(SourceEvent::Node),
-        1 => (name(), option::of(Just(NodeDrain))).prop_map(|(name, drain)| SourceEvent::NodeDrain(name, drain)),
+        1 => (name(), option::of(Just(NodeDrain::default()))).prop_map(|(name, drain)| SourceEvent::NodeDrain(name, drain)),
         1 => report(),
     ]
 }

@@ -525,7 +525,7 @@ fn local_ready_addresses<'a>(
     let addresses: BTreeSet<_> = slices
         .filter(|slice| !slice.ports.is_empty())
         .flat_map(|slice| slice.endpoints.iter())
-        .filter(|endpoint| endpoint.local && endpoint.ready && !draining.contain(endpoint))
+        .filter(|endpoint| endpoint.local && endpoint.ready && draining.of(endpoint).is_none())
         .map(|endpoint| endpoint.address)
         .filter(|address| IpFamily::of(address) == family)
         .collect();

@@ -82,7 +82,11 @@ impl fmt::Display for DesiredEndpoint {
         if self.weight != Weight::DEFAULT {
             write!(f, " x{}", self.weight.get())?;
         }
-        f.write_str(if self.local { " (here)" } else { "" })
+        f.write_str(if self.local { " (here)" } else { "" })?;
+        match self.drain_limit {
+            Some(limit) => write!(f, " for {} s", limit.as_secs()),
+            None => Ok(()),
+        }
     }
 }
 

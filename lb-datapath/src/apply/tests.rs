@@ -108,6 +108,7 @@ fn lists(family: IpFamily, endpoints: &BTreeMap<u8, (bool, bool)>) -> EndpointLi
             local: *local,
             draining: *draining,
             weight: Weight::DEFAULT,
+            drain_limit: None,
         });
         if !draining {
             lists.cluster.push(index);

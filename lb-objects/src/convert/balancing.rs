@@ -1,7 +1,13 @@
 //! The annotations about the selection of endpoints. `docs/algorithms.md` describes them for users.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use lb_model::{Algorithm, Balancing, DRAIN_ANNOTATION, HashInput, PlaceHash, ProblemKind, Problems, Weight};
+use lb_model::{
+    Algorithm, Balancing, DRAIN_ANNOTATION, HashInput, NodeDrain, PlaceHash, ProblemKind, Problems, Weight,
+};
+
+use super::duration::parse_duration;
 
 /// The domain of all annotations that this proxy reads.
 const DOMAIN: &str = "lb.sluice.dev/";
@@ -10,6 +16,7 @@ const BALANCE: &str = "lb.sluice.dev/balance";
 const HASH: &str = "lb.sluice.dev/hash";
 const FAILOVER: &str = "lb.sluice.dev/failover";
 const PASSIVE_HEALTH: &str = "lb.sluice.dev/passive-health";
+const DRAIN_TIMEOUT: &str = "lb.sluice.dev/drain-timeout";
 const WEIGHTS: &str = "lb.sluice.dev/weights";
 const WEIGHT: &str = "lb.sluice.dev/weight";
 
@@ -18,7 +25,8 @@ const MOST_WEIGHTS: usize = 1_000;
 
 /// Returns the annotations of a Service. A value that is not valid has the effect of a missing one.
 pub(super) fn of_service(metadata: &ObjectMeta, problems: &mut Problems) -> Balancing {
-    report_unknown(metadata, &[ALGORITHM, BALANCE, HASH, FAILOVER, PASSIVE_HEALTH, WEIGHTS], problems);
+    let known = [ALGORITHM, BALANCE, HASH, FAILOVER, PASSIVE_HEALTH, DRAIN_TIMEOUT, WEIGHTS];
+    report_unknown(metadata, &known, problems);
     let algorithm = value(metadata, ALGORITHM).and_then(|text| algorithm(text, problems));
     let balance = value(metadata, BALANCE).and_then(|text| balance(text, algorithm, problems));
     let algorithm = algorithm.or(balance);
@@ -28,7 +36,8 @@ pub(super) fn of_service(metadata: &ObjectMeta, problems: &mut Problems) -> Bala
     let passive_health =
         value(metadata, PASSIVE_HEALTH).and_then(|text| on_or_off(PASSIVE_HEALTH, text, failover, problems));
     let passive_health = passive_health.unwrap_or(failover);
-    Balancing { algorithm, hash, failover, passive_health, weights }
+    let drain_timeout = value(metadata, DRAIN_TIMEOUT).and_then(|text| drain_timeout(text, problems));
+    Balancing { algorithm, hash, failover, passive_health, drain_timeout, weights }
 }
 
 /// Returns the weight of all endpoints of an EndpointSlice.
@@ -47,14 +56,38 @@ pub(super) fn slice_weight(metadata: &ObjectMeta, problems: &mut Problems) -> Op
     weight
 }
 
-/// Returns whether the annotation of a Node requests a drain.
-pub(super) fn node_drains(metadata: &ObjectMeta, problems: &mut Problems) -> bool {
+/// Returns the drain that the annotation of a Node requests.
+pub(super) fn node_drain(metadata: &ObjectMeta, problems: &mut Problems) -> Option<NodeDrain> {
     report_unknown(metadata, &[DRAIN_ANNOTATION], problems);
-    match value(metadata, DRAIN_ANNOTATION) {
-        None => false,
-        Some("") => true,
-        Some(text) => switch(DRAIN_ANNOTATION, text, problems),
+    let text = value(metadata, DRAIN_ANNOTATION)?;
+    match (text, parse_duration(text)) {
+        ("" | "true", _) => Some(NodeDrain::default()),
+        ("false", _) => None,
+        (_, Some(limit)) => Some(NodeDrain { limit: Some(limit) }),
+        (_, None) => {
+            problems.error(
+                ProblemKind::UnknownValue,
+                field(DRAIN_ANNOTATION),
+                format_args!("`{text}` is neither true or false nor a time limit of a week or less"),
+                "use true, or a time limit such as 90s, 10m or 1h30m; the node does not drain until then",
+            );
+            None
+        }
     }
+}
+
+/// Returns the time limit of drains.
+fn drain_timeout(text: &str, problems: &mut Problems) -> Option<Duration> {
+    let timeout = parse_duration(text);
+    if timeout.is_none() {
+        problems.error(
+            ProblemKind::UnknownValue,
+            field(DRAIN_TIMEOUT),
+            format_args!("`{text}` is not a time of a week or less"),
+            "use a time such as 90s, 10m or 1h30m; connections are not reset until then",
+        );
+    }
+    timeout
 }
 
 fn value<'a>(metadata: &'a ObjectMeta, annotation: &str) -> Option<&'a str> {

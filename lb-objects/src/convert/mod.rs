@@ -8,6 +8,7 @@ mod address;
 mod balancing;
 mod contradictions;
 mod converted;
+mod duration;
 mod ingress;
 mod node;
 mod secret;
@@ -16,6 +17,7 @@ mod service_cidr;
 mod slice;
 
 pub use converted::Converted;
+pub use duration::parse_duration;
 pub use ingress::{ingress, ingress_class};
 pub use node::{node, node_drain};
 pub use secret::secret;

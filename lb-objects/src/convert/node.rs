@@ -21,8 +21,8 @@ pub fn node(node: &v1::Node) -> Converted<Node> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let mut problems = Problems::of("Node", name);
     let spec = node.spec.as_ref();
-    let drains = balancing::node_drains(&node.metadata, &mut problems);
-    if drains && !is_cordoned(node) {
+    let drain = balancing::node_drain(&node.metadata, &mut problems);
+    if drain.is_some() && !is_cordoned(node) {
         problems.error(
             ProblemKind::Contradiction,
             format_args!("metadata.annotations[{DRAIN_ANNOTATION}]"),
@@ -48,8 +48,8 @@ pub fn node(node: &v1::Node) -> Converted<Node> {
 /// problems: [`node`] reports them.
 pub fn node_drain(node: &v1::Node) -> Converted<NodeDrain> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
-    let drains = is_cordoned(node) && balancing::node_drains(&node.metadata, &mut Problems::of("Node", name));
-    let value = drains.then_some(NodeDrain);
+    let drain = balancing::node_drain(&node.metadata, &mut Problems::of("Node", name));
+    let value = drain.filter(|_| is_cordoned(node));
     Converted { name: ObjectName::new("", name), value, problems: Vec::new() }
 }
 

@@ -37,7 +37,7 @@ use self::failover::{Failover, Servers};
 pub use self::ingress_status::{PublishedService, StatusWrite, write_ingress_status};
 pub use self::lease::{LeaseTimes, take_part};
 use self::listing::{Reader, Selector};
-pub use self::node_drain::{NodeDrainState, set_node_drain};
+pub use self::node_drain::{NodeDrainState, drain_annotation, set_node_drain};
 pub use self::secrets::watch_named_secrets;
 pub use self::watch::with_causes;
 use self::watch::{WatchSpec, run_watch};

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use lb_model::DRAIN_ANNOTATION;
+use lb_model::{DRAIN_ANNOTATION, NodeDrain};
 use serde_json::{Value, json};
 
 use crate::convert;
@@ -11,7 +11,7 @@ use crate::convert;
 /// The state of a Node after [`set_node_drain`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeDrainState {
-    pub drains: bool,
+    pub drain: Option<NodeDrain>,
     pub cordoned: bool,
 }
 
@@ -23,13 +23,14 @@ pub struct NodeDrainState {
 pub async fn set_node_drain(
     client: &Client,
     node: &str,
-    drains: bool,
+    drain: Option<NodeDrain>,
 ) -> kube::Result<Option<NodeDrainState>> {
     let nodes = Api::<Node>::all(client.clone());
-    let patch = Patch::Merge(node_drain_patch(drains));
-    match nodes.patch(node, &PatchParams::default(), &patch).await {
+    let patch = Patch::Merge(node_drain_patch(drain));
+    let manager = PatchParams { field_manager: Some("lb-drain".to_owned()), ..PatchParams::default() };
+    match nodes.patch(node, &manager, &patch).await {
         Ok(node) => Ok(Some(NodeDrainState {
-            drains: convert::node_drain(&node).value.is_some(),
+            drain: convert::node_drain(&node).value,
             cordoned: node.spec.is_some_and(|spec| spec.unschedulable == Some(true)),
         })),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
@@ -37,14 +38,18 @@ pub async fn set_node_drain(
     }
 }
 
+/// Returns the value of the annotation for a drain.
+pub fn drain_annotation(drain: NodeDrain) -> String {
+    drain.limit.map_or_else(|| "true".to_owned(), |limit| format!("{}s", limit.as_secs()))
+}
+
 /// Returns the fields of a Node that a drain changes.
-fn node_drain_patch(drains: bool) -> Value {
-    if drains {
-        json!({
-            "metadata": { "annotations": { DRAIN_ANNOTATION: "true" } },
+fn node_drain_patch(drain: Option<NodeDrain>) -> Value {
+    match drain {
+        Some(drain) => json!({
+            "metadata": { "annotations": { DRAIN_ANNOTATION: drain_annotation(drain) } },
             "spec": { "unschedulable": true },
-        })
-    } else {
-        json!({ "metadata": { "annotations": { DRAIN_ANNOTATION: null } } })
+        }),
+        None => json!({ "metadata": { "annotations": { DRAIN_ANNOTATION: null } } }),
     }
 }

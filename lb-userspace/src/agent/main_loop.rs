@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use lb_datapath::apply::MapUsage;
 use lb_datapath::{AttachError, Datapath, Drift, DriftKind, ServiceTables, monotonic_ns};
-use lb_model::{ObjectName, Problem, Protocol, Severity, SourceEvent, Trigger};
+use lb_model::{IpFamily, ObjectName, PerFamily, Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::WatchAges;
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use lb_plan::desired::ServicePortId;
@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 use super::api_address;
 use super::coalesce::Coalescer;
 use super::desired_host::{DesiredHost, device_choices, forwarded_by_kernel, known_networks};
+use super::drain_limits::DrainLimits;
 use super::drift::DriftReport;
 use super::error::AgentError;
 use super::full_maps::FullMaps;
@@ -30,6 +31,7 @@ use super::lock::{LockError, NodeLock};
 use super::logging;
 use super::reconciler::{ReconcileOutcome, Reconciler};
 use super::reload::{Reload, Reloaded};
+use super::stale_sockets::Overdue;
 use super::stop::Stop;
 use crate::config::{Config, ForwardMode, TerminateSockets};
 use crate::node::NodeState;
@@ -81,6 +83,9 @@ pub struct MainLoop {
     pub flow_maps: Vec<MapUsage>,
     /// The endpoints that drain and had connections when the flow table was read last.
     pub draining: BTreeSet<(ServicePortId, SocketAddr)>,
+    pub drain_limits: DrainLimits,
+    /// The endpoints whose sockets are to be closed.
+    pub overdue: Overdue,
     /// The endpoints that were left out when the flow table was read last.
     pub left_out: BTreeSet<(ServicePortId, SocketAddr)>,
     pub full_maps: FullMaps,
@@ -121,6 +126,7 @@ impl MainLoop {
                 Ok(()) = self.namespaces.addresses.changed() => self.apply_host_state(),
                 _ = tick.tick() => {
                     self.tick();
+                    self.cut_newly_overdue();
                     self.audit_services();
                     if self.drift.is_due(Instant::now()) {
                         self.repair_drift()?;
@@ -226,6 +232,11 @@ impl MainLoop {
         }
         self.close_stale_sockets(&outcome);
         let changes = outcome.changes;
+        if self.drain_limits.update(&changes.changed, &changes.removed, Instant::now()) {
+            // The sockets of an endpoint whose drain has ended must stay. The next sweep finds the
+            // endpoints that are still overdue.
+            self.set_overdue(PerFamily::default());
+        }
         let host_depends =
             changes.node_changed || changes.service_cidrs_changed || changes.other_proxies_changed;
         if host_depends || changes.complete {
@@ -419,6 +430,7 @@ impl MainLoop {
                 self.metrics.set_flows(usage.open, usage.half_open);
                 self.flow_maps = usage.maps;
                 self.report_drained();
+                self.cut_overdue();
                 self.report_left_out();
                 debug!(open = usage.open, half_open = usage.half_open, "read the flow table");
             }
@@ -452,6 +464,49 @@ impl MainLoop {
             self.record(ObjectWarning::drained, service, note);
         }
         self.draining = endpoints.busy;
+    }
+
+    /// Resets the connections of endpoints whose time limit has just passed.
+    fn cut_newly_overdue(&mut self) {
+        let passed = self.drain_limits.report(Instant::now());
+        for (service, endpoint) in &passed {
+            info!("endpoint {endpoint} of {service} has drained for its time limit: connections are reset");
+        }
+        if !passed.is_empty() {
+            self.cut_overdue();
+        }
+    }
+
+    /// Resets the connections of all endpoints whose time limit has passed. Each call ends a
+    /// limited number of them. The next sweep ends the others.
+    fn cut_overdue(&mut self) {
+        let mut backends = PerFamily::<BTreeSet<u32>>::default();
+        let mut endpoints = self.drain_limits.overdue(Instant::now()).peekable();
+        if endpoints.peek().is_some() {
+            let ids = match self.datapath.draining_endpoints() {
+                Ok(draining) => draining.ids,
+                Err(error) => return warn!("cannot read the connections of endpoints: {error}"),
+            };
+            for endpoint in endpoints {
+                if let Some(id) = ids.get(&endpoint) {
+                    backends[IpFamily::of(&endpoint.1.ip())].insert(*id);
+                }
+            }
+        }
+        let any = !backends.v4.is_empty() || !backends.v6.is_empty();
+        self.set_overdue(backends.clone());
+        if any {
+            match self.datapath.cut_connections(&backends) {
+                Ok(cut) => self.metrics.cut(cut),
+                Err(error) => warn!("cannot reset connections to endpoints that have drained: {error}"),
+            }
+            self.namespaces.visit();
+        }
+    }
+
+    /// Sets the endpoints whose sockets the thread of the namespaces closes in its next visits.
+    fn set_overdue(&self, backends: PerFamily<BTreeSet<u32>>) {
+        *self.overdue.lock().unwrap_or_else(PoisonError::into_inner) = backends;
     }
 
     /// Reports endpoints that are left out, and those that answer again.

@@ -24,6 +24,7 @@
 mod api_address;
 mod coalesce;
 mod desired_host;
+mod drain_limits;
 mod drift;
 mod error;
 mod full_maps;

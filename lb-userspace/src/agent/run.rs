@@ -24,11 +24,9 @@ use super::options::{GRACE, load_options, planner_settings};
 use super::reconciler::Reconciler;
 use super::reload::{ReadAgain, Reload};
 use super::source::Source;
-use super::stale_sockets::StaleSockets;
+use super::stale_sockets::{Overdue, StaleSockets};
 use super::stop::Stop;
-use crate::config::{
-    AgentArgs, Config, DatapathLogLevel, ForwardMode, IgnoredField, SocketHooks, TerminateSockets,
-};
+use crate::config::{AgentArgs, Config, DatapathLogLevel, ForwardMode, IgnoredField, SocketHooks};
 use crate::node;
 use crate::node::namespaces::follow::{Follower, follow};
 use crate::node::sysctl::{Change, Sysctls};
@@ -92,7 +90,8 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
     })));
     tokio::spawn(serve::serve_diagnostics(diagnostics, metrics.clone(), in_force));
     let service_health = serve_health_checks(state, recorder.clone());
-    let namespaces = follow_namespaces(config, &datapath).map_err(AgentError::Namespaces)?;
+    let overdue = Overdue::default();
+    let namespaces = follow_namespaces(config, &datapath, overdue.clone()).map_err(AgentError::Namespaces)?;
 
     MainLoop {
         config: config.clone(),
@@ -118,6 +117,8 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
         by_kernel: None,
         flow_maps: Vec::new(),
         draining: BTreeSet::new(),
+        drain_limits: Default::default(),
+        overdue,
         left_out: BTreeSet::new(),
         full_maps: Default::default(),
     }
@@ -277,8 +278,7 @@ fn serve_health_checks(
 }
 
 /// Starts the thread that reads the network namespaces of this node and closes stale sockets.
-fn follow_namespaces(config: &Config, datapath: &Datapath) -> std::io::Result<Follower> {
-    let close_tcp = config.terminate_sockets == TerminateSockets::All;
-    let visitor = StaleSockets::new(datapath.endpoints()?, close_tcp);
+fn follow_namespaces(config: &Config, datapath: &Datapath, overdue: Overdue) -> std::io::Result<Follower> {
+    let visitor = StaleSockets::new(datapath.endpoints()?, config.terminate_sockets, overdue);
     follow(config.netns_dir.clone(), visitor)
 }

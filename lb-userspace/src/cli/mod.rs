@@ -97,7 +97,8 @@ pub enum Command {
     /// Move new connections away from the endpoints of a node
     ///
     /// It cordons the Node and annotates it with lb.sluice.dev/drain. On every node, new
-    /// connections go to endpoints on other nodes then. Open connections stay.
+    /// connections go to endpoints on other nodes then. Open connections stay, or are reset after
+    /// a time limit.
     #[command(after_help = DRAIN_EXAMPLES)]
     Drain(drain::DrainArgs),
     /// Report what a move from ingress-nginx changes: for each Ingress, what is taken over, what
@@ -134,6 +135,7 @@ pub enum Command {
 const DRAIN_EXAMPLES: &str = "\
 Examples:
   lb drain --node worker-7                      Drain a node of the cluster
+  lb drain --node worker-7 --timeout 10m        The same, and reset what is open after ten minutes
   lb drain --node worker-7 --off                End the drain
   lb drain --node worker-7 --manifests ./web    Print the Node to write, for agents without a cluster";
 

@@ -67,6 +67,8 @@ struct Values {
     watches: Vec<(&'static str, Duration)>,
     /// Endpoints that have drained.
     drained: u64,
+    /// Connections that were reset after the time limit of a drain.
+    cut: u64,
     /// Endpoints that are left out.
     left_out: usize,
 }
@@ -186,6 +188,11 @@ impl Metrics {
         self.values().drained += 1;
     }
 
+    /// Counts connections that were reset because their endpoint has drained for its time limit.
+    pub fn cut(&self, connections: usize) {
+        self.values().cut += connections as u64;
+    }
+
     pub fn set_flows(&self, open: usize, half_open: usize) {
         let mut values = self.values();
         values.open_flows = open;
@@ -282,6 +289,11 @@ impl Collector for Metrics {
             "sluice_drained_endpoints",
             "Endpoints that drained until their last connection through this node ended",
             values.drained,
+        )?;
+        writer.counter(
+            "sluice_drain_resets",
+            "Translated connections that were reset because their endpoint drained for its time limit",
+            values.cut,
         )?;
         writer.gauge(
             "sluice_left_out_endpoints",

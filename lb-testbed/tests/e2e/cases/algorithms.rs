@@ -230,6 +230,41 @@ fn new_connections_avoid_the_second_node(world: &World, service: &Exposed, famil
     Ok(())
 }
 
+/// An endpoint drains with a time limit. When the limit has passed, its connections are reset:
+/// those of packets and those of sockets. The connections to the other endpoint stay.
+pub fn a_time_limit_ends_a_drain(world: &mut World, family: Family) -> Result<()> {
+    let service = Exposed::publish(world, "Cluster", &[1, 3], |object| annotate(object, "algorithm", "rr"))?;
+    service.wait_until_programmed(world)?;
+    let mut held = Vec::new();
+    for (client, kind) in [(world.client(), "NodePort"), (&world.pod(2).host, "ClusterIP")] {
+        let target = service.address(kind, world, family, To::Http);
+        for _ in 0..2 {
+            held.push(client.hold_many(1, target)?);
+        }
+    }
+    service.write(world, "Cluster", &[1, 3], |object| {
+        annotate(object, "algorithm", "rr");
+        annotate(object, "weights", "node2=0");
+        annotate(object, "drain-timeout", "1s");
+    })?;
+    eventually(|| {
+        let mut open = Vec::new();
+        for connection in &mut held {
+            let pod = connection.request()?.result.ok().map(|answer| answer.greeting.pod);
+            open.push(pod.unwrap_or_else(|| "reset".to_owned()));
+        }
+        for of_client in open.chunks_mut(2) {
+            of_client.sort_unstable();
+            ensure!(of_client == ["pod1", "reset"], "{of_client:?}");
+        }
+        Ok(())
+    })?;
+    let resets = metric(world.node(0), "sluice_drain_resets_total", "")?;
+    ensure!(resets >= 1.0, "{resets} connections were reset");
+    let target = service.address("NodePort", world, family, To::Http);
+    answered_by(&world.client().get(&[target], 4)?, &[1])
+}
+
 /// Writes the Nodes. The second one drains if `drains`.
 fn write_nodes(world: &World, drains: bool) -> Result<()> {
     let mut nodes = [0, 1].map(|number| manifests::node(world.node(number)));
