@@ -18,6 +18,8 @@ mod vm;
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -60,6 +62,9 @@ const DEFAULT: [&str; 3] = ["5.10", "6.1", NEWEST];
 const DEFAULT_AARCH64: [&str; 1] = ["6.1"];
 /// Series that `--all-kernels` tests.
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", NEWEST];
+
+/// Machines that run side by side. The cases of a machine mostly keep one processor busy.
+const MACHINES: usize = 2;
 
 /// Generated packets of each kind and mode. The 50,000 of a real processor would take an hour.
 const GENERATED_PACKETS: &str = "900";
@@ -186,15 +191,15 @@ fn test(options: &Options) -> Result<Tally> {
         resume: options.resume,
         end: options.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes)),
     };
-    let mut tally = Tally::default();
-    let mut rows = Vec::new();
-    for series in series {
-        let kernel = debian::provide(&cache, options.arch, series, options.refresh)?;
+    let groups = groups(options, &built);
+    let provide = |series: &&str| debian::provide(&cache, options.arch, series, options.refresh);
+    let kernels: Vec<_> = series.iter().map(provide).collect::<Result<_>>()?;
+    let results = side_by_side(&kernels, |index, kernel| {
         report(task::KERNELS, &format!("Linux {}", kernel.release));
         let guest = Guest {
             machine: &machine,
-            kernel: &kernel,
-            series,
+            kernel,
+            series: series[index],
             task: GuestTask {
                 release: kernel.release.clone(),
                 modules: kernel.modules(),
@@ -205,24 +210,26 @@ fn test(options: &Options) -> Result<Tally> {
                 without: options.without.clone(),
                 steps: Vec::new(),
             },
-            folder: cache.join(options.arch.folder("runs")).join(series),
+            folder: cache.join(options.arch.folder("runs")).join(series[index]),
         };
         if !options.command.is_empty() {
             let run = guest.boot(&guest.folder, &given(options))?;
             let has_failed = run.steps.iter().any(|step| step.code != Some(0));
+            let mut tally = Tally::default();
             tally.count(run.trouble.is_none() && !has_failed);
-            continue;
+            return Ok((tally, None));
         }
-        let groups = groups(options, &built);
         let row = if groups.is_empty() {
             let run = guest.boot(&guest.folder, &steps(options, &built))?;
-            Row::read(&kernel.release, series, &run)
+            Row::read(&kernel.release, guest.series, &run)
         } else {
             boots::run(&guest, &built.listing(), &groups, &built.folder, &extent)?
         };
-        tally = tally + row.tally();
-        rows.push(row);
-    }
+        Ok((row.tally(), Some(row)))
+    });
+    let (tallies, rows): (Vec<_>, Vec<_>) = results.into_iter().collect::<Result<_>>()?;
+    let mut tally = tallies.into_iter().fold(Tally::default(), |sum, tally| sum + tally);
+    let rows: Vec<Row> = rows.into_iter().flatten().collect();
     if options.command.is_empty() {
         let limits = table::limits()?;
         for problem in table::excesses(&rows, &limits).into_iter().chain(table::shortfalls(&rows)) {
@@ -236,6 +243,28 @@ fn test(options: &Options) -> Result<Tally> {
         }
     }
     Ok(tally)
+}
+
+/// Returns the results of `work` for all items and their indices, in the order of the items.
+fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(usize, &T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let work_on_some = || {
+        let mut results = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(index) else { return results };
+            results.push((index, work(index, item)));
+        }
+    };
+    let mut results: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..MACHINES).map(|_| scope.spawn(work_on_some)).collect();
+        let joined = |thread: thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().flat_map(joined).collect()
+    });
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Returns the programs and components that the machine must have.
