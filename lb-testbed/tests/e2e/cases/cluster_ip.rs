@@ -100,14 +100,17 @@ pub fn of_a_local_process(world: &mut World, family: Family) -> Result<()> {
             IpAddr::V4(ip) => local.v4 = ip,
             IpAddr::V6(ip) => local.v6 = ip,
         }
-        node.place.ip(&format!("address add {ip} dev lo"))?;
+        // Without this the kernel hands the address to no server for a moment.
+        let at_once = if ip.is_ipv6() { "nodad" } else { "" };
+        node.place.ip(&format!("address add {ip} dev lo {at_once}"))?;
     }
     let server = local.serve_at("pod1", &Listen { http: vec![target.port()], ..Listen::default() });
     let served = [&pod, &node].map(|host| eventually(|| answered_by(&host.get(&[target], 2)?, &[1])));
-    drop(server);
+    let started = server.map(drop);
     for family in Family::BOTH {
         node.place.ip(&format!("address delete {} dev lo", service.cluster_ip(family, To::Http).ip()))?;
     }
+    started?;
     served.into_iter().collect::<Result<()>>()?;
     eventually(|| answered_by(&pod.get(&[target], 2)?, &[3]))
 }
