@@ -54,46 +54,54 @@ impl Endpoints {
     }
 
     /// Returns the sockets that are connected through a Service to one of these endpoints, by their
-    /// cookie, at most `most`.
+    /// cookie, at most `most`. An endpoint whose drain has ended has none.
     pub fn sockets_of(
         &self,
         backends: &PerFamily<BTreeSet<u32>>,
         most: usize,
     ) -> io::Result<HashMap<u64, ConnectedPeer>> {
         let connected = |peer: &ConnectedPeer| {
-            IpFamily::BOTH
-                .into_iter()
-                .any(|family| backends[family].contains(&peer.backend_id) && self.is_endpoint(family, peer))
+            IpFamily::BOTH.into_iter().any(|family| {
+                backends[family].contains(&peer.backend_id)
+                    && self.flags(family, peer).is_some_and(|flags| flags & ELIGIBLE == 0)
+            })
         };
+        // The flags are read after the list of sockets, and an endpoint has its flags before it
+        // gets connections again: no socket in the list is newer than the drain.
         Ok(self.sockets()?.into_iter().filter(|(_, peer)| connected(peer)).take(most).collect())
     }
 
     /// Returns whether the Service port still has the endpoint, ready or draining.
     fn serves(&self, peer: &ConnectedPeer) -> bool {
-        IpFamily::BOTH.into_iter().any(|family| self.is_endpoint(family, peer))
+        IpFamily::BOTH.into_iter().any(|family| self.flags(family, peer).is_some())
     }
 
-    /// Returns whether the Service port still has the endpoint, and the endpoint has this family.
+    /// Returns the flags of the endpoint, if the Service port still has it and it has this family.
     /// The entry does not contain the family of the socket: an IPv4 address is in the first four
     /// bytes, or is mapped.
-    fn is_endpoint(&self, family: IpFamily, peer: &ConnectedPeer) -> bool {
+    fn flags(&self, family: IpFamily, peer: &ConnectedPeer) -> Option<u16> {
         let [a, b, c, d, ..] = peer.backend_addr;
         let v6 = Ipv6Addr::from(peer.backend_addr);
         match family {
-            IpFamily::V4 => {
-                is(&self.v4, peer, [a, b, c, d])
-                    || v6.to_ipv4_mapped().is_some_and(|v4| is(&self.v4, peer, v4.octets()))
-            }
-            IpFamily::V6 => is(&self.v6, peer, v6.octets()),
+            IpFamily::V4 => flags(&self.v4, peer, [a, b, c, d])
+                .or_else(|| flags(&self.v4, peer, v6.to_ipv4_mapped()?.octets())),
+            IpFamily::V6 => flags(&self.v6, peer, v6.octets()),
         }
     }
 }
 
-/// Returns whether a backend is still the endpoint at this address. If the agent writes the entry
-/// at this moment, the old endpoint was removed before.
-fn is<A: MapAddress + PartialEq>(backends: &ArrayTable<Backend<A>>, peer: &ConnectedPeer, addr: A) -> bool {
-    backends.read(peer.backend_id).is_ok_and(|backend| {
-        backend.flags & backend_flags::PRESENT != 0
-            && (backend.addr, backend.port, backend.service_id) == (addr, peer.backend_port, peer.service_id)
-    })
+/// The flags of an endpoint that gets new connections.
+const ELIGIBLE: u16 = backend_flags::IN_CLUSTER | backend_flags::IN_LOCAL;
+
+/// Returns the flags of a backend if it is still the endpoint at this address. If the agent writes
+/// the entry at this moment, the old endpoint was removed before.
+fn flags<A: MapAddress + PartialEq>(
+    backends: &ArrayTable<Backend<A>>,
+    peer: &ConnectedPeer,
+    addr: A,
+) -> Option<u16> {
+    let backend = backends.read(peer.backend_id).ok()?;
+    let is_same = backend.flags & backend_flags::PRESENT != 0
+        && (backend.addr, backend.port, backend.service_id) == (addr, peer.backend_port, peer.service_id);
+    is_same.then_some(backend.flags)
 }

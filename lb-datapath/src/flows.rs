@@ -249,7 +249,9 @@ impl<A: MapAddress> FlowTable<A> {
                 break;
             }
             let flow = self.records.read(number)?;
-            let is_open = flow.phase != flow_phase::CLAIMED && !flow.is_over(now_ns, timeouts);
+            let is_open = flow.phase != flow_phase::CLAIMED
+                && !flow.is_over(now_ns, timeouts)
+                && !flow.state().has_ended();
             if is_open && backends.contains(&flow.backend_id) {
                 words.push(Self::word(number, flow.generation) | sweep::CUT);
             }

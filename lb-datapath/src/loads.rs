@@ -127,11 +127,9 @@ fn add(sum: &mut Connections, connections: Connections) {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DrainingEndpoints {
     /// Those that have connections.
-    pub busy: BTreeSet<(ServicePortId, SocketAddr)>,
+    pub busy: BTreeMap<(ServicePortId, SocketAddr), u32>,
     /// Those that have none any more.
     pub idle: BTreeSet<(ServicePortId, SocketAddr)>,
-    /// The backend ids of `busy`.
-    pub ids: BTreeMap<(ServicePortId, SocketAddr), u32>,
 }
 
 /// Returns the endpoints that drain.
@@ -152,8 +150,7 @@ pub fn draining(maps: &MapHandles) -> io::Result<DrainingEndpoints> {
             if is_idle {
                 endpoints.idle.insert(endpoint);
             } else {
-                endpoints.ids.insert(endpoint.clone(), id);
-                endpoints.busy.insert(endpoint);
+                endpoints.busy.insert(endpoint, id);
             }
         }
     }

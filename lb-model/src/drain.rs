@@ -31,6 +31,11 @@ impl DrainingNodes {
         before != drain
     }
 
+    /// Returns the drain of the node of this name.
+    pub fn get(&self, node: &str) -> Option<NodeDrain> {
+        self.0.get(&PlaceHash::of(node)).copied()
+    }
+
     /// Returns the drain of the endpoint's node.
     pub fn of(&self, endpoint: &Endpoint) -> Option<NodeDrain> {
         self.0.get(&endpoint.node?).copied()

@@ -44,12 +44,11 @@ pub enum ProblemSource {
     Object(&'static str, ObjectName),
     /// A file or folder of manifests.
     File(Arc<Path>),
-    /// The watch of a resource, as RBAC rules name it (such as `services`).
-    Watch(&'static str),
+    Watch(WatchedResource),
 }
 
 /// A resource that a source watches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum WatchedResource {
     Services,
@@ -61,8 +60,9 @@ pub enum WatchedResource {
     Ingresses,
     IngressClasses,
     Secrets,
-    /// The Nodes with `spec.unschedulable`. Few nodes are cordoned at a time, and a Node changes
-    /// with every heartbeat: an agent that watched all Nodes would receive all heartbeats.
+    /// The Nodes with `spec.unschedulable`. Few nodes are cordoned at a time. The kubelet writes
+    /// the status of each Node every five minutes: an agent that watched all Nodes would receive
+    /// all of that.
     CordonedNodes,
 }
 

@@ -375,6 +375,10 @@ impl Planner {
     }
 
     fn set_drain(&mut self, node: &ObjectName, drain: Option<NodeDrain>, before: &mut Snapshot) {
+        // A Node changes often, its drain seldom.
+        if self.draining.get(node.name()) == drain {
+            return;
+        }
         let place = Some(PlaceHash::of(node.name()));
         for (service, slices) in &self.slices {
             let mut endpoints = slices.iter().flat_map(|(_, slice)| slice.endpoints.iter());

@@ -68,7 +68,7 @@ pub(super) fn node_drain(metadata: &ObjectMeta, problems: &mut Problems) -> Opti
             problems.error(
                 ProblemKind::UnknownValue,
                 field(DRAIN_ANNOTATION),
-                format_args!("`{text}` is neither true or false nor a time limit of a week or less"),
+                format_args!("`{text}` is neither true, nor false, nor a time of a week or less"),
                 "use true, or a time limit such as 90s, 10m or 1h30m; the node does not drain until then",
             );
             None

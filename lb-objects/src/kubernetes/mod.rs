@@ -255,7 +255,7 @@ fn node() -> WatchSpec<Convert<ApiNode, Node>, MakeEvent<Node>> {
 fn node_drains() -> WatchSpec<Convert<ApiNode, NodeDrain>, MakeEvent<NodeDrain>> {
     WatchSpec {
         resource: WatchedResource::CordonedNodes,
-        plural: "nodes that are cordoned",
+        plural: "nodes",
         singular: "Node",
         optional: false,
         convert: convert::node_drain,

@@ -170,8 +170,9 @@ impl<'a, C, E> ObjectWatch<'a, C, E> {
         let Converted { name, value, problems } = (self.spec.convert)(&object);
         drop(object);
         self.report_problems(&name, problems).await?;
-        if value.is_some() || self.sent.contains(&name) {
-            self.sent.insert(name.clone());
+        let was_sent =
+            if value.is_some() { !self.sent.insert(name.clone()) } else { self.sent.remove(&name) };
+        if value.is_some() || was_sent {
             self.send((self.spec.make_event)(name.clone(), value)).await?;
         }
         Ok(name)
@@ -216,7 +217,7 @@ impl<'a, C, E> ObjectWatch<'a, C, E> {
         }
         let previous = self.failure.replace(WatchFailure { code, last: Instant::now() });
         if previous.is_none_or(|previous| previous.code != code) {
-            let source = ProblemSource::Watch(self.spec.plural);
+            let source = ProblemSource::Watch(self.spec.resource);
             let problem = problem(error, code, self.spec.plural);
             self.send(SourceEvent::Report(source, vec![problem])).await?;
         }
@@ -228,7 +229,7 @@ impl<'a, C, E> ObjectWatch<'a, C, E> {
 
     async fn report_recovery(&mut self) -> Result<(), Closed> {
         if self.failure.take().is_some() {
-            let source = ProblemSource::Watch(self.spec.plural);
+            let source = ProblemSource::Watch(self.spec.resource);
             self.send(SourceEvent::Report(source, Vec::new())).await?;
         }
         Ok(())
@@ -437,7 +438,7 @@ mod tests {
         let forbidden = || watcher::Error::InitialListFailed(refused(403, "services is forbidden"));
         assert_eq!(
             case.handle(Err(forbidden())).await,
-            ["Watch(\"services\"): [\"cannot list services: services is forbidden: grant the \
+            ["Watch(Services): [\"cannot list services: services is forbidden: grant the \
                  agent's account the verbs list and watch on services (see the ClusterRole in \
                  deploy/)\"]"]
         );
@@ -448,10 +449,7 @@ mod tests {
             lines.len() == 1 && lines[0].contains("etcd is away: check that the API server is reachable"),
             "{lines:?}"
         );
-        assert_eq!(
-            case.handle_all(vec![Init, InitDone]).await,
-            ["Synced(Services)", "Watch(\"services\"): []"]
-        );
+        assert_eq!(case.handle_all(vec![Init, InitDone]).await, ["Synced(Services)", "Watch(Services): []"]);
     }
 
     #[tokio::test]

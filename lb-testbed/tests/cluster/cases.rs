@@ -161,8 +161,10 @@ fn a_node_drains_by_command(world: &mut World) -> Result<()> {
     };
     let text = drain(world, &name, &[])?;
     ensure!(text.contains("is cordoned and drains"), "{text}");
-    world.wait_until_served(&service, &[1])?;
+    let drained = world.wait_until_served(&service, &[1]);
+    // Also after a failure: other cases use the node.
     let text = drain(world, &name, &["--off"])?;
+    drained?;
     ensure!(text.contains(&format!("kubectl uncordon {name}")), "{text}");
     world.wait_until_served(&service, &[1, 3])?;
     // The Node stays cordoned, which affects no other case.

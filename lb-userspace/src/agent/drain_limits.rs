@@ -50,8 +50,10 @@ impl DrainLimits {
             let drains: BTreeMap<_, _> = endpoints
                 .filter_map(|endpoint| {
                     let limit = endpoint.drain_limit?;
-                    let since = before.remove(&endpoint.address).map_or(now, |drain| drain.since);
-                    Some((endpoint.address, Drain { since, limit, reported: false }))
+                    let known = before.remove(&endpoint.address);
+                    let since = known.as_ref().map_or(now, |drain| drain.since);
+                    let reported = known.is_some_and(|drain| drain.reported && drain.limit == limit);
+                    Some((endpoint.address, Drain { since, limit, reported }))
                 })
                 .collect();
             if !drains.is_empty() {
@@ -132,6 +134,7 @@ mod tests {
         assert!(limits.update(&[port([Some(10), Some(10)])], &[], at(5)));
         assert_eq!(last(limits.report(at(9))), [""; 0]);
         assert_eq!(last(limits.report(at(10))), ["10.0.0.1"]);
+        limits.update(&[port([Some(10), Some(10)])], &[], at(11));
         assert_eq!(last(limits.report(at(11))), [""; 0], "reported once");
         assert_eq!(last(limits.report(at(15))), ["10.0.0.2"]);
         assert_eq!(last(limits.overdue(at(15)).collect()), ["10.0.0.1", "10.0.0.2"]);

@@ -463,14 +463,17 @@ impl MainLoop {
             self.metrics.drained();
             self.record(ObjectWarning::drained, service, note);
         }
-        self.draining = endpoints.busy;
+        self.draining = endpoints.busy.into_keys().collect();
     }
 
     /// Resets the connections of endpoints whose time limit has just passed.
     fn cut_newly_overdue(&mut self) {
         let passed = self.drain_limits.report(Instant::now());
         for (service, endpoint) in &passed {
-            info!("endpoint {endpoint} of {service} has drained for its time limit: connections are reset");
+            info!(
+                "endpoint {endpoint} of {service} has drained for its time limit: \
+                 the connections that it still has are reset"
+            );
         }
         if !passed.is_empty() {
             self.cut_overdue();
@@ -484,7 +487,7 @@ impl MainLoop {
         let mut endpoints = self.drain_limits.overdue(Instant::now()).peekable();
         if endpoints.peek().is_some() {
             let ids = match self.datapath.draining_endpoints() {
-                Ok(draining) => draining.ids,
+                Ok(draining) => draining.busy,
                 Err(error) => return warn!("cannot read the connections of endpoints: {error}"),
             };
             for endpoint in endpoints {

@@ -39,7 +39,9 @@ pub struct DrainArgs {
 pub enum DrainError {
     #[error(transparent)]
     Kubernetes(#[from] KubernetesError),
-    #[error("cannot change Node {node}: {}: the command needs the verb patch on nodes", with_causes(source))]
+    #[error("cannot change Node {node}: {}: grant your account the verb patch on nodes", with_causes(source))]
+    Forbidden { node: String, source: Box<kube::Error> },
+    #[error("cannot change Node {node}: {}", with_causes(source))]
     Api { node: String, source: Box<kube::Error> },
     #[error("there is no Node {0}: `kubectl get nodes` lists their names")]
     NoNode(String),
@@ -53,7 +55,13 @@ impl DrainArgs {
         }
         let client = kubernetes::connect(self.kubeconfig.as_deref(), &[], WatchAges::default()).await?.client;
         let changed = kubernetes::set_node_drain(&client, &self.node, self.drain()).await;
-        let failed = |error| DrainError::Api { node: self.node.clone(), source: Box::new(error) };
+        let failed = |error| {
+            let (node, source) = (self.node.clone(), Box::new(error));
+            match &*source {
+                kube::Error::Api(status) if status.is_forbidden() => DrainError::Forbidden { node, source },
+                _ => DrainError::Api { node, source },
+            }
+        };
         let state = changed.map_err(failed)?.ok_or_else(|| DrainError::NoNode(self.node.clone()))?;
         Ok(self.outcome(state))
     }

@@ -292,7 +292,7 @@ impl Collector for Metrics {
         )?;
         writer.counter(
             "sluice_drain_resets",
-            "Translated connections that were reset because their endpoint drained for its time limit",
+            "Translated connections that were ended because their endpoint drained for its time limit",
             values.cut,
         )?;
         writer.gauge(

@@ -242,6 +242,8 @@ pub fn a_time_limit_ends_a_drain(world: &mut World, family: Family) -> Result<()
             held.push(client.hold_many(1, target)?);
         }
     }
+    let resets = |world: &World| metric(world.node(0), "sluice_drain_resets_total", "");
+    let before = resets(world)?;
     service.write(world, "Cluster", &[1, 3], |object| {
         annotate(object, "algorithm", "rr");
         annotate(object, "weights", "node2=0");
@@ -259,8 +261,8 @@ pub fn a_time_limit_ends_a_drain(world: &mut World, family: Family) -> Result<()
         }
         Ok(())
     })?;
-    let resets = metric(world.node(0), "sluice_drain_resets_total", "")?;
-    ensure!(resets >= 1.0, "{resets} connections were reset");
+    let cut = resets(world)? - before;
+    ensure!(cut >= 1.0, "{cut} connections were reset");
     let target = service.address("NodePort", world, family, To::Http);
     answered_by(&world.client().get(&[target], 4)?, &[1])
 }
