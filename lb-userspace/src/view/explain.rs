@@ -459,10 +459,10 @@ impl Explanation {
             None => {}
         }
         for OtherProgram { program, hook, device, runs_first } in &self.others {
-            let order = if *runs_first {
-                "before the programs of Sluice, and can take the packet"
-            } else {
-                "after the program of Sluice"
+            let order = match (*hook, *runs_first) {
+                ("XDP", _) => "before the program of Sluice, and can take the packet",
+                (_, true) => "before the tc program of Sluice, and can take packets that reach tc",
+                (_, false) => "after the tc program of Sluice",
             };
             line("OTHERS", format!("{program}, at {hook} of {device}: runs {order}"));
         }
@@ -555,11 +555,11 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "OTHERS     xdp_dispatcher, at XDP of eth0: runs before the programs of Sluice, and can take \
+                "OTHERS     xdp_dispatcher, at XDP of eth0: runs before the program of Sluice, and can take \
                  the packet",
-                "OTHERS     guard, at tc ingress of eth0: runs before the programs of Sluice, and can take the \
-                 packet",
-                "OTHERS     cil_from_netdev, at tc ingress of eth0: runs after the program of Sluice",
+                "OTHERS     guard, at tc ingress of eth0: runs before the tc program of Sluice, and can take \
+                 packets that reach tc",
+                "OTHERS     cil_from_netdev, at tc ingress of eth0: runs after the tc program of Sluice",
             ]
         );
         let without_ours = DevicePrograms { ingress: Ok(names(&["cil_from_netdev"])), ..device };
