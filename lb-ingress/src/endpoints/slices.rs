@@ -39,7 +39,9 @@ impl Slices {
             let service = slice.service.clone();
             self.service_of.insert(name.clone(), service.clone());
             let slices = self.by_service.entry(service.clone()).or_default();
-            slices.reserve_exact(1);
+            if slices.capacity() == 0 {
+                slices.reserve_exact(1);
+            }
             slices.push((name, slice));
             service
         });

@@ -18,7 +18,8 @@ pub(super) struct Compiled {
     /// Of two Ingresses with the same host and path, the lesser one counts: the older one, then
     /// by name.
     pub rank: (i64, Option<ObjectName>),
-    /// The parts are apart from the tree, whose nodes have room for eleven.
+    /// Each part is boxed: a node of the tree has room for eleven values, and most Ingresses have
+    /// one host.
     pub hosts: BTreeMap<HostPattern, Box<HostPart>>,
     /// `spec.defaultBackend` of an Ingress without rules.
     pub default: Option<Arc<Route>>,

@@ -14,7 +14,9 @@ impl<T> Default for Few<T> {
 impl<T: Ord> Few<T> {
     pub fn insert(&mut self, value: T) {
         if let Err(place) = self.0.binary_search(&value) {
-            self.0.reserve_exact(1);
+            if self.0.capacity() == 0 {
+                self.0.reserve_exact(1);
+            }
             self.0.insert(place, value);
         }
     }

@@ -37,7 +37,7 @@ pub struct RequestTexts<'r> {
     pub host: &'r str,
     /// With the query, as the client sent it.
     pub path: &'r str,
-    /// `HTTP/1.1` or `HTTP/2.0`.
+    /// `HTTP/1.0`, `HTTP/1.1` or `HTTP/2.0`.
     pub protocol: &'r str,
     pub user_agent: Option<&'r str>,
     pub request_id: Option<&'r str>,
@@ -73,11 +73,11 @@ impl AccessRecord {
         }
         line.text("host", texts.host);
         if let Some(route) = &self.route {
-            line.plain("ingress", [route.ingress.namespace(), "/", route.ingress.name()]);
+            line.joined("ingress", [route.ingress.namespace(), "/", route.ingress.name()]);
         }
         line.text("method", texts.method);
         line.text("path", texts.path);
-        line.plain("protocol", [texts.protocol]);
+        line.joined("protocol", [texts.protocol]);
         line.optional("reason", self.reason.as_deref());
         line.optional("request_id", texts.request_id);
         if let Some((rule, path)) = self.route.as_ref().and_then(|route| route.path) {
@@ -90,7 +90,7 @@ impl AccessRecord {
         }
         if let Some(BackendRef { service, port }) = &self.service {
             let separator = if port.is_empty() { "" } else { ":" };
-            line.plain("service", [service.namespace(), "/", service.name(), separator, port]);
+            line.joined("service", [service.namespace(), "/", service.name(), separator, port]);
         }
         line.number("status", self.status.into());
         line.thousandths("time", u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
@@ -169,8 +169,13 @@ impl Line<'_> {
         }
     }
 
-    /// Adds a text whose characters need no escape.
-    fn plain<const N: usize>(&mut self, name: &str, parts: [&str; N]) {
+    /// Adds a text in parts. Only names in a folder of manifests can have characters that need an
+    /// escape: no API server has checked them.
+    fn joined<const N: usize>(&mut self, name: &str, parts: [&str; N]) {
+        let needs_escape = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+        if parts.iter().any(|part| part.bytes().any(needs_escape)) {
+            return self.text(name, &parts.concat());
+        }
         self.name(name);
         self.raw("\"");
         parts.into_iter().for_each(|part| self.raw(part));
@@ -197,6 +202,9 @@ const QUEUE: usize = 4 << 20;
 /// once. To wake it for each line would cost more than the line.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// The end of a log waits at most this time until the last lines are written.
+const LAST_WRITE: Duration = Duration::from_secs(1);
+
 /// Writes lines in a thread of its own.
 #[derive(Debug)]
 pub struct AccessLog(Arc<Shared>);
@@ -212,10 +220,12 @@ struct Queue {
     lines: Vec<u8>,
     /// The log was dropped.
     closed: bool,
+    /// The thread has written all lines.
+    ended: bool,
 }
 
 impl AccessLog {
-    /// Starts the thread. It ends when the log is dropped.
+    /// Starts the thread. It ends when the log is dropped, after the last lines.
     pub fn start(output: impl Write + Send + 'static) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let reader = shared.clone();
@@ -239,8 +249,12 @@ impl AccessLog {
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
+        let mut queue = self.0.lock();
+        queue.closed = true;
         self.0.wake.notify_one();
+        // The process may end next, and the thread with it.
+        let writes = |queue: &mut Queue| !queue.ended;
+        drop(self.0.wake.wait_timeout_while(queue, LAST_WRITE, writes));
     }
 }
 
@@ -285,6 +299,8 @@ fn write_lines(shared: &Shared, mut output: impl Write) {
         lines.clear();
         lines.shrink_to(QUEUE / 16);
     }
+    shared.lock().ended = true;
+    shared.wake.notify_one();
 }
 
 #[cfg(test)]
@@ -355,6 +371,29 @@ mod tests {
         drop(release);
     }
 
+    struct Sent(std::sync::mpsc::Sender<Vec<u8>>);
+
+    impl Write for Sent {
+        fn write(&mut self, lines: &[u8]) -> std::io::Result<usize> {
+            self.0.send(lines.to_vec()).map_err(std::io::Error::other)?;
+            Ok(lines.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_last_line_is_written_before_the_log_ends() {
+        let (sender, written) = std::sync::mpsc::channel();
+        let log = AccessLog::start(Sent(sender)).unwrap();
+        assert!(log.write(&record(), &TEXTS, Duration::from_micros(2500)));
+        drop(log);
+        let lines = String::from_utf8(written.try_recv().unwrap()).unwrap();
+        assert!(lines.ends_with("}\n") && lines.lines().count() == 1, "{lines}");
+    }
+
     #[test]
     fn a_record_is_one_object() {
         let record = record();
@@ -367,7 +406,8 @@ mod tests {
              \"rule\":\"spec.rules[0].http.paths[1]\",\"service\":\"shop/web:http\",\"status\":200,\
              \"time\":1.5,\"tls\":true,\"tries\":2}\n"
         );
-        // Every field at once, with characters that need an escape in those that clients choose.
+        // Every field at once, with characters that need an escape in those that clients and
+        // manifests choose.
         let odd = "\"\\\u{1}\u{e4}\u{2028}";
         let texts = RequestTexts {
             method: odd,
@@ -378,12 +418,21 @@ mod tests {
             trace: Some(odd),
             ..TEXTS
         };
-        let record = AccessRecord { reason: Some(odd.into()), complete: false, ..record };
+        let name = ObjectName::new("shop", odd);
+        let record = AccessRecord {
+            route: Some(Origin { ingress: name.clone(), path: Some((0, 1)) }),
+            service: Some(BackendRef { service: name, port: odd.into() }),
+            reason: Some(odd.into()),
+            complete: false,
+            ..record
+        };
         let line = json(&record, &texts, 1_764_264_000_000);
         let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
         for name in ["method", "host", "path", "user_agent", "request_id", "trace", "reason"] {
             assert_eq!(parsed[name], odd, "{line}");
         }
+        assert_eq!(parsed["ingress"], format!("shop/{odd}"), "{line}");
+        assert_eq!(parsed["service"], format!("shop/{odd}:{odd}"), "{line}");
         assert_eq!(parsed["aborted"], true);
         assert!(line.contains("\"time\":1764264000.0,"), "{line}");
         // The map of values has the same order, so nothing is written twice.

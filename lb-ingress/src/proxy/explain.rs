@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use hyper::HeaderMap;
 use hyper::header::{HOST, HeaderName, HeaderValue, LOCATION};
-use hyper::{StatusCode, Uri};
+use hyper::{Method, StatusCode, Uri};
 use lb_model::ObjectName;
 
-use super::policy;
+use super::forward::NO_VERIFICATION;
 use super::service::Facts;
 use super::variables::Variables;
+use super::{cors, policy};
 use crate::routes::policy::{Auth, Policy};
 use crate::routes::{BackendRef, NormalPath, PathMatcher, RouteTable, request_host};
 
@@ -197,6 +198,13 @@ pub fn explain(table: &RouteTable, question: &Question, https_port: u16) -> Expl
         }
         _ => {}
     }
+    if policy.limits != Policy::default().limits {
+        explanation.steps.push("limits of requests or connections apply".to_owned());
+    }
+    let preflight = method.parse().is_ok_and(|method: Method| cors::is_preflight(&method, headers));
+    if policy.cors.is_some() && preflight {
+        return refused(explanation, StatusCode::NO_CONTENT, "the request is a preflight of CORS");
+    }
     explanation.steps.extend(steps(policy));
     if let Some(answer) = &policy.answer {
         let answer = policy::own_answer(answer, &variables);
@@ -206,6 +214,9 @@ pub fn explain(table: &RouteTable, question: &Question, https_port: u16) -> Expl
         let reason = "the Service or its port does not exist";
         return refused(explanation, StatusCode::SERVICE_UNAVAILABLE, reason);
     };
+    if policy.upstream.tls.needs_certificates() {
+        return refused(explanation, StatusCode::SERVICE_UNAVAILABLE, NO_VERIFICATION);
+    }
     explanation.backend = Some(backend.clone());
     explanation.backend_path = Some(route.path_for_backend(&path).into_owned());
     explanation
@@ -220,14 +231,10 @@ fn describe(matcher: &PathMatcher) -> String {
     format!("{kind} {}", matcher.text())
 }
 
-/// Returns what a policy checks or changes, in the order of a request.
+/// Returns what a policy checks or changes after the limits, in the order of a request.
 fn steps(policy: &Policy) -> Vec<String> {
-    let default = Policy::default();
     let secret = |name: &ObjectName| format!("the client sends a password of the Secret {name}");
     let mut steps = Vec::new();
-    if policy.limits != default.limits {
-        steps.push("limits of requests or connections apply".to_owned());
-    }
     match &policy.auth {
         Some(Auth::Basic(auth)) => steps.push(secret(&auth.secret)),
         Some(Auth::External(_)) => steps.push("another server allows the request (auth-url)".to_owned()),

@@ -28,6 +28,9 @@ use crate::endpoints::{Choice, EndpointSet, InFlight};
 use crate::routes::policy::{BackendProtocol, Balance, CookieAffinity, Policy, SameSite, UpstreamVersion};
 use crate::routes::{BackendRef, Found, NormalPath, RouteTable};
 
+/// The reason of the answer to a request whose route needs certificates towards endpoints.
+pub const NO_VERIFICATION: &str = "verification of endpoints (proxy-ssl-*) is not supported";
+
 /// A request that has found its route.
 pub struct Forward<'a> {
     pub gateway: &'a Arc<Gateway>,
@@ -82,9 +85,8 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
         // The engine leaves out a body of unknown length for methods that rarely have one.
         parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    if policy.upstream.tls.verify || policy.upstream.tls.secret.is_some() {
-        // The annotations `proxy-ssl-*` demand a verification that the proxy does not have.
-        finish.record.reason = Some("verification of endpoints (proxy-ssl-*) is not supported".into());
+    if policy.upstream.tls.needs_certificates() {
+        finish.record.reason = Some(NO_VERIFICATION.into());
         return own(StatusCode::SERVICE_UNAVAILABLE);
     }
     if !set_target(&mut parts, &way, &target, variables.query, policy) {

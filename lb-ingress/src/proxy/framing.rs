@@ -21,7 +21,7 @@ pub struct Scanner {
     state: State,
     /// The head under way is a request for another protocol.
     upgrade: bool,
-    /// Bytes at the begin of an incomplete head in which no end was found.
+    /// Bytes at the start of an incomplete head in which no end was found.
     searched: usize,
     empty_lines: usize,
 }

@@ -88,7 +88,7 @@ pub struct Guard<S> {
     /// Bytes that passed, and how many of them the engine has read.
     passed: Vec<u8>,
     read: usize,
-    /// The begin of a head, or bytes that wait for the answer to an upgrade.
+    /// The first bytes of a head, or bytes that wait for the answer to an upgrade.
     held: Vec<u8>,
     /// Nothing is read any more.
     closed: bool,

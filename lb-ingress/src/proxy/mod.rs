@@ -9,7 +9,7 @@
 //! - `answer`, `request_body`, `response_body` are what goes in both directions;
 //! - `logged` keeps the texts of a request for the access log.
 //!
-//! **Invariant:** a request holds one table from its begin to its end.
+//! **Invariant:** a request holds one table from its start to its end.
 //! **Invariant:** no byte that follows a request for an upgrade is forwarded before the endpoint
 //! has answered 101.
 

@@ -73,7 +73,7 @@ impl Service {
         }
         let start = Instant::now();
         let is_upgrade = upgrade::is_requested(request.version(), request.headers());
-        let may_close = !is_upgrade && request.version() != Version::HTTP_2;
+        let is_http2 = request.version() == Version::HTTP_2;
         // If the client closes the connection, this is dropped with status 499, as in nginx.
         let mut finish = Finish {
             gateway: self.gateway.clone(),
@@ -86,11 +86,12 @@ impl Service {
         };
         let table = self.gateway.table.load_full();
         let mut answer = self.answer(&table, &mut finish, request, is_upgrade).await;
+        let switched = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         if let Some(link) = self.link.as_ref().filter(|_| is_upgrade) {
-            link.answer_upgrade(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
+            link.answer_upgrade(switched);
         }
         finish.record.status = answer.status().as_u16();
-        if may_close && (self.gateway.is_closing() || self.drain.has_begun()) {
+        if !is_http2 && !switched && (self.gateway.is_closing() || self.drain.has_begun()) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         *answer.version_mut() = Version::HTTP_11;
@@ -298,7 +299,7 @@ impl Service {
                 let host = (variables.scheme, host);
                 headers::set_forwarded(&mut headers, client, &self.fields, host, request_id);
                 let servers = &self.gateway.auth_servers;
-                // The engine moves the future of a request: what few requests need is kept apart.
+                // Boxed: hyper moves the future of a request, and few requests use `auth-url`.
                 Box::pin(servers.authorize(auth, &policy.timeouts, variables, headers)).await
             }
         }

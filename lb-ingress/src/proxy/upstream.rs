@@ -71,8 +71,7 @@ pub enum SendErrorKind {
 }
 
 impl Connections {
-    /// Sends a request and returns the response with the connection that it came by. What only new
-    /// connections need is kept apart: the engine moves the future of a request.
+    /// Sends a request and returns the response with the connection that it came by.
     pub async fn send(
         &self,
         address: SocketAddr,
@@ -87,6 +86,7 @@ impl Connections {
         loop {
             let (mut sender, reused) = match self.take_idle(way).await {
                 Some(sender) => (sender, true),
+                // Boxed: hyper moves the future of a request, and few requests open a connection.
                 None => match Box::pin(connect_http1(address, way, timeouts.connect)).await {
                     Ok(sender) => (sender, false),
                     Err(error) => return Err(connect_error(&error, request)),

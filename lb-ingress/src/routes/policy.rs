@@ -307,6 +307,14 @@ pub struct UpstreamTls {
     pub send_name: bool,
 }
 
+impl UpstreamTls {
+    /// Returns whether endpoints or this client must show a certificate. The proxy has no support
+    /// for that, and answers with 503.
+    pub fn needs_certificates(&self) -> bool {
+        self.verify || self.secret.is_some()
+    }
+}
+
 /// Answers in place of the backend's (annotations `custom-http-errors`, `default-backend`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Errors {

@@ -19,9 +19,13 @@ use lb_ingress::routes::{HostSettings, Policy, Template};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::world::{Endpoint, World, backend, closed, listen, settings};
+
+/// A wait of this time is a failure.
+const LIMIT: Duration = Duration::from_secs(30);
 
 fn template(text: &str) -> Template {
     Template::parse(text).unwrap()
@@ -470,24 +474,31 @@ async fn a_drain_lets_requests_end() {
 #[tokio::test]
 async fn a_drain_answers_the_first_request_of_each_connection() {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
+    // The endpoint refuses the upgrade.
+    const UPGRADE: &[u8] =
+        b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n";
     let (world, endpoint) = (World::with(GatewaySettings::default()).await, Endpoint::start("one").await);
     world.simple(Policy::default(), &[endpoint.address]);
     // Several of each: a closed connection depended on which task ran first.
-    let sent = [0, 1, 20, REQUEST.len() - 1].repeat(4);
+    let of_each = |request: &'static [u8]| [0, 1, 20, request.len() - 1].map(|sent| request.split_at(sent));
     let mut streams = Vec::new();
-    for sent in &sent {
+    for (sent, rest) in [of_each(REQUEST), of_each(UPGRADE)].concat().repeat(4) {
         let mut stream = TcpStream::connect(world.http).await.unwrap();
-        stream.write_all(&REQUEST[..*sent]).await.unwrap();
-        streams.push(stream);
+        stream.write_all(sent).await.unwrap();
+        streams.push((stream, rest));
     }
-    while world.gateway.observer.metrics.connections.get() < streams.len() as i64 {
-        tokio::task::yield_now().await;
-    }
+    let all_accepted = async {
+        while world.gateway.observer.metrics.connections.get() < streams.len() as i64 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, all_accepted).await.expect("connections are not accepted");
     world.stop.send(true).unwrap();
-    for (mut stream, sent) in streams.into_iter().zip(sent) {
-        stream.write_all(&REQUEST[sent..]).await.unwrap();
+    for (mut stream, rest) in streams {
+        stream.write_all(rest).await.unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
+        let read = timeout(LIMIT, stream.read_to_string(&mut answer)).await;
+        read.expect("a connection is not closed").unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
     }
 }
@@ -495,6 +506,7 @@ async fn a_drain_answers_the_first_request_of_each_connection() {
 /// `lb explain http` makes the decisions that the proxy makes.
 #[tokio::test]
 async fn explanations_agree_with_answers() {
+    const PREFLIGHT: [&str; 2] = ["Origin: https://o.example", "Access-Control-Request-Method: PUT"];
     let (world, endpoint) = (World::new().await, Endpoint::start("one").await);
     let sources = Sources { denied: ["127.0.0.0/8".parse().unwrap()].into(), ..Sources::default() };
     let denied = Policy { sources, ..Policy::default() };
@@ -502,11 +514,26 @@ async fn explanations_agree_with_answers() {
     moved.redirect.all = Some(Redirect { status: 307, location: template("https://b.example$request_uri") });
     let own = Policy { answer: Some(Answer { status: 410, text: template("gone") }), ..Policy::default() };
     let refused = Policy { refused: true, ..Policy::default() };
+    let mut verified = Policy::default();
+    verified.upstream.tls.verify = true;
+    let cors = Policy {
+        cors: Some(Cors {
+            origins: Origins::Any,
+            methods: "PUT".into(),
+            headers: "X-A".into(),
+            expose: None,
+            credentials: false,
+            max_age: Duration::from_secs(60),
+        }),
+        ..Policy::default()
+    };
     let routes = [
         ("/denied", denied, "web"),
         ("/moved", moved, "web"),
         ("/own", own, "web"),
         ("/off", refused, "web"),
+        ("/verified", verified, "web"),
+        ("/cors", cors, "web"),
     ];
     world.route("a.example", HostSettings::default(), &routes);
     let settings = HostSettings { default_certificate: true, ..HostSettings::default() };
@@ -514,27 +541,33 @@ async fn explanations_agree_with_answers() {
     world.route("c.example", HostSettings::default(), &[("/", Policy::default(), "web")]);
     world.gateway.endpoints.set(&crate::world::backend("web"), &[endpoint.address]);
     let table = world.gateway.table.load_full();
-    for (host, path, expected) in [
-        ("a.example", "/denied/x", 403),
-        ("a.example", "/moved?x=1", 307),
-        ("a.example", "/own", 410),
-        ("a.example", "/off", 503),
-        ("a.example", "/other", 404),
-        ("b.example", "/a", 308),
-        ("C.example:80", "/a", 200),
-        ("c.example", "/a/..;/b", 400),
-        ("d.example", "/", 404),
-        ("d_", "/", 404),
-        ("", "/", 404),
-        ("a b", "/", 400),
+    for (method, host, path, expected) in [
+        ("GET", "a.example", "/denied/x", 403),
+        ("GET", "a.example", "/moved?x=1", 307),
+        ("GET", "a.example", "/own", 410),
+        ("GET", "a.example", "/off", 503),
+        ("GET", "a.example", "/verified", 503),
+        ("GET", "a.example", "/cors", 200),
+        ("OPTIONS", "a.example", "/cors", 204),
+        ("GET", "a.example", "/other", 404),
+        ("GET", "b.example", "/a", 308),
+        ("GET", "C.example:80", "/a", 200),
+        ("OPTIONS", "c.example", "/a", 200),
+        ("GET", "c.example", "/a/..;/b", 400),
+        ("GET", "d.example", "/", 404),
+        ("GET", "d_", "/", 404),
+        ("GET", "", "/", 404),
+        ("GET", "a b", "/", 400),
     ] {
-        let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let preflight = PREFLIGHT.join("\r\n");
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{preflight}\r\n\r\n");
         let answer = world.raw(head.as_bytes()).await;
         let status: u16 = answer.split(' ').nth(1).unwrap().parse().unwrap();
         assert_eq!(status, expected, "{host}{path}: {answer}");
-        let fields = [format!("Host: {host}")];
+        let fields = [&*format!("Host: {host}"), PREFLIGHT[0], PREFLIGHT[1]].map(str::to_owned);
         let url = format!("http://127.0.0.1{path}");
-        let question = Question::new("GET", &url, &fields, Some([127, 0, 0, 1].into())).unwrap();
+        let question = Question::new(method, &url, &fields, Some([127, 0, 0, 1].into())).unwrap();
         let explained = explain(&table, &question, 443);
         let own = explained.answer.as_ref().map_or(200, |answer| answer.status);
         assert_eq!(own, status, "{host}{path}: {explained:?}");

@@ -120,7 +120,7 @@ pub struct IngressArgs {
     #[arg(long, value_name = "CIDRS", value_delimiter = ',', help_heading = "Clients")]
     pub trusted_proxies: Vec<IpNet>,
 
-    /// Expect a PROXY protocol header (version 1 or 2) at the begin of each connection
+    /// Expect a PROXY protocol header (version 1 or 2) at the start of each connection
     #[arg(long, help_heading = "Clients")]
     pub proxy_protocol: bool,
 

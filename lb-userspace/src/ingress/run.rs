@@ -257,7 +257,7 @@ fn listener(
     listener.map_err(|source| IngressError::Listen { option, address, source })
 }
 
-/// Waits for the end of the grace period, if it has begun. Returns the reason of its begin.
+/// Waits for the end of the grace period, if it has begun. Returns why it has begun.
 async fn end_of(grace: Option<(&'static str, Instant)>) -> &'static str {
     match grace {
         Some((reason, end)) => {

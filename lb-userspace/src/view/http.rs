@@ -27,6 +27,16 @@ pub struct ExplainedRequest {
 }
 
 impl ExplainedRequest {
+    /// Returns the status and the reason of an answer of the proxy itself. Returns `None` if an
+    /// endpoint answers.
+    fn answer(&self) -> Option<(u16, &str)> {
+        match &self.request.answer {
+            Some(answer) => Some((answer.status, answer.reason.as_str())),
+            None if self.endpoints.is_empty() => Some((503, "the Service has no ready endpoint")),
+            None => None,
+        }
+    }
+
     pub fn render(&self, url: &str, method: &str, format: HttpFormat) -> Result<String, serde_json::Error> {
         match format {
             HttpFormat::Table => Ok(self.lines(url, method)),
@@ -59,15 +69,14 @@ impl ExplainedRequest {
         for step in &request.steps {
             line("IF", step);
         }
-        if let Some(answer) = &request.answer {
-            line("ANSWER", &format!("{}: {}", answer.status, answer.reason));
-        }
         if let Some(backend) = &request.backend {
             line("SERVICE", &format!("{} port {}", backend.service, backend.port));
-            let endpoints: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
-            match endpoints.is_empty() {
-                true => line("ANSWER", "503: the Service has no ready endpoint"),
-                false => line("ENDPOINTS", &endpoints.join(", ")),
+        }
+        match self.answer() {
+            Some((status, reason)) => line("ANSWER", &format!("{status}: {reason}")),
+            None => {
+                let endpoints: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
+                line("ENDPOINTS", &endpoints.join(", "));
             }
         }
         if let Some(path) = &request.backend_path
@@ -80,8 +89,7 @@ impl ExplainedRequest {
 
     fn json(&self, url: &str, method: &str) -> Result<String, serde_json::Error> {
         let request = &self.request;
-        let answer = request.answer.as_ref();
-        let answer = answer.map(|answer| json!({"status": answer.status, "reason": answer.reason}));
+        let answer = self.answer().map(|(status, reason)| json!({"status": status, "reason": reason}));
         let text = serde_json::to_string_pretty(&json!({
             "method": method,
             "url": url,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lb_ingress::endpoints::Slices;
-use lb_ingress::ingress::{ClassRules, NEEDED, NamedSecrets, Settings, Translator};
+use lb_ingress::ingress::{ClassRules, DefaultBackend, NEEDED, NamedSecrets, Settings, Translator};
 use lb_ingress::proxy::{Question, QuestionError, explain};
 use lb_ingress::routes::{BackendRef, RouteTable};
 use lb_model::{Balancing, SourceEvent, WatchedResource};
@@ -61,6 +61,10 @@ pub struct HttpArgs {
     #[arg(long)]
     without_class: bool,
 
+    /// Service for requests that no Ingress matches, as in `lb ingress`
+    #[arg(long, value_name = "SERVICE")]
+    default_backend: Option<DefaultBackend>,
+
     /// The port of the URL in redirects to https, as in `lb ingress`
     #[arg(long, value_name = "PORT", default_value_t = 443)]
     public_https_port: u16,
@@ -75,7 +79,9 @@ pub struct HttpArgs {
 
 const EXAMPLES: &str = "\
 The command reads the objects, and makes the decisions that `lb ingress` makes. It sends nothing,
-and checks no password and no certificate.
+and checks no password and no certificate. It ignores two annotations: default-backend, whose
+Service receives requests if the one of the rule has no endpoint, and ssl-passthrough, with which
+endpoints receive the TLS connections.
 
 Examples:
   lb explain http http://shop.example/cart --manifests ./web
@@ -124,7 +130,7 @@ impl HttpArgs {
         };
         let named_secrets =
             if self.manifests.is_some() { NamedSecrets::All } else { NamedSecrets::OnRequest };
-        Settings { classes, named_secrets, ..Settings::default() }
+        Settings { classes, default_backend: self.default_backend.clone(), named_secrets }
     }
 
     /// Returns the packet that opens the client's connection.
@@ -264,6 +270,27 @@ endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
         assert_golden("explain-http.txt", &texts);
         let json = explained("http://shop.example/api/v1", None, HttpFormat::Json).await;
         assert_golden("explain-http.json", &json);
+    }
+
+    #[tokio::test]
+    async fn a_default_backend_without_endpoints_answers_503() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = OBJECTS.replace("[{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]", "[]");
+        fs::write(folder.path().join("objects.yaml"), objects).unwrap();
+        let events = objects::read(Some(folder.path()), None, &RESOURCES).await.unwrap();
+        let url = "http://elsewhere.example/";
+        let question = Question::new("GET", url, &[], None).unwrap();
+        let default_backend = Some("web/api:80".parse().unwrap());
+        let named_secrets = NamedSecrets::All;
+        let settings = Settings { default_backend, named_secrets, ..Settings::default() };
+        let explained = explain_request(events, settings, &question, 443);
+        let table = explained.render(url, "GET", HttpFormat::Table).unwrap();
+        let answer = "ANSWER     503: the Service has no ready endpoint\n";
+        assert!(table.contains("SERVICE    web/api port http\n") && table.contains(answer), "{table}");
+        let json = explained.render(url, "GET", HttpFormat::Json).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["service"], "web/api");
+        assert_eq!(json["answer"]["status"], 503);
     }
 
     #[test]
