@@ -31,6 +31,17 @@ use crate::table::Table;
 const EVENTS: &str = "EVENTS";
 const BUDGETS: &str = "EVENT_BUDGETS";
 
+/// The maps that a reader holds open. An agent that replaces maps keeps those that do not differ.
+const HELD: [&str; 7] = [
+    EVENTS,
+    BUDGETS,
+    MapName::MONITOR.name,
+    MapName::SERVICES.v4.name,
+    MapName::SERVICES.v6.name,
+    MapName::SERVICE_NAMES.name,
+    MapName::NAMESPACES.name,
+];
+
 /// The time for which the programs report after a renewal.
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -211,7 +222,8 @@ impl std::ops::Sub for Unseen {
 /// The maps of one generation.
 struct Opened {
     ring: RingBuf<MapData>,
-    ring_id: u32,
+    /// The ids of [`HELD`].
+    ids: [u32; HELD.len()],
     budgets: Arc<OwnedFd>,
     monitor: Table<u32, Monitor>,
     services: FamilyTable<ServiceAddress, ServiceEntry>,
@@ -221,7 +233,7 @@ struct Opened {
     /// [`Unseen`] when the maps were opened.
     before: Unseen,
     /// Holds the lock.
-    _folder: File,
+    folder: File,
 }
 
 impl Opened {
@@ -236,12 +248,11 @@ impl Opened {
         let open = || {
             let maps = MapHandles::open(&path)?;
             let ring = maps.get(EVENTS)?;
-            let ring_id = sys::map_info(ring.as_fd())?.id;
             let data = MapData::from_fd(ring.try_clone()?).map_err(io::Error::other)?;
             let ring = Map::from_map_data(data).and_then(RingBuf::try_from).map_err(io::Error::other)?;
             let mut opened = Self {
                 ring,
-                ring_id,
+                ids: ids_of_held(|name| maps.fd(name))?,
                 budgets: maps.get(BUDGETS)?,
                 monitor: maps.table(MapName::MONITOR)?,
                 services: FamilyTable::open(&maps, MapName::SERVICES)?,
@@ -249,7 +260,7 @@ impl Opened {
                 namespaces: maps.table(MapName::NAMESPACES)?,
                 cpus: sys::possible_cpus()?,
                 before: Unseen::default(),
-                _folder: folder,
+                folder,
             };
             opened.before = opened.total()?;
             // Events that an earlier reader has left.
@@ -276,6 +287,15 @@ impl Opened {
         }
         Ok(total)
     }
+}
+
+/// Returns the ids of [`HELD`]. `open` returns the descriptor of a map.
+fn ids_of_held<F: AsFd>(open: impl Fn(&str) -> io::Result<F>) -> io::Result<[u32; HELD.len()]> {
+    let mut ids = [0; HELD.len()];
+    for (id, name) in ids.iter_mut().zip(HELD) {
+        *id = sys::map_info(open(name)?.as_fd())?.id;
+    }
+    Ok(ids)
 }
 
 fn failed(path: &Path, source: io::Error) -> EventError {
@@ -317,14 +337,16 @@ impl EventReader {
         Ok(reader)
     }
 
-    /// Makes the programs report for some more seconds. Call it every [`RENEWAL`]. Opens the ring
-    /// of the next agent if that has replaced the maps.
+    /// Makes the programs report for some more seconds. Call it every [`RENEWAL`]. Opens the maps
+    /// again if another agent has replaced one of them.
     pub fn renew(&mut self) -> Result<Renewed, EventError> {
-        let path = self.pins.map(EVENTS);
-        let pinned = sys::open_pin(&path).and_then(|map| sys::map_info(map.as_fd()));
-        let is_same = pinned.map_err(|error| failed(&path, error))?.id == self.opened.ring_id;
+        let pinned = ids_of_held(|name| sys::open_pin(&self.pins.map(name)));
+        let is_same = pinned.map_err(|error| failed(&self.pins.maps(), error))? == self.opened.ids;
         if !is_same {
             self.earlier = self.unseen().unwrap_or(self.earlier);
+            // The folder stays the same, and its lock belongs to the descriptor of this reader.
+            let unlocked = flock(&self.opened.folder, FlockOperation::Unlock);
+            unlocked.map_err(|error| failed(&self.pins.maps(), error.into()))?;
             self.opened = Opened::open(&self.pins)?;
         }
         let now_ns = sys::monotonic_ns();

@@ -332,7 +332,7 @@ fn write_line(line: &str) -> Result<bool, MonitorError> {
 }
 
 /// Writes a note to standard error. Its reader may be gone.
-fn note(text: &str) {
+pub(super) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "note: {text}");
 }
 

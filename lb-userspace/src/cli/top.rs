@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::get::{ReadError, backends, endpoint_facts, names, read_maps};
-use super::monitor::{renewals, wait_on};
+use super::monitor::{MonitorError, note, renewals, wait_on};
 use super::pin_args::PinArgs;
 use super::terminal::{self, Terminal};
 use crate::preflight;
@@ -90,8 +90,10 @@ impl TopError {
 /// The maps and the events, with the last sample.
 struct Source<'a> {
     args: &'a TopArgs,
-    /// `None` if another process reads the events, or the programs report none.
-    events: Option<(EventReader, AsyncFd<OwnedFd>)>,
+    /// The error if this process does not read the events, for example because another one does.
+    events: Result<(EventReader, AsyncFd<OwnedFd>), String>,
+    /// From this time on, the events are complete.
+    events_since: Instant,
     counted: TopEvents,
     unseen: Unseen,
     last: TopSample,
@@ -106,6 +108,10 @@ impl TopArgs {
         let mut source = Source::open(self)?;
         if self.once || self.output == TopFormat::Json || !terminal::is_there() {
             let report = source.report_after(Duration::from_secs(self.interval)).await?;
+            let text = source.note(&report);
+            if !text.is_empty() {
+                note(&text);
+            }
             return Ok(match self.output {
                 TopFormat::Table => report.table(),
                 TopFormat::Json => report.json().map_err(ReadError::from)?,
@@ -122,7 +128,7 @@ impl TopArgs {
         let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
         let mut resized = signal(SignalKind::window_change()).map_err(failed)?;
         let mut screen = TopScreen::sorted_by(self.sort);
-        let mut report = source.report(&screen)?;
+        let mut report = source.first_report(&screen);
         let terminal = Terminal::enter().map_err(failed)?;
         let mut keys = terminal::keys().map_err(failed)?;
         let mut tick = interval(Duration::from_secs(self.interval));
@@ -131,7 +137,7 @@ impl TopArgs {
         let mut renewals = renewals();
         loop {
             let (width, height) = terminal.size();
-            let lines = screen.lines(&report, source.note(&report), width, height);
+            let lines = screen.lines(&report, &source.note(&report), width, height);
             terminal.draw(&lines).map_err(failed)?;
             tokio::select! {
                 _ = interrupt.recv() => break,
@@ -162,13 +168,15 @@ impl<'a> Source<'a> {
     fn open(args: &'a TopArgs) -> Result<Self, TopError> {
         let mut source = Self {
             args,
-            events: None,
+            events: Err(String::new()),
+            events_since: Instant::now(),
             counted: TopEvents::default(),
             unseen: Unseen::default(),
-            last: sample(&args.pins)?,
+            last: TopSample::default(),
             last_at: Instant::now(),
         };
         source.open_events();
+        (source.last, source.last_at) = (sample(&args.pins)?, Instant::now());
         Ok(source)
     }
 
@@ -176,12 +184,17 @@ impl<'a> Source<'a> {
         const KINDS: [EventKind; 3] = [EventKind::Opened, EventKind::Refused, EventKind::Dropped];
         let reader = EventReader::open(&Pins::new(&self.args.pins.bpffs), &KINDS);
         self.unseen = Unseen::default();
-        self.events = reader.ok().and_then(|reader| wait_on(&reader).ok().map(|readable| (reader, readable)));
+        let opened = reader.map_err(MonitorError::from).and_then(|reader| {
+            let readable = wait_on(&reader)?;
+            Ok((reader, readable))
+        });
+        self.events = opened.map_err(|error| error.to_string());
+        self.events_since = Instant::now();
     }
 
     /// Waits until there are events, and for ever if this process does not read them.
     async fn readable(&self) {
-        if let Some((_, readable)) = &self.events
+        if let Ok((_, readable)) = &self.events
             && let Ok(mut ready) = readable.readable().await
         {
             ready.clear_ready();
@@ -192,7 +205,7 @@ impl<'a> Source<'a> {
 
     /// Counts the events that have arrived.
     fn count(&mut self) {
-        let Some((reader, _)) = &mut self.events else { return };
+        let Ok((reader, _)) = &mut self.events else { return };
         while let Some(event) = reader.next_event() {
             if let Some(id) = reader.service_of(&event) {
                 let counts = self.counted.by_service.entry(id).or_default();
@@ -209,24 +222,33 @@ impl<'a> Source<'a> {
     /// Makes the programs report for some more seconds. Opens the events if another process has
     /// read them.
     fn renew(&mut self) {
-        match &mut self.events {
-            None => self.open_events(),
-            Some((reader, readable)) => match reader.renew() {
-                Ok(renewed) if !renewed.maps_replaced => {}
-                Ok(_) => match wait_on(reader) {
-                    Ok(next) => *readable = next,
-                    Err(_) => self.events = None,
-                },
-                Err(_) => self.events = None,
-            },
+        let Ok((reader, readable)) = &mut self.events else { return self.open_events() };
+        let result = reader.renew().map_err(MonitorError::from).and_then(|renewed| {
+            if renewed.maps_replaced {
+                *readable = wait_on(reader)?;
+            }
+            Ok(renewed)
+        });
+        match result {
+            Ok(renewed) if !renewed.maps_replaced && !renewed.has_lapsed => {}
+            // Events may be missing.
+            Ok(_) => self.events_since = Instant::now(),
+            Err(error) => self.events = Err(error.to_string()),
         }
+    }
+
+    /// Returns the report before the end of the first interval. It has no rates.
+    fn first_report(&self, screen: &TopScreen) -> TopReport {
+        let mut report = TopReport::new(&self.last, &self.last, None, 0.0);
+        screen.arrange(&mut report);
+        report
     }
 
     /// Returns the changes since the last report, in the order of the screen.
     fn report(&mut self, screen: &TopScreen) -> Result<TopReport, TopError> {
         self.count();
         let mut events = std::mem::take(&mut self.counted);
-        if let Some((reader, _)) = &self.events {
+        if let Ok((reader, _)) = &self.events {
             let unseen = reader.unseen().unwrap_or(self.unseen);
             let new = unseen - self.unseen;
             events.unseen = new.limited + new.lost;
@@ -234,7 +256,9 @@ impl<'a> Source<'a> {
         }
         let (sample, now) = (sample(&self.args.pins)?, Instant::now());
         let seconds = (now - self.last_at).as_secs_f64();
-        let events = self.events.is_some().then_some(&events);
+        // The rate of a part of the interval would be too low.
+        let is_complete = self.events.is_ok() && self.events_since <= self.last_at;
+        let events = is_complete.then_some(&events);
         let mut report = TopReport::new(&self.last, &sample, events, seconds);
         screen.arrange(&mut report);
         (self.last, self.last_at) = (sample, now);
@@ -255,12 +279,15 @@ impl<'a> Source<'a> {
         self.report(&TopScreen::sorted_by(self.args.sort))
     }
 
-    /// Returns a note that the last line of the screen shows in place of the keys.
-    fn note(&self, report: &TopReport) -> &'static str {
-        match self.events {
-            Some(_) if report.uncounted_events == 0 => "",
-            Some(_) => "rates of Services are too low: there are more events than the programs report",
-            None => "rates of Services are unknown: another process reads the events",
+    /// Returns a note that the last line of the screen shows in place of the keys, or an empty
+    /// text.
+    fn note(&self, report: &TopReport) -> String {
+        match &self.events {
+            Ok(_) if report.uncounted_events == 0 => String::new(),
+            Ok(_) => {
+                "rates of Services are too low: there are more events than the programs report".to_owned()
+            }
+            Err(error) => format!("rates of Services are unknown: {error}"),
         }
     }
 }

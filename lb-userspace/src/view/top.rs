@@ -38,7 +38,7 @@ pub struct TopEvents {
     pub unseen: u64,
 }
 
-/// A Service port. The rates are `None` if another process reads the events of the node.
+/// A Service port. The rates are `None` if this process has not read the events of the interval.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TopRow {
@@ -63,21 +63,22 @@ pub struct TopRow {
 pub struct ReasonRow {
     pub reason: &'static str,
     pub outcome: &'static str,
-    pub per_second: f64,
+    /// `None` before the end of the first interval.
+    pub per_second: Option<f64>,
     /// Since the maps exist.
     pub total: u64,
 }
 
-/// The content of `lb top`.
+/// The content of `lb top`. The rates are `None` before the end of the first interval.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TopReport {
-    /// The time between the two samples.
+    /// The time between the two samples. 0 before the end of the first interval.
     pub seconds: f64,
     /// Packets that were translated. Connections of sockets need no translation of packets.
-    pub packets_per_second: f64,
+    pub packets_per_second: Option<f64>,
     /// Connections that were opened by packets, and calls at sockets that were translated.
-    pub new_per_second: f64,
+    pub new_per_second: Option<f64>,
     /// Events that are missing in the rates of Services, because there were too many.
     pub uncounted_events: u64,
     /// [`Self::new`] leaves them in no order: [`sort`] orders them.
@@ -87,17 +88,17 @@ pub struct TopReport {
 }
 
 impl TopReport {
-    /// Compares two samples. `events` is `None` if another process reads the events.
+    /// Compares two samples. `events` is `None` if this process has not read the events of the
+    /// whole interval. With 0 seconds there are no rates.
     pub fn new(before: &TopSample, now: &TopSample, events: Option<&TopEvents>, seconds: f64) -> Self {
-        let seconds = if seconds > 0.0 { seconds } else { 1.0 };
         let earlier: BTreeMap<Reason, u64> = before.counters.iter().copied().collect();
-        let rate = |count: u64| count as f64 / seconds;
+        let rate = |count: u64| (seconds > 0.0).then(|| count as f64 / seconds);
         let increase = |reason: Reason, count: u64| {
             rate(count.saturating_sub(earlier.get(&reason).copied().unwrap_or(0)))
         };
         let sum = |reasons: &[Reason]| {
             let of_these = now.counters.iter().filter(|(reason, _)| reasons.contains(reason));
-            of_these.map(|(reason, count)| increase(*reason, *count)).sum::<f64>()
+            of_these.map(|(reason, count)| increase(*reason, *count)).sum::<Option<f64>>()
         };
         let endpoints = backend_rows(&now.backends, &now.names, &now.endpoints, &ServiceFilter::default());
         let mut rows: HashMap<u32, TopRow> = now
@@ -108,12 +109,12 @@ impl TopReport {
                 let row = TopRow {
                     service: NamedServicePort::of(id, &now.names),
                     protocol: protocol_name(name.protocol),
-                    new_per_second: counts.map(|it| rate(it.opened)),
+                    new_per_second: counts.and_then(|it| rate(it.opened)),
                     active_connections: 0,
                     inactive_connections: 0,
                     endpoints: 0,
-                    refused_per_second: counts.map(|it| rate(it.refused)),
-                    dropped_per_second: counts.map(|it| rate(it.dropped)),
+                    refused_per_second: counts.and_then(|it| rate(it.refused)),
+                    dropped_per_second: counts.and_then(|it| rate(it.dropped)),
                     service_id: id,
                 };
                 (id, row)
@@ -138,7 +139,8 @@ impl TopReport {
             })
             .collect();
         reasons.sort_by(|a, b| {
-            b.per_second.total_cmp(&a.per_second).then(b.total.cmp(&a.total)).then(a.reason.cmp(b.reason))
+            let greater = greater_first(a.per_second, b.per_second);
+            greater.then(b.total.cmp(&a.total)).then(a.reason.cmp(b.reason))
         });
         Self {
             seconds,
@@ -181,7 +183,7 @@ impl ReasonRow {
 
     pub fn cells(&self) -> Vec<String> {
         let (reason, outcome) = (self.reason.to_owned(), self.outcome.to_owned());
-        vec![reason, outcome, per_second(Some(self.per_second)), self.total.to_string()]
+        vec![reason, outcome, per_second(self.per_second), self.total.to_string()]
     }
 }
 
@@ -252,16 +254,20 @@ impl SortBy {
     }
 }
 
+/// Compares two rates: the greater one is first. An unknown rate is as 0.
+fn greater_first(a: Option<f64>, b: Option<f64>) -> Ordering {
+    b.unwrap_or(0.0).total_cmp(&a.unwrap_or(0.0))
+}
+
 /// Sorts Services: the greatest number first, or the first name. Equal ones are sorted by name.
 pub fn sort(rows: &mut [TopRow], by: SortBy, reversed: bool) {
-    let greater = |a: Option<f64>, b: Option<f64>| b.unwrap_or(0.0).total_cmp(&a.unwrap_or(0.0));
     rows.sort_by(|a, b| {
         let order = match by {
-            SortBy::New => greater(a.new_per_second, b.new_per_second),
+            SortBy::New => greater_first(a.new_per_second, b.new_per_second),
             SortBy::Active => b.active_connections.cmp(&a.active_connections),
             SortBy::Inactive => b.inactive_connections.cmp(&a.inactive_connections),
-            SortBy::Refused => greater(a.refused_per_second, b.refused_per_second),
-            SortBy::Dropped => greater(a.dropped_per_second, b.dropped_per_second),
+            SortBy::Refused => greater_first(a.refused_per_second, b.refused_per_second),
+            SortBy::Dropped => greater_first(a.dropped_per_second, b.dropped_per_second),
             SortBy::Name => Ordering::Equal,
         };
         let order = order.then_with(|| (&a.service, &a.protocol).cmp(&(&b.service, &b.protocol)));
@@ -349,5 +355,15 @@ pub(super) mod tests {
         let report = TopReport::new(&TopSample::default(), &now, None, 1.0);
         assert!(report.services.iter().all(|row| row.new_per_second.is_none()));
         assert!(report.table().contains(" - "));
+    }
+
+    #[test]
+    fn rates_are_unknown_before_the_end_of_the_first_interval() {
+        let counters = vec![(Reason::SourceRange, 300), (Reason::Delivered, 3_000)];
+        let now = TopSample { names: fixture::names(), counters, ..TopSample::default() };
+        let report = TopReport::new(&now, &now, Some(&TopEvents::default()), 0.0);
+        assert!(report.services.iter().all(|row| row.new_per_second.is_none()));
+        assert_eq!([report.packets_per_second, report.reasons[0].per_second], [None; 2]);
+        assert_eq!(report.reasons[0].cells()[2..], ["-", "300"]);
     }
 }

@@ -239,13 +239,13 @@ impl TopScreen {
         let active: u64 = report.services.iter().map(|row| row.active_connections).sum();
         let of = |outcome: &str| {
             let rows = report.reasons.iter().filter(|row| row.outcome == outcome);
-            per_second(Some(rows.map(|row| row.per_second).sum()))
+            per_second(rows.map(|row| row.per_second).sum())
         };
         let numbers = format!(
             "lb top  {} Service ports  {} new/s  {active} active  {} packets/s  {} refused/s  {} dropped/s",
             report.services.len(),
-            per_second(Some(report.new_per_second)),
-            per_second(Some(report.packets_per_second)),
+            per_second(report.new_per_second),
+            per_second(report.packets_per_second),
             of("refused"),
             of("dropped"),
         );

@@ -231,14 +231,26 @@ pub fn readers(world: &mut World) -> Result<()> {
     ensure!(!rows.iter().any(|row| row["address"] == target.to_string()), "events of before: {rows:#?}");
     ensure!(text.contains(" events in "), "{text}");
 
-    // The programs of an agent that replaces the maps report to the same reader.
+    // The programs of an agent that replaces the maps report to the same reader, which looks up
+    // names in the new maps.
     let monitor = Monitor::start(world, &["--kind", "opened"])?;
     world.take_agent(0)?.stop()?;
-    world.start_agent_with(0, &["--max-flows", "32768"])?;
+    world.start_agent_with(0, &["--max-flows", "32768", "--max-services", "4096"])?;
     let seen = monitor.rows().len();
     eventually(|| {
         answered_by(&world.client().get(&[target], 1)?, &[1])?;
         ensure!(monitor.rows().len() > seen, "no event after the agent has replaced the maps");
+        Ok(())
+    })?;
+    let new = world.publish(&[1])?;
+    let target = new.node_port(world.node(0), Family::V4, To::Http);
+    let expected = json!({"kind": "opened", "address": target.to_string(), "service": {
+        "namespace": "default", "name": new.service.name, "portName": "http", "port": 80,
+    }});
+    eventually(|| {
+        answered_by(&world.client().get(&[target], 1)?, &[1])?;
+        let rows = monitor.rows();
+        ensure!(rows.iter().any(|row| has(row, &expected)), "no event has {expected}: {rows:#?}");
         Ok(())
     })?;
     drop(monitor);

@@ -136,7 +136,7 @@ pub fn in_a_terminal(world: &mut World) -> Result<()> {
         answered_by(&world.pod(2).host.get(&[target], 5)?, &[1])?;
         let text = terminal.text();
         let row = text.lines().find(|line| line.contains(&label)).context(text.clone())?;
-        ensure!(row.split_whitespace().nth(2) != Some("0"), "no rate: {row}");
+        ensure!(!matches!(row.split_whitespace().nth(2), Some("0" | "-")), "no rate: {row}");
         Ok(())
     })?;
     terminal.press("\x1bs")?;
