@@ -87,9 +87,6 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Every endpoint is less than this.
-    pub const NONE: Self = Self { cost: u64::MAX, weight: 0 };
-
     /// Returns the endpoint as an algorithm, one of [`algorithm`], compares it. Returns `None` if
     /// the algorithm does not select it in any case.
     #[inline(always)]
@@ -128,7 +125,7 @@ impl Candidate {
     #[inline(always)]
     pub fn is_less(&self, other: &Self) -> bool {
         // Costs are below 2^41 and weights below 2^16: the products do not overflow.
-        other.weight == 0 || self.cost * other.weight < other.cost * self.weight
+        self.cost * other.weight < other.cost * self.weight
     }
 }
 
@@ -144,15 +141,15 @@ mod tests {
     /// Returns the position of the endpoint that an algorithm selects from (active, inactive,
     /// weight).
     fn select(algorithm: u8, endpoints: &[(u32, u32, u32)]) -> Option<usize> {
-        let mut best = (Candidate::NONE, None);
+        let mut best: Option<(Candidate, usize)> = None;
         for (position, &(active, inactive, weight)) in endpoints.iter().enumerate() {
             if let Some(candidate) = Candidate::new(algorithm, Connections { active, inactive }, weight)
-                && candidate.is_less(&best.0)
+                && best.is_none_or(|(best, _)| candidate.is_less(&best))
             {
-                best = (candidate, Some(position));
+                best = Some((candidate, position));
             }
         }
-        best.1
+        best.map(|(_, position)| position)
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::patience::patient;
 /// The time after which a child process is killed. No command of the testbed takes as long.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Kills a child process when [`LIMIT`] has passed, unless this value is dropped before. Without
+/// Kills a child process when a time limit has passed, unless this value is dropped before. Without
 /// it, a faulty program would stop the whole test run: a read of its output has no end.
 #[derive(Debug)]
 pub struct TimeLimit {
@@ -57,7 +57,14 @@ impl TimeLimit {
 
 /// Runs a command to its end and returns its status and output. Its standard input is empty.
 pub fn output(command: &mut Command) -> io::Result<Output> {
-    finish(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+    output_within(LIMIT, command)
+}
+
+/// Does the same as [`output`], with another time limit.
+pub fn output_within(limit: Duration, command: &mut Command) -> io::Result<Output> {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let _limit = TimeLimit::after(&child, patient(limit))?;
+    child.wait_with_output()
 }
 
 /// Waits for the end of a child process. Returns its status, and its output if that is a pipe.

@@ -151,10 +151,11 @@ impl Image {
     }
 }
 
-/// Makes `root` the root file system of this process, with these mounts. They are as writable as
-/// those of the host.
+/// Makes `root` the root file system of this process, read-only, with these mounts. They are as
+/// writable as those of the host.
 fn enter(root: &CStr, mounts: &[(CString, CString)]) -> io::Result<()> {
     mount_bind(root, root)?;
+    mount_remount(root, MountFlags::BIND | MountFlags::RDONLY, c"")?;
     for (folder, point) in mounts {
         mount_bind_recursive(folder.as_c_str(), point.as_c_str())?;
     }

@@ -15,7 +15,8 @@ pub fn commands(document: &str) -> Vec<Vec<String>> {
             let words: Vec<_> = line.split_whitespace().collect();
             let program = words.iter().position(|word| *word == "lb" || word.ends_with("/lb"))?;
             let before = &words[..program];
-            let runs = before.is_empty() || *before == ["sudo"] || before.last() == Some(&"--");
+            let runs =
+                before.is_empty() || *before == ["sudo"] || matches!(before.last(), Some(&("--" | "|")));
             runs.then(|| {
                 words[program + 1..].iter().map(|word| word.trim_matches(['\'', '"']).to_owned()).collect()
             })
@@ -23,7 +24,7 @@ pub fn commands(document: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// Replaces the text between the lines `begin` and `end` of a document.
+/// Replaces the text between the first `begin` and the next `end` of a document.
 pub fn replace_between(path: &Path, begin: &str, end: &str, table: &str) -> Result<()> {
     let file = || path.display().to_string();
     let text = fs::read_to_string(path).with_context(file)?;
@@ -40,7 +41,10 @@ mod tests {
     #[test]
     fn commands_are_found() {
         let document = "```sh\nlb get  services\nsudo target/release/lb agent  # comment\nkubectl exec x -- /lb doctor\n\
-                        kubectl cp lb x\n```\n```text\nlb no\n```\n";
-        assert_eq!(commands(document), [vec!["get", "services"], vec!["agent"], vec!["doctor"]]);
+                        kubectl cp lb x\nkubectl get x | lb migrate -\n```\n```text\nlb no\n```\n";
+        assert_eq!(
+            commands(document),
+            [vec!["get", "services"], vec!["agent"], vec!["doctor"], vec!["migrate", "-"]]
+        );
     }
 }

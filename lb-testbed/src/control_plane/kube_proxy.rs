@@ -13,7 +13,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::programs::program_named;
 use crate::daemon::{START_LIMIT, spawn, tail};
 use crate::host::Process;
-use crate::kernel::Lacking;
 use crate::patience::patient;
 use crate::place::Place;
 use crate::topology::{CLUSTER_CIDRS, Node};
@@ -86,20 +85,11 @@ impl KubeProxy {
     }
 
     /// Waits until the rules contain all these addresses.
-    ///
-    /// # Errors
-    /// [`Lacking`] if kube-proxy ends because the kernel lacks what the mode needs.
     pub fn wait_until_served(&mut self, addresses: &[IpAddr]) -> Result<()> {
         let deadline = Instant::now() + patient(START_LIMIT);
         loop {
             if let Some(status) = self.process.0.try_wait()? {
-                let log = tail(&self.log);
-                if let Some(reason) = log.lines().find(|line| is_about_the_kernel(line)) {
-                    return Err(
-                        Lacking(format!("not all that the mode {} needs: {reason}", self.mode)).into()
-                    );
-                }
-                bail!("kube-proxy exited with {status}\n{log}");
+                bail!("kube-proxy exited with {status}\n{}", tail(&self.log));
             }
             let rules = self.mode.rules(&self.place)?;
             let missing = addresses.iter().find(|address| !rules.contains(&address.to_string()));
@@ -132,10 +122,4 @@ impl KubeProxy {
     pub fn log_tail(&self) -> String {
         tail(&self.log)
     }
-}
-
-/// Returns whether a line of the log is the error of a mode that the node cannot provide
-/// (cmd/kube-proxy/app/server_linux.go of Kubernetes 1.37).
-fn is_about_the_kernel(line: &str) -> bool {
-    ["is not available on this host", "unable to create proxier"].iter().any(|error| line.contains(error))
 }

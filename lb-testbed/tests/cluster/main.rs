@@ -17,8 +17,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
-use lb_testbed::kernel::Lacking;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::cases::{CASES, Run};
 use crate::world::World;
@@ -34,7 +33,7 @@ fn main() -> ExitCode {
         Some(filter) if filter.starts_with("takeover") => takeover::CASES,
         _ => CASES,
     };
-    let trials = cases.iter().map(|(name, run)| Trial::ignorable_test(*name, move || in_world(*run)));
+    let trials = cases.iter().map(|(name, run)| Trial::test(*name, move || in_world(*run)));
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     // Rust does not drop statics.
     drop(WORLD.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -43,16 +42,12 @@ fn main() -> ExitCode {
 
 /// Runs a case. After a failure the cluster is removed, so that its state does not affect the next
 /// case.
-fn in_world(run: Run) -> Result<Completion, Failed> {
+fn in_world(run: Run) -> Result<(), Failed> {
     let mut slot = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     let world = slot.get_or_insert_with(|| World::build().map_err(|error| format!("{error:#}")));
     let world = world.as_mut().map_err(|error| error.clone())?;
     let message = match panic::catch_unwind(AssertUnwindSafe(|| run(world).and_then(|()| world.reset()))) {
-        Ok(Ok(())) => return Ok(Completion::Completed),
-        Ok(Err(error)) if error.is::<Lacking>() => {
-            *slot = None;
-            return Ok(Completion::ignored_with(format!("{error:#}")));
-        }
+        Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => format!("{error:#}\n{}", world.logs()),
         Err(panic) => {
             *slot = None;

@@ -2,11 +2,11 @@
 //! for both. `cargo xtask test takeover` runs these cases.
 
 use anyhow::{Context as _, Result, ensure};
-use lb_testbed::check::{answered_by, without_failure};
+use lb_testbed::check::{answered_by, eventually, without_failure};
 use lb_testbed::control_plane::{KubeProxy, KubeProxyMode};
 use lb_testbed::host::{Held, Load, LoadKind};
 use lb_testbed::manifests::ServiceManifest;
-use lb_testbed::{Family, agent};
+use lb_testbed::{Family, agent, http};
 use serde_json::json;
 
 use crate::cases::Run;
@@ -63,12 +63,18 @@ fn from_kube_proxy_and_back(world: &mut World, mode: KubeProxyMode) -> Result<()
     opened_before.are_alive().context("connections that kube-proxy opened, without its rules")?;
     finish(loads).context("while the rules of kube-proxy were removed")?;
 
+    let health_port = publish_local(world)?;
+    wait_for_health(world, health_port)?;
     let mut opened_before = Connections::open(world, &service)?;
     let loads = start_loads(world, &service)?;
     let mut kube_proxy = KubeProxy::start(world.node(), mode, &kubeconfig, &logs)?;
     kube_proxy.wait_until_served(&[service.cluster_ips.clone(), later.cluster_ips.clone()].concat())?;
     world.stop_agent()?;
     world.start_retired_agent()?;
+    // The healthCheckNodePort was in use when kube-proxy started.
+    kube_proxy.stop()?;
+    let kube_proxy = KubeProxy::start(world.node(), mode, &kubeconfig, &logs)?;
+    wait_for_health(world, health_port).with_context(|| kube_proxy.log_tail())?;
     // The agent has no Service, so it is kube-proxy that serves the changed endpoints.
     world.set_endpoints(&later, &[1, 3])?;
     world.wait_until_served(&later, &[1, 3]).with_context(|| kube_proxy.log_tail())?;
@@ -86,6 +92,31 @@ fn from_kube_proxy_and_back(world: &mut World, mode: KubeProxyMode) -> Result<()
 
     kube_proxy.stop()?;
     agent::lb_on(world.node(), &["cleanup", "--kube-proxy"]).map(drop)
+}
+
+/// Applies a LoadBalancer Service with policy Local and an endpoint on the node, and returns its
+/// healthCheckNodePort.
+fn publish_local(world: &mut World) -> Result<u16> {
+    let service = world.new_service();
+    // No other Service has this port.
+    let port = 2000 + service.ports[0].node_port.context("the port has no nodePort")?;
+    let mut object = service.object();
+    object["spec"]["type"] = "LoadBalancer".into();
+    object["spec"]["externalTrafficPolicy"] = "Local".into();
+    object["spec"]["healthCheckNodePort"] = port.into();
+    world.apply(&object)?;
+    world.set_endpoints(&service, &[1])?;
+    Ok(port)
+}
+
+/// Waits until a healthCheckNodePort of the node reports a local endpoint.
+fn wait_for_health(world: &World, port: u16) -> Result<()> {
+    eventually(|| {
+        let server = world.node().host.at(Family::V4, port);
+        let answer = http::get(&world.topology.client.place, server, "/")?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(())
+    })
 }
 
 /// Creates the service account of kube-proxy and returns its kubeconfig.

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use lb_testbed::command::output_within;
 use lb_testbed::ingress_bed::{EndpointState, ingress, service, slice};
 use lb_testbed::{Certificate, IngressBed};
 use serde_json::{Value, json};
@@ -26,6 +28,9 @@ pub fn path(variable: &str, file: &str) -> Result<PathBuf> {
 
 /// The folder with the programs that are built from Go modules.
 pub const GO_PROGRAMS: &str = "SLUICE_SUITES_BIN";
+
+/// The time after which a program is killed. testssl.sh takes minutes.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 pub fn endpoint() -> SocketAddr {
     SocketAddr::new(IngressBed::endpoint(0).into(), PORT)
@@ -52,9 +57,10 @@ pub fn run(bed: &IngressBed, program: &Path, arguments: &[&str]) -> Result<(bool
     output(bed.place.command(program)?.args(arguments))
 }
 
-/// Runs a command to its end. Returns whether it succeeded, and its output.
+/// Runs a command to its end, or kills it after [`LIMIT`]. Returns whether it succeeded, and its
+/// output.
 pub fn output(command: &mut Command) -> Result<(bool, String)> {
-    let output = command.stdin(Stdio::null()).output();
+    let output = output_within(LIMIT, command);
     let output = output.with_context(|| format!("run {}", command.get_program().display()))?;
     let text = [output.stdout, output.stderr].concat();
     Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))

@@ -86,12 +86,16 @@ fn commands_in_the_container(world: &World, container: &Container, service: &Pub
     ensure!(services.contains(name), "lb get services: {services}");
     let outside = service.node_port(node, Family::V4, To::Http);
     let load = world.client().start_load(LoadKind::NewConnections, outside, 20)?;
-    let events = exec(&["monitor", "-o", "json", "--for", "1s", name])?;
-    without_failure("requests while lb monitor runs", &load.finish()?)?;
-    let events = events.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
     let is_opened = |event: &Value| event["kind"] == "opened" && event["address"] == outside.to_string();
-    ensure!(events.iter().any(is_opened), "lb monitor: {events:?}");
-    Ok(())
+    // On a busy machine, a second may pass before the command reads events.
+    let monitored = eventually(|| {
+        let events = exec(&["monitor", "-o", "json", "--for", "1s", name])?;
+        let events = events.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        ensure!(events.iter().any(is_opened), "lb monitor: {events:?}");
+        Ok(())
+    });
+    without_failure("requests while lb monitor runs", &load.finish()?)?;
+    monitored
 }
 
 /// Without CAP_SYS_ADMIN the agent cannot enter the network namespaces of pods. It serves Services

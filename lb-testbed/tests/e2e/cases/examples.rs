@@ -1,11 +1,12 @@
 //! The manifests of `deploy/examples`: every port of every Service answers clients in and outside
 //! the cluster.
 
+use std::fs::File;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use lb_testbed::command::output;
+use lb_testbed::command::{finish, output};
 use lb_testbed::controllers;
 use lb_testbed::documents::commands;
 use lb_testbed::host::{Datagrams, Listen};
@@ -14,6 +15,10 @@ use lb_testbed::{Family, agent};
 
 use crate::check::{answered_by, eventually};
 use crate::world::World;
+
+/// The input of `lb migrate kube-proxy -`.
+const KUBE_PROXY_CONFIG: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../lb-userspace/tests/captures/kube-proxy-config.yaml");
 
 pub fn examples_are_served(world: &mut World) -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
@@ -79,6 +84,14 @@ fn run_documented_commands(world: &World) -> Result<()> {
             // These have no data path to name, or would remove it.
             ["agent", ..] => {
                 let output = output(Command::new(agent::program()?).args(&arguments))?;
+                ensure!(output.status.success(), "lb {}: {output:?}", arguments.join(" "));
+                continue;
+            }
+            // In the document, the ConfigMap of kube-proxy is the input.
+            ["migrate", ..] => {
+                let mut command = Command::new(agent::program()?);
+                command.args(&arguments).stdin(File::open(KUBE_PROXY_CONFIG)?);
+                let output = finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)?;
                 ensure!(output.status.success(), "lb {}: {output:?}", arguments.join(" "));
                 continue;
             }
