@@ -1,4 +1,6 @@
-//! The list of crates in the program (CycloneDX), by cargo-cyclonedx.
+//! The list of crates in the program (CycloneDX), by cargo-cyclonedx. It lacks the crates of the
+//! kernel programs: the build script of lb-datapath compiles these, so cargo does not list them as
+//! dependencies.
 
 use std::{fs, path::PathBuf};
 

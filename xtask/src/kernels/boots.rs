@@ -171,7 +171,7 @@ pub fn run(
             let slice = &left[..left.len().min(group.cases)];
             let [first, ..] = slice else { break };
             if extent.end.is_some_and(|end| Instant::now() > end) {
-                println!("{} cases are left: `--resume` runs them", left.len());
+                println!("{}  {} cases are left: `--resume` runs them", guest.series, left.len());
                 row.complete = false;
                 break;
             }
@@ -180,13 +180,19 @@ pub fn run(
             row.seconds += run.seconds();
             let mut ended = outcomes(&run.output);
             if ended.is_empty() {
-                println!("{first}: the machine, or the test program, ended before this case did");
+                println!(
+                    "{}  {first}: the machine, or the test program, ended before this case did",
+                    guest.series
+                );
                 ended.insert((*first).clone(), Outcome::Failed);
             }
             let code = run.steps.first().and_then(|step| step.code);
             let is_complete = slice.iter().all(|name| ended.contains_key(*name));
             if is_complete && code != Some(0) && !ended.values().any(|outcome| *outcome == Outcome::Failed) {
-                println!("{}: no case failed, but the program returned {code:?}", group.step.name);
+                println!(
+                    "{}  {}: no case failed, but the program returned {code:?}",
+                    guest.series, group.step.name
+                );
                 row.complete = false;
             }
             of_group.extend(ended);

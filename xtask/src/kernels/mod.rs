@@ -16,9 +16,10 @@ mod table;
 mod vm;
 
 use std::{
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -185,7 +186,11 @@ fn test(options: &Options) -> Result<Tally> {
         ([], false) if options.arch == Arch::Aarch64 => DEFAULT_AARCH64.to_vec(),
         ([], false) => DEFAULT.to_vec(),
         ([], true) => ALL.to_vec(),
-        (only, _) => only.iter().map(String::as_str).collect(),
+        (only, _) => {
+            // Two machines of one series would use the same files.
+            let mut seen = HashSet::new();
+            only.iter().map(String::as_str).filter(|series| seen.insert(*series)).collect()
+        }
     };
     let extent = Extent {
         resume: options.resume,
@@ -195,7 +200,8 @@ fn test(options: &Options) -> Result<Tally> {
     let provide = |series: &&str| debian::provide(&cache, options.arch, series, options.refresh);
     let kernels: Vec<_> = series.iter().map(provide).collect::<Result<_>>()?;
     let results = side_by_side(&kernels, |index, kernel| {
-        report(task::KERNELS, &format!("Linux {}", kernel.release));
+        let on_kernel = || format!("Linux {}", kernel.release);
+        report(task::KERNELS, &on_kernel());
         let guest = Guest {
             machine: &machine,
             kernel,
@@ -213,21 +219,24 @@ fn test(options: &Options) -> Result<Tally> {
             folder: cache.join(options.arch.folder("runs")).join(series[index]),
         };
         if !options.command.is_empty() {
-            let run = guest.boot(&guest.folder, &given(options))?;
+            let run = guest.boot(&guest.folder, &given(options)).with_context(on_kernel)?;
             let has_failed = run.steps.iter().any(|step| step.code != Some(0));
             let mut tally = Tally::default();
             tally.count(run.trouble.is_none() && !has_failed);
             return Ok((tally, None));
         }
         let row = if groups.is_empty() {
-            let run = guest.boot(&guest.folder, &steps(options, &built))?;
+            let run = guest.boot(&guest.folder, &steps(options, &built)).with_context(on_kernel)?;
             Row::read(&kernel.release, guest.series, &run)
         } else {
-            boots::run(&guest, &built.listing(), &groups, &built.folder, &extent)?
+            boots::run(&guest, &built.listing(), &groups, &built.folder, &extent).with_context(on_kernel)?
         };
         Ok((row.tally(), Some(row)))
     });
-    let (tallies, rows): (Vec<_>, Vec<_>) = results.into_iter().collect::<Result<_>>()?;
+    let errors: Vec<_> =
+        results.iter().filter_map(|result| result.as_ref().err()).map(|error| format!("{error:#}")).collect();
+    ensure!(errors.is_empty(), "{}", errors.join("\n"));
+    let (tallies, rows): (Vec<_>, Vec<_>) = results.into_iter().flatten().unzip();
     let mut tally = tallies.into_iter().fold(Tally::default(), |sum, tally| sum + tally);
     let rows: Vec<Row> = rows.into_iter().flatten().collect();
     if options.command.is_empty() {
@@ -245,16 +254,26 @@ fn test(options: &Options) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Returns the results of `work` for all items and their indices, in the order of the items.
-fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(usize, &T) -> R + Sync) -> Vec<R> {
+/// Returns the results of `work` for all items and their indices, in the order of the items. After
+/// an error, no further item begins, and the items that did not begin have no result.
+fn side_by_side<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(usize, &T) -> Result<R> + Sync,
+) -> Vec<Result<R>> {
     let next = AtomicUsize::new(0);
+    let has_failed = AtomicBool::new(false);
     let work_on_some = || {
         let mut results = Vec::new();
-        loop {
+        while !has_failed.load(Ordering::Relaxed) {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(index) else { return results };
-            results.push((index, work(index, item)));
+            let Some(item) = items.get(index) else { break };
+            let result = work(index, item);
+            if result.is_err() {
+                has_failed.store(true, Ordering::Relaxed);
+            }
+            results.push((index, result));
         }
+        results
     };
     let mut results: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = (0..MACHINES).map(|_| scope.spawn(work_on_some)).collect();
@@ -428,5 +447,25 @@ impl Built {
             ("SLUICE_TESTBED".to_owned(), program(TESTBED)),
             ("SLUICE_PATIENCE".to_owned(), self.arch.patience().to_owned()),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_in_the_order_of_the_items() {
+        let items: Vec<usize> = (10..20).collect();
+        let results: Vec<_> =
+            side_by_side(&items, |index, item| Ok((index, *item))).into_iter().flatten().collect();
+        assert_eq!(results, items.iter().copied().enumerate().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn after_an_error_no_further_item_begins() {
+        let results = side_by_side(&[(); 10], |_, _| -> Result<()> { bail!("refused") });
+        assert!((1..=MACHINES).contains(&results.len()), "{results:?}");
+        assert!(results.iter().all(Result::is_err));
     }
 }

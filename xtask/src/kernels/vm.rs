@@ -134,7 +134,9 @@ impl Guest<'_> {
         let progress = Progress::of(self.series, &folder.join(OUTPUT))?;
         let run = run(self.machine, self.kernel, &task, folder, limit, progress)?;
         if let Some(trouble) = &run.trouble {
-            println!("{trouble}");
+            for line in trouble.lines() {
+                println!("{}  {line}", self.series);
+            }
         }
         Ok(run)
     }

@@ -115,7 +115,7 @@ pub fn run(options: &Options) -> Result<()> {
     if !workspace::target().join("debug/lb").exists() && parts.iter().any(|part| part.compiles_the_agent()) {
         println!(
             "This is the first run: it downloads and builds some 400 crates, and a Kubernetes API server for the part \
-             `cluster`.\nOn two cores it takes about half an hour."
+             `cluster`.\nOn two cores it takes about an hour."
         );
     }
 

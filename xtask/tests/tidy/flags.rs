@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use crate::{TextFile, assert_none, text_files};
 
 /// Flags that no clap definition in this repository contains, by the program that has them.
-const OTHERS: [(&str, &[&str]); 15] = [
+const OTHERS: [(&str, &[&str]); 16] = [
     ("agnhost connect", &["protocol"]),
     ("lb-testbed/benches/programs", &["bench", "docs", "json"]),
     ("bpf-linker", &["btf", "cpu-features", "disable-expand-memcpy-in-order"]),
     ("cargo", &["bin", "features", "no-default-features", "package", "quiet", "test"]),
     ("clap, as a placeholder in its messages", &["flag"]),
+    ("docker buildx imagetools", &["tag"]),
     ("git", &["format"]),
     ("helm", &["install", "reuse-values", "set"]),
     ("ipvsadm", &["sctp-service"]),
@@ -40,7 +41,7 @@ const OTHERS: [(&str, &[&str]); 15] = [
             "skip-phases",
         ],
     ),
-    ("kubectl", &["field-selector", "namespace", "patch-file", "previous"]),
+    ("kubectl", &["field-selector", "ignore-not-found", "namespace", "patch-file", "previous"]),
     ("modprobe", &["all"]),
     ("nsenter", &["net", "target"]),
     ("rustup", &["component", "toolchain"]),
