@@ -270,6 +270,11 @@ impl Planner {
         self.node.as_deref()
     }
 
+    /// Returns the drain of the node of this name.
+    pub fn drain_of(&self, node: &str) -> Option<NodeDrain> {
+        self.draining.get(node)
+    }
+
     /// Returns the ClusterIPs that other proxies serve.
     pub fn addresses_of_other_proxies(&self) -> BTreeSet<IpAddr> {
         let services = self.other_proxies.iter().filter_map(|name| self.services.get(name));
@@ -376,7 +381,7 @@ impl Planner {
 
     fn set_drain(&mut self, node: &ObjectName, drain: Option<NodeDrain>, before: &mut Snapshot) {
         // A Node changes often, its drain seldom.
-        if self.draining.get(node.name()) == drain {
+        if self.drain_of(node.name()) == drain {
             return;
         }
         let place = Some(PlaceHash::of(node.name()));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use lb_datapath::apply::MapUsage;
-use lb_datapath::{AttachError, Datapath, Drift, DriftKind, ServiceTables, monotonic_ns};
+use lb_datapath::{AttachError, Datapath, DrainingEndpoints, Drift, DriftKind, ServiceTables, monotonic_ns};
 use lb_model::{IpFamily, ObjectName, PerFamily, Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::WatchAges;
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
@@ -214,7 +214,7 @@ impl MainLoop {
     fn apply_events(&mut self, batch: Vec<SourceEvent>) {
         let started = Instant::now();
         self.metrics.received(&batch);
-        log_drains(&batch);
+        self.log_drains(&batch);
         let batch = self.admit(batch, started);
         if batch.is_empty() {
             return;
@@ -233,8 +233,8 @@ impl MainLoop {
         self.close_stale_sockets(&outcome);
         let changes = outcome.changes;
         if self.drain_limits.update(&changes.changed, &changes.removed, Instant::now()) {
-            // The sockets of an endpoint whose drain has ended must stay. The next sweep finds the
-            // endpoints that are still overdue.
+            // The drain of an endpoint may have ended, or have a longer limit now. The next sweep
+            // finds the endpoints that are still overdue.
             self.set_overdue(PerFamily::default());
         }
         let host_depends =
@@ -330,6 +330,23 @@ impl MainLoop {
         let now = SystemTime::now();
         for trigger in triggers.into_iter().filter(|trigger| trigger.at > self.started) {
             self.metrics.programmed(trigger, now);
+        }
+    }
+
+    /// Logs which nodes begin or end to drain. Call this before the events are planned.
+    fn log_drains(&self, batch: &[SourceEvent]) {
+        for event in batch {
+            let SourceEvent::NodeDrain(name, drain) = event else { continue };
+            let name = name.name();
+            let before = self.reconciler.planner().drain_of(name);
+            // A Node changes often, its drain seldom.
+            if before == *drain {
+                continue;
+            }
+            match drain {
+                Some(_) => info!("node {name} drains: its endpoints get no new connections"),
+                None => info!("node {name} does not drain any more"),
+            }
         }
     }
 
@@ -429,8 +446,13 @@ impl MainLoop {
                 self.reconciler.swept(started, &usage.referenced);
                 self.metrics.set_flows(usage.open, usage.half_open);
                 self.flow_maps = usage.maps;
-                self.report_drained();
-                self.cut_overdue();
+                match self.datapath.draining_endpoints() {
+                    Ok(draining) => {
+                        self.cut_overdue(&draining);
+                        self.report_drained(draining);
+                    }
+                    Err(error) => warn!("cannot read the connections of endpoints: {error}"),
+                }
                 self.report_left_out();
                 debug!(open = usage.open, half_open = usage.half_open, "read the flow table");
             }
@@ -452,11 +474,7 @@ impl MainLoop {
     }
 
     /// Reports endpoints that drain and whose last connection through this node has ended.
-    fn report_drained(&mut self) {
-        let endpoints = match self.datapath.draining_endpoints() {
-            Ok(endpoints) => endpoints,
-            Err(error) => return warn!("cannot read the connections of endpoints: {error}"),
-        };
+    fn report_drained(&mut self, endpoints: DrainingEndpoints) {
         for (service, endpoint) in self.draining.intersection(&endpoints.idle) {
             let note = format!("endpoint {endpoint} of {service} drains and has no connections any more");
             info!("{note}");
@@ -475,25 +493,22 @@ impl MainLoop {
                  the connections that it still has are reset"
             );
         }
-        if !passed.is_empty() {
-            self.cut_overdue();
+        if passed.is_empty() {
+            return;
+        }
+        match self.datapath.draining_endpoints() {
+            Ok(draining) => self.cut_overdue(&draining),
+            Err(error) => warn!("cannot read the connections of endpoints: {error}"),
         }
     }
 
     /// Resets the connections of all endpoints whose time limit has passed. Each call ends a
     /// limited number of them. The next sweep ends the others.
-    fn cut_overdue(&mut self) {
+    fn cut_overdue(&self, draining: &DrainingEndpoints) {
         let mut backends = PerFamily::<BTreeSet<u32>>::default();
-        let mut endpoints = self.drain_limits.overdue(Instant::now()).peekable();
-        if endpoints.peek().is_some() {
-            let ids = match self.datapath.draining_endpoints() {
-                Ok(draining) => draining.busy,
-                Err(error) => return warn!("cannot read the connections of endpoints: {error}"),
-            };
-            for endpoint in endpoints {
-                if let Some(id) = ids.get(&endpoint) {
-                    backends[IpFamily::of(&endpoint.1.ip())].insert(*id);
-                }
+        for endpoint in self.drain_limits.overdue(Instant::now()) {
+            if let Some(id) = draining.busy.get(&endpoint) {
+                backends[IpFamily::of(&endpoint.1.ip())].insert(*id);
             }
         }
         let any = !backends.v4.is_empty() || !backends.v6.is_empty();
@@ -615,18 +630,5 @@ impl MainLoop {
             }
             state.pending = pending;
         });
-    }
-}
-
-/// Logs which nodes begin or end to drain.
-fn log_drains(batch: &[SourceEvent]) {
-    for event in batch {
-        match event {
-            SourceEvent::NodeDrain(name, Some(_)) => {
-                info!("node {} drains: its endpoints get no new connections", name.name());
-            }
-            SourceEvent::NodeDrain(name, None) => info!("node {} does not drain any more", name.name()),
-            _ => {}
-        }
     }
 }
