@@ -19,7 +19,7 @@ mod slice;
 pub use converted::Converted;
 pub use duration::parse_duration;
 pub use ingress::{ingress, ingress_class};
-pub use node::{node, node_drain};
+pub use node::{is_cordoned, node, node_drain};
 pub use secret::secret;
 pub use service::{service, service_ports};
 pub use service_cidr::service_cidrs;

@@ -53,7 +53,8 @@ pub fn node_drain(node: &v1::Node) -> Converted<NodeDrain> {
     Converted { name: ObjectName::new("", name), value, problems: Vec::new() }
 }
 
-fn is_cordoned(node: &v1::Node) -> bool {
+/// Returns whether a Node gets no new pods.
+pub fn is_cordoned(node: &v1::Node) -> bool {
     node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true))
 }
 

@@ -31,7 +31,7 @@ pub async fn set_node_drain(
     match nodes.patch(node, &manager, &patch).await {
         Ok(node) => Ok(Some(NodeDrainState {
             drain: convert::node_drain(&node).value,
-            cordoned: node.spec.is_some_and(|spec| spec.unschedulable == Some(true)),
+            cordoned: convert::is_cordoned(&node),
         })),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
         Err(error) => Err(error),

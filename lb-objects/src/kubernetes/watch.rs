@@ -170,9 +170,14 @@ impl<'a, C, E> ObjectWatch<'a, C, E> {
         let Converted { name, value, problems } = (self.spec.convert)(&object);
         drop(object);
         self.report_problems(&name, problems).await?;
-        let was_sent =
-            if value.is_some() { !self.sent.insert(name.clone()) } else { self.sent.remove(&name) };
-        if value.is_some() || was_sent {
+        let is_news = match value {
+            Some(_) => {
+                self.sent.insert(name.clone());
+                true
+            }
+            None => self.sent.remove(&name),
+        };
+        if is_news {
             self.send((self.spec.make_event)(name.clone(), value)).await?;
         }
         Ok(name)
