@@ -16,7 +16,7 @@ use crate::view::{BackendsById, ServiceEntries};
 
 pub async fn facts(args: &DoctorArgs, cgroup: Option<&Path>) -> DatapathFacts {
     let pins = Pins::new(&args.pins.bpffs);
-    let devices = devices::read().await.map_err(|error| error.to_string());
+    let devices = devices::read(None).await.map_err(|error| error.to_string());
     DatapathFacts {
         bpffs: args.pins.bpffs.clone(),
         installed: installed(&pins),

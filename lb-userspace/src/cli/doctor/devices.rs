@@ -10,13 +10,13 @@ use crate::cli::cleanup::filters::Netlink;
 use crate::view::doctor::{Checked, DevicePrograms};
 
 /// Returns the devices of this network namespace that have a program, or whose programs cannot be
-/// listed.
-pub async fn read() -> io::Result<Vec<DevicePrograms>> {
+/// listed. Looks at the device with the index `only`, if there is one.
+pub async fn read(only: Option<u32>) -> io::Result<Vec<DevicePrograms>> {
     let netlink = Netlink::open()?;
     let links: Vec<LinkMessage> =
         netlink.handle().link().get().execute().try_collect().await.map_err(io::Error::other)?;
     let mut devices = Vec::new();
-    for link in links {
+    for link in links.into_iter().filter(|link| only.is_none_or(|only| link.header.index == only)) {
         let index = link.header.index;
         let name = link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::IfName(name) => Some(name.clone()),

@@ -270,6 +270,5 @@ impl RecordingDatapath {
 /// socket, and if they cannot be listed, which `lb doctor` reports.
 async fn programs_at(origin: &Origin) -> Option<DevicePrograms> {
     let Hook::Device { ifindex } = origin.hook else { return None };
-    let name = device_name(ifindex)?;
-    devices::read().await.ok()?.into_iter().find(|device| device.name == name)
+    devices::read(Some(ifindex)).await.ok()?.pop()
 }
