@@ -126,7 +126,7 @@ fn add(sum: &mut Connections, connections: Connections) {
 /// The endpoints that drain.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DrainingEndpoints {
-    /// Those that have connections.
+    /// Those that have connections, with their backend ids.
     pub busy: BTreeMap<(ServicePortId, SocketAddr), u32>,
     /// Those that have none any more.
     pub idle: BTreeSet<(ServicePortId, SocketAddr)>,

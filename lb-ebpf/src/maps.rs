@@ -258,8 +258,7 @@ pub static MONITOR: Array<Monitor, 1> = Array::new();
 pub static EVENTS: RingBuf<Event, 524_288> = RingBuf::new();
 
 /// Kind of event → the time of the next event that this CPU may report, and the number of events
-/// that it has not reported.
-/// Written by the programs.
+/// that it has not reported. Written by the programs.
 #[btf_map]
 pub static EVENT_BUDGETS: PerCpuArray<EventBudget, { event_kind::COUNT }> = PerCpuArray::new();
 

@@ -623,11 +623,12 @@ mod tests {
         );
     }
 
+    fn networks(list: &[(&str, u32)]) -> BTreeMap<IpNet, u32> {
+        list.iter().map(|(network, flags)| (network.parse().unwrap(), *flags)).collect()
+    }
+
     #[test]
     fn networks_and_flags_that_go_are_released_and_nothing_is_added() {
-        let networks = |list: &[(&str, u32)]| -> BTreeMap<IpNet, u32> {
-            list.iter().map(|(network, flags)| (network.parse().unwrap(), *flags)).collect()
-        };
         let left = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 3), ("fd00::/56", 1)]);
         let left = HostEntries { networks: left, ..HostEntries::default() };
         let (mut host_reconciler, mut host) = (HostReconciler::adopt(left, []), Host::default());
@@ -642,9 +643,6 @@ mod tests {
 
     #[test]
     fn networks_of_an_earlier_agent_stay_until_the_initial_sync() {
-        let networks = |list: &[(&str, u32)]| -> BTreeMap<IpNet, u32> {
-            list.iter().map(|(text, flags)| (text.parse().unwrap(), *flags)).collect()
-        };
         let left = networks(&[("10.96.0.0/12", 2), ("10.244.0.0/16", 1), ("fd00::/56", 1)]);
         let left = HostEntries { networks: left, ..HostEntries::default() };
         let mut host_reconciler = HostReconciler::adopt(left, []);
