@@ -38,10 +38,8 @@ impl Slices {
         let new = slice.map(|slice| {
             let service = slice.service.clone();
             self.service_of.insert(name.clone(), service.clone());
-            let slices = self.by_service.entry(service.clone()).or_default();
-            if slices.capacity() == 0 {
-                slices.reserve_exact(1);
-            }
+            // Most Services have one slice.
+            let slices = self.by_service.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
             slices.push((name, slice));
             service
         });

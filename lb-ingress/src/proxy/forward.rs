@@ -315,7 +315,8 @@ async fn send(
     }
 }
 
-/// Returns the answer of the backend for errors if the policy replaces this status.
+/// Returns the answer of the backend for errors if the policy replaces this status. The request has
+/// the fields that ingress-nginx sends. `sent` is the request of the client.
 async fn error_page(
     gateway: &Gateway,
     table: &RouteTable,
@@ -325,19 +326,6 @@ async fn error_page(
     status: StatusCode,
 ) -> Option<Answer> {
     policy.errors.statuses.binary_search(&status.as_u16()).ok()?;
-    Box::pin(fetch_error_page(gateway, table, policy, (finish, service), sent, status)).await
-}
-
-/// Returns the answer of the backend for errors. The request has the fields that ingress-nginx
-/// sends. `sent` is the request of the client.
-async fn fetch_error_page(
-    gateway: &Gateway,
-    table: &RouteTable,
-    policy: &Policy,
-    (finish, service): (&mut Finish, &BackendRef),
-    sent: &Variables<'_>,
-    status: StatusCode,
-) -> Option<Answer> {
     let default = || Some(&table.default_route()?.backends.first()?.target);
     let backend = policy.errors.backend.as_ref().or_else(default)?;
     let set = gateway.endpoints.of(backend)?;
@@ -365,8 +353,9 @@ async fn fetch_error_page(
     set_field("x-request-id", sent.request_id);
     let endpoint = in_flight.endpoint().clone();
     let way = Way { protocol: BackendProtocol::Http, name: None };
-    let received = endpoint.connections.send(endpoint.address, &way, &policy.timeouts, request).await;
-    let (response, lease) = received.ok()?;
+    // Boxed: hyper moves the future of a request, and few requests get an error page.
+    let sending = endpoint.connections.send(endpoint.address, &way, &policy.timeouts, request);
+    let (response, lease) = Box::pin(sending).await.ok()?;
     finish.in_flight = Some(in_flight);
     let read = policy.timeouts.read;
     let mut response = response.map(|body| Content::Endpoint { body, lease, read });

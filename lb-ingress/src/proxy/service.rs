@@ -234,7 +234,7 @@ impl Service {
             finish.record.reason = Some(reason);
             answer
         } else if let Some(own_answer) = &policy.answer {
-            policy::own_answer(own_answer, &variables)
+            policy::own_answer(own_answer, &sent)
         } else if policy.body.max_request.is_some_and(|limit| body.size_hint().lower() > limit) {
             refuse(finish, StatusCode::PAYLOAD_TOO_LARGE, "the body exceeds the limit of the route")
         } else {

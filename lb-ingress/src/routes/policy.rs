@@ -308,7 +308,7 @@ pub struct UpstreamTls {
 }
 
 impl UpstreamTls {
-    /// Returns whether endpoints or this client must show a certificate. The proxy has no support
+    /// Returns whether the endpoints or the proxy must show a certificate. The proxy has no support
     /// for that, and answers with 503.
     pub fn needs_certificates(&self) -> bool {
         self.verify || self.secret.is_some()
@@ -395,7 +395,7 @@ impl Policy {
             upstream,
             errors,
             headers,
-            answer,
+            answer: _,
             refused: _,
         } = self;
         let Headers { to_backend, set_in_response, add_to_response } = headers;
@@ -404,7 +404,6 @@ impl Policy {
             || matches!(upstream.balance, Balance::Hash(_))
             || !errors.statuses.is_empty()
             || !(to_backend.is_empty() && set_in_response.is_empty() && add_to_response.is_empty())
-            || answer.is_some()
     }
 
     /// Returns the Secrets that the policy needs.

@@ -80,8 +80,8 @@ pub struct HttpArgs {
 const EXAMPLES: &str = "\
 The command reads the objects, and makes the decisions that `lb ingress` makes. It sends nothing,
 and checks no password and no certificate. It ignores two annotations: default-backend, whose
-Service receives requests if the one of the rule has no endpoint, and ssl-passthrough, with which
-endpoints receive the TLS connections.
+Service receives requests if the Service of the rule has no endpoint, and ssl-passthrough, with
+which endpoints receive the TLS connections.
 
 Examples:
   lb explain http http://shop.example/cart --manifests ./web
