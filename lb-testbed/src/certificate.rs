@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::command::output;
+use crate::command::run;
 
 /// The files of a certificate, which is its own authority, and of its key.
 #[derive(Debug)]
@@ -24,9 +24,7 @@ impl Certificate {
         openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
         openssl.args(["-days", "90", "-subj", &format!("/CN={host}")]);
         openssl.args(["-addext", &format!("subjectAltName=DNS:{host}")]);
-        let output = output(openssl.arg("-out").arg(&certificate).arg("-keyout").arg(&key));
-        let output = output.context("run openssl (is it installed?)")?;
-        ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+        run(openssl.arg("-out").arg(&certificate).arg("-keyout").arg(&key))?;
         Ok(Self { certificate, key })
     }
 
