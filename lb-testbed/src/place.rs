@@ -112,6 +112,13 @@ impl Place {
         })?
     }
 
+    /// Returns the index of a device of the network namespace.
+    pub fn ifindex(&self, device: &str) -> Result<u32> {
+        let link = self.run("ip", ["-oneline", "link", "show", "dev", device])?;
+        let index = link.split(':').next().with_context(|| format!("no index of {device}"))?;
+        Ok(index.trim().parse()?)
+    }
+
     /// Runs `work` on a thread of this process that has entered the network namespace, but not the
     /// cgroup.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use super::programs::program_named;
 use crate::daemon::{START_LIMIT, spawn, tail};
@@ -70,7 +70,7 @@ impl KubeProxy {
     /// Starts kube-proxy on a node, with the settings of kubeadm. Its log is a file in `logs`.
     pub fn start(node: &Node, mode: KubeProxyMode, kubeconfig: &Path, logs: &Path) -> Result<Self> {
         let place = node.host.place.clone();
-        let mut command = place.command(program_named("kube-proxy")?)?;
+        let mut command = place.command(program_named("kube-proxy", "test takeover")?)?;
         command
             .arg("--kubeconfig")
             .arg(kubeconfig)
@@ -105,7 +105,7 @@ impl KubeProxy {
 
     /// Sends SIGTERM, as the kubelet does, and waits for the exit. The rules stay.
     pub fn stop(mut self) -> Result<()> {
-        kill_process(Pid::from_child(&self.process.0), Signal::TERM).context("send SIGTERM to kube-proxy")?;
+        self.process.signal(Signal::TERM).context("send SIGTERM to kube-proxy")?;
         let deadline = Instant::now() + patient(START_LIMIT);
         loop {
             match self.process.0.try_wait()? {

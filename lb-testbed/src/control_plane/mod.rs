@@ -2,8 +2,9 @@
 //! controllers run, so the tests write the EndpointSlices themselves. [`KubeProxy`] can run on the
 //! nodes.
 //!
-//! `cargo xtask k8s` builds `kube-apiserver` and prints its path. The tests read that folder from
-//! the environment variable `SLUICE_K8S_BIN`. etcd comes from the distribution's package.
+//! `cargo xtask k8s` builds `kube-apiserver` and prints its path. The tests read the folder of the
+//! program from the environment variable `SLUICE_K8S_BIN`. etcd comes from the distribution's
+//! package.
 
 mod api;
 mod kube_proxy;

@@ -631,6 +631,14 @@ fn the_status_of_ingresses_outlives_its_leader(world: &mut World) -> Result<()> 
     world.topology.client.place.run("ip", ["route", "del", &pods]).map(drop)
 }
 
-fn finish(loads: Vec<(&'static str, lb_testbed::host::Load)>) -> Result<()> {
-    loads.into_iter().try_for_each(|(what, load)| without_failure(what, &load.finish()?))
+/// Ends all loads, and returns an error that names each load with failures.
+pub fn finish(loads: Vec<(impl AsRef<str>, lb_testbed::host::Load)>) -> Result<()> {
+    let mut failures = Vec::new();
+    for (name, load) in loads {
+        if let Err(error) = without_failure(name.as_ref(), &load.finish()?) {
+            failures.push(format!("{error:#}"));
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
 }

@@ -2,14 +2,14 @@
 //! for both. `cargo xtask test takeover` runs these cases.
 
 use anyhow::{Context as _, Result, ensure};
-use lb_testbed::check::{answered_by, eventually, without_failure};
+use lb_testbed::check::{answered_by, eventually};
 use lb_testbed::control_plane::{KubeProxy, KubeProxyMode};
 use lb_testbed::host::{Held, Load, LoadKind};
 use lb_testbed::manifests::ServiceManifest;
 use lb_testbed::{Family, agent, http};
 use serde_json::json;
 
-use crate::cases::Run;
+use crate::cases::{Run, finish};
 use crate::world::{World, cluster_ip};
 
 pub const CASES: &[(&str, Run)] = &[
@@ -221,16 +221,4 @@ fn start_loads(world: &World, service: &ServiceManifest) -> Result<Vec<(String, 
         }
     }
     Ok(loads)
-}
-
-/// Ends all loads, and returns an error that names each load with failures.
-fn finish(loads: Vec<(String, Load)>) -> Result<()> {
-    let mut failures = Vec::new();
-    for (name, load) in loads {
-        if let Err(error) = without_failure(&name, &load.finish()?) {
-            failures.push(format!("{error:#}"));
-        }
-    }
-    ensure!(failures.is_empty(), "{}", failures.join("\n"));
-    Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use lb_testbed::Family;
 use lb_testbed::agent::metric;
-use lb_testbed::host::HTTP_PORT;
+use lb_testbed::host::{HTTP_PORT, Held};
 use lb_testbed::manifests;
 use lb_testbed::report::Exchange;
 use serde_json::Value;
@@ -199,14 +199,20 @@ pub fn a_drained_node_gets_no_new_connections(world: &mut World, family: Family)
     })
 }
 
-fn new_connections_avoid_the_second_node(world: &World, service: &Exposed, family: Family) -> Result<()> {
+/// Opens two connections of packets, from outside, and then two of sockets, from a pod.
+fn hold_two_of_each(world: &World, service: &Exposed, family: Family) -> Result<Vec<Held>> {
     let mut held = Vec::new();
     for (client, kind) in [(world.client(), "NodePort"), (&world.pod(2).host, "ClusterIP")] {
         let target = service.address(kind, world, family, To::Http);
         for _ in 0..2 {
-            held.push(client.hold_many(1, target)?);
+            held.push(client.hold_http(target)?);
         }
     }
+    Ok(held)
+}
+
+fn new_connections_avoid_the_second_node(world: &World, service: &Exposed, family: Family) -> Result<()> {
+    let mut held = hold_two_of_each(world, service, family)?;
     write_nodes(world, true)?;
     for (source, kind) in SOURCES {
         for to in [To::Http, To::Udp] {
@@ -235,13 +241,7 @@ fn new_connections_avoid_the_second_node(world: &World, service: &Exposed, famil
 pub fn a_time_limit_ends_a_drain(world: &mut World, family: Family) -> Result<()> {
     let service = Exposed::publish(world, "Cluster", &[1, 3], |object| annotate(object, "algorithm", "rr"))?;
     service.wait_until_programmed(world)?;
-    let mut held = Vec::new();
-    for (client, kind) in [(world.client(), "NodePort"), (&world.pod(2).host, "ClusterIP")] {
-        let target = service.address(kind, world, family, To::Http);
-        for _ in 0..2 {
-            held.push(client.hold_many(1, target)?);
-        }
-    }
+    let mut held = hold_two_of_each(world, &service, family)?;
     let resets = |world: &World| metric(world.node(0), "sluice_drain_resets_total", "");
     let before = resets(world)?;
     service.write(world, "Cluster", &[1, 3], |object| {

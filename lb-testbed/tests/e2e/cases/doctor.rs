@@ -89,8 +89,7 @@ pub fn healthy_and_faulty(world: &mut World) -> Result<()> {
 /// Detaches the egress program of eth0.
 fn no_egress(world: &World) -> Result<(&'static str, &'static str)> {
     let place = &world.node(0).host.place;
-    let link = place.run("ip", ["-oneline", "link", "show", "dev", "eth0"])?;
-    let ifindex = link.split(':').next().context("no index of eth0")?.trim().to_owned();
+    let ifindex = place.ifindex("eth0")?;
     match pin(world, &format!("links/tc-egress-{ifindex}")) {
         Ok(pin) => fs::remove_file(pin)?,
         // A filter has no pin.

@@ -53,11 +53,6 @@ fn pin(world: &World, name: &str) -> Result<PathBuf> {
     pins.find(|pin| pin.exists()).with_context(|| format!("no pin {name}"))
 }
 
-fn eth0(world: &World) -> Result<u32> {
-    let link = world.node(0).host.place.run("ip", ["-oneline", "link", "show", "dev", "eth0"])?;
-    Ok(link.split(':').next().context("no index of eth0")?.trim().parse()?)
-}
-
 /// Detaches the program of a pinned link. The pin stays.
 fn detach(world: &World, link: &str) -> Result<()> {
     let path = pin(world, link)?.to_string_lossy().into_owned();
@@ -70,7 +65,9 @@ pub fn programs(world: &mut World) -> Result<()> {
     served(world, &service)?;
     let world = &*world;
     let place = &world.node(0).host.place;
-    let link = |hook: &str| Ok::<_, anyhow::Error>(format!("links/{hook}-{}", eth0(world)?));
+    let link = |hook: &str| {
+        Ok::<_, anyhow::Error>(format!("links/{hook}-{}", world.node(0).host.place.ifindex("eth0")?))
+    };
     if world.topology.datapath == AttachMode::Clsact {
         let commands: [&[&str]; 4] = [
             &["filter", "del", "dev", "eth0", "ingress"],
@@ -134,7 +131,7 @@ pub fn order(world: &mut World) -> Result<()> {
         let filter = ["dev", "eth0", "ingress", "protocol", "all", "prio", "1", "handle", "1", "bpf"];
         return place.run("tc", [&["filter", "del"], &filter[..]].concat()).map(drop);
     }
-    let ifindex = eth0(world)?;
+    let ifindex = world.node(0).host.place.ifindex("eth0")?;
     let mut other = None;
     is_repaired(world, &service, "tc_order", || {
         other = Some(place.inside(|| pass_programs::attach_first(ifindex))??);

@@ -81,7 +81,7 @@ fn run_documented_commands(world: &World) -> Result<()> {
     for command in &commands {
         let mut arguments: Vec<_> = command.iter().map(String::as_str).collect();
         match arguments[..] {
-            // These have no data path to name, or would remove it.
+            // These have no data path to name.
             ["agent", ..] => {
                 let output = output(Command::new(agent::program()?).args(&arguments))?;
                 ensure!(output.status.success(), "lb {}: {output:?}", arguments.join(" "));
@@ -101,7 +101,7 @@ fn run_documented_commands(world: &World) -> Result<()> {
                 ensure!(output.status.success(), "lb {}: {output:?}", arguments.join(" "));
                 continue;
             }
-            // A case with an API server runs the second.
+            // The first would remove the data path. A case with an API server runs the second.
             ["cleanup"] | ["drain", ..] => continue,
             ["doctor", ..] => {
                 arguments.extend(["--cgroup", world.node(0).host.place.cgroup().to_str().context("UTF-8")?]);

@@ -402,8 +402,7 @@ pub fn names_other_programs(world: &mut World) -> Result<()> {
     let service = world.publish(&[3])?;
     let world = &*world;
     let node = world.node(0);
-    let link = node.host.place.run("ip", ["-oneline", "link", "show", "dev", "eth0"])?;
-    let ifindex: u32 = link.split(':').next().context("no index of eth0")?.trim().parse()?;
+    let ifindex = node.host.place.ifindex("eth0")?;
     let source = SocketAddr::new(world.client().v4.into(), 40_000).to_string();
     let target = service.node_port(node, Family::V4, To::Http).to_string();
     let explain = || lb_on(node, &["explain", "tcp", &source, &target, "--in", "external"]);

@@ -226,9 +226,7 @@ pub fn no_ingress_without_egress(world: &mut World) -> Result<()> {
 
 /// Returns the path of the pinned egress link of eth0.
 fn egress_pin(node: &Node) -> Result<PathBuf> {
-    let link = node.host.place.run("ip", ["-oneline", "link", "show", "dev", "eth0"])?;
-    let ifindex = link.split(':').next().context("no index of eth0")?.trim().to_owned();
-    let name = format!("tc-egress-{ifindex}");
+    let name = format!("tc-egress-{}", node.host.place.ifindex("eth0")?);
     let versions = fs::read_dir(node.bpffs.join("sluice"))?;
     let mut pins = versions.flatten().map(|version| version.path().join("links").join(&name));
     pins.find(|pin| pin.exists()).with_context(|| format!("no pin {name}"))
