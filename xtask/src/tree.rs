@@ -1,5 +1,5 @@
-//! A copy of the sources, into which faults are planted. The sources of the workspace are never
-//! changed.
+//! A copy of the sources, for faults and for programs that write beside manifests. The sources of
+//! the workspace are never changed.
 
 use std::{
     collections::BTreeSet,

@@ -23,7 +23,7 @@ const SBOM: &str = "sbom.cdx.json";
 
 /// Makes `root` the root file system of the image: one static program, the licences and the list of
 /// crates.
-pub fn fill_root(root: &Path, program: &Path, sbom: &[u8]) -> Result<()> {
+pub fn fill_root(root: &Path, program: &Path, sbom: &str) -> Result<()> {
     if root.exists() {
         fs::remove_dir_all(root).with_context(|| format!("cannot remove {}", root.display()))?;
     }

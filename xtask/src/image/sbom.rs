@@ -2,8 +2,6 @@
 //! kernel programs: the build script of lb-datapath compiles these, so cargo does not list them as
 //! dependencies.
 
-use std::{fs, path::PathBuf};
-
 use anyhow::{Context as _, Result, bail};
 use lb_build::progress::{timed, watched};
 
@@ -12,7 +10,7 @@ use crate::{cargo_tools::Tool, process::command, task, tree::Tree, workspace};
 const TOOL: Tool = Tool { task: task::IMAGE, name: "cargo-cyclonedx", version: "0.5.9" };
 
 /// Returns the list for a target.
-pub fn of(target: &str) -> Result<Vec<u8>> {
+pub fn of(target: &str) -> Result<String> {
     let Some(program) = TOOL.provide()? else {
         bail!("cargo-cyclonedx could not be built, see above\nremedy: {}", TOOL.remedy());
     };
@@ -29,6 +27,5 @@ pub fn of(target: &str) -> Result<Vec<u8>> {
     timed(task::IMAGE, "listed the crates", || watched(task::IMAGE, &mut cyclonedx))
         .context("cannot run cargo-cyclonedx")?
         .map_err(|failure| anyhow::anyhow!("cargo-cyclonedx failed: {failure}"))?;
-    let output: PathBuf = tree.root().join("lb-userspace/sbom.json");
-    fs::read(&output).with_context(|| format!("cannot read {}", output.display()))
+    tree.read("lb-userspace/sbom.json")
 }

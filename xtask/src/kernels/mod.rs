@@ -197,15 +197,15 @@ fn test(options: &Options) -> Result<Tally> {
         end: options.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes)),
     };
     let groups = groups(options, &built);
-    let provide = |series: &&str| debian::provide(&cache, options.arch, series, options.refresh);
-    let kernels: Vec<_> = series.iter().map(provide).collect::<Result<_>>()?;
-    let results = side_by_side(&kernels, |index, kernel| {
+    let provide = |series| Ok((series, debian::provide(&cache, options.arch, series, options.refresh)?));
+    let kernels: Vec<_> = series.into_iter().map(provide).collect::<Result<_>>()?;
+    let results = side_by_side(&kernels, |(series, kernel)| {
         let on_kernel = || format!("Linux {}", kernel.release);
         report(task::KERNELS, &on_kernel());
         let guest = Guest {
             machine: &machine,
             kernel,
-            series: series[index],
+            series,
             task: GuestTask {
                 release: kernel.release.clone(),
                 modules: kernel.modules(),
@@ -216,7 +216,7 @@ fn test(options: &Options) -> Result<Tally> {
                 without: options.without.clone(),
                 steps: Vec::new(),
             },
-            folder: cache.join(options.arch.folder("runs")).join(series[index]),
+            folder: cache.join(options.arch.folder("runs")).join(series),
         };
         if !options.command.is_empty() {
             let run = guest.boot(&guest.folder, &given(options)).with_context(on_kernel)?;
@@ -254,12 +254,9 @@ fn test(options: &Options) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Returns the results of `work` for all items and their indices, in the order of the items. After
-/// an error, no further item begins, and the items that did not begin have no result.
-fn side_by_side<T: Sync, R: Send>(
-    items: &[T],
-    work: impl Fn(usize, &T) -> Result<R> + Sync,
-) -> Vec<Result<R>> {
+/// Returns the results of `work` for all items, in the order of the items. After an error, no
+/// further item begins, and the items that did not begin have no result.
+fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
     let next = AtomicUsize::new(0);
     let has_failed = AtomicBool::new(false);
     let work_on_some = || {
@@ -267,7 +264,7 @@ fn side_by_side<T: Sync, R: Send>(
         while !has_failed.load(Ordering::Relaxed) {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(item) = items.get(index) else { break };
-            let result = work(index, item);
+            let result = work(item);
             if result.is_err() {
                 has_failed.store(true, Ordering::Relaxed);
             }
@@ -457,14 +454,13 @@ mod tests {
     #[test]
     fn results_are_in_the_order_of_the_items() {
         let items: Vec<usize> = (10..20).collect();
-        let results: Vec<_> =
-            side_by_side(&items, |index, item| Ok((index, *item))).into_iter().flatten().collect();
-        assert_eq!(results, items.iter().copied().enumerate().collect::<Vec<_>>());
+        let results: Vec<_> = side_by_side(&items, |item| Ok(*item)).into_iter().flatten().collect();
+        assert_eq!(results, items);
     }
 
     #[test]
     fn after_an_error_no_further_item_begins() {
-        let results = side_by_side(&[(); 10], |_, _| -> Result<()> { bail!("refused") });
+        let results = side_by_side(&[(); 10], |_| -> Result<()> { bail!("refused") });
         assert!((1..=MACHINES).contains(&results.len()), "{results:?}");
         assert!(results.iter().all(Result::is_err));
     }
