@@ -19,8 +19,6 @@ use std::{
     collections::HashSet,
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -63,9 +61,6 @@ const DEFAULT: [&str; 3] = ["5.10", "6.1", NEWEST];
 const DEFAULT_AARCH64: [&str; 1] = ["6.1"];
 /// Series that `--all-kernels` tests.
 const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", NEWEST];
-
-/// Machines that run side by side. The cases of a machine mostly keep one processor busy.
-const MACHINES: usize = 2;
 
 /// Generated packets of each kind and mode. The 50,000 of a real processor would take an hour.
 const GENERATED_PACKETS: &str = "900";
@@ -196,15 +191,15 @@ fn test(options: &Options) -> Result<Tally> {
         resume: options.resume,
         end: options.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes)),
     };
-    let groups = groups(options, &built);
-    let provide = |series| Ok((series, debian::provide(&cache, options.arch, series, options.refresh)?));
-    let kernels: Vec<_> = series.into_iter().map(provide).collect::<Result<_>>()?;
-    let results = side_by_side(&kernels, |(series, kernel)| {
+    let mut tally = Tally::default();
+    let mut rows = Vec::new();
+    for series in series {
+        let kernel = debian::provide(&cache, options.arch, series, options.refresh)?;
         let on_kernel = || format!("Linux {}", kernel.release);
         report(task::KERNELS, &on_kernel());
         let guest = Guest {
             machine: &machine,
-            kernel,
+            kernel: &kernel,
             series,
             task: GuestTask {
                 release: kernel.release.clone(),
@@ -221,24 +216,19 @@ fn test(options: &Options) -> Result<Tally> {
         if !options.command.is_empty() {
             let run = guest.boot(&guest.folder, &given(options)).with_context(on_kernel)?;
             let has_failed = run.steps.iter().any(|step| step.code != Some(0));
-            let mut tally = Tally::default();
             tally.count(run.trouble.is_none() && !has_failed);
-            return Ok((tally, None));
+            continue;
         }
+        let groups = groups(options, &built);
         let row = if groups.is_empty() {
             let run = guest.boot(&guest.folder, &steps(options, &built)).with_context(on_kernel)?;
-            Row::read(&kernel.release, guest.series, &run)
+            Row::read(&kernel.release, series, &run)
         } else {
             boots::run(&guest, &built.listing(), &groups, &built.folder, &extent).with_context(on_kernel)?
         };
-        Ok((row.tally(), Some(row)))
-    });
-    let errors: Vec<_> =
-        results.iter().filter_map(|result| result.as_ref().err()).map(|error| format!("{error:#}")).collect();
-    ensure!(errors.is_empty(), "{}", errors.join("\n"));
-    let (tallies, rows): (Vec<_>, Vec<_>) = results.into_iter().flatten().unzip();
-    let mut tally = tallies.into_iter().fold(Tally::default(), |sum, tally| sum + tally);
-    let rows: Vec<Row> = rows.into_iter().flatten().collect();
+        tally = tally + row.tally();
+        rows.push(row);
+    }
     if options.command.is_empty() {
         let limits = table::limits()?;
         for problem in table::excesses(&rows, &limits).into_iter().chain(table::shortfalls(&rows)) {
@@ -252,35 +242,6 @@ fn test(options: &Options) -> Result<Tally> {
         }
     }
     Ok(tally)
-}
-
-/// Returns the results of `work` for all items, in the order of the items. After an error, no
-/// further item begins, and the items that did not begin have no result.
-fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
-    let next = AtomicUsize::new(0);
-    let has_failed = AtomicBool::new(false);
-    let work_on_some = || {
-        let mut results = Vec::new();
-        while !has_failed.load(Ordering::Relaxed) {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(index) else { break };
-            let result = work(item);
-            if result.is_err() {
-                has_failed.store(true, Ordering::Relaxed);
-            }
-            results.push((index, result));
-        }
-        results
-    };
-    let mut results: Vec<_> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..MACHINES).map(|_| scope.spawn(work_on_some)).collect();
-        let joined = |thread: thread::ScopedJoinHandle<'_, _>| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        threads.into_iter().flat_map(joined).collect()
-    });
-    results.sort_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Returns the programs and components that the machine must have.
@@ -444,24 +405,5 @@ impl Built {
             ("SLUICE_TESTBED".to_owned(), program(TESTBED)),
             ("SLUICE_PATIENCE".to_owned(), self.arch.patience().to_owned()),
         ]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn results_are_in_the_order_of_the_items() {
-        let items: Vec<usize> = (10..20).collect();
-        let results: Vec<_> = side_by_side(&items, |item| Ok(*item)).into_iter().flatten().collect();
-        assert_eq!(results, items);
-    }
-
-    #[test]
-    fn after_an_error_no_further_item_begins() {
-        let results = side_by_side(&[(); 10], |_| -> Result<()> { bail!("refused") });
-        assert!((1..=MACHINES).contains(&results.len()), "{results:?}");
-        assert!(results.iter().all(Result::is_err));
     }
 }

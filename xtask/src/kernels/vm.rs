@@ -5,7 +5,7 @@
 use std::{
     ffi::CString,
     fs::{self, File},
-    io::Read as _,
+    io::{Read as _, Write as _, stdout},
     os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -129,14 +129,10 @@ impl Guest<'_> {
     /// Boots the kernel, and runs these steps. The results are written to a folder.
     pub fn boot(&self, folder: &Path, steps: &[Step]) -> Result<Run> {
         let task = GuestTask { steps: steps.to_vec(), ..self.task.clone() };
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let limit = Duration::from_secs(60 + steps.iter().map(|step| step.limit).sum::<u64>());
-        let progress = Progress::of(self.series, &folder.join(OUTPUT))?;
-        let run = run(self.machine, self.kernel, &task, folder, limit, progress)?;
+        let run = run(self.machine, self.kernel, &task, folder, limit)?;
         if let Some(trouble) = &run.trouble {
-            for line in trouble.lines() {
-                println!("{}  {line}", self.series);
-            }
+            println!("{trouble}");
         }
         Ok(run)
     }
@@ -150,14 +146,15 @@ fn run(
     task: &GuestTask,
     folder: &Path,
     limit: Duration,
-    mut progress: Progress,
 ) -> Result<Run> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let linux = image::bootable(kernel)?;
     let initramfs = folder.join("initramfs");
     image::initramfs(kernel, init, task, &initramfs)?;
     let [console, output, reports, errors] =
         ["console", OUTPUT, REPORTS, "qemu"].map(|name| folder.join(name));
     let share = Share::start(folder, files)?;
+    let mut progress = Progress::of(&output)?;
     let mut command = qemu.command();
     command
         .args(qemu.arch.machine())
@@ -181,7 +178,6 @@ fn run(
     let machine = Killed(command.spawn().context("cannot run QEMU")?);
     let ended = machine.wait(limit, || progress.print())?;
     progress.print()?;
-    progress.print_rest();
     drop(share);
     fs::remove_file(&initramfs)?;
     let (mut run, last) = read(folder)?;
@@ -243,38 +239,22 @@ fn serial_ports(arch: Arch, console: &Path, output: &Path, reports: &Path) -> Ve
     options
 }
 
-/// Prints the output of a guest while it runs. Each line begins with the series of the kernel,
-/// because other guests may print too.
-struct Progress {
-    series: String,
-    output: File,
-    /// The beginning of the next line.
-    begun: Vec<u8>,
-}
+/// Prints the output of a guest while it runs.
+struct Progress(File);
 
 impl Progress {
-    fn of(series: &str, output: &Path) -> Result<Self> {
+    fn of(output: &Path) -> Result<Self> {
         fs::write(output, "")?;
-        Ok(Self { series: series.to_owned(), output: File::open(output)?, begun: Vec::new() })
+        Ok(Self(File::open(output)?))
     }
 
-    /// Prints the lines that were added to the file since the last call.
+    /// Prints what was added to the file since the last call.
     fn print(&mut self) -> Result<()> {
-        self.output.read_to_end(&mut self.begun)?;
-        self.begun.retain(|byte| *byte != b'\r');
-        let end = self.begun.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let lines: Vec<u8> = self.begun.drain(..end).collect();
-        for line in String::from_utf8_lossy(&lines).lines() {
-            println!("{}  {line}", self.series);
-        }
-        Ok(())
-    }
-
-    /// Prints the last line, if it has no end.
-    fn print_rest(self) {
-        if !self.begun.is_empty() {
-            println!("{}  {}", self.series, String::from_utf8_lossy(&self.begun));
-        }
+        let mut bytes = Vec::new();
+        self.0.read_to_end(&mut bytes)?;
+        bytes.retain(|byte| *byte != b'\r');
+        stdout().write_all(&bytes)?;
+        Ok(stdout().flush()?)
     }
 }
 
