@@ -157,8 +157,8 @@ fn settings(host: &HostRoutes) -> String {
     if settings.default_certificate {
         text.push_str(" default certificate");
     }
-    if let Some(backend) = &settings.passthrough {
-        write!(text, " passthrough {backend}").unwrap();
+    if let Some(passthrough) = &settings.passthrough {
+        write!(text, " passthrough {}", passthrough.backend).unwrap();
     }
     if let Some(certificates) = &settings.client_certificates {
         write!(text, " {certificates:?}").unwrap();

@@ -9,7 +9,9 @@ use super::few::Few;
 use super::objects::{NoBackend, Objects};
 use crate::annotations::{self, Annotations, CanaryRule};
 use crate::routes::policy::{Auth, BasicAuth, BasicAuthForm, ClientCertificates};
-use crate::routes::{Backend, BackendRef, HostPattern, NormalPath, Origin, PathMatcher, Policy, Route};
+use crate::routes::{
+    Backend, BackendRef, HostPattern, NormalPath, Origin, Passthrough, PathMatcher, Policy, Route,
+};
 use crate::users::UsersFault;
 
 /// An Ingress that is served, without regard to other Ingresses.
@@ -41,7 +43,7 @@ pub(super) struct HostPart {
     /// Index in `spec.tls`, and the Secret.
     pub tls: Option<(usize, ObjectName)>,
     pub default_certificate: bool,
-    pub passthrough: Option<BackendRef>,
+    pub passthrough: Option<Passthrough>,
     pub client_certificates: Option<ClientCertificates>,
 }
 
@@ -152,8 +154,10 @@ impl Work<'_> {
             part.canary = annotations.canary.clone();
             part.client_certificates = annotations.client_certificates.clone();
             if annotations.host.passthrough {
-                let backend = part.routes.iter().find_map(|route| route.backends.first());
-                part.passthrough = backend.map(|backend| backend.target.clone());
+                part.passthrough = part.routes.iter().find_map(|route| {
+                    let backend = route.backends.first()?.target.clone();
+                    Some(Passthrough { origin: route.origin.clone(), backend })
+                });
             }
         }
     }

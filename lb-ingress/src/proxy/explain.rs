@@ -1,7 +1,8 @@
 //! What the proxy does with a request, without a connection. The decisions are those of
 //! [`Service`](super::service::Service), made by the same functions.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use hyper::HeaderMap;
 use hyper::header::{HOST, HeaderName, HeaderValue, LOCATION};
@@ -13,7 +14,7 @@ use super::service::Facts;
 use super::variables::Variables;
 use super::{cors, policy};
 use crate::routes::policy::{Auth, Policy};
-use crate::routes::{BackendRef, NormalPath, PathMatcher, RouteTable, request_host};
+use crate::routes::{BackendRef, NormalPath, Passthrough, PathMatcher, RouteTable, request_host};
 
 /// A request to explain.
 #[derive(Debug, Clone)]
@@ -37,7 +38,7 @@ pub enum QuestionError {
 }
 
 /// What happens to a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Explanation {
     pub host: String,
     /// The normalised path.
@@ -50,11 +51,18 @@ pub struct Explanation {
     pub path_match: Option<String>,
     /// The Ingress with the annotation `canary` that takes the request.
     pub canary: Option<String>,
+    /// The connection goes to an endpoint undecrypted (annotation `ssl-passthrough`). So the proxy
+    /// reads no path.
+    pub passthrough: bool,
     /// What must hold for the request to be forwarded, and what the proxy changes.
     pub steps: Vec<String>,
     /// The answer of the proxy itself. `None`: the request goes to an endpoint.
     pub answer: Option<OwnAnswer>,
+    /// The reason why the backend of the annotation `default-backend` receives the request.
+    pub fallback: Option<String>,
     pub backend: Option<BackendRef>,
+    /// The endpoints that may receive the request.
+    pub endpoints: Vec<SocketAddr>,
     /// The path that the endpoint receives.
     pub backend_path: Option<String>,
 }
@@ -62,7 +70,8 @@ pub struct Explanation {
 /// An answer that the proxy gives without an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnAnswer {
-    pub status: u16,
+    /// `None`: the proxy closes the connection without an answer.
+    pub status: Option<u16>,
     /// The reason, or the target of a redirect.
     pub reason: String,
 }
@@ -104,6 +113,14 @@ impl Question {
         self.uri.host().unwrap_or_default()
     }
 
+    /// Returns the server name of the TLS connection. Clients send none for an address (RFC 6066
+    /// 3).
+    fn server_name(&self) -> Option<Cow<'_, str>> {
+        let host = self.https.then(|| self.url_host())?;
+        let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        request_host(host).filter(|_| !is_address)
+    }
+
     /// Returns the port that the client connects to.
     pub fn port(&self) -> u16 {
         self.port
@@ -111,24 +128,24 @@ impl Question {
 }
 
 /// Explains a request. Random choices (canaries, weights of backends) are made once. `https_port`
-/// is the port of redirects to TLS.
-pub fn explain(table: &RouteTable, question: &Question, https_port: u16) -> Explanation {
+/// is the port of redirects to TLS. `endpoints` returns the endpoints of a backend.
+pub fn explain(
+    table: &RouteTable,
+    question: &Question,
+    https_port: u16,
+    endpoints: impl Fn(&BackendRef) -> Vec<SocketAddr>,
+) -> Explanation {
+    let ready = |backend: &BackendRef| Some(endpoints(backend)).filter(|ready| !ready.is_empty());
+    if let Some(name) = question.server_name()
+        && let Some(passthrough) = table.passthrough(&name)
+    {
+        return passed_through(&name, passthrough, ready(&passthrough.backend));
+    }
     let Question { method, uri, headers, .. } = question;
     let sent_host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let mut explanation = Explanation {
-        host: sent_host.to_owned(),
-        path: None,
-        ingress: None,
-        rule: None,
-        path_match: None,
-        canary: None,
-        steps: Vec::new(),
-        answer: None,
-        backend: None,
-        backend_path: None,
-    };
+    let mut explanation = Explanation { host: sent_host.to_owned(), ..Explanation::default() };
     let refused = |mut explanation: Explanation, status: StatusCode, reason: &str| {
-        explanation.answer = Some(OwnAnswer { status: status.as_u16(), reason: reason.to_owned() });
+        explanation.answer = Some(OwnAnswer { status: Some(status.as_u16()), reason: reason.to_owned() });
         explanation
     };
     let Some(host) = request_host(sent_host).map(|host| host.into_owned()) else {
@@ -210,16 +227,54 @@ pub fn explain(table: &RouteTable, question: &Question, https_port: u16) -> Expl
         let answer = policy::own_answer(answer, &variables);
         return refused(explanation, answer.status(), "the Ingress answers by itself");
     }
-    let Some(backend) = found.backend else {
-        let reason = "the Service or its port does not exist";
-        return refused(explanation, StatusCode::SERVICE_UNAVAILABLE, reason);
+    let Some((backend, endpoints)) = found.with_endpoints(ready) else {
+        explanation.backend = found.backend.cloned();
+        return refused(explanation, StatusCode::SERVICE_UNAVAILABLE, no_endpoint(found.backend));
     };
     if policy.upstream.tls.needs_certificates() {
         return refused(explanation, StatusCode::SERVICE_UNAVAILABLE, NO_VERIFICATION);
     }
+    if found.backend != Some(backend) {
+        explanation.fallback = Some(match found.backend {
+            Some(own) => format!("{} port {} has no ready endpoint", own.service, own.port),
+            None => no_endpoint(None).to_owned(),
+        });
+    }
+    let statuses = &policy.errors.statuses;
+    if !statuses.is_empty()
+        && let Some(errors) = table.error_backend(route)
+    {
+        let statuses: Vec<_> = statuses.iter().map(ToString::to_string).collect();
+        let statuses = statuses.join(", ");
+        explanation.steps.push(format!("{} answers in place of the status {statuses}", errors.service));
+    }
     explanation.backend = Some(backend.clone());
+    explanation.endpoints = endpoints;
     explanation.backend_path = Some(route.path_for_backend(&path).into_owned());
     explanation
+}
+
+/// Explains a connection that the proxy does not decrypt.
+fn passed_through(name: &str, to: &Passthrough, endpoints: Option<Vec<SocketAddr>>) -> Explanation {
+    let closed = || OwnAnswer { status: None, reason: no_endpoint(Some(&to.backend)).to_owned() };
+    Explanation {
+        host: name.to_owned(),
+        ingress: Some(to.origin.ingress.to_string()),
+        rule: Some(to.origin.field().into_owned()),
+        passthrough: true,
+        answer: endpoints.is_none().then(closed),
+        backend: Some(to.backend.clone()),
+        endpoints: endpoints.unwrap_or_default(),
+        ..Explanation::default()
+    }
+}
+
+/// Returns the reason why no endpoint receives a request for this backend.
+fn no_endpoint(backend: Option<&BackendRef>) -> &'static str {
+    match backend {
+        Some(_) => "the Service has no ready endpoint",
+        None => "the Service or its port does not exist",
+    }
 }
 
 fn describe(matcher: &PathMatcher) -> String {

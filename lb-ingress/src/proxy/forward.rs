@@ -26,7 +26,7 @@ use super::variables::{Variables, cookie};
 use super::{policy, random, upgrade};
 use crate::endpoints::{Choice, EndpointSet, InFlight};
 use crate::routes::policy::{BackendProtocol, Balance, CookieAffinity, Policy, SameSite, UpstreamVersion};
-use crate::routes::{BackendRef, Found, NormalPath, RouteTable};
+use crate::routes::{BackendRef, Found, NormalPath, Route, RouteTable};
 
 /// The reason of the answer to a request whose route needs certificates towards endpoints.
 pub const NO_VERIFICATION: &str = "verification of endpoints (proxy-ssl-*) is not supported";
@@ -54,12 +54,8 @@ struct Received {
 pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, body: RequestBody) -> Answer {
     let Forward { gateway, table, found, path, variables, upgrade, drain } = forward;
     let policy = &*found.route.policy;
-    let mut candidates = found.backend.into_iter().chain(&policy.errors.backend);
-    let usable = candidates.find_map(|backend| {
-        let set = gateway.endpoints.of(backend)?;
-        (!set.endpoints().is_empty()).then_some((backend, set))
-    });
-    let Some((backend, set)) = usable else {
+    let endpoints = |backend: &_| gateway.endpoints.of(backend).filter(|set| !set.endpoints().is_empty());
+    let Some((backend, set)) = found.with_endpoints(endpoints) else {
         finish.record.reason = Some("no endpoint".into());
         return own(StatusCode::SERVICE_UNAVAILABLE);
     };
@@ -108,7 +104,7 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
                 SendErrorKind::Connect | SendErrorKind::Broken => StatusCode::BAD_GATEWAY,
             };
             finish.record.reason = Some(error.reason);
-            let page = error_page(gateway, table, policy, (finish, backend), &variables, status).await;
+            let page = error_page(gateway, table, found.route, (finish, backend), &variables, status).await;
             return page.unwrap_or_else(|| own(status));
         }
     };
@@ -137,7 +133,7 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
         return own(StatusCode::BAD_GATEWAY);
     }
     let status = response.status();
-    let page = error_page(gateway, table, policy, (finish, backend), &variables, status).await;
+    let page = error_page(gateway, table, found.route, (finish, backend), &variables, status).await;
     if let Some(page) = page {
         return page;
     }
@@ -320,15 +316,14 @@ async fn send(
 async fn error_page(
     gateway: &Gateway,
     table: &RouteTable,
-    policy: &Policy,
+    route: &Route,
     (finish, service): (&mut Finish, &BackendRef),
     sent: &Variables<'_>,
     status: StatusCode,
 ) -> Option<Answer> {
+    let policy = &*route.policy;
     policy.errors.statuses.binary_search(&status.as_u16()).ok()?;
-    let default = || Some(&table.default_route()?.backends.first()?.target);
-    let backend = policy.errors.backend.as_ref().or_else(default)?;
-    let set = gateway.endpoints.of(backend)?;
+    let set = gateway.endpoints.of(table.error_backend(route)?)?;
     let in_flight = InFlight::new(set.choose(Choice::RoundRobin, &[], gateway.now_ms())?.clone());
     let mut request = Request::new(RequestBody::default());
     *request.uri_mut() = Uri::from_static("/");

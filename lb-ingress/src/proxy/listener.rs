@@ -136,11 +136,10 @@ impl Connection {
         let mut config = self.gateway.tls.config();
         if let Some(name) = &name {
             let table = self.gateway.table.load_full();
-            let settings = table.host(name).map(|host| &host.settings);
-            if let Some(backend) = settings.and_then(|settings| settings.passthrough.as_ref()) {
-                return self.pass_through(start.io.stream, &record, backend).await;
+            if let Some(passthrough) = table.passthrough(name) {
+                return self.pass_through(start.io.stream, &record, &passthrough.backend).await;
             }
-            let rules = settings.and_then(|settings| settings.client_certificates.clone());
+            let rules = table.host(name).and_then(|host| host.settings.client_certificates.clone());
             clients = rules.and_then(|rules| {
                 let authorities = self.gateway.authorities.of(&rules.secret)?;
                 config = authorities.config(&config)?;

@@ -21,5 +21,5 @@ pub use matcher::{PathMatcher, RegexError};
 pub use path::{NormalPath, PathError};
 pub use policy::Policy;
 pub use route::{Origin, Route};
-pub use table::{Found, HostRoutes, HostSettings, RouteTable};
+pub use table::{Found, HostRoutes, HostSettings, Passthrough, RouteTable};
 pub use template::{Template, UnknownVariable, Variable};

@@ -13,7 +13,7 @@ use super::host::HostPattern;
 use super::matcher::PathMatcher;
 use super::path::NormalPath;
 use super::policy::ClientCertificates;
-use super::route::Route;
+use super::route::{Origin, Route};
 
 /// All routes. Immutable: a request keeps the table that it was looked up in, and a change makes a
 /// new table ([`RouteTable::with`]) that shares the hosts that did not change.
@@ -47,13 +47,20 @@ pub struct HostSettings {
     /// The host is in `spec.tls` of an Ingress without the name of a Secret: the default
     /// certificate is meant.
     pub default_certificate: bool,
-    /// Connections with this server name go to the backend undecrypted (annotation
-    /// `ssl-passthrough`).
-    pub passthrough: Option<BackendRef>,
+    pub passthrough: Option<Passthrough>,
     /// Certificates that clients must show (annotations `auth-tls-*`).
     pub client_certificates: Option<ClientCertificates>,
     /// All requests are redirected to this host (annotation `from-to-www-redirect`).
     pub redirect_to: Option<Box<str>>,
+}
+
+/// The backend that receives the TLS connections of a host undecrypted (annotation
+/// `ssl-passthrough`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passthrough {
+    /// The path of the Ingress that names the backend.
+    pub origin: Origin,
+    pub backend: BackendRef,
 }
 
 /// The routes of one host, by path.
@@ -76,6 +83,19 @@ pub struct Found<'a> {
     pub route: &'a Arc<Route>,
     /// `None` if the Service or its port does not exist: the answer is 503.
     pub backend: Option<&'a BackendRef>,
+}
+
+impl<'a> Found<'a> {
+    /// Returns the backend that receives the request, with its endpoints: the one of the route, or
+    /// the one for errors (annotation `default-backend`). `endpoints` returns `None` for a backend
+    /// without endpoints. If both have none, the answer is 503.
+    pub fn with_endpoints<E>(
+        &self,
+        endpoints: impl Fn(&BackendRef) -> Option<E>,
+    ) -> Option<(&'a BackendRef, E)> {
+        let mut candidates = self.backend.into_iter().chain(&self.route.policy.errors.backend);
+        candidates.find_map(|backend| Some((backend, endpoints(backend)?)))
+    }
 }
 
 impl RouteTable {
@@ -130,6 +150,19 @@ impl RouteTable {
     /// Returns the most specific host that matches a name, whatever it has.
     pub fn host(&self, name: &str) -> Option<&Arc<HostRoutes>> {
         HostPattern::keys_for(name).find_map(|key| self.get(key))
+    }
+
+    /// Returns the backend that decrypts connections with this server name (SNI) by itself.
+    pub fn passthrough(&self, name: &str) -> Option<&Passthrough> {
+        self.host(name)?.settings.passthrough.as_ref()
+    }
+
+    /// Returns the backend whose answers replace those that a route's policy lists (annotation
+    /// `custom-http-errors`): the one of the annotation `default-backend`, else the default backend
+    /// of the table.
+    pub fn error_backend<'a>(&'a self, route: &'a Route) -> Option<&'a BackendRef> {
+        let default = || Some(&self.default_route()?.backends.first()?.target);
+        route.policy.errors.backend.as_ref().or_else(default)
     }
 
     /// Returns the Secret with the certificate for a server name (SNI): that of the name, else
@@ -187,7 +220,8 @@ impl HostRoutes {
 
     /// Returns the backends of the host, some of them more than once.
     pub fn backends(&self) -> impl Iterator<Item = &BackendRef> {
-        self.routes().flat_map(|route| route.all_backends()).chain(&self.settings.passthrough)
+        let passthrough = self.settings.passthrough.iter().map(|passthrough| &passthrough.backend);
+        self.routes().flat_map(|route| route.all_backends()).chain(passthrough)
     }
 }
 

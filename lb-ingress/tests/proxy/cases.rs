@@ -10,12 +10,13 @@ use hyper::body::Frame;
 use hyper::{Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use lb_ingress::proxy::GatewaySettings;
-use lb_ingress::proxy::{Question, explain};
+use lb_ingress::proxy::{Explanation, Question, explain};
 use lb_ingress::routes::policy::{
     Answer, Body, Cors, Errors, Limits, Origins, Redirect, Sources, TlsRedirect, Upstream,
 };
 use lb_ingress::routes::policy::{BackendProtocol, CookieAffinity};
-use lb_ingress::routes::{HostSettings, Policy, Template};
+use lb_ingress::routes::{HostSettings, Origin, Passthrough, Policy, Template};
+use lb_model::ObjectName;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -289,8 +290,23 @@ async fn passthrough_does_not_decrypt() {
     let world = World::new().await;
     let listener = listen().await;
     world.gateway.endpoints.set(&backend("web"), &[closed().await, listener.local_addr().unwrap()]);
-    let settings = HostSettings { passthrough: Some(backend("web")), ..HostSettings::default() };
+    let origin = Origin { ingress: ObjectName::new("default", "raw"), path: Some((0, 0)) };
+    let passthrough = Some(Passthrough { origin, backend: backend("web") });
+    let settings = HostSettings { passthrough, ..HostSettings::default() };
     world.route("raw.example", settings, &[]);
+    for (url, host, passes) in [
+        ("https://RAW.example./x", "other.example", true),
+        ("http://raw.example/x", "raw.example", false),
+        ("https://127.0.0.1/x", "raw.example", false),
+    ] {
+        let question = Question::new("GET", url, &[format!("Host: {host}")], None).unwrap();
+        let explained = explained(&world, &question);
+        let ingress = explained.ingress.as_deref();
+        assert_eq!(explained.passthrough, passes, "{url}");
+        assert_eq!(ingress, passes.then_some("default/raw"), "{url}");
+        assert_eq!(explained.endpoints.len(), if passes { 2 } else { 0 }, "{url}");
+        assert_eq!(explained.answer.is_none(), passes, "{url}");
+    }
     let client = tokio::spawn({
         let https = world.https;
         async move {
@@ -304,6 +320,15 @@ async fn passthrough_does_not_decrypt() {
     assert_eq!(hello[..3], [22, 3, 1], "a handshake of TLS, as the client sent it");
     drop(stream);
     assert!(client.await.unwrap().is_err());
+
+    world.gateway.endpoints.set(&backend("web"), &[]);
+    let stream = TcpStream::connect(world.https).await.unwrap();
+    let name = ServerName::try_from("raw.example").unwrap();
+    let connected = timeout(LIMIT, tls_connector(&[]).connect(name, stream)).await;
+    assert!(connected.expect("the connection is not closed").is_err());
+    let question = Question::new("GET", "https://raw.example/", &[], None).unwrap();
+    let answer = explained(&world, &question).answer.unwrap();
+    assert_eq!((answer.status, &*answer.reason), (None, "the Service has no ready endpoint"));
 }
 
 #[tokio::test]
@@ -503,6 +528,14 @@ async fn a_drain_answers_the_first_request_of_each_connection() {
     }
 }
 
+fn explained(world: &World, question: &Question) -> Explanation {
+    let endpoints = |backend: &_| {
+        let set = world.gateway.endpoints.of(backend);
+        set.iter().flat_map(|set| set.endpoints()).map(|endpoint| endpoint.address).collect()
+    };
+    explain(&world.gateway.table.load(), question, 443, endpoints)
+}
+
 /// `lb explain http` makes the decisions that the proxy makes.
 #[tokio::test]
 async fn explanations_agree_with_answers() {
@@ -527,7 +560,12 @@ async fn explanations_agree_with_answers() {
         }),
         ..Policy::default()
     };
+    let errors = Errors { backend: Some(backend("web")), ..Errors::default() };
+    let fallback = Policy { errors, ..Policy::default() };
     let routes = [
+        ("/empty", Policy::default(), "empty"),
+        ("/fallback", fallback.clone(), "empty"),
+        ("/fallback/gone", fallback, "gone"),
         ("/denied", denied, "web"),
         ("/moved", moved, "web"),
         ("/own", own, "web"),
@@ -539,9 +577,12 @@ async fn explanations_agree_with_answers() {
     let settings = HostSettings { default_certificate: true, ..HostSettings::default() };
     world.route("b.example", settings, &[("/", Policy::default(), "web")]);
     world.route("c.example", HostSettings::default(), &[("/", Policy::default(), "web")]);
-    world.gateway.endpoints.set(&crate::world::backend("web"), &[endpoint.address]);
-    let table = world.gateway.table.load_full();
+    world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+    world.gateway.endpoints.set(&backend("empty"), &[]);
     for (method, host, path, expected) in [
+        ("GET", "a.example", "/empty", 503),
+        ("GET", "a.example", "/fallback", 200),
+        ("GET", "a.example", "/fallback/gone", 200),
         ("GET", "a.example", "/denied/x", 403),
         ("GET", "a.example", "/moved?x=1", 307),
         ("GET", "a.example", "/own", 410),
@@ -568,10 +609,11 @@ async fn explanations_agree_with_answers() {
         let fields = [&*format!("Host: {host}"), PREFLIGHT[0], PREFLIGHT[1]].map(str::to_owned);
         let url = format!("http://127.0.0.1{path}");
         let question = Question::new(method, &url, &fields, Some([127, 0, 0, 1].into())).unwrap();
-        let explained = explain(&table, &question, 443);
-        let own = explained.answer.as_ref().map_or(200, |answer| answer.status);
-        assert_eq!(own, status, "{host}{path}: {explained:?}");
-        assert_eq!(explained.backend.is_some(), status == 200, "{explained:?}");
+        let explained = explained(&world, &question);
+        let own = explained.answer.as_ref().map_or(Some(200), |answer| answer.status);
+        assert_eq!(own, Some(status), "{host}{path}: {explained:?}");
+        assert_eq!(!explained.endpoints.is_empty(), status == 200, "{explained:?}");
+        assert_eq!(explained.fallback.is_some(), path.starts_with("/fallback"), "{explained:?}");
         let location = answer.lines().find_map(|line| line.strip_prefix("location: "));
         if let Some(location) = location {
             assert_eq!(explained.answer.unwrap().reason, format!("redirect to {location}"));

@@ -1,9 +1,8 @@
 //! Renders the result of `lb explain http`.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 
-use lb_ingress::proxy::Explanation;
+use lb_ingress::proxy::{Explanation, OwnAnswer};
 use serde_json::json;
 
 /// Option `-o` of `lb explain http`.
@@ -16,27 +15,15 @@ pub enum HttpFormat {
     Json,
 }
 
-/// A request with the endpoints of its Service.
+/// A request with the problems of its Ingress.
 #[derive(Debug)]
 pub struct ExplainedRequest {
     pub request: Explanation,
-    /// The endpoints that may get the request.
-    pub endpoints: Vec<SocketAddr>,
     /// Problems of the Ingress.
     pub problems: Vec<String>,
 }
 
 impl ExplainedRequest {
-    /// Returns the status and the reason of an answer of the proxy itself. Returns `None` if an
-    /// endpoint answers.
-    fn answer(&self) -> Option<(u16, &str)> {
-        match &self.request.answer {
-            Some(answer) => Some((answer.status, answer.reason.as_str())),
-            None if self.endpoints.is_empty() => Some((503, "the Service has no ready endpoint")),
-            None => None,
-        }
-    }
-
     pub fn render(&self, url: &str, method: &str, format: HttpFormat) -> Result<String, serde_json::Error> {
         match format {
             HttpFormat::Table => Ok(self.lines(url, method)),
@@ -57,8 +44,10 @@ impl ExplainedRequest {
             line("PATH", path);
         }
         line("INGRESS", request.ingress.as_deref().unwrap_or("none"));
-        if let (Some(rule), Some(path_match)) = (&request.rule, &request.path_match) {
-            line("RULE", &format!("{rule}: {path_match}"));
+        match (&request.rule, &request.path_match) {
+            (Some(rule), Some(path_match)) => line("RULE", &format!("{rule}: {path_match}")),
+            (Some(rule), None) => line("RULE", rule),
+            (None, _) => {}
         }
         if let Some(canary) = &request.canary {
             line("CANARY", canary);
@@ -69,13 +58,24 @@ impl ExplainedRequest {
         for step in &request.steps {
             line("IF", step);
         }
+        if request.passthrough {
+            line("TLS", "the endpoint decrypts the connection (ssl-passthrough)");
+        }
+        if let Some(reason) = &request.fallback {
+            line("INSTEAD", &format!("{reason}, so default-backend receives the request"));
+        }
         if let Some(backend) = &request.backend {
             line("SERVICE", &format!("{} port {}", backend.service, backend.port));
         }
-        match self.answer() {
-            Some((status, reason)) => line("ANSWER", &format!("{status}: {reason}")),
+        match &request.answer {
+            Some(OwnAnswer { status: Some(status), reason }) => {
+                line("ANSWER", &format!("{status}: {reason}"));
+            }
+            Some(OwnAnswer { status: None, reason }) => {
+                line("ANSWER", &format!("none, the proxy closes the connection: {reason}"));
+            }
             None => {
-                let endpoints: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
+                let endpoints: Vec<_> = request.endpoints.iter().map(ToString::to_string).collect();
                 line("ENDPOINTS", &endpoints.join(", "));
             }
         }
@@ -89,7 +89,8 @@ impl ExplainedRequest {
 
     fn json(&self, url: &str, method: &str) -> Result<String, serde_json::Error> {
         let request = &self.request;
-        let answer = self.answer().map(|(status, reason)| json!({"status": status, "reason": reason}));
+        let answer = request.answer.as_ref();
+        let answer = answer.map(|answer| json!({"status": answer.status, "reason": answer.reason}));
         let text = serde_json::to_string_pretty(&json!({
             "method": method,
             "url": url,
@@ -99,12 +100,14 @@ impl ExplainedRequest {
             "rule": request.rule,
             "pathMatch": request.path_match,
             "canary": request.canary,
+            "passthrough": request.passthrough,
             "problems": self.problems,
             "conditions": request.steps,
             "answer": answer,
+            "fallback": request.fallback,
             "service": request.backend.as_ref().map(|backend| backend.service.to_string()),
             "port": request.backend.as_ref().map(|backend| &backend.port),
-            "endpoints": self.endpoints,
+            "endpoints": request.endpoints,
             "sentPath": request.backend_path,
         }))?;
         Ok(text + "\n")

@@ -79,9 +79,8 @@ pub struct HttpArgs {
 
 const EXAMPLES: &str = "\
 The command reads the objects, and makes the decisions that `lb ingress` makes. It sends nothing,
-and checks no password and no certificate. It ignores two annotations: default-backend, whose
-Service receives requests if the Service of the rule has no endpoint, and ssl-passthrough, with
-which endpoints receive the TLS connections.
+and checks no password and no certificate. A URL of https stands for a TLS connection with the host
+of the URL as its server name. With the annotation ssl-passthrough, the endpoint decrypts it.
 
 Examples:
   lb explain http http://shop.example/cart --manifests ./web
@@ -175,21 +174,20 @@ fn explain_request(
     let mut translator = Translator::new(settings);
     let update = translator.update(events);
     let table = RouteTable::default().with(update.hosts, update.default);
-    let request = explain(&table, question, https_port);
     let endpoints = |backend: &BackendRef| -> Vec<SocketAddr> {
         let default = Balancing::default();
         let service = translator.service(&backend.service);
         let balancing = service.map_or(&default, |service| &service.balancing);
         slices.addresses(backend, balancing, None)
     };
-    let endpoints = request.backend.as_ref().map(endpoints).unwrap_or_default();
+    let request = explain(&table, question, https_port, endpoints);
     let of_ingress = |problem: &&lb_model::Problem| {
         problem.object_reference().is_some_and(|(kind, namespace, name)| {
             kind == "Ingress" && request.ingress.as_deref() == Some(&*format!("{namespace}/{name}"))
         })
     };
     let problems = translator.problems().iter().filter(of_ingress).map(ToString::to_string).collect();
-    ExplainedRequest { request, endpoints, problems }
+    ExplainedRequest { request, problems }
 }
 
 #[cfg(test)]
@@ -226,6 +224,42 @@ spec:
   rules:
   - host: secure.example
     http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: api, port: {number: 80}}}}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: spare
+  namespace: web
+  annotations:
+    nginx.ingress.kubernetes.io/default-backend: api
+    nginx.ingress.kubernetes.io/custom-http-errors: 404,502
+spec:
+  ingressClassName: sluice
+  rules:
+  - host: spare.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: idle, port: {number: 80}}}}
+      - {path: /gone, pathType: Prefix, backend: {service: {name: gone, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: raw
+  namespace: web
+  annotations: {nginx.ingress.kubernetes.io/ssl-passthrough: 'true'}
+spec:
+  ingressClassName: sluice
+  rules:
+  - host: raw.example
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: api, port: {number: 80}}}}]}
+  - host: idle.example
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: idle, port: {number: 80}}}}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: idle, namespace: web}
+spec: {clusterIP: 10.96.0.11, ports: [{name: http, port: 80, targetPort: 8080}]}
 ---
 apiVersion: v1
 kind: Service
@@ -264,6 +298,11 @@ endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
             ("http://secure.example/a?b", None),
             ("https://secure.example/a?b", None),
             ("http://secure.example/a/..%2f..%2fb", None),
+            ("http://spare.example/a", None),
+            ("http://spare.example/gone", None),
+            ("https://raw.example/a", None),
+            ("http://raw.example/a", None),
+            ("https://idle.example/a", None),
         ] {
             texts += &(explained(url, client, HttpFormat::Table).await + "\n");
         }
