@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_names_what_is_ignored_and_refused() {
+    fn the_documentation_names_what_is_ignored() {
         let page = include_str!("../../../docs/ingress.md");
         let listed = |first: &str| {
             let row = page.lines().find(|line| line.starts_with(first)).unwrap();
@@ -124,6 +124,5 @@ mod tests {
             rows.map(|name| (*name).to_owned()).collect::<BTreeSet<_>>()
         };
         assert_eq!(listed("| without effect |"), of(|it| matches!(it, Support::Ignored(..))));
-        assert_eq!(listed("| requests are refused |"), of(|it| matches!(it, Support::Refused(..))));
     }
 }

@@ -13,9 +13,6 @@ pub(super) enum Support {
     /// The proxy has no such feature. If the condition holds, some requests are answered in
     /// another way, for this reason.
     Ignored(fn(&Annotations) -> bool, &'static str),
-    /// The proxy has no such feature, and the annotation protects requests. If the condition
-    /// holds, requests are refused with this answer.
-    Refused(fn(&Annotations) -> bool, &'static str),
     /// The family that reads the annotation reports its values, each with its own remedy.
     OfFamily,
     /// No family reads it. Its absence changes no answer.
@@ -24,7 +21,7 @@ pub(super) enum Support {
     Missing,
 }
 
-use Support::{Ignored, Missing, OfFamily, Refused, Served, WithoutEffect};
+use Support::{Ignored, Missing, OfFamily, Served, WithoutEffect};
 
 /// All annotations of ingress-nginx, without their prefix.
 pub(super) const TABLE: &[(Support, &[&str])] = &[
@@ -88,7 +85,10 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
             "proxy-next-upstream-tries",
             "proxy-read-timeout",
             "proxy-ssl-name",
+            "proxy-ssl-secret",
             "proxy-ssl-server-name",
+            "proxy-ssl-verify",
+            "proxy-ssl-verify-depth",
             "rewrite-target",
             "server-alias",
             "session-cookie-change-on-failure",
@@ -158,13 +158,6 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
         &["session-cookie-conditional-samesite-none"],
     ),
     (
-        Refused(
-            |it| it.policy.upstream.tls.verify || it.policy.upstream.tls.secret.is_some(),
-            "all requests of the Ingress are answered with 503",
-        ),
-        &["proxy-ssl-secret", "proxy-ssl-verify"],
-    ),
-    (
         OfFamily,
         &[
             "auth-snippet",
@@ -172,7 +165,6 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
             "modsecurity-snippet",
             "proxy-ssl-ciphers",
             "proxy-ssl-protocols",
-            "proxy-ssl-verify-depth",
             "server-snippet",
             "service-upstream",
             "stream-snippet",
@@ -250,13 +242,7 @@ pub(super) fn report(name: &str, short: &str, read: &Annotations, problems: &mut
             format_args!("has no effect: {reason}"),
             "remove it, or keep it for other controllers; the Ingress is served without it",
         ),
-        Some(Refused(condition, answer)) if condition(read) => problems.error(
-            ProblemKind::Unsupported,
-            field,
-            "is not supported, and protects requests",
-            format_args!("remove it; until then, {answer}"),
-        ),
-        Some(Ignored(..) | Refused(..)) => {}
+        Some(Ignored(..)) => {}
         Some(WithoutEffect) => problems.note(
             ProblemKind::Unsupported,
             field,

@@ -108,16 +108,19 @@ fn version(reader: &mut Reader<'_>) -> UpstreamVersion {
 }
 
 fn tls(reader: &mut Reader<'_>) -> UpstreamTls {
-    for name in ["proxy-ssl-ciphers", "proxy-ssl-protocols", "proxy-ssl-verify-depth"] {
+    for name in ["proxy-ssl-ciphers", "proxy-ssl-protocols"] {
         if reader.text(name).is_some() {
             reader.note(name, "has no effect: TLS 1.2 and 1.3 are used with safe ciphers", "remove it");
         }
     }
     let verify = reader.switch("proxy-ssl-verify").unwrap_or(false);
     let send_name = reader.switch("proxy-ssl-server-name").unwrap_or(false);
+    let default = UpstreamTls::default();
+    let depth = reader.number("proxy-ssl-verify-depth", 1, 10).and_then(|depth| u8::try_from(depth).ok());
     let tls = UpstreamTls {
         secret: reader.secret("proxy-ssl-secret"),
         verify,
+        verify_depth: depth.unwrap_or(default.verify_depth),
         name: reader.text("proxy-ssl-name").map(Into::into),
         send_name,
     };

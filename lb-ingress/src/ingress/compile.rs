@@ -8,7 +8,7 @@ use lb_model::{Ingress, IngressBackend, IngressPath, ObjectName, PathType, Probl
 use super::few::Few;
 use super::objects::{NoBackend, Objects};
 use crate::annotations::{self, Annotations, CanaryRule};
-use crate::routes::policy::{Auth, BasicAuth, BasicAuthForm, ClientCertificates};
+use crate::routes::policy::{Auth, BasicAuth, BasicAuthForm, ClientCertificates, UpstreamTls};
 use crate::routes::{
     Backend, BackendRef, HostPattern, NormalPath, Origin, Passthrough, PathMatcher, Policy, Route,
 };
@@ -79,6 +79,9 @@ impl Compiler<'_> {
         }
         if let Some(clients) = &annotations.client_certificates {
             work.check_authorities(clients, &ingress.annotations);
+        }
+        if policy.upstream.protocol.is_tls() {
+            work.check_backend_tls(&policy.upstream.tls, &ingress.annotations);
         }
         let of_clients = annotations.client_certificates.iter().map(|clients| &clients.secret);
         work.compiled.named_secrets = policy.secrets().chain(of_clients).cloned().collect();
@@ -317,6 +320,26 @@ impl Work<'_> {
         };
         let remedy = "set ca.crt to PEM certificates; until then, requests are answered with 503";
         self.problems.error(kind, annotations::field(annotations, "auth-tls-secret"), reason, remedy);
+    }
+
+    fn check_backend_tls(&mut self, tls: &UpstreamTls, annotations: &[(Box<str>, Box<str>)]) {
+        let Some(name) = &tls.secret else { return };
+        let (kind, reason) = match self.objects.secrets.get(name) {
+            Some(keys) if keys.authorities || (keys.certificate && keys.key && !tls.verify) => return,
+            Some(_) if tls.verify => {
+                (ProblemKind::Missing, format!("the Secret {name} has no valid ca.crt, or an invalid ca.crl"))
+            }
+            Some(_) => (
+                ProblemKind::Missing,
+                format!("the Secret {name} has neither tls.crt and tls.key nor ca.crt"),
+            ),
+            None if self.objects.is_absent(name) => {
+                (ProblemKind::NoObject, format!("the Secret {name} does not exist"))
+            }
+            None => return,
+        };
+        let remedy = "set its keys to PEM; until then, requests are answered with 503";
+        self.problems.error(kind, annotations::field(annotations, "proxy-ssl-secret"), reason, remedy);
     }
 
     fn check_certificate(&mut self, index: usize, name: &ObjectName) {

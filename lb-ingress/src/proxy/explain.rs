@@ -9,11 +9,10 @@ use hyper::header::{HOST, HeaderName, HeaderValue, LOCATION};
 use hyper::{Method, StatusCode, Uri};
 use lb_model::ObjectName;
 
-use super::forward::NO_VERIFICATION;
 use super::service::Facts;
 use super::variables::Variables;
 use super::{cors, policy};
-use crate::routes::policy::{Auth, Policy};
+use crate::routes::policy::{Auth, Policy, Upstream};
 use crate::routes::{BackendRef, NormalPath, Passthrough, PathMatcher, RouteTable, request_host};
 
 /// A request to explain.
@@ -231,8 +230,15 @@ pub fn explain(
         explanation.backend = found.backend.cloned();
         return refused(explanation, StatusCode::SERVICE_UNAVAILABLE, no_endpoint(found.backend));
     };
-    if policy.upstream.tls.needs_certificates() {
-        return refused(explanation, StatusCode::SERVICE_UNAVAILABLE, NO_VERIFICATION);
+    let Upstream { protocol, tls, .. } = &policy.upstream;
+    if let Some(secret) = tls.secret.as_ref().filter(|_| protocol.is_tls()) {
+        let name = tls.server_name(&host).filter(|_| tls.verify);
+        explanation.steps.push(match name {
+            Some(name) => {
+                format!("the Secret {secret} has certificates, and the endpoint has one for {name}")
+            }
+            None => format!("the Secret {secret} has certificates"),
+        });
     }
     if found.backend != Some(backend) {
         explanation.fallback = Some(match found.backend {

@@ -19,9 +19,10 @@ use tokio::time::timeout;
 
 use super::answer::{Answer, own, redirect};
 use super::request_body::RequestBody;
-use super::upstream::{Connections, SendErrorKind, Way};
+use super::upstream::{Connections, SendErrorKind, Way, WayTls};
 use super::variables::Variables;
 use crate::routes::policy::{BackendProtocol, ExternalAuth, Timeouts};
+use crate::tls::unverified;
 
 /// Names are resolved again after this time.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(10);
@@ -148,7 +149,14 @@ impl AuthServers {
         let port = url.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         let name: Box<str> = host.trim_matches(['[', ']']).into();
         let protocol = if is_tls { BackendProtocol::Https } else { BackendProtocol::Http };
-        let way = Way { protocol, name: is_tls.then(|| name.clone()) };
+        let tls = match is_tls {
+            true => Some(WayTls {
+                config: unverified(false).ok_or("cannot set up TLS")?,
+                name: Some(name.clone()),
+            }),
+            false => None,
+        };
+        let way = Way { protocol, tls };
         let method = auth.method.as_deref().map_or(Ok(Method::GET), |method| method.parse());
         let method = method.map_err(|_| "auth-method is no method")?;
         let target = url.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));

@@ -21,15 +21,16 @@ use super::gateway::Gateway;
 use super::headers;
 use super::request_body::RequestBody;
 use super::response_body::Finish;
-use super::upstream::{Connections, Lease, SendError, SendErrorKind, Way};
+use super::upstream::{Connections, Lease, SendError, SendErrorKind, Way, WayTls};
 use super::variables::{Variables, cookie};
 use super::{policy, random, upgrade};
 use crate::endpoints::{Choice, EndpointSet, InFlight};
-use crate::routes::policy::{BackendProtocol, Balance, CookieAffinity, Policy, SameSite, UpstreamVersion};
+use crate::routes::policy::{
+    BackendProtocol, Balance, CookieAffinity, Policy, SameSite, Upstream, UpstreamVersion,
+};
 use crate::routes::{BackendRef, Found, NormalPath, Route, RouteTable};
 
-/// The reason of the answer to a request whose route needs certificates towards endpoints.
-pub const NO_VERIFICATION: &str = "verification of endpoints (proxy-ssl-*) is not supported";
+const NO_BACKEND_TLS: &str = "the Secret of proxy-ssl-secret is missing or has no valid certificates";
 
 /// A request that has found its route.
 pub struct Forward<'a> {
@@ -76,14 +77,13 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(UPGRADE, protocol.clone());
     }
-    let way = way(policy, &variables);
+    let Some(way) = way(gateway, policy, &variables) else {
+        finish.record.reason = Some(NO_BACKEND_TLS.into());
+        return own(StatusCode::SERVICE_UNAVAILABLE);
+    };
     if body.has_bytes() && body.size_hint().exact().is_none() && !way.protocol.is_http2() {
         // The engine leaves out a body of unknown length for methods that rarely have one.
         parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    if policy.upstream.tls.needs_certificates() {
-        finish.record.reason = Some(NO_VERIFICATION.into());
-        return own(StatusCode::SERVICE_UNAVAILABLE);
     }
     if !set_target(&mut parts, &way, &target, variables.query, policy) {
         finish.record.reason = Some("the rewritten path is no path".into());
@@ -156,11 +156,16 @@ fn header_size(headers: &HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
-fn way(policy: &Policy, variables: &Variables<'_>) -> Way {
-    let tls = &policy.upstream.tls;
-    let protocol = policy.upstream.protocol;
-    let sends_name = tls.send_name && protocol.is_tls();
-    Way { protocol, name: sends_name.then(|| tls.name.as_deref().unwrap_or(variables.host).into()) }
+/// Returns `None` if the Secret of the policy cannot be used.
+fn way(gateway: &Gateway, policy: &Policy, variables: &Variables<'_>) -> Option<Way> {
+    let Upstream { protocol, tls, .. } = &policy.upstream;
+    if !protocol.is_tls() {
+        return Some(Way { protocol: *protocol, tls: None });
+    }
+    let Gateway { certificates, authorities, .. } = gateway;
+    let config = gateway.backend_tls.config(tls, protocol.is_http2(), certificates, authorities)?;
+    let name = tls.server_name(variables.host).map(Into::into);
+    Some(Way { protocol: *protocol, tls: Some(WayTls { config, name }) })
 }
 
 /// Sets the target and the version of the request to the backend.
@@ -347,7 +352,7 @@ async fn error_page(
     set_field("x-service-port", &service.port);
     set_field("x-request-id", sent.request_id);
     let endpoint = in_flight.endpoint().clone();
-    let way = Way { protocol: BackendProtocol::Http, name: None };
+    let way = Way { protocol: BackendProtocol::Http, tls: None };
     // Boxed: hyper moves the future of a request, and few requests get an error page.
     let sending = endpoint.connections.send(endpoint.address, &way, &policy.timeouts, request);
     let (response, lease) = Box::pin(sending).await.ok()?;

@@ -14,7 +14,7 @@ use super::upstream::Connections;
 use crate::endpoints::Endpoints;
 use crate::observe::Observer;
 use crate::routes::RouteTable;
-use crate::tls::{AuthorityStore, CertificateStore, TlsError, TlsSettings};
+use crate::tls::{AuthorityStore, BackendTls, CertificateStore, TlsError, TlsSettings};
 use crate::users::UserStore;
 
 /// The settings of a proxy.
@@ -49,13 +49,14 @@ pub struct Gateway {
     pub table: Arc<ArcSwap<RouteTable>>,
     pub endpoints: Endpoints<Connections>,
     pub certificates: Arc<CertificateStore>,
-    /// The Secrets with authorities of client certificates.
+    /// The Secrets with authorities of clients and backends.
     pub authorities: AuthorityStore,
     /// The Secrets of HTTP Basic authentication.
     pub users: UserStore,
     pub observer: Observer,
     pub(super) settings: GatewaySettings,
     pub(super) tls: TlsSettings,
+    pub(super) backend_tls: BackendTls,
     pub(super) limiter: Limiter,
     pub(super) auth_servers: AuthServers,
     closing: AtomicBool,
@@ -82,6 +83,7 @@ impl Gateway {
             observer,
             settings,
             tls,
+            backend_tls: BackendTls::default(),
             limiter: Limiter::default(),
             auth_servers: AuthServers::default(),
             closing: AtomicBool::new(false),

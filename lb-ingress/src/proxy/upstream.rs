@@ -3,17 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -35,9 +33,26 @@ type Http2 = http2::SendRequest<RequestBody>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Way {
     pub protocol: BackendProtocol,
-    /// The server name of TLS.
+    /// For the protocols with TLS.
+    pub tls: Option<WayTls>,
+}
+
+/// TLS towards an endpoint.
+#[derive(Debug, Clone)]
+pub struct WayTls {
+    pub config: Arc<ClientConfig>,
+    /// The name that the endpoint's certificate must have if it is verified, and the server name
+    /// (SNI) if it is sent.
     pub name: Option<Box<str>>,
 }
+
+impl PartialEq for WayTls {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.config, &other.config) && self.name == other.name
+    }
+}
+
+impl Eq for WayTls {}
 
 /// The connections of one endpoint. They close when the endpoint is dropped.
 #[derive(Debug, Default)]
@@ -173,6 +188,10 @@ impl Connections {
     /// Takes back a connection whose response has ended.
     pub fn give_back(&self, Lease { way, sender }: Lease) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() >= MAX_IDLE {
+            // Some may have a server name or settings that no request needs any more.
+            idle.retain(|(_, sender, since)| !sender.is_closed() && since.elapsed() <= IDLE);
+        }
         if !sender.is_closed() && idle.len() < MAX_IDLE {
             idle.push((way, sender, Instant::now()));
         }
@@ -225,8 +244,8 @@ async fn connect_http1(address: SocketAddr, way: &Way, within: Duration) -> io::
     let stream = connect(address, within).await?;
     let mut builder = http1::Builder::new();
     builder.max_headers(256);
-    if way.protocol.is_tls() {
-        let stream = connect_tls(stream, address, way, within).await?;
+    if let Some(tls) = &way.tls {
+        let stream = connect_tls(stream, address, tls, within).await?;
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         tokio::spawn(report(address, connection.with_upgrades()));
         return Ok(sender);
@@ -245,8 +264,8 @@ async fn connect_http2(address: SocketAddr, way: &Way, within: Duration) -> io::
         .initial_connection_window_size(4 << 20)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
-    if way.protocol.is_tls() {
-        let stream = connect_tls(stream, address, way, within).await?;
+    if let Some(tls) = &way.tls {
+        let stream = connect_tls(stream, address, tls, within).await?;
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         tokio::spawn(report(address, connection));
         return Ok(sender);
@@ -265,70 +284,15 @@ async fn report(address: SocketAddr, connection: impl Future<Output = hyper::Res
 async fn connect_tls(
     stream: TcpStream,
     address: SocketAddr,
-    way: &Way,
+    tls: &WayTls,
     within: Duration,
 ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    static CONFIGS: LazyLock<Result<[Arc<ClientConfig>; 2], rustls::Error>> = LazyLock::new(|| {
-        let config = |alpn: &[u8]| {
-            let provider = Arc::new(ring::default_provider());
-            let mut config = ClientConfig::builder_with_provider(provider.clone())
-                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-                .with_no_client_auth();
-            config.alpn_protocols = vec![alpn.to_vec()];
-            Ok::<_, rustls::Error>(Arc::new(config))
-        };
-        Ok([config(b"http/1.1")?, config(b"h2")?])
-    });
-    let [http1, http2] = CONFIGS.as_ref().map_err(io::Error::other)?;
-    let config = if way.protocol.is_http2() { http2 } else { http1 };
-    let name = match &way.name {
+    let name = match &tls.name {
         Some(name) => ServerName::try_from(name.to_string()).map_err(io::Error::other)?,
         // An address is never sent as SNI (RFC 6066 3).
         None => ServerName::from(address.ip()),
     };
-    timeout(within, TlsConnector::from(config.clone()).connect(name, stream))
+    timeout(within, TlsConnector::from(tls.config.clone()).connect(name, stream))
         .await
         .map_err(|_| io::ErrorKind::TimedOut)?
-}
-
-/// Accepts every certificate: endpoints have self-signed ones, and `proxy-ssl-verify` is off by
-/// default in ingress-nginx. The signature of the handshake is checked.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -297,21 +297,25 @@ pub struct Retry {
 }
 
 /// TLS towards the backend (annotations `proxy-ssl-*`).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamTls {
     /// The Secret with `tls.crt`, `tls.key` for this client, and `ca.crt` for the backend.
     pub secret: Option<ObjectName>,
+    /// The backend must have a certificate of an authority in the Secret, for `name`.
     pub verify: bool,
-    /// Server name (SNI), also the name that the certificate must have.
+    /// The greatest length of the chain of certificates without the authority.
+    pub verify_depth: u8,
+    /// `None`: the host of the request.
     pub name: Option<Box<str>>,
+    /// The name is sent as the server name (SNI).
     pub send_name: bool,
 }
 
 impl UpstreamTls {
-    /// Returns whether the endpoints or the proxy must show a certificate. The proxy has no support
-    /// for that, and answers with 503.
-    pub fn needs_certificates(&self) -> bool {
-        self.verify || self.secret.is_some()
+    /// Returns the name that the backend's certificate must have, and that is sent to it. Returns
+    /// `None` if neither is the case. `host` is the one of the request.
+    pub fn server_name<'a>(&'a self, host: &'a str) -> Option<&'a str> {
+        (self.verify || self.send_name).then(|| self.name.as_deref().unwrap_or(host))
     }
 }
 
@@ -413,6 +417,12 @@ impl Policy {
             Some(Auth::External(_)) | None => None,
         };
         users.into_iter().chain(&self.upstream.tls.secret)
+    }
+}
+
+impl Default for UpstreamTls {
+    fn default() -> Self {
+        Self { secret: None, verify: false, verify_depth: 1, name: None, send_name: false }
     }
 }
 

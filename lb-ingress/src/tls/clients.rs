@@ -1,10 +1,11 @@
-//! Certificates of clients, and the authorities that sign them.
+//! Certificates of clients, and the authorities that sign them, and those of backends.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use lb_model::{ObjectName, Secret};
-use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerifier};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
@@ -41,9 +42,16 @@ struct Source {
 pub struct Authorities {
     roots: Vec<CertificateDer<'static>>,
     verifier: Arc<dyn ClientCertVerifier>,
+    /// Verifies the certificates of backends.
+    pub(super) servers: Arc<dyn ServerCertVerifier>,
     /// Made for the first handshake.
     config: OnceLock<Option<Arc<ServerConfig>>>,
 }
+
+/// A chain of certificates is longer than a policy allows.
+#[derive(Debug, thiserror::Error)]
+#[error("certificate chain too long")]
+pub(super) struct TooLong;
 
 /// Returns whether clients can be verified with the authorities of a Secret.
 pub fn has_authorities(secret: &Secret) -> bool {
@@ -82,14 +90,18 @@ impl Source {
             store.add(root.clone()).ok()?;
         }
         let provider = Arc::new(ring::default_provider());
-        let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider);
+        let store = Arc::new(store);
+        let mut clients = WebPkiClientVerifier::builder_with_provider(store.clone(), provider.clone());
+        let mut servers = WebPkiServerVerifier::builder_with_provider(store, provider);
         if let Some(revocations) = &self.revocations {
             let lists = CertificateRevocationListDer::pem_slice_iter(revocations);
             // Without a list, revoked certificates would be valid.
             let lists = lists.collect::<Result<Vec<_>, _>>().ok().filter(|lists| !lists.is_empty())?;
-            verifier = verifier.with_crls(lists).allow_unknown_revocation_status();
+            clients = clients.with_crls(lists.clone()).allow_unknown_revocation_status();
+            servers = servers.with_crls(lists).allow_unknown_revocation_status();
         }
-        Some(Authorities { roots, verifier: verifier.build().ok()?, config: OnceLock::new() })
+        let (verifier, servers) = (clients.build().ok()?, servers.build().ok()?);
+        Some(Authorities { roots, verifier, servers, config: OnceLock::new() })
     }
 }
 
@@ -115,15 +127,21 @@ impl Authorities {
         Some(config)
     }
 
+    /// Returns whether a chain without the authority is longer than `depth`. `others` are its
+    /// certificates after the first.
+    pub(super) fn is_too_long(&self, others: &[CertificateDer<'_>], depth: u8) -> bool {
+        let between = others.iter().filter(|certificate| !self.roots.contains(certificate)).count();
+        between + 1 > usize::from(depth)
+    }
+
     /// Verifies the certificates that a client has sent, its own first. `depth` bounds the length
     /// of the chain without the authority.
     pub fn verify(&self, chain: Option<&[CertificateDer<'static>]>, depth: u8) -> ClientCertificate {
         let Some((own, others)) = chain.and_then(<[_]>::split_first) else {
             return ClientCertificate::Missing;
         };
-        let between = others.iter().filter(|certificate| !self.roots.contains(certificate)).count();
-        if between + 1 > usize::from(depth) {
-            return ClientCertificate::Invalid(own.clone(), "certificate chain too long".into());
+        if self.is_too_long(others, depth) {
+            return ClientCertificate::Invalid(own.clone(), TooLong.to_string().into());
         }
         match self.verifier.verify_client_cert(own, others, UnixTime::now()) {
             Ok(_) => ClientCertificate::Valid(own.clone()),

@@ -1,9 +1,11 @@
 //! Certificates: from Secrets to the handshake of a connection.
 
+mod backends;
 mod clients;
 mod config;
 mod store;
 
+pub use backends::{BackendTls, unverified};
 pub use clients::{AuthorityStore, ClientCertificate, has_authorities};
 pub use config::{TlsError, TlsSettings};
 pub use store::{CertificateError, CertificateStore, parse_certificate, self_signed};

@@ -82,6 +82,11 @@ impl CertificateStore {
         self.by_secret.read().unwrap_or_else(PoisonError::into_inner).contains_key(secret)
     }
 
+    /// Returns the certificate of a Secret, if it has one.
+    pub fn own(&self, secret: &ObjectName) -> Option<Arc<CertifiedKey>> {
+        self.by_secret.read().unwrap_or_else(PoisonError::into_inner).get(secret).cloned()
+    }
+
     /// Returns the certificate of a Secret, else the default.
     pub fn of(&self, secret: Option<&ObjectName>) -> Arc<CertifiedKey> {
         let by_secret = self.by_secret.read().unwrap_or_else(PoisonError::into_inner);

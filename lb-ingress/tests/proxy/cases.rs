@@ -547,8 +547,6 @@ async fn explanations_agree_with_answers() {
     moved.redirect.all = Some(Redirect { status: 307, location: template("https://b.example$request_uri") });
     let own = Policy { answer: Some(Answer { status: 410, text: template("gone") }), ..Policy::default() };
     let refused = Policy { refused: true, ..Policy::default() };
-    let mut verified = Policy::default();
-    verified.upstream.tls.verify = true;
     let cors = Policy {
         cors: Some(Cors {
             origins: Origins::Any,
@@ -570,7 +568,6 @@ async fn explanations_agree_with_answers() {
         ("/moved", moved, "web"),
         ("/own", own, "web"),
         ("/off", refused, "web"),
-        ("/verified", verified, "web"),
         ("/cors", cors, "web"),
     ];
     world.route("a.example", HostSettings::default(), &routes);
@@ -587,7 +584,6 @@ async fn explanations_agree_with_answers() {
         ("GET", "a.example", "/moved?x=1", 307),
         ("GET", "a.example", "/own", 410),
         ("GET", "a.example", "/off", 503),
-        ("GET", "a.example", "/verified", 503),
         ("GET", "a.example", "/cors", 200),
         ("OPTIONS", "a.example", "/cors", 204),
         ("GET", "a.example", "/other", 404),

@@ -1,6 +1,7 @@
 //! The proxy with real sockets: clients, the proxy and endpoints in one process.
 
 mod auth;
+mod backend_tls;
 mod cases;
 mod frames;
 mod hostile;
