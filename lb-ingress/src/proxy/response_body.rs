@@ -21,12 +21,25 @@ use super::upstream::Connections;
 use crate::endpoints::InFlight;
 use crate::observe::AccessRecord;
 
+/// A longer last piece of an HTTP/2 response is handed to the engine without its last byte
+/// ([`send_limit`]).
+const LONGEST_WHOLE: usize = 1 << 10;
+
 /// The body of a response. Its end, or its drop, ends the request.
 #[derive(Debug)]
 pub struct ResponseBody {
     content: Content,
+    /// The last byte, after everything else was handed to the engine.
+    last: Option<LastByte>,
     timer: Option<Pin<Box<Sleep>>>,
     finish: Finish,
+}
+
+#[derive(Debug)]
+struct LastByte {
+    byte: Bytes,
+    /// The length of the piece before it, which the client may not have read yet.
+    after: usize,
 }
 
 /// The state that ends with the response.
@@ -59,7 +72,7 @@ impl ResponseBody {
             Content::Endpoint { body, .. } => body.is_end_stream(),
             Content::Upgraded => true,
         };
-        let mut this = Self { content, timer: None, finish };
+        let mut this = Self { content, last: None, timer: None, finish };
         if this.finish.record.complete {
             this.give_back();
         }
@@ -100,7 +113,10 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let frame = match &mut this.content {
+        let last = this.last.take();
+        let after = last.as_ref().map_or(0, |last| last.after);
+        let mut frame = match &mut this.content {
+            _ if last.is_some() => last.map(|last| Ok(Frame::data(last.byte))),
             Content::Own(bytes) if bytes.is_empty() => None,
             Content::Own(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
             Content::Endpoint { .. } => match this.poll_endpoint(cx) {
@@ -112,11 +128,21 @@ impl Body for ResponseBody {
             },
             Content::Upgraded => None,
         };
-        match &frame {
+        match &mut frame {
             Some(Ok(frame)) => {
+                let is_http2 = this.finish.link.is_none();
+                if let Some(piece) = frame.data_mut()
+                    && is_http2
+                    && piece.len() > LONGEST_WHOLE
+                    && this.is_end_stream()
+                {
+                    let byte = piece.split_off(piece.len() - 1);
+                    this.last = Some(LastByte { byte, after: piece.len() });
+                    this.give_back();
+                }
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 this.finish.record.bytes += length as u64;
-                send_limit::report(Progress::Handed(length));
+                send_limit::report(Progress::Handed(after + length));
                 if this.is_end_stream() {
                     this.finish.record.complete = true;
                     this.give_back();
@@ -133,6 +159,7 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
+            _ if self.last.is_some() => false,
             Content::Own(bytes) => bytes.is_empty(),
             Content::Endpoint { body, .. } => body.is_end_stream(),
             Content::Upgraded => true,
@@ -141,6 +168,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
+            _ if self.last.is_some() => SizeHint::with_exact(1),
             Content::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Content::Endpoint { body, .. } => body.size_hint(),
             Content::Upgraded => SizeHint::with_exact(0),

@@ -5,6 +5,11 @@
 //! window is closed it polls no body, so a body cannot end its stream. The executor can:
 //! [`LimitedStreams`] runs each task with a timer, and drops the task when the timer ends. That
 //! resets the stream, and releases the connection to the endpoint. Other streams continue.
+//!
+//! A task ends when the engine has its last piece, also if the client's window is too small for it.
+//! Then nobody would end the stream. So the last piece of a body is a single byte: the engine takes
+//! it when the window has room for it, and everything before it has left by then. Short last pieces
+//! stay whole: those of all streams of a connection take little memory.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};

@@ -11,6 +11,9 @@ use crate::frames::{
 };
 use crate::world::{Endpoint, World};
 
+/// A wait of this time is a failure.
+const LIMIT: Duration = Duration::from_secs(30);
+
 type Field<'a> = (&'a [u8], &'a [u8]);
 
 const GET: [Field<'static>; 4] =
@@ -292,4 +295,22 @@ async fn streams_that_are_not_read_are_reset() {
     raw.send(&window(65_535)).await;
     raw.send(&get(5)).await;
     assert!(matches!(raw.outcome(5).await, Outcome::Body(_)));
+
+    // A single piece that is the last one, too.
+    let long: Field<'_> = (b"x-long", &[b'x'; 4 << 10]);
+    let long =
+        |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&[&GET[..], &[long]].concat()));
+    raw.send(&long(7)).await;
+    let Outcome::Body(text) = raw.outcome(7).await else { panic!() };
+    let length = text.len() as u32;
+    for (stream, bytes) in [(9, 1), (11, length - 1)] {
+        raw.send(&window(bytes)).await;
+        raw.send(&long(stream)).await;
+        let outcome = tokio::time::timeout(LIMIT, raw.outcome(stream)).await;
+        assert_eq!(outcome.expect("the stream is not reset"), Outcome::Reset, "a window of {bytes} bytes");
+    }
+    raw.send(&window(length)).await;
+    raw.send(&long(13)).await;
+    let outcome = tokio::time::timeout(LIMIT, raw.outcome(13)).await.expect("the response does not end");
+    assert!(matches!(&outcome, Outcome::Body(text) if text.len() == length as usize), "{outcome:?}");
 }
