@@ -599,8 +599,13 @@ fn the_status_of_ingresses_outlives_its_leader(world: &mut World) -> Result<()> 
             IngressProxy::metrics(&world.pod(pod).host)?.contains("sluice_ingress_leader 1"),
         )
     };
-    let leaders = [leads(world, 1)?, leads(world, 2)?];
-    ensure!(leaders[0] != leaders[1], "leaders: {leaders:?}");
+    // The Lease may change hands between the two questions.
+    let mut leaders = [false; 2];
+    eventually(|| {
+        leaders = [leads(world, 1)?, leads(world, 2)?];
+        ensure!(leaders[0] != leaders[1], "leaders: {leaders:?}");
+        Ok(())
+    })?;
 
     // The leader dies without giving the Lease up. The other one takes it over.
     let dead = proxies.remove(usize::from(leaders[1]));

@@ -23,6 +23,9 @@ pub fn route_external_addresses(world: &World) -> Result<()> {
     ))
 }
 
+/// The kinds of address of a Service.
+const KINDS: [&str; 4] = ["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"];
+
 /// A published Service with every kind of address.
 pub struct Exposed {
     pub published: Published,
@@ -67,13 +70,36 @@ impl Exposed {
         world.write(&self.published, &objects)
     }
 
-    /// Waits until both agents have written the Service to their maps.
-    pub fn wait_until_programmed(&self, world: &World) -> Result<()> {
+    /// Waits until both agents have written all addresses of the Service, with these pods as
+    /// endpoints. An agent writes one address after the other, and the endpoints possibly later.
+    pub fn wait_until_programmed(&self, world: &World, pods: &[usize]) -> Result<()> {
+        let name = &self.published.service.name;
+        let hosts = pods.iter().map(|pod| &world.pod(*pod).host);
+        let expected: BTreeSet<IpAddr> = hosts.flat_map(|host| [host.v4.into(), host.v6.into()]).collect();
+        let addresses = self.published.service.ports.len() * KINDS.len() * Family::BOTH.len();
         for node in [0, 1] {
-            let name = format!("\"{}\"", self.published.service.name);
             eventually(|| {
-                let services = world.agent(node)?.lb(&["get", "services", "-o", "json"])?;
-                ensure!(services.contains(&name), "node{} does not serve {name}", node + 1);
+                let rows: Vec<Value> =
+                    serde_json::from_str(&world.agent(node)?.lb(&["get", "services", "-o", "json"])?)?;
+                let rows: Vec<_> = rows.iter().filter(|row| row["name"] == name.as_str()).collect();
+                ensure!(rows.len() == addresses, "node{} serves {rows:#?}", node + 1);
+                for port in &self.published.service.ports {
+                    let of_port = rows.iter().filter(|row| row["portName"] == port.name.as_str());
+                    let endpoints = of_port
+                        .flat_map(|row| ["endpoints", "outsideEndpoints"].map(|list| &row[list]))
+                        .flat_map(|list| list.as_array().into_iter().flatten());
+                    let endpoints = endpoints.map(|endpoint| {
+                        let endpoint = endpoint.as_str().context("an endpoint is a text")?;
+                        Ok(endpoint.parse::<SocketAddr>()?.ip())
+                    });
+                    let endpoints = endpoints.collect::<Result<BTreeSet<_>>>()?;
+                    ensure!(
+                        endpoints == expected,
+                        "node{}, {name}:{}: endpoints {endpoints:?}",
+                        node + 1,
+                        port.name
+                    );
+                }
                 Ok(())
             })?;
         }

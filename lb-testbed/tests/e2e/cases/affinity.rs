@@ -15,7 +15,7 @@ use crate::world::{To, World};
 pub fn a_client_keeps_its_endpoint(world: &mut World, family: Family) -> Result<()> {
     route_external_addresses(world)?;
     let service = Exposed::publish(world, "Cluster", &[1, 3, 4], |object| sticky(object, 10_800))?;
-    service.wait_until_programmed(world)?;
+    service.wait_until_programmed(world, &[1, 3, 4])?;
     for (source, kinds) in [
         ("outside", &["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"][..]),
         ("pod here", &["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"][..]),
@@ -45,7 +45,7 @@ pub fn a_client_keeps_its_endpoint(world: &mut World, family: Family) -> Result<
     })?;
     // The client keeps the new endpoint when the old one comes back.
     service.write(world, "Cluster", &[1, 3, 4], |object| sticky(object, 10_800))?;
-    thread::sleep(Duration::from_millis(500));
+    service.wait_until_programmed(world, &[1, 3, 4])?;
     let now = only_endpoint(&Requester::new(world, "outside", target, To::Http))?;
     ensure!(now == after, "answered by {now} instead of {after}");
     Ok(())
@@ -54,7 +54,7 @@ pub fn a_client_keeps_its_endpoint(world: &mut World, family: Family) -> Result<
 /// After the time-out a client may get another endpoint.
 pub fn a_client_may_move_after_the_timeout(world: &mut World, family: Family) -> Result<()> {
     let service = Exposed::publish(world, "Cluster", &[1, 3], |object| sticky(object, 1))?;
-    service.wait_until_programmed(world)?;
+    service.wait_until_programmed(world, &[1, 3])?;
     for (source, kind) in [("outside", "NodePort"), ("pod here", "ClusterIP")] {
         let target = service.address(kind, world, family, To::Http);
         let requester = Requester::new(world, source, target, To::Http);

@@ -39,7 +39,7 @@ pub fn no_endpoint_is_refused(world: &mut World, family: Family) -> Result<()> {
         let http = service.cluster_ip(family, To::Http);
         eventually(|| failed_as(&client.get(&[http], 1)?, refusal))?;
         let udp = service.cluster_ip(family, To::Udp);
-        failed_as(&client.send_datagrams(udp, DATAGRAM)?, refusal)?;
+        eventually(|| failed_as(&client.send_datagrams(udp, DATAGRAM)?, refusal))?;
     }
     Ok(())
 }
@@ -92,7 +92,8 @@ pub fn service_deleted(world: &mut World, family: Family) -> Result<()> {
     eventually(|| refused(&world.client().get(&[outside], 1)?))?;
     for client in [&world.pod(2).host, &world.node(0).host] {
         eventually(|| unanswered(&client.get(&[gone.cluster_ip(family, To::Http)], 1)?))?;
-        unanswered(&client.send_datagrams(gone.cluster_ip(family, To::Udp), DATAGRAM)?)?;
+        let udp = gone.cluster_ip(family, To::Udp);
+        eventually(|| unanswered(&client.send_datagrams(udp, DATAGRAM)?))?;
     }
     answered_by(&world.client().get(&[stays.node_port(world.node(0), family, To::Http)], 5)?, &[1, 3])?;
     answered_by(&world.pod(2).host.get(&[stays.cluster_ip(family, To::Http)], 5)?, &[1, 3])
@@ -114,8 +115,8 @@ pub fn bad_manifest_affects_nothing_else(world: &mut World) -> Result<()> {
         ensure!(log.contains(text), "the log does not contain {text}");
         Ok(())
     };
-    logged("broken.yaml")?;
-    logged("10.96.1.300")?;
+    eventually(|| logged("broken.yaml"))?;
+    eventually(|| logged("10.96.1.300"))?;
     world.topology.manifests.remove("broken.yaml")?;
     world.topology.manifests.remove("impossible.yaml")
 }

@@ -1,6 +1,7 @@
 //! `lb explain` reports what happens to real traffic with the same addresses, and changes no map.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_common::reason::Reason;
@@ -14,7 +15,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
-use crate::check::{answered_by, eventually, refused, unanswered};
+use crate::check::{answered_by, eventually, eventually_within, refused, unanswered};
 use crate::world::{Published, To, World};
 
 /// The JSON output of `lb explain`.
@@ -225,13 +226,12 @@ pub fn agrees_with_traffic(world: &mut World, family: Family) -> Result<()> {
 /// Publishes a Service with changes to its spec.
 fn publish_with(world: &mut World, pods: &[usize], change: serde_json::Value) -> Result<Published> {
     let published = world.new_service();
-    world.set_endpoints(&published, pods)?;
     let hosts: Vec<_> = pods.iter().map(|pod| world.pod(*pod)).collect();
     let mut objects = published.service.with_endpoints(&hosts);
     for (key, value) in change.as_object().into_iter().flatten() {
         objects[0]["spec"][key] = value.clone();
     }
-    world.topology.manifests.write(&format!("{}.yaml", published.service.name), &objects)?;
+    world.write(&published, &objects)?;
     Ok(published)
 }
 
@@ -333,8 +333,8 @@ pub fn leaves_no_trace(world: &mut World, family: Family) -> Result<()> {
         Family::V6 => "fd00:10::99",
     };
     // At first, the last packets of the connection may still change the maps. Changes by
-    // `lb explain` would occur in each attempt.
-    eventually(|| {
+    // `lb explain` would occur in each attempt, which takes seconds: the command loads programs.
+    eventually_within(Duration::from_secs(120), || {
         let before = written(world)?;
         for to in [To::Http, To::Udp] {
             let target = service.node_port(world.node(0), family, to);

@@ -18,7 +18,7 @@ pub fn source_ranges(world: &mut World, family: Family) -> Result<()> {
     route_external_addresses(world)?;
     let service = Exposed::publish(world, "Cluster", &[1, 3], |_| {})?;
     let empty = Exposed::publish(world, "Cluster", &[], |object| allow(object, "192.0.2.1".parse().ok()))?;
-    empty.wait_until_programmed(world)?;
+    empty.wait_until_programmed(world, &[])?;
     let from_client = [("outside", "1 3'"), ("pod here", "forbidden"), ("pod there", "forbidden")];
     let from_pod = [("outside", "drop"), ("pod here", "1 3"), ("pod there", "forbidden")];
     let sources =
@@ -33,12 +33,10 @@ pub fn source_ranges(world: &mut World, family: Family) -> Result<()> {
                     .with_context(|| format!("range {allowed}, requests from {source}"))?;
             }
             for kind in ["ClusterIP", "NodePort", "ExternalIP"] {
-                Requester::new(world, "outside", target(kind), to)
-                    .expect("1 3'")
-                    .with_context(|| kind.to_owned())?;
-                Requester::new(world, "pod here", target(kind), to)
-                    .expect("1 3")
-                    .with_context(|| kind.to_owned())?;
+                for (source, cell) in [("outside", "1 3'"), ("pod here", "1 3")] {
+                    let requester = Requester::new(world, source, target(kind), to);
+                    eventually(|| requester.expect(cell)).with_context(|| kind.to_owned())?;
+                }
             }
         }
     }

@@ -109,8 +109,10 @@ pub fn no_endpoint_is_refused_outside(world: &mut World, family: Family) -> Resu
     let node = world.node(0);
     let refused_by_node = || -> Result<()> {
         eventually(|| refused(&world.client().get(&[service.node_port(node, family, To::Http)], 1)?))?;
-        refused(&world.client().send_datagrams(service.node_port(node, family, To::Udp), datagram)?)?;
-        refused(&world.client().send_datagrams(service.cluster_ip(family, To::Udp), datagram)?)
+        for target in [service.node_port(node, family, To::Udp), service.cluster_ip(family, To::Udp)] {
+            eventually(|| refused(&world.client().send_datagrams(target, datagram)?))?;
+        }
+        Ok(())
     };
     refused_by_node()?;
     if world.topology.datapath == AttachMode::Tc {

@@ -59,6 +59,8 @@ pub fn agent_restarts(world: &mut World) -> Result<()> {
     served(world, &[1, 3])?;
     world.start_agent(0)?;
     served(world, &[1, 3])?;
+    let mut held = world.client().hold_http(outside[0])?;
+    answered_by(&[held.request()?], &[1, 3])?;
     let services = world.agent(0)?.lb(&["get", "services"])?;
     ensure!(services.contains(&service.service.name), "not listed by lb get services: {services}");
     let flows = world.agent(0)?.lb(&["get", "flows"])?;
@@ -184,11 +186,14 @@ pub fn cleanup_removes_everything(world: &mut World) -> Result<()> {
         .collect();
     ensure!(left.is_empty(), "left in the BPF file system: {left:?}");
     // The kernel detaches a link some time after its last pin is removed.
-    eventually(|| refused(&world.client().get(&[outside], 1)?))?;
-    let links = world.node(0).host.place.run("ip", ["link", "show"])?;
-    ensure!(!links.contains("prog/xdp"), "still attached: {links}");
-    let filters = world.node(0).host.place.run("tc", ["filter", "show", "dev", "eth0", "ingress"])?;
-    ensure!(filters.trim().is_empty(), "still attached: {filters}");
+    eventually(|| {
+        refused(&world.client().get(&[outside], 1)?)?;
+        let links = world.node(0).host.place.run("ip", ["link", "show"])?;
+        ensure!(!links.contains("prog/xdp"), "still attached: {links}");
+        let filters = world.node(0).host.place.run("tc", ["filter", "show", "dev", "eth0", "ingress"])?;
+        ensure!(filters.trim().is_empty(), "still attached: {filters}");
+        Ok(())
+    })?;
     world.start_agent(0)?;
     world.wait_until_served(&service, &[1, 3])
 }
@@ -216,10 +221,11 @@ pub fn no_ingress_without_egress(world: &mut World) -> Result<()> {
     eventually(|| {
         let log = fs::read_to_string(&log)?;
         ensure!(log.contains(failed), "the log does not contain {failed:?}");
-        refused(&world.client().get(&[outside], 1)?)
+        refused(&world.client().get(&[outside], 1)?)?;
+        let link = place.run("ip", ["-details", "link", "show", "dev", "eth0"])?;
+        ensure!(!link.contains("prog/xdp"), "XDP is attached without egress: {link}");
+        Ok(())
     })?;
-    let link = place.run("ip", ["-details", "link", "show", "dev", "eth0"])?;
-    ensure!(!link.contains("prog/xdp"), "XDP is attached without egress: {link}");
     fs::remove_dir(&pin)?;
     eventually(|| answered_by(&world.client().get(&[outside], 3)?, &[1, 3]))
 }

@@ -67,19 +67,21 @@ pub fn udp(world: &mut World, family: Family) -> Result<()> {
 
 fn matrix(world: &mut World, family: Family, to: To) -> Result<()> {
     route_external_addresses(world)?;
-    let mut services: Vec<(String, Exposed)> = Vec::new();
+    let mut services: Vec<((&str, Vec<usize>), Exposed)> = Vec::new();
     for row in rows() {
-        let key = format!("{} {:?}", row.policy, row.endpoints);
+        let key = (row.policy, row.endpoints);
         if !services.iter().any(|(known, _)| *known == key) {
-            services.push((key, Exposed::publish(world, row.policy, &row.endpoints, |_| {})?));
+            let service = Exposed::publish(world, key.0, &key.1, |_| {})?;
+            services.push((key, service));
         }
     }
-    for (_, service) in &services {
-        service.wait_until_programmed(world)?;
+    for ((_, endpoints), service) in &services {
+        service.wait_until_programmed(world, endpoints)?;
     }
     let find_service = |row: &Row<'_>| {
-        let key = format!("{} {:?}", row.policy, row.endpoints);
-        services.iter().find(|(known, _)| *known == key).map(|(_, service)| service)
+        let of_row =
+            |(policy, endpoints): &(&str, Vec<usize>)| (*policy, endpoints) == (row.policy, &row.endpoints);
+        services.iter().find(|(key, _)| of_row(key)).map(|(_, service)| service)
     };
     let mut wrong = Vec::new();
     let mut silent = Vec::new();

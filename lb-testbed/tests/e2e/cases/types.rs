@@ -75,12 +75,10 @@ pub fn changes(world: &mut World) -> Result<()> {
         }
         for address in addresses {
             let target = service.address(address, world, family, To::Http);
-            Requester::new(world, "pod here", target, To::Http)
-                .expect("1 3")
-                .with_context(|| format!("{address} as {kind}"))?;
-            Requester::new(world, "outside", target, To::Http)
-                .expect("1 3'")
-                .with_context(|| format!("{address} as {kind}"))?;
+            for (source, cell) in [("pod here", "1 3"), ("outside", "1 3'")] {
+                let requester = Requester::new(world, source, target, To::Http);
+                eventually(|| requester.expect(cell)).with_context(|| format!("{address} as {kind}"))?;
+            }
         }
     }
     without_failure("outside, one connection", &outside.finish()?)?;
