@@ -1,7 +1,9 @@
 //! `lb monitor` with real connections: its output, its filters, a second reader, and floods.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -35,6 +37,15 @@ impl Monitor {
     fn start(world: &World, arguments: &[&str]) -> Result<Self> {
         // A reader that was killed leaves its time.
         let before = lease(world)?;
+        let monitor = Self::spawn(world, arguments)?;
+        eventually(|| {
+            ensure!(![0, before].contains(&lease(world)?), "the programs do not report");
+            Ok(())
+        })?;
+        Ok(monitor)
+    }
+
+    fn spawn(world: &World, arguments: &[&str]) -> Result<Self> {
         let mut process = Process(command(world, arguments)?.spawn()?);
         let stdout = BufReader::new(process.0.stdout.take().context("no standard output")?);
         let rows = Arc::new(Mutex::new(Vec::new()));
@@ -45,22 +56,19 @@ impl Monitor {
                 written.lock().unwrap_or_else(PoisonError::into_inner).push(row);
             }
         });
-        let monitor = Self { process, rows, output };
-        eventually(|| {
-            ensure!(![0, before].contains(&lease(world)?), "the programs do not report");
-            Ok(())
-        })?;
-        Ok(monitor)
+        Ok(Self { process, rows, output })
     }
 
     fn rows(&self) -> Vec<Value> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for an event that has these fields, and returns it.
-    fn expect(&self, fields: &Value) -> Result<Value> {
+    /// Repeats a request until there is an event that has these fields, and returns the event. On a
+    /// busy machine the command may be too late to renew its lease: then an event is missing.
+    fn expect_after(&self, fields: &Value, request: impl Fn() -> Result<()>) -> Result<Value> {
         let mut found = Value::Null;
         eventually(|| {
+            request()?;
             let rows = self.rows();
             let row = rows.iter().find(|row| has(row, fields));
             found = row.with_context(|| format!("no event has {fields}: {rows:#?}"))?.clone();
@@ -113,37 +121,53 @@ pub fn connections(world: &mut World, family: Family) -> Result<()> {
     let endpoint = world.pod(1).host.at(family, HTTP_PORT).to_string();
     // Events of another Service are not printed.
     answered_by(&world.client().get(&[other.node_port(world.node(0), family, To::Http)], 1)?, &[1])?;
-    answered_by(&world.client().get(&[outside], 1)?, &[1])?;
-    let opened = monitor.expect(&json!({
+    let request = || answered_by(&world.client().get(&[outside], 1)?, &[1]);
+    let opened = json!({
         "kind": "opened", "service": of_service, "protocol": "TCP", "address": outside.to_string(),
         "endpoint": endpoint, "path": hook(world), "reason": null,
-    }))?;
-    ensure!(opened["client"].as_str().is_some_and(|it| it.contains(&client)), "{opened}");
+    });
     // The last FIN may be one of the endpoint, which a tc program sees.
-    monitor.expect(&json!({
-        "kind": "closed", "reason": "finished", "client": opened["client"], "endpoint": endpoint,
-        "service": of_service,
-    }))?;
+    let closed = json!({
+        "kind": "closed", "reason": "finished", "endpoint": endpoint, "service": of_service,
+    });
+    let clients = |fields: &Value| -> BTreeSet<String> {
+        monitor.rows().iter().filter(|row| has(row, fields)).map(|row| row["client"].to_string()).collect()
+    };
+    eventually(|| {
+        request()?;
+        let (opened, closed) = (clients(&opened), clients(&closed));
+        ensure!(opened.iter().all(|it| it.contains(&client)), "{opened:?}");
+        ensure!(!opened.is_disjoint(&closed), "opened by {opened:?}, closed by {closed:?}");
+        Ok(())
+    })?;
 
     let udp = service.node_port(world.node(0), family, To::Udp);
-    answered_by(&world.client().send_datagrams(udp, ONE)?, &[1])?;
-    monitor.expect(&json!({"kind": "opened", "protocol": "UDP", "address": udp.to_string()}))?;
+    monitor
+        .expect_after(&json!({"kind": "opened", "protocol": "UDP", "address": udp.to_string()}), || {
+            answered_by(&world.client().send_datagrams(udp, ONE)?, &[1])
+        })?;
 
     let inside = service.cluster_ip(family, To::Http);
-    answered_by(&pod.get(&[inside], 1)?, &[1])?;
-    let call = monitor.expect(&json!({
+    let request = || answered_by(&pod.get(&[inside], 1)?, &[1]);
+    let opened = json!({
         "kind": "opened", "path": "socket", "protocol": "TCP", "address": inside.to_string(),
         "endpoint": endpoint, "client": pod.address(family).to_string(), "service": of_service,
-    }))?;
-    monitor.expect(
-        &json!({"kind": "closed", "reason": "released", "path": "socket", "socket": call["socket"]}),
-    )?;
+    });
+    let closed = json!({"kind": "closed", "reason": "released", "path": "socket"});
+    let sockets = |fields: &Value| -> BTreeSet<String> {
+        monitor.rows().iter().filter(|row| has(row, fields)).map(|row| row["socket"].to_string()).collect()
+    };
+    eventually(|| {
+        request()?;
+        let (opened, closed) = (sockets(&opened), sockets(&closed));
+        ensure!(!opened.is_disjoint(&closed), "opened: {opened:?}, closed: {closed:?}");
+        Ok(())
+    })?;
     let unconnected = Datagrams { connected: false, ..ONE };
     let target = service.cluster_ip(family, To::Udp);
-    answered_by(&pod.send_datagrams(target, unconnected)?, &[1])?;
-    monitor.expect(&json!({
-        "kind": "opened", "path": "socket", "protocol": "UDP", "address": target.to_string(),
-    }))?;
+    let opened =
+        json!({"kind": "opened", "path": "socket", "protocol": "UDP", "address": target.to_string()});
+    monitor.expect_after(&opened, || answered_by(&pod.send_datagrams(target, unconnected)?, &[1]))?;
 
     monitor.process.signal(Signal::INT)?;
     let (rows, text) = monitor.finish()?;
@@ -170,17 +194,18 @@ pub fn refusals(world: &mut World, family: Family) -> Result<()> {
 
     let filter = format!("{}/{}", world.client().address(family), if family == Family::V4 { 24 } else { 64 });
     let monitor = Monitor::start(world, &["--kind", "refused,dropped"])?;
-    refused(&world.pod(2).host.get(&[inside], 1)?)?;
     let reason = |service: &str, reason: &str, path: &str, address: String| {
         json!({"reason": reason, "path": path, "address": address, "service": {
             "namespace": "default", "name": service, "portName": "http", "port": 80,
         }})
     };
     let empty_name = empty.service.name.as_str();
-    monitor.expect(&reason(empty_name, "socket_no_endpoint", "socket", inside.to_string()))?;
-    refused(&world.client().get(&[outside], 1)?)?;
+    monitor.expect_after(&reason(empty_name, "socket_no_endpoint", "socket", inside.to_string()), || {
+        refused(&world.pod(2).host.get(&[inside], 1)?)
+    })?;
     // XDP leaves packets that it would answer to tc.
-    let row = monitor.expect(&reason(empty_name, "no_endpoint_rejected", "tc", outside.to_string()))?;
+    let rejected = reason(empty_name, "no_endpoint_rejected", "tc", outside.to_string());
+    let row = monitor.expect_after(&rejected, || refused(&world.client().get(&[outside], 1)?))?;
     ensure!(row["kind"] == "refused", "{row}");
     monitor.process.signal(Signal::TERM)?;
     let (rows, _) = monitor.finish()?;
@@ -190,9 +215,12 @@ pub fn refusals(world: &mut World, family: Family) -> Result<()> {
     let client =
         ["--client", &filter, "--reason", "no_endpoint_dropped", "--protocol", "udp", "--count", "3"];
     let mut monitor = Monitor::start(world, &client)?;
-    // The policy of the Service may come into effect after the first packets.
+    // The policy of the Service may come into effect after the first packets. Their ports have a
+    // connection then, so each attempt uses more ports.
+    let mut ports = 0;
     eventually(|| {
-        world.client().flood(FloodKind::Datagrams, dropped, 10)?;
+        ports += 10;
+        world.client().flood(FloodKind::Datagrams, dropped, ports)?;
         ensure!(monitor.process.0.try_wait()?.is_some(), "fewer than three events: {:#?}", monitor.rows());
         Ok(())
     })?;
@@ -216,8 +244,9 @@ pub fn readers(world: &mut World) -> Result<()> {
     let text = String::from_utf8_lossy(&second.stderr);
     ensure!(!second.status.success() && text.contains("another process reads the events"), "{text}");
     ensure!(text.contains("hint: "), "{text}");
-    answered_by(&world.client().get(&[target], 1)?, &[1])?;
-    first.expect(&json!({"kind": "opened", "address": target.to_string()}))?;
+    first.expect_after(&json!({"kind": "opened", "address": target.to_string()}), || {
+        answered_by(&world.client().get(&[target], 1)?, &[1])
+    })?;
     first.process.signal(Signal::KILL)?;
     drop(first);
     // A program that makes an event notices that nobody has renewed the time.
@@ -226,7 +255,7 @@ pub fn readers(world: &mut World) -> Result<()> {
         ensure!(lease(world)? == 0, "the programs still report");
         Ok(())
     })?;
-    let bounded = Monitor::start(world, &["--for", "300ms"])?;
+    let bounded = Monitor::spawn(world, &["--for", "300ms"])?;
     let (rows, text) = bounded.finish()?;
     ensure!(!rows.iter().any(|row| row["address"] == target.to_string()), "events of before: {rows:#?}");
     ensure!(text.contains(" events in "), "{text}");
@@ -247,12 +276,7 @@ pub fn readers(world: &mut World) -> Result<()> {
     let expected = json!({"kind": "opened", "address": target.to_string(), "service": {
         "namespace": "default", "name": new.service.name, "portName": "http", "port": 80,
     }});
-    eventually(|| {
-        answered_by(&world.client().get(&[target], 1)?, &[1])?;
-        let rows = monitor.rows();
-        ensure!(rows.iter().any(|row| has(row, &expected)), "no event has {expected}: {rows:#?}");
-        Ok(())
-    })?;
+    monitor.expect_after(&expected, || answered_by(&world.client().get(&[target], 1)?, &[1]))?;
     drop(monitor);
     world.take_agent(0)?.stop()?;
     world.start_agent(0)
@@ -267,8 +291,11 @@ pub fn floods(world: &mut World) -> Result<()> {
     let target = service.node_port(world.node(0), Family::V4, To::Udp);
     let client = world.client().clone();
     let monitor = Monitor::start(world, &["--kind", "dropped"])?;
+    // A port that was used before the policy came into effect has a connection.
+    let mut ports = 0;
     eventually(|| {
-        client.flood(FloodKind::Datagrams, target, 1)?;
+        ports += 10;
+        client.flood(FloodKind::Datagrams, target, ports)?;
         ensure!(!monitor.rows().is_empty(), "no packet is dropped");
         Ok(())
     })?;
@@ -280,23 +307,36 @@ pub fn floods(world: &mut World) -> Result<()> {
             (lost + count("lost"), limited + count("limited"))
         }))
     };
+    let before = counts()?;
+    let both_move = || -> Result<()> {
+        loop {
+            let (lost, limited) = counts()?;
+            if lost > before.0 && limited > before.1 {
+                return Ok(());
+            }
+            ensure!(lease(world)? != 0, "{lost} lost and {limited} limited, before {before:?}");
+        }
+    };
     // While it is stopped, nobody empties the ring. How many packets fill it depends on how fast
     // they are: the limit lets through a number of events in a time. A reader that is stopped for
     // too long has no lease, so another attempt follows.
     eventually(|| {
         monitor.process.signal(Signal::STOP)?;
-        let mut seen = (0, 0);
-        for _ in 0..20 {
-            client.flood(FloodKind::Datagrams, target, 30_000)?;
-            seen = counts()?;
-            if seen.0 > 0 && seen.1 > 0 {
-                break;
-            }
-        }
+        let is_over = AtomicBool::new(false);
+        let (counted, flooded) = thread::scope(|scope| {
+            let flood = scope.spawn(|| -> Result<()> {
+                while !is_over.load(Ordering::Relaxed) {
+                    client.flood(FloodKind::Datagrams, target, 60_000)?;
+                }
+                Ok(())
+            });
+            let counted = both_move();
+            is_over.store(true, Ordering::Relaxed);
+            (counted, flood.join())
+        });
         monitor.process.signal(Signal::CONT)?;
-        ensure!(seen.0 > 0, "the ring holds all events");
-        ensure!(seen.1 > 0, "all events were reported");
-        Ok(())
+        flooded.map_err(|_| anyhow!("the flood panicked"))??;
+        counted
     })?;
     monitor.process.signal(Signal::INT)?;
     let (_, text) = monitor.finish()?;
