@@ -306,14 +306,17 @@ impl World {
         Ok(())
     }
 
-    /// Returns the number of connections of a client on the first node.
-    pub fn flows_of(&self, client: IpAddr) -> Result<usize> {
+    /// Returns the number of open connections on the first node from a client to an address of a
+    /// Service.
+    pub fn flows(&self, client: IpAddr, service: SocketAddr) -> Result<usize> {
         let rows: Vec<Value> = serde_json::from_str(&self.agent(0)?.lb(&["get", "flows", "-o", "json"])?)?;
-        let of_client = |row: &&Value| {
-            row["client"].as_str().and_then(|text| text.parse::<SocketAddr>().ok()).map(|at| at.ip())
-                == Some(client)
+        let address =
+            |row: &Value, field: &str| row[field].as_str().and_then(|text| text.parse::<SocketAddr>().ok());
+        let matches = |row: &&Value| {
+            address(row, "client").map(|at| at.ip()) == Some(client)
+                && address(row, "address") == Some(service)
         };
-        Ok(rows.iter().filter(of_client).count())
+        Ok(rows.iter().filter(matches).count())
     }
 
     /// Returns the last lines of the agents' logs, for a failure message.

@@ -127,12 +127,12 @@ pub fn vm_and_process(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let target = service.cluster_ip(family, To::Http);
     let address = world.pod(2).host.address(family);
-    let before = world.flows_of(address)?;
-    answered(&world.pod(2).host.get(&[target], 5)?, &[1, 3], &[address])?;
-    ensure!(world.flows_of(address)? <= before, "a connection of a socket was also translated as packets");
-    let vm = world.topology.virtual_machine(2)?;
-    answered(&vm.get(&[target], 5)?, &[1, 3], &[address])?;
-    ensure!(world.flows_of(address)? > before, "the virtual machine has no flow");
+    let mut process = world.pod(2).host.hold_http(target)?;
+    answered(&[process.request()?], &[1, 3], &[address])?;
+    ensure!(world.flows(address, target)? == 0, "a connection of a socket was also translated as packets");
+    let mut vm = world.topology.virtual_machine(2)?.hold_http(target)?;
+    answered(&[vm.request()?], &[1, 3], &[address])?;
+    ensure!(world.flows(address, target)? == 1, "the virtual machine has no flow");
     Ok(())
 }
 
@@ -205,10 +205,11 @@ pub fn sockets_not_translated(world: &mut World, family: Family) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     let pod = &world.pod(2).host;
     let (target, address) = (service.cluster_ip(family, To::Http), pod.address(family));
-    let before = world.flows_of(address)?;
     answered(&pod.get(&[target], 5)?, &[1, 3], &[address])?;
     send_all_kinds(pod, &service, family, &[1, 3], &[address])?;
-    ensure!(world.flows_of(address)? > before, "the connection was translated at the socket");
+    let mut held = pod.hold_http(target)?;
+    answered(&[held.request()?], &[1, 3], &[address])?;
+    ensure!(world.flows(address, target)? > 0, "the connection was translated at the socket");
     Ok(())
 }
 
