@@ -135,8 +135,9 @@ mod tests {
         let endless = sleep("3600");
         let _limit = TimeLimit::after(&endless, Duration::from_millis(10)).unwrap();
         assert_eq!(endless.wait_with_output().unwrap().status.signal(), Some(libc::SIGKILL));
-        let short = sleep("0.1");
-        drop(TimeLimit::after(&short, Duration::from_millis(10)).unwrap());
+        // The limit is longer than any delay between the two steps, and shorter than the process.
+        let short = sleep("6");
+        drop(TimeLimit::after(&short, Duration::from_secs(5)).unwrap());
         assert!(finish(short).unwrap().status.success());
         let mut ended = sleep("0");
         ended.wait().unwrap();

@@ -145,15 +145,23 @@ pub fn sweep_dead() -> Result<()> {
     for id in existing() {
         let dead = id.pid().is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
         if dead && !id.is_kept() {
-            let removed = remove_everything_of(&id);
-            // Two processes may sweep the same run at once. A failure counts only if the run is
-            // still there.
-            if id.folder().exists() {
-                removed?;
-            }
+            sweep(&id)?;
         }
     }
     Ok(())
+}
+
+/// Removes a dead run. Two processes may sweep the same run at once: then steps of one fail that
+/// the other one has done, until the folder is removed in the end.
+fn sweep(id: &RunId) -> Result<()> {
+    let deadline = Instant::now() + patient(Duration::from_secs(10));
+    loop {
+        match remove_everything_of(id) {
+            Err(error) if id.folder().exists() && Instant::now() > deadline => return Err(error),
+            Err(_) if id.folder().exists() => thread::sleep(Duration::from_millis(50)),
+            _ => return Ok(()),
+        }
+    }
 }
 
 /// Removes the runs that were kept with [`RunId::keep`] and returns their names.

@@ -174,7 +174,7 @@ mod tests {
         shell.args(["-c", "sleep 1000 & echo $!; echo last; wait"]);
         let mut lines = Vec::new();
         let result =
-            run_and_read_within(Duration::from_millis(500), &mut shell, |line| lines.push(line.to_owned()));
+            run_and_read_within(Duration::from_secs(5), &mut shell, |line| lines.push(line.to_owned()));
         let error = result.expect_err("the command does not end by itself").to_string();
         assert!(error.ends_with("its last line: `last`"), "{error}");
         // The child is gone, or a zombie until init has waited for it. A killed process may need a
