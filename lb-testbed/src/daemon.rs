@@ -90,10 +90,14 @@ impl Daemon {
         }
     }
 
+    pub fn terminate(&self) -> Result<()> {
+        self.process.signal(Signal::TERM).with_context(|| format!("send SIGTERM to {}", self.name))
+    }
+
     /// Sends SIGTERM, as the kubelet does, and waits for the exit. Returns an error if the exit
     /// status is not 0.
     pub fn stop(mut self) -> Result<()> {
-        self.process.signal(Signal::TERM).with_context(|| format!("send SIGTERM to {}", self.name))?;
+        self.terminate()?;
         let status = self.process.wait()?;
         ensure!(status.success(), self.failed(&format!("exited with {status} on SIGTERM")));
         Ok(())

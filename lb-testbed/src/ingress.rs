@@ -84,6 +84,11 @@ impl IngressProxy {
         tail(self.0.log_path())
     }
 
+    /// Sends SIGTERM, which begins the grace period. A second one ends it.
+    pub fn terminate(&self) -> Result<()> {
+        self.0.terminate()
+    }
+
     /// Sends SIGTERM, as the kubelet does, and waits for the exit. Returns an error if the exit
     /// status is not 0.
     pub fn stop(self) -> Result<()> {

@@ -1,7 +1,6 @@
 //! A rolling update of the endpoints of a Service under load.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,8 +61,8 @@ fn rolling_update_loses_no_request() -> Result<()> {
             // A pod is given time by its preStop hook. Here it ends as soon as requests have
             // stopped coming: no request may be lost after that.
             wait_until(|| {
-                let before = (running[0].1.requests(), answered.load(Ordering::Relaxed));
-                wait_until(|| Ok(answered.load(Ordering::Relaxed) > before.1 + 100))?;
+                let before = (running[0].1.requests(), answered.total());
+                wait_until(|| Ok(answered.total() > before.1 + 100))?;
                 Ok(running[0].1.requests() == before.0)
             })?;
             let (_, backend) = running.remove(0);
