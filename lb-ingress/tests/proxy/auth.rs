@@ -153,7 +153,7 @@ fn external(url: &str) -> ExternalAuth {
 }
 
 fn policy(auth: ExternalAuth) -> Policy {
-    let timeouts = Timeouts { read: Duration::from_millis(300), ..Timeouts::default() };
+    let timeouts = Timeouts { read: Duration::from_secs(2), ..Timeouts::default() };
     Policy { auth: Some(Auth::External(Box::new(auth))), timeouts, ..Policy::default() }
 }
 

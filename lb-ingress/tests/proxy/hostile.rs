@@ -172,7 +172,8 @@ async fn a_slow_head_is_answered_with_408() {
     let (world, endpoint) = world().await;
     let mut stream = TcpStream::connect(world.http).await.unwrap();
     let mut answer = Vec::new();
-    for byte in b"GET / HTTP/1.1\r\nHost: a.example\r\nX: ".iter().chain(std::iter::repeat(&b'a')).take(200) {
+    for byte in b"GET / HTTP/1.1\r\nHost: a.example\r\nX: ".iter().chain(std::iter::repeat(&b'a')).take(1000)
+    {
         if stream.write_all(&[*byte]).await.is_err() {
             break;
         }

@@ -266,7 +266,7 @@ async fn empty_frames_of_data_do_not_hold_a_stream() {
 async fn streams_that_are_not_read_are_reset() {
     let endpoint = Endpoint::start("one").await;
     let mut settings = crate::world::settings();
-    settings.timeouts.send = Duration::from_millis(300);
+    settings.timeouts.send = Duration::from_secs(1);
     settings.timeouts.idle = Duration::from_secs(60);
     let world = World::with(settings).await;
     world.simple(Policy::default(), &[endpoint.address]);

@@ -1,9 +1,9 @@
 //! A proxy on ports of its own, and endpoints that answer with what they received.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,10 +32,11 @@ pub struct World {
     pub ended: mpsc::Receiver<Infallible>,
 }
 
-/// Short times, so that the cases about them end soon. No case asserts a time.
+/// A short time for the head, so that the cases about it end soon, and longer than a busy machine
+/// holds up a client. No case asserts a time.
 pub fn settings() -> GatewaySettings {
     GatewaySettings {
-        timeouts: ClientTimeouts { head: Duration::from_millis(500), ..ClientTimeouts::default() },
+        timeouts: ClientTimeouts { head: Duration::from_secs(2), ..ClientTimeouts::default() },
         ..GatewaySettings::default()
     }
 }
@@ -112,8 +113,12 @@ pub fn backend(service: &str) -> BackendRef {
     BackendRef { service: ObjectName::new("default", service), port: "http".into() }
 }
 
+/// Listens at an address that no other test uses: after the end of the listener, no other one
+/// answers there.
 pub async fn listen() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").await.unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    TcpListener::bind((Ipv4Addr::new(127, 1, high, low), 0)).await.unwrap()
 }
 
 /// An address at which nothing listens.
