@@ -46,7 +46,8 @@ impl AgentMaps {
         &self.0
     }
 
-    fn tables(&self) -> io::Result<ServiceTables> {
+    /// Returns the service maps, for a reader of single entries.
+    pub fn tables(&self) -> io::Result<ServiceTables> {
         ServiceTables::new(&self.0, Filter::open(&self.0)?)
     }
 

@@ -29,6 +29,7 @@ pub mod kernel;
 pub mod listed;
 mod manifest_dir;
 pub mod manifests;
+pub mod measure;
 pub mod open_files;
 pub mod packet;
 pub mod pass_programs;

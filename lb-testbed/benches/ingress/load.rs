@@ -1,16 +1,13 @@
 //! The loads: wrk for HTTP/1.1, h2load for HTTP/2.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_testbed::IngressBed;
+use lb_testbed::measure::cpu_time;
 use serde::Serialize;
 
 use crate::subjects::{HOST, LOAD_CPU, Running, on_cpu};
-
-/// The unit of the times in `/proc` (`USER_HZ`), which is the same on all machines.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A load, and the smallest ratio of our requests for a second of CPU time to those of nginx.
 pub struct Case {
@@ -105,14 +102,4 @@ fn milliseconds(text: &str) -> Option<f64> {
         }
     }
     None
-}
-
-/// Returns the CPU time of a process in user and kernel mode, in seconds.
-pub fn cpu_time(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name of the program may contain spaces. Fields 14 and 15 are the times.
-    let (_, fields) = stat.rsplit_once(") ").context("stat has no name")?;
-    let fields: Vec<&str> = fields.split(' ').collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(ticks as f64 / TICKS_PER_SECOND)
 }

@@ -1,18 +1,16 @@
 //! What 10,000 Ingresses with three endpoints each cost.
 
-use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use lb_testbed::IngressBed;
 use lb_testbed::ingress_bed::{EndpointState, ingress, service, slice};
+use lb_testbed::measure::{cpu_time, median, memory, percentile};
 use serde::Serialize;
 use serde_json::{Value, json};
-
-use crate::load::cpu_time;
 
 /// Ingresses of a file. A change writes one file.
 const PER_FILE: u32 = 50;
@@ -42,9 +40,7 @@ pub fn measure(ingresses: u32) -> Result<Scale> {
     let start = Instant::now();
     let proxy = bed.start_proxy(&["--no-access-log"])?;
     let start = start.elapsed().as_secs_f64();
-    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid()))?;
-    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-    let memory = memory.and_then(|kilobytes| kilobytes.trim().parse::<f64>().ok()).context("no VmRSS")?;
+    let memory = memory(proxy.pid(), "VmRSS")?;
     let before = cpu_time(proxy.pid())?;
     let mut times = Vec::new();
     for change in 0..CHANGES {
@@ -57,9 +53,8 @@ pub fn measure(ingresses: u32) -> Result<Scale> {
     }
     let cpu = (cpu_time(proxy.pid())? - before) * 1e3 / f64::from(CHANGES);
     proxy.stop()?;
-    times.sort_by(f64::total_cmp);
-    let at = |part: f64| times[((times.len() - 1) as f64 * part).round() as usize];
-    Ok(Scale { ingresses, start, memory: memory / 1024.0, p50: at(0.5), p99: at(0.99), cpu })
+    let p50 = median(times.clone());
+    Ok(Scale { ingresses, start, memory, p50, p99: percentile(times, 99.0), cpu })
 }
 
 /// Writes the objects of a file. With `status`, the first Ingress redirects with that status.

@@ -10,10 +10,9 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use lb_datapath::ProgramStatistics;
+use lb_testbed::measure::median;
 use lb_testbed::programs::world::{self, NIC, World};
 use lb_testbed::programs::{Action, BackendEndpoint, Hook, Segment, ServiceAddressEntry, Subject};
-
-use crate::report::median;
 
 /// Connections in a chain, and repetitions per call. It must be less than the largest hop count.
 const CHAIN: u32 = 200;

@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::path::Path as FilePath;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lb_datapath::ProgramStatistics;
 use lb_testbed::documents::replace_between;
+use lb_testbed::measure::{cpu, kernel, median};
 use serde::Serialize;
 
 use crate::paths::{Path, Sample};
@@ -74,12 +75,6 @@ struct Program {
 
 impl Report {
     pub fn new(rounds: usize, figures: Vec<Figures>, statistics: Vec<ProgramStatistics>) -> Result<Self> {
-        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").context("/proc/cpuinfo")?;
-        let model = cpuinfo
-            .lines()
-            .find(|line| line.starts_with("model name"))
-            .and_then(|line| line.split_once(": "));
-        let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let programs = statistics.into_iter().map(|program| Program {
             name: program.name,
             verified_instructions: program.verified_instructions,
@@ -87,8 +82,8 @@ impl Report {
             machine_code_bytes: program.machine_code_bytes,
         });
         Ok(Self {
-            kernel: release,
-            cpu: model.map_or("unknown", |(_, name)| name).to_owned(),
+            kernel: kernel(),
+            cpu: cpu()?,
             rounds,
             paths: figures.into_iter().map(Line::of).collect(),
             programs: programs.collect(),
@@ -200,9 +195,4 @@ impl Line {
     fn cell(&self) -> String {
         format!("{:.0} [{:.0}–{:.0}]", self.above_floor, self.above_floor_min, self.above_floor_max)
     }
-}
-
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }

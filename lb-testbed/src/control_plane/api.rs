@@ -20,6 +20,7 @@ use kube::core::GroupVersionKind;
 use kube::discovery::{Scope, pinned_kind};
 use kube::{Client, Config};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::place::Place;
 
@@ -159,9 +160,31 @@ impl Api {
         .with_context(|| format!("apply {}", describe(object)))
     }
 
-    /// Runs `work` with a new client. Its connection ends with the call, so the next call also
-    /// works if the server has restarted in between.
-    fn call<T: Send>(&self, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
+    /// Creates many objects of one kind in one namespace, with this number of requests at a time.
+    pub fn create_all(&self, objects: Vec<Value>, at_once: usize) -> Result<()> {
+        let Some(first) = objects.first().cloned() else { return Ok(()) };
+        let what = format!("create {} objects like {}", objects.len(), describe(&first));
+        self.call(async |client| {
+            let (api, _) = locate(client, &first).await?;
+            let mut objects = objects.into_iter();
+            let mut requests = JoinSet::new();
+            loop {
+                while requests.len() < at_once
+                    && let Some(object) = objects.next()
+                {
+                    let (api, object) = (api.clone(), serde_json::from_value(object)?);
+                    requests.spawn(async move { api.create(&PostParams::default(), &object).await });
+                }
+                let Some(created) = requests.join_next().await else { return Ok(()) };
+                created??;
+            }
+        })
+        .context(what)
+    }
+
+    /// Runs `work` on one thread with a new client. Its connection ends with the call, so the next
+    /// call also works if the server has restarted in between.
+    pub fn call<T: Send>(&self, work: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
         self.place.inside(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {

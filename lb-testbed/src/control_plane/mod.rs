@@ -25,7 +25,8 @@ pub use programs::program;
 
 use crate::daemon::{spawn, tail};
 use crate::host::{Host, Process};
-use crate::topology::{SERVICE_CIDR_V4, SERVICE_CIDR_V6};
+use crate::manifests;
+use crate::topology::{SERVICE_CIDR_V4, SERVICE_CIDR_V6, Topology};
 
 /// How long the API server may take to become ready. It takes 5 s on an idle machine.
 const START_LIMIT: Duration = Duration::from_secs(90);
@@ -38,6 +39,8 @@ const ETCD_PEERS: &str = "http://127.0.0.1:2380";
 /// range.
 const OWN_CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const OWN_SERVICE_PORT: u16 = 443;
+/// Namespace and name of the service account of `deploy/rbac.yaml`.
+pub const ACCOUNT: (&str, &str) = ("sluice", "sluice");
 /// Token of a user with all rights.
 const ADMIN_TOKEN: &str = "admin-of-the-testbed";
 
@@ -133,6 +136,21 @@ impl ControlPlane {
         self.kubeconfig(&format!("{namespace}-{name}-{}", server.ip()), server, &token)
     }
 
+    /// Creates the Nodes of a topology, and the namespace and the rights of `deploy/`.
+    pub fn deploy(&self, admin: &Api, topology: &Topology) -> Result<Deployment> {
+        for node in &topology.nodes {
+            admin.apply(&manifests::node(node))?;
+        }
+        for file in ["namespace.yaml", "rbac.yaml"] {
+            documents(&deploy().join(file))?.iter().try_for_each(|object| admin.apply(object))?;
+        }
+        let (namespace, name) = ACCOUNT;
+        let kubeconfig = self.kubeconfig_of(namespace, name, &self.address())?;
+        let config = topology.folder().join("config.yaml");
+        fs::write(&config, settings()?).with_context(|| format!("write {}", config.display()))?;
+        Ok(Deployment { kubeconfig, config })
+    }
+
     /// Returns the address that the API server listens on.
     pub fn address(&self) -> SocketAddr {
         (self.host.v4, PORT).into()
@@ -186,6 +204,15 @@ impl ControlPlane {
     }
 }
 
+/// The files that an agent of the DaemonSet reads.
+#[derive(Debug, Clone)]
+pub struct Deployment {
+    /// Kubeconfig with the rights of the service account, and with the address of the API server.
+    pub kubeconfig: PathBuf,
+    /// The settings of `deploy/config.yaml`.
+    pub config: PathBuf,
+}
+
 /// Names of the files that [`write_credentials`] creates.
 const CERTIFICATE: &str = "server.crt";
 const PRIVATE_KEY: &str = "server.key";
@@ -214,4 +241,16 @@ fn write_credentials(host: &Host, folder: &Path) -> Result<()> {
 pub fn documents(path: &Path) -> Result<Vec<Value>> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     serde_saphyr::from_multiple(&text).with_context(|| format!("parse {}", path.display()))
+}
+
+/// Returns the folder with the manifests for a cluster.
+pub fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+/// Returns the content of the file that the DaemonSet's agents get with `--config`.
+fn settings() -> Result<String> {
+    let maps = documents(&deploy().join("config.yaml"))?;
+    let settings = maps.iter().find_map(|map| map["data"]["config.yaml"].as_str());
+    settings.map(str::to_owned).context("deploy/config.yaml has no settings")
 }

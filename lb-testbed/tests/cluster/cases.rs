@@ -8,13 +8,13 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
 use lb_testbed::agent::{lb_at, metric};
 use lb_testbed::check::{answered_by, eventually, refused, spread_over, without_failure};
-use lb_testbed::control_plane::documents;
+use lb_testbed::control_plane::{ACCOUNT, deploy, documents};
 use lb_testbed::host::{Host, Listen, LoadKind};
 use lb_testbed::manifests::{ServiceManifest, ServicePort};
 use lb_testbed::{Family, IngressProxy, http, ingress};
 use serde_json::{Value, json};
 
-use crate::world::{ACCOUNT, INGRESS_ACCOUNT, ONE_DATAGRAM, World, cluster_ip, deploy};
+use crate::world::{INGRESS_ACCOUNT, ONE_DATAGRAM, World, cluster_ip};
 
 pub type Run = fn(&mut World) -> Result<()>;
 

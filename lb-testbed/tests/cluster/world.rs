@@ -9,15 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lb_testbed::agent::{self, Agent, AgentOptions};
 use lb_testbed::check::{answered_by, eventually, eventually_within, spread_over, unanswered};
-use lb_testbed::control_plane::{self, Api, ControlPlane, documents};
+use lb_testbed::control_plane::{self, Api, ControlPlane, Deployment, deploy, documents};
 use lb_testbed::host::{Datagrams, HTTP_PORT, Host, Load, LoadKind, Process, UDP_PORT};
-use lb_testbed::manifests::{self, ServiceManifest, ServicePort};
+use lb_testbed::manifests::{ServiceManifest, ServicePort};
 use lb_testbed::topology::{Node, Pod};
 use lb_testbed::{AttachMode, Family, Topology, Underlay, daemon};
 use serde_json::Value;
 
-/// Namespace and name of the service account of `deploy/rbac.yaml`.
-pub const ACCOUNT: (&str, &str) = ("sluice", "sluice");
 /// Namespace and name of the service account of `deploy/ingress/rbac.yaml`.
 pub const INGRESS_ACCOUNT: (&str, &str) = ("sluice-ingress", "sluice-ingress");
 /// One datagram from a connected socket: the kernel reports ICMP errors only to connected sockets.
@@ -57,18 +55,11 @@ impl World {
         let servers = servers.collect::<Result<_>>()?;
         let control_plane = ControlPlane::start(&topology.client, &topology.folder().join("control-plane"))?;
         let admin = control_plane.admin()?;
-        for node in &topology.nodes {
-            admin.apply(&manifests::node(node))?;
-        }
+        let Deployment { kubeconfig, config } = control_plane.deploy(&admin, &topology)?;
         for file in ["namespace.yaml", "rbac.yaml"] {
-            documents(&deploy().join(file))?.iter().try_for_each(|object| admin.apply(object))?;
             let ingress = deploy().join("ingress").join(file);
             documents(&ingress)?.iter().try_for_each(|object| admin.apply(object))?;
         }
-        let (namespace, name) = ACCOUNT;
-        let kubeconfig = control_plane.kubeconfig_of(namespace, name, &control_plane.address())?;
-        let config = topology.folder().join("config.yaml");
-        fs::write(&config, settings()?)?;
         let mut world = Self {
             topology,
             control_plane,
@@ -318,18 +309,6 @@ fn wait_for_answers(client: &Host, target: Target, pods: &[usize]) -> Result<()>
 fn wait_for_no_answer(client: &Host, target: Target) -> Result<()> {
     eventually(|| unanswered(&client.get(&[target.http], 1)?))?;
     eventually(|| unanswered(&client.send_datagrams(target.udp, ONE_DATAGRAM)?))
-}
-
-/// Returns the folder with the manifests for a cluster.
-pub fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
-}
-
-/// Returns the content of the file that the DaemonSet's agents get with `--config`.
-fn settings() -> Result<String> {
-    let maps = documents(&deploy().join("config.yaml"))?;
-    let settings = maps.iter().find_map(|map| map["data"]["config.yaml"].as_str());
-    settings.map(str::to_owned).context("deploy/config.yaml has no settings")
 }
 
 fn same(left: &Value, right: &Value) -> bool {

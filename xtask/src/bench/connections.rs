@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::run::run_benchmark;
+use super::run::{Benchmark, run_benchmark};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -27,5 +27,5 @@ pub fn run(options: &Options) -> Result<()> {
     if let Some(mode) = &options.mode {
         arguments.extend(["--mode".to_owned(), mode.clone()]);
     }
-    run_benchmark("connections", arguments.into_iter().map(Into::into), &[])
+    run_benchmark(Benchmark::new("connections"), arguments.into_iter().map(Into::into), &[])
 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use anyhow::{Result, bail};
 
-use super::run::run_benchmark;
+use super::run::{Benchmark, run_benchmark};
 use crate::{
     kernels,
     process::{cargo, compile, is_root},
@@ -48,5 +48,9 @@ pub fn run(options: &Options) -> Result<()> {
         arguments.extend(["--docs".into(), workspace::root().join("docs/benchmarks.md").into()]);
     }
     let lb = workspace::target().join("release/lb");
-    run_benchmark("ingress", arguments, &[("SLUICE_LB", lb), ("SLUICE_BENCH_SERVERS", servers)])
+    run_benchmark(
+        Benchmark::new("ingress"),
+        arguments,
+        &[("SLUICE_LB", lb), ("SLUICE_BENCH_SERVERS", servers)],
+    )
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measures the figures of docs/benchmarks.md. Each group of figures has a
 //! file.
 
+mod agent;
 mod connections;
 mod ingress;
 mod programs;
@@ -18,6 +19,9 @@ pub enum Bench {
     /// CPU time of `lb ingress` for a request beside nginx and HAProxy, and the cost of 10,000
     /// Ingresses
     Ingress(ingress::Options),
+    /// Start, memory, CPU time and delay of an agent that watches a real API server with 10,000
+    /// Services
+    Agent(agent::Options),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
@@ -25,5 +29,6 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Programs(options) => programs::run(options),
         Bench::Connections(options) => connections::run(options),
         Bench::Ingress(options) => ingress::run(options),
+        Bench::Agent(options) => agent::run(options),
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
-use super::run::run_benchmark;
+use super::run::{Benchmark, run_benchmark};
 use crate::workspace;
 
 #[derive(clap::Args)]
@@ -23,5 +23,5 @@ pub fn run(options: &Options) -> Result<()> {
     if options.write_docs {
         arguments.extend(["--docs".into(), workspace::root().join("docs/benchmarks.md").into()]);
     }
-    run_benchmark("programs", arguments, &[])
+    run_benchmark(Benchmark::new("programs"), arguments, &[])
 }

@@ -9,13 +9,28 @@ use crate::{
     workspace,
 };
 
-/// Runs the benchmark `name` of `lb-testbed/benches`, which writes its figures to
-/// `target/bench/NAME.json`. `variables` are set in its environment.
+/// A benchmark of `lb-testbed/benches`.
+pub struct Benchmark {
+    pub name: &'static str,
+    /// The features of lb-testbed that it needs. Only `control-plane` brings a Kubernetes client.
+    pub features: &'static str,
+}
+
+impl Benchmark {
+    /// A benchmark without a Kubernetes client.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, features: "programs" }
+    }
+}
+
+/// Runs a benchmark, which writes its figures to `target/bench/NAME.json`. `variables` are set in
+/// its environment.
 pub fn run_benchmark(
-    name: &str,
+    benchmark: Benchmark,
     arguments: impl IntoIterator<Item = OsString>,
     variables: &[(&str, PathBuf)],
 ) -> Result<()> {
+    let Benchmark { name, features } = benchmark;
     if !is_root() {
         bail!(
             "the benchmark loads kernel programs and creates network namespaces: run \
@@ -29,8 +44,7 @@ pub fn run_benchmark(
     // The measured programs run in the kernel: the profile of the measuring program makes no
     // difference.
     command.args(["bench", "--profile", "dev", "-p", "lb-testbed", "--bench", name]);
-    // Without the default features: a benchmark needs no Kubernetes client.
-    command.args(["--no-default-features", "--features", "programs", "--"]).args(arguments);
+    command.args(["--no-default-features", "--features", features, "--"]).args(arguments);
     command.arg("--json").arg(folder.join(format!("{name}.json")));
     if !command.status()?.success() {
         bail!("the benchmark failed, see above");

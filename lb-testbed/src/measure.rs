@@ -1,0 +1,76 @@
+//! What the benchmarks share: the resources of a process, and statistics of figures.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+/// The unit of the times in `/proc` (`USER_HZ`), which is the same on all machines.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Returns the CPU time of a process in user and kernel mode, in seconds.
+pub fn cpu_time(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name of the program may contain spaces. Fields 14 and 15 are the times.
+    let (_, fields) = stat.rsplit_once(") ").context("stat has no name")?;
+    let fields: Vec<&str> = fields.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(ticks as f64 / TICKS_PER_SECOND)
+}
+
+/// Returns a field of `/proc/PID/status` that is an amount of memory (`VmRSS`, `VmHWM`, `RssAnon`),
+/// in MiB.
+pub fn memory(pid: u32, field: &str) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let of_field = |line: &str| line.strip_prefix(field)?.strip_prefix(':').map(str::to_owned);
+    let value = status.lines().find_map(of_field).with_context(|| format!("no field {field}"))?;
+    let kibibytes = value.trim().strip_suffix(" kB").context("not an amount of memory")?;
+    Ok(kibibytes.parse::<f64>()? / 1024.0)
+}
+
+/// Returns the release of the kernel.
+pub fn kernel() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Returns the model of the CPU.
+pub fn cpu() -> Result<String> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    Ok(model.map_or("unknown", |(_, name)| name).to_owned())
+}
+
+pub fn median(values: Vec<f64>) -> f64 {
+    percentile(values, 50.0)
+}
+
+/// Returns the smallest value that at least `percent` of the values do not exceed, or 0 without
+/// values.
+pub fn percentile(mut values: Vec<f64>, percent: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let rank = (values.len() as f64 * percent / 100.0).ceil() as usize;
+    values.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_of_the_list() {
+        let hundred: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(percentile(hundred.clone(), 99.0), 99.0);
+        assert_eq!(percentile(hundred.clone(), 100.0), 100.0);
+        assert_eq!(median(hundred), 50.0);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(percentile(vec![7.0], 0.0), 7.0);
+        assert_eq!(percentile(Vec::new(), 99.0), 0.0);
+    }
+
+    #[test]
+    fn the_resources_of_this_process_are_read() {
+        let pid = std::process::id();
+        assert!(memory(pid, "VmHWM").unwrap() >= memory(pid, "RssAnon").unwrap());
+        assert!(memory(pid, "Name").is_err());
+        assert!(cpu_time(pid).unwrap() >= 0.0);
+    }
+}
