@@ -62,12 +62,17 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with(Settings::default())
+    }
+
+    fn with(settings: Settings) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let folder = ManifestFolder::new(dir.path().to_owned(), ObjectSelection::of_ingresses("node-1"));
+        let selection = ObjectSelection::of_ingresses("node-1").with_pod_weights(settings.pod_weights);
+        let folder = ManifestFolder::new(dir.path().to_owned(), selection);
         let certificates = CertificateStore::new(self_signed().unwrap(), None);
         let gateway = Gateway::new(GatewaySettings::default(), certificates, Observer::default());
         let gateway = Arc::new(gateway.unwrap());
-        let controller = Controller::new(gateway.clone(), Settings::default());
+        let controller = Controller::new(gateway.clone(), settings);
         Self { dir, folder, gateway, controller }
     }
 
@@ -92,6 +97,34 @@ impl World {
 
     fn hosts(&self) -> usize {
         self.gateway.table.load().hosts().count()
+    }
+}
+
+/// A Pod with weight 0 gets no requests, if Pods have weights.
+#[test]
+fn pods_with_weight_0_are_left_out() {
+    let slice = slice(&["10.0.0.1", "10.0.0.2"]);
+    let slice = slice.replace("[10.0.0.1]", "[10.0.0.1], targetRef: {kind: Pod, name: web-a}");
+    let pod = |weight: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: web-a, namespace: shop, annotations: \
+             {{lb.sluice.dev/weight: '{weight}'}}}}}}"
+        )
+    };
+    for (pod_weights, expected) in [(false, 2), (true, 1)] {
+        let mut world = World::with(Settings { pod_weights, ..Settings::default() });
+        world.write("web.yaml", &INGRESS.replace("HOST", "a"));
+        world.write("service.yaml", SERVICE);
+        world.write("slice.yaml", &slice);
+        world.write("pod.yaml", &pod("0"));
+        assert!(world.scan().ready);
+        assert_eq!(world.addresses().map(|list| list.len()), Some(expected));
+        world.write("pod.yaml", &pod("3"));
+        world.scan();
+        assert_eq!(world.addresses().map(|list| list.len()), Some(2));
+        world.write("pod.yaml", &pod("0"));
+        world.scan();
+        assert_eq!(world.addresses().map(|list| list.len()), Some(expected));
     }
 }
 

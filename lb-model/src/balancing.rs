@@ -172,19 +172,20 @@ pub struct Balancing {
 }
 
 impl Balancing {
-    /// Returns the weight of an endpoint. The weight of its node takes precedence, then that of its
-    /// zone, then that of its EndpointSlice, and then 1.
+    /// Returns the weight of an endpoint. `annotated` is that of its Pod, or else of its
+    /// EndpointSlice, which takes precedence. Then the weight of its node applies, then that of its
+    /// zone, and then 1.
     pub fn weight_of(
         &self,
+        annotated: Option<Weight>,
         node: Option<PlaceHash>,
         zone: Option<PlaceHash>,
-        slice: Option<Weight>,
     ) -> Weight {
         let listed = |place: Option<PlaceHash>| {
             let index = self.weights.binary_search_by_key(&place?, |(place, _)| *place).ok()?;
             Some(self.weights[index].1)
         };
-        listed(node).or_else(|| listed(zone)).or(slice).unwrap_or(Weight::DEFAULT)
+        annotated.or_else(|| listed(node)).or_else(|| listed(zone)).unwrap_or(Weight::DEFAULT)
     }
 }
 
@@ -214,10 +215,15 @@ pub struct PlaceHash(NonZeroU64);
 
 impl PlaceHash {
     pub fn of(name: &str) -> Self {
-        let mut hasher = DefaultHasher::new();
-        name.hash(&mut hasher);
-        Self(NonZeroU64::MIN | hasher.finish())
+        Self(hash_of(name))
     }
+}
+
+/// Returns a hash of a name that is the same in all programs.
+pub(crate) fn hash_of(name: impl Hash) -> NonZeroU64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    NonZeroU64::MIN | hasher.finish()
 }
 
 #[cfg(test)]
@@ -239,15 +245,16 @@ mod tests {
     }
 
     #[test]
-    fn the_weight_of_the_node_precedes_those_of_zone_and_slice() {
+    fn an_annotated_weight_precedes_that_of_the_node_which_precedes_that_of_the_zone() {
         let [node, zone, other] = ["node-1", "zone-a", "node-2"].map(PlaceHash::of);
         let mut weights = [(node, Weight(0)), (zone, Weight(3))];
         weights.sort_unstable();
         let balancing = Balancing { weights: weights.into(), ..Balancing::default() };
-        let weight = |node, zone, slice: Option<u16>| balancing.weight_of(node, zone, slice.map(Weight)).0;
-        assert_eq!(weight(Some(node), Some(zone), Some(7)), 0);
-        assert_eq!(weight(Some(other), Some(zone), Some(7)), 3);
-        assert_eq!(weight(Some(other), None, Some(7)), 7);
-        assert_eq!(weight(None, None, None), 1);
+        let weight = |own: Option<u16>, node, zone| balancing.weight_of(own.map(Weight), node, zone).0;
+        assert_eq!(weight(Some(7), Some(node), Some(zone)), 7);
+        assert_eq!(weight(Some(0), Some(other), Some(zone)), 0);
+        assert_eq!(weight(None, Some(node), Some(zone)), 0);
+        assert_eq!(weight(None, Some(other), Some(zone)), 3);
+        assert_eq!(weight(None, Some(other), None), 1);
     }
 }

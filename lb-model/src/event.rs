@@ -10,6 +10,7 @@ use crate::drain::NodeDrain;
 use crate::ingress::{Ingress, IngressClass};
 use crate::name::ObjectName;
 use crate::node::Node;
+use crate::pod::PodWeight;
 use crate::problem::Problem;
 use crate::secret::Secret;
 use crate::service::Service;
@@ -25,6 +26,8 @@ pub enum SourceEvent {
     Node(Option<Arc<Node>>),
     /// Any Node: whether it drains. The name has an empty namespace.
     NodeDrain(ObjectName, Option<NodeDrain>),
+    /// A Pod: whether it has a weight.
+    PodWeight(ObjectName, Option<PodWeight>),
     /// The ranges of one ServiceCIDR object (KEP-1880).
     ServiceCidr(ObjectName, Option<Arc<[IpNet]>>),
     Ingress(ObjectName, Option<Arc<Ingress>>),
@@ -64,11 +67,14 @@ pub enum WatchedResource {
     /// the status of each Node every five minutes: an agent that watched all Nodes would receive
     /// all of that.
     CordonedNodes,
+    /// The metadata of the Pods that have not ended. A program reads it only if it is told to: all
+    /// Pods of a cluster are many.
+    Pods,
 }
 
 impl WatchedResource {
     /// Every resource once.
-    pub const ALL: [WatchedResource; 8] = [
+    pub const ALL: [WatchedResource; 9] = [
         Self::Services,
         Self::EndpointSlices,
         Self::Node,
@@ -77,9 +83,10 @@ impl WatchedResource {
         Self::IngressClasses,
         Self::Secrets,
         Self::CordonedNodes,
+        Self::Pods,
     ];
-    /// The resources that decide how Services are served. The agent writes no map before it has
-    /// read all of them.
+    /// The resources that always decide how Services are served. The agent writes no map before it
+    /// has read all of them.
     pub const OF_SERVICES: [WatchedResource; 5] =
         [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs, Self::CordonedNodes];
     /// The resources that decide how Ingresses are served.
@@ -93,14 +100,14 @@ impl WatchedResource {
         Self::CordonedNodes,
     ];
 
-    const fn bit(self) -> u8 {
+    const fn bit(self) -> u16 {
         1 << self as u8
     }
 }
 
 /// A set of resources, such as those that a program watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ResourceSet(u8);
+pub struct ResourceSet(u16);
 
 impl ResourceSet {
     /// [`WatchedResource::OF_SERVICES`].
@@ -117,6 +124,20 @@ impl ResourceSet {
             index += 1;
         }
         Self(bits)
+    }
+
+    /// Returns the set with [`WatchedResource::Pods`], if `selected`.
+    #[must_use]
+    pub const fn with_pods(mut self, selected: bool) -> Self {
+        if selected {
+            self.insert(WatchedResource::Pods);
+        }
+        self
+    }
+
+    /// Returns whether the set contains all resources of `other`.
+    pub const fn contains_all(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
     }
 
     /// Adds a resource.
@@ -146,6 +167,7 @@ impl fmt::Display for WatchedResource {
             Self::IngressClasses => "IngressClasses",
             Self::Secrets => "Secrets",
             Self::CordonedNodes => "cordoned Nodes",
+            Self::Pods => "Pods",
         })
     }
 }

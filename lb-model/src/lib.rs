@@ -1,6 +1,6 @@
 //! The vocabulary for Kubernetes objects that all crates share: the fields of Services,
-//! EndpointSlices, Nodes, ServiceCIDRs, Ingresses, IngressClasses and Secrets that a proxy needs,
-//! and [`SourceEvent`], which reports their changes.
+//! EndpointSlices, Nodes, Pods, ServiceCIDRs, Ingresses, IngressClasses and Secrets that a proxy
+//! needs, and [`SourceEvent`], which reports their changes.
 //!
 //! The types are compact: a hundred thousand endpoints have to fit into a few megabytes.
 //! `lb-objects` converts API objects into these types, `lb-plan` consumes them.
@@ -14,6 +14,7 @@ mod family;
 mod ingress;
 mod name;
 mod node;
+mod pod;
 mod problem;
 mod problems;
 mod protocol;
@@ -31,6 +32,7 @@ pub use ingress::{
 };
 pub use name::ObjectName;
 pub use node::Node;
+pub use pod::{PodRef, PodWeight, PodWeights, WEIGHT_ANNOTATION};
 pub use problem::{ManifestLocation, Problem, ProblemKind, Severity};
 pub use problems::Problems;
 pub use protocol::Protocol;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 /// `namespace/name` of an object. Several indices hold the same name, so the string is shared:
 /// a clone allocates nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct ObjectName(Arc<str>);
 
 impl ObjectName {

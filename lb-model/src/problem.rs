@@ -36,8 +36,17 @@ impl Problem {
 }
 
 /// The kinds of API object that can have problems.
-const OBJECT_KINDS: [&str; 8] =
-    ["Service", "EndpointSlice", "Endpoints", "Node", "ServiceCIDR", "Ingress", "IngressClass", "Secret"];
+const OBJECT_KINDS: [&str; 9] = [
+    "Service",
+    "EndpointSlice",
+    "Endpoints",
+    "Node",
+    "Pod",
+    "ServiceCIDR",
+    "Ingress",
+    "IngressClass",
+    "Secret",
+];
 
 /// The category of a problem. Its code is stable: metrics have it as a label, Events as the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

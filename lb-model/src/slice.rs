@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use crate::balancing::{PlaceHash, Weight};
 use crate::family::IpFamily;
 use crate::name::ObjectName;
+use crate::pod::PodRef;
 use crate::problem::ManifestLocation;
 use crate::protocol::Protocol;
 
@@ -67,6 +68,8 @@ pub struct Endpoint {
     pub local: bool,
     /// `nodeName`.
     pub node: Option<PlaceHash>,
+    /// The Pod that `targetRef` names.
+    pub pod: Option<PodRef>,
     /// `zone`.
     pub zone: Option<PlaceHash>,
     pub node_hint: NodeHint,

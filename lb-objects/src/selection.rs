@@ -38,6 +38,12 @@ impl ObjectSelection {
         }
     }
 
+    /// Selects the weights of Pods too, if `selected`.
+    #[must_use]
+    pub fn with_pod_weights(self, selected: bool) -> Self {
+        Self { resources: self.resources.with_pods(selected), ..self }
+    }
+
     /// Selects the objects that `lb-ingress` needs.
     pub fn of_ingresses(this_node: impl Into<Arc<str>>) -> Self {
         Self {

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb_model::{
-    Balancing, DrainingNodes, Endpoint, EndpointSlice, IpFamily, NodeDrain, NodeHint, Protocol, ServicePort,
-    Weight,
+    Balancing, DrainingNodes, Endpoint, EndpointSlice, IpFamily, NodeDrain, NodeHint, PodWeights, Protocol,
+    ServicePort, Weight,
 };
 
 use super::desired::{DesiredEndpoint, EndpointLists};
@@ -69,12 +69,13 @@ impl CandidateEndpoint<'_> {
     }
 }
 
-/// The state of nodes that decides which endpoints are eligible.
+/// The state of nodes and Pods that decides which endpoints are eligible.
 #[derive(Debug, Clone, Copy)]
-pub struct Nodes<'a> {
+pub struct ClusterState<'a> {
     /// The zone of this node.
     pub zone: Option<&'a str>,
     pub draining: &'a DrainingNodes,
+    pub pods: &'a PodWeights,
 }
 
 /// Selects the endpoints of one Service port and family.
@@ -83,9 +84,9 @@ pub(super) fn select<'a>(
     (port, balancing): (&ServicePort, &Balancing),
     family: IpFamily,
     used: UsedLists,
-    nodes: Nodes<'_>,
+    state: ClusterState<'_>,
 ) -> SelectedEndpoints {
-    let candidates = merge_slices(slices, (port, balancing), family, nodes);
+    let candidates = merge_slices(slices, (port, balancing), family, state);
     let reachable = candidates.iter().any(|candidate| candidate.is_ready() || candidate.is_fallback());
     let in_cluster = if used.cluster { cluster_list(&candidates) } else { vec![false; candidates.len()] };
     let in_local = if used.local { local_list(&candidates) } else { vec![false; candidates.len()] };
@@ -125,12 +126,12 @@ pub(super) fn select<'a>(
 pub fn eligible_addresses<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     (port, balancing): (&str, &Balancing),
-    nodes: Nodes<'_>,
+    state: ClusterState<'_>,
 ) -> Vec<SocketAddr> {
     let port = ServicePort { name: port.into(), protocol: Protocol::Tcp, port: 0, node_port: None };
     let used = UsedLists { cluster: true, local: false };
     let of_family = |family| -> Vec<_> {
-        let lists = select(slices.clone(), (&port, balancing), family, used, nodes).lists;
+        let lists = select(slices.clone(), (&port, balancing), family, used, state).lists;
         let eligible = lists.cluster.iter().filter_map(|index| lists.endpoints.get(*index as usize));
         eligible.map(|endpoint| endpoint.address).collect()
     };
@@ -145,7 +146,7 @@ fn merge_slices<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     (port, balancing): (&ServicePort, &Balancing),
     family: IpFamily,
-    nodes: Nodes<'_>,
+    state: ClusterState<'_>,
 ) -> Vec<CandidateEndpoint<'a>> {
     let mut candidates = Vec::new();
     for slice in slices {
@@ -159,9 +160,13 @@ fn merge_slices<'a>(
             candidates.extend(of_family.map(|endpoint| CandidateEndpoint {
                 address: SocketAddr::new(endpoint.address, slice_port.port),
                 endpoint,
-                for_zone: slice.for_zone(endpoint, nodes.zone),
-                weight: balancing.weight_of(endpoint.node, endpoint.zone, slice.weight),
-                drain: nodes.draining.of(endpoint),
+                for_zone: slice.for_zone(endpoint, state.zone),
+                weight: balancing.weight_of(
+                    endpoint.pod.and_then(|pod| state.pods.of(pod)).or(slice.weight),
+                    endpoint.node,
+                    endpoint.zone,
+                ),
+                drain: state.draining.of(endpoint),
             }));
         }
     }

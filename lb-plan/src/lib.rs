@@ -42,5 +42,5 @@ mod slots;
 #[cfg(test)]
 mod order;
 
-pub use endpoints::{Nodes, eligible_addresses};
+pub use endpoints::{ClusterState, eligible_addresses};
 pub use planner::{Changes, HealthCheck, Planner, PlannerSettings};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use lb_model::{
     Balancing, Endpoint, EndpointPort, EndpointSlice, Node, NodeDrain, NodeHint, ObjectName, PlaceHash,
-    Problem, ProblemKind, ProblemSource, Protocol, Service, ServicePort, Severity, SourceEvent, SourceRanges,
-    TrafficPolicy, WatchedResource, Weight,
+    PodRef, PodWeight, Problem, ProblemKind, ProblemSource, Protocol, Service, ServicePort, Severity,
+    SourceEvent, SourceRanges, TrafficPolicy, WatchedResource, Weight,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -17,6 +17,10 @@ use proptest::sample::select;
 
 use super::desired::{DesiredServicePort, ServicePortId};
 use super::{Changes, HealthCheck, Planner, PlannerSettings};
+
+fn planner() -> Planner {
+    Planner::new(PlannerSettings { pod_weights: true, ..PlannerSettings::default() })
+}
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -91,7 +95,8 @@ prop_compose! {
         node in option::of(select(vec!["a", "b", "c"])),
     ) -> Endpoint {
         let node = node.map(PlaceHash::of);
-        Endpoint { address: ip(address), ready, serving, terminating, local, node, zone: None, node_hint, zone_hints }
+        let pod = Some(PodRef::new(&ObjectName::new("default", address), Some("u-1")));
+        Endpoint { address: ip(address), ready, serving, terminating, local, node, pod, zone: None, node_hint, zone_hints }
     }
 }
 
@@ -112,6 +117,18 @@ prop_compose! {
             zone_sets: ["a", "b"].map(|zone| [zone.into()].into()).into(),
         }
     }
+}
+
+/// The weight of a Pod, or of an earlier one with the same name.
+fn pod_weight() -> impl Strategy<Value = SourceEvent> {
+    let pod = select(vec!["10.0.0.1", "10.0.0.2"]);
+    let weight = (select(vec![None, Some("u-1"), Some("u-2")]), 0..3_u16);
+    (pod, option::weighted(0.8, weight)).prop_map(|(pod, weight)| {
+        let name = ObjectName::new("default", pod);
+        let weight = weight
+            .map(|(uid, weight)| PodWeight { pod: PodRef::new(&name, uid), weight: Weight::new(weight) });
+        SourceEvent::PodWeight(name, weight)
+    })
 }
 
 fn node() -> impl Strategy<Value = Option<Arc<Node>>> {
@@ -142,6 +159,7 @@ fn event() -> impl Strategy<Value = SourceEvent> {
         4 => (name(), option::weighted(0.8, slice())).prop_map(|(name, it)| SourceEvent::EndpointSlice(name, it.map(Arc::new))),
         1 => node().prop_map(SourceEvent::Node),
         1 => (name(), option::of(Just(NodeDrain::default()))).prop_map(|(name, drain)| SourceEvent::NodeDrain(name, drain)),
+        1 => pod_weight(),
         1 => report(),
     ]
 }
@@ -185,6 +203,7 @@ fn last_of_each(events: &[SourceEvent]) -> Vec<SourceEvent> {
             SourceEvent::Service(name, _) => format!("service {name}"),
             SourceEvent::EndpointSlice(name, _) => format!("slice {name}"),
             SourceEvent::NodeDrain(name, _) => format!("drain of {name}"),
+            SourceEvent::PodWeight(name, _) => format!("weight of {name}"),
             SourceEvent::Report(source, _) => format!("report {source:?}"),
             _ => "node".to_owned(),
         };
@@ -195,10 +214,10 @@ fn last_of_each(events: &[SourceEvent]) -> Vec<SourceEvent> {
 
 /// Returns the state after a fresh start with the objects that these events leave.
 fn from_scratch(events: &[SourceEvent]) -> Applied {
-    let mut planner = Planner::new(PlannerSettings::default());
+    let mut planner = planner();
     let mut applied = Applied::default();
     let objects = last_of_each(events).into_iter().rev();
-    applied.apply(planner.update(objects.chain(WatchedResource::OF_SERVICES.map(SourceEvent::Synced))));
+    applied.apply(planner.update(objects.chain(WatchedResource::ALL.map(SourceEvent::Synced))));
     applied
 }
 
@@ -215,7 +234,7 @@ proptest! {
         synced_after in 0..EVENTS,
         batch in 1..8_usize,
     ) {
-        let mut planner = Planner::new(PlannerSettings::default());
+        let mut planner = planner();
         let mut applied = Applied::default();
         let (early, late) = events.split_at(synced_after.min(events.len()));
         for events in early.chunks(batch) {
@@ -223,7 +242,7 @@ proptest! {
             prop_assert!(changes.changed.is_empty() && changes.removed.is_empty() && !changes.complete);
             applied.apply(changes);
         }
-        let synced = planner.update(WatchedResource::OF_SERVICES.map(SourceEvent::Synced));
+        let synced = planner.update(WatchedResource::ALL.map(SourceEvent::Synced));
         prop_assert!(synced.complete);
         applied.apply(synced);
         prop_assert_eq!(&applied, &from_scratch(early));
@@ -248,8 +267,8 @@ proptest! {
 
     #[test]
     fn a_repeated_event_changes_nothing(events in vec(event(), 1..EVENTS / 2)) {
-        let mut planner = Planner::new(PlannerSettings::default());
-        planner.update(events.iter().cloned().chain(WatchedResource::OF_SERVICES.map(SourceEvent::Synced)));
+        let mut planner = planner();
+        planner.update(events.iter().cloned().chain(WatchedResource::ALL.map(SourceEvent::Synced)));
         let changes = planner.update(last_of_each(&events));
         prop_assert!(changes.is_empty(), "{changes:?}");
     }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use lb_model::{
     Algorithm, DrainingNodes, EndpointSlice, IpFamily, Node, NodeDrain, ObjectName, PerFamily, PlaceHash,
-    Problem, ProblemSource, ResourceSet, Service, ServicePort, SourceEvent, TrafficPolicy, Trigger,
-    WatchedResource,
+    PodRef, PodWeight, PodWeights, Problem, ProblemSource, ResourceSet, Service, ServicePort, SourceEvent,
+    TrafficPolicy, Trigger, WatchedResource,
 };
 
 use super::claims::{Claim, Claimant, Claims};
 use super::desired::{DesiredServicePort, FrontendKind, ServicePortId};
-use super::endpoints::{self, Nodes, SelectedEndpoints, UsedLists};
+use super::endpoints::{self, ClusterState, SelectedEndpoints, UsedLists};
 use super::frontends::{self, RequestedAddress};
 use super::problems;
 
@@ -26,6 +26,8 @@ pub struct PlannerSettings {
     pub allowed_external_ips: Vec<IpNet>,
     /// The algorithm of Services that do not choose one.
     pub algorithm: Algorithm,
+    /// Whether Pods have weights. The source must send [`WatchedResource::Pods`] then.
+    pub pod_weights: bool,
 }
 
 impl Default for PlannerSettings {
@@ -35,6 +37,7 @@ impl Default for PlannerSettings {
         Self {
             allowed_external_ips: ["0.0.0.0/0", "::/0"].into_iter().filter_map(everything).collect(),
             algorithm: Algorithm::default(),
+            pod_weights: false,
         }
     }
 }
@@ -104,6 +107,9 @@ pub struct Planner {
     service_of_slice: HashMap<ObjectName, ObjectName>,
     node: Option<Arc<Node>>,
     draining: DrainingNodes,
+    pods: PodWeights,
+    /// The slices with an endpoint of each Pod (without uid). Empty if Pods have no weights.
+    slices_of_pod: BTreeSet<(PodRef, ObjectName)>,
     service_cidrs: BTreeMap<ObjectName, Arc<[IpNet]>>,
     /// The Services that other proxies serve.
     other_proxies: BTreeSet<ObjectName>,
@@ -143,6 +149,8 @@ impl Planner {
             service_of_slice: HashMap::new(),
             node: None,
             draining: DrainingNodes::default(),
+            pods: PodWeights::default(),
+            slices_of_pod: BTreeSet::new(),
             service_cidrs: BTreeMap::new(),
             other_proxies: BTreeSet::new(),
             claims: Claims::default(),
@@ -242,12 +250,17 @@ impl Planner {
 
     /// Returns whether every [`WatchedResource`] has synced.
     pub fn is_synced(&self) -> bool {
-        self.synced == ResourceSet::OF_SERVICES
+        self.synced.contains_all(self.needed())
+    }
+
+    /// Returns the resources that decide what the planner returns.
+    fn needed(&self) -> ResourceSet {
+        ResourceSet::OF_SERVICES.with_pods(self.settings.pod_weights)
     }
 
     /// Returns the resources that have not synced yet.
     pub fn unsynced(&self) -> impl Iterator<Item = WatchedResource> {
-        WatchedResource::OF_SERVICES.into_iter().filter(|resource| !self.synced.contains(*resource))
+        self.needed().iter().filter(|resource| !self.synced.contains(*resource))
     }
 
     /// Returns the number of Services, including those without map entries.
@@ -293,6 +306,7 @@ impl Planner {
             SourceEvent::EndpointSlice(name, slice) => self.set_slice(name, slice, before),
             SourceEvent::Node(node) => self.node = node,
             SourceEvent::NodeDrain(name, drain) => self.set_drain(&name, drain, before),
+            SourceEvent::PodWeight(name, weight) => self.set_pod_weight(&name, weight, before),
             SourceEvent::ServiceCidr(name, cidrs) => {
                 if before.service_cidrs.is_none() {
                     before.service_cidrs = Some(self.service_cidrs());
@@ -362,13 +376,22 @@ impl Planner {
             && let Some(slices) = self.slices.get_mut(&service)
         {
             if let Some(index) = slices.iter().position(|(existing, _)| *existing == name) {
-                old_trigger = slices.remove(index).1.trigger;
+                let (_, old) = slices.remove(index);
+                old_trigger = old.trigger;
+                if self.settings.pod_weights {
+                    for pod in pods_of(&old) {
+                        self.slices_of_pod.remove(&(pod, name.clone()));
+                    }
+                }
             }
             if slices.is_empty() {
                 self.slices.remove(&service);
             }
         }
         if let Some(slice) = slice {
+            if self.settings.pod_weights {
+                self.slices_of_pod.extend(pods_of(&slice).map(|pod| (pod, name.clone())));
+            }
             // A new list contains unchanged slices too.
             before.triggers.extend(slice.trigger.filter(|trigger| old_trigger != Some(*trigger)));
             let service = slice.service.clone();
@@ -392,6 +415,20 @@ impl Planner {
             }
         }
         self.draining.set(node.name(), drain);
+    }
+
+    fn set_pod_weight(&mut self, name: &ObjectName, weight: Option<PodWeight>, before: &mut Snapshot) {
+        // A Pod changes often, its weight seldom.
+        if self.pods.get(name) == weight {
+            return;
+        }
+        let pod = PodRef::new(name, None);
+        let slices = self.slices_of_pod.range((pod, ObjectName::default())..);
+        let slices = slices.take_while(|(other, _)| *other == pod).map(|(_, slice)| slice);
+        for service in slices.filter_map(|slice| self.service_of_slice.get(slice)) {
+            self.take_snapshot(service, before);
+        }
+        self.pods.set(name, weight);
     }
 
     /// Stores the plan of a Service before its first change in a batch.
@@ -480,8 +517,8 @@ impl Planner {
                     || (external && service.external_policy == TrafficPolicy::Local),
             };
             let slices = slices.iter().map(|(_, slice)| &**slice);
-            let nodes = Nodes { zone, draining: &self.draining };
-            endpoints::select(slices, (port, &service.balancing), family, used, nodes)
+            let state = ClusterState { zone, draining: &self.draining, pods: &self.pods };
+            endpoints::select(slices, (port, &service.balancing), family, used, state)
         };
         let selected = PerFamily { v4: select(IpFamily::V4), v6: select(IpFamily::V6) };
         let mut frontends: Vec<_> = owned
@@ -513,6 +550,11 @@ impl Planner {
             v6: selected.v6.lists,
         })
     }
+}
+
+/// Returns the Pods of a slice, without their uids.
+fn pods_of(slice: &EndpointSlice) -> impl Iterator<Item = PodRef> {
+    slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.map(PodRef::without_uid))
 }
 
 fn zone_of(node: Option<&Node>) -> Option<&str> {

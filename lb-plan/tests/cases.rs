@@ -19,8 +19,9 @@
 //! and optionally `labels`, `annotations`, `status`, `created` and `namespace`. The value of a
 //! slice contains its fields. An endpoint is an address followed by any of `@NODE`, `in=ZONE`,
 //! `unready`, `notserving`, `terminating` (which implies `unready`, as in Kubernetes), `zones=A,B`
-//! and `nodes=A,B`. The name of this node is `here`. `node` contains the fields of its `spec`,
-//! `zone`, `addresses` and `annotations`. `node NAME` is another node.
+//! `nodes=A,B`, `pod=NAME` and `uid=UID` (of that pod). The name of this node is `here`. `node`
+//! contains the fields of its `spec`, `zone`, `addresses` and `annotations`. `node NAME` is another
+//! node. `pod NAME` contains `uid` and the fields of its metadata.
 //!
 //! Each step is read by the reader of manifest folders and by that of the API server. Both must
 //! return the same plan, and the changes must lead to the plan of a fresh start.
@@ -78,8 +79,7 @@ fn every_case_has_the_expected_plan() {
 /// Runs the steps of a case. Returns them with the actual results.
 fn run(steps: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
-    let mut source =
-        manifests::ManifestFolder::new(folder.path().to_owned(), ObjectSelection::of_services("here"));
+    let mut source = manifests::ManifestFolder::new(folder.path().to_owned(), selection());
     let mut state = State::default();
     let mut planner = None;
     let mut written = String::new();
@@ -91,7 +91,7 @@ fn run(steps: &str) -> String {
         let changes = planner.update(source.scan().unwrap());
         let listed = if number == 0 { String::new() } else { list(&changes) };
         state.apply(changes, planner);
-        let manifests = manifests::load(folder.path(), ObjectSelection::of_services("here")).unwrap();
+        let manifests = manifests::load(folder.path(), selection()).unwrap();
         assert_eq!(state, fresh_state(manifests, settings.clone()), "after a fresh start, {input}");
         if let Some(events) = events_of_api_server(&objects) {
             let state = state.clone().without_locations();
@@ -102,6 +102,10 @@ fn run(steps: &str) -> String {
         written = written.trim_end().to_owned() + "\n";
     }
     written
+}
+
+fn selection() -> ObjectSelection {
+    ObjectSelection::of_services("here").with_pod_weights(true)
 }
 
 /// Returns the state after a start with these events.
@@ -240,7 +244,7 @@ fn difference(expected: &str, actual: &str) -> String {
 
 /// Returns the objects of a step as a `List`, and its settings.
 fn expand(step: &str) -> (Value, PlannerSettings) {
-    let mut settings = PlannerSettings::default();
+    let mut settings = PlannerSettings { pod_weights: true, ..PlannerSettings::default() };
     let parsed: Option<Map<String, Value>> =
         serde_saphyr::from_str(step).unwrap_or_else(|error| panic!("{error}\n{step}"));
     let mut items = Vec::new();
@@ -251,6 +255,7 @@ fn expand(step: &str) -> (Value, PlannerSettings) {
             ["endpoints", name] => items.push(
                 json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}, "subsets": value}),
             ),
+            ["pod", name] => items.push(pod(name, value)),
             ["node"] => items.push(node("here", value)),
             ["node", name] => items.push(node(name, value)),
             ["cidr", name] => items.push(json!({
@@ -276,6 +281,7 @@ fn metadata(name: &str, fields: &mut Map<String, Value>) -> Map<String, Value> {
         ("annotations", "annotations"),
         ("created", "creationTimestamp"),
         ("namespace", "namespace"),
+        ("uid", "uid"),
     ] {
         if let Some(value) = fields.remove(short) {
             metadata.insert(long.into(), value);
@@ -289,6 +295,12 @@ fn service(name: &str, value: Value) -> Value {
     let metadata = metadata(name, &mut spec);
     let status = spec.remove("status");
     json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": status})
+}
+
+fn pod(name: &str, value: Value) -> Value {
+    let Value::Object(mut fields) = value else { panic!("{name}: not a mapping") };
+    let metadata = metadata(name, &mut fields);
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": fields})
 }
 
 fn slice(name: &str, of: &str, value: Value) -> Value {
@@ -316,6 +328,8 @@ fn endpoint_of(words: &str) -> Value {
         match word.split_once('=') {
             Some(("in", zone)) => endpoint["zone"] = zone.into(),
             Some(("zones", zones)) => endpoint["hints"]["forZones"] = names(zones).into(),
+            Some(("pod", name)) => endpoint["targetRef"] = json!({"kind": "Pod", "name": name}),
+            Some(("uid", uid)) => endpoint["targetRef"]["uid"] = uid.into(),
             Some(("nodes", nodes)) => endpoint["hints"]["forNodes"] = names(nodes).into(),
             None if word == "unready" => endpoint["conditions"]["ready"] = false.into(),
             None if word == "notserving" => endpoint["conditions"]["serving"] = false.into(),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use lb_model::{
     Balancing, Ingress, Node, ObjectName, Problem, ProblemKind, Problems, ResourceSet, Secret, SourceEvent,
-    WatchedResource,
 };
 
 use crate::endpoints::Slices;
@@ -24,6 +23,7 @@ pub struct Controller {
     translator: Translator,
     slices: Slices,
     node: Option<Arc<Node>>,
+    needed: ResourceSet,
     synced: ResourceSet,
     /// Hosts that wait until all sources have synced.
     waiting: HashMap<HostPattern, Option<Arc<HostRoutes>>>,
@@ -52,6 +52,7 @@ impl Controller {
     pub fn new(gateway: Arc<Gateway>, settings: Settings) -> Self {
         Self {
             gateway,
+            needed: ResourceSet::OF_INGRESSES.with_pods(settings.pod_weights),
             translator: Translator::new(settings),
             slices: Slices::default(),
             node: None,
@@ -92,6 +93,9 @@ impl Controller {
                     self.node = node.clone();
                 }
                 SourceEvent::NodeDrain(name, drain) => all |= self.slices.set_drain(name, *drain),
+                SourceEvent::PodWeight(name, weight) => {
+                    services.extend(self.slices.set_pod_weight(name, *weight));
+                }
                 SourceEvent::Ingress(name, None) => self.gateway.observer.metrics.forget(name),
                 SourceEvent::Synced(resource) => self.synced.insert(*resource),
                 _ => {}
@@ -102,8 +106,7 @@ impl Controller {
         outcome.resolved.extend(update.resolved);
         outcome.served = update.served;
         self.waiting.extend(update.hosts);
-        let synced = WatchedResource::OF_INGRESSES.iter().all(|it| self.synced.contains(*it));
-        if synced && update.complete {
+        if self.synced.contains_all(self.needed) && update.complete {
             self.publish(update.default);
         }
         let changed: Vec<_> = match all {

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use lb_model::{Balancing, DrainingNodes, EndpointSlice, NodeDrain, ObjectName};
-use lb_plan::Nodes;
+use lb_model::{
+    Balancing, DrainingNodes, EndpointSlice, NodeDrain, ObjectName, PodRef, PodWeight, PodWeights,
+};
+use lb_plan::ClusterState;
 
 use crate::routes::BackendRef;
 
@@ -17,6 +19,7 @@ pub struct Slices {
     /// The Service of each slice. It can change, because a label names it.
     service_of: HashMap<ObjectName, ObjectName>,
     draining: DrainingNodes,
+    pods: PodWeights,
 }
 
 impl Slices {
@@ -52,6 +55,22 @@ impl Slices {
         self.draining.set(node.name(), drain)
     }
 
+    /// Sets the weight of a Pod. Returns the Services whose endpoints may change.
+    pub fn set_pod_weight(&mut self, name: &ObjectName, weight: Option<PodWeight>) -> Vec<ObjectName> {
+        // A Pod changes often, its weight seldom.
+        if self.pods.get(name) == weight {
+            return Vec::new();
+        }
+        self.pods.set(name, weight);
+        let pod = PodRef::new(name, None);
+        let has_pod = |slices: &[(ObjectName, Arc<EndpointSlice>)]| {
+            let mut endpoints = slices.iter().flat_map(|(_, slice)| slice.endpoints.iter());
+            endpoints.any(|endpoint| endpoint.pod.is_some_and(|other| other.without_uid() == pod))
+        };
+        let services = self.by_service.iter().filter(|(_, slices)| has_pod(slices));
+        services.map(|(service, _)| service.clone()).collect()
+    }
+
     /// Returns the endpoints of a backend, sorted. `zone` is the zone of this node.
     pub fn addresses(
         &self,
@@ -60,7 +79,7 @@ impl Slices {
         zone: Option<&str>,
     ) -> Vec<SocketAddr> {
         let slices = self.by_service.get(&backend.service).into_iter().flatten();
-        let nodes = Nodes { zone, draining: &self.draining };
-        lb_plan::eligible_addresses(slices.map(|(_, slice)| &**slice), (&backend.port, balancing), nodes)
+        let state = ClusterState { zone, draining: &self.draining, pods: &self.pods };
+        lb_plan::eligible_addresses(slices.map(|(_, slice)| &**slice), (&backend.port, balancing), state)
     }
 }

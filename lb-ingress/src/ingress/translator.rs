@@ -23,6 +23,8 @@ pub struct Settings {
     /// Receives what no route matches, unless an Ingress without rules has a default backend.
     pub default_backend: Option<DefaultBackend>,
     pub named_secrets: NamedSecrets,
+    /// Whether Pods have weights. The source must send [`WatchedResource::Pods`] then.
+    pub pod_weights: bool,
 }
 
 /// Keeps the routes equal to the Ingresses and to the objects that these refer to.
@@ -150,6 +152,7 @@ impl Translator {
                 SourceEvent::EndpointSlice(..)
                 | SourceEvent::Node(_)
                 | SourceEvent::NodeDrain(..)
+                | SourceEvent::PodWeight(..)
                 | SourceEvent::ServiceCidr(..) => {}
             }
         }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_model::{
-    Algorithm, Balancing, DRAIN_ANNOTATION, HashInput, NodeDrain, PlaceHash, ProblemKind, Problems, Weight,
+    Algorithm, Balancing, DRAIN_ANNOTATION, HashInput, NodeDrain, PlaceHash, ProblemKind, Problems,
+    WEIGHT_ANNOTATION, Weight,
 };
 
 use super::duration::parse_duration;
@@ -18,7 +19,6 @@ const FAILOVER: &str = "lb.sluice.dev/failover";
 const PASSIVE_HEALTH: &str = "lb.sluice.dev/passive-health";
 const DRAIN_TIMEOUT: &str = "lb.sluice.dev/drain-timeout";
 const WEIGHTS: &str = "lb.sluice.dev/weights";
-const WEIGHT: &str = "lb.sluice.dev/weight";
 
 /// The greatest number of entries in the annotation [`WEIGHTS`].
 const MOST_WEIGHTS: usize = 1_000;
@@ -40,17 +40,18 @@ pub(super) fn of_service(metadata: &ObjectMeta, problems: &mut Problems) -> Bala
     Balancing { algorithm, hash, failover, passive_health, drain_timeout, weights }
 }
 
-/// Returns the weight of all endpoints of an EndpointSlice.
-pub(super) fn slice_weight(metadata: &ObjectMeta, problems: &mut Problems) -> Option<Weight> {
-    report_unknown(metadata, &[WEIGHT], problems);
-    let text = value(metadata, WEIGHT)?;
+/// Returns the weight of a Pod, or of all endpoints of an EndpointSlice. `otherwise` is the effect
+/// of a missing weight.
+pub(super) fn weight(metadata: &ObjectMeta, otherwise: &str, problems: &mut Problems) -> Option<Weight> {
+    report_unknown(metadata, &[WEIGHT_ANNOTATION], problems);
+    let text = value(metadata, WEIGHT_ANNOTATION)?;
     let weight = parse_weight(text);
     if weight.is_none() {
         problems.error(
             ProblemKind::OutOfRange,
-            field(WEIGHT),
+            field(WEIGHT_ANNOTATION),
             format_args!("`{text}` is not a weight"),
-            format_args!("use a number from 0 to {}; the weight is 1 until then", Weight::MAX),
+            format_args!("use a number from 0 to {}; {otherwise} until then", Weight::MAX),
         );
     }
     weight

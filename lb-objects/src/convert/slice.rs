@@ -6,8 +6,8 @@ use k8s_openapi::api::{core::v1, discovery};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use lb_model::{
-    Endpoint, EndpointPort, EndpointSlice, IpFamily, NodeHint, ObjectName, PlaceHash, Problem, ProblemKind,
-    Problems, Trigger,
+    Endpoint, EndpointPort, EndpointSlice, IpFamily, NodeHint, ObjectName, PlaceHash, PodRef, Problem,
+    ProblemKind, Problems, Trigger,
 };
 
 use super::address::{parse_ip, special_address};
@@ -54,7 +54,7 @@ pub fn endpoints(
     let mut slices = Vec::new();
     for (index, subset) in object.subsets.iter().flatten().enumerate() {
         let ports = subset_ports(subset, index, &mut problems);
-        let endpoints = subset_endpoints(subset, index, this_node, &mut problems);
+        let endpoints = subset_endpoints((index, subset), service.namespace(), this_node, &mut problems);
         for (family, suffix) in [(IpFamily::V4, "IPv4"), (IpFamily::V6, "IPv6")] {
             let endpoints: Box<[_]> = endpoints
                 .iter()
@@ -117,7 +117,7 @@ fn convert(
     let mut zone_sets = Vec::new();
     let endpoints = (slice.endpoints.iter().flatten().enumerate())
         .filter_map(|(index, endpoint)| {
-            convert_endpoint(index, endpoint, family, this_node, &mut zone_sets, problems)
+            convert_endpoint((index, endpoint), name.namespace(), family, this_node, &mut zone_sets, problems)
         })
         .collect();
     Some(EndpointSlice {
@@ -126,7 +126,7 @@ fn convert(
         ports: slice_ports(slice, problems),
         endpoints,
         zone_sets: zone_sets.into(),
-        weight: balancing::slice_weight(&slice.metadata, problems),
+        weight: balancing::weight(&slice.metadata, "the weight of the Service applies", problems),
         trigger: trigger(&slice.metadata, family),
     })
 }
@@ -157,8 +157,8 @@ fn slice_ports(slice: &discovery::v1::EndpointSlice, problems: &mut Problems) ->
 }
 
 fn convert_endpoint(
-    index: usize,
-    endpoint: &discovery::v1::Endpoint,
+    (index, endpoint): (usize, &discovery::v1::Endpoint),
+    namespace: &str,
     family: IpFamily,
     this_node: &str,
     zone_sets: &mut Vec<Box<[Box<str>]>>,
@@ -198,10 +198,18 @@ fn convert_endpoint(
         terminating: condition(conditions.and_then(|conditions| conditions.terminating), false),
         local: endpoint.node_name.as_deref() == Some(this_node),
         node: endpoint.node_name.as_deref().map(PlaceHash::of),
+        pod: endpoint.target_ref.as_ref().and_then(|target| pod(target, namespace)),
         zone: endpoint.zone.as_deref().map(PlaceHash::of),
         node_hint,
         zone_hints: zone_set(zones.iter().map(|zone| zone.name.as_str()), zone_sets),
     })
+}
+
+/// Returns the Pod that an endpoint refers to. `namespace` is that of the object with the endpoint.
+fn pod(target: &v1::ObjectReference, namespace: &str) -> Option<PodRef> {
+    let name = target.name.as_deref().filter(|_| target.kind.as_deref() == Some("Pod"))?;
+    let namespace = target.namespace.as_deref().unwrap_or(namespace);
+    Some(PodRef::new(&ObjectName::new(namespace, name), target.uid.as_deref()))
 }
 
 /// Returns the index of this set of zones in `zone_sets`, and adds the set if it is new. A slice
@@ -259,8 +267,8 @@ fn subset_ports(subset: &v1::EndpointSubset, index: usize, problems: &mut Proble
 }
 
 fn subset_endpoints(
-    subset: &v1::EndpointSubset,
-    index: usize,
+    (index, subset): (usize, &v1::EndpointSubset),
+    namespace: &str,
     this_node: &str,
     problems: &mut Problems,
 ) -> Vec<Endpoint> {
@@ -278,6 +286,7 @@ fn subset_endpoints(
                     terminating: false,
                     local: endpoint.node_name.as_deref() == Some(this_node),
                     node: endpoint.node_name.as_deref().map(PlaceHash::of),
+                    pod: endpoint.target_ref.as_ref().and_then(|target| pod(target, namespace)),
                     zone: None,
                     node_hint: NodeHint::None,
                     zone_hints: None,

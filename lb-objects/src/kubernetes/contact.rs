@@ -43,8 +43,8 @@ impl Default for Limits {
 }
 
 /// The last segments of the paths of watched resources.
-const RESOURCES: [&str; 7] =
-    ["services", "endpointslices", "nodes", "servicecidrs", "ingresses", "ingressclasses", "secrets"];
+const RESOURCES: [&str; 8] =
+    ["services", "endpointslices", "nodes", "pods", "servicecidrs", "ingresses", "ingressclasses", "secrets"];
 
 /// When the API server last sent something about each watched resource. Clones share the times.
 #[derive(Debug, Clone, Default)]

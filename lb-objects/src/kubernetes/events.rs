@@ -12,7 +12,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Secret, Service};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass, ServiceCIDR};
@@ -282,6 +282,7 @@ async fn try_publish(client: &Client, warning: &ObjectWarning, node: &str) -> ku
     let uid = match *kind {
         "Service" => uid(Api::<Service>::namespaced(client.clone(), namespace), name).await?,
         "EndpointSlice" => uid(Api::<EndpointSlice>::namespaced(client.clone(), namespace), name).await?,
+        "Pod" => uid(Api::<Pod>::namespaced(client.clone(), namespace), name).await?,
         "Node" => uid(Api::<Node>::all(client.clone()), name).await?,
         "ServiceCIDR" => uid(Api::<ServiceCIDR>::all(client.clone()), name).await?,
         "Ingress" => uid(Api::<Ingress>::namespaced(client.clone(), namespace), name).await?,

@@ -19,14 +19,17 @@ use std::time::Duration;
 
 use http::Uri;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Node as ApiNode, Secret as ApiSecret, Service as ApiService};
+use k8s_openapi::api::core::v1::{
+    Node as ApiNode, Pod as ApiPod, Secret as ApiSecret, Service as ApiService,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiEndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress as ApiIngress, IngressClass as ApiIngressClass, ServiceCIDR};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::PartialObjectMeta;
 use kube::{Client, Config};
 use lb_model::{
-    EndpointSlice, Ingress, IngressClass, Node, NodeDrain, ObjectName, Secret, Service, SourceEvent,
-    WatchedResource,
+    EndpointSlice, Ingress, IngressClass, Node, NodeDrain, ObjectName, PodWeight, Secret, Service,
+    SourceEvent, WatchedResource,
 };
 use tokio::sync::mpsc;
 use tower::Layer as _;
@@ -40,7 +43,7 @@ use self::listing::{Reader, Selector};
 pub use self::node_drain::{NodeDrainState, drain_annotation, set_node_drain};
 pub use self::secrets::watch_named_secrets;
 pub use self::watch::with_causes;
-use self::watch::{WatchSpec, run_watch};
+use self::watch::{RIGHTS_OF_ALL, WatchSpec, run_watch};
 use crate::convert::{self, Converted};
 use crate::selection::{ObjectSelection, ServiceSelection};
 
@@ -145,6 +148,9 @@ pub const LOG_FILTER: &str = "kube_client=off,kube_runtime=off";
 const SLICES_OF_THIS_PROXY: &str =
     "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 
+/// Selects the Pods that can be endpoints. The Pods of Jobs stay after their end.
+const UNFINISHED_PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
+
 /// Sends the selected objects of the cluster and then every change, until the receiver is dropped.
 /// Sends no request for resources that are not selected.
 pub async fn watch(client: Client, selection: ObjectSelection, events: mpsc::Sender<SourceEvent>) {
@@ -181,6 +187,8 @@ async fn watch_with(
     let ingresses = run_watch(reader.objects::<ApiIngress>(Selector::default()), ingresses(), &events);
     let classes =
         run_watch(reader.objects::<ApiIngressClass>(Selector::default()), ingress_classes(), &events);
+    let unfinished = with_fields(UNFINISHED_PODS.to_owned());
+    let pods = run_watch(reader.objects::<PartialObjectMeta<ApiPod>>(unfinished), pod_weights(), &events);
     let secrets = run_watch(reader.objects::<ApiSecret>(tls), secrets::spec(), &events);
     let selected = |resource| resources.contains(resource);
     tokio::join!(
@@ -192,6 +200,7 @@ async fn watch_with(
         run_if(selected(WatchedResource::IngressClasses), classes),
         run_if(selected(WatchedResource::Secrets), secrets),
         run_if(selected(WatchedResource::CordonedNodes), drains),
+        run_if(selected(WatchedResource::Pods), pods),
     );
 }
 
@@ -214,6 +223,7 @@ fn services(scope: ServiceSelection) -> WatchSpec<Convert<ApiService, Service>, 
         plural: "services",
         singular: "Service",
         optional: false,
+        right: RIGHTS_OF_ALL,
         convert: match scope {
             ServiceSelection::OfThisProxy => convert::service,
             ServiceSelection::PortsOfAll => convert::service_ports,
@@ -231,6 +241,7 @@ fn slices(
         plural: "endpointslices.discovery.k8s.io",
         singular: "EndpointSlice",
         optional: false,
+        right: RIGHTS_OF_ALL,
         convert: move |slice: &ApiEndpointSlice| match scope {
             ServiceSelection::OfThisProxy => convert::endpoint_slice(slice, &this_node),
             ServiceSelection::PortsOfAll => convert::endpoint_slice_of_any_service(slice, &this_node),
@@ -247,6 +258,7 @@ fn node() -> WatchSpec<Convert<ApiNode, Node>, MakeEvent<Node>> {
         plural: "nodes",
         singular: "Node",
         optional: false,
+        right: RIGHTS_OF_ALL,
         convert: convert::node,
         make_event: |_, node: Option<Node>| SourceEvent::Node(node.map(Arc::new)),
     }
@@ -258,8 +270,24 @@ fn node_drains() -> WatchSpec<Convert<ApiNode, NodeDrain>, MakeEvent<NodeDrain>>
         plural: "nodes",
         singular: "Node",
         optional: false,
+        right: RIGHTS_OF_ALL,
         convert: convert::node_drain,
         make_event: SourceEvent::NodeDrain,
+    }
+}
+
+/// `PartialObjectMeta` makes the API server send metadata only.
+fn pod_weights() -> WatchSpec<Convert<PartialObjectMeta<ApiPod>, PodWeight>, MakeEvent<PodWeight>> {
+    WatchSpec {
+        resource: WatchedResource::Pods,
+        plural: "pods",
+        singular: "Pod",
+        // Without them, the other weights apply.
+        optional: true,
+        right: "see deploy/pod-weights, or podWeights in the Helm chart; until then, the weights of Pods \
+                have no effect",
+        convert: convert::pod_weight,
+        make_event: SourceEvent::PodWeight,
     }
 }
 
@@ -274,6 +302,7 @@ fn service_cidrs() -> WatchSpec<Convert<ServiceCIDR, Ranges>, MakeEvent<Ranges>>
         // Kubernetes serves this resource since 1.33. Without it, unassigned ClusterIPs cannot be
         // distinguished from other addresses.
         optional: true,
+        right: RIGHTS_OF_ALL,
         convert: convert::service_cidrs,
         make_event: |name, cidrs: Option<Ranges>| SourceEvent::ServiceCidr(name, cidrs.map(Arc::from)),
     }
@@ -285,6 +314,7 @@ fn ingresses() -> WatchSpec<Convert<ApiIngress, Ingress>, MakeEvent<Ingress>> {
         plural: "ingresses.networking.k8s.io",
         singular: "Ingress",
         optional: false,
+        right: RIGHTS_OF_ALL,
         convert: convert::ingress,
         make_event: |name, ingress: Option<Ingress>| SourceEvent::Ingress(name, ingress.map(Arc::new)),
     }
@@ -296,6 +326,7 @@ fn ingress_classes() -> WatchSpec<Convert<ApiIngressClass, IngressClass>, MakeEv
         plural: "ingressclasses.networking.k8s.io",
         singular: "IngressClass",
         optional: false,
+        right: RIGHTS_OF_ALL,
         convert: convert::ingress_class,
         make_event: |name, class: Option<IngressClass>| SourceEvent::IngressClass(name, class.map(Arc::new)),
     }
@@ -334,6 +365,7 @@ pub async fn list(
     run_watch(stream(objects, "EndpointSlice")?, slices(this_node, ServiceSelection::OfThisProxy), &sender)
         .await;
     run_watch(stream(objects, "Node")?, node_drains(), &sender).await;
+    run_watch(stream(objects, "Pod")?, pod_weights(), &sender).await;
     run_watch(stream(objects, "ServiceCIDR")?, service_cidrs(), &sender).await;
     drop(sender);
     let mut events = Vec::new();

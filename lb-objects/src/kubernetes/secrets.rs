@@ -13,7 +13,7 @@ use lb_model::{ObjectName, Secret, SourceEvent, WatchedResource};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::watch::{WatchBackoff, WatchSpec, run_watch};
+use super::watch::{RIGHTS_OF_ALL, WatchBackoff, WatchSpec, run_watch};
 use crate::convert::{self, Converted};
 
 /// How Secrets are watched.
@@ -27,6 +27,7 @@ pub(super) fn spec() -> SecretWatch {
         singular: "Secret",
         // Without them, the default certificate serves all hosts.
         optional: true,
+        right: RIGHTS_OF_ALL,
         convert: convert::secret,
         make_event: |name, secret: Option<Secret>| SourceEvent::Secret(name, secret.map(Arc::new)),
     }

@@ -20,9 +20,14 @@ pub(super) struct WatchSpec<C, E> {
     pub singular: &'static str,
     /// The agent starts even if the cluster does not serve the resource or refuses access to it.
     pub optional: bool,
+    /// Where the right to read the resource is granted, and what happens without it.
+    pub right: &'static str,
     pub convert: C,
     pub make_event: E,
 }
+
+/// The right to read a resource that is always read.
+pub(super) const RIGHTS_OF_ALL: &str = "see the ClusterRole in deploy/";
 
 /// The receiver of the events has been dropped.
 struct Closed;
@@ -140,7 +145,10 @@ impl<'a, C, E> ObjectWatch<'a, C, E> {
             }
             watcher::Event::InitApply(object) => {
                 let name = self.apply(object).await?;
-                self.listed.insert(name);
+                // Only few Pods have a weight. The names of the others take memory for nothing.
+                if self.sent.contains(&name) || self.faulty.contains(&name) {
+                    self.listed.insert(name);
+                }
             }
             watcher::Event::InitDone => {
                 let listed = std::mem::take(&mut self.listed);
@@ -223,7 +231,7 @@ impl<'a, C, E> ObjectWatch<'a, C, E> {
         let previous = self.failure.replace(WatchFailure { code, last: Instant::now() });
         if previous.is_none_or(|previous| previous.code != code) {
             let source = ProblemSource::Watch(self.spec.resource);
-            let problem = problem(error, code, self.spec.plural);
+            let problem = problem(error, code, &self.spec);
             self.send(SourceEvent::Report(source, vec![problem])).await?;
         }
         if self.spec.optional && matches!(code, Some(NOT_FOUND | FORBIDDEN)) {
@@ -261,7 +269,8 @@ pub(super) fn status_code(error: &watcher::Error) -> Option<u16> {
     }
 }
 
-fn problem(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
+fn problem<C, E>(error: &watcher::Error, code: Option<u16>, spec: &WatchSpec<C, E>) -> Problem {
+    let WatchSpec { plural, right, .. } = spec;
     let verb = match error {
         watcher::Error::InitialListFailed(_) => "list",
         _ => "watch",
@@ -270,10 +279,7 @@ fn problem(error: &watcher::Error, code: Option<u16>, plural: &str) -> Problem {
         Some(UNAUTHORIZED) => (Severity::Error, "renew the agent's credentials".to_owned()),
         Some(FORBIDDEN) => (
             Severity::Error,
-            format!(
-                "grant the agent's account the verbs list and watch on {plural} (see the \
-                 ClusterRole in deploy/)"
-            ),
+            format!("grant the agent's account the verbs list and watch on {plural} ({right})"),
         ),
         Some(NOT_FOUND) => (
             Severity::Note,
@@ -327,7 +333,7 @@ mod tests {
     use std::sync::Arc;
 
     use k8s_openapi::api::core::v1;
-    use kube::core::Status;
+    use kube::core::{PartialObjectMeta, Status};
     use lb_model::Service;
     use serde_json::json;
     use tokio::sync::mpsc::Receiver;
@@ -352,6 +358,7 @@ mod tests {
                 plural: "services",
                 singular: "Service",
                 optional,
+                right: RIGHTS_OF_ALL,
                 convert: convert::service as Convert,
                 make_event: (|name, service| SourceEvent::Service(name, service.map(Arc::new))) as Make,
             };
@@ -471,6 +478,47 @@ mod tests {
         let lines = case.handle(Err(missing())).await;
         assert!(lines.len() == 2 && lines[1] == "Synced(Services)", "{lines:?}");
         assert_eq!(case.handle(Err(missing())).await, [""; 0]);
+    }
+
+    /// A cluster can have a hundred thousand Pods without a weight.
+    #[tokio::test]
+    async fn nothing_is_kept_of_objects_without_a_value() {
+        let pod = |name: &str, weight: &str| -> PartialObjectMeta<v1::Pod> {
+            let annotations = json!({ weight: "3" });
+            serde_json::from_value(json!({"metadata": {"name": name, "annotations": annotations}})).unwrap()
+        };
+        let (heavy, plain) =
+            (|| pod("heavy", "lb.sluice.dev/weight"), |name| pod(name, "example.com/weight"));
+        let (sender, mut events) = mpsc::channel(64);
+        let mut watch = ObjectWatch::new(
+            WatchSpec {
+                resource: WatchedResource::Pods,
+                plural: "pods",
+                singular: "Pod",
+                optional: true,
+                right: RIGHTS_OF_ALL,
+                convert: convert::pod_weight,
+                make_event: SourceEvent::PodWeight,
+            },
+            &sender,
+        );
+        for item in [Init, InitApply(heavy()), InitApply(plain("a")), Apply(plain("b"))] {
+            assert!(watch.handle(Ok(item)).await.is_ok());
+        }
+        assert_eq!((watch.listed.len(), watch.sent.len(), watch.faulty.len()), (1, 1, 0));
+        // The Pod loses its weight while the list is read again.
+        for item in [InitDone, Init, InitApply(heavy()), InitApply(plain("heavy")), InitDone] {
+            assert!(watch.handle(Ok(item)).await.is_ok());
+        }
+        assert_eq!(watch.sent.len(), 0);
+        let mut weights = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            if let SourceEvent::PodWeight(name, weight) = event {
+                weights.push((name.to_string(), weight.map(|pod| pod.weight.get())));
+            }
+        }
+        let name = "default/heavy".to_owned();
+        assert_eq!(weights, [(name.clone(), Some(3)), (name.clone(), Some(3)), (name, None)]);
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use k8s_openapi::api::{core, discovery, networking};
+use kube::core::PartialObjectMeta;
 use lb_model::{
     EndpointSlice, Ingress, IngressClass, ManifestLocation, ObjectName, Problem, ProblemKind, Secret,
     Service, Severity, SourceEvent, WatchedResource,
@@ -24,6 +25,7 @@ pub(super) enum ObjectKey {
     Node,
     /// A Node that drains.
     DrainingNode(ObjectName),
+    Pod(ObjectName),
     ServiceCidr(ObjectName),
     Service(ObjectName),
     EndpointSlice(ObjectName),
@@ -221,6 +223,14 @@ impl DocumentReader<'_> {
                     );
                 }
             }),
+            ("v1", "Pod") => {
+                self.read_object(value, &kind, |reader, pod: PartialObjectMeta<core::v1::Pod>| {
+                    let converted = convert::pod_weight(&pod);
+                    reader.add(converted, ObjectKey::Pod, |_, name, weight| {
+                        SourceEvent::PodWeight(name, Some(weight))
+                    });
+                });
+            }
             ("networking.k8s.io/v1", "Ingress") => self.read_ingress(value),
             (old, "Ingress") if old_ingress::VERSIONS.contains(&old) => {
                 self.report(vec![Problem {
@@ -404,6 +414,7 @@ fn resource_of(kind: &str) -> Option<WatchedResource> {
         "Service" => WatchedResource::Services,
         "EndpointSlice" | "Endpoints" => WatchedResource::EndpointSlices,
         "Node" => WatchedResource::Node,
+        "Pod" => WatchedResource::Pods,
         "ServiceCIDR" => WatchedResource::ServiceCidrs,
         "Ingress" => WatchedResource::Ingresses,
         "IngressClass" => WatchedResource::IngressClasses,
@@ -470,6 +481,24 @@ mod tests {
         let objects = parsed.objects.iter().map(|(key, _, location)| format!("{key:?} at {location}"));
         let problems = parsed.problems.iter().map(|problem| problem.to_string());
         objects.chain(problems).map(|line| line.replace("ObjectName(\"", "").replace("\")", "")).collect()
+    }
+
+    /// Of a Pod only the metadata is read: the type of another field does not matter.
+    #[test]
+    fn pods_are_read_if_they_are_selected() {
+        let text = "{apiVersion: v1, kind: Pod, spec: 1, metadata: {name: a, annotations: {lb.sluice.dev/weight: '3'}}}
+--- {apiVersion: v1, kind: Pod, metadata: {name: b}}
+--- {apiVersion: v1, kind: Pod, metadata: {name: c, annotations: {lb.sluice.dev/weight: heavy}}}
+";
+        assert_eq!(read("a.yaml", text), [""; 0]);
+        let selection = ObjectSelection::of_services("here").with_pod_weights(true);
+        let lines = read_selected("a.yaml", text, &selection);
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert_eq!(lines[0], "Pod(default/a) at a.yaml: document 1 (line 1)");
+        assert!(
+            lines[1].contains("Pod default/c: metadata.annotations[lb.sluice.dev/weight]: `heavy`"),
+            "{lines:?}"
+        );
     }
 
     #[test]

@@ -253,6 +253,7 @@ fn deletion(key: &ObjectKey) -> SourceEvent {
     match key {
         ObjectKey::Node => SourceEvent::Node(None),
         ObjectKey::DrainingNode(name) => SourceEvent::NodeDrain(name.clone(), None),
+        ObjectKey::Pod(name) => SourceEvent::PodWeight(name.clone(), None),
         ObjectKey::ServiceCidr(name) => SourceEvent::ServiceCidr(name.clone(), None),
         ObjectKey::Service(name) => SourceEvent::Service(name.clone(), None),
         ObjectKey::EndpointSlice(name) => SourceEvent::EndpointSlice(name.clone(), None),
@@ -266,6 +267,7 @@ fn duplicate(key: &ObjectKey, location: Arc<ManifestLocation>, first: &ManifestL
     let object = match key {
         ObjectKey::Node => "Node".to_owned(),
         ObjectKey::DrainingNode(name) => format!("Node {}", name.name()),
+        ObjectKey::Pod(name) => format!("Pod {name}"),
         ObjectKey::ServiceCidr(name) => format!("ServiceCIDR {}", name.name()),
         ObjectKey::Service(name) => format!("Service {name}"),
         ObjectKey::EndpointSlice(name) => format!("EndpointSlice {name}"),

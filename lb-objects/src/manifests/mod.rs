@@ -2,8 +2,8 @@
 //!
 //! Files are `*.yaml`, `*.yml` and `*.json` in the folder and its subfolders. A file can contain
 //! several documents and `List` objects. The selected objects among Services, EndpointSlices,
-//! Endpoints, ServiceCIDRs, Ingresses, IngressClasses, Secrets and the Node of this process are
-//! used. Objects of other kinds, such as Deployments, are ignored.
+//! Endpoints, Pods, ServiceCIDRs, Ingresses, IngressClasses, Secrets and the Node of this process
+//! are used. Objects of other kinds, such as Deployments, are ignored.
 //!
 //! The folder is watched for changes. A file that becomes unreadable or invalid is reported, and
 //! its previous objects stay in effect.

@@ -36,6 +36,7 @@ pub const CASES: &[(&str, Run)] = &[
     ("agent_uses_the_api_server_that_answers", agent_uses_the_api_server_that_answers),
     ("api_server_is_reached_through_its_own_service", api_server_is_reached_through_its_own_service),
     ("ingresses_are_served_behind_a_node_port", ingresses_are_served_behind_a_node_port),
+    ("pods_have_weights_if_they_may_be_read", pods_have_weights_if_they_may_be_read),
     ("the_status_of_ingresses_outlives_its_leader", the_status_of_ingresses_outlives_its_leader),
 ];
 
@@ -43,7 +44,8 @@ pub const CASES: &[(&str, Run)] = &[
 /// renders, with strict field validation.
 fn manifests_are_accepted(world: &mut World) -> Result<()> {
     let mut files = 0;
-    let folders = [".", "examples", "ingress", "ingress-host-network", "../xtask/tests/deploy/golden"];
+    let folders =
+        [".", "examples", "ingress", "ingress-host-network", "pod-weights", "../xtask/tests/deploy/golden"];
     for folder in folders.map(|folder| deploy().join(folder)) {
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
@@ -306,6 +308,76 @@ fn problems_are_reported_once_as_events(world: &mut World) -> Result<()> {
         ensure!(answer.status == 200, "{answer:?}");
         Ok(())
     })
+}
+
+/// The agent runs with `--pod-weights`. Without the right to read Pods it serves as before, and
+/// reports which right is missing. With the rights of `deploy/pod-weights`, weights of Pods apply.
+fn pods_have_weights_if_they_may_be_read(world: &mut World) -> Result<()> {
+    let rights = documents(&deploy().join("pod-weights/rbac.yaml"))?;
+    let before = world.agent_log()?;
+    world.stop_agent()?;
+    world.arguments.push("--pod-weights".to_owned());
+    world.start_agent()?;
+    let checked = weights_follow_the_right(world, &rights, &before);
+    // Also after a failure: the next agent runs without the right.
+    world.arguments.clear();
+    for object in &rights {
+        world.delete(object)?;
+    }
+    world.stop_agent()?;
+    world.start_agent()?;
+    checked
+}
+
+fn weights_follow_the_right(world: &mut World, rights: &[Value], log: &str) -> Result<()> {
+    let pod = |world: &World, annotations: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "namespace": "default", "name": world.pod(1).host.name, "annotations": annotations,
+            },
+            "spec": {
+                "automountServiceAccountToken": false,
+                "containers": [{ "name": "web", "image": "example.com/web" }],
+            },
+        })
+    };
+    // The API server refuses a Pod without an account.
+    let account = json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": { "namespace": "default", "name": "default" },
+    });
+    world.apply(&account)?;
+    let drained = pod(world, json!({ "lb.sluice.dev/weight": "0" }));
+    world.apply(&drained)?;
+    let service = world.publish(&[1, 3])?;
+    let refused = ["pods is forbidden", "the verbs list and watch on pods (see deploy/pod-weights"];
+    world.wait_for_log(&refused, log)?;
+
+    rights.iter().try_for_each(|object| world.apply(object))?;
+    world.wait_for_log(&["resolved", "pods is forbidden"], log)?;
+    world.wait_until_served(&service, &[3])?;
+    let backends = world.agent()?.lb(&["get", "backends", &service.name])?;
+    ensure!(backends.contains("draining"), "{backends}");
+
+    // The weight changes without a change of the slice.
+    world.apply(&pod(world, json!({ "lb.sluice.dev/weight": "3" })))?;
+    world.wait_until_served(&service, &[1, 3])?;
+    world.apply(&drained)?;
+    world.wait_until_served(&service, &[3])?;
+    // The next weight applies: there is none.
+    world.apply(&pod(world, json!({ "lb.sluice.dev/weight": "light" })))?;
+    world.wait_until_served(&service, &[1, 3])?;
+    eventually(|| {
+        let events = world.admin.events("default", "Pod", &world.pod(1).host.name)?;
+        let notes: Vec<_> = events.iter().filter_map(|event| event.note.as_deref()).collect();
+        ensure!(notes.iter().any(|note| note.contains("`light` is not a weight")), "{notes:?}");
+        Ok(())
+    })?;
+    world.apply(&drained)?;
+    world.wait_until_served(&service, &[3])?;
+    world.delete(&drained)?;
+    world.wait_until_served(&service, &[1, 3])
 }
 
 /// Log messages of failed watches.

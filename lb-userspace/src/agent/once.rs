@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use lb_datapath::Datapath;
 use lb_datapath::apply::{Engine, ReferencedIds};
-use lb_objects::{ObjectSelection, manifests};
+use lb_objects::manifests;
 use lb_plan::Planner;
 
 use super::desired_host::{DesiredHost, device_choices};
 use super::error::AgentError;
-use super::options::{GRACE, planner_settings};
+use super::options::{GRACE, planner_settings, selection};
 use super::reconciler::Reconciler;
 use crate::config::Config;
 use crate::node::namespaces::follow::{Visitor, follow};
@@ -29,7 +29,7 @@ pub struct Written {
 /// Writes the entries for the manifests in `folder` and for this host to the maps of privately
 /// loaded programs.
 pub async fn write(datapath: &Datapath, config: &Config, folder: &Path) -> Result<Written, AgentError> {
-    let events = manifests::load(folder, ObjectSelection::of_services(config.node_name.as_str()))?;
+    let events = manifests::load(folder, selection(config))?;
     let now = Instant::now();
     let engine = Engine::adopt(datapath.tables()?, &ReferencedIds::default(), GRACE, now)
         .map_err(|error| AgentError::Adopt(error.into()))?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lb_datapath::LoadOptions;
+use lb_objects::ObjectSelection;
 use lb_plan::PlannerSettings;
 
 use crate::config::{Config, DatapathLogLevel, ExternalIps, SocketHooks};
@@ -39,9 +40,16 @@ pub fn load_options(config: &Config, kernel_fragments: bool) -> LoadOptions {
     }
 }
 
+/// Returns the objects that the planner needs.
+pub fn selection(config: &Config) -> ObjectSelection {
+    ObjectSelection::of_services(config.node_name.as_str()).with_pod_weights(config.pod_weights)
+}
+
 /// Returns the options of the planner.
 pub fn planner_settings(config: &Config) -> PlannerSettings {
-    let defaults = PlannerSettings { algorithm: config.algorithm.0, ..PlannerSettings::default() };
+    let Config { pod_weights, .. } = *config;
+    let defaults =
+        PlannerSettings { algorithm: config.algorithm.0, pod_weights, ..PlannerSettings::default() };
     match &config.external_ips {
         ExternalIps::Allow => defaults,
         ExternalIps::Deny => PlannerSettings { allowed_external_ips: Vec::new(), ..defaults },

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use lb_datapath::Pins;
 use lb_model::SourceEvent;
-use lb_objects::ObjectSelection;
 use lb_objects::kubernetes::events::EventRecorder;
 use lb_objects::kubernetes::{self, WatchAges};
 use lb_objects::manifests::{self, ManifestError};
@@ -15,6 +14,7 @@ use tokio::task::JoinHandle;
 use tracing::info;
 
 use super::error::AgentError;
+use super::options::selection;
 use crate::config::Config;
 
 /// Capacity of the event channel. A source waits while the channel is full.
@@ -51,7 +51,7 @@ impl Source {
     /// Starts the configured source as a task of the runtime.
     pub async fn start(config: &Config) -> Result<Self, AgentError> {
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
-        let selection = ObjectSelection::of_services(config.node_name.as_str());
+        let selection = selection(config);
         let Some(folder) = config.manifests.clone() else {
             let ages = WatchAges::default();
             let servers = &config.api_server.0;

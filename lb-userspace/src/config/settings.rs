@@ -96,6 +96,25 @@ pub struct Config {
     )]
     pub algorithm: DefaultAlgorithm,
 
+    /// Read the annotation `lb.sluice.dev/weight` of Pods too, not only that of EndpointSlices and
+    /// Services
+    ///
+    /// The agent then watches the metadata of all Pods of the cluster. It needs the right to do so,
+    /// see deploy/pod-weights.
+    #[arg(
+        long,
+        env = "SLUICE_POD_WEIGHTS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        action = clap::ArgAction::Set,
+        help_heading = "Kubernetes"
+    )]
+    pub pod_weights: bool,
+
     /// Devices on which packets for Services arrive: `auto`, or name patterns like `eth*,ens3`
     ///
     /// `auto` selects network cards, bonds and overlay tunnels. Devices that appear later are

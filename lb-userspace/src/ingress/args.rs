@@ -31,6 +31,11 @@ pub struct IngressArgs {
     #[arg(long, env = "SLUICE_NODE_NAME", value_name = "NAME", help_heading = "Kubernetes")]
     pub node_name: Option<String>,
 
+    /// Read the annotation `lb.sluice.dev/weight` of Pods: those with weight 0 get no requests. The
+    /// proxy needs the right to watch Pods
+    #[arg(long, env = "SLUICE_POD_WEIGHTS", help_heading = "Kubernetes")]
+    pub pod_weights: bool,
+
     /// Name of a class to serve, also without an IngressClass object. Can be repeated
     #[arg(long, value_name = "NAME", default_value = "sluice", help_heading = "Kubernetes")]
     pub ingress_class: Vec<Box<str>>,

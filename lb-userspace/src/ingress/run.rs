@@ -110,7 +110,8 @@ pub async fn run(args: &IngressArgs) -> Result<(), IngressError> {
         Some(_) => NamedSecrets::All,
         None => NamedSecrets::OnRequest,
     };
-    let settings = Settings { classes, default_backend: args.default_backend.clone(), named_secrets };
+    let default_backend = args.default_backend.clone();
+    let settings = Settings { classes, default_backend, named_secrets, pod_weights: args.pod_weights };
     let mut controller = Controller::new(gateway.clone(), settings);
     let (named, is_named) = watch::channel(BTreeSet::new());
     let Source { mut events, task: mut source, api } = start_source(args, &node_name, is_named).await?;
@@ -346,7 +347,7 @@ async fn start_source(
     named_secrets: watch::Receiver<BTreeSet<ObjectName>>,
 ) -> Result<Source, IngressError> {
     let (sender, events) = mpsc::channel(EVENT_QUEUE);
-    let selection = ObjectSelection::of_ingresses(node_name);
+    let selection = ObjectSelection::of_ingresses(node_name).with_pod_weights(args.pod_weights);
     let Some(folder) = args.manifests.clone() else {
         let access = kubernetes::connect(args.kubeconfig.as_deref(), &[], WatchAges::default()).await?;
         let client = access.client;

@@ -165,7 +165,8 @@ fn privileged_is_a_switch() {
 #[test]
 fn commands_in_documents_render() {
     let (mut helm, mut kubectl) = (0, 0);
-    for document in ["docs/operations.md", "deploy/README.md", "deploy/chart/README.md"] {
+    for document in ["docs/operations.md", "deploy/README.md", "deploy/chart/README.md", "docs/algorithms.md"]
+    {
         let text = fs::read_to_string(root().join(document)).expect("a document").replace("\\\n", " ");
         for line in text.lines() {
             let words: Vec<_> = line.split_whitespace().collect();

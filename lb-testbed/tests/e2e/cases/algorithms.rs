@@ -8,7 +8,7 @@ use lb_testbed::agent::metric;
 use lb_testbed::host::{HTTP_PORT, Held};
 use lb_testbed::manifests;
 use lb_testbed::report::Exchange;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::check::{answered_by, eventually};
 use crate::exposed::{Exposed, Requester};
@@ -179,6 +179,67 @@ pub fn weight_0_drains(world: &mut World, family: Family) -> Result<()> {
         ensure!(distinct.len() == 2, "{answers:?}");
         Ok(())
     })
+}
+
+/// With `--pod-weights`, Pods of the manifest folder have weights, for packets and for sockets. A
+/// change of a Pod needs no change of the slice.
+pub fn pods_have_weights(world: &mut World, family: Family) -> Result<()> {
+    world.take_agent(0)?.stop()?;
+    world.start_agent_with(0, &["--pod-weights"])?;
+    let checked = weights_of_pods(world, family);
+    write_pods(world, &[])?;
+    world.take_agent(0)?.stop()?;
+    world.start_agent(0)?;
+    checked
+}
+
+fn weights_of_pods(world: &mut World, family: Family) -> Result<()> {
+    // The weight of a Pod precedes that of its node.
+    let service = Exposed::publish(world, "Cluster", &[1, 3], |object| {
+        annotate(object, "algorithm", "wrr");
+        annotate(object, "weights", "node1=7,node2=7");
+    })?;
+    service.wait_until_programmed(world, &[1, 3])?;
+    // With weights 3 and 1, four of `wrr` in a row are three and one.
+    for (weights, expected) in [(["0", "1"], [0, 8]), (["3", "1"], [6, 2]), (["1", "3"], [2, 6])] {
+        write_pods(world, &[(1, weights[0]), (3, weights[1])])?;
+        for (source, kind) in SOURCES {
+            for to in [To::Http, To::Udp] {
+                let target = service.address(kind, world, family, to);
+                eventually(|| {
+                    let answers = answers(&Requester::new(world, source, target, to), 8)?;
+                    let of = |pod: &str| answers.iter().filter(|answer| *answer == pod).count();
+                    let found = ["pod1", "pod3"].map(of);
+                    ensure!(found == expected, "{source}, {to:?}, weights {weights:?}: {answers:?}");
+                    Ok(())
+                })?;
+            }
+        }
+    }
+    let name = &service.published.service.name;
+    let rows: Vec<Value> =
+        serde_json::from_str(&world.agent(0)?.lb(&["get", "backends", name, "-o", "json"])?)?;
+    for (pod, weight) in [(1, 1), (3, 3)] {
+        let address = world.pod(pod).host.at(family, HTTP_PORT).to_string();
+        let row = rows.iter().find(|row| row["address"] == *address && row["protocol"] == "TCP");
+        ensure!(row.is_some_and(|row| row["weight"] == weight), "pod{pod}: {row:?}");
+    }
+    Ok(())
+}
+
+/// Writes Pods with these weights.
+fn write_pods(world: &World, weights: &[(usize, &str)]) -> Result<()> {
+    let pod = |(number, weight): &(usize, &str)| {
+        let mut object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": world.pod(*number).host.name, "annotations": {} },
+            "spec": { "containers": [{ "name": "web", "image": "example.com/web" }] },
+        });
+        annotate(&mut object, "weight", weight);
+        object
+    };
+    let pods: Vec<_> = weights.iter().map(pod).collect();
+    world.topology.manifests.write("pods.yaml", &pods)
 }
 
 /// The second node drains. Its endpoint keeps its connections, of packets and of sockets, and gets

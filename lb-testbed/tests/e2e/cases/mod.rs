@@ -148,6 +148,7 @@ pub const CASES: &[Case] = &[
         algorithms::failover_moves_unanswered_connections,
     ),
     each("weight_0_drains", Underlays::Routed, algorithms::weight_0_drains),
+    each("pods_have_weights", Underlays::Routed, algorithms::pods_have_weights),
     each(
         "a_drained_node_gets_no_new_connections",
         Underlays::Routed,

@@ -129,7 +129,8 @@ impl HttpArgs {
         };
         let named_secrets =
             if self.manifests.is_some() { NamedSecrets::All } else { NamedSecrets::OnRequest };
-        Settings { classes, default_backend: self.default_backend.clone(), named_secrets }
+        let default_backend = self.default_backend.clone();
+        Settings { classes, default_backend, named_secrets, pod_weights: false }
     }
 
     /// Returns the packet that opens the client's connection.
