@@ -22,6 +22,7 @@ pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 5 } else { 4
 pub use crate::health::EndpointHealth;
 #[cfg(feature = "other-layout")]
 pub use crate::other_layout::*;
+pub use crate::threshold::Thresholds;
 
 /// `IPPROTO_TCP`.
 pub const TCP: u8 = 6;
@@ -92,6 +93,9 @@ pub mod service_flags {
     pub const OUTSIDE_LOCAL: u32 = 1 << 4;
     /// The range for traffic from pods and this node is the Local list of endpoints.
     pub const INSIDE_LOCAL: u32 = 1 << 5;
+    /// A client whose endpoint is overloaded (`THRESHOLDS`) gets another one. Without the flag, it
+    /// is refused.
+    pub const REPLACE_OVERLOADED: u32 = 1 << 6;
 }
 
 /// Values of [`ServiceEntry::algorithm`]: how the slot is selected.
@@ -123,6 +127,9 @@ pub mod algorithm {
     pub const OVERFLOW: u8 = 9;
     /// The fewer connections for the weight, of two endpoints at random.
     pub const TWO_CHOICES: u8 = 10;
+    /// The greatest weight. It compares no connections, but endpoints that are overloaded are left
+    /// out of the comparison.
+    pub const GREATEST_WEIGHT: u8 = 11;
 }
 
 /// Values of [`ServiceEntry::scheduler`]: how the agent arranged the slots. The names are those of
@@ -227,6 +234,8 @@ pub mod backend_flags {
     /// The endpoint is left out for a while if it refuses clients or does not answer them
     /// (`HEALTH`).
     pub const PASSIVE_HEALTH: u16 = 1 << 5;
+    /// The endpoint has thresholds (`THRESHOLDS`).
+    pub const THRESHOLDS: u16 = 1 << 6;
 }
 
 /// Key of `FLOW_INDEX_V4` and `FLOW_INDEX_V6`: a packet's 5-tuple as it arrives at the hook.
@@ -803,6 +812,9 @@ pub struct Record {
     pub left_out: u32,
     /// [`ServiceEntry::scheduler`].
     pub scheduler: u32,
+    /// The first endpoint that was passed over because it is overloaded.
+    pub overloaded: u32,
+    pub pad: u32,
 }
 
 /// Values of [`Record::client`].
@@ -892,7 +904,8 @@ assert_layout! {
     PortShortage: 16, { packets: 0, last_ns: 8 };
     EndpointHealth: 32, { clients: 0, until_ns: 8, failed_ns: 16, level: 24, tried: 28 };
     Settings: 16, { netns_cookie: 0, snat_port_first: 8, host_sockets_only: 12, kernel_fragments: 13 };
-    Record: 64, { netns_cookie: 0, reason: 8, backend_id: 36, by_affinity: 48, ifindex: 52, left_out: 56 };
+    Thresholds: 8, { upper: 0, lower: 4 };
+    Record: 72, { netns_cookie: 0, reason: 8, backend_id: 36, by_affinity: 48, ifindex: 52, left_out: 56, overloaded: 64 };
     Device: 24, { addr_v4: 0, addr_v6: 4, flags: 20 };
     LinkAddress: 8, { addr: 0 };
     ServiceName: 196, { namespace: 0, name: 64, port_name: 128, port: 192, protocol: 194 };

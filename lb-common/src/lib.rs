@@ -13,6 +13,7 @@
 //! * [`crc32c`]: the checksum of an SCTP packet whose ports change (RFC 9260).
 //! * [`filter`]: the bits by which most packets are recognized that are not for Sluice.
 //! * [`sctp`]: SCTP chunks as TCP flags (RFC 9260).
+//! * [`threshold`]: when an endpoint has too many connections to get new ones.
 //! * [`wire`]: header constants and offsets.
 //!
 //! Nothing here does I/O, allocates, or can panic. The same code is compiled for the kernel and
@@ -41,4 +42,5 @@ pub mod plain;
 mod plain_layouts;
 pub mod reason;
 pub mod sctp;
+pub mod threshold;
 pub mod wire;

@@ -101,7 +101,7 @@ impl Candidate {
             algorithm::NEVER_QUEUE => (if active == 0 { 0 } else { active as u64 + 1 }, weight),
             algorithm::OVERFLOW if active > weight => return None,
             // The greatest weight is the least.
-            algorithm::OVERFLOW => (1, weight),
+            algorithm::OVERFLOW | algorithm::GREATEST_WEIGHT => (1, weight),
             _ => (connections.overhead(), weight),
         };
         Some(Self { cost, weight: weight as u64 })
@@ -158,7 +158,7 @@ mod tests {
         for connections in [(0, 0), (7, 3), (u32::MAX, u32::MAX)] {
             let connections = Connections { active: connections.0, inactive: connections.1 };
             for weight in [1, 100, 65_535] {
-                for algorithm in algorithm::LEAST..=algorithm::TWO_CHOICES {
+                for algorithm in algorithm::LEAST..=algorithm::GREATEST_WEIGHT {
                     let candidate = Candidate::new(algorithm, connections, weight);
                     let number = candidate.map_or(0, Candidate::to_number);
                     assert!(number < 1 << 57);
@@ -210,6 +210,13 @@ mod tests {
         })
         .collect();
         assert_eq!(taken, [1, 1, 1, 1, 0, 0]);
+    }
+
+    #[test]
+    fn the_greatest_weight() {
+        let fo = |endpoints: &[_]| select(algorithm::GREATEST_WEIGHT, endpoints);
+        assert_eq!(fo(&[(0, 0, 1), (9, 9, 3), (0, 0, 3)]), Some(1), "the first of equal ones");
+        assert_eq!(fo(&[(0, 0, 0)]), None);
     }
 
     #[test]

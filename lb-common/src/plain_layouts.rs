@@ -54,6 +54,7 @@ crate::plain! {
     Affinity { last_used_ns, backend_id, pad }
     EndpointKey { backend_id, is_v6 }
     PortShortage { packets, last_ns }
+    Thresholds { upper, lower }
     EndpointHealth { clients, until_ns, failed_ns, level, tried }
     Device { addr_v4, addr_v6, flags }
     LinkAddress { addr, pad }
@@ -61,7 +62,7 @@ crate::plain! {
     Settings { netns_cookie, snat_port_first, snat_port_count, host_sockets_only, kernel_fragments, pad }
     Record {
         netns_cookie, reason, service_id, kind, flags, client, slot_base, slot_count, backend_id, source, known_flow,
-        by_affinity, ifindex, left_out, scheduler,
+        by_affinity, ifindex, left_out, scheduler, overloaded, pad,
     }
     Monitor { until_ns, kinds, pad }
     EventBudget { next_ns, limited, lost }

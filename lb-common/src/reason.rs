@@ -104,9 +104,10 @@ reasons! {
     NotOpening = 4, "not_opening", Passed;
     /// XDP passed the packet to the tc program of the same device.
     LeftToTc = 5, "left_to_tc", Passed;
-    /// The service has no endpoint: refused at the socket.
+    /// The service has no endpoint that takes the connection: refused at the socket.
     SocketRefused = 6, "socket_no_endpoint", Rejected;
-    /// The service has no endpoint: the packet was answered with an error.
+    /// The service has no endpoint that takes the connection: the packet was answered with an
+    /// error.
     NoEndpointRejected = 7, "no_endpoint_rejected", Rejected;
     /// The packet does not fit the path: the sender received an error (fragmentation needed, packet
     /// too big).
@@ -164,6 +165,11 @@ reasons! {
     /// A router reported that the endpoint is unreachable: the client did not receive the error,
     /// because its next SYN goes to another endpoint.
     ErrorWithheld = 32, "error_withheld", Translated;
+    /// The endpoint that was selected first is overloaded: the connection got another one.
+    EndpointOverloaded = 33, "endpoint_overloaded", Translated;
+    /// Other connections reached the upper threshold of the endpoint in the same instant: the
+    /// client's next packet gets another endpoint.
+    ThresholdReached = 34, "threshold_reached", Dropped;
 }
 
 /// Number of reasons: entries of `COUNTERS`.

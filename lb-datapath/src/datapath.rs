@@ -23,6 +23,7 @@ use crate::host_maps::HostMaps;
 use crate::inspect;
 use crate::links::{self, AttachError, Attached, Links, TargetDevice};
 use crate::loads::{self, DrainingEndpoints};
+use crate::overloaded;
 use crate::pin_repair;
 use crate::pins::Pins;
 use crate::port_shortage;
@@ -232,6 +233,7 @@ impl Datapath {
     /// the ids of endpoints become free.
     pub fn forget_gone_endpoints(&self) -> io::Result<()> {
         port_shortage::remove_gone(&self.maps)?;
+        overloaded::tidy(&self.maps)?;
         health::tidy(&self.maps, sys::monotonic_ns())
     }
 

@@ -1,4 +1,4 @@
-//! Maps that the programs write by endpoint: `NO_SOURCE_PORT` and `HEALTH`.
+//! Maps that the programs write by endpoint: `NO_SOURCE_PORT`, `HEALTH` and `OVERLOADED`.
 
 use std::io;
 
@@ -75,6 +75,7 @@ pub fn retain<V: Plain>(
     Ok(())
 }
 
-fn family(key: &EndpointKey) -> IpFamily {
+/// Returns the IP family of an endpoint.
+pub fn family(key: &EndpointKey) -> IpFamily {
     if key.is_v6 == 0 { IpFamily::V4 } else { IpFamily::V6 }
 }

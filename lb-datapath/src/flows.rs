@@ -18,6 +18,7 @@ use crate::apply::map_name::{MapName, MapUsage, TableError};
 use crate::handles::MapHandles;
 use crate::health;
 use crate::loads;
+use crate::overloaded;
 use crate::table::{ArrayTable, Table};
 
 /// A connection that is translated packet by packet.
@@ -195,6 +196,7 @@ pub fn forget(maps: &MapHandles) -> io::Result<()> {
     let PerFamily { v4, v6 } = loads::open(maps)?;
     [v4, v6].iter().try_for_each(loads::Loads::forget_flows)?;
     remove_all(&health::table(maps)?)?;
+    remove_all(&overloaded::table(maps)?)?;
     Ok(remove_all(&maps.table::<AffinityKey, Affinity>(MapName::AFFINITY)?)?)
 }
 

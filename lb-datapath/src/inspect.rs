@@ -1,12 +1,12 @@
 //! Reads the maps, for commands and tests. Returns plain values.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use lb_common::layout::{
-    Affinity, AffinityKey, FlowTimeouts, ServiceEntry, ServiceName, Settings, affinity_client,
+    Affinity, AffinityKey, FlowTimeouts, ServiceEntry, ServiceName, Settings, Thresholds, affinity_client,
 };
 use lb_common::load::Connections;
 use lb_common::reason::Reason;
@@ -20,6 +20,7 @@ use crate::handles::MapHandles;
 use crate::health::{self, LeftOutEndpoint};
 use crate::host_maps::HostMaps;
 use crate::loads::{self, ServiceLoad};
+use crate::overloaded;
 use crate::pins::Pins;
 use crate::port_shortage::{self, EndpointShortage};
 use crate::service_tables::ServiceTables;
@@ -124,6 +125,17 @@ impl AgentMaps {
     /// Returns the endpoints that are left out.
     pub fn left_out(&self) -> io::Result<Vec<LeftOutEndpoint>> {
         health::read(&self.0)
+    }
+
+    /// Returns the thresholds of the Service ports that have any, by service id.
+    pub fn thresholds(&self) -> io::Result<HashMap<u32, Thresholds>> {
+        Ok(self.tables()?.thresholds()?.into_iter().collect())
+    }
+
+    /// Returns the endpoints that have too many connections to get new ones, by IP family and
+    /// backend id.
+    pub fn overloaded(&self) -> io::Result<HashSet<(IpFamily, u32)>> {
+        overloaded::read(&self.0)
     }
 
     /// Returns the maps that describe this host.

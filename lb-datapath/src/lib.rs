@@ -32,6 +32,7 @@ mod known_addresses;
 mod links;
 mod loads;
 pub mod netlink;
+mod overloaded;
 mod own_maps;
 mod pin_repair;
 mod pins;

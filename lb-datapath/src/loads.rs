@@ -29,7 +29,7 @@ impl Loads {
         Ok(Self(maps.array(MapName::LOADS[family])?))
     }
 
-    fn read(&self, id: u32) -> Result<Load, TableError> {
+    pub fn read(&self, id: u32) -> Result<Load, TableError> {
         let word = |word| Ok(self.0.word(id, word)?.load(Ordering::Relaxed));
         Ok(Load::of_pairs(word(FLOWS)?, word(SOCKETS)?))
     }

@@ -172,7 +172,7 @@ impl PinnedMap {
 const NODE_ADDRESSES: u32 = 1024;
 
 /// Returns the maps whose size depends on the configuration.
-pub fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 23] {
+pub fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 24] {
     // The engine limits the addresses of Services. The addresses of the node need extra room.
     let addresses = sizes.max_services + NODE_ADDRESSES;
     // Each connection has one entry for each direction.
@@ -182,6 +182,7 @@ pub fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 23] {
         ("SERVICES_V6", sizes.max_services),
         ("SERVICE_NAMES", sizes.max_services),
         ("CURSORS", sizes.max_services),
+        ("THRESHOLDS", sizes.max_services),
         ("ADDRESSES_V4", addresses),
         ("ADDRESSES_V6", addresses),
         ("SLOTS", sizes.max_slots),

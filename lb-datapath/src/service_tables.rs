@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use lb_common::layout::{KnownAddress, ServiceEntry, ServiceName, address_flags};
+use lb_common::layout::{KnownAddress, ServiceEntry, ServiceName, Thresholds, address_flags};
 use lb_model::IpFamily;
 
 use crate::apply::map_name::{MapName, TableError};
@@ -21,6 +21,8 @@ use crate::table::{ArrayTable, Table};
 pub struct ServiceTables {
     services: FamilyTable<ServiceAddress, ServiceEntry>,
     names: Table<u32, ServiceName>,
+    /// `None`: the maps belong to an agent without this map. Only commands open such maps.
+    thresholds: Option<Table<u32, Thresholds>>,
     slots: ArrayTable<u32>,
     cursors: Table<u32, u32>,
     backends: BackendArrays,
@@ -34,6 +36,11 @@ impl ServiceTables {
     pub fn new(handles: &MapHandles, filter: Arc<Filter>) -> io::Result<Self> {
         let services = FamilyTable::open(handles, MapName::SERVICES)?;
         let names: Table<_, _> = handles.table(MapName::SERVICE_NAMES)?;
+        let thresholds = match handles.table(MapName::THRESHOLDS) {
+            Ok(table) => Some(table),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
         let slots: ArrayTable<_> = handles.array(MapName::SLOTS)?;
         let cursors = handles.table(MapName::CURSORS)?;
         let backends = BackendArrays::open(handles)?;
@@ -46,7 +53,18 @@ impl ServiceTables {
             source_ranges: source_ranges.capacity(),
         };
         let addresses = KnownAddresses::open(handles)?;
-        Ok(Self { services, names, slots, cursors, backends, addresses, source_ranges, filter, capacity })
+        Ok(Self {
+            services,
+            names,
+            thresholds,
+            slots,
+            cursors,
+            backends,
+            addresses,
+            source_ranges,
+            filter,
+            capacity,
+        })
     }
 }
 
@@ -73,6 +91,17 @@ impl Tables for ServiceTables {
 
     fn remove_service_name(&mut self, service_id: u32) -> Result<(), TableError> {
         self.names.remove(&service_id).map(drop)
+    }
+
+    fn put_thresholds(&mut self, service_id: u32, thresholds: Thresholds) -> Result<(), TableError> {
+        match &self.thresholds {
+            Some(table) => table.put(&service_id, &thresholds),
+            None => Err(MapName::THRESHOLDS.failed(0, "write", io::ErrorKind::NotFound.into())),
+        }
+    }
+
+    fn remove_thresholds(&mut self, service_id: u32) -> Result<(), TableError> {
+        self.thresholds.as_ref().map_or(Ok(()), |table| table.remove(&service_id).map(drop))
     }
 
     fn write_slots(&mut self, base: u32, backend_ids: &[u32]) -> Result<(), TableError> {
@@ -165,6 +194,14 @@ impl Tables for ServiceTables {
 
     fn service_names(&self) -> Result<Vec<(u32, ServiceName)>, TableError> {
         self.names.entries()
+    }
+
+    fn thresholds(&self) -> Result<Vec<(u32, Thresholds)>, TableError> {
+        self.thresholds.as_ref().map_or_else(|| Ok(Vec::new()), Table::entries)
+    }
+
+    fn thresholds_of(&self, service_id: u32) -> Result<Option<Thresholds>, TableError> {
+        self.thresholds.as_ref().map_or(Ok(None), |table| table.get(&service_id))
     }
 
     fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError> {

@@ -1,7 +1,7 @@
 //! The decision about a call at a socket (`connect`, `sendmsg`). The socket programs and `lb
 //! explain` (`explain.rs`) use it.
 
-use lb_common::layout::{Backend, ServiceEntry, service_flags};
+use lb_common::layout::{ServiceEntry, service_flags};
 use lb_common::reason::Reason;
 
 use crate::address::{is_loopback, known};
@@ -9,7 +9,7 @@ use crate::aligned::Aligned;
 use crate::client::{self, Client};
 use crate::maps::{Maps, NAMESPACES};
 use crate::record;
-use crate::select::{self, Choice, Eligible, Refusal};
+use crate::select::{self, Choice, Eligible, Refusal, Selected};
 use crate::service::{self, Destination};
 use crate::settings::NODE_NETNS_COOKIE;
 
@@ -88,19 +88,21 @@ fn may_use<F: Maps, C: Caller>(caller: &C, service: &ServiceEntry) -> bool {
     }
 }
 
-/// Selects an endpoint for a socket that uses the address `destination`.
+/// Selects an endpoint for a socket that uses the address `destination`. `counted` is as in
+/// [`select::select`].
 #[inline(always)]
 pub fn select<F: Maps, C: Caller>(
     caller: &C,
     service: &ServiceEntry,
     destination: F::Addr,
-) -> Result<(u32, &'static Backend<F::Addr>), Refusal> {
+    counted: u8,
+) -> Result<Selected<F::Addr>, Refusal> {
     let cookie = if select::depends_on_client(service) { caller.namespace() } else { 0 };
     let client = select::name_by_namespace::<F>(service, cookie);
     let eligible = Eligible::of(service, Client::Inside);
     select::note_eligible(Client::Inside, &eligible);
     let choice = Choice::for_call::<F>(service, &client.0, destination);
-    select::select::<F>(service, &eligible, &client.0, choice, 0)
+    select::select::<F>(service, &eligible, &client.0, choice, 0, counted)
 }
 
 /// Returns the reason that is counted when a call fails.

@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::programs::TcContext;
 use lb_common::family::{Family as _, V4, V6};
-use lb_common::layout::FlowKey;
+use lb_common::layout::{FlowKey, counted};
 use lb_common::reason::Reason;
 
 use crate::call::{self, Caller};
@@ -55,9 +55,9 @@ fn connect<F: Maps>(key: &FlowKey<F::Addr>) {
         Some(Err(refusal)) => return count(call::reason(refusal)),
         None => return,
     };
-    match call::select::<F, _>(&caller, service, key.dst_addr) {
-        Ok((backend_id, _)) => {
-            note(|record| record.backend_id = backend_id);
+    match call::select::<F, _>(&caller, service, key.dst_addr, counted::NONE) {
+        Ok(selected) => {
+            note(|record| record.backend_id = selected.id);
             count(Reason::SocketTranslated);
         }
         Err(refusal) => count(call::reason(refusal)),

@@ -19,7 +19,7 @@ use crate::count::{count, note_port_shortage};
 use crate::event;
 use crate::frame::Frame;
 use crate::health::attempt;
-use crate::loads;
+use crate::loads::{self, lb_take, taken};
 use crate::maps::Maps;
 use crate::packet::Packet;
 use crate::record::recording;
@@ -261,6 +261,7 @@ pub fn keep_answer<F: Records, K: Frame>(
         backend_addr: packet.key.src_addr,
         backend_port: packet.key.src_port,
         backend_id: NO_BACKEND,
+        has_thresholds: false,
         service_id,
         source: packet.key.dst_addr,
         masquerade: false,
@@ -278,6 +279,8 @@ pub struct Opening<A> {
     pub backend_addr: A,
     pub backend_port: u16,
     pub backend_id: u32,
+    /// Whether the endpoint may be overloaded.
+    pub has_thresholds: bool,
     pub service_id: u32,
     /// The address that replies are sent to: the client's own, or an address of this node.
     pub source: A,
@@ -318,11 +321,8 @@ pub fn open<F: Records, K: Frame>(
         let claimed = F::claim(now).ok_or(Reason::FlowTableFull)?;
         let flow = claimed.flow::<F>().ok_or(Reason::FlowTableFull)?;
         fill_in(flow, packet, opening, now);
-        let port = match allocate::<F, K>(frame, claimed, opening.masquerade, now) {
-            Ok(port) if publish(claimed, flow, packet) => Ok(port),
-            Ok(_) => Err(Reason::FlowTableFull),
-            Err(reason) => Err(reason),
-        };
+        let port = allocate::<F, K>(frame, claimed, opening.masquerade, now)
+            .and_then(|port| publish(claimed, flow, packet, opening.has_thresholds).map(|()| port));
         if let Err(reason) = port {
             records::free(flow);
             if reason == Reason::NoSourcePort {
@@ -405,26 +405,42 @@ fn allocate<F: Records, K: Frame>(
     }
 }
 
-/// Makes a new connection visible to all programs. Returns false if the index is full; the reserved
+/// Makes a new connection visible to all programs. Fails if the index is full, or if other
+/// connections have reached the upper threshold of the endpoint since it was selected; the reserved
 /// tuple is free again then.
 #[inline(always)]
-fn publish<F: Records>(claimed: Claimed, flow: *mut Flow<F::Addr>, packet: &Packet<F>) -> bool {
+fn publish<F: Records>(
+    claimed: Claimed,
+    flow: *mut Flow<F::Addr>,
+    packet: &Packet<F>,
+    has_thresholds: bool,
+) -> Result<(), Reason> {
     let index = claimed.index(direction::REQUEST);
+    let counted = if packet.key.protocol == UDP { counted::INACTIVE } else { counted::ACTIVE };
+    // SAFETY: a map value that is this program's own; one word.
+    let backend_id = unsafe { (*flow).backend_id };
+    let mut failure = None;
     if F::flow_index().insert(&packet.key, &index, BPF_ANY as u64).is_err() {
+        failure = Some(Reason::FlowTableFull);
+    } else if !has_thresholds {
+        loads::recount::<F>(backend_id, counted::NONE, counted);
+    } else if lb_take(backend_id, F::IS_V6 as u32 | taken::as_counted(counted)) == 0 {
+        let _ = F::flow_index().remove(&packet.key);
+        failure = Some(Reason::ThresholdReached);
+    }
+    if let Some(reason) = failure {
         if let Some(keys) = F::keys() {
             // SAFETY: a map value of this CPU: no other program changes it meanwhile.
             let _ = F::flow_index().remove(unsafe { &(*keys).reply });
         }
-        return false;
+        return Err(reason);
     }
     // SAFETY: a map value that is this program's own; single words.
     unsafe {
-        let counted = if packet.key.protocol == UDP { counted::INACTIVE } else { counted::ACTIVE };
         (&raw mut (*flow).counted).write_volatile(counted);
-        loads::recount::<F>((*flow).backend_id, counted::NONE, counted);
         (&raw mut (*flow).phase).write_volatile(flow_phase::OPENING);
     }
-    true
+    Ok(())
 }
 
 /// Returns a source port whose tuple no connection has. It is for `lb explain`, which allocates

@@ -4,14 +4,17 @@
 //! a mark adds the difference, by an atomic addition. So the counts are exact when no program is
 //! between the two.
 
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
 use lb_common::family::{V4, V6};
 use lb_common::hash::position;
-use lb_common::layout::{Load, algorithm, backend_flags};
+use lb_common::layout::{EndpointKey, Load, algorithm, backend_flags, counted};
 use lb_common::load::{Candidate, SAMPLE, sampled, step};
 
 use crate::health::lb_is_skipped;
-use crate::maps::{Maps, SLOTS};
+use crate::maps::{FLOW_LOCK_COUNT, FLOW_LOCKS, Maps, OVERLOADED, SLOTS, THRESHOLDS};
+use crate::record::{note, recording};
 use crate::seam::unknown;
 
 /// Counts a connection of an endpoint in the flow table differently. `before` and `after` are of
@@ -39,6 +42,94 @@ fn add(pair: *mut u64, number: u64) {
     unsafe {
         core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) pair, in(reg) number, options(nostack));
     }
+}
+
+/// The last argument of [`lb_take`].
+pub mod taken {
+    use lb_common::layout::counted;
+
+    /// The endpoint is one of IPv6.
+    pub const V6: u32 = 1 << 0;
+    /// The connection is that of a socket.
+    pub const SOCKET: u32 = 1 << 7;
+    /// One of [`counted`] is in the two bits from here on. [`counted::NONE`]: nothing is taken.
+    const COUNTED: u32 = 8;
+
+    /// Returns the argument for a connection that is counted as one of [`counted`].
+    #[inline(always)]
+    pub fn as_counted(counted: u8) -> u32 {
+        (counted as u32) << COUNTED
+    }
+
+    /// Returns one of [`counted`].
+    #[inline(always)]
+    pub fn counted(options: u32) -> u8 {
+        (options >> COUNTED) as u8 & 3
+    }
+
+    const _: () = assert!(counted::INACTIVE <= 3 && counted::ACTIVE <= 3);
+}
+
+/// Counts a new connection of an endpoint with thresholds, unless the endpoint is overloaded.
+/// Returns whether it takes the connection: 1 or 0. `options` are those of [`taken`]: with
+/// [`counted::NONE`], nothing is counted. The verifier checks this function separately.
+///
+/// The number of connections is compared and increased under a lock. So an endpoint never gets more
+/// connections than its upper threshold, also if several CPUs open connections at once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_take(id: u32, options: u32) -> u32 {
+    let is_v6 = options & taken::V6;
+    let (service_id, load) = if is_v6 != 0 { endpoint::<V6>(id) } else { endpoint::<V4>(id) };
+    let Some(load) = load else { return 0 };
+    let counts = taken::counted(options) != counted::NONE && !recording();
+    let number = step(counted::NONE, taken::counted(options));
+    let pair = load.cast::<u64>();
+    // SAFETY: the first or the second pair of counts of a map value.
+    let pair = if options & taken::SOCKET != 0 { unsafe { pair.add(1) } } else { pair };
+    let key = EndpointKey { backend_id: id, is_v6 };
+    // SAFETY: copied at once. The agent replaces entries; if the element is reused during the copy,
+    // this connection is judged by the thresholds of another Service.
+    let thresholds = unsafe { THRESHOLDS.get(&service_id) };
+    let (Some(&thresholds), Some(lock)) = (thresholds, FLOW_LOCKS.get_ptr_mut(id % FLOW_LOCK_COUNT)) else {
+        // The agent removes the thresholds in this instant.
+        if counts {
+            add(pair, number);
+        }
+        return 1;
+    };
+    // SAFETY: only the presence of the entry matters.
+    let was = unsafe { OVERLOADED.get(&key) }.is_some();
+    // SAFETY: both are map values. Between the two helpers there are aligned loads and an addition
+    // only.
+    let (refused, is) = unsafe {
+        bpf_spin_lock(&raw mut (*lock).lock);
+        let connections = copy(load).connections().sum();
+        let refused = thresholds.is_overloaded(connections, was);
+        if counts && !refused {
+            add(pair, number);
+        }
+        bpf_spin_unlock(&raw mut (*lock).lock);
+        (refused, refused || thresholds.is_overloaded(connections + counts as u64, false))
+    };
+    if is != was && !recording() {
+        // On failure the lower threshold has no effect.
+        let _ = if is { OVERLOADED.insert(&key, &1, BPF_ANY as u64) } else { OVERLOADED.remove(&key) };
+    }
+    if refused {
+        note(|record| {
+            if record.overloaded == 0 {
+                record.overloaded = id;
+            }
+        });
+    }
+    !refused as u32
+}
+
+/// Returns the service id of an endpoint, and its load.
+#[inline(always)]
+fn endpoint<F: Maps>(id: u32) -> (u32, Option<*mut Load>) {
+    (F::backends().get(id).map_or(0, |backend| backend.service_id), F::loads().get_ptr_mut(id))
 }
 
 /// Returns the position, in the range of `count` slots at `base`, of the endpoint that the
@@ -80,6 +171,9 @@ fn least_of<F: Maps>(base: u32, count: u32, algorithm: u8, service_id: u32) -> u
             if skipped != 0 {
                 continue;
             }
+        }
+        if backend.flags & backend_flags::THRESHOLDS != 0 && lb_take(id, F::IS_V6 as u32) == 0 {
+            continue;
         }
         let Some(candidate) = Candidate::new(algorithm, copy(load).connections(), backend.weight) else {
             continue;

@@ -21,7 +21,7 @@ use lb_common::layout::{
     Affinity, AffinityKey, Backend, ConnectedPeer, CountedSocket, Device, EndpointHealth, EndpointKey,
     FilterLine, Flow, FlowHand, FlowIndex, FlowKey, FlowTimeouts, FragmentKey, FragmentPorts, KnownAddress,
     LinkAddress, Load, NamespaceAddrs, PortShortage, Record, ServiceEntry, ServiceKey, ServiceName, Settings,
-    SocketPeer, SocketPeerKey, SourceRange,
+    SocketPeer, SocketPeerKey, SourceRange, Thresholds,
 };
 use lb_common::reason::REASONS;
 
@@ -99,7 +99,8 @@ pub static FLOW_HANDS: PerCpuArray<FlowHand, 2> = PerCpuArray::new();
 pub const FLOW_LOCK_COUNT: u32 = 64;
 
 /// Locks of flow records, by record number, of cursors, by slot, and of the entries of
-/// [`NO_SOURCE_PORT`] and [`HEALTH`], by backend id. Written by the programs, each for a few
+/// [`NO_SOURCE_PORT`] and [`HEALTH`] and new connections of endpoints with [`THRESHOLDS`], by
+/// backend id. Written by the programs, each for a few
 /// instructions.
 #[btf_map]
 pub static FLOW_LOCKS: Array<FlowLock, { FLOW_LOCK_COUNT as usize }> = Array::new();
@@ -222,6 +223,17 @@ pub static NO_SOURCE_PORT: HashMap<EndpointKey, PortShortage, 256> = HashMap::ne
 /// that are out of date. An endpoint beyond the capacity is not left out.
 #[btf_map]
 pub static HEALTH: HashMap<EndpointKey, EndpointHealth, 4_096, SPARSE> = HashMap::new();
+
+/// Service id → the thresholds of the Service port, if it has any. Written by the agent before the
+/// endpoints that refer to it, and removed after.
+#[btf_map]
+pub static THRESHOLDS: HashMap<u32, Thresholds, 65_536, SPARSE> = HashMap::new();
+
+/// Endpoints that are overloaded (`loads.rs`). The value is 1. Written and removed by the programs
+/// with new connections; the agent removes the entries of removed endpoints. An endpoint beyond the
+/// capacity gets new connections as soon as it is below its upper threshold.
+#[btf_map]
+pub static OVERLOADED: HashMap<EndpointKey, u32, 16_384, SPARSE> = HashMap::new();
 
 /// Interface index → properties of the device. Written by the agent as devices come and go.
 #[btf_map]

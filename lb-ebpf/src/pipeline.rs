@@ -10,7 +10,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use lb_common::layout::{
-    FlowKey, FragmentPorts, TCP, address_flags, backend_flags, deliver, direction, record_source,
+    FlowKey, FragmentPorts, TCP, address_flags, backend_flags, counted, deliver, direction, record_source,
     service_flags,
 };
 use lb_common::reason::Reason;
@@ -33,7 +33,7 @@ use crate::records::Records;
 use crate::route::RouteLookup;
 use crate::scratch::Scratch;
 use crate::seam::forget;
-use crate::select::{self, Choice, Eligible, Refusal, select};
+use crate::select::{self, Choice, Eligible, Refusal, Selected, select};
 use crate::service::{self, Destination};
 use crate::verdict::{Answer, Verdict};
 
@@ -243,15 +243,17 @@ fn open_connection<F: Header + Records, K: Deliver>(
     select::note_eligible(origin, &eligible);
     select::name_by_address::<F>(client, service, key.src_addr);
     let choice = Choice::for_packet::<F>(service, client, key, now);
-    let (backend_id, backend) = match select::<F>(service, &eligible, client, choice, translation.avoid) {
-        Ok(selected) => selected,
-        Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
-        Err(Refusal::Reject) => return Err(Verdict::Answer(Answer::NoEndpoint)),
-    };
+    let Selected { id: backend_id, backend, .. } =
+        match select::<F>(service, &eligible, client, choice, translation.avoid, counted::NONE) {
+            Ok(selected) => selected,
+            Err(Refusal::Drop(reason)) => return Err(Verdict::Drop(reason)),
+            Err(Refusal::Reject) => return Err(Verdict::Answer(Answer::NoEndpoint)),
+        };
     let mut opening = Opening {
         backend_addr: backend.addr,
         backend_port: backend.port,
         backend_id,
+        has_thresholds: backend.flags & backend_flags::THRESHOLDS != 0,
         service_id: service.service_id,
         source: key.src_addr,
         masquerade: false,

@@ -7,7 +7,7 @@ use lb_common::hash::{hash, position};
 use lb_common::health::is_within_half;
 use lb_common::layout::{
     Affinity, AffinityKey, Backend, FlowKey, ServiceEntry, affinity_client, algorithm, backend_flags,
-    record_client, service_flags,
+    counted, record_client, service_flags,
 };
 use lb_common::load::{SAMPLE, sampled};
 use lb_common::reason::Reason;
@@ -15,8 +15,9 @@ use lb_common::reason::Reason;
 use crate::aligned::Aligned;
 use crate::client::Client;
 use crate::clock::{SECOND, now};
+use crate::count::count as count_reason;
 use crate::health::{self, ADMITTED, LEFT_OUT, lb_admission, lb_try_again};
-use crate::loads::{self, random};
+use crate::loads::{self, lb_take, random, taken};
 use crate::maps::{AFFINITY, CURSORS, FLOW_LOCK_COUNT, FLOW_LOCKS, Maps, SLOTS};
 use crate::record::{note, recording};
 use crate::records;
@@ -225,14 +226,39 @@ extern "C" fn lb_take_turn(base: u32, count: u32) -> u32 {
     }
 }
 
-/// Bits of the last argument of [`lb_choose`], [`lb_admit`] and [`lb_other_slot`].
+/// The last argument of [`lb_choose`], [`lb_admit`] and the searches for another endpoint: these
+/// bits, those of [`taken`], and the algorithm of the Service.
 mod search {
+    use lb_common::layout::{algorithm, service_flags};
+
+    use crate::loads::taken;
+
     /// The endpoints are those of IPv6.
-    pub const V6: u32 = 1 << 0;
-    /// Another endpoint is that of a slot nearby. Otherwise, of a slot at random.
-    pub const NEAR: u32 = 1 << 1;
+    pub const V6: u32 = taken::V6;
     /// The Service leaves out endpoints.
-    pub const HEALTH: u32 = 1 << 2;
+    pub const HEALTH: u32 = 1 << 1;
+    /// Another endpoint replaces one that is overloaded.
+    pub const REPLACE: u32 = service_flags::REPLACE_OVERLOADED;
+    /// The bits from here on are one of [`algorithm`].
+    pub const ALGORITHM: u32 = 16;
+
+    const _: () = assert!(REPLACE == 1 << 6 && taken::SOCKET == 1 << 7);
+
+    /// Returns whether another endpoint is that of a slot nearby. Otherwise it is that of a slot at
+    /// random: the next endpoint after one that gets no connection would get the share of both.
+    /// With a hash, the client keeps an endpoint nearby.
+    #[inline(always)]
+    pub fn is_by_hash(options: u32) -> bool {
+        /// The algorithms by a hash have successive numbers, the last of which is greater by this.
+        const HASHES: u8 = algorithm::HASH_DESTINATION - algorithm::HASH_SOURCE;
+        ((options >> ALGORITHM) as u8).wrapping_sub(algorithm::HASH_SOURCE) <= HASHES
+    }
+
+    /// Returns whether the slots are used in turn.
+    #[inline(always)]
+    pub fn is_in_turn(options: u32) -> bool {
+        (options >> ALGORITHM) as u8 == algorithm::IN_TURN
+    }
 }
 
 /// Returns whether the endpoint `id`, of the range of `count` slots at `base`, gets a new
@@ -281,7 +307,7 @@ extern "C" fn lb_other_slot(base: u32, count: u32, index: u32, avoid: u32, optio
     let now = if options & search::HEALTH != 0 { now() } else { 0 };
     let (mut next, mut found) = (index, avoid);
     for look in 0..OTHER_LOOKS {
-        let is_near = options & search::NEAR != 0 && look < OTHER_LOOKS / 2;
+        let is_near = search::is_by_hash(options) && look < OTHER_LOOKS / 2;
         next = if is_near { next.wrapping_add(1) } else { position(random(), count) };
         if next >= count {
             next = 0;
@@ -298,47 +324,143 @@ extern "C" fn lb_other_slot(base: u32, count: u32, index: u32, avoid: u32, optio
     found
 }
 
-/// Returns the options of a search, of [`search`].
-#[inline(always)]
-fn search_options<F: Maps>(service: &ServiceEntry) -> u32 {
-    // The next endpoint after one that gets no connection would get the share of both. With a hash,
-    // the client keeps an endpoint nearby.
-    let is_near = service.algorithm.wrapping_sub(algorithm::HASH_SOURCE) <= HASHES;
-    F::IS_V6 as u32 | (is_near as u32) << 1
-}
+/// The number of slots in which an endpoint is looked for that is not overloaded.
+const RELIEF_LOOKS: u32 = 64;
+/// The number of them that are not neighbours: in buckets, a neighbour would get all clients of the
+/// endpoint that is overloaded.
+const SCATTERED_LOOKS: u32 = RELIEF_LOOKS / 2;
 
-/// The algorithms by a hash have successive numbers, the last of which is greater by this.
-const HASHES: u8 = algorithm::HASH_DESTINATION - algorithm::HASH_SOURCE;
-
-/// Returns the endpoint in the slot `index` of the range of `count` slots at `base`. Returns
-/// another one if that is `avoid` or is left out. Returns 0 if there is no such slot. The verifier
-/// checks this function separately.
+/// Returns an endpoint of the range of `count` slots at `base` that takes a new connection, see
+/// [`lb_take`], although the one in the slot `index` is overloaded. Prefers one that is not
+/// `avoid` and is not left out. Returns [`NONE`] if there is none in [`RELIEF_LOOKS`] slots. The
+/// verifier checks this function separately.
+///
+/// The slots are the next turns, or slots at random, or those of further hashes of the client (as
+/// those of IPVS with the flag `fallback`). Half of the looks, and those of turns, are at slots
+/// that follow each other: they find each endpoint of a small range.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_choose(base: u32, count: u32, index: u32, avoid: u32, options: u32) -> u32 {
+extern "C" fn lb_relief(base: u32, count: u32, index: u32, avoid: u32, options: u32) -> u32 {
+    let (mut next, mut spare) = (unknown(index as u64), unknown(0));
+    for look in 0..RELIEF_LOOKS {
+        next = lb_next_look(base, count, (index as u64) << 32 | next, options, look) as u64;
+        let tried = lb_try_slot(base, next as u32, (avoid as u64) << 32 | spare, options);
+        if tried & IS_COUNTED != 0 {
+            return tried as u32;
+        }
+        spare = tried;
+    }
+    if spare != 0 && lb_take(spare as u32, options) != 0 { spare as u32 } else { NONE }
+}
+
+/// Returns the slot that [`lb_relief`] looks at. The upper half of `slots` is the slot of the
+/// endpoint that is overloaded, the lower half the slot of the look before. The verifier checks this
+/// function separately, and not in each turn of the loop.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_next_look(base: u32, count: u32, slots: u64, options: u32, look: u32) -> u32 {
+    let next = if search::is_in_turn(options) && !recording() {
+        lb_take_turn(base, count)
+    } else if look < SCATTERED_LOOKS && !search::is_in_turn(options) {
+        let is_by_hash = search::is_by_hash(options);
+        position(if is_by_hash { hash((slots >> 32, look as u64), 0) } else { random() }, count)
+    } else {
+        slots as u32 + 1
+    };
+    if next < count { next } else { 0 }
+}
+
+/// Returns the endpoint in a slot with the bit [`IS_COUNTED`] if it takes the connection. Otherwise
+/// returns the endpoint that is used if none is better. The upper half of `others` is the endpoint
+/// to avoid, the lower half is the one that is used if none is better. The verifier checks this
+/// function separately, and not in each turn of the loop.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_try_slot(base: u32, slot: u32, others: u64, options: u32) -> u64 {
+    let spare = others & 0xffff_ffff;
+    let Some(&id) = SLOTS.get(base.wrapping_add(slot)) else { return spare };
+    let is_left_out =
+        options & search::HEALTH != 0 && lb_admission(id, options & search::V6, now()) != ADMITTED;
+    if is_left_out || id == (others >> 32) as u32 {
+        id as u64
+    } else if lb_take(id, options) != 0 {
+        id as u64 | IS_COUNTED
+    } else {
+        spare
+    }
+}
+
+/// No endpoint takes the connection.
+const NONE: u32 = u32::MAX;
+
+/// Returns the options of a search, of [`search`], without a branch.
+#[inline(always)]
+fn search_options<F: Maps>(service: &ServiceEntry) -> u32 {
+    F::IS_V6 as u32 | service.flags & search::REPLACE | (service.algorithm as u32) << search::ALGORITHM
+}
+
+/// Returns the endpoint in the slot `index` of the range of `count` slots at `base`. Returns
+/// another one if that is `avoid`, is left out, or is overloaded. Returns 0 if there is no such
+/// slot, and [`NONE`] if no endpoint takes the connection. The verifier checks this function
+/// separately.
+///
+/// If the result has the bit [`IS_COUNTED`], the connection is counted at the endpoint as `options`
+/// require.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_choose(base: u32, count: u32, index: u32, avoid: u32, options: u32) -> u64 {
     let Some(&id) = SLOTS.get(base.wrapping_add(index)) else { return 0 };
     let flags = if options & search::V6 != 0 { flags::<V6>(id) } else { flags::<V4>(id) };
-    if flags & backend_flags::PASSIVE_HEALTH == 0 {
-        let is_avoided = avoid != 0 && id == avoid;
-        return if is_avoided { lb_other_slot(base, count, index, id, options) } else { id };
+    let mut options = options;
+    let mut chosen = id;
+    if flags & backend_flags::PASSIVE_HEALTH != 0 {
+        options |= search::HEALTH;
+        let is_left_out = lb_admit(base, count, id, options) == 0;
+        if is_left_out {
+            health::note_left_out(id);
+        }
+        if is_left_out || id == avoid {
+            chosen = lb_other_slot(base, count, index, id, options);
+        }
+    } else if avoid != 0 && id == avoid {
+        chosen = lb_other_slot(base, count, index, id, options);
     }
-    let is_left_out = lb_admit(base, count, id, options) == 0;
-    if is_left_out {
-        health::note_left_out(id);
+    if flags & backend_flags::THRESHOLDS == 0 {
+        return chosen as u64;
     }
-    if is_left_out || id == avoid {
-        return lb_other_slot(base, count, index, id, options | search::HEALTH);
+    if lb_take(chosen, options) == 0 {
+        let other =
+            if options & search::REPLACE != 0 { lb_relief(base, count, index, avoid, options) } else { NONE };
+        if other == NONE {
+            return NONE as u64;
+        }
+        count_reason(Reason::EndpointOverloaded);
+        chosen = other;
     }
-    id
+    chosen as u64 | IS_COUNTED
 }
+
+/// See [`lb_choose`].
+const IS_COUNTED: u64 = 1 << 32;
 
 #[inline(always)]
 fn flags<F: Maps>(id: u32) -> u16 {
     F::backends().get(id).map_or(0, |backend| backend.flags)
 }
 
-/// Selects an endpoint for a new connection, and returns its id and entry. `client_key` identifies
-/// the client for session affinity. The endpoint `avoid` is selected only if no other one is found.
+/// An endpoint for a new connection.
+pub struct Selected<A: 'static> {
+    pub id: u32,
+    pub backend: &'static Backend<A>,
+    /// The endpoint has thresholds, and the connection is counted at it, if [`select`] was called
+    /// to count it.
+    pub is_counted: bool,
+}
+
+/// Selects an endpoint for a new connection. `client_key` identifies the client for session
+/// affinity. The endpoint `avoid` is selected only if no other one is found. `counted`, one of
+/// [`counted`](lb_common::layout::counted), is how the connection of a socket will be counted. If
+/// the endpoint has thresholds, it is counted here, so that no other connection takes its place.
 #[inline(always)]
 pub fn select<F: Maps>(
     service: &ServiceEntry,
@@ -346,12 +468,14 @@ pub fn select<F: Maps>(
     client_key: &AffinityKey,
     choice: Choice,
     avoid: u32,
-) -> Result<(u32, &'static Backend<F::Addr>), Refusal> {
+    counted: u8,
+) -> Result<Selected<F::Addr>, Refusal> {
     if eligible.count == 0 {
         return Err(eligible.refusal());
     }
+    let options = search_options::<F>(service) | taken::SOCKET | taken::as_counted(counted);
     if service.affinity_seconds != 0
-        && let Some(selected) = recall::<F>(service, eligible, client_key, avoid)
+        && let Some(selected) = recall::<F>(service, eligible, client_key, avoid, options)
     {
         return Ok(selected);
     }
@@ -360,36 +484,45 @@ pub fn select<F: Maps>(
         Choice::By(number) => position(number, eligible.count),
         Choice::ByLoad(algorithm) => {
             match loads::least::<F>(eligible.base, eligible.count, algorithm, service.service_id) {
-                u32::MAX => return Err(eligible.refusal()),
+                // Other endpoints than those that were compared may not be overloaded.
+                NONE if options & search::REPLACE != 0 => position(random(), eligible.count),
+                NONE => return Err(eligible.refusal()),
                 index => index,
             }
         }
     };
     // The cursor of a range that was replaced meanwhile may be beyond its end.
     let index = if index < eligible.count { index } else { 0 };
-    let options = search_options::<F>(service);
-    let id = lb_choose(eligible.base, eligible.count, index, avoid, options);
+    let chosen = lb_choose(eligible.base, eligible.count, index, avoid, options);
+    let (id, is_counted) = (chosen as u32, chosen & IS_COUNTED != 0);
+    if id == NONE {
+        return Err(eligible.refusal());
+    }
     // An endpoint of another service: the service entry was replaced while this program read it.
-    let backend = backend::<F>(id)
-        .filter(|backend| backend.service_id == service.service_id)
-        .ok_or(Refusal::Drop(Reason::MapInconsistent))?;
+    let Some(backend) = backend::<F>(id).filter(|backend| backend.service_id == service.service_id) else {
+        if counted != counted::NONE && is_counted {
+            loads::recount_socket::<F>(id, counted, counted::NONE);
+        }
+        return Err(Refusal::Drop(Reason::MapInconsistent));
+    };
     if service.affinity_seconds != 0 && !recording() {
         let affinity = Aligned(Affinity { last_used_ns: now(), backend_id: id, pad: 0 });
         // On failure the next connection gets any endpoint.
         let _ = AFFINITY.insert(client_key, &affinity.0, BPF_ANY as u64);
     }
-    Ok((id, backend))
+    Ok(Selected { id, backend, is_counted })
 }
 
 /// Returns the client's last endpoint, if its affinity has not timed out and the endpoint is still
-/// eligible, is not left out and is not `avoid`.
+/// eligible, is not left out, not overloaded and not `avoid`.
 #[inline(always)]
 fn recall<F: Maps>(
     service: &ServiceEntry,
     eligible: &Eligible,
     client_key: &AffinityKey,
     avoid: u32,
-) -> Option<(u32, &'static Backend<F::Addr>)> {
+    options: u32,
+) -> Option<Selected<F::Addr>> {
     let affinity = AFFINITY.get_ptr_mut(client_key)?;
     // SAFETY: the entry is copied. If it is evicted and reused during the copy, the endpoint may be
     // another client's; it is used only if it is eligible for this client too.
@@ -408,11 +541,15 @@ fn recall<F: Maps>(
         health::note_left_out(known.backend_id);
         return None;
     }
+    let is_counted = backend.flags & backend_flags::THRESHOLDS != 0;
+    if is_counted && lb_take(known.backend_id, options) == 0 {
+        return None;
+    }
     if !recording() {
         // SAFETY: one aligned word of a map value. If the element was reused, another client's
         // affinity is prolonged.
         unsafe { (&raw mut (*affinity).last_used_ns).write_volatile(now) };
     }
     note(|record| record.by_affinity = 1);
-    Some((known.backend_id, backend))
+    Some(Selected { id: known.backend_id, backend, is_counted })
 }

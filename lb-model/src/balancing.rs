@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use lb_common::layout::scheduler;
+pub use lb_common::threshold::Thresholds;
 
 /// How an endpoint is selected for a new connection. The names are those of the IPVS schedulers
 /// (`net/netfilter/ipvs/ip_vs_*.c`), and `random`.
@@ -112,6 +113,11 @@ impl Algorithm {
         )
     }
 
+    /// Returns whether a hash selects the endpoint.
+    pub fn is_by_hash(self) -> bool {
+        self.hashes_the_client() || self == Self::DestinationHash
+    }
+
     /// Returns whether [`HashInput`] matters.
     pub fn hashes_the_client(self) -> bool {
         matches!(self, Self::SourceHash | Self::Maglev)
@@ -164,6 +170,11 @@ pub struct Balancing {
     pub failover: bool,
     /// An endpoint that refuses clients or does not answer them is left out for a while.
     pub passive_health: bool,
+    /// When an endpoint has too many connections to get new ones. `None`: never.
+    pub thresholds: Option<Thresholds>,
+    /// With an algorithm by a hash, a client whose endpoint is overloaded gets another one instead
+    /// of a refusal.
+    pub fallback: bool,
     /// The time after which the open connections to an endpoint that terminates, that has weight 0
     /// or whose node drains are reset. `None`: they stay.
     pub drain_timeout: Option<Duration>,

@@ -22,7 +22,7 @@ mod secret;
 mod service;
 mod slice;
 
-pub use balancing::{Algorithm, Balancing, HashInput, PlaceHash, Weight};
+pub use balancing::{Algorithm, Balancing, HashInput, PlaceHash, Thresholds, Weight};
 pub use drain::{DRAIN_ANNOTATION, DrainingNodes, NodeDrain};
 pub use event::{ProblemSource, ResourceSet, SourceEvent, WatchedResource};
 pub use family::{IpFamily, PerFamily};

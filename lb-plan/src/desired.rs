@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use lb_model::{Algorithm, HashInput, IpFamily, Protocol, SourceRanges, Weight};
+use lb_model::{Algorithm, HashInput, IpFamily, Protocol, SourceRanges, Thresholds, Weight};
 
 use super::slots::{EligibleEndpoint, arrange};
 
@@ -45,6 +45,11 @@ pub struct DesiredServicePort {
     pub failover: bool,
     /// An endpoint that refuses clients or does not answer them is left out for a while.
     pub passive_health: bool,
+    /// When an endpoint has too many connections to get new ones. `None`: never.
+    pub thresholds: Option<Thresholds>,
+    /// With an algorithm by a hash and thresholds, a client whose endpoint is overloaded gets
+    /// another one instead of a refusal.
+    pub fallback: bool,
     /// Timeout of ClientIP session affinity in seconds. `None` means no affinity.
     pub affinity_seconds: Option<u32>,
     /// Source addresses that may use the [`FrontendKind::LoadBalancer`] frontends. Packets from
@@ -163,8 +168,9 @@ pub struct DesiredEndpoint {
 
 impl EndpointLists {
     /// Returns the content of the slots for a list of indices into `endpoints`: indices again, in
-    /// the order and as often as the algorithm requires.
-    pub fn slots(&self, list: &[u32], algorithm: Algorithm) -> Vec<u32> {
+    /// the order and as often as the algorithm requires. `can_overload`: the endpoints have
+    /// thresholds.
+    pub fn slots(&self, list: &[u32], algorithm: Algorithm, can_overload: bool) -> Vec<u32> {
         let candidates: Vec<_> = list
             .iter()
             .filter_map(|&index| {
@@ -172,6 +178,6 @@ impl EndpointLists {
                 Some(EligibleEndpoint { index, address, weight: weight.get() })
             })
             .collect();
-        arrange(algorithm, &candidates)
+        arrange(algorithm, can_overload, &candidates)
     }
 }

@@ -542,6 +542,10 @@ impl Planner {
             algorithm,
             failover: service.balancing.failover,
             passive_health: service.balancing.passive_health,
+            thresholds: service.balancing.thresholds,
+            fallback: service.balancing.fallback
+                && service.balancing.thresholds.is_some()
+                && algorithm.is_by_hash(),
             hash: if algorithm.hashes_the_client() { service.balancing.hash } else { Default::default() },
             affinity_seconds: service.affinity_seconds,
             source_ranges: if restricted { service.source_ranges.clone() } else { Default::default() },

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lb_model::{Algorithm, HashInput, IpFamily, Weight};
+use lb_model::{Algorithm, HashInput, IpFamily, Thresholds, Weight};
 
 use super::desired::{
     DesiredEndpoint, DesiredServicePort, EndpointList, EndpointLists, Frontend, FrontendAddress,
@@ -28,6 +28,15 @@ impl fmt::Display for DesiredServicePort {
         }
         if self.passive_health != self.failover {
             write!(f, ", passive health {}", if self.passive_health { "on" } else { "off" })?;
+        }
+        if let Some(Thresholds { upper, lower }) = self.thresholds {
+            write!(f, ", overloaded at {upper}")?;
+            if lower != 0 {
+                write!(f, " until below {lower}")?;
+            }
+        }
+        if self.fallback {
+            f.write_str(", fallback")?;
         }
         if self.hash != HashInput::default() {
             write!(f, " by {}", self.hash.name())?;

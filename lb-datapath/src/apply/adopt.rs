@@ -41,6 +41,7 @@ impl<T: Tables> Engine<T> {
         }
         let stale_entries = reader.read_entries()?;
         let stale_source_ranges = reader.read_source_ranges()?;
+        let stale_thresholds = reader.read_thresholds()?;
 
         // Entries are removed before the entries to which they refer.
         for address in stale_entries {
@@ -48,6 +49,9 @@ impl<T: Tables> Engine<T> {
         }
         for (service_id, sources) in stale_source_ranges {
             reader.tables.remove_source_range(service_id, sources)?;
+        }
+        for service_id in stale_thresholds {
+            reader.tables.remove_thresholds(service_id)?;
         }
         for family in IpFamily::BOTH {
             for &id in &reader.stale_backends[family] {
@@ -142,6 +146,19 @@ impl<T: Tables> MapReader<T> {
                     installed.families[IpFamily::of(&sources.addr())].source_ranges.insert(sources);
                 }
                 None => stale.push((service_id, sources)),
+            }
+        }
+        Ok(stale)
+    }
+
+    /// Adds thresholds to the records of their Service ports. Returns the service ids of the stale
+    /// ones.
+    fn read_thresholds(&mut self) -> Result<Vec<u32>, TableError> {
+        let mut stale = Vec::new();
+        for (service_id, thresholds) in self.tables.thresholds()? {
+            match self.services.get_mut(&service_id) {
+                Some((_, installed)) => installed.thresholds = Some(thresholds),
+                None => stale.push(service_id),
             }
         }
         Ok(stale)
@@ -282,6 +299,7 @@ impl Installed {
         Self {
             service_id,
             named_port: Some(port),
+            thresholds: None,
             entries: BTreeMap::new(),
             families: PerFamily::default(),
             adopted: true,

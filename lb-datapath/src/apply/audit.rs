@@ -87,6 +87,12 @@ impl<T: Tables> Writer<T> {
     ) -> Result<usize, TableError> {
         let service_id = installed.service_id;
         let mut compared = 1 + installed.entries.len() * 2;
+        if let Some(thresholds) = installed.thresholds
+            && self.tables.thresholds_of(service_id)? != Some(thresholds)
+        {
+            found.push(format!("the thresholds of {id}"));
+            self.tables.put_thresholds(service_id, thresholds)?;
+        }
         for family in IpFamily::BOTH {
             let record = &installed.families[family];
             compared += record.backends.len() + record.source_ranges.len();

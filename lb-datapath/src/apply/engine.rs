@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lb_common::layout;
-use lb_model::{IpFamily, PerFamily, Protocol};
+use lb_model::{IpFamily, PerFamily, Protocol, Thresholds};
 use lb_plan::desired::{DesiredServicePort, EndpointList, Frontend, FrontendKind, ListPolicy, ServicePortId};
 
 use super::entry::{self, SlotRange};
@@ -54,6 +54,7 @@ pub(super) struct Installed {
     pub service_id: u32,
     /// The port number in its `SERVICE_NAMES` entry. `None` if this entry is not written yet.
     pub named_port: Option<u16>,
+    pub thresholds: Option<Thresholds>,
     pub entries: BTreeMap<ServiceAddress, layout::ServiceEntry>,
     pub families: PerFamily<InstalledFamily>,
     /// Whether this was read from the maps at start, and `apply` was not called for it since.
@@ -115,6 +116,7 @@ impl Installed {
         Self {
             service_id,
             named_port: None,
+            thresholds: None,
             entries: BTreeMap::new(),
             families: PerFamily::default(),
             adopted: false,
@@ -124,6 +126,7 @@ impl Installed {
     /// Returns whether the maps have no entry of this Service port.
     fn is_blank(&self) -> bool {
         self.named_port.is_none()
+            && self.thresholds.is_none()
             && self.entries.is_empty()
             && IpFamily::BOTH.iter().all(|&family| {
                 let family = &self.families[family];
@@ -412,7 +415,7 @@ impl<T: Tables> Writer<T> {
         let mut draft = Draft::default();
         let result = self
             .prepare(id, installed, desired, &mut draft)
-            .and_then(|()| self.install(id, installed, &mut draft, &name))
+            .and_then(|()| self.install(id, installed, &mut draft, (&name, desired.thresholds)))
             .and_then(|()| self.remove_unwanted(id, installed, Some(desired), &draft, now));
         let conflict = draft.conflict.take();
         self.discard(draft);
@@ -438,7 +441,8 @@ impl<T: Tables> Writer<T> {
             let lists = desired.endpoints(family);
             let ids = self.prepare_backends(&frontends, draft)?;
             let ids_of = |list: &[u32]| -> Vec<u32> {
-                let slots = lists.slots(list, desired.algorithm).into_iter();
+                let can_overload = desired.thresholds.is_some();
+                let slots = lists.slots(list, desired.algorithm, can_overload).into_iter();
                 slots.filter_map(|index| ids.get(index as usize).copied()).collect()
             };
             let mut ranges = ListRanges::default();
@@ -602,9 +606,13 @@ impl<T: Tables> Writer<T> {
         id: &Arc<ServicePortId>,
         installed: &mut Installed,
         draft: &mut Draft,
-        name: &layout::ServiceName,
+        (name, thresholds): (&layout::ServiceName, Option<Thresholds>),
     ) -> Result<(), TableError> {
         let service_id = installed.service_id;
+        if let Some(new) = thresholds.filter(|new| installed.thresholds != Some(*new)) {
+            self.tables.put_thresholds(service_id, new)?;
+            installed.thresholds = Some(new);
+        }
         for family in IpFamily::BOTH {
             let record = &mut installed.families[family];
             for &(address, backend) in &draft.changed_backends[family] {
@@ -696,6 +704,11 @@ impl<T: Tables> Writer<T> {
         }
         self.release_unused_slots(installed, now);
         self.marks.remove_unneeded(&mut self.tables)?;
+        // No endpoint has the flag any more.
+        if installed.thresholds.is_some() && desired.is_none_or(|desired| desired.thresholds.is_none()) {
+            self.tables.remove_thresholds(installed.service_id)?;
+            installed.thresholds = None;
+        }
         for family in IpFamily::BOTH {
             let record = &mut installed.families[family];
             while let Some(&sources) = record.source_ranges.difference(&draft.source_ranges[family]).next() {

@@ -61,6 +61,7 @@ pub fn service(
         ((outside, outside_drop) != (inside, inside_drop), service_flags::POLICY_LOCAL),
         (frontend.outside.list == EndpointList::Local, service_flags::OUTSIDE_LOCAL),
         (frontend.inside.list == EndpointList::Local, service_flags::INSIDE_LOCAL),
+        (replaces_overloaded(desired), service_flags::REPLACE_OVERLOADED),
     ] {
         if set {
             flags |= flag;
@@ -81,9 +82,18 @@ pub fn service(
     }
 }
 
+/// Returns whether a client whose endpoint is overloaded gets another one. `ovf` would get one that
+/// has more connections than its weight.
+fn replaces_overloaded(desired: &DesiredServicePort) -> bool {
+    desired.thresholds.is_some()
+        && desired.algorithm != Algorithm::Overflow
+        && (desired.fallback || !desired.algorithm.is_by_hash())
+}
+
 /// Returns how the programs select a slot: one of [`layout::algorithm`].
 pub fn algorithm(desired: &DesiredServicePort) -> u8 {
     match (desired.algorithm, desired.hash) {
+        (Algorithm::Failover, _) if desired.thresholds.is_some() => layout::algorithm::GREATEST_WEIGHT,
         (Algorithm::Random | Algorithm::Failover, _) => layout::algorithm::RANDOM,
         (Algorithm::RoundRobin | Algorithm::WeightedRoundRobin, _) => layout::algorithm::IN_TURN,
         (Algorithm::DestinationHash, _)
@@ -125,6 +135,7 @@ pub fn backend_flags(
         (lists.local.binary_search(&index).is_ok(), backend_flags::IN_LOCAL),
         (desired.failover, backend_flags::FAILOVER),
         (desired.passive_health, backend_flags::PASSIVE_HEALTH),
+        (desired.thresholds.is_some(), backend_flags::THRESHOLDS),
     ] {
         if set {
             flags |= flag;

@@ -52,6 +52,7 @@ macro_rules! per_family {
 impl MapName {
     pub const SERVICES: PerFamily<Self> = per_family!("SERVICES", Some("max-services"));
     pub const SERVICE_NAMES: Self = Self { name: "SERVICE_NAMES", option: Some("max-services") };
+    pub const THRESHOLDS: Self = Self { name: "THRESHOLDS", option: Some("max-services") };
     pub const SLOTS: Self = Self { name: "SLOTS", option: Some("max-slots") };
     pub const CURSORS: Self = Self { name: "CURSORS", option: Some("max-services") };
     pub const BACKENDS: PerFamily<Self> = per_family!("BACKENDS", Some("max-backends"));
@@ -70,6 +71,7 @@ impl MapName {
     pub const AFFINITY: Self = Self { name: "AFFINITY", option: Some("max-affinity") };
     pub const NO_SOURCE_PORT: Self = Self { name: "NO_SOURCE_PORT", option: None };
     pub const HEALTH: Self = Self { name: "HEALTH", option: None };
+    pub const OVERLOADED: Self = Self { name: "OVERLOADED", option: None };
     pub const SETTINGS: Self = Self { name: "SETTINGS", option: None };
     pub const MONITOR: Self = Self { name: "MONITOR", option: None };
     pub const RECORD: Self = Self { name: "RECORD", option: None };

@@ -27,6 +27,7 @@ pub struct MemoryState {
     pub capacity: Capacity,
     pub services: BTreeMap<ServiceAddress, layout::ServiceEntry>,
     pub names: BTreeMap<u32, layout::ServiceName>,
+    pub thresholds: BTreeMap<u32, layout::Thresholds>,
     pub slots: Vec<u32>,
     /// The next slot of each range whose slots are used in turn, by its base.
     pub cursors: BTreeMap<u32, u32>,
@@ -62,6 +63,7 @@ impl Memory {
             capacity,
             services: BTreeMap::new(),
             names: BTreeMap::new(),
+            thresholds: BTreeMap::new(),
             slots: vec![0; capacity.slots as usize],
             cursors: BTreeMap::new(),
             backends: PerFamily::default(),
@@ -293,6 +295,34 @@ impl Tables for Memory {
         Ok(())
     }
 
+    fn put_thresholds(&mut self, service_id: u32, thresholds: layout::Thresholds) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        state.write("THRESHOLDS")?;
+        let before = state.thresholds.insert(service_id, thresholds);
+        assert_ne!(before, Some(thresholds), "thresholds of {service_id}: written without need");
+        Ok(())
+    }
+
+    fn remove_thresholds(&mut self, service_id: u32) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        let flagged = |entry: &BackendEntry| {
+            entry.service_id == service_id && entry.flags & layout::backend_flags::THRESHOLDS != 0
+        };
+        let in_slots = |state: &MemoryState, id: u32| {
+            state.slot_users.keys().any(|slot| state.slots[*slot as usize] == id)
+        };
+        for family in IpFamily::BOTH {
+            let mut refers = state.backends[family].iter().filter(|(_, entry)| flagged(entry));
+            assert!(
+                !refers.any(|(id, _)| in_slots(&state, *id)),
+                "the thresholds of {service_id} are in use"
+            );
+        }
+        state.write("THRESHOLDS")?;
+        state.thresholds.remove(&service_id);
+        Ok(())
+    }
+
     fn write_slots(&mut self, base: u32, backend_ids: &[u32]) -> Result<(), TableError> {
         let mut state = self.state_mut();
         for slot in base..base + backend_ids.len() as u32 {
@@ -462,6 +492,14 @@ impl Tables for Memory {
 
     fn service_names(&self) -> Result<Vec<(u32, layout::ServiceName)>, TableError> {
         Ok(self.state().names.iter().map(|(id, name)| (*id, *name)).collect())
+    }
+
+    fn thresholds(&self) -> Result<Vec<(u32, layout::Thresholds)>, TableError> {
+        Ok(self.state().thresholds.iter().map(|(id, thresholds)| (*id, *thresholds)).collect())
+    }
+
+    fn thresholds_of(&self, service_id: u32) -> Result<Option<layout::Thresholds>, TableError> {
+        Ok(self.state().thresholds.get(&service_id).copied())
     }
 
     fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError> {

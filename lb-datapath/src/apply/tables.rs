@@ -73,6 +73,9 @@ pub trait Tables {
     fn remove_service(&mut self, key: ServiceAddress) -> Result<(), TableError>;
     fn put_service_name(&mut self, service_id: u32, name: &layout::ServiceName) -> Result<(), TableError>;
     fn remove_service_name(&mut self, service_id: u32) -> Result<(), TableError>;
+    fn put_thresholds(&mut self, service_id: u32, thresholds: layout::Thresholds) -> Result<(), TableError>;
+    /// Removes the thresholds of a Service port. Does nothing if it has none.
+    fn remove_thresholds(&mut self, service_id: u32) -> Result<(), TableError>;
     /// Writes `SLOTS[base..base + backend_ids.len()]`.
     fn write_slots(&mut self, base: u32, backend_ids: &[u32]) -> Result<(), TableError>;
     /// Writes the next slot of the range that begins at `base`, counted from `base`.
@@ -107,6 +110,7 @@ pub trait Tables {
         count: usize,
     ) -> Result<Vec<ServiceAddress>, TableError>;
     fn service_name(&self, service_id: u32) -> Result<Option<layout::ServiceName>, TableError>;
+    fn thresholds_of(&self, service_id: u32) -> Result<Option<layout::Thresholds>, TableError>;
     /// Returns an entry whose flags are not 0.
     fn backend(&self, family: IpFamily, id: u32) -> Result<Option<BackendEntry>, TableError>;
     /// Returns the flags that [`Tables::mark_address`] has written.
@@ -116,6 +120,8 @@ pub trait Tables {
     /// survive a restart.
     fn services(&self) -> Result<Vec<(ServiceAddress, layout::ServiceEntry)>, TableError>;
     fn service_names(&self) -> Result<Vec<(u32, layout::ServiceName)>, TableError>;
+    /// Returns the thresholds of all Service ports that have any.
+    fn thresholds(&self) -> Result<Vec<(u32, layout::Thresholds)>, TableError>;
     fn read_slots(&self, base: u32, count: u32) -> Result<Vec<u32>, TableError>;
     /// Returns all cursors, as (base, next).
     fn cursors(&self) -> Result<Vec<(u32, u32)>, TableError>;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lb_common::layout::{address_flags, backend_flags, service_flags};
-use lb_model::{Algorithm, HashInput, IpFamily, PerFamily, Protocol, SourceRanges, Weight};
+use lb_model::{Algorithm, HashInput, IpFamily, PerFamily, Protocol, SourceRanges, Thresholds, Weight};
 use lb_plan::desired::*;
 use proptest::prelude::*;
 
@@ -160,6 +160,8 @@ impl Spec {
             hash: HashInput::default(),
             failover: false,
             passive_health: false,
+            thresholds: self.thresholds(),
+            fallback: false,
             affinity_seconds: self.affinity,
             source_ranges: self.source_ranges(),
             frontends,
@@ -173,6 +175,12 @@ impl Spec {
     /// An algorithm without a cursor or with one. A changed port changes the algorithm.
     fn algorithm(&self) -> Algorithm {
         [Algorithm::Random, Algorithm::RoundRobin][usize::from(self.port) % 2]
+    }
+
+    /// Thresholds or none. A changed port changes them.
+    fn thresholds(&self) -> Option<Thresholds> {
+        let upper = u32::from(self.port) % 3;
+        (upper > 0).then_some(Thresholds { upper, lower: 0 })
     }
 
     fn source_ranges(&self) -> SourceRanges {
@@ -217,7 +225,7 @@ fn wish<'a>(services: impl IntoIterator<Item = &'a DesiredServicePort>) -> Meani
         source_ranges: BTreeSet::new(),
     };
     for wanted in services {
-        meaning.names.insert(format!("{} {}", wanted.id, wanted.port));
+        meaning.names.insert(format!("{} {} {:?}", wanted.id, wanted.port, wanted.thresholds));
         for frontend in &wanted.frontends {
             let family = frontend.address.family();
             let lists = wanted.endpoints(family);
@@ -226,7 +234,7 @@ fn wish<'a>(services: impl IntoIterator<Item = &'a DesiredServicePort>) -> Meani
                     EndpointList::Cluster => &lists.cluster,
                     EndpointList::Local => &lists.local,
                 };
-                let slots = lists.slots(indices, wanted.algorithm);
+                let slots = lists.slots(indices, wanted.algorithm, wanted.thresholds.is_some());
                 let addresses: Vec<_> = slots.iter().map(|i| lists.endpoints[*i as usize].address).collect();
                 let drop = addresses.is_empty() && policy.when_empty == WhenEmpty::Drop;
                 format!("{addresses:?} {drop}")
@@ -304,7 +312,10 @@ fn meaning(memory: &Memory) -> Meaning {
     Meaning {
         entries: entries.collect(),
         backends: backends.collect(),
-        names: ids.values().map(|(id, port)| format!("{id} {port}")).collect(),
+        names: ids
+            .iter()
+            .map(|(service, (id, port))| format!("{id} {port} {:?}", state.thresholds.get(service)))
+            .collect(),
         marks: state.marks.clone(),
         source_ranges: state
             .source_ranges

@@ -26,7 +26,7 @@ use crate::count::count;
 use crate::event::is_watched;
 use crate::loads::recount_socket;
 use crate::maps::{CONNECTED, COUNTED, Maps};
-use crate::select::Eligible;
+use crate::select::{Eligible, Selected};
 use crate::settings::CONVERTING;
 
 pub fn connect4(context: &SockAddrContext) -> i32 {
@@ -77,10 +77,18 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         Some(Err(refusal)) => return refuse::<S>(context, call::reason(refusal)),
         None => return ALLOW,
     };
-    let (backend_id, backend) = match call::select::<F, _>(context, service, addr) {
-        Ok(selected) => selected,
-        Err(refusal) => return refuse::<S>(context, call::reason(refusal)),
+    // While an agent converts the maps of one that counts no sockets, the programs that see the end
+    // of sockets may not be attached yet.
+    let counted = match protocol {
+        _ if CONVERTING.load() != 0 => counted::NONE,
+        UDP => counted::INACTIVE,
+        _ => counted::ACTIVE,
     };
+    let Selected { id: backend_id, backend, is_counted } =
+        match call::select::<F, _>(context, service, addr, counted) {
+            Ok(selected) => selected,
+            Err(refusal) => return refuse::<S>(context, call::reason(refusal)),
+        };
     let mut peer = Aligned(ConnectedPeer {
         service_addr: S::widen(&addr),
         backend_addr: S::widen(&backend.addr),
@@ -99,11 +107,8 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
             *stored = peer.0;
         }
     }
-    // While an agent converts the maps of one that counts no sockets, the programs that see the end
-    // of sockets may not be attached yet.
-    if CONVERTING.load() == 0 {
-        let counted = if protocol == UDP { counted::INACTIVE } else { counted::ACTIVE };
-        count_socket::<F>(context, backend_id, counted);
+    if counted != counted::NONE {
+        count_socket::<F>(context, backend_id, counted, is_counted);
     }
     report::opened::<F>(context, &peer.0);
     S::set_address(context, backend.addr);
@@ -120,15 +125,20 @@ fn refuse<S: address::Wide>(context: &SockAddrContext, reason: Reason) -> i32 {
 }
 
 /// Counts a socket that connects to an endpoint, and no longer at the endpoint of its connect
-/// before. The kernel holds the lock of the socket meanwhile.
+/// before. The kernel holds the lock of the socket meanwhile. `is_counted`: the new endpoint has
+/// counted it already.
 #[inline(always)]
-fn count_socket<F: Maps>(context: &SockAddrContext, backend_id: u32, counted: u8) {
+fn count_socket<F: Maps>(context: &SockAddrContext, backend_id: u32, counted: u8, is_counted: bool) {
     let mut none = Aligned(CountedSocket { backend_id: 0, is_v6: 0, counted: counted::NONE, pad: [0; 2] });
     // SAFETY: the socket belongs to the context, and the entry to the socket.
     if let Some(known) = unsafe { COUNTED.get_or_insert_ptr_mut(context, Some(&mut none.0)).as_mut() } {
         uncount(known);
         *known = CountedSocket { backend_id, is_v6: F::IS_V6 as u8, counted, pad: [0; 2] };
-        recount_socket::<F>(backend_id, counted::NONE, counted);
+        if !is_counted {
+            recount_socket::<F>(backend_id, counted::NONE, counted);
+        }
+    } else if is_counted {
+        recount_socket::<F>(backend_id, counted, counted::NONE);
     }
 }
 
@@ -177,10 +187,11 @@ fn sendmsg<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         address::set_port(context, backend.port);
         return ALLOW;
     }
-    let (backend_id, backend) = match call::select::<F, _>(context, service, addr) {
-        Ok(selected) => selected,
-        Err(refusal) => return refuse::<S>(context, call::reason(refusal)),
-    };
+    let Selected { id: backend_id, backend, .. } =
+        match call::select::<F, _>(context, service, addr, counted::NONE) {
+            Ok(selected) => selected,
+            Err(refusal) => return refuse::<S>(context, call::reason(refusal)),
+        };
     let peer = Aligned(SocketPeer {
         addr: backend.addr,
         port: backend.port,

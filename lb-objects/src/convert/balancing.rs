@@ -1,11 +1,12 @@
 //! The annotations about the selection of endpoints. `docs/algorithms.md` describes them for users.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_model::{
     Algorithm, Balancing, DRAIN_ANNOTATION, HashInput, NodeDrain, PlaceHash, ProblemKind, Problems,
-    WEIGHT_ANNOTATION, Weight,
+    Thresholds, WEIGHT_ANNOTATION, Weight,
 };
 
 use super::duration::parse_duration;
@@ -17,6 +18,9 @@ const BALANCE: &str = "lb.sluice.dev/balance";
 const HASH: &str = "lb.sluice.dev/hash";
 const FAILOVER: &str = "lb.sluice.dev/failover";
 const PASSIVE_HEALTH: &str = "lb.sluice.dev/passive-health";
+const UPPER_THRESHOLD: &str = "lb.sluice.dev/upper-threshold";
+const LOWER_THRESHOLD: &str = "lb.sluice.dev/lower-threshold";
+const FALLBACK: &str = "lb.sluice.dev/fallback";
 const DRAIN_TIMEOUT: &str = "lb.sluice.dev/drain-timeout";
 const WEIGHTS: &str = "lb.sluice.dev/weights";
 
@@ -25,7 +29,18 @@ const MOST_WEIGHTS: usize = 1_000;
 
 /// Returns the annotations of a Service. A value that is not valid has the effect of a missing one.
 pub(super) fn of_service(metadata: &ObjectMeta, problems: &mut Problems) -> Balancing {
-    let known = [ALGORITHM, BALANCE, HASH, FAILOVER, PASSIVE_HEALTH, DRAIN_TIMEOUT, WEIGHTS];
+    let known = [
+        ALGORITHM,
+        BALANCE,
+        HASH,
+        FALLBACK,
+        UPPER_THRESHOLD,
+        LOWER_THRESHOLD,
+        FAILOVER,
+        PASSIVE_HEALTH,
+        DRAIN_TIMEOUT,
+        WEIGHTS,
+    ];
     report_unknown(metadata, &known, problems);
     let algorithm = value(metadata, ALGORITHM).and_then(|text| algorithm(text, problems));
     let balance = value(metadata, BALANCE).and_then(|text| balance(text, algorithm, problems));
@@ -37,7 +52,77 @@ pub(super) fn of_service(metadata: &ObjectMeta, problems: &mut Problems) -> Bala
         value(metadata, PASSIVE_HEALTH).and_then(|text| on_or_off(PASSIVE_HEALTH, text, failover, problems));
     let passive_health = passive_health.unwrap_or(failover);
     let drain_timeout = value(metadata, DRAIN_TIMEOUT).and_then(|text| drain_timeout(text, problems));
-    Balancing { algorithm, hash, failover, passive_health, drain_timeout, weights }
+    let thresholds = thresholds(metadata, problems);
+    let fallback = fallback(metadata, algorithm, thresholds, problems);
+    Balancing { algorithm, hash, failover, passive_health, thresholds, fallback, drain_timeout, weights }
+}
+
+/// Returns the thresholds. IPVS refuses a lower one that is greater than the upper one, and ignores
+/// a lower one alone.
+fn thresholds(metadata: &ObjectMeta, problems: &mut Problems) -> Option<Thresholds> {
+    let mut number = |annotation, until_then| {
+        let text = value(metadata, annotation)?;
+        let number = parse_digits::<u32>(text).filter(|number| *number > 0);
+        if number.is_none() {
+            problems.error(
+                ProblemKind::OutOfRange,
+                field(annotation),
+                format_args!("`{text}` is not a number of connections"),
+                format_args!("use a number from 1 to {}; {until_then} until then", u32::MAX),
+            );
+        }
+        number
+    };
+    let upper = number(UPPER_THRESHOLD, "the number of connections has no limit");
+    let lower = number(LOWER_THRESHOLD, "it is three quarters of the upper threshold");
+    match (upper, lower) {
+        (None, Some(_)) if value(metadata, UPPER_THRESHOLD).is_none() => problems.error(
+            ProblemKind::Contradiction,
+            field(LOWER_THRESHOLD),
+            "has no effect without an upper threshold",
+            format_args!("add {UPPER_THRESHOLD}, or remove it"),
+        ),
+        (Some(upper), Some(lower)) if lower > upper => {
+            problems.error(
+                ProblemKind::OutOfRange,
+                field(LOWER_THRESHOLD),
+                format_args!("{lower} is greater than the upper threshold {upper}"),
+                format_args!(
+                    "use a number from 1 to {upper}; it is three quarters of the upper threshold until then"
+                ),
+            );
+            return Some(Thresholds { upper, lower: 0 });
+        }
+        _ => {}
+    }
+    upper.map(|upper| Thresholds { upper, lower: lower.unwrap_or(0) })
+}
+
+/// Returns whether a client whose endpoint is overloaded gets another one.
+fn fallback(
+    metadata: &ObjectMeta,
+    algorithm: Option<Algorithm>,
+    thresholds: Option<Thresholds>,
+    problems: &mut Problems,
+) -> bool {
+    let Some(text) = value(metadata, FALLBACK) else { return false };
+    let fallback = switch(FALLBACK, text, problems);
+    if fallback && algorithm.is_some_and(|algorithm| !algorithm.is_by_hash()) {
+        problems.note(
+            ProblemKind::Contradiction,
+            field(FALLBACK),
+            "has no effect: the algorithm of this Service replaces an endpoint that is overloaded in any case",
+            "use algorithm sh, dh or mh, or remove it",
+        );
+    } else if fallback && thresholds.is_none() {
+        problems.note(
+            ProblemKind::Contradiction,
+            field(FALLBACK),
+            "has no effect: no endpoint of this Service can be overloaded",
+            format_args!("add {UPPER_THRESHOLD}, or remove it"),
+        );
+    }
+    fallback
 }
 
 /// Returns the weight of a Pod, or of all endpoints of an EndpointSlice. `otherwise` is the effect
@@ -257,6 +342,11 @@ fn weights(text: &str, problems: &mut Problems) -> Box<[(PlaceHash, Weight)]> {
 }
 
 fn parse_weight(text: &str) -> Option<Weight> {
+    parse_digits(text).map(Weight::new)
+}
+
+/// Parses a number that consists of digits.
+fn parse_digits<T: FromStr>(text: &str) -> Option<T> {
     // `parse` accepts a plus sign.
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok().map(Weight::new))?
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }

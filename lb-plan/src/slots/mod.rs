@@ -14,7 +14,8 @@ use lb_model::Algorithm;
 pub use eligible::EligibleEndpoint;
 
 /// Returns the slots for an algorithm. The result is empty only if there are no endpoints.
-pub fn arrange(algorithm: Algorithm, endpoints: &[EligibleEndpoint]) -> Vec<u32> {
+/// `can_overload`: the endpoints have thresholds, so another one may have to replace the first.
+pub fn arrange(algorithm: Algorithm, can_overload: bool, endpoints: &[EligibleEndpoint]) -> Vec<u32> {
     if endpoints.is_empty() {
         return Vec::new();
     }
@@ -30,6 +31,8 @@ pub fn arrange(algorithm: Algorithm, endpoints: &[EligibleEndpoint]) -> Vec<u32>
         Algorithm::SourceHash => buckets::weighted(endpoints),
         Algorithm::DestinationHash => buckets::unweighted(endpoints),
         Algorithm::Maglev => maglev::table(endpoints),
+        // The programs select the greatest weight among the endpoints that are not overloaded.
+        Algorithm::Failover if can_overload => endpoints.iter().map(|endpoint| endpoint.index).collect(),
         Algorithm::Failover => weights::greatest(endpoints),
     }
 }
@@ -42,8 +45,8 @@ mod tests {
     #[test]
     fn only_the_algorithms_with_weights_depend_on_them() {
         for algorithm in Algorithm::ALL {
-            let same =
-                arrange(algorithm, &endpoints(&[1, 1, 1])) == arrange(algorithm, &endpoints(&[1, 1, 2]));
+            let same = arrange(algorithm, false, &endpoints(&[1, 1, 1]))
+                == arrange(algorithm, false, &endpoints(&[1, 1, 2]));
             // The programs read the weights for algorithms that compare connections.
             let ignores_weights = matches!(
                 algorithm,
@@ -56,7 +59,7 @@ mod tests {
                     | Algorithm::Overflow
             );
             assert_eq!(same, ignores_weights, "{algorithm}");
-            assert!(arrange(algorithm, &[]).is_empty());
+            assert!(arrange(algorithm, false, &[]).is_empty());
         }
     }
 }

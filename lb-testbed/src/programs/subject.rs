@@ -19,7 +19,7 @@ use lb_datapath::{
     CallCounter, Calls, Datapath, FlowEntry, LoadOptions, MapSizes, ProgramStatistics, ServiceTables,
     TcAttach, TestRun,
 };
-use lb_model::IpFamily;
+use lb_model::{IpFamily, Thresholds};
 
 use super::world::{DEVICES, World};
 
@@ -152,6 +152,10 @@ pub struct ServiceAddressEntry {
     pub failover: bool,
     /// Endpoints that refuse or do not answer are left out.
     pub passive_health: bool,
+    /// When a backend has too many connections to get new ones.
+    pub thresholds: Option<Thresholds>,
+    /// Another backend replaces one that is overloaded, with an algorithm by a hash.
+    pub fallback: bool,
     /// Traffic from outside the cluster uses local backends only. It is dropped if there are none.
     pub outside_local: bool,
     /// Traffic from pods and from the node uses local backends only. It is dropped if there are
@@ -176,6 +180,8 @@ impl ServiceAddressEntry {
             algorithm: algorithm::RANDOM,
             failover: false,
             passive_health: false,
+            thresholds: None,
+            fallback: false,
             outside_local: false,
             inside_local: false,
         }
@@ -183,6 +189,12 @@ impl ServiceAddressEntry {
 
     fn key(&self) -> ServiceAddress {
         ServiceAddress { ip: self.address.ip(), port: self.address.port(), protocol: self.protocol }
+    }
+
+    /// Returns whether another backend replaces one that is overloaded.
+    fn replaces_overloaded(&self) -> bool {
+        let is_by_hash = (algorithm::HASH_SOURCE..=algorithm::HASH_DESTINATION).contains(&self.algorithm);
+        self.thresholds.is_some() && self.algorithm != algorithm::OVERFLOW && (self.fallback || !is_by_hash)
     }
 
     /// Returns the name that identifies the Service port.
@@ -362,6 +374,10 @@ impl Subject {
                     self.tables.put_source_range(service_id, *sources)?;
                 }
             }
+            match entry.thresholds {
+                Some(thresholds) => self.tables.put_thresholds(service_id, thresholds)?,
+                None => self.tables.remove_thresholds(service_id)?,
+            }
             let service = self.service(service_id, entry)?;
             self.tables.put_service(address, service)?;
             self.services.insert(address, service_id);
@@ -425,6 +441,7 @@ impl Subject {
             (entry.outside_local, service_flags::OUTSIDE_LOCAL),
             (entry.inside_local, service_flags::INSIDE_LOCAL),
             (entry.source_ranges.is_some(), service_flags::SOURCE_RANGES),
+            (entry.replaces_overloaded(), service_flags::REPLACE_OVERLOADED),
         ] {
             flags |= if set { flag } else { 0 };
         }
@@ -504,7 +521,8 @@ impl Subject {
         let local = if endpoint.local { backend_flags::LOCAL | backend_flags::IN_LOCAL } else { 0 };
         let failover = if entry.failover { backend_flags::FAILOVER } else { 0 };
         let health = if entry.passive_health { backend_flags::PASSIVE_HEALTH } else { 0 };
-        let flags = backend_flags::PRESENT | backend_flags::IN_CLUSTER | local | failover | health;
+        let limit = if entry.thresholds.is_some() { backend_flags::THRESHOLDS } else { 0 };
+        let flags = backend_flags::PRESENT | backend_flags::IN_CLUSTER | local | failover | health | limit;
         let entry = BackendEntry { address: endpoint.address, flags, service_id, weight: endpoint.weight };
         self.tables.write_backend(IpFamily::of(&endpoint.address.ip()), id, entry)?;
         self.backends.insert((service_id, endpoint.address), id);
@@ -521,6 +539,7 @@ impl Subject {
         self.set_kube_proxy(true)?;
         self.datapath.forget_gone_endpoints()?;
         for id in std::mem::take(&mut self.ids).into_values() {
+            self.tables.remove_thresholds(id)?;
             self.tables.remove_service_name(id)?;
         }
         (self.next_service, self.next_backend, self.next_slot) = (1, 1, 0);

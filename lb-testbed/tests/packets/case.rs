@@ -132,6 +132,15 @@ pub struct Service {
     /// Endpoints that refuse or do not answer are left out.
     #[serde(default)]
     pub passive_health: bool,
+    /// The upper threshold of each backend. 0: no thresholds.
+    #[serde(default)]
+    pub upper_threshold: u32,
+    /// The lower threshold of each backend.
+    #[serde(default)]
+    pub lower_threshold: u32,
+    /// With an algorithm by a hash, another backend replaces one that is overloaded.
+    #[serde(default)]
+    pub fallback: bool,
     /// With `local`, traffic from outside uses only backends on this node. It is dropped if there
     /// are none.
     #[serde(default)]
@@ -167,6 +176,7 @@ pub enum SlotAlgorithm {
     NeverQueue,
     Overflow,
     TwoChoices,
+    GreatestWeight,
 }
 
 impl SlotAlgorithm {
@@ -183,6 +193,7 @@ impl SlotAlgorithm {
             Self::NeverQueue => algorithm::NEVER_QUEUE,
             Self::Overflow => algorithm::OVERFLOW,
             Self::TwoChoices => algorithm::TWO_CHOICES,
+            Self::GreatestWeight => algorithm::GREATEST_WEIGHT,
         }
     }
 }

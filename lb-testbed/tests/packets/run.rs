@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
+use lb_common::layout::Thresholds;
 use lb_testbed::packet::layer::{Ethernet, Layer, Link, Mac};
 use lb_testbed::packet::{build, diff, dissect, parse, verify};
 use lb_testbed::programs::world::{self, World};
@@ -147,6 +148,9 @@ impl CaseRun<'_> {
             entry.algorithm = service.algorithm.number();
             entry.failover = service.failover;
             entry.passive_health = service.passive_health;
+            let case::Service { upper_threshold: upper, lower_threshold: lower, .. } = *service;
+            entry.thresholds = (upper > 0).then_some(Thresholds { upper, lower });
+            entry.fallback = service.fallback;
             // A ClusterIP has the internal policy, other addresses have the external one. The
             // external one does not apply to pods and the node: they are inside the cluster
             // (KEP-1669).

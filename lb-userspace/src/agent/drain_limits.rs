@@ -113,6 +113,8 @@ mod tests {
             hash: Default::default(),
             failover: false,
             passive_health: false,
+            thresholds: None,
+            fallback: false,
             affinity_seconds: None,
             source_ranges: Default::default(),
             frontends: Vec::new(),

@@ -454,6 +454,7 @@ impl MainLoop {
                     Err(error) => warn!("cannot read the connections of endpoints: {error}"),
                 }
                 self.report_left_out();
+                self.report_overloaded();
                 debug!(open = usage.open, half_open = usage.half_open, "read the flow table");
             }
             Err(error) => {
@@ -548,6 +549,14 @@ impl MainLoop {
         }
         self.metrics.set_left_out(left_out.len());
         self.left_out = left_out;
+    }
+
+    /// Publishes the number of endpoints that have too many connections to get new ones.
+    fn report_overloaded(&self) {
+        match self.datapath.maps().overloaded() {
+            Ok(overloaded) => self.metrics.set_overloaded(overloaded.len()),
+            Err(error) => warn!("cannot read the endpoints that are overloaded: {error}"),
+        }
     }
 
     /// Writes a Kubernetes Event about a Service.

@@ -117,7 +117,14 @@ pub(super) fn service_tables(maps: &AgentMaps) -> io::Result<ServiceEntries> {
     for (service_id, network) in maps.source_ranges()? {
         source_ranges.entry(service_id).or_default().push(network);
     }
-    Ok(ServiceEntries { services, names: names(maps)?, slots, backends: backends(maps)?, source_ranges })
+    Ok(ServiceEntries {
+        services,
+        names: names(maps)?,
+        slots,
+        backends: backends(maps)?,
+        source_ranges,
+        thresholds: maps.thresholds()?,
+    })
 }
 
 pub(super) fn names(maps: &AgentMaps) -> io::Result<Names> {
@@ -137,6 +144,8 @@ pub(super) fn endpoint_facts(maps: &AgentMaps) -> io::Result<EndpointFacts> {
         shortages: maps.port_shortages()?,
         left_out: maps.left_out()?,
         loads: maps.loads()?,
+        thresholds: maps.thresholds()?,
+        overloaded: maps.overloaded()?,
         now_ns: monotonic_ns(),
     })
 }

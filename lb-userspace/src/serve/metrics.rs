@@ -71,6 +71,7 @@ struct Values {
     cut: u64,
     /// Endpoints that are left out.
     left_out: usize,
+    overloaded: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -181,6 +182,11 @@ impl Metrics {
     /// Sets the number of endpoints that are left out.
     pub fn set_left_out(&self, endpoints: usize) {
         self.values().left_out = endpoints;
+    }
+
+    /// Sets the number of endpoints that have too many connections to get new ones.
+    pub fn set_overloaded(&self, endpoints: usize) {
+        self.values().overloaded = endpoints;
     }
 
     /// Counts an endpoint that drains and has no connections any more.
@@ -299,6 +305,11 @@ impl Collector for Metrics {
             "sluice_left_out_endpoints",
             "Endpoints that get no new connections for a while: they refuse or do not answer",
             values.left_out,
+        )?;
+        writer.gauge(
+            "sluice_overloaded_endpoints",
+            "Endpoints that get no new connections for a while: they have as many as their thresholds allow",
+            values.overloaded,
         )?;
         writer.gauges(
             "sluice_map_entries",

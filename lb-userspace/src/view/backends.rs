@@ -1,10 +1,11 @@
 //! `lb get backends`: one row per endpoint of a Service port.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use lb_common::layout::backend_flags;
 use lb_common::load::Connections;
+use lb_common::threshold::Thresholds;
 use lb_datapath::{EndpointShortage, LeftOutEndpoint};
 use lb_model::IpFamily;
 use serde::Serialize;
@@ -20,11 +21,19 @@ pub struct BackendRow {
     pub protocol: String,
     pub address: SocketAddr,
     /// `ready`; `draining`: the endpoint keeps its connections and gets no new ones; `left-out`: it
-    /// refuses or does not answer, and gets no new ones for a while.
+    /// refuses or does not answer, and gets no new ones for a while; `overloaded`: it has too many
+    /// connections to get new ones.
     pub state: &'static str,
     /// Whether the endpoint runs on this node.
     pub local: bool,
     pub weight: u32,
+    /// The endpoint is overloaded from so many connections on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upper_threshold: Option<u32>,
+    /// An endpoint that is overloaded gets new connections again below so many. 0: three quarters
+    /// of the upper threshold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lower_threshold: Option<u32>,
     /// Open connections, at packets and sockets: TCP and SCTP until one side closes.
     pub active_connections: u32,
     /// The other connections: UDP, and those that one side has closed.
@@ -44,6 +53,10 @@ pub struct EndpointFacts {
     pub left_out: Vec<LeftOutEndpoint>,
     /// The open connections, by IP family and backend id.
     pub loads: HashMap<(IpFamily, u32), Connections>,
+    /// The thresholds of Service ports, by service id.
+    pub thresholds: HashMap<u32, Thresholds>,
+    /// The endpoints that have too many connections to get new ones.
+    pub overloaded: HashSet<(IpFamily, u32)>,
     /// The time of [`lb_datapath::monotonic_ns`].
     pub now_ns: u64,
 }
@@ -82,10 +95,13 @@ pub fn backend_rows(
             state: match left_out.get(&(family, id)) {
                 _ if entry.drains() => "draining",
                 Some(_) => "left-out",
+                None if facts.overloaded.contains(&(family, id)) => "overloaded",
                 None => "ready",
             },
             local: entry.flags & backend_flags::LOCAL != 0,
             weight: entry.weight,
+            upper_threshold: facts.thresholds.get(&entry.service_id).map(|thresholds| thresholds.upper),
+            lower_threshold: facts.thresholds.get(&entry.service_id).map(|thresholds| thresholds.lower),
             active_connections: connections.active,
             inactive_connections: connections.inactive,
             id,
@@ -100,12 +116,17 @@ pub fn backend_rows(
     rows
 }
 
+/// Returns the thresholds as `upper`, or `upper/lower`.
+pub fn thresholds_text(upper: u32, lower: u32) -> String {
+    if lower == 0 { upper.to_string() } else { format!("{upper}/{lower}") }
+}
+
 impl Row for BackendRow {
     fn columns(wide: bool) -> Vec<&'static str> {
         let mut columns =
             vec!["SERVICE", "PROTOCOL", "ENDPOINT", "STATE", "NODE", "WEIGHT", "ACTIVE", "INACTIVE"];
         if wide {
-            columns.extend(["LEFT-OUT", "NO-SOURCE-PORT", "ID"]);
+            columns.extend(["THRESHOLDS", "LEFT-OUT", "NO-SOURCE-PORT", "ID"]);
         }
         columns
     }
@@ -124,7 +145,10 @@ impl Row for BackendRow {
         if wide {
             let left_out =
                 self.left_out_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s"));
-            cells.extend([left_out, self.no_source_port.to_string(), self.id.to_string()]);
+            let thresholds = self.upper_threshold.zip(self.lower_threshold);
+            let thresholds =
+                thresholds.map_or_else(|| "-".to_owned(), |(upper, lower)| thresholds_text(upper, lower));
+            cells.extend([thresholds, left_out, self.no_source_port.to_string(), self.id.to_string()]);
         }
         cells
     }

@@ -309,7 +309,22 @@ fn why_chosen(observation: &Observation<'_>, endpoints: &BTreeSet<SocketAddr>) -
             left_out.address
         );
     }
+    if let Some(passed_over) = passed_over(observation) {
+        text += &format!("; {passed_over}");
+    }
     text
+}
+
+/// Names the first endpoint that was passed over because it is overloaded.
+fn passed_over(observation: &Observation<'_>) -> Option<String> {
+    let family = IpFamily::of(&observation.packet.source.ip());
+    let id = observation.recorded.record.overloaded;
+    let endpoint = observation.backends.get(&(family, id))?;
+    let connections = observation.loads.get(&(family, id)).copied().unwrap_or_default().sum();
+    Some(format!(
+        "{} is overloaded: it reached its upper threshold and has {connections} connections now",
+        endpoint.address
+    ))
 }
 
 /// Returns how the algorithm has selected the endpoint.
@@ -367,6 +382,11 @@ fn why_verdict(observation: &Observation<'_>, verdict: ExplainedVerdict, reason:
         return "no Service has this address and port, and no open connection has these addresses".into();
     };
     let mut text = reason.describe().trim().to_owned();
+    if let Some(passed_over) = passed_over(observation)
+        && observation.recorded.record.backend_id == 0
+    {
+        text += &format!(" {passed_over}.");
+    }
     if is_socket(observation) && matches!(verdict, ExplainedVerdict::Reject | ExplainedVerdict::Drop) {
         text += &format!(" The call fails at once with {}.", reason.errno().name());
     }
@@ -618,27 +638,42 @@ mod tests {
     fn the_algorithm_and_the_counts_that_it_compares() {
         let asked = packet(PacketProtocol::Tcp, SOURCE, "10.10.0.11:30088");
         let after = packet(PacketProtocol::Tcp, "10.10.0.11:61234", "10.244.2.2:8080");
-        let chosen = |algorithm: Algorithm, left_out| {
+        let chosen = |algorithm: Algorithm, left_out, overloaded| {
             let record = Record {
                 service_id: 1,
                 slot_count: 3,
                 backend_id: 2,
                 scheduler: algorithm as u32,
                 left_out,
+                overloaded,
                 ..counted(Reason::Forwarded)
             };
             explained(&asked, &after, TC_ACT_REDIRECT, record).why.chosen.unwrap()
         };
         assert_eq!(
-            chosen(Algorithm::LeastConnections, 0),
+            chosen(Algorithm::LeastConnections, 0, 0),
             "lc: the fewest connections (10.244.1.2:8080 has 3 active and 1 inactive, weight 1; \
              10.244.2.2:8080 has 0 active and 0 inactive, weight 1)"
         );
         assert_eq!(
-            chosen(Algorithm::RoundRobin, 1),
+            chosen(Algorithm::RoundRobin, 1, 0),
             "rr: the next of 2 endpoints in turn; 10.244.1.2:8080 was selected first, but is left out: \
              it refuses clients or does not answer them"
         );
+        assert_eq!(
+            chosen(Algorithm::RoundRobin, 0, 1),
+            "rr: the next of 2 endpoints in turn; 10.244.1.2:8080 is overloaded: it reached its upper \
+             threshold and has 4 connections now"
+        );
+    }
+
+    #[test]
+    fn a_refusal_by_thresholds_names_an_endpoint() {
+        let asked = packet(PacketProtocol::Tcp, SOURCE, "10.10.0.11:30088");
+        let record =
+            Record { service_id: 1, slot_count: 3, overloaded: 1, ..counted(Reason::NoEndpointRejected) };
+        let verdict = explained(&asked, &asked, TC_ACT_REDIRECT, record).why.verdict;
+        assert!(verdict.contains("10.244.1.2:8080 is overloaded"), "{verdict}");
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Map contents for the tests of the views.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use lb_common::layout::{self, ServiceName};
 use lb_common::load::Connections;
+use lb_common::threshold::Thresholds;
 use lb_datapath::apply::tables::BackendEntry;
 use lb_datapath::{EndpointShortage, LeftOutEndpoint};
 use lb_model::{IpFamily, Protocol};
@@ -44,7 +45,8 @@ pub fn backends() -> BackendsById {
     ])
 }
 
-/// One endpoint has lacked source ports, and one is left out.
+/// One endpoint has lacked source ports, one is left out, and one is overloaded: its Service has
+/// thresholds.
 pub fn endpoint_facts(loads: HashMap<(IpFamily, u32), Connections>) -> EndpointFacts {
     let service = ServicePortId {
         namespace: "default".into(),
@@ -68,5 +70,12 @@ pub fn endpoint_facts(loads: HashMap<(IpFamily, u32), Connections>) -> EndpointF
         level: 3,
         until_ns: 5_500_000_000,
     };
-    EndpointFacts { shortages: vec![shortage], left_out: vec![left_out], loads, now_ns: 2_000_000_000 }
+    EndpointFacts {
+        shortages: vec![shortage],
+        left_out: vec![left_out],
+        loads,
+        thresholds: HashMap::from([(2, Thresholds { upper: 4, lower: 2 })]),
+        overloaded: HashSet::from([(IpFamily::V4, 4)]),
+        now_ns: 2_000_000_000,
+    }
 }

@@ -1,10 +1,14 @@
 //! `lb get services`: one row per Service address.
 
+use std::collections::HashMap;
+
 use lb_common::layout::{self, service_flags};
+use lb_common::threshold::Thresholds;
 use lb_datapath::apply::tables::ServiceAddress;
 use lb_model::{Algorithm, IpFamily};
 use serde::Serialize;
 
+use super::backends::thresholds_text;
 use super::row::Row;
 use super::service_port::{
     BackendsById, NamedServicePort, Names, ServiceFilter, Slots, SourceRangesById, protocol_name,
@@ -31,6 +35,16 @@ pub struct ServiceRow {
     /// The same for traffic from outside the cluster.
     pub outside_no_endpoint: &'static str,
     pub algorithm: String,
+    /// An endpoint is overloaded from so many connections on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upper_threshold: Option<u32>,
+    /// An endpoint that is overloaded gets new connections again below so many. 0: three quarters
+    /// of the upper threshold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lower_threshold: Option<u32>,
+    /// A client whose endpoint is overloaded gets another one, with an algorithm by a hash.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fallback: bool,
     /// The timeout of session affinity. 0 means that the Service has no session affinity.
     pub affinity_seconds: u32,
     /// Networks whose clients may use the address. `None` allows all clients, an empty list none.
@@ -47,6 +61,8 @@ pub struct ServiceEntries {
     pub slots: Slots,
     pub backends: BackendsById,
     pub source_ranges: SourceRangesById,
+    /// By service id.
+    pub thresholds: HashMap<u32, Thresholds>,
 }
 
 /// Returns the rows, sorted by Service, type and address.
@@ -82,6 +98,7 @@ fn row(key: &ServiceAddress, value: &layout::ServiceEntry, tables: &ServiceEntri
         sources.sort_unstable();
         sources.iter().map(ToString::to_string).collect()
     };
+    let thresholds = tables.thresholds.get(&value.service_id);
     let when_empty = |drop: u32| if value.flags & drop == 0 { "reject" } else { "drop" };
     ServiceRow {
         service: NamedServicePort::of(value.service_id, names),
@@ -93,6 +110,10 @@ fn row(key: &ServiceAddress, value: &layout::ServiceEntry, tables: &ServiceEntri
         no_endpoint: when_empty(service_flags::INSIDE_DROP),
         outside_no_endpoint: when_empty(service_flags::OUTSIDE_DROP),
         algorithm: algorithm_name(value),
+        upper_threshold: thresholds.map(|thresholds| thresholds.upper),
+        lower_threshold: thresholds.map(|thresholds| thresholds.lower),
+        fallback: value.flags & service_flags::REPLACE_OVERLOADED != 0
+            && Algorithm::numbered(value.scheduler).is_some_and(Algorithm::is_by_hash),
         affinity_seconds: value.affinity_seconds,
         source_ranges: (value.flags & service_flags::SOURCE_RANGES != 0).then(sources),
         id: value.service_id,
@@ -141,6 +162,7 @@ impl Row for ServiceRow {
         if wide {
             columns.extend([
                 "ALGORITHM",
+                "THRESHOLDS",
                 "AFFINITY",
                 "SOURCE-RANGES",
                 "NO-ENDPOINT",
@@ -160,6 +182,13 @@ impl Row for ServiceRow {
             self.endpoint_count(),
         ];
         if wide {
+            let mut thresholds = match self.upper_threshold.zip(self.lower_threshold) {
+                None => String::new(),
+                Some((upper, lower)) => thresholds_text(upper, lower),
+            };
+            if self.fallback {
+                thresholds += " (fallback)";
+            }
             let affinity = match self.affinity_seconds {
                 0 => String::new(),
                 seconds => format!("{seconds}s"),
@@ -182,7 +211,8 @@ impl Row for ServiceRow {
                 Some(networks) => networks.join(","),
             };
             let id = self.id.to_string();
-            cells.extend([self.algorithm.clone(), affinity, sources, no_endpoint, id, addresses]);
+            let algorithm = self.algorithm.clone();
+            cells.extend([algorithm, thresholds, affinity, sources, no_endpoint, id, addresses]);
         }
         cells
     }
@@ -244,7 +274,8 @@ mod tests {
         let sources = ["203.0.113.0/24", "198.51.100.7/32"].map(|text| text.parse().unwrap());
         let source_ranges = SourceRangesById::from([(3, sources.into())]);
         let (names, backends) = (fixture::names(), fixture::backends());
-        service_rows(&ServiceEntries { services, names, slots, backends, source_ranges }, filter)
+        let thresholds = HashMap::from([(2, Thresholds { upper: 40, lower: 10 })]);
+        service_rows(&ServiceEntries { services, names, slots, backends, source_ranges, thresholds }, filter)
     }
 
     #[test]

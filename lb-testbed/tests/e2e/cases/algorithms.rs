@@ -10,7 +10,7 @@ use lb_testbed::manifests;
 use lb_testbed::report::Exchange;
 use serde_json::{Value, json};
 
-use crate::check::{answered_by, eventually};
+use crate::check::{answered_by, eventually, refused};
 use crate::exposed::{Exposed, Requester};
 use crate::world::{To, World};
 
@@ -89,6 +89,57 @@ pub fn lc_evens_out_connections(world: &mut World, family: Family) -> Result<()>
     active_connections(world, &service, family, [1, 1, 1])?;
     drop(packets);
     active_connections(world, &service, family, [0, 0, 0])
+}
+
+/// Two endpoints take two connections each, of packets and of sockets together. The next ones are
+/// refused. A closed socket makes room at its endpoint.
+pub fn thresholds_limit_connections(world: &mut World, family: Family) -> Result<()> {
+    let service =
+        Exposed::publish(world, "Cluster", &[1, 3], |object| annotate(object, "upper-threshold", "2"))?;
+    let name = service.published.service.name.clone();
+    let backends = |world: &World| world.agent(0)?.lb(&["get", "backends", &name, "-o", "wide"]);
+    eventually(|| {
+        let backends = backends(world)?;
+        ensure!(backends.contains("THRESHOLDS") && backends.contains("ready"), "{backends}");
+        Ok(())
+    })?;
+    let cluster_ip = service.address("ClusterIP", world, family, To::Http);
+    let node_port = service.address("NodePort", world, family, To::Http);
+    let is_overloaded = |world: &World, expected: [usize; 2]| {
+        eventually(|| {
+            let backends = backends(world)?;
+            let addresses = [1, 3].map(|pod| world.pod(pod).host.at(family, HTTP_PORT).to_string());
+            let rows = backends.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let states: Vec<_> = rows
+                .filter(|row| row.len() > 3 && row[1] == "TCP" && addresses.iter().any(|at| row[2] == at))
+                .map(|row| row[3].to_owned())
+                .collect();
+            let found = ["ready", "overloaded"].map(|state| states.iter().filter(|s| **s == state).count());
+            ensure!(found == expected, "{backends}");
+            Ok(())
+        })
+    };
+    let packets = world.client().hold_many(1, node_port)?;
+    let sockets = world.pod(2).host.hold_many(2, cluster_ip)?;
+    is_overloaded(world, [1, 1])?;
+    let last = world.node(0).host.hold_many(1, cluster_ip)?;
+    is_overloaded(world, [0, 2])?;
+    refused(&world.client().get(&[node_port], 1)?)?;
+    refused(&world.pod(2).host.get(&[cluster_ip], 1)?)?;
+    refused(&world.node(0).host.get(&[cluster_ip], 1)?)?;
+    eventually(|| {
+        let overloaded = metric(world.node(0), "sluice_overloaded_endpoints", "")?;
+        ensure!(overloaded >= 2.0, "{overloaded} endpoints are overloaded");
+        Ok(())
+    })?;
+    let services = world.agent(0)?.lb(&["get", "services", &name, "-o", "wide"])?;
+    ensure!(services.contains("THRESHOLDS"), "{services}");
+
+    drop((sockets, last));
+    eventually(|| answered_by(&world.pod(2).host.get(&[cluster_ip], 1)?, &[1, 3]))?;
+    eventually(|| answered_by(&world.client().get(&[node_port], 1)?, &[1, 3]))?;
+    drop(packets);
+    Ok(())
 }
 
 /// Waits until the endpoints on pods 1, 3 and 4 have so many active connections on the first node.

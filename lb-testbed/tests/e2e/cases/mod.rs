@@ -141,6 +141,7 @@ pub const CASES: &[Case] = &[
         Underlays::Routed,
         algorithms::maglev_selects_alike_on_all_nodes,
     ),
+    each("thresholds_limit_connections", Underlays::Routed, algorithms::thresholds_limit_connections),
     each("algorithm_lc_evens_out_connections", Underlays::Routed, algorithms::lc_evens_out_connections),
     each(
         "failover_moves_unanswered_connections",

@@ -181,6 +181,7 @@ mod tests {
             slots: HashMap::from([((1, 2), vec![4, 4])]),
             backends: HashMap::new(),
             source_ranges: HashMap::new(),
+            thresholds: HashMap::new(),
         };
         assert_eq!(
             inconsistent(&entries),
