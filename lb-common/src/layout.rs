@@ -19,6 +19,7 @@ use crate::family::{Family, V4, V6};
 /// The feature `other-layout` is the next version of the tests. See [`crate::other_layout`].
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 5 } else { 4 };
 
+pub use crate::handover;
 pub use crate::health::EndpointHealth;
 #[cfg(feature = "other-layout")]
 pub use crate::other_layout::*;
@@ -833,25 +834,6 @@ pub mod record_source {
     pub const ENDPOINT_ELSEWHERE: u32 = 3;
     /// Rewritten: the endpoint is the client itself.
     pub const HAIRPIN: u32 = 4;
-}
-
-/// The only entry of `HANDOVER`: the phase of a conversion, while the programs of two generations
-/// run (`lb-ebpf/src/handover.rs`). The phases follow each other in this order.
-pub mod handover {
-    /// The maps are filled. The programs of this generation are not attached yet.
-    pub const FILLING: u32 = 0;
-    /// The programs of this generation are attached. Connections are copied. The earlier programs
-    /// handle all packets of connections that are not copied yet, and open new ones.
-    pub const COPYING: u32 = 1;
-    /// The programs of this generation open new connections. The earlier programs handle packets
-    /// that open none and belong to no connection that is copied.
-    pub const OPENING: u32 = 2;
-    /// The earlier programs and maps are not used any more.
-    pub const DONE: u32 = 3;
-
-    /// The names of the tc programs, in their order in `PREDECESSORS_TC`.
-    pub const TC_PROGRAMS: [&str; 4] =
-        ["lb_tc_ingress", "lb_tc_egress", "lb_tc_ingress_l3", "lb_tc_egress_l3"];
 }
 
 #[cfg(not(feature = "other-layout"))]

@@ -11,6 +11,7 @@
 //! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
 //! * [`connection`]: the phases of a connection, its time-outs, and which connections give way.
 //! * [`crc32c`]: the checksum of an SCTP packet whose ports change (RFC 9260).
+//! * [`handover`]: the phases of a conversion of the maps.
 //! * [`filter`]: the bits by which most packets are recognized that are not for Sluice.
 //! * [`sctp`]: SCTP chunks as TCP flags (RFC 9260).
 //! * [`threshold`]: when an endpoint has too many connections to get new ones.
@@ -27,6 +28,7 @@ pub mod crc32c;
 pub mod event;
 pub mod family;
 pub mod filter;
+pub mod handover;
 pub mod hash;
 pub mod health;
 pub mod layout;

@@ -354,8 +354,8 @@ extern "C" fn lb_relief(base: u32, count: u32, index: u32, avoid: u32, options: 
 }
 
 /// Returns the slot that [`lb_relief`] looks at. The upper half of `slots` is the slot of the
-/// endpoint that is overloaded, the lower half the slot of the look before. The verifier checks this
-/// function separately, and not in each turn of the loop.
+/// endpoint that is overloaded, the lower half the slot of the look before. The verifier checks
+/// this function separately, and not in each turn of the loop.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_next_look(base: u32, count: u32, slots: u64, options: u32, look: u32) -> u32 {
