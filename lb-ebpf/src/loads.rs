@@ -98,8 +98,10 @@ pub extern "C" fn lb_take(id: u32, options: u32) -> u32 {
         }
         return 1;
     };
-    // SAFETY: only the presence of the entry matters.
-    let was = unsafe { OVERLOADED.get(&key) }.is_some();
+    // A greater upper threshold ends the state (`__ip_vs_update_dest` in
+    // `net/netfilter/ipvs/ip_vs_ctl.c`).
+    // SAFETY: copied at once; one aligned word.
+    let was = unsafe { OVERLOADED.get(&key) }.is_some_and(|reached| *reached >= thresholds.upper);
     // SAFETY: both are map values. Between the two helpers there are aligned loads and an addition
     // only.
     let (refused, is) = unsafe {
@@ -114,7 +116,8 @@ pub extern "C" fn lb_take(id: u32, options: u32) -> u32 {
     };
     if is != was && !recording() {
         // On failure the lower threshold has no effect.
-        let _ = if is { OVERLOADED.insert(&key, &1, BPF_ANY as u64) } else { OVERLOADED.remove(&key) };
+        let reached = thresholds.upper;
+        let _ = if is { OVERLOADED.insert(&key, &reached, BPF_ANY as u64) } else { OVERLOADED.remove(&key) };
     }
     if refused {
         note(|record| {

@@ -100,8 +100,7 @@ pub const FLOW_LOCK_COUNT: u32 = 64;
 
 /// Locks of flow records, by record number, of cursors, by slot, and of the entries of
 /// [`NO_SOURCE_PORT`] and [`HEALTH`] and new connections of endpoints with [`THRESHOLDS`], by
-/// backend id. Written by the programs, each for a few
-/// instructions.
+/// backend id. Written by the programs, each for a few instructions.
 #[btf_map]
 pub static FLOW_LOCKS: Array<FlowLock, { FLOW_LOCK_COUNT as usize }> = Array::new();
 
@@ -229,9 +228,9 @@ pub static HEALTH: HashMap<EndpointKey, EndpointHealth, 4_096, SPARSE> = HashMap
 #[btf_map]
 pub static THRESHOLDS: HashMap<u32, Thresholds, 65_536, SPARSE> = HashMap::new();
 
-/// Endpoints that are overloaded (`loads.rs`). The value is 1. Written and removed by the programs
-/// with new connections; the agent removes the entries of removed endpoints. An endpoint beyond the
-/// capacity gets new connections as soon as it is below its upper threshold.
+/// Overloaded endpoint → the upper threshold that it has reached (`loads.rs`). Written and removed
+/// by the programs with new connections; the agent removes the entries of removed endpoints. An
+/// endpoint beyond the capacity gets new connections as soon as it is below its upper threshold.
 #[btf_map]
 pub static OVERLOADED: HashMap<EndpointKey, u32, 16_384, SPARSE> = HashMap::new();
 

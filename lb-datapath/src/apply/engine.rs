@@ -704,7 +704,7 @@ impl<T: Tables> Writer<T> {
         }
         self.release_unused_slots(installed, now);
         self.marks.remove_unneeded(&mut self.tables)?;
-        // No endpoint has the flag any more.
+        // No service entry leads to an endpoint with the flag any more.
         if installed.thresholds.is_some() && desired.is_none_or(|desired| desired.thresholds.is_none()) {
             self.tables.remove_thresholds(installed.service_id)?;
             installed.thresholds = None;

@@ -308,13 +308,16 @@ impl Tables for Memory {
         let flagged = |entry: &BackendEntry| {
             entry.service_id == service_id && entry.flags & layout::backend_flags::THRESHOLDS != 0
         };
-        let in_slots = |state: &MemoryState, id: u32| {
-            state.slot_users.keys().any(|slot| state.slots[*slot as usize] == id)
+        // Each family has ids of its own.
+        let in_slots = |state: &MemoryState, family: IpFamily, id: u32| {
+            let entries = state.services.iter().filter(|(address, _)| IpFamily::of(&address.ip) == family);
+            let mut ranges = entries.flat_map(|(_, entry)| slot_ranges(entry));
+            ranges.any(|range| state.slots[range.base as usize..][..range.count as usize].contains(&id))
         };
         for family in IpFamily::BOTH {
             let mut refers = state.backends[family].iter().filter(|(_, entry)| flagged(entry));
             assert!(
-                !refers.any(|(id, _)| in_slots(&state, *id)),
+                !refers.any(|(id, _)| in_slots(&state, family, *id)),
                 "the thresholds of {service_id} are in use"
             );
         }

@@ -396,10 +396,11 @@ fn a_service_is_one_entry_per_address_and_an_unchanged_one_is_not_written() {
     assert_eq!(memory.state().services.len(), 4);
     assert_nothing_leaks(&engine, &memory);
 
-    // 3 + 1 backends, 2 ranges, 1 name, 2 flags of addresses, 4 service entries.
-    assert_eq!(memory.state().writes, 13);
+    // 3 + 1 backends, 2 ranges, 1 name, 1 entry of thresholds, 2 flags of addresses, 4 service
+    // entries.
+    assert_eq!(memory.state().writes, 14);
     engine.apply(&spec.wanted(), now).expect("applied");
-    assert_eq!(memory.state().writes, 13);
+    assert_eq!(memory.state().writes, 14);
 }
 
 #[test]
@@ -685,6 +686,7 @@ fn memory_without_history(memory: &Memory) -> Memory {
     {
         let mut to = fresh.state_mut();
         to.names = state.names.clone();
+        to.thresholds = state.thresholds.clone();
         to.slots = state.slots.clone();
         to.backends = state.backends.clone();
         to.marks = state.marks.clone();

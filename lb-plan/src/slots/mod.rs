@@ -32,7 +32,7 @@ pub fn arrange(algorithm: Algorithm, can_overload: bool, endpoints: &[EligibleEn
         Algorithm::DestinationHash => buckets::unweighted(endpoints),
         Algorithm::Maglev => maglev::table(endpoints),
         // The programs select the greatest weight among the endpoints that are not overloaded.
-        Algorithm::Failover if can_overload => endpoints.iter().map(|endpoint| endpoint.index).collect(),
+        Algorithm::Failover if can_overload => weights::greatest_first(endpoints),
         Algorithm::Failover => weights::greatest(endpoints),
     }
 }

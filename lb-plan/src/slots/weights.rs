@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use lb_common::load::SAMPLE;
+
 use super::eligible::EligibleEndpoint;
 
 /// The greatest number of slots for one list, unless the list has more endpoints. Greater weights
@@ -37,6 +39,14 @@ pub fn repeated(endpoints: &[EligibleEndpoint]) -> Vec<u32> {
         .zip(weights)
         .flat_map(|(endpoint, weight)| std::iter::repeat_n(endpoint.index, weight as usize))
         .collect()
+}
+
+/// Returns the endpoints with the greatest weights, the greatest first: as many as the programs
+/// compare. Of a longer list they would compare others.
+pub fn greatest_first(endpoints: &[EligibleEndpoint]) -> Vec<u32> {
+    let mut sorted: Vec<_> = endpoints.iter().collect();
+    sorted.sort_by_key(|endpoint| std::cmp::Reverse(endpoint.weight));
+    sorted.into_iter().map(|endpoint| endpoint.index).take(SAMPLE as usize).collect()
 }
 
 /// Returns the sequence of `wrr`: weights 4, 3, 2 give A A B A B C A B C
@@ -84,6 +94,15 @@ mod tests {
     fn failover_takes_the_first_of_the_greatest() {
         assert_eq!(greatest(&endpoints(&[1, 5, 5, 2])), [1]);
         assert_eq!(greatest(&endpoints(&[1])), [0]);
+    }
+
+    #[test]
+    fn the_endpoints_of_the_greatest_weights_come_first() {
+        assert_eq!(greatest_first(&endpoints(&[1, 5, 5, 2])), [1, 2, 3, 0]);
+        let mut weights = [1; 40];
+        (weights[7], weights[39]) = (2, 3);
+        let first = greatest_first(&endpoints(&weights));
+        assert_eq!((first.len(), &first[..3]), (SAMPLE as usize, &[39, 7, 0][..]));
     }
 
     #[test]

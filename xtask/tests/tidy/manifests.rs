@@ -115,9 +115,9 @@ fn kustomizations_list_every_manifest_of_their_folder() {
         let content: Value = serde_saphyr::from_str(&kustomization.text).expect("YAML");
         let resources = content["resources"].as_array().expect("a list of resources");
         let (bases, listed): (Vec<_>, Vec<_>) =
-            resources.iter().filter_map(Value::as_str).partition(|name| name.starts_with(".."));
+            resources.iter().filter_map(Value::as_str).partition(|name| name.starts_with("../"));
         for base in bases {
-            let beside = folder.parent().expect("a folder above").join(base.trim_start_matches(['.', '/']));
+            let beside = folder.parent().expect("a folder above").join(base.trim_start_matches("../"));
             let found = kustomizations.iter().any(|other| other.path.parent() == Some(&beside));
             assert!(found, "{}: there is no {base}", kustomization.path.display());
         }
