@@ -29,12 +29,11 @@ pub fn read(maps: &MapHandles) -> io::Result<HashSet<(IpFamily, u32)>> {
     let thresholds: Table<u32, Thresholds> = maps.table(MapName::THRESHOLDS)?;
     let backends = BackendArrays::open(maps)?;
     let loads: PerFamily<loads::Loads> = loads::open(maps)?;
-    for (key, reached) in entries {
+    for (key, _) in entries {
         let (family, id) = (endpoint_table::family(&key), key.backend_id);
         let Some(backend) = backends.get(family, id)? else { continue };
         let Some(thresholds) = thresholds.get(&backend.service_id)? else { continue };
-        let was = reached >= thresholds.upper;
-        if thresholds.is_overloaded(loads[family].read(id)?.connections().sum(), was) {
+        if thresholds.is_overloaded(loads[family].read(id)?.connections().sum(), true) {
             overloaded.insert((family, id));
         }
     }

@@ -98,10 +98,8 @@ pub extern "C" fn lb_take(id: u32, options: u32) -> u32 {
         }
         return 1;
     };
-    // A greater upper threshold ends the state (`__ip_vs_update_dest` in
-    // `net/netfilter/ipvs/ip_vs_ctl.c`).
-    // SAFETY: copied at once; one aligned word.
-    let was = unsafe { OVERLOADED.get(&key) }.is_some_and(|reached| *reached >= thresholds.upper);
+    // SAFETY: only the presence of the entry matters.
+    let was = unsafe { OVERLOADED.get(&key) }.is_some();
     // SAFETY: both are map values. Between the two helpers there are aligned loads and an addition
     // only.
     let (refused, is) = unsafe {
@@ -116,8 +114,7 @@ pub extern "C" fn lb_take(id: u32, options: u32) -> u32 {
     };
     if is != was && !recording() {
         // On failure the lower threshold has no effect.
-        let reached = thresholds.upper;
-        let _ = if is { OVERLOADED.insert(&key, &reached, BPF_ANY as u64) } else { OVERLOADED.remove(&key) };
+        let _ = if is { OVERLOADED.insert(&key, &1, BPF_ANY as u64) } else { OVERLOADED.remove(&key) };
     }
     if refused {
         note(|record| {
