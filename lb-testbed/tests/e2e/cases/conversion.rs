@@ -104,10 +104,8 @@ fn copied(world: &World, node: usize) -> Result<Vec<u32>> {
     let counts = log.lines().filter_map(|line| {
         let (_, rest) = line.split_once("converted the maps: ")?;
         let (copied, rest) = rest.split_once(" connections copied, ")?;
-        let (copied, lost): (u32, u32) = (copied.parse().ok()?, rest.split_once(" lost")?.0.parse().ok()?);
-        // Thousands of closed connections of earlier cases are copied too, and one of them may be
-        // lost. The traffic of the case shows that no open one is.
-        (lost <= copied / 1_000).then_some(copied)
+        let lost = rest.split_once(" lost")?.0;
+        (lost == "0").then(|| copied.parse().ok()).flatten()
     });
     Ok(counts.collect())
 }
