@@ -11,8 +11,8 @@
 //! * [`checksum`]: ones' complement arithmetic (RFC 1071, RFC 1624).
 //! * [`connection`]: the phases of a connection, its time-outs, and which connections give way.
 //! * [`crc32c`]: the checksum of an SCTP packet whose ports change (RFC 9260).
-//! * [`handover`]: the phases of a conversion of the maps.
 //! * [`filter`]: the bits by which most packets are recognized that are not for Sluice.
+//! * [`handover`]: the phases of a conversion of the maps.
 //! * [`sctp`]: SCTP chunks as TCP flags (RFC 9260).
 //! * [`threshold`]: when an endpoint has too many connections to get new ones.
 //! * [`wire`]: header constants and offsets.

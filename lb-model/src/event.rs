@@ -67,8 +67,8 @@ pub enum WatchedResource {
     /// the status of each Node every five minutes: an agent that watched all Nodes would receive
     /// all of that.
     CordonedNodes,
-    /// The metadata of the Pods that have not ended. A program reads it only if it is told to: all
-    /// Pods of a cluster are many.
+    /// The metadata of the Pods that have not ended. It is watched with `--pod-weights` only,
+    /// because a cluster has many Pods.
     Pods,
 }
 
