@@ -8,7 +8,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_build::progress::report;
 
-use crate::{cargo_tools::Tool, process::command, tally::Tally, task, workspace};
+use crate::{
+    cargo_tools::Tool,
+    process::{cargo, command, text_of},
+    tally::Tally,
+    task, workspace,
+};
 
 const TOOL: Tool = Tool { task: task::DENY, name: "cargo-deny", version: "0.20.2" };
 
@@ -22,10 +27,14 @@ pub fn run() -> Result<Tally> {
             TOOL.remedy()
         )));
     };
+    report(task::DENY, "fetching the crates of the lock file");
+    // cargo-deny reads the manifests of all crates of the lock file, also of those for other
+    // systems. A build does not download these.
+    text_of(cargo().args(["fetch", "--locked"]))?;
     let mut tally = Tally::default();
     for check in OFFLINE_CHECKS {
         let mut deny = deny(&program);
-        // The crates have been fetched, and these checks do not need the database of advisories.
+        // These checks do not need the database of advisories.
         deny.arg("--offline").args(["check", check]);
         tally.count(deny.status().context("cannot run cargo-deny")?.success());
     }
