@@ -131,8 +131,20 @@ fn largest_term(mut a: u32, mut b: u32) -> u32 {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Copied {
     pub connections: usize,
-    /// Connections for which the new table has no room, or whose source port has another one.
+    /// Connections for which the new table has no room.
     pub lost: usize,
+    /// Connections that are not over and whose source port programs have given to another one. The
+    /// programs that open connections do not know the ports of the earlier table.
+    pub displaced: usize,
+}
+
+/// Whether the new table has a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Present,
+    Absent,
+    /// Another connection has its source port.
+    Displaced,
 }
 
 /// The copy of the connections of one family.
@@ -146,6 +158,10 @@ pub struct ConnectionCopy<A> {
     step: u32,
     /// The records that are set aside. `None` while no program takes records.
     reserved: Option<Vec<u32>>,
+    /// For each record of the old table, the generation of the connection that was copied last, and
+    /// when it had been seen. Its packets change only the new record then. If it ends, the old
+    /// record still says that it is open, and must not be copied again.
+    copied: Vec<Option<(u16, u64)>>,
 }
 
 impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
@@ -154,7 +170,8 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
         let index = maps.table(MapName::FLOW_INDEX[A::FAMILY])?;
         let loads = Loads::open(maps, A::FAMILY)?;
         let step = spread(records.capacity());
-        Ok(Self { old, records, index, loads, next: 0, step, reserved: None })
+        let copied = vec![None; old.records.capacity() as usize];
+        Ok(Self { old, records, index, loads, next: 0, step, reserved: None, copied })
     }
 
     /// Frees the records that an earlier process had set aside and has not freed. Programs hold a
@@ -197,13 +214,22 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
             if is_free || flow.generation != link.generation || is_over(&flow) {
                 continue;
             }
-            if self.has(&flow, link, is_over)? {
+            let presence = self.presence(&flow, link, is_over)?;
+            // The earlier programs see a packet of it again if its client opens a connection from
+            // the same port: then there is something new to copy.
+            let seen = Some((flow.generation, flow.last_seen_ns));
+            if self.copied[number as usize] == seen {
                 continue;
             }
-            if self.copy(number, &flow, link)? {
-                copied.connections += 1;
-            } else {
-                copied.lost += 1;
+            match presence {
+                Presence::Present => {}
+                Presence::Displaced if flow.state().has_ended() => {}
+                Presence::Displaced => copied.displaced += 1,
+                Presence::Absent if self.copy(number, &flow, link)? => {
+                    self.copied[number as usize] = seen;
+                    copied.connections += 1;
+                }
+                Presence::Absent => copied.lost += 1,
             }
         }
         Ok(copied)
@@ -212,22 +238,28 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
     /// Returns whether the connection is in the new table. Inserts its second index entry if this
     /// is missing: it was not there when the connection was copied, or an agent was ended. Removes
     /// entries of connections that are over.
-    fn has(
+    fn presence(
         &self,
         flow: &Flow<A>,
         link: IndexEntries,
         is_over: impl Fn(&Flow<A>) -> bool,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Presence> {
         let request = self.find(&flow.request_key(), direction::REQUEST, &is_over)?;
         let reply = self.find(&flow.reply_key(), direction::REPLY, &is_over)?;
-        if let (None, Some(entry)) = (request, reply)
-            && link.request
-            && self.records.read(entry.record)?.has_tuple(&flow.request_key(), direction::REQUEST)
-        {
-            let entry = FlowIndex { direction: direction::REQUEST, ..entry };
-            self.insert(&flow.request_key(), &entry)?;
+        match (request, reply) {
+            (Some(_), _) => Ok(Presence::Present),
+            (None, None) => Ok(Presence::Absent),
+            (None, Some(entry)) => {
+                if !self.records.read(entry.record)?.has_tuple(&flow.request_key(), direction::REQUEST) {
+                    return Ok(Presence::Displaced);
+                }
+                if link.request {
+                    let entry = FlowIndex { direction: direction::REQUEST, ..entry };
+                    self.insert(&flow.request_key(), &entry)?;
+                }
+                Ok(Presence::Present)
+            }
         }
-        Ok(request.is_some() || reply.is_some())
     }
 
     /// Returns the index entry of the connection that has this tuple. Removes the entry of a

@@ -267,9 +267,10 @@ impl<'a> Conversion<'a> {
         self.move_socket_counts().map_err(failed)?;
         ConversionStep::Done.reached();
         log::info!(
-            "converted the maps: {} connections copied, {} lost, in {:.1} s",
+            "converted the maps: {} connections copied, {} lost, {} displaced by new ones, in {:.1} s",
             connections.connections,
             connections.lost,
+            connections.displaced,
             started.elapsed().as_secs_f32()
         );
         if *self.pins != self.source {
@@ -385,7 +386,7 @@ impl<'a> Conversion<'a> {
         self.complete_filter()?;
         self.phase.set(handover::DONE);
         tables.release()?;
-        Ok(Copied { connections: copied.connections + last.connections, lost: last.lost })
+        Ok(Copied { connections: copied.connections + last.connections, ..last })
     }
 
     /// Sets the bits that the copied entries and connections need. The programs use the filter when
@@ -400,7 +401,7 @@ impl<'a> Conversion<'a> {
         for _ in 0..PASSES {
             let earlier_programs_open = self.phase.get() < handover::OPENING;
             let copied = tables.pass(&self.options, earlier_programs_open)?;
-            sum = Copied { connections: sum.connections + copied.connections, lost: copied.lost };
+            sum = Copied { connections: sum.connections + copied.connections, ..copied };
             if copied.connections == 0 || (earlier_programs_open && copied.connections <= FEW) {
                 break;
             }
@@ -615,6 +616,7 @@ impl CopiedTables {
         let mut add = |family: Copied| {
             copied.connections += family.connections;
             copied.lost += family.lost;
+            copied.displaced += family.displaced;
         };
         if let Some(v4) = &mut self.v4 {
             add(v4.pass(now, &options.flow_timeouts)?);
