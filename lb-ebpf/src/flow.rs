@@ -117,8 +117,8 @@ pub fn find_reply<F: Records>(
 /// client opens a connection to the endpoint itself, with the port that it used through a Service
 /// before. `reply` is working memory.
 ///
-/// A packet of the closed connection that XDP has translated looks the same in tc. It opens nothing
-/// new, so its sequence number is an old one.
+/// A SYN that XDP has translated looks the same in tc, but its connection is not closed: XDP has
+/// opened a new one in the place of a closed one.
 #[inline(always)]
 pub fn give_up_closed<F: Records>(
     packet: &Packet<F>,
@@ -131,7 +131,7 @@ pub fn give_up_closed<F: Records>(
     *reply = packet.key.reversed();
     if let Some(found) = lookup::<F>(reply, translation)
         && translation.is_passing_reply()
-        && found.is_reopened_by(packet)
+        && found.has_ended()
     {
         let Found { number, generation, .. } = found;
         F::end(number, generation);
@@ -139,13 +139,12 @@ pub fn give_up_closed<F: Records>(
 }
 
 impl<A: Copy + PartialEq + 'static> Found<A> {
-    /// Returns whether both sides have closed the connection, or it was reset, and this packet of
-    /// its client opens a new one.
+    /// Returns whether both sides have closed the connection, or it was reset. A packet of its
+    /// client that opens a connection takes its place.
     #[inline(always)]
-    fn is_reopened_by<F: Maps<Addr = A>>(&self, packet: &Packet<F>) -> bool {
+    fn has_ended(&self) -> bool {
         // SAFETY: as in `is_over`.
-        let flow = unsafe { &*self.flow };
-        flow.state().reopens(flow.protocol, &packet.segment(direction::REQUEST))
+        unsafe { &*self.flow }.state().has_ended()
     }
 
     /// Returns one of [`direction`].
@@ -216,7 +215,7 @@ impl<A: Copy + PartialEq + 'static> Found<A> {
         // Datagrams must not be sent to an endpoint that is gone. Open TCP connections stay: their
         // endpoint ends them.
         (flow.backend_id != NO_BACKEND && !still_serves::<F>(flow.backend_id, flow.service_id))
-            || (!packet.is_datagram() && self.is_reopened_by(packet))
+            || (!packet.is_datagram() && self.has_ended())
     }
 
     /// Updates the connection with a packet of it, which a frame of kind `K` holds.

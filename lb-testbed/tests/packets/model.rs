@@ -268,9 +268,8 @@ impl Model {
         let opening = view.protocol == UDP || flags & (SYN | ACK | RST | FIN) == SYN;
 
         if let Some(flow) = self.flows.get(&tuple).copied() {
-            let replaced = view.protocol != UDP
-                && opening
-                && self.connections[flow.connection].connection.gives_way_to(&view.numbers(bytes));
+            let replaced =
+                view.protocol != UDP && opening && self.connections[flow.connection].connection.gives_way();
             if direction == Direction::Ingress && !flow.reply && replaced {
                 self.flows.remove(&tuple);
                 self.flows.remove(&flow.to.reversed());
@@ -282,7 +281,7 @@ impl Model {
             return untouched();
         }
         if opening && !self.is_known(tuple.destination.ip()) {
-            self.give_up_closed(&tuple, &view.numbers(bytes));
+            self.give_up_closed(&tuple);
             return untouched();
         }
         if !view.is_intact(bytes) {
@@ -394,11 +393,11 @@ impl Model {
 
     /// Ends a closed connection with an endpoint to which the client opens another one directly,
     /// with the same port.
-    fn give_up_closed(&mut self, direct: &Tuple, opening: &Numbers) {
+    fn give_up_closed(&mut self, direct: &Tuple) {
         if let Some(flow) = self.flows.get(&direct.reversed())
             && flow.reply
             && !flow.routed
-            && self.connections[flow.connection].connection.gives_way_to(opening)
+            && self.connections[flow.connection].connection.gives_way()
         {
             self.remove(flow.connection);
         }

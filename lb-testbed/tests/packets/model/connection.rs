@@ -121,13 +121,9 @@ impl Connection {
 
     /// Returns whether a packet that can open a connection opens a new one in the place of this
     /// one.
-    pub fn gives_way_to(&self, packet: &Numbers) -> bool {
+    pub fn gives_way(&self) -> bool {
         let both_closed = self.client.closed && self.endpoint.closed;
-        match self.stage {
-            Stage::Reset => true,
-            _ if self.protocol == TCP => both_closed && is_after(packet.seq, self.client.next),
-            _ => self.protocol == SCTP && both_closed,
-        }
+        matches!(self.stage, Stage::Reset) || both_closed
     }
 
     pub fn passed(&mut self, packet: &Numbers, from_client: bool) {
