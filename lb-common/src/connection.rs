@@ -267,9 +267,9 @@ impl ConnectionState {
         self.request.closed != 0 && self.reply.closed != 0
     }
 
-    /// Returns whether both sides have closed, or one has reset the connection. Then a SYN or INIT of
-    /// the client opens a new connection with the same tuple. Before, the endpoint itself answers
-    /// it.
+    /// Returns whether both sides have closed, or one has reset the connection. Then a SYN or INIT
+    /// of the client opens a new connection with the same tuple. Before, the endpoint itself
+    /// answers it.
     ///
     /// As in netfilter and IPVS, the sequence number of the SYN does not matter: there may be
     /// several clients behind one address, whose numbers are not in order. Client and endpoint find
