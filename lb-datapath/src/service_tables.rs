@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use lb_common::layout::{KnownAddress, ServiceEntry, ServiceName, Thresholds, address_flags};
+use lb_common::layout::{EndpointKey, KnownAddress, ServiceEntry, ServiceName, Thresholds, address_flags};
 use lb_model::IpFamily;
 
 use crate::apply::map_name::{MapName, TableError};
@@ -23,6 +23,8 @@ pub struct ServiceTables {
     names: Table<u32, ServiceName>,
     /// `None`: the maps belong to an agent without this map. Only commands open such maps.
     thresholds: Option<Table<u32, Thresholds>>,
+    /// As `thresholds`.
+    overloaded: Option<Table<EndpointKey, u32>>,
     slots: ArrayTable<u32>,
     cursors: Table<u32, u32>,
     backends: BackendArrays,
@@ -36,11 +38,8 @@ impl ServiceTables {
     pub fn new(handles: &MapHandles, filter: Arc<Filter>) -> io::Result<Self> {
         let services = FamilyTable::open(handles, MapName::SERVICES)?;
         let names: Table<_, _> = handles.table(MapName::SERVICE_NAMES)?;
-        let thresholds = match handles.table(MapName::THRESHOLDS) {
-            Ok(table) => Some(table),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
+        let thresholds = if_exists(handles.table(MapName::THRESHOLDS))?;
+        let overloaded = if_exists(handles.table(MapName::OVERLOADED))?;
         let slots: ArrayTable<_> = handles.array(MapName::SLOTS)?;
         let cursors = handles.table(MapName::CURSORS)?;
         let backends = BackendArrays::open(handles)?;
@@ -57,6 +56,7 @@ impl ServiceTables {
             services,
             names,
             thresholds,
+            overloaded,
             slots,
             cursors,
             backends,
@@ -65,6 +65,14 @@ impl ServiceTables {
             filter,
             capacity,
         })
+    }
+}
+
+/// Returns `None` for a map that does not exist.
+fn if_exists<T>(table: io::Result<T>) -> io::Result<Option<T>> {
+    match table {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        table => table.map(Some),
     }
 }
 
@@ -102,6 +110,13 @@ impl Tables for ServiceTables {
 
     fn remove_thresholds(&mut self, service_id: u32) -> Result<(), TableError> {
         self.thresholds.as_ref().map_or(Ok(()), |table| table.remove(&service_id).map(drop))
+    }
+
+    fn relieve(&mut self, family: IpFamily, backend_ids: &[u32]) -> Result<(), TableError> {
+        let Some(table) = &self.overloaded else { return Ok(()) };
+        let is_v6 = u32::from(family == IpFamily::V6);
+        let mut keys = backend_ids.iter().map(|&backend_id| EndpointKey { backend_id, is_v6 });
+        keys.try_for_each(|key| table.remove(&key).map(drop))
     }
 
     fn write_slots(&mut self, base: u32, backend_ids: &[u32]) -> Result<(), TableError> {

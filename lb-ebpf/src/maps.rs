@@ -229,8 +229,9 @@ pub static HEALTH: HashMap<EndpointKey, EndpointHealth, 4_096, SPARSE> = HashMap
 pub static THRESHOLDS: HashMap<u32, Thresholds, 65_536, SPARSE> = HashMap::new();
 
 /// Endpoints that are overloaded (`loads.rs`). The value is 1. Written and removed by the programs
-/// with new connections; the agent removes the entries of removed endpoints. An endpoint beyond the
-/// capacity gets new connections as soon as it is below its upper threshold.
+/// with new connections. The agent removes the entries of removed endpoints, and those of endpoints
+/// whose upper threshold it has raised. An endpoint beyond the capacity gets new connections as
+/// soon as it is below its upper threshold.
 #[btf_map]
 pub static OVERLOADED: HashMap<EndpointKey, u32, 16_384, SPARSE> = HashMap::new();
 

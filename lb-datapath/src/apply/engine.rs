@@ -611,6 +611,17 @@ impl<T: Tables> Writer<T> {
         let service_id = installed.service_id;
         if let Some(new) = thresholds.filter(|new| installed.thresholds != Some(*new)) {
             self.tables.put_thresholds(service_id, new)?;
+            // As in IPVS, a greater upper threshold ends the state of being overloaded. Connections
+            // that begin after the write are judged by the new thresholds, so the endpoints are
+            // relieved after it. A connection that began before can still overload its endpoint by
+            // the earlier thresholds. That state ends with the lower threshold, as always.
+            if installed.thresholds.is_none_or(|old| old.upper < new.upper) {
+                for family in IpFamily::BOTH {
+                    let backends = installed.families[family].backends.values();
+                    let ids: Vec<_> = backends.map(|backend| backend.id).collect();
+                    self.tables.relieve(family, &ids)?;
+                }
+            }
             installed.thresholds = Some(new);
         }
         for family in IpFamily::BOTH {

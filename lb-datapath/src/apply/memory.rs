@@ -28,6 +28,7 @@ pub struct MemoryState {
     pub services: BTreeMap<ServiceAddress, layout::ServiceEntry>,
     pub names: BTreeMap<u32, layout::ServiceName>,
     pub thresholds: BTreeMap<u32, layout::Thresholds>,
+    pub overloaded: BTreeSet<(IpFamily, u32)>,
     pub slots: Vec<u32>,
     /// The next slot of each range whose slots are used in turn, by its base.
     pub cursors: BTreeMap<u32, u32>,
@@ -64,6 +65,7 @@ impl Memory {
             services: BTreeMap::new(),
             names: BTreeMap::new(),
             thresholds: BTreeMap::new(),
+            overloaded: BTreeSet::new(),
             slots: vec![0; capacity.slots as usize],
             cursors: BTreeMap::new(),
             backends: PerFamily::default(),
@@ -323,6 +325,12 @@ impl Tables for Memory {
         }
         state.write("THRESHOLDS")?;
         state.thresholds.remove(&service_id);
+        Ok(())
+    }
+
+    fn relieve(&mut self, family: IpFamily, backend_ids: &[u32]) -> Result<(), TableError> {
+        let mut state = self.state_mut();
+        state.overloaded.retain(|(of, id)| *of != family || !backend_ids.contains(id));
         Ok(())
     }
 

@@ -76,6 +76,8 @@ pub trait Tables {
     fn put_thresholds(&mut self, service_id: u32, thresholds: layout::Thresholds) -> Result<(), TableError>;
     /// Removes the thresholds of a Service port. Does nothing if it has none.
     fn remove_thresholds(&mut self, service_id: u32) -> Result<(), TableError>;
+    /// Makes endpoints not overloaded, until the programs find again that they are.
+    fn relieve(&mut self, family: IpFamily, backend_ids: &[u32]) -> Result<(), TableError>;
     /// Writes `SLOTS[base..base + backend_ids.len()]`.
     fn write_slots(&mut self, base: u32, backend_ids: &[u32]) -> Result<(), TableError>;
     /// Writes the next slot of the range that begins at `base`, counted from `base`.

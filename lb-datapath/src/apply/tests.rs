@@ -418,6 +418,41 @@ fn a_change_of_flags_is_one_write() {
 }
 
 #[test]
+fn a_greater_upper_threshold_ends_an_overload() {
+    let memory = Memory::roomy(Instant::now());
+    let mut engine = engine(&memory);
+    let now = memory.state().now;
+    let others = Spec { dual: true, ..spec(2, &[4]) };
+    engine.apply(&others.wanted(), now).expect("applied");
+    let mut wanted = Spec { dual: true, v6: [(1, (false, false))].into(), ..spec(1, &[1, 2]) }.wanted();
+    // The upper thresholds in force, and whether an overload outlives the next ones.
+    for (upper, next, stays) in [
+        (Some(2), Some(3), false),
+        (Some(3), Some(2), true),
+        (Some(2), Some(2), true),
+        (None, Some(1), false),
+    ] {
+        let thresholds = |upper: Option<u32>| upper.map(|upper| Thresholds { upper, lower: 1 });
+        wanted.thresholds = thresholds(upper);
+        engine.apply(&wanted, now).expect("applied");
+        let all: BTreeSet<_> = IpFamily::BOTH
+            .into_iter()
+            .flat_map(|family| {
+                let ids: Vec<_> = memory.state().backends[family].keys().copied().collect();
+                ids.into_iter().map(move |id| (family, id))
+            })
+            .collect();
+        assert_eq!(all.len(), 4);
+        memory.state_mut().overloaded = all.clone();
+        wanted.thresholds = thresholds(next);
+        engine.apply(&wanted, now).expect("applied");
+        let left = memory.state().overloaded.len();
+        // The endpoint of the other Service port stays overloaded.
+        assert_eq!(left, if stays { all.len() } else { 1 }, "{upper:?} to {next:?}");
+    }
+}
+
+#[test]
 fn a_family_without_changes_is_not_written() {
     let memory = Memory::roomy(Instant::now());
     let mut engine = engine(&memory);

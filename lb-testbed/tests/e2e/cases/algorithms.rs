@@ -135,6 +135,17 @@ pub fn thresholds_limit_connections(world: &mut World, family: Family) -> Result
     let services = world.agent(0)?.lb(&["get", "services", &name, "-o", "wide"])?;
     ensure!(services.contains("THRESHOLDS"), "{services}");
 
+    // Both endpoints have more connections than the lower threshold. A greater upper threshold
+    // ends the overload all the same.
+    service.write(world, "Cluster", &[1, 3], |object| {
+        annotate(object, "upper-threshold", "3");
+        annotate(object, "lower-threshold", "1");
+    })?;
+    is_overloaded(world, [2, 0])?;
+    answered_by(&world.pod(2).host.get(&[cluster_ip], 1)?, &[1, 3])?;
+    service.write(world, "Cluster", &[1, 3], |object| annotate(object, "upper-threshold", "2"))?;
+    eventually(|| refused(&world.pod(2).host.get(&[cluster_ip], 1)?))?;
+
     drop((sockets, last));
     eventually(|| answered_by(&world.pod(2).host.get(&[cluster_ip], 1)?, &[1, 3]))?;
     eventually(|| answered_by(&world.client().get(&[node_port], 1)?, &[1, 3]))?;
