@@ -36,10 +36,12 @@ pub mod pass_programs;
 pub mod patience;
 pub mod pattern;
 pub mod place;
+pub mod plot;
 #[cfg(feature = "programs")]
 pub mod programs;
 pub mod report;
 pub mod run;
+pub mod spread;
 pub mod topology;
 
 pub use agent::{Agent, AgentOptions};

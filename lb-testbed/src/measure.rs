@@ -39,6 +39,22 @@ pub fn cpu() -> Result<String> {
     Ok(model.map_or("unknown", |(_, name)| name).to_owned())
 }
 
+/// Pins the process to the last CPU. Most interrupts go to the first one.
+pub fn pin_to_last_cpu() -> Result<()> {
+    let allowed = rustix::thread::sched_getaffinity(None).context("sched_getaffinity")?;
+    let last =
+        (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu)).context("no CPU")?;
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(last);
+    rustix::thread::sched_setaffinity(None, &one).context("sched_setaffinity")
+}
+
+/// Returns the load averages of the machine over 1, 5 and 15 minutes.
+pub fn load_averages() -> Result<String> {
+    let averages = fs::read_to_string("/proc/loadavg")?;
+    Ok(averages.split(' ').take(3).collect::<Vec<_>>().join(" "))
+}
+
 pub fn median(values: Vec<f64>) -> f64 {
     percentile(values, 50.0)
 }

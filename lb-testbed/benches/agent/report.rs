@@ -1,12 +1,11 @@
 //! The figures, and the table with a verdict for each.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
 use lb_testbed::documents::replace_between;
-use lb_testbed::measure::{cpu, kernel, median, percentile};
+use lb_testbed::measure::{cpu, kernel, load_averages, median, percentile};
 use serde::Serialize;
 
 use crate::bed::Size;
@@ -71,9 +70,7 @@ struct Figure {
 
 impl Report {
     pub fn new() -> Result<Self> {
-        let load = fs::read_to_string("/proc/loadavg")?;
-        let load = load.split(' ').take(3).collect::<Vec<_>>().join(" ");
-        Ok(Self { kernel: kernel(), cpu: cpu()?, load, sizes: Vec::new() })
+        Ok(Self { kernel: kernel(), cpu: cpu()?, load: load_averages()?, sizes: Vec::new() })
     }
 
     pub fn table(&self) -> String {

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use lb_testbed::measure::pin_to_last_cpu;
 use lb_testbed::programs::Limits;
 use lb_testbed::programs::Subject;
 use lb_testbed::programs::world::World;
@@ -88,14 +89,4 @@ fn limits() -> Limits {
         snat_ports: 1024..=65_535,
         ..Limits::default()
     }
-}
-
-/// Pins the process to the last CPU. Most interrupts go to the first one.
-fn pin_to_last_cpu() -> Result<()> {
-    let allowed = rustix::thread::sched_getaffinity(None).context("sched_getaffinity")?;
-    let last =
-        (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu)).context("no CPU")?;
-    let mut one = rustix::thread::CpuSet::new();
-    one.set(last);
-    rustix::thread::sched_setaffinity(None, &one).context("sched_setaffinity")
 }

@@ -7,13 +7,15 @@ use lb_common::layout::TCP;
 
 use crate::packet::{build, parse};
 
-/// A segment of a TCP handshake. The last one stands for the packets of an open connection too.
-/// With UDP all are datagrams.
+/// A segment of a TCP connection. `Ack` stands for the packets of an open connection too. With UDP
+/// all are datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment {
     Syn,
     SynAck,
     Ack,
+    /// The client gives up a connection that only its SYN has opened.
+    Rst,
 }
 
 impl Segment {
@@ -26,6 +28,8 @@ impl Segment {
             (TCP, Self::Syn) => format!("tcp {ports} S seq=0"),
             (TCP, Self::SynAck) => format!("tcp {ports} SA seq=0 ack=1"),
             (TCP, Self::Ack) => format!("tcp {ports} A seq=1 ack=1"),
+            // The number after the SYN and its ten bytes.
+            (TCP, Self::Rst) => format!("tcp {ports} R seq=11"),
             _ => format!("udp {ports}"),
         };
         let text = format!(

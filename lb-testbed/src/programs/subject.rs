@@ -346,6 +346,12 @@ impl Subject {
         })
     }
 
+    /// Returns the maps of services and endpoints, for Services that are not written with
+    /// [`Self::serve`]. A subject has either these or those.
+    pub fn tables(&self) -> Result<ServiceTables> {
+        Ok(self.datapath.tables()?)
+    }
+
     /// Replaces all services, as the agent would: entries that stay keep their ids, and backends
     /// that are removed are marked as gone.
     pub fn serve(&mut self, entries: &[ServiceAddressEntry]) -> Result<()> {

@@ -4,9 +4,8 @@
 use std::ffi::OsString;
 
 use anyhow::{Result, bail};
-use clap::ValueEnum;
 
-use super::run::{Benchmark, run_benchmark};
+use super::run::{Benchmark, Output, run_benchmark};
 use crate::{
     build_ebpf,
     k8s::{self, KubernetesProgram},
@@ -54,12 +53,6 @@ pub struct Options {
     write_docs: bool,
     #[command(flatten)]
     setup: InstallOptions,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
 }
 
 pub fn run(options: &Options) -> Result<()> {

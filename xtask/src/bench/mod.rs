@@ -2,6 +2,7 @@
 //! file.
 
 mod agent;
+mod algorithms;
 mod connections;
 mod ingress;
 mod programs;
@@ -13,6 +14,8 @@ use anyhow::Result;
 pub enum Bench {
     /// Nanoseconds per packet of each path through the kernel programs, without a network
     Programs(programs::Options),
+    /// Nanoseconds of the first packet with each algorithm, and how evenly it spreads connections
+    Algorithms(algorithms::Options),
     /// Thousands of new connections in a second to one endpoint, with real sockets; fails if one is
     /// refused
     Connections(connections::Options),
@@ -27,6 +30,7 @@ pub enum Bench {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Programs(options) => programs::run(options),
+        Bench::Algorithms(options) => algorithms::run(options),
         Bench::Connections(options) => connections::run(options),
         Bench::Ingress(options) => ingress::run(options),
         Bench::Agent(options) => agent::run(options),

@@ -9,6 +9,13 @@ use crate::{
     workspace,
 };
 
+/// The format in which a benchmark prints its figures.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+}
+
 /// A benchmark of `lb-testbed/benches`.
 pub struct Benchmark {
     pub name: &'static str,
