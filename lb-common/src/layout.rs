@@ -208,7 +208,7 @@ pub mod counted {
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct CountedSocket {
-    /// Index into `LOADS_V4` or `LOADS_V6`. 0: the socket is not counted.
+    /// Index into `LOADS_V4` or `LOADS_V6`. 0: the socket is not connected to an endpoint.
     pub backend_id: u32,
     /// 1 if the endpoint is in `LOADS_V6`.
     pub is_v6: u8,

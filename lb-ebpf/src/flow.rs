@@ -423,7 +423,7 @@ fn publish<F: Records>(
         failure = Some(Reason::FlowTableFull);
     } else if !has_thresholds {
         loads::recount::<F>(backend_id, counted::NONE, counted);
-    } else if lb_take(backend_id, F::IS_V6 as u32 | taken::as_counted(counted)) == 0 {
+    } else if lb_take(backend_id, F::IS_V6 as u32 | taken::SELECTED | taken::as_counted(counted)) == 0 {
         let _ = F::flow_index().remove(&packet.key);
         failure = Some(Reason::ThresholdReached);
     }

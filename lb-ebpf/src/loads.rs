@@ -50,6 +50,8 @@ pub mod taken {
 
     /// The endpoint is one of IPv6.
     pub const V6: u32 = 1 << 0;
+    /// The endpoint was selected for the connection, so only its upper threshold matters.
+    pub const SELECTED: u32 = 1 << 2;
     /// The connection is that of a socket.
     pub const SOCKET: u32 = 1 << 7;
     /// One of [`counted`] is in the two bits from here on. [`counted::NONE`]: nothing is taken.
@@ -82,8 +84,8 @@ pub extern "C" fn lb_take(id: u32, options: u32) -> u32 {
     let is_v6 = options & taken::V6;
     let (service_id, load) = if is_v6 != 0 { endpoint::<V6>(id) } else { endpoint::<V4>(id) };
     let Some(load) = load else { return 0 };
-    let counts = taken::counted(options) != counted::NONE && !recording();
-    let number = step(counted::NONE, taken::counted(options));
+    // 0: nothing is counted.
+    let number = if recording() { 0 } else { step(counted::NONE, taken::counted(options)) };
     let pair = load.cast::<u64>();
     // SAFETY: the first or the second pair of counts of a map value.
     let pair = if options & taken::SOCKET != 0 { unsafe { pair.add(1) } } else { pair };
@@ -93,24 +95,22 @@ pub extern "C" fn lb_take(id: u32, options: u32) -> u32 {
     let thresholds = unsafe { THRESHOLDS.get(&service_id) };
     let (Some(&thresholds), Some(lock)) = (thresholds, FLOW_LOCKS.get_ptr_mut(id % FLOW_LOCK_COUNT)) else {
         // The agent removes the thresholds in this instant.
-        if counts {
-            add(pair, number);
-        }
+        add(pair, number);
         return 1;
     };
     // SAFETY: only the presence of the entry matters.
-    let was = unsafe { OVERLOADED.get(&key) }.is_some();
+    let was = options & taken::SELECTED == 0 && unsafe { OVERLOADED.get(&key) }.is_some();
     // SAFETY: both are map values. Between the two helpers there are aligned loads and an addition
     // only.
     let (refused, is) = unsafe {
         bpf_spin_lock(&raw mut (*lock).lock);
         let connections = copy(load).connections().sum();
         let refused = thresholds.is_overloaded(connections, was);
-        if counts && !refused {
+        if !refused {
             add(pair, number);
         }
         bpf_spin_unlock(&raw mut (*lock).lock);
-        (refused, refused || thresholds.is_overloaded(connections + counts as u64, false))
+        (refused, refused || thresholds.is_overloaded(connections + (number != 0) as u64, false))
     };
     if is != was && !recording() {
         // On failure the lower threshold has no effect.

@@ -332,8 +332,8 @@ const SCATTERED_LOOKS: u32 = RELIEF_LOOKS / 2;
 
 /// Returns an endpoint of the range of `count` slots at `base` that takes a new connection, see
 /// [`lb_take`], although the one in the slot `index` is overloaded. Prefers one that is not
-/// `avoid` and is not left out. Returns [`NONE`] if there is none in [`RELIEF_LOOKS`] slots. The
-/// verifier checks this function separately.
+/// `avoid` and is not left out. Returns [`NONE`] if there is none in [`RELIEF_LOOKS`] slots, or in
+/// all slots of a range with half as many. The verifier checks this function separately.
 ///
 /// The slots are the next turns, or slots at random, or those of further hashes of the client (as
 /// those of IPVS with the flag `fallback`). Half of the looks, and those of turns, are at slots
@@ -343,6 +343,10 @@ const SCATTERED_LOOKS: u32 = RELIEF_LOOKS / 2;
 extern "C" fn lb_relief(base: u32, count: u32, index: u32, avoid: u32, options: u32) -> u32 {
     let (mut next, mut spare) = (unknown(index as u64), unknown(0));
     for look in 0..RELIEF_LOOKS {
+        // Every slot was looked at.
+        if look / 2 >= count {
+            break;
+        }
         next = lb_next_look(base, count, (index as u64) << 32 | next, options, look) as u64;
         let tried = lb_try_slot(base, next as u32, (avoid as u64) << 32 | spare, options);
         if tried & IS_COUNTED != 0 {
@@ -361,7 +365,7 @@ extern "C" fn lb_relief(base: u32, count: u32, index: u32, avoid: u32, options: 
 extern "C" fn lb_next_look(base: u32, count: u32, slots: u64, options: u32, look: u32) -> u32 {
     let next = if search::is_in_turn(options) && !recording() {
         lb_take_turn(base, count)
-    } else if look < SCATTERED_LOOKS && !search::is_in_turn(options) {
+    } else if look < core::cmp::min(count, SCATTERED_LOOKS) && !search::is_in_turn(options) {
         let is_by_hash = search::is_by_hash(options);
         position(if is_by_hash { hash((slots >> 32, look as u64), 0) } else { random() }, count)
     } else {
@@ -486,7 +490,7 @@ pub fn select<F: Maps>(
             match loads::least::<F>(eligible.base, eligible.count, algorithm, service.service_id) {
                 // Other endpoints than those that were compared may not be overloaded.
                 NONE if options & search::REPLACE != 0 => position(random(), eligible.count),
-                NONE => return Err(eligible.refusal()),
+                NONE => return stay::<F>(service, eligible, avoid),
                 index => index,
             }
         }
@@ -496,7 +500,7 @@ pub fn select<F: Maps>(
     let chosen = lb_choose(eligible.base, eligible.count, index, avoid, options);
     let (id, is_counted) = (chosen as u32, chosen & IS_COUNTED != 0);
     if id == NONE {
-        return Err(eligible.refusal());
+        return stay::<F>(service, eligible, avoid);
     }
     // An endpoint of another service: the service entry was replaced while this program read it.
     let Some(backend) = backend::<F>(id).filter(|backend| backend.service_id == service.service_id) else {
@@ -511,6 +515,20 @@ pub fn select<F: Maps>(
         let _ = AFFINITY.insert(client_key, &affinity.0, BPF_ANY as u64);
     }
     Ok(Selected { id, backend, is_counted })
+}
+
+/// Returns the endpoint `avoid` if it is eligible, because no other one takes the connection. The
+/// connection was counted there, and takes its place again.
+#[inline(always)]
+fn stay<F: Maps>(
+    service: &ServiceEntry,
+    eligible: &Eligible,
+    avoid: u32,
+) -> Result<Selected<F::Addr>, Refusal> {
+    match eligible.get::<F>(service, avoid) {
+        Some(backend) if avoid != 0 => Ok(Selected { id: avoid, backend, is_counted: false }),
+        _ => Err(eligible.refusal()),
+    }
 }
 
 /// Returns the client's last endpoint, if its affinity has not timed out and the endpoint is still

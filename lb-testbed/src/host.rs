@@ -388,6 +388,11 @@ impl Held {
         self.command("reconnect")
     }
 
+    /// Connects the UDP socket to another target and sends a request.
+    pub fn reconnect_to(&mut self, target: SocketAddr) -> Result<Exchange> {
+        self.command(&format!("reconnect {target}"))
+    }
+
     fn command(&mut self, line: &str) -> Result<Exchange> {
         let _limit = TimeLimit::of(&self.child.0)?;
         writeln!(self.input, "{line}")?;

@@ -75,7 +75,10 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
     let service = match call::find::<F, _>(context, addr, port, protocol) {
         Some(Ok(service)) => service,
         Some(Err(refusal)) => return refuse::<S>(context, call::reason(refusal)),
-        None => return ALLOW,
+        None => {
+            leave(context);
+            return ALLOW;
+        }
     };
     // While an agent converts the maps of one that counts no sockets, the programs that see the end
     // of sockets may not be attached yet.
@@ -84,10 +87,17 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
         UDP => counted::INACTIVE,
         _ => counted::ACTIVE,
     };
+    give_up(context);
     let Selected { id: backend_id, backend, is_counted } =
         match call::select::<F, _>(context, service, addr, counted) {
             Ok(selected) => selected,
-            Err(refusal) => return refuse::<S>(context, call::reason(refusal)),
+            Err(refusal) => {
+                // A UDP socket stays connected as it was. The others were not connected any more.
+                if protocol == UDP {
+                    take_back(context);
+                }
+                return refuse::<S>(context, call::reason(refusal));
+            }
         };
     let mut peer = Aligned(ConnectedPeer {
         service_addr: S::widen(&addr),
@@ -107,9 +117,7 @@ fn connect<F: Maps, S: SocketAddress<F>>(context: &SockAddrContext) -> i32 {
             *stored = peer.0;
         }
     }
-    if counted != counted::NONE {
-        count_socket::<F>(context, backend_id, counted, is_counted);
-    }
+    count_socket::<F>(context, backend_id, counted, is_counted);
     report::opened::<F>(context, &peer.0);
     S::set_address(context, backend.addr);
     address::set_port(context, backend.port);
@@ -124,21 +132,61 @@ fn refuse<S: address::Wide>(context: &SockAddrContext, reason: Reason) -> i32 {
     context::refuse(reason)
 }
 
-/// Counts a socket that connects to an endpoint, and no longer at the endpoint of its connect
-/// before. The kernel holds the lock of the socket meanwhile. `is_counted`: the new endpoint has
-/// counted it already.
+/// Counts a socket that connects to an endpoint. It counts at no other one, see [`give_up`].
+/// `is_counted`: the endpoint has counted it already.
 #[inline(always)]
 fn count_socket<F: Maps>(context: &SockAddrContext, backend_id: u32, counted: u8, is_counted: bool) {
     let mut none = Aligned(CountedSocket { backend_id: 0, is_v6: 0, counted: counted::NONE, pad: [0; 2] });
     // SAFETY: the socket belongs to the context, and the entry to the socket.
     if let Some(known) = unsafe { COUNTED.get_or_insert_ptr_mut(context, Some(&mut none.0)).as_mut() } {
-        uncount(known);
         *known = CountedSocket { backend_id, is_v6: F::IS_V6 as u8, counted, pad: [0; 2] };
         if !is_counted {
             recount_socket::<F>(backend_id, counted::NONE, counted);
         }
     } else if is_counted {
         recount_socket::<F>(backend_id, counted, counted::NONE);
+    }
+}
+
+/// Returns the entry of a socket that was counted before.
+#[inline(always)]
+fn counted_socket(context: &SockAddrContext) -> Option<&'static mut CountedSocket> {
+    // SAFETY: the socket belongs to the context, and the entry to the socket. The kernel holds the
+    // lock of the socket during the call.
+    unsafe { COUNTED.get_ptr_mut(context).as_mut() }
+}
+
+/// Counts a socket that connects again no longer at its endpoint, so that it can get the same place
+/// again. The entry keeps the endpoint, for [`take_back`].
+#[inline(never)]
+fn give_up(context: &SockAddrContext) {
+    if let Some(known) = counted_socket(context) {
+        uncount(known);
+    }
+}
+
+/// Counts a UDP socket at its endpoint again: its connect fails. Its place may have been taken
+/// meanwhile, so the endpoint can have one connection more than its upper threshold.
+#[inline(never)]
+fn take_back(context: &SockAddrContext) {
+    if let Some(known) = counted_socket(context)
+        && known.backend_id != 0
+    {
+        known.counted = counted::INACTIVE;
+        if known.is_v6 != 0 {
+            recount_socket::<V6>(known.backend_id, counted::NONE, counted::INACTIVE);
+        } else {
+            recount_socket::<V4>(known.backend_id, counted::NONE, counted::INACTIVE);
+        }
+    }
+}
+
+/// Counts a socket no longer: it connects to an address that is not one of Services.
+#[inline(never)]
+fn leave(context: &SockAddrContext) {
+    if let Some(known) = counted_socket(context) {
+        uncount(known);
+        known.backend_id = 0;
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lb_testbed::Family;
 use lb_testbed::agent::metric;
-use lb_testbed::host::{HTTP_PORT, Held};
+use lb_testbed::host::{HTTP_PORT, Held, UDP_PORT};
 use lb_testbed::manifests;
 use lb_testbed::report::Exchange;
 use serde_json::{Value, json};
@@ -151,6 +151,37 @@ pub fn thresholds_limit_connections(world: &mut World, family: Family) -> Result
     eventually(|| answered_by(&world.client().get(&[node_port], 1)?, &[1, 3]))?;
     drop(packets);
     Ok(())
+}
+
+/// A UDP socket that connects again has one place at a time: it gets its own place again, keeps it
+/// if the call is refused, and gives it up when it connects to another address.
+pub fn a_socket_that_connects_again_has_one_place(world: &mut World, family: Family) -> Result<()> {
+    let mut targets = Vec::new();
+    for _ in 0..2 {
+        let service =
+            Exposed::publish(world, "Cluster", &[1], |object| annotate(object, "upper-threshold", "1"))?;
+        service.wait_until_programmed(world, &[1])?;
+        targets.push(service.address("ClusterIP", world, family, To::Udp));
+    }
+    let [target, full] = targets[..] else { bail!("two Services") };
+    let elsewhere = world.pod(3).host.at(family, UDP_PORT);
+    let host = &world.pod(2).host;
+    let (mut socket, mut last) = (host.hold_udp(target)?, host.hold_udp(full)?);
+    let mut next = host.hold_udp(elsewhere)?;
+    for _ in 0..2 {
+        answered_by(&[socket.reconnect()?], &[1])?;
+        answered_by(&[last.reconnect()?], &[1])?;
+        refused(&[next.reconnect_to(target)?])?;
+    }
+    refused(&[socket.reconnect_to(full)?])?;
+    refused(&[next.reconnect_to(target)?])?;
+    answered_by(&[socket.request()?], &[1])?;
+    answered_by(&[socket.reconnect_to(elsewhere)?], &[3])?;
+    answered_by(&[next.reconnect_to(target)?], &[1])?;
+    // The socket has no place that it could take back.
+    refused(&[socket.reconnect()?])?;
+    drop(next);
+    eventually(|| answered_by(&[last.reconnect_to(target)?], &[1]))
 }
 
 /// Waits until the endpoints on pods 1, 3 and 4 have so many active connections on the first node.

@@ -142,6 +142,11 @@ pub const CASES: &[Case] = &[
         algorithms::maglev_selects_alike_on_all_nodes,
     ),
     each("thresholds_limit_connections", Underlays::Routed, algorithms::thresholds_limit_connections),
+    each(
+        "thresholds_give_a_socket_one_place",
+        Underlays::Routed,
+        algorithms::a_socket_that_connects_again_has_one_place,
+    ),
     each("algorithm_lc_evens_out_connections", Underlays::Routed, algorithms::lc_evens_out_connections),
     each(
         "failover_moves_unanswered_connections",
