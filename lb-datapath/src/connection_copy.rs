@@ -225,7 +225,7 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
                 Presence::Present => {}
                 Presence::Displaced if flow.state().has_ended() => {}
                 Presence::Displaced => copied.displaced += 1,
-                Presence::Absent if self.copy(number, &flow, link)? => {
+                Presence::Absent if self.copy(number, &flow, link, is_over)? => {
                     self.copied[number as usize] = seen;
                     copied.connections += 1;
                 }
@@ -244,8 +244,8 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
         link: IndexEntries,
         is_over: impl Fn(&Flow<A>) -> bool,
     ) -> io::Result<Presence> {
-        let request = self.find(&flow.request_key(), direction::REQUEST, &is_over)?;
-        let reply = self.find(&flow.reply_key(), direction::REPLY, &is_over)?;
+        let request = self.find(&flow.request_key(), &is_over)?;
+        let reply = self.find(&flow.reply_key(), &is_over)?;
         match (request, reply) {
             (Some(_), _) => Ok(Presence::Present),
             (None, None) => Ok(Presence::Absent),
@@ -255,7 +255,7 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
                 }
                 if link.request {
                     let entry = FlowIndex { direction: direction::REQUEST, ..entry };
-                    self.insert(&flow.request_key(), &entry)?;
+                    self.insert(&flow.request_key(), &entry, &is_over)?;
                 }
                 Ok(Presence::Present)
             }
@@ -264,17 +264,12 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
 
     /// Returns the index entry of the connection that has this tuple. Removes the entry of a
     /// connection that is over, unless programs open connections.
-    fn find(
-        &self,
-        key: &FlowKey<A>,
-        direction: u8,
-        is_over: impl Fn(&Flow<A>) -> bool,
-    ) -> io::Result<Option<FlowIndex>> {
+    fn find(&self, key: &FlowKey<A>, is_over: impl Fn(&Flow<A>) -> bool) -> io::Result<Option<FlowIndex>> {
         let Some(entry) = self.index.get(key)? else { return Ok(None) };
         let is_current = entry.record < self.records.capacity() && {
             let record = self.records.read(entry.record)?;
             record.generation == entry.generation
-                && record.has_tuple(key, direction)
+                && record.has_tuple(key, entry.direction)
                 && (record.phase == flow_phase::CLAIMED || !is_over(&record))
         };
         // Once programs open connections, they may replace the entry before it is removed here.
@@ -286,21 +281,40 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
 
     /// Inserts an index entry. Returns false if another connection has the tuple, or if the index
     /// is full.
-    fn insert(&self, key: &FlowKey<A>, entry: &FlowIndex) -> io::Result<bool> {
-        match self.index.insert(key, entry) {
+    ///
+    /// Replaces the entry of a connection that is over: its client may open the next one from the
+    /// same port. This is not atomic. If a program replaces the entry in the same instant, the
+    /// later one has the tuple, as between two programs.
+    fn insert(
+        &self,
+        key: &FlowKey<A>,
+        entry: &FlowIndex,
+        is_over: impl Fn(&Flow<A>) -> bool,
+    ) -> io::Result<bool> {
+        let inserted = match self.index.insert(key, entry) {
+            Ok(false) if self.find(key, is_over)?.is_none() => self.index.put(key, entry).map(|()| true),
+            result => result,
+        };
+        match inserted {
             Err(TableError::Full { .. }) => Ok(false),
             result => Ok(result?),
         }
     }
 
     /// Copies a connection. Returns false if there is no room.
-    fn copy(&mut self, old_number: u32, flow: &Flow<A>, link: IndexEntries) -> io::Result<bool> {
+    fn copy(
+        &mut self,
+        old_number: u32,
+        flow: &Flow<A>,
+        link: IndexEntries,
+        is_over: impl Fn(&Flow<A>) -> bool,
+    ) -> io::Result<bool> {
         let Some(number) = self.take()? else { return Ok(false) };
         let generation = self.records.read(number)?.generation.wrapping_add(1);
         let uncounted = Flow { generation, counted: counted::NONE, ..*flow };
         self.records.write(number, Flow { phase: flow_phase::CLAIMED, ..uncounted })?;
         let entry = |direction| FlowIndex { record: number, generation, direction, pad: 0 };
-        if !self.insert(&flow.reply_key(), &entry(direction::REPLY))? {
+        if !self.insert(&flow.reply_key(), &entry(direction::REPLY), &is_over)? {
             self.free(number)?;
             return Ok(false);
         }
@@ -310,7 +324,7 @@ impl<A: MapAddress + PartialEq> ConnectionCopy<A> {
         self.loads.add_flow(record.backend_id, record.counted)?;
         self.records.write(number, record)?;
         if link.request {
-            self.insert(&flow.request_key(), &entry(direction::REQUEST))?;
+            self.insert(&flow.request_key(), &entry(direction::REQUEST), &is_over)?;
         }
         self.update_state(old_number, number, &record)?;
         Ok(true)
