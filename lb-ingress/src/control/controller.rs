@@ -11,7 +11,6 @@ use crate::endpoints::Slices;
 use crate::ingress::{Few, Settings, Translator};
 use crate::proxy::Gateway;
 use crate::routes::{BackendRef, HostPattern, HostRoutes, Route};
-use crate::tls::parse_certificate;
 
 /// Applies changes of objects to a proxy.
 ///
@@ -79,10 +78,7 @@ impl Controller {
         for event in &events {
             match event {
                 SourceEvent::Secret(name, secret) => {
-                    self.set_secret(name, secret.as_deref(), &mut outcome);
-                    let users = secret.clone().filter(|secret| &*secret.kind != Secret::TLS);
-                    self.gateway.users.set(name, users);
-                    self.gateway.authorities.set(name, secret.as_deref());
+                    self.set_secret(name, secret.as_ref(), &mut outcome);
                 }
                 SourceEvent::EndpointSlice(name, slice) => {
                     services.extend(self.slices.set(name.clone(), slice.clone()));
@@ -180,27 +176,21 @@ impl Controller {
         self.gateway.endpoints.set(backend, &addresses);
     }
 
-    /// Sets the certificate of a Secret. An invalid one leaves the earlier certificate in effect.
-    fn set_secret(&mut self, name: &ObjectName, secret: Option<&Secret>, outcome: &mut Outcome) {
+    /// Sets a Secret. An invalid certificate leaves the earlier one in effect.
+    fn set_secret(&mut self, name: &ObjectName, secret: Option<&Arc<Secret>>, outcome: &mut Outcome) {
         outcome.resolved.extend(self.bad_secrets.remove(name));
-        let pair = secret.and_then(|secret| Some((secret.get("tls.crt")?, secret.get("tls.key")?)));
-        match pair.map(|(chain, key)| parse_certificate(chain, key)) {
-            Some(Ok(certificate)) => self.gateway.certificates.set(name.clone(), Some(certificate)),
-            None => self.gateway.certificates.set(name.clone(), None),
-            Some(Err(error)) => {
-                let location = secret.and_then(|secret| secret.location.clone());
-                let mut problems = Problems::of("Secret", name).at(location);
-                problems.error(
-                    ProblemKind::Contradiction,
-                    "data",
-                    format_args!("{error}"),
-                    "until then the earlier certificate is served, or the default one",
-                );
-                for problem in problems.into_vec() {
-                    self.bad_secrets.insert(name.clone(), problem.clone());
-                    outcome.raised.push(problem);
-                }
-            }
+        let Err(error) = self.gateway.set_secret(name, secret) else { return };
+        let location = secret.and_then(|secret| secret.location.clone());
+        let mut problems = Problems::of("Secret", name).at(location);
+        problems.error(
+            ProblemKind::Contradiction,
+            "data",
+            format_args!("{error}"),
+            "until then the earlier certificate is served, or the default one",
+        );
+        for problem in problems.into_vec() {
+            self.bad_secrets.insert(name.clone(), problem.clone());
+            outcome.raised.push(problem);
         }
     }
 }

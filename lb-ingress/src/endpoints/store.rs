@@ -43,6 +43,13 @@ impl<C: Default> Endpoints<C> {
         self.sets.write().unwrap_or_else(PoisonError::into_inner).insert(backend.clone(), set);
     }
 
+    /// Calls a function for the connections of each endpoint.
+    pub fn for_each(&self, act: impl Fn(&C)) {
+        let sets: Vec<_> =
+            self.sets.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        sets.iter().flat_map(|set| set.endpoints()).for_each(|endpoint| act(&endpoint.connections));
+    }
+
     /// Removes a backend that no route uses.
     pub fn remove(&self, backend: &BackendRef) {
         self.sets.write().unwrap_or_else(PoisonError::into_inner).remove(backend);

@@ -318,7 +318,10 @@ impl Work<'_> {
             }
             None => return,
         };
-        let remedy = "set ca.crt to PEM certificates; until then, requests are answered with 503";
+        let remedy = match kind {
+            ProblemKind::NoObject => "create it with ca.crt; until then, requests are answered with 503",
+            _ => "set ca.crt to PEM certificates; until then, requests are answered with 503",
+        };
         self.problems.error(kind, annotations::field(annotations, "auth-tls-secret"), reason, remedy);
     }
 
@@ -338,7 +341,10 @@ impl Work<'_> {
             }
             None => return,
         };
-        let remedy = "set its keys to PEM; until then, requests are answered with 503";
+        let remedy = match kind {
+            ProblemKind::NoObject => "create it; until then, requests are answered with 503",
+            _ => "set its keys to PEM; until then, requests are answered with 503",
+        };
         self.problems.error(kind, annotations::field(annotations, "proxy-ssl-secret"), reason, remedy);
     }
 

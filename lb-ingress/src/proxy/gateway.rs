@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use lb_model::{ObjectName, Secret};
 
 use super::external_auth::AuthServers;
 use super::guard::ClientTimeouts;
@@ -14,7 +15,9 @@ use super::upstream::Connections;
 use crate::endpoints::Endpoints;
 use crate::observe::Observer;
 use crate::routes::RouteTable;
-use crate::tls::{AuthorityStore, BackendTls, CertificateStore, TlsError, TlsSettings};
+use crate::tls::{
+    AuthorityStore, BackendTls, CertificateError, CertificateStore, TlsError, TlsSettings, parse_certificate,
+};
 use crate::users::UserStore;
 
 /// The settings of a proxy.
@@ -89,6 +92,29 @@ impl Gateway {
             closing: AtomicBool::new(false),
             start: Instant::now(),
         })
+    }
+
+    /// Sets a Secret, or removes it. After a change, connections to endpoints that were made with
+    /// it get no further request, and end with their last one.
+    ///
+    /// # Errors
+    /// Fails if the certificate is invalid. The earlier one stays in effect.
+    pub fn set_secret(
+        &self,
+        name: &ObjectName,
+        secret: Option<&Arc<Secret>>,
+    ) -> Result<(), CertificateError> {
+        self.users.set(name, secret.filter(|secret| &*secret.kind != Secret::TLS).cloned());
+        let pair = secret.and_then(|secret| Some((secret.get("tls.crt")?, secret.get("tls.key")?)));
+        let certificate = pair.map(|(chain, key)| parse_certificate(chain, key)).transpose();
+        let mut changed = self.authorities.set(name, secret.map(|secret| &**secret));
+        let result = certificate.map(|certificate| {
+            changed |= self.certificates.set(name.clone(), certificate);
+        });
+        if changed && self.backend_tls.retire(name) {
+            self.endpoints.for_each(Connections::end_retired);
+        }
+        result
     }
 
     /// From now on, an HTTP/1 connection closes after its next response, which announces it. So no

@@ -3,14 +3,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -19,11 +18,15 @@ use tracing::debug;
 
 use super::request_body::{Progress, RequestBody};
 use crate::routes::policy::{BackendProtocol, Timeouts};
+use crate::tls::BackendConfig;
 
 /// An idle connection is not used after this time: many servers close theirs after 60 s.
 const IDLE: Duration = Duration::from_secs(55);
-/// Idle connections of one endpoint.
+/// Idle HTTP/1 connections of one endpoint.
 const MAX_IDLE: usize = 128;
+/// HTTP/2 connections of one endpoint that further requests can use. They differ in their settings
+/// or in the server name, which can be the host of the request.
+const MAX_SHARED: usize = 64;
 
 type Http1 = http1::SendRequest<RequestBody>;
 type Http2 = http2::SendRequest<RequestBody>;
@@ -40,7 +43,7 @@ pub struct Way {
 /// TLS towards an endpoint.
 #[derive(Debug, Clone)]
 pub struct WayTls {
-    pub config: Arc<ClientConfig>,
+    pub config: Arc<BackendConfig>,
     /// The name that the endpoint's certificate must have if it is verified, and the server name
     /// (SNI) if it is sent.
     pub name: Option<Box<str>>,
@@ -54,10 +57,19 @@ impl PartialEq for WayTls {
 
 impl Eq for WayTls {}
 
-/// The connections of one endpoint. They close when the endpoint is dropped.
+impl Way {
+    /// Returns whether the Secret of the settings has changed since.
+    fn is_retired(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.config.is_retired())
+    }
+}
+
+/// The connections of one endpoint. They close when the endpoint is dropped. A connection that is
+/// in neither list ends with its last request.
 #[derive(Debug, Default)]
 pub struct Connections {
     idle: Mutex<Vec<(Way, Http1, Instant)>>,
+    /// The most recently used one is the last. One for each way.
     shared: Mutex<Vec<(Way, Http2)>>,
 }
 
@@ -81,6 +93,8 @@ pub struct SendError {
 pub enum SendErrorKind {
     Connect,
     ConnectTimeout,
+    /// The endpoint has a certificate that the settings of the Ingress do not admit.
+    Certificate,
     Timeout,
     Broken,
 }
@@ -138,7 +152,7 @@ impl Connections {
                 Some(sender) => sender,
                 None => match connect_http2(address, way, timeouts.connect).await {
                     Ok(sender) => {
-                        self.lock_shared().push((way.clone(), sender.clone()));
+                        self.share(way, &sender);
                         sender
                     }
                     Err(error) => return Err(connect_error(&error, request)),
@@ -157,20 +171,47 @@ impl Connections {
         }
     }
 
-    fn lock_shared(&self) -> std::sync::MutexGuard<'_, Vec<(Way, Http2)>> {
+    /// Removes the connections whose Secret has changed.
+    pub fn end_retired(&self) {
+        self.lock_idle().retain(|(way, ..)| !way.is_retired());
+        self.lock_shared().retain(|(way, _)| !way.is_retired());
+    }
+
+    fn lock_idle(&self) -> MutexGuard<'_, Vec<(Way, Http1, Instant)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_shared(&self) -> MutexGuard<'_, Vec<(Way, Http2)>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the connection for further requests of this way.
     fn shared(&self, way: &Way) -> Option<Http2> {
         let mut shared = self.lock_shared();
         shared.retain(|(_, sender)| !sender.is_closed());
-        shared.iter().find(|(other, _)| other == way).map(|(_, sender)| sender.clone())
+        let found = shared.iter().rposition(|(other, _)| other == way)?;
+        shared[found..].rotate_left(1);
+        shared.last().map(|(_, sender)| sender.clone())
+    }
+
+    /// Makes a connection the one for further requests of this way.
+    fn share(&self, way: &Way, sender: &Http2) {
+        let mut shared = self.lock_shared();
+        shared.retain(|(other, sender)| other != way && !sender.is_closed());
+        // With the lock: `end_retired` comes later, or its reason is seen here.
+        if way.is_retired() {
+            return;
+        }
+        if shared.len() >= MAX_SHARED {
+            shared.remove(0);
+        }
+        shared.push((way.clone(), sender.clone()));
     }
 
     async fn take_idle(&self, way: &Way) -> Option<Http1> {
         loop {
             let mut sender = {
-                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut idle = self.lock_idle();
                 let found = idle.iter().rposition(|(other, ..)| other == way)?;
                 let (_, sender, since) = idle.swap_remove(found);
                 if sender.is_closed() || since.elapsed() > IDLE {
@@ -187,12 +228,12 @@ impl Connections {
 
     /// Takes back a connection whose response has ended.
     pub fn give_back(&self, Lease { way, sender }: Lease) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.lock_idle();
         if idle.len() >= MAX_IDLE {
             // Some may have a server name or settings that no request needs any more.
             idle.retain(|(_, sender, since)| !sender.is_closed() && since.elapsed() <= IDLE);
         }
-        if !sender.is_closed() && idle.len() < MAX_IDLE {
+        if !sender.is_closed() && !way.is_retired() && idle.len() < MAX_IDLE {
             idle.push((way, sender, Instant::now()));
         }
     }
@@ -214,7 +255,10 @@ async fn wait<T>(response: impl Future<Output = T>, read: Duration, progress: &P
 fn connect_error(error: &io::Error, request: Request<RequestBody>) -> SendError {
     let kind = match error.kind() {
         io::ErrorKind::TimedOut => SendErrorKind::ConnectTimeout,
-        _ => SendErrorKind::Connect,
+        _ => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(_)) => SendErrorKind::Certificate,
+            _ => SendErrorKind::Connect,
+        },
     };
     SendError { kind, reason: format!("cannot connect: {error}").into(), unsent: Some(request) }
 }
@@ -292,7 +336,7 @@ async fn connect_tls(
         // An address is never sent as SNI (RFC 6066 3).
         None => ServerName::from(address.ip()),
     };
-    timeout(within, TlsConnector::from(tls.config.clone()).connect(name, stream))
+    timeout(within, TlsConnector::from(tls.config.client.clone()).connect(name, stream))
         .await
         .map_err(|_| io::ErrorKind::TimedOut)?
 }

@@ -303,7 +303,7 @@ pub struct UpstreamTls {
     pub secret: Option<ObjectName>,
     /// The backend must have a certificate of an authority in the Secret, for `name`.
     pub verify: bool,
-    /// The greatest length of the chain of certificates without the authority.
+    /// The greatest number of certificates between the backend's and its authority.
     pub verify_depth: u8,
     /// `None`: the host of the request.
     pub name: Option<Box<str>>,

@@ -1,7 +1,8 @@
 //! TLS towards backends: the certificate of the proxy, and the verification of the backends'.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use lb_model::ObjectName;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -14,27 +15,34 @@ use super::clients::{Authorities, AuthorityStore, TooLong};
 use super::store::CertificateStore;
 use crate::routes::policy::UpstreamTls;
 
-/// The settings of connections to backends. They are made for the first connection that needs them,
-/// and again after a change of their Secret. So connections with the same settings can be compared
-/// by the address of these.
+/// The settings of connections to backends, by their Secret. They are made for the first connection
+/// that needs them, and end with [`BackendTls::retire`].
 #[derive(Debug, Default)]
-pub struct BackendTls(Mutex<HashMap<ObjectName, Vec<OfSecret>>>);
+pub struct BackendTls(Mutex<BySecret>);
 
-/// The settings that were made from one version of a Secret.
+type BySecret = HashMap<ObjectName, Vec<(Options, Arc<BackendConfig>)>>;
+
+/// The settings of connections that can replace each other.
 #[derive(Debug)]
-struct OfSecret {
-    options: Options,
-    certificate: Option<Arc<CertifiedKey>>,
-    authorities: Option<Arc<Authorities>>,
-    config: Arc<ClientConfig>,
+pub struct BackendConfig {
+    pub client: Arc<ClientConfig>,
+    /// The Secret has changed since.
+    retired: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Options {
     http2: bool,
     send_name: bool,
-    /// The greatest length of a chain of certificates that is verified.
+    /// The greatest number of certificates between the backend's and its authority.
     verify: Option<u8>,
+}
+
+impl BackendConfig {
+    /// Returns whether no further connection and no further request may use the settings.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
 }
 
 impl BackendTls {
@@ -46,55 +54,62 @@ impl BackendTls {
         http2: bool,
         certificates: &CertificateStore,
         authorities: &AuthorityStore,
-    ) -> Option<Arc<ClientConfig>> {
+    ) -> Option<Arc<BackendConfig>> {
         let Some(secret) = &tls.secret else {
             return if tls.verify { None } else { unverified(http2) };
         };
-        let certificate = certificates.own(secret);
-        let authorities = authorities.of(secret);
+        let verify = tls.verify.then_some(tls.verify_depth);
+        let options = Options { http2, send_name: tls.send_name, verify };
+        let mut by_secret = self.by_secret();
+        let known = by_secret.get(secret).into_iter().flatten().find(|(known, _)| *known == options);
+        if let Some((_, config)) = known {
+            return Some(config.clone());
+        }
+        // They are read with the lock: `retire` removes what was made from an earlier Secret.
+        let (certificate, authorities) = (certificates.own(secret), authorities.of(secret));
         if certificate.is_none() && authorities.is_none() || tls.verify && authorities.is_none() {
             return None;
         }
-        let verify = tls.verify.then_some(tls.verify_depth);
-        let options = Options { http2, send_name: tls.send_name, verify };
-        let mut of_secrets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = of_secrets.entry(secret.clone()).or_default();
-        known.retain(|known| {
-            same(known.certificate.as_ref(), certificate.as_ref())
-                && same(known.authorities.as_ref(), authorities.as_ref())
-        });
-        if let Some(known) = known.iter().find(|known| known.options == options) {
-            return Some(known.config.clone());
-        }
-        let config = Arc::new(make(options, certificate.clone(), authorities.clone())?);
-        known.push(OfSecret { options, certificate, authorities, config: config.clone() });
+        let config = Arc::new(make(options, certificate, authorities)?);
+        by_secret.entry(secret.clone()).or_default().push((options, config.clone()));
         Some(config)
+    }
+
+    /// Removes the settings with a Secret that has changed or is gone, and their key with them.
+    /// Returns whether there were any.
+    pub fn retire(&self, secret: &ObjectName) -> bool {
+        let Some(configs) = self.by_secret().remove(secret) else { return false };
+        for (_, config) in &configs {
+            config.retired.store(true, Ordering::Relaxed);
+        }
+        true
+    }
+
+    fn by_secret(&self) -> MutexGuard<'_, BySecret> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Returns the settings of connections without a certificate of the proxy, to any server.
-pub fn unverified(http2: bool) -> Option<Arc<ClientConfig>> {
-    static CONFIGS: LazyLock<[Option<Arc<ClientConfig>>; 2]> = LazyLock::new(|| {
+pub fn unverified(http2: bool) -> Option<Arc<BackendConfig>> {
+    static CONFIGS: LazyLock<[Option<Arc<BackendConfig>>; 2]> = LazyLock::new(|| {
         let options = |http2| Options { http2, send_name: true, verify: None };
         [false, true].map(|http2| make(options(http2), None, None).map(Arc::new))
     });
     CONFIGS[usize::from(http2)].clone()
 }
 
-fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
-    one.map(Arc::as_ptr) == other.map(Arc::as_ptr)
-}
-
 fn make(
     options: Options,
     certificate: Option<Arc<CertifiedKey>>,
     authorities: Option<Arc<Authorities>>,
-) -> Option<ClientConfig> {
+) -> Option<BackendConfig> {
     let provider = Arc::new(ring::default_provider());
-    let verifier: Arc<dyn ServerCertVerifier> = match options.verify {
-        Some(depth) => Arc::new(OfAuthorities { authorities: authorities?, depth }),
-        None => Arc::new(AnyCertificate(provider.clone())),
+    let accepted = match options.verify {
+        Some(depth) => Some((authorities?, depth)),
+        None => None,
     };
+    let verifier = Arc::new(Verifier { accepted, provider: provider.clone() });
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .ok()?
@@ -106,17 +121,19 @@ fn make(
     };
     config.alpn_protocols = vec![if options.http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
     config.enable_sni = options.send_name;
-    Some(config)
+    Some(BackendConfig { client: Arc::new(config), retired: AtomicBool::new(false) })
 }
 
-/// Accepts the certificates of authorities.
+/// Accepts the certificates of authorities up to a depth. Without authorities, it accepts every
+/// certificate: endpoints have self-signed ones, and `proxy-ssl-verify` is off by default in
+/// ingress-nginx. The signature of the handshake is always checked.
 #[derive(Debug)]
-struct OfAuthorities {
-    authorities: Arc<Authorities>,
-    depth: u8,
+struct Verifier {
+    accepted: Option<(Arc<Authorities>, u8)>,
+    provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for OfAuthorities {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         own: &CertificateDer<'_>,
@@ -125,11 +142,12 @@ impl ServerCertVerifier for OfAuthorities {
         stapled: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if self.authorities.is_too_long(others, self.depth) {
+        let Some((authorities, depth)) = &self.accepted else { return Ok(ServerCertVerified::assertion()) };
+        if authorities.is_too_long(others, *depth) {
             let error = OtherError(Arc::new(TooLong));
             return Err(Error::InvalidCertificate(CertificateError::Other(error)));
         }
-        self.authorities.servers.verify_server_cert(own, others, name, stapled, now)
+        authorities.servers.verify_server_cert(own, others, name, stapled, now)
     }
 
     fn verify_tls12_signature(
@@ -138,7 +156,8 @@ impl ServerCertVerifier for OfAuthorities {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.authorities.servers.verify_tls12_signature(message, certificate, signed)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -147,50 +166,11 @@ impl ServerCertVerifier for OfAuthorities {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.authorities.servers.verify_tls13_signature(message, certificate, signed)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.authorities.servers.supported_verify_schemes()
-    }
-}
-
-/// Accepts every certificate: endpoints have self-signed ones, and `proxy-ssl-verify` is off by
-/// default in ingress-nginx. The signature of the handshake is checked.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

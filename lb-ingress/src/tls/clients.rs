@@ -59,13 +59,17 @@ pub fn has_authorities(secret: &Secret) -> bool {
 }
 
 impl AuthorityStore {
-    /// Sets the Secret. One without authorities is removed.
-    pub fn set(&self, name: &ObjectName, secret: Option<&Secret>) {
+    /// Sets the Secret. One without authorities is removed. Returns whether anything has changed.
+    pub fn set(&self, name: &ObjectName, secret: Option<&Secret>) -> bool {
         let source = secret.and_then(Source::of).map(Arc::new);
         let mut sources = self.0.write().unwrap_or_else(PoisonError::into_inner);
         match source {
-            Some(source) => drop(sources.insert(name.clone(), source)),
-            None => drop(sources.remove(name)),
+            Some(source) if sources.get(name).is_some_and(|known| known.is_like(&source)) => false,
+            Some(source) => {
+                sources.insert(name.clone(), source);
+                true
+            }
+            None => sources.remove(name).is_some(),
         }
     }
 
@@ -81,6 +85,10 @@ impl Source {
         let authorities = secret.get(AUTHORITIES)?.into();
         let revocations = secret.get(REVOCATIONS).map(Into::into);
         Some(Self { authorities, revocations, parsed: OnceLock::new() })
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        self.authorities == other.authorities && self.revocations == other.revocations
     }
 
     fn parse(&self) -> Option<Authorities> {
@@ -127,15 +135,16 @@ impl Authorities {
         Some(config)
     }
 
-    /// Returns whether a chain without the authority is longer than `depth`. `others` are its
+    /// Returns whether a chain has more than `depth` certificates between the first and the
+    /// authority (`X509_VERIFY_PARAM_set_depth` of OpenSSL, which nginx calls). `others` are its
     /// certificates after the first.
     pub(super) fn is_too_long(&self, others: &[CertificateDer<'_>], depth: u8) -> bool {
         let between = others.iter().filter(|certificate| !self.roots.contains(certificate)).count();
-        between + 1 > usize::from(depth)
+        between > usize::from(depth)
     }
 
-    /// Verifies the certificates that a client has sent, its own first. `depth` bounds the length
-    /// of the chain without the authority.
+    /// Verifies the certificates that a client has sent, its own first. `depth` bounds the number
+    /// of certificates between its own and the authority.
     pub fn verify(&self, chain: Option<&[CertificateDer<'static>]>, depth: u8) -> ClientCertificate {
         let Some((own, others)) = chain.and_then(<[_]>::split_first) else {
             return ClientCertificate::Missing;
@@ -233,15 +242,18 @@ mod tests {
             let data = data.map(|(key, value)| (key.into(), value.into_bytes().into()));
             Secret { data: data.into(), ..Secret::default() }
         };
-        store.set(&name, Some(&secret(&revocations)));
+        assert!(store.set(&name, Some(&secret(&revocations))));
         let authorities = store.of(&name).unwrap();
+        assert!(!store.set(&name, Some(&secret(&revocations))));
+        assert!(Arc::ptr_eq(&authorities, &store.of(&name).unwrap()), "no change");
         let root = root.der().clone();
         let (valid, revoked) = (client(6), client(7));
         for (chain, depth, expected) in [
             (vec![valid.clone()], 1, true),
             (vec![valid.clone(), root], 1, true),
-            (vec![valid.clone(), revoked.clone()], 1, false),
-            (vec![valid.clone(), revoked.clone()], 2, true),
+            (vec![valid.clone(), revoked.clone(), revoked.clone()], 1, false),
+            (vec![valid.clone(), revoked.clone(), revoked.clone()], 2, true),
+            (vec![valid.clone(), revoked.clone()], 1, true),
             (vec![revoked], 1, false),
         ] {
             let found = authorities.verify(Some(&chain), depth);

@@ -94,14 +94,26 @@ impl CertificateStore {
         of(secret).or_else(|| of(self.default_secret.as_ref())).unwrap_or(&self.default).clone()
     }
 
-    /// Sets the certificate of a Secret. `None` removes it.
-    pub fn set(&self, secret: ObjectName, certificate: Option<CertifiedKey>) {
+    /// Sets the certificate of a Secret. `None` removes it. Returns whether anything has changed.
+    pub fn set(&self, secret: ObjectName, certificate: Option<CertifiedKey>) -> bool {
         let mut by_secret = self.by_secret.write().unwrap_or_else(PoisonError::into_inner);
         match certificate {
-            Some(certificate) => drop(by_secret.insert(secret, Arc::new(certificate))),
-            None => drop(by_secret.remove(&secret)),
+            Some(certificate) if by_secret.get(&secret).is_some_and(|known| same(known, &certificate)) => {
+                false
+            }
+            Some(certificate) => {
+                by_secret.insert(secret, Arc::new(certificate));
+                true
+            }
+            None => by_secret.remove(&secret).is_some(),
         }
     }
+}
+
+/// Compares the chains and the public keys: a private key cannot be compared.
+fn same(one: &CertifiedKey, other: &CertifiedKey) -> bool {
+    let public = |certified: &CertifiedKey| certified.key.public_key().map(|key| key.to_vec());
+    one.cert == other.cert && public(one).is_some_and(|key| public(other) == Some(key))
 }
 
 #[cfg(test)]
@@ -137,7 +149,13 @@ mod tests {
         let default = store.of(None);
         assert!(Arc::ptr_eq(&default, &store.of(Some(&secret))));
         store.set(secret.clone(), parse_certificate(chain.as_bytes(), key.as_bytes()).ok());
-        assert!(!Arc::ptr_eq(&default, &store.of(Some(&secret))));
+        let own = store.of(Some(&secret));
+        assert!(!Arc::ptr_eq(&default, &own));
+        assert!(!store.set(secret.clone(), parse_certificate(chain.as_bytes(), key.as_bytes()).ok()));
+        assert!(Arc::ptr_eq(&own, &store.of(Some(&secret))), "no change");
+        let (chain, key) = pem("a.example");
+        assert!(store.set(secret.clone(), parse_certificate(chain.as_bytes(), key.as_bytes()).ok()));
+        assert!(!Arc::ptr_eq(&own, &store.of(Some(&secret))));
         store.set(secret.clone(), None);
         assert!(Arc::ptr_eq(&default, &store.of(Some(&secret))));
     }

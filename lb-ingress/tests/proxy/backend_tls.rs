@@ -1,23 +1,32 @@
 //! TLS towards endpoints, with certificates of both sides.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use futures::{StreamExt as _, stream};
+use http_body_util::StreamBody;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use lb_ingress::routes::policy::{BackendProtocol, UpstreamTls};
 use lb_ingress::routes::{HostSettings, Policy};
-use lb_ingress::tls::parse_certificate;
 use lb_model::{ObjectName, Secret};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::world::{World, backend, listen};
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Much longer than a busy machine needs.
+const LONG: Duration = Duration::from_secs(60);
 
 /// An authority, and the certificates that it signs.
 struct Authority {
@@ -44,12 +53,16 @@ impl Authority {
         Identity { chain: vec![params.signed_by(&key, &self.issuer).unwrap()], key }
     }
 
-    /// Returns an identity that an authority between the two has signed.
-    fn distant_identity(&self, name: &str) -> Identity {
-        let (params, key) = (authority_params("between"), rcgen::KeyPair::generate().unwrap());
+    /// Returns an identity with this number of authorities between it and this one.
+    fn distant_identity(&self, name: &str, distance: usize) -> Identity {
+        if distance == 0 {
+            return self.identity(name);
+        }
+        let subject = format!("between {distance}");
+        let (params, key) = (authority_params(&subject), rcgen::KeyPair::generate().unwrap());
         let between = params.signed_by(&key, &self.issuer).unwrap();
         let between = Self { root: between, issuer: rcgen::Issuer::new(params, key) };
-        let mut identity = between.identity(name);
+        let mut identity = between.distant_identity(name, distance - 1);
         identity.chain.push(between.root);
         identity
     }
@@ -67,6 +80,15 @@ fn authority_params(name: &str) -> rcgen::CertificateParams {
 struct TlsEndpoint {
     address: SocketAddr,
     config: Arc<Mutex<Arc<ServerConfig>>>,
+    connections: watch::Receiver<Connections>,
+    /// The answers to `/slow` end when this is true.
+    finish: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Connections {
+    accepted: usize,
+    open: usize,
 }
 
 impl TlsEndpoint {
@@ -75,9 +97,13 @@ impl TlsEndpoint {
         let config = Arc::new(Mutex::new(server_config(identity, clients)));
         let listener = listen().await;
         let (address, current) = (listener.local_addr().unwrap(), config.clone());
+        let (count, connections) = watch::channel(Connections::default());
+        let (finish, finished) = watch::channel(false);
+        let count = Arc::new(count);
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                let (count, finished) = (count.clone(), finished.clone());
                 let acceptor = TlsAcceptor::from(current.lock().unwrap().clone());
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
@@ -87,15 +113,47 @@ impl TlsEndpoint {
                     let text = format!("name {name}, {certificates} certificates\n");
                     let service = service_fn(move |request: Request<Incoming>| {
                         let text = format!("{:?} {text}", request.version());
-                        async move { Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(text)))) }
+                        let mut finished = finished.clone();
+                        async move {
+                            let is_slow = request.uri().path() == "/slow";
+                            let finished = async move {
+                                let _ = finished.wait_for(|finished| *finished || !is_slow).await;
+                            };
+                            Ok::<_, Infallible>(Response::new(two_parts(text, finished)))
+                        }
+                    });
+                    count.send_modify(|count| {
+                        (count.accepted, count.open) = (count.accepted + 1, count.open + 1);
                     });
                     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                     let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                    count.send_modify(|count| count.open -= 1);
                 });
             }
         });
-        Self { address, config }
+        Self { address, config, connections, finish }
     }
+
+    /// Waits until this number of connections is open.
+    async fn has_open(&self, open: usize) {
+        let mut connections = self.connections.clone();
+        let waiting = tokio::time::timeout(LONG, connections.wait_for(|count| count.open == open));
+        assert!(waiting.await.is_ok(), "expected {open}: {:?}", *self.connections.borrow());
+    }
+
+    fn accepted(&self) -> usize {
+        self.connections.borrow().accepted
+    }
+}
+
+/// Returns a body with a text, and with `end` after a future.
+fn two_parts(text: String, future: impl Future<Output = ()> + Send + 'static) -> Body {
+    let part = |text: String| Ok::<_, Infallible>(Frame::data(Bytes::from(text)));
+    let end = async move {
+        future.await;
+        part("end\n".into())
+    };
+    Body::new(StreamBody::new(stream::iter([part(text)]).chain(stream::once(end))))
 }
 
 fn server_config(identity: &Identity, clients: Option<&Authority>) -> Arc<ServerConfig> {
@@ -120,17 +178,20 @@ fn server_config(identity: &Identity, clients: Option<&Authority>) -> Arc<Server
 
 const SECRET: &str = "backend";
 
-/// Sets the Secret as the controller does.
+fn secret_name() -> ObjectName {
+    ObjectName::new("default", SECRET)
+}
+
 fn set_secret(world: &World, identity: Option<&Identity>, authority: Option<&Authority>) {
-    let name = ObjectName::new("default", SECRET);
-    let certificate = identity.map(|identity| {
+    let own = identity.map(|identity| {
         let chain: String = identity.chain.iter().map(rcgen::Certificate::pem).collect();
-        parse_certificate(chain.as_bytes(), identity.key.serialize_pem().as_bytes()).unwrap()
+        [("tls.crt", chain), ("tls.key", identity.key.serialize_pem())]
     });
-    world.gateway.certificates.set(name.clone(), certificate);
-    let data = authority.map(|authority| ("ca.crt".into(), authority.root.pem().into_bytes().into()));
-    let secret = Secret { data: data.into_iter().collect(), ..Secret::default() };
-    world.gateway.authorities.set(&name, Some(&secret));
+    let authority = authority.map(|authority| ("ca.crt", authority.root.pem()));
+    let data = own.into_iter().flatten().chain(authority);
+    let data = data.map(|(key, value)| (key.into(), value.into_bytes().into())).collect();
+    let secret = Arc::new(Secret { data, ..Secret::default() });
+    world.gateway.set_secret(&secret_name(), Some(&secret)).unwrap();
 }
 
 fn route(world: &World, protocol: BackendProtocol, tls: &UpstreamTls) {
@@ -140,7 +201,7 @@ fn route(world: &World, protocol: BackendProtocol, tls: &UpstreamTls) {
 }
 
 fn verified(name: Option<&str>) -> UpstreamTls {
-    let secret = Some(ObjectName::new("default", SECRET));
+    let secret = Some(secret_name());
     UpstreamTls { secret, verify: true, name: name.map(Into::into), ..UpstreamTls::default() }
 }
 
@@ -193,13 +254,17 @@ async fn certificates_of_endpoints_are_verified() {
 #[tokio::test]
 async fn chains_of_endpoints_have_a_longest_length() {
     let (world, authority) = (World::new().await, Authority::new());
-    let endpoint = TlsEndpoint::start(&authority.distant_identity("inner.example"), None).await;
+    let identity = authority.distant_identity("inner.example", 1);
+    let endpoint = TlsEndpoint::start(&identity, None).await;
     set_secret(&world, None, Some(&authority));
-    for (verify_depth, expected) in [(1, "502"), (2, "200")] {
+    // `openssl verify -verify_depth` accepts and refuses the same chains.
+    for (distance, verify_depth, expected) in [(1, 1, "200"), (2, 1, "502"), (2, 2, "200"), (3, 2, "502")] {
+        let identity = authority.distant_identity("inner.example", distance);
+        *endpoint.config.lock().unwrap() = server_config(&identity, None);
         let tls = UpstreamTls { verify_depth, ..verified(Some("inner.example")) };
         route(&world, BackendProtocol::Https, &tls);
         let answer = get(&world, &endpoint).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{verify_depth}: {answer}");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{distance} {verify_depth}: {answer}");
     }
 }
 
@@ -237,5 +302,140 @@ async fn another_secret_takes_effect_with_the_next_request() {
             let answer = world.get("/", "").await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{answer}");
         }
+    }
+}
+
+/// The endpoint may be right for other Ingresses.
+#[tokio::test]
+async fn a_certificate_that_is_not_admitted_ejects_no_endpoint() {
+    let (world, authority) = (World::new().await, Authority::new());
+    let endpoint = TlsEndpoint::start(&authority.identity("inner.example"), None).await;
+    set_secret(&world, None, Some(&authority));
+    for protocol in [BackendProtocol::Https, BackendProtocol::Grpcs] {
+        route(&world, protocol, &verified(Some("other.example")));
+        let answer = get(&world, &endpoint).await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        let set = world.gateway.endpoints.of(&backend("web")).unwrap();
+        assert!(!set.endpoints()[0].is_ejected(0), "{protocol:?}");
+    }
+}
+
+/// An update of a Secret, such as a new label, ends no connection.
+#[tokio::test]
+async fn connections_outlast_events_without_a_change() {
+    let (world, authority) = (World::new().await, Authority::new());
+    let endpoint = TlsEndpoint::start(&authority.identity("inner.example"), None).await;
+    let identity = authority.identity("proxy");
+    for (protocol, accepted) in [(BackendProtocol::Https, 1), (BackendProtocol::Grpcs, 2)] {
+        route(&world, protocol, &verified(Some("inner.example")));
+        world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+        for _ in 0..3 {
+            set_secret(&world, Some(&identity), Some(&authority));
+            let answer = world.get("/", "").await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        assert_eq!(endpoint.accepted(), accepted, "{protocol:?}");
+    }
+}
+
+/// Connections end without a further request, after a change of their Secret and its removal.
+/// No copy of its key stays.
+#[tokio::test]
+async fn connections_end_with_their_secret() {
+    let (world, authority) = (World::new().await, Authority::new());
+    let endpoint = TlsEndpoint::start(&authority.identity("inner.example"), None).await;
+    world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+    for protocol in [BackendProtocol::Https, BackendProtocol::Grpcs] {
+        route(&world, protocol, &verified(Some("inner.example")));
+        for removed in [false, true] {
+            set_secret(&world, Some(&authority.identity("proxy")), Some(&authority));
+            let key = Arc::downgrade(&world.gateway.certificates.own(&secret_name()).unwrap());
+            let answer = world.get("/", "").await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            endpoint.has_open(1).await;
+            if removed {
+                world.gateway.set_secret(&secret_name(), None).unwrap();
+            } else {
+                set_secret(&world, Some(&authority.identity("another")), Some(&authority));
+            }
+            endpoint.has_open(0).await;
+            let gone = async {
+                while key.strong_count() > 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            assert!(tokio::time::timeout(LONG, gone).await.is_ok(), "{protocol:?} {removed}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_ends_before_its_connection() {
+    let (world, authority) = (World::new().await, Authority::new());
+    let endpoint = TlsEndpoint::start(&authority.identity("inner.example"), None).await;
+    world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+    for protocol in [BackendProtocol::Https, BackendProtocol::Grpcs] {
+        endpoint.finish.send_replace(false);
+        set_secret(&world, Some(&authority.identity("proxy")), Some(&authority));
+        route(&world, protocol, &verified(Some("inner.example")));
+        let slow = world.get("/slow", "");
+        let change = async {
+            endpoint.has_open(1).await;
+            set_secret(&world, Some(&authority.identity("another")), Some(&authority));
+            let answer = world.get("/", "").await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            endpoint.finish.send_replace(true);
+        };
+        let (answer, ()) = tokio::join!(slow, change);
+        assert!(answer.contains("end\n"), "{protocol:?}: {answer}");
+        // The one with the Secret as it is now.
+        endpoint.has_open(1).await;
+        world.gateway.set_secret(&secret_name(), None).unwrap();
+        endpoint.has_open(0).await;
+    }
+}
+
+/// The server name is the host of the request, so clients choose how many there are.
+#[tokio::test]
+async fn connections_for_further_requests_are_bounded() {
+    let (world, authority) = (World::new().await, Authority::new());
+    let endpoint = TlsEndpoint::start(&authority.identity("inner.example"), None).await;
+    world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+    let mut policy = Policy::default();
+    policy.upstream.protocol = BackendProtocol::Grpcs;
+    policy.upstream.tls = UpstreamTls { send_name: true, ..UpstreamTls::default() };
+    world.route("*.example", HostSettings::default(), &[("/", policy, "web")]);
+    let get = async |number: usize| {
+        let head = format!("GET / HTTP/1.1\r\nHost: h{number}.example\r\nConnection: close\r\n\r\n");
+        let answer = world.raw(head.as_bytes()).await;
+        assert!(answer.contains(&format!("name h{number}.example")), "{answer}");
+    };
+    for number in 0..70 {
+        get(number).await;
+        get(0).await;
+    }
+    endpoint.has_open(64).await;
+    assert_eq!(endpoint.accepted(), 70, "the most recently used ones stay");
+}
+
+/// The verifier does not admit an authority as an endpoint. OpenSSL does.
+#[tokio::test]
+async fn a_certificate_as_its_own_authority_is_no_authority() {
+    let world = World::new().await;
+    for (is_ca, expected) in [
+        (rcgen::IsCa::NoCa, "200"),
+        (rcgen::IsCa::ExplicitNoCa, "200"),
+        (rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained), "502"),
+    ] {
+        let mut params = rcgen::CertificateParams::new(["inner.example".to_owned()]).unwrap();
+        params.is_ca = is_ca;
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap();
+        let endpoint = TlsEndpoint::start(&Identity { chain: vec![root.clone()], key }, None).await;
+        let issuer = rcgen::Issuer::new(params, rcgen::KeyPair::generate().unwrap());
+        set_secret(&world, None, Some(&Authority { root, issuer }));
+        route(&world, BackendProtocol::Https, &verified(Some("inner.example")));
+        let answer = get(&world, &endpoint).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{is_ca:?}: {answer}");
     }
 }
