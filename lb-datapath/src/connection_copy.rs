@@ -159,8 +159,8 @@ pub struct ConnectionCopy<A> {
     /// The records that are set aside. `None` while no program takes records.
     reserved: Option<Vec<u32>>,
     /// For each record of the old table, the generation of the connection that was copied last, and
-    /// when it had been seen. Its packets change only the new record then. If it ends, the old
-    /// record still says that it is open, and must not be copied again.
+    /// when it had been seen. Its packets change only the new record then. When it has ended, the
+    /// old record is still that of an open connection. No pass may copy it again.
     copied: Vec<Option<(u16, u64)>>,
 }
 
