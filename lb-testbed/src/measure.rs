@@ -1,11 +1,55 @@
-//! What the benchmarks share: the resources of a process, and statistics of figures.
+//! What the benchmarks share: the resources of a process, statistics of figures, and where their
+//! report goes.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use clap::Args;
+use serde::Serialize;
 
 /// The unit of the times in `/proc` (`USER_HZ`), which is the same on all machines.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Where the report of a benchmark goes: the options that xtask passes.
+#[derive(Args)]
+pub struct Output {
+    /// Print JSON in place of tables.
+    #[arg(long)]
+    print_json: bool,
+    /// The file that gets the report as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// The document that gets the tables, or the folder of documents.
+    #[arg(long)]
+    docs: Option<PathBuf>,
+    /// `cargo bench` adds it.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
+}
+
+impl Output {
+    /// Prints a report with these tables, and writes it to the files that are wanted.
+    /// `write_into` gets the path of the documents.
+    pub fn write(
+        &self,
+        report: &impl Serialize,
+        tables: &str,
+        write_into: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let json = serde_json::to_string_pretty(report)? + "\n";
+        print!("{}", if self.print_json { &json } else { tables });
+        if let Some(path) = &self.json {
+            fs::write(path, &json).with_context(|| path.display().to_string())?;
+            eprintln!("wrote {}", path.display());
+        }
+        if let Some(path) = &self.docs {
+            write_into(path)?;
+            eprintln!("wrote {}", path.display());
+        }
+        Ok(())
+    }
+}
 
 /// Returns the CPU time of a process in user and kernel mode, in seconds.
 pub fn cpu_time(pid: u32) -> Result<f64> {

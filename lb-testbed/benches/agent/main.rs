@@ -8,14 +8,12 @@ mod bed;
 mod changes;
 mod report;
 
-use std::fs;
-use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use lb_testbed::measure::{cpu_time, memory};
+use lb_testbed::measure::{Output, cpu_time, memory};
 
 use crate::bed::{Bed, Size};
 use crate::changes::Load;
@@ -30,19 +28,7 @@ fn main() -> Result<()> {
     for size in &options.sizes {
         report.sizes.push(measure(*size, &options).with_context(|| format!("measure {size}"))?);
     }
-    let json = serde_json::to_string_pretty(&report)? + "\n";
-    if options.print_json {
-        print!("{json}");
-    } else {
-        print!("{}", report.table());
-    }
-    if let Some(path) = &options.json {
-        fs::write(path, json).with_context(|| path.display().to_string())?;
-    }
-    if let Some(path) = &options.docs {
-        report.write_into(path)?;
-    }
-    Ok(())
+    options.output.write(&report, &report.table(), |path| report.write_into(path))
 }
 
 fn measure(size: Size, options: &Options) -> Result<Figures> {
@@ -104,13 +90,6 @@ struct Options {
     churn: u32,
     #[arg(long)]
     flows: u32,
-    #[arg(long)]
-    print_json: bool,
-    #[arg(long)]
-    json: Option<PathBuf>,
-    #[arg(long)]
-    docs: Option<PathBuf>,
-    /// `cargo bench` adds it.
-    #[arg(long = "bench", hide = true)]
-    _bench: bool,
+    #[command(flatten)]
+    output: Output,
 }

@@ -11,11 +11,9 @@ mod cost;
 mod report;
 mod spread;
 
-use std::path::PathBuf;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
-use lb_testbed::measure::pin_to_last_cpu;
+use lb_testbed::measure::{Output, pin_to_last_cpu};
 use lb_testbed::programs::world::World;
 
 use crate::bed::Bed;
@@ -33,20 +31,7 @@ fn main() -> Result<()> {
     report.balances = balance::measure(&mut bed, options.each)?;
     report.models = balance::model(options.each)?;
     report.costs = cost::measure(&mut bed, options.rounds)?;
-    if options.print_json {
-        print!("{}", report.json()?);
-    } else {
-        print!("{}", report.tables());
-    }
-    if let Some(path) = &options.json {
-        std::fs::write(path, report.json()?).with_context(|| path.display().to_string())?;
-        eprintln!("wrote {}", path.display());
-    }
-    if let Some(folder) = &options.docs {
-        report.write_into(folder)?;
-        eprintln!("wrote algorithms.md and its plots in {}", folder.display());
-    }
-    Ok(())
+    options.output.write(&report, &report.tables(), |path| report.write_into(path))
 }
 
 /// The options that xtask passes.
@@ -60,14 +45,6 @@ struct Options {
     /// Open connections for each endpoint of the figures of balance.
     #[arg(long)]
     each: usize,
-    #[arg(long)]
-    print_json: bool,
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// The folder of the documents.
-    #[arg(long)]
-    docs: Option<PathBuf>,
-    /// `cargo bench` adds it.
-    #[arg(long = "bench", hide = true)]
-    _bench: bool,
+    #[command(flatten)]
+    output: Output,
 }

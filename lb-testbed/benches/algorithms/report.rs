@@ -57,10 +57,6 @@ impl Report {
         })
     }
 
-    pub fn json(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(self)? + "\n")
-    }
-
     /// Returns the tables.
     pub fn tables(&self) -> String {
         let Self { kernel, cpu, cpus, load, .. } = self;

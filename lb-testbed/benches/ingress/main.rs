@@ -9,12 +9,10 @@ mod report;
 mod scale;
 mod subjects;
 
-use std::fs;
-use std::path::PathBuf;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
 use lb_testbed::IngressBed;
+use lb_testbed::measure::Output;
 
 use crate::load::{CASES, Sample, measure};
 use crate::report::Report;
@@ -42,14 +40,7 @@ fn main() -> Result<()> {
     }
     drop(bed);
     report.scale = Some(scale::measure(options.ingresses)?);
-    print!("{}", report.table());
-    if let Some(path) = &options.json {
-        fs::write(path, serde_json::to_vec_pretty(&report)?).with_context(|| path.display().to_string())?;
-    }
-    if let Some(path) = &options.docs {
-        report.write_into(path)?;
-    }
-    Ok(())
+    options.output.write(&report, &report.table(), |path| report.write_into(path))
 }
 
 /// The options that xtask passes.
@@ -62,11 +53,6 @@ struct Options {
     seconds: u32,
     #[arg(long, default_value_t = 10_000)]
     ingresses: u32,
-    #[arg(long)]
-    json: Option<PathBuf>,
-    #[arg(long)]
-    docs: Option<PathBuf>,
-    /// `cargo bench` adds it.
-    #[arg(long = "bench", hide = true)]
-    _bench: bool,
+    #[command(flatten)]
+    output: Output,
 }

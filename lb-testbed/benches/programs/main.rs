@@ -9,11 +9,9 @@
 mod paths;
 mod report;
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
 use clap::Parser;
-use lb_testbed::measure::pin_to_last_cpu;
+use lb_testbed::measure::{Output, pin_to_last_cpu};
 use lb_testbed::programs::Limits;
 use lb_testbed::programs::Subject;
 use lb_testbed::programs::world::World;
@@ -54,16 +52,7 @@ fn main() -> Result<()> {
     }
     let statistics = loaded[0].statistics()?;
     let report = Report::new(options.rounds, figures, statistics)?;
-    print!("{}", report.table());
-    if let Some(path) = &options.json {
-        std::fs::write(path, report.json()?).with_context(|| path.display().to_string())?;
-        eprintln!("wrote {}", path.display());
-    }
-    if let Some(path) = &options.docs {
-        report.write_into(path)?;
-        eprintln!("wrote {}", path.display());
-    }
-    Ok(())
+    options.output.write(&report, &report.table(), |path| report.write_into(path))
 }
 
 /// The options that xtask passes.
@@ -71,13 +60,8 @@ fn main() -> Result<()> {
 struct Options {
     #[arg(long, default_value_t = 7)]
     rounds: usize,
-    #[arg(long)]
-    json: Option<PathBuf>,
-    #[arg(long)]
-    docs: Option<PathBuf>,
-    /// `cargo bench` adds it.
-    #[arg(long = "bench", hide = true)]
-    _bench: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 fn limits() -> Limits {

@@ -90,10 +90,6 @@ impl Report {
         })
     }
 
-    pub fn json(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(self)? + "\n")
-    }
-
     /// Returns the figures as Markdown that is also readable in a terminal.
     pub fn table(&self) -> String {
         let mut text = format!(
