@@ -5,7 +5,7 @@ use lb_testbed::Family;
 use lb_testbed::host::{Datagrams, FloodKind};
 use lb_testbed::place::Place;
 
-use crate::check::{answered, eventually};
+use crate::check::{answered, answered_by, eventually};
 use crate::world::{Published, To, World};
 
 /// No device has this address when a case starts.
@@ -44,13 +44,13 @@ pub fn neighbour_moves(world: &mut World, family: Family) -> Result<()> {
         Ok::<_, anyhow::Error>(format!("{}={}", setting(name), value.trim()))
     });
     sender.sysctl(&[&setting("delay_first_probe_time=0"), &setting("retrans_time_ms=50")])?;
-    let know = |mac: &str| {
+    let know = |place: &Place, mac: &str| {
         let entry = ["neighbour", "replace", &address, "lladdr", mac, "dev", "eth0", "nud", "stale"];
-        sender.run("ip", [&[version][..], &entry].concat()).map(drop)
+        place.run("ip", [&[version][..], &entry].concat()).map(drop)
     };
     let check = || {
         next_hop.place.run("ip", ["link", "set", "dev", "eth0", "address", NEW_MAC])?;
-        know(&old_mac)?;
+        know(sender, &old_mac)?;
         eventually(|| {
             // The servers do not answer these datagrams: no packet of the second node shows its new
             // address.
@@ -63,12 +63,18 @@ pub fn neighbour_moves(world: &mut World, family: Family) -> Result<()> {
     };
     let checked = check();
     next_hop.place.run("ip", ["link", "set", "dev", "eth0", "address", &old_mac])?;
-    know(&old_mac)?;
+    // An ARP request that the second node broadcast meanwhile has taught the new address to the
+    // client, too. The client uses it for eight seconds before it asks again.
+    for place in [sender, &world.client().place] {
+        know(place, &old_mac)?;
+    }
     for setting in before {
         sender.sysctl(&[&setting?])?;
     }
     checked?;
-    eventually(|| datagrams(world, &service, family))
+    eventually(|| datagrams(world, &service, family))?;
+    let second_node = service.node_port(world.node(1), family, To::Http);
+    answered_by(&world.client().get(&[second_node], 1)?, &[3])
 }
 
 /// With `--forward stack`, the rules of policy routing apply to translated packets, also those by
