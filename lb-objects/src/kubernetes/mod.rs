@@ -188,7 +188,8 @@ async fn watch_with(
     let classes =
         run_watch(reader.objects::<ApiIngressClass>(Selector::default()), ingress_classes(), &events);
     let unfinished = with_fields(UNFINISHED_PODS.to_owned());
-    let pods = run_watch(reader.objects::<PartialObjectMeta<ApiPod>>(unfinished), pod_weights(), &events);
+    let pods =
+        run_watch(reader.objects::<PartialObjectMeta<ApiPod>>(unfinished), pod_weights(scope), &events);
     let secrets = run_watch(reader.objects::<ApiSecret>(tls), secrets::spec(), &events);
     let selected = |resource| resources.contains(resource);
     tokio::join!(
@@ -277,15 +278,25 @@ fn node_drains() -> WatchSpec<Convert<ApiNode, NodeDrain>, MakeEvent<NodeDrain>>
 }
 
 /// `PartialObjectMeta` makes the API server send metadata only.
-fn pod_weights() -> WatchSpec<Convert<PartialObjectMeta<ApiPod>, PodWeight>, MakeEvent<PodWeight>> {
+fn pod_weights(
+    scope: ServiceSelection,
+) -> WatchSpec<Convert<PartialObjectMeta<ApiPod>, PodWeight>, MakeEvent<PodWeight>> {
     WatchSpec {
         resource: WatchedResource::Pods,
         plural: "pods",
         singular: "Pod",
         // Without them, the other weights apply.
         optional: true,
-        right: "see deploy/pod-weights, or podWeights in the Helm chart; until then, the weights of Pods \
-                have no effect",
+        right: match scope {
+            ServiceSelection::OfThisProxy => {
+                "see deploy/pod-weights, or settings.podWeights in the Helm chart; until then, the \
+                 weights of Pods have no effect"
+            }
+            ServiceSelection::PortsOfAll => {
+                "see deploy/ingress-pod-weights, or ingress.podWeights in the Helm chart; until then, \
+                 the weights of Pods have no effect"
+            }
+        },
         convert: convert::pod_weight,
         make_event: SourceEvent::PodWeight,
     }
@@ -365,7 +376,7 @@ pub async fn list(
     run_watch(stream(objects, "EndpointSlice")?, slices(this_node, ServiceSelection::OfThisProxy), &sender)
         .await;
     run_watch(stream(objects, "Node")?, node_drains(), &sender).await;
-    run_watch(stream(objects, "Pod")?, pod_weights(), &sender).await;
+    run_watch(stream(objects, "Pod")?, pod_weights(ServiceSelection::OfThisProxy), &sender).await;
     run_watch(stream(objects, "ServiceCIDR")?, service_cidrs(), &sender).await;
     drop(sender);
     let mut events = Vec::new();

@@ -7,14 +7,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
 use lb_testbed::agent::{lb_at, metric};
-use lb_testbed::check::{answered_by, eventually, refused, spread_over, without_failure};
+use lb_testbed::check::{answered_by, eventually, eventually_within, refused, spread_over, without_failure};
 use lb_testbed::control_plane::{ACCOUNT, deploy, documents};
-use lb_testbed::host::{Host, Listen, LoadKind};
+use lb_testbed::host::{Listen, LoadKind};
 use lb_testbed::manifests::{ServiceManifest, ServicePort};
 use lb_testbed::{Family, IngressProxy, http, ingress};
 use serde_json::{Value, json};
 
-use crate::world::{INGRESS_ACCOUNT, ONE_DATAGRAM, World, cluster_ip};
+use crate::world::{INGRESS_ACCOUNT, ONE_DATAGRAM, WATCH_LIMIT, World, cluster_ip};
 
 pub type Run = fn(&mut World) -> Result<()>;
 
@@ -37,6 +37,7 @@ pub const CASES: &[(&str, Run)] = &[
     ("api_server_is_reached_through_its_own_service", api_server_is_reached_through_its_own_service),
     ("ingresses_are_served_behind_a_node_port", ingresses_are_served_behind_a_node_port),
     ("pods_have_weights_if_they_may_be_read", pods_have_weights_if_they_may_be_read),
+    ("requests_follow_weights_of_pods", requests_follow_weights_of_pods),
     ("the_status_of_ingresses_outlives_its_leader", the_status_of_ingresses_outlives_its_leader),
 ];
 
@@ -44,8 +45,8 @@ pub const CASES: &[(&str, Run)] = &[
 /// renders, with strict field validation.
 fn manifests_are_accepted(world: &mut World) -> Result<()> {
     let mut files = 0;
-    let folders =
-        [".", "examples", "ingress", "ingress-host-network", "pod-weights", "../xtask/tests/deploy/golden"];
+    let folders = ["examples", "ingress", "ingress-host-network", "ingress-pod-weights", "pod-weights"];
+    let folders = folders.into_iter().chain([".", "../xtask/tests/deploy/golden"]);
     for folder in folders.map(|folder| deploy().join(folder)) {
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
@@ -329,27 +330,32 @@ fn pods_have_weights_if_they_may_be_read(world: &mut World) -> Result<()> {
     checked
 }
 
-fn weights_follow_the_right(world: &mut World, rights: &[Value], log: &str) -> Result<()> {
-    let pod = |world: &World, annotations: Value| {
-        json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {
-                "namespace": "default", "name": world.pod(1).host.name, "annotations": annotations,
-            },
-            "spec": {
-                "automountServiceAccountToken": false,
-                "containers": [{ "name": "web", "image": "example.com/web" }],
-            },
-        })
-    };
+/// Applies pod 1 with a weight, and returns the object. The endpoints of
+/// [`World::set_endpoints`] name it.
+fn apply_first_pod(world: &mut World, weight: &str) -> Result<Value> {
     // The API server refuses a Pod without an account.
-    let account = json!({
+    world.apply(&json!({
         "apiVersion": "v1", "kind": "ServiceAccount",
         "metadata": { "namespace": "default", "name": "default" },
+    }))?;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "namespace": "default",
+            "name": world.pod(1).host.name,
+            "annotations": { "lb.sluice.dev/weight": weight },
+        },
+        "spec": {
+            "automountServiceAccountToken": false,
+            "containers": [{ "name": "web", "image": "example.com/web" }],
+        },
     });
-    world.apply(&account)?;
-    let drained = pod(world, json!({ "lb.sluice.dev/weight": "0" }));
-    world.apply(&drained)?;
+    world.apply(&pod)?;
+    Ok(pod)
+}
+
+fn weights_follow_the_right(world: &mut World, rights: &[Value], log: &str) -> Result<()> {
+    apply_first_pod(world, "0")?;
     let service = world.publish(&[1, 3])?;
     let refused = ["pods is forbidden", "the verbs list and watch on pods (see deploy/pod-weights"];
     world.wait_for_log(&refused, log)?;
@@ -361,12 +367,12 @@ fn weights_follow_the_right(world: &mut World, rights: &[Value], log: &str) -> R
     ensure!(backends.contains("draining"), "{backends}");
 
     // The weight changes without a change of the slice.
-    world.apply(&pod(world, json!({ "lb.sluice.dev/weight": "3" })))?;
+    apply_first_pod(world, "3")?;
     world.wait_until_served(&service, &[1, 3])?;
-    world.apply(&drained)?;
+    apply_first_pod(world, "0")?;
     world.wait_until_served(&service, &[3])?;
     // The next weight applies: there is none.
-    world.apply(&pod(world, json!({ "lb.sluice.dev/weight": "light" })))?;
+    apply_first_pod(world, "light")?;
     world.wait_until_served(&service, &[1, 3])?;
     eventually(|| {
         let events = world.admin.events("default", "Pod", &world.pod(1).host.name)?;
@@ -374,7 +380,7 @@ fn weights_follow_the_right(world: &mut World, rights: &[Value], log: &str) -> R
         ensure!(notes.iter().any(|note| note.contains("`light` is not a weight")), "{notes:?}");
         Ok(())
     })?;
-    world.apply(&drained)?;
+    let drained = apply_first_pod(world, "0")?;
     world.wait_until_served(&service, &[3])?;
     world.delete(&drained)?;
     world.wait_until_served(&service, &[1, 3])
@@ -552,27 +558,85 @@ fn ingresses_are_served_behind_a_node_port(world: &mut World) -> Result<()> {
     ] {
         ensure!(account.may(verb, group, resource)? == expected, "{verb} {resource}");
     }
+    with_proxy(world, &[], requests_follow_ingresses)
+}
+
+/// Runs `check` with the Service `backend` and `lb ingress` in pod 2, behind the nodePort 31188.
+fn with_proxy(
+    world: &mut World,
+    arguments: &[&str],
+    check: fn(&mut World, &IngressProxy, &ServiceManifest) -> Result<()>,
+) -> Result<()> {
     for class in documents(&deploy().join("ingress/ingress-class.yaml"))? {
         world.apply(&class)?;
     }
+    let (namespace, name) = INGRESS_ACCOUNT;
     let kubeconfig = world.control_plane.kubeconfig_of(namespace, name, &world.control_plane.address())?;
     let (client, host) = (world.topology.client.clone(), world.pod(2).host.clone());
     // The API server runs on the client's host, which has no route to pods.
     let (pods, gateway) = (world.node().pod_cidr_v4(), world.node().host.v4.to_string());
     client.place.run("ip", ["route", "replace", &pods, "via", &gateway])?;
-    let proxy = IngressProxy::start(&host, "--kubeconfig", &kubeconfig, &world.topology.folder())?;
+    let logs = world.topology.folder();
+    let proxy = IngressProxy::start_with(&host, "--kubeconfig", &kubeconfig, arguments, &logs)?;
     let mut entry = world.new_service();
     entry.ports = vec![ServicePort::tcp("http", 80, ingress::HTTP_PORT).node_port(31188)];
     world.apply(&entry.object())?;
     world.set_endpoints(&entry, &[2])?;
     let backend = world.publish(&[1, 3])?;
-    let served = requests_follow_ingresses(world, &client, &backend);
-    served.with_context(|| proxy.log_tail())?;
+    check(world, &proxy, &backend).with_context(|| proxy.log_tail())?;
     proxy.stop()?;
     client.place.run("ip", ["route", "del", &pods]).map(drop)
 }
 
-fn requests_follow_ingresses(world: &mut World, client: &Host, backend: &ServiceManifest) -> Result<()> {
+/// Returns an Ingress of a class that sends all requests to a Service.
+fn ingress_of(backend: &ServiceManifest, name: &str, class: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": { "name": name, "namespace": backend.namespace },
+        "spec": { "ingressClassName": class, "rules": [{ "http": { "paths": [{
+            "path": "/", "pathType": "Prefix",
+            "backend": { "service": { "name": backend.name, "port": { "name": "http" } } },
+        }] } }] },
+    })
+}
+
+/// `lb ingress` runs with `--pod-weights`. Without the right to read Pods it serves, and reports
+/// which right is missing. With the rights of `deploy/ingress-pod-weights`, weights of Pods apply.
+fn requests_follow_weights_of_pods(world: &mut World) -> Result<()> {
+    with_proxy(world, &["--pod-weights"], |world, proxy, backend| {
+        let (client, entry) = (world.topology.client.clone(), world.node().host.at(Family::V4, 31188));
+        apply_first_pod(world, "0")?;
+        world.apply(&ingress_of(backend, "shop", "sluice"))?;
+        eventually(|| spread_over(&client.get(&[entry], 10)?, &[1, 3]))?;
+        let wait_for_log = |texts: &[&str]| {
+            eventually_within(WATCH_LIMIT, || {
+                let log = proxy.log()?;
+                let matches = |line: &str| texts.iter().all(|text| line.contains(text));
+                ensure!(log.lines().any(matches), "the proxy did not log {texts:?}");
+                Ok(())
+            })
+        };
+        wait_for_log(&["pods is forbidden", "on pods (see deploy/ingress-pod-weights"])?;
+
+        for object in documents(&deploy().join("ingress-pod-weights/rbac.yaml"))? {
+            world.apply(&object)?;
+        }
+        wait_for_log(&["resolved", "pods is forbidden"])?;
+        eventually(|| answered_by(&client.get(&[entry], 10)?, &[3]))?;
+        // The weight changes without a change of the slice.
+        apply_first_pod(world, "1")?;
+        eventually(|| spread_over(&client.get(&[entry], 10)?, &[1, 3]))?;
+        apply_first_pod(world, "0")?;
+        eventually(|| answered_by(&client.get(&[entry], 10)?, &[3]))
+    })
+}
+
+fn requests_follow_ingresses(
+    world: &mut World,
+    _proxy: &IngressProxy,
+    backend: &ServiceManifest,
+) -> Result<()> {
+    let client = world.topology.client.clone();
     let entry = world.node().host.at(Family::V4, 31188);
     let status_is = |status: u16| {
         eventually(|| {
@@ -582,18 +646,8 @@ fn requests_follow_ingresses(world: &mut World, client: &Host, backend: &Service
         })
     };
     status_is(404)?;
-    let mut ingress = json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
-        "metadata": { "name": "shop", "namespace": backend.namespace },
-        "spec": { "ingressClassName": "another", "rules": [{ "http": { "paths": [{
-            "path": "/", "pathType": "Prefix",
-            "backend": { "service": { "name": backend.name, "port": { "name": "http" } } },
-        }] } }] },
-    });
-    let mut other = ingress.clone();
-    other["metadata"]["name"] = "of-another-controller".into();
-    world.apply(&other)?;
-    ingress["spec"]["ingressClassName"] = "sluice".into();
+    world.apply(&ingress_of(backend, "of-another-controller", "another"))?;
+    let mut ingress = ingress_of(backend, "shop", "sluice");
     ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["port"]["name"] = "none".into();
     world.apply(&ingress)?;
     // The Ingress of another class has no fault, so the 503 shows that it is left alone.

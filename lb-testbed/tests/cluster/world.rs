@@ -24,7 +24,7 @@ const DATAGRAMS: Datagrams = Datagrams { connected: false, count: 3, ..ONE_DATAG
 
 /// How long a watch may take to recover after a short outage. The delay between attempts grows
 /// during the outage.
-const WATCH_LIMIT: Duration = Duration::from_secs(60);
+pub const WATCH_LIMIT: Duration = Duration::from_secs(60);
 
 pub struct World {
     pub topology: Topology,

@@ -32,7 +32,7 @@ pub struct IngressArgs {
     pub node_name: Option<String>,
 
     /// Read the annotation `lb.sluice.dev/weight` of Pods: those with weight 0 get no requests. The
-    /// proxy needs the right to watch Pods
+    /// proxy needs the right to watch Pods, see deploy/ingress-pod-weights
     #[arg(long, env = "SLUICE_POD_WEIGHTS", help_heading = "Kubernetes")]
     pub pod_weights: bool,
 

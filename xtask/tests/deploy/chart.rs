@@ -1,6 +1,10 @@
 //! The chart: what it renders, and which values it refuses.
 
-use std::{collections::BTreeMap, env, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::PathBuf,
+};
 
 use serde_json::{Value, json};
 
@@ -39,7 +43,7 @@ fn objects(yaml: &str) -> BTreeMap<String, Value> {
 fn differences(path: &str, left: &Value, right: &Value, found: &mut Vec<String>) {
     match (left, right) {
         (Value::Object(l), Value::Object(r)) => {
-            let keys: std::collections::BTreeSet<_> = l.keys().chain(r.keys()).collect();
+            let keys: BTreeSet<_> = l.keys().chain(r.keys()).collect();
             for key in keys {
                 let none = Value::Null;
                 let (l, r) = (l.get(key).unwrap_or(&none), r.get(key).unwrap_or(&none));
@@ -100,6 +104,52 @@ fn ingress_of_the_chart_is_that_of_kustomize() {
     }
 }
 
+/// Returns what a ServiceAccount may do in the whole cluster.
+fn rights(yaml: &str, account: &str) -> BTreeSet<String> {
+    let objects = objects(yaml);
+    let bindings = objects.values().filter(|object| {
+        let subjects = object["subjects"].as_array().into_iter().flatten();
+        object["kind"] == "ClusterRoleBinding"
+            && subjects.filter(|subject| subject["name"] == account).count() > 0
+    });
+    let roles = bindings.map(|binding| &objects[&format!("\"ClusterRole\" {}", binding["roleRef"]["name"])]);
+    let mut rights = BTreeSet::new();
+    for rule in roles.flat_map(|role| role["rules"].as_array().expect("rules")) {
+        let of = |field: &str| rule[field].as_array().expect("a list").clone();
+        for (group, resource, verb) in of("apiGroups").iter().flat_map(|group| {
+            let resources = of("resources").into_iter();
+            resources.flat_map(move |resource| {
+                of("verbs").into_iter().map(move |verb| (group, resource.clone(), verb))
+            })
+        }) {
+            rights.insert(format!("{verb} {resource} {group}"));
+        }
+    }
+    assert!(rights.len() >= 10, "the rights of {account}: {rights:?}");
+    rights
+}
+
+/// With weights of Pods, the chart grants the rights of kustomize, and without them it does not.
+#[test]
+fn weights_of_pods_come_with_their_right() {
+    let build = |folder: &str| output("kustomize", &["build", folder]);
+    let agents = [build("deploy"), build("deploy/pod-weights")];
+    let proxies = [build("deploy/ingress"), build("deploy/ingress-pod-weights")];
+    for (account, [basic, more], set, value, granted) in [
+        ("sluice", &agents, "--set", "settings.podWeights=true", true),
+        ("sluice", &agents, "--set-string", "settings.podWeights=true", true),
+        ("sluice", &agents, "--set", "settings.podWeights=false", false),
+        ("sluice", &agents, "--set", "ingress.enabled=true,ingress.podWeights=true", false),
+        ("sluice-ingress", &proxies, "--set", "ingress.enabled=true,ingress.podWeights=true", true),
+        ("sluice-ingress", &proxies, "--set", "ingress.enabled=true,settings.podWeights=true", false),
+    ] {
+        let rendered = template(&[set, value]).expect("rendered");
+        let expected = if granted { format!("{basic}\n---\n{more}") } else { basic.clone() };
+        assert_eq!(rights(&rendered, account), rights(&expected, account), "{account} with {value}");
+        assert_ne!(rights(basic, account), rights(&format!("{basic}\n---\n{more}"), account));
+    }
+}
+
 #[test]
 fn the_chart_has_no_lint() {
     output("helm", &["lint", CHART, KUBERNETES, "--strict"]);
@@ -145,6 +195,11 @@ fn wrong_values_are_refused_with_their_name() {
         ("image.digest=latest", "image/digest"),
         ("ingress.defaultCertificate=tls", "ingress/defaultCertificate"),
         ("ingress.nodePorts.http=70000", "ingress/nodePorts/http"),
+        ("settings.podWeights=yes", "settings/podWeights"),
+        ("settings.waitLock=1", "settings/waitLock"),
+        ("ingress.podWeights=yes", "ingress/podWeights"),
+        // It would come without the right.
+        ("ingress.extraArgs={--pod-weights}", "ingress/extraArgs"),
     ] {
         let error = error(set);
         assert!(error.contains(name), "{set}: {error}");
@@ -165,8 +220,13 @@ fn privileged_is_a_switch() {
 #[test]
 fn commands_in_documents_render() {
     let (mut helm, mut kubectl) = (0, 0);
-    for document in ["docs/operations.md", "deploy/README.md", "deploy/chart/README.md", "docs/algorithms.md"]
-    {
+    for document in [
+        "docs/operations.md",
+        "deploy/README.md",
+        "deploy/chart/README.md",
+        "docs/algorithms.md",
+        "docs/ingress.md",
+    ] {
         let text = fs::read_to_string(root().join(document)).expect("a document").replace("\\\n", " ");
         for line in text.lines() {
             let words: Vec<_> = line.split_whitespace().collect();

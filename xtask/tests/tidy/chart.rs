@@ -47,7 +47,7 @@ fn properties(printed: &str) -> Vec<(String, Value)> {
         let key = text.split_once(':').map(|(key, _)| key).filter(|key| is_key(key));
         // A comment is a key only if the setting has no value: `# mode: not set`.
         match key.filter(|_| !line.starts_with('#') || text.ends_with(": not set")) {
-            Some(key) => properties.push((key.to_owned(), property(&comment))),
+            Some(key) => properties.push((key.to_owned(), property(&comment, value_in(line)))),
             None if line.starts_with("# ") => {
                 comment.push(text);
                 continue;
@@ -63,13 +63,23 @@ fn is_key(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
-fn property(comment: &[&str]) -> Value {
+/// Returns the value of a setting in its line, without the comment on its origin.
+fn value_in(line: &str) -> &str {
+    let value = line.split_once(": ").map_or("", |(_, value)| value);
+    value.split_once("  # ").map_or(value, |(value, _)| value)
+}
+
+fn property(comment: &[&str], value: &str) -> Value {
     let mut property = Map::new();
     let values = comment.iter().find_map(|line| line.strip_prefix("One of: ")?.strip_suffix('.'));
     let text: Vec<_> = comment.iter().copied().filter(|line| !line.starts_with("One of: ")).collect();
     property.insert("description".into(), text.join(" ").into());
     match values {
         Some(values) => property.insert("enum".into(), values.split(", ").collect::<Vec<_>>().into()),
+        // The agent reads both forms.
+        None if value == "true" || value == "false" => {
+            property.insert("enum".into(), json!([true, false, "true", "false"]))
+        }
         None => property.insert("type".into(), json!(["string", "integer", "boolean", "array"])),
     };
     property.into()
@@ -77,9 +87,10 @@ fn property(comment: &[&str]) -> Value {
 
 #[test]
 fn settings_are_found() {
-    let printed = "# Head.\n\n## Group\n\n# How: or\n# not\n# One of: a, b.\nmode: a  # default\n\n# C\n# maxX: not set\n";
+    let printed = "# Head.\n\n## Group\n\n# How: or\n# not\n# One of: a, b.\nmode: a  # default\n\n# S\nswitch: false  # default\n\n# C\n# maxX: not set\n";
     let found = properties(printed);
     assert_eq!(found[0], ("mode".into(), json!({"description": "How: or not", "enum": ["a", "b"]})));
-    assert_eq!((found.len(), found[1].0.as_str()), (2, "maxX"));
-    assert_eq!(found[1].1["description"], "C");
+    assert_eq!(found[1].1["enum"], json!([true, false, "true", "false"]));
+    assert_eq!((found.len(), found[2].0.as_str()), (3, "maxX"));
+    assert_eq!(found[2].1["description"], "C");
 }
