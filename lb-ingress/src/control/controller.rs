@@ -52,8 +52,8 @@ impl Controller {
         Self {
             gateway,
             needed: ResourceSet::OF_INGRESSES.with_pods(settings.pod_weights),
+            slices: Slices::new(settings.pod_weights),
             translator: Translator::new(settings),
-            slices: Slices::default(),
             node: None,
             synced: ResourceSet::default(),
             waiting: HashMap::new(),
@@ -88,7 +88,9 @@ impl Controller {
                     all |= zone(self.node.as_deref()) != zone(node.as_deref());
                     self.node = node.clone();
                 }
-                SourceEvent::NodeDrain(name, drain) => all |= self.slices.set_drain(name, *drain),
+                SourceEvent::NodeDrain(name, drain) => {
+                    services.extend(self.slices.set_drain(name, *drain));
+                }
                 SourceEvent::PodWeight(name, weight) => {
                     services.extend(self.slices.set_pod_weight(name, *weight));
                 }

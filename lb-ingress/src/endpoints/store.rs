@@ -34,8 +34,9 @@ impl<C: Default> Endpoints<C> {
         if old.is_some() && known.iter().map(|endpoint| &endpoint.address).eq(addresses) {
             return;
         }
+        let known: HashMap<_, _> = known.iter().map(|endpoint| (endpoint.address, endpoint)).collect();
         let endpoints = addresses.iter().map(|address| {
-            let known = known.iter().find(|endpoint| endpoint.address == *address);
+            let known = known.get(address).copied();
             known.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(*address)))
         });
         let position = old.as_deref().map_or(0, EndpointSet::position);

@@ -164,10 +164,15 @@ pub async fn run(args: &IngressArgs) -> Result<(), IngressError> {
                 }
                 let outcome = controller.apply(std::mem::take(&mut batch));
                 report(&outcome, recorder);
+                // Only an Ingress names Secrets.
+                let may_name_others = !outcome.served.is_empty();
                 if let Some(status) = &status {
                     status.update(outcome.served);
                 }
                 named.send_if_modified(|names| {
+                    if !may_name_others {
+                        return false;
+                    }
                     let now = controller.translator().named_secrets();
                     let changed = !now.eq(names.iter());
                     if changed {
