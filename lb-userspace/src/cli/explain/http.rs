@@ -65,6 +65,11 @@ pub struct HttpArgs {
     #[arg(long, value_name = "SERVICE")]
     default_backend: Option<DefaultBackend>,
 
+    /// Read the weights of Pods, as `lb ingress` does with this option: those with weight 0 get no
+    /// requests
+    #[arg(long, env = "SLUICE_POD_WEIGHTS")]
+    pod_weights: bool,
+
     /// The port of the URL in redirects to https, as in `lb ingress`
     #[arg(long, value_name = "PORT", default_value_t = 443)]
     public_https_port: u16,
@@ -88,15 +93,12 @@ Examples:
   lb explain http http://10.10.0.11:31188/ --client 192.0.2.7
                                      Also the packet to the nodePort (needs root, on the node)";
 
-/// The resources of a route and its endpoints.
-const RESOURCES: [WatchedResource; 6] = [
-    NEEDED[0],
-    NEEDED[1],
-    NEEDED[2],
-    NEEDED[3],
-    WatchedResource::EndpointSlices,
-    WatchedResource::CordonedNodes,
-];
+/// Returns the resources of a route and its endpoints.
+fn resources(pod_weights: bool) -> Vec<WatchedResource> {
+    let of_endpoints = [WatchedResource::EndpointSlices, WatchedResource::CordonedNodes];
+    let of_pods = pod_weights.then_some(WatchedResource::Pods);
+    NEEDED.into_iter().chain(of_endpoints).chain(of_pods).collect()
+}
 
 impl HttpArgs {
     /// Returns the request to explain.
@@ -109,7 +111,8 @@ impl HttpArgs {
     pub async fn run(&self) -> Result<(String, Vec<String>), ExplainError> {
         let question = self.question()?;
         let packet = self.packet(&question)?;
-        let events = objects::read(self.manifests.as_deref(), self.kubeconfig.as_deref(), &RESOURCES).await?;
+        let resources = resources(self.pod_weights);
+        let events = objects::read(self.manifests.as_deref(), self.kubeconfig.as_deref(), &resources).await?;
         let explained = explain_request(events, self.settings(), &question, self.public_https_port);
         let text = explained.render(&self.url, &self.method, self.output)?;
         match packet {
@@ -130,7 +133,7 @@ impl HttpArgs {
         let named_secrets =
             if self.manifests.is_some() { NamedSecrets::All } else { NamedSecrets::OnRequest };
         let default_backend = self.default_backend.clone();
-        Settings { classes, default_backend, named_secrets, pod_weights: false }
+        Settings { classes, default_backend, named_secrets, pod_weights: self.pod_weights }
     }
 
     /// Returns the packet that opens the client's connection.
@@ -164,11 +167,12 @@ fn explain_request(
     question: &Question,
     https_port: u16,
 ) -> ExplainedRequest {
-    let mut slices = Slices::default();
+    let mut slices = Slices::new(settings.pod_weights);
     for event in &events {
         match event {
             SourceEvent::EndpointSlice(name, slice) => drop(slices.set(name.clone(), slice.clone())),
-            SourceEvent::NodeDrain(name, drain) => _ = slices.set_drain(name, *drain),
+            SourceEvent::NodeDrain(name, drain) => drop(slices.set_drain(name, *drain)),
+            SourceEvent::PodWeight(name, weight) => drop(slices.set_pod_weight(name, *weight)),
             _ => {}
         }
     }
@@ -278,7 +282,7 @@ endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
     async fn explained(url: &str, client: Option<&str>, format: HttpFormat) -> String {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("objects.yaml"), OBJECTS).unwrap();
-        let events = objects::read(Some(folder.path()), None, &RESOURCES).await.unwrap();
+        let events = objects::read(Some(folder.path()), None, &resources(false)).await.unwrap();
         let client = client.map(|client| client.parse().unwrap());
         let question = Question::new("GET", url, &[], client).unwrap();
         let settings = Settings { named_secrets: NamedSecrets::All, ..Settings::default() };
@@ -317,7 +321,7 @@ endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
         let folder = tempfile::tempdir().unwrap();
         let objects = OBJECTS.replace("[{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]", "[]");
         fs::write(folder.path().join("objects.yaml"), objects).unwrap();
-        let events = objects::read(Some(folder.path()), None, &RESOURCES).await.unwrap();
+        let events = objects::read(Some(folder.path()), None, &resources(false)).await.unwrap();
         let url = "http://elsewhere.example/";
         let question = Question::new("GET", url, &[], None).unwrap();
         let default_backend = Some("web/api:80".parse().unwrap());
@@ -331,6 +335,30 @@ endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["service"], "web/api");
         assert_eq!(json["answer"]["status"], 503);
+    }
+
+    /// With the option, Pods with weight 0 are left out, as by the proxy.
+    #[tokio::test]
+    async fn pods_have_weights_with_the_option() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = "targetRef: {kind: Pod, name: api-a, namespace: web}";
+        let objects = OBJECTS.replace("[10.244.1.6]", &format!("[10.244.1.6], {target}"));
+        let pod = "{apiVersion: v1, kind: Pod, metadata: {name: api-a, namespace: web, annotations: \
+                   {lb.sluice.dev/weight: '0'}}}";
+        fs::write(folder.path().join("objects.yaml"), format!("{objects}---\n{pod}\n")).unwrap();
+        let url = "http://shop.example/api/v1";
+        for (pod_weights, endpoints) in
+            [(false, "10.244.1.6:8080, 10.244.2.6:8080"), (true, "10.244.2.6:8080")]
+        {
+            let resources = resources(pod_weights);
+            let events = objects::read(Some(folder.path()), None, &resources).await.unwrap();
+            let question = Question::new("GET", url, &[], None).unwrap();
+            let named_secrets = NamedSecrets::All;
+            let settings = Settings { named_secrets, pod_weights, ..Settings::default() };
+            let explained = explain_request(events, settings, &question, 443);
+            let table = explained.render(url, "GET", HttpFormat::Table).unwrap();
+            assert!(table.contains(&format!("ENDPOINTS  {endpoints}\n")), "{pod_weights}: {table}");
+        }
     }
 
     #[test]
