@@ -198,6 +198,8 @@ fn answer(service: &ObjectName, local_endpoints: u32, healthy: bool) -> HttpResp
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Arc, Mutex};
 
     use super::super::health::Progress;
@@ -217,10 +219,19 @@ mod tests {
         HealthCheck { port, local_v4: Some(local), local_v6: Some(local) }
     }
 
-    /// Returns ports that were free a moment ago.
+    /// Returns ports that are free. They are below those that the kernel gives to other sockets
+    /// (`ip_local_port_range`), and no other test of this process gets them.
     fn free_ports<const N: usize>() -> [u16; N] {
-        let held = [(); N].map(|()| std::net::TcpListener::bind(at(0)).unwrap());
-        held.map(|listener| listener.local_addr().unwrap().port())
+        const FIRST: u32 = 20_000;
+        const COUNT: u32 = 12_000;
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let mut ports = iter::repeat_with(|| {
+            // Another process starts elsewhere.
+            let number = std::process::id().wrapping_mul(97) % COUNT + NEXT.fetch_add(1, Ordering::Relaxed);
+            (FIRST + number % COUNT) as u16
+        })
+        .filter(|port| std::net::TcpListener::bind(at(*port)).is_ok());
+        [(); N].map(|()| ports.next().unwrap())
     }
 
     /// Health check servers at loopback addresses, of a healthy agent.
@@ -342,8 +353,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_port_in_use_is_logged_once_and_tried_again() {
-        let taken = std::net::TcpListener::bind(at(0)).unwrap();
-        let port = taken.local_addr().unwrap().port();
+        let [port] = free_ports();
+        let taken = std::net::TcpListener::bind(at(port)).unwrap();
         let running = Running::start();
         running.set(&[("web", port, 1)]);
         // Enough time for many attempts.
