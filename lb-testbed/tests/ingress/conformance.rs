@@ -38,7 +38,7 @@ fn conformance() -> Result<()> {
         let (name, text) = case.split_once('\n').context("a case without a body")?;
         let (input, expected) = text.split_once("\n=>\n").context("a case without a result")?;
         let step = expand(input);
-        // Of the objects that the proxy reads together, this one comes last: they are sorted by name.
+        // Of the objects that the proxy reads together, this one comes last: its name does.
         let mark = format!("zz-mark-{count}");
         let mut objects = step.objects;
         let mut marked = ingress(&mark, MARK);
