@@ -37,7 +37,8 @@ const OUTPUT: &str = "output";
 const REPORTS: &str = "reports";
 /// Options of every kernel. A panic ends the machine. Features that only cost time under emulation
 /// are off.
-const KERNEL_OPTIONS: &str = "panic=-1 rdinit=/init mitigations=off nokaslr audit=0 random.trust_cpu=on";
+const KERNEL_OPTIONS: &str =
+    "panic=-1 rdinit=/init mitigations=off nokaslr audit=0 init_on_alloc=0 random.trust_cpu=on";
 
 /// Returns the options of the kernel for a task.
 fn kernel_options(arch: Arch, task: &GuestTask) -> String {
