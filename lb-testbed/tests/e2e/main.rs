@@ -16,7 +16,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{mem, thread};
 
 use anyhow::bail;
@@ -110,6 +110,12 @@ const SMOKE: [(AttachMode, &[&str]); 3] = [
     ),
 ];
 
+/// How many cases are listed at the end, the slowest first.
+const LISTED: usize = 10;
+
+/// The cases that have ended, with the time that each took.
+static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
 fn main() -> ExitCode {
     match trials() {
         Ok(code) => code,
@@ -163,6 +169,7 @@ fn trials() -> anyhow::Result<ExitCode> {
         alternate(&mut trials);
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    print_slowest();
     // Rust does not drop statics.
     for world in &WORLDS {
         drop(world.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -258,6 +265,7 @@ fn in_world(
     run: impl FnOnce(&mut World) -> anyhow::Result<()>,
 ) -> Result<Completion, Failed> {
     let mut slot = world_of(datapath).lock().unwrap_or_else(PoisonError::into_inner);
+    let start = Instant::now();
     if !slot.as_ref().is_some_and(|world| world.is(datapath, underlay)) {
         *slot = None;
         match build(datapath, underlay, agents) {
@@ -276,6 +284,9 @@ fn in_world(
         ran
     };
     let result = panic::catch_unwind(AssertUnwindSafe(|| named_if_slow(name, run)));
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    times.push((start.elapsed(), name.to_owned()));
+    drop(times);
     let message = match result {
         Ok(Ok(())) => return Ok(Completion::Completed),
         Ok(Err(error)) if error.is::<Lacking>() => return outcome(&error),
@@ -287,6 +298,15 @@ fn in_world(
     };
     *slot = None;
     Err(message.into())
+}
+
+/// Prints the slowest cases with their times. The first case of a cluster includes its start.
+fn print_slowest() {
+    let mut times = mem::take(&mut *TIMES.lock().unwrap_or_else(PoisonError::into_inner));
+    times.sort_unstable_by(|(left, _), (right, _)| right.cmp(left));
+    for (time, name) in times.iter().take(LISTED) {
+        println!("{:>7.1} s  {name}", time.as_secs_f64());
+    }
 }
 
 /// Runs a case, and prints its name if it takes longer than [`SLOW`].

@@ -91,7 +91,8 @@ const fn with(agents: &'static [&'static str], case: Case) -> Case {
 pub const NO_TC_FILTERS: &Case = &once("no_tc_filters", Underlays::Routed, lacking::no_tc_filters);
 
 /// All cases, in the order in which they run. Simple cases run first: if they fail, complex ones
-/// fail too.
+/// fail too. Cases with the same agents follow each other: every change of the arguments restarts
+/// the agents.
 pub const CASES: &[Case] = &[
     once("attached_as_configured", Underlays::Routed, lifecycle::attached_as_configured),
     each("plain_traffic_is_untouched", Underlays::Both, cluster_ip::plain_traffic_is_untouched),
@@ -240,6 +241,7 @@ pub const CASES: &[Case] = &[
     each("second_nic_with_rules", Underlays::Routed, reports::second_nic_with_rules),
     each("a_neighbour_moves", Underlays::Routed, routes::neighbour_moves),
     each("ipsec_policies_hold_up_translated_packets", Underlays::Routed, forward::ipsec),
+    once("cleanup_removes_everything", Underlays::Routed, lifecycle::cleanup_removes_everything),
     with(
         FORWARD_BY_KERNEL,
         each("the_kernel_forwards_translated_packets", Underlays::Both, forward::by_kernel),
@@ -274,5 +276,4 @@ pub const CASES: &[Case] = &[
         each("sockets_of_pods_are_not_translated", Underlays::Routed, pod_interfaces::sockets_not_translated),
     ),
     with(NO_SOCKETS, each("no_sockets_are_translated", Underlays::Routed, pod_interfaces::no_sockets)),
-    once("cleanup_removes_everything", Underlays::Routed, lifecycle::cleanup_removes_everything),
 ];
