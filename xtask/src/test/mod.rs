@@ -76,10 +76,14 @@ fn run_part(part: Part, options: &Options) -> Result<Tally> {
             Ok(tests(cargo(), &units, options)? + tests(cargo(), &rest, options)?)
         }
         Part::Miri => miri::run(options),
-        // Without a Kubernetes client, which takes minutes to build.
         Part::Packets => {
-            let packets = ["-p", "lb-testbed", "--no-default-features", "--features=programs"];
-            tests(cargo(), &[&packets[..], &["--test", "packets"]].concat(), options)
+            let mut packets = vec!["-p", "lb-testbed", "--test", "packets"];
+            if !options.parts().contains(&Part::E2e) {
+                // Without a Kubernetes client, which takes minutes to build. The part `e2e` needs
+                // one anyway, and two builds take longer than one.
+                packets.extend(["--no-default-features", "--features=programs"]);
+            }
+            tests(cargo(), &packets, options)
         }
         Part::E2e => {
             // The tests of the testbed itself come first: a failure of them explains every other
