@@ -101,7 +101,7 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
             let status = match error.kind {
                 _ if too_large => StatusCode::PAYLOAD_TOO_LARGE,
                 SendErrorKind::ConnectTimeout | SendErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
-                SendErrorKind::Connect | SendErrorKind::Certificate | SendErrorKind::Broken => {
+                SendErrorKind::Connect | SendErrorKind::Tls | SendErrorKind::Broken => {
                     StatusCode::BAD_GATEWAY
                 }
             };
@@ -302,12 +302,12 @@ async fn send(
             Err(error) => error,
         };
         let connecting = matches!(error.kind, SendErrorKind::Connect | SendErrorKind::ConnectTimeout);
-        // A certificate that is not admitted does not count: other Ingresses may admit it.
-        if connecting || error.unsent.is_none() {
+        // The settings of TLS belong to this Ingress. The endpoint may be right for others.
+        if error.kind != SendErrorKind::Tls && (connecting || error.unsent.is_none()) {
             endpoint.failed(now, connecting);
         }
         let allowed = match error.kind {
-            SendErrorKind::Connect | SendErrorKind::Certificate | SendErrorKind::Broken => retry.on_error,
+            SendErrorKind::Connect | SendErrorKind::Tls | SendErrorKind::Broken => retry.on_error,
             SendErrorKind::ConnectTimeout | SendErrorKind::Timeout => retry.on_timeout,
         };
         let SendError { kind, reason, unsent } = error;

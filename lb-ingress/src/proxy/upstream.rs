@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::request_body::{Progress, RequestBody};
 use crate::routes::policy::{BackendProtocol, Timeouts};
-use crate::tls::BackendConfig;
+use crate::tls::{BackendConfig, noting_requests};
 
 /// An idle connection is not used after this time: many servers close theirs after 60 s.
 const IDLE: Duration = Duration::from_secs(55);
@@ -70,7 +70,7 @@ impl Way {
 pub struct Connections {
     idle: Mutex<Vec<(Way, Http1, Instant)>>,
     /// The most recently used one is the last. One for each way.
-    shared: Mutex<Vec<(Way, Http2)>>,
+    shared: Mutex<Vec<(Way, Http2, Doubt)>>,
 }
 
 /// An HTTP/1 connection with a request under way.
@@ -78,6 +78,29 @@ pub struct Connections {
 pub struct Lease {
     way: Way,
     sender: Http1,
+}
+
+/// The endpoint has requested a certificate of the proxy, and has not sent a response. In TLS 1.3
+/// it may still refuse the certificate, or that there is none.
+#[derive(Debug, Clone)]
+struct Doubt(Arc<AtomicBool>);
+
+impl Doubt {
+    /// The endpoint has sent a response.
+    fn end(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// Returns the error of a request that the end of the connection left without a response.
+    fn broken(&self, error: &hyper::Error, unsent: Option<Request<RequestBody>>) -> SendError {
+        let mut error = broken(error, unsent);
+        if self.0.load(Ordering::Relaxed) {
+            error.kind = SendErrorKind::Tls;
+            let reason = "the endpoint has requested a certificate, and may have refused it";
+            error.reason = format!("{}; {reason}", error.reason).into();
+        }
+        error
+    }
 }
 
 /// The reason why a request has no response.
@@ -93,8 +116,9 @@ pub struct SendError {
 pub enum SendErrorKind {
     Connect,
     ConnectTimeout,
-    /// The endpoint has a certificate that the settings of the Ingress do not admit.
-    Certificate,
+    /// The endpoint and the settings of the Ingress do not agree on TLS: the one does not admit the
+    /// certificate of the other, or they have no protocol in common.
+    Tls,
     Timeout,
     Broken,
 }
@@ -113,11 +137,11 @@ impl Connections {
         }
         let mut request = request;
         loop {
-            let (mut sender, reused) = match self.take_idle(way).await {
-                Some(sender) => (sender, true),
+            let (mut sender, doubt) = match self.take_idle(way).await {
+                Some(sender) => (sender, None),
                 // Boxed: hyper moves the future of a request, and few requests open a connection.
                 None => match Box::pin(connect_http1(address, way, timeouts.connect)).await {
-                    Ok(sender) => (sender, false),
+                    Ok((sender, doubt)) => (sender, Some(doubt)),
                     Err(error) => return Err(connect_error(&error, request)),
                 },
             };
@@ -128,10 +152,11 @@ impl Connections {
                 Some(Ok(response)) => {
                     return Ok((response, Some(Lease { way: way.clone(), sender })));
                 }
-                Some(Err(mut error)) => match error.take_message() {
+                Some(Err(mut error)) => match (error.take_message(), doubt) {
                     // The endpoint closed an idle connection. Nothing was sent.
-                    Some(unsent) if reused => request = unsent,
-                    unsent => return Err(broken(error.error(), unsent)),
+                    (Some(unsent), None) => request = unsent,
+                    (unsent, None) => return Err(broken(error.error(), unsent)),
+                    (unsent, Some(doubt)) => return Err(doubt.broken(error.error(), unsent)),
                 },
             }
         }
@@ -148,12 +173,12 @@ impl Connections {
         loop {
             let shared = self.shared(way);
             let reused = shared.is_some();
-            let mut sender = match shared {
-                Some(sender) => sender,
+            let (mut sender, doubt) = match shared {
+                Some(shared) => shared,
                 None => match connect_http2(address, way, timeouts.connect).await {
-                    Ok(sender) => {
-                        self.share(way, &sender);
-                        sender
+                    Ok((sender, doubt)) => {
+                        self.share(way, &sender, &doubt);
+                        (sender, doubt)
                     }
                     Err(error) => return Err(connect_error(&error, request)),
                 },
@@ -162,10 +187,13 @@ impl Connections {
             let response = sender.try_send_request(request);
             match wait(response, timeouts.read, &progress).await {
                 None => return Err(timeout_error()),
-                Some(Ok(response)) => return Ok((response, None)),
+                Some(Ok(response)) => {
+                    doubt.end();
+                    return Ok((response, None));
+                }
                 Some(Err(mut error)) => match error.take_message() {
                     Some(unsent) if reused => request = unsent,
-                    unsent => return Err(broken(error.error(), unsent)),
+                    unsent => return Err(doubt.broken(error.error(), unsent)),
                 },
             }
         }
@@ -174,30 +202,30 @@ impl Connections {
     /// Removes the connections whose Secret has changed.
     pub fn end_retired(&self) {
         self.lock_idle().retain(|(way, ..)| !way.is_retired());
-        self.lock_shared().retain(|(way, _)| !way.is_retired());
+        self.lock_shared().retain(|(way, ..)| !way.is_retired());
     }
 
     fn lock_idle(&self) -> MutexGuard<'_, Vec<(Way, Http1, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_shared(&self) -> MutexGuard<'_, Vec<(Way, Http2)>> {
+    fn lock_shared(&self) -> MutexGuard<'_, Vec<(Way, Http2, Doubt)>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the connection for further requests of this way.
-    fn shared(&self, way: &Way) -> Option<Http2> {
+    fn shared(&self, way: &Way) -> Option<(Http2, Doubt)> {
         let mut shared = self.lock_shared();
-        shared.retain(|(_, sender)| !sender.is_closed());
-        let found = shared.iter().rposition(|(other, _)| other == way)?;
+        shared.retain(|(_, sender, _)| !sender.is_closed());
+        let found = shared.iter().rposition(|(other, ..)| other == way)?;
         shared[found..].rotate_left(1);
-        shared.last().map(|(_, sender)| sender.clone())
+        shared.last().map(|(_, sender, doubt)| (sender.clone(), doubt.clone()))
     }
 
     /// Makes a connection the one for further requests of this way.
-    fn share(&self, way: &Way, sender: &Http2) {
+    fn share(&self, way: &Way, sender: &Http2, doubt: &Doubt) {
         let mut shared = self.lock_shared();
-        shared.retain(|(other, sender)| other != way && !sender.is_closed());
+        shared.retain(|(other, sender, _)| other != way && !sender.is_closed());
         // With the lock: `end_retired` comes later, or its reason is seen here.
         if way.is_retired() {
             return;
@@ -205,7 +233,7 @@ impl Connections {
         if shared.len() >= MAX_SHARED {
             shared.remove(0);
         }
-        shared.push((way.clone(), sender.clone()));
+        shared.push((way.clone(), sender.clone(), doubt.clone()));
     }
 
     async fn take_idle(&self, way: &Way) -> Option<Http1> {
@@ -256,8 +284,9 @@ fn connect_error(error: &io::Error, request: Request<RequestBody>) -> SendError 
     let kind = match error.kind() {
         io::ErrorKind::TimedOut => SendErrorKind::ConnectTimeout,
         _ => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(rustls::Error::InvalidCertificate(_)) => SendErrorKind::Certificate,
-            _ => SendErrorKind::Connect,
+            // The endpoint has answered, perhaps with an alert, or not in TLS.
+            Some(_) => SendErrorKind::Tls,
+            None => SendErrorKind::Connect,
         },
     };
     SendError { kind, reason: format!("cannot connect: {error}").into(), unsent: Some(request) }
@@ -284,22 +313,22 @@ pub async fn connect(address: SocketAddr, within: Duration) -> io::Result<TcpStr
     Ok(stream)
 }
 
-async fn connect_http1(address: SocketAddr, way: &Way, within: Duration) -> io::Result<Http1> {
+async fn connect_http1(address: SocketAddr, way: &Way, within: Duration) -> io::Result<(Http1, Doubt)> {
     let stream = connect(address, within).await?;
     let mut builder = http1::Builder::new();
     builder.max_headers(256);
     if let Some(tls) = &way.tls {
-        let stream = connect_tls(stream, address, tls, within).await?;
+        let (stream, doubt) = connect_tls(stream, address, tls, within).await?;
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         tokio::spawn(report(address, connection.with_upgrades()));
-        return Ok(sender);
+        return Ok((sender, doubt));
     }
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     tokio::spawn(report(address, connection.with_upgrades()));
-    Ok(sender)
+    Ok((sender, Doubt(Arc::default())))
 }
 
-async fn connect_http2(address: SocketAddr, way: &Way, within: Duration) -> io::Result<Http2> {
+async fn connect_http2(address: SocketAddr, way: &Way, within: Duration) -> io::Result<(Http2, Doubt)> {
     let stream = connect(address, within).await?;
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
@@ -309,14 +338,14 @@ async fn connect_http2(address: SocketAddr, way: &Way, within: Duration) -> io::
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     if let Some(tls) = &way.tls {
-        let stream = connect_tls(stream, address, tls, within).await?;
+        let (stream, doubt) = connect_tls(stream, address, tls, within).await?;
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         tokio::spawn(report(address, connection));
-        return Ok(sender);
+        return Ok((sender, doubt));
     }
     let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     tokio::spawn(report(address, connection));
-    Ok(sender)
+    Ok((sender, Doubt(Arc::default())))
 }
 
 async fn report(address: SocketAddr, connection: impl Future<Output = hyper::Result<()>>) {
@@ -330,13 +359,15 @@ async fn connect_tls(
     address: SocketAddr,
     tls: &WayTls,
     within: Duration,
-) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+) -> io::Result<(tokio_rustls::client::TlsStream<TcpStream>, Doubt)> {
     let name = match &tls.name {
         Some(name) => ServerName::try_from(name.to_string()).map_err(io::Error::other)?,
         // An address is never sent as SNI (RFC 6066 3).
         None => ServerName::from(address.ip()),
     };
-    timeout(within, TlsConnector::from(tls.config.client.clone()).connect(name, stream))
-        .await
-        .map_err(|_| io::ErrorKind::TimedOut)?
+    let doubt = Doubt(Arc::default());
+    let handshake = TlsConnector::from(tls.config.client.clone()).connect(name, stream);
+    let handshake = noting_requests(doubt.0.clone(), handshake);
+    let stream = timeout(within, handshake).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    Ok((stream, doubt))
 }

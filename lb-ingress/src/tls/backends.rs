@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use lb_model::ObjectName;
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -121,7 +122,36 @@ fn make(
     };
     config.alpn_protocols = vec![if options.http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
     config.enable_sni = options.send_name;
+    let own = config.client_auth_cert_resolver.clone();
+    config.client_auth_cert_resolver = Arc::new(NoteRequest(own));
     Some(BackendConfig { client: Arc::new(config), retired: AtomicBool::new(false) })
+}
+
+tokio::task_local! {
+    /// The backend requests a certificate in the handshake of this task.
+    static REQUESTED: Arc<AtomicBool>;
+}
+
+/// Runs a handshake with settings of [`BackendConfig`]. Sets `requested` if the backend requests a
+/// certificate.
+pub async fn noting_requests<T>(requested: Arc<AtomicBool>, handshake: impl Future<Output = T>) -> T {
+    REQUESTED.scope(requested, handshake).await
+}
+
+/// Notes the request of a backend for a certificate. All connections share it: rustls resumes
+/// sessions only with the same resolver.
+#[derive(Debug)]
+struct NoteRequest(Arc<dyn ResolvesClientCert>);
+
+impl ResolvesClientCert for NoteRequest {
+    fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let _ = REQUESTED.try_with(|requested| requested.store(true, Ordering::Relaxed));
+        self.0.resolve(authorities, schemes)
+    }
+
+    fn has_certs(&self) -> bool {
+        self.0.has_certs()
+    }
 }
 
 /// Accepts the certificates of authorities up to a depth. Without authorities, it accepts every

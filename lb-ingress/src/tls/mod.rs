@@ -5,7 +5,7 @@ mod clients;
 mod config;
 mod store;
 
-pub use backends::{BackendConfig, BackendTls, unverified};
+pub use backends::{BackendConfig, BackendTls, noting_requests, unverified};
 pub use clients::{AuthorityStore, ClientCertificate, has_authorities};
 pub use config::{TlsError, TlsSettings};
 pub use store::{CertificateError, CertificateStore, parse_certificate, self_signed};

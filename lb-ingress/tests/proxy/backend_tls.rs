@@ -18,10 +18,11 @@ use lb_model::{ObjectName, Secret};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use crate::world::{World, backend, listen};
+use crate::world::{Endpoint, World, backend, listen};
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -157,9 +158,17 @@ fn two_parts(text: String, future: impl Future<Output = ()> + Send + 'static) ->
 }
 
 fn server_config(identity: &Identity, clients: Option<&Authority>) -> Arc<ServerConfig> {
+    server_config_of(rustls::ALL_VERSIONS, identity, clients)
+}
+
+fn server_config_of(
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    identity: &Identity,
+    clients: Option<&Authority>,
+) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone());
-    let builder = builder.with_safe_default_protocol_versions().unwrap();
+    let builder = builder.with_protocol_versions(versions).unwrap();
     let builder = match clients {
         Some(authority) => {
             let mut roots = RootCertStore::empty();
@@ -316,6 +325,86 @@ async fn a_certificate_that_is_not_admitted_ejects_no_endpoint() {
         let answer = get(&world, &endpoint).await;
         assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
         let set = world.gateway.endpoints.of(&backend("web")).unwrap();
+        assert!(!set.endpoints()[0].is_ejected(0), "{protocol:?}");
+    }
+}
+
+/// A wrong Secret of one Ingress takes no endpoint from the others. In TLS 1.3 the refusal comes
+/// after the handshake.
+#[tokio::test]
+async fn an_endpoint_that_refuses_the_certificate_is_not_ejected() {
+    let (world, authority, stranger) = (World::new().await, Authority::new(), Authority::new());
+    let identity = authority.identity("inner.example");
+    let endpoint = TlsEndpoint::start(&identity, Some(&authority)).await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        *endpoint.config.lock().unwrap() = server_config_of(&[version], &identity, Some(&authority));
+        for protocol in [BackendProtocol::Https, BackendProtocol::Grpcs] {
+            route(&world, protocol, &verified(Some("inner.example")));
+            for signer in [None, Some(&stranger)] {
+                let own = signer.map(|signer| signer.identity("proxy"));
+                set_secret(&world, own.as_ref(), Some(&authority));
+                world.gateway.endpoints.set(&backend("web"), &[]);
+                world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+                let set = world.gateway.endpoints.of(&backend("web")).unwrap();
+                for _ in 0..4 {
+                    let answer = world.get("/", "").await;
+                    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+                }
+                assert!(!set.endpoints()[0].is_ejected(0), "{version:?} {protocol:?}");
+            }
+        }
+    }
+}
+
+/// An endpoint that ends its connections after the handshake fails, unless it may have refused the
+/// certificate of the proxy.
+#[tokio::test]
+async fn an_endpoint_that_ends_connections_is_ejected() {
+    let (world, authority) = (World::new().await, Authority::new());
+    let identity = authority.identity("inner.example");
+    set_secret(&world, Some(&authority.identity("proxy")), Some(&authority));
+    // An HTTP/2 connection can end before a request is sent, which is no failure.
+    let (http1, both) = ([BackendProtocol::Https], [BackendProtocol::Https, BackendProtocol::Grpcs]);
+    for (clients, protocols, ejected) in [(None, &http1[..], true), (Some(&authority), &both, false)] {
+        let listener = listen().await;
+        let address = listener.local_addr().unwrap();
+        let mut config = server_config(&identity, clients);
+        // A session that is resumed is that of a certificate which the endpoint has admitted.
+        Arc::get_mut(&mut config).unwrap().send_tls13_tickets = 0;
+        let acceptor = TlsAcceptor::from(config);
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let _ = stream.read(&mut [0; 64]).await;
+            }
+        });
+        for protocol in protocols {
+            route(&world, *protocol, &verified(Some("inner.example")));
+            world.gateway.endpoints.set(&backend("web"), &[]);
+            world.gateway.endpoints.set(&backend("web"), &[address]);
+            let set = world.gateway.endpoints.of(&backend("web")).unwrap();
+            for _ in 0..4 {
+                let answer = world.get("/", "").await;
+                assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+            }
+            assert_eq!(set.endpoints()[0].is_ejected(0), ejected, "{protocol:?}");
+        }
+        task.abort();
+    }
+}
+
+/// An endpoint without TLS may be right for an Ingress without TLS.
+#[tokio::test]
+async fn an_endpoint_without_tls_is_not_ejected() {
+    let world = World::new().await;
+    let endpoint = Endpoint::start("web").await;
+    world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+    let set = world.gateway.endpoints.of(&backend("web")).unwrap();
+    for protocol in [BackendProtocol::Https, BackendProtocol::Grpcs] {
+        route(&world, protocol, &UpstreamTls::default());
+        let answer = world.get("/", "").await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
         assert!(!set.endpoints()[0].is_ejected(0), "{protocol:?}");
     }
 }
