@@ -103,6 +103,8 @@ pub mod event_end {
     pub const RELEASED: u8 = 6;
     /// Its endpoint has drained for longer than its time limit.
     pub const DRAINED: u8 = 7;
+    /// It has reached the maximum age of connections of its Service.
+    pub const AGED: u8 = 8;
 }
 
 const _: () = {

@@ -97,6 +97,9 @@ pub mod service_flags {
     /// A client whose endpoint is overloaded (`THRESHOLDS`) gets another one. Without the flag, it
     /// is refused.
     pub const REPLACE_OVERLOADED: u32 = 1 << 6;
+    /// The bits from this one on are the maximum age of connections in seconds; 0: they have none.
+    /// Programs do not read it, so a field of its own is not worth another layout.
+    pub const MAX_AGE_SHIFT: u32 = 12;
 }
 
 /// Values of [`ServiceEntry::algorithm`]: how the slot is selected.
@@ -407,6 +410,8 @@ pub mod sweep {
     pub const V6: u64 = 1 << 48;
     /// The connection is ended even if it is not over: its endpoint has drained for long enough.
     pub const CUT: u64 = 1 << 49;
+    /// With [`CUT`]: it is ended because it has reached its maximum age.
+    pub const AGED: u64 = 1 << 50;
 }
 
 /// Values of [`Flow::phase`].

@@ -16,7 +16,7 @@ use crate::endpoints::Endpoints;
 use crate::features::Features;
 use crate::first_filter::{Filter, Tidied};
 use crate::first_filter_needs;
-use crate::flows::{self, FlowUsage};
+use crate::flows::{self, AgedFlow, FlowEntry, FlowUsage};
 use crate::handles::MapHandles;
 use crate::health;
 use crate::host_maps::HostMaps;
@@ -223,6 +223,22 @@ impl Datapath {
     pub fn cut_connections(&self, backends: &PerFamily<BTreeSet<u32>>) -> io::Result<usize> {
         let Some(sweep) = self.programs.get(SWEEP) else { return Ok(0) };
         let words = flows::of_backends(&self.maps, backends, (sys::monotonic_ns(), MOST_CUT))?;
+        for packet in flows::sweep_packets(&words) {
+            sys::test_run(sweep, &packet, &[], 1)?;
+        }
+        Ok(words.len())
+    }
+
+    /// Calls `visit` with each established connection in the flow table.
+    pub fn for_each_established(&self, mut visit: impl FnMut(FlowEntry, AgedFlow)) -> io::Result<()> {
+        flows::for_each_established(&self.maps, sys::monotonic_ns(), &mut visit)
+    }
+
+    /// Ends those of the connections that are still established, because of their age. Returns
+    /// their number. What follows is the same as after [`Datapath::cut_connections`].
+    pub fn end_aged(&self, flows: &[AgedFlow]) -> io::Result<usize> {
+        let Some(sweep) = self.programs.get(SWEEP) else { return Ok(0) };
+        let words = flows::still_established(&self.maps, flows, sys::monotonic_ns())?;
         for packet in flows::sweep_packets(&words) {
             sys::test_run(sweep, &packet, &[], 1)?;
         }

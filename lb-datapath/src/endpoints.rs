@@ -37,6 +37,11 @@ impl Endpoints {
         })
     }
 
+    /// Returns whether the kernel can list sockets. If not, the lists are empty.
+    pub fn can_list(&self) -> bool {
+        self.list.is_some()
+    }
+
     /// Returns the sockets that were connected through a Service to an endpoint that was removed,
     /// by their cookie. The application may have connected such a socket to another address since.
     pub fn stale_sockets(&self) -> io::Result<HashMap<u64, ConnectedPeer>> {
@@ -60,6 +65,9 @@ impl Endpoints {
         backends: &PerFamily<BTreeSet<u32>>,
         most: usize,
     ) -> io::Result<HashMap<u64, ConnectedPeer>> {
+        if backends.v4.is_empty() && backends.v6.is_empty() {
+            return Ok(HashMap::new());
+        }
         let connected = |peer: &ConnectedPeer| {
             IpFamily::BOTH.into_iter().any(|family| {
                 backends[family].contains(&peer.backend_id)
@@ -69,6 +77,12 @@ impl Endpoints {
         // The flags are read after the list of sockets, and an endpoint has its flags before it
         // gets connections again: no socket in the list is newer than the drain.
         Ok(self.sockets()?.into_iter().filter(|(_, peer)| connected(peer)).take(most).collect())
+    }
+
+    /// Returns the sockets that are connected through a Service to an endpoint that the Service
+    /// still has, by their cookie.
+    pub fn served_sockets(&self) -> io::Result<HashMap<u64, ConnectedPeer>> {
+        Ok(self.sockets()?.into_iter().filter(|(_, peer)| self.serves(peer)).collect())
     }
 
     /// Returns whether the Service port still has the endpoint, ready or draining.

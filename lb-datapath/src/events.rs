@@ -107,7 +107,7 @@ fn end_label(end: u8) -> Option<&'static str> {
     END_LABELS.iter().find(|(number, _)| *number == end).map(|(_, label)| *label)
 }
 
-const END_LABELS: [(u8, &str); 7] = [
+const END_LABELS: [(u8, &str); 8] = [
     (event_end::FINISHED, "finished"),
     (event_end::RESET, "reset"),
     (event_end::IDLE, "idle"),
@@ -115,6 +115,7 @@ const END_LABELS: [(u8, &str); 7] = [
     (event_end::REPLACED, "replaced"),
     (event_end::RELEASED, "released"),
     (event_end::DRAINED, "drained"),
+    (event_end::AGED, "aged"),
 ];
 
 /// Returns the words for the end of a connection.
@@ -447,7 +448,7 @@ mod tests {
         }
         assert_eq!(EventEntry::new(&Event { kind: 4, ..Event::default() }), None);
         let closed = |reason| Event { kind: event_kind::CLOSED, reason, ..Event::default() };
-        let ends: Vec<_> = (1..=7).filter_map(|end| EventEntry::new(&closed(end))?.reason).collect();
+        let ends: Vec<_> = (1..=8).filter_map(|end| EventEntry::new(&closed(end))?.reason).collect();
         assert_eq!(ends, end_labels().collect::<Vec<_>>());
     }
 }

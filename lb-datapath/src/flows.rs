@@ -174,6 +174,47 @@ pub(crate) fn of_backends(
     Ok(words)
 }
 
+/// The record of a connection, as a word for `lb_sweep` that ends it because of its age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AgedFlow(u64);
+
+impl AgedFlow {
+    fn number(self) -> u32 {
+        self.0 as u32
+    }
+
+    fn generation(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+}
+
+/// Calls `visit` with each established connection of both families that no side has ended. `now_ns`
+/// must be a time before this call.
+pub(crate) fn for_each_established(
+    maps: &MapHandles,
+    now_ns: u64,
+    visit: &mut impl FnMut(FlowEntry, AgedFlow),
+) -> io::Result<()> {
+    let timeouts = timeouts(maps)?;
+    FlowTable::<[u8; 4]>::open(maps)?.for_each_established((now_ns, &timeouts), visit)?;
+    FlowTable::<[u8; 16]>::open(maps)?.for_each_established((now_ns, &timeouts), visit)
+}
+
+/// Returns those of the connections that are still established, as words for `lb_sweep`.
+pub(crate) fn still_established(maps: &MapHandles, flows: &[AgedFlow], now_ns: u64) -> io::Result<Vec<u64>> {
+    let timeouts = timeouts(maps)?;
+    let (v4, v6) = (FlowTable::<[u8; 4]>::open(maps)?, FlowTable::<[u8; 16]>::open(maps)?);
+    let mut words = Vec::new();
+    for flow in flows {
+        let is_established = match flow.0 & sweep::V6 {
+            0 => v4.is_still_established(*flow, (now_ns, &timeouts))?,
+            _ => v6.is_still_established(*flow, (now_ns, &timeouts))?,
+        };
+        words.extend(is_established.then_some(flow.0));
+    }
+    Ok(words)
+}
+
 /// Makes all connections and session affinities older by some seconds, as if no packet had arrived.
 /// The programs must not be attached.
 pub fn age(maps: &MapHandles, seconds: u64) -> io::Result<()> {
@@ -261,6 +302,26 @@ impl<A: MapAddress> FlowTable<A> {
         Ok(())
     }
 
+    fn for_each_established(
+        &self,
+        at: (u64, &FlowTimeouts),
+        visit: &mut impl FnMut(FlowEntry, AgedFlow),
+    ) -> io::Result<()> {
+        for number in 0..self.records.capacity() {
+            let flow = self.records.read(number)?;
+            if is_established(&flow, at) {
+                let word = Self::word(number, flow.generation) | sweep::CUT | sweep::AGED;
+                visit(FlowEntry::new(&flow), AgedFlow(word));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_still_established(&self, flow: AgedFlow, at: (u64, &FlowTimeouts)) -> io::Result<bool> {
+        let current = self.records.read(flow.number())?;
+        Ok(current.generation == flow.generation() && is_established(&current, at))
+    }
+
     /// Returns a record as a word for `lb_sweep`.
     fn word(number: u32, generation: u16) -> u64 {
         let family = if A::FAMILY == IpFamily::V6 { sweep::V6 } else { 0 };
@@ -288,6 +349,10 @@ impl<A: MapAddress> FlowTable<A> {
         remove_all(&self.index)?;
         Ok(remove_all(&self.fragments)?)
     }
+}
+
+fn is_established<A: MapAddress>(flow: &Flow<A>, (now_ns, timeouts): (u64, &FlowTimeouts)) -> bool {
+    flow.phase == flow_phase::ESTABLISHED && !flow.is_over(now_ns, timeouts) && !flow.state().has_ended()
 }
 
 fn remove_all<K: Plain, V: Plain>(table: &Table<K, V>) -> Result<(), TableError> {

@@ -55,7 +55,7 @@ pub use self::drift::{Drift, DriftKind};
 pub use self::endpoints::Endpoints;
 pub use self::features::Features;
 pub use self::first_filter::Tidied;
-pub use self::flows::{FlowEntry, FlowUsage};
+pub use self::flows::{AgedFlow, FlowEntry, FlowUsage};
 pub use self::health::LeftOutEndpoint;
 pub use self::host_maps::HostMaps;
 pub use self::inspect::{AffinityClient, AffinityEntry};

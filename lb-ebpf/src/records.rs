@@ -198,15 +198,15 @@ fn count_flow<F: Maps>(number: u32, generation: u16) {
 pub const CUT: u64 = u64::MAX;
 
 /// Ends a connection that is over at `now`. The agent calls this for connections whose records no
-/// program has taken yet, and with [`CUT`] for those whose endpoint has drained for long enough.
+/// program has taken yet, and with [`CUT`] for those whose endpoint has drained for long enough, or
+/// which have reached their maximum age. `end` is one of [`event_end`].
 #[inline(always)]
-fn end_if_over<F: Events>(number: u32, generation: u16, now: u64) {
+fn end_if_over<F: Events>(number: u32, generation: u16, now: u64, end: u8) {
     let (Some(timeouts), Some(flow)) = (timeouts(), F::flows().get_ptr_mut(number)) else { return };
     // SAFETY: a map value. If it is given to another connection meanwhile, its generation differs.
     if unsafe { (*flow).phase == flow_phase::CLAIMED || !(*flow).is_over(now, timeouts) } {
         return;
     }
-    let end = if now == CUT { event_end::DRAINED } else { event_end::IDLE };
     if take::<F>(number, flow, generation, end) {
         // Packets may interrupt this program, so it does not use their working memory.
         // SAFETY: the record is this program's own now.
@@ -583,7 +583,7 @@ pub trait Records: Events + Scratches {
     /// See [`flow_is_over`].
     fn is_over(number: u32, now: u64) -> bool;
     /// See [`end_if_over`].
-    fn end_if_over(number: u32, generation: u16, now: u64);
+    fn end_if_over(number: u32, generation: u16, now: u64, end: u8);
     /// See [`health::judge`].
     fn judge(number: u32, result: u64, now: u64);
     /// See [`follow_flow`], [`count_flow`] and [`health::judge`]. `path` is one of [`event_path`].
@@ -650,8 +650,8 @@ macro_rules! records {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $end_over(number: u64, generation: u64, now: u64) -> u64 {
-            end_if_over::<$family>(number as u32, generation as u16, now);
+        extern "C" fn $end_over(number: u64, generation: u64, now: u64, end: u64) -> u64 {
+            end_if_over::<$family>(number as u32, generation as u16, now, end as u8);
             0
         }
 
@@ -701,8 +701,8 @@ macro_rules! records {
             }
 
             #[inline(always)]
-            fn end_if_over(number: u32, generation: u16, now: u64) {
-                $end_over(number as u64, generation as u64, now);
+            fn end_if_over(number: u32, generation: u16, now: u64, end: u8) {
+                $end_over(number as u64, generation as u64, now, end as u64);
             }
 
             #[inline(always)]

@@ -2,11 +2,12 @@
 //! when it reads the flow table, and runs this program on a list of them. Until then, they count at
 //! their endpoints.
 //!
-//! The list can also contain connections that are not over, whose endpoints have drained for their
-//! time limit.
+//! The list can also contain connections that are not over: their endpoints have drained for their
+//! time limit, or they have reached their maximum age.
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::programs::TcContext;
+use lb_common::event::event_end;
 use lb_common::family::{V4, V6};
 use lb_common::layout::{SWEEP_HEADER, SWEEP_RECORDS, sweep};
 
@@ -24,10 +25,14 @@ pub fn end_connections(context: &TcContext) -> i32 {
         // the verifier in each round.
         let cut = (record >> sweep::CUT.trailing_zeros()) & 1;
         let now = now | (CUT * cut);
+        let aged = (record >> sweep::AGED.trailing_zeros()) & 1;
+        let end = event_end::IDLE
+            + (event_end::DRAINED - event_end::IDLE) * cut as u8
+            + (event_end::AGED - event_end::DRAINED) * aged as u8;
         if record & sweep::V6 != 0 {
-            V6::end_if_over(number, generation, now);
+            V6::end_if_over(number, generation, now, end);
         } else {
-            V4::end_if_over(number, generation, now);
+            V4::end_if_over(number, generation, now, end);
         }
     }
     TC_ACT_UNSPEC

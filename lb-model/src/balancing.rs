@@ -178,6 +178,9 @@ pub struct Balancing {
     /// The time after which the open connections to an endpoint that terminates, that has weight 0
     /// or whose node drains are reset. `None`: they stay.
     pub drain_timeout: Option<Duration>,
+    /// The age at which open TCP connections are reset, so that their clients connect again.
+    /// `None`: they stay.
+    pub max_connection_age: Option<Duration>,
     /// Weights of the endpoints in a zone or on a node, by [`PlaceHash`], sorted.
     pub weights: Box<[(PlaceHash, Weight)]>,
 }

@@ -50,6 +50,8 @@ pub struct DesiredServicePort {
     /// With an algorithm by a hash and thresholds, a client whose endpoint is overloaded gets
     /// another one instead of a refusal.
     pub fallback: bool,
+    /// The age at which open connections are reset; only of TCP ports. `None`: they stay.
+    pub max_connection_age: Option<Duration>,
     /// Timeout of ClientIP session affinity in seconds. `None` means no affinity.
     pub affinity_seconds: Option<u32>,
     /// Source addresses that may use the [`FrontendKind::LoadBalancer`] frontends. Packets from

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use lb_model::{
     Algorithm, DrainingNodes, EndpointSlice, IpFamily, Node, NodeDrain, ObjectName, PerFamily, PlaceHash,
-    PodRef, PodWeight, PodWeights, Problem, ProblemSource, ResourceSet, Service, ServicePort, SourceEvent,
-    TrafficPolicy, Trigger, WatchedResource,
+    PodRef, PodWeight, PodWeights, Problem, ProblemSource, Protocol, ResourceSet, Service, ServicePort,
+    SourceEvent, TrafficPolicy, Trigger, WatchedResource,
 };
 
 use super::claims::{Claim, Claimant, Claims};
@@ -546,6 +546,10 @@ impl Planner {
             fallback: service.balancing.fallback
                 && service.balancing.thresholds.is_some()
                 && algorithm.is_by_hash(),
+            max_connection_age: service
+                .balancing
+                .max_connection_age
+                .filter(|_| port.protocol == Protocol::Tcp),
             hash: if algorithm.hashes_the_client() { service.balancing.hash } else { Default::default() },
             affinity_seconds: service.affinity_seconds,
             source_ranges: if restricted { service.source_ranges.clone() } else { Default::default() },
@@ -589,7 +593,6 @@ fn local_ready_addresses<'a>(
 
 #[cfg(test)]
 mod tests {
-    use lb_model::Protocol;
     use lb_objects::convert;
 
     use super::*;

@@ -41,6 +41,9 @@ impl fmt::Display for DesiredServicePort {
         if self.hash != HashInput::default() {
             write!(f, " by {}", self.hash.name())?;
         }
+        if let Some(age) = self.max_connection_age {
+            write!(f, ", connections for {} s", age.as_secs())?;
+        }
         if let Some(seconds) = self.affinity_seconds {
             write!(f, ", affinity {seconds} s")?;
         }

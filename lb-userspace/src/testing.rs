@@ -2,6 +2,34 @@
 
 use std::path::Path;
 
+use lb_model::Protocol;
+use lb_plan::desired::{DesiredServicePort, ServicePortId};
+
+/// Returns a TCP port without addresses and endpoints.
+pub fn desired_port() -> DesiredServicePort {
+    DesiredServicePort {
+        id: ServicePortId {
+            namespace: "default".into(),
+            name: "web".into(),
+            port_name: String::new(),
+            protocol: Protocol::Tcp,
+        },
+        port: 80,
+        algorithm: Default::default(),
+        hash: Default::default(),
+        failover: false,
+        passive_health: false,
+        thresholds: None,
+        fallback: false,
+        max_connection_age: None,
+        affinity_seconds: None,
+        source_ranges: Default::default(),
+        frontends: Vec::new(),
+        v4: Default::default(),
+        v6: Default::default(),
+    }
+}
+
 /// Compares `actual` with the file `tests/golden/NAME`. With `SLUICE_BLESS=1` the file is
 /// written instead, and the change is reviewed in the diff.
 #[track_caller]

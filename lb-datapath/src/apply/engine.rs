@@ -248,6 +248,11 @@ impl<T: Tables> Engine<T> {
         .collect()
     }
 
+    /// Returns the id of a Service port that has entries.
+    pub fn service_id(&self, id: &ServicePortId) -> Option<u32> {
+        self.services.get(id).map(|installed| installed.service_id)
+    }
+
     /// Returns the Service ports whose last operation failed.
     pub fn pending(&self) -> impl Iterator<Item = &ServicePortId> {
         self.pending.keys().map(Arc::as_ref)

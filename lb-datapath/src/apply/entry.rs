@@ -67,6 +67,7 @@ pub fn service(
             flags |= flag;
         }
     }
+    flags |= max_age(desired) << service_flags::MAX_AGE_SHIFT;
     layout::ServiceEntry {
         service_id,
         flags,
@@ -80,6 +81,18 @@ pub fn service(
         scheduler: desired.algorithm as u8,
         pad: 0,
     }
+}
+
+/// Returns the maximum age of connections in seconds; 0: they have none. There is room for twelve
+/// days.
+fn max_age(desired: &DesiredServicePort) -> u32 {
+    let seconds = desired.max_connection_age.map_or(0, |age| age.as_secs());
+    u32::try_from(seconds).unwrap_or(u32::MAX).min(u32::MAX >> service_flags::MAX_AGE_SHIFT)
+}
+
+/// Returns the maximum age of connections in seconds, from the flags of a service entry.
+pub fn max_age_of(flags: u32) -> Option<u32> {
+    Some(flags >> service_flags::MAX_AGE_SHIFT).filter(|seconds| *seconds > 0)
 }
 
 /// Returns whether a client whose endpoint is overloaded gets another one. `ovf` would get one that

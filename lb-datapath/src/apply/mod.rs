@@ -47,5 +47,6 @@ mod tests;
 
 pub use audit::Audit;
 pub use engine::{Engine, ReferencedIds};
+pub use entry::max_age_of;
 pub use error::ApplyError;
 pub use map_name::MapUsage;

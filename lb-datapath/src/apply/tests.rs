@@ -16,7 +16,7 @@ use lb_plan::desired::*;
 use proptest::prelude::*;
 
 use super::engine::{Engine, ReferencedIds};
-use super::entry::{algorithm, parse_service_name, service_address, slot_ranges};
+use super::entry::{algorithm, max_age_of, parse_service_name, service_address, slot_ranges};
 use super::error::ApplyError;
 use super::memory::{Guard, Memory, marks_needed};
 use super::tables::{Capacity, TableError};
@@ -162,6 +162,7 @@ impl Spec {
             passive_health: false,
             thresholds: self.thresholds(),
             fallback: false,
+            max_connection_age: self.max_age(),
             affinity_seconds: self.affinity,
             source_ranges: self.source_ranges(),
             frontends,
@@ -181,6 +182,11 @@ impl Spec {
     fn thresholds(&self) -> Option<Thresholds> {
         let upper = u32::from(self.port) % 3;
         (upper > 0).then_some(Thresholds { upper, lower: 0 })
+    }
+
+    /// A maximum age or none. A changed port changes it.
+    fn max_age(&self) -> Option<Duration> {
+        self.port.is_multiple_of(2).then_some(Duration::from_secs(7 * 24 * 3600))
     }
 
     fn source_ranges(&self) -> SourceRanges {
@@ -260,9 +266,10 @@ fn wish<'a>(services: impl IntoIterator<Item = &'a DesiredServicePort>) -> Meani
                 meaning.source_ranges.extend(ranges.map(|net| format!("{} {net}", wanted.id)));
             }
             let text = format!(
-                "{} algorithm {} kind {} affinity {} outside {outside} inside {inside} local {differ} guarded {guarded}",
+                "{} algorithm {} age {:?} kind {} affinity {} outside {outside} inside {inside} local {differ} guarded {guarded}",
                 wanted.id,
                 algorithm(wanted),
+                wanted.max_connection_age.map(|age| age.as_secs() as u32),
                 frontend.kind as u8,
                 wanted.affinity_seconds.unwrap_or(0),
             );
@@ -291,9 +298,10 @@ fn meaning(memory: &Memory) -> Meaning {
             format!("{addresses:?} {}", drops[side])
         });
         let text = format!(
-            "{} algorithm {} kind {} affinity {} outside {outside} inside {inside} local {} guarded {}",
+            "{} algorithm {} age {:?} kind {} affinity {} outside {outside} inside {inside} local {} guarded {}",
             ids[&service.service_id].0,
             service.algorithm,
+            max_age_of(service.flags),
             service.kind,
             service.affinity_seconds,
             service.flags & service_flags::POLICY_LOCAL != 0,

@@ -22,7 +22,12 @@ const UPPER_THRESHOLD: &str = "lb.sluice.dev/upper-threshold";
 const LOWER_THRESHOLD: &str = "lb.sluice.dev/lower-threshold";
 const FALLBACK: &str = "lb.sluice.dev/fallback";
 const DRAIN_TIMEOUT: &str = "lb.sluice.dev/drain-timeout";
+const MAX_CONNECTION_AGE: &str = "lb.sluice.dev/max-connection-age";
 const WEIGHTS: &str = "lb.sluice.dev/weights";
+
+/// The least value of [`MAX_CONNECTION_AGE`]. The agent looks for old connections every 10 s, and a
+/// smaller spread would reset too many of them in the same second.
+const LEAST_CONNECTION_AGE: Duration = Duration::from_secs(10);
 
 /// The greatest number of entries in the annotation [`WEIGHTS`].
 const MOST_WEIGHTS: usize = 1_000;
@@ -39,6 +44,7 @@ pub(super) fn of_service(metadata: &ObjectMeta, problems: &mut Problems) -> Bala
         FAILOVER,
         PASSIVE_HEALTH,
         DRAIN_TIMEOUT,
+        MAX_CONNECTION_AGE,
         WEIGHTS,
     ];
     report_unknown(metadata, &known, problems);
@@ -52,9 +58,21 @@ pub(super) fn of_service(metadata: &ObjectMeta, problems: &mut Problems) -> Bala
         value(metadata, PASSIVE_HEALTH).and_then(|text| on_or_off(PASSIVE_HEALTH, text, failover, problems));
     let passive_health = passive_health.unwrap_or(failover);
     let drain_timeout = value(metadata, DRAIN_TIMEOUT).and_then(|text| drain_timeout(text, problems));
+    let max_connection_age =
+        value(metadata, MAX_CONNECTION_AGE).and_then(|text| max_connection_age(text, problems));
     let thresholds = thresholds(metadata, problems);
     let fallback = fallback(metadata, algorithm, thresholds, problems);
-    Balancing { algorithm, hash, failover, passive_health, thresholds, fallback, drain_timeout, weights }
+    Balancing {
+        algorithm,
+        hash,
+        failover,
+        passive_health,
+        thresholds,
+        fallback,
+        drain_timeout,
+        max_connection_age,
+        weights,
+    }
 }
 
 /// Returns the thresholds. IPVS refuses a lower one that is greater than the upper one, and ignores
@@ -174,6 +192,25 @@ fn drain_timeout(text: &str, problems: &mut Problems) -> Option<Duration> {
         );
     }
     timeout
+}
+
+/// Returns the age at which connections are reset.
+fn max_connection_age(text: &str, problems: &mut Problems) -> Option<Duration> {
+    let age = parse_duration(text);
+    let (kind, reason) = match age {
+        Some(age) if age >= LEAST_CONNECTION_AGE => return Some(age),
+        Some(_) => {
+            (ProblemKind::OutOfRange, format!("`{text}` is less than {} s", LEAST_CONNECTION_AGE.as_secs()))
+        }
+        None => (ProblemKind::UnknownValue, format!("`{text}` is not a time of a week or less")),
+    };
+    problems.error(
+        kind,
+        field(MAX_CONNECTION_AGE),
+        reason,
+        "use a time from 10s on, such as 10m or 1h30m; connections have no maximum age until then",
+    );
+    None
 }
 
 fn value<'a>(metadata: &'a ObjectMeta, annotation: &str) -> Option<&'a str> {

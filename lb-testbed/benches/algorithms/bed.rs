@@ -67,6 +67,7 @@ impl Service {
             passive_health: false,
             thresholds: None,
             fallback: false,
+            max_connection_age: None,
             affinity_seconds: None,
             source_ranges: Default::default(),
             frontends,

@@ -87,10 +87,11 @@ impl DrainLimits {
 
 #[cfg(test)]
 mod tests {
-    use lb_model::{Protocol, Weight};
+    use lb_model::Weight;
     use lb_plan::desired::{DesiredEndpoint, EndpointLists};
 
     use super::*;
+    use crate::testing::desired_port;
 
     fn port(limits: [Option<u64>; 2]) -> DesiredServicePort {
         let endpoint = |(last, limit): (u8, Option<u64>)| DesiredEndpoint {
@@ -101,26 +102,7 @@ mod tests {
             drain_limit: limit.map(Duration::from_secs),
         };
         let endpoints = (1..).zip(limits).map(endpoint).collect();
-        DesiredServicePort {
-            id: ServicePortId {
-                namespace: "default".into(),
-                name: "web".into(),
-                port_name: String::new(),
-                protocol: Protocol::Tcp,
-            },
-            port: 80,
-            algorithm: Default::default(),
-            hash: Default::default(),
-            failover: false,
-            passive_health: false,
-            thresholds: None,
-            fallback: false,
-            affinity_seconds: None,
-            source_ranges: Default::default(),
-            frontends: Vec::new(),
-            v4: EndpointLists { endpoints, ..EndpointLists::default() },
-            v6: EndpointLists::default(),
-        }
+        DesiredServicePort { v4: EndpointLists { endpoints, ..EndpointLists::default() }, ..desired_port() }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tracing::{debug, error, info, warn};
 
 use super::api_address;
 use super::coalesce::Coalescer;
+use super::connection_ages::{ConnectionAges, SharedSocketAges, SocketAges, end_of_flow};
 use super::desired_host::{DesiredHost, device_choices, forwarded_by_kernel, known_networks};
 use super::drain_limits::DrainLimits;
 use super::drift::DriftReport;
@@ -46,6 +47,7 @@ const TICK: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(10);
 /// Maximum number of events in one batch. Queued events are planned together.
 const BATCH: usize = 4096;
+const SECOND_NS: u64 = 1_000_000_000;
 
 pub struct MainLoop {
     /// The settings in force.
@@ -86,6 +88,8 @@ pub struct MainLoop {
     pub drain_limits: DrainLimits,
     /// The endpoints whose sockets are to be closed.
     pub overdue: Overdue,
+    pub connection_ages: ConnectionAges,
+    pub socket_ages: SharedSocketAges,
     /// The endpoints that were left out when the flow table was read last.
     pub left_out: BTreeSet<(ServicePortId, SocketAddr)>,
     pub full_maps: FullMaps,
@@ -127,6 +131,7 @@ impl MainLoop {
                 _ = tick.tick() => {
                     self.tick();
                     self.cut_newly_overdue();
+                    self.reset_aged();
                     self.audit_services();
                     if self.drift.is_due(Instant::now()) {
                         self.repair_drift()?;
@@ -236,6 +241,9 @@ impl MainLoop {
             // The drain of an endpoint may have ended, or have a longer limit now. The next sweep
             // finds the endpoints that are still overdue.
             self.set_overdue(PerFamily::default());
+        }
+        if self.connection_ages.update(&changes.changed, &changes.removed, monotonic_ns() / SECOND_NS) {
+            self.schedule_aged();
         }
         let host_depends =
             changes.node_changed || changes.service_cidrs_changed || changes.other_proxies_changed;
@@ -453,6 +461,7 @@ impl MainLoop {
                     }
                     Err(error) => warn!("cannot read the connections of endpoints: {error}"),
                 }
+                self.schedule_aged();
                 self.report_left_out();
                 self.report_overloaded();
                 debug!(open = usage.open, half_open = usage.half_open, "read the flow table");
@@ -526,6 +535,43 @@ impl MainLoop {
     /// Sets the endpoints whose sockets the thread of the namespaces closes in its next visits.
     fn set_overdue(&self, backends: PerFamily<BTreeSet<u32>>) {
         *self.overdue.lock().unwrap_or_else(PoisonError::into_inner) = backends;
+    }
+
+    /// Finds the connections that reach their maximum age before the next sweep.
+    fn schedule_aged(&mut self) {
+        let limits = self.connection_ages.by_service_id(|id| self.reconciler.service_id(id));
+        let mut flows = Vec::new();
+        *self.socket_ages.lock().unwrap_or_else(PoisonError::into_inner) =
+            SocketAges { limits: limits.clone(), next_s: None };
+        if !limits.is_empty() {
+            let until_s = monotonic_ns() / SECOND_NS + 2 * SWEEP.as_secs();
+            let read = self.datapath.for_each_established(|flow, record| {
+                flows.extend(
+                    end_of_flow(&limits, &flow).filter(|end| *end <= until_s).map(|end| (end, record)),
+                );
+            });
+            if let Err(error) = read {
+                warn!("cannot read the ages of connections, trying again in {} s: {error}", SWEEP.as_secs());
+            }
+            self.namespaces.visit();
+        }
+        self.connection_ages.schedule(flows);
+    }
+
+    /// Resets the connections that have reached their maximum age.
+    fn reset_aged(&mut self) {
+        let now_s = monotonic_ns() / SECOND_NS;
+        let due = self.connection_ages.take_due(now_s);
+        if !due.is_empty() {
+            match self.datapath.end_aged(&due) {
+                Ok(reset) => self.metrics.aged_flows(reset),
+                Err(error) => warn!("cannot reset connections that are too old: {error}"),
+            }
+        }
+        let next_s = self.socket_ages.lock().unwrap_or_else(PoisonError::into_inner).next_s;
+        if next_s.is_some_and(|next_s| next_s <= now_s) {
+            self.namespaces.visit();
+        }
     }
 
     /// Reports endpoints that are left out, and those that answer again.

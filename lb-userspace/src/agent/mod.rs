@@ -23,6 +23,7 @@
 
 mod api_address;
 mod coalesce;
+mod connection_ages;
 mod desired_host;
 mod drain_limits;
 mod drift;

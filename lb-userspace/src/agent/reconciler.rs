@@ -129,6 +129,11 @@ impl<T: Tables> Reconciler<T> {
         Ok((found, self.audit.is_done()))
     }
 
+    /// Returns the service id of a Service port that is in the maps.
+    pub fn service_id(&self, id: &ServicePortId) -> Option<u32> {
+        self.engine.service_id(id)
+    }
+
     /// Returns the numbers of used and available map entries.
     pub fn usage(&self) -> Vec<MapUsage> {
         self.engine.usage()

@@ -13,6 +13,7 @@ use lb_plan::Planner;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::connection_ages::SharedSocketAges;
 use super::drift::DriftReport;
 use super::error::AgentError;
 use super::host_reconciler::HostReconciler;
@@ -28,7 +29,7 @@ use super::stale_sockets::{Overdue, StaleSockets};
 use super::stop::Stop;
 use crate::config::{AgentArgs, Config, DatapathLogLevel, ForwardMode, IgnoredField, SocketHooks};
 use crate::node;
-use crate::node::namespaces::follow::{Follower, follow};
+use crate::node::namespaces::follow::follow;
 use crate::node::sysctl::{Change, Sysctls};
 use crate::preflight::{self, PreflightError};
 use crate::serve::{
@@ -91,7 +92,15 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
     tokio::spawn(serve::serve_diagnostics(diagnostics, metrics.clone(), in_force));
     let service_health = serve_health_checks(state, recorder.clone());
     let overdue = Overdue::default();
-    let namespaces = follow_namespaces(config, &datapath, overdue.clone()).map_err(AgentError::Namespaces)?;
+    let socket_ages = SharedSocketAges::default();
+    let sockets_to_close = StaleSockets::new(
+        datapath.endpoints().map_err(AgentError::Namespaces)?,
+        config.terminate_sockets,
+        overdue.clone(),
+        socket_ages.clone(),
+        metrics.clone(),
+    );
+    let namespaces = follow(config.netns_dir.clone(), sockets_to_close).map_err(AgentError::Namespaces)?;
 
     MainLoop {
         config: config.clone(),
@@ -119,6 +128,8 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
         draining: BTreeSet::new(),
         drain_limits: Default::default(),
         overdue,
+        connection_ages: Default::default(),
+        socket_ages,
         left_out: BTreeSet::new(),
         full_maps: Default::default(),
     }
@@ -275,10 +286,4 @@ fn serve_health_checks(
     };
     tokio::spawn(HealthPorts::new(desired, state, on_failure).run());
     service_health
-}
-
-/// Starts the thread that reads the network namespaces of this node and closes stale sockets.
-fn follow_namespaces(config: &Config, datapath: &Datapath, overdue: Overdue) -> std::io::Result<Follower> {
-    let visitor = StaleSockets::new(datapath.endpoints()?, config.terminate_sockets, overdue);
-    follow(config.netns_dir.clone(), visitor)
 }

@@ -22,7 +22,8 @@ pub enum Get {
     /// List Service addresses, each with its number of endpoints
     ///
     /// A Service has one row per port, IP family and address: ClusterIP, NodePort, external IPs and
-    /// load balancer IPs.
+    /// load balancer IPs. MAX-AGE (-o wide) is the age at which TCP connections are reset at the
+    /// latest (annotation lb.sluice.dev/max-connection-age).
     #[command(visible_aliases = ["service", "svc"])]
     Services(GetArgs),
     /// List the endpoints of Service ports, with their state

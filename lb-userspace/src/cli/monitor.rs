@@ -86,7 +86,8 @@ Kinds of events:
   opened   A connection was opened, or a call at a socket was translated
   closed   A connection has ended: finished (both sides have closed), reset, idle (its time-out has
            passed), evicted or replaced (by a new connection), released (the process has closed the
-           socket), drained (the time limit of a drain has passed)
+           socket), drained (the time limit of a drain has passed), aged (the maximum age of
+           connections of its Service has passed)
   refused  The client received an error
   dropped  A packet was dropped, for a reason of `sluice_packets_total`
 

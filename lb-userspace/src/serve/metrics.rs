@@ -69,6 +69,9 @@ struct Values {
     drained: u64,
     /// Connections that were reset after the time limit of a drain.
     cut: u64,
+    /// Connections in the flow table, and sockets, that were reset because of their age.
+    aged_flows: u64,
+    aged_sockets: u64,
     /// Endpoints that are left out.
     left_out: usize,
     overloaded: usize,
@@ -199,6 +202,16 @@ impl Metrics {
         self.values().cut += connections as u64;
     }
 
+    /// Counts connections in the flow table that were reset because of their age.
+    pub fn aged_flows(&self, connections: usize) {
+        self.values().aged_flows += connections as u64;
+    }
+
+    /// Counts sockets that were closed because of their age.
+    pub fn aged_sockets(&self, sockets: usize) {
+        self.values().aged_sockets += sockets as u64;
+    }
+
     pub fn set_flows(&self, open: usize, half_open: usize) {
         let mut values = self.values();
         values.open_flows = open;
@@ -300,6 +313,12 @@ impl Collector for Metrics {
             "sluice_drain_resets",
             "Translated connections that were ended because their endpoint drained for its time limit",
             values.cut,
+        )?;
+        writer.counters(
+            "sluice_age_resets",
+            "Connections that were ended because they reached the maximum age of their Service",
+            [("packet", values.aged_flows), ("socket", values.aged_sockets)]
+                .map(|(path, count)| ([("path", path)], count)),
         )?;
         writer.gauge(
             "sluice_left_out_endpoints",

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use lb_common::layout::{Record, backend_flags, kind, record_client, record_source, service_flags};
 use lb_common::load::{Connections, SAMPLE};
 use lb_common::reason::{Outcome, Reason};
+use lb_datapath::apply::max_age_of;
 use lb_datapath::attachments::is_own_program;
 use lb_datapath::{Recorded, TestRun};
 use lb_model::{Algorithm, IpFamily};
@@ -135,6 +136,9 @@ pub struct ReasonTexts {
     pub from: String,
     pub client: Option<String>,
     pub chosen: Option<String>,
+    /// When the connection will be reset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age: Option<String>,
     pub verdict: String,
     pub source: Option<String>,
 }
@@ -172,6 +176,7 @@ pub fn explain(observation: &Observation<'_>) -> Explanation {
             from: observation.origin.why.clone(),
             client: describe_client(observation),
             chosen: chosen.map(|_| why_chosen(observation, &endpoints)),
+            age: max_age_of(record.flags).filter(|_| verdict == ExplainedVerdict::Forward).map(describe_age),
             verdict: why_verdict(observation, verdict, reason),
             source: after
                 .filter(|_| verdict == ExplainedVerdict::Forward)
@@ -313,6 +318,14 @@ fn why_chosen(observation: &Observation<'_>, endpoints: &BTreeSet<SocketAddr>) -
         text += &format!("; {passed_over}");
     }
     text
+}
+
+/// Describes when a connection is reset because of its age. See `agent/connection_ages.rs`.
+fn describe_age(seconds: u32) -> String {
+    format!(
+        "the connection is reset {} to {seconds} s after it was opened (max-connection-age)",
+        seconds - seconds / 4
+    )
 }
 
 /// Names the first endpoint that was passed over because it is overloaded.
@@ -463,6 +476,9 @@ impl Explanation {
         if let (Some(chosen), Some(why)) = (self.chosen, &why.chosen) {
             line("CHOSEN", format!("{chosen}: {why}"));
         }
+        if let Some(age) = &why.age {
+            line("AGE", age.clone());
+        }
         let reason = self.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
         line("VERDICT", format!("{}{reason}: {}", self.verdict.word(), why.verdict));
         if let (Some(after), Some(why)) = (&self.source_after, &why.source) {
@@ -550,6 +566,7 @@ mod tests {
         let record = Record {
             service_id: 1,
             kind: kind::NODE_PORT.into(),
+            flags: 3_600 << service_flags::MAX_AGE_SHIFT,
             client: record_client::OUTSIDE,
             slot_count: 3,
             backend_id: 2,

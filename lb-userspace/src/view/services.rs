@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use lb_common::layout::{self, service_flags};
 use lb_common::threshold::Thresholds;
+use lb_datapath::apply::max_age_of;
 use lb_datapath::apply::tables::ServiceAddress;
 use lb_model::{Algorithm, IpFamily};
 use serde::Serialize;
@@ -45,6 +46,9 @@ pub struct ServiceRow {
     /// A client whose endpoint is overloaded gets another one, with an algorithm by a hash.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub fallback: bool,
+    /// TCP connections are reset at this age at the latest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connection_age_seconds: Option<u32>,
     /// The timeout of session affinity. 0 means that the Service has no session affinity.
     pub affinity_seconds: u32,
     /// Networks whose clients may use the address. `None` allows all clients, an empty list none.
@@ -114,6 +118,7 @@ fn row(key: &ServiceAddress, value: &layout::ServiceEntry, tables: &ServiceEntri
         lower_threshold: thresholds.map(|thresholds| thresholds.lower),
         fallback: value.flags & service_flags::REPLACE_OVERLOADED != 0
             && Algorithm::numbered(value.scheduler).is_some_and(Algorithm::is_by_hash),
+        max_connection_age_seconds: max_age_of(value.flags),
         affinity_seconds: value.affinity_seconds,
         source_ranges: (value.flags & service_flags::SOURCE_RANGES != 0).then(sources),
         id: value.service_id,
@@ -163,6 +168,7 @@ impl Row for ServiceRow {
             columns.extend([
                 "ALGORITHM",
                 "THRESHOLDS",
+                "MAX-AGE",
                 "AFFINITY",
                 "SOURCE-RANGES",
                 "NO-ENDPOINT",
@@ -189,6 +195,8 @@ impl Row for ServiceRow {
             if self.fallback {
                 thresholds += " (fallback)";
             }
+            let age =
+                self.max_connection_age_seconds.map_or_else(String::new, |seconds| format!("{seconds}s"));
             let affinity = match self.affinity_seconds {
                 0 => String::new(),
                 seconds => format!("{seconds}s"),
@@ -212,7 +220,7 @@ impl Row for ServiceRow {
             };
             let id = self.id.to_string();
             let algorithm = self.algorithm.clone();
-            cells.extend([algorithm, thresholds, affinity, sources, no_endpoint, id, addresses]);
+            cells.extend([algorithm, thresholds, age, affinity, sources, no_endpoint, id, addresses]);
         }
         cells
     }
@@ -259,7 +267,10 @@ mod tests {
         let services = vec![
             (address("0.0.0.0", 30088, layout::TCP), service(1, NODE_PORT, (1, 2), (3, 1), local)),
             (address("10.96.0.10", 80, layout::TCP), service(1, CLUSTER_IP, (1, 2), (1, 2), 0)),
-            (address("fd00:10:96::10", 80, layout::TCP), service(1, CLUSTER_IP, (4, 1), (4, 1), 0)),
+            (
+                address("fd00:10:96::10", 80, layout::TCP),
+                service(1, CLUSTER_IP, (4, 1), (4, 1), 600 << service_flags::MAX_AGE_SHIFT),
+            ),
             (address("::", 30088, layout::TCP), service(1, NODE_PORT, (4, 1), (4, 1), 0)),
             (address("10.96.0.2", 53, layout::UDP), service(2, CLUSTER_IP, (5, 3), (5, 3), 0)),
             (address("192.0.2.7", 8080, layout::TCP), service(3, LOAD_BALANCER, (0, 0), (0, 0), guarded)),

@@ -1,6 +1,7 @@
 //! The annotations that select an algorithm (`docs/algorithms.md`).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_testbed::Family;
@@ -10,7 +11,7 @@ use lb_testbed::manifests;
 use lb_testbed::report::Exchange;
 use serde_json::{Value, json};
 
-use crate::check::{answered_by, eventually, refused};
+use crate::check::{answered_by, eventually, eventually_within, refused};
 use crate::exposed::{Exposed, Requester};
 use crate::world::{To, World};
 
@@ -422,6 +423,62 @@ pub fn a_time_limit_ends_a_drain(world: &mut World, family: Family) -> Result<()
     })?;
     let target = service.address("NodePort", world, family, To::Http);
     answered_by(&world.client().get(&[target], 4)?, &[1])
+}
+
+/// The connections of a Service with a maximum age are reset: those of packets and those of
+/// sockets. The same clients connect again and are answered. The connections of another Service
+/// stay.
+pub fn old_connections_are_reset(world: &mut World, family: Family) -> Result<()> {
+    let other = Exposed::publish(world, "Cluster", &[1, 3], |_| {})?;
+    let service =
+        Exposed::publish(world, "Cluster", &[1, 3], |object| annotate(object, "max-connection-age", "10s"))?;
+    for service in [&other, &service] {
+        service.wait_until_programmed(world, &[1, 3])?;
+    }
+    let name = &service.published.service.name;
+    let services = world.agent(0)?.lb(&["get", "services", name, "-o", "json"])?;
+    let rows: Vec<Value> = serde_json::from_str(&services)?;
+    for row in rows {
+        let age = (row["protocol"] == "TCP").then_some(10);
+        ensure!(row["maxConnectionAgeSeconds"].as_u64() == age, "{row}");
+    }
+    let target = service.address("ClusterIP", world, family, To::Http).to_string();
+    let client = world.pod(2).host.address(family).to_string();
+    let explanation = world.agent(0)?.lb(&["explain", "tcp", &client, &target])?;
+    ensure!(explanation.contains("AGE        the connection is reset 8 to 10 s"), "{explanation}");
+
+    let resets = |world: &World, path: &str| {
+        metric(world.node(0), "sluice_age_resets_total", &format!("path=\"{path}\""))
+    };
+    let before = [resets(world, "packet")?, resets(world, "socket")?];
+    let mut kept = hold_two_of_each(world, &other, family)?;
+    let mut held = hold_two_of_each(world, &service, family)?;
+    for connection in &mut held {
+        answered_by(&[connection.request()?], &[1, 3])?;
+    }
+    // Sockets are seen up to 10 s after they have connected.
+    eventually_within(Duration::from_secs(180), || {
+        for (number, connection) in held.iter_mut().enumerate() {
+            let exchange = connection.request()?;
+            ensure!(exchange.result.is_err(), "connection {number} is open: {exchange:?}");
+        }
+        Ok(())
+    })?;
+    // The agent counts after it has ended a connection.
+    eventually(|| {
+        for (path, before) in ["packet", "socket"].into_iter().zip(before) {
+            let count = resets(world, path)? - before;
+            ensure!(count >= 2.0, "{count} connections were reset ({path})");
+        }
+        Ok(())
+    })?;
+    for connection in &mut kept {
+        answered_by(&[connection.request()?], &[1, 3])?;
+    }
+    for connection in &mut hold_two_of_each(world, &service, family)? {
+        answered_by(&[connection.request()?], &[1, 3])?;
+    }
+    Ok(())
 }
 
 /// Writes the Nodes. The second one drains if `drains`.

@@ -162,6 +162,7 @@ pub const CASES: &[Case] = &[
         algorithms::a_drained_node_gets_no_new_connections,
     ),
     each("a_time_limit_ends_a_drain", Underlays::Routed, algorithms::a_time_limit_ends_a_drain),
+    each("old_connections_are_reset", Underlays::Routed, algorithms::old_connections_are_reset),
     once("every_change_of_type", Underlays::Routed, types::changes),
     each("health_check_follows_endpoints", Underlays::Routed, health::health_check_follows_endpoints),
     once("health_check_port_in_use", Underlays::Routed, health::health_check_port_in_use),
