@@ -353,13 +353,16 @@ pub fn a_drained_node_gets_no_new_connections(world: &mut World, family: Family)
     })
 }
 
-/// Opens two connections of packets, from outside, and then two of sockets, from a pod.
+/// Opens two connections of packets, from outside, and then two of sockets, from a pod. Sends a
+/// request over each at once.
 fn hold_two_of_each(world: &World, service: &Exposed, family: Family) -> Result<Vec<Held>> {
     let mut held = Vec::new();
     for (client, kind) in [(world.client(), "NodePort"), (&world.pod(2).host, "ClusterIP")] {
         let target = service.address(kind, world, family, To::Http);
         for _ in 0..2 {
-            held.push(client.hold_http(target)?);
+            let mut connection = client.hold_http(target)?;
+            answered_by(&[connection.request()?], &[1, 3])?;
+            held.push(connection);
         }
     }
     Ok(held)
@@ -453,9 +456,6 @@ pub fn old_connections_are_reset(world: &mut World, family: Family) -> Result<()
     let before = [resets(world, "packet")?, resets(world, "socket")?];
     let mut kept = hold_two_of_each(world, &other, family)?;
     let mut held = hold_two_of_each(world, &service, family)?;
-    for connection in &mut held {
-        answered_by(&[connection.request()?], &[1, 3])?;
-    }
     // Sockets are seen up to 10 s after they have connected.
     eventually_within(Duration::from_secs(180), || {
         for (number, connection) in held.iter_mut().enumerate() {
@@ -475,10 +475,7 @@ pub fn old_connections_are_reset(world: &mut World, family: Family) -> Result<()
     for connection in &mut kept {
         answered_by(&[connection.request()?], &[1, 3])?;
     }
-    for connection in &mut hold_two_of_each(world, &service, family)? {
-        answered_by(&[connection.request()?], &[1, 3])?;
-    }
-    Ok(())
+    hold_two_of_each(world, &service, family).map(drop)
 }
 
 /// Writes the Nodes. The second one drains if `drains`.
