@@ -1,7 +1,7 @@
-//! Limits for each client address: `limit-*`.
+//! Limits for each client address, and the speed of responses: `limit-*`.
 
 use super::reader::Reader;
-use crate::routes::policy::Limits;
+use crate::routes::policy::{Limits, Rate};
 
 const MOST: u32 = 1_000_000;
 
@@ -18,8 +18,13 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Limits {
             .number("limit-burst-multiplier", 1, 1000)
             .unwrap_or(Limits::default().burst_multiplier),
         exempt: reader.networks("limit-allowlist").or(old_name).unwrap_or_default(),
-        // ingress-nginx counts in KiB.
-        rate: u64::from(reader.number("limit-rate", 0, MOST).unwrap_or(0)) << 10,
-        rate_after: u64::from(reader.number("limit-rate-after", 0, MOST).unwrap_or(0)) << 10,
+        rate: rate(reader),
     }
+}
+
+/// Returns the speed of a response. ingress-nginx counts in KiB.
+fn rate(reader: &mut Reader<'_>) -> Option<Rate> {
+    let mut bytes = |name| u64::from(reader.number(name, 0, MOST).unwrap_or(0)) << 10;
+    let (rate, after) = (bytes("limit-rate"), bytes("limit-rate-after"));
+    (rate > 0).then_some(Rate { bytes: rate, after })
 }

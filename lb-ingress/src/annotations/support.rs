@@ -71,6 +71,8 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
             "limit-allowlist",
             "limit-burst-multiplier",
             "limit-connections",
+            "limit-rate",
+            "limit-rate-after",
             "limit-rpm",
             "limit-rps",
             "limit-whitelist",
@@ -117,10 +119,6 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
     (
         Ignored(|it| it.policy.body.buffer_request, "a request is sent on while it is received"),
         &["proxy-request-buffering"],
-    ),
-    (
-        Ignored(|it| it.policy.limits.rate > 0, "responses are sent as fast as clients read them"),
-        &["limit-rate", "limit-rate-after"],
     ),
     (
         Ignored(

@@ -12,7 +12,7 @@ use lb_model::ObjectName;
 use super::service::Facts;
 use super::variables::Variables;
 use super::{cors, policy};
-use crate::routes::policy::{Auth, Policy, Upstream};
+use crate::routes::policy::{Auth, Limits, Policy, Rate, Upstream};
 use crate::routes::{BackendRef, NormalPath, Passthrough, PathMatcher, RouteTable, request_host};
 
 /// A request to explain.
@@ -214,7 +214,7 @@ pub fn explain(
         }
         _ => {}
     }
-    if policy.limits != Policy::default().limits {
+    if (Limits { rate: None, ..policy.limits.clone() }) != Limits::default() {
         explanation.steps.push("limits of requests or connections apply".to_owned());
     }
     let preflight = method.parse().is_ok_and(|method: Method| cors::is_preflight(&method, headers));
@@ -309,6 +309,9 @@ fn steps(policy: &Policy) -> Vec<String> {
     }
     if let Some(limit) = policy.body.max_request {
         steps.push(format!("the body has at most {limit} bytes"));
+    }
+    if let Some(Rate { bytes, .. }) = policy.limits.rate {
+        steps.push(format!("the answer has at most {bytes} bytes a second (limit-rate)"));
     }
     steps
 }

@@ -6,7 +6,7 @@
 //!   `basic_auth`, `external_auth`, `client_auth`, `variables`;
 //! - `forward` sends it to an endpoint: `headers`, `upstream`, `upgrade`;
 //! - `explain` makes the decisions about a request without a connection, for `lb explain http`;
-//! - `answer`, `request_body`, `response_body` are what goes in both directions;
+//! - `answer`, `request_body`, `response_body`, `pace` are what goes in both directions;
 //! - `logged` keeps the texts of a request for the access log.
 //!
 //! **Invariant:** a request holds one table from its start to its end.
@@ -28,6 +28,7 @@ mod headers;
 mod limits;
 mod listener;
 mod logged;
+mod pace;
 mod policy;
 mod proxy_protocol;
 mod random;

@@ -15,6 +15,7 @@ use super::gateway::Gateway;
 use super::guard::Link;
 use super::limits::Permit;
 use super::logged::Logged;
+use super::pace::Pace;
 use super::request_body::BodyError;
 use super::send_limit::{self, Progress};
 use super::upstream::Connections;
@@ -52,6 +53,8 @@ pub struct Finish {
     pub start: Instant,
     pub link: Option<Arc<Link>>,
     pub permit: Option<Permit>,
+    /// `None`: the response is as fast as its client.
+    pub pace: Option<Pace>,
     pub in_flight: Option<InFlight<Connections>>,
 }
 
@@ -88,6 +91,41 @@ impl ResponseBody {
         }
     }
 
+    /// Returns the next piece. A response that has a pace waits for it, and has shorter pieces.
+    fn poll_paced(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(pace) = &mut self.finish.pace else { return self.poll_content(cx) };
+        let allowance = ready!(pace.poll_allowance(cx));
+        let piece = match pace.take_rest() {
+            Some(rest) => rest,
+            None => match ready!(self.poll_content(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(piece) => piece,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                end => return Poll::Ready(end),
+            },
+        };
+        let piece = match &mut self.finish.pace {
+            Some(pace) => pace.cut(piece, allowance),
+            None => piece,
+        };
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.content {
+            Content::Own(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Content::Own(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Content::Endpoint { .. } => self.poll_endpoint(cx),
+            Content::Upgraded => Poll::Ready(None),
+        }
+    }
+
+    /// Returns the number of bytes that wait for the pace of the response.
+    fn waiting(&self) -> usize {
+        self.finish.pace.as_ref().map_or(0, |pace| pace.rest().len())
+    }
+
     fn poll_endpoint(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Content::Endpoint { body, read, .. } = &mut self.content else { return Poll::Ready(None) };
         match Pin::new(body).poll_frame(cx) {
@@ -115,18 +153,15 @@ impl Body for ResponseBody {
         let this = &mut *self;
         let last = this.last.take();
         let after = last.as_ref().map_or(0, |last| last.after);
-        let mut frame = match &mut this.content {
-            _ if last.is_some() => last.map(|last| Ok(Frame::data(last.byte))),
-            Content::Own(bytes) if bytes.is_empty() => None,
-            Content::Own(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            Content::Endpoint { .. } => match this.poll_endpoint(cx) {
+        let mut frame = match last {
+            Some(last) => Some(Ok(Frame::data(last.byte))),
+            None => match this.poll_paced(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
                     send_limit::report(Progress::Waits);
                     return Poll::Pending;
                 }
             },
-            Content::Upgraded => None,
         };
         match &mut frame {
             Some(Ok(frame)) => {
@@ -159,7 +194,7 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            _ if self.last.is_some() => false,
+            _ if self.last.is_some() || self.waiting() > 0 => false,
             Content::Own(bytes) => bytes.is_empty(),
             Content::Endpoint { body, .. } => body.is_end_stream(),
             Content::Upgraded => true,
@@ -167,11 +202,17 @@ impl Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.content {
+        let mut hint = match &self.content {
             _ if self.last.is_some() => SizeHint::with_exact(1),
             Content::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Content::Endpoint { body, .. } => body.size_hint(),
             Content::Upgraded => SizeHint::with_exact(0),
+        };
+        let waiting = self.waiting() as u64;
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + waiting);
         }
+        hint.set_lower(hint.lower() + waiting);
+        hint
     }
 }

@@ -19,6 +19,7 @@ use super::gateway::Gateway;
 use super::guard::{Link, REFUSED_METHOD};
 use super::headers::{self, Client, ConnectionFields};
 use super::logged::Logged;
+use super::pace::Pace;
 use super::request_body::RequestBody;
 use super::response_body::{Finish, ResponseBody};
 use super::variables::{Variables, cookie};
@@ -82,6 +83,7 @@ impl Service {
             start,
             link: self.link.clone(),
             permit: None,
+            pace: None,
             in_flight: None,
         };
         let table = self.gateway.table.load_full();
@@ -218,6 +220,7 @@ impl Service {
         if finish.permit.is_none() {
             return refuse(finish, StatusCode::SERVICE_UNAVAILABLE, "a limit of the route");
         }
+        finish.pace = policy.limits.rate.map(Pace::new);
         let origin = policy.cors.as_ref().and(parts.headers.get(ORIGIN)).cloned();
         let preflight = cors::is_preflight(&parts.method, &parts.headers);
         if let Some(cors) = policy.cors.as_ref().filter(|_| preflight) {

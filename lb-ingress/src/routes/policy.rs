@@ -229,9 +229,17 @@ pub struct Limits {
     pub connections: Option<u32>,
     /// Client addresses without limits.
     pub exempt: Box<[IpNet]>,
-    /// Bytes a second of a response, after the first `rate_after` bytes. 0 means no limit.
-    pub rate: u64,
-    pub rate_after: u64,
+    /// `None`: responses are as fast as their clients.
+    pub rate: Option<Rate>,
+}
+
+/// The speed of a response (annotations `limit-rate`, `limit-rate-after`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Bytes a second, at least one.
+    pub bytes: u64,
+    /// So many bytes at the start are not slowed down.
+    pub after: u64,
 }
 
 /// The way to the backend (annotations `backend-protocol`, `load-balance`,
@@ -452,8 +460,7 @@ impl Default for Limits {
             burst_multiplier: 5,
             connections: None,
             exempt: Box::default(),
-            rate: 0,
-            rate_after: 0,
+            rate: None,
         }
     }
 }

@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use lb_ingress::proxy::GatewaySettings;
 use lb_ingress::proxy::{Explanation, Question, explain};
 use lb_ingress::routes::policy::{
-    Answer, Body, Cors, Errors, Limits, Origins, Redirect, Sources, TlsRedirect, Upstream,
+    Answer, Body, Cors, Errors, Limits, Origins, Rate, Redirect, Sources, TlsRedirect, Upstream,
 };
 use lb_ingress::routes::policy::{BackendProtocol, CookieAffinity};
 use lb_ingress::routes::{HostSettings, Origin, Passthrough, Policy, Template};
@@ -428,6 +428,53 @@ async fn policies_of_routes() {
     assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
     assert!(answer.contains("access-control-allow-methods: GET\r\n"), "{answer}");
     assert!(answer.contains("access-control-allow-credentials: true\r\n"), "{answer}");
+}
+
+/// A response with a rate is whole, and slower than one without. No time is asserted: the slow one
+/// would take eight minutes.
+#[tokio::test]
+async fn responses_have_their_rate() {
+    const KIB: usize = 1 << 10;
+    let world = World::new().await;
+    let endpoint = Endpoint::start("one").await;
+    let with = |bytes, after| {
+        let limits = Limits { rate: Some(Rate { bytes, after }), ..Limits::default() };
+        Policy { limits, ..Policy::default() }
+    };
+    let routes = [
+        ("/even", with(64 << 10, 0), "web"),
+        ("/slow", with(1 << 10, 16 << 10), "web"),
+        ("/", Policy::default(), "web"),
+    ];
+    world.route("a.example", HostSettings::default(), &routes);
+    world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
+    let mut sender = http2(TcpStream::connect(world.http).await.unwrap()).await;
+    let mut send = |path: &str, length: usize| {
+        let request = Request::post(format!("http://a.example{path}"));
+        sender.send_request(request.body(Full::new(Bytes::from(vec![b'x'; length]))).unwrap())
+    };
+    let whole = |answer: &str, length: usize| {
+        let body = answer.split('\n').next_back().unwrap();
+        assert!(body.len() == length && body.bytes().all(|byte| byte == b'x'), "{} of {length}", body.len());
+    };
+    for length in [0, 1, 63 * KIB, 100 * KIB] {
+        let answer = send("/even", length).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        whole(std::str::from_utf8(&answer).unwrap(), length);
+        let text = "x".repeat(length);
+        let answer = world.get("/even", &format!("Content-Length: {length}\r\n\r\n{text}")).await;
+        whole(&answer, length);
+    }
+    let mut slow = send("/slow", 512 * KIB).await.unwrap().into_body();
+    let mut received = 0;
+    while received < 16 * KIB {
+        received += slow.frame().await.unwrap().unwrap().data_ref().map_or(0, Bytes::len);
+    }
+    let fast = send("/", 512 * KIB).await.unwrap().into_body().collect();
+    tokio::select! {
+        biased;
+        _ = slow.collect() => panic!("the response without a rate is slower"),
+        fast = fast => assert!(fast.unwrap().to_bytes().len() > 512 * KIB),
+    }
 }
 
 #[tokio::test]
