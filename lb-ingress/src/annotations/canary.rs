@@ -1,7 +1,5 @@
 //! Canaries: `canary`, `canary-*`.
 
-use regex::bytes::RegexBuilder;
-
 use super::reader::{Reader, is_token};
 use crate::routes::HeaderCondition;
 
@@ -13,9 +11,6 @@ pub struct CanaryRule {
     pub weight: u32,
     pub weight_total: u32,
 }
-
-/// The compiled size of the expression.
-const MAX_SIZE: usize = 256 << 10;
 
 pub(super) fn read(reader: &mut Reader<'_>) -> Option<CanaryRule> {
     let canary = reader.flag("canary").unwrap_or(false);
@@ -40,18 +35,10 @@ fn header(reader: &mut Reader<'_>) -> Option<HeaderCondition> {
     // The value comes before the pattern, as in ingress-nginx.
     match (value, pattern) {
         (Some(value), _) => Some(HeaderCondition::Value(name, value.into())),
-        (None, Some(pattern)) => match RegexBuilder::new(pattern).unicode(false).size_limit(MAX_SIZE).build()
-        {
-            Ok(regex) => Some(HeaderCondition::Pattern(name, regex)),
-            Err(_) => {
-                reader.bad(
-                    "canary-by-header-pattern",
-                    format_args!("`{pattern}` does not compile"),
-                    "use an expression without look-around and back references",
-                );
-                None
-            }
-        },
+        (None, Some(pattern)) => {
+            let regex = reader.expression("canary-by-header-pattern", pattern)?;
+            Some(HeaderCondition::Pattern(name, regex))
+        }
         (None, None) => Some(HeaderCondition::AlwaysOrNever(name)),
     }
 }

@@ -3,7 +3,7 @@
 
 use super::reader::{Reader, list};
 use crate::routes::HostPattern;
-use crate::routes::policy::{ClientCertificates, ClientVerification};
+use crate::routes::policy::{ClientCertificates, ClientVerification, SubjectPattern};
 
 /// The annotations of an Ingress that concern its hosts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,9 +37,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> HostRules {
 
 pub(super) fn client_certificates(reader: &mut Reader<'_>) -> Option<ClientCertificates> {
     let secret = reader.secret("auth-tls-secret");
-    if reader.text("auth-tls-match-cn").is_some() {
-        reader.unsupported("auth-tls-match-cn", "is not supported", "use an authority of its own");
-    }
+    let subject = subject(reader);
     let verify = match reader.text("auth-tls-verify-client") {
         None | Some("on") => ClientVerification::Required,
         Some("optional") => ClientVerification::Optional,
@@ -64,5 +62,18 @@ pub(super) fn client_certificates(reader: &mut Reader<'_>) -> Option<ClientCerti
         depth: depth.unwrap_or(1),
         error_page,
         pass_to_backend: pass,
+        subject,
     })
+}
+
+/// Reads `auth-tls-match-cn`. As in ingress-nginx, it is an expression for the whole subject, and
+/// begins with the name of its first attribute.
+fn subject(reader: &mut Reader<'_>) -> Option<SubjectPattern> {
+    const NAME: &str = "auth-tls-match-cn";
+    let text = reader.text(NAME)?;
+    if !text.starts_with("CN=") {
+        reader.bad(NAME, format_args!("`{text}` does not begin with CN="), "write CN= before the name");
+        return None;
+    }
+    reader.expression(NAME, text).map(SubjectPattern)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_model::{ObjectName, ProblemKind, Problems};
+use regex::bytes::{Regex, RegexBuilder};
 
 use crate::routes::Template;
 
@@ -221,6 +222,18 @@ impl<'a> Reader<'a> {
             return None;
         }
         Some(ObjectName::new(namespace, secret))
+    }
+
+    /// Compiles an expression for single bytes.
+    pub fn expression(&mut self, name: &'static str, text: &str) -> Option<Regex> {
+        /// The compiled size.
+        const MAX_SIZE: usize = 256 << 10;
+        let compiled = RegexBuilder::new(text).unicode(false).size_limit(MAX_SIZE).build();
+        if compiled.is_err() {
+            let remedy = "use an expression without look-around and back references";
+            self.bad(name, format_args!("`{text}` does not compile"), remedy);
+        }
+        compiled.ok()
     }
 
     /// Reads the names of headers, separated by commas, and returns them in lower case.

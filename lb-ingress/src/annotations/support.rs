@@ -41,6 +41,7 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
             "auth-signin",
             "auth-signin-redirect-param",
             "auth-tls-error-page",
+            "auth-tls-match-cn",
             "auth-tls-pass-certificate-to-upstream",
             "auth-tls-secret",
             "auth-tls-verify-client",
@@ -159,7 +160,6 @@ pub(super) const TABLE: &[(Support, &[&str])] = &[
         OfFamily,
         &[
             "auth-snippet",
-            "auth-tls-match-cn",
             "modsecurity-snippet",
             "proxy-ssl-ciphers",
             "proxy-ssl-protocols",

@@ -199,6 +199,9 @@ pub fn explain(
             return refused(explanation, StatusCode::FORBIDDEN, "a client certificate needs TLS");
         }
         explanation.steps.push(format!("the client shows a certificate of the Secret {}", rules.secret));
+        if let Some(pattern) = &rules.subject {
+            explanation.steps.push(format!("the subject of the certificate matches {}", pattern.0));
+        }
     }
     if let Some(redirect) = redirect {
         let location = redirect.headers().get(LOCATION).and_then(|value| value.to_str().ok());

@@ -151,7 +151,7 @@ impl Connection {
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let client = clients.map(|(rules, authorities)| {
             let certificate = authorities.verify(stream.get_ref().1.peer_certificates(), rules.depth);
-            Shown { rules, certificate }
+            Shown::new(rules, certificate)
         });
         let tls = Some(Tls { name, client });
         if is_http2 {

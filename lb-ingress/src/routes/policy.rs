@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_model::ObjectName;
+use regex::bytes::Regex;
 
 use super::backend::BackendRef;
 use super::template::Template;
@@ -367,7 +368,21 @@ pub struct ClientCertificates {
     pub error_page: Option<Box<str>>,
     /// The backend receives the certificate in the header `ssl-client-cert`.
     pub pass_to_backend: bool,
+    /// The subject of the certificate has a match of this expression.
+    pub subject: Option<SubjectPattern>,
 }
+
+/// An expression for subjects of certificates (annotation `auth-tls-match-cn`).
+#[derive(Debug, Clone)]
+pub struct SubjectPattern(pub Regex);
+
+impl PartialEq for SubjectPattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+impl Eq for SubjectPattern {}
 
 /// The clients that are admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

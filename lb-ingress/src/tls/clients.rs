@@ -26,6 +26,16 @@ pub enum ClientCertificate {
     Invalid(CertificateDer<'static>, Box<str>),
 }
 
+impl ClientCertificate {
+    /// Returns the certificate, also an invalid one.
+    pub fn shown(&self) -> Option<&CertificateDer<'static>> {
+        match self {
+            Self::Missing => None,
+            Self::Valid(certificate) | Self::Invalid(certificate, _) => Some(certificate),
+        }
+    }
+}
+
 /// The authorities of each Secret. They are parsed when the first client needs them.
 #[derive(Debug, Default)]
 pub struct AuthorityStore(RwLock<HashMap<ObjectName, Arc<Source>>>);

@@ -11,7 +11,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use lb_ingress::routes::policy::{Auth, BasicAuth, BasicAuthForm, ExternalAuth, Timeouts};
-use lb_ingress::routes::policy::{ClientCertificates, ClientVerification};
+use lb_ingress::routes::policy::{ClientCertificates, ClientVerification, SubjectPattern};
 use lb_ingress::routes::{HostSettings, Policy, Template};
 use lb_model::{ObjectName, Secret};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -239,7 +239,9 @@ fn authority() -> (String, Identity) {
     let root = params.self_signed(&key).unwrap();
     let issuer = rcgen::Issuer::new(params, key);
     let key = rcgen::KeyPair::generate().unwrap();
-    let client = rcgen::CertificateParams::new(["client".to_owned()]).unwrap();
+    let mut client = rcgen::CertificateParams::new(["client".to_owned()]).unwrap();
+    client.distinguished_name = rcgen::DistinguishedName::new();
+    client.distinguished_name.push(rcgen::DnType::CommonName, "client");
     let client = client.signed_by(&key, &issuer).unwrap();
     (root.pem(), (client.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap()))
 }
@@ -269,17 +271,19 @@ async fn client_certificates() {
     world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
     let ((root, client), (_, stranger)) = (authority(), authority());
     let name = ObjectName::new("default", "ca");
-    let route = |verify, error_page: Option<&str>| {
+    let route_for = |verify, error_page: Option<&str>, subject: Option<&str>| {
         let rules = ClientCertificates {
             secret: name.clone(),
             verify,
             depth: 1,
             error_page: error_page.map(Into::into),
             pass_to_backend: true,
+            subject: subject.map(|text| SubjectPattern(regex::bytes::Regex::new(text).unwrap())),
         };
         let settings = HostSettings { client_certificates: Some(rules), ..HostSettings::default() };
         world.route("a.example", settings, &[("/", Policy::default(), "web")]);
     };
+    let route = |verify, error_page| route_for(verify, error_page, None);
     world.route("b.example", HostSettings::default(), &[("/", Policy::default(), "web")]);
     route(ClientVerification::Required, None);
     let answer = tls_get(&world, "a.example", "a.example", Some(&client)).await;
@@ -309,6 +313,21 @@ async fn client_certificates() {
         let certificate = "ssl-client-cert: -----BEGIN%20CERTIFICATE-----%0A";
         assert_eq!(answer.contains(certificate), expected == "200" && identity.is_some(), "{case}");
         assert!(!answer.contains("CN=eve"), "{case}");
+        for name in ["\nssl-client-subject-dn: CN=client\n", "\nssl-client-issuer-dn: CN="] {
+            assert_eq!(answer.contains(name), expected == "200" && identity.is_some(), "{case}");
+        }
+    }
+    for (verify, subject, identity, expected) in [
+        (Required, "CN=client(,|$)", Some(&client), "200"),
+        (Required, "CN=(other|none)", Some(&client), "403"),
+        (Required, "CN=client", Some(&stranger), "400"),
+        (Optional, "CN=client", None, "403"),
+        (OptionalNoCa, "CN=client", Some(&stranger), "200"),
+        (OptionalNoCa, "CN=other", Some(&stranger), "403"),
+    ] {
+        route_for(verify, None, Some(subject));
+        let answer = tls_get(&world, "a.example", "a.example", identity).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{verify:?} {subject}: {answer}");
     }
     route(Required, None);
     let served = endpoint.count();
