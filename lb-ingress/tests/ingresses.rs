@@ -199,7 +199,7 @@ fn policy(policy: &Policy) -> String {
         };
     }
     family!(redirect, rewrite, timeouts, body, cors, sources, auth, affinity, limits, upstream, errors);
-    family!(headers, answer, refused);
+    family!(headers, responses, answer, refused);
     text
 }
 

@@ -19,6 +19,7 @@ mod host;
 mod limits;
 mod reader;
 mod redirect;
+mod responses;
 mod result;
 mod rewrite;
 mod sources;
@@ -54,6 +55,7 @@ fn families(reader: &mut Reader<'_>) -> Annotations {
     }
     policy.timeouts = reader.family(timeouts::read).unwrap_or_default();
     policy.body = reader.family(body::read).unwrap_or_default();
+    policy.responses = reader.family(responses::read).unwrap_or_default();
     policy.cors = reader.family(cors::read).unwrap_or_default();
     policy.affinity = reader.family(affinity::read).unwrap_or_default();
     policy.upstream = or_refuse(reader.protecting(upstream::read_protocol), &mut policy.refused);

@@ -185,6 +185,11 @@ impl<'a> Reader<'a> {
     /// Reads a text with variables.
     pub fn template(&mut self, name: &'static str) -> Option<Template> {
         let text = self.text(name)?;
+        self.parse_template(name, text)
+    }
+
+    /// As [`Reader::template`], for a part of the annotation.
+    pub fn parse_template(&mut self, name: &'static str, text: &str) -> Option<Template> {
         if text.chars().any(char::is_control) {
             self.bad(name, "contains a control character", "remove it");
             return None;

@@ -143,6 +143,9 @@ pub async fn forward(forward: Forward<'_>, finish: &mut Finish, parts: Parts, bo
     let read = policy.timeouts.read;
     let mut response = response.map(|body| Content::Endpoint { body, lease, read });
     headers::remove_hop_by_hop(response.headers_mut());
+    if let Some(responses) = &policy.responses {
+        policy::replace_in_response(responses, &variables, response.headers_mut());
+    }
     if let Some((affinity, pinned)) = pinned
         && (pinned.is_none() || (affinity.change_on_failure && pinned != Some(address)))
     {

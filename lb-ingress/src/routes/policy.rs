@@ -27,6 +27,8 @@ pub struct Policy {
     pub upstream: Upstream,
     pub errors: Errors,
     pub headers: Headers,
+    /// Few Ingresses have them, and a cluster has many.
+    pub responses: Option<Box<Responses>>,
     /// The answer to every request, without a backend (`return` in a configuration snippet).
     pub answer: Option<Answer>,
     /// An annotation that restricts access is invalid. All requests are answered with 503, as by
@@ -349,6 +351,24 @@ pub struct Headers {
     pub add_to_response: Box<[(Box<str>, Template)]>,
 }
 
+/// What responses say about the host of their backend, and what clients receive in its place
+/// (annotations `proxy-cookie-domain`, `proxy-cookie-path`, `proxy-redirect-*`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Responses {
+    /// A domain of cookies. A dot before it stays.
+    pub cookie_domain: Option<Replacement>,
+    /// The beginning of paths of cookies.
+    pub cookie_path: Option<Replacement>,
+    /// The beginning of `Location`, and of the URL in `Refresh`.
+    pub redirect: Option<Replacement>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replacement {
+    pub from: Template,
+    pub to: Template,
+}
+
 /// An answer without a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -422,6 +442,7 @@ impl Policy {
             upstream,
             errors,
             headers,
+            responses,
             answer: _,
             refused: _,
         } = self;
@@ -430,6 +451,7 @@ impl Policy {
             || affinity.is_some()
             || matches!(upstream.balance, Balance::Hash(_))
             || !errors.statuses.is_empty()
+            || responses.is_some()
             || !(to_backend.is_empty() && set_in_response.is_empty() && add_to_response.is_empty())
     }
 

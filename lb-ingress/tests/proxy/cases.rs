@@ -12,7 +12,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use lb_ingress::proxy::GatewaySettings;
 use lb_ingress::proxy::{Explanation, Question, explain};
 use lb_ingress::routes::policy::{
-    Answer, Body, Cors, Errors, Limits, Origins, Rate, Redirect, Sources, TlsRedirect, Upstream,
+    Answer, Body, Cors, Errors, Limits, Origins, Rate, Redirect, Replacement, Responses, Sources,
+    TlsRedirect, Upstream,
 };
 use lb_ingress::routes::policy::{BackendProtocol, CookieAffinity};
 use lb_ingress::routes::{HostSettings, Origin, Passthrough, Policy, Template};
@@ -376,6 +377,13 @@ async fn policies_of_routes() {
     let small = Policy { body: small, ..Policy::default() };
     let limits = Limits { requests_per_second: Some(1), burst_multiplier: 1, ..Limits::default() };
     let limited = Policy { limits, ..Policy::default() };
+    let replacement = |from: &str, to: &str| Some(Replacement { from: template(from), to: template(to) });
+    let replaced = Responses {
+        cookie_domain: replacement("inner.example", "$host"),
+        cookie_path: replacement("/app/", "/"),
+        redirect: replacement("http://inner.example/", "$scheme://$host/"),
+    };
+    let replaced = Policy { responses: Some(Box::new(replaced)), ..Policy::default() };
     let cors = Policy {
         cors: Some(Cors {
             origins: Origins::Any,
@@ -397,6 +405,7 @@ async fn policies_of_routes() {
             ("/answered", answered, "web"),
             ("/small", small, "web"),
             ("/limited", limited, "web"),
+            ("/replaced", replaced, "web"),
             ("/cors", cors, "web"),
         ],
     );
@@ -415,6 +424,22 @@ async fn policies_of_routes() {
         ("/limited", "", &["HTTP/1.1 200 "]),
         ("/limited", "", &["HTTP/1.1 200 "]),
         ("/limited", "", &["HTTP/1.1 503 "]),
+        (
+            "/replaced",
+            "x-answer-set-cookie: a=b; Domain=inner.example; Path=/app/x\r\nx-answer-set-cookie: c=d\r\n\
+             x-answer-location: http://inner.example/x?y\r\nx-answer-refresh: 5; URL=http://inner.example/\r\n",
+            &[
+                "\r\nset-cookie: a=b; Domain=a.example; Path=/x\r\n",
+                "\r\nset-cookie: c=d\r\n",
+                "\r\nlocation: http://a.example/x?y\r\n",
+                "\r\nrefresh: 5; URL=http://a.example/\r\n",
+            ],
+        ),
+        (
+            "/replaced",
+            "x-answer-location: http://other.example/\r\n",
+            &["location: http://other.example/\r\n"],
+        ),
         ("/cors", "Origin: https://b.example\r\n", &["access-control-allow-origin: https://b.example\r\n"]),
     ] {
         let answer = world.get(path, fields).await;

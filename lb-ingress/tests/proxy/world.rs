@@ -133,7 +133,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Answers with its name, the request line, the fields and the body.
+    /// Answers with its name, the request line, the fields and the body. A field `x-answer-NAME`
+    /// becomes a field of the answer.
     pub async fn start(name: &'static str) -> Self {
         let listener = listen().await;
         let (address, requests) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
@@ -193,6 +194,11 @@ async fn echo(name: &str, mut request: Request<Incoming>) -> Result<Response<Ful
         .headers
         .get("x-status")
         .map_or(StatusCode::OK, |status| StatusCode::from_bytes(status.as_bytes()).unwrap());
-    let response = Response::builder().status(status).header("x-endpoint", name);
+    let mut response = Response::builder().status(status).header("x-endpoint", name);
+    for (field, value) in &parts.headers {
+        if let Some(field) = field.as_str().strip_prefix("x-answer-") {
+            response = response.header(field, value);
+        }
+    }
     Ok(response.body(Full::new(text.into())).unwrap())
 }
