@@ -77,7 +77,8 @@ mod tests {
             ("auth-tls-secret", "authority", None),
             ("proxy-ssl-secret", "client", None),
             ("proxy-ssl-verify", "on", Some(FindingKind::Breaks)),
-            ("satisfy", "any", Some(FindingKind::Breaks)),
+            ("satisfy", "any", None),
+            ("mirror-target", "https://a.example", Some(FindingKind::Breaks)),
             ("enable-access-log", "false", Some(FindingKind::Note)),
             ("proxy-body-size", "8m", None),
         ] {

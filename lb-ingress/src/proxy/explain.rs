@@ -12,7 +12,7 @@ use lb_model::ObjectName;
 use super::service::Facts;
 use super::variables::Variables;
 use super::{cors, policy};
-use crate::routes::policy::{Auth, Limits, Policy, Rate, Upstream};
+use crate::routes::policy::{Auth, BySource, Limits, Policy, Rate, Sources, Upstream};
 use crate::routes::{BackendRef, NormalPath, Passthrough, PathMatcher, RouteTable, request_host};
 
 /// A request to explain.
@@ -208,14 +208,21 @@ pub fn explain(
         let reason = format!("redirect to {}", location.unwrap_or_default());
         return refused(explanation, redirect.status(), &reason);
     }
-    match question.client {
-        Some(client) if !policy.sources.admit(client) => {
+    let by_source = question.client.map_or(BySource::Continues, |client| policy.by_source(client));
+    match by_source {
+        BySource::Refused => {
             return refused(explanation, StatusCode::FORBIDDEN, "the source address is not allowed");
         }
-        None if policy.sources != Policy::default().sources => {
-            explanation.steps.push("the address of the client is allowed".to_owned());
+        BySource::Suffices => {
+            let step = "the address of the client is allowed and needs no authentication (satisfy: any)";
+            explanation.steps.push(step.to_owned());
         }
-        _ => {}
+        BySource::Continues if question.client.is_none() && policy.sources != Sources::default() => {
+            let either = policy.sources.suffice && policy.auth.is_some();
+            let step = if either { ", or an authentication is needed (satisfy: any)" } else { "" };
+            explanation.steps.push(format!("the address of the client is allowed{step}"));
+        }
+        BySource::Continues => {}
     }
     if (Limits { rate: None, ..policy.limits.clone() }) != Limits::default() {
         explanation.steps.push("limits of requests or connections apply".to_owned());
@@ -224,7 +231,7 @@ pub fn explain(
     if policy.cors.is_some() && preflight {
         return refused(explanation, StatusCode::NO_CONTENT, "the request is a preflight of CORS");
     }
-    explanation.steps.extend(steps(policy));
+    explanation.steps.extend(steps(policy, by_source != BySource::Suffices));
     if let Some(answer) = &policy.answer {
         let answer = policy::own_answer(answer, &variables);
         return refused(explanation, answer.status(), "the Ingress answers by itself");
@@ -296,10 +303,10 @@ fn describe(matcher: &PathMatcher) -> String {
 }
 
 /// Returns what a policy checks or changes after the limits, in the order of a request.
-fn steps(policy: &Policy) -> Vec<String> {
+fn steps(policy: &Policy, needs_auth: bool) -> Vec<String> {
     let secret = |name: &ObjectName| format!("the client sends a password of the Secret {name}");
     let mut steps = Vec::new();
-    match &policy.auth {
+    match policy.auth.as_ref().filter(|_| needs_auth) {
         Some(Auth::Basic(auth)) => steps.push(secret(&auth.secret)),
         Some(Auth::External(_)) => steps.push("another server allows the request (auth-url)".to_owned()),
         None => {}

@@ -51,6 +51,11 @@ pub struct Granted {
 }
 
 impl Granted {
+    /// For a request that needs no decision of the server. It must not have the fields of one.
+    pub fn without_decision(auth: &ExternalAuth) -> Self {
+        Self { to_backend: granted_fields(auth).map(|name| (name, Vec::new())).collect(), ..Self::default() }
+    }
+
     /// Sets the fields that the backend receives.
     pub fn set_fields(&self, headers: &mut HeaderMap) {
         for (name, values) in &self.to_backend {
@@ -71,6 +76,14 @@ impl Granted {
             }
         }
     }
+}
+
+/// Returns the fields that the server decides about.
+fn granted_fields(auth: &ExternalAuth) -> impl Iterator<Item = HeaderName> {
+    // These decide where a message ends, which connection it uses, and which host it is for.
+    let forbidden = [CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+    let names = auth.response_headers.iter().filter_map(|name| name.parse::<HeaderName>().ok());
+    names.filter(move |name| !forbidden.contains(name))
 }
 
 /// The answer of the server, without its body.
@@ -122,10 +135,7 @@ impl AuthServers {
             StatusCode::FORBIDDEN => return Err(refused(own(StatusCode::FORBIDDEN))),
             _ => return Err(refused(own(StatusCode::INTERNAL_SERVER_ERROR))),
         }
-        let names = auth.response_headers.iter().filter_map(|name| name.parse::<HeaderName>().ok());
-        // These decide where a message ends, which connection it uses, and which host it is for.
-        let forbidden = [CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
-        let fields = names.filter(|name| !forbidden.contains(name)).map(|name| {
+        let fields = granted_fields(auth).map(|name| {
             let values = headers.get_all(&name).iter().cloned().collect();
             (name, values)
         });

@@ -25,7 +25,7 @@ use super::response_body::{Finish, ResponseBody};
 use super::variables::{Variables, cookie};
 use super::{basic_auth, client_auth, cors, policy, random, upgrade};
 use crate::observe::AccessRecord;
-use crate::routes::policy::{Auth, Policy};
+use crate::routes::policy::{Auth, BySource, Policy};
 use crate::routes::{NormalPath, RequestFacts, RouteTable, request_host};
 
 /// The facts of the TLS connection of a client.
@@ -211,7 +211,8 @@ impl Service {
         if let Some(redirect) = redirect {
             return redirect;
         }
-        if !policy.sources.admit(client.address) {
+        let by_source = policy.by_source(client.address);
+        if by_source == BySource::Refused {
             return refuse(finish, StatusCode::FORBIDDEN, "the source address is not allowed");
         }
         let ingress = &found.route.origin.ingress;
@@ -228,8 +229,8 @@ impl Service {
             cors::add(cors, origin.as_ref(), true, answer.headers_mut());
             return answer;
         }
-        let (granted, refused) = match self.authorize(policy, client, &sent, (&host_value, &request_id)).await
-        {
+        let identity = (&host_value, &request_id);
+        let (granted, refused) = match self.authorize(policy, (client, by_source), &sent, identity).await {
             Ok(granted) => (Some(granted), None),
             Err(refused) => (None, Some(refused)),
         };
@@ -283,12 +284,16 @@ impl Service {
     async fn authorize(
         &self,
         policy: &Policy,
-        client: Client,
+        (client, by_source): (Client, BySource),
         variables: &Variables<'_>,
         (host, request_id): (&HeaderValue, &HeaderValue),
     ) -> Result<Granted, (Answer, Box<str>)> {
         match &policy.auth {
             None => Ok(Granted::default()),
+            Some(Auth::Basic(_)) if by_source == BySource::Suffices => Ok(Granted::default()),
+            Some(Auth::External(auth)) if by_source == BySource::Suffices => {
+                Ok(Granted::without_decision(auth))
+            }
             Some(Auth::Basic(auth)) => {
                 let refused = basic_auth::refuse(&self.gateway.users, auth, variables.headers);
                 match Box::pin(refused).await {

@@ -3,6 +3,7 @@
 //! One struct for each family of annotations. The defaults are those of ingress-nginx, so that an
 //! Ingress without annotations behaves as before a migration.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -138,12 +139,25 @@ pub struct OriginPattern {
 }
 
 /// Client addresses (annotations `allowlist-source-range`, `whitelist-source-range`,
-/// `denylist-source-range`). Others are answered with 403.
+/// `denylist-source-range`, `satisfy`). Others are answered with 403.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources {
     /// `None` admits every address.
     pub allowed: Option<Box<[IpNet]>>,
     pub denied: Box<[IpNet]>,
+    /// If the policy has an authentication, either suffices: an address in `allowed`, or the
+    /// authentication.
+    pub suffice: bool,
+}
+
+/// What the address of a client decides about its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BySource {
+    Refused,
+    /// The authentication decides, if there is one.
+    Continues,
+    /// It needs no authentication.
+    Suffices,
 }
 
 /// The authentication of requests.
@@ -543,12 +557,19 @@ impl OriginPattern {
     }
 }
 
-impl Sources {
-    /// Returns whether a client address is admitted.
-    pub fn admit(&self, client: std::net::IpAddr) -> bool {
+impl Policy {
+    /// Decides by the address of a client.
+    pub fn by_source(&self, client: IpAddr) -> BySource {
+        let Sources { allowed, denied, suffice } = &self.sources;
         let client = client.to_canonical();
         let within = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&client));
-        !within(&self.denied) && self.allowed.as_deref().is_none_or(within)
+        let is_admitted = !within(denied) && allowed.as_deref().is_none_or(within);
+        match (is_admitted, *suffice && self.auth.is_some()) {
+            (false, false) => BySource::Refused,
+            // As in nginx: an address that is only not denied does not suffice.
+            (true, true) if allowed.is_some() => BySource::Suffices,
+            _ => BySource::Continues,
+        }
     }
 }
 
@@ -582,8 +603,8 @@ mod tests {
     fn sources() {
         let ranges =
             |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Box<[IpNet]>>();
-        let sources =
-            Sources { allowed: Some(ranges(&["10.0.0.0/8", "fd00::/8"])), denied: ranges(&["10.1.0.0/16"]) };
+        let (allowed, denied) = (Some(ranges(&["10.0.0.0/8", "fd00::/8"])), ranges(&["10.1.0.0/16"]));
+        let policy = Policy { sources: Sources { allowed, denied, suffice: false }, ..Policy::default() };
         for (client, expected) in [
             ("10.0.0.1", true),
             ("::ffff:10.0.0.1", true),
@@ -591,8 +612,9 @@ mod tests {
             ("192.0.2.1", false),
             ("fd00::1", true),
         ] {
-            assert_eq!(sources.admit(client.parse().unwrap()), expected, "{client}");
-            assert!(Sources::default().admit(client.parse().unwrap()));
+            let expected = if expected { BySource::Continues } else { BySource::Refused };
+            assert_eq!(policy.by_source(client.parse().unwrap()), expected, "{client}");
+            assert_eq!(Policy::default().by_source(client.parse().unwrap()), BySource::Continues);
         }
     }
 }

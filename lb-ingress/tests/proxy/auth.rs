@@ -11,7 +11,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use lb_ingress::routes::policy::{Auth, BasicAuth, BasicAuthForm, ExternalAuth, Timeouts};
-use lb_ingress::routes::policy::{ClientCertificates, ClientVerification, SubjectPattern};
+use lb_ingress::routes::policy::{ClientCertificates, ClientVerification, Sources, SubjectPattern};
 use lb_ingress::routes::{HostSettings, Policy, Template};
 use lb_model::{ObjectName, Secret};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -227,6 +227,39 @@ async fn a_refused_request_is_led_to_the_sign_in() {
     let answer = world.get("/", "X-Decision: 403\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("set-cookie: session=1\r\n"), "{answer}");
     assert_eq!(endpoint.count(), 0);
+}
+
+/// `satisfy: any`. The client has an address in 127.0.0.0/8.
+#[tokio::test]
+async fn an_address_suffices() {
+    let (world, endpoint, auth) =
+        (World::new().await, Endpoint::start("one").await, AuthServer::start().await);
+    let url = format!("http://{}/check", auth.address);
+    let (own, other) = (Some("127.0.0.0/8"), Some("10.0.0.0/8"));
+    for (allowed, denied, suffice, has_auth, decision, expected) in [
+        (own, None, true, true, "403", "200"),
+        (own, None, true, false, "403", "200"),
+        (own, None, false, true, "403", "403"),
+        (own, own, true, true, "403", "403"),
+        (own, own, true, true, "200", "200"),
+        (other, None, true, true, "403", "403"),
+        (other, None, true, true, "200", "200"),
+        (other, None, false, true, "200", "403"),
+        (other, None, true, false, "200", "403"),
+        (None, other, true, true, "403", "403"),
+        (None, None, true, true, "403", "403"),
+    ] {
+        let ranges = |text: Option<&str>| text.iter().map(|text| text.parse().unwrap()).collect::<Box<[_]>>();
+        let sources =
+            Sources { allowed: allowed.map(|text| ranges(Some(text))), denied: ranges(denied), suffice };
+        let auth = if has_auth { policy(external(&url)) } else { Policy::default() };
+        world.simple(Policy { sources, ..auth }, &[endpoint.address]);
+        let answer = world.get("/", &format!("X-User: eve\r\nX-Decision: {decision}\r\n")).await;
+        let case = format!("{allowed:?} {denied:?} {suffice} {has_auth} {decision}: {answer}");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{case}");
+        // Nobody else may set the field of the server.
+        assert!(!has_auth || !answer.contains("x-user: eve"), "{case}");
+    }
 }
 
 type Identity = (CertificateDer<'static>, PrivateKeyDer<'static>);
