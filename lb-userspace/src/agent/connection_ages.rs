@@ -66,7 +66,7 @@ impl ConnectionAges {
             };
         }
         if affected {
-            // The next sweep schedules them by the new ages.
+            // They are scheduled again by the new ages.
             self.scheduled.clear();
         }
         affected

@@ -89,6 +89,8 @@ pub struct MainLoop {
     /// The endpoints whose sockets are to be closed.
     pub overdue: Overdue,
     pub connection_ages: ConnectionAges,
+    /// The next tick reads the flow table for the new ages: many Services may change at once.
+    pub ages_changed: bool,
     pub socket_ages: SharedSocketAges,
     /// The endpoints that were left out when the flow table was read last.
     pub left_out: BTreeSet<(ServicePortId, SocketAddr)>,
@@ -242,9 +244,8 @@ impl MainLoop {
             // finds the endpoints that are still overdue.
             self.set_overdue(PerFamily::default());
         }
-        if self.connection_ages.update(&changes.changed, &changes.removed, monotonic_ns() / SECOND_NS) {
-            self.schedule_aged();
-        }
+        self.ages_changed |=
+            self.connection_ages.update(&changes.changed, &changes.removed, monotonic_ns() / SECOND_NS);
         let host_depends =
             changes.node_changed || changes.service_cidrs_changed || changes.other_proxies_changed;
         if host_depends || changes.complete {
@@ -560,6 +561,9 @@ impl MainLoop {
 
     /// Resets the connections that have reached their maximum age.
     fn reset_aged(&mut self) {
+        if std::mem::take(&mut self.ages_changed) {
+            self.schedule_aged();
+        }
         let now_s = monotonic_ns() / SECOND_NS;
         let due = self.connection_ages.take_due(now_s);
         if !due.is_empty() {

@@ -129,6 +129,7 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
         drain_limits: Default::default(),
         overdue,
         connection_ages: Default::default(),
+        ages_changed: false,
         socket_ages,
         left_out: BTreeSet::new(),
         full_maps: Default::default(),
