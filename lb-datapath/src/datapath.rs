@@ -183,11 +183,7 @@ impl Datapath {
     pub fn flow_usage(&self, now_ns: u64) -> io::Result<FlowUsage> {
         let mut usage = flows::usage(&self.maps, now_ns)?;
         // Without the program, the counts fall when the records are used again.
-        if let Some(sweep) = self.programs.get(SWEEP) {
-            for packet in flows::sweep_packets(&usage.over) {
-                sys::test_run(sweep, &packet, &[], 1)?;
-            }
-        }
+        self.sweep(&usage.over)?;
         flows::add_counted(&self.maps, &mut usage)?;
         Ok(usage)
     }
@@ -221,12 +217,7 @@ impl Datapath {
     /// Ends connections to these endpoints in the flow table, at most [`MOST_CUT`]. Returns their
     /// number. The node or the other side answers the next packet of each side with a reset.
     pub fn cut_connections(&self, backends: &PerFamily<BTreeSet<u32>>) -> io::Result<usize> {
-        let Some(sweep) = self.programs.get(SWEEP) else { return Ok(0) };
-        let words = flows::of_backends(&self.maps, backends, (sys::monotonic_ns(), MOST_CUT))?;
-        for packet in flows::sweep_packets(&words) {
-            sys::test_run(sweep, &packet, &[], 1)?;
-        }
-        Ok(words.len())
+        self.sweep(&flows::of_backends(&self.maps, backends, (sys::monotonic_ns(), MOST_CUT))?)
     }
 
     /// Calls `visit` with each established connection in the flow table.
@@ -237,9 +228,14 @@ impl Datapath {
     /// Ends those of the connections that are still established, because of their age. Returns
     /// their number. What follows is the same as after [`Datapath::cut_connections`].
     pub fn end_aged(&self, flows: &[AgedFlow]) -> io::Result<usize> {
+        self.sweep(&flows::still_established(&self.maps, flows, sys::monotonic_ns())?)
+    }
+
+    /// Passes connections to `lb_sweep`, which ends them. Returns their number, or 0 without the
+    /// program.
+    fn sweep(&self, words: &[u64]) -> io::Result<usize> {
         let Some(sweep) = self.programs.get(SWEEP) else { return Ok(0) };
-        let words = flows::still_established(&self.maps, flows, sys::monotonic_ns())?;
-        for packet in flows::sweep_packets(&words) {
+        for packet in flows::sweep_packets(words) {
             sys::test_run(sweep, &packet, &[], 1)?;
         }
         Ok(words.len())

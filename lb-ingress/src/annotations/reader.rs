@@ -111,26 +111,26 @@ impl<'a> Reader<'a> {
 
     /// Reads `true` or `false`.
     pub fn flag(&mut self, name: &'static str) -> Option<bool> {
-        match self.text(name)? {
-            "true" => Some(true),
-            "false" => Some(false),
-            other => {
-                self.bad(name, format_args!("`{other}` is neither true nor false"), "use true or false");
-                None
-            }
-        }
+        self.either(name, ["true", "false"])
     }
 
     /// Reads `on` or `off`.
     pub fn switch(&mut self, name: &'static str) -> Option<bool> {
-        match self.text(name)? {
-            "on" => Some(true),
-            "off" => Some(false),
-            other => {
-                self.bad(name, format_args!("`{other}` is neither on nor off"), "use on or off");
-                None
-            }
+        self.either(name, ["on", "off"])
+    }
+
+    /// Reads one of two words. The first one is `true`.
+    pub fn either(&mut self, name: &'static str, [yes, no]: [&str; 2]) -> Option<bool> {
+        let text = self.text(name)?;
+        if text != yes && text != no {
+            self.bad(
+                name,
+                format_args!("`{text}` is neither {yes} nor {no}"),
+                format_args!("use {yes} or {no}"),
+            );
+            return None;
         }
+        Some(text == yes)
     }
 
     /// Reads a number within a range.

@@ -1,4 +1,4 @@
-//! What responses say about the host of their backend: `proxy-cookie-domain`, `proxy-cookie-path`,
+//! The host and the paths of the backend in responses: `proxy-cookie-domain`, `proxy-cookie-path`,
 //! `proxy-redirect-*`.
 
 use super::reader::Reader;

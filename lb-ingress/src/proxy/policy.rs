@@ -67,7 +67,7 @@ pub fn response_headers(policy: &Policy, variables: &Variables<'_>, headers: &mu
     }
 }
 
-/// Replaces what a response says about the host of its backend.
+/// Replaces the host and the paths of the backend in the fields of a response.
 pub fn replace_in_response(responses: &Responses, variables: &Variables<'_>, headers: &mut HeaderMap) {
     let expand = |replacement: &Option<Replacement>| {
         replacement.as_ref().map(|it| (variables.expand(&it.from), variables.expand(&it.to)))

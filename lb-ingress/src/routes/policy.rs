@@ -365,7 +365,7 @@ pub struct Headers {
     pub add_to_response: Box<[(Box<str>, Template)]>,
 }
 
-/// What responses say about the host of their backend, and what clients receive in its place
+/// The host and the paths of the backend in responses, and what clients receive in their place
 /// (annotations `proxy-cookie-domain`, `proxy-cookie-path`, `proxy-redirect-*`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Responses {

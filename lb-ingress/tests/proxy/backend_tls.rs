@@ -343,17 +343,22 @@ async fn an_endpoint_that_refuses_the_certificate_is_not_ejected() {
             for signer in [None, Some(&stranger)] {
                 let own = signer.map(|signer| signer.identity("proxy"));
                 set_secret(&world, own.as_ref(), Some(&authority));
-                world.gateway.endpoints.set(&backend("web"), &[]);
-                world.gateway.endpoints.set(&backend("web"), &[endpoint.address]);
-                let set = world.gateway.endpoints.of(&backend("web")).unwrap();
-                for _ in 0..4 {
-                    let answer = world.get("/", "").await;
-                    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
-                }
-                assert!(!set.endpoints()[0].is_ejected(0), "{version:?} {protocol:?}");
+                assert!(!is_ejected(&world, endpoint.address).await, "{version:?} {protocol:?}");
             }
         }
     }
+}
+
+/// Sends four requests to a new endpoint, which all fail. Returns whether they have ejected it.
+async fn is_ejected(world: &World, address: SocketAddr) -> bool {
+    world.gateway.endpoints.set(&backend("web"), &[]);
+    world.gateway.endpoints.set(&backend("web"), &[address]);
+    let set = world.gateway.endpoints.of(&backend("web")).unwrap();
+    for _ in 0..4 {
+        let answer = world.get("/", "").await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    }
+    set.endpoints()[0].is_ejected(0)
 }
 
 /// An endpoint that ends its connections after the handshake fails, unless it may have refused the
@@ -381,14 +386,7 @@ async fn an_endpoint_that_ends_connections_is_ejected() {
         });
         for protocol in protocols {
             route(&world, *protocol, &verified(Some("inner.example")));
-            world.gateway.endpoints.set(&backend("web"), &[]);
-            world.gateway.endpoints.set(&backend("web"), &[address]);
-            let set = world.gateway.endpoints.of(&backend("web")).unwrap();
-            for _ in 0..4 {
-                let answer = world.get("/", "").await;
-                assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
-            }
-            assert_eq!(set.endpoints()[0].is_ejected(0), ejected, "{protocol:?}");
+            assert_eq!(is_ejected(&world, address).await, ejected, "{protocol:?}");
         }
         task.abort();
     }

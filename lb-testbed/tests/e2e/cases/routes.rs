@@ -64,7 +64,7 @@ pub fn neighbour_moves(world: &mut World, family: Family) -> Result<()> {
     let checked = check();
     next_hop.place.run("ip", ["link", "set", "dev", "eth0", "address", &old_mac])?;
     // An ARP request that the second node broadcast meanwhile has taught the new address to the
-    // client, too. The client uses it for eight seconds before it asks again.
+    // client, too. The client uses it for eight seconds before it sends an ARP request itself.
     for place in [sender, &world.client().place] {
         know(place, &old_mac)?;
     }
