@@ -73,7 +73,7 @@ pub fn a_client_may_move_after_the_timeout(world: &mut World, family: Family) ->
     Ok(())
 }
 
-fn sticky(object: &mut Value, seconds: u32) {
+pub(super) fn sticky(object: &mut Value, seconds: u32) {
     object["spec"]["sessionAffinity"] = "ClientIP".into();
     object["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": seconds}});
 }

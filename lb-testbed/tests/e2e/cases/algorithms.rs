@@ -11,6 +11,7 @@ use lb_testbed::manifests;
 use lb_testbed::report::Exchange;
 use serde_json::{Value, json};
 
+use super::monitor::Monitor;
 use crate::check::{answered_by, eventually, eventually_within, refused};
 use crate::exposed::{Exposed, Requester};
 use crate::world::{To, World};
@@ -428,9 +429,9 @@ pub fn a_time_limit_ends_a_drain(world: &mut World, family: Family) -> Result<()
     answered_by(&world.client().get(&[target], 4)?, &[1])
 }
 
-/// The connections of a Service with a maximum age are reset: those of packets and those of
-/// sockets. The same clients connect again and are answered. The connections of another Service
-/// stay.
+/// The connections of a Service with a maximum age are reset: those of packets, which `lb monitor`
+/// shows, and those of sockets. The same clients connect again and are answered. The connections
+/// of another Service stay.
 pub fn old_connections_are_reset(world: &mut World, family: Family) -> Result<()> {
     let other = Exposed::publish(world, "Cluster", &[1, 3], |_| {})?;
     let service =
@@ -454,6 +455,7 @@ pub fn old_connections_are_reset(world: &mut World, family: Family) -> Result<()
         metric(world.node(0), "sluice_age_resets_total", &format!("path=\"{path}\""))
     };
     let before = [resets(world, "packet")?, resets(world, "socket")?];
+    let monitor = Monitor::start(world, &[name, "--kind", "closed"])?;
     let mut kept = hold_two_of_each(world, &other, family)?;
     let mut held = hold_two_of_each(world, &service, family)?;
     // Sockets are seen up to 10 s after they have connected.
@@ -475,7 +477,19 @@ pub fn old_connections_are_reset(world: &mut World, family: Family) -> Result<()
     for connection in &mut kept {
         answered_by(&[connection.request()?], &[1, 3])?;
     }
-    hold_two_of_each(world, &service, family).map(drop)
+    held = hold_two_of_each(world, &service, family)?;
+    let address = service.address("NodePort", world, family, To::Http).to_string();
+    let aged =
+        json!({"kind": "closed", "reason": "aged", "path": null, "protocol": "TCP", "address": address});
+    // On a busy machine the command may be too late to renew its lease: then an event is missing.
+    eventually_within(Duration::from_secs(180), || {
+        if held.iter_mut().any(|connection| connection.request().is_ok_and(|it| it.result.is_err())) {
+            held = hold_two_of_each(world, &service, family)?;
+        }
+        let event = monitor.event(&aged)?;
+        ensure!(event["service"]["name"] == name.as_str(), "{event}");
+        Ok(())
+    })
 }
 
 /// Writes the Nodes. The second one drains if `drains`.
@@ -488,7 +502,7 @@ fn write_nodes(world: &World, drains: bool) -> Result<()> {
     world.topology.manifests.write("nodes.yaml", &nodes)
 }
 
-fn annotate(object: &mut Value, name: &str, value: &str) {
+pub(super) fn annotate(object: &mut Value, name: &str, value: &str) {
     object["metadata"]["annotations"][format!("lb.sluice.dev/{name}")] = value.into();
 }
 

@@ -21,6 +21,7 @@ mod lifecycle;
 mod matrix;
 mod monitor;
 mod node_port;
+mod passive_health;
 mod pod_interfaces;
 mod reports;
 mod routes;
@@ -154,6 +155,9 @@ pub const CASES: &[Case] = &[
         Underlays::Routed,
         algorithms::failover_moves_unanswered_connections,
     ),
+    each("passive_health_and_a_local_policy", Underlays::Routed, passive_health::with_a_local_policy),
+    each("passive_health_and_affinity", Underlays::Routed, passive_health::with_affinity),
+    each("passive_health_and_maglev", Underlays::Routed, passive_health::with_maglev),
     each("weight_0_drains", Underlays::Routed, algorithms::weight_0_drains),
     each("pods_have_weights", Underlays::Routed, algorithms::pods_have_weights),
     each(

@@ -18,7 +18,7 @@ use crate::check::{answered_by, eventually, refused};
 use crate::world::{To, World};
 
 /// A running `lb monitor -o json` on the first node. Dropping it kills it.
-struct Monitor {
+pub(super) struct Monitor {
     process: Process,
     rows: Arc<Mutex<Vec<Value>>>,
     output: JoinHandle<()>,
@@ -34,7 +34,7 @@ fn command(world: &World, arguments: &[&str]) -> Result<Command> {
 
 impl Monitor {
     /// Starts the command and waits until the programs report to it.
-    fn start(world: &World, arguments: &[&str]) -> Result<Self> {
+    pub(super) fn start(world: &World, arguments: &[&str]) -> Result<Self> {
         // A reader that was killed leaves its time.
         let before = lease(world)?;
         let monitor = Self::spawn(world, arguments)?;
@@ -63,15 +63,20 @@ impl Monitor {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Returns an event that has these fields.
+    pub(super) fn event(&self, fields: &Value) -> Result<Value> {
+        let rows = self.rows();
+        let row = rows.iter().find(|row| has(row, fields));
+        Ok(row.with_context(|| format!("no event has {fields}: {rows:#?}"))?.clone())
+    }
+
     /// Repeats a request until there is an event that has these fields, and returns the event. On a
     /// busy machine the command may be too late to renew its lease: then an event is missing.
     fn expect_after(&self, fields: &Value, request: impl Fn() -> Result<()>) -> Result<Value> {
         let mut found = Value::Null;
         eventually(|| {
             request()?;
-            let rows = self.rows();
-            let row = rows.iter().find(|row| has(row, fields));
-            found = row.with_context(|| format!("no event has {fields}: {rows:#?}"))?.clone();
+            found = self.event(fields)?;
             Ok(())
         })?;
         Ok(found)
