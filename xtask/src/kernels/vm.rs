@@ -42,11 +42,47 @@ const KERNEL_OPTIONS: &str =
 
 /// Returns the options of the kernel for a task.
 fn kernel_options(arch: Arch, task: &GuestTask) -> String {
-    let options = format!("{} {KERNEL_OPTIONS}", arch.kernel_options());
-    match &task.lockdown {
-        Some(level) => format!("{options} lockdown={level}"),
-        None => options,
+    let mut options = format!("{} {KERNEL_OPTIONS}", arch.kernel_options());
+    if arch == Arch::X86_64 {
+        options.push_str(&format!(" tsc_early_khz={}", host_ticks_per_millisecond()));
     }
+    if let Some(level) = &task.lockdown {
+        options.push_str(&format!(" lockdown={level}"));
+    }
+    options
+}
+
+/// Returns the frequency of the processor's time stamp counter, in kHz. A guest reads the counter
+/// of the host. It measures the frequency with timers that QEMU emulates, and on a busy host it
+/// measures a fraction: all its time limits then end too early.
+fn host_ticks_per_millisecond() -> u64 {
+    let [start, end] = [0, 200].map(|wait| {
+        thread::sleep(Duration::from_millis(wait));
+        time_and_ticks()
+    });
+    let microseconds = u64::try_from((end.0 - start.0).as_micros()).unwrap_or(u64::MAX);
+    (end.1 - start.1) * 1000 / microseconds
+}
+
+/// Reads the clock and the time stamp counter at the same time. The attempt that took least has not
+/// been interrupted.
+fn time_and_ticks() -> (Instant, u64) {
+    let attempts = (0..20).map(|_| {
+        let (before, time, after) = (ticks(), Instant::now(), ticks());
+        (after - before, (time, before))
+    });
+    attempts.min_by_key(|(took, _)| *took).expect("there are attempts").1
+}
+
+#[cfg(target_arch = "x86_64")]
+fn ticks() -> u64 {
+    // SAFETY: every processor of this architecture has the instruction.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn ticks() -> u64 {
+    unreachable!("only x86-64 is emulated on x86-64: see `unavailable`")
 }
 
 /// The emulator, QEMU.
