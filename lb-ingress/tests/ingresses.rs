@@ -198,8 +198,8 @@ fn policy(policy: &Policy) -> String {
             })*
         };
     }
-    family!(redirect, rewrite, timeouts, body, cors, sources, auth, affinity, limits, upstream, errors);
-    family!(headers, responses, answer, refused);
+    family!(redirect, rewrite, timeouts, body, cors, sources, auth, affinity, limits, rate, upstream);
+    family!(errors, headers, responses, answer, refused);
     text
 }
 

@@ -18,12 +18,11 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Limits {
             .number("limit-burst-multiplier", 1, 1000)
             .unwrap_or(Limits::default().burst_multiplier),
         exempt: reader.networks("limit-allowlist").or(old_name).unwrap_or_default(),
-        rate: rate(reader),
     }
 }
 
 /// Returns the speed of a response. ingress-nginx counts in KiB.
-fn rate(reader: &mut Reader<'_>) -> Option<Rate> {
+pub(super) fn rate(reader: &mut Reader<'_>) -> Option<Rate> {
     let mut bytes = |name| u64::from(reader.number(name, 0, MOST).unwrap_or(0)) << 10;
     let (rate, after) = (bytes("limit-rate"), bytes("limit-rate-after"));
     (rate > 0).then_some(Rate { bytes: rate, after })

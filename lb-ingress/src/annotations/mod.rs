@@ -70,6 +70,7 @@ fn families(reader: &mut Reader<'_>) -> Annotations {
     policy.sources = or_refuse(reader.protecting(sources::read), &mut policy.refused);
     policy.auth = or_refuse(reader.protecting(auth::read), &mut policy.refused);
     policy.limits = or_refuse(reader.protecting(limits::read), &mut policy.refused);
+    policy.rate = or_refuse(reader.protecting(limits::rate), &mut policy.refused);
     result.client_certificates = or_refuse(reader.protecting(host::client_certificates), &mut policy.refused);
     let canary = reader.family(canary::read);
     result.invalid_canary = canary.is_err();

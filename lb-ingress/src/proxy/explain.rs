@@ -224,7 +224,7 @@ pub fn explain(
         }
         BySource::Continues => {}
     }
-    if (Limits { rate: None, ..policy.limits.clone() }) != Limits::default() {
+    if policy.limits != Limits::default() {
         explanation.steps.push("limits of requests or connections apply".to_owned());
     }
     let preflight = method.parse().is_ok_and(|method: Method| cors::is_preflight(&method, headers));
@@ -320,7 +320,7 @@ fn steps(policy: &Policy, needs_auth: bool) -> Vec<String> {
     if let Some(limit) = policy.body.max_request {
         steps.push(format!("the body has at most {limit} bytes"));
     }
-    if let Some(Rate { bytes, .. }) = policy.limits.rate {
+    if let Some(Rate { bytes, .. }) = policy.rate {
         steps.push(format!("the answer has at most {bytes} bytes a second (limit-rate)"));
     }
     steps

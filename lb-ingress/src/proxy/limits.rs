@@ -32,9 +32,8 @@ pub struct Permit(Option<(Limiter, (ObjectName, IpAddr))>);
 impl Limiter {
     /// Counts a request at `now` (milliseconds). Returns `None` if it exceeds a limit.
     pub fn admit(&self, ingress: &ObjectName, limits: &Limits, client: IpAddr, now: u64) -> Option<Permit> {
-        let Limits {
-            requests_per_second, requests_per_minute, burst_multiplier, connections, exempt, ..
-        } = limits;
+        let Limits { requests_per_second, requests_per_minute, burst_multiplier, connections, exempt } =
+            limits;
         let unlimited =
             requests_per_second.is_none() && requests_per_minute.is_none() && connections.is_none();
         let client = client.to_canonical();

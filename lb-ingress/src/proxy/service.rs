@@ -221,7 +221,7 @@ impl Service {
         if finish.permit.is_none() {
             return refuse(finish, StatusCode::SERVICE_UNAVAILABLE, "a limit of the route");
         }
-        finish.pace = policy.limits.rate.map(Pace::new);
+        finish.pace = policy.rate.map(Pace::new);
         let origin = policy.cors.as_ref().and(parts.headers.get(ORIGIN)).cloned();
         let preflight = cors::is_preflight(&parts.method, &parts.headers);
         if let Some(cors) = policy.cors.as_ref().filter(|_| preflight) {

@@ -25,6 +25,8 @@ pub struct Policy {
     pub auth: Option<Auth>,
     pub affinity: Option<CookieAffinity>,
     pub limits: Limits,
+    /// The speed of responses. `None`: they are as fast as their clients.
+    pub rate: Option<Rate>,
     pub upstream: Upstream,
     pub errors: Errors,
     pub headers: Headers,
@@ -235,8 +237,8 @@ pub enum SameSite {
     Strict,
 }
 
-/// Limits for each client address (annotations `limit-*`). Requests beyond them are answered with
-/// 503.
+/// Limits for each client address (annotations `limit-rps`, `limit-rpm`, `limit-connections`,
+/// `limit-burst-multiplier`, `limit-allowlist`). Requests beyond them are answered with 503.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     pub requests_per_second: Option<u32>,
@@ -246,8 +248,6 @@ pub struct Limits {
     pub connections: Option<u32>,
     /// Client addresses without limits.
     pub exempt: Box<[IpNet]>,
-    /// `None`: responses are as fast as their clients.
-    pub rate: Option<Rate>,
 }
 
 /// The speed of a response (annotations `limit-rate`, `limit-rate-after`).
@@ -453,6 +453,7 @@ impl Policy {
             auth: _,
             affinity,
             limits: _,
+            rate: _,
             upstream,
             errors,
             headers,
@@ -511,7 +512,6 @@ impl Default for Limits {
             burst_multiplier: 5,
             connections: None,
             exempt: Box::default(),
-            rate: None,
         }
     }
 }

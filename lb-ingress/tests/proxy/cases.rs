@@ -462,10 +462,7 @@ async fn responses_have_their_rate() {
     const KIB: usize = 1 << 10;
     let world = World::new().await;
     let endpoint = Endpoint::start("one").await;
-    let with = |bytes, after| {
-        let limits = Limits { rate: Some(Rate { bytes, after }), ..Limits::default() };
-        Policy { limits, ..Policy::default() }
-    };
+    let with = |bytes, after| Policy { rate: Some(Rate { bytes, after }), ..Policy::default() };
     let routes = [
         ("/even", with(64 << 10, 0), "web"),
         ("/slow", with(1 << 10, 16 << 10), "web"),
