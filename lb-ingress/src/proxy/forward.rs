@@ -26,7 +26,7 @@ use super::variables::{Variables, cookie};
 use super::{policy, random, upgrade};
 use crate::endpoints::{Choice, EndpointSet, InFlight};
 use crate::routes::policy::{
-    BackendProtocol, Balance, CookieAffinity, Policy, SameSite, Upstream, UpstreamVersion,
+    BackendProtocol, Balance, CookieAffinity, Policy, SameSite, Timeouts, Upstream, UpstreamVersion,
 };
 use crate::routes::{BackendRef, Found, NormalPath, Route, RouteTable};
 
@@ -248,6 +248,19 @@ fn is_idempotent(method: &Method) -> bool {
     )
 }
 
+/// Returns whether a failure counts towards the ejection of an endpoint, which is the same for all
+/// Ingresses. The settings of TLS, and a time limit below the default, belong to one Ingress: the
+/// endpoint may be right, and fast enough, for others.
+fn concerns_all(failure: SendErrorKind, timeouts: &Timeouts) -> bool {
+    match failure {
+        SendErrorKind::Tls => false,
+        SendErrorKind::Timeout => timeouts.read >= Timeouts::default().read,
+        // No application takes part in opening a connection. The shortest limit, a second, is long
+        // for that.
+        SendErrorKind::Connect | SendErrorKind::ConnectTimeout | SendErrorKind::Broken => true,
+    }
+}
+
 async fn send(
     gateway: &Gateway,
     set: &EndpointSet<Connections>,
@@ -305,8 +318,7 @@ async fn send(
             Err(error) => error,
         };
         let connecting = matches!(error.kind, SendErrorKind::Connect | SendErrorKind::ConnectTimeout);
-        // The settings of TLS belong to this Ingress. The endpoint may be right for others.
-        if error.kind != SendErrorKind::Tls && (connecting || error.unsent.is_none()) {
+        if concerns_all(error.kind, &policy.timeouts) && (connecting || error.unsent.is_none()) {
             endpoint.failed(now, connecting);
         }
         let allowed = match error.kind {
@@ -405,4 +417,25 @@ fn set_cookie(affinity: &CookieAffinity, address: SocketAddr, path: &str, tls: b
         None => "",
     });
     HeaderValue::from_str(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_that_an_ingress_causes_ejects_no_endpoint() {
+        let counts = |failure, seconds| {
+            let read = Duration::from_secs(seconds);
+            concerns_all(failure, &Timeouts { read, ..Timeouts::default() })
+        };
+        assert!(!counts(SendErrorKind::Timeout, 59));
+        assert!(counts(SendErrorKind::Timeout, 60) && counts(SendErrorKind::Timeout, 600));
+        assert!(!counts(SendErrorKind::Tls, 60));
+        for failure in [SendErrorKind::Connect, SendErrorKind::ConnectTimeout, SendErrorKind::Broken] {
+            assert!(counts(failure, 1), "{failure:?}");
+        }
+    }
 }

@@ -2,12 +2,14 @@
 //! response.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use lb_ingress::routes::Policy;
+use lb_ingress::routes::policy::Timeouts;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 
-use crate::world::{World, listen};
+use crate::world::{World, backend, listen};
 
 /// An endpoint that answers each head with the same bytes, and the connection stays open.
 struct Scripted {
@@ -171,4 +173,20 @@ async fn large_heads_of_responses_are_answered_with_502() {
             assert!(answer.starts_with("HTTP/1.1 502 "), "{}", &answer[..answer.len().min(200)]);
         }
     }
+}
+
+/// A slow response may be in time for another Ingress, so the short limit of one does not take the
+/// endpoint from the others.
+#[tokio::test]
+async fn a_short_time_limit_ejects_no_endpoint() {
+    let world = World::new().await;
+    let silent = Scripted::start(Vec::new(), false).await;
+    let timeouts = Timeouts { read: Duration::from_millis(10), ..Timeouts::default() };
+    world.simple(Policy { timeouts, ..Policy::default() }, &[silent.address]);
+    for _ in 0..4 {
+        let answer = world.get("/", "").await;
+        assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+    }
+    let set = world.gateway.endpoints.of(&backend("web")).unwrap();
+    assert!(!set.endpoints()[0].is_ejected(0));
 }
