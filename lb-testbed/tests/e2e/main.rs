@@ -5,8 +5,8 @@
 //! addresses of the nodes on a VLAN device, a bond or a bridge. Nearly all cases run with IPv4 and
 //! IPv6. `cargo test -p lb-testbed --test e2e -- xdp::vxlan` runs some of them, `-- smoke` runs
 //! those of [`SMOKE`], `-- devices` those about VLAN devices, bonds, bridges and VLAN tags,
-//! `-- no_tc_filters` that of [`NO_TC_FILTERS`], `--list` lists all other names. A case is ignored,
-//! with the reason, if the kernel lacks what it needs.
+//! `-- no_tc_filters` and `-- no_jit` those of [`LACKING`], `--list` lists all other names. A case
+//! is ignored, with the reason, if the kernel lacks what it needs.
 
 mod cases;
 mod exposed;
@@ -25,7 +25,7 @@ use lb_testbed::patience::patient;
 use lb_testbed::{AttachMode, Underlay, check, listed};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::cases::{CASES, Case, NO_TC_FILTERS, Run, Underlays};
+use crate::cases::{CASES, Case, LACKING, Run, Underlays};
 use crate::world::World;
 
 /// The current clusters: one for XDP, one for tc. Cases with the same data path and underlay share
@@ -159,8 +159,8 @@ fn trials() -> anyhow::Result<ExitCode> {
         arguments.filter = None;
         trials.retain(|trial| is_selected(trial.name()));
     }
-    if arguments.filter.as_deref() == Some(NO_TC_FILTERS.name) {
-        trials = trials_of(NO_TC_FILTERS, AttachMode::Clsact, Underlay::Routed);
+    if let Some(case) = LACKING.iter().find(|case| arguments.filter.as_deref() == Some(case.name)) {
+        trials = trials_of(case, AttachMode::Clsact, Underlay::Routed);
     }
     if let Some(listed) = listed::cases()? {
         trials.retain(|trial| listed.contains(trial.name()));

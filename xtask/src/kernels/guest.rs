@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::{
-    mount::{MountFlags, mount, mount_bind},
+    mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount},
     process::{Resource, Rlimit, setrlimit},
     system::{RebootCommand, finit_module, reboot, sethostname},
 };
@@ -41,6 +41,8 @@ pub enum Without {
     Jit,
     /// The modules of tc filters: `sch_ingress` and `cls_bpf`
     TcFilters,
+    /// The unified cgroup hierarchy: the controllers are in version 1, and version 2 is beside them
+    UnifiedCgroups,
 }
 
 impl Without {
@@ -50,12 +52,37 @@ impl Without {
         let (path, text) = match self {
             Self::Jit => ("/root/proc/sys/net/core/bpf_jit_enable", "0"),
             Self::TcFilters => ("/root/etc/modprobe.d/sluice-without.conf", BLOCKED),
+            Self::UnifiedCgroups => return split_cgroups(),
         };
         if let Some(folder) = Path::new(path).parent() {
             fs::create_dir_all(folder)?;
         }
         fs::write(path, text).with_context(|| format!("write {path}"))
     }
+}
+
+/// Mounts the cgroup hierarchies as distributions did before cgroup v2 had controllers: one for
+/// each controller, and version 2 in a folder beside them.
+fn split_cgroups() -> Result<()> {
+    let root = Path::new("/root/sys/fs/cgroup");
+    unmount(root, UnmountFlags::empty()).context("unmount the unified hierarchy")?;
+    attach("tmpfs", "tmpfs", root, "mode=755")?;
+    let controllers = fs::read_to_string("/root/proc/cgroups").context("read the controllers")?;
+    for controller in v1_controllers(&controllers) {
+        let folder = root.join(controller);
+        fs::create_dir(&folder)?;
+        attach("cgroup", "cgroup", &folder, controller)?;
+    }
+    let unified = root.join("unified");
+    fs::create_dir(&unified)?;
+    attach("cgroup2", "cgroup2", &unified, "")
+}
+
+/// Returns the enabled controllers in `/proc/cgroups`.
+fn v1_controllers(cgroups: &str) -> Vec<&str> {
+    // #subsys_name	hierarchy	num_cgroups	enabled
+    let enabled = |line: &&str| !line.starts_with('#') && line.ends_with("\t1");
+    cgroups.lines().filter(enabled).filter_map(|line| line.split('\t').next()).collect()
 }
 
 /// The task of a machine.
@@ -270,6 +297,13 @@ fn send(reports: &mut File, report: &GuestReport) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn enabled_controllers_are_mounted() {
+        let cgroups =
+            "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t0\t1\t1\nmemory\t0\t1\t0\npids\t0\t1\t1\n";
+        assert_eq!(v1_controllers(cgroups), ["cpu", "pids"]);
+    }
 
     #[test]
     fn a_checkout_below_tmp_is_needed() {

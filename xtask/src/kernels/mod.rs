@@ -50,8 +50,13 @@ use crate::{
 /// The step that runs a few cases of every kind.
 const SMOKE: &str = "smoke";
 
-/// The case, and the step, for kernels without tc filters.
-const NO_TC_FILTERS: &str = "no_tc_filters";
+/// The cases, and the steps, for kernels that a part was taken away from. The last ones hide cgroup
+/// v2 from an agent.
+const LACKING: [(Without, &str); 3] = [
+    (Without::Jit, "no_jit"),
+    (Without::TcFilters, "no_tc_filters"),
+    (Without::UnifiedCgroups, "no_cgroup2"),
+];
 
 /// Series that are tested by default and in CI: the oldest kernel, the most common one, and the
 /// newest.
@@ -114,8 +119,7 @@ pub struct Options {
     /// Boot the kernels locked down (kernel_lockdown(7))
     #[arg(long, value_name = "LEVEL", value_parser = ["integrity", "confidentiality"])]
     lockdown: Option<String>,
-    /// Take these away from the kernels. Without tc filters, the case about that runs in place of
-    /// the smoke test
+    /// Take these away from the kernels. The cases about that run in place of the smoke test
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
     without: Vec<Without>,
     /// Fetch the newest kernel of each series, even if one is there
@@ -220,18 +224,23 @@ fn test(options: &Options) -> Result<Tally> {
             continue;
         }
         let groups = groups(options, &built);
-        let row = if groups.is_empty() {
+        let mut row = if groups.is_empty() {
             let run = guest.boot(&guest.folder, &steps(options, &built)).with_context(on_kernel)?;
             Row::read(&kernel.release, series, &run)
         } else {
             boots::run(&guest, &built.listing(), &groups, &built.folder, &extent).with_context(on_kernel)?
         };
+        row.interprets = options.without.contains(&Without::Jit);
         tally = tally + row.tally();
         rows.push(row);
     }
     if options.command.is_empty() {
         let limits = table::limits()?;
-        for problem in table::excesses(&rows, &limits).into_iter().chain(table::shortfalls(&rows)) {
+        let mut problems = table::excesses(&rows, &limits);
+        if options.without.is_empty() {
+            problems.extend(table::shortfalls(&rows));
+        }
+        for problem in problems {
             println!("{problem}");
             tally.failed += 1;
         }
@@ -275,9 +284,12 @@ fn files(arch: Arch, cache: &Path) -> Result<Files> {
 fn steps(options: &Options, built: &Built) -> Vec<Step> {
     let mut steps = vec![built.listing()];
     if !options.load_only {
-        let no_filters = options.without.contains(&Without::TcFilters);
-        let cases = if no_filters { NO_TC_FILTERS } else { SMOKE };
-        steps.push(built.e2e(cases, 1800));
+        let about = LACKING.iter().filter(|(part, _)| options.without.contains(part));
+        let mut cases: Vec<&str> = about.map(|(_, cases)| *cases).collect();
+        if cases.is_empty() {
+            cases.push(SMOKE);
+        }
+        steps.extend(cases.into_iter().map(|cases| built.e2e(cases, 1800)));
     }
     steps
 }

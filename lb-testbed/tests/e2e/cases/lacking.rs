@@ -107,7 +107,8 @@ pub fn no_bpf_file_system(world: &mut World) -> Result<()> {
 }
 
 /// A folder that is no cgroup is refused with a remedy. With `--socket-hooks=off`, and on a host
-/// with cgroup v1 only, the agent serves packets; it reports what is lost.
+/// with cgroup v1 only, the agent serves packets; it reports what is lost. The guests of `cargo
+/// xtask test kernels --without unified-cgroups` run this case beside v1 controllers.
 pub fn no_cgroup2(world: &mut World) -> Result<()> {
     let service = world.publish(&[1, 3])?;
     world.take_agent(0)?.stop()?;
@@ -135,6 +136,7 @@ pub fn no_cgroup2(world: &mut World) -> Result<()> {
     unanswered(&world.pod(2).host.get(&inside, 1)?)?;
     world.take_agent(0)?.stop()?;
     world.start_agent(0)?;
+    eventually(|| answered_by(&world.pod(2).host.get(&inside, 3)?, &[1, 3]))?;
     world.wait_until_served(&service, &[1, 3])
 }
 
@@ -159,11 +161,34 @@ pub fn no_btf(world: &mut World) -> Result<()> {
 /// sockets. The guests of `cargo xtask test kernels --without tc-filters` run this case.
 pub fn no_tc_filters(world: &mut World) -> Result<()> {
     needs(!features()?.tcx, "tcx, which needs no filters")?;
-    let log = world.agent(0)?.log()?;
-    for expected in [
+    let reported = [
         "does not serve packets that arrive by",
         "the kernel has no tc filters (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF); remedy: `modprobe",
-    ] {
+    ];
+    sockets_alone_are_served(world, &reported)
+}
+
+/// The kernel interprets programs, and refuses those for packets. The agent reports what is lost,
+/// and serves calls at sockets. The guests of `cargo xtask test kernels --without jit` run this
+/// case.
+pub fn no_jit(world: &mut World) -> Result<()> {
+    needs(!features()?.jit, "a BPF compiler")?;
+    let reported = [
+        "does not serve packets that arrive by",
+        "no BPF compiler in use (CONFIG_BPF_JIT, sysctl net.core.bpf_jit_enable)",
+        "refuses lb_tc_egress: ",
+        "refuses lb_tc_ingress: ",
+        "refuses lb_xdp",
+        "in non-JITed programs",
+        "remedy: switch the BPF compiler on: `sysctl net.core.bpf_jit_enable=1`",
+    ];
+    sockets_alone_are_served(world, &reported)
+}
+
+/// Checks that calls at sockets are served, that packets are not, and that the log says so.
+fn sockets_alone_are_served(world: &mut World, reported: &[&str]) -> Result<()> {
+    let log = world.agent(0)?.log()?;
+    for expected in reported {
         ensure!(log.contains(expected), "the log does not contain {expected:?}: {log}");
     }
     let service = world.publish(&[1, 3])?;

@@ -88,8 +88,11 @@ const fn with(agents: &'static [&'static str], case: Case) -> Case {
     Case { agents, ..case }
 }
 
-/// A case for kernels without tc filters. Where they can be loaded, it cannot pass.
-pub const NO_TC_FILTERS: &Case = &once("no_tc_filters", Underlays::Routed, lacking::no_tc_filters);
+/// Cases for kernels that a part was taken away from. On other kernels, they cannot pass.
+pub const LACKING: &[Case] = &[
+    once("no_tc_filters", Underlays::Routed, lacking::no_tc_filters),
+    once("no_jit", Underlays::Routed, lacking::no_jit),
+];
 
 /// All cases, in the order in which they run. Simple cases run first: if they fail, complex ones
 /// fail too. Cases with the same agents follow each other: every change of the arguments restarts
