@@ -4,7 +4,7 @@
 use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use lb_build::Build;
+use lb_build::{Build, Programs};
 
 fn main() -> Result<()> {
     let variable =
@@ -14,7 +14,8 @@ fn main() -> Result<()> {
     }
     let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..").canonicalize()?;
     let other_layout = env::var_os("CARGO_FEATURE_OTHER_LAYOUT").is_some();
-    let build = Build { workspace, arch: variable("CARGO_CFG_TARGET_ARCH")?, other_layout };
+    let programs = if other_layout { Programs::OtherLayout } else { Programs::Agent };
+    let build = Build { workspace, arch: variable("CARGO_CFG_TARGET_ARCH")?, programs };
 
     for input in build.inputs() {
         println!("cargo::rerun-if-changed={}", input.display());
@@ -22,7 +23,7 @@ fn main() -> Result<()> {
     for variable in lb_build::VARIABLES {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    let programs = build.run()?;
-    fs::copy(&programs.object, PathBuf::from(variable("OUT_DIR")?).join("lb-ebpf.o"))?;
+    let built = build.run()?;
+    fs::copy(&built.object, PathBuf::from(variable("OUT_DIR")?).join("lb-ebpf.o"))?;
     Ok(())
 }

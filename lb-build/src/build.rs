@@ -20,9 +20,48 @@ pub struct Build {
     /// Architecture of the machine that will load the programs, by its name in Rust (`x86_64`). It
     /// determines the layout of kernel structures that programs read, such as registers.
     pub arch: String,
-    /// Whether the programs have the layout of map entries that tests convert from and to (the
+    /// Which programs are built.
+    pub programs: Programs,
+}
+
+/// A set of kernel programs. Each has an object of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Programs {
+    /// Those of the agent.
+    Agent,
+    /// Those of the agent, with the layout of map entries that tests convert from and to (the
     /// feature `other-layout` of `lb-common`).
-    pub other_layout: bool,
+    OtherLayout,
+    /// Those that `cargo xtask bench forward` measures with.
+    Bench,
+}
+
+impl Programs {
+    /// Returns the name of the program in `lb-ebpf/Cargo.toml`.
+    fn bin(self) -> &'static str {
+        match self {
+            Self::Agent | Self::OtherLayout => "lb-ebpf",
+            Self::Bench => "lb-bench",
+        }
+    }
+
+    /// Returns the name of the object, without its ending.
+    fn object(self) -> &'static str {
+        match self {
+            Self::Agent => "lb-ebpf",
+            Self::OtherLayout => "lb-ebpf-other-layout",
+            Self::Bench => "lb-bench",
+        }
+    }
+
+    /// Returns the sections that must contain at least one program: one section for each hook that
+    /// the programs are attached to.
+    fn sections(self) -> &'static [&'static str] {
+        match self {
+            Self::Agent | Self::OtherLayout => &check::AGENT_SECTIONS,
+            Self::Bench => &check::BENCH_SECTIONS,
+        }
+    }
 }
 
 /// Result of a build.
@@ -79,7 +118,7 @@ impl Build {
         let flags = rust_flags(&linker, &self.arch);
         let fingerprint = fingerprint::of(&self.inputs(), &[&toolchain.version, &flags.join(" ")])?;
 
-        let name = if self.other_layout { "lb-ebpf-other-layout" } else { "lb-ebpf" };
+        let name = self.programs.object();
         let object = folder.join(format!("{name}.o"));
         let fingerprint_file = folder.join(format!("{name}.fingerprint"));
         if object.is_file() && fs::read_to_string(&fingerprint_file).is_ok_and(|old| old == fingerprint) {
@@ -90,7 +129,7 @@ impl Build {
         drop(fs::remove_file(&fingerprint_file));
         let compiled = self.compile(&folder, &toolchain, &flags)?;
         strip::debug_information(&compiled, &object)?;
-        check::object(&object)?;
+        check::object(&object, self.programs.sections())?;
         fs::write(&fingerprint_file, fingerprint)
             .map_err(|source| BuildError::file("write", &fingerprint_file, source))?;
         Ok(BuiltObject { object, rebuilt: true })
@@ -101,14 +140,14 @@ impl Build {
         let mut command = toolchain.cargo();
         command
             .current_dir(&self.workspace)
-            .args(["build", "--package", "lb-ebpf", "--bin", "lb-ebpf", "--profile", "ebpf"])
-            .args(self.other_layout.then_some("--features=other-layout"))
+            .args(["build", "--package", "lb-ebpf", "--bin", self.programs.bin(), "--profile", "ebpf"])
+            .args((self.programs == Programs::OtherLayout).then_some("--features=other-layout"))
             .args(["--target", TARGET, "-Z", "build-std=core", "--locked", "--target-dir"])
             .arg(folder)
             // Cargo defines this separator because flags may contain spaces.
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         progress::timed(TASK, "compiled", || command::compile(TASK, &mut command))?;
-        Ok(folder.join(TARGET).join("ebpf").join("lb-ebpf"))
+        Ok(folder.join(TARGET).join("ebpf").join(self.programs.bin()))
     }
 }
 

@@ -7,9 +7,8 @@ use object::{File, Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use crate::error::BuildError;
 
-/// Sections that must contain at least one program: one section for each hook that the agent
-/// attaches to.
-const PROGRAM_SECTIONS: [&str; 10] = [
+/// The hooks that the agent attaches programs to.
+pub(crate) const AGENT_SECTIONS: [&str; 10] = [
     "xdp",
     "classifier",
     "cgroup/connect4",
@@ -21,6 +20,8 @@ const PROGRAM_SECTIONS: [&str; 10] = [
     "cgroup/getpeername4",
     "cgroup/getpeername6",
 ];
+/// The hooks of the programs that benchmarks measure with.
+pub(crate) const BENCH_SECTIONS: [&str; 1] = ["xdp"];
 
 /// Parts of symbol names that occur only in code for a panic. A BPF program cannot panic. Each such
 /// symbol stems from an `unwrap`, an index or an arithmetic check that the compiler could not
@@ -28,18 +29,18 @@ const PROGRAM_SECTIONS: [&str; 10] = [
 const PANIC_SYMBOLS: [&str; 5] =
     ["panic", "rust_begin_unwind", "unwrap_failed", "expect_failed", "slice_index_fail"];
 
-/// Checks the object at `path`: machine, licence, BTF, programs, no path to a panic, no undefined
-/// symbol.
+/// Checks the object at `path`: machine, licence, BTF, no path to a panic, no undefined symbol, and
+/// at least one program in each of these sections.
 ///
 /// # Errors
 /// [`BuildError::Object`] lists every problem.
-pub fn object(path: &Path) -> Result<(), BuildError> {
+pub(crate) fn object(path: &Path, sections: &[&str]) -> Result<(), BuildError> {
     let data = fs::read(path).map_err(|source| BuildError::file("read", path, source))?;
-    let problems = problems(&data);
+    let problems = problems(&data, sections);
     if problems.is_empty() { Ok(()) } else { Err(BuildError::Object { object: path.to_owned(), problems }) }
 }
 
-fn problems(data: &[u8]) -> Vec<String> {
+fn problems(data: &[u8], sections: &[&str]) -> Vec<String> {
     let file = match File::parse(data) {
         Ok(file) => file,
         Err(error) => return vec![format!("it is not an ELF object: {error}")],
@@ -53,7 +54,7 @@ fn problems(data: &[u8]) -> Vec<String> {
         .filter(|section| section.size() > 0)
         .filter_map(|section| section.name().map(str::to_owned).ok())
         .collect();
-    for wanted in ["license", ".BTF", ".BTF.ext"].into_iter().chain(PROGRAM_SECTIONS) {
+    for wanted in ["license", ".BTF", ".BTF.ext"].iter().chain(sections) {
         // Programs in `xdp.frags` attach to the hook `xdp` too.
         let serves =
             |name: &String| name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest == ".frags");
@@ -104,12 +105,12 @@ mod tests {
         write::{Object, Symbol, SymbolSection},
     };
 
-    use super::{PROGRAM_SECTIONS, problems};
+    use super::{AGENT_SECTIONS, problems};
 
     /// Returns an object for `architecture` that has all required sections.
     fn complete(architecture: Architecture) -> Object<'static> {
         let mut object = Object::new(BinaryFormat::Elf, architecture, Endianness::Little);
-        for name in ["license", ".BTF", ".BTF.ext"].into_iter().chain(PROGRAM_SECTIONS) {
+        for name in ["license", ".BTF", ".BTF.ext"].into_iter().chain(AGENT_SECTIONS) {
             let section = object.add_section(Vec::new(), name.into(), SectionKind::Data);
             object.append_section_data(section, b"GPL\0", 1);
         }
@@ -132,7 +133,7 @@ mod tests {
     #[test]
     fn a_complete_object_has_no_problems() {
         let object = complete(Architecture::Bpf);
-        assert_eq!(problems(&object.write().expect("an object")), Vec::<String>::new());
+        assert_eq!(problems(&object.write().expect("an object"), &AGENT_SECTIONS), Vec::<String>::new());
     }
 
     #[test]
@@ -142,7 +143,7 @@ mod tests {
         add_symbol(&mut object, "_ZN4core9panicking18panic_bounds_check17h0E", SymbolSection::Section(text));
         add_symbol(&mut object, "memcpy", SymbolSection::Section(text));
         add_symbol(&mut object, "memcmp", SymbolSection::Undefined);
-        let problems = problems(&object.write().expect("an object"));
+        let problems = problems(&object.write().expect("an object"), &AGENT_SECTIONS);
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(problems.iter().any(|problem| problem.contains("panic_bounds_check")), "{problems:?}");
         assert!(problems.iter().any(|problem| problem.starts_with("memcmp is called")), "{problems:?}");
@@ -151,9 +152,14 @@ mod tests {
     #[test]
     fn missing_sections_and_other_machines_are_reported() {
         let empty = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
-        assert_eq!(problems(&empty.write().expect("an object")).len(), 3 + PROGRAM_SECTIONS.len());
-        let host = problems(&complete(Architecture::X86_64).write().expect("an object"));
+        assert_eq!(
+            problems(&empty.write().expect("an object"), &AGENT_SECTIONS).len(),
+            3 + AGENT_SECTIONS.len()
+        );
+        let host = problems(&complete(Architecture::X86_64).write().expect("an object"), &AGENT_SECTIONS);
         assert!(matches!(&host[..], [problem] if problem.contains("X86_64")), "{host:?}");
-        assert!(matches!(&problems(b"no object")[..], [problem] if problem.starts_with("it is not an ELF")));
+        assert!(
+            matches!(&problems(b"no object", &[])[..], [problem] if problem.starts_with("it is not an ELF"))
+        );
     }
 }

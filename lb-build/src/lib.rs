@@ -19,7 +19,7 @@ pub mod progress;
 mod strip;
 pub mod toolchain;
 
-pub use build::{Build, BuiltObject};
+pub use build::{Build, BuiltObject, Programs};
 pub use command::without_cargo_environment;
 pub use constants::{TARGET, VARIABLES};
 pub use error::BuildError;

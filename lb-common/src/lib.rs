@@ -15,6 +15,7 @@
 //! * [`handover`]: the phases of a conversion of the maps.
 //! * [`sctp`]: SCTP chunks as TCP flags (RFC 9260).
 //! * [`threshold`]: when an endpoint has too many connections to get new ones.
+//! * [`traffic`]: what `cargo xtask bench forward` sends and counts.
 //! * [`wire`]: header constants and offsets.
 //!
 //! Nothing here does I/O, allocates, or can panic. The same code is compiled for the kernel and
@@ -45,4 +46,6 @@ mod plain_layouts;
 pub mod reason;
 pub mod sctp;
 pub mod threshold;
+#[expect(unsafe_code, reason = "implementations that the macro proves")]
+pub mod traffic;
 pub mod wire;

@@ -16,6 +16,7 @@
 //! | decisions about an ICMP message | `limit reset icmp/kind icmp/answer icmp/echo icmp/effect icmp/translate icmp` |
 //! | decisions about a call at a socket | `call` |
 //! | hooks | `xdp tc cgroup/address cgroup/context cgroup/report cgroup cgroup/bind cgroup/release connected explain sweep` |
+//! | measurement | `bin/bench` |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]

@@ -229,6 +229,16 @@ impl Topology {
         &self.pods[node * 2..node * 2 + 2]
     }
 
+    /// Returns the place of the Ethernet segment, which has the other ends of the hosts' links.
+    pub fn segment(&self) -> &Place {
+        &self.segment
+    }
+
+    /// Returns the name of the segment's end of the link of a node's `eth0`.
+    pub fn port_of(&self, node: &Node) -> String {
+        port(&node.host, "eth0")
+    }
+
     fn node_of(&self, pod: &Pod) -> Result<&Node> {
         self.nodes.iter().find(|node| node.host.name == pod.node).context("every pod is on a node")
     }

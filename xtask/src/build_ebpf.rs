@@ -3,7 +3,7 @@
 use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use lb_build::{Build, BuiltObject};
+use lb_build::{Build, BuiltObject, Programs};
 
 use crate::workspace;
 
@@ -15,16 +15,25 @@ pub struct Options {
     /// Architecture of the machine that will load the programs
     #[arg(long, default_value = env::consts::ARCH)]
     arch: String,
+    /// Build the programs that `cargo xtask bench forward` measures with, not those of the agent
+    #[arg(long)]
+    bench: bool,
 }
 
 /// Builds the programs before a task compiles the agent, which contains them. The agent's build
 /// script would build them too, but cargo shows no progress of build scripts.
 pub fn ensure() -> Result<()> {
-    build(env::consts::ARCH).map(drop)
+    build(Programs::Agent, env::consts::ARCH).map(drop)
+}
+
+/// Builds the programs that benchmarks measure with, for this machine. Returns the object.
+pub fn for_benchmarks() -> Result<PathBuf> {
+    Ok(build(Programs::Bench, env::consts::ARCH)?.object)
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let programs = build(&options.arch)?;
+    let programs = if options.bench { Programs::Bench } else { Programs::Agent };
+    let programs = build(programs, &options.arch)?;
     if let Some(output) = &options.output {
         fs::copy(&programs.object, output).with_context(|| format!("cannot write {}", output.display()))?;
     }
@@ -37,6 +46,6 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn build(arch: &str) -> Result<BuiltObject> {
-    Ok(Build { workspace: workspace::root().to_owned(), arch: arch.to_owned(), other_layout: false }.run()?)
+fn build(programs: Programs, arch: &str) -> Result<BuiltObject> {
+    Ok(Build { workspace: workspace::root().to_owned(), arch: arch.to_owned(), programs }.run()?)
 }

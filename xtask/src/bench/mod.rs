@@ -4,6 +4,7 @@
 mod agent;
 mod algorithms;
 mod connections;
+mod forward;
 mod ingress;
 mod programs;
 mod run;
@@ -16,6 +17,9 @@ pub enum Bench {
     Programs(programs::Options),
     /// Nanoseconds of the first packet with each algorithm, and how evenly it spreads connections
     Algorithms(algorithms::Options),
+    /// CPU time of a packet through a node: Sluice beside kube-proxy, the kernel's forwarding and the
+    /// least that is possible
+    Forward(forward::Options),
     /// Thousands of new connections in a second to one endpoint, with real sockets; fails if one is
     /// refused
     Connections(connections::Options),
@@ -31,6 +35,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Programs(options) => programs::run(options),
         Bench::Algorithms(options) => algorithms::run(options),
+        Bench::Forward(options) => forward::run(options),
         Bench::Connections(options) => connections::run(options),
         Bench::Ingress(options) => ingress::run(options),
         Bench::Agent(options) => agent::run(options),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_build::Build;
+use lb_build::{Build, Programs};
 
 use super::{built::Built, faults::Fault};
 use crate::{
@@ -111,7 +111,7 @@ impl<'a> Worker<'a> {
         let build = Build {
             workspace: self.tree.root().to_owned(),
             arch: std::env::consts::ARCH.to_owned(),
-            other_layout: false,
+            programs: Programs::Agent,
         };
         let linkers = workspace::root().join("target/bpf-linker");
         build
