@@ -1,6 +1,8 @@
 //! `cargo xtask test image`: the agent runs in a container with the image of `cargo xtask image`.
 
-use anyhow::{Result, bail, ensure};
+use std::fs;
+
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::part::Part;
 use crate::{
@@ -28,6 +30,10 @@ pub fn run(options: &Options) -> Result<()> {
     let root = image.unpack(&workspace::target().join("image/bundle"))?;
     for file in ["lb", "sbom.cdx.json", "licenses/LICENSE"] {
         ensure!(root.join(file).is_file(), "the image has no file /{file}");
+    }
+    let sbom = fs::read_to_string(root.join("sbom.cdx.json")).context("cannot read the list of crates")?;
+    for name in ["lb-userspace", "aya", "lb-ebpf", "aya-ebpf"] {
+        ensure!(sbom.contains(&format!("\"name\": \"{name}\"")), "the list of crates lacks {name}");
     }
     let mut command = cargo();
     command.env("SLUICE_IMAGE_ROOT", root);
