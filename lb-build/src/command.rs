@@ -51,6 +51,21 @@ pub fn without_cargo_environment(command: &mut Command) -> &mut Command {
     command
 }
 
+/// Removes the variables by which cargo tells a program or a test of which package it is. Build
+/// scripts of some crates (ring) run again if one of them changes, and everything that depends on
+/// these crates is compiled again: by xtask, by each test that builds the agent, and by a person's
+/// cargo in turn.
+pub fn without_package(cargo: &mut Command) -> &mut Command {
+    const PREFIXES: [&str; 5] =
+        ["CARGO_BIN_", "CARGO_CRATE_NAME", "CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_PRIMARY_PACKAGE"];
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix))) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
 fn is_of_outer_cargo(name: &str) -> bool {
     (name.starts_with("CARGO") && !KEPT.iter().any(|kept| name.starts_with(kept))) || DROPPED.contains(&name)
 }

@@ -20,7 +20,7 @@ mod strip;
 pub mod toolchain;
 
 pub use build::{Build, BuiltObject, Programs};
-pub use command::without_cargo_environment;
+pub use command::{without_cargo_environment, without_package};
 pub use constants::{TARGET, VARIABLES};
 pub use error::BuildError;
 pub use toolchain::Toolchain;

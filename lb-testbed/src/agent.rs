@@ -281,7 +281,7 @@ fn find_or_build(variable: &str, binary: &str, options: &[&str]) -> Result<PathB
         return Ok(path);
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let status = lb_build::without_package(&mut Command::new(cargo))
         .args(["build", "--quiet", "--package", "lb-userspace", "--bin", binary])
         .args(options)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

@@ -34,7 +34,7 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 /// Returns the cargo that runs this task, in the root of the workspace.
 pub fn cargo() -> Command {
     let mut command = command(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-    command.current_dir(workspace::root());
+    lb_build::without_package(&mut command).current_dir(workspace::root());
     command
 }
 

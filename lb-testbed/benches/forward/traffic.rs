@@ -83,8 +83,8 @@ impl Traffic {
         segment.inside(|| {
             self.program("lb_count")?.attach_to_if_index(ifindex, XdpMode::Driver)?;
             self.devices.set(device, ifindex, None, 0)?;
-            // Between runs, a program that is attached nowhere leaves the kernel's dispatcher of XDP
-            // programs. Each run would wait until the dispatcher has changed.
+            // Between runs, a program that is attached nowhere leaves the kernel's dispatcher of
+            // XDP programs. Each run would wait until the dispatcher has changed.
             let loopback = segment.ifindex("lo")?;
             if device == 0 {
                 self.program("lb_generate")?.attach_to_if_index(loopback, XdpMode::Skb)?;

@@ -17,8 +17,8 @@ pub enum Bench {
     Programs(programs::Options),
     /// Nanoseconds of the first packet with each algorithm, and how evenly it spreads connections
     Algorithms(algorithms::Options),
-    /// CPU time of a packet through a node: Sluice beside kube-proxy, the kernel's forwarding and the
-    /// least that is possible
+    /// CPU time of a packet through a node: Sluice beside kube-proxy, the kernel's forwarding and
+    /// the least that is possible
     Forward(forward::Options),
     /// Thousands of new connections in a second to one endpoint, with real sockets; fails if one is
     /// refused
