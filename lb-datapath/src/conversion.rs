@@ -25,9 +25,10 @@ use std::time::{Duration, Instant};
 
 use aya_obj::generated::bpf_map_type;
 use lb_common::layout::handover;
-use lb_model::IpFamily;
+use lb_model::{IpFamily, PerFamily};
 
 use crate::apply::map_name::MapName;
+use crate::apply::{Demand, MapUsage};
 use crate::connection_copy::{ConnectionCopy, Copied, OldTable};
 use crate::field_copy::FieldCopy;
 use crate::first_filter::Filter;
@@ -42,6 +43,7 @@ use crate::pins::Pins;
 use crate::programs::{LoadError, LoadOptions, Programs, object};
 use crate::raw_map::{MappedWord, RawArray};
 use crate::settings;
+use crate::sizes::MapSizes;
 use crate::step::ConversionStep;
 use crate::sys;
 
@@ -78,25 +80,140 @@ const PASSES: usize = 20;
 /// connections. The records that are set aside must suffice for the next one.
 const FEW: usize = 512;
 
-/// Replaces pinned maps that do not fit. Does nothing if all fit, or if there are none.
+/// Replaces pinned maps that do not fit. Does nothing if all fit, or if there are none. Returns the
+/// sizes of the maps: those of `options`, or greater ones that have room for the pinned entries.
 ///
 /// Programs of other folders may stay attached. Call [`remove_others`] when programs of this folder
 /// are loaded.
-pub fn convert(pins: &Pins, options: &LoadOptions) -> Result<(), LoadError> {
+pub fn convert(pins: &Pins, options: &LoadOptions) -> Result<MapSizes, LoadError> {
     let failed = |source| LoadError::Map { map: pins.root().display().to_string(), source };
+    let mut continued = false;
     for staging in pins.all().map_err(failed)? {
         if staging.target().is_some() {
-            continue_interrupted(&staging, pins, options)?;
+            continued |= continue_interrupted(&staging, pins, options)?;
         }
     }
-    let own = own_maps(&object()?, &options.sizes);
-    match find_source(pins, &own).map_err(failed)? {
-        Some((source, reason)) => {
-            log::info!("converting the maps in {}: {reason}", source.root().display());
-            Conversion::start(source, pins, own, options)?.run()
+    let object = object()?;
+    let own = own_maps(&object, &options.sizes);
+    let Some((mut source, mut reason)) = find_source(pins, &own).map_err(failed)? else {
+        return Ok(options.sizes);
+    };
+    let pinned = pinned_sizes(&source, &options.sizes);
+    let sizes = if continued {
+        // The agent that was ended may have made maps larger for entries that they do not have yet.
+        options.sizes.no_smaller_than(&pinned)
+    } else {
+        options.sizes.kept_for(&pinned_demand(&source).map_err(failed)?, &pinned, options.map_memory)
+    };
+    let own = own_maps(&object, &sizes);
+    if sizes != options.sizes {
+        // The maps may fit these sizes.
+        match find_source(pins, &own).map_err(failed)? {
+            Some(found) => (source, reason) = found,
+            None => return Ok(sizes),
         }
-        None => Ok(()),
     }
+    log::info!("converting the maps in {}: {reason}", source.root().display());
+    let options = LoadOptions { sizes, ..options.clone() };
+    Conversion::start(source, pins, own, &options)?.run()?;
+    Ok(sizes)
+}
+
+/// A failure to replace the maps of a running agent.
+#[derive(Debug, thiserror::Error)]
+pub enum GrowError {
+    /// The earlier maps and programs are in use, as before.
+    #[error("the maps keep their sizes: {0}")]
+    Undone(LoadError),
+    /// Programs use new maps. Another agent can continue.
+    #[error("replacing the maps was interrupted: {0}")]
+    Interrupted(LoadError),
+}
+
+/// Empty maps of other sizes, and the programs that will use them, for an agent that runs. Its
+/// earlier maps and programs are in use until [`NewGeneration::replace`].
+pub struct NewGeneration {
+    conversion: Conversion,
+    /// The programs that serve after the conversion.
+    programs: Programs,
+}
+
+impl NewGeneration {
+    /// Makes the maps and loads the programs. This takes seconds and changes nothing that is in
+    /// use, so it can run beside the thread that writes the earlier maps.
+    pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, LoadError> {
+        let staging = pins.staging();
+        let failed = |source| LoadError::Map { map: staging.root().display().to_string(), source };
+        // An earlier attempt may have left it. No program uses it.
+        remove_if_present(&staging).map_err(failed)?;
+        Self::load_in_staging(pins, options).inspect_err(|_| {
+            if let Err(error) = remove_if_present(&staging) {
+                log::warn!("cannot remove {}: {error}", staging.root().display());
+            }
+        })
+    }
+
+    fn load_in_staging(pins: &Pins, options: &LoadOptions) -> Result<Self, LoadError> {
+        let own = own_maps(&object()?, &options.sizes);
+        let conversion = Conversion::create(pins.clone(), pins, own, options)?;
+        // The pins of the maps move later. The maps stay the same.
+        let programs = Programs::load(options, Some(&conversion.staging))?;
+        Ok(Self { conversion, programs })
+    }
+
+    /// Returns the options with which the programs are loaded.
+    pub(crate) fn options(&self) -> LoadOptions {
+        self.conversion.options.clone()
+    }
+
+    /// Copies all entries and connections to the new maps, and stops using the earlier ones.
+    /// `serving` are the programs that are attached. Returns those that are to be attached: until
+    /// then, the programs of the conversion serve.
+    pub(crate) fn replace(self, serving: &mut Programs) -> Result<Programs, GrowError> {
+        let Self { mut conversion, programs } = self;
+        let Err(error) = conversion.begin().and_then(|()| conversion.run()) else { return Ok(programs) };
+        Err(match conversion.undo(serving) {
+            Ok(true) => GrowError::Undone(error),
+            Ok(false) => GrowError::Interrupted(error),
+            Err(undo) => {
+                log::error!("cannot return to the earlier maps: {undo}");
+                GrowError::Interrupted(error)
+            }
+        })
+    }
+}
+
+/// Returns the entries that the pinned maps need.
+fn pinned_demand(pins: &Pins) -> io::Result<Demand> {
+    let count = |map: MapName| match sys::open_pin(&pins.map(map.name)) {
+        Ok(fd) => used_entries(&fd, map == MapName::SERVICE_NAMES),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    };
+    let both = |maps: PerFamily<MapName>| Ok::<_, io::Error>(count(maps.v4)?.max(count(maps.v6)?));
+    Ok(Demand {
+        services: both(MapName::SERVICES)?.max(count(MapName::SERVICE_NAMES)?),
+        slots: count(MapName::SLOTS)?,
+        backends: both(MapName::BACKENDS)?,
+        source_ranges: both(MapName::SOURCE_RANGES)?,
+    })
+}
+
+/// Returns the number of used entries of a hash map. An array, and a hash map whose keys are ids,
+/// need all entries up to the last used one, because ids and slots stay. They may be full up to
+/// there, so this function returns the number that makes a map of this length nearly full.
+fn used_entries(map: &OwnedFd, keys_are_ids: bool) -> io::Result<u64> {
+    let mut last = 0;
+    if sys::map_info(map.as_fd())?.type_ == bpf_map_type::BPF_MAP_TYPE_ARRAY as u32 {
+        let array = RawArray::open(map)?;
+        let is_used = |index: &u32| array.read(*index).iter().any(|byte| *byte != 0);
+        last = (0..array.capacity()).rev().find(is_used).unwrap_or(0);
+    } else if keys_are_ids {
+        sys::for_each_bytes(map.as_fd(), |id, _| last = sys::values(id).fold(last, u32::max))?;
+    } else {
+        return Ok(sys::count_entries(map.as_fd())? as u64);
+    }
+    Ok((u64::from(last) * MapUsage::NEARLY_FULL_PERCENT).div_ceil(100))
 }
 
 /// Removes the folders of other versions, and unfinished conversions of them. If they exist, first
@@ -112,24 +229,24 @@ pub fn remove_others(pins: &Pins, programs: &mut Programs) -> Result<(), LoadErr
     remove_siblings(pins).map_err(failed)
 }
 
-/// Finishes or undoes a conversion during which an agent was ended.
-fn continue_interrupted(staging: &Pins, pins: &Pins, options: &LoadOptions) -> Result<(), LoadError> {
+/// Finishes or undoes a conversion during which an agent was ended. Returns whether it is finished.
+fn continue_interrupted(staging: &Pins, pins: &Pins, options: &LoadOptions) -> Result<bool, LoadError> {
     let failed = |source| LoadError::Map { map: staging.root().display().to_string(), source };
     let is_own = *staging == pins.staging();
     match phase(staging).map_err(failed)? {
         // No program uses these maps.
-        None | Some(handover::FILLING) => remove(staging).map_err(failed),
+        None | Some(handover::FILLING) => remove(staging).map_err(failed).map(|()| false),
         Some(handover::COPYING | handover::OPENING) if is_own => {
             log::info!("continuing the conversion in {}", staging.root().display());
-            Conversion::resume(pins, options)?.run()
+            Conversion::resume(pins, options)?.run().map(|()| true)
         }
         // The earlier programs and maps are complete. The programs that this agent attaches replace
         // those that use the staging folder.
         Some(handover::COPYING) => {
             log::warn!("undoing an unfinished conversion to another version in {}", staging.root().display());
-            Ok(())
+            Ok(false)
         }
-        Some(_) => publish(staging).map_err(failed),
+        Some(_) => publish(staging).map_err(failed).map(|()| true),
     }
 }
 
@@ -169,9 +286,9 @@ struct Replaced {
     old: PinnedMap,
 }
 
-struct Conversion<'a> {
+struct Conversion {
     source: Pins,
-    pins: &'a Pins,
+    pins: Pins,
     staging: Pins,
     programs: Programs,
     maps: MapHandles,
@@ -180,40 +297,45 @@ struct Conversion<'a> {
     options: LoadOptions,
 }
 
-impl<'a> Conversion<'a> {
-    /// Creates the new maps. Maps of the source that fit are pinned in the staging folder too.
-    fn start(
-        source: Pins,
-        pins: &'a Pins,
-        own: Vec<OwnMap>,
-        options: &LoadOptions,
-    ) -> Result<Self, LoadError> {
+impl Conversion {
+    /// Creates the new maps and fills them.
+    fn start(source: Pins, pins: &Pins, own: Vec<OwnMap>, options: &LoadOptions) -> Result<Self, LoadError> {
+        let conversion = Self::create(source, pins, own, options)?;
+        conversion.begin()?;
+        Ok(conversion)
+    }
+
+    /// Creates the new maps, and loads the programs of the conversion. Maps of the source that fit
+    /// are pinned in the staging folder too.
+    fn create(source: Pins, pins: &Pins, own: Vec<OwnMap>, options: &LoadOptions) -> Result<Self, LoadError> {
         let staging = pins.staging();
         let failed = |source| LoadError::Map { map: staging.root().display().to_string(), source };
         let folder = |source| LoadError::PinFolder { path: staging.root().to_owned(), source };
         fs::create_dir_all(staging.maps()).map_err(folder)?;
         fs::create_dir_all(staging.handover("")).map_err(folder)?;
         let replaced = share_maps(&source, &staging, own).map_err(failed)?;
-        let conversion = Self::load(source, pins, replaced, options.clone())?;
-        ConversionStep::MapsCreated.reached();
-        conversion.fill().map_err(failed)?;
-        settings::publish(&conversion.maps, options, conversion.programs.features.netns_cookie)?;
-        flows::set_timeouts(&conversion.maps, &options.flow_timeouts).map_err(failed)?;
-        ConversionStep::MapsFilled.reached();
-        conversion.phase.set(handover::COPYING);
-        Ok(conversion)
+        Self::load(source, pins, replaced, options.clone())
+    }
+
+    /// Fills the new maps with the entries that agents write. From now on, a conversion that is
+    /// interrupted is continued.
+    fn begin(&self) -> Result<(), LoadError> {
+        let failed = |source| LoadError::Map { map: self.staging.root().display().to_string(), source };
+        ConversionStep::MapsCreated.reached().map_err(failed)?;
+        self.fill().map_err(failed)?;
+        settings::publish(&self.maps, &self.options, self.programs.features.netns_cookie)?;
+        flows::set_timeouts(&self.maps, &self.options.flow_timeouts).map_err(failed)?;
+        ConversionStep::MapsFilled.reached().map_err(failed)?;
+        self.phase.set(handover::COPYING);
+        Ok(())
     }
 
     /// Opens the maps that an agent was filling when it was ended. They have the sizes that this
     /// agent wanted.
-    fn resume(pins: &'a Pins, options: &LoadOptions) -> Result<Self, LoadError> {
+    fn resume(pins: &Pins, options: &LoadOptions) -> Result<Self, LoadError> {
         let staging = pins.staging();
         let failed = |source| LoadError::Map { map: staging.root().display().to_string(), source };
-        let capacity = |name: &str| {
-            let map = sys::open_pin(&staging.map(name)).ok()?;
-            Some(sys::map_info(map.as_fd()).ok()?.max_entries)
-        };
-        let sizes = pinned_sizes(capacity, &options.sizes);
+        let sizes = pinned_sizes(&staging, &options.sizes);
         let options = LoadOptions { sizes, ..options.clone() };
         let own = own_maps(&object()?, &sizes);
         let siblings = pins.all().map_err(failed)?.into_iter();
@@ -235,7 +357,7 @@ impl<'a> Conversion<'a> {
 
     fn load(
         source: Pins,
-        pins: &'a Pins,
+        pins: &Pins,
         replaced: Vec<Replaced>,
         options: LoadOptions,
     ) -> Result<Self, LoadError> {
@@ -244,16 +366,16 @@ impl<'a> Conversion<'a> {
         let maps = programs.map_handles()?;
         let failed = |source| LoadError::Map { map: "HANDOVER".into(), source };
         let phase = MappedWord::open(&maps.get("HANDOVER").map_err(failed)?).map_err(failed)?;
-        Ok(Self { source, pins, staging, programs, maps, phase, replaced, options })
+        Ok(Self { source, pins: pins.clone(), staging, programs, maps, phase, replaced, options })
     }
 
-    fn run(mut self) -> Result<(), LoadError> {
+    fn run(&mut self) -> Result<(), LoadError> {
         let started = Instant::now();
         let failed = |source| LoadError::Map { map: "of the conversion".into(), source };
         let mut tables = self.tables().map_err(failed)?;
         let connections = if self.programs.refusals.is_empty() {
             self.attach().map_err(failed)?;
-            ConversionStep::Attached.reached();
+            ConversionStep::Attached.reached().map_err(failed)?;
             self.copy_while_both_serve(&mut tables).map_err(failed)?
         } else {
             for refusal in &self.programs.refusals {
@@ -265,7 +387,7 @@ impl<'a> Conversion<'a> {
             copied
         };
         self.move_socket_counts().map_err(failed)?;
-        ConversionStep::Done.reached();
+        ConversionStep::Done.reached().map_err(failed)?;
         log::info!(
             "converted the maps: {} connections copied, {} lost, {} displaced by new ones, in {:.1} s",
             connections.connections,
@@ -273,14 +395,30 @@ impl<'a> Conversion<'a> {
             connections.displaced,
             started.elapsed().as_secs_f32()
         );
-        if *self.pins != self.source {
+        if self.pins != self.source {
             self.log_unreadable().map_err(failed)?;
         }
         publish(&self.staging).map_err(failed)
     }
 
-    /// Copies the entries of maps that only agents write. No agent writes them now: this one does
-    /// not yet, and no other one runs.
+    /// Attaches the programs of the source again, which are `serving`, and removes the new maps.
+    /// Returns false if the new programs may have opened connections: then the earlier maps do not
+    /// have all of them.
+    fn undo(&self, serving: &mut Programs) -> io::Result<bool> {
+        match self.phase.get() {
+            handover::FILLING => {}
+            handover::COPYING => {
+                let links = Links::new(self.source.links());
+                links.replace_all(serving, || {}).map_err(io::Error::other)?;
+            }
+            _ => return Ok(false),
+        }
+        remove(&self.staging)?;
+        Ok(true)
+    }
+
+    /// Copies the entries of maps that only agents write. No agent writes them now: this one waits
+    /// for the end of the conversion, and no other one runs.
     fn fill(&self) -> io::Result<()> {
         for map in &self.replaced {
             let name = map.own.name.as_str();
@@ -347,14 +485,15 @@ impl<'a> Conversion<'a> {
             return Ok(());
         }
         let links = Links::new(self.source.links());
-        let mut count = 0;
+        let (mut count, mut reached) = (0, Ok(()));
         let attached = links.replace_all(&mut self.programs, || {
             count += 1;
             if count == 2 {
-                ConversionStep::PartlyAttached.reached();
+                reached = ConversionStep::PartlyAttached.reached();
             }
         });
-        attached.map(drop).map_err(io::Error::other)
+        attached.map_err(io::Error::other)?;
+        reached
     }
 
     /// Returns the programs that use the maps of the source, by their truncated names.
@@ -374,13 +513,13 @@ impl<'a> Conversion<'a> {
         let mut copied = Copied::default();
         if self.phase.get() < handover::OPENING {
             copied = self.repeat_passes(tables)?;
-            ConversionStep::Copied.reached();
+            ConversionStep::Copied.reached()?;
             tables.reserve()?;
             self.phase.set(handover::OPENING);
         } else {
             tables.reserve()?;
         }
-        ConversionStep::Opening.reached();
+        ConversionStep::Opening.reached()?;
         thread::sleep(PROGRAM_RUN);
         let last = self.repeat_passes(tables)?;
         self.complete_filter()?;
@@ -669,7 +808,7 @@ fn publish(staging: &Pins) -> io::Result<()> {
     for (index, name) in (0..).zip(names(&staging.maps())?) {
         fs::rename(staging.map(&name), target.map(&name))?;
         if index == 3 {
-            ConversionStep::PartlyPublished.reached();
+            ConversionStep::PartlyPublished.reached()?;
         }
     }
     for other in target.all()?.into_iter().filter(|other| *other != target && other != staging) {
@@ -679,7 +818,7 @@ fn publish(staging: &Pins) -> io::Result<()> {
             }
         }
     }
-    ConversionStep::Published.reached();
+    ConversionStep::Published.reached()?;
     remove_siblings(&target)?;
     remove(staging)
 }
@@ -694,6 +833,10 @@ fn remove_siblings(pins: &Pins) -> io::Result<()> {
         remove(&other)?;
     }
     Ok(())
+}
+
+fn remove_if_present(pins: &Pins) -> io::Result<()> {
+    if pins.root().exists() { remove(pins) } else { Ok(()) }
 }
 
 /// Removes a folder of pins. `HANDOVER` comes last: as long as it exists, the next agent continues.

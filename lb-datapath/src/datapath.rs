@@ -10,7 +10,7 @@ use std::time::Instant;
 use lb_common::layout::FlowTimeouts;
 use lb_model::PerFamily;
 
-use crate::conversion::{convert, remove_others};
+use crate::conversion::{self, GrowError, NewGeneration};
 use crate::drift::{Drift, DriftKind};
 use crate::endpoints::Endpoints;
 use crate::features::Features;
@@ -31,6 +31,7 @@ use crate::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, Pr
 use crate::refused_program::RefusedProgram;
 use crate::service_tables::ServiceTables;
 use crate::settings;
+use crate::sizes::MapSizes;
 use crate::sys::{self, TestRun};
 
 /// The greatest number of connections that one call of [`Datapath::cut_connections`] ends.
@@ -45,6 +46,7 @@ pub struct Datapath {
     links: Option<Links>,
     /// Where the maps are pinned. `None` if they are private.
     pins: Option<Pins>,
+    sizes: MapSizes,
 }
 
 impl Datapath {
@@ -54,10 +56,43 @@ impl Datapath {
     /// replaces them.
     pub fn load(pins: &Pins, options: &LoadOptions) -> Result<Self, LoadError> {
         pins.create().map_err(|source| LoadError::PinFolder { path: pins.root().to_owned(), source })?;
-        convert(pins, options)?;
-        let mut programs = Programs::load(options, Some(pins))?;
-        remove_others(pins, &mut programs)?;
-        let mut datapath = Self::new(programs, Some(Links::new(pins.links())))?;
+        let sizes = conversion::convert(pins, options)?;
+        let options = LoadOptions { sizes, ..options.clone() };
+        let mut programs = Programs::load(&options, Some(pins))?;
+        conversion::remove_others(pins, &mut programs)?;
+        Self::on_pins(programs, pins, Links::new(pins.links()), &options)
+    }
+
+    /// Replaces the maps by those of `new`, while the programs serve. No connection is lost.
+    /// Descriptors of the earlier maps and programs must be replaced too: those of
+    /// [`Datapath::tables`], [`Datapath::maps`], [`Datapath::endpoints`] and
+    /// [`Datapath::take_log`].
+    pub fn move_to(&mut self, new: NewGeneration) -> Result<(), GrowError> {
+        let options = new.options();
+        let programs = new.replace(&mut self.programs)?;
+        self.attach_again(programs, &options).map_err(GrowError::Interrupted)
+    }
+
+    /// Replaces the programs that are attached, on maps that are pinned already.
+    fn attach_again(&mut self, mut programs: Programs, options: &LoadOptions) -> Result<(), LoadError> {
+        let failed = |error: AttachError| LoadError::Map {
+            map: "of services".into(),
+            source: io::Error::other(error),
+        };
+        let pins = self.pins.clone().ok_or_else(|| failed(AttachError::Private))?;
+        let links = self.links.take().unwrap_or_else(|| Links::new(pins.links()));
+        links.replace_all(&mut programs, || {}).map_err(failed)?;
+        *self = Self::on_pins(programs, &pins, links, options)?;
+        Ok(())
+    }
+
+    fn on_pins(
+        programs: Programs,
+        pins: &Pins,
+        links: Links,
+        options: &LoadOptions,
+    ) -> Result<Self, LoadError> {
+        let mut datapath = Self::new(programs, Some(links), options.sizes)?;
         let failed = |source| LoadError::Map { map: "FILTER".into(), source };
         first_filter_needs::complete(&datapath.maps, &datapath.filter, sys::monotonic_ns())
             .map_err(failed)?;
@@ -66,19 +101,24 @@ impl Datapath {
         Ok(datapath)
     }
 
+    /// Returns the sizes of the maps.
+    pub fn sizes(&self) -> MapSizes {
+        self.sizes
+    }
+
     /// Loads the programs on private maps, for tests and benchmarks. They cannot be attached.
     pub fn load_private(options: &LoadOptions) -> Result<Self, LoadError> {
-        let datapath = Self::new(Programs::load_for_tests(options)?, None)?;
+        let datapath = Self::new(Programs::load_for_tests(options)?, None, options.sizes)?;
         datapath.publish(options)?;
         Ok(datapath)
     }
 
-    pub(crate) fn new(programs: Programs, links: Option<Links>) -> Result<Self, LoadError> {
+    pub(crate) fn new(programs: Programs, links: Option<Links>, sizes: MapSizes) -> Result<Self, LoadError> {
         let maps = programs.map_handles()?;
         let failed = |source| LoadError::Map { map: "of the host".into(), source };
         let filter = Filter::open(&maps).map_err(failed)?;
         let host = HostMaps::new(&maps, Arc::clone(&filter)).map_err(failed)?;
-        Ok(Self { programs, maps, filter, host, links, pins: None })
+        Ok(Self { programs, maps, filter, host, links, pins: None, sizes })
     }
 
     /// Writes the options that programs and other processes read from maps.

@@ -50,6 +50,7 @@ mod table;
 mod usage;
 
 pub use self::call_counter::{CallCounter, Calls};
+pub use self::conversion::{GrowError, NewGeneration};
 pub use self::datapath::Datapath;
 pub use self::drift::{Drift, DriftKind};
 pub use self::endpoints::Endpoints;
@@ -67,5 +68,5 @@ pub use self::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics,
 pub use self::recorder::{Occasion, Recorded, attached_devices, serves_sockets};
 pub use self::refused_program::RefusedProgram;
 pub use self::service_tables::ServiceTables;
-pub use self::sizes::{MapSizes, mebibytes};
+pub use self::sizes::{LARGEST_MAP, MapSizes, mebibytes};
 pub use self::sys::{TestRun, device_index, device_name, monotonic_ns, namespace_cookie};

@@ -8,6 +8,7 @@ use aya_obj::Object;
 use aya_obj::maps::Map;
 
 use crate::btf::EntryLayout;
+use crate::pins::Pins;
 use crate::sizes::MapSizes;
 use crate::sys;
 
@@ -207,8 +208,12 @@ pub fn map_sizes(sizes: &MapSizes) -> [(&'static str, u32); 24] {
 
 /// Returns the sizes of the maps that are pinned in a folder. Sizes of maps that are missing are
 /// those of `otherwise`.
-pub fn pinned_sizes(map: impl Fn(&str) -> Option<u32>, otherwise: &MapSizes) -> MapSizes {
-    let size = |name: &str, otherwise| map(name).unwrap_or(otherwise);
+pub fn pinned_sizes(pins: &Pins, otherwise: &MapSizes) -> MapSizes {
+    let capacity = |name: &str| {
+        let map = sys::open_pin(&pins.map(name)).ok()?;
+        Some(sys::map_info(map.as_fd()).ok()?.max_entries)
+    };
+    let size = |name: &str, otherwise| capacity(name).unwrap_or(otherwise);
     MapSizes {
         max_services: size("SERVICES_V4", otherwise.max_services),
         max_slots: size("SLOTS", otherwise.max_slots),

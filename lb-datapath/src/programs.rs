@@ -58,7 +58,10 @@ pub(crate) const CALL_RECORDER: &str = "lb_explain_call";
 /// The options with which the programs are loaded.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
+    /// The least sizes of the maps. Pinned maps that have more entries stay larger.
     pub sizes: MapSizes,
+    /// The memory in bytes up to which maps become larger than `sizes`.
+    pub map_memory: usize,
     /// First and last port for rewritten source addresses.
     pub snat_ports: (u16, u16),
     /// The timeouts of idle connections.

@@ -41,12 +41,13 @@ impl Datapath {
         let settings = settings::read_pinned(pins)
             .map_err(|source| LoadError::Map { map: "SETTINGS".into(), source })?
             .ok_or_else(|| LoadError::NoMaps(pins.root().to_owned()))?;
-        Self::new(Programs::load_recorder(&settings::load_options(&settings), Some(pins))?, None)
+        let options = settings::load_options(&settings);
+        Self::new(Programs::load_recorder(&options, Some(pins))?, None, options.sizes)
     }
 
     /// Loads the recorder on private maps.
     pub fn load_private_recorder(options: &LoadOptions) -> Result<Self, LoadError> {
-        let datapath = Self::new(Programs::load_recorder(options, None)?, None)?;
+        let datapath = Self::new(Programs::load_recorder(options, None)?, None, options.sizes)?;
         datapath.publish(options)?;
         Ok(datapath)
     }

@@ -53,6 +53,7 @@ pub fn load_options(settings: &Settings) -> LoadOptions {
     let first = settings.snat_port_first;
     LoadOptions {
         sizes: MapSizes::same(1),
+        map_memory: 0,
         snat_ports: (first, first + (settings.snat_port_count - 1)),
         flow_timeouts: FlowTimeouts::DEFAULT,
         log_level: 0,

@@ -5,6 +5,8 @@ use std::mem::size_of;
 use lb_common::family::{Family, V4, V6};
 use lb_common::layout;
 
+use crate::apply::{Demand, MapUsage};
+
 /// The capacity of each map, in entries. If there is one map for each IP family, both have this
 /// size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,22 @@ pub struct MapSizes {
     /// Clients of Service ports with session affinity, for both IP families together.
     pub max_affinity: u32,
 }
+
+/// No map has more entries than this.
+pub const LARGEST_MAP: u32 = 1 << 24;
+
+/// Selects one size.
+type Field = fn(&mut MapSizes) -> &mut u32;
+/// Selects the entries that are needed.
+type Entries = fn(&Demand) -> u64;
+
+/// The sizes of maps that grow, in the order in which they get memory.
+const GROWING: [(Entries, Field); 4] = [
+    (|demand| demand.services, |sizes| &mut sizes.max_services),
+    (|demand| demand.backends, |sizes| &mut sizes.max_backends),
+    (|demand| demand.slots, |sizes| &mut sizes.max_slots),
+    (|demand| demand.source_ranges, |sizes| &mut sizes.max_source_ranges),
+];
 
 type A4 = <V4 as Family>::Addr;
 type A6 = <V6 as Family>::Addr;
@@ -100,6 +118,69 @@ impl MapSizes {
         ]
     };
 
+    /// Returns the sizes to which the maps of a running agent grow. A map with room for `demand`
+    /// keeps its size. Of the others, half is used at most, so that they seldom grow. If the memory
+    /// does not suffice for that, they are as small as possible.
+    #[must_use]
+    pub fn grown_for(self, demand: &Demand, most: usize) -> Self {
+        let mut half_full = self;
+        for (entries, field) in GROWING {
+            let wished = (2 * entries(demand)).next_power_of_two().min(LARGEST_MAP.into());
+            *field(&mut half_full) = u32::try_from(wished).unwrap_or(LARGEST_MAP);
+        }
+        self.with_room_for(demand, &half_full, most)
+    }
+
+    /// Returns the sizes with which an agent of these sizes starts on maps of the sizes `pinned`,
+    /// which contain `demand`. A map for which the size of the agent is too small keeps its pinned
+    /// size.
+    #[must_use]
+    pub fn kept_for(self, demand: &Demand, pinned: &Self, most: usize) -> Self {
+        self.with_room_for(demand, pinned, most)
+    }
+
+    /// Returns sizes at which no map that grows is smaller than in `other`.
+    #[must_use]
+    pub fn no_smaller_than(self, other: &Self) -> Self {
+        let (mut sizes, mut other) = (self, *other);
+        for (_, field) in GROWING {
+            let size = field(&mut sizes);
+            *size = (*size).max(*field(&mut other));
+        }
+        sizes
+    }
+
+    /// Returns sizes at which less than [`MapUsage::NEARLY_FULL_PERCENT`] of the entries are used.
+    /// A map that has room keeps its size. The others grow to a power of two, or to their size in
+    /// `wished` if it is greater, as far as the memory of all maps stays within `most` bytes.
+    fn with_room_for(self, demand: &Demand, wished: &Self, most: usize) -> Self {
+        let (mut sizes, mut wished) = (self, *wished);
+        for (entries, field) in GROWING {
+            let before = *field(&mut sizes);
+            let mut needed = before;
+            while entries(demand) * 100 >= u64::from(needed) * MapUsage::NEARLY_FULL_PERCENT
+                && needed < LARGEST_MAP
+            {
+                needed = (needed + 1).next_power_of_two();
+            }
+            *field(&mut sizes) = needed;
+            while needed > before && sizes.memory() > most {
+                needed = (needed / 2).max(before);
+                *field(&mut sizes) = needed;
+            }
+        }
+        // What maps need comes before what is wished.
+        let mut before = self;
+        for (_, field) in GROWING {
+            let mut larger = sizes;
+            *field(&mut larger) = (*field(&mut sizes)).max(*field(&mut wished));
+            if *field(&mut sizes) > *field(&mut before) && larger.memory() <= most {
+                sizes = larger;
+            }
+        }
+        sizes
+    }
+
     /// Returns the kernel memory of all maps when they are full, in bytes.
     pub fn memory(&self) -> usize {
         let sizes = [
@@ -131,6 +212,73 @@ mod tests {
         assert_eq!(array_entry(4), 8);
         assert_eq!(mebibytes(1), 1);
         assert_eq!(mebibytes(3 << 20), 3);
+    }
+
+    #[test]
+    fn a_map_grows_when_it_is_nearly_full() {
+        let sizes = MapSizes { max_services: 100, max_slots: 100, ..MapSizes::same(64) };
+        let demand = |services, slots| Demand { services, slots, ..Demand::default() };
+        assert_eq!(sizes.grown_for(&demand(79, 79), usize::MAX), sizes);
+        let grown = sizes.grown_for(&demand(80, 1000), usize::MAX);
+        assert_eq!(grown, MapSizes { max_services: 256, max_slots: 2048, ..sizes }, "half is used at most");
+        let most = sizes.grown_for(&demand(u64::from(u32::MAX), 0), usize::MAX);
+        assert_eq!(most.max_services, LARGEST_MAP);
+    }
+
+    #[test]
+    fn maps_grow_within_the_memory() {
+        let sizes = MapSizes::same(64);
+        let demand = Demand { services: 1000, slots: 1000, backends: 0, source_ranges: 64 };
+        let bytes = |wanted: MapSizes| wanted.memory();
+        let part = MapSizes { max_services: 512, max_slots: 128, ..sizes };
+        // Services come first. What is left suffices for 128 slots, and for no source ranges.
+        assert_eq!(sizes.grown_for(&demand, bytes(part) + 8), part);
+        assert_eq!(sizes.grown_for(&demand, bytes(sizes) + 8), sizes);
+        assert_eq!(sizes.grown_for(&demand, 0), sizes, "a map does not become smaller");
+        // 1024 slots would be nearly full, 2048 Services are not half used.
+        let needed = MapSizes { max_services: 2048, max_slots: 2048, max_source_ranges: 128, ..sizes };
+        assert_eq!(sizes.grown_for(&demand, bytes(needed)), needed);
+        let demand = Demand { services: 60, slots: 60, ..Demand::default() };
+        let spare = MapSizes { max_services: 128, max_slots: 128, ..sizes };
+        assert_eq!(sizes.grown_for(&demand, bytes(spare)), spare);
+    }
+
+    #[test]
+    fn an_agent_keeps_larger_maps_that_it_needs() {
+        let sizes = MapSizes::same(64);
+        let pinned = MapSizes { max_services: 1024, max_slots: 512, max_flows: 256, ..sizes };
+        let demand = |services| Demand { services, ..Demand::default() };
+        assert_eq!(sizes.kept_for(&demand(50), &pinned, usize::MAX), sizes);
+        let kept = MapSizes { max_services: 1024, ..sizes };
+        assert_eq!(sizes.kept_for(&demand(60), &pinned, usize::MAX), kept, "slots have room");
+        let larger = MapSizes { max_services: 2048, ..sizes };
+        assert_eq!(sizes.kept_for(&demand(1000), &pinned, usize::MAX), larger, "pinned maps are nearly full");
+        let finished = MapSizes { max_services: 1024, max_slots: 512, ..sizes };
+        assert_eq!(sizes.no_smaller_than(&pinned), finished, "flows do not grow");
+        assert_eq!(pinned.no_smaller_than(&sizes), pinned);
+    }
+
+    /// The defaults of `lb agent`, and 44,000 Services with NodePorts whose 250,000 endpoints have
+    /// two ports each.
+    #[test]
+    fn a_large_cluster_fits_into_a_quarter_of_two_gibibytes() {
+        let defaults = MapSizes {
+            max_services: 65_536,
+            max_slots: 1_048_576,
+            max_backends: 262_144,
+            max_flows: 65_536,
+            max_fragments: 8_192,
+            max_socket_peers: 65_536,
+            max_source_ranges: 65_536,
+            max_affinity: 65_536,
+        };
+        let demand = Demand { services: 88_000, slots: 500_000, backends: 500_000, source_ranges: 0 };
+        let sizes = defaults.grown_for(&demand, 512 << 20);
+        assert_eq!(
+            (sizes.max_services, sizes.max_backends, sizes.max_slots),
+            (262_144, 1_048_576, 1_048_576)
+        );
+        assert_eq!(sizes.grown_for(&demand, 512 << 20), sizes, "nothing is nearly full");
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub struct AgentOptions {
     pub build: LbBuild,
     /// The step of a conversion at which the agent kills itself (lb-datapath/src/step.rs).
     pub kill_at: Option<&'static str>,
+    /// The path of a file with the name of the step of a conversion that fails.
+    pub fail_at: Option<PathBuf>,
 }
 
 impl AgentOptions {
@@ -97,9 +99,6 @@ impl Agent {
         let lb = options.program()?.to_owned();
         let log = topology.folder().join(format!("{}-agent.log", node.host.name));
         let mut command = command(&lb, topology, node, options)?;
-        if let Some(step) = options.kill_at {
-            command.env("SLUICE_TEST_KILL_AT", step);
-        }
         let place = node.host.place.clone();
         let daemon = Daemon::spawn(format!("the agent of {}", place.netns()), &mut command, log)?;
         Ok(Self { daemon, lb, place, bpffs: node.bpffs.clone(), health: options.health() })
@@ -195,7 +194,9 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         .args(["--devices", topology.underlay.devices(), "--mode", mode, "--tc-attach", tc_attach])
         .args(["--cluster-cidr", CLUSTER_CIDRS])
         .args(["--health-bind", &options.health().to_string()])
-        .args(&options.arguments);
+        .args(&options.arguments)
+        .envs(options.kill_at.map(|step| ("SLUICE_TEST_KILL_AT", step)))
+        .envs(options.fail_at.as_ref().map(|path| ("SLUICE_TEST_FAIL_AT", path)));
     let unmounted = if options.without_cgroup2 {
         cgroup2_mounts()?
     } else {

@@ -16,9 +16,10 @@ use lb_common::layout;
 use lb_model::{IpFamily, PerFamily};
 use lb_plan::desired::ServicePortId;
 
-use super::engine::{Engine, Installed, InstalledBackend, InstalledRange, ReferencedIds, Writer};
+use super::engine::{Engine, ReferencedIds, Writer};
 use super::entry::{self, SlotRange};
 use super::ids::IdPool;
+use super::installed::{Installed, InstalledBackend, InstalledRange};
 use super::marks::AddressFlags;
 use super::slots::SlotPool;
 use super::tables::{Capacity, ServiceAddress, TableError, Tables};
@@ -97,7 +98,7 @@ impl<T: Tables> MapReader<T> {
         for (service_id, name) in names {
             match entry::parse_service_name(&name) {
                 Some((id, port))
-                    if (1..service_id_end(&capacity)).contains(&service_id) && seen.insert(id.clone()) =>
+                    if (1..capacity.service_id_end()).contains(&service_id) && seen.insert(id.clone()) =>
                 {
                     services.insert(service_id, (id, Installed::adopted(service_id, port)));
                 }
@@ -251,7 +252,7 @@ impl<T: Tables> MapReader<T> {
         let service_ids = {
             let used = self.services.keys().copied().collect();
             let referenced = referenced.services.iter().chain(&self.stale_names).copied().collect();
-            IdPool::adopt(service_id_end(&self.capacity), &used, &referenced, now)
+            IdPool::adopt(self.capacity.service_id_end(), &used, &referenced, now)
         };
         let mut address_owners = HashMap::new();
         let (mut entry_count, mut source_range_count) = (PerFamily::default(), PerFamily::<u32>::default());
@@ -286,12 +287,6 @@ impl<T: Tables> MapReader<T> {
         };
         Engine::new(services, writer)
     }
-}
-
-/// Service ids are below the capacity of the map of names. This is correct for a hash map and for
-/// an array.
-fn service_id_end(capacity: &Capacity) -> u32 {
-    capacity.service_names
 }
 
 impl Installed {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use lb_model::IpFamily;
 use lb_plan::desired::ServicePortId;
 
-use super::engine::{Engine, Installed, Writer};
+use super::engine::{Engine, Writer};
 use super::entry;
+use super::installed::Installed;
 use super::tables::{ServiceAddress, TableError, Tables};
 
 /// A comparison of all maps, which takes many calls of [`Engine::audit`].

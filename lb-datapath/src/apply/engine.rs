@@ -10,15 +10,19 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use lb_common::layout;
 use lb_model::{IpFamily, PerFamily, Protocol, Thresholds};
-use lb_plan::desired::{DesiredServicePort, EndpointList, Frontend, FrontendKind, ListPolicy, ServicePortId};
+use lb_plan::desired::{
+    DesiredServicePort, EndpointList, EndpointLists, Frontend, FrontendKind, ListPolicy, ServicePortId,
+};
 
+use super::demand::{Demand, Lacking, Needed, NeededOfFamily};
 use super::entry::{self, SlotRange};
 use super::error::ApplyError;
 use super::ids::{IdPool, grace_start};
+use super::installed::{Installed, InstalledBackend, InstalledRange};
 use super::map_name::MapUsage;
 use super::marks::AddressFlags;
-use super::slots::SlotPool;
-use super::tables::{BackendEntry, Capacity, MapName, ServiceAddress, TableError, Tables};
+use super::slots::{SlotPool, size_class};
+use super::tables::{Capacity, MapName, ServiceAddress, TableError, Tables};
 
 /// Keeps the service maps equal to the desired state. It never sleeps and reads no clock: the time
 /// is an argument.
@@ -28,7 +32,7 @@ use super::tables::{BackendEntry, Capacity, MapName, ServiceAddress, TableError,
 pub struct Engine<T> {
     pub(super) services: HashMap<Arc<ServicePortId>, Installed>,
     /// Operations that failed, to be tried again.
-    pending: BTreeMap<Arc<ServicePortId>, PendingOperation>,
+    pub(super) pending: BTreeMap<Arc<ServicePortId>, PendingOperation>,
     pub(super) writer: Writer<T>,
 }
 
@@ -48,99 +52,14 @@ impl ReferencedIds {
     }
 }
 
-/// The map contents that belong to one Service port.
-#[derive(Debug)]
-pub(super) struct Installed {
-    pub service_id: u32,
-    /// The port number in its `SERVICE_NAMES` entry. `None` if this entry is not written yet.
-    pub named_port: Option<u16>,
-    pub thresholds: Option<Thresholds>,
-    pub entries: BTreeMap<ServiceAddress, layout::ServiceEntry>,
-    pub families: PerFamily<InstalledFamily>,
-    /// Whether this was read from the maps at start, and `apply` was not called for it since.
-    pub adopted: bool,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct InstalledFamily {
-    pub backends: HashMap<SocketAddr, InstalledBackend>,
-    /// Lists with the same content share one range. After a failed write, some ranges may be in no
-    /// service entry.
-    pub ranges: Vec<InstalledRange>,
-    pub source_ranges: BTreeSet<IpNet>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct InstalledBackend {
-    pub id: u32,
-    pub flags: u16,
-    pub weight: u32,
-}
-
-impl InstalledBackend {
-    pub fn entry(self, address: SocketAddr, service_id: u32) -> BackendEntry {
-        BackendEntry { address, flags: self.flags, service_id, weight: self.weight }
-    }
-}
-
-/// A range of the map `SLOTS`, with its content.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct InstalledRange {
-    pub base: u32,
-    pub backend_ids: Vec<u32>,
-    /// The slots are used in turn: the range has a cursor.
-    pub in_turn: bool,
-}
-
-impl InstalledRange {
-    pub fn count(&self) -> u32 {
-        u32::try_from(self.backend_ids.len()).unwrap_or(u32::MAX)
-    }
-
-    pub fn range(&self) -> SlotRange {
-        SlotRange { base: self.base, count: self.count() }
-    }
-
-    /// Returns the first position in a range that replaces this one, so that no endpoint is skipped
-    /// and none gets two connections in a row. It is the position of the endpoint that is next in
-    /// this range, or of the first endpoint after it that still exists. `replacement` has the first
-    /// position of each backend id.
-    fn next_in(&self, next: u32, replacement: &HashMap<u32, u32>) -> u32 {
-        let (before, after) = self.backend_ids.split_at((next as usize).min(self.backend_ids.len()));
-        after.iter().chain(before).find_map(|id| replacement.get(id).copied()).unwrap_or(0)
-    }
-}
-
-impl Installed {
-    fn new(service_id: u32) -> Self {
-        Self {
-            service_id,
-            named_port: None,
-            thresholds: None,
-            entries: BTreeMap::new(),
-            families: PerFamily::default(),
-            adopted: false,
-        }
-    }
-
-    /// Returns whether the maps have no entry of this Service port.
-    fn is_blank(&self) -> bool {
-        self.named_port.is_none()
-            && self.thresholds.is_none()
-            && self.entries.is_empty()
-            && IpFamily::BOTH.iter().all(|&family| {
-                let family = &self.families[family];
-                family.backends.is_empty() && family.ranges.is_empty() && family.source_ranges.is_empty()
-            })
-    }
-}
-
 /// A failed operation that is tried again.
 #[derive(Debug)]
-struct PendingOperation {
+pub(super) struct PendingOperation {
     operation: Operation,
     /// Whether it can succeed only after entries were freed.
     needs_room: bool,
+    /// What it needs. `None` if no map was full.
+    pub lacking: Option<Lacking>,
 }
 
 #[derive(Debug)]
@@ -258,6 +177,72 @@ impl<T: Tables> Engine<T> {
         self.pending.keys().map(Arc::as_ref)
     }
 
+    /// Returns the entries that the maps need for what they have, for operations that have failed
+    /// for want of room, and for these changes. A change counts a slot for each endpoint, and none
+    /// for those that the Service port has: an agent that starts on maps with all entries needs no
+    /// others. If a change needs more slots because of its algorithm, or because the old ones exist
+    /// for some seconds, it fails, and its exact number counts from then on.
+    pub fn demand(&self, changed: &[DesiredServicePort]) -> Demand {
+        let mut needed = Needed::default();
+        let mut full = Demand::default();
+        for desired in changed {
+            needed.add(desired, self.services.get(&desired.id), |_, used, installed| {
+                let present =
+                    installed.map_or(0, |family| family.ranges.iter().map(|range| range.count()).sum());
+                let wanted = used.iter().map(|list| list.len() as u64).sum::<u64>();
+                wanted.saturating_sub(present.into())
+            });
+        }
+        for lacking in self.pending.values().filter_map(|pending| pending.lacking.as_ref()) {
+            needed.add_all(&lacking.needed);
+            full.fill(lacking.full.0, lacking.full.1);
+        }
+        let writer = &self.writer;
+        let greater = |used: PerFamily<u64>, of: fn(&NeededOfFamily) -> u64| {
+            (used.v4 + of(&needed.families.v4)).max(used.v6 + of(&needed.families.v6))
+        };
+        let count = |counts: PerFamily<u32>| PerFamily { v4: counts.v4.into(), v6: counts.v6.into() };
+        let backends = PerFamily {
+            v4: writer.backend_ids.v4.in_use() as u64,
+            v6: writer.backend_ids.v6.in_use() as u64,
+        };
+        let ports = self.services.len() as u64 + needed.ports;
+        let demand = Demand {
+            services: greater(count(writer.entry_count), |needed| needed.services).max(ports),
+            slots: writer.slots.in_use() + needed.slots,
+            backends: greater(backends, |needed| needed.backends),
+            source_ranges: greater(count(writer.source_range_count), |needed| needed.source_ranges),
+        };
+        demand.max(full)
+    }
+
+    /// Returns what a Service port needs that has found this map full. New slots exist with
+    /// the old ones for some seconds.
+    fn lacking(&self, desired: &DesiredServicePort, full: (&'static str, u32)) -> Lacking {
+        let mut needed = Needed::default();
+        let exact = |lists: &EndpointLists, list: &[u32]| {
+            let slots = lists.slots(list, desired.algorithm, desired.thresholds.is_some()).len();
+            let slots = u32::try_from(slots).unwrap_or(u32::MAX);
+            u64::from(size_class(slots).unwrap_or(u32::MAX))
+        };
+        needed.add(desired, self.services.get(&desired.id), |lists, used, _| {
+            used.iter().map(|list| exact(lists, list)).sum()
+        });
+        Lacking { needed, full }
+    }
+
+    /// Continues on larger maps that have the same entries.
+    pub fn move_to(&mut self, tables: T) {
+        let writer = &mut self.writer;
+        let capacity = tables.capacity();
+        writer.service_ids.extend(capacity.service_id_end());
+        for family in IpFamily::BOTH {
+            writer.backend_ids[family].extend(capacity.backends[family]);
+        }
+        writer.slots.extend(capacity.slots);
+        (writer.tables, writer.capacity, writer.freed) = (tables, capacity, true);
+    }
+
     /// Keeps a failed operation to try it again.
     fn record_result(
         &mut self,
@@ -270,7 +255,12 @@ impl<T: Tables> Engine<T> {
                 self.pending.remove(id);
             }
             Err(error) => {
-                let pending = PendingOperation { operation: operation(), needs_room: error.needs_room() };
+                let (operation, needs_room) = (operation(), error.needs_room());
+                let lacking = match (&operation, error.full_map()) {
+                    (Operation::Apply(desired), Some(full)) => Some(self.lacking(desired, full)),
+                    _ => None,
+                };
+                let pending = PendingOperation { operation, needs_room, lacking };
                 self.pending.insert(Arc::new(id.clone()), pending);
             }
         }

@@ -37,6 +37,19 @@ impl ApplyError {
         }
     }
 
+    /// Returns whether a map was full.
+    pub fn lacks_room(&self) -> bool {
+        self.full_map().is_some()
+    }
+
+    /// Returns the map that was full, with its capacity.
+    pub(super) fn full_map(&self) -> Option<(&'static str, u32)> {
+        match self {
+            Self::Table { source: TableError::Full { map, capacity, .. }, .. } => Some((map, *capacity)),
+            _ => None,
+        }
+    }
+
     /// Returns whether the operation can succeed only after entries were freed.
     pub(super) fn needs_room(&self) -> bool {
         match self {

@@ -67,6 +67,11 @@ impl IdPool {
         self.released.len() < count
     }
 
+    /// Adds free ids at the end, up to a larger end.
+    pub fn extend(&mut self, end: u32) {
+        self.end = self.end.max(end);
+    }
+
     /// Returns whether ids wait for a sweep of the flows.
     #[cfg(test)]
     pub fn has_released(&self) -> bool {

@@ -4,7 +4,7 @@ use std::io;
 
 use lb_model::PerFamily;
 
-/// The name of a map, and the option of the agent that sets its size, if one does.
+/// The name of a map, and the option of the agent that limits its size, if one does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapName {
     pub name: &'static str,
@@ -17,7 +17,7 @@ pub struct MapUsage {
     pub map: &'static str,
     pub entries: u64,
     pub capacity: u32,
-    /// The option of the agent that sets the capacity.
+    /// The option of the agent that limits the capacity.
     pub option: &'static str,
 }
 
@@ -39,6 +39,9 @@ impl MapUsage {
     }
 }
 
+/// The option that limits the maps that grow while the agent runs.
+const GROWING: Option<&str> = Some("max-map-memory");
+
 /// A map for each family.
 macro_rules! per_family {
     ($name:literal, $option:expr) => {
@@ -50,15 +53,15 @@ macro_rules! per_family {
 }
 
 impl MapName {
-    pub const SERVICES: PerFamily<Self> = per_family!("SERVICES", Some("max-services"));
-    pub const SERVICE_NAMES: Self = Self { name: "SERVICE_NAMES", option: Some("max-services") };
-    pub const THRESHOLDS: Self = Self { name: "THRESHOLDS", option: Some("max-services") };
-    pub const SLOTS: Self = Self { name: "SLOTS", option: Some("max-slots") };
-    pub const CURSORS: Self = Self { name: "CURSORS", option: Some("max-services") };
-    pub const BACKENDS: PerFamily<Self> = per_family!("BACKENDS", Some("max-backends"));
-    pub const LOADS: PerFamily<Self> = per_family!("LOADS", Some("max-backends"));
-    pub const ADDRESSES: PerFamily<Self> = per_family!("ADDRESSES", Some("max-services"));
-    pub const SOURCE_RANGES: PerFamily<Self> = per_family!("SOURCE_RANGES", Some("max-source-ranges"));
+    pub const SERVICES: PerFamily<Self> = per_family!("SERVICES", GROWING);
+    pub const SERVICE_NAMES: Self = Self { name: "SERVICE_NAMES", option: GROWING };
+    pub const THRESHOLDS: Self = Self { name: "THRESHOLDS", option: GROWING };
+    pub const SLOTS: Self = Self { name: "SLOTS", option: GROWING };
+    pub const CURSORS: Self = Self { name: "CURSORS", option: GROWING };
+    pub const BACKENDS: PerFamily<Self> = per_family!("BACKENDS", GROWING);
+    pub const LOADS: PerFamily<Self> = per_family!("LOADS", GROWING);
+    pub const ADDRESSES: PerFamily<Self> = per_family!("ADDRESSES", GROWING);
+    pub const SOURCE_RANGES: PerFamily<Self> = per_family!("SOURCE_RANGES", GROWING);
     pub const FILTER: Self = Self { name: "FILTER", option: None };
     pub const NETWORKS: PerFamily<Self> = per_family!("NETWORKS", None);
     pub const DEVICES: Self = Self { name: "DEVICES", option: None };

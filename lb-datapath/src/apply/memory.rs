@@ -58,6 +58,15 @@ pub struct MemoryState {
 /// The expected source ranges of each family. `None` allows all clients.
 pub type Guard = PerFamily<Option<BTreeSet<IpNet>>>;
 
+impl MemoryState {
+    /// Makes the maps larger.
+    #[cfg(test)]
+    pub fn grow(&mut self, capacity: Capacity) {
+        self.slots.resize(capacity.slots as usize, 0);
+        self.capacity = capacity;
+    }
+}
+
 impl Memory {
     pub fn new(capacity: Capacity, grace: Duration, now: Instant) -> Self {
         Self(Rc::new(RefCell::new(MemoryState {

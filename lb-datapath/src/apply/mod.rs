@@ -32,10 +32,12 @@
 
 mod adopt;
 mod audit;
+mod demand;
 mod engine;
 pub(crate) mod entry;
 mod error;
 mod ids;
+mod installed;
 pub(crate) mod map_name;
 mod marks;
 #[cfg(any(test, feature = "test-util"))]
@@ -46,6 +48,7 @@ pub mod tables;
 mod tests;
 
 pub use audit::Audit;
+pub use demand::Demand;
 pub use engine::{Engine, ReferencedIds};
 pub use entry::max_age_of;
 pub use error::ApplyError;

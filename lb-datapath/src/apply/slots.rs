@@ -30,7 +30,7 @@ pub struct SlotPool {
 
 /// Returns the length of a range for `count` slots. Returns `None` if it exceeds the range of
 /// `u32`.
-fn size_class(count: u32) -> Option<u32> {
+pub fn size_class(count: u32) -> Option<u32> {
     if count <= 8 {
         return Some(count);
     }
@@ -93,6 +93,14 @@ impl SlotPool {
             freed = true;
         }
         freed
+    }
+
+    /// Adds free slots at the end, up to a larger capacity.
+    pub fn extend(&mut self, capacity: u32) {
+        if let Some(more) = capacity.checked_sub(self.capacity) {
+            self.insert(self.capacity, more);
+            self.capacity = capacity;
+        }
     }
 
     pub fn capacity(&self) -> u32 {

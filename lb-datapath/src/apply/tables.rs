@@ -64,6 +64,14 @@ pub struct Capacity {
     pub source_ranges: PerFamily<u32>,
 }
 
+impl Capacity {
+    /// Service ids are below the capacity of the map of names. This is correct for a hash map and
+    /// for an array.
+    pub(super) fn service_id_end(&self) -> u32 {
+        self.service_names
+    }
+}
+
 /// The service maps. When a write returns, the programs see it. A failed write has changed nothing.
 pub trait Tables {
     fn capacity(&self) -> Capacity;

@@ -15,6 +15,7 @@ use lb_model::{Algorithm, HashInput, IpFamily, PerFamily, Protocol, SourceRanges
 use lb_plan::desired::*;
 use proptest::prelude::*;
 
+use super::demand::Demand;
 use super::engine::{Engine, ReferencedIds};
 use super::entry::{algorithm, max_age_of, parse_service_name, service_address, slot_ranges};
 use super::error::ApplyError;
@@ -569,6 +570,55 @@ fn a_restarted_engine_does_not_reuse_ids_of_flows() {
 }
 
 #[test]
+fn an_engine_continues_on_larger_maps() {
+    let start = Instant::now();
+    let capacity = Capacity {
+        services: PerFamily { v4: 2, v6: 0 },
+        slots: 4,
+        backends: PerFamily { v4: 4, v6: 1 },
+        service_names: 3,
+        source_ranges: PerFamily { v4: 0, v6: 0 },
+    };
+    let memory = Memory::new(capacity, GRACE, start);
+    let mut engine = engine(&memory);
+    assert_eq!(engine.demand(&[]), Demand::default());
+    engine.apply(&spec(1, &[1, 2]).wanted(), start).expect("applied");
+    let one = Demand { services: 1, slots: 2, backends: 2, source_ranges: 0 };
+    assert_eq!(engine.demand(&[]), one);
+    assert_eq!(engine.demand(&[spec(1, &[1, 2]).wanted()]), one, "nothing new");
+    let four = Demand { services: 1, slots: 4, backends: 4, source_ranges: 0 };
+    assert_eq!(engine.demand(&[spec(1, &[1, 2, 3, 4]).wanted()]), four);
+    let two = Spec { node_port: true, ..spec(2, &[3, 4, 5]) }.wanted();
+    let both = Demand { services: 3, slots: 5, backends: 5, source_ranges: 0 };
+    assert_eq!(engine.demand(std::slice::from_ref(&two)), both);
+
+    // A change that found no room counts until it is written. Its new slots need room beside the
+    // old ones.
+    engine.apply(&spec(1, &[1, 2, 3]).wanted(), start).expect_err("no room");
+    assert_eq!(engine.demand(&[]), Demand { slots: 5, backends: 3, ..one });
+    engine.apply(&spec(1, &[1, 2]).wanted(), start).expect("applied");
+    engine.apply(&two, start).expect_err("no room");
+    assert_eq!(engine.demand(&[]), both);
+    let larger = Capacity {
+        services: PerFamily { v4: 4, v6: 0 },
+        slots: 8,
+        backends: PerFamily { v4: 8, v6: 1 },
+        service_names: 4,
+        ..capacity
+    };
+    memory.state_mut().grow(larger);
+    engine.move_to(memory.clone());
+    assert!(engine.tick(start).is_empty());
+    assert_eq!(engine.pending().count(), 0);
+    assert_eq!(engine.demand(&[]), both);
+    let grown = meaning(&memory);
+    drop(engine);
+    let mut restarted = super::tests::engine(&memory);
+    assert!(restarted.tick(start).is_empty());
+    assert_eq!(meaning(&memory), grown, "an engine that is started on the maps finds the same");
+}
+
+#[test]
 fn a_full_map_leaves_the_service_unchanged_and_does_not_affect_others() {
     let start = Instant::now();
     let capacity = Capacity {
@@ -589,19 +639,19 @@ fn a_full_map_leaves_the_service_unchanged_and_does_not_affect_others() {
     let error = engine.apply(&large, start).expect_err("no room");
     assert_eq!(
         error.to_string(),
-        "service port default/web-1:http TCP: map BACKENDS_V4 is full (6 entries): raise --max-backends"
+        "service port default/web-1:http TCP: map BACKENDS_V4 is full (6 entries): raise --max-map-memory"
     );
     assert_eq!(meaning(&memory), before);
     assert_eq!(engine.pending().collect::<Vec<_>>(), [&id(1)]);
 
     // Slots: 6, 3 used.
     let error = engine.apply(&spec(1, &[1, 2, 4, 5]).wanted(), start).expect_err("no room");
-    assert!(error.to_string().contains("SLOTS is full (6 entries): raise --max-slots"), "{error}");
+    assert!(error.to_string().contains("SLOTS is full (6 entries): raise --max-map-memory"), "{error}");
     assert_eq!(meaning(&memory), before);
 
     // Entries: 3, 2 used.
     let error = engine.apply(&Spec { node_port: true, ..spec(3, &[]) }.wanted(), start).expect_err("no room");
-    assert!(error.to_string().contains("SERVICES_V4 is full (3 entries): raise --max-services"), "{error}");
+    assert!(error.to_string().contains("SERVICES_V4 is full (3 entries): raise --max-map-memory"), "{error}");
     assert_eq!(meaning(&memory), before);
     engine.apply(&spec(4, &[7]).wanted(), start).expect("others go on");
 
@@ -670,7 +720,7 @@ fn source_ranges_that_do_not_fit_leave_the_service_unchanged() {
     let error = engine.apply(&guarded(1, &[2, 3]), now).expect_err("1 of 2 is used");
     assert_eq!(
         error.to_string(),
-        "service port default/web-1:http TCP: map SOURCE_RANGES_V4 is full (2 entries): raise --max-source-ranges"
+        "service port default/web-1:http TCP: map SOURCE_RANGES_V4 is full (2 entries): raise --max-map-memory"
     );
     assert_eq!(meaning(&memory), before);
     engine.apply(&guarded(1, &[2]), now).expect("applied");

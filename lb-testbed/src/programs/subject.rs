@@ -274,6 +274,7 @@ pub fn load_options(limits: &Limits) -> LoadOptions {
     let snat_ports = (*limits.snat_ports.start(), *limits.snat_ports.end());
     LoadOptions {
         sizes,
+        map_memory: sizes.memory(),
         snat_ports,
         flow_timeouts: FlowTimeouts::DEFAULT,
         log_level: 0,

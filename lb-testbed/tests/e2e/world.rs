@@ -138,8 +138,21 @@ impl World {
         self.start_agent_with(node, &[])
     }
 
+    /// Returns the arguments that all agents get.
+    pub fn arguments(&self) -> impl Iterator<Item = &'static str> {
+        self.arguments.iter().copied()
+    }
+
     pub fn start_agent_with(&mut self, node: usize, arguments: &[&str]) -> Result<()> {
         self.start_agent_of_build(node, arguments, LbBuild::Usual)
+    }
+
+    /// Starts an agent without waiting for its initial sync.
+    pub fn spawn_agent_with(&mut self, node: usize, arguments: &[&str]) -> Result<()> {
+        let arguments = self.arguments.iter().chain(arguments).map(ToString::to_string).collect();
+        let options = AgentOptions { arguments, ..AgentOptions::default() };
+        self.agents[node] = Some(Agent::spawn(&self.topology, &self.topology.nodes[node], &options)?);
+        Ok(())
     }
 
     /// Starts an agent of another build.

@@ -46,7 +46,7 @@ fn source_ranges(datapath: &Datapath) -> Result<()> {
 
     let one_more = tables.put_source_range(1_000_000, "192.0.2.0/24".parse()?);
     ensure!(
-        matches!(one_more, Err(TableError::Full { option: "max-source-ranges", .. })),
+        matches!(one_more, Err(TableError::Full { option: "max-map-memory", .. })),
         "unexpected result of a write to a full map: {one_more:?}"
     );
     let (gone, kept): (Vec<_>, Vec<_>) = written.into_iter().partition(|(id, _)| *id != 7);

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use lb_datapath::{AttachError, LoadError};
+use lb_datapath::{AttachError, GrowError, LoadError};
 use lb_objects::kubernetes::KubernetesError;
 use lb_objects::manifests::ManifestError;
 
@@ -31,6 +31,8 @@ pub enum AgentError {
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]
+    Grow(#[from] GrowError),
+    #[error(transparent)]
     Attach(#[from] AttachError),
     #[error("the kernel refuses the programs for packets, and no socket program can be attached")]
     NothingServes,
@@ -53,6 +55,7 @@ impl AgentError {
             Self::NothingServes => {
                 Some("the log has the kernel's reason and a remedy for each program".into())
             }
+            Self::Grow(_) => Some("start the agent again: it continues with the maps of both sizes".into()),
             Self::Adopt(_) => Some("`lb cleanup` removes these maps; open connections break".into()),
             _ => None,
         }

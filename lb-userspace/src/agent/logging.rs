@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use lb_datapath::DatapathLog;
+use tokio::task::JoinHandle;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
@@ -57,13 +58,13 @@ pub fn start(filter: &LogFilter, format: LogFormat) {
 /// Pause between two readings of the kernel programs' log, which is a ring buffer.
 const DATAPATH_LOG_PERIOD: Duration = Duration::from_millis(50);
 
-/// Copies the log of the kernel programs to the agent's log until the runtime ends.
-pub fn follow_datapath(mut log: DatapathLog) {
+/// Copies the log of the kernel programs to the agent's log until the task is aborted.
+pub fn follow_datapath(mut log: DatapathLog) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut period = tokio::time::interval(DATAPATH_LOG_PERIOD);
         loop {
             period.tick().await;
             log.flush();
         }
-    });
+    })
 }

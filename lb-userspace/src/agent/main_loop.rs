@@ -2,17 +2,23 @@
 //! them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use lb_datapath::apply::MapUsage;
-use lb_datapath::{AttachError, Datapath, DrainingEndpoints, Drift, DriftKind, ServiceTables, monotonic_ns};
+use lb_datapath::inspect::AgentMaps;
+use lb_datapath::{
+    AttachError, Datapath, DrainingEndpoints, Drift, DriftKind, GrowError, LoadError, LoadOptions, MapSizes,
+    NewGeneration, Pins, ServiceTables, mebibytes, monotonic_ns,
+};
 use lb_model::{IpFamily, ObjectName, PerFamily, Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::WatchAges;
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
+use lb_plan::Changes;
 use lb_plan::desired::ServicePortId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -27,24 +33,27 @@ use super::drain_limits::DrainLimits;
 use super::drift::DriftReport;
 use super::error::AgentError;
 use super::full_maps::FullMaps;
+use super::growth::Growth;
 use super::host_reconciler::{Comparison, HostChange, HostReconciler};
 use super::lock::{LockError, NodeLock};
 use super::logging;
 use super::reconciler::{ReconcileOutcome, Reconciler};
 use super::reload::{Reload, Reloaded};
-use super::stale_sockets::Overdue;
+use super::stale_sockets::{CurrentEndpoints, Overdue};
 use super::stop::Stop;
 use crate::config::{Config, ForwardMode, TerminateSockets};
 use crate::node::NodeState;
 use crate::node::addresses::listen_addresses;
 use crate::node::devices::{DeviceChoice, Hooks};
 use crate::node::namespaces::follow::Follower;
-use crate::serve::{AgentState, Metrics, Progress, ServiceHealth};
+use crate::serve::{AgentState, MapMemory, Metrics, Progress, ServiceHealth};
 
 /// The period of retries and of updates of health and metrics.
 const TICK: Duration = Duration::from_secs(1);
 /// The flow table is read this often.
 const SWEEP: Duration = Duration::from_secs(10);
+/// If more Service ports are written after failures, the log has only their number.
+const MOST_NAMED: usize = 20;
 /// Maximum number of events in one batch. Queued events are planned together.
 const BATCH: usize = 4096;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -54,7 +63,19 @@ pub struct MainLoop {
     pub config: Config,
     /// `None` without a configuration file.
     pub reload: Option<Reload>,
+    /// The options with which the programs are loaded.
+    pub options: LoadOptions,
+    pub growth: Growth,
+    /// The changes of the initial sync and when they began, while they wait for larger maps.
+    /// Nothing else changes meanwhile.
+    pub waiting: Option<(Changes, Instant)>,
     pub datapath: Datapath,
+    /// The task that copies the log of the programs. `None` if they write none.
+    pub datapath_log: Option<JoinHandle<()>>,
+    /// The maps that the thread of the network namespaces reads.
+    pub endpoints: CurrentEndpoints,
+    /// The maps whose counts `/metrics` reads.
+    pub counted: Arc<Mutex<AgentMaps>>,
     pub reconciler: Reconciler<ServiceTables>,
     pub coalescer: Coalescer,
     pub host_reconciler: HostReconciler,
@@ -113,6 +134,7 @@ impl MainLoop {
         let mut batch = Vec::new();
         loop {
             let due = self.coalescer.next_due();
+            let applies = self.waiting.is_none();
             tokio::select! {
                 signal = stop.requested() => {
                     info!("{signal}: the agent ends; programs, maps and connections stay");
@@ -124,13 +146,21 @@ impl MainLoop {
                         _ => AgentError::SourceEnded,
                     });
                 }
-                _ = events.recv_many(&mut batch, BATCH) => self.apply_events(std::mem::take(&mut batch)),
-                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                loaded = self.growth.loaded() => self.use_larger_maps(loaded)?,
+                _ = events.recv_many(&mut batch, BATCH), if applies => {
+                    self.apply_events(std::mem::take(&mut batch));
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if applies && due.is_some() => {
                     self.apply_events(Vec::new());
                 }
-                Ok(()) = self.node.changed() => self.apply_host_state(),
-                Ok(()) = self.namespaces.addresses.changed() => self.apply_host_state(),
+                Ok(()) = self.node.changed(), if applies => self.apply_host_state(),
+                Ok(()) = self.namespaces.addresses.changed(), if applies => self.apply_host_state(),
                 _ = tick.tick() => {
+                    if !applies {
+                        self.publish_waiting();
+                        continue;
+                    }
+                    self.make_room();
                     self.tick();
                     self.cut_newly_overdue();
                     self.reset_aged();
@@ -149,6 +179,13 @@ impl MainLoop {
                     self.update_metrics();
                 }
             }
+        }
+    }
+
+    /// Lets the probes know that this loop runs, while it waits for the thread that makes maps.
+    fn publish_waiting(&self) {
+        if !self.growth.is_stuck(Instant::now()) {
+            self.publish_health();
         }
     }
 
@@ -228,10 +265,28 @@ impl MainLoop {
         }
         let events = batch.len();
         let changes = self.reconciler.plan(batch);
+        debug!(events, "planned");
+        if changes.complete {
+            let demand = self.reconciler.demand(&changes.changed);
+            let wanted = self.growth.wanted(self.datapath.sizes(), &demand, started);
+            if wanted.is_some_and(|sizes| self.load_for(sizes)) {
+                self.waiting = Some((changes, started));
+                let text = "waiting for larger maps of Services".to_owned();
+                self.health.send_modify(|state| state.progress = Progress::Starting(text));
+                return;
+            }
+        }
+        self.write(changes, started);
+    }
+
+    /// Writes changes of the plan, which began at `started`, to the service maps, and to everything
+    /// that depends on them.
+    fn write(&mut self, changes: Changes, started: Instant) {
         if changes.complete || changes.service_cidrs_changed {
             self.release_networks();
         }
-        let mut outcome = self.reconciler.write(changes, started);
+        // The changes may have waited. Grace periods begin with the write.
+        let mut outcome = self.reconciler.write(changes, Instant::now());
         self.log_outcome(&outcome);
         let health_checks = std::mem::take(&mut outcome.changes.health_checks);
         if !health_checks.is_empty() {
@@ -258,12 +313,92 @@ impl MainLoop {
         }
         if changes.complete || changed + removed > 0 {
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            debug!(events, changed, removed, micros, "updated service maps");
+            debug!(changed, removed, micros, "updated service maps");
             self.metrics.synced(started.elapsed(), SystemTime::now());
         }
         self.measure_latency(changes.triggers);
         self.publish_awaited();
         self.publish_health();
+    }
+
+    /// Begins to replace maps of Services by larger ones if they are nearly full. Until
+    /// [`MainLoop::use_larger_maps`], the agent writes the earlier ones.
+    fn make_room(&mut self) {
+        // The initial sync makes room itself. It may also remove entries of an earlier agent.
+        if !self.reconciler.planner().is_synced() {
+            return;
+        }
+        let demand = self.reconciler.demand(&[]);
+        if let Some(sizes) = self.growth.settled(self.datapath.sizes(), &demand, Instant::now()) {
+            self.load_for(sizes);
+        }
+    }
+
+    /// Starts the thread that makes maps of these sizes. Returns whether it runs.
+    fn load_for(&mut self, sizes: MapSizes) -> bool {
+        info!(memory_mib = mebibytes(sizes.memory()), "making maps of Services larger");
+        let options = LoadOptions { sizes, ..self.options.clone() };
+        match self.growth.load(Pins::new(&self.config.bpffs), options, Instant::now()) {
+            Ok(()) => true,
+            Err(error) => {
+                self.report_no_growth(&error);
+                false
+            }
+        }
+    }
+
+    /// Copies all entries to larger maps and stops using the earlier ones. Packets and calls are
+    /// served meanwhile. Fails if programs have begun to use the new maps and it cannot be
+    /// finished: an agent that starts continues.
+    fn use_larger_maps(&mut self, loaded: Result<NewGeneration, LoadError>) -> Result<(), AgentError> {
+        let started = Instant::now();
+        match loaded.map_err(GrowError::Undone).and_then(|new| self.datapath.move_to(new)) {
+            Ok(()) => self.follow_larger_maps(started)?,
+            Err(error @ GrowError::Interrupted(_)) => return Err(error.into()),
+            Err(error @ GrowError::Undone(_)) => self.report_no_growth(&error),
+        }
+        match self.waiting.take() {
+            Some((changes, started)) => self.write(changes, started),
+            // Writes the changes that have found no room.
+            None => self.tick(),
+        }
+        Ok(())
+    }
+
+    fn report_no_growth(&mut self, error: &dyn Error) {
+        let pause = self.growth.failed(Instant::now());
+        error!("cannot make maps larger, trying again in {} s: {error}", pause.as_secs());
+        if let Some(pending) = self.reconciler.pending() {
+            error!("{}", pending.what);
+        }
+    }
+
+    /// Replaces what has descriptors of the earlier maps and programs. The copy of the entries
+    /// began at `started`.
+    fn follow_larger_maps(&mut self, started: Instant) -> Result<(), AgentError> {
+        self.growth.succeeded();
+        self.reconciler.move_to(self.datapath.tables()?);
+        let endpoints = self.datapath.endpoints().map_err(AgentError::Namespaces)?;
+        *self.endpoints.lock().unwrap_or_else(PoisonError::into_inner) = endpoints;
+        *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = self.datapath.maps();
+        if let Some(task) = self.datapath_log.take() {
+            task.abort();
+            self.datapath_log = Some(logging::follow_datapath(self.datapath.take_log()?));
+        }
+        self.metrics.grown();
+        let sizes = self.datapath.sizes();
+        info!(
+            max_services = sizes.max_services,
+            max_slots = sizes.max_slots,
+            max_backends = sizes.max_backends,
+            max_source_ranges = sizes.max_source_ranges,
+            memory_mib = mebibytes(sizes.memory()),
+            seconds = started.elapsed().as_secs_f32(),
+            "the maps of Services are larger now"
+        );
+        // The records have other numbers in the new flow table.
+        self.ages_changed = true;
+        Ok(())
     }
 
     /// Returns the events that are to be applied now. The initial sync needs all of them.
@@ -632,8 +767,26 @@ impl MainLoop {
         for failure in &outcome.failed {
             error!("{failure}");
         }
-        for service in &outcome.recovered {
-            info!("wrote service port {service} after failures");
+        if !outcome.no_room.is_empty() {
+            self.log_no_room(&outcome.no_room);
+        }
+        match outcome.recovered.as_slice() {
+            services if services.len() > MOST_NAMED => {
+                info!("wrote {} service ports after failures", services.len());
+            }
+            services => services.iter().for_each(|one| info!("wrote service port {one} after failures")),
+        }
+    }
+
+    /// Logs writes to full maps. They are errors only if the maps do not become larger.
+    fn log_no_room(&self, failures: &[String]) {
+        let demand = self.reconciler.demand(&[]);
+        if self.growth.is_expected(self.datapath.sizes(), &demand, Instant::now()) {
+            info!("{} service ports wait for larger maps", failures.len());
+            return;
+        }
+        for failure in failures {
+            error!("{failure}");
         }
     }
 
@@ -662,14 +815,19 @@ impl MainLoop {
     /// Updates metrics that change with nearly every event, and reports maps that become nearly
     /// full. It runs once a second.
     fn update_metrics(&mut self) {
-        let mut maps = self.reconciler.usage();
-        maps.extend(&self.flow_maps);
-        for usage in self.full_maps.update(&maps) {
+        let services = self.reconciler.usage();
+        let grows = self.growth.is_under_way(Instant::now());
+        let mut stay = if grows { Vec::new() } else { services.clone() };
+        stay.extend(&self.flow_maps);
+        let maps = [services, self.flow_maps.clone()].concat();
+        for usage in self.full_maps.update(&stay) {
             let MapUsage { map, entries, capacity, option } = usage;
             warn!("map {map} is nearly full: {entries} of {capacity} entries are used; raise --{option}");
         }
         let endpoints =
             maps.iter().filter(|usage| usage.map.starts_with("BACKENDS_")).map(|usage| usage.entries).sum();
+        let (bytes, most) = (self.datapath.sizes().memory(), self.growth.most);
+        self.metrics.set_map_memory(MapMemory { bytes, most });
         self.metrics.set_watches(self.watch_ages.at(Instant::now()));
         self.metrics.set_served(self.reconciler.planner().service_count(), endpoints, maps);
     }
@@ -679,12 +837,17 @@ impl MainLoop {
         let planner = self.reconciler.planner();
         // A manifest folder need not contain a Node object.
         let node_eligible = planner.node().map_or(self.config.manifests.is_some(), |node| node.eligible);
-        let pending = [self.reconciler.pending(), self.host_reconciler.pending()];
-        let pending = pending.into_iter().flatten().min_by_key(|pending| pending.since);
+        let host = self.host_reconciler.pending();
+        let services = self.reconciler.pending();
+        let up_to_date = host.is_none() && services.is_none();
+        // Maps that become larger have room for these writes soon.
+        let grows = self.growth.is_under_way(Instant::now());
+        let services = if grows { self.reconciler.pending_with_room() } else { services };
+        let pending = [services, host].into_iter().flatten().min_by_key(|pending| pending.since);
         self.health.send_modify(|state| {
             state.alive = Instant::now();
             state.node_eligible = node_eligible;
-            if pending.is_none() && state.progress == Progress::Serving {
+            if up_to_date && state.progress == Progress::Serving {
                 state.last_updated = Some(SystemTime::now());
             }
             state.pending = pending;

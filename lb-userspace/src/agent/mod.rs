@@ -29,6 +29,7 @@ mod drain_limits;
 mod drift;
 mod error;
 mod full_maps;
+mod growth;
 mod host_reconciler;
 mod host_tables;
 mod lock;

@@ -37,6 +37,7 @@ pub async fn write(datapath: &Datapath, config: &Config, folder: &Path) -> Resul
     let outcome = reconciler.apply(events, now);
     let mut problems: Vec<String> = outcome.changes.raised.iter().map(ToString::to_string).collect();
     problems.extend(outcome.failed);
+    problems.extend(outcome.no_room);
 
     let state = watch::read_once().await?;
     let namespaces = follow(config.netns_dir.clone(), NoVisits).map_err(AgentError::Namespaces)?;

@@ -22,6 +22,7 @@ pub fn load_options(config: &Config, kernel_fragments: bool) -> LoadOptions {
     let ports = &config.snat_ports.0;
     LoadOptions {
         sizes: config.maps.0,
+        map_memory: (config.max_map_memory as usize) << 20,
         snat_ports: (*ports.start(), *ports.end()),
         flow_timeouts: config.flow_timeouts.seconds(),
         log_level: match config.datapath_log {

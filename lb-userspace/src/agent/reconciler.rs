@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use lb_datapath::apply::tables::{TableError, Tables};
-use lb_datapath::apply::{ApplyError, Audit, Engine, MapUsage, ReferencedIds};
+use lb_datapath::apply::{ApplyError, Audit, Demand, Engine, MapUsage, ReferencedIds};
 use lb_model::{Protocol, SourceEvent};
-use lb_plan::desired::ServicePortId;
+use lb_plan::desired::{DesiredServicePort, ServicePortId};
 use lb_plan::{Changes, Planner};
 
 use crate::serve::Pending;
@@ -36,6 +36,8 @@ struct FailedWrite {
     since: Instant,
     /// The message that was logged last.
     message: String,
+    /// Whether a map was full.
+    lacks_room: bool,
 }
 
 /// The changes that a batch of events or a tick caused.
@@ -46,6 +48,8 @@ pub struct ReconcileOutcome {
     pub changes: Changes,
     /// Messages about failed writes that have not been logged yet.
     pub failed: Vec<String>,
+    /// As `failed`, about writes to full maps. Larger maps may have room for them.
+    pub no_room: Vec<String>,
     /// Service ports that failed before and are written now.
     pub recovered: Vec<ServicePortId>,
     /// Protocols of the service ports from which an endpoint was removed.
@@ -87,26 +91,14 @@ impl<T: Tables> Reconciler<T> {
         } else if !changes.removed.is_empty() || !changes.changed.is_empty() {
             errors.extend(self.engine.tick(now));
         }
-        let (failed, recovered) = self.record_failures(errors, now);
-        ReconcileOutcome {
-            changes,
-            failed,
-            recovered,
-            lost: self.engine.take_protocols_with_lost_endpoints(),
-        }
+        ReconcileOutcome { changes, ..self.outcome(errors, now) }
     }
 
     /// Repeats failed writes, and frees entries whose grace period is over. To be called about once
     /// a second.
     pub fn tick(&mut self, now: Instant) -> ReconcileOutcome {
         let errors = self.engine.tick(now);
-        let (failed, recovered) = self.record_failures(errors, now);
-        ReconcileOutcome {
-            changes: Changes::default(),
-            failed,
-            recovered,
-            lost: self.engine.take_protocols_with_lost_endpoints(),
-        }
+        self.outcome(errors, now)
     }
 
     /// Reports a sweep of the flow tables to the engine. The sweep began at `started`; `referenced`
@@ -139,20 +131,32 @@ impl<T: Tables> Reconciler<T> {
         self.engine.usage()
     }
 
+    /// Returns the entries that the maps need with these changes.
+    pub fn demand(&self, changed: &[DesiredServicePort]) -> Demand {
+        self.engine.demand(changed)
+    }
+
+    /// Continues on larger maps that have the same entries. The next tick repeats writes that found
+    /// no room.
+    pub fn move_to(&mut self, tables: T) {
+        self.engine.move_to(tables);
+        (self.audit, self.audited) = (Audit::default(), None);
+    }
+
     /// Returns the write that has been failing longest, or `None` if the maps are as desired.
     pub fn pending(&self) -> Option<Pending> {
-        let oldest = self.failing.values().min_by_key(|failed| failed.since)?;
-        Some(Pending { since: oldest.since, what: oldest.message.clone() })
+        oldest(self.failing.values())
+    }
+
+    /// As [`Reconciler::pending`], without writes to full maps.
+    pub fn pending_with_room(&self) -> Option<Pending> {
+        oldest(self.failing.values().filter(|failed| !failed.lacks_room))
     }
 
     /// Compares the errors of a batch with those before it. Returns messages to log, and service
-    /// ports that are written again. An error that a later step of the same batch repaired is not
-    /// reported.
-    fn record_failures(
-        &mut self,
-        errors: Vec<ApplyError>,
-        now: Instant,
-    ) -> (Vec<String>, Vec<ServicePortId>) {
+    /// ports that are written again, without the changes. An error that a later step of the same
+    /// batch repaired is not reported.
+    fn outcome(&mut self, errors: Vec<ApplyError>, now: Instant) -> ReconcileOutcome {
         let failing: BTreeSet<&ServicePortId> = self.engine.pending().collect();
         let recovered: Vec<ServicePortId> =
             self.failing.keys().filter(|id| !failing.contains(id)).cloned().collect();
@@ -165,20 +169,25 @@ impl<T: Tables> Reconciler<T> {
             .map(|error| (error.service(), error))
             .filter(|(id, _)| failing.contains(id))
             .collect();
-        let mut failed = Vec::new();
+        let (mut failed, mut no_room) = (Vec::new(), Vec::new());
         for (id, error) in last {
-            let message = error.to_string();
-            let before = self.failing.get_mut(id);
-            if before.as_ref().is_none_or(|before| before.message != message) {
-                failed.push(message.clone());
+            let (message, lacks_room) = (error.to_string(), error.lacks_room());
+            let before = self.failing.get(id);
+            if before.is_none_or(|before| before.message != message) {
+                let messages = if lacks_room { &mut no_room } else { &mut failed };
+                messages.push(message.clone());
             }
-            match before {
-                Some(before) => before.message = message,
-                None => drop(self.failing.insert(id.clone(), FailedWrite { since: now, message })),
-            }
+            let since = before.map_or(now, |before| before.since);
+            self.failing.insert(id.clone(), FailedWrite { since, message, lacks_room });
         }
-        (failed, recovered)
+        let lost = self.engine.take_protocols_with_lost_endpoints();
+        ReconcileOutcome { changes: Changes::default(), failed, no_room, recovered, lost }
     }
+}
+
+fn oldest<'a>(failing: impl Iterator<Item = &'a FailedWrite>) -> Option<Pending> {
+    let oldest = failing.min_by_key(|failed| failed.since)?;
+    Some(Pending { since: oldest.since, what: oldest.message.clone() })
 }
 
 #[cfg(test)]
@@ -328,9 +337,10 @@ mod tests {
         drop(agent);
         let mut agent = reconciler(&memory, now);
         let outcome = agent.apply([service("web", "10.96.0.10")].into_iter().chain(synced()), now);
-        assert_eq!(outcome.failed.len(), 1, "{outcome:?}");
-        assert!(outcome.failed[0].contains("raise --max-services"), "{outcome:?}");
+        assert_eq!((outcome.failed.len(), outcome.no_room.len()), (0, 1), "{outcome:?}");
+        assert!(outcome.no_room[0].contains("raise --max-map-memory"), "{outcome:?}");
         assert_eq!(agent.pending().unwrap().since, now);
+        assert_eq!(agent.pending_with_room(), None);
 
         let later = now + Duration::from_secs(5);
         assert_eq!(agent.tick(later), ReconcileOutcome::default());

@@ -3,19 +3,21 @@
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use lb_datapath::apply::Engine;
-use lb_datapath::{AttachError, Datapath, LoadError, Pins, ServiceTables, monotonic_ns};
+use lb_datapath::{AttachError, Datapath, LoadError, LoadOptions, Pins, ServiceTables, monotonic_ns};
 use lb_objects::kubernetes::events::{EventRecorder, ObjectWarning};
 use lb_plan::Planner;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use super::connection_ages::SharedSocketAges;
 use super::drift::DriftReport;
 use super::error::AgentError;
+use super::growth::Growth;
 use super::host_reconciler::HostReconciler;
 use super::host_tables::HostTables as _;
 use super::lock::NodeLock;
@@ -73,7 +75,8 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
         warn!("the programs forward translated packets, also to networks with IPsec policies");
     }
     let config = &Config { forward, ..config.clone() };
-    let mut datapath = load(config, accepts_own_packets)?;
+    let options = load_options(config, accepts_own_packets);
+    let mut datapath = load(config, &options)?;
     if !datapath.can_serve_packets() && (cgroup.is_none() || !datapath.can_serve_sockets()) {
         return Err(AgentError::NothingServes);
     }
@@ -81,8 +84,11 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
     enable_forwarding(&sysctls);
     let sockets = attach_socket_programs(config, cgroup, &mut datapath)?;
 
-    let maps = datapath.maps();
+    let datapath_log = follow_log(config, &mut datapath)?;
+    let counted = Arc::new(Mutex::new(datapath.maps()));
+    let maps = Arc::clone(&counted);
     let metrics = Arc::new(Metrics::new(Box::new(move || {
+        let maps = maps.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(KernelCounts {
             packets: maps.counters()?,
             port_shortages: maps.port_shortages()?,
@@ -92,9 +98,10 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
     tokio::spawn(serve::serve_diagnostics(diagnostics, metrics.clone(), in_force));
     let service_health = serve_health_checks(state, recorder.clone());
     let overdue = Overdue::default();
+    let endpoints = Arc::new(Mutex::new(datapath.endpoints().map_err(AgentError::Namespaces)?));
     let socket_ages = SharedSocketAges::default();
     let sockets_to_close = StaleSockets::new(
-        datapath.endpoints().map_err(AgentError::Namespaces)?,
+        Arc::clone(&endpoints),
         config.terminate_sockets,
         overdue.clone(),
         socket_ages.clone(),
@@ -105,7 +112,13 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
     MainLoop {
         config: config.clone(),
         reload,
+        growth: Growth::new(options.map_memory),
+        waiting: None,
+        options,
         datapath,
+        datapath_log,
+        endpoints,
+        counted,
         reconciler: Reconciler::new(Planner::new(planner_settings(config)), engine),
         coalescer: Default::default(),
         host_reconciler,
@@ -160,17 +173,17 @@ fn check_host(config: &Config) -> Result<Option<&Path>, AgentError> {
     }
 }
 
-/// Loads the kernel programs on the pinned maps, and logs which kernel features are missing. For
-/// `kernel_fragments` see [`load_options`].
-fn load(config: &Config, kernel_fragments: bool) -> Result<Datapath, LoadError> {
+/// Loads the kernel programs on the pinned maps, and logs which kernel features are missing.
+fn load(config: &Config, options: &LoadOptions) -> Result<Datapath, LoadError> {
     let started = Instant::now();
     let pins = Pins::new(&config.bpffs);
-    let mut datapath = Datapath::load(&pins, &load_options(config, kernel_fragments))?;
+    let datapath = Datapath::load(&pins, options)?;
     let features = datapath.features();
     info!(
         kernel = features.kernel,
         pins = %pins.root().display(),
-        map_memory_mib = config.maps.0.memory() >> 20,
+        map_memory_mib = datapath.sizes().memory() >> 20,
+        max_map_memory_mib = config.max_map_memory,
         seconds = started.elapsed().as_secs_f32(),
         "loaded the kernel programs"
     );
@@ -180,10 +193,15 @@ fn load(config: &Config, kernel_fragments: bool) -> Result<Datapath, LoadError> 
     for missing in features.missing() {
         warn!("this kernel has {missing}");
     }
-    if config.datapath_log != DatapathLogLevel::Off {
-        logging::follow_datapath(datapath.take_log()?);
-    }
     Ok(datapath)
+}
+
+/// Starts the task that copies the log of the programs, if they write one.
+fn follow_log(config: &Config, datapath: &mut Datapath) -> Result<Option<JoinHandle<()>>, LoadError> {
+    if config.datapath_log == DatapathLogLevel::Off {
+        return Ok(None);
+    }
+    Ok(Some(logging::follow_datapath(datapath.take_log()?)))
 }
 
 /// Reads the maps and attachments that an earlier agent left.

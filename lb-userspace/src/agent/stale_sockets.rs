@@ -24,9 +24,12 @@ const MOST_CUT: usize = 4096;
 /// The backend ids of the endpoints that have drained for long enough. The main loop writes them.
 pub type Overdue = Arc<Mutex<PerFamily<BTreeSet<u32>>>>;
 
+/// The endpoints of connected sockets. The main loop replaces them when it replaces the maps.
+pub type CurrentEndpoints = Arc<Mutex<Endpoints>>;
+
 /// The sockets to close, as read from the maps before each visit.
 pub struct StaleSockets {
-    endpoints: Endpoints,
+    endpoints: CurrentEndpoints,
     /// The sockets of removed endpoints that are closed.
     terminate: TerminateSockets,
     overdue: Overdue,
@@ -45,7 +48,7 @@ pub struct StaleSockets {
 
 impl StaleSockets {
     pub fn new(
-        endpoints: Endpoints,
+        endpoints: CurrentEndpoints,
         terminate: TerminateSockets,
         overdue: Overdue,
         ages: SharedSocketAges,
@@ -66,15 +69,15 @@ impl StaleSockets {
     }
 
     /// Returns the sockets that have reached their maximum age.
-    fn aged(&mut self) -> io::Result<HashMap<u64, ConnectedPeer>> {
+    fn aged(&mut self, endpoints: &Endpoints) -> io::Result<HashMap<u64, ConnectedPeer>> {
         let limits = self.ages.lock().unwrap_or_else(PoisonError::into_inner).limits.clone();
-        if !limits.is_empty() && !self.endpoints.can_list() && !std::mem::replace(&mut self.reported, true) {
+        if !limits.is_empty() && !endpoints.can_list() && !std::mem::replace(&mut self.reported, true) {
             warn!(
                 "this kernel cannot list sockets (Linux 5.12 with CONFIG_DEBUG_INFO_BTF can): \
                  max-connection-age does not reset connections of processes on this node"
             );
         }
-        let sockets = if limits.is_empty() { HashMap::new() } else { self.endpoints.served_sockets()? };
+        let sockets = if limits.is_empty() { HashMap::new() } else { endpoints.served_sockets()? };
         let (due, next_s) = self.seen.due(sockets, &limits, monotonic_ns() / 1_000_000_000);
         self.ages.lock().unwrap_or_else(PoisonError::into_inner).next_s = next_s;
         Ok(due)
@@ -86,14 +89,16 @@ impl Visitor for StaleSockets {
         "close sockets that are connected to removed or drained endpoints or are too old";
 
     fn prepare(&mut self) -> io::Result<bool> {
+        // A panic of the main loop ends this process.
+        let current = Arc::clone(&self.endpoints);
+        let endpoints = current.lock().unwrap_or_else(PoisonError::into_inner);
         self.stale = match self.terminate {
             TerminateSockets::None => HashMap::new(),
-            TerminateSockets::Udp | TerminateSockets::All => self.endpoints.stale_sockets()?,
+            TerminateSockets::Udp | TerminateSockets::All => endpoints.stale_sockets()?,
         };
-        // A panic of the main loop ends this process.
         let overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.cut = self.endpoints.sockets_of(&overdue, MOST_CUT)?;
-        self.aged = self.aged()?;
+        self.cut = endpoints.sockets_of(&overdue, MOST_CUT)?;
+        self.aged = self.aged(&endpoints)?;
         Ok(!self.stale.is_empty() || !self.cut.is_empty() || !self.aged.is_empty())
     }
 

@@ -127,6 +127,7 @@ pub fn with_machine(command: clap::Command, machine: &Machine) -> clap::Command 
         agent.mut_args(|arg| match (arg.get_id().as_str(), &machine.cgroup_root) {
             ("node_name", _) => arg.default_value(machine.host_name.clone()),
             ("max_flows", _) => with_max_flows(arg, machine.max_flows()),
+            ("max_map_memory", _) => arg.default_value(machine.max_map_memory().to_string()),
             ("cgroup", Some(root)) => arg.default_value(root.as_os_str().to_owned()),
             _ => arg,
         })

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// The values from which the defaults of `--node-name`, `--cgroup` and `--max-flows` are taken.
+/// The values from which the defaults of `--node-name`, `--cgroup`, `--max-flows` and
+/// `--max-map-memory` are taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     pub host_name: String,
@@ -37,6 +38,11 @@ impl Machine {
         const LARGEST: u64 = 1 << 18;
         let flows = (self.memory + self.memory / 4) / BYTES;
         1 << flows.clamp(SMALLEST, LARGEST).ilog2()
+    }
+
+    /// Returns the default of `--max-map-memory`: a quarter of the memory, in MiB.
+    pub fn max_map_memory(&self) -> u32 {
+        u32::try_from(self.memory >> 22).unwrap_or(u32::MAX)
     }
 }
 

@@ -384,4 +384,19 @@ pub struct Config {
 
     #[command(flatten)]
     pub maps: SizeFlags,
+
+    /// Memory that all maps may take together while maps of Services grow, in MiB
+    ///
+    /// A map for Service addresses, slots, endpoints or source ranges grows when 80 % of it is
+    /// used, or when it is too small for a change. Half of the new map is used at most, if this
+    /// memory suffices. For some seconds, the old and the new map exist together. The default
+    /// is a quarter of the memory of the machine. With 0, no map grows.
+    #[arg(
+        long,
+        env = "SLUICE_MAX_MAP_MEMORY",
+        value_name = "MIB",
+        default_value_t = 512,
+        help_heading = "Map sizes"
+    )]
+    pub max_map_memory: u32,
 }

@@ -2,7 +2,7 @@
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgMatches, Command};
-use lb_datapath::{MapSizes, mebibytes};
+use lb_datapath::{LARGEST_MAP, MapSizes, mebibytes};
 
 /// The flags `--max-services` to `--max-affinity`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +106,7 @@ pub fn with_max_flows(flag: Arg, default: u32) -> Arg {
 
 /// Accepts 16 to 16 million entries. 16 million flows need about 2 GiB of memory.
 fn size() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(16..=16_777_216)
+    clap::value_parser!(u32).range(16..=LARGEST_MAP.into())
 }
 
 impl SizeFlag {

@@ -52,7 +52,7 @@ mod tests {
     use prometheus_client::encoding::text::encode;
 
     use super::super::http::testing::request;
-    use super::super::{AgentPort, KernelCounts, bind};
+    use super::super::{AgentPort, KernelCounts, MapMemory, bind};
     use super::*;
     use crate::testing::assert_golden;
 
@@ -117,8 +117,10 @@ mod tests {
         metrics.set_served(
             2,
             5,
-            vec![MapUsage { map: "SLOTS", entries: 10, capacity: 1024, option: "max-slots" }],
+            vec![MapUsage { map: "SLOTS", entries: 10, capacity: 1024, option: "max-map-memory" }],
         );
+        metrics.set_map_memory(MapMemory { bytes: 300 << 20, most: 1 << 30 });
+        metrics.grown();
         metrics.set_flows(8, 2);
         metrics.set_networks_by_kernel(1);
         metrics.repaired(DriftKind::Tc);

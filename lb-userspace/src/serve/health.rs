@@ -24,7 +24,7 @@ pub struct AgentState {
     pub alive: Instant,
     /// The time at which the maps were last known to be up to date.
     pub last_updated: Option<SystemTime>,
-    /// The change that has been failing longest.
+    /// The change that has been failing longest. Those for which maps become larger do not count.
     pub pending: Option<Pending>,
     /// Whether load balancers may send new connections to this node (KEP-3836): its Node object
     /// exists and is not about to be deleted.

@@ -59,6 +59,9 @@ struct Values {
     half_open_flows: usize,
     networks_by_kernel: usize,
     maps: Vec<MapUsage>,
+    map_memory: MapMemory,
+    /// How often maps were replaced by larger ones.
+    growths: u64,
     /// Problems of API objects that exist now.
     errors: u64,
     notes: u64,
@@ -75,6 +78,15 @@ struct Values {
     /// Endpoints that are left out.
     left_out: usize,
     overloaded: usize,
+}
+
+/// The memory of all maps in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MapMemory {
+    /// When they are full.
+    pub bytes: usize,
+    /// Maps may grow up to this.
+    pub most: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -170,6 +182,16 @@ impl Metrics {
         values.services = services;
         values.endpoints = endpoints;
         values.maps = maps;
+    }
+
+    /// Sets the memory of the maps.
+    pub fn set_map_memory(&self, memory: MapMemory) {
+        self.values().map_memory = memory;
+    }
+
+    /// Counts a replacement of maps by larger ones.
+    pub fn grown(&self) {
+        self.values().growths += 1;
     }
 
     /// Sets the time since the API server last sent something about each watched resource.
@@ -339,6 +361,21 @@ impl Collector for Metrics {
             "sluice_map_capacity",
             "Maximum entries of these maps",
             values.maps.iter().map(|usage| ([("map", usage.map)], usage.capacity)),
+        )?;
+        writer.gauge(
+            "sluice_map_memory_bytes",
+            "Memory of all maps when they are full",
+            values.map_memory.bytes as u64,
+        )?;
+        writer.gauge(
+            "sluice_map_memory_limit_bytes",
+            "Memory of all maps up to which maps of Services grow",
+            values.map_memory.most as u64,
+        )?;
+        writer.counter(
+            "sluice_map_growths",
+            "How often maps of Services were replaced by larger ones",
+            values.growths,
         )?;
         writer.gauges(
             "sluice_problems",

@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 pub use diagnostics::serve_diagnostics;
 pub use health::{AgentState, HealthReport, Pending, Progress};
 pub use ingress::{ingress_registry, serve_ingress_probes};
-pub use metrics::{KernelCounts, MOST_SERVICE_LOADS, Metrics, ReadCounts};
+pub use metrics::{KernelCounts, MOST_SERVICE_LOADS, MapMemory, Metrics, ReadCounts};
 pub use probes::serve_probes;
 pub use service_health::{HealthPorts, OpenError, ServiceHealth};
 

@@ -11,7 +11,9 @@ use lb_datapath::{EndpointShortage, Pins, monotonic_ns};
 use super::args::{DoctorArgs, reachable};
 use super::devices;
 use crate::cli::{get, http_client};
-use crate::view::doctor::{AgentFacts, Checked, DatapathFacts, HookNames, MapEntries, PortShortageFacts};
+use crate::view::doctor::{
+    AgentFacts, Checked, DatapathFacts, HookNames, MapEntries, MapMemoryFacts, PortShortageFacts,
+};
 use crate::view::{BackendsById, ServiceEntries};
 
 pub async fn facts(args: &DoctorArgs, cgroup: Option<&Path>) -> DatapathFacts {
@@ -53,6 +55,7 @@ fn agent(args: &DoctorArgs) -> AgentFacts {
     AgentFacts {
         health: get("/healthz", args.health_bind),
         watches: metrics.as_ref().map(|metrics| watches(metrics)).unwrap_or_default(),
+        map_memory: metrics.as_ref().ok().and_then(|metrics| map_memory(metrics)),
         written: metrics.map(|metrics| written(&metrics)),
     }
 }
@@ -61,6 +64,19 @@ fn agent(args: &DoctorArgs) -> AgentFacts {
 /// are left out: removed ones stay in the maps while connections use them.
 fn written(metrics: &str) -> Vec<(String, u64)> {
     samples(metrics, "sluice_map_entries{map=\"").filter(|(map, _)| map.starts_with("SERVICE")).collect()
+}
+
+/// Returns the memory of the maps in the text of `/metrics`.
+fn map_memory(metrics: &str) -> Option<MapMemoryFacts> {
+    let value = |name: &str| {
+        let mut lines = metrics.lines();
+        lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    };
+    Some(MapMemoryFacts {
+        bytes: value("sluice_map_memory_bytes")?,
+        most: value("sluice_map_memory_limit_bytes")?,
+        growths: value("sluice_map_growths_total")?,
+    })
 }
 
 /// Returns the ages of the watches in the text of `/metrics`, in seconds.
@@ -149,6 +165,11 @@ mod tests {
         let metrics =
             "# TYPE sluice_watch_age_seconds gauge\nsluice_watch_age_seconds{resource=\"nodes\"} 61\n";
         assert_eq!(watches(metrics), [("nodes".to_owned(), 61)]);
+        let metrics =
+            "sluice_map_memory_bytes 5\nsluice_map_memory_limit_bytes 7\nsluice_map_growths_total 2\n";
+        let memory = map_memory(metrics).expect("all three");
+        assert_eq!((memory.bytes, memory.most, memory.growths), (5, 7, 2));
+        assert!(map_memory("sluice_map_memory_bytes 5\n").is_none());
     }
 
     #[test]

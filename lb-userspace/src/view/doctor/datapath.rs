@@ -6,7 +6,8 @@ use lb_datapath::apply::MapUsage;
 use lb_datapath::attachments::is_own_program;
 
 use super::facts::{
-    AgentFacts, Checked, DatapathFacts, DevicePrograms, HookNames, MapEntries, PortShortageFacts,
+    AgentFacts, Checked, DatapathFacts, DevicePrograms, HookNames, MapEntries, MapMemoryFacts,
+    PortShortageFacts,
 };
 use super::finding::Finding;
 
@@ -219,6 +220,7 @@ fn maps(maps: &Checked<MapEntries>, agent: &AgentFacts) -> Vec<Finding> {
         findings.push(Finding::note(CHECK, format!("{} more such entries", maps.inconsistent.len() - SHOWN)));
     }
     findings.extend(maps.port_shortages.iter().map(port_shortage));
+    findings.extend(agent.map_memory.as_ref().map(map_memory));
     match &agent.written {
         Ok(written) => findings.extend(compare(maps, written)),
         Err(reason) => findings.push(Finding::unchecked(PLAN, reason)),
@@ -266,6 +268,24 @@ fn port_shortage(shortage: &PortShortageFacts) -> Finding {
         "widen --snat-ports, add endpoints to the Service, or set its externalTrafficPolicy to Local, \
          which needs no source ports",
     )
+}
+
+fn map_memory(memory: &MapMemoryFacts) -> Finding {
+    let MapMemoryFacts { bytes, most, growths } = memory;
+    let grown = match growths {
+        0 => "have not grown".to_owned(),
+        1 => "have grown once".to_owned(),
+        times => format!("have grown {times} times"),
+    };
+    let text = format!(
+        "full maps take {} MiB; those of Services {grown} since the agent started, and grow up to {} MiB",
+        bytes >> 20,
+        most >> 20
+    );
+    match bytes <= most {
+        true => Finding::ok("map memory", text),
+        false => Finding::note("map memory", format!("{text} (--max-map-memory), so no map grows")),
+    }
 }
 
 fn usage(usage: &MapUsage) -> Option<Finding> {

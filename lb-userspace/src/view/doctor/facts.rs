@@ -113,9 +113,21 @@ pub struct AgentFacts {
     /// The number of entries that the agent has written to each map of Services, by its metric
     /// `sluice_map_entries`.
     pub written: Checked<Vec<(String, u64)>>,
+    /// The memory of the maps. `None` if the agent does not answer.
+    pub map_memory: Option<MapMemoryFacts>,
     /// The seconds since the API server last sent something about each watched resource. Empty if
     /// the agent does not answer or reads manifests.
     pub watches: Vec<(String, u64)>,
+}
+
+/// The memory of all maps when they are full, in bytes.
+#[derive(Debug, Clone)]
+pub struct MapMemoryFacts {
+    pub bytes: u64,
+    /// Maps of Services grow up to this.
+    pub most: u64,
+    /// How often they have grown since the agent started.
+    pub growths: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -200,6 +212,7 @@ pub(super) fn healthy() -> Facts {
             agent: AgentFacts {
                 health: Ok((200, "{}".into())),
                 written: Ok(vec![("SERVICES_V4".into(), 6)]),
+                map_memory: Some(MapMemoryFacts { bytes: 271 << 20, most: 2048 << 20, growths: 0 }),
                 watches: vec![("services".into(), 12), ("nodes".into(), 59)],
             },
             devices: Ok(vec![DevicePrograms {
@@ -215,7 +228,7 @@ pub(super) fn healthy() -> Facts {
                     map: "SERVICES_V4",
                     entries: 6,
                     capacity: 65_536,
-                    option: "max-services",
+                    option: "max-map-memory",
                 }],
                 inconsistent: vec![],
                 port_shortages: vec![],

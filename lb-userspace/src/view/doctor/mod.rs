@@ -11,7 +11,8 @@ mod kernel;
 
 pub use facts::{
     AgentFacts, ApiServer, Checked, DatapathFacts, DevicePrograms, Facts, FileSystem, FirewallPolicy,
-    ForwardingFacts, HookNames, HostFacts, KernelFacts, KubeProxyFacts, MapEntries, PortShortageFacts,
+    ForwardingFacts, HookNames, HostFacts, KernelFacts, KubeProxyFacts, MapEntries, MapMemoryFacts,
+    PortShortageFacts,
 };
 pub use finding::{DoctorFormat, Finding, FindingSeverity, has_error, render_findings};
 
@@ -81,6 +82,7 @@ mod tests {
         facts.datapath.agent = AgentFacts {
             health: Ok((503, "{\"reason\":\"the main loop is stuck\"}".into())),
             written: Ok(vec![("SERVICES_V4".into(), 12), ("SERVICES_V6".into(), 0)]),
+            map_memory: Some(MapMemoryFacts { bytes: 271 << 20, most: 128 << 20, growths: 2 }),
             watches: vec![("services".into(), 340), ("nodes".into(), 3)],
         };
         facts.datapath.devices = Ok(vec![
@@ -104,10 +106,10 @@ mod tests {
         ]);
         facts.datapath.maps = Ok(MapEntries {
             usage: vec![
-                usage("SERVICES_V4", 16, 16, "max-services"),
-                usage("SLOTS", 95, 100, "max-slots"),
+                usage("SERVICES_V4", 16, 16, "max-map-memory"),
+                usage("SLOTS", 95, 100, "max-map-memory"),
                 usage("FLOWS_V4", 80, 100, "max-flows"),
-                usage("BACKENDS_V4", 79, 100, "max-backends"),
+                usage("BACKENDS_V4", 79, 100, "max-map-memory"),
             ],
             inconsistent: vec!["10.96.0.10:80 refers to backend 7, which does not exist".into()],
             port_shortages: vec![
@@ -171,6 +173,7 @@ mod tests {
             agent: AgentFacts {
                 health: Err("connection refused".into()),
                 written: Err("no agent".into()),
+                map_memory: None,
                 watches: vec![],
             },
             devices: Ok(vec![]),
