@@ -31,10 +31,9 @@ pub struct Features {
     /// Programs can read the MTU of a device. Otherwise IPv4 packets that do not fit their path are
     /// not fragmented.
     pub check_mtu: bool,
-    /// The types of the kernel are in /sys. Otherwise sockets stay connected to removed endpoints.
+    /// The types of the kernel are in /sys. Otherwise sockets are not closed.
     pub btf: bool,
-    /// An iterator program can identify a socket. Otherwise sockets stay connected to removed
-    /// endpoints.
+    /// An iterator program can identify a socket. Otherwise sockets are not closed.
     pub iterator_cookie: bool,
     /// Programs are compiled to machine code. Otherwise they are interpreted.
     pub jit: bool,
@@ -54,6 +53,7 @@ impl Features {
             set_retval: set_retval().is_ok(),
             coarse_clock: coarse_clock().is_ok(),
             check_mtu: check_mtu().is_ok(),
+            jit: jit().unwrap_or(true),
             ..Self::without_loading()
         }
     }
@@ -73,10 +73,7 @@ impl Features {
             // Found out when the iterator program is loaded. A smaller program would need its own
             // types.
             iterator_cookie: true,
-            // The file does not exist if the kernel always compiles (CONFIG_BPF_JIT_ALWAYS_ON
-            // without sysctl in a container). Only root may read it.
-            jit: std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
-                .map_or(true, |value| value.trim() != "0"),
+            jit: true,
             netns_cookie: sys::namespace_cookie().ok(),
         }
     }
@@ -112,12 +109,13 @@ impl Features {
             ),
             (
                 self.btf,
-                "no BTF (CONFIG_DEBUG_INFO_BTF): connected UDP sockets whose endpoint is gone are not closed",
+                "no BTF (CONFIG_DEBUG_INFO_BTF): sockets of this node are not closed when their endpoint is gone, when its \
+                 drain is overdue, or at their maximum age",
             ),
             (
                 self.iterator_cookie,
-                "no bpf_get_socket_cookie in iterators (Linux 5.12): connected UDP sockets whose endpoint is gone are not \
-                 closed",
+                "no bpf_get_socket_cookie in iterators (Linux 5.12): sockets of this node are not closed when their endpoint \
+                 is gone, when its drain is overdue, or at their maximum age",
             ),
             (
                 self.jit,
@@ -241,6 +239,13 @@ fn check_mtu() -> io::Result<OwnedFd> {
         EXIT,
     ];
     sys::load_program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, 0, &program)
+}
+
+/// Returns whether the kernel has compiled a program. The sysctl `net.core.bpf_jit_enable` does not
+/// show that: it is absent from kernels without the compiler, and from other network namespaces.
+fn jit() -> io::Result<bool> {
+    let program = sys::load_program(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, 0, &[set(R0, 0), EXIT])?;
+    Ok(sys::program_info(program.as_fd())?.jited_prog_len > 0)
 }
 
 #[cfg(test)]

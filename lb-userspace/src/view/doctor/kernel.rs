@@ -19,6 +19,8 @@ enum Need {
 }
 
 const NO_TC: &str = "tc programs cannot be attached";
+const NOT_CLOSED: &str = "sockets of this node are not closed when their endpoint is gone, when its drain is overdue, or at \
+                          their maximum age";
 
 const OPTIONS: [KernelOption; 8] = [
     KernelOption { name: "CONFIG_BPF_SYSCALL", without: "no program can be loaded", need: Need::Always },
@@ -35,16 +37,8 @@ const OPTIONS: [KernelOption; 8] = [
         without: "tc and XDP programs are refused, and calls at sockets take several times longer",
         need: Need::Optional,
     },
-    KernelOption {
-        name: "CONFIG_DEBUG_INFO_BTF",
-        without: "connected UDP sockets are not closed when their endpoint is removed",
-        need: Need::Optional,
-    },
-    KernelOption {
-        name: "CONFIG_INET_DIAG_DESTROY",
-        without: "sockets are not closed when their endpoint is removed",
-        need: Need::Optional,
-    },
+    KernelOption { name: "CONFIG_DEBUG_INFO_BTF", without: NOT_CLOSED, need: Need::Optional },
+    KernelOption { name: "CONFIG_INET_DIAG_DESTROY", without: NOT_CLOSED, need: Need::Optional },
 ];
 
 pub fn findings(facts: &KernelFacts) -> Vec<Finding> {
