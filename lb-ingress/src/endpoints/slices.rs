@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lb_model::{
-    Balancing, DrainingNodes, Endpoint, EndpointSlice, NodeDrain, ObjectName, PlaceHash, PodRef, PodWeight,
-    PodWeights,
+    Balancing, DrainingNodes, Endpoint, EndpointSlice, NodeDrain, NodeHint, ObjectName, PlaceHash, PodRef,
+    PodWeight, PodWeights,
 };
 use lb_plan::ClusterState;
 
@@ -101,6 +101,13 @@ impl Slices {
         slices.filter_map(|(_, slice)| self.service_of.get(slice).cloned()).collect()
     }
 
+    /// Returns whether endpoints of a Service have topology hints.
+    pub fn have_hints(&self, service: &ObjectName) -> bool {
+        let has_hint = |it: &Endpoint| it.node_hint != NodeHint::None || it.zone_hints.is_some();
+        let mut slices = self.by_service.get(service).into_iter().flatten();
+        slices.any(|(_, slice)| slice.endpoints.iter().any(has_hint))
+    }
+
     /// Returns the endpoints of a backend, sorted. `zone` is the zone of this node.
     pub fn addresses(
         &self,
@@ -121,7 +128,7 @@ fn pods_of(slice: &EndpointSlice) -> impl Iterator<Item = PodRef> {
 
 #[cfg(test)]
 mod tests {
-    use lb_model::{NodeHint, Weight};
+    use lb_model::Weight;
 
     use super::*;
 

@@ -49,7 +49,8 @@ pub struct Checked {
 impl PreflightArgs {
     /// Reads the objects and reports about them.
     pub async fn run(&self) -> Result<Checked, MigrationError> {
-        let events = objects::read(self.manifests.as_deref(), self.kubeconfig.as_deref(), &NEEDED).await?;
+        let (folder, kubeconfig) = (self.manifests.as_deref(), self.kubeconfig.as_deref());
+        let events = objects::read(folder, kubeconfig, (&NEEDED, "")).await?;
         let mut classes = migration::rules();
         classes.names.extend(self.class.iter().cloned());
         let named_secrets = match &self.manifests {

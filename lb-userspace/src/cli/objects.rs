@@ -28,15 +28,16 @@ pub enum ObjectsError {
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads the objects of these resources from a folder, or from the cluster of a kubeconfig file.
-/// Without either, this is the cluster of the pod's service account.
+/// Without either, this is the cluster of the pod's service account. `this_node` is the Node whose
+/// proxy the command is about.
 pub async fn read(
     folder: Option<&Path>,
     kubeconfig: Option<&Path>,
-    resources: &[WatchedResource],
+    (resources, this_node): (&[WatchedResource], &str),
 ) -> Result<Vec<SourceEvent>, ObjectsError> {
     let selection = ObjectSelection {
         resources: ResourceSet::of(resources),
-        this_node: "".into(),
+        this_node: this_node.into(),
         services: ServiceSelection::PortsOfAll,
     };
     if let Some(folder) = folder {

@@ -19,8 +19,18 @@ pub enum HttpFormat {
 #[derive(Debug)]
 pub struct ExplainedRequest {
     pub request: Explanation,
+    /// The Node of the proxy, if the backend has topology hints.
+    pub node: Option<ProxyNode>,
     /// Problems of the Ingress.
     pub problems: Vec<String>,
+}
+
+/// The Node whose proxy receives a request.
+#[derive(Debug)]
+pub struct ProxyNode {
+    pub name: String,
+    pub exists: bool,
+    pub zone: Option<String>,
 }
 
 impl ExplainedRequest {
@@ -67,6 +77,16 @@ impl ExplainedRequest {
         if let Some(backend) = &request.backend {
             line("SERVICE", &format!("{} port {}", backend.service, backend.port));
         }
+        if let Some(ProxyNode { name, exists, zone }) = &self.node {
+            let text = match (exists, zone) {
+                (true, Some(zone)) => format!("{name} in zone {zone}: topology hints apply"),
+                (true, None) => format!("{name} without a zone: only hints for nodes apply"),
+                (false, _) => format!(
+                    "{name} does not exist: topology hints have no effect, name the proxy's Node with --node"
+                ),
+            };
+            line("NODE", &text);
+        }
         match &request.answer {
             Some(OwnAnswer { status: Some(status), reason }) => {
                 line("ANSWER", &format!("{status}: {reason}"));
@@ -107,6 +127,7 @@ impl ExplainedRequest {
             "fallback": request.fallback,
             "service": request.backend.as_ref().map(|backend| backend.service.to_string()),
             "port": request.backend.as_ref().map(|backend| &backend.port),
+            "node": self.node.as_ref().map(|node| json!({"name": node.name, "zone": node.zone})),
             "endpoints": request.endpoints,
             "sentPath": request.backend_path,
         }))?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lb_ingress::endpoints::Slices;
-use lb_ingress::ingress::{ClassRules, DefaultBackend, NEEDED, NamedSecrets, Settings, Translator};
+use lb_ingress::ingress::{ClassRules, DefaultBackend, NamedSecrets, Settings, Translator};
 use lb_ingress::proxy::{Question, QuestionError, explain};
 use lb_ingress::routes::{BackendRef, RouteTable};
 use lb_model::{Balancing, SourceEvent, WatchedResource};
@@ -14,9 +14,10 @@ use super::error::ExplainError;
 use super::packet::PacketArgs;
 use crate::cli::objects;
 use crate::cli::pin_args::PinArgs;
+use crate::config::Machine;
 use crate::probe::packet::{AddressArg, PacketProtocol};
 use crate::view::explain::ExplanationFormat;
-use crate::view::http::{ExplainedRequest, HttpFormat};
+use crate::view::http::{ExplainedRequest, HttpFormat, ProxyNode};
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -40,6 +41,11 @@ pub struct HttpArgs {
     /// Address that the client connects to, if the URL has a name
     #[arg(long, value_name = "ADDRESS", requires = "client")]
     address: Option<IpAddr>,
+
+    /// Node of the proxy that receives the request. Topology hints name nodes and zones whose
+    /// proxies use an endpoint. Default: the host name in lower case, as in `lb ingress`
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
 
     /// Folder of YAML and JSON files to read, instead of a cluster
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
@@ -95,9 +101,8 @@ Examples:
 
 /// Returns the resources of a route and its endpoints.
 fn resources(pod_weights: bool) -> Vec<WatchedResource> {
-    let of_endpoints = [WatchedResource::EndpointSlices, WatchedResource::CordonedNodes];
     let of_pods = pod_weights.then_some(WatchedResource::Pods);
-    NEEDED.into_iter().chain(of_endpoints).chain(of_pods).collect()
+    WatchedResource::OF_INGRESSES.into_iter().chain(of_pods).collect()
 }
 
 impl HttpArgs {
@@ -112,8 +117,10 @@ impl HttpArgs {
         let question = self.question()?;
         let packet = self.packet(&question)?;
         let resources = resources(self.pod_weights);
-        let events = objects::read(self.manifests.as_deref(), self.kubeconfig.as_deref(), &resources).await?;
-        let explained = explain_request(events, self.settings(), &question, self.public_https_port);
+        let node = self.node.clone().unwrap_or_else(|| Machine::detect().host_name);
+        let (folder, kubeconfig) = (self.manifests.as_deref(), self.kubeconfig.as_deref());
+        let events = objects::read(folder, kubeconfig, (&resources, &node)).await?;
+        let explained = explain_request(events, &node, self.settings(), (&question, self.public_https_port));
         let text = explained.render(&self.url, &self.method, self.output)?;
         match packet {
             Some(packet) => {
@@ -154,36 +161,40 @@ impl HttpArgs {
             output,
             repeat: 1,
             manifests: self.manifests.clone(),
-            node: None,
+            node: self.node.clone().filter(|_| self.manifests.is_some()),
             pins: self.pins.clone(),
         }))
     }
 }
 
-/// Makes routes and endpoints of the objects, and explains a request.
+/// Makes routes and endpoints of the objects, and explains a request to the proxy of a Node, with
+/// the port of https.
 fn explain_request(
     events: Vec<SourceEvent>,
+    node: &str,
     settings: Settings,
-    question: &Question,
-    https_port: u16,
+    (question, https_port): (&Question, u16),
 ) -> ExplainedRequest {
+    let mut found = None;
     let mut slices = Slices::new(settings.pod_weights);
     for event in &events {
         match event {
             SourceEvent::EndpointSlice(name, slice) => drop(slices.set(name.clone(), slice.clone())),
             SourceEvent::NodeDrain(name, drain) => drop(slices.set_drain(name, *drain)),
             SourceEvent::PodWeight(name, weight) => drop(slices.set_pod_weight(name, *weight)),
+            SourceEvent::Node(node) => found.clone_from(node),
             _ => {}
         }
     }
     let mut translator = Translator::new(settings);
     let update = translator.update(events);
     let table = RouteTable::default().with(update.hosts, update.default);
+    let zone = found.as_ref().and_then(|node| node.zone.as_deref());
     let endpoints = |backend: &BackendRef| -> Vec<SocketAddr> {
         let default = Balancing::default();
         let service = translator.service(&backend.service);
         let balancing = service.map_or(&default, |service| &service.balancing);
-        slices.addresses(backend, balancing, None)
+        slices.addresses(backend, balancing, zone)
     };
     let request = explain(&table, question, https_port, endpoints);
     let of_ingress = |problem: &&lb_model::Problem| {
@@ -192,7 +203,13 @@ fn explain_request(
         })
     };
     let problems = translator.problems().iter().filter(of_ingress).map(ToString::to_string).collect();
-    ExplainedRequest { request, problems }
+    let hinted = request.backend.as_ref().is_some_and(|backend| slices.have_hints(&backend.service));
+    let node = hinted.then(|| ProxyNode {
+        name: node.to_owned(),
+        exists: found.is_some(),
+        zone: zone.map(str::to_owned),
+    });
+    ExplainedRequest { request, node, problems }
 }
 
 #[cfg(test)]
@@ -279,14 +296,22 @@ ports: [{name: http, port: 8080}]
 endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
 ";
 
+    const NODE: &str = "node-1";
+
+    async fn read(folder: &tempfile::TempDir, pod_weights: bool) -> Vec<SourceEvent> {
+        let resources = resources(pod_weights);
+        objects::read(Some(folder.path()), None, (&resources, NODE)).await.unwrap()
+    }
+
     async fn explained(url: &str, client: Option<&str>, format: HttpFormat) -> String {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("objects.yaml"), OBJECTS).unwrap();
-        let events = objects::read(Some(folder.path()), None, &resources(false)).await.unwrap();
+        let events = read(&folder, false).await;
         let client = client.map(|client| client.parse().unwrap());
         let question = Question::new("GET", url, &[], client).unwrap();
         let settings = Settings { named_secrets: NamedSecrets::All, ..Settings::default() };
-        let text = explain_request(events, settings, &question, 443).render(url, "GET", format).unwrap();
+        let explained = explain_request(events, NODE, settings, (&question, 443));
+        let text = explained.render(url, "GET", format).unwrap();
         text.replace(&*folder.path().to_string_lossy(), "./web")
     }
 
@@ -321,13 +346,13 @@ endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
         let folder = tempfile::tempdir().unwrap();
         let objects = OBJECTS.replace("[{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]", "[]");
         fs::write(folder.path().join("objects.yaml"), objects).unwrap();
-        let events = objects::read(Some(folder.path()), None, &resources(false)).await.unwrap();
+        let events = read(&folder, false).await;
         let url = "http://elsewhere.example/";
         let question = Question::new("GET", url, &[], None).unwrap();
         let default_backend = Some("web/api:80".parse().unwrap());
         let named_secrets = NamedSecrets::All;
         let settings = Settings { default_backend, named_secrets, ..Settings::default() };
-        let explained = explain_request(events, settings, &question, 443);
+        let explained = explain_request(events, NODE, settings, (&question, 443));
         let table = explained.render(url, "GET", HttpFormat::Table).unwrap();
         let answer = "ANSWER     503: the Service has no ready endpoint\n";
         assert!(table.contains("SERVICE    web/api port http\n") && table.contains(answer), "{table}");
@@ -350,14 +375,54 @@ endpoints: [{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]
         for (pod_weights, endpoints) in
             [(false, "10.244.1.6:8080, 10.244.2.6:8080"), (true, "10.244.2.6:8080")]
         {
-            let resources = resources(pod_weights);
-            let events = objects::read(Some(folder.path()), None, &resources).await.unwrap();
+            let events = read(&folder, pod_weights).await;
             let question = Question::new("GET", url, &[], None).unwrap();
             let named_secrets = NamedSecrets::All;
             let settings = Settings { named_secrets, pod_weights, ..Settings::default() };
-            let explained = explain_request(events, settings, &question, 443);
+            let explained = explain_request(events, NODE, settings, (&question, 443));
             let table = explained.render(url, "GET", HttpFormat::Table).unwrap();
             assert!(table.contains(&format!("ENDPOINTS  {endpoints}\n")), "{pod_weights}: {table}");
+        }
+    }
+
+    /// The endpoints are those that the proxy of the Node uses.
+    #[tokio::test]
+    async fn hints_choose_endpoints_for_a_node() {
+        let hint = |address: &str, hints: &str| format!("{{addresses: [{address}], hints: {{{hints}}}}}");
+        let all = "[{addresses: [10.244.1.6]}, {addresses: [10.244.2.6]}]";
+        let zones =
+            [hint("10.244.1.6", "forZones: [{name: a}]"), hint("10.244.2.6", "forZones: [{name: b}]")];
+        let nodes = [
+            hint("10.244.1.6", "forNodes: [{name: other}]"),
+            hint("10.244.2.6", "forNodes: [{name: node-1}]"),
+        ];
+        let node = "---\n{apiVersion: v1, kind: Node, metadata: {name: node-1, labels: \
+                    {topology.kubernetes.io/zone: b}}}\n";
+        let both = "10.244.1.6:8080, 10.244.2.6:8080";
+        let unknown =
+            "node-1 does not exist: topology hints have no effect, name the proxy's Node with --node";
+        let url = "http://shop.example/api/v1";
+        for (hints, node, line, endpoints) in [
+            (None, node, None, both),
+            (Some(&zones), node, Some("node-1 in zone b: topology hints apply"), "10.244.2.6:8080"),
+            (Some(&zones), "", Some(unknown), both),
+            (Some(&nodes), node, Some("node-1 in zone b: topology hints apply"), "10.244.2.6:8080"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let hinted = hints.map_or(all.to_owned(), |hints| format!("[{}]", hints.join(", ")));
+            let objects = OBJECTS.replace(all, &hinted) + node;
+            fs::write(folder.path().join("objects.yaml"), objects).unwrap();
+            let events = read(&folder, false).await;
+            let question = Question::new("GET", url, &[], None).unwrap();
+            let explained = explain_request(events, NODE, Settings::default(), (&question, 443));
+            let table = explained.render(url, "GET", HttpFormat::Table).unwrap();
+            let found = table.lines().find_map(|line| line.strip_prefix("NODE       "));
+            assert_eq!(found, line, "{table}");
+            assert!(table.contains(&format!("ENDPOINTS  {endpoints}\n")), "{table}");
+            let json = explained.render(url, "GET", HttpFormat::Json).unwrap();
+            let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+            let zone = line.filter(|line| line.contains("zone b")).map(|_| "b");
+            assert_eq!(json["node"]["zone"].as_str(), zone, "{json}");
         }
     }
 
