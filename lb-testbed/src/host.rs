@@ -15,7 +15,9 @@ use serde::de::DeserializeOwned;
 use crate::command::{TimeLimit, finish};
 use crate::family::Family;
 use crate::place::Place;
-use crate::report::{Bound, ConnectionsReport, Exchange, LoadReport, PingReport, TransferReport};
+use crate::report::{
+    Bound, ConnectionsReport, Exchange, ExchangeTimes, LoadReport, PingReport, TransferReport,
+};
 
 /// Ports of the servers in every pod.
 pub const HTTP_PORT: u16 = 8080;
@@ -32,6 +34,8 @@ pub struct Listen {
     pub transfer: Vec<u16>,
     /// TCP and UDP: the server returns what it receives.
     pub echo: Vec<u16>,
+    /// TCP: the server answers one connection after the other, see [`Host::exchange`].
+    pub exchange: Vec<u16>,
 }
 
 /// A host: a name, a network namespace with a cgroup, and an address of each family.
@@ -147,7 +151,7 @@ impl Host {
                 udp: vec![UDP_PORT],
                 sctp: vec![SCTP_PORT],
                 transfer: vec![TRANSFER_PORT],
-                echo: Vec::new(),
+                ..Listen::default()
             },
         )
     }
@@ -165,6 +169,7 @@ impl Host {
             ("--sctp", &listen.sctp),
             ("--transfer", &listen.transfer),
             ("--echo", &listen.echo),
+            ("--exchange", &listen.exchange),
         ];
         for (option, ports) in kinds {
             for port in ports {
@@ -237,6 +242,11 @@ impl Host {
     /// raw sockets, for which no cgroup program runs: only the packets are translated.
     pub fn associate(&self, target: SocketAddr, count: u32) -> Result<Vec<Exchange>> {
         json_of(self.tool("associate")?.args(["--count", &count.to_string(), &target.to_string()]))
+    }
+
+    /// Opens TCP connections to a server of short connections, one after the other.
+    pub fn exchange(&self, target: SocketAddr, count: u32) -> Result<ExchangeTimes> {
+        json_of(self.tool("exchange")?.args(["--count", &count.to_string(), &target.to_string()]))
     }
 
     /// Sends `bytes` bytes to a transfer server and receives as many from it, over one connection.

@@ -48,6 +48,12 @@ enum Command {
     Programs,
     /// Build a cluster without agents, print its name, and remove it on Ctrl-C
     Up,
+    /// Open TCP connections, one after the other, and exchange a few bytes on each
+    Exchange {
+        #[arg(long)]
+        count: u32,
+        target: SocketAddr,
+    },
     /// Send and receive many bytes over one TCP connection
     Transfer {
         #[arg(long)]
@@ -73,6 +79,7 @@ async fn main() -> Result<()> {
         #[cfg(feature = "programs")]
         Command::Programs => print(&lb_testbed::programs::ProgramListing::new()?),
         Command::Up => up().await,
+        Command::Exchange { count, target } => print(&tool::exchange::client(target, count)?),
         Command::Transfer { bytes, target } => print(&tool::transfer::client(target, bytes)),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +152,15 @@ pub struct OpenedReport {
     pub slowest_milliseconds: u64,
     /// The first few failures.
     pub examples: Vec<String>,
+}
+
+/// What short connections cost their client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExchangeTimes {
+    /// CPU time of the client's process for all connections.
+    pub cpu: Duration,
+    /// Median of the time from `connect` until the server has closed the connection.
+    pub median: Duration,
 }
 
 /// The result of a transfer in both directions over one TCP connection. Every byte is compared with

@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::traffic::{FloorRewrite, NODE_PORT, TARGET_PORT};
 use lb_testbed::agent::program;
 use lb_testbed::command;
-use lb_testbed::control_plane::{ControlPlane, KubeProxy, KubeProxyMode};
-use lb_testbed::manifests::{self, ServiceManifest, ServicePort};
+use lb_testbed::control_plane::{KubeProxyMode, RunningProxy, ServiceProxy};
+use lb_testbed::manifests::{ServiceManifest, ServicePort};
 use lb_testbed::packet::layer::Mac;
 use lb_testbed::topology::Node;
-use lb_testbed::{Agent, AgentOptions, AttachMode, Family, Host, Place, Topology, Underlay};
+use lb_testbed::{AttachMode, Family, Host, Place, Topology, Underlay};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
@@ -86,10 +86,8 @@ pub struct Bed {
     pub node_mac: Mac,
     pub next_node_mac: Mac,
     gateway_mac: Mac,
-    // These are dropped in this order.
-    _agent: Option<Agent>,
-    _kube_proxy: Option<KubeProxy>,
-    _control_plane: Option<ControlPlane>,
+    // It is dropped before its cluster.
+    _proxy: Option<RunningProxy>,
     topology: Topology,
 }
 
@@ -104,7 +102,8 @@ impl Bed {
         let [node_mac, next_node_mac, gateway_mac] =
             [mac(&node.host)?, mac(&next.host)?, mac(&topology.client)?];
         prepare(node, &[(&next.host, next_node_mac), (&topology.client, gateway_mac)])?;
-        let (mut agent, mut kube_proxy, mut control_plane) = (None, None, None);
+        let objects = service_objects(&next.host.name);
+        let mut proxy = None;
         match subject {
             Subject::Routing => {}
             Subject::Floor => traffic.attach_floor(
@@ -120,41 +119,18 @@ impl Bed {
                 },
             )?,
             Subject::SluiceXdp | Subject::SluiceTc => {
-                let nodes: Vec<_> = topology.nodes.iter().map(manifests::node).collect();
-                topology.manifests.write("nodes.yaml", &nodes)?;
-                topology.manifests.write("service.yaml", &service_objects(&next.host.name))?;
-                agent = Some(Agent::start(&topology, node, &AgentOptions::default())?);
+                proxy = Some(ServiceProxy::Sluice.start(&topology, &objects, &served())?);
             }
             Subject::KubeProxyNftables | Subject::KubeProxyIptables => {
                 let mode = subject.kube_proxy().context("not kube-proxy")?;
-                let folder = topology.folder().join("control-plane");
-                let started = ControlPlane::start(&topology.client, &folder)?;
-                let admin = started.admin()?;
-                topology.nodes.iter().try_for_each(|node| admin.apply(&manifests::node(node)))?;
-                service_objects(&next.host.name).iter().try_for_each(|object| admin.apply(object))?;
-                let kubeconfig = started.admin_kubeconfig()?;
-                let mut proxy = KubeProxy::start(node, mode, &kubeconfig, &topology.folder())?;
-                let endpoints = [endpoint_v4(0).into(), endpoint_v6(0).into()];
-                proxy.wait_until_served(&[service().cluster_ips, endpoints.to_vec()].concat())?;
+                proxy = Some(ServiceProxy::KubeProxy(mode).start(&topology, &objects, &served())?);
                 // Generated frames have no verdict of a NIC on their checksum.
                 node.host.place.sysctl(&["net/netfilter/nf_conntrack_checksum=0"])?;
-                (kube_proxy, control_plane) = (Some(proxy), Some(started));
             }
         }
         traffic.connect(&topology, node, device)?;
         let thread = napi_thread(&node.host.place)?;
-        Ok(Self {
-            subject,
-            device,
-            thread,
-            node_mac,
-            next_node_mac,
-            gateway_mac,
-            _agent: agent,
-            _kube_proxy: kube_proxy,
-            _control_plane: control_plane,
-            topology,
-        })
+        Ok(Self { subject, device, thread, node_mac, next_node_mac, gateway_mac, _proxy: proxy, topology })
     }
 
     /// Returns where clients send their requests.
@@ -248,6 +224,11 @@ fn service() -> ServiceManifest {
         ],
         ports: vec![ServicePort::udp("", TARGET_PORT, TARGET_PORT).node_port(NODE_PORT)],
     }
+}
+
+/// Returns addresses that the rules of a proxy have when it serves the Service.
+fn served() -> Vec<IpAddr> {
+    [service().cluster_ips, vec![endpoint_v4(0).into(), endpoint_v6(0).into()]].concat()
 }
 
 /// Returns the Service, and its endpoints on this node. No process has their addresses: the counter

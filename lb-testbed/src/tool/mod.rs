@@ -4,6 +4,7 @@ pub mod bind;
 pub mod connections;
 pub mod datagrams;
 pub mod echo;
+pub mod exchange;
 pub mod flood;
 pub mod get;
 pub mod hold;

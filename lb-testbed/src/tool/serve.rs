@@ -17,7 +17,7 @@ use lb_testbed::pattern;
 use lb_testbed::report::Greeting;
 use tokio::net::{TcpListener, UdpSocket};
 
-use super::{echo, sctp, transfer};
+use super::{echo, exchange, sctp, transfer};
 
 #[derive(Args)]
 pub struct Options {
@@ -39,6 +39,9 @@ pub struct Options {
     /// Address of an echo server, TCP and UDP
     #[arg(long)]
     echo: Vec<SocketAddr>,
+    /// Address of a server of short connections
+    #[arg(long)]
+    exchange: Vec<SocketAddr>,
 }
 
 pub async fn run(options: Options) -> Result<()> {
@@ -61,6 +64,10 @@ pub async fn run(options: Options) -> Result<()> {
     }
     for address in options.echo {
         echo::serve(address).with_context(|| format!("serve echo on {address}"))?;
+    }
+    for address in options.exchange {
+        let listener = StdTcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+        thread::spawn(move || exchange::serve(&listener));
     }
     println!("ready");
     std::future::pending().await

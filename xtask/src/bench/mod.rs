@@ -3,8 +3,8 @@
 
 mod agent;
 mod algorithms;
+mod compared;
 mod connections;
-mod forward;
 mod ingress;
 mod programs;
 mod run;
@@ -19,7 +19,10 @@ pub enum Bench {
     Algorithms(algorithms::Options),
     /// CPU time of a packet through a node: Sluice beside kube-proxy, the kernel's forwarding and
     /// the least that is possible
-    Forward(forward::Options),
+    Forward(compared::Options),
+    /// CPU time of a short TCP connection from a pod: through a Service of Sluice, through one of
+    /// kube-proxy, and directly to the address of a pod
+    Connect(compared::Options),
     /// Thousands of new connections in a second to one endpoint, with real sockets; fails if one is
     /// refused
     Connections(connections::Options),
@@ -35,7 +38,8 @@ pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Programs(options) => programs::run(options),
         Bench::Algorithms(options) => algorithms::run(options),
-        Bench::Forward(options) => forward::run(options),
+        Bench::Forward(options) => compared::run("forward", options),
+        Bench::Connect(options) => compared::run("connect", options),
         Bench::Connections(options) => connections::run(options),
         Bench::Ingress(options) => ingress::run(options),
         Bench::Agent(options) => agent::run(options),

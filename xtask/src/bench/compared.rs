@@ -1,5 +1,6 @@
-//! `cargo xtask bench forward`: builds `lb`, the programs that measure and kube-proxy, and runs the
-//! benchmark in `lb-testbed/benches/forward`, which describes what it measures.
+//! `cargo xtask bench forward` and `bench connect`: builds `lb`, the programs that measure and
+//! kube-proxy, and runs the benchmark in `lb-testbed/benches/forward` or `…/connect`, which
+//! describes what it measures.
 
 use std::ffi::OsString;
 
@@ -37,9 +38,10 @@ pub struct Options {
     setup: InstallOptions,
 }
 
-pub fn run(options: &Options) -> Result<()> {
+/// Runs a benchmark of `lb-testbed/benches`.
+pub fn run(name: &'static str, options: &Options) -> Result<()> {
     if !is_root() {
-        bail!("the benchmark creates network namespaces: run `sudo -E cargo xtask bench forward`");
+        bail!("the benchmark creates network namespaces: run `sudo -E cargo xtask bench {name}`");
     }
     let mut programs = vec![Program::Compiler, Program::Ip, Program::Ethtool];
     let mut variables = Vec::new();
@@ -51,13 +53,15 @@ pub fn run(options: &Options) -> Result<()> {
     }
     setup::provide(&programs.into_iter().map(Need::Program).collect::<Vec<_>>(), options.setup)?;
     build_ebpf::ensure()?;
-    variables.push(("SLUICE_BENCH_PROGRAMS", build_ebpf::for_benchmarks()?));
+    if name == "forward" {
+        variables.push(("SLUICE_BENCH_PROGRAMS", build_ebpf::for_benchmarks()?));
+    }
     compile(cargo().args(["build", "--release", "-p", "lb-userspace", "--bin", "lb"]))?;
     variables.push(("SLUICE_LB", workspace::target().join("release/lb")));
     if !options.without_kube_proxy {
         variables.push(("SLUICE_K8S_BIN", k8s::provide(k8s::NEWEST, &KUBERNETES)?));
     }
-    let benchmark = Benchmark { name: "forward", features: "programs,control-plane" };
+    let benchmark = Benchmark { name, features: "programs,control-plane" };
     run_benchmark(benchmark, arguments(options), &variables)
 }
 
