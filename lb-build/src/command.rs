@@ -51,10 +51,9 @@ pub fn without_cargo_environment(command: &mut Command) -> &mut Command {
     command
 }
 
-/// Removes the variables by which cargo tells a program or a test of which package it is. Build
-/// scripts of some crates (ring) run again if one of them changes, and everything that depends on
-/// these crates is compiled again: by xtask, by each test that builds the agent, and by a person's
-/// cargo in turn.
+/// Removes the variables in which cargo names the package of a program or of a test. If one of them
+/// changes, the build script of ring runs again, and cargo compiles again what depends on ring. So
+/// without this, xtask, tests that build the agent, and a person's cargo undo each other's builds.
 pub fn without_package(cargo: &mut Command) -> &mut Command {
     const PREFIXES: [&str; 5] =
         ["CARGO_BIN_", "CARGO_CRATE_NAME", "CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_PRIMARY_PACKAGE"];

@@ -103,6 +103,14 @@ pub fn median(values: Vec<f64>) -> f64 {
     percentile(values, 50.0)
 }
 
+/// Returns the median as text, with the smallest and the largest value in brackets. `digits` are
+/// those after the point.
+pub fn median_and_range(values: Vec<f64>, digits: usize) -> String {
+    let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let largest = values.iter().copied().fold(0.0, f64::max);
+    format!("{:.digits$} [{smallest:.digits$}–{largest:.digits$}]", median(values))
+}
+
 /// Returns the smallest value that at least `percent` of the values do not exceed, or 0 without
 /// values.
 pub fn percentile(mut values: Vec<f64>, percent: f64) -> f64 {
@@ -124,6 +132,12 @@ mod tests {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
         assert_eq!(percentile(vec![7.0], 0.0), 7.0);
         assert_eq!(percentile(Vec::new(), 99.0), 0.0);
+    }
+
+    #[test]
+    fn a_range_is_in_brackets() {
+        assert_eq!(median_and_range(vec![30.0, 10.2, 20.6], 0), "21 [10–30]");
+        assert_eq!(median_and_range(vec![2.0], 1), "2.0 [2.0–2.0]");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::Result;
 use lb_testbed::Family;
 use lb_testbed::control_plane::ServiceProxy;
 use lb_testbed::documents::replace_between;
-use lb_testbed::measure::{cpu, kernel, load_averages, median};
+use lb_testbed::measure::{cpu, kernel, load_averages, median, median_and_range};
 use serde::Serialize;
 
 const BEGIN: &str = "<!-- begin: cargo xtask bench connect --write-docs -->";
@@ -130,9 +130,8 @@ impl Report {
                     continue;
                 }
                 let times: Vec<f64> = samples.iter().map(|sample| sample.cpu).collect();
-                let smallest = times.iter().copied().fold(f64::INFINITY, f64::min);
-                let largest = times.iter().copied().fold(0.0, f64::max);
-                let time = median(times);
+                let time = median(times.clone());
+                let times = median_and_range(times, 1);
                 let latency = median(samples.iter().map(|sample| sample.latency).collect());
                 let ratio = direct / time;
                 let (target, verdict) = match *subject == ServiceProxy::Sluice.to_string() {
@@ -142,7 +141,7 @@ impl Report {
                 };
                 let _ = writeln!(
                     text,
-                    "| {}, {family} | {subject} | {time:.1} [{smallest:.1}–{largest:.1}] | {latency:.1} | \
+                    "| {}, {family} | {subject} | {times} | {latency:.1} | \
                      {ratio:.2} | {target} | {verdict} |",
                     figure.name()
                 );

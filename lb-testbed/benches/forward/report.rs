@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use lb_testbed::Family;
 use lb_testbed::documents::replace_between;
-use lb_testbed::measure::{cpu, kernel, load_averages, median};
+use lb_testbed::measure::{cpu, kernel, load_averages, median, median_and_range};
 use serde::Serialize;
 
 use crate::bed::Subject;
@@ -102,8 +102,9 @@ impl Report {
         let _ = writeln!(text, "|---|{}", "--:|".repeat(subjects.len()));
         for (figure, family) in figures() {
             let rounds = self.rounds(figure, family);
-            let cells =
-                subjects.iter().map(|subject| rounds.get(subject).map_or("–".to_owned(), |of| cell(of)));
+            let cells = subjects.iter().map(|subject| {
+                rounds.get(subject).map_or("–".to_owned(), |of| median_and_range(of.clone(), 0))
+            });
             let _ =
                 writeln!(text, "| {}, {family} | {} |", figure.name(), cells.collect::<Vec<_>>().join(" | "));
         }
@@ -135,10 +136,4 @@ impl Report {
 
 fn figures() -> impl Iterator<Item = (Figure, Family)> {
     Figure::ALL.into_iter().flat_map(|figure| Family::BOTH.map(|family| (figure, family)))
-}
-
-fn cell(rounds: &[f64]) -> String {
-    let smallest = rounds.iter().copied().fold(f64::INFINITY, f64::min);
-    let largest = rounds.iter().copied().fold(0.0, f64::max);
-    format!("{:.0} [{smallest:.0}–{largest:.0}]", median(rounds.to_vec()))
 }

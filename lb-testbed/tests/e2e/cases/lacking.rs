@@ -185,7 +185,7 @@ pub fn no_jit(world: &mut World) -> Result<()> {
     sockets_alone_are_served(world, &reported)
 }
 
-/// Checks that calls at sockets are served, that packets are not, and that the log says so.
+/// Requires that sockets are served, that packets are not, and that the log names the reason.
 fn sockets_alone_are_served(world: &mut World, reported: &[&str]) -> Result<()> {
     let log = world.agent(0)?.log()?;
     for expected in reported {
