@@ -117,8 +117,10 @@ fn count(context: &XdpContext) -> Option<u32> {
         // SAFETY: as in `generate`.
         if unsafe { (*BENCH_PLAN.get_ptr(0)?).keep } != 0 {
             let connection = u32::from_be_bytes(field::<4>(bytes, offsets.payload)?);
-            // SAFETY: entries are aligned, and the packet is as long as a frame.
-            unsafe { *BENCH_SEEN.get_ptr_mut(connection)? = *frame.cast::<[u32; WORDS]>() };
+            // SAFETY: the packet is as long as a frame. Nothing says that it is aligned.
+            let words = unsafe { frame.cast::<[u32; WORDS]>().read_unaligned() };
+            // SAFETY: the value is of the array, and this run keeps one frame of each connection.
+            unsafe { *BENCH_SEEN.get_ptr_mut(connection)? = words };
         }
     } else {
         return None;
