@@ -2,6 +2,9 @@
 
 use std::ops::Add;
 
+/// How a test program begins the line about a case that failed at first.
+const UNSTABLE: &str = "passed only when it ran again: ";
+
 /// Result of one part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -9,8 +12,8 @@ pub struct Tally {
     pub failed: u64,
     /// The part did not run.
     skipped: bool,
-    /// The reason why the part failed or was skipped, or the checks that it left out, unless the
-    /// output of its tests shows that.
+    /// The reason why the part failed or was skipped, the checks that it left out, or the cases
+    /// that failed at first.
     note: Option<String>,
 }
 
@@ -49,7 +52,8 @@ impl Tally {
         self.skipped
     }
 
-    /// Returns the reason why the part failed or was skipped, or the checks that it left out.
+    /// Returns the reason why the part failed or was skipped, the checks that it left out, or the
+    /// cases that failed at first.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
@@ -59,8 +63,13 @@ impl Tally {
     }
 
     /// Adds the last line of a test program: `test result: ok. 6 passed; 0 failed; 0 ignored; …`.
-    /// Ignores other lines.
+    /// Notes a case that failed at first. Ignores other lines.
     pub fn read(&mut self, line: &str) {
+        if line.starts_with(UNSTABLE) {
+            let note = self.note.get_or_insert_default();
+            note.push_str(if note.is_empty() { "" } else { "\n" });
+            note.push_str(line);
+        }
         let Some(result) = line.strip_prefix("test result: ") else { return };
         for item in result.split(['.', ';']) {
             let mut words = item.split_whitespace();
@@ -104,6 +113,26 @@ mod tests {
             tally.read(line);
         }
         assert_eq!(tally, Tally { passed: 9, failed: 2, ..Tally::default() });
+    }
+
+    #[test]
+    fn cases_that_failed_at_first_are_noted() {
+        let mut tally = Tally::default();
+        for line in [
+            "passed only when it ran again: tc::a: no answer",
+            "test result: ok. 6 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.51s",
+            "passed only when it ran again: xdp::b: refused",
+        ] {
+            tally.read(line);
+        }
+        assert!(tally.has_no_failure());
+        assert_eq!(
+            tally.note(),
+            Some(
+                "passed only when it ran again: tc::a: no answer\n\
+                 passed only when it ran again: xdp::b: refused"
+            )
+        );
     }
 
     #[test]
