@@ -1,41 +1,32 @@
 //! The loaded programs, their maps and their attachments.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use lb_common::layout::FlowTimeouts;
-use lb_model::PerFamily;
 
 use crate::conversion::{self, GrowError, NewGeneration};
 use crate::drift::{Drift, DriftKind};
 use crate::endpoints::Endpoints;
 use crate::features::Features;
-use crate::first_filter::{Filter, Tidied};
+use crate::first_filter::Filter;
 use crate::first_filter_needs;
-use crate::flows::{self, AgedFlow, FlowEntry, FlowUsage};
+use crate::flows;
 use crate::handles::MapHandles;
-use crate::health;
 use crate::host_maps::HostMaps;
 use crate::inspect;
 use crate::links::{self, AttachError, Attached, Links, TargetDevice};
-use crate::loads::{self, DrainingEndpoints};
-use crate::overloaded;
 use crate::pin_repair;
 use crate::pins::Pins;
-use crate::port_shortage;
-use crate::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, Programs, SWEEP};
+use crate::programs::{DatapathLog, LoadError, LoadOptions, ProgramStatistics, Programs};
 use crate::refused_program::RefusedProgram;
 use crate::service_tables::ServiceTables;
 use crate::settings;
 use crate::sizes::MapSizes;
+use crate::sweeper::Sweeper;
 use crate::sys::{self, TestRun};
-
-/// The greatest number of connections that one call of [`Datapath::cut_connections`] ends.
-const MOST_CUT: usize = 4096;
 
 /// The loaded programs and their maps.
 pub struct Datapath {
@@ -65,8 +56,8 @@ impl Datapath {
 
     /// Replaces the maps by those of `new`, while the programs serve. No connection is lost.
     /// Descriptors of the earlier maps and programs must be replaced too: those of
-    /// [`Datapath::tables`], [`Datapath::maps`], [`Datapath::endpoints`] and
-    /// [`Datapath::take_log`].
+    /// [`Datapath::tables`], [`Datapath::maps`], [`Datapath::endpoints`],
+    /// [`Datapath::sweeper`] and [`Datapath::take_log`].
     pub fn move_to(&mut self, new: NewGeneration) -> Result<(), GrowError> {
         let options = new.options();
         let programs = new.replace(&mut self.programs)?;
@@ -217,23 +208,9 @@ impl Datapath {
         Endpoints::new(&self.programs, &self.maps)
     }
 
-    /// Reads the flow table and collects the ids to which it refers. Ends connections that are over
-    /// and whose records no program has taken yet, so that they do not count any more. `now_ns` is
-    /// the time of [`crate::monotonic_ns`].
-    pub fn flow_usage(&self, now_ns: u64) -> io::Result<FlowUsage> {
-        let mut usage = flows::usage(&self.maps, now_ns)?;
-        // Without the program, the counts fall when the records are used again.
-        self.sweep(&usage.over)?;
-        flows::add_counted(&self.maps, &mut usage)?;
-        Ok(usage)
-    }
-
-    /// Sets the bits of the first filter that entries and connections need, and clears those that
-    /// they did not need the last time either. At least a second must pass between two calls while
-    /// programs are attached. `now_ns` is the time of [`crate::monotonic_ns`].
-    pub fn tidy_filter(&self, now_ns: u64) -> io::Result<Tidied> {
-        let needed = first_filter_needs::find(&self.maps, &self.filter, now_ns)?;
-        Ok(self.filter.tidy(&needed)?)
+    /// Returns the flow table and the maps that are compared with it, for use in another thread.
+    pub fn sweeper(&self) -> io::Result<Sweeper> {
+        Sweeper::new(&self.programs, &self.maps, &self.filter)
     }
 
     /// Repairs the first filter if another program has changed it. Returns what it found.
@@ -242,51 +219,6 @@ impl Datapath {
             0 => Vec::new(),
             lines => vec![Drift::new(DriftKind::MapEntry, format!("{lines} lines of the first filter"))],
         })
-    }
-
-    /// Returns whether it is time for [`Datapath::tidy_filter`].
-    pub fn is_filter_due(&self, now: Instant) -> bool {
-        self.filter.is_due(now)
-    }
-
-    /// Returns the endpoints that drain.
-    pub fn draining_endpoints(&self) -> io::Result<DrainingEndpoints> {
-        loads::draining(&self.maps)
-    }
-
-    /// Ends connections to these endpoints in the flow table, at most [`MOST_CUT`]. Returns their
-    /// number. The node or the other side answers the next packet of each side with a reset.
-    pub fn cut_connections(&self, backends: &PerFamily<BTreeSet<u32>>) -> io::Result<usize> {
-        self.sweep(&flows::of_backends(&self.maps, backends, (sys::monotonic_ns(), MOST_CUT))?)
-    }
-
-    /// Calls `visit` with each established connection in the flow table.
-    pub fn for_each_established(&self, mut visit: impl FnMut(FlowEntry, AgedFlow)) -> io::Result<()> {
-        flows::for_each_established(&self.maps, sys::monotonic_ns(), &mut visit)
-    }
-
-    /// Ends those of the connections that are still established, because of their age. Returns
-    /// their number. What follows is the same as after [`Datapath::cut_connections`].
-    pub fn end_aged(&self, flows: &[AgedFlow]) -> io::Result<usize> {
-        self.sweep(&flows::still_established(&self.maps, flows, sys::monotonic_ns())?)
-    }
-
-    /// Passes connections to `lb_sweep`, which ends them. Returns their number, or 0 without the
-    /// program.
-    fn sweep(&self, words: &[u64]) -> io::Result<usize> {
-        let Some(sweep) = self.programs.get(SWEEP) else { return Ok(0) };
-        for packet in flows::sweep_packets(words) {
-            sys::test_run(sweep, &packet, &[], 1)?;
-        }
-        Ok(words.len())
-    }
-
-    /// Removes the entries of removed endpoints that the programs have written. Call this before
-    /// the ids of endpoints become free.
-    pub fn forget_gone_endpoints(&self) -> io::Result<()> {
-        port_shortage::remove_gone(&self.maps)?;
-        overloaded::tidy(&self.maps)?;
-        health::tidy(&self.maps, sys::monotonic_ns())
     }
 
     /// Sets the timeouts of idle connections.

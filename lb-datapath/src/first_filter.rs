@@ -7,7 +7,6 @@
 //! have read a removed entry have ended, and the connections that they have opened are found.
 
 use std::io;
-use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,6 +20,9 @@ use crate::apply::map_name::{MapName, TableError};
 use crate::apply::tables::ServiceAddress;
 use crate::handles::MapHandles;
 use crate::table::ArrayTable;
+
+/// [`Filter::tidy`] compares so many lines before another thread can set bits: some microseconds.
+const AT_ONCE: usize = 512;
 
 /// What needs a bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +87,7 @@ struct State {
     bits: Vec<FilterLine>,
     /// The bits that were not needed when [`Filter::tidy`] last ran, nor since. Empty: none.
     unneeded: Vec<FilterLine>,
-    /// An entry was removed since [`Filter::tidy`] last ran.
+    /// An entry was removed since [`Filter::begin_search`] was called.
     removed: bool,
     /// When [`Filter::tidy`] last ran.
     tidied: Option<Instant>,
@@ -146,6 +148,12 @@ impl Filter {
         self.state().removed = true;
     }
 
+    /// Call this before searching for what needs bits: an entry that is removed during the search
+    /// may have been found.
+    pub fn begin_search(&self) {
+        self.state().removed = false;
+    }
+
     /// Returns whether it is time for [`Filter::tidy`]: there may be bits that nothing needs.
     pub fn is_due(&self, now: Instant) -> bool {
         let state = self.state();
@@ -180,20 +188,34 @@ impl Filter {
 
     /// Sets all bits that are needed, and clears those that were not needed the last time either.
     /// The documentation of this module states what must happen between two calls.
+    ///
+    /// Another thread may call [`Filter::mark`] at the same time: it waits for some of the lines
+    /// only. `needed` may have been found before that call. Then the bit is not cleared, because
+    /// the call has removed it from the bits that were not needed the last time.
     pub fn tidy(&self, needed: &[FilterLine]) -> Result<Tidied, TableError> {
-        let state = &mut *self.state_with_bits()?;
-        let before = mem::take(&mut state.unneeded);
-        (state.removed, state.tidied) = (false, Some(Instant::now()));
         let mut tidied = Tidied::default();
-        let mut unneeded = vec![EMPTY; LINES];
-        for (number, needed) in needed.iter().enumerate() {
+        for (part, needed) in needed.chunks(AT_ONCE).enumerate() {
+            self.tidy_part(part * AT_ONCE, needed, &mut tidied)?;
+        }
+        let mut state = self.state();
+        state.tidied = Some(Instant::now());
+        if tidied.unneeded == 0 {
+            state.unneeded = Vec::new();
+        }
+        Ok(tidied)
+    }
+
+    fn tidy_part(&self, first: usize, needed: &[FilterLine], tidied: &mut Tidied) -> Result<(), TableError> {
+        let state = &mut *self.state_with_bits()?;
+        state.unneeded.resize(LINES, EMPTY);
+        for (number, needed) in (first..).zip(needed) {
             let old = state.bits[number];
-            let bits = &mut state.bits[number];
+            let (bits, unneeded) = (&mut state.bits[number], &mut state.unneeded[number]);
             for word in 0..old.words.len() {
                 let surplus = old.words[word] & !needed.words[word];
-                let clear = surplus & before.get(number).map_or(0, |line| line.words[word]);
+                let clear = surplus & unneeded.words[word];
                 bits.words[word] = (old.words[word] | needed.words[word]) & !clear;
-                unneeded[number].words[word] = surplus & !clear;
+                unneeded.words[word] = surplus & !clear;
                 tidied.set += (needed.words[word] & !old.words[word]).count_ones() as usize;
                 tidied.cleared += clear.count_ones() as usize;
                 tidied.unneeded += (surplus & !clear).count_ones() as usize;
@@ -202,10 +224,7 @@ impl Filter {
                 self.lines.write(number as u32, *bits)?;
             }
         }
-        if tidied.unneeded > 0 {
-            state.unneeded = unneeded;
-        }
-        Ok(tidied)
+        Ok(())
     }
 }
 

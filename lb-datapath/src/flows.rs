@@ -15,6 +15,7 @@ use lb_model::{IpFamily, PerFamily};
 use crate::address::MapAddress;
 use crate::apply::ReferencedIds;
 use crate::apply::map_name::{MapName, MapUsage, TableError};
+use crate::family_table::BackendArrays;
 use crate::handles::MapHandles;
 use crate::health;
 use crate::loads;
@@ -160,17 +161,29 @@ fn for_each(
     FlowTable::<[u8; 16]>::open(maps)?.for_each(now_ns, &timeouts, over, &mut visit)
 }
 
-/// Returns the connections of these endpoints, at most `most`, as words for `lb_sweep` that end
-/// them. `now_ns` must be a time before this call.
-pub(crate) fn of_backends(
+/// Returns the connections to those of these endpoints that drain, at most `most`, as words for
+/// `lb_sweep` that end them. `now_ns` must be a time before this call.
+pub(crate) fn of_draining(
     maps: &MapHandles,
     backends: &PerFamily<BTreeSet<u32>>,
     (now_ns, most): (u64, usize),
 ) -> io::Result<Vec<u64>> {
     let timeouts = timeouts(maps)?;
+    let mut found = PerFamily::<Vec<(u32, u64)>>::default();
+    FlowTable::<[u8; 4]>::open(maps)?.of_backends(&backends.v4, (now_ns, &timeouts, most), &mut found.v4)?;
+    let rest = most - found.v4.len();
+    FlowTable::<[u8; 16]>::open(maps)?.of_backends(&backends.v6, (now_ns, &timeouts, rest), &mut found.v6)?;
+    // The flags are read after the connections, and an endpoint has its flags before it gets
+    // connections again: no connection that is returned is newer than the drain.
+    let endpoints = BackendArrays::open(maps)?;
     let mut words = Vec::new();
-    FlowTable::<[u8; 4]>::open(maps)?.of_backends(&backends.v4, (now_ns, &timeouts, most), &mut words)?;
-    FlowTable::<[u8; 16]>::open(maps)?.of_backends(&backends.v6, (now_ns, &timeouts, most), &mut words)?;
+    for family in IpFamily::BOTH {
+        for (id, word) in &found[family] {
+            if endpoints.get(family, *id)?.is_some_and(|endpoint| endpoint.drains()) {
+                words.push(*word);
+            }
+        }
+    }
     Ok(words)
 }
 
@@ -179,6 +192,11 @@ pub(crate) fn of_backends(
 pub struct AgedFlow(u64);
 
 impl AgedFlow {
+    /// Returns a record with the generation of its connection.
+    pub fn new(family: IpFamily, number: u32, generation: u16) -> Self {
+        Self(word(family, number, generation) | sweep::CUT | sweep::AGED)
+    }
+
     fn number(self) -> u32 {
         self.0 as u32
     }
@@ -186,6 +204,12 @@ impl AgedFlow {
     fn generation(self) -> u16 {
         (self.0 >> 32) as u16
     }
+}
+
+/// Returns a record as a word for `lb_sweep`.
+fn word(family: IpFamily, number: u32, generation: u16) -> u64 {
+    let family = if family == IpFamily::V6 { sweep::V6 } else { 0 };
+    u64::from(number) | u64::from(generation) << 32 | family
 }
 
 /// Calls `visit` with each established connection of both families that no side has ended. `now_ns`
@@ -272,7 +296,7 @@ impl<A: MapAddress> FlowTable<A> {
             if !flow.is_over(now_ns, timeouts) {
                 visit(FlowEntry::new(&flow));
             } else if flow.counted != counted::NONE {
-                over(Self::word(number, flow.generation));
+                over(word(A::FAMILY, number, flow.generation));
             }
         }
         Ok(())
@@ -282,13 +306,13 @@ impl<A: MapAddress> FlowTable<A> {
         &self,
         backends: &BTreeSet<u32>,
         (now_ns, timeouts, most): (u64, &FlowTimeouts, usize),
-        words: &mut Vec<u64>,
+        found: &mut Vec<(u32, u64)>,
     ) -> io::Result<()> {
         if backends.is_empty() {
             return Ok(());
         }
         for number in 0..self.records.capacity() {
-            if words.len() >= most {
+            if found.len() >= most {
                 break;
             }
             let flow = self.records.read(number)?;
@@ -296,7 +320,7 @@ impl<A: MapAddress> FlowTable<A> {
                 && !flow.is_over(now_ns, timeouts)
                 && !flow.state().has_ended();
             if is_open && backends.contains(&flow.backend_id) {
-                words.push(Self::word(number, flow.generation) | sweep::CUT);
+                found.push((flow.backend_id, word(A::FAMILY, number, flow.generation) | sweep::CUT));
             }
         }
         Ok(())
@@ -310,8 +334,7 @@ impl<A: MapAddress> FlowTable<A> {
         for number in 0..self.records.capacity() {
             let flow = self.records.read(number)?;
             if is_established(&flow, at) {
-                let word = Self::word(number, flow.generation) | sweep::CUT | sweep::AGED;
-                visit(FlowEntry::new(&flow), AgedFlow(word));
+                visit(FlowEntry::new(&flow), AgedFlow::new(A::FAMILY, number, flow.generation));
             }
         }
         Ok(())
@@ -320,12 +343,6 @@ impl<A: MapAddress> FlowTable<A> {
     fn is_still_established(&self, flow: AgedFlow, at: (u64, &FlowTimeouts)) -> io::Result<bool> {
         let current = self.records.read(flow.number())?;
         Ok(current.generation == flow.generation() && is_established(&current, at))
-    }
-
-    /// Returns a record as a word for `lb_sweep`.
-    fn word(number: u32, generation: u16) -> u64 {
-        let family = if A::FAMILY == IpFamily::V6 { sweep::V6 } else { 0 };
-        u64::from(number) | u64::from(generation) << 32 | family
     }
 
     fn age(&self, seconds: u64) -> io::Result<()> {

@@ -21,7 +21,7 @@ use crate::run::cgroup2_mounts;
 use crate::topology::{self, AttachMode, CLUSTER_CIDRS, Node, Topology};
 
 /// Address of `/healthz` of an agent, in the network namespace of its node.
-const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
+pub const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
 /// Address of `/metrics` of an agent, in the network namespace of its node. `lb agent` uses it by
 /// default.
 pub const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
@@ -52,6 +52,8 @@ pub struct AgentOptions {
     pub kill_at: Option<&'static str>,
     /// The path of a file with the name of the step of a conversion that fails.
     pub fail_at: Option<PathBuf>,
+    /// The path of a file that holds the sweeps of the flow table while it exists.
+    pub hold_sweep: Option<PathBuf>,
 }
 
 impl AgentOptions {
@@ -196,7 +198,8 @@ fn command(lb: &Path, topology: &Topology, node: &Node, options: &AgentOptions) 
         .args(["--health-bind", &options.health().to_string()])
         .args(&options.arguments)
         .envs(options.kill_at.map(|step| ("SLUICE_TEST_KILL_AT", step)))
-        .envs(options.fail_at.as_ref().map(|path| ("SLUICE_TEST_FAIL_AT", path)));
+        .envs(options.fail_at.as_ref().map(|path| ("SLUICE_TEST_FAIL_AT", path)))
+        .envs(options.hold_sweep.as_ref().map(|path| ("SLUICE_TEST_HOLD_SWEEP", path)));
     let unmounted = if options.without_cgroup2 {
         cgroup2_mounts()?
     } else {

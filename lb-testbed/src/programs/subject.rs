@@ -544,7 +544,7 @@ impl Subject {
         self.forget_flows()?;
         self.allow_answers(true)?;
         self.set_kube_proxy(true)?;
-        self.datapath.forget_gone_endpoints()?;
+        self.datapath.sweeper()?.forget_gone_endpoints()?;
         for id in std::mem::take(&mut self.ids).into_values() {
             self.tables.remove_thresholds(id)?;
             self.tables.remove_service_name(id)?;
@@ -556,11 +556,12 @@ impl Subject {
     /// Clears all bits of the first filter that entries and connections do not need. No program
     /// runs meanwhile.
     pub fn tidy_filter(&mut self) -> Result<()> {
+        let sweeper = self.datapath.sweeper()?;
         for _ in 0..2 {
-            let tidied = self.datapath.tidy_filter(lb_datapath::monotonic_ns())?;
+            let tidied = sweeper.tidy_filter(lb_datapath::monotonic_ns())?;
             ensure!(tidied.set == 0, "{} bits of the first filter were missing", tidied.set);
         }
-        ensure!(!self.datapath.is_filter_due(Instant::now()), "bits of the first filter are left");
+        ensure!(!sweeper.is_filter_due(Instant::now()), "bits of the first filter are left");
         Ok(())
     }
 
@@ -658,7 +659,7 @@ impl Subject {
 
     /// Reads the flow table as the agent does, and ends connections that are over.
     pub fn sweep(&self) -> Result<()> {
-        self.datapath.flow_usage(lb_datapath::monotonic_ns())?;
+        self.datapath.sweeper()?.flow_usage(lb_datapath::monotonic_ns())?;
         Ok(())
     }
 

@@ -37,11 +37,22 @@ impl AgeLimit {
 /// The maximum ages by service id.
 pub type AgeLimits = HashMap<u32, AgeLimit>;
 
+/// A search for the connections in the flow table that reach their maximum age until a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgeSearch {
+    /// The version of the limits and of the flow table.
+    pub version: u64,
+    pub limits: AgeLimits,
+    pub until_s: u64,
+}
+
 /// The Service ports whose connections have a maximum age, and the connections in the flow table
 /// that reach it soon.
 #[derive(Debug, Default)]
 pub struct ConnectionAges {
     limits: BTreeMap<ServicePortId, AgeLimit>,
+    /// Changes when the result of an earlier [`AgeSearch`] is void.
+    version: u64,
     /// The last one is reset first.
     scheduled: Vec<(u64, AgedFlow)>,
 }
@@ -67,18 +78,31 @@ impl ConnectionAges {
         }
         if affected {
             // They are scheduled again by the new ages.
-            self.scheduled.clear();
+            self.forget();
         }
         affected
     }
 
-    /// Returns the ages by service id. Service ports that are not in the maps have no connections.
-    pub fn by_service_id(&self, service_id: impl Fn(&ServicePortId) -> Option<u32>) -> AgeLimits {
-        self.limits.iter().filter_map(|(id, limit)| Some((service_id(id)?, *limit))).collect()
+    /// Forgets the connections that were found, also those that a search finds at this moment. A
+    /// new search must follow.
+    pub fn forget(&mut self) {
+        self.version += 1;
+        self.scheduled.clear();
     }
 
-    /// Sets the connections that reach their age, each with that time.
-    pub fn schedule(&mut self, mut flows: Vec<(u64, AgedFlow)>) {
+    /// Returns the search for the connections that reach their age until a time. Service ports that
+    /// are not in the maps have no connections.
+    pub fn search(&self, service_id: impl Fn(&ServicePortId) -> Option<u32>, until_s: u64) -> AgeSearch {
+        let limits = self.limits.iter().filter_map(|(id, limit)| Some((service_id(id)?, *limit))).collect();
+        AgeSearch { version: self.version, limits, until_s }
+    }
+
+    /// Sets the connections that a search has found, each with the time when it reaches its age.
+    /// The result of a search that is void changes nothing.
+    pub fn schedule(&mut self, version: u64, mut flows: Vec<(u64, AgedFlow)>) {
+        if version != self.version {
+            return;
+        }
         flows.sort_unstable_by(|a, b| b.cmp(a));
         self.scheduled = flows;
     }
@@ -153,6 +177,8 @@ impl SeenSockets {
 mod tests {
     use std::time::Duration;
 
+    use lb_model::IpFamily;
+
     use super::*;
     use crate::testing::desired_port;
 
@@ -199,18 +225,49 @@ mod tests {
         };
         let id = port(None).id;
         let mut ages = ConnectionAges::default();
-        let limit = |ages: &ConnectionAges| ages.by_service_id(|_| Some(7)).get(&7).copied();
+        let limit = |ages: &ConnectionAges| ages.search(|_| Some(7), 0).limits.get(&7).copied();
         assert!(!ages.update(&[port(None)], &[], 10));
         assert!(ages.update(&[port(Some(60))], &[], 20));
         assert!(!ages.update(&[port(Some(60))], &[], 30), "another change of the Service");
         assert_eq!(limit(&ages), Some(AgeLimit { age_s: 60, since_s: 20 }));
         assert!(ages.update(&[port(Some(90))], &[], 40));
         assert_eq!(limit(&ages), Some(AgeLimit { age_s: 90, since_s: 40 }));
-        assert!(ages.by_service_id(|_| None).is_empty(), "not in the maps");
+        assert!(ages.search(|_| None, 0).limits.is_empty(), "not in the maps");
         assert!(ages.update(&[], &[id], 50));
         assert_eq!(limit(&ages), None);
         assert!(ages.update(&[port(Some(90))], &[], 60) && ages.update(&[port(None)], &[], 70));
         assert_eq!(limit(&ages), None);
+    }
+
+    #[test]
+    fn the_result_of_a_void_search_resets_nothing() {
+        let aged = DesiredServicePort {
+            max_connection_age: Some(Duration::from_secs(HOUR.age_s)),
+            ..desired_port()
+        };
+        let found = || vec![(200, flow(2)), (100, flow(1))];
+        let mut ages = ConnectionAges::default();
+        ages.update(&[aged], &[], 10);
+        let search = ages.search(|_| Some(7), 300);
+        ages.schedule(search.version, found());
+        assert_eq!(ages.take_due(150), [flow(1)]);
+
+        // The age is removed while the thread searches.
+        ages.update(&[desired_port()], &[], 160);
+        ages.schedule(search.version, found());
+        assert_eq!(ages.take_due(300), []);
+
+        // The flow table is replaced: its records have other numbers.
+        let search = ages.search(|_| Some(7), 300);
+        ages.schedule(search.version, found());
+        ages.forget();
+        assert_eq!(ages.take_due(300), []);
+        ages.schedule(search.version, found());
+        assert_eq!(ages.take_due(300), []);
+    }
+
+    fn flow(number: u32) -> AgedFlow {
+        AgedFlow::new(IpFamily::V4, number, 1)
     }
 
     fn peer(service_id: u32) -> ConnectedPeer {

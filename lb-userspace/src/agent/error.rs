@@ -40,6 +40,10 @@ pub enum AgentError {
     Adopt(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot watch network namespaces")]
     Namespaces(#[source] io::Error),
+    #[error("cannot start the thread that reads the flow table")]
+    Sweeps(#[source] io::Error),
+    #[error("the thread that reads the flow table has ended unexpectedly")]
+    SweepsEnded,
     #[error("the source of Services ended unexpectedly")]
     SourceEnded,
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use lb_datapath::apply::Demand;
 use lb_datapath::{LoadError, LoadOptions, MapSizes, NewGeneration, Pins};
 use tokio::sync::oneshot;
+use tracing::debug;
 
 /// The pause after the first replacement that failed. It doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
@@ -80,8 +81,10 @@ impl Growth {
         let (sender, result) = oneshot::channel();
         // Not a thread of the runtime: the runtime would wait for it when the agent is to end.
         thread::Builder::new().name("larger-maps".into()).spawn(move || {
+            let loaded = NewGeneration::load(&pins, &options);
+            debug!(loaded = loaded.is_ok(), "loaded the programs for larger maps");
             // The receiver is gone when the agent ends.
-            let _ = sender.send(NewGeneration::load(&pins, &options));
+            let _ = sender.send(loaded);
         })?;
         self.loading = Some(Loading { started: now, result });
         Ok(())

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use lb_datapath::apply::MapUsage;
 use lb_datapath::inspect::AgentMaps;
 use lb_datapath::{
-    AttachError, Datapath, DrainingEndpoints, Drift, DriftKind, GrowError, LoadError, LoadOptions, MapSizes,
-    NewGeneration, Pins, ServiceTables, mebibytes, monotonic_ns,
+    AttachError, Datapath, DrainingEndpoints, Drift, DriftKind, GrowError, LeftOutEndpoint, LoadError,
+    LoadOptions, MapSizes, NewGeneration, Pins, ServiceTables, mebibytes, monotonic_ns,
 };
 use lb_model::{IpFamily, ObjectName, PerFamily, Problem, Protocol, Severity, SourceEvent, Trigger};
 use lb_objects::kubernetes::WatchAges;
@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use super::api_address;
 use super::coalesce::Coalescer;
-use super::connection_ages::{ConnectionAges, SharedSocketAges, SocketAges, end_of_flow};
+use super::connection_ages::{AgeSearch, ConnectionAges, SharedSocketAges, SocketAges};
 use super::desired_host::{DesiredHost, device_choices, forwarded_by_kernel, known_networks};
 use super::drain_limits::DrainLimits;
 use super::drift::DriftReport;
@@ -41,6 +41,7 @@ use super::reconciler::{ReconcileOutcome, Reconciler};
 use super::reload::{Reload, Reloaded};
 use super::stale_sockets::{CurrentEndpoints, Overdue};
 use super::stop::Stop;
+use super::sweep::{Report, Sweep, Sweeps};
 use crate::config::{Config, ForwardMode, TerminateSockets};
 use crate::node::NodeState;
 use crate::node::addresses::listen_addresses;
@@ -50,8 +51,8 @@ use crate::serve::{AgentState, MapMemory, Metrics, Progress, ServiceHealth};
 
 /// The period of retries and of updates of health and metrics.
 const TICK: Duration = Duration::from_secs(1);
-/// The flow table is read this often.
-const SWEEP: Duration = Duration::from_secs(10);
+/// The pause between two sweeps of the flow table.
+pub const SWEEP: Duration = Duration::from_secs(10);
 /// If more Service ports are written after failures, the log has only their number.
 const MOST_NAMED: usize = 20;
 /// Maximum number of events in one batch. Queued events are planned together.
@@ -65,6 +66,8 @@ pub struct MainLoop {
     pub reload: Option<Reload>,
     /// The options with which the programs are loaded.
     pub options: LoadOptions,
+    /// Ends before `lock` is released.
+    pub sweeps: Sweeps,
     pub growth: Growth,
     /// The changes of the initial sync and when they began, while they wait for larger maps.
     /// Nothing else changes meanwhile.
@@ -104,13 +107,15 @@ pub struct MainLoop {
     pub by_kernel: Option<BTreeSet<IpNet>>,
     /// The usage of the flow tables when they were last read.
     pub flow_maps: Vec<MapUsage>,
+    /// When the next sweep of the flow table begins. `None` during a sweep.
+    pub sweep_due: Option<Instant>,
     /// The endpoints that drain and had connections when the flow table was read last.
     pub draining: BTreeSet<(ServicePortId, SocketAddr)>,
     pub drain_limits: DrainLimits,
     /// The endpoints whose sockets are to be closed.
     pub overdue: Overdue,
     pub connection_ages: ConnectionAges,
-    /// The next tick reads the flow table for the new ages: many Services may change at once.
+    /// The next tick searches the flow table by the new ages: many Services may change at once.
     pub ages_changed: bool,
     pub socket_ages: SharedSocketAges,
     /// The endpoints that were left out when the flow table was read last.
@@ -130,7 +135,6 @@ impl MainLoop {
         self.publish_awaited();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut swept = Instant::now();
         let mut batch = Vec::new();
         loop {
             let due = self.coalescer.next_due();
@@ -146,7 +150,8 @@ impl MainLoop {
                         _ => AgentError::SourceEnded,
                     });
                 }
-                loaded = self.growth.loaded() => self.use_larger_maps(loaded)?,
+                loaded = self.growth.loaded(), if self.sweeps.is_idle() => self.use_larger_maps(loaded)?,
+                report = self.sweeps.report() => self.apply_report(report?),
                 _ = events.recv_many(&mut batch, BATCH), if applies => {
                     self.apply_events(std::mem::take(&mut batch));
                 }
@@ -168,11 +173,9 @@ impl MainLoop {
                     if self.drift.is_due(Instant::now()) {
                         self.repair_drift()?;
                     }
-                    if swept.elapsed() >= SWEEP {
+                    if self.sweep_due.is_some_and(|due| due <= Instant::now()) {
                         self.sweep();
-                        self.tidy_filter();
                         self.check_api_address();
-                        swept = Instant::now();
                     }
                     self.reload_settings();
                     self.publish_health();
@@ -396,7 +399,9 @@ impl MainLoop {
             seconds = started.elapsed().as_secs_f32(),
             "the maps of Services are larger now"
         );
+        self.sweeps.move_to(self.datapath.sweeper().map_err(AgentError::Sweeps)?);
         // The records have other numbers in the new flow table.
+        self.connection_ages.forget();
         self.ages_changed = true;
         Ok(())
     }
@@ -581,42 +586,52 @@ impl MainLoop {
         }
     }
 
-    /// Reads the flow table, and lets the engine reuse ids to which no connection refers any more.
+    /// Begins a sweep of the flow table.
     fn sweep(&mut self) {
-        let started = Instant::now();
-        let forgotten = self.datapath.forget_gone_endpoints();
-        match forgotten.and_then(|()| self.datapath.flow_usage(monotonic_ns())) {
-            Ok(usage) => {
-                self.reconciler.swept(started, &usage.referenced);
-                self.metrics.set_flows(usage.open, usage.half_open);
-                self.flow_maps = usage.maps;
-                match self.datapath.draining_endpoints() {
-                    Ok(draining) => {
-                        self.cut_overdue(&draining);
-                        self.report_drained(draining);
+        self.sweep_due = None;
+        let search = self.search_aged();
+        self.sweeps.sweep(search);
+    }
+
+    /// Applies a report of the thread that reads the flow table.
+    fn apply_report(&mut self, report: Report) {
+        match report {
+            Report::Swept(swept) => {
+                self.sweep_due = Some(Instant::now() + SWEEP);
+                match swept {
+                    Ok(sweep) => self.apply_sweep(*sweep),
+                    Err(error) => {
+                        warn!("cannot read the flow table, trying again in {} s: {error}", SWEEP.as_secs());
                     }
-                    Err(error) => warn!("cannot read the connections of endpoints: {error}"),
                 }
-                self.schedule_aged();
-                self.report_left_out();
-                self.report_overloaded();
-                debug!(open = usage.open, half_open = usage.half_open, "read the flow table");
             }
-            Err(error) => {
-                warn!("cannot read the flow table, trying again in {} s: {error}", SWEEP.as_secs());
+            Report::FoundAged(Ok(found)) => self.connection_ages.schedule(found.version, found.flows),
+            Report::FoundAged(Err(error)) => {
+                warn!("cannot read the ages of connections, trying again in {} s: {error}", SWEEP.as_secs());
             }
+            Report::FoundDraining(Ok(draining)) => self.cut_overdue(&draining),
+            Report::FoundDraining(Err(error)) => warn!("cannot read the connections of endpoints: {error}"),
+            Report::Cut(Ok(cut)) => self.metrics.cut(cut),
+            Report::Cut(Err(error)) => {
+                warn!("cannot reset connections to endpoints that have drained: {error}");
+            }
+            Report::EndedAged(Ok(reset)) => self.metrics.aged_flows(reset),
+            Report::EndedAged(Err(error)) => warn!("cannot reset connections that are too old: {error}"),
         }
     }
 
-    /// Clears the bits of the first filter that no entry and no connection needs any more.
-    fn tidy_filter(&self) {
-        if !self.datapath.is_filter_due(Instant::now()) {
-            return;
-        }
-        match self.datapath.tidy_filter(monotonic_ns()) {
-            Ok(tidied) => debug!(cleared = tidied.cleared, "compared the first filter"),
-            Err(error) => warn!("cannot compare the first filter, trying again: {error}"),
-        }
+    /// Lets the engine reuse ids to which no connection refers any more, and reports what a sweep
+    /// has found.
+    fn apply_sweep(&mut self, sweep: Sweep) {
+        let Sweep { started, usage, draining, aged, left_out, overloaded } = sweep;
+        self.reconciler.swept(started, &usage.referenced);
+        self.metrics.set_flows(usage.open, usage.half_open);
+        self.flow_maps = usage.maps;
+        self.cut_overdue(&draining);
+        self.report_drained(draining);
+        self.connection_ages.schedule(aged.version, aged.flows);
+        self.report_left_out(left_out);
+        self.metrics.set_overloaded(overloaded);
     }
 
     /// Reports endpoints that drain and whose last connection through this node has ended.
@@ -639,18 +654,14 @@ impl MainLoop {
                  the connections that it still has are reset"
             );
         }
-        if passed.is_empty() {
-            return;
-        }
-        match self.datapath.draining_endpoints() {
-            Ok(draining) => self.cut_overdue(&draining),
-            Err(error) => warn!("cannot read the connections of endpoints: {error}"),
+        if !passed.is_empty() {
+            self.sweeps.find_draining();
         }
     }
 
     /// Resets the connections of all endpoints whose time limit has passed. Each call ends a
     /// limited number of them. The next sweep ends the others.
-    fn cut_overdue(&self, draining: &DrainingEndpoints) {
+    fn cut_overdue(&mut self, draining: &DrainingEndpoints) {
         let mut backends = PerFamily::<BTreeSet<u32>>::default();
         for endpoint in self.drain_limits.overdue(Instant::now()) {
             if let Some(id) = draining.busy.get(&endpoint) {
@@ -660,10 +671,7 @@ impl MainLoop {
         let any = !backends.v4.is_empty() || !backends.v6.is_empty();
         self.set_overdue(backends.clone());
         if any {
-            match self.datapath.cut_connections(&backends) {
-                Ok(cut) => self.metrics.cut(cut),
-                Err(error) => warn!("cannot reset connections to endpoints that have drained: {error}"),
-            }
+            self.sweeps.cut(backends);
             self.namespaces.visit();
         }
     }
@@ -673,39 +681,29 @@ impl MainLoop {
         *self.overdue.lock().unwrap_or_else(PoisonError::into_inner) = backends;
     }
 
-    /// Finds the connections that reach their maximum age before the next sweep.
-    fn schedule_aged(&mut self) {
-        let limits = self.connection_ages.by_service_id(|id| self.reconciler.service_id(id));
-        let mut flows = Vec::new();
+    /// Returns the search for the connections that reach their maximum age before the next sweep.
+    /// Lets the thread of the namespaces search sockets.
+    fn search_aged(&self) -> AgeSearch {
+        let until_s = monotonic_ns() / SECOND_NS + 2 * SWEEP.as_secs();
+        let search = self.connection_ages.search(|id| self.reconciler.service_id(id), until_s);
         *self.socket_ages.lock().unwrap_or_else(PoisonError::into_inner) =
-            SocketAges { limits: limits.clone(), next_s: None };
-        if !limits.is_empty() {
-            let until_s = monotonic_ns() / SECOND_NS + 2 * SWEEP.as_secs();
-            let read = self.datapath.for_each_established(|flow, record| {
-                flows.extend(
-                    end_of_flow(&limits, &flow).filter(|end| *end <= until_s).map(|end| (end, record)),
-                );
-            });
-            if let Err(error) = read {
-                warn!("cannot read the ages of connections, trying again in {} s: {error}", SWEEP.as_secs());
-            }
+            SocketAges { limits: search.limits.clone(), next_s: None };
+        if !search.limits.is_empty() {
             self.namespaces.visit();
         }
-        self.connection_ages.schedule(flows);
+        search
     }
 
     /// Resets the connections that have reached their maximum age.
     fn reset_aged(&mut self) {
         if std::mem::take(&mut self.ages_changed) {
-            self.schedule_aged();
+            let search = self.search_aged();
+            self.sweeps.find_aged(search);
         }
         let now_s = monotonic_ns() / SECOND_NS;
         let due = self.connection_ages.take_due(now_s);
         if !due.is_empty() {
-            match self.datapath.end_aged(&due) {
-                Ok(reset) => self.metrics.aged_flows(reset),
-                Err(error) => warn!("cannot reset connections that are too old: {error}"),
-            }
+            self.sweeps.end_aged(due);
         }
         let next_s = self.socket_ages.lock().unwrap_or_else(PoisonError::into_inner).next_s;
         if next_s.is_some_and(|next_s| next_s <= now_s) {
@@ -714,11 +712,7 @@ impl MainLoop {
     }
 
     /// Reports endpoints that are left out, and those that answer again.
-    fn report_left_out(&mut self) {
-        let endpoints = match self.datapath.maps().left_out() {
-            Ok(endpoints) => endpoints,
-            Err(error) => return warn!("cannot read the endpoints that are left out: {error}"),
-        };
+    fn report_left_out(&mut self, endpoints: Vec<LeftOutEndpoint>) {
         let left_out: BTreeSet<_> =
             endpoints.into_iter().map(|endpoint| (endpoint.service, endpoint.endpoint)).collect();
         for (service, endpoint) in left_out.difference(&self.left_out) {
@@ -734,14 +728,6 @@ impl MainLoop {
         }
         self.metrics.set_left_out(left_out.len());
         self.left_out = left_out;
-    }
-
-    /// Publishes the number of endpoints that have too many connections to get new ones.
-    fn report_overloaded(&self) {
-        match self.datapath.maps().overloaded() {
-            Ok(overloaded) => self.metrics.set_overloaded(overloaded.len()),
-            Err(error) => warn!("cannot read the endpoints that are overloaded: {error}"),
-        }
     }
 
     /// Writes a Kubernetes Event about a Service.

@@ -4,7 +4,7 @@
 //! ```text
 //! source ─ events ─► Reconciler (planner, engine) ─► service maps
 //! node ─ devices, addresses, namespaces ─► HostReconciler ─► attachments, host maps
-//! clock ─► retries, flow sweeps          all three ─► log, /healthz
+//! clock ─► retries, requests to sweep    all three ─► log, /healthz
 //! ```
 //!
 //! * `run`: starts everything in order, then runs the `main_loop`.
@@ -16,6 +16,7 @@
 //! * `drift`: reports what another program has changed in the kernel, which the reconcilers repair.
 //! * `full_maps`: the nearly full maps that were reported.
 //! * `reload`: applies changes of the configuration file.
+//! * `sweep`: the thread that reads the flow table and ends connections.
 //! * `stale_sockets`: closes sockets that are connected to removed endpoints.
 //! * [`once`]: writes everything once, without a loop, for `lb explain --manifests`.
 //!
@@ -43,6 +44,7 @@ mod run;
 mod source;
 mod stale_sockets;
 pub mod stop;
+mod sweep;
 
 pub use error::AgentError;
 pub use lock::{LockError, NodeLock};

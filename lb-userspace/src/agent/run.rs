@@ -22,13 +22,14 @@ use super::host_reconciler::HostReconciler;
 use super::host_tables::HostTables as _;
 use super::lock::NodeLock;
 use super::logging;
-use super::main_loop::MainLoop;
+use super::main_loop::{MainLoop, SWEEP};
 use super::options::{GRACE, load_options, planner_settings};
 use super::reconciler::Reconciler;
 use super::reload::{ReadAgain, Reload};
 use super::source::Source;
 use super::stale_sockets::{Overdue, StaleSockets};
 use super::stop::Stop;
+use super::sweep::Sweeps;
 use crate::config::{AgentArgs, Config, DatapathLogLevel, ForwardMode, IgnoredField, SocketHooks};
 use crate::node;
 use crate::node::namespaces::follow::follow;
@@ -109,9 +110,12 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
     );
     let namespaces = follow(config.netns_dir.clone(), sockets_to_close).map_err(AgentError::Namespaces)?;
 
+    let sweeps = datapath.sweeper().and_then(Sweeps::start).map_err(AgentError::Sweeps)?;
+
     MainLoop {
         config: config.clone(),
         reload,
+        sweeps,
         growth: Growth::new(options.map_memory),
         waiting: None,
         options,
@@ -138,6 +142,7 @@ pub async fn run(args: AgentArgs, read_again: ReadAgain) -> Result<(), AgentErro
         skipped: Default::default(),
         by_kernel: None,
         flow_maps: Vec::new(),
+        sweep_due: Some(Instant::now() + SWEEP),
         draining: BTreeSet::new(),
         drain_limits: Default::default(),
         overdue,
@@ -207,8 +212,9 @@ fn follow_log(config: &Config, datapath: &mut Datapath) -> Result<Option<JoinHan
 /// Reads the maps and attachments that an earlier agent left.
 fn adopt(datapath: &mut Datapath) -> Result<(Engine<ServiceTables>, HostReconciler), AgentError> {
     let failed = |error: Box<dyn Error + Send + Sync>| AgentError::Adopt(error);
-    datapath.forget_gone_endpoints().map_err(|error| failed(error.into()))?;
-    let flows = datapath.flow_usage(monotonic_ns()).map_err(|error| failed(error.into()))?;
+    let sweeper = datapath.sweeper().map_err(|error| failed(error.into()))?;
+    sweeper.forget_gone_endpoints().map_err(|error| failed(error.into()))?;
+    let flows = sweeper.flow_usage(monotonic_ns()).map_err(|error| failed(error.into()))?;
     let engine = Engine::adopt(datapath.tables()?, &flows.referenced, GRACE, Instant::now())
         .map_err(|error| failed(error.into()))?;
     let attached = datapath.attached_devices()?;

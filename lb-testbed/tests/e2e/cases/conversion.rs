@@ -34,10 +34,10 @@ const SIZES: &[&str] = &[
 ];
 
 /// Programs are loaded twice while maps grow, which is slow on a busy machine.
-const GROWN_WITHIN: Duration = Duration::from_secs(300);
+pub const GROWN_WITHIN: Duration = Duration::from_secs(300);
 
 /// Maps that have room for the Service of a case, and not for a thousand.
-const SMALL: &[&str] =
+pub const SMALL: &[&str] =
     &["--max-services=64", "--max-slots=64", "--max-backends=64", "--max-source-ranges=16"];
 
 /// The steps of a conversion (lb-datapath/src/step.rs).
@@ -251,7 +251,7 @@ pub fn maps_do_not_grow(world: &mut World) -> Result<()> {
 
 /// Stops the agent and removes its maps. The maps of the next agent have the configured sizes. An
 /// agent that finds maps keeps their sizes if ids or slots are used that are beyond its own.
-fn remove_maps(world: &mut World) -> Result<()> {
+pub fn remove_maps(world: &mut World) -> Result<()> {
     world.take_agent(0)?.stop()?;
     cleanup(world.node(0)).map(drop)
 }

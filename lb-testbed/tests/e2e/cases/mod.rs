@@ -28,6 +28,7 @@ mod routes;
 mod scale;
 mod sctp;
 mod sockets;
+mod sweep;
 mod top;
 mod transfers;
 mod types;
@@ -223,6 +224,7 @@ pub const CASES: &[Case] = &[
     each("maps_grow_under_load", Underlays::Routed, conversion::maps_grow_under_load),
     once("maps_grow_within_their_memory", Underlays::Routed, conversion::maps_grow_within_their_memory),
     once("maps_do_not_grow", Underlays::Routed, conversion::maps_do_not_grow),
+    once("sweeps_delay_nothing", Underlays::Routed, sweep::sweeps_delay_nothing),
     once("layout_change_is_killed", Underlays::Routed, conversion::layout_change_is_killed),
     once("size_change_is_killed", Underlays::Routed, conversion::size_change_is_killed),
     once("no_ingress_without_egress", Underlays::Routed, lifecycle::no_ingress_without_egress),
