@@ -9,6 +9,7 @@ pub mod drain;
 pub mod explain;
 pub mod generate;
 pub mod get;
+mod host_root;
 mod http_client;
 pub mod log_level;
 pub mod migrate;
@@ -178,6 +179,7 @@ const DOCTOR_EXAMPLES: &str = "\
 Examples:
   lb doctor                                     Check this node
   lb doctor --kubeconfig admin.conf             Check also that the API server is reachable
+  lb doctor --host-root /host                   Check the node from a container with its root folder
   lb doctor -o json                             Print the findings as JSON";
 
 /// A command line or configuration file that is not valid. `lb` exits with code 2.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::agent;
@@ -21,9 +22,17 @@ struct Diagnosis {
 impl Diagnosis {
     fn of(world: &World) -> Result<Self> {
         let node = world.node(0);
-        let mut command = node.host.place.command(agent::program()?)?;
-        command.args(["doctor", "-o", "json", "--cgroup"]).arg(node.host.place.cgroup());
-        let output = output(command.arg("--bpffs").arg(&node.bpffs))?;
+        Self::with(world, |command| {
+            command.arg("--cgroup").arg(node.host.place.cgroup()).arg("--bpffs").arg(&node.bpffs);
+        })
+    }
+
+    /// Runs the command with arguments that `add` adds.
+    fn with(world: &World, add: impl FnOnce(&mut Command)) -> Result<Self> {
+        let mut command = world.node(0).host.place.command(agent::program()?)?;
+        command.args(["doctor", "-o", "json"]);
+        add(&mut command);
+        let output = output(&mut command)?;
         let findings = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("lb doctor: {}", String::from_utf8_lossy(&output.stderr)))?;
         Ok(Self { success: output.status.success(), findings })
@@ -83,6 +92,26 @@ pub fn healthy_and_faulty(world: &mut World) -> Result<()> {
     diagnosis.expect("warning", "source ports", "20000-60999")?;
     diagnosis.expect("warning", "kube-proxy", "nftables ip kube-proxy")?;
     ensure!(diagnosis.success, "warnings are no errors");
+    Ok(())
+}
+
+/// In a container with the root folder of a node, the command checks the node. Here it is a node of
+/// Talos whose pods run with Docker, and without any file system of the kernel.
+pub fn of_a_root_folder(world: &mut World) -> Result<()> {
+    let root = world.topology.folder().join("another-root");
+    let namespaces = root.join("run/docker/netns");
+    fs::create_dir_all(&namespaces)?;
+    fs::create_dir_all(root.join("etc"))?;
+    fs::write(root.join("etc/os-release"), "NAME=\"Talos\"\nID=talos\n")?;
+    fs::write(namespaces.join("0123456789ab"), "")?;
+    let diagnosis = Diagnosis::with(world, |command| {
+        command.arg("--host-root").arg(&root);
+    })?;
+    diagnosis.expect("ok", "distribution", "Talos")?;
+    diagnosis.expect("warning", "network namespaces", "; 1 in /run/docker/netns")?;
+    diagnosis.expect("error", "BPF file system", "/sys/fs/bpf cannot be used")?;
+    ensure!(!diagnosis.success, "exit status 0 in spite of an error");
+    fs::remove_dir_all(root)?;
     Ok(())
 }
 

@@ -212,6 +212,7 @@ pub const CASES: &[Case] = &[
     once("priority_tags_are_ignored", Underlays::Routed, vlan::priority_tags_are_ignored),
     once("frames_of_other_vlans_are_ignored", Underlays::Routed, vlan::frames_of_other_vlans_are_ignored),
     once("doctor_finds_faults", Underlays::Routed, doctor::healthy_and_faulty),
+    once("doctor_of_a_root_folder", Underlays::Routed, doctor::of_a_root_folder),
     once("drift_of_programs", Underlays::Routed, drift::programs),
     once("drift_of_order", Underlays::Routed, drift::order),
     once("drift_of_sockets", Underlays::Routed, drift::sockets),

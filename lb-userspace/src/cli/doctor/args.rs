@@ -24,6 +24,11 @@ pub struct DoctorArgs {
     #[arg(long, env = "SLUICE_API_SERVER", value_name = "URLS", default_value = "")]
     pub api_server: ApiServers,
 
+    /// Root folder of the node, if the command runs in a container: all paths but that of
+    /// --kubeconfig are paths of the node then
+    #[arg(long, value_name = "DIR")]
+    pub host_root: Option<PathBuf>,
+
     /// cgroup-v2 folder of the agent: the value of its --cgroup. Default: the root of the cgroup-v2
     /// hierarchy
     #[arg(long, env = "SLUICE_CGROUP", value_name = "DIR")]

@@ -1,7 +1,7 @@
 //! Facts about the host.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use lb_common::layout::network_flags;
@@ -14,12 +14,16 @@ use crate::config::{self, Machine};
 use crate::node::ipsec;
 use crate::node::sysctl::{Forwarding, Sysctls};
 use crate::preflight::{self, PreflightError};
-use crate::view::doctor::{Checked, FileSystem, FirewallPolicy, ForwardingFacts, HostFacts, KubeProxyFacts};
+use crate::view::doctor::{
+    Checked, Distribution, FileSystem, FirewallPolicy, ForwardingFacts, HostFacts, KubeProxyFacts,
+    NamespaceFacts,
+};
 
 pub fn facts(args: &DoctorArgs, cgroup: Option<&Path>) -> HostFacts {
     let Presence { running, leftovers, unchecked } = presence();
     let bpffs = &args.pins.bpffs;
     HostFacts {
+        distribution: distribution(),
         cgroups: read("/proc/self/mountinfo"),
         cgroup: file_system(cgroup.unwrap_or(Path::new("-")), preflight::check_cgroup(cgroup).map(drop)),
         bpffs: file_system(bpffs, preflight::check_bpffs(bpffs)),
@@ -120,7 +124,28 @@ fn forward_policy(saved: &str) -> String {
     policy.unwrap_or("ACCEPT").to_owned()
 }
 
-fn namespaces(folder: &Path) -> Checked<usize> {
+fn distribution() -> Option<Distribution> {
+    let os_release = ["/etc/os-release", "/usr/lib/os-release"].map(fs::read_to_string);
+    let os_release = os_release.into_iter().find_map(Result::ok).unwrap_or_default();
+    Distribution::find(|folder| Path::new(folder).is_dir(), &os_release)
+}
+
+/// The folders in which container runtimes create the network namespaces of pods: containerd and
+/// CRI-O, and Docker, which cri-dockerd uses.
+const NAMESPACE_FOLDERS: [&str; 2] = ["/run/netns", "/run/docker/netns"];
+
+fn namespaces(folder: &Path) -> NamespaceFacts {
+    let others = NAMESPACE_FOLDERS.map(PathBuf::from).into_iter().filter(|other| other != folder);
+    let elsewhere = others.filter_map(|other| Some((named_in(&other).ok()?, other)));
+    NamespaceFacts {
+        folder: folder.to_owned(),
+        named: named_in(folder),
+        elsewhere: elsewhere.filter(|(count, _)| *count > 0).map(|(count, other)| (other, count)).collect(),
+    }
+}
+
+/// Returns the number of network namespaces that have a name in a folder.
+fn named_in(folder: &Path) -> Checked<usize> {
     let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     Ok(entries.flatten().count())
 }
@@ -128,6 +153,17 @@ fn namespaces(folder: &Path) -> Checked<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_names_of_namespaces_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(namespaces(folder.path()).named, Ok(0));
+        for name in ["cni-1", "cni-2"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(namespaces(folder.path()).named, Ok(2));
+        assert!(namespaces(&folder.path().join("nowhere")).named.unwrap_err().contains("No such file"));
+    }
 
     #[test]
     fn the_policy_of_forward_is_read() {

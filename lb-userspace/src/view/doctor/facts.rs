@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use lb_datapath::apply::MapUsage;
 
+use super::distribution::Distribution;
+
 /// A value, or the reason why it could not be read.
 pub type Checked<T> = Result<T, String>;
 
@@ -34,6 +36,8 @@ pub struct KernelFacts {
 
 #[derive(Debug, Clone)]
 pub struct HostFacts {
+    /// `None` for a node as kubeadm sets it up, and for one that is not recognized.
+    pub distribution: Option<Distribution>,
     /// The text of `/proc/self/mountinfo`.
     pub cgroups: Checked<String>,
     /// The folder of `--cgroup`.
@@ -52,8 +56,18 @@ pub struct HostFacts {
     /// One entry for each program that lists a filter table.
     pub firewall: Vec<FirewallPolicy>,
     pub kube_proxy: KubeProxyFacts,
-    /// The number of network namespaces that have a name in the folder of `--netns-dir`.
-    pub namespaces: Checked<usize>,
+    pub namespaces: NamespaceFacts,
+}
+
+/// Where network namespaces have names.
+#[derive(Debug, Clone)]
+pub struct NamespaceFacts {
+    /// The folder of `--netns-dir`.
+    pub folder: PathBuf,
+    /// Their number there.
+    pub named: Checked<usize>,
+    /// Other folders of container runtimes in which some have names.
+    pub elsewhere: Vec<(PathBuf, usize)>,
 }
 
 /// A folder that must be in a file system of a certain type.
@@ -191,6 +205,7 @@ pub(super) fn healthy() -> Facts {
                 .into()),
         },
         host: HostFacts {
+            distribution: None,
             cgroups: Ok("36 35 0:31 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n".into()),
             cgroup: FileSystem { path: "/sys/fs/cgroup".into(), error: None },
             bpffs: FileSystem { path: "/sys/fs/bpf".into(), error: None },
@@ -204,7 +219,7 @@ pub(super) fn healthy() -> Facts {
                 forward: Ok("ACCEPT".into()),
             }],
             kube_proxy: KubeProxyFacts { running: None, leftovers: vec![], unchecked: vec![] },
-            namespaces: Ok(4),
+            namespaces: NamespaceFacts { folder: "/run/netns".into(), named: Ok(4), elsewhere: vec![] },
         },
         datapath: DatapathFacts {
             bpffs: "/sys/fs/bpf".into(),

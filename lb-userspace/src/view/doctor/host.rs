@@ -2,19 +2,22 @@
 
 use ipnet::IpNet;
 
-use super::facts::{ApiServer, Facts, FileSystem, FirewallPolicy, HostFacts, KubeProxyFacts};
+use super::distribution::Distribution;
+use super::facts::{ApiServer, Facts, FileSystem, FirewallPolicy, HostFacts, KubeProxyFacts, NamespaceFacts};
 use super::finding::Finding;
 
 pub fn findings(facts: &Facts) -> Vec<Finding> {
     let host = &facts.host;
-    let mut findings = vec![cgroups(host), file_system("cgroup folder", &host.cgroup)];
+    let mut findings: Vec<Finding> =
+        host.distribution.iter().map(|found| Finding::ok("distribution", found.name())).collect();
+    findings.extend([cgroups(host), file_system("cgroup folder", &host.cgroup)]);
     findings.push(file_system("BPF file system", &host.bpffs));
     findings.push(ports(host));
     findings.extend(forwarding(host));
     findings.push(ipsec(facts));
     findings.extend(firewall(&host.firewall));
-    findings.extend(kube_proxy(&host.kube_proxy));
-    findings.push(namespaces(host));
+    findings.extend(kube_proxy(&host.kube_proxy, host.distribution));
+    findings.push(namespaces(&host.namespaces));
     findings
 }
 
@@ -170,14 +173,17 @@ fn firewall(policies: &[FirewallPolicy]) -> Vec<Finding> {
         .collect()
 }
 
-fn kube_proxy(facts: &KubeProxyFacts) -> Vec<Finding> {
+fn kube_proxy(facts: &KubeProxyFacts, distribution: Option<Distribution>) -> Vec<Finding> {
     const CHECK: &str = "kube-proxy";
     let mut findings = Vec::new();
     if let Some(evidence) = &facts.running {
         findings.push(Finding::warning(
             CHECK,
             format!("it runs ({evidence}): two proxies serve the same Services"),
-            "remove its DaemonSet from this node, then run `lb cleanup --kube-proxy`",
+            match distribution.and_then(Distribution::without_kube_proxy) {
+                Some(how) => format!("{how}, then run `lb cleanup --kube-proxy`"),
+                None => "remove its DaemonSet from this node, then run `lb cleanup --kube-proxy`".to_owned(),
+            },
         ));
     } else if !facts.leftovers.is_empty() {
         let count = facts.leftovers.len();
@@ -201,13 +207,30 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn namespaces(host: &HostFacts) -> Finding {
+fn namespaces(facts: &NamespaceFacts) -> Finding {
     const CHECK: &str = "network namespaces";
-    match &host.namespaces {
-        Ok(count) => Finding::ok(CHECK, format!("{count} have a name")),
-        Err(reason) => {
-            Finding::note(CHECK, format!("{reason}. Namespaces are found by their processes alone"))
-        }
+    let NamespaceFacts { folder, named, elsewhere } = facts;
+    let folder = folder.display();
+    let (count, text) = match named {
+        Ok(0) => (0, format!("none has a name in {folder}")),
+        Ok(count) => (*count, format!("{count} have a name in {folder}")),
+        Err(reason) => (0, reason.clone()),
+    };
+    match elsewhere.iter().max_by_key(|(_, count)| *count) {
+        _ if count > 0 => Finding::ok(CHECK, text),
+        Some((other, count)) => Finding::warning(
+            CHECK,
+            format!(
+                "{text}; {count} in {}: an agent that does not see the processes of pods does not \
+                 find their namespaces",
+                other.display()
+            ),
+            format!(
+                "start the agent with --netns-dir {0}; with Helm, set hostPaths.netns={0}",
+                other.display()
+            ),
+        ),
+        None => Finding::note(CHECK, format!("{text}. Namespaces are found by their processes alone")),
     }
 }
 
@@ -236,16 +259,22 @@ pub fn watches(ages: &[(String, u64)]) -> Vec<Finding> {
     findings
 }
 
-pub fn api_server(state: &ApiServer) -> Finding {
+pub fn api_server(facts: &Facts) -> Finding {
     const CHECK: &str = "API server";
-    match state {
+    match &facts.api_server {
         ApiServer::NotConfigured => Finding::unchecked(CHECK, "no --kubeconfig, and not in a pod"),
         ApiServer::Reachable(version) => Finding::ok(CHECK, format!("reachable, Kubernetes {version}")),
         ApiServer::Unreachable(reason) => Finding::error(
             CHECK,
             format!("unreachable: {reason}"),
-            "check the address and the credentials of the kubeconfig. Use an address that needs no \
-             Service, because Services depend on this agent",
+            format!(
+                "check the address and the credentials of the kubeconfig. Use an address that needs no \
+                 Service, because Services depend on this agent{}",
+                match facts.host.distribution.and_then(Distribution::api_server) {
+                    Some(address) => format!(": {address}"),
+                    None => String::new(),
+                }
+            ),
         ),
     }
 }

@@ -4,15 +4,17 @@
 //! remedy.
 
 mod datapath;
+mod distribution;
 mod facts;
 mod finding;
 mod host;
 mod kernel;
 
+pub use distribution::Distribution;
 pub use facts::{
     AgentFacts, ApiServer, Checked, DatapathFacts, DevicePrograms, Facts, FileSystem, FirewallPolicy,
     ForwardingFacts, HookNames, HostFacts, KernelFacts, KubeProxyFacts, MapEntries, MapMemoryFacts,
-    PortShortageFacts,
+    NamespaceFacts, PortShortageFacts,
 };
 pub use finding::{DoctorFormat, Finding, FindingSeverity, has_error, render_findings};
 
@@ -21,7 +23,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = kernel::findings(&facts.kernel);
     findings.extend(host::findings(facts));
     findings.extend(datapath::findings(&facts.datapath));
-    findings.push(host::api_server(&facts.api_server));
+    findings.push(host::api_server(facts));
     findings.extend(host::watches(&facts.datapath.agent.watches));
     findings
 }
@@ -78,7 +80,9 @@ mod tests {
             leftovers: vec!["table  nftables ip kube-proxy".into()],
             unchecked: vec!["rules of ip6tables were not checked".into()],
         };
-        facts.host.namespaces = Err("/run/netns cannot be read: No such file or directory".into());
+        facts.host.distribution = Some(Distribution::K3s);
+        facts.host.namespaces.named = Err("/run/netns cannot be read: No such file or directory".into());
+        facts.host.namespaces.elsewhere = vec![("/run/docker/netns".into(), 12)];
         facts.datapath.agent = AgentFacts {
             health: Ok((503, "{\"reason\":\"the main loop is stuck\"}".into())),
             written: Ok(vec![("SERVICES_V4".into(), 12), ("SERVICES_V6".into(), 0)]),
@@ -144,6 +148,47 @@ mod tests {
         }
         assert_golden("doctor-faults.txt", &rendered(&facts, DoctorFormat::Table));
         assert_golden("doctor-faults.json", &rendered(&facts, DoctorFormat::Json));
+    }
+
+    #[test]
+    fn namespaces_of_another_container_runtime_are_found() {
+        let mut facts = healthy();
+        let evidence = |facts: &Facts| {
+            let finding = findings(facts).into_iter().find(|finding| finding.check == "network namespaces");
+            finding.map(|finding| (finding.severity, finding.evidence, finding.remedy)).unwrap()
+        };
+        facts.host.namespaces.elsewhere = vec![("/run/docker/netns".into(), 1)];
+        let (severity, text, remedy) = evidence(&facts);
+        assert_eq!((severity, remedy), (FindingSeverity::Ok, None));
+        assert_eq!(text, "4 have a name in /run/netns");
+        facts.host.namespaces.named = Ok(0);
+        let (severity, text, remedy) = evidence(&facts);
+        assert_eq!(severity, FindingSeverity::Warning);
+        assert!(text.contains("none has a name in /run/netns; 1 in /run/docker/netns"), "{text}");
+        assert!(remedy.unwrap().contains("--netns-dir /run/docker/netns"));
+        facts.host.namespaces.elsewhere.clear();
+        assert_eq!(evidence(&facts).0, FindingSeverity::Note);
+    }
+
+    #[test]
+    fn the_remedy_depends_on_the_distribution() {
+        let mut facts = healthy();
+        facts.host.kube_proxy.running = Some("http://127.0.0.1:10249/proxyMode answers".into());
+        facts.api_server = ApiServer::Unreachable("connection refused".into());
+        let remedies = |facts: &Facts| {
+            let findings = findings(facts);
+            let remedy = |check| {
+                let finding = findings.iter().find(|finding| finding.check == check);
+                finding.and_then(|finding| finding.remedy.clone()).unwrap()
+            };
+            (remedy("kube-proxy"), remedy("API server"))
+        };
+        let (kube_proxy, api_server) = remedies(&facts);
+        assert!(kube_proxy.contains("remove its DaemonSet") && !api_server.contains("127.0.0.1"));
+        facts.host.distribution = Some(Distribution::Talos);
+        let (kube_proxy, api_server) = remedies(&facts);
+        assert!(kube_proxy.contains("cluster.proxy.disabled"), "{kube_proxy}");
+        assert!(api_server.contains("https://127.0.0.1:7445"), "{api_server}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use self::leftovers::Leftovers;
 use super::args::CleanupArgs;
 use super::error::CleanupError;
 use super::report::CleanupReport;
+use crate::cli::host_root;
 
 pub(crate) use self::programs::{NodeCommand, ProgramError};
 
@@ -58,7 +59,7 @@ fn find() -> Leftovers {
 /// Removes the leftovers, and writes one line for each item to `out`.
 pub(super) fn run(args: &CleanupArgs, out: &mut impl io::Write) -> Result<(), CleanupError> {
     if let Some(root) = &args.host_root {
-        enter_host_root(root)?;
+        host_root::enter(root).map_err(|source| CleanupError::HostRoot { path: root.clone(), source })?;
     }
     if !args.dry_run
         && let Some(evidence) = running::find(Path::new("/proc"))
@@ -98,12 +99,4 @@ pub(super) fn hint() -> Option<String> {
              them; add --dry-run to list them"
         )
     })
-}
-
-/// Makes `root` the root folder of this process, so that it uses the node's programs and lock
-/// files.
-fn enter_host_root(root: &Path) -> Result<(), CleanupError> {
-    rustix::process::chroot(root)
-        .and_then(|()| rustix::process::chdir("/"))
-        .map_err(|source| CleanupError::HostRoot { path: root.to_owned(), source: source.into() })
 }
