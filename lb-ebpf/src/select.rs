@@ -331,30 +331,30 @@ const RELIEF_LOOKS: u32 = 64;
 const SCATTERED_LOOKS: u32 = RELIEF_LOOKS / 2;
 
 /// Returns an endpoint of the range of `count` slots at `base` that takes a new connection, see
-/// [`lb_take`], although the one in the slot `index` is overloaded. Prefers one that is not
-/// `avoid` and is not left out. Returns [`NONE`] if there is none in [`RELIEF_LOOKS`] slots, or in
-/// all slots of a range with half as many. The verifier checks this function separately.
+/// [`lb_take`], although the one in the slot `index` is overloaded. The result is that of
+/// [`lb_try_slot`]. [`RELIEF_LOOKS`] slots are examined, or all slots of a range with half as many.
+/// The verifier checks this function separately.
 ///
 /// The slots are the next turns, or slots at random, or those of further hashes of the client (as
 /// those of IPVS with the flag `fallback`). Half of the looks, and those of turns, are at slots
 /// that follow each other: they find each endpoint of a small range.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_relief(base: u32, count: u32, index: u32, avoid: u32, options: u32) -> u32 {
-    let (mut next, mut spare) = (unknown(index as u64), unknown(0));
+extern "C" fn lb_relief(base: u32, count: u32, index: u32, avoid: u32, options: u32) -> u64 {
+    let (mut next, mut passed_over) = (unknown(index as u64), unknown(0));
     for look in 0..RELIEF_LOOKS {
         // Every slot was looked at.
         if look / 2 >= count {
             break;
         }
         next = lb_next_look(base, count, (index as u64) << 32 | next, options, look) as u64;
-        let tried = lb_try_slot(base, next as u32, (avoid as u64) << 32 | spare, options);
+        let tried = lb_try_slot(base, next as u32, (avoid as u64) << 32 | passed_over, options);
         if tried & IS_COUNTED != 0 {
-            return tried as u32;
+            return tried;
         }
-        spare = tried;
+        passed_over = tried;
     }
-    if spare != 0 && lb_take(spare as u32, options) != 0 { spare as u32 } else { NONE }
+    passed_over
 }
 
 /// Returns the slot that [`lb_relief`] looks at. The upper half of `slots` is the slot of the
@@ -374,23 +374,28 @@ extern "C" fn lb_next_look(base: u32, count: u32, slots: u64, options: u32, look
     if next < count { next } else { 0 }
 }
 
+/// Bits of the results of [`lb_try_slot`]: an endpoint that is left out, or the one to avoid, was
+/// not tried.
+const PASSED_OVER_LEFT_OUT: u64 = 1 << 0;
+const PASSED_OVER_AVOIDED: u64 = 1 << 1;
+
 /// Returns the endpoint in a slot with the bit [`IS_COUNTED`] if it takes the connection. Otherwise
-/// returns the endpoint that is used if none is better. The upper half of `others` is the endpoint
-/// to avoid, the lower half is the one that is used if none is better. The verifier checks this
-/// function separately, and not in each turn of the loop.
+/// returns which endpoints were passed over. The upper half of `others` is the endpoint to avoid,
+/// the lower half has those that were passed over before. The verifier checks this function
+/// separately, and not in each turn of the loop.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_try_slot(base: u32, slot: u32, others: u64, options: u32) -> u64 {
-    let spare = others & 0xffff_ffff;
-    let Some(&id) = SLOTS.get(base.wrapping_add(slot)) else { return spare };
-    let is_left_out =
-        options & search::HEALTH != 0 && lb_admission(id, options & search::V6, now()) != ADMITTED;
-    if is_left_out || id == (others >> 32) as u32 {
-        id as u64
+    let passed_over = others & 0xffff_ffff;
+    let Some(&id) = SLOTS.get(base.wrapping_add(slot)) else { return passed_over };
+    if id == (others >> 32) as u32 {
+        passed_over | PASSED_OVER_AVOIDED
+    } else if options & search::HEALTH != 0 && lb_admission(id, options & search::V6, now()) != ADMITTED {
+        passed_over | PASSED_OVER_LEFT_OUT
     } else if lb_take(id, options) != 0 {
         id as u64 | IS_COUNTED
     } else {
-        spare
+        passed_over
     }
 }
 
@@ -433,13 +438,21 @@ extern "C" fn lb_choose(base: u32, count: u32, index: u32, avoid: u32, options: 
         return chosen as u64;
     }
     if lb_take(chosen, options) == 0 {
-        let other =
-            if options & search::REPLACE != 0 { lb_relief(base, count, index, avoid, options) } else { NONE };
-        if other == NONE {
+        if options & search::REPLACE == 0 {
+            return NONE as u64;
+        }
+        let mut other = lb_relief(base, count, index, avoid, options);
+        if other & PASSED_OVER_LEFT_OUT != 0 && other & IS_COUNTED == 0 {
+            other = lb_relief(base, count, index, avoid, options & !search::HEALTH);
+        }
+        if other & IS_COUNTED != 0 {
+            chosen = other as u32;
+        } else if other & PASSED_OVER_AVOIDED != 0 && lb_take(avoid, options) != 0 {
+            chosen = avoid;
+        } else {
             return NONE as u64;
         }
         count_reason(Reason::EndpointOverloaded);
-        chosen = other;
     }
     chosen as u64 | IS_COUNTED
 }
