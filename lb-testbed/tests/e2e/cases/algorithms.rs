@@ -1,16 +1,19 @@
 //! The annotations that select an algorithm (`docs/algorithms.md`).
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_testbed::Family;
 use lb_testbed::agent::metric;
-use lb_testbed::host::{HTTP_PORT, Held, UDP_PORT};
+use lb_testbed::host::{HTTP_PORT, Held, Host, UDP_PORT};
 use lb_testbed::manifests;
 use lb_testbed::report::Exchange;
 use serde_json::{Value, json};
 
+use super::affinity::sticky;
 use super::monitor::Monitor;
 use crate::check::{answered_by, eventually, eventually_within, refused};
 use crate::exposed::{Exposed, Requester};
@@ -91,6 +94,187 @@ pub fn lc_evens_out_connections(world: &mut World, family: Family) -> Result<()>
     active_connections(world, &service, family, [1, 1, 1])?;
     drop(packets);
     active_connections(world, &service, family, [0, 0, 0])
+}
+
+/// Clients open and close connections at the same time: packets from two hosts, sockets of a pod
+/// and of the node. Then each endpoint counts the connections that it has, also after an agent was
+/// away meanwhile. One Service has thresholds, whose connections are counted under a lock.
+pub fn counts_are_exact_under_concurrency(world: &mut World, family: Family) -> Result<()> {
+    let pods = [1, 3, 4];
+    let mut services = Vec::new();
+    for annotations in [&[("algorithm", "lc")][..], &[("algorithm", "rr"), ("upper-threshold", "5000")]] {
+        let service = Exposed::publish(world, "Cluster", &pods, |object| {
+            annotations.iter().for_each(|(name, value)| annotate(object, name, value));
+        })?;
+        service.wait_until_programmed(world, &pods)?;
+        services.push(service);
+    }
+    let mut held = open_and_close(world, &services, family)?;
+    counts_are_those_of_the_pods(world, &services, family, pods, held.len())?;
+
+    world.take_agent(0)?.stop()?;
+    // Half of the connections end, and as many are opened.
+    let kept = held.split_off(held.len() / 2);
+    drop(held);
+    held = open_and_close(world, &services, family)?;
+    world.start_agent(0)?;
+    held.extend(kept);
+    counts_are_those_of_the_pods(world, &services, family, pods, held.len())?;
+    drop(held);
+    counts_are_those_of_the_pods(world, &services, family, pods, 0)
+}
+
+/// The connections that [`open_and_close`] keeps in one process.
+const HELD: u32 = 8;
+
+/// Opens connections to both Services from all clients at once, while others end. Returns the
+/// processes with those that are open.
+fn open_and_close(world: &World, services: &[Exposed], family: Family) -> Result<Vec<Held>> {
+    let clients = [
+        (world.client(), "NodePort"),
+        (&world.topology.far, "NodePort"),
+        (&world.pod(2).host, "ClusterIP"),
+        (&world.node(0).host, "ClusterIP"),
+    ];
+    let open = |client: &Host, target: SocketAddr| {
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(client.hold_many(HELD, target)?);
+            held.push(client.hold_many(HELD, target)?);
+            held.remove(0);
+        }
+        for connections in &mut held {
+            answered_by(&[connections.request()?], &[1, 3, 4])?;
+        }
+        Ok::<_, anyhow::Error>(held)
+    };
+    thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (client, kind) in clients {
+            for service in services {
+                let target = service.address(kind, world, family, To::Http);
+                threads.push(scope.spawn(move || open(client, target)));
+            }
+        }
+        let mut all = Vec::new();
+        for thread in threads {
+            all.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
+}
+
+/// Waits until the first node counts, at each pod, the connections that are established there.
+/// There are so many processes with connections.
+fn counts_are_those_of_the_pods(
+    world: &World,
+    services: &[Exposed],
+    family: Family,
+    pods: [usize; 3],
+    held: usize,
+) -> Result<()> {
+    eventually(|| {
+        let mut counted = [0; 3];
+        for service in services {
+            let name = &service.published.service.name;
+            let rows: Vec<Value> =
+                serde_json::from_str(&world.agent(0)?.lb(&["get", "backends", name, "-o", "json"])?)?;
+            for (pod, count) in pods.iter().zip(&mut counted) {
+                let address = world.pod(*pod).host.at(family, HTTP_PORT).to_string();
+                let row = rows.iter().find(|row| row["address"] == *address && row["protocol"] == "TCP");
+                *count += row.and_then(|row| row["activeConnections"].as_u64()).context("no count")?;
+            }
+        }
+        let mut established = [0; 3];
+        for (pod, count) in pods.iter().zip(&mut established) {
+            let port = format!("sport = :{HTTP_PORT}");
+            let family = if family == Family::V4 { "-4" } else { "-6" };
+            let list = ["-H", "-t", "-n", family, "state", "established", &port];
+            *count = world.pod(*pod).host.place.run("ss", list)?.lines().count() as u64;
+        }
+        ensure!(counted == established, "counted {counted:?}, established {established:?}");
+        let total = held as u64 * u64::from(HELD);
+        ensure!(counted.iter().sum::<u64>() == total, "counted {counted:?}, not {total} in sum");
+        Ok(())
+    })
+}
+
+/// Algorithms with the parameter of their hash. All of them would spread the connections of a
+/// client that stay open, or do not need session affinity to keep a client at its endpoint.
+const ALGORITHMS: [(&str, &str); 17] = [
+    ("random", ""),
+    ("rr", ""),
+    ("wrr", ""),
+    ("lc", ""),
+    ("wlc", ""),
+    ("sed", ""),
+    ("nq", ""),
+    ("ovf", ""),
+    ("fo", ""),
+    ("twos", ""),
+    ("lblc", ""),
+    ("lblcr", ""),
+    ("sh", "source"),
+    ("sh", "source-port"),
+    ("dh", ""),
+    ("mh", "source"),
+    ("mh", "source-port"),
+];
+
+/// With session affinity, all connections of a client have one endpoint, whatever the algorithm.
+pub fn affinity_precedes_each_algorithm(world: &mut World, family: Family) -> Result<()> {
+    let pods = [1, 3, 4];
+    let mut services = Vec::new();
+    for (algorithm, hash) in ALGORITHMS {
+        let mut published = world.new_service();
+        published.service.ports.truncate(1);
+        let mut object = published.service.object();
+        annotate(&mut object, "algorithm", algorithm);
+        if !hash.is_empty() {
+            annotate(&mut object, "hash", hash);
+        }
+        sticky(&mut object, 10_800);
+        let slice = published.service.slice(family, &pods.map(|pod| world.pod(pod)));
+        world.write(&published, &[object, slice])?;
+        services.push((algorithm, hash, published));
+    }
+    for (algorithm, hash, published) in &services {
+        let name = &published.service.name;
+        let counts = |world: &World| -> Result<Vec<u64>> {
+            let rows: Vec<Value> =
+                serde_json::from_str(&world.agent(0)?.lb(&["get", "backends", name, "-o", "json"])?)?;
+            Ok(rows.iter().filter_map(|row| row["activeConnections"].as_u64()).collect())
+        };
+        // With `fo`, one endpoint is in the list.
+        eventually(|| {
+            let rows: Vec<Value> =
+                serde_json::from_str(&world.agent(0)?.lb(&["get", "services", name, "-o", "json"])?)?;
+            let list = rows.iter().filter_map(|row| row["outsideEndpoints"].as_array()).map(Vec::len).max();
+            let expected = if *algorithm == "fo" { 1 } else { pods.len() };
+            ensure!(list == Some(expected) && counts(world)?.len() == pods.len(), "{rows:#?}");
+            Ok(())
+        })?;
+        let clients = [
+            (world.client(), published.node_port(world.node(0), family, To::Http)),
+            (&world.pod(2).host, published.cluster_ip(family, To::Http)),
+        ];
+        for (client, target) in clients {
+            let held = client.hold_many(6, target)?;
+            eventually(|| {
+                let mut found = counts(world)?;
+                found.sort_unstable();
+                ensure!(found == [0, 0, 6], "{algorithm} {hash}, {}: {found:?}", client.name);
+                Ok(())
+            })?;
+            drop(held);
+            eventually(|| {
+                let found = counts(world)?;
+                ensure!(found == [0, 0, 0], "{algorithm} {hash}, {}: {found:?}", client.name);
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// Two endpoints take two connections each, of packets and of sockets together. The next ones are

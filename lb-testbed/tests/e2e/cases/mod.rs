@@ -162,6 +162,12 @@ pub const CASES: &[Case] = &[
     each("passive_health_and_a_local_policy", Underlays::Routed, passive_health::with_a_local_policy),
     each("passive_health_and_affinity", Underlays::Routed, passive_health::with_affinity),
     each("passive_health_and_maglev", Underlays::Routed, passive_health::with_maglev),
+    each(
+        "counts_are_exact_under_concurrency",
+        Underlays::Routed,
+        algorithms::counts_are_exact_under_concurrency,
+    ),
+    each("affinity_precedes_each_algorithm", Underlays::Routed, algorithms::affinity_precedes_each_algorithm),
     each("weight_0_drains", Underlays::Routed, algorithms::weight_0_drains),
     each("pods_have_weights", Underlays::Routed, algorithms::pods_have_weights),
     each(
