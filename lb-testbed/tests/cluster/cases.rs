@@ -2,19 +2,19 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
 use lb_testbed::agent::{lb_at, metric};
 use lb_testbed::check::{answered_by, eventually, eventually_within, refused, spread_over, without_failure};
 use lb_testbed::control_plane::{ACCOUNT, deploy, documents};
-use lb_testbed::host::{Listen, LoadKind};
+use lb_testbed::host::{HTTP_PORT, Listen, LoadKind, UDP_PORT};
 use lb_testbed::manifests::{ServiceManifest, ServicePort};
 use lb_testbed::{Family, IngressProxy, http, ingress};
 use serde_json::{Value, json};
 
-use crate::world::{INGRESS_ACCOUNT, ONE_DATAGRAM, WATCH_LIMIT, World, cluster_ip};
+use crate::world::{INGRESS_ACCOUNT, ONE_DATAGRAM, Target, WATCH_LIMIT, World, cluster_ip};
 
 pub type Run = fn(&mut World) -> Result<()>;
 
@@ -27,6 +27,8 @@ pub const CASES: &[(&str, Run)] = &[
     ("connections_follow_the_service", connections_follow_the_service),
     ("connections_follow_the_type", connections_follow_the_type),
     ("a_node_drains_by_command", a_node_drains_by_command),
+    ("drained_endpoints_are_reported", drained_endpoints_are_reported),
+    ("endpoints_that_are_left_out_are_reported", endpoints_that_are_left_out_are_reported),
     ("service_of_another_proxy_is_not_served", service_of_another_proxy_is_not_served),
     ("problems_are_reported_once_as_events", problems_are_reported_once_as_events),
     ("api_server_restarts", api_server_restarts),
@@ -152,6 +154,97 @@ fn connections_follow_endpoints(world: &mut World) -> Result<()> {
     has_no_endpoint(world, &service)?;
     finish(loads)
 }
+
+/// When the last connection of an endpoint that drains has ended, the agent reports it by an Event
+/// at the Service and a metric: of an endpoint with a connection of a socket, and of one with a
+/// flow of packets.
+fn drained_endpoints_are_reported(world: &mut World) -> Result<()> {
+    let service = world.new_service();
+    world.set_endpoints(&service, &[1, 3])?;
+    // Only sockets of the pod connect to pod 3: the node counts the packets of a connection from
+    // outside for two minutes after its end.
+    let Target { http, udp } = cluster_ip(&service, Family::V4);
+    let drain = |world: &mut World, drained: &str, left: usize| {
+        let mut object = service.object();
+        object["metadata"]["annotations"] = json!({"lb.sluice.dev/weights": format!("{drained}=0")});
+        world.apply(&object)?;
+        let pod = &world.pod(2).host;
+        eventually(|| answered_by(&pod.get(&[http], 8)?, &[left]))?;
+        eventually(|| (0..8).try_for_each(|_| answered_by(&pod.send_datagrams(udp, ONE_DATAGRAM)?, &[left])))
+    };
+    drain(world, "node1", 3)?;
+    let node = world.node().host.clone();
+    let [http_port, udp_port] = [0, 1].map(|port| service.ports[port].node_port.unwrap_or_default());
+    let mut socket = world.pod(2).host.hold_http(http)?;
+    let mut packets = world.topology.client.hold_udp(node.at(Family::V4, udp_port))?;
+    for held in [&mut socket, &mut packets] {
+        answered_by(&[held.request()?], &[3])?;
+    }
+    let drained = |world: &World| metric(world.node(), "sluice_drained_endpoints_total", "");
+    let before = drained(world)?;
+    drain(world, "node2", 1)?;
+    // The agent reads the connections of endpoints that drain when it reads the flow table.
+    let flows = |world: &World| metric(world.node(), "sluice_flows", "");
+    let read_before = flows(world)?;
+    let more = world.topology.client.hold_many(64, node.at(Family::V4, http_port))?;
+    eventually(|| {
+        let now = flows(world)?;
+        ensure!(now >= read_before + 32.0, "the flow table was not read: {now} flows after {read_before}");
+        Ok(())
+    })?;
+    answered_by(&[socket.request()?], &[3])?;
+    drop((socket, packets, more));
+    let endpoints = [HTTP_PORT, UDP_PORT].map(|port| world.pod(3).host.at(Family::V4, port).to_string());
+    eventually_within(Duration::from_secs(120), || {
+        let events = world.admin.events(&service.namespace, "Service", &service.name)?;
+        for endpoint in &endpoints {
+            let is_wanted = |event: &Event| {
+                let note = event.note.as_deref().unwrap_or_default();
+                event.reason.as_deref() == Some("EndpointDrained") && note.contains(endpoint.as_str())
+            };
+            ensure!(events.iter().any(is_wanted), "no Event about {endpoint}: {events:?}");
+        }
+        Ok(())
+    })?;
+    let count = drained(world)? - before;
+    ensure!(count >= 2.0, "{count} endpoints have drained");
+    Ok(())
+}
+
+/// The agent reports an endpoint that refuses clients and is left out by an Event at the Service.
+fn endpoints_that_are_left_out_are_reported(world: &mut World) -> Result<()> {
+    let service = world.new_service();
+    let mut object = service.object();
+    object["metadata"]["annotations"] = json!({"lb.sluice.dev/passive-health": "on"});
+    world.apply(&object)?;
+    let mut slices = world.slices(&service, &[1]);
+    for slice in &mut slices {
+        let mut refusing = slice.clone();
+        let name = slice["metadata"]["name"].as_str().context("a slice has a name")?;
+        refusing["metadata"]["name"] = format!("{name}-refusing").into();
+        refusing["ports"][0]["port"] = REFUSING_PORT.into();
+        world.apply(slice)?;
+        world.apply(&refusing)?;
+    }
+    let node_port = service.ports[0].node_port.context("the port has no nodePort")?;
+    let target = world.node().host.at(Family::V4, node_port);
+    let endpoint = world.pod(1).host.at(Family::V4, REFUSING_PORT).to_string();
+    eventually_within(Duration::from_secs(120), || {
+        world.topology.client.get(&[target], 8)?;
+        let events = world.admin.events(&service.namespace, "Service", &service.name)?;
+        let is_wanted = |event: &Event| {
+            let note = event.note.as_deref().unwrap_or_default();
+            event.reason.as_deref() == Some("EndpointLeftOut") && note.contains(&endpoint)
+        };
+        let event = events.into_iter().find(is_wanted);
+        let event = event.with_context(|| format!("no Event about {endpoint}"))?;
+        ensure!(event.type_.as_deref() == Some("Warning"), "{event:?}");
+        Ok(())
+    })
+}
+
+/// A port of pods where no server listens.
+const REFUSING_PORT: u16 = 8099;
 
 /// `lb drain` changes the Node. The agent of the other node moves new connections away.
 fn a_node_drains_by_command(world: &mut World) -> Result<()> {
