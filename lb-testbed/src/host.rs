@@ -403,6 +403,17 @@ impl Held {
         self.command(&format!("reconnect {target}"))
     }
 
+    /// Opens one more HTTP connection, from an address of the host, and sends a request over it.
+    pub fn open(&mut self, source: IpAddr, target: SocketAddr) -> Result<Exchange> {
+        self.command(&format!("open {} {target}", SocketAddr::new(source, 0)))
+    }
+
+    /// Sends a request over an HTTP connection and closes it. Returns when the server has closed it
+    /// too. `number` counts the connections that are open, in the order of their opening, from 0.
+    pub fn close(&mut self, number: usize) -> Result<Exchange> {
+        self.command(&format!("close {number}"))
+    }
+
     fn command(&mut self, line: &str) -> Result<Exchange> {
         let _limit = TimeLimit::of(&self.child.0)?;
         writeln!(self.input, "{line}")?;

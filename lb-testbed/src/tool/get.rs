@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use http_body_util::{BodyExt, Empty};
@@ -13,7 +15,9 @@ use lb_testbed::patience::patient;
 use lb_testbed::report::{Exchange, FailureKind, Greeting, RequestAnswer, RequestFailure};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::REQUEST_LIMIT;
@@ -68,6 +72,11 @@ pub struct Socket {
 }
 
 impl Socket {
+    /// Returns the settings of a usual socket that is bound to this address.
+    pub fn bound_to(source: SocketAddr) -> Self {
+        Self { source: Some(source), ..Self::default() }
+    }
+
     async fn connect(&self, target: SocketAddr) -> io::Result<TcpStream> {
         let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -95,6 +104,9 @@ impl Socket {
 pub struct Connection {
     sender: SendRequest<Empty<Bytes>>,
     peer: SocketAddr,
+    /// Drives the connection until its end. Returns the socket if `is_closing`.
+    driver: JoinHandle<Option<TcpStream>>,
+    is_closing: Arc<AtomicBool>,
 }
 
 impl Connection {
@@ -108,8 +120,24 @@ impl Connection {
         let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http_failure)?;
         // The task ends with the connection. The request reports the connection's errors.
-        tokio::spawn(connection);
-        Ok(Self { sender, peer })
+        let is_closing = Arc::new(AtomicBool::new(false));
+        let returns_socket = is_closing.clone();
+        let driver = tokio::spawn(async move {
+            let parts = connection.without_shutdown().await.ok()?;
+            returns_socket.load(Ordering::Relaxed).then(|| parts.io.into_inner())
+        });
+        Ok(Self { sender, peer, driver, is_closing })
+    }
+
+    /// Closes the connection, and returns when the server has closed it too.
+    pub async fn close(self) -> Result<(), RequestFailure> {
+        self.is_closing.store(true, Ordering::Relaxed);
+        drop(self.sender);
+        let stream = self.driver.await.map_err(io::Error::other)?;
+        let mut stream = stream.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset))?;
+        stream.shutdown().await?;
+        stream.read_to_end(&mut Vec::new()).await?;
+        Ok(())
     }
 
     pub async fn request(&mut self) -> Result<RequestAnswer, RequestFailure> {

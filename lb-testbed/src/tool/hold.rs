@@ -1,14 +1,17 @@
-//! One UDP socket, or one or many connections, that stay open. Each line on standard input is a
+//! One UDP socket, or any number of connections, that stay open. Each line on standard input is a
 //! command: `request` sends a request, `reconnect` first connects the UDP socket to the target
 //! again. A socket that is not connected sends the request to the address that follows the command,
-//! if there is one. The result of each command is printed as one line of JSON.
+//! if there is one. `open SOURCE TARGET` opens one more connection, from a socket that is bound to
+//! SOURCE, and sends a request over it. `close N` sends a request over the Nth open connection,
+//! counted from 0, and closes it; then it waits until the server has closed it too. The result of
+//! each command is printed as one line of JSON.
 
 use std::io::BufRead;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use lb_testbed::patience::patient;
 use lb_testbed::pattern;
@@ -49,10 +52,19 @@ pub async fn run(options: &Options) -> Result<()> {
     let mut lines = lines();
     println!("ready");
     while let Some(line) = lines.recv().await {
-        let (command, other) = line.split_once(' ').unwrap_or((&line, ""));
-        let target = if other.is_empty() { target } else { other.parse()? };
+        let (command, argument) = line.split_once(' ').unwrap_or((&line, ""));
+        let (source, other) = argument.split_once(' ').unwrap_or(("", argument));
+        let target = if other.is_empty() || command == "close" { target } else { other.parse()? };
         let result = match (command, &mut held) {
             (_, Err(failure)) => Err(failure.clone()),
+            ("open", Ok(Held::Http(connections))) => {
+                open_one_more(connections, source.parse()?, target).await
+            }
+            ("close", Ok(Held::Http(connections))) => {
+                let number: usize = argument.parse()?;
+                ensure!(number < connections.len(), "no connection {number}");
+                close(connections.remove(number)).await
+            }
             ("request", Ok(Held::Unconnected(socket))) => datagram_to(socket, target).await,
             ("request", Ok(Held::Datagrams(socket))) => datagram(socket).await,
             ("request", Ok(Held::Http(connections))) => request_on_all(connections).await,
@@ -91,6 +103,33 @@ async fn request_on_all(connections: &mut [Connection]) -> Result<RequestAnswer,
         }
     }
     last
+}
+
+/// Opens a connection and sends a request over it. A connection that fails is not kept.
+async fn open_one_more(
+    connections: &mut Vec<Connection>,
+    source: SocketAddr,
+    target: SocketAddr,
+) -> Result<RequestAnswer, RequestFailure> {
+    let attempt = async {
+        let mut connection = Connection::open_over(&get::Socket::bound_to(source), target).await?;
+        let answer = connection.request().await?;
+        Ok((connection, answer))
+    };
+    let opened = timeout(patient(REQUEST_LIMIT), attempt).await.unwrap_or_else(|_| Err(get::timed_out()));
+    let (connection, answer) = opened?;
+    connections.push(connection);
+    Ok(answer)
+}
+
+/// Sends a request over a connection and closes it. Returns when the server has closed it too.
+async fn close(mut connection: Connection) -> Result<RequestAnswer, RequestFailure> {
+    let attempt = async {
+        let answer = connection.request().await?;
+        connection.close().await?;
+        Ok(answer)
+    };
+    timeout(patient(REQUEST_LIMIT), attempt).await.unwrap_or_else(|_| Err(get::timed_out()))
 }
 
 async fn reconnect(socket: &UdpSocket, target: SocketAddr) -> Result<RequestAnswer, RequestFailure> {

@@ -58,8 +58,8 @@ const PROGRAMS: Suite = suite("trixie", false);
 const SERVERS: Suite = suite("bookworm", false);
 
 /// Packages with the programs that the tests run in guests. apt adds what these depend on.
-const GUEST_PACKAGES: [&str; 8] =
-    ["bash", "bpftool", "coreutils", "ethtool", "iproute2", "kmod", "mount", "nftables"];
+const GUEST_PACKAGES: [&str; 9] =
+    ["bash", "bpftool", "coreutils", "ethtool", "iproute2", "ipvsadm", "kmod", "mount", "nftables"];
 
 /// Folders at the root that are links into `/usr`.
 const MERGED: [&str; 3] = ["bin", "lib", "sbin"];

@@ -71,15 +71,16 @@ const ALL: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", NEWEST];
 const GENERATED_PACKETS: &str = "900";
 
 /// Modules of the tests that no kernel loads on demand.
-const LATE_MODULES: [&str; 2] = ["tun", "sctp"];
+const LATE_MODULES: [&str; 3] = ["tun", "sctp", "ip_vs"];
 
 /// Programs that the tests need in addition to a toolchain.
-pub const PROGRAMS: [setup::Program; 11] = [
+pub const PROGRAMS: [setup::Program; 12] = [
     setup::Program::Compiler,
     setup::Program::Ip,
     setup::Program::Ethtool,
     setup::Program::Bpftool,
     setup::Program::Nft,
+    setup::Program::Ipvsadm,
     setup::Program::Qemu,
     setup::Program::Depmod,
     setup::Program::Strip,

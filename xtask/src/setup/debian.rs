@@ -19,6 +19,7 @@ pub enum Program {
     Iptables,
     Nft,
     Ipset,
+    Ipvsadm,
     Etcd,
     Qemu,
     Depmod,
@@ -49,6 +50,7 @@ impl Program {
             Self::Iptables => "iptables-nft",
             Self::Nft => "nft",
             Self::Ipset => "ipset",
+            Self::Ipvsadm => "ipvsadm",
             Self::Etcd => "etcd",
             Self::Qemu => "qemu-system-x86_64",
             Self::Depmod => "depmod",
@@ -77,6 +79,7 @@ impl Program {
             Self::Iptables => &["iptables"],
             Self::Nft => &["nftables"],
             Self::Ipset => &["ipset"],
+            Self::Ipvsadm => &["ipvsadm"],
             Self::Etcd => &["etcd-server"],
             Self::Qemu => &["qemu-system-x86"],
             Self::Depmod => &["kmod"],
@@ -106,6 +109,7 @@ impl Program {
                 "rules of kube-proxy, for the tests of takeovers and of their removal"
             }
             Self::Ipset => "sets of kube-proxy, for the tests of their removal",
+            Self::Ipvsadm => "virtual servers of IPVS, which Sluice is compared with",
             Self::Etcd => "storage of the real API server",
             Self::Qemu => "machines with other kernels",
             Self::Depmod => "modules of other kernels",

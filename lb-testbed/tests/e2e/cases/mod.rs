@@ -16,6 +16,7 @@ mod forward;
 mod guards;
 mod health;
 mod icmp;
+mod ipvs;
 mod lacking;
 mod lifecycle;
 mod matrix;
@@ -168,6 +169,7 @@ pub const CASES: &[Case] = &[
         algorithms::counts_are_exact_under_concurrency,
     ),
     each("affinity_precedes_each_algorithm", Underlays::Routed, algorithms::affinity_precedes_each_algorithm),
+    each("ipvs_selects_alike", Underlays::Routed, ipvs::selects_alike),
     each("weight_0_drains", Underlays::Routed, algorithms::weight_0_drains),
     each("pods_have_weights", Underlays::Routed, algorithms::pods_have_weights),
     each(

@@ -144,7 +144,7 @@ pub fn with_maglev(world: &mut World, family: Family) -> Result<()> {
 }
 
 /// Gives the client so many addresses while `work` runs.
-fn from_addresses(
+pub(super) fn from_addresses(
     world: &World,
     family: Family,
     count: u16,
