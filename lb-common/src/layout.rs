@@ -14,9 +14,8 @@ use core::mem::{offset_of, size_of};
 use crate::family::{Family, V4, V6};
 
 /// Version of all layouts. It is part of the pin path (`<bpffs>/sluice/v4/…`), so that an agent
-/// never reuses a map whose entries it would misread.
-///
-/// The feature `other-layout` is the next version of the tests. See [`crate::other_layout`].
+/// never reuses a map whose entries it would misread. The feature `other-layout` is the next
+/// version of the tests, see [`crate::other_layout`].
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 5 } else { 4 };
 
 pub use crate::handover;
@@ -217,7 +216,8 @@ pub struct CountedSocket {
     pub is_v6: u8,
     /// One of [`counted`].
     pub counted: u8,
-    pub pad: [u8; 2],
+    /// When it was connected, as a mark of [`crate::age`]. 0: not known (earlier programs).
+    pub opened: u16,
 }
 
 /// Bits of [`Backend::flags`]. 0 means that the endpoint has been removed.
@@ -594,6 +594,7 @@ pub struct ConnectedSocket {
     /// `SO_COOKIE` of the socket, low and high half. A `u64` would need padding.
     pub cookie: [u32; 2],
     pub peer: ConnectedPeer,
+    pub opened: u32,
 }
 
 /// Value of `ADDRESSES_V4` and `ADDRESSES_V6`, keyed by a destination that the programs handle: an
@@ -862,7 +863,7 @@ assert_layout! {
     Backend<A4>: 16, { addr: 0, port: 4, flags: 6, service_id: 8, weight: 12 };
     Backend<A6>: 28, { addr: 0, port: 16, flags: 18, service_id: 20, weight: 24 };
     Load: 16, { inactive: 0, active: 4, socket_inactive: 8, socket_active: 12 };
-    CountedSocket: 8, { backend_id: 0, is_v6: 4, counted: 5 };
+    CountedSocket: 8, { backend_id: 0, is_v6: 4, counted: 5, opened: 6 };
     FlowKey<A4>: 16, { src_addr: 0, dst_addr: 4, src_port: 8, dst_port: 10, protocol: 12 };
     FlowKey<A6>: 40, { src_addr: 0, dst_addr: 16, src_port: 32, dst_port: 34, protocol: 36 };
     FlowIndex: 8, { record: 0, generation: 4, direction: 6 };
@@ -880,7 +881,7 @@ assert_layout! {
     SocketPeer<A4>: 16, { addr: 0, port: 4, backend_id: 8 };
     SocketPeer<A6>: 28, { addr: 0, port: 16, backend_id: 20 };
     ConnectedPeer: 44, { service_addr: 0, backend_addr: 16, service_port: 32, backend_id: 36 };
-    ConnectedSocket: 52, { cookie: 0, peer: 8 };
+    ConnectedSocket: 56, { cookie: 0, peer: 8, opened: 52 };
     KnownAddress: 8, { ifindex: 0, flags: 4 };
     SourceRange<A4>: 8, { service_id: 0, addr: 4 };
     SourceRange<A6>: 20, { service_id: 0, addr: 4 };

@@ -3,6 +3,7 @@
 //! * [`layout`]: keys and values of the BPF maps, an interface that `docs/maps.md` documents.
 //! * [`event`]: the layouts of the maps for `lb monitor`.
 //! * [`family`]: IPv4 and IPv6 behind one trait, so that the pipeline is written once.
+//! * [`age`]: the time when a socket was connected, in two bytes.
 //! * [`hash`]: the slot of a client.
 //! * [`health`]: when an endpoint is left out, and when it is tried again.
 //! * [`load`]: the open connections of endpoints, and their comparison.
@@ -23,6 +24,7 @@
 #![no_std]
 #![deny(unsafe_code)]
 
+pub mod age;
 pub mod checksum;
 pub mod connection;
 pub mod crc32c;

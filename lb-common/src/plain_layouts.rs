@@ -36,7 +36,7 @@ crate::plain! {
         scheduler, pad,
     }
     Load { inactive, active, socket_inactive, socket_active }
-    CountedSocket { backend_id, is_v6, counted, pad }
+    CountedSocket { backend_id, is_v6, counted, opened }
     FlowIndex { record, generation, direction, pad }
     FlowSide { end, ack, closed }
     FlowHand { next, pad, pressure_ns }
@@ -47,7 +47,7 @@ crate::plain! {
     }
     FragmentPorts { src_port, dst_port }
     ConnectedPeer { service_addr, backend_addr, service_port, backend_port, backend_id, service_id }
-    ConnectedSocket { cookie, peer }
+    ConnectedSocket { cookie, peer, opened }
     KnownAddress { ifindex, flags }
     NamespaceAddrs { addr_v4, addr_v6 }
     AffinityKey { client, service_id, client_kind }

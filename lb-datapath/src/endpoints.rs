@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use lb_common::age;
 use lb_common::layout::{Backend, ConnectedPeer, ConnectedSocket, backend_flags};
 use lb_model::{IpFamily, PerFamily};
 
@@ -27,6 +28,15 @@ pub struct Endpoints {
     v6: ArrayTable<Backend<[u8; 16]>>,
 }
 
+/// A socket that is connected through a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServedSocket {
+    pub peer: ConnectedPeer,
+    /// The second of `CLOCK_MONOTONIC` when it was connected, or up to 18 s later. `None` if it was
+    /// connected through the programs of an agent that did not store it.
+    pub opened_s: Option<u64>,
+}
+
 impl Endpoints {
     pub(crate) fn new(programs: &Programs, maps: &MapHandles) -> io::Result<Self> {
         Ok(Self {
@@ -45,17 +55,25 @@ impl Endpoints {
     /// Returns the sockets that were connected through a Service to an endpoint that was removed,
     /// by their cookie. The application may have connected such a socket to another address since.
     pub fn stale_sockets(&self) -> io::Result<HashMap<u64, ConnectedPeer>> {
-        Ok(self.sockets()?.into_iter().filter(|(_, peer)| !self.serves(peer)).collect())
+        Ok(self.peers()?.filter(|(_, peer)| !self.serves(peer)).collect())
+    }
+
+    fn peers(&self) -> io::Result<impl Iterator<Item = (u64, ConnectedPeer)>> {
+        Ok(self.sockets()?.into_iter().map(|(cookie, socket)| (cookie, socket.peer)))
     }
 
     /// Returns all sockets that are connected through a Service, by their cookie.
-    fn sockets(&self) -> io::Result<Vec<(u64, ConnectedPeer)>> {
+    fn sockets(&self) -> io::Result<Vec<(u64, ServedSocket)>> {
         let Some(list) = &self.list else { return Ok(Vec::new()) };
         let mut bytes = Vec::new();
         sys::iterate(list.as_fd(), self.connected.as_fd())?.read_to_end(&mut bytes)?;
         let cookie = |[low, high]: [u32; 2]| u64::from(low) | u64::from(high) << 32;
-        let sockets = sys::values(&bytes).map(|socket: ConnectedSocket| (cookie(socket.cookie), socket.peer));
-        Ok(sockets.collect())
+        let now_ns = sys::monotonic_ns();
+        let served = |socket: ConnectedSocket| {
+            let opened_s = age::second_of(socket.opened as u16, now_ns);
+            (cookie(socket.cookie), ServedSocket { peer: socket.peer, opened_s })
+        };
+        Ok(sys::values(&bytes).map(served).collect())
     }
 
     /// Returns the sockets that are connected through a Service to one of these endpoints, by their
@@ -76,13 +94,13 @@ impl Endpoints {
         };
         // The flags are read after the list of sockets, and an endpoint has its flags before it
         // gets connections again: no socket in the list is newer than the drain.
-        Ok(self.sockets()?.into_iter().filter(|(_, peer)| connected(peer)).take(most).collect())
+        Ok(self.peers()?.filter(|(_, peer)| connected(peer)).take(most).collect())
     }
 
     /// Returns the sockets that are connected through a Service to an endpoint that the Service
     /// still has, by their cookie.
-    pub fn served_sockets(&self) -> io::Result<HashMap<u64, ConnectedPeer>> {
-        Ok(self.sockets()?.into_iter().filter(|(_, peer)| self.serves(peer)).collect())
+    pub fn served_sockets(&self) -> io::Result<HashMap<u64, ServedSocket>> {
+        Ok(self.sockets()?.into_iter().filter(|(_, socket)| self.serves(&socket.peer)).collect())
     }
 
     /// Returns whether the Service port still has the endpoint, ready or draining.

@@ -54,7 +54,7 @@ pub use self::call_counter::{CallCounter, Calls};
 pub use self::conversion::{GrowError, NewGeneration};
 pub use self::datapath::Datapath;
 pub use self::drift::{Drift, DriftKind};
-pub use self::endpoints::Endpoints;
+pub use self::endpoints::{Endpoints, ServedSocket};
 pub use self::features::Features;
 pub use self::first_filter::Tidied;
 pub use self::flows::{AgedFlow, FlowEntry, FlowUsage};

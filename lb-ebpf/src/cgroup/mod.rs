@@ -12,6 +12,7 @@ mod report;
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::programs::SockAddrContext;
+use lb_common::age::mark;
 use lb_common::family::{V4, V6};
 use lb_common::layout::{ConnectedPeer, CountedSocket, SocketPeer, SocketPeerKey, UDP, counted};
 use lb_common::reason::Reason;
@@ -22,6 +23,7 @@ use self::context::{cookie, is_served, protocol};
 use crate::aligned::Aligned;
 use crate::call;
 use crate::client::Client;
+use crate::clock::now;
 use crate::count::count;
 use crate::event::is_watched;
 use crate::loads::recount_socket;
@@ -136,10 +138,10 @@ fn refuse<S: address::Wide>(context: &SockAddrContext, reason: Reason) -> i32 {
 /// `is_counted`: the endpoint has counted it already.
 #[inline(always)]
 fn count_socket<F: Maps>(context: &SockAddrContext, backend_id: u32, counted: u8, is_counted: bool) {
-    let mut none = Aligned(CountedSocket { backend_id: 0, is_v6: 0, counted: counted::NONE, pad: [0; 2] });
+    let mut none = Aligned(CountedSocket { backend_id: 0, is_v6: 0, counted: counted::NONE, opened: 0 });
     // SAFETY: the socket belongs to the context, and the entry to the socket.
     if let Some(known) = unsafe { COUNTED.get_or_insert_ptr_mut(context, Some(&mut none.0)).as_mut() } {
-        *known = CountedSocket { backend_id, is_v6: F::IS_V6 as u8, counted, pad: [0; 2] };
+        *known = CountedSocket { backend_id, is_v6: F::IS_V6 as u8, counted, opened: mark(now()) };
         if !is_counted {
             recount_socket::<F>(backend_id, counted::NONE, counted);
         }

@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
 use lb_common::layout::ConnectedPeer;
-use lb_datapath::{AgedFlow, FlowEntry};
+use lb_datapath::{AgedFlow, FlowEntry, ServedSocket};
 use lb_plan::desired::{DesiredServicePort, ServicePortId};
 
 /// The greatest number of connections of each kind that are reset at once, which is at most once a
@@ -138,8 +138,8 @@ pub struct SocketAges {
 
 pub type SharedSocketAges = Arc<Mutex<SocketAges>>;
 
-/// Connected sockets with the time when this agent first saw them: no map has the time when a
-/// socket was connected.
+/// Connected sockets with the time when they were connected. If that is not known, it is the time
+/// when this agent first saw them.
 #[derive(Debug, Default)]
 pub struct SeenSockets(HashMap<u64, u64>);
 
@@ -151,15 +151,15 @@ impl SeenSockets {
     /// stays until its process closes it, or the process may connect it again.
     pub fn due(
         &mut self,
-        sockets: HashMap<u64, ConnectedPeer>,
+        sockets: HashMap<u64, ServedSocket>,
         limits: &AgeLimits,
         now_s: u64,
     ) -> (HashMap<u64, ConnectedPeer>, Option<u64>) {
         let before = std::mem::take(&mut self.0);
         let (mut due, mut next_s) = (HashMap::new(), None::<u64>);
-        for (cookie, peer) in sockets {
+        for (cookie, ServedSocket { peer, opened_s }) in sockets {
             let Some(limit) = limits.get(&peer.service_id) else { continue };
-            let mut seen_s = before.get(&cookie).copied().unwrap_or(now_s);
+            let mut seen_s = before.get(&cookie).copied().or(opened_s).unwrap_or(now_s);
             let end_s = limit.end_of(seen_s, hash_of(cookie));
             if end_s > now_s || due.len() == MOST_RESETS {
                 next_s = Some(next_s.map_or(end_s, |next| next.min(end_s)));
@@ -281,10 +281,26 @@ mod tests {
         }
     }
 
+    fn socket(service_id: u32, opened_s: Option<u64>) -> ServedSocket {
+        ServedSocket { peer: peer(service_id), opened_s }
+    }
+
+    #[test]
+    fn the_age_of_a_socket_does_not_depend_on_the_start_of_the_agent() {
+        let limits = AgeLimits::from([(1, AgeLimit { age_s: 100, since_s: 0 })]);
+        let sockets = |opened_s| HashMap::from([(11, socket(1, opened_s))]);
+        let end_s = |opened_s, now_s| {
+            SeenSockets::default().due(sockets(opened_s), &limits, now_s).1.expect("it is not due")
+        };
+        assert_eq!(end_s(Some(1_000), 1_000), end_s(Some(1_000), 1_070));
+        assert_eq!(end_s(None, 1_000) + 70, end_s(None, 1_070), "not known: the age begins now");
+        assert_eq!(SeenSockets::default().due(sockets(Some(1_000)), &limits, 1_100).0.len(), 1);
+    }
+
     #[test]
     fn sockets_are_due_at_their_age_and_those_of_other_services_never() {
         let limits = AgeLimits::from([(1, AgeLimit { age_s: 100, since_s: 0 })]);
-        let sockets = || HashMap::from([(11, peer(1)), (12, peer(2))]);
+        let sockets = || HashMap::from([(11, socket(1, None)), (12, socket(2, None))]);
         let mut seen = SeenSockets::default();
         let (due, next_s) = seen.due(sockets(), &limits, 1_000);
         let end_s = next_s.unwrap();
@@ -303,7 +319,7 @@ mod tests {
     #[test]
     fn a_visit_closes_a_limited_number_of_sockets() {
         let limits = AgeLimits::from([(1, AgeLimit { age_s: 10, since_s: 0 })]);
-        let sockets = || (0..3_000).map(|cookie| (cookie, peer(1))).collect::<HashMap<_, _>>();
+        let sockets = || (0..3_000).map(|cookie| (cookie, socket(1, None))).collect::<HashMap<_, _>>();
         let mut seen = SeenSockets::default();
         assert!(seen.due(sockets(), &limits, 0).0.is_empty());
         let (due, next_s) = seen.due(sockets(), &limits, 10);

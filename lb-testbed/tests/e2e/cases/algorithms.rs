@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_testbed::Family;
 use lb_testbed::agent::metric;
 use lb_testbed::host::{HTTP_PORT, Held, Host, UDP_PORT};
 use lb_testbed::manifests;
+use lb_testbed::patience::patient;
 use lb_testbed::report::Exchange;
 use serde_json::{Value, json};
 
@@ -674,6 +675,32 @@ pub fn old_connections_are_reset(world: &mut World, family: Family) -> Result<()
         ensure!(event["service"]["name"] == name.as_str(), "{event}");
         Ok(())
     })
+}
+
+/// The age of a connection at a socket does not begin anew with a restart of the agent: the
+/// connection is reset although no agent runs as long as that.
+pub fn ages_of_sockets_survive_restarts(world: &mut World) -> Result<()> {
+    let family = Family::V4;
+    let service =
+        Exposed::publish(world, "Cluster", &[1, 3], |object| annotate(object, "max-connection-age", "40s"))?;
+    service.wait_until_programmed(world, &[1, 3])?;
+    let target = service.address("ClusterIP", world, family, To::Http);
+    let mut held = world.pod(2).host.hold_http(target)?;
+    answered_by(&[held.request()?], &[1, 3])?;
+    let began = Instant::now();
+    loop {
+        world.take_agent(0)?.stop()?;
+        world.start_agent(0)?;
+        let started = Instant::now();
+        // Less than three quarters of the age, and than what the spread of a start adds.
+        while started.elapsed() < Duration::from_secs(22) {
+            if held.request()?.result.is_err() {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        ensure!(began.elapsed() < patient(Duration::from_secs(240)), "the connection is not reset");
+    }
 }
 
 /// Writes the Nodes. The second one drains if `drains`.

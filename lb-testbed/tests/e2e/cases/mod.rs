@@ -169,6 +169,7 @@ pub const CASES: &[Case] = &[
         algorithms::counts_are_exact_under_concurrency,
     ),
     each("affinity_precedes_each_algorithm", Underlays::Routed, algorithms::affinity_precedes_each_algorithm),
+    once("ages_of_sockets_survive_restarts", Underlays::Routed, algorithms::ages_of_sockets_survive_restarts),
     each("ipvs_selects_alike", Underlays::Routed, ipvs::selects_alike),
     each("weight_0_drains", Underlays::Routed, algorithms::weight_0_drains),
     each("pods_have_weights", Underlays::Routed, algorithms::pods_have_weights),
