@@ -14,7 +14,6 @@ use lb_testbed::patience::patient;
 use lb_testbed::report::Exchange;
 use serde_json::{Value, json};
 
-use super::affinity::sticky;
 use super::monitor::Monitor;
 use crate::check::{answered_by, eventually, eventually_within, refused};
 use crate::exposed::{Exposed, Requester};
@@ -198,84 +197,6 @@ fn counts_are_those_of_the_pods(
         ensure!(counted.iter().sum::<u64>() == total, "counted {counted:?}, not {total} in sum");
         Ok(())
     })
-}
-
-/// Algorithms with the parameter of their hash. All of them would spread the connections of a
-/// client that stay open, or do not need session affinity to keep a client at its endpoint.
-const ALGORITHMS: [(&str, &str); 17] = [
-    ("random", ""),
-    ("rr", ""),
-    ("wrr", ""),
-    ("lc", ""),
-    ("wlc", ""),
-    ("sed", ""),
-    ("nq", ""),
-    ("ovf", ""),
-    ("fo", ""),
-    ("twos", ""),
-    ("lblc", ""),
-    ("lblcr", ""),
-    ("sh", "source"),
-    ("sh", "source-port"),
-    ("dh", ""),
-    ("mh", "source"),
-    ("mh", "source-port"),
-];
-
-/// With session affinity, all connections of a client have one endpoint, whatever the algorithm.
-pub fn affinity_precedes_each_algorithm(world: &mut World, family: Family) -> Result<()> {
-    let pods = [1, 3, 4];
-    let mut services = Vec::new();
-    for (algorithm, hash) in ALGORITHMS {
-        let mut published = world.new_service();
-        published.service.ports.truncate(1);
-        let mut object = published.service.object();
-        annotate(&mut object, "algorithm", algorithm);
-        if !hash.is_empty() {
-            annotate(&mut object, "hash", hash);
-        }
-        sticky(&mut object, 10_800);
-        let slice = published.service.slice(family, &pods.map(|pod| world.pod(pod)));
-        world.write(&published, &[object, slice])?;
-        services.push((algorithm, hash, published));
-    }
-    for (algorithm, hash, published) in &services {
-        let name = &published.service.name;
-        let counts = |world: &World| -> Result<Vec<u64>> {
-            let rows: Vec<Value> =
-                serde_json::from_str(&world.agent(0)?.lb(&["get", "backends", name, "-o", "json"])?)?;
-            Ok(rows.iter().filter_map(|row| row["activeConnections"].as_u64()).collect())
-        };
-        // With `fo`, one endpoint is in the list.
-        eventually(|| {
-            let rows: Vec<Value> =
-                serde_json::from_str(&world.agent(0)?.lb(&["get", "services", name, "-o", "json"])?)?;
-            let list = rows.iter().filter_map(|row| row["outsideEndpoints"].as_array()).map(Vec::len).max();
-            let expected = if *algorithm == "fo" { 1 } else { pods.len() };
-            ensure!(list == Some(expected) && counts(world)?.len() == pods.len(), "{rows:#?}");
-            Ok(())
-        })?;
-        let clients = [
-            (world.client(), published.node_port(world.node(0), family, To::Http)),
-            (&world.pod(2).host, published.cluster_ip(family, To::Http)),
-        ];
-        for (client, target) in clients {
-            let held = client.hold_many(6, target)?;
-            eventually(|| {
-                let mut found = counts(world)?;
-                found.sort_unstable();
-                ensure!(found == [0, 0, 6], "{algorithm} {hash}, {}: {found:?}", client.name);
-                Ok(())
-            })?;
-            drop(held);
-            eventually(|| {
-                let found = counts(world)?;
-                ensure!(found == [0, 0, 0], "{algorithm} {hash}, {}: {found:?}", client.name);
-                Ok(())
-            })?;
-        }
-    }
-    Ok(())
 }
 
 /// Two endpoints take two connections each, of packets and of sockets together. The next ones are

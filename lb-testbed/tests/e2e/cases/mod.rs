@@ -9,6 +9,7 @@ mod conversion;
 mod datagrams;
 mod doctor;
 mod drift;
+mod each_algorithm;
 mod examples;
 mod explain;
 mod floods;
@@ -168,7 +169,8 @@ pub const CASES: &[Case] = &[
         Underlays::Routed,
         algorithms::counts_are_exact_under_concurrency,
     ),
-    each("affinity_precedes_each_algorithm", Underlays::Routed, algorithms::affinity_precedes_each_algorithm),
+    each("each_algorithm_selects_by_its_rule", Underlays::Routed, each_algorithm::selects_by_its_rule),
+    each("affinity_precedes_each_algorithm", Underlays::Routed, each_algorithm::affinity_precedes),
     once("ages_of_sockets_survive_restarts", Underlays::Routed, algorithms::ages_of_sockets_survive_restarts),
     each("ipvs_selects_alike", Underlays::Routed, ipvs::selects_alike),
     each("weight_0_drains", Underlays::Routed, algorithms::weight_0_drains),
