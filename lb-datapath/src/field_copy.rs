@@ -1,6 +1,6 @@
 //! Converts map entries from one layout to another, field by field.
 
-use crate::btf::EntryLayout;
+use crate::btf::{EntryLayout, Field};
 
 /// Fields with these names are padding. They are zero in every layout.
 const PADDING: [&str; 3] = ["pad", "reserved", "padding"];
@@ -51,6 +51,22 @@ impl FieldCopy {
     }
 }
 
+/// Returns whether entries of one layout are entries of the other one as they are: each field is in
+/// its place, and a field that the old layout does not have is where this one has padding.
+pub fn is_same(from: &EntryLayout, to: &EntryLayout) -> bool {
+    let is_within = |inner: &Field, outer: &Field| {
+        outer.offset <= inner.offset && inner.offset + inner.size <= outer.offset + outer.size
+    };
+    let has_place = |new: &Field| match from.fields.iter().find(|old| old.path == new.path) {
+        Some(old) => old == new,
+        None => from.fields.iter().any(|old| is_padding(&old.path) && is_within(new, old)),
+    };
+    let is_kept = |old: &Field| to.fields.iter().any(|new| new == old);
+    from.size == to.size
+        && to.fields.iter().filter(|field| !is_padding(&field.path)).all(has_place)
+        && from.fields.iter().filter(|field| !is_padding(&field.path)).all(is_kept)
+}
+
 fn is_padding(path: &str) -> bool {
     let name = path.rsplit('.').next().unwrap_or(path);
     PADDING.contains(&name)
@@ -59,7 +75,6 @@ fn is_padding(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::btf::Field;
 
     fn layout(size: usize, fields: &[(&str, usize, usize)]) -> EntryLayout {
         let fields = fields
@@ -88,5 +103,24 @@ mod tests {
         assert_eq!(FieldCopy::new(&EntryLayout::unknown(4), &layout(4, &[("id", 0, 4)])), None);
         let copy = FieldCopy::new(&EntryLayout::unknown(4), &EntryLayout::unknown(4)).unwrap();
         assert_eq!(copy.apply(&[1, 2, 3, 4]), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_field_in_the_place_of_padding_needs_no_conversion() {
+        let old = layout(8, &[("id", 0, 4), ("class", 4, 1), ("pad", 5, 3)]);
+        for (new, expected) in [
+            (&old, true),
+            (&layout(8, &[("id", 0, 4), ("class", 4, 1), ("pad", 5, 1), ("opened", 6, 2)]), true),
+            (&layout(8, &[("id", 0, 4), ("class", 4, 1)]), true),
+            (&layout(8, &[("class", 0, 1), ("pad", 1, 3), ("id", 4, 4)]), false),
+            (&layout(8, &[("id", 0, 4), ("opened", 4, 4)]), false),
+            (&layout(8, &[("id", 0, 4), ("class", 4, 1), ("opened", 4, 4)]), false),
+            (&layout(12, &[("id", 0, 4), ("class", 4, 1), ("pad", 5, 3), ("opened", 8, 4)]), false),
+        ] {
+            assert_eq!(is_same(&old, new), expected, "{new:?}");
+        }
+        // An older agent does not know the field, and must not read it as padding.
+        let new = layout(8, &[("id", 0, 4), ("class", 4, 1), ("pad", 5, 1), ("opened", 6, 2)]);
+        assert!(!is_same(&new, &old));
     }
 }

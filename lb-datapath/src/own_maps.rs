@@ -8,6 +8,7 @@ use aya_obj::Object;
 use aya_obj::maps::Map;
 
 use crate::btf::EntryLayout;
+use crate::field_copy::is_same;
 use crate::pins::Pins;
 use crate::sizes::MapSizes;
 use crate::sys;
@@ -159,7 +160,7 @@ impl PinnedMap {
     pub fn difference(&self, own: &OwnMap) -> Option<String> {
         if self.shape != own.shape {
             Some(format!("{}, this version has {}", self.shape, own.shape))
-        } else if self.key != own.key || self.value != own.value {
+        } else if !is_same(&self.key, &own.key) || !is_same(&self.value, &own.value) {
             Some("its fields have other names or places".to_owned())
         } else if self.capacity != own.capacity {
             Some(format!("{} entries, {} are wanted", self.capacity, own.capacity))
