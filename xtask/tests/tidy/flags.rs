@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{TextFile, assert_none, text_files};
 
 /// Flags that no clap definition in this repository contains, by the program that has them.
-const OTHERS: [(&str, &[&str]); 16] = [
+const OTHERS: [(&str, &[&str]); 17] = [
     ("agnhost connect", &["protocol"]),
     ("lb-testbed/benches/programs", &["bench", "docs", "json"]),
     ("bpf-linker", &["btf", "cpu-features", "disable-expand-memcpy-in-order"]),
@@ -41,7 +41,11 @@ const OTHERS: [(&str, &[&str]); 16] = [
             "skip-phases",
         ],
     ),
-    ("kubectl", &["field-selector", "ignore-not-found", "namespace", "patch-file", "previous"]),
+    ("k3s", &["disable-kube-proxy"]),
+    (
+        "kubectl",
+        &["field-selector", "ignore-not-found", "image", "namespace", "patch-file", "previous", "profile"],
+    ),
     ("modprobe", &["all"]),
     ("nsenter", &["net", "target"]),
     ("rustup", &["component", "toolchain"]),

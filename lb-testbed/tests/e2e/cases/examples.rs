@@ -104,6 +104,8 @@ fn run_documented_commands(world: &World) -> Result<()> {
             // The first would remove the data path. A case with an API server runs the second.
             ["cleanup"] | ["drain", ..] => continue,
             ["doctor", ..] => {
+                // In the document, the command runs in a container with the node's root folder.
+                arguments.iter_mut().filter(|argument| **argument == "/host").for_each(|root| *root = "/");
                 arguments.extend(["--cgroup", world.node(0).host.place.cgroup().to_str().context("UTF-8")?]);
             }
             _ => {}
