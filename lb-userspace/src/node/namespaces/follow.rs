@@ -1,14 +1,21 @@
 //! A thread that watches the network namespaces of this node and the addresses in them. On request
 //! it visits all of them.
 //!
-//! inotify reports new names. Nothing reports that a namespace is mounted there a moment later, or
-//! that it gets addresses after that. So each namespace is read again soon after a change, and less
-//! and less often while it does not change.
+//! inotify reports new names. Nothing reports that a namespace is mounted there a moment later. So
+//! the names and processes are read again soon after a change, and less and less often after that.
+//!
+//! The kernel reports that devices or addresses in a namespace change ([`super::changes`]). Its
+//! main address also depends on its routes, which follow soon. So a namespace is entered when it is
+//! new and after each notification, some more times with longer and longer pauses, and then not
+//! until the next notification. Without CAP_NET_BROADCAST there are none: then each namespace is
+//! entered again and again after the longest pause.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -19,8 +26,10 @@ use lb_datapath::namespace_cookie;
 use notify::event::{EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
+use super::changes::{Change, Changes, PeerId, peer_id};
 use super::list::{NamespaceId, list, run_in};
 use crate::node::watch::main_addresses;
 
@@ -54,6 +63,8 @@ pub trait Visitor: Send + Sync {
 pub struct Follower {
     pub addresses: watch::Receiver<Arc<NamespaceAddresses>>,
     wake: Sender<Wake>,
+    /// The task that receives notifications. `None` if the kernel refuses them.
+    notified: Option<AbortHandle>,
 }
 
 impl Follower {
@@ -66,6 +77,9 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
+        if let Some(task) = &self.notified {
+            task.abort();
+        }
         let _ = self.wake.send(Wake::End);
     }
 }
@@ -73,16 +87,24 @@ impl Drop for Follower {
 enum Wake {
     /// A name was created or removed.
     Names,
+    /// Devices or addresses have changed.
+    Changed(Change),
+    /// There are no notifications any more.
+    Unnotified,
     Visit,
     End,
 }
 
-/// Reads all namespaces once, then starts the thread.
+/// Reads all namespaces once, then starts the thread. To be called in a tokio runtime.
 pub fn follow(folder: PathBuf, visitor: impl Visitor + 'static) -> io::Result<Follower> {
     let (wake, woken) = channel();
     let (sender, addresses) = watch::channel(Arc::default());
+    // Subscribe before the first reading: every later change causes a notification.
+    let changes = Changes::open()
+        .inspect_err(|error| debug!(%error, "no notifications of addresses in network namespaces"));
     let now = Instant::now();
     let mut worker = Worker {
+        is_notified: changes.is_ok(),
         folder,
         visitor,
         known: BTreeMap::new(),
@@ -95,41 +117,72 @@ pub fn follow(folder: PathBuf, visitor: impl Visitor + 'static) -> io::Result<Fo
     };
     worker.round(now);
     thread::Builder::new().name("namespaces".to_owned()).spawn(move || worker.run(&woken))?;
-    Ok(Follower { addresses, wake })
+    let notified = changes.ok().map(|changes| tokio::spawn(forward(changes, wake.clone())).abort_handle());
+    Ok(Follower { addresses, wake, notified })
+}
+
+/// Passes notifications on to the thread.
+async fn forward(mut changes: Changes, wake: Sender<Wake>) {
+    loop {
+        match changes.next().await {
+            Ok(change) => {
+                // The thread has ended.
+                if wake.send(Wake::Changed(change)).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                warn!("no notifications of addresses in network namespaces any more: {error}");
+                let _ = wake.send(Wake::Unnotified);
+                return;
+            }
+        }
+    }
 }
 
 /// The time of the next reading, and the pause after it.
 #[derive(Debug, Clone, Copy)]
 struct Schedule {
-    at: Instant,
+    /// `None`: a notification will follow.
+    at: Option<Instant>,
     pause: Duration,
 }
 
 impl Schedule {
     /// Reads now.
     fn now(now: Instant) -> Self {
-        Self { at: now, pause: FIRST_PAUSE }
+        Self { at: Some(now), pause: FIRST_PAUSE }
     }
 
     /// Sets the next time after a reading. `changed` is whether that reading found a change.
-    fn next(&mut self, now: Instant, changed: bool, max_pause: Duration) {
+    /// `is_notified` is whether there are notifications: then no reading follows the longest pause.
+    fn next(&mut self, now: Instant, changed: bool, max_pause: Duration, is_notified: bool) {
         if changed {
             self.pause = FIRST_PAUSE;
         }
-        self.at = now + self.pause;
+        let ends = is_notified && self.pause >= max_pause;
+        self.at = (!ends).then_some(now + self.pause);
         self.pause = (self.pause * 2).min(max_pause);
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.at.is_some_and(|at| at <= now)
     }
 }
 
 /// A known namespace.
 struct Namespace {
     path: PathBuf,
+    /// `None`: there are no notifications about it.
+    peer: Option<PeerId>,
     schedule: Schedule,
     /// Cookie and addresses. `None` before the first reading.
     addresses: Option<(u64, NamespaceAddrs)>,
 }
 
 struct Worker<V> {
+    /// There are notifications.
+    is_notified: bool,
     folder: PathBuf,
     visitor: V,
     known: BTreeMap<NamespaceId, Namespace>,
@@ -157,6 +210,12 @@ impl<V: Visitor> Worker<V> {
             for wake in first.into_iter().chain(woken.try_iter()) {
                 match wake {
                     Wake::Names => self.scan = Schedule::now(now),
+                    Wake::Changed(change) => self.read_soon(change, now),
+                    Wake::Unnotified => {
+                        self.is_notified = false;
+                        self.known.values_mut().for_each(|namespace| namespace.peer = None);
+                        self.read_soon(Change::Anywhere, now);
+                    }
                     Wake::Visit => self.visits.extend([now, now + SECOND_VISIT]),
                     Wake::End => return,
                 }
@@ -166,17 +225,27 @@ impl<V: Visitor> Worker<V> {
     }
 
     fn next(&self) -> Instant {
-        let readings = self.known.values().map(|namespace| namespace.schedule.at).min();
-        [Some(self.scan.at), readings, self.visits.first().copied()]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(self.scan.at)
+        let readings = self.known.values().filter_map(|namespace| namespace.schedule.at).min();
+        let next = [self.scan.at, readings, self.visits.first().copied()].into_iter().flatten().min();
+        next.unwrap_or_else(|| Instant::now() + MAX_SCAN_PAUSE)
+    }
+
+    /// Reads the namespaces in which something has changed in the next round.
+    fn read_soon(&mut self, change: Change, now: Instant) {
+        for namespace in self.known.values_mut() {
+            let is_meant = match change {
+                Change::In(peer) => namespace.peer == Some(peer),
+                Change::Anywhere => true,
+            };
+            if is_meant {
+                namespace.schedule = Schedule::now(now);
+            }
+        }
     }
 
     /// Does everything that is due.
     fn round(&mut self, now: Instant) {
-        if self.scan.at <= now {
+        if self.scan.is_due(now) {
             self.scan(now);
         }
         self.read(now);
@@ -195,14 +264,16 @@ impl<V: Visitor> Worker<V> {
         self.known.retain(|id, _| found.contains_key(id));
         let mut changed = self.known.len() < before;
         for (id, path) in found {
-            let new = Namespace { path: path.clone(), schedule: Schedule::now(now), addresses: None };
+            let is_notified = self.is_notified;
             let namespace = self.known.entry(id).or_insert_with(|| {
                 changed = true;
-                new
+                // The namespace gets its id before it is read first.
+                let peer = if is_notified { peer_of(id, &path) } else { None };
+                Namespace { path: path.clone(), peer, schedule: Schedule::now(now), addresses: None }
             });
             namespace.path = path;
         }
-        self.scan.next(now, false, MAX_SCAN_PAUSE);
+        self.scan.next(now, false, MAX_SCAN_PAUSE, false);
         if changed {
             debug!(namespaces = self.known.len(), "network namespaces were added or removed");
             self.publish();
@@ -255,7 +326,7 @@ impl<V: Visitor> Worker<V> {
         let mut changed = false;
         let mut warning = None;
         self.known.retain(|id, namespace| {
-            if namespace.schedule.at > now {
+            if !namespace.schedule.is_due(now) {
                 return true;
             }
             match run_in(*id, &namespace.path, addresses).and_then(|result| result) {
@@ -267,7 +338,7 @@ impl<V: Visitor> Worker<V> {
                         NO_ADDRESS => MAX_PAUSE_WITHOUT_ADDRESS,
                         _ => MAX_PAUSE_WITH_ADDRESS,
                     };
-                    namespace.schedule.next(now, differs, max_pause);
+                    namespace.schedule.next(now, differs, max_pause, namespace.peer.is_some());
                     true
                 }
                 // The namespace ended, or its name belongs to another one, which the next scan
@@ -281,7 +352,7 @@ impl<V: Visitor> Worker<V> {
                     let needs = if is_not_permitted(&error) { NEEDS_SYS_ADMIN } else { "" };
                     warning =
                         Some(format!("network namespace {path}: cannot read its addresses: {error}{needs}"));
-                    namespace.schedule.next(now, false, MAX_PAUSE_WITH_ADDRESS);
+                    namespace.schedule.next(now, false, MAX_PAUSE_WITH_ADDRESS, false);
                     true
                 }
             }
@@ -341,6 +412,18 @@ impl<V: Visitor> Worker<V> {
             Some(_) => {}
         }
     }
+}
+
+/// Returns how notifications name a namespace. Gives it an id if it has none.
+fn peer_of(id: NamespaceId, path: &Path) -> Option<PeerId> {
+    let peer = || -> io::Result<PeerId> {
+        if NamespaceId::of(&fs::metadata("/proc/thread-self/ns/net")?) == id {
+            return Ok(PeerId::Here);
+        }
+        peer_id(File::open(path)?.as_fd())
+    };
+    let no_id = |error: &io::Error| debug!(%error, path = %path.display(), "a network namespace has no id");
+    peer().inspect_err(no_id).ok()
 }
 
 const NEEDS_SYS_ADMIN: &str = ". Without CAP_SYS_ADMIN, Services with loadBalancerSourceRanges refuse \
@@ -439,10 +522,61 @@ mod tests {
         let mut now = start;
         let mut pauses = Vec::new();
         for changed in [false, false, false, true, false, false] {
-            schedule.next(now, changed, Duration::from_millis(150));
-            pauses.push(schedule.at.duration_since(now).as_millis());
-            now = schedule.at;
+            schedule.next(now, changed, Duration::from_millis(150), false);
+            let next = schedule.at.expect("without notifications, it is read for ever");
+            pauses.push(next.duration_since(now).as_millis());
+            now = next;
         }
         assert_eq!(pauses, [50, 100, 150, 50, 100, 150]);
+    }
+
+    #[test]
+    fn with_notifications_readings_end_until_the_next_one() {
+        let start = Instant::now();
+        let mut schedule = Schedule::now(start);
+        let mut pauses = Vec::new();
+        while let Some(now) = schedule.at {
+            schedule.next(now, false, Duration::from_millis(150), true);
+            pauses.extend(schedule.at.map(|next| next.duration_since(now).as_millis()));
+        }
+        assert_eq!(pauses, [50, 100]);
+    }
+
+    #[tokio::test]
+    async fn a_notification_causes_a_reading() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let namespace = other_namespace();
+        let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+        let id = NamespaceId::of(&namespace.metadata().expect("open"));
+        symlink(&path, folder.path().join("pod")).expect("a name");
+        let (wake, woken) = channel();
+        let mut changes = Changes::open().expect("this test needs root");
+        let now = Instant::now();
+        let mut worker = Worker {
+            is_notified: true,
+            folder: folder.path().to_owned(),
+            visitor: Cookies(Arc::default()),
+            known: BTreeMap::new(),
+            scan: Schedule::now(now),
+            visits: BTreeSet::new(),
+            watcher: None,
+            wake,
+            logged: BTreeMap::new(),
+            sender: watch::channel(Arc::default()).0,
+        };
+        worker.round(now);
+        let unscheduled = Schedule { at: None, pause: FIRST_PAUSE };
+        worker.known.get_mut(&id).expect("found").schedule = unscheduled;
+        let of_pod = worker.known[&id].peer.expect("an id");
+
+        run_in(id, path.as_ref(), || add_veth(&["192.0.2.9/24"])).expect("entered");
+        while changes.next().await.expect("a notification") != Change::In(of_pod) {}
+        worker.round(now);
+        assert_eq!(worker.known[&id].addresses.map(|(_, read)| read), Some(NO_ADDRESS), "not read again");
+        worker.read_soon(Change::In(of_pod), now);
+        worker.round(now);
+        let read = worker.known[&id].addresses.map(|(_, addresses)| addresses.addr_v4);
+        assert_eq!(read, Some([192, 0, 2, 9]));
+        drop(woken);
     }
 }
