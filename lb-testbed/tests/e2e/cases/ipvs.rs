@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
 use std::slice;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_testbed::Family;
@@ -37,6 +38,9 @@ const VIRTUAL_PORT: u16 = 7000;
 
 /// The connections that are opened and closed for one pair.
 const STEPS: usize = 36;
+/// A closed connection counts as inactive for 120 seconds in both. On a machine that needs longer
+/// for one pair, some do not count any more, so the pair is compared once more.
+const CLOSED_COUNT: Duration = Duration::from_secs(100);
 /// The clients of algorithms that hash their address.
 const CLIENTS: u16 = 48;
 /// The addresses of the Service with `dh`.
@@ -146,8 +150,17 @@ pub fn selects_alike(world: &mut World, family: Family) -> Result<()> {
     route_external_addresses(world)?;
     route_virtual_addresses(world, "replace", family)?;
     wait_until_programmed(world, &pairs)?;
+    let mut next_port = VIRTUAL_PORT + pairs.len() as u16;
     for pair in &mut pairs {
-        pair.compare(world).with_context(|| pair.to_string())?;
+        let began = Instant::now();
+        let mut compared = pair.compare(world);
+        if compared.is_err() && began.elapsed() > CLOSED_COUNT {
+            let mut again = Compared::new(world, family, pair.pair, pair.of_sockets, next_port)?;
+            next_port += 1;
+            wait_until_programmed(world, slice::from_ref(&again))?;
+            compared = again.compare(world);
+        }
+        compared.with_context(|| pair.to_string())?;
     }
     world.node(0).host.place.run("ipvsadm", ["-C"])?;
     route_virtual_addresses(world, "delete", family)
