@@ -1,11 +1,12 @@
-//! Decides which Service port owns an address that several Service ports request. The oldest
-//! Service owns it. When it releases the address, the next oldest takes over.
+//! Decides which Service port owns an address that several Service ports request. The kind of the
+//! request decides, then the age of the Service. When the owner releases the address, the next one
+//! takes over.
 
 use std::collections::HashMap;
 
 use lb_model::{ObjectName, Protocol};
 
-use super::desired::FrontendAddress;
+use super::desired::{FrontendAddress, FrontendKind};
 
 /// An address, port and protocol, which at most one Service port can own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,10 +19,33 @@ pub(super) struct Claim {
 /// A Service port that requests a claim. The smallest claimant owns it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claimant {
+    pub right: Right,
     pub created: CreationTime,
     pub service: ObjectName,
     /// Index of the port in the Service.
     pub port: u16,
+}
+
+/// How a Service port came to its request. Whoever may write a Service can request any external IP
+/// (CVE-2020-8554), so such a request takes no address from a Service that the cluster gave it to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Right {
+    /// The API server has allocated the address or the port.
+    Allocated,
+    /// A load balancer controller has written the address into the status.
+    Status,
+    /// The author of the Service has chosen the address.
+    Chosen,
+}
+
+impl From<FrontendKind> for Right {
+    fn from(kind: FrontendKind) -> Self {
+        match kind {
+            FrontendKind::ClusterIp | FrontendKind::NodePort => Self::Allocated,
+            FrontendKind::LoadBalancer => Self::Status,
+            FrontendKind::ExternalIp => Self::Chosen,
+        }
+    }
 }
 
 /// The creation time of a Service. Manifests usually have none: then the names decide.

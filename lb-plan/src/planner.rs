@@ -444,8 +444,12 @@ impl Planner {
         for (index, port) in (0..).zip(&service.ports) {
             let allowed = &self.settings.allowed_external_ips;
             for request in frontends::requested_addresses(service, port, allowed) {
-                let claimant =
-                    Claimant { created: service.created.into(), service: name.clone(), port: index };
+                let claimant = Claimant {
+                    right: request.kind.into(),
+                    created: service.created.into(),
+                    service: name.clone(),
+                    port: index,
+                };
                 claims.push((claim(&request, port), claimant));
             }
         }
