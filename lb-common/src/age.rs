@@ -1,10 +1,10 @@
 //! The time when a socket was connected, in two bytes: the number of an interval of about 17 s. The
 //! numbers begin again after 13 days, which exceeds every maximum age.
 
+use crate::SECOND;
+
 /// An interval has 2^34 nanoseconds.
 const INTERVAL_BITS: u32 = 34;
-
-const SECOND_NS: u64 = 1_000_000_000;
 
 /// Returns the mark of a time of `CLOCK_MONOTONIC`. It is not 0.
 #[inline(always)]
@@ -24,7 +24,7 @@ pub fn second_of(mark: u16, now_ns: u64) -> Option<u64> {
     let ago = u64::from((now as u16).wrapping_sub(mark));
     let ago = if mark == 1 && ago == u64::from(u16::MAX) { 0 } else { ago };
     let end_ns = (now.saturating_sub(ago) + 1) << INTERVAL_BITS;
-    Some(end_ns.min(now_ns) / SECOND_NS)
+    Some(end_ns.min(now_ns) / SECOND)
 }
 
 #[cfg(test)]
@@ -35,20 +35,20 @@ mod tests {
 
     #[test]
     fn a_mark_is_an_interval_that_is_not_longer_ago() {
-        let week_ns = 7 * 24 * 3600 * SECOND_NS;
-        for opened_ns in [0, 5 * SECOND_NS, INTERVAL_NS, 40 * SECOND_NS, 65_535 * INTERVAL_NS, 3 * week_ns] {
-            for later_ns in [0, SECOND_NS, INTERVAL_NS - 1, INTERVAL_NS, 100 * SECOND_NS, week_ns] {
+        let week_ns = 7 * 24 * 3600 * SECOND;
+        for opened_ns in [0, 5 * SECOND, INTERVAL_NS, 40 * SECOND, 65_535 * INTERVAL_NS, 3 * week_ns] {
+            for later_ns in [0, SECOND, INTERVAL_NS - 1, INTERVAL_NS, 100 * SECOND, week_ns] {
                 let now_ns = opened_ns + later_ns;
                 let second = second_of(mark(opened_ns), now_ns).unwrap();
-                let (opened_s, now_s) = (opened_ns / SECOND_NS, now_ns / SECOND_NS);
+                let (opened_s, now_s) = (opened_ns / SECOND, now_ns / SECOND);
                 // The mark of the first interval of a round is that of the second one.
-                let most = opened_s + 2 * (INTERVAL_NS / SECOND_NS) + 1;
+                let most = opened_s + 2 * (INTERVAL_NS / SECOND) + 1;
                 assert!(
                     (opened_s..=most.min(now_s)).contains(&second),
                     "opened at {opened_s}, now {now_s}: {second}"
                 );
             }
         }
-        assert_eq!(second_of(0, 50 * SECOND_NS), None);
+        assert_eq!(second_of(0, 50 * SECOND), None);
     }
 }

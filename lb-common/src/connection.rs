@@ -17,6 +17,7 @@
 //! SCTP is tracked by verification tags (RFC 9260 8.5), which have the same purpose. UDP has no
 //! such numbers.
 
+use crate::SECOND;
 use crate::layout::{
     Flow, FlowSide, FlowTimeouts, SCTP, TCP, UDP, counted, direction, flow_phase, tcp_flags,
 };
@@ -254,7 +255,6 @@ impl<A: Copy> Flow<A> {
     /// free record is over too.
     #[inline(always)]
     pub fn is_over(&self, now_ns: u64, timeouts: &FlowTimeouts) -> bool {
-        const SECOND: u64 = 1_000_000_000;
         let seconds = self.state().timeout(self.protocol, timeouts);
         self.phase == flow_phase::FREE || now_ns.saturating_sub(self.last_seen_ns) >= seconds as u64 * SECOND
     }

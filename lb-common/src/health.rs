@@ -1,6 +1,8 @@
 //! Passive health: when an endpoint is left out, because it refuses clients or does not answer
 //! them, and when it is tried again.
 
+use crate::SECOND;
+
 /// Value of `HEALTH`: an endpoint whose last connections have failed. An answer of the
 /// endpoint removes the entry.
 #[repr(C)]
@@ -17,8 +19,6 @@ pub struct EndpointHealth {
     /// 1 while a connection tries the endpoint again.
     pub tried: u32,
 }
-
-const SECOND: u64 = 1_000_000_000;
 
 /// The time after a failure during which failures of other clients add to it.
 pub const WINDOW_NS: u64 = 30 * SECOND;

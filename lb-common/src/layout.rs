@@ -587,7 +587,7 @@ pub struct ConnectedPeer {
     pub service_id: u32,
 }
 
-/// The record that the program `lb_connected` writes for each socket in `CONNECTED`.
+/// What `lb_connected` writes for each socket in `CONNECTED`. `opened`: that of [`CountedSocket`].
 #[repr(C)]
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct ConnectedSocket {

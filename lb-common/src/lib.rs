@@ -51,3 +51,6 @@ pub mod threshold;
 #[expect(unsafe_code, reason = "implementations that the macro proves")]
 pub mod traffic;
 pub mod wire;
+
+/// One second in nanoseconds.
+pub const SECOND: u64 = 1_000_000_000;

@@ -57,14 +57,12 @@ pub fn is_same(from: &EntryLayout, to: &EntryLayout) -> bool {
     let is_within = |inner: &Field, outer: &Field| {
         outer.offset <= inner.offset && inner.offset + inner.size <= outer.offset + outer.size
     };
-    let has_place = |new: &Field| match from.fields.iter().find(|old| old.path == new.path) {
-        Some(old) => old == new,
-        None => from.fields.iter().any(|old| is_padding(&old.path) && is_within(new, old)),
-    };
-    let is_kept = |old: &Field| to.fields.iter().any(|new| new == old);
+    let is_field = |field: &&Field| !is_padding(&field.path);
+    let fits =
+        |new: &Field| from.fields.iter().any(|old| old == new || (!is_field(&old) && is_within(new, old)));
     from.size == to.size
-        && to.fields.iter().filter(|field| !is_padding(&field.path)).all(has_place)
-        && from.fields.iter().filter(|field| !is_padding(&field.path)).all(is_kept)
+        && to.fields.iter().filter(is_field).all(fits)
+        && from.fields.iter().filter(is_field).all(|old| to.fields.contains(old))
 }
 
 fn is_padding(path: &str) -> bool {

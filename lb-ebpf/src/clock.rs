@@ -4,9 +4,6 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
 use crate::settings::HAS_COARSE_CLOCK;
 
-/// One second in nanoseconds.
-pub const SECOND: u64 = 1_000_000_000;
-
 /// The time for which a program uses what it has looked up: a route, or the MAC address of a
 /// device. Changes of routes, neighbours, addresses and links have their effect after this time at
 /// the latest.

@@ -6,6 +6,7 @@
 //! phase, and [`crate::records`] provides the records.
 
 use aya_ebpf::bindings::BPF_ANY;
+use lb_common::SECOND;
 use lb_common::connection::{self, REPEATED_NS, Segment, Yields};
 use lb_common::family::Family;
 use lb_common::layout::{
@@ -14,7 +15,7 @@ use lb_common::layout::{
 };
 use lb_common::reason::Reason;
 
-use crate::clock::{SECOND, now};
+use crate::clock::now;
 use crate::count::{count, note_port_shortage};
 use crate::event;
 use crate::frame::Frame;

@@ -14,6 +14,7 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
+use lb_common::SECOND;
 use lb_common::connection::{self, ConnectionState, REPEATED_NS, Segment, Yields};
 use lb_common::event::{event_end, event_path};
 use lb_common::family::{V4, V6};
@@ -25,7 +26,6 @@ use lb_common::layout::{
 use lb_common::reason::Reason;
 
 use crate::aligned::Aligned;
-use crate::clock::SECOND;
 use crate::count::count;
 use crate::event::{self, Events};
 use crate::filter;

@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
+use lb_common::SECOND;
 use lb_common::family::{V4, V6};
 use lb_common::hash::{hash, position};
 use lb_common::health::is_within_half;
@@ -14,7 +15,7 @@ use lb_common::reason::Reason;
 
 use crate::aligned::Aligned;
 use crate::client::Client;
-use crate::clock::{SECOND, now};
+use crate::clock::now;
 use crate::count::count as count_reason;
 use crate::health::{self, ADMITTED, LEFT_OUT, lb_admission, lb_try_again};
 use crate::loads::{self, lb_take, random, taken};

@@ -117,7 +117,7 @@ fn count(context: &XdpContext) -> Option<u32> {
         // SAFETY: as in `generate`.
         if unsafe { (*BENCH_PLAN.get_ptr(0)?).keep } != 0 {
             let connection = u32::from_be_bytes(field::<4>(bytes, offsets.payload)?);
-            // SAFETY: the packet is as long as a frame. Nothing says that it is aligned.
+            // SAFETY: the packet is as long as a frame, and this read needs no alignment.
             let words = unsafe { frame.cast::<[u32; WORDS]>().read_unaligned() };
             // SAFETY: the value is of the array, and this run keeps one frame of each connection.
             unsafe { *BENCH_SEEN.get_ptr_mut(connection)? = words };

@@ -12,6 +12,14 @@ use serde_json::{Value, json};
 use crate::check::{answered_by, eventually, failed_as, refused};
 use crate::world::{Published, To, World};
 
+/// Returns an external address that the client reaches through the first node.
+pub fn outside_ip(family: Family, number: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(198, 51, 100, number).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, number.into()).into(),
+    }
+}
+
 /// Makes the outside client route external addresses to the first node, as a router in front of a
 /// cluster would.
 pub fn route_external_addresses(world: &World) -> Result<()> {
@@ -79,8 +87,7 @@ impl Exposed {
         let addresses = self.published.service.ports.len() * KINDS.len() * Family::BOTH.len();
         for node in [0, 1] {
             eventually(|| {
-                let rows: Vec<Value> =
-                    serde_json::from_str(&world.agent(node)?.lb(&["get", "services", "-o", "json"])?)?;
+                let rows = world.rows(node, &["services"])?;
                 let rows: Vec<_> = rows.iter().filter(|row| row["name"] == name.as_str()).collect();
                 ensure!(rows.len() == addresses, "node{} serves {rows:#?}", node + 1);
                 for port in &self.published.service.ports {
@@ -116,11 +123,7 @@ impl Exposed {
 
     fn outside_ip(&self, family: Family, kind: u8) -> IpAddr {
         // Each Service uses two of 254 addresses.
-        let last = (self.number - 1) % 126 * 2 + kind;
-        match family {
-            Family::V4 => Ipv4Addr::new(198, 51, 100, last).into(),
-            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, last.into()).into(),
-        }
+        outside_ip(family, (self.number - 1) % 126 * 2 + kind)
     }
 
     /// Returns the Service's address of a kind: `NodePort` (of the first node), `ExternalIP`,

@@ -251,6 +251,11 @@ fn build(datapath: AttachMode, underlay: Underlay, agents: &'static [&'static st
     })
 }
 
+/// Returns whether a cluster of this kind could not be built.
+fn is_broken(datapath: AttachMode, underlay: Underlay) -> bool {
+    BROKEN.lock().unwrap_or_else(PoisonError::into_inner).contains(&(datapath, underlay))
+}
+
 /// Returns the outcome of a case that ended with an error: it was ignored if the kernel lacks what
 /// the case needs.
 fn outcome(error: &anyhow::Error) -> Result<Completion, Failed> {
@@ -271,6 +276,9 @@ fn in_world(
 ) -> Result<Completion, Failed> {
     let first = run_once(name, datapath, underlay, agents, &run);
     let Err(failed) = first else { return first };
+    if is_broken(datapath, underlay) {
+        return Err(failed);
+    }
     let error = failed.message().unwrap_or_default();
     eprintln!("{name} failed, and runs again in a new cluster: {error}");
     let second = run_once(name, datapath, underlay, agents, &run)?;

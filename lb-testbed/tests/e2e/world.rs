@@ -319,10 +319,16 @@ impl World {
         Ok(())
     }
 
+    /// Returns the rows of a table on a node: the output of `lb get` with these arguments.
+    pub fn rows(&self, node: usize, arguments: &[&str]) -> Result<Vec<Value>> {
+        let arguments = [&["get"], arguments, &["-o", "json"]].concat();
+        Ok(serde_json::from_str(&self.agent(node)?.lb(&arguments)?)?)
+    }
+
     /// Returns the number of open connections on the first node from a client to an address of a
     /// Service.
     pub fn flows(&self, client: IpAddr, service: SocketAddr) -> Result<usize> {
-        let rows: Vec<Value> = serde_json::from_str(&self.agent(0)?.lb(&["get", "flows", "-o", "json"])?)?;
+        let rows = self.rows(0, &["flows"])?;
         let address =
             |row: &Value, field: &str| row[field].as_str().and_then(|text| text.parse::<SocketAddr>().ok());
         let matches = |row: &&Value| {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
+use lb_common::SECOND;
 use lb_datapath::apply::MapUsage;
 use lb_datapath::inspect::AgentMaps;
 use lb_datapath::{
@@ -57,7 +58,6 @@ pub const SWEEP: Duration = Duration::from_secs(10);
 const MOST_NAMED: usize = 20;
 /// Maximum number of events in one batch. Queued events are planned together.
 const BATCH: usize = 4096;
-const SECOND_NS: u64 = 1_000_000_000;
 
 pub struct MainLoop {
     /// The settings in force.
@@ -303,7 +303,7 @@ impl MainLoop {
             self.set_overdue(PerFamily::default());
         }
         self.ages_changed |=
-            self.connection_ages.update(&changes.changed, &changes.removed, monotonic_ns() / SECOND_NS);
+            self.connection_ages.update(&changes.changed, &changes.removed, monotonic_ns() / SECOND);
         let host_depends =
             changes.node_changed || changes.service_cidrs_changed || changes.other_proxies_changed;
         if host_depends || changes.complete {
@@ -684,7 +684,7 @@ impl MainLoop {
     /// Returns the search for the connections that reach their maximum age before the next sweep.
     /// Lets the thread of the namespaces search sockets.
     fn search_aged(&self) -> AgeSearch {
-        let until_s = monotonic_ns() / SECOND_NS + 2 * SWEEP.as_secs();
+        let until_s = monotonic_ns() / SECOND + 2 * SWEEP.as_secs();
         let search = self.connection_ages.search(|id| self.reconciler.service_id(id), until_s);
         *self.socket_ages.lock().unwrap_or_else(PoisonError::into_inner) =
             SocketAges { limits: search.limits.clone(), next_s: None };
@@ -700,7 +700,7 @@ impl MainLoop {
             let search = self.search_aged();
             self.sweeps.find_aged(search);
         }
-        let now_s = monotonic_ns() / SECOND_NS;
+        let now_s = monotonic_ns() / SECOND;
         let due = self.connection_ages.take_due(now_s);
         if !due.is_empty() {
             self.sweeps.end_aged(due);

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lb_common::SECOND;
 use lb_common::layout::ConnectedPeer;
 use lb_datapath::{Endpoints, monotonic_ns};
 use lb_model::PerFamily;
@@ -78,7 +79,7 @@ impl StaleSockets {
             );
         }
         let sockets = if limits.is_empty() { HashMap::new() } else { endpoints.served_sockets()? };
-        let (due, next_s) = self.seen.due(sockets, &limits, monotonic_ns() / 1_000_000_000);
+        let (due, next_s) = self.seen.due(sockets, &limits, monotonic_ns() / SECOND);
         self.ages.lock().unwrap_or_else(PoisonError::into_inner).next_s = next_s;
         Ok(due)
     }

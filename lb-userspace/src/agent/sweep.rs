@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -226,5 +226,5 @@ fn hold_for_test() {
         let _ = std::fs::write(&held, "");
         thread::sleep(Duration::from_millis(10));
     }
-    let _ = std::fs::remove_file(Path::new(&held));
+    let _ = std::fs::remove_file(held);
 }

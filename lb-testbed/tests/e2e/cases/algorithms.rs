@@ -9,9 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_testbed::Family;
 use lb_testbed::agent::metric;
 use lb_testbed::host::{HTTP_PORT, Held, Host, UDP_PORT};
-use lb_testbed::manifests;
+use lb_testbed::manifests::{self, ServiceManifest};
 use lb_testbed::patience::patient;
 use lb_testbed::report::Exchange;
+use lb_testbed::topology::Pod;
 use serde_json::{Value, json};
 
 use super::monitor::Monitor;
@@ -176,13 +177,9 @@ fn counts_are_those_of_the_pods(
     eventually(|| {
         let mut counted = [0; 3];
         for service in services {
-            let name = &service.published.service.name;
-            let rows: Vec<Value> =
-                serde_json::from_str(&world.agent(0)?.lb(&["get", "backends", name, "-o", "json"])?)?;
-            for (pod, count) in pods.iter().zip(&mut counted) {
-                let address = world.pod(*pod).host.at(family, HTTP_PORT).to_string();
-                let row = rows.iter().find(|row| row["address"] == *address && row["protocol"] == "TCP");
-                *count += row.and_then(|row| row["activeConnections"].as_u64()).context("no count")?;
+            let found = active_at(world, service, family, pods)?;
+            for (count, found) in counted.iter_mut().zip(found) {
+                *count += found.context("no count")?;
             }
         }
         let mut established = [0; 3];
@@ -292,17 +289,20 @@ pub fn a_socket_that_connects_again_has_one_place(world: &mut World, family: Fam
     eventually(|| answered_by(&[last.reconnect_to(target)?], &[1]))
 }
 
+/// Returns the active connections of the TCP endpoints on pods, as the first node counts them.
+fn active_at(world: &World, service: &Exposed, family: Family, pods: [usize; 3]) -> Result<[Option<u64>; 3]> {
+    let rows = world.rows(0, &["backends", &service.published.service.name])?;
+    Ok(pods.map(|pod| {
+        let address = world.pod(pod).host.at(family, HTTP_PORT).to_string();
+        let row = rows.iter().find(|row| row["address"] == *address && row["protocol"] == "TCP");
+        row.and_then(|row| row["activeConnections"].as_u64())
+    }))
+}
+
 /// Waits until the endpoints on pods 1, 3 and 4 have so many active connections on the first node.
 fn active_connections(world: &World, service: &Exposed, family: Family, expected: [u64; 3]) -> Result<()> {
     eventually(|| {
-        let name = &service.published.service.name;
-        let rows: Vec<Value> =
-            serde_json::from_str(&world.agent(0)?.lb(&["get", "backends", name, "-o", "json"])?)?;
-        let found = [1, 3, 4].map(|pod| {
-            let address = world.pod(pod).host.at(family, HTTP_PORT).to_string();
-            let row = rows.iter().find(|row| row["address"] == *address && row["protocol"] == "TCP");
-            row.and_then(|row| row["activeConnections"].as_u64())
-        });
+        let found = active_at(world, service, family, [1, 3, 4])?;
         ensure!(found == expected.map(Some), "active connections {found:?}, expected {expected:?}");
         Ok(())
     })
@@ -417,9 +417,7 @@ fn weights_of_pods(world: &mut World, family: Family) -> Result<()> {
             }
         }
     }
-    let name = &service.published.service.name;
-    let rows: Vec<Value> =
-        serde_json::from_str(&world.agent(0)?.lb(&["get", "backends", name, "-o", "json"])?)?;
+    let rows = world.rows(0, &["backends", &service.published.service.name])?;
     for (pod, weight) in [(1, 1), (3, 3)] {
         let address = world.pod(pod).host.at(family, HTTP_PORT).to_string();
         let row = rows.iter().find(|row| row["address"] == *address && row["protocol"] == "TCP");
@@ -546,9 +544,7 @@ pub fn old_connections_are_reset(world: &mut World, family: Family) -> Result<()
         service.wait_until_programmed(world, &[1, 3])?;
     }
     let name = &service.published.service.name;
-    let services = world.agent(0)?.lb(&["get", "services", name, "-o", "json"])?;
-    let rows: Vec<Value> = serde_json::from_str(&services)?;
-    for row in rows {
+    for row in world.rows(0, &["services", name])? {
         let age = (row["protocol"] == "TCP").then_some(10);
         ensure!(row["maxConnectionAgeSeconds"].as_u64() == age, "{row}");
     }
@@ -636,6 +632,20 @@ fn write_nodes(world: &World, drains: bool) -> Result<()> {
 
 pub(super) fn annotate(object: &mut Value, name: &str, value: &str) {
     object["metadata"]["annotations"][format!("lb.sluice.dev/{name}")] = value.into();
+}
+
+/// Returns the slice of one endpoint with a weight. Its name ends with `number`.
+pub(super) fn weighted_slice(
+    service: &ServiceManifest,
+    family: Family,
+    pod: &Pod,
+    number: usize,
+    weight: u32,
+) -> Value {
+    let mut slice = service.slice(family, &[pod]);
+    slice["metadata"]["name"] = format!("{}-{number}", service.name).into();
+    annotate(&mut slice, "weight", &weight.to_string());
+    slice
 }
 
 /// Returns which pod answers each of several requests.

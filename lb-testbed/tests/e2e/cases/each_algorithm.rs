@@ -1,14 +1,14 @@
 //! Tables of all algorithms (`docs/algorithms.md`), with connections that stay open.
 
 use std::collections::BTreeSet;
-use std::slice;
+use std::{iter, slice};
 
 use anyhow::{Context, Result, ensure};
 use lb_testbed::Family;
 use serde_json::Value;
 
 use super::affinity::sticky;
-use super::algorithms::annotate;
+use super::algorithms::{annotate, weighted_slice};
 use crate::check::{answered_by, eventually, refused};
 use crate::world::{Published, To, World};
 
@@ -50,20 +50,11 @@ pub fn selects_by_its_rule(world: &mut World, family: Family) -> Result<()> {
     let mut services = Vec::new();
     for (algorithm, hash, weights, rule) in RULES {
         for of_sockets in [false, true] {
-            let mut published = world.new_service();
-            published.service.ports.truncate(1);
-            let mut object = published.service.object();
-            annotate(&mut object, "algorithm", algorithm);
-            if !hash.is_empty() {
-                annotate(&mut object, "hash", hash);
-            }
-            let mut objects = vec![object];
-            for (pod, weight) in pods.into_iter().zip(weights) {
-                let mut slice = published.service.slice(family, &[world.pod(pod)]);
-                slice["metadata"]["name"] = format!("{}-{pod}", published.service.name).into();
-                annotate(&mut slice, "weight", &weight.to_string());
-                objects.push(slice);
-            }
+            let (published, object) = new_service(world, algorithm, hash);
+            let slices = pods.into_iter().zip(weights);
+            let slices = slices
+                .map(|(pod, weight)| weighted_slice(&published.service, family, world.pod(pod), pod, weight));
+            let objects: Vec<_> = iter::once(object).chain(slices).collect();
             world.write(&published, &objects)?;
             services.push((format!("{algorithm} {hash}"), rule, of_sockets, published));
         }
@@ -127,13 +118,7 @@ pub fn affinity_precedes(world: &mut World, family: Family) -> Result<()> {
     let pods = [1, 3, 4];
     let mut services = Vec::new();
     for (algorithm, hash) in ALGORITHMS {
-        let mut published = world.new_service();
-        published.service.ports.truncate(1);
-        let mut object = published.service.object();
-        annotate(&mut object, "algorithm", algorithm);
-        if !hash.is_empty() {
-            annotate(&mut object, "hash", hash);
-        }
+        let (published, mut object) = new_service(world, algorithm, hash);
         sticky(&mut object, 10_800);
         let slice = published.service.slice(family, &pods.map(|pod| world.pod(pod)));
         world.write(&published, &[object, slice])?;
@@ -142,8 +127,7 @@ pub fn affinity_precedes(world: &mut World, family: Family) -> Result<()> {
     for (algorithm, hash, published) in &services {
         let name = &published.service.name;
         let counts = |world: &World| -> Result<Vec<u64>> {
-            let rows: Vec<Value> =
-                serde_json::from_str(&world.agent(0)?.lb(&["get", "backends", name, "-o", "json"])?)?;
+            let rows = world.rows(0, &["backends", name])?;
             Ok(rows.iter().filter_map(|row| row["activeConnections"].as_u64()).collect())
         };
         let listed = if *algorithm == "fo" { 1 } else { pods.len() };
@@ -171,11 +155,21 @@ pub fn affinity_precedes(world: &mut World, family: Family) -> Result<()> {
     Ok(())
 }
 
+/// Returns a new Service with one port and an algorithm, and its object.
+fn new_service(world: &mut World, algorithm: &str, hash: &str) -> (Published, Value) {
+    let mut published = world.new_service();
+    published.service.ports.truncate(1);
+    let mut object = published.service.object();
+    annotate(&mut object, "algorithm", algorithm);
+    if !hash.is_empty() {
+        annotate(&mut object, "hash", hash);
+    }
+    (published, object)
+}
+
 /// Checks that the first node has so many endpoints in the list of a Service for clients outside.
 fn has_endpoints(world: &World, published: &Published, count: usize) -> Result<()> {
-    let name = &published.service.name;
-    let rows: Vec<Value> =
-        serde_json::from_str(&world.agent(0)?.lb(&["get", "services", name, "-o", "json"])?)?;
+    let rows = world.rows(0, &["services", &published.service.name])?;
     let list = rows.iter().filter_map(|row| row["outsideEndpoints"].as_array()).map(Vec::len).max();
     ensure!(list == Some(count), "not {count} endpoints: {rows:#?}");
     Ok(())

@@ -20,10 +20,10 @@ use lb_testbed::kernel::needs;
 use lb_testbed::report::{Exchange, FailureKind};
 use serde_json::{Value, json};
 
-use super::algorithms::annotate;
+use super::algorithms::{annotate, weighted_slice};
 use super::passive_health::from_addresses;
 use crate::check::eventually;
-use crate::exposed::route_external_addresses;
+use crate::exposed::{outside_ip, route_external_addresses};
 use crate::world::{Published, To, World};
 
 /// The number of servers. The first two are in pod 1, the others in pod 2: their order by address
@@ -203,8 +203,7 @@ fn route_virtual_addresses(world: &World, command: &str, family: Family) -> Resu
 /// Waits until the first node serves all Services.
 fn wait_until_programmed(world: &World, pairs: &[Compared]) -> Result<()> {
     eventually(|| {
-        let rows: Vec<Value> =
-            serde_json::from_str(&world.agent(0)?.lb(&["get", "services", "-o", "json"])?)?;
+        let rows = world.rows(0, &["services"])?;
         for pair in pairs {
             let name = &pair.published.service.name;
             let of_pair = rows.iter().filter(|row| row["name"] == name.as_str());
@@ -280,15 +279,13 @@ impl Compared {
             annotate(&mut object, name, value);
         }
         if self.pair.same == Same::Addresses {
-            let addresses: Vec<_> = (1..=ADDRESSES).map(|number| external_ip(self.family, number)).collect();
+            let addresses: Vec<_> = (1..=ADDRESSES).map(|number| outside_ip(self.family, number)).collect();
             object["spec"]["externalIPs"] = json!(addresses);
         }
         let mut objects = vec![object];
         for (server, weight) in (1..).zip(self.weights) {
-            let mut slice = service.slice(self.family, &[world.pod(pod_of(server))]);
-            slice["metadata"]["name"] = format!("{}-{server}", service.name).into();
+            let mut slice = weighted_slice(service, self.family, world.pod(pod_of(server)), server, *weight);
             slice["ports"][0]["port"] = (SERVICE_TARGET + server as u16).into();
-            annotate(&mut slice, "weight", &weight.to_string());
             objects.push(slice);
         }
         world.write(&self.published, &objects)
@@ -423,9 +420,7 @@ impl Compared {
 
     /// Returns the active and the inactive connections of each server.
     fn counts_of_sluice(&self, world: &World) -> Result<BTreeMap<usize, [u64; 2]>> {
-        let name = &self.published.service.name;
-        let rows: Vec<Value> =
-            serde_json::from_str(&world.agent(0)?.lb(&["get", "backends", name, "-o", "json"])?)?;
+        let rows = world.rows(0, &["backends", &self.published.service.name])?;
         let count = |row: &Value| {
             let address: SocketAddr = row["address"].as_str()?.parse().ok()?;
             let server = usize::from(address.port() - SERVICE_TARGET);
@@ -530,7 +525,7 @@ impl Compared {
     fn compare_addresses(&self, world: &World) -> Result<()> {
         from_addresses(world, self.family, 3, |sources| {
             let sluice = (1..=ADDRESSES).map(|number| {
-                SocketAddr::new(external_ip(self.family, number), self.published.service.ports[0].port)
+                SocketAddr::new(outside_ip(self.family, number), self.published.service.ports[0].port)
             });
             for addresses in [sluice.collect::<Vec<_>>(), self.virtual_addresses()] {
                 let mut held = world.client().hold_many(0, addresses[0])?;
@@ -598,14 +593,6 @@ impl Client {
         let of = |list: &[usize], server| list.iter().filter(|other| **other == server).count() as u64;
         let inactive = |server| if is_gone_when_closed { 0 } else { of(&self.closed, server) };
         (1..=servers).map(|server| [of(&self.open, server), inactive(server)]).collect()
-    }
-}
-
-/// Returns an address of the Service with `dh`.
-fn external_ip(family: Family, number: u8) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::new(198, 51, 100, number).into(),
-        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, number.into()).into(),
     }
 }
 

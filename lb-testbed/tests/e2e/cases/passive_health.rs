@@ -47,7 +47,7 @@ fn write(
     let any = if family == Family::V4 { "0.0.0.0" } else { "[::]" };
     let address = format!("{any}:{}", published.node_port(world.node(0), family, To::Http).port());
     eventually(|| {
-        let rows = rows(world, "services", published)?;
+        let rows = world.rows(0, &["services", &published.service.name])?;
         let row = rows.iter().find(|row| row["address"] == address && row["portName"] == "http");
         let endpoints = row.and_then(|row| row["outsideEndpoints"].as_array()).map(Vec::len);
         ensure!(endpoints == Some(eligible), "not {eligible} endpoints: {rows:#?}");
@@ -55,17 +55,11 @@ fn write(
     })
 }
 
-/// Returns the rows of `lb get services` or `lb get backends` for a Service.
-fn rows(world: &World, what: &str, published: &Published) -> Result<Vec<Value>> {
-    let name = &published.service.name;
-    Ok(serde_json::from_str(&world.agent(0)?.lb(&["get", what, name, "-o", "json"])?)?)
-}
-
 /// Returns the row of the endpoint that refuses.
 fn refusing(world: &World, published: &Published) -> Result<Value> {
     let port = format!(":{REFUSING_PORT}");
     let is_refusing = |row: &&Value| row["address"].as_str().is_some_and(|address| address.ends_with(&port));
-    let rows = rows(world, "backends", published)?;
+    let rows = world.rows(0, &["backends", &published.service.name])?;
     rows.iter().find(is_refusing).cloned().with_context(|| format!("no endpoint refuses: {rows:#?}"))
 }
 

@@ -113,11 +113,7 @@ fn become_type(object: &mut Value, kind: &str) {
 
 /// Returns the kinds of address that the maps of a node have for a Service.
 fn served(world: &World, node: usize, service: &Exposed) -> Result<BTreeSet<String>> {
-    let rows: Value = serde_json::from_str(&world.agent(node)?.lb(&["get", "services", "-o", "json"])?)?;
-    let own = rows
-        .as_array()
-        .context("`lb get` returned no list")?
-        .iter()
-        .filter(|row| row["name"] == service.published.service.name.as_str());
+    let rows = world.rows(node, &["services"])?;
+    let own = rows.iter().filter(|row| row["name"] == service.published.service.name.as_str());
     own.map(|row| Ok(row["type"].as_str().context("a row has no type")?.to_owned())).collect()
 }
